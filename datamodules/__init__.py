@@ -1,0 +1,1 @@
+"""What is on disk, and the batches made of it."""

@@ -1,0 +1,93 @@
+"""Which classes there are, and how a mask's indices become theirs."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datamodules.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""The 20 classes of PASCAL VOC in its own order; index i of a VOC mask is ``VOC_CLASSES[i - 1]``, 0 is background."""
+
+IGNORE = 255
+"""Mask index of pixels that count nowhere."""
+
+ILLEGAL = 254
+"""Value in a lookup table for indices that no mask of this data set may hold."""
+
+MAX_CLASSES = 253
+
+
+def voc_palette() -> list[int]:
+    """Colours of the masks as in VOC's devkit (``VOClabelcolormap``): 768 ints, (r, g, b) of index 0, of index 1, …."""
+    palette = []
+    for index in range(256):
+        colour = [0, 0, 0]
+        for bit in range(8):  # three bits of the index at a time, one to each channel, highest bit first
+            for channel in range(3):
+                colour[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+        palette += colour
+    return palette
+
+
+def mask_lut(source: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Table from an index in a mask to the class index used here.
+
+    Args:
+        source: Classes of the masks on disk; index i there is ``source[i - 1]``.
+        classes: Classes asked for.
+
+    Returns:
+        uint8 (256,): 0 for background, 1..C for ``classes``, ``IGNORE`` for other classes of ``source`` and for
+        255, ``ILLEGAL`` for every index above ``len(source)``.
+    """
+    table = np.full(256, ILLEGAL, np.uint8)
+    table[0] = 0
+    table[IGNORE] = IGNORE
+    for index, name in enumerate(source, start=1):
+        table[index] = list(classes).index(name) + 1 if name in classes else IGNORE
+    return table
+
+
+def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:
+    """Returns ``classes`` as a tuple once each of them is in ``known``.
+
+    Raises:
+        InputError: A name is unknown (the nearest known one is offered), given twice, or there is none or too many.
+    """
+    if not classes:
+        raise InputError(f"no class is given: name at least one of those {where}.")
+    if len(classes) > MAX_CLASSES:
+        raise InputError(f"{len(classes)} classes are given, and an 8-bit mask tells at most {MAX_CLASSES} apart.")
+    for name in classes:
+        if name not in known:
+            near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+            raise InputError(f"class {name!r} does not exist among those {where}: {hint}")
+        if list(classes).count(name) > 1:
+            raise InputError(f"class {name!r} is given twice.")
+    return tuple(classes)
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line, without background; empty lines are skipped.
+
+    Raises:
+        InputError: The file is not UTF-8 text, is empty, or names a class twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a list of classes: {error}.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    return check_classes(names, names, f"in {path}")

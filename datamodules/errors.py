@@ -1,0 +1,13 @@
+"""The one exception for what a user can mend."""
+
+
+class InputError(ValueError):
+    """Something handed in (a file, a key, a shape) is not usable.
+
+    The message is one sentence that names the offender and, where it helps, what to do; the command line prints
+    it alone, without a traceback, and exits with status 1.
+    """
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader rebuilds a worker's error with the whole traceback as its message; the sentence is its end.
+        super().__init__(message.rsplit(f"{__name__}.InputError: ", 1)[-1].rstrip())

@@ -1,0 +1,85 @@
+"""Masks: palette PNGs whose index is the class; their colours are never read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from datamodules.classes import ILLEGAL, voc_palette
+from datamodules.errors import InputError
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Reads the indices of a mask.
+
+    Args:
+        path: A palette or 8-bit gray PNG.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        InputError: The file is missing, truncated, or holds colours instead of indices.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, indices = image.mode, np.array(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"mask {path} cannot be read, it is missing, truncated or not a PNG ({error}).") from error
+    if mode not in ("P", "L"):
+        raise InputError(f"mask {path} holds {mode} values, not class indices: save it as a palette or 8-bit gray PNG.")
+    return indices
+
+
+def read_class_mask(path: str | Path, lut: np.ndarray) -> np.ndarray:
+    """Reads a mask in terms of the classes asked for.
+
+    Args:
+        path: As for `read_mask`.
+        lut: uint8 (256,), see `datamodules.classes.mask_lut`.
+
+    Returns:
+        uint8 (H, W): 0 background, 1..C, 255 ignore.
+
+    Raises:
+        InputError: As `read_mask`; or an index is above the number of classes.
+    """
+    indices = read_mask(path)
+    mask: np.ndarray = cv2.LUT(indices, lut)
+    if (mask == ILLEGAL).any():
+        highest = int(np.flatnonzero(lut == ILLEGAL)[0]) - 1
+        offender = int(indices[mask == ILLEGAL].min())
+        raise InputError(f"mask {path} holds the index {offender}, and its classes end at {highest} (255 is ignored).")
+    return mask
+
+
+def write_mask(path: str | Path, mask: np.ndarray) -> None:
+    """Writes a mask as a palette PNG with VOC's colours, whole or not at all.
+
+    Args:
+        path: Where; the folder must exist.
+        mask: Integers (H, W) in 0..255.
+
+    Raises:
+        InputError: The mask has another shape or values that do not fit.
+        OSError: The file cannot be written; nothing of it is left then.
+    """
+    if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 255:  # noqa: PLR2004
+        raise InputError(f"a mask for {path} must be (H, W) with values 0..255, not of shape {tuple(mask.shape)}.")
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(voc_palette())
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(suffix=".tmp", prefix=f".{target.name}", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, format="PNG")
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""A classifier, and what it reveals of where things are."""

@@ -1,0 +1,5 @@
+"""The dense CRF of Krähenbühl & Koltun: batched, on any device, without a compiler."""
+
+from seeds.crf.door import dense_crf
+
+__all__ = ["dense_crf"]

@@ -1,0 +1,115 @@
+"""The one way in to the dense CRF: checks, choice of engine."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import InputError
+from seeds.crf.exact import exact_mean_field
+from seeds.crf.kernels import Kernels
+from seeds.crf.lattice import compiled_mean_field
+from seeds.crf.torch_lattice import lattice_mean_field
+
+Engine = Literal["auto", "exact", "lattice"]
+DIMENSIONS = 4
+EXACT_CELLS = 4096
+"""Up to so many cells "auto" takes the exact engine on an accelerator: a kernel matrix of 67 MB a picture."""
+
+
+@torch.no_grad()
+def dense_crf(
+    image: Tensor,
+    logits: Tensor,
+    *,
+    iterations: int = 10,
+    scale: float = 1.0,
+    bilateral_weight: float = 10.0,
+    bilateral_sxy: float = 80.0,
+    bilateral_srgb: float = 13.0,
+    gaussian_weight: float = 3.0,
+    gaussian_sxy: float = 3.0,
+    engine: Engine = "auto",
+) -> Tensor:
+    """Sharpen label scores along the edges of a picture: mean field in the fully connected CRF.
+
+    Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials" (NeurIPS 2011),
+    with the semantics of their densecrf as pydensecrf wraps it: Potts model, diagonal kernels, symmetric normalisation.
+    The numbers are those of SEC (Kolesnikov & Lampert, ECCV 2016), which sets `scale` to 12 in training.
+
+    Args:
+        image: uint8 (B, 3, H, W), RGB.
+        logits: floating point (B, K, H, W) on the same device; the unary energy is minus these. Log-probabilities are
+            logits too, probabilities are not.
+        iterations: number of mean-field updates; 0 gives the softmax of the logits.
+        scale: divides both standard deviations over position, for grids much smaller than the picture.
+        bilateral_weight: weight of the kernel over position and colour.
+        bilateral_sxy: its standard deviation over position in cells, before `scale`.
+        bilateral_srgb: its standard deviation over colour in grey levels.
+        gaussian_weight: weight of the kernel over position alone.
+        gaussian_sxy: its standard deviation in cells, before `scale`.
+        engine: "exact" sums over all pairs of cells; "lattice" filters on the permutohedral lattice, as densecrf does,
+            and allows any size; "auto" is exact on an accelerator for up to 4096 cells, and the lattice elsewhere.
+            On the CPU the lattice runs on `torch.get_num_threads()` threads.
+
+    Returns:
+        Probabilities, float32 (B, K, H, W), without gradient.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not go together, input is empty, logits are not finite, or a setting
+            is out of range.
+    """
+    _check(image, logits, iterations, engine)
+    kernels = _kernels(scale, bilateral_weight, bilateral_sxy, bilateral_srgb, gaussian_weight, gaussian_sxy)
+    unary = logits.detach().to(torch.float32)
+    accelerator = logits.device.type != "cpu"
+    if engine != "exact" and not accelerator:
+        return compiled_mean_field(image, unary, kernels, iterations)
+    exact = engine == "exact" or (engine == "auto" and logits[0, 0].numel() <= EXACT_CELLS)
+    mean_field = exact_mean_field if exact else lattice_mean_field
+    with torch.autocast(logits.device.type, enabled=False):
+        return mean_field(image, unary, kernels, iterations)
+
+
+def _kernels(
+    scale: float,
+    bilateral_weight: float,
+    bilateral_sxy: float,
+    bilateral_srgb: float,
+    gaussian_weight: float,
+    gaussian_sxy: float,
+) -> Kernels:
+    deviations = {
+        "scale": scale,
+        "bilateral_sxy": bilateral_sxy,
+        "bilateral_srgb": bilateral_srgb,
+        "gaussian_sxy": gaussian_sxy,
+    }
+    for name, value in deviations.items():
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} of the CRF must be a positive number, not {value}")
+    for name, value in {"bilateral_weight": bilateral_weight, "gaussian_weight": gaussian_weight}.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name} of the CRF must not be negative, not {value}")
+    return Kernels(bilateral_weight, bilateral_sxy / scale, bilateral_srgb, gaussian_weight, gaussian_sxy / scale)
+
+
+def _check(image: Tensor, logits: Tensor, iterations: int, engine: str) -> None:
+    shapes = f"image {tuple(image.shape)} {image.dtype}, logits {tuple(logits.shape)} {logits.dtype}"
+    if engine not in ("auto", "exact", "lattice"):
+        raise InputError(f"the CRF's engine is 'auto', 'exact' or 'lattice', not {engine!r}")
+    if iterations < 0:
+        raise InputError(f"iterations of the CRF must not be negative, not {iterations}")
+    if image.dtype != torch.uint8 or not logits.dtype.is_floating_point:
+        raise InputError(f"the CRF takes an image of uint8 and logits of floating point, got {shapes}")
+    if image.ndim != DIMENSIONS or logits.ndim != DIMENSIONS or image.shape[1] != 3:  # noqa: PLR2004 - RGB
+        raise InputError(f"the CRF takes an image (B, 3, H, W) and logits (B, K, H, W), got {shapes}")
+    if image.shape[0] != logits.shape[0] or image.shape[2:] != logits.shape[2:]:
+        raise InputError(f"the CRF's image and logits must agree in number and size, got {shapes}")
+    if logits.numel() == 0:
+        raise InputError(f"the CRF's input is empty, got {shapes}")
+    if image.device != logits.device:
+        raise InputError(f"the CRF's image is on {image.device}, its logits on {logits.device}")
+    if (logits.device.type != "cpu" or engine == "exact") and not torch.isfinite(logits).all():  # else seen on the way
+        raise InputError(f"the CRF's logits hold NaN or infinity, got {shapes}")

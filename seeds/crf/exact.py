@@ -1,0 +1,59 @@
+"""Mean field with the full kernel matrix: exact, quadratic in the number of cells, at home on a GPU."""
+
+import torch
+from torch import Tensor
+
+from seeds.crf.kernels import Kernels
+
+CHUNK_BYTES = 1 << 30
+"""Kernel matrices of as many pictures as fit in this are held at a time (170 MB for fifteen of 41 by 41)."""
+
+
+def exact_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations: int) -> Tensor:
+    """Mean field with every pair of cells, for grids up to some thousands of cells.
+
+    Args:
+        image: uint8 (B, 3, H, W).
+        logits: float32 (B, K, H, W), on the same device.
+        kernels: the two kernels.
+        iterations: number of mean-field updates.
+
+    Returns:
+        Probabilities, float32 (B, K, H, W).
+    """
+    b, k, h, w = logits.shape
+    n = h * w
+    square = _square_distances(h, w, image.device)  # (N, N), in cells
+    # Differences of whole numbers up to 255 are exact in float32, even as a matrix product, and even in TF32.
+    smooth = kernels.gaussian_weight * _normalise(torch.exp(square * (-0.5 / kernels.gaussian_sxy**2)))
+    near = square.mul_(-0.5 / kernels.bilateral_sxy**2)
+    pictures = max(1, CHUNK_BYTES // (4 * n * n))
+    probs = torch.empty((b, n, k), dtype=torch.float32, device=logits.device)
+    for start in range(0, b, pictures):
+        part = slice(start, start + pictures)
+        matrix = _color_distances(image[part]).mul_(-0.5 / kernels.bilateral_srgb**2).add_(near).exp_()  # (b, N, N)
+        matrix = _normalise(matrix).mul_(kernels.bilateral_weight).add_(smooth)
+        unary = logits[part].flatten(2).transpose(1, 2).contiguous()  # (b, N, K)
+        q = torch.softmax(unary, dim=2)
+        for _ in range(iterations):
+            q = torch.softmax(torch.baddbmm(unary, matrix, q), dim=2)
+        probs[part] = q
+    return probs.transpose(1, 2).reshape(b, k, h, w)
+
+
+def _square_distances(h: int, w: int, device: torch.device) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    return ((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2).to(torch.float32)  # (N, N)
+
+
+def _color_distances(image: Tensor) -> Tensor:
+    colors = image.flatten(2).transpose(1, 2).to(torch.float32)  # (b, N, 3)
+    lengths = (colors**2).sum(2)  # (b, N)
+    return torch.baddbmm(lengths[:, :, None] + lengths[:, None, :], colors, colors.transpose(1, 2), alpha=-2)
+
+
+def _normalise(matrix: Tensor) -> Tensor:
+    """Divide by the square root of the row sums on both sides; in place. The +1e-20 is densecrf's."""
+    norm = (matrix.sum(-1) + 1e-20).rsqrt_()
+    return matrix.mul_(norm[..., :, None]).mul_(norm[..., None, :])

@@ -1,0 +1,179 @@
+"""The dense CRF beside pydensecrf2: ``python -m tests.benchmarks.bench_crf [--quick]``.
+
+Both run in turn, kernels included, and each ratio is the median over the turns, so that whatever else keeps the machine
+busy weighs on both. Pictures are VOC's where the folder named by TAG2MASK_DATA holds them, and synthetic otherwise.
+"""
+
+import argparse
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from seeds.crf import dense_crf
+
+DATA = Path(os.environ.get("TAG2MASK_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+CASES = (  # pictures, labels, height, width, scale, turns
+    (1, 21, 41, 41, 12.0, 41),
+    (15, 21, 41, 41, 12.0, 21),
+    (15, 7, 41, 41, 12.0, 21),
+    (1, 2, 8, 8, 1.0, 41),
+    (1, 21, 321, 321, 1.0, 9),
+    (15, 21, 321, 321, 1.0, 3),
+    (1, 21, 375, 500, 1.0, 9),
+    (15, 21, 375, 500, 1.0, 3),
+)
+
+
+def pictures(count: int, labels: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """Pictures, and logits like a network's in mid-training: the mask, blurred, under smooth noise in every label."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = [_voc(name, labels, h, w) for name in _names()[:count]]
+    images = [image for image, _ in pairs] or [_synthetic(h, w, generator) for _ in range(count)]
+    masks = [mask for _, mask in pairs] or [image[0].long() * labels // 256 for image in images]
+    logits = []
+    for mask in masks:
+        margin = max(1, h // 24)
+        score = 3.0 * functional.one_hot(mask, labels).permute(2, 0, 1)[None]
+        score = functional.avg_pool2d(score, 2 * margin + 1, 1, margin, count_include_pad=False)
+        noise = torch.randn(1, labels, max(2, h // 8), max(2, w // 8), generator=generator)
+        logits.append(score[0] + functional.interpolate(noise, (h, w), mode="bilinear")[0])
+    return torch.stack(images), torch.stack(logits)
+
+
+def _names() -> list[str]:
+    ids = DATA / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt"
+    return ids.read_text().split() if ids.is_file() else []
+
+
+def _voc(name: str, labels: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+    voc = DATA / "VOCdevkit" / "VOC2012"
+    image = Image.open(voc / "JPEGImages" / f"{name}.jpg").convert("RGB").resize((w, h), Image.Resampling.BILINEAR)
+    palette = Image.open(voc / "SegmentationClassAug" / f"{name}.png").resize((w, h), Image.Resampling.NEAREST)
+    mask = torch.from_numpy(np.array(palette)).long()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), mask.where(mask < 255, 0) % labels
+
+
+def _synthetic(h: int, w: int, generator: torch.Generator) -> Tensor:
+    coarse = torch.rand(1, 3, 6, 6, generator=generator)
+    smooth = functional.interpolate(coarse, (h, w), mode="bilinear")[0]
+    return ((smooth + 0.04 * torch.randn(3, h, w, generator=generator)).clamp(0, 1) * 255).to(torch.uint8)
+
+
+def peer(image: Tensor, logits: Tensor, scale: float) -> Tensor:
+    """pydensecrf2, picture by picture."""
+    import pydensecrf.densecrf as library  # noqa: PLC0415 - an extra
+
+    kind = {"kernel": library.DIAG_KERNEL, "normalization": library.NORMALIZE_SYMMETRIC}
+    probs = []
+    for picture, scores in zip(image.numpy(), logits.numpy(), strict=True):
+        k, h, w = scores.shape
+        crf = library.DenseCRF2D(w, h, k)
+        crf.setUnaryEnergy(np.ascontiguousarray(-scores.reshape(k, -1)))
+        crf.addPairwiseGaussian(sxy=3 / scale, compat=3, **kind)
+        rgb = np.ascontiguousarray(picture.transpose(1, 2, 0))
+        crf.addPairwiseBilateral(sxy=80 / scale, srgb=13, rgbim=rgb, compat=10, **kind)
+        probs.append(np.array(crf.inference(10)).reshape(k, h, w))
+    return torch.from_numpy(np.stack(probs))
+
+
+def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    """Seconds, and the result."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def compare(count: int, labels: int, h: int, w: int, scale: float, turns: int) -> list[str]:
+    """One row of the table."""
+    image, logits = pictures(count, labels, h, w)
+    dense_crf(image, logits, scale=scale)
+    seconds = []
+    for _ in range(turns):
+        theirs, expected = timed(lambda: peer(image, logits, scale))
+        ours, probs = timed(lambda: dense_crf(image, logits, scale=scale))
+        seconds.append((theirs, ours))
+    theirs, ours = np.array(seconds).T
+    same = (probs.argmax(1) == expected.argmax(1)).double().mean().item()
+    return [
+        f"{count} x {h}x{w}x{labels}",
+        f"{np.median(theirs) * 1e3:.2f}",
+        f"{np.median(ours) * 1e3:.2f}",
+        f"{np.median(theirs / ours):.1f}",
+        f"{theirs.min() / ours.min():.1f}",
+        f"{same:.3%}",
+        f"{(probs - expected).abs().mean().item():.1e}",
+    ]
+
+
+def child(*arguments: str, **environment: str) -> str:
+    """What this script prints in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.bench_crf", *arguments]
+    return subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True).stdout
+
+
+def first_call() -> None:
+    """Print how long the first call of a process takes."""
+    image, logits = pictures(1, 21, 41, 41)
+    print(timed(lambda: dense_crf(image, logits, scale=12.0))[0])  # noqa: T201
+
+
+def peak_memory(engine: str) -> None:
+    """Print by how many megabytes a call at 375x500x21 raises the resident size at its highest (Linux)."""
+    run = peer if engine == "peer" else lambda image, logits, scale: dense_crf(image, logits, scale=scale)
+    run(*pictures(1, 21, 41, 41), 12.0)
+    image, logits = pictures(1, 21, 375, 500)
+    ctypes.CDLL(None).malloc_trim(0)  # what making the inputs left behind would hide what the call takes
+    Path("/proc/self/clear_refs").write_text("5")  # the highest size begins anew
+    before = _status("VmRSS")
+    run(image, logits, 1.0)
+    print((_status("VmHWM") - before) / 1024)  # noqa: T201
+
+
+def _status(name: str) -> int:
+    """A line of this process's status, in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="leave out batches of large pictures")
+    parser.add_argument("--child", choices=["first", "ours", "peer"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child == "first":
+        first_call()
+        return
+    if arguments.child:
+        peak_memory(arguments.child)
+        return
+    table = Table(title=f"dense CRF, 10 iterations, {torch.get_num_threads()} threads; milliseconds, medians")
+    for column in ("pictures", "pydensecrf2", "tag2mask", "ratio", "of minima", "labels agree", "mean |dp|"):
+        table.add_column(column, justify="right")
+    for case in CASES:
+        if not (arguments.quick and case[0] > 1 and case[2] > 100):
+            table.add_row(*compare(*case))
+    console = Console(width=100)
+    console.print(table)
+    with tempfile.TemporaryDirectory() as folder:
+        compiling, loading = (float(child("--child", "first", NUMBA_CACHE_DIR=folder)) for _ in range(2))
+    console.print(f"first call at 41x41x21: {compiling:.1f} s compiling, {loading:.2f} s from the cache on disk")
+    ours, theirs = (float(child("--child", engine)) for engine in ("ours", "peer"))
+    console.print(f"peak memory at 375x500x21, inputs apart: {ours:.0f} MB; pydensecrf2 {theirs:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

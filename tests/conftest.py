@@ -1,0 +1,23 @@
+"""What every test may lean on."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real VOC pictures, ImageNet weights and released cues; not part of the project."""
+    folder = Path(os.environ.get("TAG2MASK_DATA", SHARED))
+    if not folder.is_dir():
+        pytest.skip(f"real pictures are not here ({folder}); set TAG2MASK_DATA to their folder")
+    return folder

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from datamodules.errors import InputError
+from seeds.backbones import build_backbone
+from seeds.classifier import Classifier, ClassifierTask, MeanAveragePrecision, rate_factor
+from tests.seeds.conftest import data_of
+
+
+def test_scores_are_float32_under_autocast():
+    model = Classifier(build_backbone("resnet18", 16), 3).eval()
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.features(image).dtype == torch.bfloat16
+        assert model(image).dtype == torch.float32
+
+
+def test_loss_is_the_mean_cross_entropy():
+    task = ClassifierTask(["a", "b", "c"], backbone="resnet18")
+    scores = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, -30.0]])
+    labels = np.array([[1, 0, 0], [1, 1, 0]])
+    p = 1 / (1 + np.exp(-scores))
+    expected = -np.where(labels, np.log(p), np.log1p(-p)).mean()
+    got = task._loss(torch.tensor(scores, dtype=torch.float32), torch.tensor(labels))
+    assert got.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_labels_of_other_classes():
+    with pytest.raises(InputError, match=r"labels of shape \(2, 4\) for a classifier of 3 classes"):
+        ClassifierTask(["a", "b", "c"], backbone="resnet18")._loss(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("classes", [[], ["a", "a"]])
+def test_classes_must_be_names(classes):
+    with pytest.raises(InputError, match="classes"):
+        ClassifierTask(classes)
+
+
+def test_mean_average_precision_by_hand():
+    metric = MeanAveragePrecision(3)
+    scores = torch.tensor([[0.9, 0.1, 0.5], [0.8, 0.2, 0.4], [0.7, 0.3, 0.3], [0.6, 0.4, 0.2]])
+    labels = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]])
+    metric.update(scores[:3], labels[:3])
+    metric.update(scores[3:], labels[3:])
+    # first: hits at ranks 1 and 3: (1 + 2/3) / 2; second: one hit at rank 4; third: no picture, left out
+    assert metric.compute().item() == pytest.approx((5 / 6 + 1 / 4) / 2)
+
+
+def test_rate_factor():
+    assert rate_factor(0, 100, "poly") == 1
+    assert rate_factor(50, 100, "poly") == pytest.approx(0.5**0.9)
+    assert rate_factor(100, 100, "poly") == 0
+    assert rate_factor(25, 100, "cosine") == pytest.approx((1 + np.cos(np.pi / 4)) / 2)
+    assert rate_factor(100, 100, "cosine") == pytest.approx(0)
+    assert [rate_factor(step, 100, "constant", warmup=3) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert rate_factor(10**6, float("inf"), "poly") == 1
+
+
+def test_parameter_groups():
+    task = ClassifierTask(["a"], backbone="resnet18", lr=0.1, head_lr_scale=5.0, weight_decay=0.3, freeze_stride=8)
+    groups = task.parameter_groups()
+    given = [parameter for group in groups for parameter in group["params"]]
+    assert {id(p) for p in given} == {id(p) for p in task.parameters() if p.requires_grad}
+    assert len({id(p) for p in given}) == len(given)
+    head = {id(task.model.head.weight): (0.5, 0.3), id(task.model.head.bias): (0.5, 0.0)}
+    for group in groups:
+        for parameter in group["params"]:
+            decay = 0.3 if parameter.dim() > 1 else 0.0
+            assert (group["lr"], group["weight_decay"]) == head.get(id(parameter), (0.1, decay))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_training_learns_logs_and_leaves_the_frozen_alone(voc, optimizer):
+    pl.seed_everything(0)
+    task = ClassifierTask(
+        ["red", "blue"], backbone="resnet18", optimizer=optimizer, lr=1e-3, freeze_stride=4, schedule="cosine"
+    )
+    frozen = {k: v.clone() for k, v in task.model.features.encoder.layer1.state_dict().items()}
+    trainer = pl.Trainer(
+        max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, precision="bf16-mixed", num_sanity_val_steps=0, check_val_every_n_epoch=6,
+    )  # fmt: skip
+    data = data_of(voc, val_split="train")
+    first = trainer.validate(task, data, verbose=False)[0]
+    trainer.fit(task, data)
+    logged = set(trainer.callback_metrics)
+    last = trainer.validate(task, data, verbose=False)[0]
+    assert set(last) == {"val/loss", "val/map"}
+    assert logged == {"train/loss", "val/loss", "val/map"}
+    assert last["val/loss"] < first["val/loss"]
+    assert 0 <= last["val/map"] <= 1
+    after = task.model.features.encoder.layer1.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in frozen.items())

@@ -1,0 +1,154 @@
+import errno
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from datamodules.cache import SeedCache
+from datamodules.errors import InputError
+from datamodules.images import normalize, read_image
+from datamodules.transforms import Transform
+from seeds.checkpoint import file_sha256, load_task
+from seeds.classifier import ClassifierTask
+from seeds.cues import label_map
+from seeds.generate import generate_seeds
+from seeds.gradcam import GradCAM
+from seeds.quality import evaluate_seeds
+from seeds.saliency import background_saliency
+from tests.seeds.conftest import IDS
+
+LABELS = [[0], [1], [0, 1], [0], [1], [0, 1]]
+
+
+def to_grid(maps, grid):
+    return functional.interpolate(maps, (grid, grid), mode="bilinear")
+
+
+def test_seeds_are_grad_cam_of_each_pictures_own_labels(voc, checkpoint, tmp_path):
+    generate_seeds(checkpoint, tmp_path / "cache")
+    cache = SeedCache(tmp_path / "cache")
+    assert cache.ids == tuple(IDS)
+    model = load_task(checkpoint, ClassifierTask).model
+    for name, labels in zip(IDS, LABELS, strict=True):
+        picture = Transform(64)(read_image(voc / f"JPEGImages/{name}.jpg"))["image"]
+        image = normalize(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        wanted = torch.zeros(1, 2)
+        wanted[0, labels] = 1
+        maps = to_grid(GradCAM(model, "features")(image, wanted), 8)[0, labels].numpy()
+        saliency = background_saliency(model, "features.encoder.layer2.1", image, wanted)[0].numpy()
+        classes, stored = cache.maps(name)
+        assert classes.tolist() == labels
+        np.testing.assert_allclose(stored, maps, rtol=1e-2, atol=2e-3 * maps.max())
+        np.testing.assert_allclose(cache.saliency(name), saliency, rtol=1e-2, atol=2e-3 * saliency.max())
+        # the cues kept are those that the kept maps give, to the cell
+        np.testing.assert_array_equal(cache.cues(name), label_map(classes, stored, cache.saliency(name), 0.2, 0.1))
+        assert set(np.unique(cache.cues(name))) - {0, 255} == {c + 1 for c in labels}
+
+
+def test_scales_and_the_mirrored_picture_are_averaged(voc, checkpoint, tmp_path):
+    generate_seeds(
+        checkpoint, tmp_path / "cache", split="val", scales=[1.0, 1.5], flip=True, layer="features.encoder.layer3"
+    )
+    cache = SeedCache(tmp_path / "cache")
+    assert len(cache) == 2
+    model = load_task(checkpoint, ClassifierTask).model
+    method = GradCAM(model, "features.encoder.layer3")
+    picture = read_image(voc / "JPEGImages/p0.jpg")
+    found = []
+    for size in (64, 96):
+        warped = torch.from_numpy(Transform(size)(picture)["image"]).permute(2, 0, 1)[None]
+        image, wanted = normalize(warped), torch.tensor([[1.0, 0.0]])
+        found += [to_grid(method(image, wanted), 8), to_grid(method(image.flip(3), wanted).flip(3), 8)]
+    expected = torch.stack(found).mean(0)[0, :1].numpy()
+    np.testing.assert_allclose(cache.maps("p0")[1], expected, rtol=1e-2, atol=2e-3 * expected.max())
+
+
+def test_the_manifest_says_how_it_was_made(voc, checkpoint, tmp_path, capsys):
+    generate_seeds(checkpoint, tmp_path / "cache", fg_threshold=0.3, cue_stride=16)
+    manifest = SeedCache(tmp_path / "cache").manifest
+    expected = {
+        "checkpoint_sha256": file_sha256(checkpoint), "backbone": "resnet18", "layer": "features", "method": "gradcam",
+        "saliency_layer": "features.encoder.layer2.1", "scales": [1.0], "flip": False, "size": 64, "grid": [4, 4],
+        "fg_threshold": 0.3, "bg_fraction": 0.1, "classes": ["red", "blue"], "label_source": "imagesets",
+        "split": "train", "version": 1,
+    }  # fmt: skip
+    assert {key: manifest[key] for key in expected} == expected
+    assert manifest["data"]["root"] == str(voc)
+    assert {"torch", "python", "numpy"} <= set(manifest["packages"])
+    assert {"command", "date", "images_sha256"} <= set(manifest)
+    assert "pictures/s" in capsys.readouterr().out
+
+
+def test_evaluation_finds_the_pictures_again(checkpoint, tmp_path):
+    generate_seeds(checkpoint, tmp_path / "cache")
+    metrics = evaluate_seeds(tmp_path / "cache")
+    assert metrics["images"] == 6
+    assert 0 < metrics["miou_fixed"] <= metrics["miou_oracle"] < 1
+
+
+def nothing_left(folder: Path) -> bool:
+    return list(folder.iterdir()) == []
+
+
+def test_a_broken_picture_stops_the_run(voc, checkpoint, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(voc, root)
+    (root / "JPEGImages/p4.jpg").write_bytes((voc / "JPEGImages/p4.jpg").read_bytes()[:700])
+    out = tmp_path / "out"
+    out.mkdir()
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=r"p4\.jpg") as caught:
+            generate_seeds(checkpoint, out / "cache", root=str(root), num_workers=workers)
+        assert len(str(caught.value).splitlines()) == 1
+    assert nothing_left(out)
+
+
+def test_maps_that_are_not_finite(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["model.head.weight"][1] = float("nan")
+    torch.save(content, tmp_path / "broken.ckpt")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="maps of picture p0 are not finite"):
+        generate_seeds(tmp_path / "broken.ckpt", tmp_path / "out/cache")
+    assert nothing_left(tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["shard-00000.safetensors", "manifest.json"])
+def test_a_full_disk(checkpoint, tmp_path, monkeypatch, file):
+    write = Path.write_bytes
+
+    def full(path, content):
+        if path.name == file:
+            write(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        generate_seeds(checkpoint, tmp_path / "cache")
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"layer": "feature"}, "no layer 'feature'; did you mean features"), ({"split": "night"}, "night"),
+     ({"root": "/no/where"}, "/no/where"), ({"scales": []}, "scales"), ({"scales": [1.0, -1.0]}, "scales"),
+     ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"device": "toaster"}, "toaster"),
+     ({"saliency_layer": "head"}, "layer head gives no map")],
+)  # fmt: skip
+def test_bad_arguments(checkpoint, tmp_path, arguments, words):
+    with pytest.raises(InputError, match=words):
+        generate_seeds(checkpoint, tmp_path / "cache", **arguments)
+    assert nothing_left(tmp_path)
+
+
+def test_an_existing_folder_is_kept(checkpoint, tmp_path):
+    generate_seeds(checkpoint, tmp_path / "cache")
+    with pytest.raises(InputError, match="exists already"):
+        generate_seeds(checkpoint, tmp_path / "cache", fg_threshold=0.5)
+    assert SeedCache(tmp_path / "cache").manifest["fg_threshold"] == 0.2
+    generate_seeds(checkpoint, tmp_path / "cache", fg_threshold=0.5, overwrite=True)
+    assert SeedCache(tmp_path / "cache").manifest["fg_threshold"] == 0.5

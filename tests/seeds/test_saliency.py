@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy.ndimage import median_filter
+from torch import nn
+
+from datamodules.errors import InputError
+from seeds.saliency import background_saliency, median3
+
+
+@given(arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=7), elements=st.floats(0, 10, width=32)))
+def test_median_is_scipys(maps):
+    expected = np.stack([median_filter(one, size=3, mode="nearest") for one in maps])
+    np.testing.assert_array_equal(median3(torch.from_numpy(maps)).numpy(), expected)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1), nn.Tanh(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+def test_is_the_largest_slope_of_the_summed_scores():
+    model, images = network(), torch.randn(3, 3, 9, 8)
+    labels = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    saliency = background_saliency(model, "1", images, labels)
+    counted = [[0, 2], [1], [0, 1, 2]]  # an image without labels: all classes
+    for image, classes in enumerate(counted):
+        activation = model[:2](images[image : image + 1]).detach().requires_grad_()
+        model[2:](activation)[0, classes].sum().backward()
+        slope = activation.grad[0].abs().amax(0).numpy()
+        np.testing.assert_allclose(saliency[image], median_filter(slope, size=3, mode="nearest"), rtol=1e-5)
+    assert saliency.shape == (3, 9, 8)
+
+
+def test_leaves_the_model_alone():
+    model = network().train()
+    with torch.inference_mode():
+        saliency = background_saliency(model, "1", torch.randn(1, 3, 5, 5), torch.ones(1, 3))
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not saliency.requires_grad
+
+
+def test_bad_layer():
+    with pytest.raises(InputError, match="no layer '11'"):
+        background_saliency(network(), "11", torch.zeros(1, 3, 5, 5), torch.ones(1, 3))
