@@ -1,0 +1,125 @@
+"""Pictures, labels, masks and cues as items and batches."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from datamodules.classes import IGNORE
+from datamodules.errors import InputError
+from datamodules.images import normalize, read_image
+from datamodules.masks import read_class_mask
+from datamodules.transforms import Transform, resize_nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datamodules.cache import SeedCache
+    from datamodules.photos import PhotoSet
+    from datamodules.transforms import Augment
+
+
+class TagDataset(Dataset[dict[str, Any]]):
+    """Reads the pictures of a `PhotoSet` one by one.
+
+    An item holds ``image`` uint8 (S, S, 3), ``labels`` float32 (C,), ``id`` str, ``size`` (H, W) of the picture on
+    disk; where the photo set has masks ``mask`` uint8, (S, S) when training and (H, W) else; where ``cues`` is given
+    ``cues`` uint8 (h, w), a label map (0 background, 1..C, 255 none) with h = w = ⌈S / cue_stride⌉. `collate` makes
+    batches of them.
+
+    Randomness comes from torch's generator, one draw an item: seeding torch (in the main process, from which a
+    DataLoader seeds its workers) makes the items reproducible.
+
+    Args:
+        photos: What to read.
+        size: S.
+        training: Masks are warped and augmented with the picture; else they keep their own size.
+        augment: Random changes; None for the plain warp.
+        cues: Cache with the cues of every picture.
+        cue_stride: Pixels of the transformed picture to a cell of the cues.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoSet,
+        size: int,
+        *,
+        training: bool = False,
+        augment: Augment | None = None,
+        cues: SeedCache | None = None,
+        cue_stride: int = 8,
+    ) -> None:
+        self.photos = photos
+        self.training = training
+        self.transform = Transform(size, augment)
+        self.cues = cues
+        self.cells = math.ceil(size / cue_stride)
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Reads one picture; raises an InputError that names the file if it cannot be used."""
+        photos = self.photos
+        image = read_image(photos.images[index])  # (H, W, 3)
+        mask = None
+        if photos.masks is not None and photos.lut is not None:
+            mask = read_class_mask(photos.masks[index], photos.lut)  # (H, W)
+            if mask.shape != image.shape[:2]:
+                raise InputError(
+                    f"mask {photos.masks[index]} is {mask.shape[1]}x{mask.shape[0]}, "
+                    f"and its picture {photos.images[index]} is {image.shape[1]}x{image.shape[0]}."
+                )
+        cues = None if self.cues is None else self.cues.cues(photos.ids[index])
+        seed = int(torch.randint(2**62, ())) if self.transform.random else 0
+        moved = self.transform(image, seed=seed, mask=mask if self.training else None, cues=cues)
+        item = {
+            "image": moved["image"],
+            "labels": photos.labels[index],
+            "id": photos.ids[index],
+            "size": image.shape[:2],
+        }
+        if mask is not None:
+            item["mask"] = moved["mask"] if self.training else mask
+        if cues is not None:
+            item["cues"] = resize_nearest(moved["cues"], self.cells, self.cells)
+        return item
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Makes a batch of the items of a `TagDataset`.
+
+    Returns:
+        ``image`` float32 (B, 3, S, S), ImageNet-normalised RGB; ``labels`` float32 (B, C); ``id`` list of B str;
+        ``size`` int64 (B, 2), the pictures' own (H, W); where items have them ``mask`` int64 (B, Hmax, Wmax), padded
+        with 255 to the right and below, and ``cues`` bool (B, C+1, h, w), channel 0 = background.
+    """
+    images = torch.from_numpy(np.stack([item["image"] for item in items]))  # (B, S, S, 3)
+    labels = torch.from_numpy(np.stack([item["labels"] for item in items]))  # (B, C)
+    batch: dict[str, Any] = {
+        "image": normalize(images.permute(0, 3, 1, 2)),
+        "labels": labels,
+        "id": [item["id"] for item in items],
+        "size": torch.tensor([item["size"] for item in items]),
+    }
+    if "mask" in items[0]:
+        batch["mask"] = pad_masks([item["mask"] for item in items])
+    if "cues" in items[0]:
+        maps = torch.from_numpy(np.stack([item["cues"] for item in items]))  # (B, h, w)
+        classes = torch.arange(labels.shape[1] + 1, dtype=torch.uint8)
+        batch["cues"] = maps[:, None] == classes[:, None, None]  # (B, C+1, h, w)
+    return batch
+
+
+def pad_masks(masks: Sequence[np.ndarray]) -> torch.Tensor:
+    """Masks uint8 (H, W) of several sizes as one int64 (B, Hmax, Wmax), padded with 255."""
+    height = max(mask.shape[0] for mask in masks)
+    width = max(mask.shape[1] for mask in masks)
+    padded = torch.full((len(masks), height, width), IGNORE, dtype=torch.int64)
+    for row, mask in zip(padded, masks, strict=True):
+        row[: mask.shape[0], : mask.shape[1]] = torch.from_numpy(mask)
+    return padded

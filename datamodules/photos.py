@@ -1,0 +1,124 @@
+"""A list of pictures with their labels and masks, no pixel read yet; and the checks of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from datamodules.errors import InputError
+from datamodules.images import image_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """What is on disk for one split.
+
+    Attributes:
+        ids: Name of each of the N pictures, unique.
+        images: Its file.
+        masks: Its mask's file; None where the split has no masks.
+        classes: The C classes, without background.
+        labels: float32 (N, C), 1 where the picture shows the class.
+        lut: uint8 (256,), mask index to class index (`datamodules.classes.mask_lut`); None without masks.
+    """
+
+    ids: tuple[str, ...]
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...] | None
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    lut: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def without_masks(self) -> PhotoSet:
+        """The same pictures, their masks forgotten."""
+        return replace(self, masks=None, lut=None)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> PhotoSet:
+        """The pictures at ``indices``, in that order."""
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in indices),
+            images=tuple(self.images[i] for i in indices),
+            masks=None if self.masks is None else tuple(self.masks[i] for i in indices),
+            labels=self.labels[np.asarray(indices, dtype=np.intp)],
+        )
+
+
+def file_photos(paths: Sequence[Path], classes: Sequence[str]) -> PhotoSet:
+    """Loose picture files of which nothing is known: no labels, no masks; ids are the file names without their end.
+
+    Raises:
+        InputError: A file is missing, or two would have the same id.
+    """
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None:
+        raise InputError(f"there is no picture {missing}.")
+    ids = tuple(path.stem for path in paths)
+    seen: dict[str, Path] = {}
+    for name, path in zip(ids, paths, strict=True):
+        if name in seen:
+            raise InputError(f"{seen[name]} and {path} would both be called {name!r}: rename one of them.")
+        seen[name] = path
+    return PhotoSet(ids, tuple(paths), None, tuple(classes), np.zeros((len(ids), len(classes)), np.float32), None)
+
+
+def find_masks(folder: Path, ids: Sequence[str]) -> tuple[Path, ...] | None:
+    """The mask ``<id>.png`` of each picture; None if none of them has one.
+
+    Raises:
+        InputError: Some have one and some have none.
+    """
+    paths = tuple(folder / f"{name}.png" for name in ids)
+    there = [path.is_file() for path in paths]
+    if not any(there):
+        return None
+    if not all(there):
+        first = ids[there.index(False)]
+        raise InputError(f"{there.count(False)} of {len(ids)} masks are missing in {folder}, first {first}.png.")
+    return paths
+
+
+def check_labels(photos: PhotoSet, source: str) -> None:
+    """Raises an InputError if no picture shows any of the classes; ``source`` says where the labels came from."""
+    if not photos.labels.any():
+        raise InputError(
+            f"the labels of all {len(photos)} pictures are zero: {source} gives none of them any of the classes "
+            f"{', '.join(photos.classes)}."
+        )
+
+
+def check_sizes(photos: PhotoSet) -> None:
+    """Raises an InputError if a mask has another size than its picture; reads only the files' headers."""
+    for picture, mask in zip(photos.images, photos.masks or (), strict=photos.masks is not None):
+        height, width = image_size(picture)
+        try:
+            with Image.open(mask) as opened:
+                size = opened.size
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"mask {mask} cannot be read ({error}).") from error
+        if size != (width, height):
+            raise InputError(f"mask {mask} is {size[0]}x{size[1]}, and its picture {picture} is {width}x{height}.")
+
+
+def one_hot(tags: Sequence[Sequence[str] | AbstractSet[str]], classes: Sequence[str]) -> np.ndarray:
+    """Multi-hot labels.
+
+    Args:
+        tags: The tags of each of N pictures; those outside ``classes`` do not count.
+        classes: C names.
+
+    Returns:
+        float32 (N, C).
+    """
+    return np.array([[name in own for name in classes] for own in tags], np.float32).reshape(len(tags), len(classes))

@@ -1,0 +1,76 @@
+"""The embedded data set, written as a VOC folder."""
+
+from __future__ import annotations
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from datamodules.errors import InputError
+from datamodules.masks import write_mask
+from datamodules.scenes import CLASSES, draw_scene
+
+_QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 92)
+
+
+def synthesize(output: Path, *, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> None:
+    """Writes a small data set of textured cut-outs as a VOC folder.
+
+    What is in the pictures is told in `datamodules.scenes`. The folder holds ``JPEGImages``, ``SegmentationClass``,
+    ``ImageSets/Segmentation/{train,val}.txt``, ``ImageSets/Main/<class>_<split>.txt`` (tags: what the masks show)
+    and ``classes.txt``. The same numbers give the same bytes (with the same versions of NumPy, OpenCV and Pillow),
+    and a larger set begins with the pictures of a smaller one.
+
+    Args:
+        output: Where; must not exist or be empty. Appears whole or not at all.
+        train: Pictures to train on.
+        val: Pictures to validate on.
+        size: Their longer side in pixels.
+        seed: Number of the data set.
+
+    Raises:
+        InputError: The folder is not empty or cannot be written; a number is out of range.
+    """
+    if train < 1 or val < 1 or size < 32 or seed < 0:  # noqa: PLR2004
+        raise InputError(
+            f"train {train} and val {val} must be at least 1, size {size} at least 32, seed {seed} at least 0."
+        )
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is there and not empty: remove it or name another folder.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+            folder = Path(temporary) / "set"
+            for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "ImageSets/Main"):
+                (folder / name).mkdir(parents=True)
+            (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
+            for number, (split, count) in enumerate((("train", train), ("val", val))):
+                _write_split(folder, split, [(seed, number, i) for i in range(count)], size)
+            folder.replace(output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error.strerror}.") from error
+
+
+def _write_split(folder: Path, split: str, seeds: list[tuple[int, ...]], size: int) -> None:
+    ids = [f"{split}_{seed[-1]:05d}" for seed in seeds]
+    with ThreadPoolExecutor() as pool:
+        shown = list(pool.map(partial(_write_picture, folder, size=size), ids, seeds))
+    lists = folder / "ImageSets"
+    (lists / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+    for index, label in enumerate(CLASSES, start=1):
+        lines = [f"{name} {1 if index in classes else -1:2d}\n" for name, classes in zip(ids, shown, strict=True)]
+        (lists / "Main" / f"{label}_{split}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _write_picture(folder: Path, name: str, seed: tuple[int, ...], size: int) -> set[int]:
+    """Writes one picture and its mask; returns the mask's indices."""
+    scene = draw_scene(seed, size)
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), _QUALITY)[1]
+    (folder / "JPEGImages" / f"{name}.jpg").write_bytes(encoded.tobytes())
+    write_mask(folder / "SegmentationClass" / f"{name}.png", scene.mask)
+    return set(np.unique(scene.mask).tolist())

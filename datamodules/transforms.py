@@ -1,0 +1,121 @@
+"""What happens to a picture, and to its mask and cues with it, between the disk and the batch."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else importing albumentations asks the network for newer versions
+
+import albumentations as A  # noqa: N812
+import cv2
+import numpy as np
+
+from datamodules.errors import InputError
+
+_NEAREST = cv2.INTER_NEAREST_EXACT  # samples at the centres of the cells; INTER_NEAREST at their corners
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of training pictures.
+
+    Attributes:
+        crop: Range of the area that a random crop keeps, as a fraction of the picture; its aspect ratio differs from
+            the picture's by at most 3/4 … 4/3. None for no crop.
+        flip: Mirror every other picture.
+        color: Strength of the colour jitter: brightness, contrast and saturation change by up to this fraction and
+            the hue by up to an eighth of it (of a full turn); 0 for none.
+    """
+
+    crop: tuple[float, float] | None = (0.4, 1.0)
+    flip: bool = True
+    color: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.crop is not None:
+            low, high = self.crop
+            if not 0 < low <= high <= 1:
+                raise InputError(f"augment.crop is {list(self.crop)}, and must be a range of areas within (0, 1].")
+            object.__setattr__(self, "crop", (float(low), float(high)))  # YAML and checkpoints hold lists
+        if not 0 <= self.color < 1:
+            raise InputError(f"augment.color is {self.color}, and must be at least 0 and below 1.")
+
+
+class _RelativeCrop(A.RandomResizedCrop):  # type: ignore[misc]
+    """A random resized crop whose aspect ratio is relative to the picture's.
+
+    The original's is absolute: a 4:3 picture would be squeezed by the warp when evaluated and rarely when trained on.
+    """
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        height, width = params["shape"][:2]
+        area = self.py_random.uniform(*self.scale)
+        ratio = math.exp(self.py_random.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+        across = min(max(math.sqrt(area * ratio), area), 1.0)  # both sides at most 1, their product the area
+        w, h = max(1, round(width * across)), max(1, round(height * area / across))
+        x, y = self.py_random.randint(0, width - w), self.py_random.randint(0, height - h)
+        return {"crop_coords": (x, y, x + w, y + h)}
+
+
+class Transform:
+    """Brings a picture to ``size`` by ``size``, with what lies on it.
+
+    The warp does not keep the aspect ratio; with ``augment`` a random part of the picture is taken. Pictures are
+    interpolated (by area where they shrink), masks and cues take the nearest value.
+
+    Args:
+        size: Side of the output in pixels.
+        augment: Random changes; None for the plain warp.
+    """
+
+    def __init__(self, size: int, augment: Augment | None = None) -> None:
+        self.size = size
+        self.random = augment is not None
+        steps: list[A.BasicTransform] = []
+        how = {"mask_interpolation": _NEAREST, "area_for_downscale": "image"}
+        if augment is not None and augment.crop is not None:
+            steps.append(_RelativeCrop((size, size), scale=augment.crop, ratio=(3 / 4, 4 / 3), **how))
+        else:
+            steps.append(A.Resize(size, size, **how))
+        if augment is not None and augment.flip:
+            steps.append(A.HorizontalFlip(p=0.5))
+        if augment is not None and augment.color > 0:
+            c = augment.color
+            steps.append(A.ColorJitter(brightness=c, contrast=c, saturation=c, hue=c / 8, p=1.0))
+        self.pipeline = A.Compose(steps, additional_targets={"cues": "mask"})
+
+    def __call__(
+        self, image: np.ndarray, *, seed: int = 0, mask: np.ndarray | None = None, cues: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Transforms one picture.
+
+        Args:
+            image: uint8 (H, W, 3).
+            seed: All randomness comes from it. (albumentations keeps generators of its own, which no global seed
+                reaches and which forked workers would share.)
+            mask: uint8 (H, W).
+            cues: uint8 label map (h, w) of any size that covers the picture.
+
+        Returns:
+            ``image`` uint8 (size, size, 3), and ``mask``, ``cues`` uint8 (size, size) where given.
+        """
+        data: dict[str, Any] = {"image": image}
+        if mask is not None:
+            data["mask"] = mask
+        if cues is not None:
+            height, width = image.shape[:2]
+            data["cues"] = resize_nearest(cues, height, width)
+        if self.random:
+            self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
+        result: dict[str, np.ndarray] = self.pipeline(**data)
+        return result
+
+
+def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Label map uint8 (h, w) at another size: each output cell takes what lies under its centre."""
+    resized: np.ndarray = cv2.resize(labels, (width, height), interpolation=_NEAREST)
+    return resized

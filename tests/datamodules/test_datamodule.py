@@ -1,0 +1,255 @@
+import hashlib
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from datamodules.cache import CacheWriter
+from datamodules.classes import VOC_CLASSES
+from datamodules.datamodule import TagDataModule
+from datamodules.errors import InputError
+from datamodules.masks import write_mask
+from datamodules.photos import file_photos
+from datamodules.transforms import Augment
+
+
+def data_of(root, **settings):
+    return TagDataModule(
+        str(root), **{"train_split": "train", "size": 32, "batch_size": 2, "num_workers": 0, **settings}
+    )
+
+
+def cache_of(path, ids, classes=("ant", "bat", "cow"), **manifest):
+    with CacheWriter(path, list(classes), manifest) as writer:
+        for name in ids:
+            writer.add(name, np.ones((4, 4), np.uint8))
+    return str(path)
+
+
+def album(root, voc, layout):
+    """Twelve of one's own photos."""
+    for i in range(12):
+        tag = ("cat", "dog")[i % 2]
+        target = root / (f"{tag}/{i}.jpg" if layout == "folders" else f"{i}.jpg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(voc / f"JPEGImages/p{i % 8}.jpg", target)
+    if layout == "csv":
+        rows = [f"{i}.jpg,{('cat', 'dog')[i % 2]}" for i in range(12)]
+        (root / "tags.csv").write_text("file,tags\n" + "\n".join(rows))
+    return root
+
+
+def epoch(loader):
+    return [(batch["id"], batch["image"].clone()) for batch in loader]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_seed_everything_makes_batches_reproducible(voc, workers):
+    runs = []
+    for seed in (3, 3, 4):
+        pl.seed_everything(seed, workers=True, verbose=False)
+        data = data_of(voc, augment=Augment(), num_workers=workers)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        runs.append([*epoch(loader), *epoch(loader)])
+    assert len(runs[0]) == 6
+    for (ids, images), (again, same) in zip(runs[0], runs[1], strict=True):
+        assert ids == again
+        assert torch.equal(images, same)
+    assert any(not torch.equal(a[1], b[1]) for a, b in zip(runs[0], runs[2], strict=True))
+
+
+def test_workers_and_epochs_do_not_repeat_each_other(voc):
+    for name in range(1, 6):  # six times the same picture: only the augmentation tells them apart
+        shutil.copyfile(voc / "JPEGImages/p0.jpg", voc / f"JPEGImages/p{name}.jpg")
+    data = data_of(voc, augment=Augment(), num_workers=2, batch_size=1)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    images = [image for _ in range(2) for _, image in epoch(loader)]
+    assert len(images) == 12
+    assert all(not torch.equal(images[a], images[b]) for a in range(12) for b in range(a))
+
+
+def test_loaders(voc):
+    data = data_of(voc, test_split="train", batch_size=4)
+    data.setup("fit")
+    data.setup("test")
+    train, val, test = (list(loader()) for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader))
+    assert [len(b["id"]) for b in train] == [4]  # the last two of six wait for another epoch
+    assert [b["id"] for b in val] == [["p6", "p7"]]
+    assert [len(b["id"]) for b in test] == [4, 2]
+    assert "mask" not in train[0]
+    assert val[0]["mask"].shape == (2, 76, 64)
+
+
+def test_fewer_pictures_than_a_batch_are_a_batch(voc):
+    data = data_of(voc, batch_size=50)
+    data.setup("fit")
+    assert [len(b["id"]) for b in data.train_dataloader()] == [6]
+
+
+def test_targets(voc, tmp_path):
+    cues = cache_of(tmp_path / "cache", [f"p{i}" for i in range(6)])
+    for targets, key in (("masks", "mask"), ("cues", "cues")):
+        data = data_of(voc, targets=targets, cues=cues, augment=Augment())
+        data.setup("fit")
+        assert key in next(iter(data.train_dataloader()))
+        batch = next(iter(data.val_dataloader()))
+        assert "cues" not in batch
+        assert batch["mask"].shape == (2, 76, 64)
+
+
+def test_masks_alone_are_enough_to_train_on_masks(voc):
+    shutil.rmtree(voc / "ImageSets/Main")
+    data = data_of(voc, targets="masks", labels=None)
+    data.setup()
+    assert next(iter(data.train_dataloader()))["mask"].any()
+
+
+def test_photos_and_loaders_of_any_split(voc):
+    data = data_of(voc, classes=["cow", "bat"])
+    assert data.photos("train").labels.tolist() == [[0, 0], [0, 1], [0, 1], [1, 0], [1, 0], [1, 1]]
+    assert not data.photos("train", labels=False).labels.any()
+    assert data.photos("train", masks=False).masks is None
+    assert data_of(voc, labels="masks").photos("train", masks=False).labels.any()
+    batches = list(data.eval_loader(data.photos("train", masks=False)))
+    assert [name for b in batches for name in b["id"]] == [f"p{i}" for i in range(6)]
+    loose = file_photos([voc / "JPEGImages/p3.jpg"], data.classes)
+    assert next(iter(data.eval_loader(loose)))["labels"].tolist() == [[0, 0]]
+
+
+def test_classes_are_known_at_once(voc, tmp_path):
+    assert data_of(voc).classes == ("ant", "bat", "cow")
+    assert data_of(voc, classes=["cow"]).classes == ("cow",)
+    assert data_of(tmp_path / "later").classes == VOC_CLASSES
+    with pytest.raises(InputError, match="did you mean 'bat'"):
+        data_of(voc, classes=["batt"])
+
+
+@pytest.mark.parametrize("layout", ["csv", "folders"])
+def test_own_photos(voc, tmp_path, layout):
+    root = album(tmp_path / "album", voc, layout)
+    data = TagDataModule(str(root), layout=layout, val_fraction=0.4, size=32, batch_size=2, num_workers=0)
+    assert data.classes == ("cat", "dog")
+    data.setup("fit")
+    seen = {split: [i for b in loader() for i in b["id"]] for split, loader in
+            (("train", data.train_dataloader), ("val", data.val_dataloader))}  # fmt: skip
+    assert not set(seen["train"]) & set(seen["val"])
+    batch = next(iter(data.val_dataloader()))
+    assert "mask" not in batch
+    assert batch["labels"].sum(1).tolist() == [1.0] * len(batch["id"])
+
+
+def test_own_photos_without_validation(voc, tmp_path):
+    data = TagDataModule(str(album(tmp_path / "album", voc, "csv")), layout="csv", val_fraction=0, num_workers=0)
+    data.setup("fit")
+    assert data.val_dataloader() == []
+    assert len(data.photos("train")) == 12
+
+
+class Task(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 1)
+
+    def training_step(self, batch):
+        return (self.layer(batch["image"]).mean((2, 3)) - batch["labels"]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_checkpoint_with_the_settings_loads_with_weights_only(voc, tmp_path):
+    data = data_of(voc, classes=["cow", "ant", "bat"], augment=Augment(crop=(0.5, 1.0)))
+    trainer = pl.Trainer(default_root_dir=tmp_path, max_steps=1, accelerator="cpu", logger=False,
+                         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(Task(), data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    settings = torch.load(tmp_path / "a.ckpt", weights_only=True)["datamodule_hyper_parameters"]
+    assert settings["augment"] == {"crop": [0.5, 1.0], "flip": True, "color": 0.3}
+    again = TagDataModule(**settings)
+    assert again.classes == data.classes
+    assert again.augment == data.augment
+    assert dict(again.hparams) == settings
+
+
+def test_settings_are_plain_whatever_was_given(voc):
+    data = TagDataModule(voc, classes=("cow",), labels="xml")  # a Path and a tuple
+    assert pickle.loads(pickle.dumps(dict(data.hparams)))["root"] == str(voc)
+    assert type(data.hparams["root"]) is str
+    assert type(data.hparams["classes"]) is list
+
+
+def _wrong_size(root):
+    write_mask(root / "SegmentationClass/p7.png", np.zeros((5, 6)))
+
+
+def _no_val_mask(root):
+    (root / "SegmentationClass/p7.png").unlink()
+
+
+def _no_masks(root):
+    shutil.rmtree(root / "SegmentationClass")
+
+
+def _no_tags(root):
+    for path in (root / "Annotations").iterdir():
+        path.write_text("<annotation/>")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "said"),
+    [
+        (_wrong_size, {}, r"p7\.png is 6x5, and its picture"),
+        (_no_val_mask, {}, r"1 of 2 masks are missing .*p7\.png"),
+        (_no_masks, {"targets": "masks"}, "targets is masks, and the split 'train' of .* has none"),
+        (_no_tags, {"labels": "xml"}, "labels of all 6 pictures are zero: labels: xml of .*VOC"),
+        (None, {"train_split": "trainaug"}, "no list"),
+    ],
+)
+def test_setup_says_what_is_wrong(voc, spoil, settings, said):
+    if spoil is not None:
+        spoil(voc)
+    data = data_of(voc, **settings)
+    with pytest.raises(InputError, match=said):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"targets": "cues"}, "no seed cache is given"), ({"size": 0}, "size 0"), ({"batch_size": 0}, "batch_size 0")],
+)
+def test_bad_settings(voc, settings, said):
+    with pytest.raises(InputError, match=said):
+        data_of(voc, **settings)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        data_of(tmp_path / "nowhere").setup("fit")
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        data_of(tmp_path / "nowhere", layout="csv")
+
+
+def test_caches_that_do_not_fit(voc, tmp_path):
+    ids = [f"p{i}" for i in range(6)]
+    checkpoint = tmp_path / "classifier.ckpt"
+    checkpoint.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    good = cache_of(tmp_path / "good", ids, checkpoint="classifier.ckpt", checkpoint_sha256=digest)
+    data_of(voc, targets="cues", cues=good, cues_made_by=str(checkpoint)).setup("fit")
+    cases = [
+        (cache_of(tmp_path / "few", ids[:4]), None, "lacks 2 of the 6 pictures, first p4"),
+        (cache_of(tmp_path / "other", ids, ("ant", "cow", "bat")), None, "classes ant, cow, bat, not ant, bat, cow"),
+        (str(tmp_path / "none"), None, "none"),
+        (good, str(tmp_path / "lost.ckpt"), r"lost\.ckpt cannot be read"),
+    ]
+    for cues, maker, said in cases:
+        with pytest.raises(InputError, match=said):
+            data_of(voc, targets="cues", cues=cues, cues_made_by=maker).setup("fit")
+    checkpoint.write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"made by another classifier \(classifier\.ckpt\)"):
+        data_of(voc, targets="cues", cues=good, cues_made_by=str(checkpoint)).setup("fit")

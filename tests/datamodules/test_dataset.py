@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+
+from datamodules.cache import CacheWriter, SeedCache
+from datamodules.dataset import TagDataset, collate, pad_masks
+from datamodules.errors import InputError
+from datamodules.images import normalize
+from datamodules.masks import write_mask
+from datamodules.transforms import Augment
+from datamodules.voc import voc_photos
+from tests.datamodules.conftest import COLOURS
+
+
+@pytest.fixture
+def cache(voc, tmp_path):
+    """Cues of the six training pictures on a 4x4 grid: class of the tags left, background right, none below."""
+    with CacheWriter(tmp_path / "cache", ["ant", "bat", "cow"], {}) as writer:
+        for i in range(6):
+            cues = np.zeros((4, 4), np.uint8)
+            cues[:, :2] = i % 3 + 1
+            cues[3] = 255
+            writer.add(f"p{i}", cues)
+    return SeedCache(tmp_path / "cache")
+
+
+def batch_of(dataset, indices):
+    return collate([dataset[i] for i in indices])
+
+
+def test_training_batch_with_masks(voc):
+    photos = voc_photos(voc, "train")
+    batch = batch_of(TagDataset(photos, 32, training=True, augment=Augment(color=0)), [2, 4, 5])
+    assert sorted(batch) == ["id", "image", "labels", "mask", "size"]
+    assert batch["image"].shape == (3, 3, 32, 32)
+    assert batch["image"].dtype == torch.float32
+    assert batch["image"].is_contiguous()
+    assert batch["labels"].tolist() == [[1, 1, 0], [1, 0, 1], [0, 1, 1]]
+    assert batch["labels"].dtype == torch.float32
+    assert batch["mask"].shape == (3, 32, 32)
+    assert batch["mask"].dtype == torch.int64
+    assert batch["id"] == ["p2", "p4", "p5"]
+    assert batch["size"].tolist() == [[56, 64], [64, 64], [68, 64]]
+    assert batch["size"].dtype == torch.int64
+    for k, photo in enumerate((2, 4, 5)):
+        assert set(batch["mask"][k].unique().tolist()) <= {0, 255, *(np.flatnonzero(photos.labels[photo]) + 1)}
+
+
+def test_colours_and_mask_agree(voc):
+    batch = batch_of(TagDataset(voc_photos(voc, "train"), 64, training=True, augment=Augment(color=0)), range(6))
+    expected = normalize(torch.from_numpy(COLOURS).T[None, :, :, None])[0, :, :, 0].T  # (4, 3)
+    shown = (batch["image"][:, None] - expected[None, :, :, None, None]).abs().sum(2).argmin(1)
+    known = batch["mask"] != 255
+    assert (shown == batch["mask"])[known].float().mean() > 0.93
+
+
+def test_evaluation_keeps_masks_as_they_are(voc):
+    photos = voc_photos(voc, "val")
+    batch = batch_of(TagDataset(photos, 32), [0, 1])
+    assert batch["image"].shape == (2, 3, 32, 32)
+    assert batch["mask"].shape == (2, 76, 64)
+    assert batch["size"].tolist() == [[72, 64], [76, 64]]
+    assert (batch["mask"][0, 72:] == 255).all()
+    assert (batch["mask"][0, 8:40, 16:32] == 2).all()
+    assert set(batch["mask"][1].unique().tolist()) == {0, 255}
+    assert "mask" not in batch_of(TagDataset(photos.without_masks(), 32), [0])
+
+
+def test_padding():
+    padded = pad_masks([np.array([[1, 2]], np.uint8), np.array([[3], [4]], np.uint8)])
+    assert padded.tolist() == [[[1, 2], [255, 255]], [[3, 255], [4, 255]]]
+
+
+def test_cues_are_one_hot_where_there_is_one(voc, cache):
+    photos = voc_photos(voc, "train").without_masks()
+    batch = batch_of(TagDataset(photos, 32, training=True, cues=cache, cue_stride=8), [0, 4])
+    assert sorted(batch) == ["cues", "id", "image", "labels", "size"]
+    assert batch["cues"].shape == (2, 4, 4, 4)
+    assert batch["cues"].dtype == torch.bool
+    for k, own in enumerate((1, 2)):
+        expected = torch.zeros(4, 4, 4, dtype=torch.bool)
+        expected[own, :3, :2] = True
+        expected[0, :3, 2:] = True
+        assert torch.equal(batch["cues"][k], expected)
+
+
+@pytest.mark.parametrize(("size", "stride", "cells"), [(321, 8, 41), (320, 8, 40), (64, 16, 4), (65, 16, 5)])
+def test_the_grid_follows_from_size_and_stride(voc, cache, size, stride, cells):
+    dataset = TagDataset(voc_photos(voc, "train"), size, training=True, cues=cache, cue_stride=stride)
+    assert dataset[0]["cues"].shape == (cells, cells)
+
+
+def test_cues_follow_the_augmentation(voc, cache):
+    dataset = TagDataset(voc_photos(voc, "train"), 64, training=True, augment=Augment(color=0), cues=cache)
+    turned = set()
+    for _ in range(30):
+        batch = batch_of(dataset, [0])
+        left, right = batch["cues"][0, 1, 0, 0], batch["cues"][0, 1, 0, -1]  # class 1 lies left in the picture
+        turned.add((bool(left), bool(right)))
+    assert (True, False) in turned
+    assert (False, True) in turned
+
+
+def test_bad_files_are_named(voc):
+    path = voc / "JPEGImages/p1.jpg"
+    path.write_bytes(path.read_bytes()[:400])
+    write_mask(voc / "SegmentationClass/p2.png", np.zeros((5, 6)))
+    write_mask(voc / "SegmentationClass/p3.png", np.full((60, 64), 4))
+    dataset = TagDataset(voc_photos(voc, "train", labels="xml"), 32)
+    for index, said in ((1, r"p1\.jpg"), (2, r"p2\.png is 6x5, and its picture .* is 64x56"), (3, "index 4")):
+        with pytest.raises(InputError, match=said):
+            dataset[index]
+
+
+def test_a_worker_s_error_stays_one_sentence(voc):
+    path = voc / "JPEGImages/p1.jpg"
+    path.write_bytes(path.read_bytes()[:400])
+    loader = torch.utils.data.DataLoader(TagDataset(voc_photos(voc, "train"), 32), num_workers=1, collate_fn=collate)
+    batches = iter(loader)
+    with pytest.raises(InputError, match=r"^picture .*p1\.jpg cannot be read, .*\.$") as caught:
+        list(batches)
+    assert "\n" not in str(caught.value)
+    batches._shutdown_workers()  # the traceback keeps them in a cycle, and collecting it would wait 5 s

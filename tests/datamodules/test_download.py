@@ -1,0 +1,83 @@
+import shutil
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from datamodules import download
+from datamodules.errors import InputError
+from datamodules.masks import read_mask
+from datamodules.voc import voc_photos
+
+
+@pytest.fixture
+def devkit(voc, tmp_path):
+    """The small VOC folder where VOC's archive would put it, and an SBD of p2 (VOC's val), p6 and p7."""
+    root = tmp_path / "data/VOCdevkit/VOC2012"
+    shutil.copytree(voc, root)
+    lists = root / "ImageSets/Segmentation"
+    (lists / "train.txt").write_text("p0\np1\n")
+    (lists / "val.txt").write_text("p2\np3\n")
+    sbd = tmp_path / "data/sbd"
+    (sbd / "cls").mkdir(parents=True)
+    for name in ("p1", "p2", "p6", "p7"):
+        shape = read_mask(root / f"SegmentationClass/{name}.png").shape
+        content = np.empty((1, 1), dtype=[("Segmentation", object)])
+        content["Segmentation"][0, 0] = np.full(shape, 3, np.uint8)
+        savemat(sbd / f"cls/{name}.mat", {"GTcls": content})
+    (sbd / "train.txt").write_text("p7\np2\n")
+    (sbd / "val.txt").write_text("p6\np1\n")
+    return root
+
+
+def test_trainaug_is_voc_s_train_and_sbd_without_voc_s_val(devkit):
+    download.download_voc(devkit)
+    assert (devkit / "ImageSets/Segmentation/trainaug.txt").read_text() == "p0\np1\np6\np7\n"
+    photos = voc_photos(devkit, "trainaug", labels="xml")
+    assert photos.masks is not None
+    assert photos.masks[0].parent.name == "SegmentationClassAug"
+    original = devkit / "SegmentationClass/p1.png"
+    assert (devkit / "SegmentationClassAug/p1.png").read_bytes() == original.read_bytes()  # VOC's own is the better one
+    assert (read_mask(devkit / "SegmentationClassAug/p7.png") == 3).all()
+    assert sorted(p.stem for p in (devkit / "SegmentationClassAug").iterdir()) == ["p0", "p1", "p2", "p3", "p6", "p7"]
+    assert not [p for p in devkit.iterdir() if p.name.startswith(".")]
+
+
+def test_what_is_there_is_left_alone(devkit, monkeypatch):
+    (devkit / "ImageSets/Segmentation/trainaug.txt").write_text("p0\n")
+    monkeypatch.setattr(download, "add_sbd", lambda *_: pytest.fail("written again"))
+    download.download_voc(devkit)
+
+
+def test_a_damaged_sbd_leaves_nothing(devkit):
+    (devkit.parent.parent / "sbd/cls/p7.mat").write_bytes(b"no mat file")
+    with pytest.raises(InputError, match=r"p7\.mat cannot be read"):
+        download.download_voc(devkit)
+    assert not (devkit / "SegmentationClassAug").exists()
+    assert not list((devkit / "ImageSets/Segmentation").glob("trainaug*"))
+
+
+def test_offline(tmp_path, monkeypatch):
+    def no_network(*_args, **_settings):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(download, "VOCSegmentation", no_network)
+    with pytest.raises(
+        InputError, match=r"cannot be downloaded into .*Name or service not known.* check the connection"
+    ):
+        download.download_voc(tmp_path / "VOCdevkit/VOC2012")
+
+
+def test_the_folder_must_be_named_as_in_the_archive(tmp_path):
+    with pytest.raises(InputError, match=r"ending in VOCdevkit/VOC2012: root cannot be .*photos"):
+        download.download_voc(tmp_path / "photos")
+
+
+def test_the_usual_list_of_10582(real_data):
+    """SBD is all of the usual list that is not VOC's train, and some of VOC's val."""
+    lists = real_data / "voc-lists"
+    train, val, usual = ((lists / f"{name}.txt").read_text().split() for name in ("train", "val", "train_aug"))
+    sbd = (set(usual) - set(train[::2])) | set(val[::3])
+    assert download.trainaug_ids(set(train), set(val), sbd) == sorted(usual)
+    assert len(set(usual)) == 10582

@@ -1,0 +1,83 @@
+import errno
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from datamodules.classes import mask_lut, voc_palette
+from datamodules.errors import InputError
+from datamodules.masks import read_class_mask, read_mask, write_mask
+
+
+@settings(max_examples=30, deadline=None)
+@given(mask=arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_round_trip(tmp_path_factory, mask):
+    path = tmp_path_factory.mktemp("masks") / "a.png"
+    write_mask(path, mask.astype(np.int64))
+    result = read_mask(path)
+    assert result.dtype == np.uint8
+    assert (result == mask).all()
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        assert image.getpalette() == voc_palette()
+    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+
+
+def test_the_index_is_read_whatever_its_colour(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8))
+    image.putpalette([7] * 768)  # all indices look the same
+    image.save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png").tolist() == [[0, 1], [2, 255]]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "1", "I;16"])
+def test_colours_are_no_indices(tmp_path, mode):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).convert(mode).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png holds .* not class indices"):
+        read_mask(tmp_path / "a.png")
+
+
+def test_missing_and_truncated(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.png"):
+        read_mask(tmp_path / "nowhere.png")
+    path = tmp_path / "cut.png"
+    write_mask(path, np.random.default_rng(0).integers(0, 20, (50, 50)))
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(InputError, match=r"cut\.png"):
+        read_mask(path)
+
+
+def test_classes_are_looked_up_and_checked(tmp_path):
+    path = tmp_path / "a.png"
+    lut = mask_lut(("ant", "bat", "cow"), ("cow", "ant"))
+    write_mask(path, np.array([[0, 1, 2, 3, 255]]))
+    assert read_class_mask(path, lut).tolist() == [[0, 2, 255, 1, 255]]
+    write_mask(path, np.array([[0, 9, 7, 3]]))
+    with pytest.raises(InputError, match=r"a\.png holds the index 7, and its classes end at 3"):
+        read_class_mask(path, lut)
+
+
+@pytest.mark.parametrize("mask", [np.zeros((2, 2, 3)), np.array([[-1]]), np.array([[256]]), np.zeros((0, 4))])
+def test_what_is_no_mask_is_not_written(tmp_path, mask):
+    with pytest.raises(InputError, match=r"a\.png must be"):
+        write_mask(tmp_path / "a.png", mask)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    write_mask(path, np.array([[1]]))
+
+    def full(_image, file, **_):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        write_mask(path, np.array([[2]]))
+    monkeypatch.undo()
+    assert read_mask(path).tolist() == [[1]]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

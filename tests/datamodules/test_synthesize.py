@@ -1,0 +1,173 @@
+import errno
+import hashlib
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules import synthesize as module
+from datamodules.errors import InputError
+from datamodules.masks import read_mask
+from datamodules.photos import check_sizes
+from datamodules.scenes import CLASSES, draw_scene
+from datamodules.synthesize import synthesize
+from datamodules.voc import voc_photos
+
+SIZE = 64
+SCENES = [draw_scene((0, 0, i), SIZE) for i in range(240)]
+
+
+def files(root):
+    return {
+        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*") if p.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("set") / "voc"
+    synthesize(root, train=12, val=5, size=SIZE)
+    return root
+
+
+def test_it_is_a_voc_folder(written):
+    for split, count in (("train", 12), ("val", 5)):
+        photos = voc_photos(written, split)
+        assert photos.classes == CLASSES
+        assert len(photos) == count
+        check_sizes(photos)
+        assert (photos.labels == voc_photos(written, split, labels="masks").labels).all()
+        assert photos.labels.any(axis=1).all()
+        assert photos.masks is not None
+        for mask in photos.masks:
+            assert set(np.unique(read_mask(mask))) <= set(range(len(CLASSES) + 1))
+            with Image.open(mask) as image:
+                assert image.mode == "P"
+
+
+def test_the_same_numbers_give_the_same_bytes(written, tmp_path):
+    synthesize(tmp_path / "again", train=12, val=5, size=SIZE)
+    assert files(tmp_path / "again") == files(written)
+    synthesize(tmp_path / "other", train=12, val=5, size=SIZE, seed=1)
+    same = {k for k, v in files(tmp_path / "other").items() if files(written)[k] == v}
+    assert not {k for k in same if k.startswith(("JPEGImages", "SegmentationClass"))}
+
+
+def test_a_larger_set_begins_with_a_smaller_one(written, tmp_path):
+    synthesize(tmp_path / "more", train=14, val=6, size=SIZE)
+    more = files(tmp_path / "more")
+    pictures = {k: v for k, v in files(written).items() if k.startswith(("JPEGImages", "SegmentationClass/"))}
+    assert pictures.items() <= more.items()
+
+
+def test_train_and_val_share_no_picture(written):
+    digests = [v for k, v in files(written).items() if k.startswith("JPEGImages")]
+    assert len(set(digests)) == 17
+
+
+def test_objects():
+    assert {scene.image.shape for scene in SCENES} == {(64, 64, 3), (48, 64, 3), (64, 48, 3)}
+    present = np.array([[(scene.mask == k).any() for k in range(1, 6)] for scene in SCENES])
+    assert set(present.sum(1)) == {1, 2, 3}
+    # 1.8 of 5 classes a picture: 86 ± 7 of 240 for each class
+    assert present.sum(0).min() > 58
+    assert present.sum(0).max() < 115
+    alone = [scene.mask for scene, row in zip(SCENES, present, strict=True) if row.sum() == 1]
+    across = [max(np.ptp(np.nonzero(mask)[0]), np.ptp(np.nonzero(mask)[1])) + 1 for mask in alone]
+    assert min(across) >= 0.2 * SIZE
+    assert max(across) <= 0.65 * SIZE + 2
+    assert np.mean(across) > 0.35 * SIZE
+
+
+def test_masks_are_exact(monkeypatch):
+    """The picture differs from its empty twin where the mask says so, but for the edge, JPEG not involved."""
+    from datamodules import scenes  # noqa: PLC0415
+
+    monkeypatch.setattr(scenes, "_light", lambda _rng, canvas: canvas)
+    place = scenes._place
+    for i in range(20):
+        scene = draw_scene((5, i), SIZE)
+        monkeypatch.setattr(scenes, "_place", lambda *_: None)
+        empty = draw_scene((5, i), SIZE)
+        monkeypatch.setattr(scenes, "_place", place)
+        changed = np.abs(scene.image.astype(int) - empty.image).max(2) > 40
+        inside = scene.mask > 0
+        assert not empty.mask.any()
+        assert changed[~inside].mean() < 0.03
+        assert changed[inside].mean() > 0.6  # an object's colour may be that of the clutter behind it
+
+
+def _margin_statistics(scene):
+    """Mean colour, contrast and fine texture of the background in the mask's absence."""
+    pixels = scene.image.astype(float)
+    fine = np.abs(np.diff(pixels, axis=1, prepend=pixels[:, :1])).mean(2)
+    clear = scene.mask == 0
+    clear[:, 1:] &= scene.mask[:, :-1] == 0
+    values = pixels[clear]
+    histogram = np.histogram((values - values.mean(1, keepdims=True)).argmax(1), bins=3, range=(0, 3))[0] / len(values)
+    return [1, *values.mean(0) / 255, *values.std(0) / 255, fine[clear].mean() / 32, *histogram[:2]]
+
+
+def test_the_background_tells_no_class():
+    """A linear classifier that sees the background alone, fitted on 160 pictures, orders 80 others by chance."""
+    features = np.array([_margin_statistics(scene) for scene in SCENES])
+    labels = np.array([[(scene.mask == k).any() for k in range(1, 6)] for scene in SCENES])
+    weights = np.linalg.lstsq(features[:160], labels[:160].astype(float), rcond=None)[0]
+    scores = features[160:] @ weights
+    areas = []
+    for score, label in zip(scores.T, labels[160:].T, strict=True):
+        areas.append((score[label][:, None] > score[~label][None]).mean())
+    assert 0.42 < np.mean(areas) < 0.58  # its standard deviation is about 0.03
+    whole = np.array([[1, *np.histogram(s.image[s.mask > 0].argmax(1), bins=3, range=(0, 3))[0] / (s.mask > 0).sum()]
+                      for s in SCENES])  # fmt: skip
+    scores = whole[160:] @ np.linalg.lstsq(whole[:160], labels[:160].astype(float), rcond=None)[0]
+    areas = [(s[y][:, None] > s[~y][None]).mean() for s, y in zip(scores.T, labels[160:].T, strict=True)]
+    assert np.mean(areas) > 0.6  # the same test sees what the objects tell
+
+
+def test_what_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(InputError, match="not empty"):
+        synthesize(tmp_path, train=1, val=1)
+    with pytest.raises(InputError, match="precious is there and not empty"):
+        synthesize(tmp_path / "precious", train=1, val=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    synthesize(tmp_path / "out", train=1, val=1, size=32)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").stat().st_mode & 0o777 == (tmp_path / "out/JPEGImages").stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("settings", [{"train": 0}, {"val": 0}, {"size": 8}, {"seed": -1}])
+def test_bad_numbers(tmp_path, settings):
+    with pytest.raises(InputError, match="must be at least"):
+        synthesize(tmp_path / "out", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, _mask):
+        if path.stem.endswith("3"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_mask", full)
+    with pytest.raises(InputError, match="out cannot be written: No space left on device"):
+        synthesize(tmp_path / "out", train=5, val=1, size=32)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="out cannot be written: Permission denied"):
+        synthesize(tmp_path / "out", train=1, val=1)
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="out cannot be written"):
+        synthesize(tmp_path / "file/out", train=1, val=1)

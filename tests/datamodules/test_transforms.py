@@ -1,0 +1,131 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.errors import InputError
+from datamodules.transforms import Augment, Transform, resize_nearest
+
+COLOURS = np.array([(10, 10, 10), (240, 20, 20), (20, 240, 20), (20, 20, 240)], np.uint8)
+
+
+def blocks(height, width, cells=3):
+    """A mask of big random blocks, and the picture that shows it."""
+    mask = resize_nearest(np.random.default_rng(0).integers(0, 4, (cells, cells), dtype=np.uint8), height, width)
+    return COLOURS[mask], mask
+
+
+def shown(image):
+    """The class that each pixel shows."""
+    return np.abs(image[..., None, :].astype(int) - COLOURS).sum(-1).argmin(-1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_picture_mask_and_cues_move_together(seed):
+    image, mask = blocks(90, 150)
+    result = Transform(72, Augment(crop=(0.3, 0.8), color=0))(image, seed=seed, mask=mask, cues=mask[::10, ::10])
+    assert {k: v.shape for k, v in result.items()} == {"image": (72, 72, 3), "mask": (72, 72), "cues": (72, 72)}
+    for key in ("mask", "cues"):
+        # edges are blended in the picture: a seventh of the pixels at most lies on one
+        assert (shown(result["image"]) == result[key]).mean() > (0.95 if key == "mask" else 0.85)
+        assert set(np.unique(result[key])) <= set(range(4))
+
+
+def test_the_same_seed_gives_the_same_and_another_another():
+    image, mask = blocks(90, 150)
+    transform = Transform(32, Augment())
+    first = transform(image, seed=5, mask=mask)
+    others = [transform(image, seed=s)["image"] for s in range(6)]
+    again = Transform(32, Augment())(image, seed=5, mask=mask)
+    assert all((first[k] == again[k]).all() for k in first)
+    assert (first["image"] == others[5]).all()
+    assert all((others[a] != others[b]).any() for a in range(6) for b in range(a))
+
+
+def test_each_part_of_the_augmentation_can_be_left_out():
+    image, mask = blocks(32, 32)
+    nothing = Transform(32, Augment(crop=None, flip=False, color=0))
+    assert all((nothing(image, seed=s)["image"] == image).all() for s in range(5))
+    flips = [Transform(32, Augment(crop=None, color=0))(image, seed=s, mask=mask) for s in range(20)]
+    mirrored = [bool((f["image"] == image[:, ::-1]).all() and (f["mask"] == mask[:, ::-1]).all()) for f in flips]
+    straight = [bool((f["image"] == image).all() and (f["mask"] == mask).all()) for f in flips]
+    assert all(a != b for a, b in zip(mirrored, straight, strict=True))
+    assert 3 <= sum(mirrored) <= 17
+    painted = Transform(32, Augment(crop=None, flip=False, color=0.5))(image, seed=0, mask=mask)
+    assert (painted["image"] != image).any()
+    assert (painted["mask"] == mask).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**62),
+    low=st.floats(0.1, 1),
+    part=st.floats(0, 1),
+    height=st.integers(60, 200),
+    width=st.integers(60, 200),
+)
+def test_crops_keep_to_the_area_and_to_the_picture_s_aspect(seed, low, part, height, width):
+    area = (low, low + part * (1 - low))
+    y, x = np.mgrid[:height, :width]
+    position = np.stack((y, x, x * 0), -1).astype(np.uint8)
+    result = Transform(50, Augment(crop=area, flip=False, color=0))(position, seed=seed, mask=position[..., 0])
+    tall, across = (np.ptp(result["image"][..., c].astype(float)) + 1 for c in (0, 1))
+    tall, across = tall * 50 / 49 / height, across * 50 / 49 / width  # from the first sample's centre to the last's
+    assert area[0] * 0.9 - 0.02 < tall * across < area[1] * 1.1 + 0.02
+    assert 3 / 4 * 0.92 < tall / across < 4 / 3 * 1.09
+
+
+def test_without_augmentation_the_whole_picture_is_warped():
+    image, mask = blocks(90, 150)
+    result = Transform(60)(image, seed=3, mask=mask, cues=mask)
+    assert (shown(result["image"]) == result["mask"]).mean() > 0.95
+    assert (result["mask"] == resize_nearest(mask, 60, 60)).all()
+    assert (result["mask"] == result["cues"]).all()
+    assert Transform(60)(image)["image"].shape == (60, 60, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cells=st.integers(1, 12),
+    height=st.integers(24, 120),
+    width=st.integers(24, 120),
+    size=st.integers(24, 120),
+)
+def test_cues_come_back_from_the_picture_s_size_unchanged(cells, height, width, size):
+    cues = np.random.default_rng(cells).integers(0, 5, (cells, cells), dtype=np.uint8)
+    moved = Transform(size)(np.zeros((height, width, 3), np.uint8), cues=cues)["cues"]
+    assert (resize_nearest(moved, cells, cells) == cues).all()
+
+
+def test_nearest_takes_what_lies_under_the_centre():
+    row = np.arange(9, dtype=np.uint8)[None]
+    assert resize_nearest(row, 1, 3).tolist() == [[1, 4, 7]]
+    assert resize_nearest(row[:, :2], 1, 4).tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"crop": (0, 1)}, {"crop": (0.8, 0.5)}, {"crop": (0.5, 1.2)}, {"color": 1}, {"color": -1}]
+)
+def test_bad_settings(settings):
+    with pytest.raises(InputError, match=f"augment.{next(iter(settings))} is"):
+        Augment(**settings)
+
+
+def test_settings_from_a_checkpoint_are_the_same():
+    assert Augment(crop=[1, 1]) == Augment(crop=(1.0, 1.0))
+
+
+def test_albumentations_asks_no_network():
+    environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
+    code = (
+        "import socket\n"
+        "def no(*a, **k): raise SystemExit('asked the network')\n"
+        "socket.getaddrinfo = socket.create_connection = no\n"
+        "import datamodules.transforms"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
