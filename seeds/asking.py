@@ -16,7 +16,7 @@ from datamodules.images import normalize, read_image
 from datamodules.photos import PhotoSet
 from datamodules.transforms import Transform
 from seeds.classifier import Classifier
-from seeds.gradcam import class_maps
+from seeds.gradcam import GradCAM, class_maps
 from seeds.probe import probing, scores_of
 from seeds.saliency import saliency_map
 
@@ -86,12 +86,12 @@ def picture_loader(photos: PhotoSet, sizes: Sequence[int], batch_size: int, num_
 
 
 def seeds_of(
-    network: Classifier, packs: DataLoader[Any], layers: tuple[str, str], grid: int, *, flip: bool
+    network: Classifier, packs: DataLoader[Any], layers: tuple[str, str], grid: int, *, flip: bool, bf16: bool = False
 ) -> Iterator[Seed]:
     """The seeds of pictures in their order.
 
     Maps of several sizes and of the mirrored picture are brought to the cues' grid bilinearly and averaged as they
-    are, before any normalisation.
+    are, before any normalisation. Saliency is that of the picture as it is, at the first size.
 
     Args:
         network: the classifier.
@@ -99,6 +99,7 @@ def seeds_of(
         layers: names of the layers for maps and for saliency.
         grid: cells a side.
         flip: whether mirrored pictures are averaged in.
+        bf16: whether the network computes in bfloat16 (autocast).
 
     Raises:
         InputError: a picture cannot be read, or its maps are not finite.
@@ -109,11 +110,12 @@ def seeds_of(
             raise InputError(pack.problem)
         labels = pack.labels.to(device)
         views = [normalize(images.to(device, non_blocking=True)) for images in pack.images]
-        seen = [_look(network, view, labels, layers, grid, mirror=False) for view in views]
-        if flip:
-            seen += [_look(network, view, labels, layers, grid, mirror=True) for view in views]
-        maps = torch.stack([one for one, _ in seen]).mean(0).cpu().numpy()  # (n, h, w), the batch's labels in a row
-        saliency = torch.stack([one for _, one in seen]).mean(0).cpu().numpy()  # (B, h, w)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            total, spread = _look_first(network, views[0], labels, layers, grid)  # (n, h, w), (B, h, w)
+            others = [(view, False) for view in views[1:]] + [(view, True) for view in views if flip]
+            for view, mirror in others:
+                total = total + _look(network, view, labels, layers[0], grid, mirror=mirror)
+        maps, saliency = (total / (1 + len(others))).cpu().numpy(), spread.cpu().numpy()
         rows, classes = (part.numpy() for part in (pack.labels != 0).nonzero(as_tuple=True))
         for row, name in enumerate(pack.names):
             own = rows == row
@@ -122,15 +124,21 @@ def seeds_of(
             yield Seed(name, classes[own], maps[own], saliency[row])
 
 
-def _look(
-    network: Classifier, images: Tensor, labels: Tensor, layers: tuple[str, str], grid: int, *, mirror: bool
+def _look_first(
+    network: Classifier, images: Tensor, labels: Tensor, layers: tuple[str, str], grid: int
 ) -> tuple[Tensor, Tensor]:
     """Maps (n, grid, grid) of a batch's n labels and saliency (B, grid, grid), from one forward pass."""
     with probing(network, layers) as taps:
-        scores = scores_of(network, images.flip(-1) if mirror else images, labels)
+        scores = scores_of(network, images, labels)
         maps = class_maps(scores, taps[0], labels, layers[0], keep=True)[labels != 0]  # (n, h, w)
         saliency = saliency_map(scores, taps[1], labels, layers[1])
-    return _to_grid(maps, grid, mirror=mirror), _to_grid(saliency, grid, mirror=mirror)
+    return _to_grid(maps, grid, mirror=False), _to_grid(saliency, grid, mirror=False)
+
+
+def _look(network: Classifier, images: Tensor, labels: Tensor, layer: str, grid: int, *, mirror: bool) -> Tensor:
+    """Maps (n, grid, grid) of a batch's n labels, of the picture or its mirror image."""
+    maps = GradCAM(network, layer)(images.flip(-1) if mirror else images, labels)[labels != 0]  # (n, h, w)
+    return _to_grid(maps, grid, mirror=mirror)
 
 
 def _to_grid(maps: Tensor, grid: int, *, mirror: bool) -> Tensor:

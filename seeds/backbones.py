@@ -99,7 +99,8 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
         depth: number of stages, each of which halves the map; fewer than 5 for segmentation_models_pytorch's only.
 
     Raises:
-        InputError: no such backbone or depth, an output stride it cannot have, or weights that do not fit or are not there.
+        InputError: no such backbone or depth, an output stride it cannot have, or weights that do not fit or are not
+            there.
     """
     encoder = build_encoder(name, depth)
     load_weights(encoder, weights, name)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -45,6 +45,7 @@ def generate_seeds(
     batch_size: int | None = None,
     num_workers: int | None = None,
     device: str = "auto",
+    precision: Literal["32", "bf16"] = "32",
     overwrite: bool = False,
 ) -> None:
     """Make the seeds of every picture of a split, for its own labels, and keep them as a seed cache.
@@ -65,6 +66,7 @@ def generate_seeds(
         batch_size: pictures at once; the classifier's if not given.
         num_workers: processes that read pictures; the classifier's if not given.
         device: where the network runs: auto, cpu, cuda, …
+        precision: what it computes in: 32 (float32), or bf16, several times as fast where the processor has it.
         overwrite: replace a cache that is already there.
 
     Raises:
@@ -95,14 +97,14 @@ def generate_seeds(
     grid = math.ceil(side / cue_stride)
     manifest = _provenance(checkpoint, task, data, photos) | {
         "method": "gradcam", "layer": layers[0], "saliency_layer": layers[1], "scales": list(scales), "flip": flip,
-        "size": side, "grid": [grid, grid], "cue_stride": cue_stride,
+        "precision": precision, "size": side, "grid": [grid, grid], "cue_stride": cue_stride,
         "fg_threshold": fg_threshold, "bg_fraction": bg_fraction,
     }  # fmt: skip
     sizes = [max(1, round(side * scale)) for scale in scales]
     loader = picture_loader(photos, sizes, data.hparams["batch_size"], data.hparams["num_workers"])
     with CacheWriter(output, task.classes, manifest, overwrite=overwrite) as cache, _progress() as bar:
         counter = bar.add_task("seeds", total=len(photos))
-        for seed in seeds_of(network, loader, layers, grid, flip=flip):
+        for seed in seeds_of(network, loader, layers, grid, flip=flip, bf16=precision == "bf16"):
             maps, saliency = as_stored(seed.maps), as_stored(seed.saliency[None])[0]  # as whoever reads the cache
             cues = label_map(seed.classes, maps, saliency, fg_threshold, bg_fraction)
             cache.add(seed.name, cues, map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
