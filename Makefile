@@ -1,0 +1,45 @@
+# `make demo` and `make test` set everything up by themselves in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: help demo test bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("tag2mask needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The libraries the tests compare with. pydensecrf2 is compiled on installation: without a C++ compiler those tests skip.
+$(VENV)/.peers: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt captum grad-cam
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt pydensecrf2 || echo "no C++ compiler: tests against pydensecrf2 will skip"
+	touch $@
+
+demo: $(VENV)/.installed ## tags to masks on the embedded data set, in minutes: runs/demo/index.html
+	rm -rf $(DEMO)
+	$(BIN)/tag2mask synthesize --output $(DEMO)/data
+	$(BIN)/tag2mask fit --config configs/demo_classifier.yaml
+	$(BIN)/tag2mask seeds generate --config configs/demo_seeds.yaml
+	$(BIN)/tag2mask seeds evaluate --cache $(DEMO)/seeds --output $(DEMO)/seeds-quality
+	$(BIN)/tag2mask fit --config configs/demo_sec.yaml
+	$(BIN)/tag2mask evaluate --checkpoint $(DEMO)/sec/last.ckpt --output $(DEMO)
+	@echo 'done: $(DEMO)/metrics.json, and $(DEMO)/index.html to open in a browser'
+
+test: $(VENV)/.installed $(VENV)/.peers ## ruff, mypy and pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybody uses, as ratios
+	$(BIN)/python -m tests.benchmarks.bench_crf
+
+clean: ## remove the environment and what the demo made
+	rm -rf $(VENV) $(DEMO)

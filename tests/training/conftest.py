@@ -1,0 +1,70 @@
+"""A small data set with cues, and a segmentation network trained on it for a few steps."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+
+from datamodules.cache import CacheWriter
+from datamodules.datamodule import TagDataModule
+from datamodules.masks import read_class_mask
+from datamodules.synthesize import synthesize
+from training.task import SegmentationTask
+
+SIZE = 64
+TINY = {"architecture": "DeepLabV3Plus", "output_stride": 16, "network_args": {"decoder_channels": 16}}
+
+
+def data_of(root: Path, **settings) -> TagDataModule:
+    settings = {"train_split": "train", "size": SIZE, "batch_size": 3, "num_workers": 0, **settings}
+    return TagDataModule(str(root), **settings)
+
+
+def trainer_of(folder: Path, **settings) -> pl.Trainer:
+    settings = {"max_steps": 2, "logger": False, "enable_checkpointing": False, **settings}
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **settings,
+    )
+
+
+@pytest.fixture(scope="session")
+def voc(tmp_path_factory) -> Path:
+    """The embedded data set, very small."""
+    root = tmp_path_factory.mktemp("data") / "voc"
+    synthesize(root, train=9, val=4, size=96)
+    return root
+
+
+@pytest.fixture(scope="session")
+def cues(voc, tmp_path_factory) -> Path:
+    """A seed cache of the training pictures: eroded masks, and background far from the objects."""
+    data = data_of(voc)
+    photos = data.photos("train", labels=False)
+    path = tmp_path_factory.mktemp("cues") / "cache"
+    with CacheWriter(path, data.classes, {"made": "from masks, for tests"}) as writer:
+        for name, file in zip(photos.ids, photos.masks, strict=True):
+            mask = cv2.resize(read_class_mask(file, photos.lut), (8, 8), interpolation=cv2.INTER_NEAREST)
+            cells = np.where(mask == 0, np.where(np.arange(64).reshape(8, 8) % 3 == 0, 0, 255), mask).astype(np.uint8)
+            maps = np.ones((1, 8, 8), np.float32)
+            writer.add(name, cells, map_classes=np.array([0]), maps=maps)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(voc, cues, tmp_path_factory) -> Path:
+    """A SEC checkpoint after two steps."""
+    folder = tmp_path_factory.mktemp("run")
+    pl.seed_everything(0)
+    data = data_of(voc, targets="cues", cues=str(cues))
+    task = SegmentationTask(list(data.classes), **TINY, optimizer="adamw", lr=1e-3, schedule="poly")
+    trainer = trainer_of(folder)
+    trainer.fit(task, data)
+    trainer.save_checkpoint(folder / "sec.ckpt")
+    return folder / "sec.ckpt"

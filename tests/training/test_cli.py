@@ -1,0 +1,179 @@
+"""The command line, in-process and as a process: every command on a tiny data set, and what it says of mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from training.cli import FUNCTIONS, LIGHTNING, main
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SMALL = ["--data.size=48", "--data.batch_size=4", "--data.num_workers=0", "--trainer.max_epochs=1"]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder in which the whole pipeline has run on a tiny data set, each step by its command."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    data, run = folder / "data", lambda *words: main([str(word) for word in words])
+    assert run("synthesize", "--output", data, "--train", 8, "--val", 4, "--size", 48) == 0
+    common = [f"--data.root={data}", *SMALL, *QUIET]
+    classifier = ["fit", f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={folder / 'classifier'}", *common]
+    assert run(*classifier) == 0
+    checkpoint = folder / "classifier/last.ckpt"
+    generate = ["seeds", "generate", "--checkpoint", checkpoint, "--output", folder / "seeds", "--cue_stride", 4]
+    assert run(*generate) == 0
+    assert run("seeds", "evaluate", "--cache", folder / "seeds", "--output", folder / "quality") == 0
+    sec = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder / 'sec'}", *common]
+    sec += [f"--data.cues={folder / 'seeds'}", f"--model.weights={checkpoint}", "--wandb=offline"]
+    sec += [f"--data.cues_made_by={checkpoint}"]
+    assert run(*sec) == 0
+    assert run("evaluate", "--checkpoint", folder / "sec/last.ckpt", "--output", folder / "val") == 0
+    photos = data / "JPEGImages"
+    assert (
+        run("predict", "--checkpoint", folder / "sec/last.ckpt", "--images", photos, "--output", folder / "masks") == 0
+    )
+    return folder
+
+
+def test_every_step_leaves_what_it_says(made):
+    """Checkpoints, figures, a page and masks are where the README says, and hold what it says."""
+    for run in ("classifier", "sec"):
+        assert {"config.yaml", "metrics.csv", "last.ckpt", "best.ckpt"} <= {
+            path.name for path in (made / run).iterdir()
+        }
+    quality = json.loads((made / "quality/metrics.json").read_text())
+    keys = {"miou_fixed", "threshold_fixed", "miou_oracle", "threshold_oracle", "precision", "recall", "coverage"}
+    assert keys <= quality.keys()
+    assert quality["miou_oracle"] >= quality["miou_fixed"]
+    metrics = json.loads((made / "val/metrics.json").read_text())
+    assert metrics["images"] == 4
+    assert np.isclose(metrics["miou"], np.mean(list(metrics["iou"].values())))
+    assert (made / "val/index.html").read_text().startswith("<!doctype html>")
+    for photo in (made / "data/JPEGImages").glob("*.jpg"):
+        with Image.open(photo) as picture, Image.open(made / "masks" / f"{photo.stem}.png") as mask:
+            assert mask.mode == "P"
+            assert mask.size == picture.size
+
+
+def test_checkpoints_hold_no_code(made):
+    """Every checkpoint loads with weights_only."""
+    for path in made.glob("*/*.ckpt"):
+        assert torch.load(path, weights_only=True)["tag2mask"]["version"] == 1
+
+
+def test_wandb_offline_holds_pictures(made):
+    """Panels of training and of validation are in the offline run."""
+    pictures = {path.parent.name for path in (made / "sec/wandb").rglob("media/images/*/*.png")}
+    assert {"train", "val"} <= pictures
+
+
+def test_a_run_is_not_trained_over(made, capsys):
+    """The same command again is refused; nothing of the first run changes."""
+    before = (made / "classifier/last.ckpt").read_bytes()
+    words = ["fit", f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={made / 'classifier'}", *SMALL, *QUIET]
+    assert main([*words, f"--data.root={made / 'data'}"]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert (made / "classifier/last.ckpt").read_bytes() == before
+
+
+def test_resuming_goes_on_counting_epochs(made):
+    """A finished run of one epoch goes on to two, and validates from its checkpoint with the figures it logged."""
+    words = [f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={made / 'classifier'}", *SMALL, *QUIET]
+    words += [f"--data.root={made / 'data'}", "--trainer.max_epochs=2"]
+    assert main(["fit", *words, "--ckpt_path=last"]) == 0
+    assert torch.load(made / "classifier/last.ckpt", weights_only=True)["epoch"] == 1
+    assert main(["validate", *words, f"--ckpt_path={made / 'classifier/last.ckpt'}"]) == 0
+
+
+MISTAKES = {
+    "key in a YAML": (["fit", "--config={bad_key}"], "there is no option 'wieght_decay'; did you mean 'weight_decay'?"),
+    "data key": (["fit", "--config={classifier}", "--data.sise=3"], "'data.sise'; did you mean 'size'?"),
+    "type": (["fit", "--config={classifier}", "--data.size=large"], "data.size: expected int, got large"),
+    "string for a boolean": (
+        ["predict", "--checkpoint=x", "--images=[x]", "--output=y", "--crf=maybe"],
+        "crf: expected bool",
+    ),
+    "no YAML": (["fit", "--config=demo_clasifier.yaml"], "there is no file demo_clasifier.yaml; did you mean"),
+    "broken YAML": (["fit", "--config={broken}"], "line 1: not YAML"),
+    "no command": (["evalute"], "no command 'evalute'; did you mean 'evaluate'?"),
+    "missing": (["seeds", "generate"], "required: checkpoint, output"),
+    "no class": (["fit", "--config={classifier}", "--model=seeds.classifier.Clasifier"], "Clasifier"),
+    "no data": (["fit", "--config={classifier}", "--data.root=/no/such", "--output={new}"], "/no/such does not exist"),
+    "no checkpoint": (["evaluate", "--checkpoint=no.ckpt", "--output=x"], "no.ckpt"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence(name, tmp_path, capsys):
+    """Exit status 1 or 2, one line on standard error that names the mistake, no traceback."""
+    classifier = CONFIGS / "demo_classifier.yaml"
+    (tmp_path / "bad.yaml").write_text(classifier.read_text().replace("weight_decay", "wieght_decay"))
+    (tmp_path / "broken.yaml").write_text("model: [unclosed")
+    words, expected = MISTAKES[name]
+    places = {
+        "new": tmp_path / "run",
+        "classifier": classifier,
+        "bad_key": tmp_path / "bad.yaml",
+        "broken": tmp_path / "broken.yaml",
+    }
+    status = main([word.format(**places) for word in words])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status in (1, 2)
+    assert expected in said
+    assert "Traceback" not in said
+
+
+def test_the_wrong_checkpoint(made, capsys):
+    """A classifier is not evaluated as a segmentation network, and says what it is."""
+    words = ["evaluate", "--checkpoint", str(made / "classifier/last.ckpt"), "--output", str(made / "nothing")]
+    assert main(words) == 1
+    assert "classifier" in capsys.readouterr().err
+    assert not (made / "nothing").exists()
+
+
+def test_a_cache_of_another_classifier(made, capsys):
+    """Cues are refused when the classifier they should come from is another file than made them."""
+    other = made / "sec/last.ckpt"
+    words = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={made / 'sec2'}", *SMALL, *QUIET]
+    words += [f"--data.root={made / 'data'}", f"--data.cues={made / 'seeds'}", f"--data.cues_made_by={other}"]
+    assert main([*words, "--model.weights=none"]) == 1
+    assert "another classifier" in capsys.readouterr().err
+
+
+def test_a_process_without_traceback(tmp_path):
+    """The installed command itself: status 1 and one sentence."""
+    words = [sys.executable, "-c", "from training.cli import run; run()", "evaluate", "--checkpoint", "no.ckpt"]
+    done = subprocess.run([*words, "--output", "x"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("tag2mask: ")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [*LIGHTNING, *FUNCTIONS])
+def test_help_names_options(command, capsys):
+    """Each command's help lists its options, and the way to write them as YAML."""
+    assert main([*command.split(), "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--config" in said
+    assert "--print_config" in said
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_parses(path, capsys):
+    """No YAML that is shipped has a key its command does not know; printing it gives it back."""
+    content = yaml.safe_load(path.read_text())
+    command = ["fit"] if "model" in content else ["seeds", "generate"]
+    assert main([*command, f"--config={path}", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    for key, value in content.items():
+        if not isinstance(value, dict):
+            assert printed[key] == value

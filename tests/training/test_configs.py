@@ -1,0 +1,66 @@
+"""The paper's configuration: every number of the recipe stands in YAML, and its first steps run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from datamodules.cache import CacheWriter
+from datamodules.synthesize import synthesize
+from training.cli import main
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def test_every_number_of_the_recipe_is_in_yaml():
+    """SEC's table of numbers, by key."""
+    sec = yaml.safe_load((CONFIGS / "sec_voc12_vgg16.yaml").read_text())
+    model, data, trainer = sec["model"]["init_args"], sec["data"], sec["trainer"]
+    expected = {
+        "architecture": "LargeFOV", "supervision": "sec", "seed_weight": 1, "expand_weight": 1, "constrain_weight": 1,
+        "decay_fg": 0.996, "decay_bg": 0.999, "optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4,
+        "bias_lr_scale": 2, "head_lr_scale": 10, "schedule": "step", "step_size": 2000, "step_gamma": 0.1,
+    }  # fmt: skip
+    assert {key: model[key] for key in expected} == expected
+    assert model["crf"] == {
+        "iterations": 10, "scale": 12, "bilateral_weight": 10, "bilateral_sxy": 80, "bilateral_srgb": 13,
+        "gaussian_weight": 3, "gaussian_sxy": 3,
+    }  # fmt: skip
+    assert (data["size"], data["batch_size"], data["augment"], trainer["max_steps"]) == (321, 15, None, 8000)
+    seeds = yaml.safe_load((CONFIGS / "seeds_voc12_vgg16.yaml").read_text())
+    assert (seeds["fg_threshold"], seeds["bg_fraction"], seeds["size"], seeds["scales"]) == (0.2, 0.1, 321, [1.0])
+
+
+@pytest.mark.slow
+def test_two_steps_of_the_papers_configuration(tmp_path):
+    """The YAML as it is, but for weights and data: two iterations train, and a checkpoint is left."""
+    classes = ["bee", "fish", "kite", "ladybird", "starfish"]
+    synthesize(tmp_path / "data", train=4, val=2, size=64)
+    with CacheWriter(tmp_path / "seeds", classes, {}) as cache:
+        for index in range(4):
+            cues = np.full((41, 41), 255, np.uint8)
+            cues[:20, :20], cues[30:, 30:] = 1 + index, 0
+            cache.add(f"train_{index:05d}", cues)
+    words = ["fit", f"--config={CONFIGS / 'sec_voc12_vgg16.yaml'}", f"--output={tmp_path / 'run'}"]
+    words += ["--model.init_args.weights=none", f"--data.root={tmp_path / 'data'}", f"--data.cues={tmp_path / 'seeds'}"]
+    words += ["--data.cues_made_by=null", "--data.labels=imagesets", "--data.train_split=train", "--data.batch_size=2"]
+    words += [
+        "--data.num_workers=0",
+        "--trainer.max_steps=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.limit_val_batches=1",
+    ]
+    words += [
+        "--trainer.enable_progress_bar=false",
+        "--trainer.num_sanity_val_steps=0",
+        "--trainer.log_every_n_steps=1",
+    ]
+    assert main(words) == 0
+    checkpoint = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    rates = [group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]]
+    assert sorted(set(rates)) == pytest.approx([1e-3, 2e-3, 1e-2, 2e-2])
+    logged = (tmp_path / "run/metrics.csv").read_text()
+    assert all(name in logged for name in ("train/seed", "train/expand", "train/constrain", "val/miou"))

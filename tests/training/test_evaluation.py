@@ -1,0 +1,205 @@
+"""Figures and the page of `evaluate`, masks of `predict`."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.classes import voc_palette
+from datamodules.errors import InputError
+from datamodules.images import read_image
+from datamodules.masks import read_class_mask, read_mask
+from seeds.checkpoint import file_sha256, load_task
+from seeds.crf import dense_crf
+from tests.training.conftest import data_of, trainer_of
+from training.evaluation import evaluate, evenly
+from training.inference import crf_label_map, data_module, load_trained, predictions
+from training.predict import predict
+from training.task import SegmentationTask
+
+
+@pytest.fixture(scope="session")
+def evaluated(checkpoint, tmp_path_factory):
+    """(folder, what `evaluate` returned), with the CRF."""
+    folder = tmp_path_factory.mktemp("evaluated") / "new" / "folder"
+    return folder, evaluate(checkpoint, folder, pictures=3, num_workers=0)
+
+
+def numpy_iou(predicted, truths, classes):
+    """One confusion matrix over the set, 255 left out; counted here by hand."""
+    counts = np.zeros((classes, classes), np.int64)
+    for guess, truth in zip(predicted, truths, strict=True):
+        keep = truth != 255
+        np.add.at(counts, (truth[keep], guess[keep]), 1)
+    hits = np.diag(counts)
+    union = counts.sum(0) + counts.sum(1) - hits
+    return {i: hits[i] / union[i] for i in range(classes) if union[i]}
+
+
+def test_figures_agree_with_a_count_by_hand(checkpoint, evaluated):
+    folder, metrics = evaluated
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    trained = load_trained(checkpoint)
+    data = data_module(trained, num_workers=0)
+    photos = data.photos("val", labels=False)
+    found = list(predictions(trained, data, photos, crf=True))
+    truths = [read_class_mask(path, photos.lut) for path in photos.masks]
+    names = ("background", *photos.classes)
+    for maps, figures in (("final", metrics), ("plain", metrics["without_crf"])):
+        iou = numpy_iou([getattr(p, maps).numpy() for p in found], truths, len(names))
+        assert figures["iou"] == pytest.approx({names[i]: value for i, value in iou.items()}, rel=1e-12)
+        assert figures["miou"] == pytest.approx(np.mean(list(iou.values())), rel=1e-12)
+        assert figures["background_iou"] == figures["iou"]["background"]
+    assert metrics["images"] == len(truths) == 4
+    assert metrics["split"] == "val"
+    assert metrics["checkpoint"]["sha256"] == file_sha256(checkpoint)
+
+
+def test_test_agrees_with_evaluate_without_crf(voc, checkpoint, evaluated, tmp_path):
+    alone = evaluate(checkpoint, tmp_path, crf=False, num_workers=0, pictures=0)
+    task = load_task(checkpoint, SegmentationTask)
+    tested = trainer_of(tmp_path).test(task, data_of(voc), verbose=False)[0]
+    assert tested["test/miou"] == pytest.approx(alone["miou"], rel=1e-6)
+    for name, value in alone["iou"].items():
+        assert tested[f"test/iou/{name}"] == pytest.approx(value, abs=1e-6)
+    assert evaluated[1]["without_crf"] == {key: alone[key] for key in ("miou", "iou", "background_iou")}
+    assert alone["crf"] is None
+    assert "without_crf" not in alone
+
+
+def test_the_crf_at_test_time_is_the_papers():
+    """Softmax, bilinear, floor 1e-5, logarithm, scale 1, ten iterations."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 4 * torch.randn(3, 5, 6, generator=generator)
+    image = torch.randint(0, 256, (23, 31, 3), generator=generator).to(torch.uint8)
+    probs = torch.nn.functional.interpolate(scores.softmax(0)[None], (23, 31), mode="bilinear", align_corners=False)
+    unary = torch.log(torch.clamp(probs, min=1e-5))
+    expected = dense_crf(image.permute(2, 0, 1)[None].contiguous(), unary, iterations=10, scale=1.0)[0].argmax(0)
+    assert torch.equal(crf_label_map(scores, image.numpy()), expected)
+
+
+def test_large_photos_come_out_at_their_own_size():
+    image = np.zeros((1100, 1300, 3), np.uint8)
+    image[:, 650:] = 255
+    scores = torch.tensor([[[3.0, -3.0]], [[-3.0, 3.0]]])
+    labels = crf_label_map(scores, image)
+    assert labels.shape == (1100, 1300)
+    assert (labels[:, :600] == 0).all()
+    assert (labels[:, 700:] == 1).all()
+
+
+def test_the_page_holds_everything_and_links_nowhere(evaluated):
+    page = (evaluated[0] / "index.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert "src='data:image/jpeg;base64," in page
+    assert "<script" not in page
+    assert page.count("<article>") == 3 + 8  # of val, and training pictures with cues (8 of 9)
+    assert page.count("<figcaption>cues<") == 8
+    assert page.count("<figcaption>truth<") == 11
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_pictures_without_masks_get_a_page_and_no_figures(voc, checkpoint, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(voc, bare)
+    shutil.rmtree(bare / "SegmentationClass")
+    metrics = evaluate(checkpoint, tmp_path / "out", root=str(bare), num_workers=0, crf=False)
+    assert metrics["miou"] is None
+    assert metrics["images"] == 4
+    assert "<figcaption>truth<" not in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"split": "nosuch"}, "nosuch"),
+        ({"root": "/no/such/folder"}, "/no/such/folder"),
+        ({"masks": "NoMasks"}, "NoMasks"),
+        ({"cues": "nocache"}, "nocache"),
+    ],
+)
+def test_bad_input_writes_nothing(checkpoint, tmp_path, settings, says):
+    with pytest.raises(InputError, match=says):
+        evaluate(checkpoint, tmp_path / "out", num_workers=0, crf=False, **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    torch.save({"state_dict": {}, "tag2mask": {"task": "classifier", "version": 1}}, tmp_path / "c.ckpt")
+    with pytest.raises(InputError, match="classifier"):
+        evaluate(tmp_path / "c.ckpt", tmp_path / "out")
+
+
+def test_evenly():
+    assert evenly(10, 4).tolist() == [0, 3, 6, 9]
+    assert evenly(3, 8).tolist() == [0, 1, 2]
+    assert evenly(5, 0).tolist() == []
+    assert evenly(0, 5).tolist() == []
+
+
+# --- predict
+
+
+@pytest.fixture
+def photos(voc, tmp_path):
+    """A folder with two photos, one of them turned by its EXIF orientation, and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    files = sorted((voc / "JPEGImages").iterdir())[:2]
+    Image.open(files[0]).save(folder / "a.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(files[1]).resize((80, 50)).save(folder / "b.jpeg", exif=exif)
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_predict_writes_palette_masks_of_the_photos_size(checkpoint, photos, tmp_path, crf):
+    out = tmp_path / "out"
+    written = predict(checkpoint, [photos], out, crf=crf, overlay=True, num_workers=0)
+    assert [path.name for path in written] == ["a.png", "b.png"]
+    assert {path.name for path in out.iterdir()} == {"a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg", "classes.txt"}
+    for name, photo in (("a", "a.jpg"), ("b", "b.jpeg")):
+        with Image.open(out / f"{name}.png") as mask:
+            assert mask.mode == "P"
+            assert mask.getpalette()[:63] == voc_palette()[:63]
+        assert read_mask(out / f"{name}.png").shape == read_image(photos / photo).shape[:2]
+    assert read_mask(out / "b.png").shape == (80, 50)  # upright
+
+
+def test_predict_agrees_with_evaluate(voc, checkpoint, tmp_path):
+    trained = load_trained(checkpoint)
+    data = data_module(trained, num_workers=0)
+    photos = data.photos("val", labels=False)
+    predict(checkpoint, list(photos.images), tmp_path, crf=False, num_workers=0)
+    for found in predictions(trained, data, photos, crf=False):
+        assert (read_mask(tmp_path / f"{found.name}.png") == found.plain.numpy()).mean() > 0.999
+
+
+def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):
+    out = tmp_path / "out"
+    (photos / "broken.jpg").write_bytes(b"not a photo")
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        predict(checkpoint, [photos], out)
+    (photos / "broken.jpg").unlink()
+    shutil.copy(photos / "a.jpg", photos / "a.png")
+    with pytest.raises(InputError, match=r"a\.jpg and .*a\.png"):
+        predict(checkpoint, [photos], out)
+    with pytest.raises(InputError, match="no photo"):
+        predict(checkpoint, [tmp_path / "photos" / ".."], out)
+    with pytest.raises(InputError, match=r"nowhere\.jpg"):
+        predict(checkpoint, [tmp_path / "nowhere.jpg"], out)
+    assert not out.exists()
+
+
+def test_a_photo_is_never_overwritten(checkpoint, photos):
+    (photos / "a.jpg").unlink()
+    Image.new("RGB", (40, 40)).save(photos / "a.png")
+    before = (photos / "a.png").read_bytes()
+    with pytest.raises(InputError, match="would replace"):
+        predict(checkpoint, [photos], photos)
+    assert (photos / "a.png").read_bytes() == before

@@ -1,0 +1,324 @@
+"""The three losses: tables worked by hand, an independent float64 numpy version, gradients, edge cases."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.losses import constrain_loss, expand_loss, ranked_weights, sec_probabilities, seed_loss
+
+CPU = torch.device("cpu")
+
+
+def probabilities(*cells):
+    """Each cell a list over classes -> (1, K, 1, n)."""
+    return torch.tensor(cells, dtype=torch.float64).T[None, :, None, :]
+
+
+def random_case(seed, images=3, classes=4, height=5, width=7):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (images, classes + 1, height, width))
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    probs = (probs + 1e-4) / (1 + 1e-4 * (classes + 1))
+    labels = (rng.random((images, classes)) < 0.5).astype(float)
+    label_map = rng.integers(0, classes + 2, (images, height, width))  # classes + 1 stands for no cue
+    cues = label_map[:, None] == np.arange(classes + 1)[:, None, None]
+    q = rng.dirichlet(np.full(classes + 1, 0.1), (images, height, width)).transpose(0, 3, 1, 2)
+    return logits, probs, labels, cues, q
+
+
+# --- an independent version: loops over images and classes, float64
+
+
+def numpy_seed(probs, cues):
+    total = 0.0
+    for p, c in zip(probs, cues, strict=True):
+        if c.sum():
+            total -= np.log(p[c]).sum() / c.sum()
+    return total / len(probs)
+
+
+def numpy_pool(cells, decay):
+    n = cells.size
+    weights = [decay ** (1681.0 / n * (n - rank)) for rank in range(1, n + 1)]  # ascending: q^(n-1) … q^0
+    return float(np.dot(np.sort(cells.ravel()), weights) / np.sum(weights))
+
+
+def numpy_expand(probs, labels, decay_fg=0.996, decay_bg=0.999):
+    total = 0.0
+    for p, label in zip(probs, labels, strict=True):
+        present, absent = np.flatnonzero(label), np.flatnonzero(label == 0)
+        if len(present):
+            total -= np.mean([math.log(numpy_pool(p[c + 1], decay_fg)) for c in present])
+        if len(absent):
+            total -= np.mean([math.log(1 - p[c + 1].max()) for c in absent])
+        total -= math.log(numpy_pool(p[0], decay_bg))
+    return total / len(probs)
+
+
+def numpy_constrain(probs, q):
+    total = 0.0
+    for p, target in zip(probs, q, strict=True):
+        floored = np.maximum(target, 1e-4)
+        floored = floored / floored.sum(0)
+        total += (floored * np.log(floored / p)).sum() / p[0].size
+    return total / len(probs)
+
+
+# --- tables worked by hand
+
+
+def test_sec_probabilities_table():
+    # softmax of (0, 0) is (1/2, 1/2); of (ln 3, 0) it is (3/4, 1/4); then + 1e-4, / (1 + 2e-4)
+    logits = probabilities([0.0, 0.0], [math.log(3), 0.0])
+    got = sec_probabilities(logits)[0, :, 0].T
+    expected = [[0.5, 0.5], [(0.75 + 1e-4) / 1.0002, (0.25 + 1e-4) / 1.0002]]
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-12)
+
+
+def test_seed_table():
+    # cells (background, one class): (1/2, 1/2) cued background, (1/8, 7/8) cued class, (1/4, 3/4) not cued
+    probs = probabilities([0.5, 0.5], [0.125, 0.875], [0.25, 0.75])
+    cues = torch.zeros_like(probs, dtype=torch.bool)
+    cues[0, 0, 0, 0] = cues[0, 1, 0, 1] = True
+    assert seed_loss(probs, cues).item() == pytest.approx((math.log(2) + math.log(8 / 7)) / 2, abs=1e-12)
+
+
+def test_an_image_without_a_cue_adds_nothing_and_counts():
+    probs = probabilities([0.5, 0.5], [0.25, 0.75]).expand(2, -1, -1, -1)
+    cues = torch.zeros_like(probs, dtype=torch.bool)
+    cues[1, 0] = True  # the second image: -(ln 1/2 + ln 1/4) / 2 = 1.5 ln 2; the first: 0
+    assert seed_loss(probs, cues).item() == pytest.approx(1.5 * math.log(2) / 2, abs=1e-12)
+
+
+def test_ranked_weights_table():
+    # 1681 cells: q as given; two cells: q^(1681/2)
+    weights = ranked_weights(1681, 0.996, device=CPU, dtype=torch.float64)
+    norm = (1 - 0.996**1681) / (1 - 0.996)
+    assert weights[0].item() == pytest.approx(1 / norm, rel=1e-12)
+    assert weights[1680].item() == pytest.approx(0.996**1680 / norm, rel=1e-9)
+    half = 0.999 ** (1681 / 2)
+    pair = ranked_weights(2, 0.999, device=CPU, dtype=torch.float64)
+    assert pair.tolist() == pytest.approx([1 / (1 + half), half / (1 + half)], abs=1e-12)
+    assert ranked_weights(4, 1.0, device=CPU, dtype=torch.float64).tolist() == [0.25] * 4  # the mean
+    assert ranked_weights(4, 0.0, device=CPU, dtype=torch.float64).tolist() == [1.0, 0.0, 0.0, 0.0]  # the maximum
+
+
+def test_the_same_fraction_of_a_grid_weighs_the_same_at_any_size():
+    paper = ranked_weights(1681, 0.996, device=CPU, dtype=torch.float64)
+    small = ranked_weights(100, 0.996, device=CPU, dtype=torch.float64)
+    assert paper[: round(1681 * 0.2)].sum().item() == pytest.approx(small[:20].sum().item(), abs=2e-3)
+
+
+def test_expand_table():
+    # two cells, classes (background, a, b), a present; decays chosen so that at 2 cells q is 1/3 and 1/2
+    fg, bg = (1 / 3) ** (2 / 1681), (1 / 2) ** (2 / 1681)
+    probs = probabilities([0.6, 0.3, 0.1], [0.3, 0.5, 0.2])
+    present = (0.5 + 0.3 / 3) / (4 / 3)  # 0.45
+    absent = 1 - 0.2
+    background = (0.6 + 0.3 / 2) / 1.5  # 0.5
+    expected = -math.log(present) - math.log(absent) - math.log(background)
+    labels = torch.tensor([[1.0, 0.0]])
+    assert expand_loss(probs, labels, decay_fg=fg, decay_bg=bg).item() == pytest.approx(expected, abs=1e-9)
+    # both present: the mean over the two, and no absent term
+    second = (0.2 + 0.1 / 3) / (4 / 3)
+    both = -(math.log(present) + math.log(second)) / 2 - math.log(background)
+    assert expand_loss(probs, torch.ones(1, 2), decay_fg=fg, decay_bg=bg).item() == pytest.approx(both, abs=1e-9)
+    # none present: only the absent and the background terms
+    none = -(math.log(1 - 0.5) + math.log(0.8)) / 2 - math.log(background)
+    assert expand_loss(probs, torch.zeros(1, 2), decay_fg=fg, decay_bg=bg).item() == pytest.approx(none, abs=1e-9)
+
+
+def test_expand_counts_an_image_without_labels_in_the_mean():
+    probs = torch.from_numpy(random_case(0, images=2)[1])
+    labels = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]])
+    each = [expand_loss(probs[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    assert expand_loss(probs, labels).item() == pytest.approx(sum(x.item() for x in each) / 2, rel=1e-12)
+
+
+def test_constrain_table():
+    # KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 ln 3/2 + 1/4 ln 1/2; the second cell agrees: 0; mean over 2 cells
+    q, p = probabilities([0.75, 0.25], [0.5, 0.5]), probabilities([0.5, 0.5], [0.5, 0.5])
+    expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
+    assert constrain_loss(p, q).item() == pytest.approx(expected, abs=1e-12)
+    # a certain CRF: (1, 0) is floored to (1, 1e-4) / 1.0001
+    q, p = probabilities([1.0, 0.0]), probabilities([0.5, 0.5])
+    a, b = 1 / 1.0001, 1e-4 / 1.0001
+    assert constrain_loss(p, q).item() == pytest.approx(a * math.log(2 * a) + b * math.log(2 * b), abs=1e-12)
+
+
+# --- agreement
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_agreement_with_an_independent_version(seed, dtype):
+    _, probs, labels, cues, q = random_case(seed, images=4, classes=6, height=9, width=11)
+    p, y = torch.from_numpy(probs).to(dtype), torch.from_numpy(labels)
+    given_probs = p.double().numpy()  # what the function was given, at full precision
+    assert seed_loss(p, torch.from_numpy(cues)).item() == pytest.approx(numpy_seed(given_probs, cues), abs=1e-6)
+    assert expand_loss(p, y).item() == pytest.approx(numpy_expand(given_probs, labels), abs=1e-6)
+    assert constrain_loss(p, torch.from_numpy(q)).item() == pytest.approx(numpy_constrain(given_probs, q), abs=1e-6)
+
+
+def test_agreement_on_the_papers_grid():
+    _, probs, labels, cues, q = random_case(9, images=2, classes=20, height=41, width=41)
+    p = torch.from_numpy(probs).float()
+    exact = p.double().numpy()
+    assert expand_loss(p, torch.from_numpy(labels)).item() == pytest.approx(numpy_expand(exact, labels), abs=1e-6)
+    assert seed_loss(p, torch.from_numpy(cues)).item() == pytest.approx(numpy_seed(exact, cues), abs=1e-6)
+    assert constrain_loss(p, torch.from_numpy(q)).item() == pytest.approx(numpy_constrain(exact, q), abs=1e-6)
+
+
+def test_gradcheck():
+    logits, _, labels, cues, q = random_case(3, images=2, classes=2, height=3, width=3)
+    x = torch.from_numpy(logits).requires_grad_()
+    y, c, crf = torch.from_numpy(labels), torch.from_numpy(cues), torch.from_numpy(q)
+    assert torch.autograd.gradcheck(lambda z: seed_loss(sec_probabilities(z), c), x)
+    assert torch.autograd.gradcheck(lambda z: expand_loss(sec_probabilities(z), y), x)
+    assert torch.autograd.gradcheck(lambda z: constrain_loss(sec_probabilities(z), crf), x)
+
+
+def test_no_gradient_through_the_crf():
+    _, probs, _, _, q = random_case(1)
+    p, crf = torch.from_numpy(probs).requires_grad_(), torch.from_numpy(q).requires_grad_()
+    constrain_loss(p, crf).backward()
+    assert crf.grad is None
+    assert p.grad.abs().sum() > 0
+
+
+# --- properties
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_order_of_images_classes_and_cells_does_not_matter(seed):
+    _, probs, labels, cues, q = random_case(seed)
+    p, y, c, crf = (torch.from_numpy(a) for a in (probs, labels, cues, q))
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randperm(len(p), generator=rng)
+    cells = torch.randperm(35, generator=rng)
+    classes = torch.randperm(4, generator=rng)
+    channels = torch.cat([torch.zeros(1, dtype=torch.long), classes + 1])  # the background stays
+
+    def moved(a):
+        return a[images][:, channels].flatten(2)[:, :, cells].view_as(a)
+
+    assert seed_loss(moved(p), moved(c)).item() == pytest.approx(seed_loss(p, c).item(), rel=1e-9)
+    assert expand_loss(moved(p), y[images][:, classes]).item() == pytest.approx(expand_loss(p, y).item(), rel=1e-9)
+    assert constrain_loss(moved(p), moved(crf)).item() == pytest.approx(constrain_loss(p, crf).item(), rel=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_better_prediction_has_the_lower_loss(seed):
+    logits, probs, labels, cues, q = random_case(seed)
+    p, y, c, crf = (torch.from_numpy(a) for a in (probs, labels, cues, q))
+    cued = sec_probabilities(torch.from_numpy(logits) + 2.0 * c)
+    assert not c.any() or seed_loss(cued, c) < seed_loss(p, c)
+    tagged = torch.cat([torch.zeros(len(y), 1), 2.0 * y - 1.0], dim=1)[..., None, None]
+    absent_only = torch.from_numpy(logits) + tagged * (tagged < 0)
+    if (y == 0).any():
+        assert expand_loss(sec_probabilities(absent_only), y) < expand_loss(p, y)
+    floored = crf.clamp_min(1e-4) / crf.clamp_min(1e-4).sum(1, keepdim=True)
+    assert constrain_loss(0.5 * p + 0.5 * floored, crf) < constrain_loss(p, crf)
+    assert constrain_loss(floored, crf).item() == pytest.approx(0.0, abs=1e-12)
+    assert constrain_loss(p, crf) >= 0
+
+
+def test_a_batch_is_the_mean_of_its_images():
+    _, probs, labels, cues, q = random_case(5)
+    p, y, c, crf = (torch.from_numpy(a) for a in (probs, labels, cues, q))
+    for loss, other in ((seed_loss, c), (expand_loss, y), (constrain_loss, crf)):
+        each = [loss(p[i : i + 1], other[i : i + 1]).item() for i in range(len(p))]
+        assert loss(p, other).item() == pytest.approx(sum(each) / len(each), rel=1e-9)
+
+
+def test_double_cues_weigh_the_same_as_one_cue_each():
+    """Normalised by the number of cues: an image of many cues weighs no more than one of few."""
+    probs = torch.full((1, 3, 4, 4), 0.2, dtype=torch.float64)
+    one, many = torch.zeros(1, 3, 4, 4, dtype=torch.bool), torch.zeros(1, 3, 4, 4, dtype=torch.bool)
+    one[0, 1, 0, 0] = True
+    many[0, 1] = True
+    assert seed_loss(probs, one).item() == pytest.approx(seed_loss(probs, many).item(), rel=1e-12)
+
+
+# --- edge cases of real data
+
+
+@pytest.mark.parametrize("label", ["none", "all"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_edges_are_finite(label, scale):
+    logits = (torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)) * scale).requires_grad_()
+    labels = torch.zeros(2, 3) if label == "none" else torch.ones(2, 3)
+    cues = torch.zeros(2, 4, 3, 5, dtype=torch.bool)
+    crf = torch.zeros(2, 4, 3, 5)
+    crf[:, 0] = 1.0
+    probs = sec_probabilities(logits)
+    loss = seed_loss(probs, cues) + expand_loss(probs, labels) + constrain_loss(probs, crf)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+    assert seed_loss(probs, cues) == 0
+
+
+def test_probabilities_of_zero_and_one_are_finite():
+    """What others call the losses with: probabilities not from `sec_probabilities`."""
+    probs = torch.zeros(1, 3, 2, 2)
+    probs[:, 1] = 1.0
+    probs.requires_grad_()
+    cues = torch.zeros(1, 3, 2, 2, dtype=torch.bool)
+    cues[:, 0] = True
+    labels = torch.tensor([[0.0, 1.0]])
+    loss = seed_loss(probs, cues) + expand_loss(probs, labels) + constrain_loss(probs, cues.float())
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert loss > 50
+    assert torch.isfinite(probs.grad).all()
+
+
+def test_validation_does_not_spoil_training():
+    """Weights first made in inference mode serve autograd afterwards."""
+    probs = torch.rand(1, 3, 1, 13)
+    with torch.inference_mode():
+        expand_loss(probs, torch.ones(1, 2), decay_fg=0.99123)
+    probs.requires_grad_()
+    expand_loss(probs, torch.ones(1, 2), decay_fg=0.99123).backward()
+    assert torch.isfinite(probs.grad).all()
+
+
+def test_float32_under_autocast():
+    logits, _, labels, cues, q = random_case(2)
+    x = torch.from_numpy(logits).float()
+    y, c, crf = torch.from_numpy(labels), torch.from_numpy(cues), torch.from_numpy(q).float()
+
+    def total(z):
+        p = sec_probabilities(z)
+        return seed_loss(p, c) + expand_loss(p, y) + constrain_loss(p, crf)
+
+    expected = total(x.bfloat16().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = total(x.bfloat16())
+    assert got.dtype == torch.float32
+    assert got.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: seed_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 3, 4, 5).bool()), ["(2, 3, 4, 5)", "(2, 3, 4, 4)"]),
+        (lambda: seed_loss(torch.rand(3, 4, 4), torch.zeros(3, 4, 4).bool()), ["(3, 4, 4)"]),
+        (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 3)), ["(2, 3)", "(2, 2)", "(2, 3, 4, 4)"]),
+        (lambda: expand_loss(torch.rand(2, 3, 4, 0), torch.zeros(2, 2)), ["(2, 3, 4, 0)"]),
+        (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 2), decay_fg=1.5), ["1.5"]),
+        (lambda: constrain_loss(torch.rand(2, 3, 4, 4), torch.rand(1, 3, 4, 4)), ["(1, 3, 4, 4)", "(2, 3, 4, 4)"]),
+        (lambda: constrain_loss(torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4)), ["(2, 1, 4, 4)"]),
+    ],
+)
+def test_wrong_shapes_are_quoted(call, says):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert all(part in str(caught.value) for part in says)

@@ -1,0 +1,200 @@
+"""Networks by name, LargeFOV's geometry and weights, freezing."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torchvision
+
+from datamodules.errors import InputError
+from seeds.classifier import ClassifierTask
+from training.largefov import LargeFOV, largefov_state
+from training.networks import ARCHITECTURES, build_network
+
+SMALL = {"network_args": {"decoder_channels": 16}}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "stride", "arguments", "grid"),
+    [
+        ("DeepLabV3", "mobilenet_v2", 8, {"decoder_channels": 16}, 8),
+        ("DeepLabV3", "resnet18", 16, {"decoder_channels": 16}, 4),
+        ("DeepLabV3Plus", "mobilenet_v2", 8, {"decoder_channels": 16}, 16),
+        ("FPN", "mobilenet_v2", None, {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}, 16),
+        ("Unet", "resnet18", None, {"decoder_channels": [16] * 5}, 64),
+        ("Segformer", "mit_b0", None, {"decoder_segmentation_channels": 16}, 16),
+        ("DeepLabV3Plus", "tu-mobilenetv3_small_100", 16, {"decoder_channels": 16}, 16),
+    ],
+)
+def test_scores_come_on_the_networks_own_grid(architecture, encoder, stride, arguments, grid):
+    network = build_network(architecture, 4, encoder=encoder, output_stride=stride, network_args=arguments).eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, 3, 64, 64)).shape == (1, 4, grid, grid)
+    assert not any(isinstance(module, torch.nn.Upsample) for module in network.model.segmentation_head)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"architecture": "DeeplabV3plus"}, ["DeeplabV3plus", "DeepLabV3Plus"]),
+        ({"architecture": "LargeFov"}, ["LargeFOV"]),
+        ({"architecture": "Unet", "encoder": "mobilnet_v2"}, ["mobilnet_v2", "mobilenet_v2"]),
+        ({"architecture": "Unet", "output_stride": 8}, ["Unet", "output_stride"]),
+        ({"architecture": "DeepLabV3", "output_stride": 4}, ["DeepLabV3", "4"]),
+        ({"architecture": "FPN", "network_args": {"decoder_chanels": 3}}, ["decoder_chanels", "decoder_dropout"]),
+        ({"architecture": "FPN", "weights": "nowhere.pth"}, ["nowhere.pth"]),
+        ({"architecture": "LargeFOV", "network_args": {"a": 1}}, ["LargeFOV"]),
+    ],
+)
+def test_what_cannot_be_built_is_one_sentence(settings, says):
+    with pytest.raises(InputError) as caught:
+        build_network(num_classes=3, **settings)
+    assert "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in says)
+
+
+def test_a_size_the_architecture_cannot_take_is_one_sentence():
+    network = build_network("DeepLabV3", 3, output_stride=8, **SMALL)
+    with pytest.raises(InputError, match=r"multiples of 8, not 321x321: .* 320"):
+        network(torch.zeros(1, 3, 321, 321))
+
+
+def test_every_architecture_is_offered():
+    assert {"LargeFOV", "DeepLabV3", "DeepLabV3Plus", "Unet", "FPN", "PSPNet"} <= set(ARCHITECTURES)
+
+
+# --- LargeFOV
+
+
+@pytest.mark.parametrize(("side", "cells"), [(321, 41), (65, 9), (97, 13)])
+def test_largefov_grid(side, cells):
+    """321 -> 41, as in Caffe: every pool rounds up. Counted without computing."""
+    with torch.device("meta"):
+        assert LargeFOV(21)(torch.empty(1, 3, side, side)).shape == (1, 21, cells, cells)
+
+
+def test_largefov_layers_are_the_papers():
+    network = LargeFOV(21)
+    convolutions = [m for m in network.features if isinstance(m, torch.nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    assert [m.dilation[0] for m in convolutions] == [1] * 10 + [2] * 3
+    pools = [m for m in network.features if isinstance(m, torch.nn.MaxPool2d)]
+    assert [(m.kernel_size, m.stride, m.padding) for m in pools] == [(3, 2, 1)] * 3 + [(3, 1, 1)] * 2
+    assert (network.fc6.kernel_size, network.fc6.dilation, network.fc6.out_channels) == ((3, 3), (12, 12), 1024)
+    assert (network.fc7.kernel_size, network.fc7.out_channels) == ((1, 1), 1024)
+    assert network.dropout.p == 0.5
+    assert list(network.fresh) == [network.fc8]
+
+
+def vgg16_features():
+    return torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
+
+
+def test_vgg16_becomes_largefov():
+    generator = torch.Generator().manual_seed(0)
+    vgg = {f"features.{key}": value for key, value in vgg16_features().state_dict().items()}
+    fc6 = torch.rand(4096, 512 * 49, generator=generator, dtype=torch.float16)
+    fc7 = torch.rand(4096, 4096, generator=generator, dtype=torch.float16)
+    vgg |= {"classifier.0.weight": fc6, "classifier.0.bias": torch.arange(4096.0)}
+    vgg |= {"classifier.3.weight": fc7, "classifier.3.bias": torch.arange(4096.0)}
+    state = largefov_state(vgg)
+    network = LargeFOV(3)
+    problems = network.load_state_dict(state, strict=False)
+    assert problems.unexpected_keys == []
+    assert problems.missing_keys == ["fc8.weight", "fc8.bias"]
+    # unit 8 of fc6 (the 2nd kept), channel 5, rows 0, 3, 6 and columns 0, 3, 6 of the 7x7 window
+    window = fc6[8].view(512, 7, 7)[5]
+    assert torch.equal(network.fc6.weight[2, 5], window[[0, 3, 6]][:, [0, 3, 6]])
+    assert network.fc6.bias[2] == 8
+    assert torch.equal(network.fc7.weight[3, 7, 0], fc7[12, 28][None])
+
+
+def test_vgg16_without_its_fully_connected_layers_leaves_them_fresh(tmp_path):
+    trunk = vgg16_features()
+    torch.save({f"features.{key}": value for key, value in trunk.state_dict().items()}, tmp_path / "trunk.pth")
+    network = LargeFOV(3)
+    before = network.fc6.weight.clone()
+    network.load_weights(str(tmp_path / "trunk.pth"))
+    assert torch.equal(network.features[28].weight, trunk[28].weight)
+    assert torch.equal(network.fc6.weight, before)
+
+
+def test_other_weights_are_refused(tmp_path):
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "bad.pth")
+    with pytest.raises(InputError, match="not a VGG-16's"):
+        LargeFOV(3).load_weights(str(tmp_path / "bad.pth"))
+
+
+# --- weights of encoders
+
+
+def test_a_classifiers_trunk_initialises_the_encoder(tmp_path):
+    classifier = ClassifierTask(["a", "b"], backbone="mobilenet_v2")
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer.strategy.connect(classifier)
+    trainer.save_checkpoint(tmp_path / "classifier.ckpt")
+    network = build_network("DeepLabV3", 3, output_stride=8, weights=str(tmp_path / "classifier.ckpt"), **SMALL)
+    own = {key.partition("encoder.")[2]: value for key, value in classifier.state_dict().items() if "encoder." in key}
+    loaded = network.model.encoder.state_dict()
+    assert len(own) > 100
+    assert all(torch.equal(loaded[key], value) for key, value in own.items())
+
+
+def test_dilation_keeps_what_weights_mean():
+    """At the cells that stride 32 computes, an encoder at stride 8 computes the same."""
+    torch.manual_seed(0)
+    plain = build_network("FPN", 3).eval().model.encoder
+    dilated = build_network("DeepLabV3", 3, output_stride=8, **SMALL).eval().model.encoder
+    dilated.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        coarse, fine = plain(image)[-1], dilated(image)[-1]
+    assert fine.shape[-1] == 4 * coarse.shape[-1]
+    torch.testing.assert_close(fine[..., ::4, ::4], coarse, rtol=1e-3, atol=1e-5)
+
+
+def test_imagenet_file(real_data):
+    file = real_data / "imagenet/mobilenet_v2_imagenet.pth"
+    network = build_network("DeepLabV3", 3, output_stride=8, weights=str(file), **SMALL)
+    state = torch.load(file, weights_only=True)
+    assert torch.equal(network.model.encoder.features[0][0].weight, state["features.0.0.weight"])
+
+
+# --- freezing
+
+
+def test_frozen_stages_stay_as_they_are():
+    network = build_network("DeepLabV3", 3, output_stride=8, **SMALL)
+    network.freeze(4)
+    network.train()
+    frozen = network.model.encoder.features[:4]  # MobileNetV2: features 0 to 3 are strides 2 and 4
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert not any(module.training for module in frozen.modules() if module is not frozen)
+    rest = network.model.encoder.features[4:]
+    assert all(p.requires_grad for p in rest.parameters())
+    before = {key: value.clone() for key, value in network.model.encoder.state_dict().items()}
+    graphs = []
+    frozen[-1].register_forward_hook(lambda _m, _i, output: graphs.append(output.requires_grad))
+    network(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert graphs == [False]  # ran without a graph
+    after = network.model.encoder.state_dict()
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert {
+        key for key in before if key.startswith(("features.0.", "features.1.", "features.2.", "features.3."))
+    } <= same
+    assert "features.4.conv.0.1.running_mean" not in same
+
+
+def test_largefov_freezes_by_the_strides_of_vgg():
+    network = LargeFOV(3)
+    network.freeze(2)  # conv1 and conv2
+    trained = [i for i, m in enumerate(network.features) if any(p.requires_grad for p in m.parameters())]
+    assert trained == [10, 12, 14, 17, 19, 21, 24, 26, 28]
+    network.freeze(8)  # up to conv4, though conv5 computes at stride 8 too
+    trained = [i for i, m in enumerate(network.features) if any(p.requires_grad for p in m.parameters())]
+    assert trained == [24, 26, 28]
+
+
+@pytest.mark.parametrize("stride", [3, -2])
+def test_a_stride_that_is_none_is_refused(stride):
+    with pytest.raises(InputError, match=str(stride)):
+        LargeFOV(3).freeze(stride)

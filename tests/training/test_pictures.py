@@ -1,0 +1,155 @@
+"""Pictures, the page, and panels for loggers."""
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning.loggers import CSVLogger
+
+from datamodules.images import normalize
+from tests.training.conftest import TINY, data_of, trainer_of
+from training.callbacks import PicturePanel, batch_panel, takes_pictures
+from training.files import progress_bar, write_whole
+from training.pictures import BACKGROUND_COLOUR, class_colour, cue_picture, jpeg, label_picture, panel, shrink
+from training.report import Row, render_page
+from training.task import SegmentationTask
+
+GRAY = np.full((24, 30, 3), 100, np.uint8)
+
+
+def test_labels_in_colour():
+    labels = np.zeros((24, 30), np.uint8)
+    labels[8:16, 8:20] = 2
+    labels[20:] = 255
+    shown = label_picture(GRAY, labels, strength=0.5)
+    assert shown[2, 2].tolist() == [50] * 3  # background: darkened
+    assert np.allclose(shown[12, 12], [(100 + c) / 2 for c in class_colour(2)], atol=0.5)
+    assert shown[22, 3].tolist() == [168] * 3  # not scored: light
+    assert shown[8, 12].mean() > shown[12, 12].mean()  # outline
+    assert shown[7, 12].tolist() == [50] * 3  # within the object only
+
+
+def test_cues_in_colour_cell_by_cell():
+    cues = np.array([[0, 255], [1, 1]], np.uint8)
+    shown = cue_picture(GRAY, cues)
+    assert np.allclose(shown[5, 5], 30 + 0.7 * np.array(BACKGROUND_COLOUR), atol=0.5)
+    assert np.allclose(shown[18, 20], 30 + 0.7 * np.array(class_colour(1)), atol=0.5)
+    assert shown[5, 25].min() > 150  # no cue: pale
+    assert (shown[12:, :] == shown[18, 20]).all()
+
+
+def test_twenty_classes_have_twenty_colours():
+    assert len({class_colour(i) for i in range(1, 21)} | {BACKGROUND_COLOUR}) == 21
+    assert class_colour(21) == class_colour(1)
+
+
+def test_shrink_and_panel():
+    assert shrink(GRAY, 15).shape == (12, 15, 3)
+    assert shrink(GRAY, 100) is GRAY
+    joined = panel([GRAY, GRAY, GRAY], gap=4)
+    assert joined.shape == (24, 98, 3)
+    assert (joined[:, 30:34] == 255).all()
+
+
+def test_jpeg_keeps_red_red():
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 250
+    read = cv2.imdecode(np.frombuffer(jpeg(red, quality=90), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.abs(read[8, 8].astype(int) - [250, 0, 0]).max() < 8
+
+
+def test_the_page_escapes_names_and_leaves_out_empty_columns():
+    labels = np.zeros((24, 30), np.uint8)
+    labels[:5] = 1
+    metrics = {
+        "miou": 0.5, "iou": {"background": 0.75, "<cat>": 0.25}, "background_iou": 0.75, "images": 1, "split": "v<al",
+        "crf": None, "checkpoint": {"path": "a&b.ckpt", "sha256": "0" * 64}, "data": {"root": "x", "size": 64},
+    }  # fmt: skip
+    page = render_page(metrics, ["<cat>"], [Row("p<1>", GRAY, labels), Row("q", GRAY, labels, truth=labels, iou=1.0)])
+    for unsafe in ("<cat>", "v<al", "p<1>", "a&b"):
+        assert unsafe not in page
+    assert "&lt;cat&gt;" in page
+    assert page.count("<figcaption>prediction<") == 2
+    assert page.count("<figcaption>truth<") == 1
+    assert "<figcaption>cues<" not in page
+    assert "width:25.0%" in page
+    assert "IoU 100" in page
+    assert "What it learned from" not in page
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    write_whole(tmp_path / "x.txt", b"one")
+    write_whole(tmp_path / "x.txt", b"two")
+    assert (tmp_path / "x.txt").read_bytes() == b"two"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        write_whole(tmp_path / "folder", b"three")
+    assert {path.name for path in tmp_path.iterdir()} == {"x.txt", "folder"}
+
+
+def test_progress_bar_passes_everything_on():
+    assert list(progress_bar(iter("abc"), "x", 3)) == ["a", "b", "c"]
+
+
+# --- callbacks
+
+
+class Wall(CSVLogger):
+    """A logger that takes pictures as wandb's does."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.shown = {}
+
+    def log_image(self, key, images, caption):
+        self.shown.setdefault(key, []).append((images, caption))
+
+
+def test_panels_of_training_and_validation(voc, cues, tmp_path):
+    wall = Wall(tmp_path)
+    data = data_of(voc, targets="cues", cues=str(cues))
+    task = SegmentationTask(list(data.classes), **TINY, lr=1e-4, freeze_stride=2)
+    modes = []
+
+    class Modes(PicturePanel):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            before = {name: module.training for name, module in pl_module.named_modules()}
+            super().on_train_batch_end(trainer, pl_module, *args)
+            modes.append(before == {name: module.training for name, module in pl_module.named_modules()})
+
+    callbacks = [Modes(pictures=2)]
+    trainer_of(tmp_path, max_steps=-1, max_epochs=1, logger=wall, callbacks=callbacks).fit(task, data)
+    assert set(wall.shown) == {"train/pictures", "val/pictures"}
+    (images, captions), *more = wall.shown["train/pictures"]
+    assert not more
+    assert len(images) == len(captions) == 2
+    assert all(image.shape == (64, 3 * 64 + 2 * 4, 3) for image in images)  # picture, cues, prediction
+    assert wall.shown["val/pictures"][0][0][0].shape == (64, 3 * 64 + 2 * 4, 3)  # picture, prediction, truth
+    assert modes == [True] * 3
+
+
+def test_loggers_that_take_no_pictures_are_left_alone(voc, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.callbacks.batch_panel", None)
+    data = data_of(voc, targets="masks")
+    task = SegmentationTask(list(data.classes), **TINY, supervision="masks")
+    logger = CSVLogger(tmp_path)
+    assert not takes_pictures(logger)
+    trainer_of(tmp_path, max_steps=1, logger=logger, callbacks=[PicturePanel()], limit_val_batches=1).fit(task, data)
+
+
+def test_a_panel_shows_the_truth_at_its_place():
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    mask = torch.full((1, 20, 50), 255)
+    mask[0, :10, :40] = 0
+    mask[0, :10, 20:40] = 1  # a picture of 10x40: the right half is of class 1; the rest is padding
+    batch = {"image": normalize(pixels), "mask": mask, "size": torch.tensor([[10, 40]])}
+    shown = batch_panel(batch, torch.zeros(1, 2, 4, 4), 0)
+    truth = shown[:, -32:]
+    assert truth[16, 4].tolist() == [0, 0, 0]
+    assert truth[16, 28].tolist() == [round(0.62 * c) for c in class_colour(1)]
+
+
+def test_tensorboard_takes_pictures():
+    assert takes_pictures(SimpleNamespace(experiment=SimpleNamespace(add_image=None)))

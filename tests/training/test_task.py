@@ -1,0 +1,206 @@
+"""The segmentation task: its losses on a batch, training, scoring, checkpoints."""
+
+import json
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from datamodules.errors import InputError
+from datamodules.images import normalize
+from seeds.checkpoint import load_task, read_checkpoint
+from seeds.crf import dense_crf
+from tests.training.conftest import TINY, data_of, trainer_of
+from training import task as task_module
+from training.grids import label_map, resize, small_pictures
+from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
+from training.task import SegmentationTask
+
+CLASSES = ["a", "b", "c"]
+
+
+def batch_of(grid=8, images=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (images, 3, 64, 64), generator=generator).to(torch.uint8)
+    cues = torch.zeros(images, 4, grid, grid, dtype=torch.bool)
+    cues[:, 0, :2] = cues[:, 1, 4:6] = True
+    labels = torch.zeros(images, 3)
+    labels[:, 0] = 1
+    return {"image": normalize(pixels), "labels": labels, "cues": cues, "id": ["x"] * images}
+
+
+def test_the_loss_is_seed_plus_expand_plus_constrain():
+    torch.manual_seed(0)
+    task = SegmentationTask(CLASSES, **TINY).eval()  # eval: no dropout, so that twice gives the same
+    batch = batch_of()
+    losses = task.sec_losses(batch)
+    with torch.no_grad():
+        logits = F.interpolate(task.network(batch["image"]), (8, 8), mode="bilinear", align_corners=False)
+    probs = sec_probabilities(logits)
+    smoothed = dense_crf(small_pictures(batch["image"], (8, 8)), logits, iterations=10, scale=12.0)
+    assert losses["seed"].item() == pytest.approx(seed_loss(probs, batch["cues"]).item(), rel=1e-5)
+    assert losses["expand"].item() == pytest.approx(expand_loss(probs, batch["labels"]).item(), rel=1e-5)
+    assert losses["constrain"].item() == pytest.approx(constrain_loss(probs, smoothed).item(), rel=1e-4)
+
+
+def test_the_crf_sees_logits_and_the_pictures_own_colours(monkeypatch):
+    """Not probabilities, not a mean-subtracted picture cast to uint8 (which wraps), and no gradient."""
+    seen = {}
+
+    def spy(image, logits, **settings):
+        seen.update(image=image, logits=logits, settings=settings)
+        return logits.softmax(1)
+
+    monkeypatch.setattr(task_module, "dense_crf", spy)
+    task = SegmentationTask(CLASSES, **TINY, crf={"bilateral_weight": 7.0}).eval()
+    batch = batch_of()
+    flat = torch.tensor([250, 128, 3], dtype=torch.uint8)[None, :, None, None].expand(2, 3, 64, 64)
+    batch["image"] = normalize(flat)
+    task.sec_losses(batch)
+    assert seen["image"].dtype == torch.uint8
+    assert seen["image"].shape == (2, 3, 8, 8)
+    assert seen["image"][0, :, 3, 3].tolist() == [250, 128, 3]
+    expected = resize(task(batch["image"]).detach(), (8, 8))
+    torch.testing.assert_close(seen["logits"], expected)
+    assert not seen["logits"].requires_grad
+    assert seen["settings"] == {"iterations": 10, "scale": 12.0, "bilateral_weight": 7.0}
+
+
+@pytest.mark.parametrize("grid", [5, 8, 16, 41])
+def test_any_grid_of_cues(grid):
+    task = SegmentationTask(CLASSES, **TINY)
+    losses = task.sec_losses(batch_of(grid))
+    assert set(losses) == {"seed", "expand", "constrain"}
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_a_loss_of_weight_zero_is_not_computed(monkeypatch):
+    monkeypatch.setattr(task_module, "dense_crf", None)
+    task = SegmentationTask(CLASSES, **TINY, constrain_weight=0.0, expand_weight=0.0)
+    assert set(task.sec_losses(batch_of())) == {"seed"}
+    with pytest.raises(InputError, match="all 0"):
+        SegmentationTask(CLASSES, **TINY, seed_weight=0, expand_weight=0, constrain_weight=0).sec_losses(batch_of())
+
+
+def test_weights_of_the_losses(monkeypatch):
+    task = SegmentationTask(CLASSES, **TINY, seed_weight=2.0, expand_weight=3.0, constrain_weight=5.0)
+    parts = {"seed": torch.tensor(1.0), "expand": torch.tensor(10.0), "constrain": torch.tensor(100.0)}
+    monkeypatch.setattr(task, "sec_losses", lambda _batch: parts)
+    logged = {}
+    monkeypatch.setattr(task, "log_dict", lambda values, **_: logged.update(values))
+    monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: value}))
+    assert task.training_step(batch_of(), 0).item() == 2 + 30 + 500
+    assert {name: value.item() for name, value in logged.items()} == {
+        "train/seed": 1.0,
+        "train/expand": 10.0,
+        "train/constrain": 100.0,
+        "train/loss": 532.0,
+    }
+
+
+def test_mask_loss_ignores_255():
+    task = SegmentationTask(CLASSES, **TINY, supervision="masks").eval()
+    image = batch_of()["image"]
+    mask = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    mask[:, :, 40:] = 255
+    with torch.no_grad():
+        log_probs = resize(task(image), (64, 64)).log_softmax(1)
+    picked = log_probs.gather(1, mask.clamp_max(3)[:, None])[:, 0]
+    expected = -picked[mask != 255].mean()
+    assert task.mask_loss({"image": image, "mask": mask}).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert task.mask_loss({"image": image, "mask": torch.full_like(mask, 255)}).item() == 0
+
+
+@pytest.mark.parametrize(("supervision", "says"), [("sec", "cues"), ("masks", "masks")])
+def test_data_of_another_kind_is_one_sentence(supervision, says):
+    task = SegmentationTask(CLASSES, **TINY, supervision=supervision)
+    batch = {"image": batch_of()["image"], "labels": batch_of()["labels"]}
+    with pytest.raises(InputError, match=f"targets: {says}"):
+        task.training_step(batch, 0)
+
+
+def test_label_map_is_bilinear_at_the_pictures_own_size():
+    scores = torch.tensor([[[0.0, 0.0]], [[-1.0, 3.0]]])  # (2, 1, 2): class 1 from where the line crosses 0 on
+    # centres of 8 pixels over 2 cells lie at -0.375, -0.125, … in cells; the difference -1 + 4 t is above 0 for t > 1/4
+    assert label_map(scores, (2, 8)).tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]] * 2
+
+
+# --- with a trainer
+
+
+def test_a_run_leaves_a_checkpoint_that_loads(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["tag2mask"] == {"task": "segmentation", "version": 1}
+    assert read_checkpoint(checkpoint, "segmentation")["global_step"] == 2
+    task = load_task(checkpoint, SegmentationTask)
+    assert not task.training
+    assert task.hparams["network_args"] == {"decoder_channels": 16}
+    json.dumps(dict(task.hparams))  # plain
+
+
+def test_training_logs_each_loss_and_validation_the_iou(voc, cues, tmp_path):
+    data = data_of(voc, targets="cues", cues=str(cues))
+    task = SegmentationTask(list(data.classes), **TINY, lr=1e-4)
+    trainer = trainer_of(tmp_path, max_steps=3)  # one epoch
+    trainer.fit(task, data)
+    metrics = trainer.callback_metrics
+    assert {"train/seed", "train/expand", "train/constrain", "train/loss", "val/miou"} <= set(metrics)
+    parts = sum(metrics[f"train/{name}"] for name in ("seed", "expand", "constrain"))
+    assert metrics["train/loss"].item() == pytest.approx(parts.item(), rel=1e-5)
+    present = [value.item() for name, value in metrics.items() if name.startswith("val/iou/")]
+    assert metrics["val/miou"].item() == pytest.approx(np.mean(present), rel=1e-5)
+
+
+def test_sec_learns_its_cues(voc, cues, tmp_path):
+    """Forty steps on three pictures: the seed loss falls to a fraction."""
+    pl.seed_everything(0)
+    data = data_of(voc, targets="cues", cues=str(cues))
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    task = SegmentationTask(list(data.classes), **TINY, optimizer="adamw", lr=1e-3, schedule="constant")
+    trainer = trainer_of(tmp_path, max_steps=40, limit_val_batches=0)
+    trainer.fit(task, torch.utils.data.DataLoader([batch] * 40, batch_size=None))
+    start = SegmentationTask(list(data.classes), **TINY).sec_losses(batch)["seed"].item()
+    assert trainer.callback_metrics["train/seed"].item() < 0.4 * start
+
+
+def test_supervised_runs(voc, tmp_path):
+    data = data_of(voc, targets="masks")
+    task = SegmentationTask(list(data.classes), **TINY, supervision="masks", lr=1e-4, freeze_stride=4)
+    frozen = task.network.model.encoder.features[1].conv[0][1].running_mean.clone()
+    trainer = trainer_of(tmp_path, max_steps=3)  # one epoch
+    trainer.fit(task, data)
+    assert {"train/cross_entropy", "val/miou"} <= set(trainer.callback_metrics)
+    assert torch.equal(task.network.model.encoder.features[1].conv[0][1].running_mean, frozen)
+
+
+def test_poly_needs_an_end(voc, tmp_path):
+    task = SegmentationTask(["a"], **TINY, schedule="poly")
+    with pytest.raises(InputError, match="max_steps"):
+        trainer_of(tmp_path, max_steps=-1, max_epochs=-1).fit(task, data_of(voc, targets="masks", classes=None))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_two_processes_count_what_one_counts(voc, checkpoint, tmp_path):
+    """The confusion counts are summed, not the IoUs averaged."""
+    data = data_of(voc, batch_size=1)
+    task = load_task(checkpoint, SegmentationTask)
+    one = trainer_of(tmp_path).validate(task, data, verbose=False)[0]
+    two = trainer_of(tmp_path, devices=2, strategy="ddp_fork").validate(task, data, verbose=False)[0]
+    assert two["val/miou"] == pytest.approx(one["val/miou"], rel=1e-6)
+    assert two == pytest.approx(one, rel=1e-6)
+
+
+def test_the_papers_configuration_trains_two_steps(tmp_path):
+    """VGG-16 LargeFOV, SGD with its four rates; smaller pictures, random weights."""
+    task = SegmentationTask(CLASSES, "LargeFOV")
+    batch = batch_of(grid=9)
+    batch["image"] = F.interpolate(batch["image"], (65, 65))
+    trainer = trainer_of(tmp_path, limit_val_batches=0)
+    before = task.network.fc8.weight.clone()
+    trainer.fit(task, torch.utils.data.DataLoader([batch] * 2, batch_size=None))
+    assert sorted(group["lr"] for group in trainer.optimizers[0].param_groups) == [1e-3, 2e-3, 1e-2, 2e-2]
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    assert not torch.equal(task.network.fc8.weight, before)

@@ -1,0 +1,1 @@
+"""From cues to segmentation: losses, the task, evaluation, the command line."""

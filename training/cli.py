@@ -1,0 +1,166 @@
+"""The `tag2mask` command: one program, one way of giving options, one sentence when something is wrong.
+
+Every option can be written on the command line or in a YAML file (`--config FILE`; what comes later wins), and
+`--print_config` writes the YAML of what is given. `fit`, `validate` and `test` are Lightning's; the others are
+plain functions whose arguments are the options.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from datamodules.errors import InputError
+
+# No command speaks to the network unasked; albumentations would look for a newer self on import.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+LIGHTNING = {
+    "fit": "train a classifier or a segmentation network",
+    "validate": "a checkpoint's figures on the validation split",
+    "test": "a checkpoint's figures on the test split",
+}
+# Plain functions: where each is (imported only when called, so that `--help` answers at once) and its line of help.
+FUNCTIONS = {
+    "synthesize": ("datamodules.synthesize:synthesize", "write the embedded data set as a VOC folder"),
+    "seeds generate": (
+        "seeds.generate:generate_seeds",
+        "ask a classifier where it looks, and keep the answers as a seed cache",
+    ),
+    "seeds evaluate": ("seeds.quality:evaluate_seeds", "score a seed cache against masks"),
+    "evaluate": (
+        "training.evaluation:evaluate",
+        "score a segmentation checkpoint: per-class IoU, metrics.json, a page of pictures",
+    ),
+    "predict": ("training.predict:predict", "write masks for photos"),
+}
+OVERVIEW = ("synthesize", "fit", "validate", "test", "seeds generate", "seeds evaluate", "evaluate", "predict")
+
+
+def run() -> None:
+    """The console script: `main` with the process's own arguments, leaving with its exit status."""
+    sys.exit(main())
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: the words after `tag2mask`; the process's own when None.
+
+    Returns:
+        The exit status: 0 done, 1 something handed in is unusable, 2 the command line or a YAML is wrong (both told
+        in one sentence on standard error), 130 interrupted.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        dispatch(words)
+    except InputError as error:
+        return complain(sentence(error), 2 if type(error).__name__ == "UsageError" else 1)
+    except ValueError as error:  # a class named in a YAML refused its arguments: the parser wraps what it said
+        if (behind := input_error_behind(error)) is None:
+            raise
+        return complain(sentence(behind), 1)
+    except OSError as error:  # no such file, no permission, no space left: the system's own words, and the file's name
+        name = f": {error.filename}" if error.filename else ""
+        return complain(f"{error.strerror or error}{name}", 1)
+    except KeyboardInterrupt:
+        return complain("interrupted", 130)
+    except SystemExit as leave:  # --help and --print_config end so inside the parser
+        return leave.code if isinstance(leave.code, int) else 0
+    return 0
+
+
+def dispatch(words: list[str]) -> None:
+    """Find the command that the words begin with, and run it with the rest of them."""
+    first = words[0] if words else "--help"
+    if first in ("-h", "--help"):
+        say(overview())
+    elif first == "--version":
+        say(f"tag2mask {version('tag2mask')}")
+    elif first == "seeds" and (len(words) == 1 or words[1] in ("-h", "--help")):
+        say(overview("seeds"))
+    else:
+        run_command(words)
+
+
+def run_command(words: list[str]) -> None:
+    """Run a command proper. Imports happen here: torch and Lightning take seconds, and help should not."""
+    quiet_known_warnings()
+    from training.messages import nearest  # noqa: PLC0415
+    from training.parsers import UsageError, find_configs, run_function  # noqa: PLC0415
+
+    length = 2 if words[0] == "seeds" else 1
+    name = " ".join(words[:length])
+    if name in LIGHTNING:
+        from training.lightning_cli import run_lightning  # noqa: PLC0415
+
+        run_lightning(find_configs(words))
+    elif name in FUNCTIONS:
+        target, about = FUNCTIONS[name]
+        run_function(target, about, name, find_configs(words[length:]))
+    else:
+        raise UsageError(f"there is no command '{name}'{nearest(name, OVERVIEW)}")
+
+
+def overview(group: str = "") -> str:
+    """The page of `--help`: the commands (of a group), a line each."""
+    about = LIGHTNING | {name: line for name, (_, line) in FUNCTIONS.items()}
+    rows = [f"  {name:<16}{about[name]}" for name in OVERVIEW if name.startswith(group)]
+    return "\n".join(
+        [
+            f"usage: tag2mask {group}{' ' if group else ''}COMMAND [--config FILE.yaml] [--option value ...]",
+            "",
+            "Segmentation networks from image tags alone: tags -> classifier -> Grad-CAM seeds -> SEC -> masks.",
+            "",
+            *rows,
+            "",
+            "Each command: --help lists its options, --print_config writes them as YAML, --config reads them from one.",
+            "--version prints the version.",
+        ],
+    )
+
+
+def input_error_behind(error: BaseException | None) -> InputError | None:
+    """The InputError from which an exception came, if it came from one."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def sentence(error: Exception) -> str:
+    """An error's one sentence; one from a data-loading worker arrives wrapped in that process's traceback."""
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith("Caught "):
+        return lines[-1].partition(": ")[2]
+    return " ".join(line.strip() for line in lines)
+
+
+def complain(message: str, status: int) -> int:
+    """Tell what is wrong on standard error, and pass the exit status on."""
+    sys.stderr.write(f"tag2mask: {message}\n")
+    return status
+
+
+def say(text: str) -> None:
+    """Write to standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def quiet_known_warnings() -> None:
+    """Silence warnings of libraries that no user of this program can act upon."""
+    for message in (
+        r".*module\(s\) in eval mode at the start of training.*",  # frozen stages are meant to be
+        r".*does not have many workers.*",  # two workers suffice; num_workers is in every YAML
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*The number of training batches .* is smaller than the logging interval.*",
+        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        r".*Precision bf16-mixed is not supported by the model summary.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    # Lightning advertises a logging service at the start of every run
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda line: "litlogger" not in line.getMessage()
+    )

@@ -1,0 +1,123 @@
+"""A trained network at work: loading it with its data settings, and the label map of a picture."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datamodules.datamodule import TagDataModule
+from datamodules.errors import InputError
+from datamodules.images import read_image
+from datamodules.photos import PhotoSet
+from seeds.checkpoint import load_task, read_checkpoint
+from seeds.crf import dense_crf
+from seeds.data import data_settings
+from training.grids import label_map, resize
+from training.task import CrfSettings, SegmentationTask
+
+__all__ = ["TEST_CRF", "Predicted", "Trained", "crf_label_map", "data_module", "load_trained", "predictions"]
+
+TEST_CRF: CrfSettings = {"iterations": 10, "scale": 1.0}  # SEC's at test time
+PROBABILITY_FLOOR = 1e-5  # under the logarithm, SEC's at test time
+CRF_PIXELS = 1_000_000  # larger photos are smoothed at this many pixels: VOC's have 187,500, phones' 12 million
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and what its checkpoint says of its data.
+
+    Attributes:
+        task: the task in eval mode, on ``device``.
+        data: settings of the data module it was trained with.
+        device: a GPU where there is one.
+    """
+
+    task: SegmentationTask
+    data: dict[str, Any]
+    device: torch.device
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor) -> Tensor:
+        """Class scores float32 (B, C+1, h, w), on the network's grid, of normalised pictures (B, 3, S, S)."""
+        scores: Tensor = self.task(images.to(self.device)).float()
+        return scores
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the network says of one picture, at the picture's own size.
+
+    Attributes:
+        name: the picture's id.
+        image: uint8 (H, W, 3).
+        plain: label map int64 (H, W) of the network alone.
+        final: the same after the CRF, or ``plain`` where there is none.
+        truth: the mask int64 (H, W), where there is one.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    plain: Tensor
+    final: Tensor
+    truth: Tensor | None
+
+
+def load_trained(checkpoint: Path) -> Trained:
+    """Read a segmentation checkpoint; nothing that it may carry is run.
+
+    Raises:
+        InputError: as `seeds.checkpoint.load_task`; or it was not trained with this project's data module.
+    """
+    task = load_task(checkpoint, SegmentationTask)
+    data = read_checkpoint(checkpoint, SegmentationTask.task_name).get("datamodule_hyper_parameters")
+    if not isinstance(data, dict) or "size" not in data:
+        raise InputError(f"{checkpoint} says nothing of the data it was trained on, such as the size of pictures")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Trained(task.to(device), data, device)
+
+
+def data_module(trained: Trained, **given: Any) -> TagDataModule:
+    """The data module a network was trained with, less its targets; ``given`` overrides what is not None there."""
+    return TagDataModule(**data_settings(trained.data, trained.task.classes, **given))
+
+
+def predictions(trained: Trained, data: TagDataModule, photos: PhotoSet, *, crf: bool) -> Iterator[Predicted]:
+    """Predict pictures one after the other, in their order."""
+    files = iter(photos.images)
+    for batch in data.eval_loader(photos):
+        scores = trained.scores(batch["image"])
+        for index, name in enumerate(batch["id"]):
+            image = read_image(next(files))
+            height, width = image.shape[:2]
+            plain = label_map(scores[index], (height, width)).cpu()
+            final = crf_label_map(scores[index], image).cpu() if crf else plain
+            truth = batch["mask"][index, :height, :width] if "mask" in batch else None
+            yield Predicted(name, image, plain, final, truth)
+
+
+def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
+    """The most likely class of every pixel after the dense CRF, as SEC does at test time.
+
+    Softmax, bilinear to the picture's own size, floor 1e-5, logarithm, ten iterations of the CRF at scale 1.
+
+    Args:
+        scores: class scores (K, h, w).
+        image: the picture, uint8 (H, W, 3).
+
+    Returns:
+        int64 (H, W).
+    """
+    height, width = image.shape[:2]
+    shrink = min(1.0, (CRF_PIXELS / (height * width)) ** 0.5)
+    size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+    picture = torch.from_numpy(image).permute(2, 0, 1)[None].to(scores.device)  # (1, 3, H, W)
+    if size != (height, width):
+        picture = resize(picture.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
+    probs = resize(scores.float().softmax(dim=0)[None], size)  # (1, K, h', w')
+    smoothed = dense_crf(picture.contiguous(), probs.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
+    return label_map(smoothed[0], (height, width))

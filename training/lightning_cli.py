@@ -1,0 +1,101 @@
+"""`fit`, `validate` and `test`: Lightning's command line over the project's two tasks and its one data module."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from datamodules.datamodule import TagDataModule
+from datamodules.errors import InputError
+from training.parsers import OneSentenceParser
+from training.run_folder import Wandb, progress_bar, run_callbacks, run_loggers
+
+
+class TagToMaskCLI(LightningCLI):
+    """Lightning's CLI with the run's folder and its loggers as one line of YAML each.
+
+    The names of the classes go from the data to the model, so that they are written once.
+    """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer's methods that are commands, each with the arguments the CLI itself provides."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+            "test": {"model", "dataloaders", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the run itself, and link the data's classes to the model's."""
+        parser.add_argument(
+            "--output",
+            type=str,
+            default="runs/latest",
+            help="folder of the run: config.yaml, metrics.csv, best.ckpt (by the validation's figure), last.ckpt",
+        )
+        parser.add_argument(
+            "--wandb",
+            type=Wandb,
+            default="disabled",
+            help="log to Weights & Biases as well, with pictures: disabled, offline (no account needed) or online",
+        )
+        parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate", compute_fn=list)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the words given and those alone (Lightning's own warns when it is called from Python)."""
+        self.config = parser.parse_args(cast("list[str]", args))
+
+    def _parse_ckpt_path(self) -> None:
+        """The YAML says what the model is; a checkpoint's own account of it is not merged over that."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The Trainer, which keeps the run in the folder `output` unless the YAML's `trainer` says otherwise."""
+        folder, given = Path(self._get(self.config, "output")), self._get(self.config_init, "trainer")
+        fits = self.subcommand == "fit" and not given.fast_dev_run
+        own = given.logger if given.logger is not None else fits
+        kwargs["default_root_dir"] = given.default_root_dir or str(folder)
+        kwargs["logger"] = run_loggers(folder, self._get(self.config, "wandb")) if own is True else own
+        callbacks = list(given.callbacks or [])
+        if given.enable_progress_bar is not False:
+            callbacks.append(progress_bar())
+        if fits:
+            checkpoints = given.enable_checkpointing is not False
+            callbacks += run_callbacks(folder, self.model, checkpoints=checkpoints, logs=bool(own))
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse to train over an earlier run, whose figures and checkpoints would be lost."""
+        folder = Path(self._get(self.config, "output"))
+        if (folder / "config.yaml").exists() and not self._get(self.config, "ckpt_path"):
+            raise InputError(
+                f"{folder} already holds a run: remove it, name another folder (--output), "
+                f"or go on with it (--ckpt_path last)",
+            )
+
+
+def run_lightning(words: list[str]) -> None:
+    """Run `fit`, `validate` or `test`.
+
+    Args:
+        words: the command line from the command's name on.
+
+    Raises:
+        InputError: something handed in is unusable; a `UsageError` where the command line or a YAML is.
+    """
+    try:
+        TagToMaskCLI(
+            model_class=pl.LightningModule,
+            datamodule_class=TagDataModule,
+            subclass_mode_model=True,
+            parser_class=OneSentenceParser,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},  # before_fit has looked already
+            load_from_checkpoint_support=False,  # the tasks save plain arguments themselves: loaded with weights_only
+            parser_kwargs={"prog": "tag2mask"},
+            args=words,
+        )
+    except MisconfigurationException as error:
+        raise InputError(str(error)) from error

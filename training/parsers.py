@@ -1,0 +1,108 @@
+"""Parsers that take YAML and options alike, and answer a mistake with one sentence."""
+
+import importlib
+from inspect import signature
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pytorch_lightning.cli import LightningArgumentParser
+
+from datamodules.errors import InputError
+from training.messages import nearest, one_sentence
+
+
+class UsageError(InputError):
+    """The command line or a YAML file is wrong: an unknown key, a value of the wrong type, no such file."""
+
+
+class OneSentenceParser(LightningArgumentParser):
+    """jsonargparse's parser (with Lightning's additions), whose errors are one sentence and not the whole usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise `UsageError` instead of printing usage and leaving the process.
+
+        Args:
+            message: what jsonargparse says, often over several lines, the root of the matter in the last.
+            ex: the exception behind it, kept as the cause.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(one_sentence(message, known_keys(self))) from ex
+
+
+def known_keys(parser: LightningArgumentParser) -> set[str]:
+    """The last words of all keys a parser knows (`lr` of `model.init_args.lr`), to offer the nearest of.
+
+    Arguments of classes named in a YAML are not actions of the parser, so those are read off the classes.
+    """
+    from datamodules.transforms import Augment  # noqa: PLC0415
+    from seeds.classifier import ClassifierTask  # noqa: PLC0415
+    from training.task import SegmentationTask  # noqa: PLC0415
+
+    parsers = [parser, *getattr(parser._subcommands_action, "_name_parser_map", {}).values()]  # noqa: SLF001
+    keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
+    return keys.union(*(signature(known).parameters for known in (ClassifierTask, SegmentationTask, Augment)))
+
+
+def run_function(target: str, about: str, name: str, words: list[str]) -> None:
+    """Call a function with arguments parsed from words and YAML.
+
+    Args:
+        target: `module:function`; its signature gives the options, its docstring their help.
+        about: one line for `--help`.
+        name: the command's name, for `--help`.
+        words: the command line after the name.
+
+    Raises:
+        UsageError: the words do not fit the signature.
+    """
+    module, function_name = target.split(":")
+    function = getattr(importlib.import_module(module), function_name)
+    parser = OneSentenceParser(prog=f"tag2mask {name}", description=about[0].upper() + about[1:] + ".")
+    parser.add_argument("-c", "--config", action="config", help="a YAML file with these same options")
+    parser.add_function_arguments(function, as_group=False, sub_configs=True)
+    parsed = parser.instantiate_classes(parser.parse_args(words))
+    options: dict[str, Any] = {key: value for key, value in parsed.items(branches=True) if "." not in key}
+    options.pop("config", None)
+    function(**options)
+
+
+def find_configs(words: list[str]) -> list[str]:
+    """A command line whose `--config name.yaml` may also name a YAML shipped with the package.
+
+    Raises:
+        UsageError: there is no such file, or it is no YAML.
+    """
+    found = list(words)
+    for place, word in enumerate(words):
+        if word in ("-c", "--config") and place + 1 < len(words):
+            found[place + 1] = config_path(words[place + 1])
+        elif word.startswith("--config="):
+            found[place] = "--config=" + config_path(word.removeprefix("--config="))
+    return found
+
+
+def config_path(name: str) -> str:
+    """A YAML's path: the name itself where that is a file, else the one of that name in `configs/`.
+
+    Raises:
+        UsageError: there is neither, or it is no YAML.
+    """
+    import configs  # noqa: PLC0415
+
+    shipped = Path(configs.__file__).parent / Path(name).name
+    path = next((path for path in (Path(name), shipped) if path.is_file()), None)
+    if path is None:
+        raise UsageError(
+            f"there is no file {name}{nearest(shipped.name, [p.name for p in shipped.parent.glob('*.yaml')])}"
+        )
+    try:
+        yaml.safe_load(path.read_text())
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{name}{line}: not YAML: {error.problem}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: not a text file") from error
+    return str(path)

@@ -1,0 +1,73 @@
+"""What a training run leaves in its folder: figures, checkpoints, and how they are called."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from training.callbacks import PicturePanel
+
+Wandb = Literal["disabled", "offline", "online"]
+
+# The figure by which a task's best checkpoint is told, by the name under which its checkpoints are signed.
+BEST_BY = {"classifier": "val/map", "segmentation": "val/miou"}
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt`: the epoch with the highest figure; nothing where no figure is logged (photos without masks)."""
+
+    def __init__(self, folder: Path, figure: str) -> None:
+        super().__init__(folder, filename="best", monitor=figure, mode="max", enable_version_counter=False)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the epoch if its figure is the best so far."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As `on_validation_end`, where validation runs within the epoch."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+def last_checkpoint(folder: Path) -> ModelCheckpoint:
+    """`last.ckpt`: the run as it stood after its last epoch, to go on from."""
+    return ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+
+
+def run_callbacks(folder: Path, task: pl.LightningModule, *, checkpoints: bool, logs: bool) -> list[Callback]:
+    """The callbacks every training run has.
+
+    Args:
+        folder: the run's folder.
+        task: what is trained.
+        checkpoints: whether checkpoints are kept (`trainer.enable_checkpointing`).
+        logs: whether anything is logged (`trainer.logger`).
+    """
+    found: list[Callback] = []
+    if logs:
+        found += [LearningRateMonitor("epoch"), PicturePanel()]
+    if checkpoints:
+        found += [BestCheckpoint(folder, BEST_BY[str(task.task_name)]), last_checkpoint(folder)]
+    return found
+
+
+def run_loggers(folder: Path, wandb: Wandb) -> list[Logger]:
+    """`metrics.csv` in the run's folder, and Weights & Biases if asked for.
+
+    Args:
+        folder: the run's folder.
+        wandb: `disabled`, `offline` (files in the folder, no account) or `online`.
+    """
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    if wandb != "disabled":
+        folder.mkdir(parents=True, exist_ok=True)
+        loggers.append(WandbLogger(name=folder.name, save_dir=folder, project="tag2mask", offline=wandb == "offline"))
+    return loggers
+
+
+def progress_bar() -> RichProgressBar:
+    """The bar on the terminal."""
+    return RichProgressBar(leave=False)
