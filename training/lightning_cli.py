@@ -9,6 +9,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
+from seeds.checkpoint import read_checkpoint
 from training.parsers import OneSentenceParser
 from training.run_folder import Wandb, progress_bar, run_callbacks, run_loggers
 
@@ -74,6 +75,15 @@ class TagToMaskCLI(LightningCLI):
                 f"{folder} already holds a run: remove it, name another folder (--output), "
                 f"or go on with it (--ckpt_path last)",
             )
+        self.before_validate()
+
+    def before_validate(self) -> None:
+        """Look at a checkpoint that is given: that it is of this task, and carries no code."""
+        path = self._get(self.config, "ckpt_path")
+        if path and str(path) not in ("last", "best", "hpc", "registry"):
+            read_checkpoint(path, str(self.model.task_name))
+
+    before_test = before_validate
 
 
 def run_lightning(words: list[str]) -> None:
@@ -99,3 +109,7 @@ def run_lightning(words: list[str]) -> None:
         )
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        raise InputError(f"the checkpoint is of another network than the YAML describes: {str(error)[:300]}") from error

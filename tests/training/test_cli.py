@@ -139,6 +139,34 @@ def test_the_wrong_checkpoint(made, capsys):
     assert not (made / "nothing").exists()
 
 
+class Hostile:
+    """What a pickle may carry: a call."""
+
+    def __reduce__(self):
+        return (print, ("code was run",))
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+@pytest.mark.parametrize("kind", ["missing", "code", "another task", "another network"])
+def test_checkpoints_not_to_go_on_from(made, tmp_path, capsys, command, kind):
+    """One sentence each, and no code is run."""
+    torch.save({"state_dict": Hostile()}, tmp_path / "code.ckpt")
+    path = {
+        "missing": tmp_path / "no.ckpt", "code": tmp_path / "code.ckpt", "another task": made / "sec/last.ckpt",
+        "another network": made / "classifier/last.ckpt",
+    }[kind]  # fmt: skip
+    words = [command, f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={tmp_path / 'run'}", *SMALL, *QUIET]
+    words += [f"--data.root={made / 'data'}", f"--ckpt_path={path}"]
+    words += (
+        ["--model.init_args.backbone=mobilenet_v2", "--model.init_args.depth=5"] if kind == "another network" else []
+    )
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert str(path) in said.err or "another network" in said.err
+    assert "code was run" not in said.out
+
+
 def test_a_cache_of_another_classifier(made, capsys):
     """Cues are refused when the classifier they should come from is another file than made them."""
     other = made / "sec/last.ckpt"
