@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.cache import SeedCache
 from datamodules.classes import check_classes
-from datamodules.dataset import TagDataset, collate
+from datamodules.dataset import TagDataset, collate, one_thread
 from datamodules.download import download_voc
 from datamodules.errors import InputError
 from datamodules.folders import MASK_FOLDER, Listing, listing_classes, listing_photos, read_csv, read_tag_folders
@@ -224,7 +223,7 @@ class TagDataModule(pl.LightningDataModule):
             drop_last=drop_last,
             num_workers=workers,
             collate_fn=collate,
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             persistent_workers=keep and workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -265,10 +264,6 @@ def _listing(layout: str, root: Path, labels: str | None, masks: str | None) -> 
     if layout == "csv":
         return read_csv(root, "tags.csv" if labels in (None, "imagesets") else str(labels))
     return read_tag_folders(root, MASK_FOLDER if masks == "auto" else masks)
-
-
-def _one_thread(_worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the threads
 
 
 def _augment(given: Any) -> Augment | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -123,3 +124,8 @@ def pad_masks(masks: Sequence[np.ndarray]) -> torch.Tensor:
     for row, mask in zip(padded, masks, strict=True):
         row[: mask.shape[0], : mask.shape[1]] = torch.from_numpy(mask)
     return padded
+
+
+def one_thread(_worker: int) -> None:
+    """For ``worker_init_fn`` of loaders: OpenCV starts no threads of its own, the workers are the threads."""
+    cv2.setNumThreads(0)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.dataset import one_thread
 from datamodules.errors import InputError
 from datamodules.images import normalize, read_image
 from datamodules.photos import PhotoSet
@@ -75,14 +75,10 @@ def _pack(items: list[_Item]) -> _Pack:
     return _Pack([item.name for item in items], labels, images, problem)
 
 
-def _one_thread(_worker: int) -> None:
-    cv2.setNumThreads(0)
-
-
 def picture_loader(photos: PhotoSet, sizes: Sequence[int], batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Batches of a photo set's pictures at several sizes, in their order, for :func:`seeds_of`."""
     pictures = _Pictures(photos, sizes)
-    return DataLoader(pictures, batch_size, num_workers=num_workers, collate_fn=_pack, worker_init_fn=_one_thread)
+    return DataLoader(pictures, batch_size, num_workers=num_workers, collate_fn=_pack, worker_init_fn=one_thread)
 
 
 def seeds_of(
