@@ -1,21 +1,19 @@
 """The multi-label classifier whose attention becomes the seeds, and how it is trained."""
 
-import math
 from typing import Any, Literal, TypedDict
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MultilabelAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
 from datamodules.errors import InputError
 from seeds.backbones import Backbone, build_backbone
 from seeds.checkpoint import sign
+from seeds.optim import Optimizer, build_optimizer, build_schedule, parameter_groups
 
-POLY_POWER = 0.9  # DeepLab's
 DEFAULT_LAYER = "features"
 
 
@@ -84,7 +82,7 @@ class ClassifierTask(pl.LightningModule):
         output_stride: int = 16,
         depth: int = 5,
         freeze_stride: int = 0,
-        optimizer: Literal["adamw", "sgd"] = "adamw",
+        optimizer: Optimizer = "adamw",
         lr: float = 1e-4,
         weight_decay: float = 1e-4,
         momentum: float = 0.9,
@@ -165,44 +163,18 @@ class ClassifierTask(pl.LightningModule):
         """Sign the checkpoint as a classifier's."""
         sign(checkpoint, self.task_name)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimizer gets: backbone and head, each apart by whether it decays; nothing frozen."""
-        groups = []
-        for module, scale in ((self.model.features, 1.0), (self.model.head, self.hparams["head_lr_scale"])):
-            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            for decays in (True, False):
-                members = [parameter for parameter in trained if (parameter.dim() > 1) == decays]
-                decay = self.hparams["weight_decay"] if decays else 0.0
-                groups.append({"params": members, "lr": self.hparams["lr"] * scale, "weight_decay": decay})
-        return [group for group in groups if group["params"]]
-
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule, stepped once a batch."""
-        groups, lr = self.parameter_groups(), self.hparams["lr"]
-        optimizer: torch.optim.Optimizer
-        if self.hparams["optimizer"] == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=lr)
-        else:
-            optimizer = torch.optim.SGD(groups, lr=lr, momentum=self.hparams["momentum"])
+        hp = self.hparams
+        groups = parameter_groups(
+            self.model,
+            [self.model.head],
+            lr=hp["lr"],
+            weight_decay=hp["weight_decay"],
+            head_lr_scale=hp["head_lr_scale"],
+            bias_lr_scale=1.0,
+        )
+        optimizer = build_optimizer(groups, hp["optimizer"], momentum=hp["momentum"])
         total = float(self.trainer.estimated_stepping_batches)
-        schedule, warmup = self.hparams["schedule"], self.hparams["warmup_steps"]
-        scheduler = LambdaLR(optimizer, lambda step: rate_factor(step, total, schedule, warmup))
+        scheduler = build_schedule(optimizer, hp["schedule"], total=total, warmup=hp["warmup_steps"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def rate_factor(step: int, total: float, schedule: str, warmup: int = 0) -> float:
-    """What the learning rate is multiplied by at a step (0, 1, …) of ``total``: 1 at the start, 0 at the end.
-
-    Args:
-        step: steps taken so far.
-        total: steps of the whole run; infinite for a run without end, whose rate then stays.
-        schedule: ``poly`` ((1 - step/total)^0.9), ``cosine`` or ``constant``.
-        warmup: over the first so many steps the factor rises linearly to the schedule's.
-    """
-    rise = min(1.0, (step + 1) / (warmup + 1))
-    done = min(1.0, step / total)
-    if schedule == "poly":
-        return rise * float((1 - done) ** POLY_POWER)
-    if schedule == "cosine":
-        return rise * (1 + math.cos(math.pi * done)) / 2
-    return rise

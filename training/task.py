@@ -12,10 +12,10 @@ from datamodules.errors import InputError
 from seeds.checkpoint import sign
 from seeds.confusion import IGNORE, Confusion
 from seeds.crf import dense_crf
+from seeds.optim import Optimizer, Schedule, build_optimizer, build_schedule, parameter_groups
 from training.grids import label_map, resize, small_pictures
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
-from training.optim import Optimizer, Schedule, build_optimizer, build_schedule, parameter_groups
 
 __all__ = ["CrfSettings", "SegmentationTask"]
 
@@ -62,7 +62,7 @@ class SegmentationTask(pl.LightningModule):
         weight_decay: of weights; biases and normalisation layers have none.
         head_lr_scale: factor on the rate of fresh layers (decoder and head; LargeFOV's last layer).
         bias_lr_scale: factor on the rate of biases.
-        schedule: ``step``, ``poly`` over the whole training, or ``constant``.
+        schedule: ``step``; ``poly`` or ``cosine`` over the whole training; or ``constant``.
         step_size: iterations between steps.
         step_gamma: factor of a step.
         poly_power: exponent of ``poly``.
@@ -233,9 +233,11 @@ class SegmentationTask(pl.LightningModule):
         """The optimizer, its rates by layer, and its schedule by iteration."""
         groups = parameter_groups(self.network, self.network.fresh, **self.rates)
         optimizer = build_optimizer(groups, self.optimizer, momentum=self.momentum)
-        total = self.trainer.estimated_stepping_batches if self.schedule == "poly" else 0
-        if total == float("inf"):
-            raise InputError("schedule 'poly' needs an end of training: set the trainer's max_epochs or max_steps")
+        total = float(self.trainer.estimated_stepping_batches)
+        if self.schedule in ("poly", "cosine") and total == float("inf"):
+            raise InputError(
+                f"schedule {self.schedule!r} needs an end of training: set the trainer's max_epochs or max_steps"
+            )
         scheduler = build_schedule(optimizer, self.schedule, total=total, **self.schedule_numbers)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -5,7 +5,7 @@ import torch
 
 from datamodules.errors import InputError
 from seeds.backbones import build_backbone
-from seeds.classifier import Classifier, ClassifierTask, MeanAveragePrecision, rate_factor
+from seeds.classifier import Classifier, ClassifierTask, MeanAveragePrecision
 from tests.seeds.conftest import data_of
 
 
@@ -46,29 +46,6 @@ def test_mean_average_precision_by_hand():
     metric.update(scores[3:], labels[3:])
     # first: hits at ranks 1 and 3: (1 + 2/3) / 2; second: one hit at rank 4; third: no picture, left out
     assert metric.compute().item() == pytest.approx((5 / 6 + 1 / 4) / 2)
-
-
-def test_rate_factor():
-    assert rate_factor(0, 100, "poly") == 1
-    assert rate_factor(50, 100, "poly") == pytest.approx(0.5**0.9)
-    assert rate_factor(100, 100, "poly") == 0
-    assert rate_factor(25, 100, "cosine") == pytest.approx((1 + np.cos(np.pi / 4)) / 2)
-    assert rate_factor(100, 100, "cosine") == pytest.approx(0)
-    assert [rate_factor(step, 100, "constant", warmup=3) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    assert rate_factor(10**6, float("inf"), "poly") == 1
-
-
-def test_parameter_groups():
-    task = ClassifierTask(["a"], backbone="resnet18", lr=0.1, head_lr_scale=5.0, weight_decay=0.3, freeze_stride=8)
-    groups = task.parameter_groups()
-    given = [parameter for group in groups for parameter in group["params"]]
-    assert {id(p) for p in given} == {id(p) for p in task.parameters() if p.requires_grad}
-    assert len({id(p) for p in given}) == len(given)
-    head = {id(task.model.head.weight): (0.5, 0.3), id(task.model.head.bias): (0.5, 0.0)}
-    for group in groups:
-        for parameter in group["params"]:
-            decay = 0.3 if parameter.dim() > 1 else 0.0
-            assert (group["lr"], group["weight_decay"]) == head.get(id(parameter), (0.1, decay))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -1,13 +1,12 @@
-"""Rates by layer, schedules."""
-
-import math
+"""Rates by layer, of segmentation networks and of the classifier."""
 
 import pytest
 import torch
 
+from seeds.classifier import ClassifierTask
+from seeds.optim import build_optimizer, build_schedule, parameter_groups
 from training.largefov import LargeFOV
 from training.networks import build_network
-from training.optim import build_optimizer, build_schedule, parameter_groups, rate_factor
 
 PAPER = {"lr": 1e-3, "weight_decay": 5e-4, "head_lr_scale": 10.0, "bias_lr_scale": 2.0}
 
@@ -46,19 +45,15 @@ def test_batch_norm_is_neither_decayed_nor_doubled():
     assert (groups["body.norm"]["lr"], groups["body.norm"]["weight_decay"]) == (1e-3, 0.0)
 
 
-def test_the_papers_steps_never_fire_at_iteration_0():
-    table = {0: 1.0, 1: 1.0, 1999: 1.0, 2000: 0.1, 3999: 0.1, 4000: 0.01, 7999: 1e-3}
-    for iteration, factor in table.items():
-        assert rate_factor(iteration, "step", total=8000) == pytest.approx(factor, rel=1e-12)
-
-
-def test_poly_and_warmup():
-    assert rate_factor(0, "poly", total=100) == 1.0
-    assert rate_factor(50, "poly", total=100) == pytest.approx(0.5**0.9)
-    assert rate_factor(100, "poly", total=100) == 0.0
-    assert rate_factor(120, "poly", total=100) == 0.0
-    assert rate_factor(7, "constant", total=math.inf) == 1.0
-    assert [rate_factor(i, "constant", total=9, warmup=4) for i in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+def test_the_classifiers_head_learns_faster():
+    task = ClassifierTask(["a"], backbone="resnet18", freeze_stride=8)
+    rates = {"lr": 0.1, "weight_decay": 0.3, "head_lr_scale": 5.0, "bias_lr_scale": 1.0}
+    groups = {group["name"]: group for group in parameter_groups(task.model, [task.model.head], **rates)}
+    assert groups["head.weight"]["params"] == [task.model.head.weight]
+    assert groups["head.bias"]["params"] == [task.model.head.bias]
+    assert {name: (pytest.approx(g["lr"]), g["weight_decay"]) for name, g in groups.items()} == {
+        "body.weight": (0.1, 0.3), "body.norm": (0.1, 0.0), "head.weight": (0.5, 0.3), "head.bias": (0.5, 0.0)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

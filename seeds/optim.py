@@ -1,4 +1,4 @@
-"""How a segmentation network is optimised: rates by layer, solvers, schedules."""
+"""How a network is optimised, classifier or segmentation: rates by layer, solvers, schedules."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -8,10 +8,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["Optimizer", "Schedule", "build_optimizer", "build_schedule", "parameter_groups", "rate_factor"]
-
 Optimizer = Literal["sgd", "adamw"]
-Schedule = Literal["step", "poly", "constant"]
+Schedule = Literal["step", "poly", "cosine", "constant"]
 
 
 def parameter_groups(
@@ -82,22 +80,24 @@ def rate_factor(
     Args:
         iteration: number of updates already made.
         schedule: ``step``: times ``step_gamma`` after every ``step_size`` updates (SEC: 0.1, 2000), so never at
-            iteration 0; ``poly``: (1 - iteration / total) ^ ``poly_power`` (DeepLab: 0.9); ``constant``.
-        total: updates of the whole training; only ``poly`` looks at it.
+            iteration 0; ``poly``: (1 - iteration / total) ^ ``poly_power`` (DeepLab: 0.9); ``cosine``: half a cosine
+            wave from 1 to 0; ``constant``.
+        total: updates of the whole training, infinite for one without end; ``poly`` and ``cosine`` look at it.
         step_size: see ``step``.
         step_gamma: see ``step``.
         poly_power: see ``poly``.
-        warmup: number of first updates over which the rate also rises linearly from 1 / warmup.
+        warmup: number of first updates over which the rate also rises linearly, from 1 / (warmup + 1).
 
     Returns:
         The factor, at least 0.
     """
-    factor = 1.0
+    rise = min(1.0, (iteration + 1) / (warmup + 1))
     if schedule == "step":
-        factor = step_gamma ** math.floor(iteration / step_size)
-    elif schedule == "poly":
-        factor = max(0.0, 1.0 - iteration / total) ** poly_power
-    return factor * min(1.0, (iteration + 1) / warmup) if warmup else factor
+        return rise * step_gamma ** math.floor(iteration / step_size)
+    if schedule == "constant":
+        return rise
+    done = min(1.0, iteration / total)
+    return rise * ((1 - done) ** poly_power if schedule == "poly" else (1 + math.cos(math.pi * done)) / 2)
 
 
 def _own_parameters(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
