@@ -11,7 +11,7 @@ from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from seeds.checkpoint import read_checkpoint
 from training.parsers import OneSentenceParser
-from training.run_folder import Wandb, progress_bar, run_callbacks, run_loggers
+from training.run_folder import CheckpointFiles, Wandb, progress_bar, run_callbacks, run_loggers
 
 
 class TagToMaskCLI(LightningCLI):
@@ -59,6 +59,7 @@ class TagToMaskCLI(LightningCLI):
         own = given.logger if given.logger is not None else fits
         kwargs["default_root_dir"] = given.default_root_dir or str(folder)
         kwargs["logger"] = run_loggers(folder, self._get(self.config, "wandb")) if own is True else own
+        kwargs["plugins"] = [CheckpointFiles(), *(given.plugins or [])]
         callbacks = list(given.callbacks or [])
         if given.enable_progress_bar is not False:
             callbacks.append(progress_bar())

@@ -1,12 +1,14 @@
 """What a training run leaves in its folder: figures, checkpoints, and how they are called."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from datamodules.errors import InputError
 from training.callbacks import PicturePanel
 
 Wandb = Literal["disabled", "offline", "online"]
@@ -30,6 +32,21 @@ class BestCheckpoint(ModelCheckpoint):
         """As `on_validation_end`, where validation runs within the epoch."""
         if self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's own way to disk, whole or not at all, that names the file a full or protected disk did not take."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            InputError: the disk does not take it; an older file of that name is still whole.
+        """
+        try:
+            super().save_checkpoint(checkpoint, path, storage_options)
+        except OSError as error:
+            raise InputError(f"the checkpoint {path} cannot be written: {error.strerror or error}") from error
 
 
 def last_checkpoint(folder: Path) -> ModelCheckpoint:

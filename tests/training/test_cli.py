@@ -1,6 +1,7 @@
 """The command line, in-process and as a process: every command on a tiny data set, and what it says of mistakes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,23 @@ def test_checkpoints_hold_no_code(made):
     """Every checkpoint loads with weights_only."""
     for path in made.glob("*/*.ckpt"):
         assert torch.load(path, weights_only=True)["tag2mask"]["version"] == 1
+
+
+def test_a_disk_that_takes_no_checkpoint(made, tmp_path):
+    """A process that may write files of 1 MB only: one sentence naming the checkpoint, and nothing half-written."""
+    words = ["fit", f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--data.root={made / 'data'}", *SMALL, *QUIET]
+    words.append(f"--output={tmp_path / 'run'}")
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6));"
+        f"from training.cli import main; sys.exit(main({words}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(
+        r"^tag2mask: the checkpoint .*(best|last)\.ckpt cannot be written: File too large$", done.stderr, re.MULTILINE
+    )
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "hparams.yaml", "metrics.csv"}
 
 
 def test_wandb_offline_holds_pictures(made):

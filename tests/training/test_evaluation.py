@@ -185,6 +185,9 @@ def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):
     (photos / "broken.jpg").write_bytes(b"not a photo")
     with pytest.raises(InputError, match=r"broken\.jpg"):
         predict(checkpoint, [photos], out)
+    (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:-200])  # a whole header, half a picture
+    with pytest.raises(InputError, match=r"broken\.jpg cannot be read"):
+        predict(checkpoint, [photos], out)
     (photos / "broken.jpg").unlink()
     shutil.copy(photos / "a.jpg", photos / "a.png")
     with pytest.raises(InputError, match=r"a\.jpg and .*a\.png"):
