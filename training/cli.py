@@ -32,11 +32,22 @@ FUNCTIONS = {
     "seeds evaluate": ("seeds.quality:evaluate_seeds", "score a seed cache against masks"),
     "evaluate": (
         "training.evaluation:evaluate",
-        "score a segmentation checkpoint: per-class IoU, metrics.json, a page of pictures",
+        "score a segmentation checkpoint or a folder of masks: per-class IoU, metrics.json, a page of pictures",
     ),
+    "compare": ("training.compare:compare", "the figures of several evaluations side by side: compare A B ..."),
     "predict": ("training.predict:predict", "write masks for photos"),
 }
-OVERVIEW = ("synthesize", "fit", "validate", "test", "seeds generate", "seeds evaluate", "evaluate", "predict")
+OVERVIEW = (
+    "synthesize",
+    "fit",
+    "validate",
+    "test",
+    "seeds generate",
+    "seeds evaluate",
+    "evaluate",
+    "compare",
+    "predict",
+)
 
 
 def run() -> None:

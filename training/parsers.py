@@ -11,6 +11,9 @@ from pytorch_lightning.cli import LightningArgumentParser
 from datamodules.errors import InputError
 from training.messages import nearest, one_sentence
 
+# Parameters that are given as plain words, one or more, and not by an option's name; `module:function` to the name.
+POSITIONAL = {"training.compare:compare": "results"}
+
 
 class UsageError(InputError):
     """The command line or a YAML file is wrong: an unknown key, a value of the wrong type, no such file."""
@@ -62,7 +65,10 @@ def run_function(target: str, about: str, name: str, words: list[str]) -> None:
     function = getattr(importlib.import_module(module), function_name)
     parser = OneSentenceParser(prog=f"tag2mask {name}", description=about[0].upper() + about[1:] + ".")
     parser.add_argument("-c", "--config", action="config", help="a YAML file with these same options")
-    parser.add_function_arguments(function, as_group=False, sub_configs=True)
+    plain: set[str | int] = {POSITIONAL[target]} if target in POSITIONAL else set()
+    for word in plain:
+        parser.add_argument(str(word), nargs="+", type=Path)
+    parser.add_function_arguments(function, as_group=False, sub_configs=True, skip=plain)
     parsed = parser.instantiate_classes(parser.parse_args(words))
     options: dict[str, Any] = {key: value for key, value in parsed.items(branches=True) if "." not in key}
     options.pop("config", None)
