@@ -1,7 +1,8 @@
 """Scoring a segmentation checkpoint, or a folder of masks: figures, and a page of pictures."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from rich.console import Console
 from datamodules.cache import SeedCache
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
+from datamodules.photos import PhotoSet
 from training.figures import Tally, figures
 from training.files import progress_bar, write_whole
-from training.inference import Predicted, Trained, predictions
-from training.report import Row, render_page
+from training.gallery import Gallery, Row, Section
+from training.inference import Predicted, predictions
+from training.report import render_page
 from training.scored import Scored, scored_folder, scored_network
 from training.submission import check_voc_classes, write_submission
 from training.tables import class_csv, class_table, confused_table, summary_lines
@@ -101,8 +104,11 @@ def _evaluate(
     names = ("background", *photos.classes)
     tallies = {"plain": Tally(names), "final": Tally(names)} if scored.crf else {"final": Tally(names)}
     kept: dict[str, NDArray[np.uint8]] | None = {} if submission else None
-    stream = progress_bar(scored.stream, "Scoring", len(photos))
-    rows = _score(stream, tallies, evenly(len(photos), pictures).tolist(), cache, kept)
+    gallery = Gallery(len(photos), pictures)
+    for predicted, row in _score(progress_bar(scored.stream, "Scoring", len(photos)), tallies, cache):
+        gallery.offer(row)
+        if kept is not None:
+            kept[predicted.name] = predicted.final.numpy().astype(np.uint8)
     metrics = {
         **_figures(tallies, masks=photos.masks is not None),
         "images": len(photos),
@@ -110,8 +116,8 @@ def _evaluate(
         **scored.origin,
         "classes": list(photos.classes),
     }
-    taught = _taught(scored.trained, scored.data, cache, crf=scored.crf) if scored.trained and cache else []
-    _write(output, render_page(metrics, photos.classes, rows, taught), metrics)
+    sections = [*gallery.sections(), *_taught(scored, cache)]
+    _write(output, render_page(metrics, photos.classes, sections), metrics)
     if kept is not None:
         write_submission(output, scored.split, kept)
     _print(metrics)
@@ -150,24 +156,15 @@ def evenly(total: int, wanted: int) -> NDArray[np.int64]:
 
 
 def _score(
-    stream: Iterable[Predicted],
-    tallies: dict[str, Tally],
-    shown: Sequence[int],
-    cache: SeedCache | None,
-    kept: dict[str, NDArray[np.uint8]] | None = None,
-) -> list[Row]:
-    """Count into ``tallies`` (by the name of the label map), keep the masks if asked to; the rows of the page."""
-    rows = []
-    for index, predicted in enumerate(stream):
+    stream: Iterable[Predicted], tallies: dict[str, Tally], cache: SeedCache | None
+) -> Iterator[tuple[Predicted, Row]]:
+    """Count pictures into ``tallies`` (by the name of the label map) as they come, and pass them on."""
+    for predicted in stream:
         iou = None
         if predicted.truth is not None:
             for which, tally in tallies.items():
                 iou = tally.add(getattr(predicted, which), predicted.truth)
-        if kept is not None:
-            kept[predicted.name] = predicted.final.numpy().astype(np.uint8)
-        if index in shown:
-            rows.append(_row(predicted, iou, cache))
-    return rows
+        yield predicted, _row(predicted, iou, cache)
 
 
 def _row(predicted: Predicted, iou: float | None, cache: SeedCache | None) -> Row:
@@ -181,16 +178,27 @@ def _row(predicted: Predicted, iou: float | None, cache: SeedCache | None) -> Ro
     )
 
 
-def _taught(trained: Trained, data: TagDataModule, cache: SeedCache, *, crf: bool) -> list[Row]:
+def _taught(scored: Scored, cache: SeedCache | None) -> list[Section]:
     """Some training pictures with their cues; none where the training's data are not here."""
-    try:
-        photos = data.photos(str(data.hparams["train_split"]), labels=False)
-    except InputError:
+    if cache is None or scored.trained is None:
+        return []
+    photos = _training_photos(scored.data)
+    if photos is None:
         return []
     cued = [index for index, name in enumerate(photos.ids) if name in cache]
     chosen = photos.subset([cued[i] for i in evenly(len(cued), TAUGHT_PICTURES)])
-    tallies = {"final": Tally(("background", *photos.classes))}
-    return _score(predictions(trained, data, chosen, crf=crf), tallies, range(len(chosen)), cache)
+    stream = predictions(scored.trained, scored.data, chosen, crf=scored.crf)
+    rows = [row for _, row in _score(stream, {"final": Tally(("background", *photos.classes))}, cache)]
+    title, about = "What it learned from", "Training pictures, with the cues made from their tags."
+    return [Section(title, about, rows)] if rows else []
+
+
+def _training_photos(data: TagDataModule) -> PhotoSet | None:
+    """The training's pictures, where they are here: with masks if all have one, as need not be, or else without."""
+    for masks in (True, False):
+        with suppress(InputError):
+            return data.photos(str(data.hparams["train_split"]), labels=False, masks=masks)
+    return None
 
 
 def _cache(scored: Scored, cues: Path | None) -> SeedCache | None:
