@@ -36,6 +36,7 @@ FUNCTIONS = {
     ),
     "compare": ("training.compare:compare", "the figures of several evaluations side by side: compare A B ..."),
     "predict": ("training.predict:predict", "write masks for photos"),
+    "export": ("training.export:export", "write a trained network as TorchScript, ONNX or SMP's own files"),
 }
 OVERVIEW = (
     "synthesize",

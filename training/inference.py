@@ -43,6 +43,16 @@ class Trained:
     data: dict[str, Any]
     device: torch.device
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, without background."""
+        return self.task.classes
+
+    @property
+    def size(self) -> int:
+        """Side in pixels to which pictures are warped."""
+        return int(self.data["size"])
+
     @torch.inference_mode()
     def scores(self, images: Tensor, views: Views = PLAIN) -> Tensor:
         """Class scores float32 (B, C+1, h, w), on the network's grid, of normalised pictures (B, 3, S, S)."""

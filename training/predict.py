@@ -11,6 +11,7 @@ from datamodules.errors import InputError
 from datamodules.images import IMAGE_SUFFIXES, read_image
 from datamodules.masks import write_mask
 from datamodules.photos import PhotoSet, file_photos
+from training.exported import is_exported, load_exported
 from training.files import progress_bar, write_whole
 from training.grids import label_map
 from training.inference import crf_label_map, load_trained
@@ -36,7 +37,7 @@ def predict(
     photos are read first, and nothing is written if one of them cannot be used.
 
     Args:
-        checkpoint: a checkpoint of ``tag2mask fit`` with a segmentation task.
+        checkpoint: a checkpoint of ``tag2mask fit`` with a segmentation task, or what ``tag2mask export`` wrote.
         images: a photo, a folder of photos, or several of either as a list.
         output: folder for the masks; made if need be.
         crf: smooth predictions with the dense CRF.
@@ -49,12 +50,12 @@ def predict(
     Raises:
         InputError: there is no photo, one is not readable, two have the same name, or a mask would replace a photo.
     """
-    trained = load_trained(checkpoint)
-    photos = file_photos(list(_files([images] if isinstance(images, Path) else images)), trained.task.classes)
+    trained = load_exported(checkpoint) if is_exported(checkpoint) else load_trained(checkpoint)
+    photos = file_photos(list(_files([images] if isinstance(images, Path) else images)), trained.classes)
     targets = [output / f"{name}.png" for name in photos.ids]
     _check(photos, targets)
     output.mkdir(parents=True, exist_ok=True)
-    dataset = TagDataset(photos, int(trained.data["size"]))
+    dataset = TagDataset(photos, trained.size)
     loader = DataLoader(dataset, batch_size=1, num_workers=min(num_workers, len(photos)), collate_fn=collate)
     for index, batch in enumerate(progress_bar(loader, "Predicting", len(photos))):
         scores = trained.scores(batch["image"])[0]
@@ -66,7 +67,7 @@ def predict(
             write_whole(
                 output / f"{photos.ids[index]}_overlay.jpg", jpeg(label_picture(image, mask), quality=OVERLAY_QUALITY)
             )
-    write_whole(output / "classes.txt", "".join(f"{name}\n" for name in trained.task.classes).encode())
+    write_whole(output / "classes.txt", "".join(f"{name}\n" for name in trained.classes).encode())
     return targets
 
 

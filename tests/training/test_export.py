@@ -1,0 +1,212 @@
+"""Exported networks: the same scores, the same masks, what is needed to use them, and what is refused."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+
+from datamodules.errors import InputError
+from seeds.checkpoint import file_sha256
+from tests.training.conftest import data_of, trainer_of
+from training.cli import main
+from training.export import export
+from training.exported import SIDECAR, load_exported
+from training.inference import load_trained
+from training.predict import predict
+from training.task import SegmentationTask
+
+FORMATS = {"torchscript": "net.pt", "onnx": "net.onnx", "smp": "net"}
+
+
+def run(*words) -> int:
+    return main([str(word) for word in words])
+
+
+def blank_checkpoint(folder, voc, **settings):
+    """A checkpoint of a network of random weights, unlike a trained one with a picture's content in its scores."""
+    torch.manual_seed(0)
+    data = data_of(voc, targets="masks")
+    task = SegmentationTask(list(data.classes), supervision="masks", **settings)
+    trainer = trainer_of(folder, max_steps=0)
+    trainer.fit(task, data)
+    trainer.save_checkpoint(folder / "blank.ckpt")
+    return folder / "blank.ckpt"
+
+
+@pytest.fixture(scope="module")
+def network(voc, tmp_path_factory):
+    """A checkpoint whose encoder is dilated, with statistics of its own in its normalisation."""
+    folder = tmp_path_factory.mktemp("network")
+    path = blank_checkpoint(
+        folder, voc, architecture="DeepLabV3Plus", output_stride=16, network_args={"decoder_channels": 16}
+    )
+    content = torch.load(path, weights_only=True)
+    generator = torch.Generator().manual_seed(1)
+    for key, value in content["state_dict"].items():
+        if key.endswith("running_mean"):
+            value.add_(0.1 * torch.randn(value.shape, generator=generator))
+        elif key.endswith("running_var"):
+            value.mul_(0.05 if re.search(r"features\.1[4-8]\.", key) else 1)  # or the deepest hardly count
+        elif key.endswith("segmentation_head.0.weight"):
+            value.mul_(30)  # scores far enough apart for masks of several classes
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def written(network, tmp_path_factory):
+    """The network in each format, written by the command."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("exported")
+    for form, name in FORMATS.items():
+        assert run("export", "--checkpoint", network, "--format", form, "--output", folder / name) == 0
+    assert {path.name for path in folder.iterdir()} == set(FORMATS.values())
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_scores_are_the_networks(network, written, form):
+    trained, exported = load_trained(network), load_exported(written / FORMATS[form])
+    assert exported.classes == trained.classes
+    assert exported.size == 64
+    for shape in ((1, 64, 64), (3, 64, 64), (2, 96, 160)):
+        images = torch.randn(shape[0], 3, *shape[1:], generator=torch.Generator().manual_seed(5))
+        expected = trained.scores(images)
+        torch.testing.assert_close(exported.scores(images), expected, rtol=0, atol=1e-4)
+        assert expected.std() > 0.01
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_predict_writes_the_same_masks(voc, network, written, tmp_path, form):
+    photos = sorted((voc / "JPEGImages").iterdir())[:3]
+    first = predict(network, list(photos), tmp_path / "a", crf=False, num_workers=0)
+    listed = json.dumps([str(photo) for photo in photos])
+    words = ("--images", listed, "--output", tmp_path / "b", "--crf", "false", "--num_workers", 0)
+    assert run("predict", "--checkpoint", written / FORMATS[form], *words) == 0
+    for path in first:
+        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+    assert len(set(np.concatenate([np.frombuffer(path.read_bytes(), np.uint8) for path in first]))) > 1
+    assert (tmp_path / "b/classes.txt").read_text() == (tmp_path / "a/classes.txt").read_text()
+
+
+def test_torchscript_needs_nothing_of_this_project(network, written, tmp_path):
+    """In another process, from another folder, torch alone: scores of a picture of ones, and the JSON."""
+    code = """
+import json, sys, torch
+files = {"tag2mask.json": ""}
+model = torch.jit.load(sys.argv[1], _extra_files=files)
+with torch.inference_mode():
+    scores = model(torch.ones(2, 3, 64, 64))
+assert not {"training", "seeds", "datamodules", "segmentation_models_pytorch", "timm"} & set(sys.modules)
+print(json.dumps([json.loads(files["tag2mask.json"]), scores[1].flatten()[:50].tolist()]))
+"""
+    words = [sys.executable, "-c", code, str(written / "net.pt")]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    said, scores = json.loads(done.stdout)
+    expected = load_trained(network).scores(torch.ones(2, 3, 64, 64))[1].flatten()[:50]
+    assert scores == pytest.approx(expected.tolist(), abs=1e-4)
+    assert said["checkpoint_sha256"] == file_sha256(network)
+    assert said["mean"] == [0.485, 0.456, 0.406]
+    assert (said["size"], said["multiple"], said["any_size"]) == (64, 16, True)
+
+
+def test_onnx_says_what_it_is(network, written):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(written / "net.onnx")
+    onnx.checker.check_model(model)
+    assert [opset.version for opset in model.opset_import if not opset.domain] == [17]
+    said = json.loads({entry.key: entry.value for entry in model.metadata_props}["tag2mask"])
+    assert said["classes"] == list(load_trained(network).classes)
+    shape = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == ["batch", 3, "height", "width"]
+
+
+def test_smp_loads_with_its_own_function(network, written):
+    """Dilated encoders need the lines of the README, which are run here as they stand there."""
+    folder = written / "net"
+    said = json.loads((folder / SIDECAR).read_text())
+    assert list(said["convolutions"]) == ["encoder.features.14.conv.1.0"]  # the strided one of the dilated stage
+    model = smp.from_pretrained(str(folder)).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    expected = load_trained(network).scores(images)
+    up = torch.nn.UpsamplingBilinear2d(scale_factor=4)(expected)
+    with torch.inference_mode():
+        assert not torch.allclose(model(images), up, atol=1e-2)
+        card = (folder / "README.md").read_text()
+        lines = card[card.rindex("```python") : card.rindex("```")].removeprefix("```python\n")
+        exec(lines.replace(SIDECAR, str(folder / SIDECAR)), {"model": model})
+        torch.testing.assert_close(model(images), up, rtol=0, atol=1e-4)
+
+
+def test_smp_of_an_undilated_network_loads_as_it_is(voc, tmp_path, capsys):
+    checkpoint = blank_checkpoint(tmp_path, voc, architecture="FPN", network_args={"decoder_pyramid_channels": 32})
+    export(checkpoint, tmp_path / "fpn", "smp")
+    assert "README" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "fpn" / SIDECAR).read_text())["convolutions"] == {}
+    model = smp.from_pretrained(str(tmp_path / "fpn")).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    up = torch.nn.UpsamplingBilinear2d(scale_factor=4)(load_trained(checkpoint).scores(images))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), up, rtol=0, atol=1e-4)
+
+
+def test_a_wrong_export_is_not_written(network, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.export.torch.jit.trace", lambda *_, **__: lambda images: images)
+    with pytest.raises(InputError, match="does not come out of TorchScript"):
+        export(network, tmp_path / "net.pt", "torchscript")
+    monkeypatch.setattr("training.export.restore_smp", lambda model, _: model)
+    with pytest.raises(InputError, match="does not come out of segmentation_models"):
+        export(network, tmp_path / "net", "smp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported(network, tmp_path, capsys, monkeypatch):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "x").touch()
+    assert run("export", "--checkpoint", network, "--format", "smp", "--output", tmp_path / "taken") == 1
+    assert "holds something" in capsys.readouterr().err
+    assert run("export", "--checkpoint", network, "--format", "onnx", "--output", tmp_path / "taken") == 1
+    assert "is a folder" in capsys.readouterr().err
+    assert run("export", "--checkpoint", network, "--format", "tflite", "--output", tmp_path / "x") == 2
+    assert "onnx" in capsys.readouterr().err
+    for missing in ("onnx", "onnxruntime"):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, missing, None)
+            assert run("export", "--checkpoint", network, "--format", "onnx", "--output", tmp_path / "x.onnx") == 1
+        assert "pip install 'tag2mask[export]'" in capsys.readouterr().err
+        if missing == "onnx":
+            pytest.importorskip("onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"taken"}
+
+
+def test_largefov_is_none_of_smps(tmp_path, monkeypatch):
+    """Without its 82 MB on disk: the refusal is by the network's kind."""
+    task = SegmentationTask(["cat"], architecture="LargeFOV")
+    trained = type("T", (), {"task": task, "classes": ("cat",), "size": 64})()
+    monkeypatch.setattr("training.export.load_trained", lambda _: trained)
+    (tmp_path / "x.ckpt").touch()
+    with pytest.raises(InputError, match="LargeFOV is none of segmentation_models_pytorch's"):
+        export(tmp_path / "x.ckpt", tmp_path / "net", "smp")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["broken.onnx", "folder", "broken.pt", "foreign.pt"])
+def test_files_that_are_no_exports(tmp_path, capsys, name):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    elif name == "foreign.pt":
+        torch.jit.save(torch.jit.script(torch.nn.ReLU()), path)
+    else:
+        path.write_bytes(b"not a network")
+    assert run("predict", "--checkpoint", path, "--images", tmp_path, "--output", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert name in said
+    assert not (tmp_path / "out").exists()
