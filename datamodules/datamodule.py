@@ -34,8 +34,8 @@ class TagDataModule(pl.LightningDataModule):
 
     Training batches hold ``image`` float32 (B, 3, S, S), ``labels`` float32 (B, C), ``id``, ``size`` int64 (B, 2) and,
     by ``targets``, ``cues`` bool (B, C+1, h, w) or ``mask`` int64 (B, S, S). Those of the other loaders are not
-    augmented and hold, where the split has masks, ``mask`` int64 (B, Hmax, Wmax) at the masks' own size, padded
-    with 255.
+    augmented: ``image`` (B, 3, E, E) for ``eval_size`` E and, where the split has masks, ``mask`` int64 (B, Hmax, Wmax)
+    at the masks' own size, padded with 255.
 
     Args:
         root: The folder: of VOC layout (with JPEGImages in it), or with one's own photos.
@@ -55,6 +55,9 @@ class TagDataModule(pl.LightningDataModule):
         cues_made_by: The classifier's checkpoint that the cues must be from; the cache's record of it is compared.
         cue_stride: Pixels to a cell of the cues: a side of the grid has ⌈size / cue_stride⌉ cells.
         size: Side S in pixels to which pictures are warped.
+        eval_size: The same for validation, test and prediction, where pictures are whole: a network trained on random
+            crops has seen things larger than they are in whole pictures, and is right more often a size up
+            (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019). None: as ``size``.
         augment: Random changes of training pictures; null for none.
         batch_size: Pictures in a batch.
         num_workers: Processes that read pictures.
@@ -81,6 +84,7 @@ class TagDataModule(pl.LightningDataModule):
         cues_made_by: str | None = None,
         cue_stride: int = 8,
         size: int = 320,
+        eval_size: int | None = None,
         augment: Augment | None = None,
         batch_size: int = 16,
         num_workers: int = 2,
@@ -90,8 +94,10 @@ class TagDataModule(pl.LightningDataModule):
         self.augment = _augment(augment)
         if targets == "cues" and cues is None:
             raise InputError("targets is cues, and no seed cache is given: set cues to its folder.")
-        if min(size, cue_stride, batch_size) < 1:
-            raise InputError(f"size {size}, cue_stride {cue_stride} and batch_size {batch_size} must be at least 1.")
+        sizes = {"size": size, "eval_size": size if eval_size is None else eval_size, "cue_stride": cue_stride}
+        for name, value in (sizes | {"batch_size": batch_size}).items():
+            if value < 1:
+                raise InputError(f"{name} is {value}, and must be at least 1.")
         self.root = Path(root).expanduser()
         self.listing = None if layout == "voc" else _listing(layout, self.root, labels, masks)
         """All pictures of one's own; None for ``voc``."""
@@ -106,8 +112,8 @@ class TagDataModule(pl.LightningDataModule):
                 "labels": None if labels is None else str(labels), "train_split": train_split, "val_split": val_split,
                 "test_split": test_split, "masks": masks, "val_fraction": val_fraction, "targets": targets,
                 "cues": None if cues is None else str(cues),
-                "cues_made_by": None if cues_made_by is None else str(cues_made_by), "cue_stride": cue_stride,
-                "size": size, "augment": None if self.augment is None else _plain(asdict(self.augment)),
+                "cues_made_by": None if cues_made_by is None else str(cues_made_by), **sizes,
+                "augment": None if self.augment is None else _plain(asdict(self.augment)),
                 "batch_size": batch_size, "num_workers": num_workers, "download": download,
             },
             # left to look for it, Lightning makes a cycle of frames, which holds the locals of every caller, loaders
@@ -163,7 +169,7 @@ class TagDataModule(pl.LightningDataModule):
                 check_sizes(photos)
                 if hp["targets"] == "tags" and hp["labels"] is not None:
                     check_labels(photos, self._label_source)
-                self._datasets[name] = TagDataset(photos, hp["size"])
+                self._datasets[name] = TagDataset(photos, hp["eval_size"])
 
     @property
     def _no_val(self) -> bool:
@@ -210,7 +216,7 @@ class TagDataModule(pl.LightningDataModule):
 
     def eval_loader(self, photos: PhotoSet) -> Batches:
         """Batches of any pictures in their order, not augmented; see `photos` and `datamodules.photos.file_photos`."""
-        return self._loader(TagDataset(photos, self.hparams["size"]))
+        return self._loader(TagDataset(photos, self.hparams["eval_size"]))
 
     def _loader(
         self, data: TagDataset, *, shuffle: bool = False, drop_last: bool = False, keep: bool = False

@@ -81,7 +81,7 @@ def evaluate(
         "split": split,
         "crf": dict(TEST_CRF) if crf else None,
         "checkpoint": {"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
-        "data": {key: data.hparams[key] for key in ("root", "layout", "masks", "size")},
+        "data": {key: data.hparams[key] for key in ("root", "layout", "masks", "eval_size")},
         "classes": list(photos.classes),
     }
     taught = _taught(trained, data, cache, crf=crf) if cache else []

@@ -75,7 +75,7 @@ def load_trained(checkpoint: Path) -> Trained:
     """
     task = load_task(checkpoint, SegmentationTask)
     data = read_checkpoint(checkpoint, SegmentationTask.task_name).get("datamodule_hyper_parameters")
-    if not isinstance(data, dict) or "size" not in data:
+    if not isinstance(data, dict) or "eval_size" not in data:
         raise InputError(f"{checkpoint} says nothing of the data it was trained on, such as the size of pictures")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Trained(task.to(device), data, device)

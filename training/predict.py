@@ -54,7 +54,7 @@ def predict(
     targets = [output / f"{name}.png" for name in photos.ids]
     _check(photos, targets)
     output.mkdir(parents=True, exist_ok=True)
-    dataset = TagDataset(photos, int(trained.data["size"]))
+    dataset = TagDataset(photos, int(trained.data["eval_size"]))
     loader = DataLoader(dataset, batch_size=1, num_workers=min(num_workers, len(photos)), collate_fn=collate)
     for index, batch in enumerate(progress_bar(loader, "Predicting", len(photos))):
         scores = trained.scores(batch["image"])[0]

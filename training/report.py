@@ -157,7 +157,7 @@ def _foot(metrics: Mapping[str, Any]) -> str:
     data = metrics.get("data") or {}
     facts = {
         "checkpoint": f"{checkpoint.get('path', '')} (SHA-256 {str(checkpoint.get('sha256', ''))[:12]}…)",
-        "data": f"{data.get('root', '')}, split {metrics['split']}, pictures warped to {data.get('size', '')} pixels",
+        "data": f"{data.get('root', '')}, split {metrics['split']}, pictures warped to {data.get('eval_size', '')} px",
         "CRF": ", ".join(f"{k} {v}" for k, v in metrics["crf"].items()) if metrics.get("crf") else "none",
     }
     lines = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())

@@ -65,7 +65,7 @@ def test_the_page_escapes_names_and_leaves_out_empty_columns():
     labels[:5] = 1
     metrics = {
         "miou": 0.5, "iou": {"background": 0.75, "<cat>": 0.25}, "background_iou": 0.75, "images": 1, "split": "v<al",
-        "crf": None, "checkpoint": {"path": "a&b.ckpt", "sha256": "0" * 64}, "data": {"root": "x", "size": 64},
+        "crf": None, "checkpoint": {"path": "a&b.ckpt", "sha256": "0" * 64}, "data": {"root": "x", "eval_size": 64},
     }  # fmt: skip
     page = render_page(metrics, ["<cat>"], [Row("p<1>", GRAY, labels), Row("q", GRAY, labels, truth=labels, iou=1.0)])
     for unsafe in ("<cat>", "v<al", "p<1>", "a&b"):
