@@ -10,6 +10,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from datamodules.errors import InputError
 from training.callbacks import PicturePanel
+from training.guard import LossGuard
 
 Wandb = Literal["disabled", "offline", "online"]
 
@@ -63,7 +64,7 @@ def run_callbacks(folder: Path, task: pl.LightningModule, *, checkpoints: bool, 
         checkpoints: whether checkpoints are kept (`trainer.enable_checkpointing`).
         logs: whether anything is logged (`trainer.logger`).
     """
-    found: list[Callback] = []
+    found: list[Callback] = [LossGuard()]
     if logs:
         found += [LearningRateMonitor("epoch"), PicturePanel()]
     if checkpoints:
