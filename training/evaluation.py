@@ -36,6 +36,7 @@ def evaluate(
     crf: bool = True,
     cues: Path | None = None,
     pictures: int = 24,
+    eval_size: int | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
 ) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def evaluate(
         crf: smooth predictions with the dense CRF.
         cues: seed cache to show cues from, where it is not the training's.
         pictures: how many pictures of the split the page shows.
+        eval_size: side to which pictures are warped for the network, where it is not the training's.
         batch_size: pictures at a time through the network, where it is not the training's.
         num_workers: processes that read pictures, where it is not the training's.
 
@@ -65,8 +67,8 @@ def evaluate(
         InputError: the checkpoint, the data or a mask is not usable; nothing is written then.
     """
     trained = load_trained(checkpoint)
-    given = {"root": root, "test_split": split, "masks": masks, "batch_size": batch_size, "num_workers": num_workers}
-    data = data_module(trained, **given)
+    given = {"root": root, "test_split": split, "masks": masks, "eval_size": eval_size}
+    data = data_module(trained, **given, batch_size=batch_size, num_workers=num_workers)
     split = str(data.hparams["test_split"])
     photos = data.photos(split, labels=False)
     if not photos.ids:
