@@ -251,6 +251,8 @@ def test_tensors(tensor, tmp_path):
     np.testing.assert_array_equal(found["t"], tensor.numpy())
     np.testing.assert_array_equal(found["a"], tensor.numpy())
     assert found["t"].dtype == tensor.numpy().dtype
+    for protocol in (2, 3, 4):  # as older versions of NumPy write
+        np.testing.assert_array_equal(read(pickle.dumps(tensor, protocol), TENSORS), tensor.numpy())
     with pytest.raises(InputError, match=r"asks for torch\._utils\._rebuild_tensor_v2"):
         load_npy_dict(tmp_path / "a.npy")
 
