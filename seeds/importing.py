@@ -73,20 +73,13 @@ def import_seeds(
         InputError: files that are missing, damaged, hostile or of another kind; a picture of the list that is not
             there; an unknown class. Nothing is left behind then.
     """
-    if format not in get_args(Format):
-        raise InputError(f"format is {format!r}, and must be one of {', '.join(get_args(Format))}")
-    if grid < 1 or not 0 <= bg_threshold <= fg_threshold < 1:
-        raise InputError(
-            f"grid {grid} must be positive, and bg_threshold {bg_threshold} and fg_threshold {fg_threshold} in 0..1, "
-            "the first not above the second"
-        )
-    folder = source if source.is_dir() else source.parent
-    known = voc_classes(folder)
+    _check_options(format, grid, fg_threshold, bg_threshold)
+    known = voc_classes(source if source.is_dir() else source.parent)
     chosen = known if classes is None else check_classes(classes, known, f"of {source}")
     release = _open_sec(source, input_list, len(known), grid) if format == "sec" else None
     there = release.ids if release else _file_ids(source, "npy" if format == "irn" else "png")
     wanted = _wanted(there, ids, source)
-    manifest = _origin(source, format, wanted, ids) | {"grid": grid if format != "png" else None}
+    manifest = _origin(source, format, wanted, ids) | {"grid": None if format == "png" else [grid, grid]}
     if release:
         found = _sec(release, wanted)
     elif format == "irn":
@@ -99,6 +92,16 @@ def import_seeds(
         for name, cues, kinds, maps in found:
             kept = np.isin(lut[kinds + 1], (0, NO_CUE), invert=True)  # maps of the classes that are kept
             cache.add(name, lut[cues], map_classes=lut[kinds[kept] + 1].astype(np.int64) - 1, maps=maps[kept])
+
+
+def _check_options(form: str, grid: int, fg_threshold: float, bg_threshold: float) -> None:
+    if form not in get_args(Format):
+        raise InputError(f"format is {form!r}, and must be one of {', '.join(get_args(Format))}")
+    if grid < 1 or not 0 <= bg_threshold <= fg_threshold < 1:
+        raise InputError(
+            f"grid {grid} must be positive, and bg_threshold {bg_threshold} and fg_threshold {fg_threshold} in 0..1, "
+            "the first not above the second"
+        )
 
 
 def _open_sec(source: Path, input_list: Path | None, num_classes: int, grid: int) -> SecCues:
