@@ -119,7 +119,7 @@ def _provenance(checkpoint: Path, task: ClassifierTask, data: TagDataModule, pho
         "data": data_settings(data.hparams, task.classes),
         "label_source": data.hparams["labels"], "split": data.hparams["train_split"],
         "images_sha256": hashlib.sha256("\n".join(photos.ids).encode()).hexdigest(),
-        "packages": _versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "packages": package_versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
     }  # fmt: skip
 
@@ -159,7 +159,8 @@ def _progress() -> Progress:
     )
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that seeds depend on."""
     found = {"python": sys.version.split(maxsplit=1)[0]}
     for package in PACKAGES:
         try:

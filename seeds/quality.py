@@ -42,7 +42,9 @@ def evaluate_seeds(
     That constant is ``threshold`` for ``miou_fixed``; ``miou_oracle`` takes the best of 0.00, 0.01, … 0.99 *by
     looking at the masks*, and so bounds what a threshold can do rather than being reachable without masks. And the
     *cues*: ``precision`` (cued pixels that are right), ``recall`` (pixels that are cued, and right), ``coverage``
-    (cells with any cue), over all pixels, and apart for the background and each class. All are fractions.
+    (cells with any cue), over all pixels, and apart for the background and each class; and ``miou_cues``, the cues
+    taken as a segmentation, in which pixels without a cue count as background. All are fractions. A cache of cues
+    without maps (an imported one) has null for what only maps can tell.
 
     Args:
         cache: a seed cache.
@@ -94,6 +96,7 @@ class Sweep:
         self.fixed, self.grid = fixed, grid
         self.thresholds = np.unique(np.append(grid, fixed).astype(np.float32))
         self.counts = np.zeros((num_classes, num_classes, len(self.thresholds) + 1), np.int64)
+        self.maps = 0
 
     def update(self, classes: NDArray[np.int64], maps: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
         """Count a picture.
@@ -103,6 +106,7 @@ class Sweep:
             maps: (k, h, w), not normalised.
             truth: mask (H, W): 0 = background, 1..C, 255 = not counted.
         """
+        self.maps += len(maps)
         winner, beaten = np.zeros(truth.shape, np.int64), np.zeros(truth.shape, np.int64)
         if len(maps):
             peak = maps.max(axis=(1, 2), keepdims=True)
@@ -123,7 +127,11 @@ class Sweep:
         return matrices
 
     def result(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Mean and per-class IoU at the fixed threshold and at the best of the grid."""
+        """Mean and per-class IoU at the fixed threshold and at the best of the grid; None where there was no map."""
+        if not self.maps:
+            nothing = _named(names, np.full(len(names), np.nan))
+            keys = ("miou_fixed", "threshold_fixed", "miou_oracle", "threshold_oracle")
+            return dict.fromkeys(keys) | {"iou_fixed": nothing, "iou_oracle": nothing}
         ious = iou_of(self.matrices())  # (thresholds, classes)
         means = np.array([mean_iou(iou) for iou in ious])
         fixed = int(np.searchsorted(self.thresholds, np.float32(self.fixed)))
@@ -144,6 +152,7 @@ class CueScore:
         self.right, self.cued, self.true = (np.zeros(num_classes, np.int64) for _ in range(3))
         self.cells = np.zeros(num_classes, np.int64)
         self.all_cells = 0
+        self.blank = self.blank_background = 0  # pixels without a cue, and those of them that are background
 
     def update(self, cues: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
         """Count a picture's label map (h, w) against its mask (H, W)."""
@@ -152,6 +161,9 @@ class CueScore:
         self.all_cells += cues.size
         spread = resize_nearest(cues, *truth.shape)[truth != IGNORE]
         truth = truth[truth != IGNORE]
+        blank = spread == NO_CUE
+        self.blank += int(blank.sum())
+        self.blank_background += int((truth[blank] == 0).sum())
         self.true += np.bincount(truth, minlength=num)
         self.cued += np.bincount(spread[spread != NO_CUE], minlength=num)
         self.right += np.bincount(truth[spread == truth], minlength=num)
@@ -161,7 +173,18 @@ class CueScore:
         groups = {"": slice(None), "background": slice(0, 1), "foreground": slice(1, None)}
         figures = {group: self._figures(part) for group, part in groups.items()}
         each = {name: self._figures(slice(i, i + 1)) for i, name in enumerate(names) if i}
-        return figures.pop("") | {"cues": figures, "cues_by_class": each}
+        iou = self.iou()
+        overlap = {"miou_cues": _number(mean_iou(iou)), "iou_cues": _named(names, iou)}
+        return figures.pop("") | overlap | {"cues": figures, "cues_by_class": each}
+
+    def iou(self) -> NDArray[np.float64]:
+        """Intersection over union of each class if pixels without a cue were cued background, float64 (classes,)."""
+        right, cued = self.right.copy(), self.cued.copy()
+        right[0] += self.blank_background
+        cued[0] += self.blank
+        union = cued + self.true - right
+        iou: NDArray[np.float64] = np.divide(right, union, out=np.full(len(right), np.nan), where=union > 0)
+        return iou
 
     def _figures(self, part: slice) -> dict[str, float | None]:
         right, cued, true = (int(count[part].sum()) for count in (self.right, self.cued, self.true))
@@ -204,16 +227,22 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def print_seeds(metrics: dict[str, Any]) -> None:
     """Show the figures as a table in the terminal, in per cent."""
     table = Table(title=f"seeds of {metrics['images']} pictures of {metrics['split']}, per cent")
-    for column in ("class", "IoU, fixed", "IoU, oracle*", "cue precision", "cue recall", "cue coverage"):
+    columns = ("IoU, fixed", "IoU, oracle*", "IoU, cues", "precision", "recall", "coverage")
+    for column in ("class", *columns):
         table.add_column(column, justify="left" if column == "class" else "right")
     cues = {"background": metrics["cues"]["background"]} | metrics["cues_by_class"]
     for name, figures in cues.items():
-        table.add_row(name, *_cells(metrics["iou_fixed"][name], metrics["iou_oracle"][name], *figures.values()))
+        ious = (metrics[key][name] for key in ("iou_fixed", "iou_oracle", "iou_cues"))
+        table.add_row(name, *_cells(*ious, *figures.values()))
     table.add_section()
-    total = [metrics[key] for key in ("miou_fixed", "miou_oracle", "precision", "recall", "coverage")]
-    table.add_row("mean; all pixels", *_cells(*total))
+    total = [metrics[key] for key in ("miou_fixed", "miou_oracle", "miou_cues", "precision", "recall", "coverage")]
+    table.add_row("all", *_cells(*total))
     console = Console()
     console.print(table)
+    console.print("precision, recall, coverage: of the cues")
+    if metrics["threshold_fixed"] is None:
+        console.print("the cache holds cues without maps, so there is no threshold to score them at")
+        return
     console.print(
         f"fixed: background threshold {metrics['threshold_fixed']:.2f}; *oracle: {metrics['threshold_oracle']:.2f}, "
         "chosen by looking at the masks"

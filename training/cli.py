@@ -30,13 +30,19 @@ FUNCTIONS = {
         "ask a classifier where it looks, and keep the answers as a seed cache",
     ),
     "seeds evaluate": ("seeds.quality:evaluate_seeds", "score a seed cache against masks"),
+    "seeds import": ("seeds.importing:import_seeds", "turn seeds that others made into a seed cache"),
+    "seeds export": ("seeds.exporting:export_seeds", "write a seed cache in the files of others"),
     "evaluate": (
         "training.evaluation:evaluate",
         "score a segmentation checkpoint: per-class IoU, metrics.json, a page of pictures",
     ),
     "predict": ("training.predict:predict", "write masks for photos"),
 }
-OVERVIEW = ("synthesize", "fit", "validate", "test", "seeds generate", "seeds evaluate", "evaluate", "predict")
+OVERVIEW = (
+    *("synthesize", "fit", "validate", "test"),
+    *("seeds generate", "seeds evaluate", "seeds import", "seeds export"),
+    *("evaluate", "predict"),
+)
 
 
 def run() -> None:
