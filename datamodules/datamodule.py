@@ -20,6 +20,7 @@ from datamodules.download import download_voc
 from datamodules.errors import InputError
 from datamodules.folders import MASK_FOLDER, Listing, listing_classes, listing_photos, read_csv, read_tag_folders
 from datamodules.photos import PhotoSet, check_labels, check_sizes
+from datamodules.sampling import EvalSampler, TrainSampler, run_seed
 from datamodules.transforms import Augment
 from datamodules.voc import voc_classes, voc_photos
 
@@ -121,6 +122,7 @@ class TagDataModule(pl.LightningDataModule):
             frame=inspect.currentframe(),
         )  # fmt: skip
         self._datasets: dict[str, TagDataset] = {}
+        self._epoch = 0  # in which training begins
 
     def photos(self, split: str, *, labels: bool = True, masks: bool = True) -> PhotoSet:
         """What is on disk for a split, by the name of its list.
@@ -200,33 +202,44 @@ class TagDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented; the incomplete last batch is left out unless it is the only one."""
         data = self._datasets["train"]
-        return self._loader(data, shuffle=True, drop_last=len(data) >= self.hparams["batch_size"], keep=True)
+        sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed())
+        sampler.set_epoch(self._epoch)
+        return self._loader(data, sampler, keep=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the epoch to go on with."""
+        done: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
+        return {"epoch": done.processed if done else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the epoch up again: Lightning tells it to samplers only when workers have begun to fetch."""
+        self._epoch = int(state_dict["epoch"])
 
     def val_dataloader(self) -> Batches | list[Any]:
         """The validation split, or nothing where ``val_fraction`` is 0."""
-        return [] if self._no_val else self._loader(self._datasets["val"], keep=True)
+        return [] if self._no_val else self._eval_loader(self._datasets["val"], keep=True)
 
     def test_dataloader(self) -> Batches:
         """The test split."""
-        return self._loader(self._datasets["test"])
+        return self._eval_loader(self._datasets["test"])
 
     def predict_dataloader(self) -> Batches:
         """The test split, too."""
-        return self._loader(self._datasets["test"])
+        return self._eval_loader(self._datasets["test"])
 
     def eval_loader(self, photos: PhotoSet) -> Batches:
         """Batches of any pictures in their order, not augmented; see `photos` and `datamodules.photos.file_photos`."""
-        return self._loader(TagDataset(photos, self.hparams["eval_size"]))
+        return self._eval_loader(TagDataset(photos, self.hparams["eval_size"]))
 
-    def _loader(
-        self, data: TagDataset, *, shuffle: bool = False, drop_last: bool = False, keep: bool = False
-    ) -> Batches:
+    def _eval_loader(self, data: TagDataset, *, keep: bool = False) -> Batches:
+        return self._loader(data, EvalSampler(len(data)), keep=keep)
+
+    def _loader(self, data: TagDataset, sampler: TrainSampler | EvalSampler, *, keep: bool) -> Batches:
         workers = self.hparams["num_workers"]
         return DataLoader(
             data,
             batch_size=self.hparams["batch_size"],
-            shuffle=shuffle,
-            drop_last=drop_last,
+            sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
             worker_init_fn=one_thread,
