@@ -17,9 +17,10 @@ from rich.text import Text
 from datamodules.cache import CacheWriter, as_stored
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.photos import PhotoSet, check_labels
 from seeds.asking import picture_loader, seeds_of
-from seeds.checkpoint import file_sha256, load_task, read_checkpoint
+from seeds.checkpoint import load_task, read_checkpoint
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.cues import label_map
 from seeds.data import data_settings

@@ -30,13 +30,18 @@ FUNCTIONS = {
         "ask a classifier where it looks, and keep the answers as a seed cache",
     ),
     "seeds evaluate": ("seeds.quality:evaluate_seeds", "score a seed cache against masks"),
+    "seeds verify": ("datamodules.cache.check:verify_cache", "check that all of a seed cache is what was written"),
+    "seeds info": ("datamodules.cache.check:print_info", "print how a seed cache was made"),
     "evaluate": (
         "training.evaluation:evaluate",
         "score a segmentation checkpoint: per-class IoU, metrics.json, a page of pictures",
     ),
     "predict": ("training.predict:predict", "write masks for photos"),
 }
-OVERVIEW = ("synthesize", "fit", "validate", "test", "seeds generate", "seeds evaluate", "evaluate", "predict")
+OVERVIEW = (
+    "synthesize", "fit", "validate", "test", "seeds generate", "seeds evaluate", "seeds verify", "seeds info",
+    "evaluate", "predict",
+)  # fmt: skip
 
 
 def run() -> None:

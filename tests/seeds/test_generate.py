@@ -1,4 +1,5 @@
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from torch.nn import functional
 
 from datamodules.cache import SeedCache
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.images import normalize, read_image
 from datamodules.transforms import Transform
-from seeds.checkpoint import file_sha256, load_task
+from seeds.checkpoint import load_task
 from seeds.classifier import ClassifierTask
 from seeds.cues import label_map
 from seeds.generate import generate_seeds
@@ -73,7 +75,7 @@ def test_the_manifest_says_how_it_was_made(voc, checkpoint, tmp_path, capsys):
         "checkpoint_sha256": file_sha256(checkpoint), "backbone": "resnet18", "layer": "features", "method": "gradcam",
         "saliency_layer": "features.encoder.layer2.1", "scales": [1.0], "flip": False, "size": 64, "grid": [4, 4],
         "fg_threshold": 0.3, "bg_fraction": 0.1, "classes": ["red", "blue"], "label_source": "imagesets",
-        "split": "train", "version": 1,
+        "split": "train", "version": 2,
     }  # fmt: skip
     assert {key: manifest[key] for key in expected} == expected
     assert manifest["data"]["root"] == str(voc)
@@ -116,17 +118,11 @@ def test_maps_that_are_not_finite(checkpoint, tmp_path):
     assert nothing_left(tmp_path / "out")
 
 
-@pytest.mark.parametrize("file", ["shard-00000.safetensors", "manifest.json"])
-def test_a_full_disk(checkpoint, tmp_path, monkeypatch, file):
-    write = Path.write_bytes
+def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
+    def full(_handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def full(path, content):
-        if path.name == file:
-            write(path, content[: len(content) // 2])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
         generate_seeds(checkpoint, tmp_path / "cache")
     assert nothing_left(tmp_path)
