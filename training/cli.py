@@ -169,3 +169,7 @@ def quiet_known_warnings() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda line: "litlogger" not in line.getMessage()
     )
+
+
+if __name__ == "__main__":
+    run()

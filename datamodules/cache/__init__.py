@@ -11,7 +11,7 @@ makers' settings it holds
 ``left_out``            pictures of the list that could not be used: id and reason
 ``shards``              of each in turn ``sha256``, ``bytes``, ``pictures``
 ``index``               ``sha256`` and ``bytes`` of the index, which holds the ids; see :mod:`datamodules.cache.index`
-``sha256``              of the manifest itself, without this line
+``checksum``            SHA-256 of the manifest itself, without this line
 ======================  ==================================================================================
 
 No file is named in it: names follow from the shards' numbers. Shards: :mod:`datamodules.cache.shard`.

@@ -61,9 +61,9 @@ def digest(content: dict[str, Any]) -> str:
 
 
 def signed(content: dict[str, Any]) -> bytes:
-    """JSON with its own checksum under ``sha256``, for :func:`read_signed`."""
+    """JSON with its own checksum under ``checksum``, for :func:`read_signed`."""
     plain = json.loads(json.dumps(content))  # tuples become lists, keys strings: what will be read
-    return (json.dumps(plain | {"sha256": digest(plain)}, indent=1) + "\n").encode()
+    return (json.dumps(plain | {"checksum": digest(plain)}, indent=1) + "\n").encode()
 
 
 def read_signed(path: Path, *, version: int, kind: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def read_signed(path: Path, *, version: int, kind: str) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         content: dict[str, Any] = json.loads(path.read_bytes()) if size <= MAX_JSON else {}
-        found, age, checksum = content["format"], int(content["version"]), content.pop("sha256", None)
+        found, age, checksum = content["format"], int(content["version"]), content.pop("checksum", None)
         sound = checksum == digest(content)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error

@@ -226,7 +226,7 @@ class Making:
 
 def comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a plan or manifest that the result depends on."""
-    own = ("format", "version", "sha256", "pictures", "left_out", "shards", "index")
+    own = ("format", "version", "pictures", "left_out", "shards", "index")
     return {key: value for key, value in plan.items() if key not in FREE and key not in own}
 
 

@@ -95,7 +95,7 @@ def nothing_left(folder: Path) -> bool:
     return list(folder.iterdir()) == []
 
 
-def test_a_broken_picture_stops_the_run(voc, checkpoint, tmp_path):
+def test_a_broken_picture_stops_a_strict_run(voc, checkpoint, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(voc, root)
     (root / "JPEGImages/p4.jpg").write_bytes((voc / "JPEGImages/p4.jpg").read_bytes()[:700])
@@ -103,7 +103,7 @@ def test_a_broken_picture_stops_the_run(voc, checkpoint, tmp_path):
     out.mkdir()
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"p4\.jpg") as caught:
-            generate_seeds(checkpoint, out / "cache", root=str(root), num_workers=workers)
+            generate_seeds(checkpoint, out / "cache", root=str(root), num_workers=workers, strict=True)
         assert len(str(caught.value).splitlines()) == 1
     assert nothing_left(out)
 
@@ -132,7 +132,9 @@ def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
     ("arguments", "words"),
     [({"layer": "feature"}, "no layer 'feature'; did you mean features"), ({"split": "night"}, "night"),
      ({"root": "/no/where"}, "/no/where"), ({"scales": []}, "scales"), ({"scales": [1.0, -1.0]}, "scales"),
-     ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"device": "toaster"}, "toaster"),
+     ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"conf_bg": 2.0}, "conf_bg"),
+     ({"threads": 0}, "threads"), ({"shard_size": 1 << 20}, "shard_size"), ({"devices": 0}, "devices 0"),
+     ({"accelerator": "toaster"}, "toaster"),
      ({"saliency_layer": "head"}, "layer head gives no map")],
 )  # fmt: skip
 def test_bad_arguments(checkpoint, tmp_path, arguments, words):
