@@ -127,13 +127,15 @@ def make_shards(task: SeedTask, trainer: pl.Trainer) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep Lightning from talking about what this program arranges itself."""
-    log = logging.getLogger("pytorch_lightning")
-    level = log.level
-    log.setLevel(logging.WARNING)
+    logs = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             for message in ("Couldn't infer the batch indices", "Total length of", ".*does not have many workers"):
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

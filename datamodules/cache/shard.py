@@ -30,6 +30,10 @@ DTYPES = {
     "saliency_maxima": "F32", "pictures": "I64", "checks": "U32",
 }  # fmt: skip
 
+NUMPY: dict[str, type[np.generic]] = {
+    "U8": np.uint8, "F16": np.float16, "F32": np.float32, "I32": np.int32, "I64": np.int64, "U32": np.uint32
+}  # fmt: skip
+
 
 class Row(NamedTuple):
     """Where a picture's parts are: their first cells in the flat arrays, and their shapes."""
@@ -125,7 +129,9 @@ class ShardBuilder:
 
     def tobytes(self) -> bytes:
         """The shard's file, the same bytes for the same pictures."""
-        tensors: dict[str, NDArray[Any]] = {name: np.concatenate(parts) for name, parts in self._parts.items() if parts}
+        tensors: dict[str, NDArray[Any]] = {
+            name: np.concatenate([np.zeros(0, NUMPY[DTYPES[name]]), *parts]) for name, parts in self._parts.items()
+        }
         tensors["ids"] = np.frombuffer("".join(f"{name}\n" for name in self.ids).encode(), np.uint8)
         tensors["pictures"] = np.array(self._rows, np.int64).reshape(-1, len(Row._fields))
         tensors["checks"] = np.array(self._checks, np.uint32).reshape(-1, 3)
@@ -180,8 +186,8 @@ class Shard:
         if any(len(shape) != 1 for name, shape in shapes.items() if name not in wanted):
             raise InputError(f"{path} is damaged: its arrays are not flat; make the cache again")
         self._lengths = {name: shape[0] for name, shape in shapes.items()}
-        self._rows: NDArray[np.int64] = self._flat["pictures"][:]
-        self._checks: NDArray[np.uint32] = self._flat["checks"][:]
+        self._rows: NDArray[np.int64] = file.get_tensor("pictures")
+        self._checks: NDArray[np.uint32] = file.get_tensor("checks")
 
     def ids(self) -> list[str]:
         """The pictures' names, in their order.
@@ -189,10 +195,9 @@ class Shard:
         Raises:
             InputError: they are not text, or far too long.
         """
-        if self._lengths["ids"] > MAX_CELLS:
-            raise self._damaged("of its ids")
+        text = self._part("ids", "of its ids", 0, self._lengths["ids"])
         try:
-            return [*self._flat["ids"][:].tobytes().decode().split("\n")[:-1]]
+            return text.tobytes().decode().split("\n")[:-1]
         except UnicodeDecodeError as error:
             raise self._damaged("of its ids") from error
 
@@ -249,7 +254,7 @@ class Shard:
         if size > MAX_CELLS or start + size > self._lengths[array]:
             raise self._damaged(name)
         if not size:  # safetensors cuts no nothing
-            return np.zeros(0, {"F16": np.float16, "F32": np.float32, "I32": np.int32, "U8": np.uint8}[DTYPES[array]])
+            return np.zeros(0, NUMPY[DTYPES[array]])
         part: NDArray[Any] = self._flat[array][start : start + size]
         return part
 
