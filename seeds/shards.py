@@ -25,8 +25,6 @@ TOLD = 10  # pictures that were left out are told one by one up to so many; the 
 class SeedTask(pl.LightningModule):
     """Asks a classifier about the pictures of the shards that fall to this process."""
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # more processes than shards
-
     def __init__(
         self,
         network: Classifier,
@@ -47,6 +45,7 @@ class SeedTask(pl.LightningModule):
             writer: who knows which shards are to be made, and takes the seeds.
         """
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # more processes than shards
         self.network, self.question, self.writer = network, question, writer
         self._packs, self._workers, self._threads = packs, workers, threads
         self.pictures = 0  # of this process
