@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
+from rich.console import Console
 from torch.utils.data import DataLoader
 
 from datamodules.cache import SeedCache
@@ -18,6 +19,7 @@ from datamodules.classes import check_classes
 from datamodules.dataset import TagDataset, collate, one_thread
 from datamodules.download import download_voc
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.folders import MASK_FOLDER, Listing, listing_classes, listing_photos, read_csv, read_tag_folders
 from datamodules.photos import PhotoSet, check_labels, check_sizes
 from datamodules.sampling import EvalSampler, TrainSampler, run_seed
@@ -187,14 +189,14 @@ class TagDataModule(pl.LightningDataModule):
         photos = self.photos(hp["train_split"], masks=with_masks)
         if with_masks and photos.masks is None:
             raise InputError(f"targets is masks, and the split {hp['train_split']!r} of {self.root} has none.")
-        check_sizes(photos)
-        if not with_masks:
-            check_labels(photos, self._label_source)
         cues = None
         if hp["targets"] == "cues":
             cues = SeedCache(hp["cues"])
-            check_cache(cues, photos)
+            photos = covered(cues, photos)
             check_maker(cues, hp["cues_made_by"])
+        check_sizes(photos)
+        if not with_masks:
+            check_labels(photos, self._label_source)
         return TagDataset(
             photos, hp["size"], training=True, augment=self.augment, cues=cues, cue_stride=hp["cue_stride"]
         )
@@ -248,19 +250,38 @@ class TagDataModule(pl.LightningDataModule):
         )
 
 
-def check_cache(cache: SeedCache, photos: PhotoSet) -> None:
-    """Raises an InputError unless ``cache`` was made for the classes of ``photos`` and holds all its pictures."""
+def covered(cache: SeedCache, photos: PhotoSet) -> PhotoSet:
+    """The pictures of ``photos`` that ``cache`` holds; those that it says were left out are told on the terminal.
+
+    Raises:
+        InputError: ``cache`` was made for other classes, lacks a picture and says nothing of it, or lacks all.
+    """
     if tuple(cache.classes) != photos.classes:
         raise InputError(
             f"the seed cache was made for the classes {', '.join(cache.classes)}, not {', '.join(photos.classes)}: "
             "name the same, in the same order, or make the seeds anew."
         )
-    lacking = [name for name in photos.ids if name not in cache]
-    if lacking:
+    there = np.array([name in cache for name in photos.ids])
+    lacking = [photos.ids[i] for i in np.flatnonzero(~there)]
+    unknown = [name for name in lacking if name not in cache.left_out]
+    if unknown or not there.any():
+        name = (unknown or lacking)[0]
         raise InputError(
-            f"the seed cache lacks {len(lacking)} of the {len(photos)} pictures, first {lacking[0]}: "
+            f"the seed cache lacks {len(unknown or lacking)} of the {len(photos)} pictures, first {name}: "
             "make seeds of this split."
         )
+    if lacking:
+        tell(
+            f"{len(lacking)} of {len(photos)} pictures are left out, of which the seed cache has no cues; first "
+            f"{lacking[0]}: {cache.left_out[lacking[0]]}"
+        )
+    return photos.subset(np.flatnonzero(there))
+
+
+@rank_zero_only
+def tell(line: str) -> None:
+    """Say something on the terminal, once for all processes."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
 
 
 def check_maker(cache: SeedCache, checkpoint: str | None) -> None:
@@ -268,8 +289,7 @@ def check_maker(cache: SeedCache, checkpoint: str | None) -> None:
     if checkpoint is None:
         return
     try:
-        with Path(checkpoint).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(checkpoint)
     except OSError as error:
         raise InputError(f"cues_made_by: {checkpoint} cannot be read: {error.strerror}.") from error
     if cache.manifest.get("checkpoint_sha256") != digest:

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 
 from datamodules.cache import NO_CUE, SeedCache
-from datamodules.datamodule import TagDataModule, check_cache
+from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
 from datamodules.images import image_size
 from datamodules.irn import write_irn
@@ -81,7 +81,7 @@ def _write_irn(seeds: SeedCache, folder: Path, root: str | None, split: str | No
     settings = data_settings(seeds.manifest.get("data"), seeds.classes, root=root, train_split=split)
     data = TagDataModule(**settings)
     photos = data.photos(data.hparams["train_split"], labels=False, masks=False)
-    check_cache(seeds, photos)
+    photos = covered(seeds, photos)
     some = False
     for name, path in zip(photos.ids, photos.images, strict=True):
         classes, maps = seeds.maps(name)

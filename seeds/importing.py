@@ -16,11 +16,11 @@ from torch.nn import functional
 from datamodules.cache import NO_CUE, CacheWriter
 from datamodules.classes import check_classes, mask_lut
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.irn import read_irn
 from datamodules.masks import read_class_mask
 from datamodules.sec import INPUT_LIST, SecCues
 from datamodules.voc import voc_classes
-from seeds.checkpoint import file_sha256
 from seeds.cues import foreground_cues, label_map, resolve_conflicts
 from seeds.generate import package_versions
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch.nn import functional
 
 from datamodules.cache import NO_CUE, SeedCache
-from datamodules.datamodule import TagDataModule, check_cache
+from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
 from datamodules.masks import read_class_mask
 from datamodules.transforms import resize_nearest
@@ -64,10 +64,9 @@ def evaluate_seeds(
     settings = data_settings(seeds.manifest.get("data"), seeds.classes, root=root, train_split=split, masks=masks)
     data = TagDataModule(**settings)
     split = data.hparams["train_split"]
-    photos = data.photos(split, labels=False)
+    photos = covered(seeds, data.photos(split, labels=False))
     if photos.masks is None or photos.lut is None:
         raise InputError(f"the split {split!r} of {data.root} has no masks; seeds are scored against masks")
-    check_cache(seeds, photos)
     fixed = float(seeds.manifest.get("fg_threshold", 0.2) if threshold is None else threshold)
     sweep, score = Sweep(len(seeds.classes) + 1, fixed), CueScore(len(seeds.classes) + 1)
     for name, path in zip(photos.ids, photos.masks, strict=True):

@@ -32,6 +32,8 @@ FUNCTIONS = {
     "seeds evaluate": ("seeds.quality:evaluate_seeds", "score a seed cache against masks"),
     "seeds import": ("seeds.importing:import_seeds", "turn seeds that others made into a seed cache"),
     "seeds export": ("seeds.exporting:export_seeds", "write a seed cache in the files of others"),
+    "seeds verify": ("datamodules.cache.check:verify_cache", "check that all of a seed cache is what was written"),
+    "seeds info": ("datamodules.cache.check:print_info", "print how a seed cache was made"),
     "evaluate": (
         "training.evaluation:evaluate",
         "score a segmentation checkpoint: per-class IoU, metrics.json, a page of pictures",
@@ -40,7 +42,7 @@ FUNCTIONS = {
 }
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
-    *("seeds generate", "seeds evaluate", "seeds import", "seeds export"),
+    *("seeds generate", "seeds evaluate", "seeds verify", "seeds info", "seeds import", "seeds export"),
     *("evaluate", "predict"),
 )
 
@@ -170,3 +172,7 @@ def quiet_known_warnings() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda line: "litlogger" not in line.getMessage()
     )
+
+
+if __name__ == "__main__":
+    run()

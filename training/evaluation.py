@@ -14,8 +14,8 @@ from rich.table import Table
 from datamodules.cache import SeedCache
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.photos import PhotoSet, check_sizes
-from seeds.checkpoint import file_sha256
 from seeds.confusion import Confusion
 from training.files import progress_bar, write_whole
 from training.inference import TEST_CRF, Predicted, Trained, data_module, load_trained, predictions

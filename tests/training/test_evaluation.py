@@ -10,9 +10,10 @@ from PIL import Image
 
 from datamodules.classes import voc_palette
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.images import read_image
 from datamodules.masks import read_class_mask, read_mask
-from seeds.checkpoint import file_sha256, load_task
+from seeds.checkpoint import load_task
 from seeds.crf import dense_crf
 from tests.training.conftest import data_of, trainer_of
 from training.evaluation import evaluate, evenly
