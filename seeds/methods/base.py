@@ -2,16 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
 from seeds.layers import default_layer
 from seeds.probe import Model, answer, check_images, gradient, layer_name, probing
 from seeds.targets import Asked, Rank, Target, ask, check_target
+
+MANY_RANKS = 4  # from here on several ranks share a backward pass: a large head's weights are then read once for all
+MOST_NUMBERS = 2**25  # of all gradients at the layer that are held at once (128 MB)
 
 
 class LayerMethod(ABC):
@@ -82,24 +86,51 @@ class Slope(NamedTuple):
     value: Tensor
 
 
-def slopes(asked: Asked, activation: Tensor, name: str, *, keep: bool = False) -> Iterator[Slope]:
-    """The derivatives of what was asked, a backward pass a rank.
+def slopes(
+    asked: Asked, activation: Tensor, name: str, *, keep: bool = False, together: bool = True
+) -> Iterator[Slope]:
+    """The derivatives of what was asked: a backward pass a rank, or where there are many ranks one for several.
 
     Args:
         asked: what is to be explained.
         activation: with respect to what, (B, K, h, w).
         name: the layer's, for the error.
         keep: whether the graph is needed once more afterwards.
+        together: whether ranks may share a backward pass.
 
     Raises:
         InputError: nothing that was asked depends on the activation.
     """
     # a power of two near the number of cells keeps half-precision gradients, which are means, out of the denormals
     scale = 2.0 ** round(math.log2(max(1, activation.shape[2] * activation.shape[3])))
-    ranks: list[Rank] = list(asked.ranks())
-    for r, (image, column, score) in enumerate(ranks, start=1):
-        slope = gradient(score.float().sum() * scale, activation, name, keep=keep or r < len(ranks))
-        yield Slope(image, column, slope.detach().float() / scale)
+    ranks = list(asked.ranks())
+    room = MOST_NUMBERS // max(1, activation.numel()) if together and len(ranks) >= MANY_RANKS else 1
+    parts = [ranks[start : start + max(1, room)] for start in range(0, len(ranks), max(1, room))]
+    for p, part in enumerate(parts, start=1):
+        again = keep or p < len(parts)
+        if len(part) == 1:
+            found = [gradient(part[0].score.float().sum() * scale, activation, name, keep=again)]
+        else:
+            found = list(_gradients(asked.scores, part, activation, name, scale=scale, keep=again))
+        for (image, column, _), slope in zip(part, found, strict=True):
+            yield Slope(image, column, slope.detach().float() / scale)
+
+
+def _gradients(
+    scores: Tensor, ranks: Sequence[Rank], activation: Tensor, name: str, *, scale: float, keep: bool
+) -> Tensor:
+    """d(each rank's scores)/d(activation), (ranks, B, K, h, w), from one backward pass over all of them."""
+    weights = scores.new_zeros(len(ranks), *scores.shape)
+    for r, rank in enumerate(ranks):
+        weights[r, rank.image, rank.column] = scale
+    found = None
+    if scores.requires_grad:
+        (found,) = torch.autograd.grad(
+            scores, activation, weights, retain_graph=keep, allow_unused=True, is_grads_batched=True
+        )
+    if found is None:
+        raise InputError(f"no score of the model depends on layer {name}")
+    return found
 
 
 class Combined(LayerMethod):

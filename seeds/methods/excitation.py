@@ -62,7 +62,7 @@ class MWP(LayerMethod):
         if self.contrastive and asked.output is not None:
             _top(asked.output).contrast = True
         found = torch.zeros(*asked.wanted.shape, *activation.shape[2:], device=activation.device)
-        for image, column, probability in slopes(asked, activation, name):
+        for image, column, probability in slopes(asked, activation, name, together=False):
             cells = probability[image].sum(dim=1)  # (n, h, w)
             found[image, column] = cells.relu_() if self.contrastive else cells
         return found

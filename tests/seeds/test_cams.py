@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from datamodules.errors import InputError
 from seeds.gradcam import Counterfactual, GradCAM
-from seeds.methods import head
+from seeds.methods import base, head
 from seeds.methods.average import Averaged
 from seeds.methods.cams import CAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from seeds.probe import probing
@@ -152,3 +152,21 @@ def test_averages_of_scales_and_layers():
     torch.testing.assert_close(both, sum(parts) / 2)
     with pytest.raises(InputError, match="positive scale"):
         Averaged(GradCAM, model, ["layer4"], [0.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("vgg", "features.4"), ("resnet18", "layer3"), ("densenet121", "features")]
+)
+@pytest.mark.parametrize("room", [1, 3, 100])
+def test_many_classes_share_backward_passes(name, layer, room, monkeypatch):
+    model, calls, grad = network(name), [], torch.autograd.grad
+    labels = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0]])
+    monkeypatch.setattr(base, "MANY_RANKS", 9)
+    expected = HiResCAM(model, layer)(IMAGES, labels)
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(1) or grad(*a, **k))
+    with probing(model, [layer]) as taps:
+        model(IMAGES)
+        monkeypatch.setattr(base, "MOST_NUMBERS", room * taps[0].numel())
+    monkeypatch.setattr(base, "MANY_RANKS", 4)
+    torch.testing.assert_close(HiResCAM(model, layer)(IMAGES, labels), expected)
+    assert len(calls) == {1: 4, 3: 2, 100: 1}[room]
