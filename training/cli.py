@@ -35,8 +35,19 @@ FUNCTIONS = {
         "score a segmentation checkpoint: per-class IoU, metrics.json, a page of pictures",
     ),
     "predict": ("training.predict:predict", "write masks for photos"),
+    "explain": ("training.explain:explain", "show where a classifier looks in photos, by many methods"),
 }
-OVERVIEW = ("synthesize", "fit", "validate", "test", "seeds generate", "seeds evaluate", "evaluate", "predict")
+OVERVIEW = (
+    "synthesize",
+    "fit",
+    "validate",
+    "test",
+    "seeds generate",
+    "seeds evaluate",
+    "evaluate",
+    "predict",
+    "explain",
+)
 
 
 def run() -> None:
