@@ -36,6 +36,18 @@ def xml_labels(root: Path, ids: Sequence[str], classes: Sequence[str]) -> np.nda
 
 
 def _xml_tags(path: Path) -> set[str]:
+    return {name.text.strip() for name in read_annotation(path).findall("object/name") if name.text}
+
+
+def read_annotation(path: Path) -> ET.Element:
+    """An annotation's XML tree.
+
+    Args:
+        path: ``Annotations/<id>.xml``.
+
+    Raises:
+        InputError: The file is missing, is no XML, or declares entities.
+    """
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -43,10 +55,9 @@ def _xml_tags(path: Path) -> set[str]:
     if b"<!ENTITY" in text:  # VOC needs none, and a few lines of them can fill the memory
         raise InputError(f"{path} declares entities, which an annotation never does.")
     try:
-        tree = ET.fromstring(text)  # noqa: S314
+        return ET.fromstring(text)  # noqa: S314
     except ET.ParseError as error:
         raise InputError(f"{path} is not XML ({error}).") from error
-    return {name.text.strip() for name in tree.findall("object/name") if name.text}
 
 
 def list_labels(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:

@@ -39,11 +39,12 @@ FUNCTIONS = {
         "score a segmentation checkpoint: per-class IoU, metrics.json, a page of pictures",
     ),
     "predict": ("training.predict:predict", "write masks for photos"),
+    "explain": ("training.explain:explain", "show where a classifier looks in photos, by many methods"),
 }
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
     *("seeds generate", "seeds evaluate", "seeds verify", "seeds info", "seeds import", "seeds export"),
-    *("evaluate", "predict"),
+    *("evaluate", "predict", "explain"),
 )
 
 
