@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -58,6 +59,25 @@ def read_class_mask(path: str | Path, lut: np.ndarray) -> np.ndarray:
     return mask
 
 
+def mask_png(mask: np.ndarray, name: str = "a mask") -> bytes:
+    """A mask as a palette PNG file with VOC's colours.
+
+    Args:
+        mask: Integers (H, W) in 0..255.
+        name: What it is called in an error.
+
+    Raises:
+        InputError: The mask has another shape or values that do not fit.
+    """
+    if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 255:  # noqa: PLR2004
+        raise InputError(f"{name} must be (H, W) with values 0..255, not of shape {tuple(mask.shape)}.")
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(voc_palette())
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
     """Writes a mask as a palette PNG with VOC's colours, whole or not at all.
 
@@ -66,18 +86,15 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
         mask: Integers (H, W) in 0..255.
 
     Raises:
-        InputError: The mask has another shape or values that do not fit.
+        InputError: As `mask_png`.
         OSError: The file cannot be written; nothing of it is left then.
     """
-    if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 255:  # noqa: PLR2004
-        raise InputError(f"a mask for {path} must be (H, W) with values 0..255, not of shape {tuple(mask.shape)}.")
-    image = Image.fromarray(mask.astype(np.uint8))
-    image.putpalette(voc_palette())
     target = Path(path)
+    content = mask_png(mask, f"a mask for {path}")
     handle, temporary = tempfile.mkstemp(suffix=".tmp", prefix=f".{target.name}", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            image.save(file, format="PNG")
+            file.write(content)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(target)
     except BaseException:

@@ -36,15 +36,16 @@ FUNCTIONS = {
     "seeds info": ("datamodules.cache.check:print_info", "print how a seed cache was made"),
     "evaluate": (
         "training.evaluation:evaluate",
-        "score a segmentation checkpoint: per-class IoU, metrics.json, a page of pictures",
+        "score a segmentation checkpoint or a folder of masks: per-class IoU, metrics.json, a page of pictures",
     ),
+    "compare": ("training.compare:compare", "the figures of several evaluations side by side: compare A B ..."),
     "predict": ("training.predict:predict", "write masks for photos"),
     "explain": ("training.explain:explain", "show where a classifier looks in photos, by many methods"),
 }
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
     *("seeds generate", "seeds evaluate", "seeds verify", "seeds info", "seeds import", "seeds export"),
-    *("evaluate", "predict", "explain"),
+    *("evaluate", "compare", "predict", "explain"),
 )
 
 

@@ -1,25 +1,28 @@
-"""Scoring a segmentation checkpoint: figures, and a page of pictures."""
+"""Scoring a segmentation checkpoint, or a folder of masks: figures, and a page of pictures."""
 
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from datamodules.cache import SeedCache
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
-from datamodules.files import file_sha256
-from datamodules.photos import PhotoSet, check_sizes
-from seeds.confusion import Confusion
+from datamodules.photos import PhotoSet
+from training.figures import Tally, figures
 from training.files import progress_bar, write_whole
-from training.inference import TEST_CRF, Predicted, Trained, data_module, load_trained, predictions
-from training.report import Row, render_page
+from training.gallery import Gallery, Row, Section
+from training.inference import Predicted, predictions
+from training.report import render_page
+from training.scored import Scored, scored_folder, scored_network
+from training.submission import check_voc_classes, write_submission
+from training.tables import class_csv, class_table, confused_table, summary_lines
+from training.views import Views
 
 __all__ = ["evaluate"]
 
@@ -27,33 +30,47 @@ TAUGHT_PICTURES = 8  # training pictures with cues on the page
 
 
 def evaluate(
-    checkpoint: Path,
-    output: Path,
+    checkpoint: Path | None = None,
     *,
+    output: Path,
+    predictions: Path | None = None,
     root: str | None = None,
     split: str | None = None,
     masks: str | None = None,
+    classes: list[str] | None = None,
     crf: bool = True,
+    scales: list[float] | None = None,
+    flip: bool = False,
+    submission: bool = False,
     cues: Path | None = None,
     pictures: int = 24,
     eval_size: int | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
 ) -> dict[str, Any]:
-    """Score a segmentation checkpoint on a split at the masks' own size, with and without the dense CRF.
+    """Score a segmentation checkpoint, or a folder of predicted masks, on a split at the masks' own size.
 
-    Writes ``metrics.json`` and ``index.html`` (picture, cues, prediction, truth) into a folder, and prints a table. The
-    figures of ``metrics.json`` are fractions: ``miou``, ``iou`` (class to figure, background included; a class that is
-    neither in the masks nor predicted is left out), ``background_iou`` and ``images``; with the CRF, ``without_crf``
-    holds the same for the network alone. Pictures without masks get a page and no figures.
+    Writes ``metrics.json``, ``metrics.csv`` and ``index.html`` (a page of pictures) into a folder, and prints tables.
+    The figures of ``metrics.json`` are fractions: ``miou``, ``iou`` (class to figure, background included; a class that
+    is neither in the masks nor predicted is left out), ``background_iou``, ``images``, and those of
+    `training.figures.figures`; with the CRF, ``without_crf`` holds the same for the network alone. Pictures without
+    masks get a page and no figures.
 
     Args:
         checkpoint: a checkpoint of ``tag2mask fit`` with a segmentation task.
-        output: folder for ``metrics.json`` and ``index.html``; made if need be.
-        root: folder of the data, where it is not the one of the training.
-        split: list to score, where it is not the training's test split.
+        output: folder for what is written; made if need be.
+        predictions: in place of a checkpoint, a folder of masks ``<id>.png`` (palette or gray, read by index; their
+            classes are those of the ``classes.txt`` in it, or else of the data's masks), for data of VOC layout. The
+            options on the CRF, scales, flip, batches and workers are not looked at then.
+        root: folder of the data, where it is not the one of the training; needed with predictions.
+        split: list to score, where it is not the training's test split (``val`` with predictions).
         masks: name of the folder of masks, where it is not the training's.
+        classes: with predictions, the classes to score, where these are not all that the predictions may hold.
         crf: smooth predictions with the dense CRF.
+        scales: factors on the side of pictures at which the network looks at each; the softmax is averaged. 1 alone
+            if not given.
+        flip: average over each picture and its mirror image, too.
+        submission: write ``submission.tar``, the archive for VOC's server, and its files into ``results``.
         cues: seed cache to show cues from, where it is not the training's.
         pictures: how many pictures of the split the page shows.
         eval_size: side to which pictures are warped for the network, where it is not the training's.
@@ -64,38 +81,75 @@ def evaluate(
         The content of ``metrics.json``.
 
     Raises:
-        InputError: the checkpoint, the data or a mask is not usable; nothing is written then.
+        InputError: the checkpoint, the data, a mask or a prediction is not usable; nothing is written then.
     """
-    trained = load_trained(checkpoint)
-    given = {"root": root, "test_split": split, "masks": masks, "eval_size": eval_size}
-    data = data_module(trained, **given, batch_size=batch_size, num_workers=num_workers)
-    split = str(data.hparams["test_split"])
-    photos = data.photos(split, labels=False)
-    if not photos.ids:
-        raise InputError(f"the split {split!r} of {data.root} has no pictures")
-    check_sizes(photos)
-    cache = _cache(trained, cues)
-    stream = progress_bar(predictions(trained, data, photos, crf=crf), "Scoring", len(photos))
-    counts, rows = _score(stream, len(photos.classes) + 1, evenly(len(photos), pictures).tolist(), cache)
+    if checkpoint is not None and predictions is None:
+        if classes is not None:
+            raise InputError("classes are for --predictions: a checkpoint knows its own")
+        views = Views(tuple(scales) if scales is not None else (1.0,), flip)
+        given = {"root": root, "test_split": split, "masks": masks, "eval_size": eval_size, "batch_size": batch_size}
+        scored = scored_network(checkpoint, crf=crf, views=views, num_workers=num_workers, **given)
+    elif predictions is not None and checkpoint is None:
+        scored = scored_folder(predictions, root=root, split=split, masks=masks, classes=classes)
+    else:
+        raise InputError("give either --checkpoint, a network to score, or --predictions, a folder of masks to score")
+    if submission:
+        check_voc_classes(scored.photos.classes)
+    return _evaluate(scored, output, _cache(scored, cues), pictures=pictures, submission=submission)
+
+
+def _evaluate(
+    scored: Scored, output: Path, cache: SeedCache | None, *, pictures: int, submission: bool
+) -> dict[str, Any]:
+    """Go through the predictions once, and write everything at the end."""
+    photos = scored.photos
+    names = ("background", *photos.classes)
+    tallies = {"plain": Tally(names), "final": Tally(names)} if scored.crf else {"final": Tally(names)}
+    kept: dict[str, NDArray[np.uint8]] | None = {} if submission else None
+    gallery = Gallery(len(photos), pictures)
+    for predicted, row in _score(progress_bar(scored.stream, "Scoring", len(photos)), tallies, cache):
+        gallery.offer(row)
+        if kept is not None:
+            kept[predicted.name] = predicted.final.numpy().astype(np.uint8)
     metrics = {
-        **_scores(counts, photos, crf=crf),
+        **_figures(tallies, masks=photos.masks is not None),
         "images": len(photos),
-        "split": split,
-        "crf": dict(TEST_CRF) if crf else None,
-        "checkpoint": {"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
-        "data": {key: data.hparams[key] for key in ("root", "layout", "masks", "eval_size")},
+        "split": scored.split,
+        **scored.origin,
         "classes": list(photos.classes),
     }
-    taught = _taught(trained, data, cache, crf=crf) if cache else []
-    _write(output, render_page(metrics, photos.classes, rows, taught), metrics)
-    Console().print(_table(metrics))
+    sections = [*gallery.sections(), *_taught(scored, cache)]
+    _write(output, render_page(metrics, photos.classes, sections), metrics)
+    if kept is not None:
+        write_submission(output, scored.split, kept)
+    _print(metrics)
     return metrics
 
 
 def _write(output: Path, page: str, metrics: dict[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "index.html", page.encode())
+    if metrics["iou"]:
+        write_whole(output / "metrics.csv", class_csv(metrics).encode())
     write_whole(output / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _print(metrics: dict[str, Any]) -> None:
+    console = Console()
+    if not metrics["iou"]:
+        console.print(f"{metrics['split']}: {metrics['images']} pictures without masks, so no figures")
+        return
+    console.print(class_table(metrics))
+    console.print(confused_table(metrics))
+    for line in summary_lines(metrics):
+        console.print(line, highlight=False)
+
+
+def _figures(tallies: dict[str, Tally], *, masks: bool) -> dict[str, Any]:
+    if not masks:
+        return {"miou": None, "iou": {}, "background_iou": None}
+    plain = {"without_crf": figures(tallies["plain"])} if "plain" in tallies else {}
+    return {**figures(tallies["final"]), **plain}
 
 
 def evenly(total: int, wanted: int) -> NDArray[np.int64]:
@@ -104,51 +158,54 @@ def evenly(total: int, wanted: int) -> NDArray[np.int64]:
 
 
 def _score(
-    predictions: Iterable[Predicted], num_classes: int, shown: Sequence[int], cache: SeedCache | None
-) -> tuple[dict[bool, Confusion], list[Row]]:
-    """Confusions without (False) and with (True) the CRF, and the rows of the page."""
-    counts = {False: Confusion(num_classes), True: Confusion(num_classes)}
-    rows = []
-    for index, predicted in enumerate(predictions):
+    stream: Iterable[Predicted], tallies: dict[str, Tally], cache: SeedCache | None
+) -> Iterator[tuple[Predicted, Row]]:
+    """Count pictures into ``tallies`` (by the name of the label map) as they come, and pass them on."""
+    for predicted in stream:
+        iou = None
         if predicted.truth is not None:
-            counts[False].update(predicted.plain, predicted.truth)
-            counts[True].update(predicted.final, predicted.truth)
-        if index in shown:
-            rows.append(_row(predicted, num_classes, cache))
-    return counts, rows
+            for which, tally in tallies.items():
+                iou = tally.add(getattr(predicted, which), predicted.truth)
+        yield predicted, _row(predicted, iou, cache)
 
 
-def _row(predicted: Predicted, num_classes: int, cache: SeedCache | None) -> Row:
-    truth, iou = predicted.truth, None
-    if truth is not None:
-        own = Confusion(num_classes)
-        own.update(predicted.final, truth)
-        iou = None if math.isnan(own.miou()) else own.miou()
+def _row(predicted: Predicted, iou: float | None, cache: SeedCache | None) -> Row:
     return Row(
         predicted.name,
         predicted.image,
         predicted.final.numpy().astype(np.uint8),
-        None if truth is None else truth.numpy().astype(np.uint8),
+        None if predicted.truth is None else predicted.truth.numpy().astype(np.uint8),
         cache.cues(predicted.name) if cache and predicted.name in cache else None,
         iou,
     )
 
 
-def _taught(trained: Trained, data: TagDataModule, cache: SeedCache, *, crf: bool) -> list[Row]:
+def _taught(scored: Scored, cache: SeedCache | None) -> list[Section]:
     """Some training pictures with their cues; none where the training's data are not here."""
-    try:
-        photos = data.photos(str(data.hparams["train_split"]), labels=False)
-    except InputError:
+    if cache is None or scored.trained is None:
+        return []
+    photos = _training_photos(scored.data)
+    if photos is None:
         return []
     cued = [index for index, name in enumerate(photos.ids) if name in cache]
     chosen = photos.subset([cued[i] for i in evenly(len(cued), TAUGHT_PICTURES)])
-    everything = range(len(chosen))
-    return _score(predictions(trained, data, chosen, crf=crf), len(photos.classes) + 1, everything, cache)[1]
+    stream = predictions(scored.trained, scored.data, chosen, crf=scored.crf)
+    rows = [row for _, row in _score(stream, {"final": Tally(("background", *photos.classes))}, cache)]
+    title, about = "What it learned from", "Training pictures, with the cues made from their tags."
+    return [Section(title, about, rows)] if rows else []
 
 
-def _cache(trained: Trained, cues: Path | None) -> SeedCache | None:
+def _training_photos(data: TagDataModule) -> PhotoSet | None:
+    """The training's pictures, where they are here: with masks if all have one, as need not be, or else without."""
+    for masks in (True, False):
+        with suppress(InputError):
+            return data.photos(str(data.hparams["train_split"]), labels=False, masks=masks)
+    return None
+
+
+def _cache(scored: Scored, cues: Path | None) -> SeedCache | None:
     """The cache that was asked for, or the training's if it is still there."""
-    classes = trained.task.classes
+    classes = scored.photos.classes
     if cues is not None:
         cache = SeedCache(cues)
         if tuple(cache.classes) != classes:
@@ -156,44 +213,11 @@ def _cache(trained: Trained, cues: Path | None) -> SeedCache | None:
                 f"the seed cache {cues} is of the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
             )
         return cache
-    if trained.data.get("cues") is None:
+    stored = scored.trained.data.get("cues") if scored.trained else None
+    if stored is None:
         return None
     try:
-        cache = SeedCache(trained.data["cues"])
+        cache = SeedCache(stored)
     except InputError:
         return None
     return cache if tuple(cache.classes) == classes else None
-
-
-def _scores(counts: dict[bool, Confusion], photos: PhotoSet, *, crf: bool) -> dict[str, Any]:
-    if photos.masks is None:
-        return {"miou": None, "iou": {}, "background_iou": None}
-    final = _figures(counts[True], photos.classes)
-    return {**final, "without_crf": _figures(counts[False], photos.classes)} if crf else final
-
-
-def _figures(confusion: Confusion, classes: Sequence[str]) -> dict[str, Any]:
-    per_class = dict(zip(("background", *classes), confusion.iou().tolist(), strict=True))
-    iou = {name: value for name, value in per_class.items() if not math.isnan(value)}
-    miou = confusion.miou()
-    return {"miou": None if math.isnan(miou) else miou, "iou": iou, "background_iou": iou.get("background")}
-
-
-def _table(metrics: dict[str, Any]) -> Table:
-    plain = metrics.get("without_crf")
-    table = Table(title=f"IoU on {metrics['split']}, {metrics['images']} pictures")
-    table.add_column("class")
-    if plain:
-        table.add_column("without CRF", justify="right")
-    table.add_column("with CRF" if metrics["crf"] else "IoU", justify="right")
-
-    def add(name: str, style: str | None, before: float | None, after: float | None) -> None:
-        cells = [before, after] if plain else [after]
-        table.add_row(name, *("" if value is None else f"{100 * value:.1f}" for value in cells), style=style)
-
-    names = [name for name in ("background", *metrics["classes"]) if name in metrics["iou"]]
-    for name in names:
-        add(name, None, plain["iou"].get(name) if plain else None, metrics["iou"][name])
-    table.add_section()
-    add("mean", "bold", plain["miou"] if plain else None, metrics["miou"])
-    return table

@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 from datamodules.images import image_size, read_image
 from datamodules.photos import file_photos
 from seeds.explaining import Explainer, names_of
-from training.figures import gradient_picture, grid, heat_picture
+from training.drawings import gradient_picture, grid, heat_picture
 from training.files import progress_bar, write_whole
 from training.pictures import jpeg, shrink
 from training.predict import photo_files

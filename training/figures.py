@@ -1,75 +1,150 @@
-"""Figures of explanations: pictures under their maps, in rows and columns with captions."""
+"""The figures of a labelling: IoU, precision, recall, accuracy, outlines, confusions, and how sure the mean is."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
-import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont
 
-__all__ = ["gradient_picture", "grid", "heat_picture"]
+from seeds.confusion import Confusion, iou_of, mean_iou
+from training.boundary import boundary_counts
 
-Image = NDArray[np.uint8]
+__all__ = ["CONFUSED", "LEVEL", "RESAMPLES", "SEED", "Tally", "confused_pairs", "figures", "miou_interval"]
 
-GAP, CAPTION, MARGIN = 6, 24, 96  # pixels: between panels, a caption's height, the rows' captions' width
-BRIGHTEST = 99.5  # percentile of a gradient's values that is shown as full contrast: a few pixels dwarf all others
+RESAMPLES = 1000  # of the bootstrap
+SEED = 0  # of the bootstrap's draws
+LEVEL = 0.95  # of its interval
+CONFUSED = 10  # pairs of classes in metrics.json
 
 
-def heat_picture(image: Image, heat: NDArray[np.floating], *, strength: float = 0.75) -> Image:
-    """A map over its picture, from clear (0) to dark red (the map's own maximum); gray where it is 0 throughout.
+class Tally:
+    """Counts of one labelling of a split, kept picture by picture.
 
-    Args:
-        image: uint8 (H, W, 3).
-        heat: (H, W), not negative.
-        strength: how much of a pixel is colour where the map is highest.
+    Attributes:
+        names: the K classes, background first.
+        matrices: int64 (K, K) of each picture; row = true class, column = predicted class.
+        boundary: int64 (3, K), see `training.boundary.boundary_counts`, summed over pictures.
     """
-    peak = float(heat.max())
-    share = (heat / peak if peak > 0 else np.zeros_like(heat)).astype(np.float32)
-    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float32)
-    colour = cv2.applyColorMap((share * 255).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-    weight = strength * np.sqrt(share)[..., None]
-    return ((1 - weight) * (0.4 * image + 0.6 * gray) + weight * colour).round().astype(np.uint8)
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Start from zero."""
+        self.names = tuple(names)
+        self.matrices: list[NDArray[np.int64]] = []
+        self.boundary = np.zeros((3, len(self.names)), np.int64)
+
+    def add(self, pred: torch.Tensor, truth: torch.Tensor) -> float | None:
+        """Count a picture: label maps (H, W), 255 in ``truth`` left out.
+
+        Returns:
+            The picture's own mean IoU; None where all of it is left out.
+
+        Raises:
+            InputError: the shapes differ, or an index is none of a class.
+        """
+        own = Confusion(len(self.names))
+        own.update(pred, truth)
+        self.matrices.append(own.matrix.numpy())
+        self.boundary += boundary_counts(pred.numpy(), truth.numpy(), len(self.names))
+        return None if math.isnan(own.miou()) else own.miou()
+
+    @property
+    def matrix(self) -> NDArray[np.int64]:
+        """The confusion matrix of the whole split, int64 (K, K)."""
+        return np.sum(self.matrices, axis=0, dtype=np.int64).reshape(len(self.names), len(self.names))
 
 
-def gradient_picture(gradient: NDArray[np.floating], height: int, width: int) -> Image:
-    """Signed values (3, h, w) as a picture uint8 (H, W, 3): 0 is gray, as the papers show guided backpropagation."""
-    peak = float(np.percentile(np.abs(gradient), BRIGHTEST)) or 1.0
-    shown = (127.5 + 127.5 * np.clip(gradient / peak, -1, 1)).round().astype(np.uint8).transpose(1, 2, 0)
-    return np.asarray(cv2.resize(shown, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+def figures(tally: Tally) -> dict[str, Any]:
+    """All figures of a labelling, as fractions; classes for which one is undefined are left out of it.
+
+    ``iou``, ``precision`` (of the pixels called so), ``recall`` (of the pixels that are so) and ``boundary_iou`` by
+    class; ``miou`` and ``boundary_miou``, their means over the classes that occur; ``background_iou``;
+    ``pixel_accuracy`` over all pixels, ``mean_accuracy`` the mean recall; ``miou_interval`` (`miou_interval`);
+    ``confusion`` (pixels by true class, row, and predicted class, column) and ``confused`` (`confused_pairs`).
+    None stands where nothing was counted.
+    """
+    matrix, names = tally.matrix, tally.names
+    hits, both, true, called = matrix.diagonal(), tally.boundary[0], matrix.sum(1), matrix.sum(0)
+    iou = iou_of(matrix)
+    recall = _ratio(hits, true)
+    boundary = _ratio(both, tally.boundary[1] + tally.boundary[2] - both)
+    by_class = _by_class(names, iou)
+    return {
+        "miou": _number(mean_iou(iou)),
+        "miou_interval": miou_interval(tally.matrices),
+        "iou": by_class,
+        "background_iou": by_class.get(names[0]),
+        "precision": _by_class(names, _ratio(hits, called)),
+        "recall": _by_class(names, recall),
+        "pixel_accuracy": _number(float(_ratio(hits.sum(), matrix.sum()))),
+        "mean_accuracy": _number(mean_iou(recall)),
+        "boundary_iou": _by_class(names, boundary),
+        "boundary_miou": _number(mean_iou(boundary)),
+        "confusion": {"classes": list(names), "pixels": matrix.tolist()},
+        "confused": confused_pairs(matrix, names),
+    }
 
 
-def grid(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], panels: Sequence[Sequence[Image | str]], title: str
-) -> Image:
-    """Panels of one size in rows and columns.
+def miou_interval(matrices: Sequence[NDArray[np.int64]]) -> dict[str, Any] | None:
+    """Percentile bootstrap of the mean IoU over pictures.
+
+    As many pictures as there are are drawn with replacement, ``RESAMPLES`` times, by numpy's default generator from
+    ``SEED``; each draw's mean IoU is that of its summed confusion matrix; the interval holds the middle ``LEVEL`` of
+    them. It says how far the figure hangs on which pictures are in the split, and nothing of other trainings.
 
     Args:
-        columns: a caption above each column.
-        rows: the lines of the caption left of each row.
-        panels: by row, a picture uint8 (H, W, 3) of each column, or a short text where there is none.
-        title: the line above all.
+        matrices: int64 (K, K) of each picture.
 
     Returns:
-        uint8 (H', W', 3).
+        ``low``, ``high``, ``level``, ``resamples``, ``seed``; None for fewer than two pictures with counted pixels.
     """
-    height, width = next(panel.shape[:2] for row in panels for panel in row if not isinstance(panel, str))
-    size = (
-        MARGIN + len(columns) * (width + GAP) + GAP,
-        2 * CAPTION + GAP + len(rows) * (height + GAP),
-    )
-    page = Pillow.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
-    draw.text((GAP, GAP), title, fill="black", font=ImageFont.load_default(16))
-    for c, caption in enumerate(columns):
-        draw.text((MARGIN + c * (width + GAP), CAPTION + GAP), caption, fill="black", font=font)
-    for r, (lines, row) in enumerate(zip(rows, panels, strict=True)):
-        top = 2 * CAPTION + GAP + r * (height + GAP)
-        draw.multiline_text((GAP, top + GAP), "\n".join(lines), fill="black", font=font)
-        for c, panel in enumerate(row):
-            place = (MARGIN + c * (width + GAP), top)
-            if isinstance(panel, str):
-                draw.multiline_text(place, panel, fill="gray", font=font)
-            else:
-                page.paste(Pillow.fromarray(panel), place)
-    return np.asarray(page)
+    counted = [matrix for matrix in matrices if matrix.any()]
+    total = len(counted)
+    if total < 2:  # noqa: PLR2004  one picture gives the same draw each time
+        return None
+    stacked = np.stack(counted)
+    # three sums of each matrix suffice, and float64 holds them exactly
+    sums = np.stack([stacked.diagonal(axis1=1, axis2=2), stacked.sum(2), stacked.sum(1)]).astype(
+        np.float64
+    )  # (3, N, K)
+    draws = np.random.default_rng(SEED).multinomial(total, np.full(total, 1 / total), size=RESAMPLES)  # (R, N)
+    hits, true, called = draws.astype(np.float64) @ sums  # (R, K) each
+    iou = _ratio(hits, true + called - hits)
+    low, high = np.quantile(np.nanmean(iou, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"low": float(low), "high": float(high), "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
+
+
+def confused_pairs(matrix: NDArray[np.int64], names: Sequence[str], wanted: int = CONFUSED) -> list[dict[str, Any]]:
+    """The most confused pairs: ``truth`` called ``predicted``, on ``pixels``, which are ``share`` of the truth's.
+
+    The largest shares come first; by pixels alone the background's would.
+
+    Args:
+        matrix: int64 (K, K), row = true class, column = predicted class.
+        names: the K classes.
+        wanted: at most how many.
+    """
+    shares = _ratio(matrix, matrix.sum(1, keepdims=True))
+    shares[np.eye(len(names), dtype=bool) | np.isnan(shares)] = 0
+    order = np.argsort(-shares, axis=None, kind="stable")[:wanted]
+    places = [divmod(int(place), len(names)) for place in order if shares.flat[place] > 0]
+    return [
+        {"truth": names[t], "predicted": names[p], "pixels": int(matrix[t, p]), "share": float(shares[t, p])}
+        for t, p in places
+    ]
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """Quotients, nan where the divisor is 0."""
+    part, whole = np.broadcast_arrays(part, whole)
+    result: NDArray[np.float64] = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return result
+
+
+def _by_class(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float]:
+    return {name: value for name, value in zip(names, values.tolist(), strict=True) if not math.isnan(value)}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -17,10 +17,12 @@ class SegmentationNetwork(nn.Module):
         strides: name of each pretrained block, in the order of execution, with its stride in the network as published
             (dilation changes where a block computes, not which stage it belongs to).
         fresh: the layers that no ImageNet file initialises, which a solver may give a higher rate.
+        multiple: sides of pictures must be multiples of this.
     """
 
     strides: dict[str, int]
     fresh: Sequence[nn.Module]
+    multiple: int = 1
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,11 +19,13 @@ from seeds.crf import dense_crf
 from seeds.data import data_settings
 from training.grids import label_map, resize
 from training.task import CrfSettings, SegmentationTask
+from training.views import Views, view_scores
 
 __all__ = ["TEST_CRF", "Predicted", "Trained", "crf_label_map", "data_module", "load_trained", "predictions"]
 
 TEST_CRF: CrfSettings = {"iterations": 10, "scale": 1.0}  # SEC's at test time
 PROBABILITY_FLOOR = 1e-5  # under the logarithm, SEC's at test time
+PLAIN = Views()
 CRF_PIXELS = 1_000_000  # larger photos are smoothed at this many pixels: VOC's have 187,500, phones' 12 million
 
 
@@ -42,10 +44,9 @@ class Trained:
     device: torch.device
 
     @torch.inference_mode()
-    def scores(self, images: Tensor) -> Tensor:
+    def scores(self, images: Tensor, views: Views = PLAIN) -> Tensor:
         """Class scores float32 (B, C+1, h, w), on the network's grid, of normalised pictures (B, 3, S, S)."""
-        scores: Tensor = self.task(images.to(self.device)).float()
-        return scores
+        return view_scores(self.task, images.to(self.device), views, multiple=self.task.network.multiple)
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,13 @@ def data_module(trained: Trained, **given: Any) -> TagDataModule:
     return TagDataModule(**data_settings(trained.data, trained.task.classes, **given))
 
 
-def predictions(trained: Trained, data: TagDataModule, photos: PhotoSet, *, crf: bool) -> Iterator[Predicted]:
+def predictions(
+    trained: Trained, data: TagDataModule, photos: PhotoSet, *, crf: bool, views: Views = PLAIN
+) -> Iterator[Predicted]:
     """Predict pictures one after the other, in their order."""
     files = iter(photos.images)
     for batch in data.eval_loader(photos):
-        scores = trained.scores(batch["image"])
+        scores = trained.scores(batch["image"], views)
         for index, name in enumerate(batch["id"]):
             image = read_image(next(files))
             height, width = image.shape[:2]

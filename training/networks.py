@@ -110,10 +110,13 @@ class SmpNetwork(SegmentationNetwork):
                 f"{cls.__name__} with the encoder {encoder} cannot be built: {_sentence(error)}"
             ) from error
         self._prepare_encoder(encoder, weights)
-        head = self.model.segmentation_head
+        model: Any = self.model
+        head = model.segmentation_head
         if isinstance(head, SegmentationHead):
             head[1] = nn.Identity()  # the upsampling
         self.fresh = [module for name, module in self.model.named_children() if name != "encoder"]
+        if model.requires_divisible_input_shape:
+            self.multiple = int(model.encoder.output_stride)
 
     def _prepare_encoder(self, name: str, weights: str) -> None:
         """Load the weights, and put the encoder as published, dilated here, in place of SMP's dilated one."""
@@ -136,8 +139,8 @@ class SmpNetwork(SegmentationNetwork):
         Raises:
             InputError: the architecture wants sides that are multiples of its stride, and these are not.
         """
-        stride, (height, width) = self.model.encoder.output_stride, images.shape[-2:]
-        if self.model.requires_divisible_input_shape and (height % stride or width % stride):
+        stride, (height, width) = self.multiple, images.shape[-2:]
+        if height % stride or width % stride:
             raise InputError(
                 f"{type(self.model).__name__} needs pictures whose sides are multiples of {stride}, "
                 f"not {height}x{width}: choose a size such as {max(stride, round(height / stride) * stride)}"

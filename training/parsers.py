@@ -67,7 +67,7 @@ def run_function(target: str, about: str, name: str, words: list[str]) -> None:
         (each.name for each in signature(function).parameters.values() if each.kind is each.VAR_POSITIONAL), ""
     )
     if loose:
-        parser.add_argument(loose, nargs="+", type=Path, help="photos and folders of them")
+        parser.add_argument(loose, nargs="+", type=Path, help="files and folders")
     parser.add_function_arguments(function, as_group=False, sub_configs=True)
     parsed = parser.instantiate_classes(parser.parse_args(words))
     options: dict[str, Any] = {key: value for key, value in parsed.items(branches=True) if "." not in key}

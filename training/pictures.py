@@ -6,9 +6,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BACKGROUND_COLOUR", "class_colour", "cue_picture", "jpeg", "label_picture", "panel", "shrink"]
+__all__ = [
+    "BACKGROUND_COLOUR", "class_colour", "cue_layer", "cue_picture", "jpeg", "label_layer", "label_picture",
+    "layer_png", "panel", "shrink",
+]  # fmt: skip
 
 Image = NDArray[np.uint8]
+Layer = NDArray[np.float32]
+
+NEAREST = cv2.INTER_NEAREST_EXACT  # of label maps, whose pixels and cells are squares
 
 # Twenty hues that stay apart side by side and on photographs; VOC's own palette holds near-blacks and look-alikes.
 COLOURS = (
@@ -25,34 +31,62 @@ def class_colour(index: int) -> tuple[int, int, int]:
     return COLOURS[(index - 1) % len(COLOURS)]
 
 
-def label_picture(image: Image, labels: NDArray[np.integer], *, strength: float = 0.62) -> Image:
-    """A label map over its picture: classes in colour with a light outline, the background darkened.
+def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer:
+    """A label map as something to lay over its picture: classes in colour, lightly outlined, the background darkened.
 
     Args:
-        image: uint8 (H, W, 3).
-        labels: (H, W), 0 background, 1..C, 255 not scored (left light).
+        labels: (H, W), 0 background, 1..C, 255 not scored (made light).
         strength: how much of a pixel is the class's colour.
 
     Returns:
-        uint8 (H, W, 3).
+        float32 (H, W, 4): red, green, blue 0..255, opacity 0..1.
     """
-    base = image.astype(np.float32)
-    shown = 0.5 * base
+    layer = np.zeros((*labels.shape, 4), np.float32)
+    layer[..., 3] = 0.5  # black
     for index in np.unique(labels):
-        here = labels == index
         if index == NONE:
-            shown[here] = 0.5 * base[here] + 0.5 * 235.0
+            layer[labels == index] = (235, 235, 235, 0.5)
         elif index > 0:
-            shown[here] = (1 - strength) * base[here] + strength * np.array(class_colour(int(index)), np.float32)
+            layer[labels == index] = (*class_colour(int(index)), strength)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     border = cv2.morphologyEx(labels.astype(np.uint8), cv2.MORPH_GRADIENT, cross) > 0
     border &= (labels != 0) & (labels != NONE)  # the last pixel of a class, so that outlines stay thin
-    shown[border] = 0.4 * shown[border] + 0.6 * 255.0
-    return shown.round().astype(np.uint8)
+    opacity = 1 - 0.4 * (1 - strength)  # 60 % white over the class's colour
+    layer[border, :3] = (0.4 * strength * layer[border, :3] + 0.6 * 255.0) / opacity
+    layer[border, 3] = opacity
+    return layer
+
+
+def cue_layer(cues: NDArray[np.integer]) -> Layer:
+    """Cues to lay over their picture: classes in colour, background cues slate, cells without a cue pale.
+
+    Args:
+        cues: label map (h, w), 0 background, 1..C, 255 none.
+
+    Returns:
+        float32 (h, w, 4) as `label_layer`.
+    """
+    layer = np.full((*cues.shape, 4), (245, 245, 245, 0.55), np.float32)
+    for index in np.unique(cues):
+        if index != NONE:
+            layer[cues == index] = (*(class_colour(int(index)) if index else BACKGROUND_COLOUR), 0.7)
+    return layer
+
+
+def blend(image: Image, layer: Layer) -> Image:
+    """A picture uint8 (H, W, 3) under a layer (H, W, 4)."""
+    opacity = layer[..., 3:]
+    shown: Image = ((1 - opacity) * image + opacity * layer[..., :3]).round().astype(np.uint8)
+    return shown
+
+
+def label_picture(image: Image, labels: NDArray[np.integer], *, strength: float = 0.62) -> Image:
+    """A label map over its picture, see `label_layer`: uint8 (H, W, 3) of a picture uint8 (H, W, 3)."""
+    return blend(image, label_layer(labels, strength=strength))
 
 
 def cue_picture(image: Image, cues: NDArray[np.integer]) -> Image:
-    """Cues over their picture, cell by cell: classes in colour, background cues slate, cells without a cue pale.
+    """Cues over their picture, cell by cell, see `cue_layer`.
 
     Args:
         image: uint8 (H, W, 3).
@@ -62,15 +96,17 @@ def cue_picture(image: Image, cues: NDArray[np.integer]) -> Image:
         uint8 (H, W, 3).
     """
     height, width = image.shape[:2]
-    full = cv2.resize(cues.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    base = image.astype(np.float32)
-    shown = 0.45 * base + 0.55 * 245.0
-    for index in np.unique(full):
-        if index != NONE:
-            colour = class_colour(int(index)) if index else BACKGROUND_COLOUR
-            here = full == index
-            shown[here] = 0.3 * base[here] + 0.7 * np.array(colour, np.float32)
-    return shown.round().astype(np.uint8)
+    full = np.asarray(cv2.resize(cues.astype(np.uint8), (width, height), interpolation=NEAREST), dtype=np.uint8)
+    return blend(image, cue_layer(full))
+
+
+def layer_png(layer: Layer) -> bytes:
+    """A layer (H, W, 4) as a PNG file with transparency."""
+    pixels = np.concatenate([layer[..., 2::-1], 255 * layer[..., 3:]], axis=2).round().astype(np.uint8)
+    done, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    if not done:
+        raise RuntimeError(f"a layer of shape {layer.shape} could not be written as PNG")
+    return bytes(data.tobytes())
 
 
 def shrink(image: Image, longest: int) -> Image:

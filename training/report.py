@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -11,58 +10,37 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.pictures import BACKGROUND_COLOUR, class_colour, cue_picture, jpeg, label_picture, shrink
+from training.charts import class_figures, confusion_matrix, css_colour, summary
+from training.gallery import Row, Section
+from training.pictures import cue_layer, jpeg, label_layer, layer_png, shrink
 
-__all__ = ["Row", "render_page"]
+__all__ = ["render_page"]
 
-LONGEST = 360  # pixels of a picture's longer side on the page
+LONGEST = 420  # pixels of a picture's longer side on the page
 JPEG_QUALITY = 82
 NONE = 255
+STAGE = 4 / 3  # a card's width to its height
 
 
-@dataclass(frozen=True)
-class Row:
-    """What is shown of one picture.
-
-    Attributes:
-        name: its id.
-        image: uint8 (H, W, 3).
-        prediction: label map (H, W).
-        truth: label map (H, W), where known.
-        cues: label map (h, w), where there are any.
-        iou: mean IoU over the classes in this picture, where the truth is known.
-    """
-
-    name: str
-    image: NDArray[np.uint8]
-    prediction: NDArray[np.integer]
-    truth: NDArray[np.integer] | None = None
-    cues: NDArray[np.integer] | None = None
-    iou: float | None = None
-
-
-def render_page(
-    metrics: Mapping[str, Any], classes: Sequence[str], rows: Sequence[Row], taught: Sequence[Row] = ()
-) -> str:
+def render_page(metrics: Mapping[str, Any], classes: Sequence[str], sections: Sequence[Section]) -> str:
     """Write the page.
 
     Args:
         metrics: as in ``metrics.json``, see `training.evaluation.evaluate`.
         classes: class names without background.
-        rows: pictures of the evaluated split.
-        taught: pictures that the network was trained on, with their cues.
+        sections: pictures, see `training.gallery.Gallery`.
 
     Returns:
-        HTML without any link to elsewhere; pictures are embedded.
+        HTML without any link to elsewhere; pictures, style and script are embedded.
     """
-    style = files("training").joinpath("report.css").read_text(encoding="utf-8")
-    split = escape(str(metrics["split"]))
+    style, script = (files("training").joinpath(f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
+    rows = [row for section in sections for row in section.rows]
     parts = [
-        _head(metrics, split),
-        _bars(metrics, classes),
-        _legend(classes, [*rows, *taught]),
-        _section(f"Pictures of {split}", "Chosen evenly from the whole split, not by their score.", rows, classes),
-        _section("What it learned from", "Training pictures, with the cues made from their tags.", taught, classes),
+        summary(metrics),
+        class_figures(metrics, classes),
+        confusion_matrix(metrics),
+        _toolbar(classes, rows) if rows else "",
+        *(_section(section, classes, number) for number, section in enumerate(sections)),
         _foot(metrics),
     ]
     body = "\n".join(part for part in parts if part)
@@ -70,117 +48,121 @@ def render_page(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>tag2mask: {split}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        "</body>\n</html>\n"
+        f"<title>tag2mask: {escape(str(metrics['split']))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"{body}\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
 
 
-def _head(metrics: Mapping[str, Any], split: str) -> str:
-    cards = []
-    plain = metrics.get("without_crf")
-    if metrics.get("miou") is not None:
-        cards.append(("Mean IoU" + (" with CRF" if plain else ""), _percent(metrics["miou"])))
-        if plain:
-            cards.append(("Without CRF", _percent(plain["miou"])))
-        if metrics.get("background_iou") is not None:
-            cards.append(("Background IoU", _percent(metrics["background_iou"])))
-    cards.append(("Pictures", str(metrics["images"])))
-    figures = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in cards)
-    return (
-        f"<header>\n<p class=brand>tag2mask</p>\n<h1>Segmentation of <b>{split}</b></h1>\n"
-        f"<dl class=cards>{figures}</dl>\n</header>"
-    )
-
-
-def _bars(metrics: Mapping[str, Any], classes: Sequence[str]) -> str:
-    iou = metrics.get("iou") or {}
-    if not iou:
-        return ""
-    plain = (metrics.get("without_crf") or {}).get("iou", {})
-    lines = []
-    for index, name in enumerate(("background", *classes)):
-        if name not in iou:
-            continue
-        before = f'<i style="left:{100 * plain[name]:.1f}%"></i>' if name in plain else ""
-        lines.append(
-            f"<li><span class=name>{escape(name)}</span>"
-            f'<span class=bar><b style="width:{100 * iou[name]:.1f}%;background:{_css(index)}"></b>{before}</span>'
-            f"<span class=figure>{100 * iou[name]:.1f}</span></li>"
-        )
-    note = "<p class=note>The mark on a bar is the figure without the CRF.</p>" if plain else ""
-    return f"<section>\n<h2>IoU of each class</h2>\n<ul class=bars>{''.join(lines)}</ul>{note}\n</section>"
-
-
-def _legend(classes: Sequence[str], rows: Sequence[Row]) -> str:
-    maps = [labels for row in rows for labels in (row.prediction, row.truth, row.cues) if labels is not None]
-    seen = {int(index) for labels in maps for index in np.unique(labels)}
-    chips = [_chip(name, _css(i)) for i, name in enumerate(classes, start=1) if i in seen]
+def _toolbar(classes: Sequence[str], rows: Sequence[Row]) -> str:
+    """What the colours mean, each a button that leaves the class's pictures only; and the overlay of all pictures."""
+    seen = {index for row in rows for index in _classes(row)}
+    chips = [
+        f"<button type=button class=chip aria-pressed=false data-class={i}><i style='background:{css_colour(i)}'></i>"
+        f"{escape(name)}</button>"
+        for i, name in enumerate(classes, start=1)
+        if i in seen
+    ]
     if any(row.cues is not None and (row.cues == 0).any() for row in rows):
-        chips.append(_chip("background cue", _css(0)))
+        chips.append(f"<span class=chip><i style='background:{css_colour(0)}'></i>background cue</span>")
     if any(row.truth is not None and (row.truth == NONE).any() for row in rows):
-        chips.append('<span class="chip pale"><i></i>not scored</span>')
-    return f"<nav class=legend aria-label=Colours>{''.join(chips)}</nav>" if chips else ""
+        chips.append("<span class='chip pale'><i></i>not scored</span>")
+    kinds = [kind for kind in ("prediction", "truth", "cues") if any(kind in _layers(row) for row in rows)]
+    return (
+        "<div class=toolbar role=group aria-label='All pictures'>"
+        f"<div class=chips role=group aria-label='Only pictures with'>{''.join(chips)}</div>"
+        f"<div class=controls>{_choice('all', kinds, 'Overlay of all pictures')}</div>"
+        "<p class=count role=status aria-live=polite></p></div>"
+    )
 
 
-def _section(title: str, about: str, rows: Sequence[Row], classes: Sequence[str]) -> str:
-    if not rows:
-        return ""
-    return f"<section>\n<h2>{title}</h2>\n<p class=note>{about}</p>\n" + "\n".join(
-        _article(row, classes) for row in rows
-    ) + "\n</section>"  # fmt: skip
+def _section(section: Section, classes: Sequence[str], number: int) -> str:
+    cards = "\n".join(_card(row, classes, f"{number}-{index}") for index, row in enumerate(section.rows))
+    return (
+        f"<section class=pictures>\n<h2>{escape(section.title)}</h2>\n<p class=note>{escape(section.about)}</p>\n"
+        f"<p class=none hidden>None of them shows this class.</p>\n<div class=grid>\n{cards}\n</div>\n</section>"
+    )
 
 
-def _article(row: Row, classes: Sequence[str]) -> str:
+def _card(row: Row, classes: Sequence[str], key: str) -> str:
     image = shrink(row.image, LONGEST)
     height, width = image.shape[:2]
-    shown = [("picture", image)]
-    if row.cues is not None:
-        shown.append(("cues", cue_picture(image, row.cues)))
-    shown.append(("prediction", label_picture(image, _shrunk(row.prediction, height, width))))
-    if row.truth is not None:
-        shown.append(("truth", label_picture(image, _shrunk(row.truth, height, width))))
-    found = [int(i) for i in np.unique(row.prediction) if 0 < i <= len(classes)]
-    alt = ", ".join(classes[i - 1] for i in found) or "nothing but background"
-    figures = "".join(
-        f"<figure><img src='{_data_uri(picture)}' width={width} height={height} loading=lazy "
-        f"alt='{escape(f'{name} of {row.name}' + (f': {alt}' if name == 'prediction' else ''), quote=True)}'>"
-        f"<figcaption>{name}</figcaption></figure>"
-        for name, picture in shown
+    name = escape(row.name, quote=True)
+    layers = "".join(
+        f"<img class='layer {kind}' src='{_data_uri(png, 'png')}' alt='' loading=lazy>"
+        for kind, png in _layers(row, (width, height)).items()
     )
+    fit = "wide" if width >= STAGE * height else "tall"
     score = f"<span class=score>IoU {100 * row.iou:.0f}</span>" if row.iou is not None else ""
-    title = f"<h3><span>{escape(row.name)}</span>{score}</h3>"
-    return f"<article>{title}<div class='row n{len(shown)}'>{figures}</div></article>"
+    return (
+        f"<article data-classes='{' '.join(map(str, _classes(row)))}'><h3><span>{name}</span>{score}</h3>"
+        f"<div class=stage><div class='frame {fit}' style='aspect-ratio:{width}/{height}'>"
+        f"<img src='{_data_uri(jpeg(image, quality=JPEG_QUALITY), 'jpeg')}' width={width} height={height} loading=lazy "
+        f"alt='{escape(_described(row, classes), quote=True)}'>{layers}</div></div>"
+        f"<div class=controls>{_choice(key, list(_layers(row)), f'Overlay of {row.name}')}</div></article>"
+    )
+
+
+def _choice(key: str, kinds: Sequence[str], label: str) -> str:
+    """Which layer lies over the picture, and how strongly."""
+    said = escape(label, quote=True)
+    options = "".join(
+        f"<label><input type=radio name='layer-{key}' value={kind}{' checked' if kind == kinds[0] else ''}>"
+        f"<span>{kind}</span></label>"
+        for kind in kinds
+    )
+    return (
+        f"<div class=choice role=radiogroup aria-label='{said}'>{options}</div>"
+        f"<label class=fade><span>picture</span><input type=range min=0 max=100 value=100 "
+        f"aria-label='{said}: strength'><span>overlay</span></label>"
+    )
+
+
+def _layers(row: Row, size: tuple[int, int] | None = None) -> dict[str, bytes]:
+    """Each layer of a picture as a PNG of ``size`` (width, height); empty files where no size is asked for."""
+    maps = {"prediction": row.prediction, "truth": row.truth, "cues": row.cues}
+    there = {kind: labels for kind, labels in maps.items() if labels is not None}
+    if size is None:
+        return dict.fromkeys(there, b"")
+    return {
+        kind: layer_png(cue_layer(labels) if kind == "cues" else label_layer(_resized(labels, size)))
+        for kind, labels in there.items()
+    }
+
+
+def _resized(labels: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.resize(labels.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+
+
+def _classes(row: Row) -> list[int]:
+    """The classes predicted or true in a picture."""
+    maps = [labels for labels in (row.prediction, row.truth) if labels is not None]
+    return sorted({int(index) for labels in maps for index in np.unique(labels)} - {0, NONE})
+
+
+def _described(row: Row, classes: Sequence[str]) -> str:
+    said = [row.name]
+    for kind, labels in (("predicted", row.prediction), ("true", row.truth)):
+        if labels is not None:
+            found = [classes[int(i) - 1] for i in np.unique(labels) if 0 < i <= len(classes)]
+            said.append(f"{kind}: {', '.join(found) or 'nothing but background'}")
+    return "; ".join(said)
 
 
 def _foot(metrics: Mapping[str, Any]) -> str:
-    checkpoint = metrics.get("checkpoint") or {}
     data = metrics.get("data") or {}
-    facts = {
-        "checkpoint": f"{checkpoint.get('path', '')} (SHA-256 {str(checkpoint.get('sha256', ''))[:12]}…)",
-        "data": f"{data.get('root', '')}, split {metrics['split']}, pictures warped to {data.get('eval_size', '')} px",
-        "CRF": ", ".join(f"{k} {v}" for k, v in metrics["crf"].items()) if metrics.get("crf") else "none",
-    }
+    warped = f", pictures warped to {data['eval_size']} pixels" if "eval_size" in data else ""
+    facts = {"data": f"{data.get('root', '')}, split {metrics['split']}{warped}"}
+    if checkpoint := metrics.get("checkpoint"):
+        facts["checkpoint"] = f"{checkpoint['path']} (SHA-256 {checkpoint['sha256'][:12]}…)"
+        facts["CRF"] = ", ".join(f"{k} {v}" for k, v in metrics["crf"].items()) if metrics.get("crf") else "none"
+        facts["views"] = f"scales {metrics.get('scales', [1.0])}, flip {'yes' if metrics.get('flip') else 'no'}"
+    if predictions := metrics.get("predictions"):
+        facts["predictions"] = str(predictions["path"])
+    if span := metrics.get("miou_interval"):
+        facts["interval"] = f"bootstrap over pictures: {span['resamples']} draws, seed {span['seed']}"
     lines = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return f"<footer><dl>{lines}</dl></footer>"
 
 
-def _chip(name: str, colour: str) -> str:
-    return f'<span class=chip><i style="background:{colour}"></i>{escape(name)}</span>'
-
-
-def _css(index: int) -> str:
-    red, green, blue = class_colour(index) if index else BACKGROUND_COLOUR
-    return f"rgb({red},{green},{blue})"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}<small>%</small>"
-
-
-def _shrunk(labels: NDArray[np.integer], height: int, width: int) -> NDArray[np.integer]:
-    small = cv2.resize(labels.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(small, dtype=np.uint8)
-
-
-def _data_uri(image: NDArray[np.uint8]) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, quality=JPEG_QUALITY)).decode("ascii")
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from seeds.classifier import ClassifierTask
 from training.cli import main
-from training.figures import gradient_picture, grid, heat_picture
+from training.drawings import gradient_picture, grid, heat_picture
 from training.pictures import panel
 
 
