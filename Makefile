@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # The libraries the tests compare with. pydensecrf2 is compiled on installation: without a C++ compiler those tests skip.
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt captum grad-cam onnx onnxruntime
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt captum grad-cam onnx onnxruntime torchcam
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt pydensecrf2 || echo "no C++ compiler: tests against pydensecrf2 will skip"
 	touch $@
 
@@ -40,6 +40,8 @@ test: $(VENV)/.installed $(VENV)/.peers ## ruff, mypy and pytest
 
 bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybody uses, as ratios
 	$(BIN)/python -m tests.benchmarks.bench_crf
+	$(BIN)/python -m tests.benchmarks.bench_sec
+	$(BIN)/python -m tests.benchmarks.bench_gradcam
 
 clean: ## remove the environment and what the demo made
 	rm -rf $(VENV) $(DEMO)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
+from rich.console import Console
 from torch.utils.data import DataLoader
 
 from datamodules.cache import SeedCache
@@ -18,8 +19,10 @@ from datamodules.classes import check_classes
 from datamodules.dataset import TagDataset, collate, one_thread
 from datamodules.download import download_voc
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.folders import MASK_FOLDER, Listing, listing_classes, listing_photos, read_csv, read_tag_folders
 from datamodules.photos import PhotoSet, check_labels, check_sizes
+from datamodules.sampling import EvalSampler, TrainSampler, run_seed
 from datamodules.transforms import Augment
 from datamodules.voc import voc_classes, voc_photos
 
@@ -34,8 +37,8 @@ class TagDataModule(pl.LightningDataModule):
 
     Training batches hold ``image`` float32 (B, 3, S, S), ``labels`` float32 (B, C), ``id``, ``size`` int64 (B, 2) and,
     by ``targets``, ``cues`` bool (B, C+1, h, w) or ``mask`` int64 (B, S, S). Those of the other loaders are not
-    augmented and hold, where the split has masks, ``mask`` int64 (B, Hmax, Wmax) at the masks' own size, padded
-    with 255.
+    augmented: ``image`` (B, 3, E, E) for ``eval_size`` E and, where the split has masks, ``mask`` int64 (B, Hmax, Wmax)
+    at the masks' own size, padded with 255.
 
     Args:
         root: The folder: of VOC layout (with JPEGImages in it), or with one's own photos.
@@ -55,6 +58,9 @@ class TagDataModule(pl.LightningDataModule):
         cues_made_by: The classifier's checkpoint that the cues must be from; the cache's record of it is compared.
         cue_stride: Pixels to a cell of the cues: a side of the grid has ⌈size / cue_stride⌉ cells.
         size: Side S in pixels to which pictures are warped.
+        eval_size: The same for validation, test and prediction, where pictures are whole: a network trained on random
+            crops has seen things larger than they are in whole pictures, and is right more often a size up
+            (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019). None: as ``size``.
         augment: Random changes of training pictures; null for none.
         batch_size: Pictures in a batch.
         num_workers: Processes that read pictures.
@@ -81,6 +87,7 @@ class TagDataModule(pl.LightningDataModule):
         cues_made_by: str | None = None,
         cue_stride: int = 8,
         size: int = 320,
+        eval_size: int | None = None,
         augment: Augment | None = None,
         batch_size: int = 16,
         num_workers: int = 2,
@@ -90,8 +97,10 @@ class TagDataModule(pl.LightningDataModule):
         self.augment = _augment(augment)
         if targets == "cues" and cues is None:
             raise InputError("targets is cues, and no seed cache is given: set cues to its folder.")
-        if min(size, cue_stride, batch_size) < 1:
-            raise InputError(f"size {size}, cue_stride {cue_stride} and batch_size {batch_size} must be at least 1.")
+        sizes = {"size": size, "eval_size": size if eval_size is None else eval_size, "cue_stride": cue_stride}
+        for name, value in (sizes | {"batch_size": batch_size}).items():
+            if value < 1:
+                raise InputError(f"{name} is {value}, and must be at least 1.")
         self.root = Path(root).expanduser()
         self.listing = None if layout == "voc" else _listing(layout, self.root, labels, masks)
         """All pictures of one's own; None for ``voc``."""
@@ -106,8 +115,8 @@ class TagDataModule(pl.LightningDataModule):
                 "labels": None if labels is None else str(labels), "train_split": train_split, "val_split": val_split,
                 "test_split": test_split, "masks": masks, "val_fraction": val_fraction, "targets": targets,
                 "cues": None if cues is None else str(cues),
-                "cues_made_by": None if cues_made_by is None else str(cues_made_by), "cue_stride": cue_stride,
-                "size": size, "augment": None if self.augment is None else _plain(asdict(self.augment)),
+                "cues_made_by": None if cues_made_by is None else str(cues_made_by), **sizes,
+                "augment": None if self.augment is None else _plain(asdict(self.augment)),
                 "batch_size": batch_size, "num_workers": num_workers, "download": download,
             },
             # left to look for it, Lightning makes a cycle of frames, which holds the locals of every caller, loaders
@@ -115,6 +124,7 @@ class TagDataModule(pl.LightningDataModule):
             frame=inspect.currentframe(),
         )  # fmt: skip
         self._datasets: dict[str, TagDataset] = {}
+        self._epoch = 0  # in which training begins
 
     def photos(self, split: str, *, labels: bool = True, masks: bool = True) -> PhotoSet:
         """What is on disk for a split, by the name of its list.
@@ -163,7 +173,7 @@ class TagDataModule(pl.LightningDataModule):
                 check_sizes(photos)
                 if hp["targets"] == "tags" and hp["labels"] is not None:
                     check_labels(photos, self._label_source)
-                self._datasets[name] = TagDataset(photos, hp["size"])
+                self._datasets[name] = TagDataset(photos, hp["eval_size"])
 
     @property
     def _no_val(self) -> bool:
@@ -179,14 +189,14 @@ class TagDataModule(pl.LightningDataModule):
         photos = self.photos(hp["train_split"], masks=with_masks)
         if with_masks and photos.masks is None:
             raise InputError(f"targets is masks, and the split {hp['train_split']!r} of {self.root} has none.")
-        check_sizes(photos)
-        if not with_masks:
-            check_labels(photos, self._label_source)
         cues = None
         if hp["targets"] == "cues":
             cues = SeedCache(hp["cues"])
-            check_cache(cues, photos)
+            photos = covered(cues, photos)
             check_maker(cues, hp["cues_made_by"])
+        check_sizes(photos)
+        if not with_masks:
+            check_labels(photos, self._label_source)
         return TagDataset(
             photos, hp["size"], training=True, augment=self.augment, cues=cues, cue_stride=hp["cue_stride"]
         )
@@ -194,33 +204,44 @@ class TagDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented; the incomplete last batch is left out unless it is the only one."""
         data = self._datasets["train"]
-        return self._loader(data, shuffle=True, drop_last=len(data) >= self.hparams["batch_size"], keep=True)
+        sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed())
+        sampler.set_epoch(self._epoch)
+        return self._loader(data, sampler, keep=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the epoch to go on with."""
+        done: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
+        return {"epoch": done.processed if done else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the epoch up again: Lightning tells it to samplers only when workers have begun to fetch."""
+        self._epoch = int(state_dict["epoch"])
 
     def val_dataloader(self) -> Batches | list[Any]:
         """The validation split, or nothing where ``val_fraction`` is 0."""
-        return [] if self._no_val else self._loader(self._datasets["val"], keep=True)
+        return [] if self._no_val else self._eval_loader(self._datasets["val"], keep=True)
 
     def test_dataloader(self) -> Batches:
         """The test split."""
-        return self._loader(self._datasets["test"])
+        return self._eval_loader(self._datasets["test"])
 
     def predict_dataloader(self) -> Batches:
         """The test split, too."""
-        return self._loader(self._datasets["test"])
+        return self._eval_loader(self._datasets["test"])
 
     def eval_loader(self, photos: PhotoSet) -> Batches:
         """Batches of any pictures in their order, not augmented; see `photos` and `datamodules.photos.file_photos`."""
-        return self._loader(TagDataset(photos, self.hparams["size"]))
+        return self._eval_loader(TagDataset(photos, self.hparams["eval_size"]))
 
-    def _loader(
-        self, data: TagDataset, *, shuffle: bool = False, drop_last: bool = False, keep: bool = False
-    ) -> Batches:
+    def _eval_loader(self, data: TagDataset, *, keep: bool = False) -> Batches:
+        return self._loader(data, EvalSampler(len(data)), keep=keep)
+
+    def _loader(self, data: TagDataset, sampler: TrainSampler | EvalSampler, *, keep: bool) -> Batches:
         workers = self.hparams["num_workers"]
         return DataLoader(
             data,
             batch_size=self.hparams["batch_size"],
-            shuffle=shuffle,
-            drop_last=drop_last,
+            sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
             worker_init_fn=one_thread,
@@ -229,19 +250,38 @@ class TagDataModule(pl.LightningDataModule):
         )
 
 
-def check_cache(cache: SeedCache, photos: PhotoSet) -> None:
-    """Raises an InputError unless ``cache`` was made for the classes of ``photos`` and holds all its pictures."""
+def covered(cache: SeedCache, photos: PhotoSet) -> PhotoSet:
+    """The pictures of ``photos`` that ``cache`` holds; those that it says were left out are told on the terminal.
+
+    Raises:
+        InputError: ``cache`` was made for other classes, lacks a picture and says nothing of it, or lacks all.
+    """
     if tuple(cache.classes) != photos.classes:
         raise InputError(
             f"the seed cache was made for the classes {', '.join(cache.classes)}, not {', '.join(photos.classes)}: "
             "name the same, in the same order, or make the seeds anew."
         )
-    lacking = [name for name in photos.ids if name not in cache]
-    if lacking:
+    there = np.array([name in cache for name in photos.ids])
+    lacking = [photos.ids[i] for i in np.flatnonzero(~there)]
+    unknown = [name for name in lacking if name not in cache.left_out]
+    if unknown or not there.any():
+        name = (unknown or lacking)[0]
         raise InputError(
-            f"the seed cache lacks {len(lacking)} of the {len(photos)} pictures, first {lacking[0]}: "
+            f"the seed cache lacks {len(unknown or lacking)} of the {len(photos)} pictures, first {name}: "
             "make seeds of this split."
         )
+    if lacking:
+        tell(
+            f"{len(lacking)} of {len(photos)} pictures are left out, of which the seed cache has no cues; first "
+            f"{lacking[0]}: {cache.left_out[lacking[0]]}"
+        )
+    return photos.subset(np.flatnonzero(there))
+
+
+@rank_zero_only
+def tell(line: str) -> None:
+    """Say something on the terminal, once for all processes."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
 
 
 def check_maker(cache: SeedCache, checkpoint: str | None) -> None:
@@ -249,8 +289,7 @@ def check_maker(cache: SeedCache, checkpoint: str | None) -> None:
     if checkpoint is None:
         return
     try:
-        with Path(checkpoint).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(checkpoint)
     except OSError as error:
         raise InputError(f"cues_made_by: {checkpoint} cannot be read: {error.strerror}.") from error
     if cache.manifest.get("checkpoint_sha256") != digest:

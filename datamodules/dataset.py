@@ -14,6 +14,7 @@ from datamodules.classes import IGNORE
 from datamodules.errors import InputError
 from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask
+from datamodules.sampling import Draw
 from datamodules.transforms import Transform, resize_nearest
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class TagDataset(Dataset[dict[str, Any]]):
     ``cues`` uint8 (h, w), a label map (0 background, 1..C, 255 none) with h = w = ⌈S / cue_stride⌉. `collate` makes
     batches of them.
 
-    Randomness comes from torch's generator, one draw an item: seeding torch (in the main process, from which a
-    DataLoader seeds its workers) makes the items reproducible.
+    Asked for a `Draw`, an item's random changes are those of the draw's seed; asked for a bare index, of a seed from
+    torch's generator.
 
     Args:
         photos: What to read.
@@ -63,9 +64,10 @@ class TagDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.photos)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, wanted: int | Draw) -> dict[str, Any]:
         """Reads one picture; raises an InputError that names the file if it cannot be used."""
         photos = self.photos
+        index, seed = wanted if isinstance(wanted, Draw) else (wanted, int(torch.randint(2**62, ())))
         image = read_image(photos.images[index])  # (H, W, 3)
         mask = None
         if photos.masks is not None and photos.lut is not None:
@@ -76,7 +78,6 @@ class TagDataset(Dataset[dict[str, Any]]):
                     f"and its picture {photos.images[index]} is {image.shape[1]}x{image.shape[0]}."
                 )
         cues = None if self.cues is None else self.cues.cues(photos.ids[index])
-        seed = int(torch.randint(2**62, ())) if self.transform.random else 0
         moved = self.transform(image, seed=seed, mask=mask if self.training else None, cues=cues)
         item = {
             "image": moved["image"],

@@ -5,10 +5,9 @@ Objects that VOC marks as difficult count: they are in the picture and in its ma
 
 from __future__ import annotations
 
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -17,6 +16,7 @@ from datamodules.classes import IGNORE
 from datamodules.errors import InputError
 from datamodules.masks import read_class_mask
 from datamodules.photos import one_hot
+from datamodules.pickles import load_npy_dict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,18 @@ def xml_labels(root: Path, ids: Sequence[str], classes: Sequence[str]) -> np.nda
 
 
 def _xml_tags(path: Path) -> set[str]:
+    return {name.text.strip() for name in read_annotation(path).findall("object/name") if name.text}
+
+
+def read_annotation(path: Path) -> ET.Element:
+    """An annotation's XML tree.
+
+    Args:
+        path: ``Annotations/<id>.xml``.
+
+    Raises:
+        InputError: The file is missing, is no XML, or declares entities.
+    """
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -43,10 +55,9 @@ def _xml_tags(path: Path) -> set[str]:
     if b"<!ENTITY" in text:  # VOC needs none, and a few lines of them can fill the memory
         raise InputError(f"{path} declares entities, which an annotation never does.")
     try:
-        tree = ET.fromstring(text)  # noqa: S314
+        return ET.fromstring(text)  # noqa: S314
     except ET.ParseError as error:
         raise InputError(f"{path} is not XML ({error}).") from error
-    return {name.text.strip() for name in tree.findall("object/name") if name.text}
 
 
 def list_labels(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -129,7 +140,7 @@ def npy_labels(path: Path, ids: Sequence[str], classes: Sequence[str], source: S
     Raises:
         InputError: The file is missing, of another kind, lacks a picture, or has rows of another length.
     """
-    table = _read_npy_dict(path)
+    table = load_npy_dict(path)
     rows = {
         (f"{k:010d}"[:4] + "_" + f"{k:010d}"[4:] if isinstance(k, int | np.integer) else str(k)): v
         for k, v in table.items()
@@ -145,52 +156,3 @@ def npy_labels(path: Path, ids: Sequence[str], classes: Sequence[str], source: S
             raise InputError(f"{path} holds {values.shape} labels for {name}, and there are {len(source)} classes.")
         row[:] = values[columns] > 0
     return labels
-
-
-def _read_npy_dict(path: Path) -> dict[Any, Any]:
-    try:
-        with path.open("rb") as file:
-            major, _ = np.lib.format.read_magic(file)
-            header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape, _, dtype = header(file)
-            value = _Unpickler(file, encoding="latin1").load() if dtype.hasobject and shape == () else None
-    except OSError as error:
-        raise InputError(f"label file {path} cannot be read: {error.strerror}.") from error
-    except InputError as error:
-        raise InputError(f"label file {path} {error}") from error
-    except Exception as error:  # a malformed pickle raises anything
-        raise InputError(f"label file {path} is not a NumPy file of labels ({error}).") from error
-    table = value.item() if isinstance(value, np.ndarray) and value.shape == () else None
-    if not isinstance(table, dict):
-        raise InputError(f"label file {path} must hold one dictionary from id to labels, as numpy.save writes it.")
-    return table
-
-
-def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise InputError(f"uses the encoding {encoding!r}, which an array never needs.")
-    return text.encode("latin1")
-
-
-def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
-    if dtype.hasobject:
-        raise InputError("holds a scalar of Python objects.")
-    return np.frombuffer(data, dtype)[0]
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows how arrays are put together and nothing else."""
-
-    _allowed: dict[str, Any] = {  # noqa: RUF012
-        "multiarray._reconstruct": np._core.multiarray._reconstruct,  # type: ignore[attr-defined]  # noqa: SLF001
-        "multiarray.scalar": _scalar,
-        "numpy.ndarray": np.ndarray,
-        "numpy.dtype": np.dtype,
-        "_codecs.encode": _encode_latin1,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        key = f"{module.removeprefix('numpy.core.').removeprefix('numpy._core.')}.{name}"
-        if key not in self._allowed:
-            raise InputError(f"asks for {module}.{name}, which labels never need: it is not loaded.")
-        return self._allowed[key]

@@ -1,6 +1,5 @@
 """Checkpoints: read without running anything they carry, and told apart by what they were trained for."""
 
-import hashlib
 import inspect
 import pickle
 from pathlib import Path
@@ -88,9 +87,3 @@ def load_task(path: str | Path, cls: type[Task]) -> Task:
     except (RuntimeError, TypeError) as error:
         raise InputError(f"{path} does not fit the network its own settings describe: {_first_line(error)}") from error
     return task.eval()
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

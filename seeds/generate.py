@@ -5,25 +5,33 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+import numpy as np
+from numpy.typing import NDArray
 
-from datamodules.cache import CacheWriter, as_stored
+from datamodules.cache import SHARD_SIZE, as_stored
+from datamodules.cache.format import MAX_PICTURES
+from datamodules.cache.making import Making
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.photos import PhotoSet, check_labels
-from seeds.asking import picture_loader, seeds_of
-from seeds.checkpoint import file_sha256, load_task, read_checkpoint
+from seeds.asking import Question, Seed
+from seeds.checkpoint import load_task, read_checkpoint
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.cues import label_map
 from seeds.data import data_settings
+from seeds.packs import Packs
 from seeds.probe import find_layer
+from seeds.refine import CRF, refined
+from seeds.running import ProgressBar, make_shards, make_trainer, quiet
+from seeds.shards import CueRule, SeedTask, ShardWriter
 
 PACKAGES = ("tag2mask", "torch", "torchvision", "segmentation_models_pytorch", "timm", "numpy", "albumentations")
 
@@ -42,17 +50,28 @@ def generate_seeds(
     cue_stride: int = 8,
     fg_threshold: float = 0.2,
     bg_fraction: float = 0.1,
+    refine: Literal["none", "crf"] = "none",
+    conf_fg: float = 0.30,
+    conf_bg: float = 0.05,
     batch_size: int | None = None,
     num_workers: int | None = None,
-    device: str = "auto",
+    shard_size: int = SHARD_SIZE,
+    accelerator: str = "auto",
+    devices: int | Literal["auto"] = "auto",
+    num_nodes: int = 1,
+    threads: int = 1,
     precision: Literal["32", "bf16"] = "32",
+    strict: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Make the seeds of every picture of a split, for its own labels, and keep them as a seed cache.
 
+    The result depends on the settings alone, to the bit, and not on how many processes share the work. A run that was
+    stopped, however it was, goes on where it was when the same command is given again: finished shards are kept.
+
     Args:
         checkpoint: a classifier's.
-        output: the cache's folder, which must not exist.
+        output: the cache's folder, which must not exist, or be one that the same command began.
         root: folder of the pictures; the classifier's own if not given.
         split: which list of pictures; the one the classifier was trained on if not given.
         layer: name of the layer whose Grad-CAM maps are taken, within the network; its last map if not given.
@@ -63,103 +82,162 @@ def generate_seeds(
         cue_stride: pixels a cell of the cues: a side has ⌈size / cue_stride⌉ cells.
         fg_threshold: a class's cue is where its map exceeds this fraction of its own maximum.
         bg_fraction: the background's cue is this fraction of the cells, those of the lowest saliency.
+        refine: crf: the cues are made by the dense CRF and not by the two thresholds, as irn does: confident
+            foreground, confident background, the rest open. The raw maps are kept as they are.
+        conf_fg: for crf: a class is confident where it wins against a background of this score, a fraction of the
+            maps' own maxima.
+        conf_bg: for crf: the background is confident where it wins with this score.
         batch_size: pictures at once; the classifier's if not given.
-        num_workers: processes that read pictures; the classifier's if not given.
-        device: where the network runs: auto, cpu, cuda, …
+        num_workers: processes that read pictures, for each that asks; the classifier's if not given.
+        shard_size: pictures a file.
+        accelerator: where the network runs: auto, cpu, gpu, …
+        devices: how many processes on each machine, each with a GPU or on the CPU; auto: a process on the CPU, all
+            GPUs, and under torchrun as that says.
+        num_nodes: how many machines, where SLURM starts the processes.
+        threads: torch's in each process; their number changes the last bits of the result, that of processes does
+            not, and more processes are faster than more threads.
         precision: what it computes in: 32 (float32), or bf16, several times as fast where the processor has it.
-        overwrite: replace a cache that is already there.
+        strict: stop at the first picture that cannot be read; else such pictures are left out, which the manifest
+            and the terminal tell.
+        overwrite: replace a cache that is already there, or one half made with other settings.
 
     Raises:
-        InputError: a checkpoint, folder, layer or number that is not usable; a picture that cannot be read; a
-            classifier whose maps are not finite; a disk that is full. Nothing is left behind then.
+        InputError: a checkpoint, folder, layer or number that is not usable; another process that makes the same
+            cache; a classifier whose maps are not finite; a disk that is full. Finished shards stay then.
     """
-    _check_numbers(scales, fg_threshold, bg_fraction, cue_stride)
+    source = _source(
+        checkpoint, root=root, train_split=split, size=size, batch_size=batch_size, num_workers=num_workers
+    )
+    network, hp = source.task.model, source.data.hparams
+    layers = (layer or network.default_layer, saliency_layer or network.saliency_layer)
+    settings = Settings(
+        layers, tuple(scales), flip, precision, hp["size"], cue_stride, fg_threshold, bg_fraction, refine, conf_fg,
+        conf_bg, hp["batch_size"], shard_size, threads,
+    )  # fmt: skip
+    settings.check(network)
+    making = Making(output, source.provenance(checkpoint) | settings.plan(), settings.blocks(source.photos.ids))
+    writer = ShardWriter(making, settings.rule(), len(source.task.classes), overwrite=overwrite, strict=strict)
+    packs = partial(Packs, source.photos, shard_size=shard_size, batch_size=hp["batch_size"], sizes=settings.sides)
+    with quiet():
+        trainer = make_trainer(accelerator, devices, num_nodes, [writer, ProgressBar()])
+        make_shards(SeedTask(network, settings.question(), packs, hp["num_workers"], threads, writer), trainer)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the result depends on, but for classifier and pictures; see :func:`generate_seeds`."""
+
+    layers: tuple[str, str]  # of maps and of saliency
+    scales: tuple[float, ...]
+    flip: bool
+    precision: Literal["32", "bf16"]
+    size: int
+    cue_stride: int
+    fg_threshold: float
+    bg_fraction: float
+    refine: Literal["none", "crf"]
+    conf_fg: float
+    conf_bg: float
+    batch_size: int
+    shard_size: int
+    threads: int
+
+    def check(self, network: Classifier) -> None:
+        """Raises an InputError for a number out of range, or a layer that the network does not have."""
+        if not self.scales or min(self.scales) <= 0:
+            raise InputError(f"scales {list(self.scales)} must be positive, at least one")
+        for name in ("fg_threshold", "bg_fraction", "conf_fg", "conf_bg"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is outside 0..1")
+        for name in ("cue_stride", "shard_size", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.shard_size > MAX_PICTURES:
+            raise InputError(f"shard_size must be at most {MAX_PICTURES}, not {self.shard_size}")
+        for layer in self.layers:
+            find_layer(network, layer)
+
+    @property
+    def grid(self) -> int:
+        """Cells a side of the cues."""
+        return math.ceil(self.size / self.cue_stride)
+
+    @property
+    def sides(self) -> list[int]:
+        """Sides in pixels to which pictures are warped."""
+        return [max(1, round(self.size * scale)) for scale in self.scales]
+
+    def plan(self) -> dict[str, Any]:
+        """What the manifest says of these settings."""
+        same = ("flip", "precision", "size", "cue_stride", "fg_threshold", "bg_fraction", "batch_size", "shard_size",
+                "threads")  # fmt: skip
+        crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | CRF
+        return {
+            "method": "gradcam", "layer": self.layers[0], "saliency_layer": self.layers[1],
+            "scales": list(self.scales), "grid": [self.grid, self.grid],
+            "refinement": crf if self.refine == "crf" else None,
+        } | {name: getattr(self, name) for name in same}  # fmt: skip
+
+    def question(self) -> Question:
+        """How the classifier is asked."""
+        return Question(self.layers, self.grid, self.flip, self.precision == "bf16")
+
+    def rule(self) -> CueRule:
+        """How cues are made of what it says."""
+        if self.refine == "crf":
+            return partial(refined_by_crf, conf_fg=self.conf_fg, conf_bg=self.conf_bg)
+        return partial(thresholded, fg_threshold=self.fg_threshold, bg_fraction=self.bg_fraction)
+
+    def blocks(self, ids: Sequence[str]) -> list[Sequence[str]]:
+        """The list's pictures, shard by shard."""
+        return [ids[first : first + self.shard_size] for first in range(0, len(ids), self.shard_size)]
+
+
+def thresholded(seed: Seed, *, fg_threshold: float, bg_fraction: float) -> NDArray[np.uint8]:
+    """The cues of a picture by SEC's rule, from its maps as they will come back from the cache."""
+    saliency = as_stored(seed.saliency[None])[0]
+    return label_map(seed.classes, as_stored(seed.maps), saliency, fg_threshold, bg_fraction)
+
+
+def refined_by_crf(seed: Seed, *, conf_fg: float, conf_bg: float) -> NDArray[np.uint8]:
+    """The cues of a picture refined by the CRF, from its maps as they will come back from the cache."""
+    return refined(seed.classes, as_stored(seed.maps), seed.image, conf_fg, conf_bg)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where seeds come from: the classifier, and the pictures of the split with their labels."""
+
+    task: ClassifierTask
+    data: TagDataModule
+    photos: PhotoSet
+
+    def provenance(self, checkpoint: Path) -> dict[str, Any]:
+        """What a cache remembers of where it came from."""
+        hp, photos = self.data.hparams, self.photos
+        return {
+            "checkpoint": str(checkpoint), "checkpoint_sha256": file_sha256(checkpoint),
+            "backbone": self.task.hparams["backbone"], "output_stride": self.task.hparams["output_stride"],
+            "classes": list(self.task.classes), "data": data_settings(hp, self.task.classes),
+            "label_source": hp["labels"], "labels_sha256": hashlib.sha256(photos.labels.tobytes()).hexdigest(),
+            "split": hp["train_split"], "images_sha256": hashlib.sha256("\n".join(photos.ids).encode()).hexdigest(),
+            "packages": package_versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(sys.argv),
+        }  # fmt: skip
+
+
+def _source(checkpoint: Path, **given: Any) -> _Source:
+    """Load the classifier and find the pictures; ``given`` are settings of the data module that override its own."""
     task = load_task(checkpoint, ClassifierTask)
     stored = read_checkpoint(checkpoint, "classifier").get("datamodule_hyper_parameters")
-    data = TagDataModule(
-        **data_settings(
-            stored,
-            task.classes,
-            root=root,
-            train_split=split,
-            size=size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
-    )
+    data = TagDataModule(**data_settings(stored, task.classes, **given))
     photos = data.photos(data.hparams["train_split"], masks=False)
     check_labels(photos, f"labels: {data.hparams['labels']} of {data.root}")
-    network: Classifier = task.model.to(_device(device))
-    layers = (layer or network.default_layer, saliency_layer or network.saliency_layer)
-    for name in layers:
-        find_layer(network, name)
-    side = data.hparams["size"]
-    grid = math.ceil(side / cue_stride)
-    manifest = _provenance(checkpoint, task, data, photos) | {
-        "method": "gradcam", "layer": layers[0], "saliency_layer": layers[1], "scales": list(scales), "flip": flip,
-        "precision": precision, "size": side, "grid": [grid, grid], "cue_stride": cue_stride,
-        "fg_threshold": fg_threshold, "bg_fraction": bg_fraction,
-    }  # fmt: skip
-    sizes = [max(1, round(side * scale)) for scale in scales]
-    loader = picture_loader(photos, sizes, data.hparams["batch_size"], data.hparams["num_workers"])
-    with CacheWriter(output, task.classes, manifest, overwrite=overwrite) as cache, _progress() as bar:
-        counter = bar.add_task("seeds", total=len(photos))
-        for seed in seeds_of(network, loader, layers, grid, flip=flip, bf16=precision == "bf16"):
-            maps, saliency = as_stored(seed.maps), as_stored(seed.saliency[None])[0]  # as whoever reads the cache
-            cues = label_map(seed.classes, maps, saliency, fg_threshold, bg_fraction)
-            cache.add(seed.name, cues, map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
-            bar.advance(counter)
+    return _Source(task, data, photos)
 
 
-def _provenance(checkpoint: Path, task: ClassifierTask, data: TagDataModule, photos: PhotoSet) -> dict[str, Any]:
-    """What a cache remembers of where it came from."""
-    return {
-        "checkpoint": str(checkpoint), "checkpoint_sha256": file_sha256(checkpoint),
-        "backbone": task.hparams["backbone"], "output_stride": task.hparams["output_stride"],
-        "data": data_settings(data.hparams, task.classes),
-        "label_source": data.hparams["labels"], "split": data.hparams["train_split"],
-        "images_sha256": hashlib.sha256("\n".join(photos.ids).encode()).hexdigest(),
-        "packages": _versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
-    }  # fmt: skip
-
-
-def _check_numbers(scales: Sequence[float], fg_threshold: float, bg_fraction: float, cue_stride: int) -> None:
-    if not scales or min(scales) <= 0:
-        raise InputError(f"scales {list(scales)} must be positive, at least one")
-    for name, value in (("fg_threshold", fg_threshold), ("bg_fraction", bg_fraction)):
-        if not 0 <= value < 1:
-            raise InputError(f"{name} {value} is outside 0..1")
-    if cue_stride < 1:
-        raise InputError(f"cue_stride {cue_stride} is not a positive number of pixels")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name} is not there; use auto or cpu") from error
-
-
-class _Speed(ProgressColumn):
-    """Pictures a second."""
-
-    def render(self, task: Task) -> Text:
-        """The speed as text."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} pictures/s" if speed else "")
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn()
-    )
-
-
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that seeds depend on."""
     found = {"python": sys.version.split(maxsplit=1)[0]}
     for package in PACKAGES:
         try:

@@ -3,46 +3,36 @@
 The weights of a class are the spatial mean of d(score)/d(activation); its map is ReLU(sum of weight · activation).
 """
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from seeds.probe import gradient, probing, scores_of
+from seeds.methods.base import LayerMethod, slopes
+from seeds.methods.head import linear_head
+from seeds.targets import Asked, of_labels
 
 
-class GradCAM:
-    """Grad-CAM maps at one layer of a model that gives class scores.
+class GradCAM(LayerMethod):
+    """Grad-CAM maps at one layer: rectified, not normalised.
 
     The part up to the layer runs once, without a graph; only the part behind it is differentiated, once for the
-    first label of every image together, once for the second, …: as often as the image of most labels has labels.
+    first label of every image together, once for the second, …: as often as the image of most labels has labels;
+    and not at all where it is global average pooling and a linear layer.
     """
 
-    def __init__(self, model: nn.Module, layer: str | nn.Module) -> None:
-        """Bind a model to a layer.
+    def maps(self, asked: Asked, activation: Tensor, name: str) -> Tensor:
+        """As :meth:`seeds.methods.base.LayerMethod.maps`."""
+        return weighted_maps(asked, activation, name).relu_()
 
-        Args:
-            model: takes images (B, 3, H, W), gives scores (B, C).
-            layer: a submodule's name or the submodule itself; its output is a map (B, K, h, w).
-        """
-        self.model, self.layer = model, layer
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Maps float32 (B, C, h, w) on the layer's grid: rectified, not normalised, 0 where ``labels`` is 0.
+class Counterfactual(LayerMethod):
+    """Grad-CAM with negated gradients: what speaks against a class, rectified, not normalised.
 
-        The model runs in eval mode and is afterwards exactly as it was; see :func:`seeds.probe.probing`.
+    The paper's counterfactual explanations (section 3.3): regions whose removal would raise the score.
+    """
 
-        Args:
-            images: (B, 3, H, W).
-            labels: (B, C), not 0 for the classes whose maps are wanted.
-
-        Raises:
-            InputError: no such layer, a layer that gives no map or on which no score depends, or a wrong shape.
-        """
-        with probing(self.model, [self.layer]) as taps:
-            scores = scores_of(self.model, images, labels)
-            name = self.layer if isinstance(self.layer, str) else type(self.layer).__name__
-            return class_maps(scores, taps[0], labels, name)
+    def maps(self, asked: Asked, activation: Tensor, name: str) -> Tensor:
+        """As :meth:`seeds.methods.base.LayerMethod.maps`."""
+        return weighted_maps(asked, activation, name).neg_().relu_()
 
 
 def class_maps(scores: Tensor, activation: Tensor, labels: Tensor, name: str = "", *, keep: bool = False) -> Tensor:
@@ -58,21 +48,32 @@ def class_maps(scores: Tensor, activation: Tensor, labels: Tensor, name: str = "
     Raises:
         InputError: the scores do not depend on the activation.
     """
-    wanted = labels.to(scores.device) != 0
-    maps = torch.zeros(*wanted.shape, *activation.shape[2:], device=scores.device)  # (B, C, h, w)
-    passes = int(wanted.sum(1).max()) if len(wanted) else 0
-    if not passes:
+    return weighted_maps(of_labels(scores, labels), activation, name, keep=keep).relu_()
+
+
+def weighted_maps(asked: Asked, activation: Tensor, name: str, *, keep: bool = False) -> Tensor:
+    """Grad-CAM's sum of weight · activation before it is rectified, float32 (B, C, h, w); arguments as above."""
+    maps = torch.zeros(*asked.wanted.shape, *activation.shape[2:], device=activation.device)
+    if not asked.depth:
         return maps
-    features = activation.detach().float().flatten(2)  # (B, K, hw)
-    # a power of two near the number of cells keeps half-precision gradients, which are means, out of the denormals
-    scale = 2.0 ** round(math.log2(features.shape[2]))
-    rank = wanted.cumsum(1)  # (B, C): a label that is an image's r-th has rank r
-    for r in range(1, passes + 1):
-        image, label = (wanted & (rank == r)).nonzero(as_tuple=True)  # (n,), (n,): at most one label an image
-        score = scores[image, label].float().sum() * scale
-        slope = gradient(score, activation, name, keep=keep or r < passes)
-        with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
-            weights = slope.float().mean(dim=(2, 3)) / scale  # (B, K); rows of other images are 0
-            found = torch.bmm(weights.unsqueeze(1), features).relu_()  # (B, 1, hw)
-            maps[image, label] = found[image, 0].view(-1, *activation.shape[2:])
+    with torch.autocast(activation.device.type, enabled=False):
+        weights, order = _weights(asked, activation, name, keep=keep), asked.wanted.cumsum(1) - 1
+        found = torch.bmm(weights, activation.detach().float().flatten(2))  # (B, ranks, hw)
+        image, column = asked.wanted.nonzero(as_tuple=True)
+        maps[image, column] = found[image, order[image, column]].view(-1, *activation.shape[2:])
     return maps
+
+
+def _weights(asked: Asked, activation: Tensor, name: str, *, keep: bool) -> Tensor:
+    """The spatial means of the gradients, float32 (B, ranks, K): of each image's first number, second, …."""
+    weights = activation.new_zeros(len(asked.wanted), asked.depth, activation.shape[1], dtype=torch.float32)
+    head = None if asked.output is None else linear_head(asked.output, activation)
+    if head is not None and asked.classes is not None:
+        cells = activation.shape[2] * activation.shape[3]
+        image, column = asked.wanted.nonzero(as_tuple=True)
+        order = asked.wanted.cumsum(1) - 1
+        weights[image, order[image, column]] = head.float()[asked.classes[image, column]] / cells
+        return weights
+    for r, slope in enumerate(slopes(asked, activation, name, keep=keep)):
+        weights[:, r] = slope.value.mean(dim=(2, 3))
+    return weights

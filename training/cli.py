@@ -30,6 +30,10 @@ FUNCTIONS = {
         "ask a classifier where it looks, and keep the answers as a seed cache",
     ),
     "seeds evaluate": ("seeds.quality:evaluate_seeds", "score a seed cache against masks"),
+    "seeds import": ("seeds.importing:import_seeds", "turn seeds that others made into a seed cache"),
+    "seeds export": ("seeds.exporting:export_seeds", "write a seed cache in the files of others"),
+    "seeds verify": ("datamodules.cache.check:verify_cache", "check that all of a seed cache is what was written"),
+    "seeds info": ("datamodules.cache.check:print_info", "print how a seed cache was made"),
     "evaluate": (
         "training.evaluation:evaluate",
         "score a segmentation checkpoint or a folder of masks: per-class IoU, metrics.json, a page of pictures",
@@ -37,17 +41,12 @@ FUNCTIONS = {
     "compare": ("training.compare:compare", "the figures of several evaluations side by side: compare A B ..."),
     "predict": ("training.predict:predict", "write masks for photos"),
     "export": ("training.export:export", "write a trained network as TorchScript, ONNX or SMP's own files"),
+    "explain": ("training.explain:explain", "show where a classifier looks in photos, by many methods"),
 }
 OVERVIEW = (
-    "synthesize",
-    "fit",
-    "validate",
-    "test",
-    "seeds generate",
-    "seeds evaluate",
-    "evaluate",
-    "compare",
-    "predict",
+    *("synthesize", "fit", "validate", "test"),
+    *("seeds generate", "seeds evaluate", "seeds verify", "seeds info", "seeds import", "seeds export"),
+    *("evaluate", "compare", "predict", "export", "explain"),
 )
 
 
@@ -176,3 +175,7 @@ def quiet_known_warnings() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda line: "litlogger" not in line.getMessage()
     )
+
+
+if __name__ == "__main__":
+    run()

@@ -18,7 +18,7 @@ SUMMARY = {"mean": "miou", "boundary mean": "boundary_miou", "pixel accuracy": "
 NOTED = ("split", "images", "classes")  # figures of different ones of these are not of the same thing
 
 
-def compare(results: list[Path]) -> None:
+def compare(*results: Path) -> None:
     """Print the IoU of several evaluations side by side, with each one's difference from the first.
 
     Differences are in points of per cent.

@@ -44,6 +44,7 @@ def evaluate(
     submission: bool = False,
     cues: Path | None = None,
     pictures: int = 24,
+    eval_size: int | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
 ) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def evaluate(
         submission: write ``submission.tar``, the archive for VOC's server, and its files into ``results``.
         cues: seed cache to show cues from, where it is not the training's.
         pictures: how many pictures of the split the page shows.
+        eval_size: side to which pictures are warped for the network, where it is not the training's.
         batch_size: pictures at a time through the network, where it is not the training's.
         num_workers: processes that read pictures, where it is not the training's.
 
@@ -85,7 +87,7 @@ def evaluate(
         if classes is not None:
             raise InputError("classes are for --predictions: a checkpoint knows its own")
         views = Views(tuple(scales) if scales is not None else (1.0,), flip)
-        given = {"root": root, "test_split": split, "masks": masks, "batch_size": batch_size}
+        given = {"root": root, "test_split": split, "masks": masks, "eval_size": eval_size, "batch_size": batch_size}
         scored = scored_network(checkpoint, crf=crf, views=views, num_workers=num_workers, **given)
     elif predictions is not None and checkpoint is None:
         scored = scored_folder(predictions, root=root, split=split, masks=masks, classes=classes)

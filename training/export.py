@@ -17,8 +17,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
-from seeds.checkpoint import file_sha256
 from training.exported import KEY, SIDECAR, onnx_run, onnx_session, read_smp, restore_smp
 from training.files import write_whole
 from training.inference import Trained, load_trained

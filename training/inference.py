@@ -50,8 +50,8 @@ class Trained:
 
     @property
     def size(self) -> int:
-        """Side in pixels to which pictures are warped."""
-        return int(self.data["size"])
+        """Side in pixels to which whole pictures are warped."""
+        return int(self.data.get("eval_size") or self.data["size"])  # earlier checkpoints have the one size
 
     @torch.inference_mode()
     def scores(self, images: Tensor, views: Views = PLAIN) -> Tensor:

@@ -11,9 +11,6 @@ from pytorch_lightning.cli import LightningArgumentParser
 from datamodules.errors import InputError
 from training.messages import nearest, one_sentence
 
-# Parameters that are given as plain words, one or more, and not by an option's name; `module:function` to the name.
-POSITIONAL = {"training.compare:compare": "results"}
-
 
 class UsageError(InputError):
     """The command line or a YAML file is wrong: an unknown key, a value of the wrong type, no such file."""
@@ -53,7 +50,8 @@ def run_function(target: str, about: str, name: str, words: list[str]) -> None:
     """Call a function with arguments parsed from words and YAML.
 
     Args:
-        target: `module:function`; its signature gives the options, its docstring their help.
+        target: `module:function`; its signature gives the options, its docstring their help. What it takes as
+            `*paths` are the words that belong to no option, at least one.
         about: one line for `--help`.
         name: the command's name, for `--help`.
         words: the command line after the name.
@@ -65,14 +63,16 @@ def run_function(target: str, about: str, name: str, words: list[str]) -> None:
     function = getattr(importlib.import_module(module), function_name)
     parser = OneSentenceParser(prog=f"tag2mask {name}", description=about[0].upper() + about[1:] + ".")
     parser.add_argument("-c", "--config", action="config", help="a YAML file with these same options")
-    plain: set[str | int] = {POSITIONAL[target]} if target in POSITIONAL else set()
-    for word in plain:
-        parser.add_argument(str(word), nargs="+", type=Path)
-    parser.add_function_arguments(function, as_group=False, sub_configs=True, skip=plain)
+    loose = next(
+        (each.name for each in signature(function).parameters.values() if each.kind is each.VAR_POSITIONAL), ""
+    )
+    if loose:
+        parser.add_argument(loose, nargs="+", type=Path, help="files and folders")
+    parser.add_function_arguments(function, as_group=False, sub_configs=True)
     parsed = parser.instantiate_classes(parser.parse_args(words))
     options: dict[str, Any] = {key: value for key, value in parsed.items(branches=True) if "." not in key}
     options.pop("config", None)
-    function(**options)
+    function(*options.pop(loose, ()), **options)
 
 
 def find_configs(words: list[str]) -> list[str]:

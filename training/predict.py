@@ -17,7 +17,7 @@ from training.grids import label_map
 from training.inference import crf_label_map, load_trained
 from training.pictures import jpeg, label_picture
 
-__all__ = ["predict"]
+__all__ = ["photo_files", "predict"]
 
 OVERLAY_QUALITY = 90
 
@@ -51,7 +51,7 @@ def predict(
         InputError: there is no photo, one is not readable, two have the same name, or a mask would replace a photo.
     """
     trained = load_exported(checkpoint) if is_exported(checkpoint) else load_trained(checkpoint)
-    photos = file_photos(list(_files([images] if isinstance(images, Path) else images)), trained.classes)
+    photos = file_photos(list(photo_files([images] if isinstance(images, Path) else images)), trained.classes)
     targets = [output / f"{name}.png" for name in photos.ids]
     _check(photos, targets)
     output.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,12 @@ def predict(
     return targets
 
 
-def _files(images: Sequence[Path]) -> Iterator[Path]:
-    """Photos as given, and those in folders by name."""
+def photo_files(images: Sequence[Path]) -> Iterator[Path]:
+    """Photos as given, and those in folders by name.
+
+    Raises:
+        InputError: no photo is given, or a folder holds none.
+    """
     if not images:
         raise InputError("no photo is given: name photos or a folder of them")
     for path in images:

@@ -150,7 +150,7 @@ def _described(row: Row, classes: Sequence[str]) -> str:
 
 def _foot(metrics: Mapping[str, Any]) -> str:
     data = metrics.get("data") or {}
-    warped = f", pictures warped to {data['size']} pixels" if "size" in data else ""
+    warped = f", pictures warped to {data['eval_size']} pixels" if "eval_size" in data else ""
     facts = {"data": f"{data.get('root', '')}, split {metrics['split']}{warped}"}
     if checkpoint := metrics.get("checkpoint"):
         facts["checkpoint"] = f"{checkpoint['path']} (SHA-256 {checkpoint['sha256'][:12]}…)"

@@ -5,11 +5,14 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from datamodules.errors import InputError
 from training.callbacks import PicturePanel
+from training.csv_log import RunLog
+from training.guard import LossGuard
+from training.randomness import StepSeed
 
 Wandb = Literal["disabled", "offline", "online"]
 
@@ -63,7 +66,7 @@ def run_callbacks(folder: Path, task: pl.LightningModule, *, checkpoints: bool, 
         checkpoints: whether checkpoints are kept (`trainer.enable_checkpointing`).
         logs: whether anything is logged (`trainer.logger`).
     """
-    found: list[Callback] = []
+    found: list[Callback] = [StepSeed(), LossGuard()]
     if logs:
         found += [LearningRateMonitor("epoch"), PicturePanel()]
     if checkpoints:
@@ -78,7 +81,7 @@ def run_loggers(folder: Path, wandb: Wandb) -> list[Logger]:
         folder: the run's folder.
         wandb: `disabled`, `offline` (files in the folder, no account) or `online`.
     """
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    loggers: list[Logger] = [RunLog(folder)]
     if wandb != "disabled":
         folder.mkdir(parents=True, exist_ok=True)
         loggers.append(WandbLogger(name=folder.name, save_dir=folder, project="tag2mask", offline=wandb == "offline"))

@@ -11,11 +11,11 @@ import torch
 from datamodules.classes import IGNORE, mask_lut, read_classes
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.photos import PhotoSet, check_sizes
 from datamodules.voc import voc_classes
-from seeds.checkpoint import file_sha256
 from training.inference import TEST_CRF, Predicted, Trained, data_module, load_trained, predictions
 from training.views import Views
 
@@ -65,7 +65,7 @@ def scored_network(checkpoint: Path, *, crf: bool, views: Views, **given: Any) -
         "scales": list(views.scales),
         "flip": views.flip,
         "checkpoint": {"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
-        "data": {key: data.hparams[key] for key in ("root", "layout", "masks", "size")},
+        "data": {key: data.hparams[key] for key in ("root", "layout", "masks", "eval_size")},
     }
     stream = predictions(trained, data, photos, crf=crf, views=views)
     return Scored(split, photos, stream, crf, origin, data, trained)

@@ -1,5 +1,6 @@
 import errno
-import json
+import hashlib
+import os
 import pickle
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from datamodules import cache as module
 from datamodules.cache import CacheWriter, SeedCache, as_stored
+from datamodules.cache import reader as module
+from datamodules.cache.format import good_id
+from datamodules.cache.index import Index, index_bytes
 from datamodules.errors import InputError
 
 CLASSES = ("cat", "dog", "person")
-SHARD = "shard-00000.safetensors"
 
 
 def picture(seed: int, shape=None):
@@ -41,9 +43,7 @@ def write(path, count, **settings):
 @given(st.integers(0, 9), st.integers(1, 5))
 def test_what_is_read_is_what_was_written(tmp_path_factory, count, shard_size):
     path = tmp_path_factory.mktemp("cache") / "deep" / "cache"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SHARD_SIZE", shard_size)
-        cache = write(path, count)
+    cache = write(path, count, shard_size=shard_size)
     assert cache.ids == tuple(f"id{i}" for i in range(count))
     assert len(cache) == count
     assert cache.classes == CLASSES
@@ -107,9 +107,8 @@ def test_files_are_the_same_for_the_same_pictures(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
-def test_an_error_leaves_nothing(tmp_path, error, monkeypatch):
-    monkeypatch.setattr(module, "SHARD_SIZE", 1)
-    writer = CacheWriter(tmp_path / "c", CLASSES, {})
+def test_an_error_leaves_nothing(tmp_path, error):
+    writer = CacheWriter(tmp_path / "c", CLASSES, {}, shard_size=1)
 
     def fail():
         with writer:
@@ -124,10 +123,10 @@ def test_an_error_leaves_nothing(tmp_path, error, monkeypatch):
 def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
     write(tmp_path / "c", 2)
 
-    def full(_self, _content):
+    def full(_handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
         write(tmp_path / "c", 3, overwrite=True)
     monkeypatch.undo()
@@ -179,33 +178,45 @@ def test_a_picture_twice(tmp_path):
             cache.add("a", np.zeros((2, 2), np.uint8))
 
 
-def change(path, **values):
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | values))
+@pytest.mark.parametrize("name", ["../a", "/a", "a/../b", "a//b", ".", "", "a\nb", "a\x00", "..\\a", "a/", "\ud800"])
+def test_names_that_are_none(tmp_path, name):
+    with pytest.raises(InputError, match="name"), CacheWriter(tmp_path / "c", CLASSES, {}) as cache:
+        cache.add(name, np.zeros((2, 2), np.uint8))
+    assert list(tmp_path.iterdir()) == []
 
 
-def shard(**values):
-    return lambda path: change(path, shards=[json.loads((path / "manifest.json").read_text())["shards"][0] | values])
+def test_names_with_folders_and_letters_of_all_kinds(tmp_path):
+    names = ["a/b", "a/..b", "Käse", "…", "2007_000032", "a b"]
+    with CacheWriter(tmp_path / "c", CLASSES, {}) as cache:
+        for value, name in enumerate(names):
+            cache.add(name, np.full((1, 1), value % 4, np.uint8))
+    read = SeedCache(tmp_path / "c")
+    assert read.ids == tuple(names)
+    assert [int(read.cues(name)[0, 0]) for name in names] == [0, 1, 2, 3, 0, 1]
 
 
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [(lambda path: (path / "manifest.json").unlink(), "not a finished seed cache"),
-     (lambda path: (path / "manifest.json").write_text("{"), "manifest.json is damaged"),
-     (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json is damaged"),
-     (lambda path: change(path, version=2), "version 2; this program reads 1"),
-     (lambda path: change(path, format="other"), "not the manifest of a seed cache"),
-     (shard(file="../../secret"), "names a shard outside its folder"),
-     (lambda path: (path / SHARD).unlink(), "missing or cut short"),
-     (lambda path: (path / SHARD).write_bytes((path / SHARD).read_bytes()[:-1]), "missing or cut short"),
-     (lambda path: (path / SHARD).write_bytes(b"\xff" * (path / SHARD).stat().st_size), "is damaged"),
-     (shard(ids=["id0", "id1"]), "does not hold the 2 pictures")],
-)  # fmt: skip
-def test_damaged_caches(tmp_path, damage, words):
-    write(tmp_path / "c", 3)
-    damage(tmp_path / "c")
-    with pytest.raises(InputError, match=words):
-        SeedCache(tmp_path / "c").cues("id1")
+def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "OPEN_SHARDS", 2)
+    cache = write(tmp_path / "c", 8, shard_size=1)
+    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
+    for i in (*range(8), *reversed(range(8))):
+        np.testing.assert_array_equal(cache.cues(f"id{i}"), picture(i)["cues"])
+        assert len(cache._open) <= 2
+    if before:
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sets(st.text("abcé/._", min_size=1, max_size=4).filter(lambda s: good_id(s.encode())), max_size=40))
+def test_the_index_finds_each_and_nothing_else(tmp_path_factory, names):
+    path = tmp_path_factory.mktemp("index") / "index"
+    content = index_bytes([sorted(names)])
+    path.write_bytes(content)
+    index = Index(path, len(names), len(content), hashlib.sha256(content).hexdigest())
+    assert index.ids() == tuple(sorted(names))
+    assert [index.find(name) for name in sorted(names)] == list(range(len(names)))
+    assert not [name for name in ("ab", "a", "", "\ud800", "abcab", *(f"{n}c" for n in names))
+                if (index.find(name) is not None) != (name in names)]  # fmt: skip
 
 
 def test_a_picture_that_is_not_there(tmp_path):

@@ -218,9 +218,25 @@ def test_setup_says_what_is_wrong(voc, spoil, settings, said):
         data.setup("fit")
 
 
+def test_whole_pictures_may_be_larger_than_crops(voc):
+    data = data_of(voc, size=32, eval_size=48, masks="SegmentationClass", test_split="train", val_split="train")
+    data.setup()
+    assert next(iter(data.train_dataloader()))["image"].shape[-2:] == (32, 32)
+    loaders = [data.val_dataloader(), data.test_dataloader(), data.eval_loader(data.photos("train"))]
+    for loader in loaders:
+        batch = next(iter(loader))
+        assert batch["image"].shape[-2:] == (48, 48)
+        assert batch["mask"].shape[-2:] == tuple(batch["size"].max(dim=0).values.tolist())
+    assert data_of(voc, size=32).hparams["eval_size"] == 32
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"targets": "cues"}, "no seed cache is given"), ({"size": 0}, "size 0"), ({"batch_size": 0}, "batch_size 0")],
+    [
+        ({"targets": "cues"}, "no seed cache is given"),
+        ({"size": 0}, "size is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
 )
 def test_bad_settings(voc, settings, said):
     with pytest.raises(InputError, match=said):

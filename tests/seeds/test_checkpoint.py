@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from datamodules.errors import InputError
-from seeds.checkpoint import file_sha256, load_task, read_checkpoint, read_file
+from seeds.checkpoint import load_task, read_checkpoint, read_file
 from seeds.classifier import ClassifierTask
 
 
@@ -88,8 +88,3 @@ def test_classes_are_remembered_under_the_command_line(tmp_path):
     pl.Trainer(accelerator="cpu", logger=False).strategy.connect(task)
     assert task.hparams["classes"] == ["a", "b"]
     assert "_instantiator" not in task.hparams
-
-
-def test_sha256(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,4 +1,5 @@
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from torch.nn import functional
 
 from datamodules.cache import SeedCache
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.images import normalize, read_image
 from datamodules.transforms import Transform
-from seeds.checkpoint import file_sha256, load_task
+from seeds.checkpoint import load_task
 from seeds.classifier import ClassifierTask
 from seeds.cues import label_map
 from seeds.generate import generate_seeds
@@ -73,7 +75,7 @@ def test_the_manifest_says_how_it_was_made(voc, checkpoint, tmp_path, capsys):
         "checkpoint_sha256": file_sha256(checkpoint), "backbone": "resnet18", "layer": "features", "method": "gradcam",
         "saliency_layer": "features.encoder.layer2.1", "scales": [1.0], "flip": False, "size": 64, "grid": [4, 4],
         "fg_threshold": 0.3, "bg_fraction": 0.1, "classes": ["red", "blue"], "label_source": "imagesets",
-        "split": "train", "version": 1,
+        "split": "train", "version": 2,
     }  # fmt: skip
     assert {key: manifest[key] for key in expected} == expected
     assert manifest["data"]["root"] == str(voc)
@@ -93,7 +95,7 @@ def nothing_left(folder: Path) -> bool:
     return list(folder.iterdir()) == []
 
 
-def test_a_broken_picture_stops_the_run(voc, checkpoint, tmp_path):
+def test_a_broken_picture_stops_a_strict_run(voc, checkpoint, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(voc, root)
     (root / "JPEGImages/p4.jpg").write_bytes((voc / "JPEGImages/p4.jpg").read_bytes()[:700])
@@ -101,7 +103,7 @@ def test_a_broken_picture_stops_the_run(voc, checkpoint, tmp_path):
     out.mkdir()
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"p4\.jpg") as caught:
-            generate_seeds(checkpoint, out / "cache", root=str(root), num_workers=workers)
+            generate_seeds(checkpoint, out / "cache", root=str(root), num_workers=workers, strict=True)
         assert len(str(caught.value).splitlines()) == 1
     assert nothing_left(out)
 
@@ -116,17 +118,11 @@ def test_maps_that_are_not_finite(checkpoint, tmp_path):
     assert nothing_left(tmp_path / "out")
 
 
-@pytest.mark.parametrize("file", ["shard-00000.safetensors", "manifest.json"])
-def test_a_full_disk(checkpoint, tmp_path, monkeypatch, file):
-    write = Path.write_bytes
+def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
+    def full(_handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def full(path, content):
-        if path.name == file:
-            write(path, content[: len(content) // 2])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
         generate_seeds(checkpoint, tmp_path / "cache")
     assert nothing_left(tmp_path)
@@ -136,7 +132,9 @@ def test_a_full_disk(checkpoint, tmp_path, monkeypatch, file):
     ("arguments", "words"),
     [({"layer": "feature"}, "no layer 'feature'; did you mean features"), ({"split": "night"}, "night"),
      ({"root": "/no/where"}, "/no/where"), ({"scales": []}, "scales"), ({"scales": [1.0, -1.0]}, "scales"),
-     ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"device": "toaster"}, "toaster"),
+     ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"conf_bg": 2.0}, "conf_bg"),
+     ({"threads": 0}, "threads"), ({"shard_size": 1 << 20}, "shard_size"), ({"devices": 0}, "devices 0"),
+     ({"accelerator": "toaster"}, "toaster"),
      ({"saliency_layer": "head"}, "layer head gives no map")],
 )  # fmt: skip
 def test_bad_arguments(checkpoint, tmp_path, arguments, words):

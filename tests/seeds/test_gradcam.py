@@ -39,9 +39,7 @@ def test_equals_cam_for_a_pooled_linear_head(name):
     assert maps.max() > 0
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"), [("resnet18", "layer3"), ("vgg11", "features.19"), ("densenet121", "features.denseblock3")]
-)
+@pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer3"), ("densenet121", "features.denseblock3")])
 def test_equals_the_grad_cam_library(name, layer):
     library = pytest.importorskip("pytorch_grad_cam")
     torch.manual_seed(0)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -17,11 +17,13 @@ from tests.seeds.conftest import IDS
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.15, 0.2, 0.123456, 0.0, 1.0]))
+@example(420, 0.15)  # neither picture has a map
 def test_one_pass_equals_a_confusion_matrix_for_each_threshold(seed, fixed):
     generator = np.random.default_rng(seed)
-    sweep, confusions = Sweep(4, fixed), None
+    sweep, confusions, found = Sweep(4, fixed), None, 0
     for _ in range(2):
         classes = np.flatnonzero(generator.random(3) < 0.6)
+        found += len(classes)
         maps = np.maximum(generator.normal(size=(len(classes), 3, 4)), 0).astype(np.float32)
         truth = generator.choice([0, 1, 2, 3, 255], (9, 13)).astype(np.uint8)
         sweep.update(classes, maps, truth)
@@ -37,6 +39,9 @@ def test_one_pass_equals_a_confusion_matrix_for_each_threshold(seed, fixed):
     for confusion, matrix in zip(confusions, matrices, strict=True):
         np.testing.assert_array_equal(matrix, confusion.matrix.numpy())
     result = sweep.result(("background", "a", "b", "c"))
+    if not found:  # all background at every threshold, which says nothing of maps
+        assert result["miou_fixed"] is result["miou_oracle"] is result["threshold_fixed"] is None
+        return
     means = [confusion.miou() for confusion in confusions]
     at = int(np.argmin(abs(sweep.thresholds - fixed)))
     assert result["miou_fixed"] == pytest.approx(means[at])
@@ -61,6 +66,9 @@ def test_cue_figures_by_hand():
     assert result["recall"] == pytest.approx(9 / 15)
     assert result["coverage"] == pytest.approx(3 / 4)
     assert result["cues"]["background"] == {"precision": 3 / 4, "recall": 3 / 8, "coverage": 1 / 4}
+    # as a segmentation, the 4 pixels without a cue are background, all 4 truly so: 7 right of 8 cued and 8 true
+    assert result["iou_cues"]["background"] == pytest.approx(7 / 9)
+    assert result["iou_cues"]["a"] == pytest.approx(3 / 4)
     assert result["cues"]["foreground"] == {"precision": 6 / 7, "recall": 6 / 7, "coverage": 1 / 2}
     assert result["cues_by_class"]["a"] == {"precision": 1.0, "recall": 3 / 4, "coverage": 1 / 4}
 

@@ -1,6 +1,7 @@
 """The command line, in-process and as a process: every command on a tiny data set, and what it says of mistakes."""
 
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from datamodules.cache import SeedCache
 from training.cli import FUNCTIONS, LIGHTNING, main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -111,6 +113,44 @@ def test_resuming_goes_on_counting_epochs(made):
     assert main(["validate", *words, f"--ckpt_path={made / 'classifier/last.ckpt'}"]) == 0
 
 
+def test_training_on_imported_cues(made, tmp_path):
+    """A cache goes out in SEC's files, comes back in another cache of the same cues, and a network trains on it."""
+    out, back = tmp_path / "sec-files", tmp_path / "seeds"
+    words = ["--format", "sec", "--output", str(out), "--cache", str(made / "seeds")]
+    assert main(["seeds", "export", *words]) == 0
+    words = ["--format", "sec", "--output", str(back), "--source", str(out / "localization_cues.pickle"), "--grid=12"]
+    assert main(["seeds", "import", *words]) == 0
+    there, again = SeedCache(made / "seeds"), SeedCache(back)
+    assert there.ids == again.ids
+    assert all((there.cues(name) == again.cues(name)).all() for name in there.ids)
+    quality = ["--cache", str(back), "--root", str(made / "data"), "--split", "train", "--output", str(tmp_path / "q")]
+    assert main(["seeds", "evaluate", *quality]) == 0
+    first, second = (json.loads((place / "metrics.json").read_text()) for place in (made / "quality", tmp_path / "q"))
+    assert second["precision"] == first["precision"]
+    assert second["miou_cues"] == first["miou_cues"]
+    assert second["miou_fixed"] is None
+    fit = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={tmp_path / 'sec'}", *SMALL, *QUIET]
+    fit += [f"--data.root={made / 'data'}", f"--data.cues={back}", "--data.cues_made_by=null"]
+    fit += [f"--model.weights={made / 'classifier/last.ckpt'}", "--trainer.max_steps=1"]
+    assert main(fit) == 0
+    assert (tmp_path / "sec/last.ckpt").is_file()
+    fit[2] = f"--output={tmp_path / 'other'}"
+    assert main([*fit, f"--data.cues_made_by={made / 'classifier/last.ckpt'}"]) == 1
+
+
+def test_a_hostile_file_of_cues(tmp_path, capsys):
+    """Nothing in a pickle runs; one sentence says so, and no cache is left."""
+    (tmp_path / "input_list.txt").write_text("x.jpg 0\n")
+    (tmp_path / "cues.pickle").write_bytes(pickle.dumps({"0_cues": Hostile()}, 2))
+    words = ["seeds", "import", "--format=sec", f"--source={tmp_path / 'cues.pickle'}", f"--output={tmp_path / 'c'}"]
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert "print, which saved arrays never need: nothing of it was run" in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert "code was run" not in said.out
+    assert not (tmp_path / "c").exists()
+
+
 MISTAKES = {
     "key in a YAML": (["fit", "--config={bad_key}"], "there is no option 'wieght_decay'; did you mean 'weight_decay'?"),
     "data key": (["fit", "--config={classifier}", "--data.sise=3"], "'data.sise'; did you mean 'size'?"),
@@ -123,6 +163,8 @@ MISTAKES = {
     "broken YAML": (["fit", "--config={broken}"], "line 1: not YAML"),
     "no command": (["evalute"], "no command 'evalute'; did you mean 'evaluate'?"),
     "missing": (["seeds", "generate"], "required: checkpoint, output"),
+    "another format": (["seeds", "import", "--format=mat", "--source=x", "--output=y"], "format"),
+    "nothing to export": (["seeds", "export", "--format=sec", "--cache=none", "--output=y"], "none is not a finished"),
     "no class": (["fit", "--config={classifier}", "--model=seeds.classifier.Clasifier"], "Clasifier"),
     "no data": (["fit", "--config={classifier}", "--data.root=/no/such", "--output={new}"], "/no/such does not exist"),
     "no checkpoint": (["evaluate", "--checkpoint=no.ckpt", "--output=x"], "no.ckpt"),

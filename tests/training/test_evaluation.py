@@ -10,9 +10,10 @@ from PIL import Image
 
 from datamodules.classes import voc_palette
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.images import read_image
 from datamodules.masks import read_class_mask, read_mask
-from seeds.checkpoint import file_sha256, load_task
+from seeds.checkpoint import load_task
 from seeds.crf import dense_crf
 from tests.training.conftest import data_of, trainer_of
 from training.evaluation import evaluate, evenly
@@ -145,6 +146,15 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}, "tag2mask": {"task": "classifier", "version": 1}}, tmp_path / "c.ckpt")
     with pytest.raises(InputError, match="classifier"):
         evaluate(tmp_path / "c.ckpt", output=tmp_path / "out")
+
+
+def test_a_checkpoint_from_before_eval_size_is_read(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    size = content["datamodule_hyper_parameters"].pop("eval_size")
+    torch.save(content, tmp_path / "old.ckpt")
+    trained = load_trained(tmp_path / "old.ckpt")
+    assert trained.size == size
+    assert data_module(trained).hparams["eval_size"] == size
 
 
 def test_evenly():

@@ -11,7 +11,7 @@ import segmentation_models_pytorch as smp
 import torch
 
 from datamodules.errors import InputError
-from seeds.checkpoint import file_sha256
+from datamodules.files import file_sha256
 from tests.training.conftest import data_of, trainer_of
 from training.cli import main
 from training.export import export

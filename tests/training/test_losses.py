@@ -182,6 +182,21 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda z: constrain_loss(sec_probabilities(z), crf), x)
 
 
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_gradcheck_at_the_edges(label):
+    """No label or all of them, no cue, and a CRF that is certain."""
+    logits, _, _, _, q = random_case(4, images=1, classes=2, height=3, width=3)
+    x = torch.from_numpy(logits).requires_grad_()
+    crf = torch.from_numpy((q == q.max(1, keepdims=True)).astype(float))
+    none = torch.zeros(1, 3, 3, 3, dtype=torch.bool)
+
+    def total(z):
+        p = sec_probabilities(z)
+        return seed_loss(p, none) + expand_loss(p, torch.full((1, 2), label)) + constrain_loss(p, crf)
+
+    assert torch.autograd.gradcheck(total, x)
+
+
 def test_no_gradient_through_the_crf():
     _, probs, _, _, q = random_case(1)
     p, crf = torch.from_numpy(probs).requires_grad_(), torch.from_numpy(q).requires_grad_()
@@ -235,6 +250,29 @@ def test_a_batch_is_the_mean_of_its_images():
     for loss, other in ((seed_loss, c), (expand_loss, y), (constrain_loss, crf)):
         each = [loss(p[i : i + 1], other[i : i + 1]).item() for i in range(len(p))]
         assert loss(p, other).item() == pytest.approx(sum(each) / len(each), rel=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 4))
+def test_a_finer_grid_of_the_same_has_the_same_loss(seed, times):
+    """Every cell split into several: no loss depends on the number of cells, ranked pooling but by its ends."""
+    _, probs, labels, cues, q = random_case(seed)
+    coarse = [torch.from_numpy(a) for a in (probs, cues, q)]
+    fine = [a.repeat_interleave(times, 2).repeat_interleave(times, 3) for a in coarse]
+    y = torch.from_numpy(labels)
+    for loss, other in ((seed_loss, 1), (constrain_loss, 2)):
+        assert loss(fine[0], fine[other]).item() == pytest.approx(loss(coarse[0], coarse[other]).item(), rel=1e-9)
+    for decay in (0.0, 1.0):  # the maximum and the mean
+        ends = {"decay_fg": decay, "decay_bg": decay}
+        expected = expand_loss(coarse[0], y, **ends).item()
+        assert expand_loss(fine[0], y, **ends).item() == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.floats(-50, 50))
+def test_a_constant_on_all_scores_changes_nothing(seed, shift):
+    logits = torch.from_numpy(random_case(seed)[0])
+    torch.testing.assert_close(sec_probabilities(logits + shift), sec_probabilities(logits), rtol=1e-9, atol=1e-12)
 
 
 def test_double_cues_weigh_the_same_as_one_cue_each():

@@ -39,7 +39,7 @@ def page() -> str:
         tally.add(torch.where(torch.rand(40, 50, generator=generator) < 0.6, truth, pred), truth)
     metrics = {
         **figures(tally), "without_crf": figures(tally), "images": 3, "split": "v<al", "crf": {"scale": 1.0},
-        "checkpoint": {"path": "a&b.ckpt", "sha256": "0" * 64}, "data": {"root": "x" * 200, "size": 64},
+        "checkpoint": {"path": "a&b.ckpt", "sha256": "0" * 64}, "data": {"root": "x" * 200, "eval_size": 64},
         "classes": CLASSES,
     }  # fmt: skip
     best = [row("p<1>", 1), row("tall", 2, size=(80, 40)), row("an-id-without-any-space-" * 5, 2)]

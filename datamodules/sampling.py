@@ -1,0 +1,84 @@
+"""Which pictures come in which order, and with which random changes: a function of seed, epoch and place alone.
+
+A run that was stopped and goes on therefore sees what it would have seen, and so do several processes together.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.utils.data import DistributedSampler
+
+from datamodules.errors import InputError
+
+
+class Draw(NamedTuple):
+    """The number of a picture, and the seed of its random changes."""
+
+    picture: int
+    seed: int
+
+
+def run_seed() -> int:
+    """The seed of the run, the same in all its processes: of ``seed_everything``, else torch's own in this process."""
+    return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+
+
+def _world() -> tuple[int, int]:
+    """How many processes train together, and which of them this one is."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_world_size(), distributed.get_rank()) if together else (1, 0)
+
+
+# Both are torch's DistributedSampler by name so that Lightning, which replaces others by it, lets them be.
+
+
+class TrainSampler(DistributedSampler[Draw]):
+    """Every picture once an epoch, shuffled; the pictures that do not fill a last batch are left out of the epoch.
+
+    Processes take turns along the one order, so that their batches together are the batches that one process with as
+    many times the batch size would see. Lightning tells the epoch (``set_epoch``); where nobody does, they are counted.
+
+    Args:
+        length: number of pictures.
+        batch_size: of one process.
+        seed: of the order and of the random changes.
+
+    Raises:
+        InputError: there are fewer pictures than processes.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        replicas, rank = _world()
+        if length < replicas:
+            raise InputError(f"{length} pictures cannot be shared out among {replicas} processes.")
+        super().__init__(range(length), num_replicas=replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self.length = length
+        # less than a batch for each: one smaller batch
+        self.num_samples = length // (batch_size * replicas) * batch_size or length // replicas
+        self.total_size = self.num_samples * replicas
+
+    def __iter__(self) -> Iterator[Draw]:
+        """This process's share of the epoch."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        order, seeds = random.permutation(self.length), random.integers(2**62, size=self.length)
+        for place in range(self.rank, self.total_size, self.num_replicas):
+            yield Draw(int(order[place]), int(seeds[place]))
+        self.epoch += 1  # for whoever tells no epoch
+
+
+class EvalSampler(DistributedSampler[int]):
+    """Every picture once, in order; processes take turns, and none is given a picture twice to make shares even."""
+
+    def __init__(self, length: int) -> None:
+        replicas, rank = _world()
+        super().__init__(range(length), num_replicas=replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.places = range(rank, length, replicas)
+        self.num_samples = len(self.places)
+
+    def __iter__(self) -> Iterator[int]:
+        """This process's share."""
+        return iter(self.places)

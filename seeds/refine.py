@@ -1,0 +1,72 @@
+"""From maps to label maps with confident foreground, confident background and the rest left open, by the dense CRF.
+
+As irn makes its training labels (Ahn, Cho & Kwak, CVPR 2019; ``step/cam_to_ir_label.py`` of the authors' code): the
+maps are made label maps twice, once with a high and once with a low score for the background, and each is sharpened by
+a CRF. What the first calls a class is that class; what the second calls background is background; the rest is open.
+"""
+
+import math
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from datamodules.cache import NO_CUE
+from datamodules.transforms import resize_nearest
+from seeds.crf import dense_crf
+
+PIXELS = 4  # of the picture to a side of a cell; with 8 the labels are as good, and the CRF takes four times as long
+CERTAINTY = 0.7  # irn's: probability that a pixel's label is right before the CRF
+SIDE = 433.0  # of a square as large as VOC's pictures of 500x375, for which irn's numbers are
+CRF = {
+    "certainty": CERTAINTY, "iterations": 10, "bilateral_weight": 10, "bilateral_sxy": 50, "bilateral_srgb": 5,
+    "gaussian_weight": 3, "gaussian_sxy": 3, "pixels_a_cell": PIXELS,
+}  # fmt: skip
+"""What a manifest says of the refinement: irn's numbers, as below."""
+
+
+def refined(
+    classes: NDArray[np.int64], maps: NDArray[np.float32], image: Tensor, conf_fg: float = 0.30, conf_bg: float = 0.05
+) -> NDArray[np.uint8]:
+    """The refined label map of one picture.
+
+    Args:
+        classes: the maps' classes 0..C-1, (k,).
+        maps: (k, h, w), not negative and not normalised; each is divided by its own maximum.
+        image: the picture, uint8 (3, H, W) of any size.
+        conf_fg: the background's score against which a class must win to be confident; 0.30 in irn.
+        conf_bg: the background's score with which it must win to be confident; 0.05 in irn.
+
+    Returns:
+        uint8 (h, w): 0 = background, 1..C = class, 255 = neither is confident.
+    """
+    h, w = maps.shape[1:]
+    if not len(maps):
+        return np.full((h, w), NO_CUE, np.uint8)
+    height, width = PIXELS * h, PIXELS * w
+    peak = maps.max(axis=(1, 2), keepdims=True)
+    share = torch.from_numpy(maps / np.where(peak > 0, peak, 1))[None]
+    share = functional.interpolate(share, (height, width), mode="bilinear")  # (1, k, H, W)
+    small = cv2.resize(image.permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_AREA)
+    picture = torch.from_numpy(small).permute(2, 0, 1)[None]
+    sure, possible = (sharpened(share, picture, threshold) for threshold in (conf_fg, conf_bg))
+    names = np.array([0, *(classes + 1)], np.uint8)
+    labels = np.where(sure > 0, names[sure], np.where((sure == 0) & (possible == 0), 0, NO_CUE)).astype(np.uint8)
+    return resize_nearest(labels, h, w)
+
+
+def sharpened(share: Tensor, picture: Tensor, threshold: float) -> NDArray[np.int64]:
+    """Places (H, W) of the winner of the background's score ``threshold`` (0) and maps (1, k, H, W), after the CRF."""
+    background = torch.full_like(share[:, :1], threshold)
+    winner = torch.cat([background, share], dim=1).argmax(dim=1, keepdim=True)  # (1, 1, H, W)
+    others = math.log((1 - CERTAINTY) / share.shape[1])
+    logits = torch.full((1, share.shape[1] + 1, *share.shape[2:]), others).scatter_(1, winner, math.log(CERTAINTY))
+    found = dense_crf(
+        picture, logits, iterations=10, bilateral_weight=10.0, bilateral_sxy=50.0 * math.sqrt(winner.numel()) / SIDE,
+        bilateral_srgb=5.0, gaussian_weight=3.0, gaussian_sxy=3.0,
+    )  # fmt: skip
+    places: NDArray[np.int64] = found[0].argmax(dim=0).numpy()
+    return places

@@ -1,0 +1,204 @@
+"""The generator's Lightning side: shards are dealt to processes, and each writes its own."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning.callbacks import BasePredictionWriter
+
+from datamodules.cache.making import Making
+from datamodules.cache.shard import ShardBuilder
+from datamodules.datamodule import tell
+from datamodules.errors import InputError
+from seeds.asking import Question, Seed, seeds_of
+from seeds.classifier import Classifier
+from seeds.packs import Pack, PackLoader, Packs
+
+CueRule = Callable[[Seed], NDArray[np.uint8]]
+TOLD = 10  # pictures that were left out are told one by one up to so many; the manifest has all
+
+
+class SeedTask(pl.LightningModule):
+    """Asks a classifier about the pictures of the shards that fall to this process."""
+
+    def __init__(
+        self,
+        network: Classifier,
+        question: Question,
+        packs: Callable[[list[int]], Packs],
+        workers: int,
+        threads: int,
+        writer: "ShardWriter",
+    ) -> None:
+        """Prepare.
+
+        Args:
+            network: the classifier.
+            question: how it is asked.
+            packs: the batches of some shards.
+            workers: processes that read pictures.
+            threads: torch's in this process: how many there are changes the last bits of what a network says.
+            writer: who knows which shards are to be made, and takes the seeds.
+        """
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # more processes than shards
+        self.network, self.question, self.writer = network, question, writer
+        self._packs, self._workers, self._threads = packs, workers, threads
+        self.pictures = 0  # of this process
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Set the threads, after Lightning has set them to the processors divided by the processes."""
+        torch.set_num_threads(self._threads)
+
+    def predict_dataloader(self) -> PackLoader:
+        """The batches of every n-th of the shards that are still to be made, n the number of processes."""
+        writer = self.writer
+        packs = self._packs(writer.todo[self.trainer.global_rank :: self.trainer.world_size])
+        self.pictures = packs.pictures
+        pin = self.trainer.strategy.root_device.type == "cuda"
+        return PackLoader(packs, self._workers, lambda: writer.stopped, pin=pin)
+
+    def predict_step(self, pack: Pack) -> list[Seed]:
+        """The seeds of a batch; a classifier that gives none stops the run."""
+        try:
+            return seeds_of(self.network, pack, self.question)
+        except InputError as error:
+            self.writer.fail(str(error))
+            return []
+
+
+class ShardWriter(BasePredictionWriter):
+    """Makes cues of what the classifier said and writes each shard when it is complete, in a thread of its own.
+
+    Attributes:
+        todo: the shards still to be made, of all processes.
+        finished: whether the cache was there already.
+    """
+
+    def __init__(self, making: Making, rule: CueRule, num_classes: int, *, overwrite: bool, strict: bool) -> None:
+        """Prepare; the folder is touched in :meth:`setup`.
+
+        Args:
+            making: the cache in the making.
+            rule: cues of a picture's seed.
+            num_classes: without background.
+            overwrite: as of :meth:`datamodules.cache.making.Making.begin`.
+            strict: stop at the first picture that cannot be read.
+        """
+        super().__init__("batch")
+        self.making, self._rule, self._num_classes = making, rule, num_classes
+        self._overwrite, self._strict = overwrite, strict
+        self.todo: list[int] = []
+        self.finished = False
+        self._problem = ""
+        self._seeds: dict[str, Seed] = {}
+        self._left_out: dict[str, str] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the folder, in the first process, and tell the others what is to be done.
+
+        Raises:
+            InputError: the folder may not be used; said by the first process, while the others leave quietly.
+        """
+        super().setup(trainer, pl_module, stage)
+        problem, todo = "", None
+        if trainer.is_global_zero:
+            try:
+                todo = self.making.begin(overwrite=self._overwrite, strict=self._strict)
+            except InputError as error:
+                problem = str(error)
+        problem, todo = trainer.strategy.broadcast((problem, todo))
+        if problem and trainer.is_global_zero:
+            raise InputError(problem)
+        if problem:
+            raise SystemExit(0)
+        self.todo, self.finished = todo or [], todo is None
+        done = len(self.making.blocks) - len(self.todo)
+        if done and not self.finished:
+            tell(f"{done} of {len(self.making.blocks)} shards are there already, and sound")
+
+    @property
+    def stopped(self) -> bool:
+        """Whether this or another process met something that stops the run."""
+        return bool(self._problem) or self.making.stopped is not None
+
+    def fail(self, reason: str) -> None:
+        """Stop the run, in all its processes, after the batch at hand."""
+        if not self._problem:
+            self._problem = reason
+            try:
+                self.making.stop(reason)
+            except InputError:  # a full disk takes no word either; this process stops all the same
+                return
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        prediction: list[Seed],
+        batch_indices: Any,  # noqa: ARG002
+        batch: Pack,
+        *_numbers: int,
+    ) -> None:
+        """Keep a batch's seeds; with the last of a shard, hand it on to be written."""
+        self._seeds |= {seed.name: seed for seed in prediction}
+        self._left_out |= batch.left_out
+        if batch.left_out and self._strict:
+            self.fail(next(iter(batch.left_out.values())))
+        if not self._problem and len(self._seeds) + len(self._left_out) == len(self.making.blocks[batch.shard]):
+            self._wait()
+            self._writing = self._thread.submit(self._write, batch.shard, self._seeds, self._left_out)
+            self._seeds, self._left_out = {}, {}
+
+    def _wait(self) -> None:
+        """Wait until the shard before is written; what went wrong there stops the run."""
+        if self._writing is not None:
+            try:
+                self._writing.result()
+            except InputError as error:
+                self.fail(str(error))
+            self._writing = None
+
+    def _write(self, number: int, seeds: dict[str, Seed], left_out: dict[str, str]) -> None:
+        shard = ShardBuilder(self._num_classes)
+        for name in self.making.blocks[number]:
+            if name in seeds:
+                seed = seeds[name]
+                shard.add(name, self._rule(seed), seed.classes, seed.maps, seed.saliency)
+        self.making.write(number, shard, left_out)
+
+    def close(self, trainer: pl.Trainer) -> None:
+        """Wait for this process's last shard and for the other processes; then the first finishes the cache.
+
+        Raises:
+            InputError: something stopped the run; in the first process.
+        """
+        self._wait()
+        self._thread.shutdown()
+        trainer.strategy.barrier("shards")
+        if not trainer.is_global_zero:
+            return
+        try:
+            if self.finished:
+                tell(f"{self.making.path} is there already, made with these settings")
+                return
+            if self.stopped:
+                raise InputError(self._problem or self.making.stopped or "")
+            left_out = self.making.finish()
+        finally:
+            self.making.release()
+        for name, reason in list(left_out.items())[:TOLD]:
+            tell(f"left out: {name}: {reason}")
+        if left_out:
+            tell(f"{len(left_out)} pictures were left out; the manifest names each")
+
+    def abandon(self) -> None:
+        """Let go of the folder after an error or an interruption; finished shards stay."""
+        self._thread.shutdown(cancel_futures=True)
+        self.making.release()

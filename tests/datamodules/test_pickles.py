@@ -1,0 +1,288 @@
+"""Pickles of arrays: what Python and NumPy write is read exactly; what a pickle may carry besides is refused, unrun."""
+
+import gzip
+import io
+import pickle
+import struct
+import tracemalloc
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from datamodules.errors import InputError
+from datamodules.pickles import load, load_file, load_npy_dict
+from datamodules.tensors import TENSORS
+
+HERE = Path("cues.pickle")
+RUN = []
+
+
+def read(content: bytes, also=None):
+    return load(io.BytesIO(content), HERE, also)
+
+
+ARRAYS = npst.arrays(
+    npst.integer_dtypes(endianness="?") | npst.floating_dtypes(sizes=(16, 32, 64), endianness="?") | st.just(np.bool_),
+    npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ARRAYS, st.sampled_from([2, 3, 4]), st.booleans())
+def test_arrays_come_back_as_they_were(array, protocol, fortran):
+    array = np.asfortranarray(array) if fortran else array
+    found = read(pickle.dumps({"a": array, "b": [array, (1, "x")]}, protocol))
+    for each in (found["a"], found["b"][0]):
+        np.testing.assert_array_equal(each, array)
+        assert each.dtype == array.dtype
+        assert not each.flags.writeable
+    assert found["b"][1] == (1, "x")
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_plain_values(protocol):
+    value = {"a": None, "b": [True, False, 1, -5, 2**70, 1.5, "äö"], 7: (), "c": ((), [], {}, (1, 2, 3, 4))}
+    assert read(pickle.dumps(value, protocol)) == value
+    assert read(pickle.dumps({"n": np.float32(2.5), "i": np.int64(3)}, protocol)) == {"n": 2.5, "i": 3}
+
+
+class Call:
+    """What a pickle may carry: a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def ran(*arguments):
+    RUN.append(arguments)
+
+
+ASKS = {
+    "os.system": b"cos\nsystem\n(S'touch ran'\ntR.",
+    "builtins.eval": b"c__builtin__\neval\n(S'RUN.append(1)'\ntR.".replace(b"__builtin__", b"builtins"),
+    "numpy.core.multiarray.fromfile": b"cnumpy.core.multiarray\nfromfile\n(S'/dev/zero'\ntR.",
+    "numpy.load": b"cnumpy\nload\n(S'x.npy'\ntR.",
+    "numpy.dtype.__class__": b"\x80\x04\x8c\x05numpy\x8c\x0fdtype.__class__\x93.",
+    "torch.storage._load_from_bytes": b"ctorch.storage\n_load_from_bytes\n(C\x00tR.",
+}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_no_other_name_is_known(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"asks for {name}, .*nothing of it was run") as caught:
+        read(ASKS[name])
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_nothing_runs_wherever_it_hides(protocol):
+    hidden = [Call(ran), {"a": Call(ran, 1)}, [(Call(ran),)], {"a": np.array([Call(ran)], object)}, np.array(Call(ran))]
+    for value in hidden:
+        with pytest.raises(InputError, match="nothing of it was run"):
+            read(pickle.dumps(value, protocol))
+    assert not RUN
+
+
+# An array as Python 2 writes it: shape, type, order in memory, contents
+SHELL = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+FLOATS = b"cnumpy\ndtype\n(U\x02f8K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+OBJECTS = FLOATS.replace(b"f8", b"O8").replace(b"<", b"|")
+EIGHT = b"U\x08" + bytes(8)
+
+
+def array(shape: bytes, dtype: bytes = FLOATS, content: bytes = EIGHT, shell: bytes = SHELL) -> bytes:
+    return b"\x80\x02" + shell + b"(K\x01" + shape + dtype + b"\x89" + content + b"tb."
+
+
+def test_the_hand_made_array_is_one():
+    np.testing.assert_array_equal(read(array(b"(K\x01t")), [0.0])
+
+
+HOSTILE = {
+    "a shape far beyond the bytes": (array(b"(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ft"), "shape and contents do not agree"),
+    "a shape of a billion digits": (array(b"(\x8a\x10" + b"\x7f" * 16 + b"t"), "shape and contents do not agree"),
+    "a negative side": (array(b"(J\xff\xff\xff\xfft"), "without a proper shape"),
+    "a shape that is no tuple": (array(b"]"), "without a proper shape"),
+    "sides that are not integers": (array(b"(G" + struct.pack(">d", 1.0) + b"t"), "without a proper shape"),
+    "too many sides": (array(b"(" + b"K\x01" * 40 + b"t"), "without a proper shape"),
+    "fewer bytes": (array(b"(K\x02t"), "shape and contents do not agree"),
+    "contents that are none": (array(b"(K\x01t", content=b"N"), "shape and contents do not agree"),
+    "objects": (array(b"(K\x01t", OBJECTS, b"]" + EIGHT + b"a"), "array of objects"),
+    "objects from bytes": (array(b"(K\x01t", OBJECTS), "array of objects"),
+    "objects without a shell's shape": (array(b"(K\x02t", OBJECTS, b"](NNe"), "array of objects"),
+    "a record": (array(b"(K\x01t", FLOATS.replace(b"NNN", b"N)}")), "other than numbers"),
+    "texts": (array(b"(K\x01t", FLOATS.replace(b"f8", b"S8")), "other than numbers"),
+    "a type with fields": (array(b"(K\x01t", FLOATS.replace(b"U\x02f8", b"U\x05f8,O8")), "other than numbers"),
+    "an unknown order": (array(b"(K\x01t", FLOATS.replace(b"<", b"O")), "unknown byte order"),
+    "another kind of array": (array(b"(K\x01t", shell=SHELL.replace(b"cnumpy\nndarray\n", b"N")), "unknown kind"),
+    "a type as a kind": (
+        array(b"(K\x01t", shell=SHELL.replace(b"cnumpy\nndarray\n", b"cnumpy\ndtype\n")),
+        "unknown kind",
+    ),
+    "an array called": (b"cnumpy\nndarray\n((K\x09K\x09tU\x01btR.", "calls numpy.ndarray"),
+    "attributes set on a function": (
+        b"cnumpy.core.multiarray\n_reconstruct\n}U\x08__code__NsNb.",
+        "whole pickle|calls",
+    ),
+    "attributes set on a class": (b"cnumpy\ndtype\n}U\x01aNsb.", "calls or changes something"),
+    "a text called": (b"S'os.system'\n(S'x'\ntR.", "calls or changes something"),
+    "another encoding": (b"c_codecs\nencode\n(X\x01\x00\x00\x00aU\x03zlbtR.", "encodes a text as arrays never are"),
+    "bytes of a size": (b"c__builtin__\nbytes\n(J\xff\xff\xff\x7ftR.", "makes bytes as arrays never"),
+    "an object's class": (b"(cnumpy\ndtype\no.", "uses OBJ"),
+    "an instance": (b"(S'x'\nios\nsystem\n.", "uses INST"),
+    "a registered extension": (b"\x82\x01.", "uses EXT1"),
+    "a persistent id": (b"P/etc/passwd\n.", "uses PERSID"),
+    "tuples as keys": (b"})K\x01s.", "dictionary keys other than"),
+    "arrays as keys": (b"}" + array(b"(K\x01t")[2:-1] + b"Ns.", "dictionary keys other than"),
+    "a memo never written": (b"h\x05.", "cut short or not a pickle"),
+    "a mark never set": (b"t.", "cut short or not a pickle"),
+    "items of nothing": (b"(K\x01K\x02u.", "cut short or not a pickle"),
+    "keys without values": (b"}(K\x01u.", "not one whole pickle"),
+    "a value before the mark taken": (b"K\x01(\x85.", "not one whole pickle"),
+    "nothing": (b"", "cut short or not a pickle"),
+    "only a stop": (b".", "not one whole pickle"),
+    "two values": (b"NN.", "not one whole pickle"),
+    "no opcode": (b"\xff\xfe", "cut short or not a pickle"),
+    "not a name": (b"\x80\x04NN\x93.", "asks for something that is not a name"),
+    "a name with a line's end": (b"\x80\x04\x8c\x01\n\x8c\x02\xc3\xa4\x93.", r"asks for \\n.\\xe4, which"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_array_is_refused(name):
+    content, says = HOSTILE[name]
+    with pytest.raises(InputError, match=says) as caught:
+        read(content)
+    assert str(caught.value).startswith("cues.pickle ")
+    assert "\n" not in str(caught.value)
+
+
+def deep(levels: int) -> bytes:
+    """Tuples of two of the one before: hashing, showing or comparing the last takes 2^levels steps."""
+    return b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(levels)) + b"."
+
+
+def test_bombs_take_neither_memory_nor_time():
+    tracemalloc.start()
+    bombs = [
+        b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo of two thousand million places
+        b"\x80\x04B\xff\xff\xff\x7f",  # two thousand million bytes promised
+        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f",
+        deep(60),
+        b"}" + deep(60)[:-1] + b"Ns.",
+        deep(60)[:-1] + b"N\x93.",
+        b"(" * 50_000 + b"." + b"t" * 50_000,
+        b"]" * 50_000 + b"a" * 49_999 + b".",
+    ]
+    for bomb in bombs:
+        try:
+            read(bomb)
+        except InputError:
+            continue
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_is_one_sentence_or_other_values(data):
+    content = bytearray(pickle.dumps({"1_cues": np.arange(6).reshape(3, 2), "1_labels": np.arange(2)}, 2))
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        del content[place:]
+    else:
+        content[place] = data.draw(st.integers(0, 255))
+    try:
+        read(bytes(content))
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_file_may_be_gzipped(tmp_path):
+    content = pickle.dumps({"a": np.arange(3)}, 2)
+    for name, written in (("a.pickle", content), ("b.pickle", gzip.compress(content))):
+        (tmp_path / name).write_bytes(written)
+        assert load_file(tmp_path / name)["a"].tolist() == [0, 1, 2]
+    for damaged in (gzip.compress(content)[:-9], gzip.compress(content)[:30], b"\x1f\x8bxyz"):
+        (tmp_path / "c.pickle").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"c\.pickle cannot be read"):
+            load_file(tmp_path / "c.pickle")
+    with pytest.raises(InputError, match=r"d\.pickle cannot be read: No such file"):
+        load_file(tmp_path / "d.pickle")
+
+
+def test_a_zip_that_swells(tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.pickles.MAX_BYTES", 1000)
+    (tmp_path / "a.pickle").write_bytes(gzip.compress(bytes(100_000)))
+    with pytest.raises(InputError, match="holds more than 1000 bytes"):
+        load_file(tmp_path / "a.pickle")
+
+
+TENSOR_CASES = [
+    torch.arange(6, dtype=torch.int64),
+    torch.rand(2, 3, 4),
+    torch.rand(4, 3).T,
+    torch.rand(10)[3:7],
+    torch.nonzero(torch.tensor([0, 1, 0, 1]))[:, 0],
+    torch.zeros(0, 3, 4),
+    torch.ones(3, dtype=torch.float16),
+    torch.tensor([True, False]),
+    torch.tensor(2.5, dtype=torch.float64),
+    torch.rand(3).expand(2, 3)[:1],
+]
+
+
+@pytest.mark.parametrize("tensor", TENSOR_CASES, ids=str)
+def test_tensors(tensor, tmp_path):
+    np.save(tmp_path / "a.npy", {"t": tensor, "a": tensor.numpy()})
+    found = load_npy_dict(tmp_path / "a.npy", TENSORS)
+    np.testing.assert_array_equal(found["t"], tensor.numpy())
+    np.testing.assert_array_equal(found["a"], tensor.numpy())
+    assert found["t"].dtype == tensor.numpy().dtype
+    for protocol in (2, 3, 4):  # as older versions of NumPy write
+        np.testing.assert_array_equal(read(pickle.dumps(tensor, protocol), TENSORS), tensor.numpy())
+    with pytest.raises(InputError, match=r"asks for torch\._utils\._rebuild_tensor_v2"):
+        load_npy_dict(tmp_path / "a.npy")
+
+
+def storage(tensor) -> bytes:
+    (call, arguments) = tensor._typed_storage().__reduce__()
+    assert call.__name__ == "_load_from_bytes"
+    return arguments[0]
+
+
+def test_hostile_tensors():
+    rebuild, from_bytes = torch._utils._rebuild_tensor_v2, torch.storage._load_from_bytes
+
+    def tensor(offset, shape, strides, content=None):
+        inner = Call(from_bytes, storage(torch.arange(4.0)) if content is None else content)
+        return pickle.dumps(Call(rebuild, inner, offset, shape, strides, False, OrderedDict()))
+
+    assert read(tensor(1, (2,), (2,)), TENSORS).tolist() == [1.0, 3.0]
+    for given_wrong in ((0, (5,), (1,)), (3, (2,), (1,)), (0, (2,), (9,)), (0, (4, 10**9), (1, 0)), (0, (2,), ())):
+        with pytest.raises(InputError, match="tensor whose shape and contents do not agree"):
+            read(tensor(*given_wrong), TENSORS)
+    for given_wrong in ((-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2.0,), (1,))):
+        with pytest.raises(InputError, match="tensor in an unknown form"):
+            read(tensor(*given_wrong), TENSORS)
+    run = io.BytesIO()
+    torch.save(Call(ran), run, _use_new_zipfile_serialization=False)
+    zipped = io.BytesIO()
+    torch.save(torch.ones(2), zipped)
+    good = storage(torch.arange(4.0))
+    for content in (run.getvalue(), zipped.getvalue(), b"", good[:-1], good[:40], 5):
+        with pytest.raises(InputError):
+            read(tensor(0, (2,), (1,), content), TENSORS)
+    assert not RUN

@@ -1,0 +1,72 @@
+"""Order and randomness of training pictures."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datamodules import sampling
+from datamodules.errors import InputError
+from datamodules.sampling import Draw, EvalSampler, TrainSampler
+
+
+def shares(monkeypatch, replicas, make):
+    """What each of several processes would be given."""
+    found = []
+    for rank in range(replicas):
+        monkeypatch.setattr(sampling, "_world", lambda rank=rank: (replicas, rank))
+        found.append(make())
+    return found
+
+
+@given(length=st.integers(1, 50), batch=st.integers(1, 20), seed=st.integers(0, 2**64 - 1))
+def test_each_picture_once_in_whole_batches(length, batch, seed):
+    draws = list(TrainSampler(length, batch, seed))
+    assert len(draws) == (length // batch * batch or length)
+    assert len({draw.picture for draw in draws}) == len(draws)
+    assert all(0 <= draw.picture < length for draw in draws)
+
+
+def test_epochs_differ_and_come_back():
+    sampler = TrainSampler(30, 4, seed=5)
+    first, second = list(sampler), list(sampler)
+    assert {draw.picture for draw in first} <= set(range(30))
+    assert first != second
+    assert not {draw.seed for draw in first} & {draw.seed for draw in second}
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+    other = TrainSampler(30, 4, seed=5)
+    other.set_epoch(1)
+    assert list(other) == second
+    assert list(TrainSampler(30, 4, seed=6)) != first
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_processes_share_the_batches_of_one_with_larger_ones(monkeypatch, replicas):
+    whole = list(TrainSampler(41, 4 * replicas, seed=1))
+    parts = shares(monkeypatch, replicas, lambda: list(TrainSampler(41, 4, seed=1)))
+    assert {len(part) for part in parts} == {len(whole) // replicas}
+    for start in range(0, len(parts[0]), 4):
+        together = {draw for part in parts for draw in part[start : start + 4]}
+        assert together == set(whole[start * replicas : (start + 4) * replicas])
+
+
+def test_evaluation_takes_every_picture_once(monkeypatch):
+    parts = shares(monkeypatch, 3, lambda: EvalSampler(7))
+    assert [list(part) for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [len(part) for part in parts] == [3, 2, 2]
+    monkeypatch.setattr(sampling, "_world", lambda: (1, 0))
+    assert list(EvalSampler(3)) == [0, 1, 2]
+
+
+def test_fewer_pictures_than_a_batch_or_than_processes(monkeypatch):
+    assert len(list(TrainSampler(3, 8, seed=0))) == 3
+    parts = shares(monkeypatch, 2, lambda: list(TrainSampler(5, 8, seed=0)))
+    assert [len(part) for part in parts] == [2, 2]
+    with pytest.raises(InputError, match="1 pictures cannot be shared out among 2"):
+        TrainSampler(1, 8, seed=0)
+
+
+def test_the_seed_of_the_run(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "12")
+    assert sampling.run_seed() == 12
+    assert Draw(3, 4).picture == 3

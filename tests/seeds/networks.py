@@ -1,0 +1,49 @@
+"""Small networks of known kinds."""
+
+from collections import OrderedDict
+
+from torch import nn
+from torchvision.models.vgg import make_layers
+
+
+def small_vgg(classes: int = 4, *, norm: bool = False) -> nn.Module:
+    """As a VGG is built: 3x3 convolutions and pools under ``features``, a fixed grid, layers with ReLUs between.
+
+    ``features.4`` is the ReLU before the second pool, ``features.7`` (with batch norms ``features.10``) the last one.
+    """
+    parts = {
+        "features": make_layers([8, "M", 16, "M", 24, "M"], batch_norm=norm),
+        "avgpool": nn.AdaptiveAvgPool2d(3),
+        "flatten": nn.Flatten(),
+        "classifier": nn.Sequential(nn.Linear(216, 32), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(32, classes)),
+    }
+    return nn.Sequential(OrderedDict(parts))
+
+
+class Caption(nn.Module):
+    """A CNN and an LSTM: the log-probabilities of a sentence's words, each given the words before it."""
+
+    def __init__(self, words: int = 6, width: int = 8) -> None:
+        super().__init__()
+        self.cnn = nn.Sequential(nn.Conv2d(3, width, 3, stride=4), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU())
+        self.start, self.embed = nn.Linear(width, width), nn.Embedding(words, width)
+        self.lstm, self.word = nn.LSTM(width, width, batch_first=True), nn.Linear(width, words)
+
+    def forward(self, images, sentence):
+        state = self.start(self.cnn(images).mean((2, 3))).unsqueeze(0)
+        states, _ = self.lstm(self.embed(sentence[:, :-1]), (state, state.tanh()))
+        return self.word(states).log_softmax(2)  # (B, T - 1, words)
+
+
+class Answer(nn.Module):
+    """A CNN, an LSTM that reads a question, and the scores of answers from the product of both."""
+
+    def __init__(self, words: int = 6, answers: int = 5, width: int = 8) -> None:
+        super().__init__()
+        self.cnn = nn.Sequential(nn.Conv2d(3, width, 3, stride=4), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU())
+        self.embed, self.lstm = nn.Embedding(words, width), nn.LSTM(width, width, batch_first=True)
+        self.answer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, answers))
+
+    def forward(self, images, question):
+        _, (state, _) = self.lstm(self.embed(question))
+        return self.answer(self.cnn(images).mean((2, 3)) * state[-1])

@@ -1,0 +1,172 @@
+"""CAM, Grad-CAM's kin and averages, against formulas and the grad-cam library."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+
+from datamodules.errors import InputError
+from seeds.gradcam import Counterfactual, GradCAM
+from seeds.methods import base, head
+from seeds.methods.average import Averaged
+from seeds.methods.cams import CAM, GradCAMPlusPlus, HiResCAM, LayerCAM
+from seeds.probe import probing
+from tests.seeds.networks import small_vgg
+
+IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
+
+
+@functools.cache
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return (small_vgg() if name == "vgg" else torchvision.models.get_model(name, num_classes=4)).eval()
+
+
+@pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer4"), ("mobilenet_v2", "features")])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_grad_cam_is_rectified_cam_over_the_cells(name, layer, memory):
+    model, images = network(name), IMAGES.to(memory_format=memory)
+    with torch.no_grad():
+        features = {}
+        handle = model.get_submodule(layer).register_forward_hook(lambda _m, _i, out: features.update(out=out))
+        model(images)
+        handle.remove()
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    cam = torch.einsum("ck,bkhw->bchw", last.weight.detach(), features["out"]) * LABELS[:, :, None, None]
+    torch.testing.assert_close(CAM(model, layer)(images, LABELS), cam, atol=1e-5 * float(cam.max()), rtol=1e-5)
+    expected = cam.relu() / features["out"][0, 0].numel()
+    torch.testing.assert_close(
+        GradCAM(model, layer)(images, LABELS), expected, atol=1e-5 * float(expected.max()), rtol=1e-5
+    )
+    negative = cam.neg().relu() / features["out"][0, 0].numel()
+    torch.testing.assert_close(
+        Counterfactual(model, layer)(images, LABELS), negative, atol=1e-5 * float(negative.max()), rtol=1e-5
+    )
+    assert (expected.amax((2, 3)) > 0).any()
+    assert (negative.amax((2, 3)) > 0).any()
+
+
+def test_a_pooled_linear_head_needs_no_backward_pass(monkeypatch):
+    expected = GradCAM(network("resnet18"), "layer4")(IMAGES, LABELS)
+    monkeypatch.setattr("seeds.gradcam.linear_head", lambda *_: None)
+    torch.testing.assert_close(GradCAM(network("resnet18"), "layer4")(IMAGES, LABELS), expected)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.autograd, "grad", lambda *_a, **_k: pytest.fail("a backward pass"))
+    torch.testing.assert_close(GradCAM(network("resnet18"), "layer4")(IMAGES, LABELS), expected)
+
+
+class Head(nn.Module):
+    """Heads that look nearly like global average pooling and a linear layer, and are not."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv = kind, nn.Conv2d(3, 8, 3, stride=4)
+        self.linear = nn.Linear(8, 4, bias=kind != "without bias")
+        self.permutation = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x):
+        y = self.conv(x)
+        if self.kind == "relu":
+            y = y.relu()
+        if self.kind == "rows":
+            return self.linear(y.mean(2).mean(2).flatten(1))
+        if self.kind == "shuffled":
+            return self.linear(y.mean((2, 3))[:, self.permutation])
+        if self.kind == "channels mixed":
+            return self.linear(y.view(len(y), -1, 8).mean(1))
+        if self.kind == "scaled":
+            return self.linear(y.mean((2, 3))) * 2
+        if self.kind == "summed":
+            return self.linear(y.mean((2, 3)) + y.amax((2, 3)))
+        return self.linear(functional.dropout(y.mean((2, 3), keepdim=True).flatten(1), training=self.training))
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_linear"),
+    [("plain", True), ("without bias", True), ("relu", False), ("rows", False), ("shuffled", False),
+     ("channels mixed", False), ("scaled", False), ("summed", False)],
+)  # fmt: skip
+def test_heads_told_apart(kind, is_linear, monkeypatch):
+    torch.manual_seed(0)
+    model = Head(kind)
+    with probing(model, ["conv"]) as taps:
+        found = head.linear_head(model(IMAGES), taps[0])
+    assert (found is not None) == is_linear
+    ours = GradCAM(model, "conv")(IMAGES, LABELS)
+    monkeypatch.setattr("seeds.gradcam.linear_head", lambda *_: None)
+    torch.testing.assert_close(ours, GradCAM(model, "conv")(IMAGES, LABELS))
+    if not is_linear:
+        with pytest.raises(InputError, match=r"CAM needs class scores that are global average pooling .* layer conv"):
+            CAM(model, "conv")(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(GradCAM, "GradCAM"), (GradCAMPlusPlus, "GradCAMPlusPlus"), (LayerCAM, "LayerCAM"), (HiResCAM, "HiResCAM")],
+)
+@pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer3"), ("vgg", "features.4")])
+def test_equals_the_grad_cam_library(ours, theirs, name, layer):
+    library = pytest.importorskip("pytorch_grad_cam")
+    model = network(name)
+    maps = ours(model, layer)(IMAGES, LABELS)
+    with getattr(library, theirs)(model, [model.get_submodule(layer)]) as peer:
+        for image, label in LABELS.nonzero().tolist():
+            picture = IMAGES[image : image + 1].clone()
+            scores = peer.activations_and_grads(picture)
+            model.zero_grad()
+            scores[0, label].backward()
+            slope = peer.activations_and_grads.gradients[0].numpy()
+            value = peer.activations_and_grads.activations[0].numpy()
+            expected = np.maximum(peer.get_cam_image(picture, None, None, value, slope, eigen_smooth=False), 0)[0]
+            np.testing.assert_allclose(maps[image, label], expected, rtol=1e-4, atol=1e-4 * expected.max())
+
+
+def test_equals_captum():
+    captum = pytest.importorskip("captum.attr")
+    model = network("resnet18")
+    maps = GradCAM(model, "layer3")(IMAGES, LABELS)
+    peer = captum.LayerGradCam(model, model.layer3)
+    for image, label in LABELS.nonzero().tolist():
+        expected = peer.attribute(IMAGES[image : image + 1], target=label, relu_attributions=True)[0, 0].detach()
+        torch.testing.assert_close(maps[image, label], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
+
+
+def test_averages_of_scales_and_layers():
+    model = network("resnet18")
+    single = GradCAM(model, "layer4")
+    ours = Averaged(GradCAM, model, ["layer4"], [1.0, 1.5])(IMAGES, LABELS)
+    large = single(functional.interpolate(IMAGES, (96, 96), mode="bilinear", antialias=True), LABELS)
+    small = functional.interpolate(single(IMAGES, LABELS), (3, 3), mode="bilinear", antialias=True)
+    torch.testing.assert_close(ours, (small + large) / 2)
+    both = Averaged(GradCAM, model, ["layer4", "layer3"])(IMAGES, LABELS)
+    assert both.shape == (3, 4, 4, 4)
+    fine = GradCAM(model, "layer3")(IMAGES, LABELS)
+    coarse = single(IMAGES, LABELS)
+    parts = [m / m.amax((2, 3), keepdim=True).clamp(min=1e-30) for m in (coarse, fine)]
+    parts[0] = functional.interpolate(parts[0], (4, 4), mode="bilinear", antialias=True)
+    torch.testing.assert_close(both, sum(parts) / 2)
+    with pytest.raises(InputError, match="positive scale"):
+        Averaged(GradCAM, model, ["layer4"], [0.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("vgg", "features.4"), ("resnet18", "layer3"), ("densenet121", "features")]
+)
+@pytest.mark.parametrize("room", [1, 3, 100])
+def test_many_classes_share_backward_passes(name, layer, room, monkeypatch):
+    model, calls, grad = network(name), [], torch.autograd.grad
+    labels = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0]])
+    monkeypatch.setattr(base, "MANY_RANKS", 9)
+    expected = HiResCAM(model, layer)(IMAGES, labels)
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(1) or grad(*a, **k))
+    with probing(model, [layer]) as taps:
+        model(IMAGES)
+        monkeypatch.setattr(base, "MOST_NUMBERS", room * taps[0].numel())
+    monkeypatch.setattr(base, "MANY_RANKS", 4)
+    torch.testing.assert_close(HiResCAM(model, layer)(IMAGES, labels), expected)
+    assert len(calls) == {1: 4, 3: 2, 100: 1}[room]

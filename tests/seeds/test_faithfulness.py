@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+
+from seeds.faithfulness import (
+    curves,
+    energy_inside,
+    is_difficult,
+    occlusion_maps,
+    points_at,
+    rank_correlation,
+)
+
+
+def region(shape, rows, columns):
+    mask = np.zeros(shape, bool)
+    mask[rows, columns] = True
+    return mask
+
+
+def test_the_pointing_game_allows_fifteen_pixels():
+    thing = region((60, 60), slice(0, 10), slice(0, 10))
+    for place, hit in (((5, 5), True), ((9, 24), True), ((9, 25), False), ((18, 21), True), ((21, 21), False)):
+        heat = np.zeros((60, 60))
+        heat[place] = 1.0
+        assert points_at(heat, thing) == hit, place
+    assert not points_at(np.ones((60, 60)), thing)
+    assert not points_at(np.eye(60), np.zeros((60, 60), bool))
+    heat = np.zeros((60, 60))
+    heat[9, 24] = 1.0
+    assert not points_at(heat, thing, tolerance=14.9)
+
+
+def test_difficult():
+    small, large = region((8, 8), slice(0, 3), slice(0, 5)), region((8, 8), slice(0, 4), slice(0, 4))
+    other = region((8, 8), 7, 7)
+    assert is_difficult(small, other)
+    assert not is_difficult(small, np.zeros((8, 8), bool))
+    assert not is_difficult(large, other)
+
+
+def test_energy():
+    heat = np.array([[3.0, 1.0], [-5.0, 0.0]])
+    assert energy_inside(heat, np.array([[True, False], [True, True]])) == 0.75
+    assert energy_inside(np.zeros((2, 2)), np.ones((2, 2), bool)) == 0
+
+
+def test_rank_correlation_by_hand():
+    one, other = np.array([[1.0, 2.0], [3.0, 40.0]]), np.array([[0.0, 0.1], [0.3, 0.2]])
+    assert rank_correlation(one, other) == pytest.approx(1 - 6 * 2 / (4 * 15))  # 1 - 6 Σd² / n(n² - 1)
+    assert rank_correlation(one, -one) == pytest.approx(-1)
+    assert rank_correlation(one, np.zeros((2, 2))) == 0
+
+
+def test_occlusion_finds_the_pixel_that_counts():
+    image = torch.zeros(3, 40, 60)
+    image[:, 11, 47] = 2.0
+
+    def scores(images):
+        return torch.stack([images[:, 0, 11, 47], -images[:, 0, 11, 47], images.sum((1, 2, 3)) * 0], 1)
+
+    maps = occlusion_maps(scores, image, patches=10)  # centres at 2, 6, … and 3, 9, …; patches of 8 x 12
+    assert maps.shape == (3, 10, 10)
+    hidden = torch.zeros(10, 10)
+    hidden[2:4, 7:9] = 2.0  # rows [6, 14) and [10, 18), columns [39, 51) and [45, 57)
+    torch.testing.assert_close(maps[0], hidden)
+    torch.testing.assert_close(maps[1], -hidden)
+    assert not maps[2].any()
+    assert image[0, 11, 47] == 2
+
+
+def test_curves_by_hand():
+    """A probability that is the part of the picture's left half that is as it was."""
+    image = torch.rand(3, 8, 16, generator=torch.Generator().manual_seed(0)) + 0.1
+
+    def probability(images):
+        return (images == image)[:, 0, :, :8].float().mean((1, 2))
+
+    right_first = torch.zeros(8, 16)
+    right_first[:, 8:] = 1.0
+    wrong, right = curves(probability, image, right_first, 4), curves(probability, image, -right_first, 4)
+    # 4 steps of a quarter each. Deleted from the right first: 1, 1, 1, 1/2, 0; from the left first: 1, 1/2, 0, 0, 0
+    assert wrong[0] == pytest.approx((0.5 + 1 + 1 + 0.5) / 4)
+    assert right[0] == pytest.approx((0.5 + 0.5) / 4)
+    # inserted from the right first: 0, 0, 0, 1/2, 1; from the left first: 0, 1/2, 1, 1, 1
+    assert wrong[1] == pytest.approx((0.5 + 0.5) / 4)
+    assert right[1] == pytest.approx((0.5 + 1 + 1 + 0.5) / 4)
+
+
+def test_a_blur_keeps_a_flat_picture():
+    image = torch.full((3, 20, 30), 0.7)
+    seen = []
+    curves(lambda images: seen.append(images) or images.mean((1, 2, 3)), image, torch.rand(20, 30), 2)
+    torch.testing.assert_close(seen[1], image.expand(3, 3, 20, 30))
+    assert not seen[0][-1].any()

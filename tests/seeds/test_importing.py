@@ -1,0 +1,269 @@
+"""Seeds from the files of others and back."""
+
+import gzip
+import hashlib
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.cache import CacheWriter, SeedCache
+from datamodules.classes import VOC_CLASSES
+from datamodules.errors import InputError
+from datamodules.masks import read_mask, write_mask
+from seeds.exporting import export_seeds
+from seeds.importing import import_seeds
+from seeds.quality import evaluate_seeds
+from tests.seeds.conftest import IDS
+
+NAMES = ("ant", "bat", "cow")
+
+
+def same(one: SeedCache, other: SeedCache) -> None:
+    assert one.ids == other.ids
+    assert one.classes == other.classes
+    for name in one.ids:
+        np.testing.assert_array_equal(one.cues(name), other.cues(name))
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Random cues on 5 x 5 cells of three classes; the last picture has none."""
+    generator = np.random.default_rng(0)
+    with CacheWriter(tmp_path / "cache", NAMES, {}) as writer:
+        for name in "abc":
+            writer.add(name, generator.choice([0, 1, 3, 255], (5, 5)).astype(np.uint8))
+        writer.add("d", np.full((5, 5), 255, np.uint8))
+    return SeedCache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("form", ["sec", "png"])
+def test_there_and_back(cache, form, tmp_path):
+    export_seeds(cache.path, tmp_path / "out", form)
+    source = tmp_path / "out" / "localization_cues.pickle" if form == "sec" else tmp_path / "out"
+    import_seeds(source, tmp_path / "back", form, grid=5)
+    back = SeedCache(tmp_path / "back")
+    same(cache, back)
+    export_seeds(back.path, tmp_path / "again", form)
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    manifest = back.manifest
+    assert (manifest["method"], manifest["source_format"], manifest["source"]) == ("imported", form, source.name)
+    assert manifest["packages"]["numpy"] == np.__version__
+    assert manifest["images_sha256"] == hashlib.sha256(b"a\nb\nc\nd").hexdigest()
+    if form == "sec":
+        assert manifest["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def sec_file(folder, cues, labels=(1, 2, 3)):
+    (folder / "classes.txt").write_text("ant\nbat\ncow\n")
+    (folder / "input_list.txt").write_text("x.jpg 0\n")
+    path = folder / "cues.pickle.gz"
+    content = {"0_labels": np.array(labels), "0_cues": np.array(cues).T}
+    path.write_bytes(gzip.compress(pickle.dumps(content, 2)))
+    return path
+
+
+def test_overlaps_go_to_the_smaller_class_and_from_the_background(tmp_path):
+    cells = [(0, 0, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (2, 0, 1), (2, 1, 0), (0, 1, 1)]
+    import_seeds(sec_file(tmp_path, cells), tmp_path / "cache", "sec", grid=2)
+    # ant has 3 cells, bat 2: bat takes (0, 1); ant takes (0, 0) and (1, 1) from the background
+    assert SeedCache(tmp_path / "cache").cues("x").tolist() == [[1, 2], [2, 1]]
+
+
+def test_a_choice_of_classes_in_another_order(tmp_path):
+    cells = [(0, 0, 0), (1, 0, 1), (3, 1, 0), (2, 1, 1)]
+    import_seeds(sec_file(tmp_path, cells), tmp_path / "cache", "sec", grid=2, classes=["cow", "ant"])
+    cache = SeedCache(tmp_path / "cache")
+    assert cache.classes == ("cow", "ant")
+    assert cache.cues("x").tolist() == [[0, 2], [1, 255]]
+
+
+def irn_folder(folder):
+    """Classes a row of cells each: ant falls from left to right, cow the other way and twice as high."""
+    maps = np.stack([np.tile([8.0, 6, 1, 0], (4, 1)), np.tile([0, 0.1, 1, 16.0], (4, 1))]).astype(np.float32)
+    (folder / "npy").mkdir()
+    np.save(folder / "npy/x.npy", {"keys": torch.tensor([0, 2]), "cam": torch.from_numpy(maps), "high_res": maps})
+    np.save(folder / "npy/y.npy", {0: maps[0], 2: maps[1]})
+    (folder / "npy/classes.txt").write_text("ant\nbat\ncow\n")
+    return folder / "npy", maps
+
+
+def test_irn_by_hand(tmp_path):
+    folder, maps = irn_folder(tmp_path)
+    import_seeds(folder, tmp_path / "cache", "irn", grid=4, fg_threshold=0.2, bg_threshold=0.13)
+    cache = SeedCache(tmp_path / "cache")
+    for name in "xy":
+        # above 0.2 of its own maximum: ant in columns 0, 1, cow in 3; column 2 holds 0.125 and 0.0625: background
+        assert cache.cues(name).tolist() == [[1, 1, 0, 3]] * 4
+        classes, found = cache.maps(name)
+        assert classes.tolist() == [0, 2]
+        np.testing.assert_allclose(found, maps, rtol=1e-3)
+    import_seeds(folder, tmp_path / "less", "irn", grid=4, bg_threshold=0.05)
+    assert SeedCache(tmp_path / "less").cues("x").tolist() == [[1, 1, 255, 3]] * 4
+    import_seeds(folder, tmp_path / "cow", "irn", grid=2, classes=["bat", "cow"], fg_threshold=0.5, bg_threshold=0.0)
+    only = SeedCache(tmp_path / "cow")
+    assert only.cues("x").tolist() == [[255, 2]] * 2  # the ant's cells are no cue, and no background either
+    classes, found = only.maps("x")
+    assert classes.tolist() == [1]
+    np.testing.assert_allclose(found, maps[1:], rtol=1e-3)
+
+
+def test_irn_without_any_class_says_nothing(tmp_path):
+    (tmp_path / "npy").mkdir()
+    np.save(tmp_path / "npy/x.npy", {"keys": np.zeros(0, int), "cam": np.zeros((0, 3, 3), np.float32)})
+    import_seeds(tmp_path / "npy", tmp_path / "cache", "irn", grid=3)
+    assert (SeedCache(tmp_path / "cache").cues("x") == 255).all()
+
+
+def test_to_irn_and_back(voc, tmp_path):
+    generator = np.random.default_rng(0)
+    settings = {"root": str(voc), "train_split": "train", "num_workers": 0}
+    with CacheWriter(tmp_path / "cache", ("red", "blue"), {"data": settings}) as writer:
+        for name in IDS:
+            maps = generator.random((2, 6, 6), np.float32)
+            writer.add(name, np.zeros((6, 6), np.uint8), map_classes=np.array([0, 1]), maps=maps)
+    export_seeds(tmp_path / "cache", tmp_path / "npy", "irn")
+    assert {path.stem for path in (tmp_path / "npy").glob("*.npy")} == set(IDS)
+    size = read_mask(voc / "SegmentationClass/p0.png").shape
+    assert np.load(tmp_path / "npy/p0.npy", allow_pickle=True).item()["high_res"].shape == (2, *size)
+    import_seeds(tmp_path / "npy", tmp_path / "back", "irn", grid=6)
+    back = SeedCache(tmp_path / "back")
+    assert back.classes == ("red", "blue")
+    metrics = evaluate_seeds(back.path, root=str(voc), split="train")
+    assert metrics["miou_fixed"] <= metrics["miou_oracle"]
+    with pytest.raises(InputError, match="say so with 'root'"):
+        export_seeds(back.path, tmp_path / "more", "irn")
+    assert not (tmp_path / "more").exists()
+
+
+def test_cues_without_maps_are_scored(voc, tmp_path, capsys):
+    (tmp_path / "png").mkdir()
+    (tmp_path / "png/classes.txt").write_text("red\nblue\n")
+    for name in IDS:
+        mask = read_mask(voc / f"SegmentationClass/{name}.png")
+        mask[mask == 0] = 255  # the background is left without a cue
+        write_mask(tmp_path / f"png/{name}.png", mask)
+    import_seeds(tmp_path / "png", tmp_path / "cache", "png")
+    metrics = evaluate_seeds(tmp_path / "cache", root=str(voc), split="train")
+    assert "cues without maps" in capsys.readouterr().out
+    assert json.loads((tmp_path / "cache/metrics.json").read_text()) == metrics
+    for key in ("miou_fixed", "threshold_fixed", "miou_oracle", "threshold_oracle"):
+        assert metrics[key] is None
+    assert metrics["precision"] == metrics["miou_cues"] == 1
+    assert metrics["iou_cues"] == {"background": 1, "red": 1, "blue": 1}
+    assert metrics["cues"]["background"] == {"precision": None, "recall": 0, "coverage": 0}
+
+
+def test_a_list_of_pictures(cache, tmp_path):
+    export_seeds(cache.path, tmp_path / "png", "png")
+    (tmp_path / "some.txt").write_text("c\n\n/JPEGImages/a.jpg /SegmentationClass/a.png\n")
+    import_seeds(tmp_path / "png", tmp_path / "some", "png", ids=tmp_path / "some.txt")
+    assert SeedCache(tmp_path / "some").ids == ("c", "a")
+    (tmp_path / "some.txt").write_text("a\ne\nf\n")
+    with pytest.raises(InputError, match=r"lacks 2 of the 3 pictures of .*some\.txt, first e"):
+        import_seeds(tmp_path / "png", tmp_path / "more", "png", ids=tmp_path / "some.txt")
+    assert not (tmp_path / "more").exists()
+
+
+MISTAKES = {
+    "no such file": ({"source": "nothing.pickle"}, "nothing.pickle|input_list"),
+    "a folder for sec": ({"source": "."}, "is a folder"),
+    "a file for png": ({"format": "png"}, "no folder"),
+    "an empty folder": ({"source": ".", "format": "irn"}, r"holds no \.npy"),
+    "an unknown class": ({"classes": ["aunt"]}, "did you mean 'ant'"),
+    "another grid": ({"grid": 1}, "a grid of 1x1"),
+    "no grid": ({"grid": 0}, "grid 0 must be positive"),
+    "thresholds": ({"bg_threshold": 0.5}, "bg_threshold 0.5 and fg_threshold 0.2"),
+    "no list": ({"ids": "nothing.txt"}, r"nothing\.txt cannot be read"),
+    "an unknown format": ({"format": "mat"}, "format is 'mat'"),
+    "another output": ({"output": "."}, "exists already"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"source": sec_file(tmp_path, [(1, 1, 1)]).name, "output": "cache", "format": "sec", "grid": 2}
+    given |= MISTAKES[name][0]
+    given |= {key: tmp_path / given[key] for key in ("source", "output", "ids") if key in given}
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=MISTAKES[name][1]):
+        import_seeds(**given)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("form", "says"), [("sec", "cues of 2 different sizes"), ("irn", "holds cues without maps"), ("gif", "format is")]
+)
+def test_what_cannot_be_exported(voc, form, says, tmp_path):
+    with CacheWriter(tmp_path / "cache", ("red", "blue"), {}) as writer:
+        for i, name in enumerate(IDS):
+            writer.add(name, np.zeros((2, 2 + i % 2), np.uint8))
+    with pytest.raises(InputError, match=says):
+        export_seeds(tmp_path / "cache", tmp_path / "out", form, root=str(voc), split="train")
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_nothing_is_written_outside_or_over(cache, tmp_path):
+    with CacheWriter(tmp_path / "evil", NAMES, {}) as writer:
+        writer.add("../outside", np.zeros((2, 2), np.uint8))
+    with pytest.raises(InputError, match="cannot be a file's name"):
+        export_seeds(tmp_path / "evil", tmp_path / "out", "png")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        export_seeds(cache.path, tmp_path / "there", "png")
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "evil", "there"}
+
+
+@pytest.fixture(scope="module")
+def released(real_data, tmp_path_factory):
+    """The authors' file as Python's own pickle reads it, and the cache made of it."""
+    source = real_data / "sec-release/localization_cues.pickle.gz"
+    if not source.is_file():
+        pytest.skip(f"the cues that the SEC authors released are not here ({source})")
+    folder = tmp_path_factory.mktemp("release")
+    import_seeds(source, folder / "cache", "sec")
+    with gzip.open(source) as file:
+        return pickle.load(file, encoding="latin1"), folder / "cache", source.with_name("input_list.txt")
+
+
+def test_the_released_cues(released):
+    entries, path, listed = released
+    cache = SeedCache(path)
+    assert cache.classes == VOC_CLASSES
+    assert cache.ids == tuple(line.split(".")[0] for line in listed.read_text().splitlines())
+    assert len(cache) == 10_582 == len(entries) / 2
+    cells = 0
+    for number, name in enumerate(cache.ids):
+        cues, theirs = cache.cues(name), entries[f"{number}_cues"]
+        cued = cues != 255
+        cells += cued.sum()
+        assert cued.sum() == theirs.shape[1]  # no cell is cued twice
+        assert (cues[theirs[1], theirs[2]] == theirs[0]).all()
+    assert cells / len(cache) == pytest.approx(403.53, abs=0.01)
+
+
+def test_the_released_cues_go_back(released, tmp_path):
+    entries, path, listed = released
+    export_seeds(path, tmp_path / "out", "sec")
+    assert (tmp_path / "out/input_list.txt").read_bytes() == listed.read_bytes()
+    found = pickle.loads((tmp_path / "out/localization_cues.pickle").read_bytes(), encoding="latin1")
+    assert found.keys() == entries.keys()
+    for key, value in entries.items():
+        assert (found[key].dtype, found[key].shape) == (value.dtype, value.shape)
+        assert (found[key] == value).all()
+
+
+def test_the_released_cues_of_the_animals(real_data, tmp_path):
+    lists = real_data / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    source = real_data / "sec-release/localization_cues.pickle.gz"
+    if not source.is_file() or not lists.is_dir():
+        pytest.skip("the cues that the SEC authors released, or the lists of VOC animals, are not here")
+    animals = ["cat", "cow", "dog", "horse", "sheep", "person"]
+    import_seeds(source, tmp_path / "cache", "sec", classes=animals, ids=lists / "train.txt")
+    cache = SeedCache(tmp_path / "cache")
+    assert len(cache) == 437
+    assert set(np.unique(np.stack([cache.cues(name) for name in cache.ids]))) == {0, 1, 2, 3, 4, 5, 6, 255}

@@ -1,0 +1,140 @@
+"""What may be asked: indices, labels, functions; captions and answers to questions; and what may not."""
+
+from functools import partial
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from datamodules.errors import InputError
+from seeds.gradcam import GradCAM
+from seeds.methods.registry import METHODS, method_of
+from tests.seeds.networks import Answer, Caption, small_vgg
+
+IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return small_vgg()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_indices_and_functions_are_labels_of_one_class(model, name):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=4) if name == "cam" else model
+    method = METHODS[name](network, "layer4" if name == "cam" else "features.4")
+    classes = torch.tensor([2, 0, 1])
+    every = method(IMAGES, torch.ones(3, 4))
+    some = method(IMAGES, LABELS)
+    assert every.abs().amax() > 0
+    keep = LABELS.view(3, 4, *[1] * (some.dim() - 2))
+    scale = 1e-5 * float(every.abs().max())
+    torch.testing.assert_close(some, every * keep, rtol=1e-4, atol=scale)
+    chosen = every[torch.arange(3), classes][:, None]
+    torch.testing.assert_close(method(IMAGES, classes), chosen, rtol=1e-4, atol=scale)
+    if name not in ("cam", "mwp", "c-mwp"):  # these explain scores of a linear layer only
+        found = method(IMAGES, lambda scores: scores[torch.arange(3), classes])
+        torch.testing.assert_close(found, chosen, rtol=1e-4, atol=scale)
+
+
+def by_hand(model, cnn, number):
+    """Grad-CAM by its formula, in float64."""
+    model = model.double()
+    activation = cnn(IMAGES.double()).detach().requires_grad_()
+    slope = torch.autograd.grad(number(activation).sum(), activation)[0]
+    maps = (slope.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True).relu().float()
+    model.float()
+    return maps.detach()
+
+
+def test_captioning():
+    """The log-probability of a sentence."""
+    torch.manual_seed(0)
+    model = Caption()
+    sentence = torch.tensor([[0, 3, 1, 2], [0, 1, 1, 5], [0, 4, 2, 2]])
+
+    def log_probability(words):  # (B, T - 1, words) -> (B,)
+        return words.gather(2, sentence[:, 1:, None]).sum((1, 2))
+
+    maps = GradCAM(partial(model, sentence=sentence), "cnn")(IMAGES, log_probability)
+
+    def head(activation):
+        state = model.start(activation.mean((2, 3))).unsqueeze(0)
+        states, _ = model.lstm(model.embed(sentence[:, :-1]), (state, state.tanh()))
+        return log_probability(model.word(states).log_softmax(2))
+
+    expected = by_hand(model, model.cnn, head)
+    torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
+    assert expected.max() > 0
+
+
+def test_visual_question_answering():
+    """The score of an answer; another question, another map."""
+    torch.manual_seed(0)
+    model = Answer()
+    questions = torch.tensor([[1, 2, 3], [4, 5, 1], [2, 2, 2]])
+    answers = torch.tensor([4, 0, 2])
+    maps = GradCAM(partial(model, question=questions), "cnn")(IMAGES, answers)
+
+    def head(activation):
+        _, (state, _) = model.lstm(model.embed(questions))
+        return model.answer(activation.mean((2, 3)) * state[-1])[torch.arange(3), answers]
+
+    expected = by_hand(model, model.cnn, head)
+    torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
+    other = GradCAM(partial(model, question=questions.flip(0)), None)(IMAGES, answers)
+    assert not torch.allclose(maps, other)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [(torch.tensor([0, 4, 1]), "class index 4 is out of range: the model gives 4 scores"),
+     (torch.tensor([0, -1, 1]), "class index -1 is out of range"),
+     (torch.tensor([0, 1]), "be 3 integer class indices, not \\(2,\\)"),
+     (torch.tensor([0.0, 1.0, 1.0]), "not \\(3,\\) of torch.float32"),
+     (lambda scores: scores, r"one number an image, shape \(3,\), not \(3, 4\)"),
+     (lambda scores: scores.sum(), r"one number an image, shape \(3,\), not \(\)"),
+     (lambda scores: scores.argmax(1), "real numbers, not torch.int64"),
+     (lambda _: [1.0, 2.0], "not a list"), ("dog", "not a str"),
+     (lambda _: torch.zeros(3), "no score of the model depends on layer features.4")],
+)  # fmt: skip
+def test_bad_targets(model, target, words):
+    with pytest.raises(InputError, match=words):
+        GradCAM(model, "features.4")(IMAGES, target)
+
+
+def test_models_that_give_no_scores():
+    with pytest.raises(InputError, match=r"gives a list"):
+        GradCAM(Outputs(), "conv")(IMAGES, torch.tensor([0, 0, 0]))
+    maps = GradCAM(Outputs(), "conv")(IMAGES, lambda output: output[1].mean((1, 2, 3)))
+    assert maps.shape == (3, 1, 16, 16)
+
+
+class Outputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 4, stride=4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return [y.mean((2, 3)), y]
+
+
+@pytest.mark.parametrize("name", ["gradient", "guided-gradcam", "mwp"])
+def test_bad_images(model, name):
+    with pytest.raises(InputError, match="images must have shape"):
+        METHODS[name](model, "features.4")(IMAGES[0], torch.tensor([0]))
+
+
+def test_not_a_network():
+    with pytest.raises(InputError, match=r"a network .* is needed, not a function"):
+        GradCAM(lambda x: x, "conv")(IMAGES, torch.tensor([0, 0, 0]))
+
+
+def test_unknown_method():
+    with pytest.raises(InputError, match="no method 'grad-cam': did you mean 'gradcam'"):
+        method_of("grad-cam")

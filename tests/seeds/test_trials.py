@@ -1,0 +1,100 @@
+"""Methods put to the test by `tag2mask seeds evaluate --faithfulness`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.cache import CacheWriter
+from datamodules.errors import InputError
+from datamodules.masks import read_mask
+from datamodules.voc import voc_photos
+from seeds import trials
+from seeds.explaining import Explainer, names_of
+from seeds.quality import evaluate_seeds
+from tests.seeds.conftest import IDS
+
+
+@pytest.fixture
+def cache(voc, checkpoint, tmp_path):
+    path = tmp_path / "cache"
+    manifest = {"data": {"root": str(voc), "train_split": "train"}, "checkpoint": str(checkpoint)}
+    with CacheWriter(path, ("red", "blue"), manifest) as writer:
+        for name in IDS:
+            writer.add(name, read_mask(voc / f"SegmentationClass/{name}.png"))
+    return path
+
+
+def test_every_figure_of_every_method(cache, capsys):
+    metrics = evaluate_seeds(cache, faithfulness="gradcam, gradient", pictures=1)
+    assert json.loads((cache / "metrics.json").read_text()) == metrics
+    found = metrics["faithfulness"]
+    assert (found["images"], found["size"], list(found["methods"])) == (1, 64, ["gradcam", "gradient"])
+    for figures in found["methods"].values():
+        assert figures["pairs"] == 1  # the first picture shows red alone
+        assert set(figures["pointing_by_class"]) == {"red"}
+        fractions = ["pointing", "localization_error_top1", "localization_error_top5", "localization_error_given",
+                     "deletion", "insertion", "energy_inside", "miou_fixed", "miou_oracle"]  # fmt: skip
+        assert all(0 <= figures[key] <= 1 for key in fractions)
+        assert -1 <= figures["occlusion_rank_correlation"] <= 1
+    assert "methods on 1 pictures" in capsys.readouterr().out
+    assert "faithfulness" not in evaluate_seeds(cache)
+
+
+class Oracle(Explainer):
+    """Knows the masks: its maps are the masks themselves, and its scores count the pixels of a class's colour."""
+
+    def __init__(self, voc):
+        self.classes, self.size, self.methods = ("red", "blue"), 64, {"truth": None, "lie": None}
+        self.truth = None
+        self._masks = [read_mask(voc / f"SegmentationClass/{name}.png") for name in IDS]
+
+    def see(self, image):
+        self.truth = next(mask for mask in self._masks if mask.shape == image.shape[:2])
+        small = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 128 - 1
+        return torch.nn.functional.interpolate(small, (64, 64))[0]
+
+    def scores(self, images):
+        red, green, blue = images.unbind(1)
+        count = torch.stack([(red - torch.maximum(green, blue) > 0.5), (blue - torch.maximum(green, red) > 0.5)], 1)
+        return count.float().sum((2, 3)) / 50 - 2
+
+    def heats(self, method, _image, classes, _shape):
+        inside = np.stack([self.truth == c + 1 for c in classes]).astype(np.float32)
+        return inside if method == "truth" else 1 - inside
+
+
+def test_the_truth_wins(voc):
+    photos = voc_photos(voc, "train", labels=None)
+    found = trials.try_methods(Oracle(voc), photos, 0.2, range(6))
+    truth, lie = found["truth"], found["lie"]
+    assert (truth["pointing"], truth["energy_inside"], truth["miou_fixed"]) == (1, 1, 1)
+    assert (truth["localization_error_top1"], truth["localization_error_given"]) == (0, 0)
+    assert (lie["energy_inside"], lie["miou_fixed"]) == (0, pytest.approx(0, abs=0.01))
+    assert lie["localization_error_given"] == 1
+    assert truth["deletion"] < lie["deletion"] - 0.2
+    assert truth["occlusion_rank_correlation"] > 0.3 > -0.3 > lie["occlusion_rank_correlation"]
+    assert truth["pairs"] == 8
+    assert truth["pointing_difficult"] == 1  # both classes, each small, in two pictures
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"faithfulness": "gradcamm"}, "did you mean 'gradcam'"), ({"checkpoint": "/no/where"}, "no checkpoint"),
+     ({"pictures": 0}, "pictures 0 is not")],
+)  # fmt: skip
+def test_bad_input(cache, options, words):
+    with pytest.raises(InputError, match=words):
+        evaluate_seeds(cache, **{"faithfulness": "gradcam"} | options)
+    assert not (cache / "metrics.json").exists()
+
+
+def test_pictures_evenly_spread():
+    assert list(trials.evenly(10, 3)) == [0, 4, 9]
+    assert list(trials.evenly(3, None)) == list(trials.evenly(3, 9)) == [0, 1, 2]
+    assert list(trials.evenly(5, 1)) == [0]
+
+
+def test_names():
+    assert names_of("a, b,") == names_of(["a", "b"]) == ["a", "b"]

@@ -1,0 +1,195 @@
+"""Why a classifier says what it says: a figure a photo, and a page of the evidence for and against a class."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datamodules.errors import InputError
+from datamodules.images import image_size, read_image
+from datamodules.photos import file_photos
+from seeds.explaining import Explainer, names_of
+from training.drawings import gradient_picture, grid, heat_picture
+from training.files import progress_bar, write_whole
+from training.pictures import jpeg, shrink
+from training.predict import photo_files
+
+__all__ = ["explain"]
+
+LONGEST = 300  # pixels of a panel's longer side
+THERE = 0.5  # probability from which on a class counts as seen
+JPEG_QUALITY = 85
+FOR, AGAINST = "gradcam", "counterfactual"  # what the page is made of
+
+Image = NDArray[np.uint8]
+
+
+def explain(
+    *photos: Path,
+    checkpoint: Path,
+    output: Path,
+    methods: str | list[str] = "gradcam,guided-gradcam,counterfactual",
+    classes: str | list[str] = "",
+    page: str | None = None,
+    strongest: int = 12,
+    layer: str | None = None,
+    size: int | None = None,
+) -> list[Path]:
+    """Write a figure of each photo, classes by methods, as ``<photo>.png``; or a page of the evidence in all of them.
+
+    Args:
+        photos: photos, and folders of them.
+        checkpoint: a classifier's.
+        output: folder for the figures; made if need be.
+        methods: names with commas between: gradcam, cam, counterfactual, gradcam++, layercam, hirescam,
+            guided-backprop, deconvolution, guided-gradcam, deconvolution-gradcam, gradient, mwp, c-mwp.
+        classes: names with commas between; those of probability 0.5 and more if not given, at least the likeliest.
+        page: a class; in place of figures ``<class>.html`` is written: the photos with the strongest evidence for
+            the class beside those with the strongest against it (Grad-CAM's, and its counterfactual's).
+        strongest: how many photos the page shows of either kind.
+        layer: the layer to ask, within the network; its last map if not given.
+        size: side in pixels to which photos are warped; the classifier's if not given.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: no photo, one that is not readable, two of the same name, a method, class, layer or checkpoint
+            that does not exist, or a figure that would replace a photo.
+    """
+    paths = list(photo_files(photos))
+    chosen = [FOR, AGAINST] if page is not None else names_of(methods)
+    if not chosen:
+        raise InputError("no method is given")
+    explainer = Explainer(checkpoint, chosen, layer=layer, size=size)
+    names = file_photos(paths, explainer.classes).ids
+    wanted = [class_index(explainer, name) for name in names_of(classes if page is None else [page])]
+    targets = [output / f"{page}.html"] if page is not None else [output / f"{name}.png" for name in names]
+    originals = {path.resolve() for path in paths}
+    for path in paths:
+        image_size(path)
+    for target in targets:
+        if target.resolve() in originals:
+            raise InputError(f"the figure {target} would replace a photo: choose another output folder")
+    output.mkdir(parents=True, exist_ok=True)
+    if page is not None:
+        evidence = [weigh(explainer, path, wanted[0]) for path in progress_bar(paths, "Weighing", len(paths))]
+        write_whole(targets[0], evidence_page(page, evidence, strongest, str(checkpoint)).encode())
+        return targets
+    for path, target in zip(progress_bar(paths, "Explaining", len(paths)), targets, strict=False):
+        done, data = cv2.imencode(".png", figure(explainer, path, wanted)[..., ::-1])
+        if not done:
+            raise InputError(f"the figure {target} cannot be written as PNG")
+        write_whole(target, data.tobytes())
+    return targets
+
+
+def class_index(explainer: Explainer, name: str) -> int:
+    """The index 0..C-1 of a class.
+
+    Raises:
+        InputError: the classifier does not know it.
+    """
+    if name not in explainer.classes:
+        raise InputError(f"the classifier knows no class {name!r}; it knows {', '.join(explainer.classes)}")
+    return explainer.classes.index(name)
+
+
+def figure(explainer: Explainer, path: Path, wanted: Sequence[int]) -> Image:
+    """One photo's figure, uint8 (H, W, 3): a row a class with its probability and score, a column a method."""
+    image = read_image(path)
+    seen = explainer.see(image)
+    scores = explainer.scores(seen[None])[0]
+    probabilities = scores.sigmoid()
+    likely = [int(c) for c in scores.argsort(descending=True)]
+    shown = list(wanted) or [c for c in likely if probabilities[c] >= THERE] or likely[:1]
+    small = shrink(image, LONGEST)
+    by_method = [panels_of(explainer, method, seen, shown, small) for method in explainer.methods]
+    rows = [[small, *panels] for panels in zip(*by_method, strict=True)]
+    captions = [
+        (explainer.classes[c], f"p {float(probabilities[c]):.2f}", f"score {float(scores[c]):+.1f}") for c in shown
+    ]
+    return grid(["photo", *explainer.methods], captions, rows, path.name)
+
+
+def panels_of(explainer: Explainer, method: str, seen: Tensor, shown: Sequence[int], small: Image) -> list[Image]:
+    """A method's pictures, uint8 (h, w, 3), of some classes."""
+    height, width = small.shape[:2]
+    maps = explainer.maps(method, seen, shown)
+    if maps.dim() == 4:  # noqa: PLR2004 - (k, 3, S, S)
+        return [gradient_picture(each.numpy(), height, width) for each in maps]
+    heats = explainer.heats(method, seen, shown, (height, width))
+    return [heat_picture(small, heat) for heat in heats]
+
+
+class Evidence(NamedTuple):
+    """What a photo holds for and against a class.
+
+    Attributes:
+        path: the photo.
+        probability: of the class.
+        sides: the sums of the map for it and of the map against it. As this project's classifiers end in average
+            pooling and a linear layer, the score is the first less the second, and the class's bias.
+        pictures: the photo under either map, uint8 (h, w, 3).
+    """
+
+    path: Path
+    probability: float
+    sides: tuple[float, float]
+    pictures: tuple[Image, Image]
+
+
+def weigh(explainer: Explainer, path: Path, label: int) -> Evidence:
+    """The evidence of one photo."""
+    image = read_image(path)
+    seen, small = explainer.see(image), shrink(image, LONGEST)
+    probability = float(explainer.scores(seen[None])[0, label].sigmoid())
+    sums, pictures = [], []
+    for method in (FOR, AGAINST):
+        sums.append(float(explainer.maps(method, seen, [label]).sum()))
+        heats = explainer.heats(method, seen, [label], (small.shape[0], small.shape[1]))
+        pictures.append(heat_picture(small, heats[0]))
+    return Evidence(path, probability, (sums[0], sums[1]), (pictures[0], pictures[1]))
+
+
+def evidence_page(name: str, evidence: Sequence[Evidence], strongest: int, made_by: str) -> str:
+    """One HTML file that holds everything it shows: the strongest evidence for a class, beside that against it."""
+    style = files("training").joinpath("report.css").read_text(encoding="utf-8")
+    title = escape(name)
+    sides = [sorted(evidence, key=lambda each: -each.sides[side])[:strongest] for side in (0, 1)]
+    rows = "\n".join(
+        f"<article><div class='row n2 wide'>{_card(one, 0, name)}{_card(other, 1, name)}</div></article>"
+        for one, other in zip(*sides, strict=True)
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>tag2mask: evidence for {title}</title>\n'
+        f"<style>\n{style}.wide {{ max-width: none; }}\n</style>\n</head>\n<body>\n<main>\n<header>\n"
+        f"<p class=brand>tag2mask</p>\n<h1>Evidence for and against <b>{title}</b></h1>\n</header>\n<section>\n"
+        f"<p class=note>Of {len(evidence)} photos, left those with the strongest evidence for {title}, right those "
+        "with the strongest against it: the sums of the Grad-CAM map and of its counterfactual. What is lit in many of "
+        f"them, and is no {title}, is what the classifier goes by.</p>\n{rows}\n</section>\n"
+        f"<footer><dl><div><dt>checkpoint</dt><dd>{escape(made_by)}</dd></div></dl></footer>\n"
+        "</main>\n</body>\n</html>\n"
+    )
+
+
+def _card(evidence: Evidence, side: int, name: str) -> str:
+    picture = evidence.pictures[side]
+    data = base64.b64encode(jpeg(picture, quality=JPEG_QUALITY)).decode("ascii")
+    what = "for" if side == 0 else "against"
+    photo = escape(evidence.path.name, quote=True)
+    return (
+        f"<div><h3><span>{photo}</span><span class=score>{what} {evidence.sides[side]:.1f}, "
+        f"p {evidence.probability:.2f}</span></h3><figure><img src='data:image/jpeg;base64,{data}' "
+        f"width={picture.shape[1]} height={picture.shape[0]} loading=lazy "
+        f"alt='{photo}: evidence {what} {escape(name, quote=True)}'></figure></div>"
+    )

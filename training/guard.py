@@ -1,0 +1,45 @@
+"""A run whose loss is no longer a number ends there, with its last good checkpoint kept."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from datamodules.errors import InputError
+
+__all__ = ["LossGuard"]
+
+
+class LossGuard(pl.Callback):
+    """Stops a training at the first loss that is NaN or infinite, before it reaches a weight.
+
+    Checkpoints are written after an epoch, so the last one is from before. The cost is one look at one number a step.
+    """
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+
+    def on_train_batch_start(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        batch: Mapping[str, Any],
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Remember which pictures are about to be learned from."""
+        self._ids = [str(name) for name in batch["id"]]
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:  # noqa: ARG002
+        """Look at the loss.
+
+        Raises:
+            InputError: it is NaN or infinite; names the step and its pictures.
+        """
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {loss.item()}; "
+                f"its pictures: {', '.join(self._ids)}. The run ends here, checkpoints of earlier epochs are kept; "
+                "a lower learning rate (lr) often helps"
+            )
