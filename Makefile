@@ -40,6 +40,7 @@ test: $(VENV)/.installed $(VENV)/.peers ## ruff, mypy and pytest
 
 bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybody uses, as ratios
 	$(BIN)/python -m tests.benchmarks.bench_crf
+	$(BIN)/python -m tests.benchmarks.bench_cache
 
 clean: ## remove the environment and what the demo made
 	rm -rf $(VENV) $(DEMO)
