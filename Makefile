@@ -42,6 +42,7 @@ bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybod
 	$(BIN)/python -m tests.benchmarks.bench_crf
 	$(BIN)/python -m tests.benchmarks.bench_sec
 	$(BIN)/python -m tests.benchmarks.bench_gradcam
+	$(BIN)/python -m tests.benchmarks.bench_cache
 
 clean: ## remove the environment and what the demo made
 	rm -rf $(VENV) $(DEMO)

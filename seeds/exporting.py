@@ -49,9 +49,6 @@ def export_seeds(
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}, and must be one of {', '.join(get_args(Format))}")
     seeds = SeedCache(cache)
-    unsafe = next((name for name in seeds.ids if Path(name).name != name or "\0" in name), None)
-    if unsafe is not None:
-        raise InputError(f"{cache} names a picture {unsafe!r}, which cannot be a file's name")
     with _new_folder(output) as folder:
         if format == "sec":
             _write_sec(seeds, folder)

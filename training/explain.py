@@ -172,7 +172,7 @@ def evidence_page(name: str, evidence: Sequence[Evidence], strongest: int, made_
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>tag2mask: evidence for {title}</title>\n'
-        f"<style>\n{style}.wide {{ max-width: none; }}\n</style>\n</head>\n<body>\n<main>\n<header>\n"
+        f"<style>\n{style}.wide {{ max-width: none; gap: 32px; }}\n</style>\n</head>\n<body>\n<main>\n<header>\n"
         f"<p class=brand>tag2mask</p>\n<h1>Evidence for and against <b>{title}</b></h1>\n</header>\n<section>\n"
         f"<p class=note>Of {len(evidence)} photos, left those with the strongest evidence for {title}, right those "
         "with the strongest against it: the sums of the Grad-CAM map and of its counterfactual. What is lit in many of "

@@ -13,14 +13,16 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.images import normalize, read_image
 from datamodules.transforms import Transform
+from seeds.asking import Question, seeds_of
 from seeds.checkpoint import load_task
 from seeds.classifier import ClassifierTask
 from seeds.cues import label_map
-from seeds.generate import generate_seeds
+from seeds.generate import generate_seeds, thresholded
 from seeds.gradcam import GradCAM
+from seeds.packs import PackLoader, Packs
 from seeds.quality import evaluate_seeds
 from seeds.saliency import background_saliency
-from tests.seeds.conftest import IDS
+from tests.seeds.conftest import IDS, data_of
 
 LABELS = [[0], [1], [0, 1], [0], [1], [0, 1]]
 
@@ -106,6 +108,54 @@ def test_a_broken_picture_stops_a_strict_run(voc, checkpoint, tmp_path):
             generate_seeds(checkpoint, out / "cache", root=str(root), num_workers=workers, strict=True)
         assert len(str(caught.value).splitlines()) == 1
     assert nothing_left(out)
+
+
+def test_a_broken_picture_is_left_out_and_told(voc, checkpoint, tmp_path, capsys):
+    """By the manifest, the terminal, whoever asks the cache for it, and who trains or scores with the cache."""
+    root = tmp_path / "copy"
+    shutil.copytree(voc, root)
+    (root / "JPEGImages/p4.jpg").write_bytes((voc / "JPEGImages/p4.jpg").read_bytes()[:700])
+    generate_seeds(checkpoint, tmp_path / "cache", root=str(root))
+    told = capsys.readouterr().err
+    assert "left out: p4: picture" in told
+    assert "1 pictures were left out; the manifest names each" in told
+    cache = SeedCache(tmp_path / "cache")
+    assert cache.ids == tuple(name for name in IDS if name != "p4")
+    assert "p4.jpg cannot be read" in cache.manifest["left_out"]["p4"]
+    with pytest.raises(InputError, match="it was left out when the cache was made, because picture"):
+        cache.cues("p4")
+    assert evaluate_seeds(tmp_path / "cache")["images"] == 5
+    assert "1 of 6 pictures are left out, of which the seed cache has no cues; first p4: " in capsys.readouterr().err
+    data = data_of(voc, targets="cues", cues=str(tmp_path / "cache"))
+    data.setup("fit")
+    assert len(data.train_dataloader().dataset) == 5
+    assert "1 of 6 pictures are left out" in capsys.readouterr().err
+
+
+def test_no_picture_can_be_read(voc, checkpoint, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(voc, root)
+    for name in IDS:
+        (root / f"JPEGImages/{name}.jpg").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="no picture could be used; first p0: picture"):
+        generate_seeds(checkpoint, tmp_path / "cache", root=str(root))
+
+
+def test_cues_of_the_cache_are_the_cues_of_memory(voc, checkpoint, tmp_path):
+    """Those made of what the classifier says, without a disk in between; rounding is part of the rule."""
+    generate_seeds(checkpoint, tmp_path / "cache", batch_size=3)
+    cache, task = SeedCache(tmp_path / "cache"), load_task(checkpoint, ClassifierTask)
+    photos = data_of(voc).photos("train")
+    question = Question(("features", "features.encoder.layer2.1"), 8, flip=False, bf16=False)
+    rule = {"fg_threshold": 0.2, "bg_fraction": 0.1}
+    names, differ = [], 0
+    for pack in PackLoader(Packs(photos, [0], 6, 3, [64]), 0, lambda: False):
+        for seed in seeds_of(task.model, pack, question):
+            np.testing.assert_array_equal(cache.cues(seed.name), thresholded(seed, **rule))
+            differ += (cache.cues(seed.name) != label_map(seed.classes, seed.maps, seed.saliency, 0.2, 0.1)).sum()
+            names.append(seed.name)
+    assert tuple(names) == cache.ids
+    assert differ <= 1  # of 384 cells, for a value that rounding moves over a threshold
 
 
 def test_maps_that_are_not_finite(checkpoint, tmp_path):

@@ -1,0 +1,190 @@
+"""The seed cache: ``python -m tests.benchmarks.bench_cache [--quick]``.
+
+How fast the generator is beside the bare network, which part is the bottleneck, how fast cues are read, how long a
+cache of a million pictures takes to open, and what a picture takes on disk beside irn's ``.npy`` files.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.cache import CacheWriter, SeedCache
+from datamodules.cache.writer import write_manifest
+from datamodules.datamodule import TagDataModule
+from datamodules.synthesize import synthesize
+from seeds.asking import Question, seeds_of
+from seeds.classifier import ClassifierTask
+from seeds.generate import generate_seeds, thresholded
+from seeds.packs import PackLoader, Packs
+from seeds.shards import ShardWriter
+
+VOC, MILLION = 10_582, 1_000_000
+SIZE, BATCH = 320, 16
+
+
+def checkpoint_of(folder: Path, data: TagDataModule, backbone: str) -> tuple[Path, ClassifierTask]:
+    """An untrained classifier: the work is the same as a trained one's."""
+    task = ClassifierTask(list(data.classes), backbone=backbone)
+    content = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
+    content["datamodule_hyper_parameters"] = dict(data.hparams)
+    task.on_save_checkpoint(content)
+    torch.save(content, folder / f"{backbone}.ckpt")
+    return folder / f"{backbone}.ckpt", task.eval()
+
+
+def bare(task: ClassifierTask, packs: list, question: Question) -> float:
+    """Seconds of forward pass and Grad-CAM of pictures in memory."""
+    start = time.perf_counter()
+    for pack in packs:
+        seeds_of(task.model, pack, question)
+    return time.perf_counter() - start
+
+
+def generator(checkpoint: Path, output: Path, workers: int) -> float:
+    """Seconds of the generator from the first picture asked for to the last shard on disk; not its start."""
+    moments = {}
+    iterate, close = PackLoader.__iter__, ShardWriter.close
+
+    def first(loader: PackLoader):
+        moments["start"] = time.perf_counter()
+        return iterate(loader)
+
+    def last(writer: ShardWriter, trainer) -> None:
+        close(writer, trainer)
+        moments["end"] = time.perf_counter()
+
+    with mock.patch.object(PackLoader, "__iter__", first), mock.patch.object(ShardWriter, "close", last):
+        generate_seeds(
+            checkpoint, output, overwrite=True, num_workers=workers, accelerator="cpu", shard_size=64,
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
+    return moments["end"] - moments["start"]
+
+
+def generation(folder: Path, pictures: int, turns: int) -> Table:
+    """The generator beside its parts, pictures a second."""
+    synthesize(folder / "data", train=pictures, val=2, size=SIZE)
+    data = TagDataModule(str(folder / "data"), train_split="train", size=SIZE, batch_size=BATCH)
+    photos = data.photos("train", masks=False)
+    table = Table(title=f"generation, {torch.get_num_threads()} threads, {SIZE}x{SIZE}, pictures/s, medians of {turns}")
+    for column in ("network", "bare, in memory", "generator", "ratio", "decoding, 1 worker", "cues and writing"):
+        table.add_column(column, justify="right")
+    for backbone in ("mobilenet_v2", "resnet50"):
+        checkpoint, task = checkpoint_of(folder, data, backbone)
+        question = Question((task.model.default_layer, task.model.saliency_layer), SIZE // 8, flip=False, bf16=False)
+        plan = Packs(photos, range(-(-pictures // 64)), 64, BATCH, [SIZE])
+        packs = list(PackLoader(plan, 0, lambda: False))
+        bare(task, packs[:1], question)
+        runs = np.array(
+            [(bare(task, packs, question), generator(checkpoint, folder / "cache", 1)) for _ in range(turns)]
+        )
+        start = time.perf_counter()
+        list(PackLoader(plan, 1, lambda: False))
+        decoding = time.perf_counter() - start
+        seeds = [seed for pack in packs for seed in seeds_of(task.model, pack, question)]
+        start = time.perf_counter()
+        with CacheWriter(folder / "written", data.classes, {}, overwrite=True) as writer:
+            for seed in seeds:
+                cues = thresholded(seed, fg_threshold=0.2, bg_fraction=0.1)
+                writer.add(seed.name, cues, map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
+        writing = time.perf_counter() - start
+        alone, whole = pictures / np.median(runs, axis=0)
+        ratio = np.median(runs[:, 0] / runs[:, 1])
+        row = (alone, whole, ratio, pictures / decoding, pictures / writing)
+        table.add_row(backbone, *(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in row))
+    return table
+
+
+def made_up(path: Path, pictures: int) -> list[dict]:
+    """A cache of smooth maps on 41x41 cells, one to three classes a picture; the last of its entries."""
+    generator = np.random.default_rng(0)
+    entries = []
+    for count in (1, 1, 1, 2, 2, 3):  # VOC's pictures have 1.5 classes on average
+        coarse = torch.from_numpy(generator.random((1, count + 1, 6, 6), np.float32))
+        smooth = torch.nn.functional.interpolate(coarse, (41, 41), mode="bicubic")[0].clamp(0).numpy()
+        cues = np.where(smooth[0] < 0.2, 0, np.where(smooth[1] > 0.6, 1, 255)).astype(np.uint8)
+        entries.append({"cues": cues, "map_classes": np.arange(count), "maps": smooth[1:], "saliency": smooth[0]})
+    with CacheWriter(path, [f"class{i}" for i in range(20)], {}) as cache:
+        for i in range(pictures):
+            cache.add(f"2007_{i:06d}", **entries[i % len(entries)])
+    return entries
+
+
+def reading(path: Path) -> str:
+    """Cues and maps a second of a cache's pictures in random order."""
+    cache = SeedCache(path)
+    ids = np.random.default_rng(0).permutation(cache.ids).tolist()
+    speeds = []
+    for read in (cache.cues, cache.maps):
+        start = time.perf_counter()
+        for name in ids:
+            read(name)
+        speeds.append(len(ids) / (time.perf_counter() - start))
+    return f"reading {len(ids)} pictures in random order: {speeds[0]:.0f} cues/s, {speeds[1]:.0f} pictures' maps/s"
+
+
+def on_disk(path: Path, entries: list[dict]) -> str:
+    """Kilobytes a picture, and what irn's layout takes for the same maps."""
+    cache = SeedCache(path)
+    ours = sum(file.stat().st_size for file in path.iterdir()) / len(cache)
+    sizes = []
+    for extra in ({}, {"high_res": (375, 500)}):
+        total = 0
+        for entry in entries:
+            content = {"keys": entry["map_classes"], "cam": entry["maps"]}
+            content |= {key: np.zeros((len(entry["maps"]), *shape), np.float32) for key, shape in extra.items()}
+            file = path.parent / "irn.npy"
+            np.save(file, content)
+            total += file.stat().st_size
+        sizes.append(total / len(entries))
+    return (
+        f"on disk, kB a picture: {ours / 1e3:.1f} (maps, saliency and cues); irn's .npy of the same maps alone "
+        f"{sizes[0] / 1e3:.1f}, with its maps at 375x500 {sizes[1] / 1e3:.0f}"
+    )
+
+
+def million(folder: Path) -> str:
+    """Open a cache of a million pictures in a process of its own; opening looks at no shard."""
+    names = [f"train/{i % 1000:03d}/{i:012d}" for i in range(MILLION)]
+    blocks = [names[first : first + 256] for first in range(0, MILLION, 256)]
+    shards = [{"sha256": "0" * 64, "bytes": 1, "pictures": len(block)} for block in blocks]
+    folder.mkdir()
+    write_manifest(folder, {"classes": ["cat"]}, shards, blocks, {})
+    code = (
+        "import sys, time\nfrom datamodules.cache import SeedCache\nstart = time.perf_counter()\n"
+        "cache = SeedCache(sys.argv[1])\nassert 'train/345/000000012345' in cache and 'train/345/1' not in cache\n"
+        "print(time.perf_counter() - start)\nprint(open('/proc/self/status').read())"
+    )
+    words = [sys.executable, "-c", code, str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    told = subprocess.run(words, check=True, capture_output=True, text=True, env=environment).stdout.split()
+    most = int(told[told.index("VmHWM:") + 1]) / 1024  # kB; resource.getrusage would tell this process's, too
+    return f"opening {MILLION:,} pictures: {float(told[0]):.2f} s, {most:.0f} MB at most for the whole process"
+
+
+def main() -> None:
+    """Print the table and the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer pictures and turns")
+    quick = parser.parse_args().quick
+    console = Console(width=110)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table = generation(folder, *((32, 3) if quick else (192, 5)))
+        entries = made_up(folder / "voc", VOC)
+        for line in (table, reading(folder / "voc"), on_disk(folder / "voc", entries), million(folder / "million")):
+            console.print(line, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

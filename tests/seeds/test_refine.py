@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+
+from datamodules.cache import SeedCache
+from seeds import refine
+from seeds.generate import generate_seeds
+from seeds.refine import PIXELS, refined
+
+GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
+
+
+def test_confident_and_open_cells_by_hand(monkeypatch):
+    """Without a CRF: 0.30 and above is the class, 0.05 and below background, the rest open; of two the higher."""
+    monkeypatch.setattr(refine, "dense_crf", lambda _picture, logits, **_numbers: logits.softmax(dim=1))
+    monkeypatch.setattr(refine, "PIXELS", 1)
+    first = np.array([[10, 3.1, 2.9, 0.6, 0.4, 0]], np.float32)
+    second = np.array([[0, 0.35, 0.29, 0.04, 0.06, 1]], np.float32)
+    cells = refined(np.array([4, 1]), np.stack([first, second]), GREY)
+    assert cells.tolist() == [[5, 2, 255, 255, 255, 2]]
+    assert refined(np.array([4]), first[None], GREY).tolist() == [[5, 5, 255, 255, 0, 0]]
+    assert refined(np.array([4]), first[None], GREY, conf_fg=0.28, conf_bg=0.07).tolist() == [[5, 5, 5, 0, 0, 0]]
+
+
+def test_a_picture_without_maps_or_with_empty_ones():
+    assert (refined(np.zeros(0, np.int64), np.zeros((0, 3, 4), np.float32), GREY) == 255).all()
+    assert (refined(np.array([0]), np.zeros((1, 3, 4), np.float32), GREY) == 0).all()
+
+
+def picture(side):
+    """A red disc on green, and a map that is a blur to its right, as uint8 (3, S, S) and float32 (1, S/8, S/8)."""
+    y, x = np.mgrid[:side, :side] / side
+    disc = (x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.3**2
+    image = np.where(disc, np.array([200, 40, 40])[:, None, None], np.array([40, 160, 60])[:, None, None])
+    h = side // 8
+    v, u = (np.mgrid[:h, :h] + 0.5) / h
+    blob = np.exp(-((u - 0.58) ** 2 + (v - 0.5) ** 2) / (2 * 0.18**2)).astype(np.float32)
+    return torch.from_numpy(image.astype(np.uint8)), blob[None], (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.3**2
+
+
+def test_labels_follow_the_picture():
+    """A blur beside the object becomes the object; what stays open lies about its edge."""
+    image, maps, truth = picture(128)
+    cells = refined(np.array([2]), maps, image)
+    plain = maps[0] > 0.3
+    assert ((cells == 3) & ~truth).sum() < (plain & ~truth).sum() / 3
+    assert ((cells == 3) & truth).sum() > 0.9 * truth.sum()
+    assert (truth[cells == 0]).sum() == 0
+    assert (cells == 0).sum() > 0.3 * cells.size
+
+
+def test_as_irn_does_with_pydensecrf():
+    """The same steps with pydensecrf2, at the same size."""
+    library = pytest.importorskip("pydensecrf.densecrf")
+    image, maps, _ = picture(128)
+    side, found = 16 * PIXELS, []
+    share = torch.nn.functional.interpolate(torch.from_numpy(maps / maps.max())[None], (side, side), mode="bilinear")
+    small = np.ascontiguousarray(image.numpy().reshape(3, side, 2, side, 2).mean((2, 4)).round().transpose(1, 2, 0))
+    for threshold in (0.30, 0.05):
+        label = (share[0, 0].numpy() > threshold).astype(int)
+        crf = library.DenseCRF2D(side, side, 2)
+        energy = -np.log(np.where(np.arange(2)[:, None] == label.ravel(), 0.7, 0.3)).astype(np.float32)
+        crf.setUnaryEnergy(np.ascontiguousarray(energy))
+        crf.addPairwiseGaussian(sxy=3, compat=3)
+        crf.addPairwiseBilateral(sxy=50 * side / 433, srgb=5, rgbim=small.astype(np.uint8), compat=10)
+        found.append(np.array(crf.inference(10)).reshape(2, side, side).argmax(0))
+    labels = np.where(found[0] > 0, 1, np.where(found[1] == 0, 0, 255))
+    centre = PIXELS // 2
+    assert (refined(np.array([0]), maps, image) == labels[centre::PIXELS, centre::PIXELS]).mean() > 0.97
+
+
+def test_in_the_generator(checkpoint, tmp_path):
+    """The refined labels are the cues, the raw maps beside them what they are without; the manifest has the numbers."""
+    generate_seeds(checkpoint, tmp_path / "plain")
+    generate_seeds(checkpoint, tmp_path / "crf", refine="crf", conf_fg=0.4)
+    plain, crf = SeedCache(tmp_path / "plain"), SeedCache(tmp_path / "crf")
+    said = crf.manifest["refinement"]
+    assert (said["method"], said["conf_fg"], said["conf_bg"], said["bilateral_srgb"]) == ("crf", 0.4, 0.05, 5)
+    assert plain.manifest["refinement"] is None
+    for name in plain.ids:
+        for one, other in zip(plain.maps(name), crf.maps(name), strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert set(np.unique(crf.cues(name))) <= {0, 255, *(crf.maps(name)[0] + 1)}
+    assert any((plain.cues(name) != crf.cues(name)).any() for name in plain.ids)
