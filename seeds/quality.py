@@ -183,8 +183,9 @@ def print_seeds(metrics: dict[str, Any]) -> None:
     """Show the figures as a table in the terminal, in per cent."""
     table = Table(title=f"seeds of {metrics['images']} pictures of {metrics['split']}, per cent")
     columns = ("IoU, fixed", "IoU, oracle*", "IoU, cues", "precision", "recall", "coverage")
-    for column in ("class", *columns):
-        table.add_column(column, justify="left" if column == "class" else "right")
+    table.add_column("class", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     cues = {"background": metrics["cues"]["background"]} | metrics["cues_by_class"]
     for name, figures in cues.items():
         ious = (metrics[key][name] for key in ("iou_fixed", "iou_oracle", "iou_cues"))
