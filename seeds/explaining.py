@@ -40,7 +40,7 @@ class Explainer:
             checkpoint: of ``tag2mask fit`` with a classifier.
             methods: names out of :data:`seeds.methods.registry.METHODS`.
             layer: the layer within the network; its last map if not given.
-            size: side in pixels to which pictures are warped; the classifier's if not given.
+            size: side in pixels to which pictures are warped; the one the classifier was validated at if not given.
 
         Raises:
             InputError: no such checkpoint, method or layer.
@@ -49,7 +49,7 @@ class Explainer:
         task = load_task(checkpoint, ClassifierTask)
         stored = read_checkpoint(checkpoint, "classifier").get("datamodule_hyper_parameters") or {}
         self.classes, self.network = task.classes, task.model
-        self.size = int(size or stored.get("size") or DEFAULT_SIZE)
+        self.size = int(size or stored.get("eval_size") or stored.get("size") or DEFAULT_SIZE)
         name = layer or self.network.default_layer
         find_layer(self.network, name)
         if self.size < 1:
