@@ -1,7 +1,6 @@
 """How good seeds are: a cache compared with masks."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.table import Table
 from datamodules.cache import NO_CUE, SeedCache
 from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
+from datamodules.files import write_whole
 from datamodules.masks import read_class_mask
 from datamodules.transforms import resize_nearest
 from seeds.confusion import IGNORE, mean_iou
@@ -168,15 +168,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
     Raises:
         InputError: it cannot be written.
+        OSError: nor can its folder be made.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def print_seeds(metrics: dict[str, Any]) -> None:

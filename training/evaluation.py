@@ -13,11 +13,12 @@ from rich.console import Console
 from datamodules.cache import SeedCache
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
+from datamodules.files import write_whole
 from datamodules.photos import PhotoSet
 from training.figures import Tally, figures
-from training.files import progress_bar, write_whole
 from training.gallery import Gallery, Row, Section
 from training.inference import Predicted, predictions
+from training.progress import progress_bar
 from training.report import render_page
 from training.scored import Scored, scored_folder, scored_network
 from training.submission import check_voc_classes, write_submission

@@ -4,14 +4,12 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
-import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger
 
 from datamodules.images import normalize
 from tests.training.conftest import TINY, data_of, trainer_of
 from training.callbacks import PicturePanel, batch_panel, takes_pictures
-from training.files import progress_bar, write_whole
 from training.pictures import (
     BACKGROUND_COLOUR,
     class_colour,
@@ -23,6 +21,7 @@ from training.pictures import (
     panel,
     shrink,
 )  # fmt: skip
+from training.progress import progress_bar
 from training.task import SegmentationTask
 
 GRAY = np.full((24, 30, 3), 100, np.uint8)
@@ -78,16 +77,6 @@ def test_jpeg_keeps_red_red():
     red[..., 0] = 250
     read = cv2.imdecode(np.frombuffer(jpeg(red, quality=90), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert np.abs(read[8, 8].astype(int) - [250, 0, 0]).max() < 8
-
-
-def test_files_are_whole_or_not_there(tmp_path):
-    write_whole(tmp_path / "x.txt", b"one")
-    write_whole(tmp_path / "x.txt", b"two")
-    assert (tmp_path / "x.txt").read_bytes() == b"two"
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError):
-        write_whole(tmp_path / "folder", b"three")
-    assert {path.name for path in tmp_path.iterdir()} == {"x.txt", "folder"}
 
 
 def test_progress_bar_passes_everything_on():
