@@ -1,5 +1,6 @@
 """`fit`, `validate` and `test`: Lightning's command line over the project's two tasks and its one data module."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,8 +66,16 @@ class TagToMaskCLI(LightningCLI):
             callbacks.append(progress_bar())
         if fits:
             checkpoints = given.enable_checkpointing is not False
-            callbacks += run_callbacks(folder, self.model, checkpoints=checkpoints, logs=bool(own))
+            callbacks += run_callbacks(folder, self.model, self.plain_config(), checkpoints=checkpoints, logs=bool(own))
+        else:
+            self.save_config_callback = None  # config.yaml is the training's
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def plain_config(self) -> dict[str, Any]:
+        """The whole configuration of the command, in plain JSON values."""
+        command = str(self.subcommand)
+        text = self._parser(command).dump(self.config[command], format="json", skip_none=False)
+        return dict(json.loads(text))
 
     def before_fit(self) -> None:
         """Refuse to train over an earlier run, whose figures and checkpoints would be lost."""
