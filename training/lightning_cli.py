@@ -13,6 +13,7 @@ from datamodules.errors import InputError
 from seeds.checkpoint import read_checkpoint
 from training.parsers import OneSentenceParser
 from training.run_folder import CheckpointFiles, Wandb, progress_bar, run_callbacks, run_loggers
+from training.seed_runs import fit_seeds, seed_list
 
 
 class TagToMaskCLI(LightningCLI):
@@ -44,14 +45,39 @@ class TagToMaskCLI(LightningCLI):
             default="disabled",
             help="log to Weights & Biases as well, with pictures: disabled, offline (no account needed) or online",
         )
+        parser.add_argument(
+            "--seeds",
+            type=list[int] | str | None,
+            default=None,
+            help="fit: train once for each of these seeds, as in 0,1,2, in output/seed-0 and so on, and print mean and "
+            "deviation; the same command again goes on with what was stopped",
+        )
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate", compute_fn=list)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words given and those alone (Lightning's own warns when it is called from Python)."""
-        self.config = parser.parse_args(cast("list[str]", args))
+        self.words = cast("list[str]", args)
+        self.config = parser.parse_args(self.words)
+        command = self.config["subcommand"]
+        self.seeds = seed_list(self.config[command]["seeds"]) if command == "fit" else []
 
     def _parse_ckpt_path(self) -> None:
         """The YAML says what the model is; a checkpoint's own account of it is not merged over that."""
+
+    def _set_seed(self) -> None:
+        if not self.seeds:
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        """Build task, data and trainer; not where several trainings, each in a process of its own, are asked for."""
+        if not self.seeds:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.seeds:
+            fit_seeds(self.words, self.plain_config(), self.seeds)
+        else:
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The Trainer, which keeps the run in the folder `output` unless the YAML's `trainer` says otherwise."""
