@@ -37,7 +37,8 @@ class TagToMaskCLI(LightningCLI):
             "--output",
             type=str,
             default="runs/latest",
-            help="folder of the run: config.yaml, metrics.csv, best.ckpt (by the validation's figure), last.ckpt",
+            help="folder of the run: config.yaml, provenance.json (what made it), metrics.csv, best.ckpt (by the "
+            "validation's figure), last.ckpt",
         )
         parser.add_argument(
             "--wandb",

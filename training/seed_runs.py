@@ -66,10 +66,8 @@ def fit_seeds(words: Sequence[str], config: Mapping[str, Any], seeds: Sequence[i
         begun = (folder / "config.yaml").exists()
         Console().print(f"seed {seed}: {'goes on' if begun else 'begins'}, in {folder}", highlight=False)
         if status := run_fit([*words, *own, *(["--ckpt_path=last"] if begun else [])]):
-            raise InputError(
-                f"the training with seed {seed} ended with status {status}, which it explains above; "
-                f"the same command again goes on from there"
-            )
+            why = f"was ended by signal {-status}" if status < 0 else f"ended with status {status} (see above)"
+            raise InputError(f"the training with seed {seed} {why}; the same command again goes on from there")
     write_figures(output, {seed: read_record(output / f"seed-{seed}").get("figures", {}) for seed in seeds})
 
 
@@ -124,6 +122,7 @@ def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None
         output: folder for ``seeds.json`` and ``seeds.csv``.
         runs: each seed's figures by name.
     """
+    output.mkdir(parents=True, exist_ok=True)
     first = next(iter(runs.values()))
     values = {name: [run[name] for run in runs.values()] for name in first if all(name in run for run in runs.values())}
     figures = {name: {"mean": average(each), "deviation": deviation(each)} for name, each in values.items()}

@@ -99,6 +99,13 @@ def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys):
     assert len(processes.started) == 3
 
 
+def test_a_training_that_is_killed(voc, cues, tmp_path, processes, capsys):
+    processes.fails = {1: lambda _words: -9}
+    assert fit(voc, cues, tmp_path / "runs", "--seeds=3,4") == 1
+    assert "the training with seed 3 was ended by signal 9; the same command" in capsys.readouterr().err
+    assert len(processes.started) == 1
+
+
 def check_figures(folder):
     """Mean and deviation are numpy's of what the runs' own logs say."""
     finals = []
