@@ -42,6 +42,7 @@ def generate_seeds(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     size: int | None = None,
+    keep_aspect: bool = False,
     cue_stride: int = 8,
     fg_threshold: float = 0.2,
     bg_fraction: float = 0.1,
@@ -74,6 +75,9 @@ def generate_seeds(
         scales: the maps at these sizes of the picture, relative to ``size``, are averaged.
         flip: average with the maps of the mirrored picture, too.
         size: side in pixels to which pictures are warped at scale 1; the classifier's if not given.
+        keep_aspect: warp to rectangles of the picture's own proportions, as large as squares of side ``size`` (sides
+            are multiples of 32 pixels, proportions beyond 1:2 become 1:2); pictures of one shape make batches of their
+            own. The grid of the cues stays a square over the whole picture.
         cue_stride: pixels a cell of the cues: a side has ⌈size / cue_stride⌉ cells.
         fg_threshold: a class's cue is where its map exceeds this fraction of its own maximum.
         bg_fraction: the background's cue is this fraction of the cells, those of the lowest saliency.
@@ -106,13 +110,16 @@ def generate_seeds(
     network, hp = source.task.model, source.data.hparams
     layers = (layer or network.default_layer, saliency_layer or network.saliency_layer)
     settings = Settings(
-        layers, tuple(scales), flip, precision, hp["size"], cue_stride, fg_threshold, bg_fraction, refine, conf_fg,
-        conf_bg, hp["batch_size"], shard_size, threads,
+        layers, tuple(scales), flip, precision, hp["size"], keep_aspect, cue_stride, fg_threshold, bg_fraction, refine,
+        conf_fg, conf_bg, hp["batch_size"], shard_size, threads,
     )  # fmt: skip
     settings.check(network)
     making = Making(output, source.provenance(checkpoint) | settings.plan(), settings.blocks(source.photos.ids))
     writer = ShardWriter(making, settings.rule(), len(source.task.classes), overwrite=overwrite, strict=strict)
-    packs = partial(Packs, source.photos, shard_size=shard_size, batch_size=hp["batch_size"], sizes=settings.sides)
+    packs = partial(
+        Packs, source.photos, shard_size=shard_size, batch_size=hp["batch_size"], sizes=settings.sides,
+        keep_aspect=keep_aspect,
+    )  # fmt: skip
     with quiet():
         trainer = make_trainer(accelerator, devices, num_nodes, [writer, ProgressBar()])
         make_shards(SeedTask(network, settings.question(), packs, hp["num_workers"], threads, writer), trainer)
@@ -127,6 +134,7 @@ class Settings:
     flip: bool
     precision: Literal["32", "bf16"]
     size: int
+    keep_aspect: bool
     cue_stride: int
     fg_threshold: float
     bg_fraction: float
@@ -164,8 +172,8 @@ class Settings:
 
     def plan(self) -> dict[str, Any]:
         """What the manifest says of these settings."""
-        same = ("flip", "precision", "size", "cue_stride", "fg_threshold", "bg_fraction", "batch_size", "shard_size",
-                "threads")  # fmt: skip
+        same = ("flip", "precision", "size", "keep_aspect", "cue_stride", "fg_threshold", "bg_fraction", "batch_size",
+                "shard_size", "threads")  # fmt: skip
         crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | CRF
         return {
             "method": "gradcam", "layer": self.layers[0], "saliency_layer": self.layers[1],
