@@ -63,6 +63,14 @@ class ProgressBar(pl.Callback):
         self._bar.stop()
 
 
+def as_started(devices: Any, num_nodes: int) -> tuple[Any, int]:
+    """Lightning's ``devices`` and ``num_nodes``; where ``devices`` is auto, as torchrun says that it started this."""
+    if devices == "auto" and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
+        each = int(os.environ["LOCAL_WORLD_SIZE"])
+        return each, int(os.environ["WORLD_SIZE"]) // each
+    return devices, num_nodes
+
+
 def make_trainer(
     accelerator: str, devices: int | Literal["auto"], num_nodes: int, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
@@ -77,9 +85,7 @@ def make_trainer(
     Raises:
         InputError: there is no such thing here.
     """
-    if devices == "auto" and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    devices, num_nodes = as_started(devices, num_nodes)
     try:
         return pl.Trainer(
             accelerator=accelerator,
