@@ -1,4 +1,4 @@
-"""Memory layout, compilation, idle parameters: what a network computes and how its weights are called stay the same."""
+"""Memory layout and compilation: what a network computes and how its weights are called stay the same."""
 
 import copy
 import shutil
@@ -39,31 +39,6 @@ def assert_same(one, other):
     assert one[1].keys() == other[1].keys()
     for name, gradient in one[1].items():
         torch.testing.assert_close(other[1][name], gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
-
-
-def test_parameters_that_nothing_depends_on_are_frozen():
-    torch.manual_seed(0)
-    network = Classifier(build_backbone("resnet18", 8, "none", depth=3), 2).train()
-    network.features.freeze(2)
-    frozen = [name for name, each in network.named_parameters() if not each.requires_grad]
-    state = copy.deepcopy(network.state_dict())
-    prepare(network, PLAIN, CPU)
-    idle = [name for name, each in network.named_parameters() if not each.requires_grad and name not in frozen]
-    assert {".".join(name.split(".")[:3]) for name in idle} == {"features.encoder.layer3", "features.encoder.layer4"}
-    assert all(each.grad is None for each in network.parameters())
-    assert all(gradient is not None for gradient in answers(network)[1].values())
-    prepare(network, PLAIN, CPU)
-    assert network.training
-    assert not network.features.encoder.conv1.training
-    assert network.features.encoder.layer2.training
-    fresh = Classifier(build_backbone("resnet18", 8, "none", depth=3), 2)
-    fresh.load_state_dict(state)
-
-
-def test_a_network_of_one_size_of_pictures_is_left_alone():
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
-    prepare(network, PLAIN, CPU)
-    assert all(each.requires_grad for each in network.parameters())
 
 
 def test_channels_last():
