@@ -33,6 +33,11 @@ def _world() -> tuple[int, int]:
     return (distributed.get_world_size(), distributed.get_rank()) if together else (1, 0)
 
 
+def _check_shares(length: int, replicas: int) -> None:
+    if replicas > max(1, length):
+        raise InputError(f"{length} pictures cannot be shared out among {replicas} processes.")
+
+
 # Both are torch's DistributedSampler by name so that Lightning, which replaces others by it, lets them be.
 
 
@@ -53,8 +58,7 @@ class TrainSampler(DistributedSampler[Draw]):
 
     def __init__(self, length: int, batch_size: int, seed: int) -> None:
         replicas, rank = _world()
-        if length < replicas:
-            raise InputError(f"{length} pictures cannot be shared out among {replicas} processes.")
+        _check_shares(length, replicas)
         super().__init__(range(length), num_replicas=replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.length = length
         # less than a batch for each: one smaller batch
@@ -71,10 +75,15 @@ class TrainSampler(DistributedSampler[Draw]):
 
 
 class EvalSampler(DistributedSampler[int]):
-    """Every picture once, in order; processes take turns, and none is given a picture twice to make shares even."""
+    """Every picture once, in order; processes take turns, and none is given a picture twice to make shares even.
+
+    Raises:
+        InputError: there are fewer pictures than processes.
+    """
 
     def __init__(self, length: int) -> None:
         replicas, rank = _world()
+        _check_shares(length, replicas)
         super().__init__(range(length), num_replicas=replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.places = range(rank, length, replicas)
         self.num_samples = len(self.places)

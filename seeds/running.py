@@ -1,7 +1,6 @@
 """Running the generator: Lightning's Trainer, quiet and always of the same threads, and what is seen of it."""
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from datamodules.errors import InputError
 from seeds.packs import Pack
+from seeds.processes import torchrun_world
 from seeds.shards import SeedTask
 
 
@@ -77,9 +77,8 @@ def make_trainer(
     Raises:
         InputError: there is no such thing here.
     """
-    if devices == "auto" and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    if devices == "auto" and (world := torchrun_world()):
+        devices, num_nodes = world
     try:
         return pl.Trainer(
             accelerator=accelerator,
