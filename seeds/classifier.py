@@ -13,6 +13,7 @@ from datamodules.errors import InputError
 from seeds.backbones import Backbone, build_backbone
 from seeds.checkpoint import sign
 from seeds.optim import Optimizer, build_optimizer, build_schedule, parameter_groups
+from seeds.prepare import prepare
 from seeds.processes import SharedStatistics
 
 DEFAULT_LAYER = "features"
@@ -90,6 +91,8 @@ class ClassifierTask(pl.LightningModule):
         head_lr_scale: float = 10.0,
         schedule: Literal["poly", "cosine", "constant"] = "poly",
         warmup_steps: int = 0,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002  as torch calls it
     ) -> None:
         """Build the network.
 
@@ -107,6 +110,8 @@ class ClassifierTask(pl.LightningModule):
             head_lr_scale: the head, which starts from nothing, learns this many times faster.
             schedule: how the rate falls to 0 over the run, a step at a time: ``poly`` (power 0.9), ``cosine``, or not.
             warmup_steps: the rate first rises linearly over this many steps.
+            channels_last: train with channels last in memory (see :mod:`seeds.prepare`).
+            compile: train a network compiled by ``torch.compile``.
 
         Raises:
             InputError: no classes, or what :func:`seeds.backbones.build_backbone` and ``freeze`` refuse.
@@ -120,7 +125,7 @@ class ClassifierTask(pl.LightningModule):
                 "depth": depth, "freeze_stride": freeze_stride, "optimizer": optimizer, "lr": lr,
                 "weight_decay": weight_decay,
                 "momentum": momentum, "head_lr_scale": head_lr_scale, "schedule": schedule,
-                "warmup_steps": warmup_steps,
+                "warmup_steps": warmup_steps, "channels_last": channels_last, "compile": compile,
             }
         )  # fmt: skip
         self.classes = tuple(classes)
@@ -128,6 +133,11 @@ class ClassifierTask(pl.LightningModule):
         features.freeze(freeze_stride)
         self.model = Classifier(features, len(classes))
         self.val_map = MeanAveragePrecision(len(classes))
+
+    def setup(self, stage: str) -> None:
+        """Make the network ready for training."""
+        if stage == "fit":
+            prepare(self.model, self.hparams, self.trainer.strategy.root_device)
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores (B, C) of pictures (B, 3, H, W)."""

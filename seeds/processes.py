@@ -1,21 +1,12 @@
 """What several processes that train together must agree on."""
 
-import os
 from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["SharedStatistics", "everyones", "mean_over_processes", "torchrun_world"]
-
-
-def torchrun_world() -> tuple[int, int] | None:
-    """Processes on each machine, and machines, as torchrun has them; None for a process that it did not start."""
-    if "LOCAL_WORLD_SIZE" not in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
-    each = int(os.environ["LOCAL_WORLD_SIZE"])
-    return each, int(os.environ["WORLD_SIZE"]) // each
+__all__ = ["SharedStatistics", "everyones", "mean_over_processes"]
 
 
 def _together() -> bool:

@@ -1,6 +1,7 @@
 """Running the generator: Lightning's Trainer, quiet and always of the same threads, and what is seen of it."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from rich.text import Text
 
 from datamodules.errors import InputError
 from seeds.packs import Pack
-from seeds.processes import torchrun_world
 from seeds.shards import SeedTask
 
 
@@ -63,6 +63,14 @@ class ProgressBar(pl.Callback):
         self._bar.stop()
 
 
+def as_started(devices: Any, num_nodes: int) -> tuple[Any, int]:
+    """Lightning's ``devices`` and ``num_nodes``; where ``devices`` is auto, as torchrun says that it started this."""
+    if devices == "auto" and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
+        each = int(os.environ["LOCAL_WORLD_SIZE"])
+        return each, int(os.environ["WORLD_SIZE"]) // each
+    return devices, num_nodes
+
+
 def make_trainer(
     accelerator: str, devices: int | Literal["auto"], num_nodes: int, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
@@ -77,8 +85,7 @@ def make_trainer(
     Raises:
         InputError: there is no such thing here.
     """
-    if devices == "auto" and (world := torchrun_world()):
-        devices, num_nodes = world
+    devices, num_nodes = as_started(devices, num_nodes)
     try:
         return pl.Trainer(
             accelerator=accelerator,

@@ -102,6 +102,7 @@ def run_command(words: list[str]) -> None:
     quiet_known_warnings()
     from training.messages import nearest  # noqa: PLC0415
     from training.parsers import UsageError, find_configs, run_function  # noqa: PLC0415
+    from training.scale import one_process  # noqa: PLC0415
 
     length = 2 if words[0] == "seeds" else 1
     name = " ".join(words[:length])
@@ -110,6 +111,8 @@ def run_command(words: list[str]) -> None:
 
         run_lightning(find_configs(words))
     elif name in FUNCTIONS:
+        if name != "seeds generate":
+            one_process(name)
         target, about = FUNCTIONS[name]
         run_function(target, about, name, find_configs(words[length:]))
     else:

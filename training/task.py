@@ -13,6 +13,7 @@ from seeds.checkpoint import sign
 from seeds.confusion import IGNORE, Confusion
 from seeds.crf import dense_crf
 from seeds.optim import Optimizer, Schedule, build_optimizer, build_schedule, parameter_groups
+from seeds.prepare import prepare
 from seeds.processes import SharedStatistics, mean_over_processes
 from training.grids import label_map, resize, small_pictures
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
@@ -68,6 +69,8 @@ class SegmentationTask(pl.LightningModule):
         step_gamma: factor of a step.
         poly_power: exponent of ``poly``.
         warmup_steps: first iterations over which the rate rises linearly.
+        channels_last: train with channels last in memory (see `seeds.prepare`).
+        compile: train a network compiled by ``torch.compile``.
 
     Raises:
         InputError: what `build_network` and `SegmentationNetwork.freeze` refuse.
@@ -102,6 +105,8 @@ class SegmentationTask(pl.LightningModule):
         step_gamma: float = 0.1,
         poly_power: float = 0.9,
         warmup_steps: int = 0,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002  as torch calls it
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -129,6 +134,11 @@ class SegmentationTask(pl.LightningModule):
         )
         self.network.freeze(freeze_stride)
         self.confusion = Confusion(len(self.classes) + 1)
+
+    def setup(self, stage: str) -> None:
+        """Make the network ready for training."""
+        if stage == "fit":
+            prepare(self.network, self.hparams, self.trainer.strategy.root_device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (B, C+1, h, w) on the network's own grid, of normalised pictures (B, 3, H, W)."""
