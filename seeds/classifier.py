@@ -14,6 +14,7 @@ from seeds.backbones import Backbone, build_backbone
 from seeds.checkpoint import sign
 from seeds.optim import Optimizer, build_optimizer, build_schedule, parameter_groups
 from seeds.prepare import prepare
+from seeds.processes import SharedStatistics
 
 DEFAULT_LAYER = "features"
 
@@ -154,7 +155,7 @@ class ClassifierTask(pl.LightningModule):
     def training_step(self, batch: Batch, _batch_index: int) -> Tensor:
         """The mean cross-entropy of a batch, logged as ``train/loss``."""
         loss = self._loss(self(batch["image"]), batch["labels"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, _batch_index: int) -> None:
@@ -168,6 +169,10 @@ class ClassifierTask(pl.LightningModule):
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """As validation: the same figures under the same names."""
         self.validation_step(batch, batch_index)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """What several processes need to validate with one network."""
+        return [SharedStatistics()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint as a classifier's."""

@@ -14,6 +14,7 @@ from seeds.confusion import IGNORE, Confusion
 from seeds.crf import dense_crf
 from seeds.optim import Optimizer, Schedule, build_optimizer, build_schedule, parameter_groups
 from seeds.prepare import prepare
+from seeds.processes import SharedStatistics, mean_over_processes
 from training.grids import label_map, resize, small_pictures
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
@@ -183,13 +184,17 @@ class SegmentationTask(pl.LightningModule):
         return losses
 
     def mask_loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy against masks (B, H, W), 255 left out; 0 where a batch has no other pixel."""
+        """Cross-entropy against masks (B, H, W), 255 left out; 0 where a batch has no other pixel.
+
+        It is the mean over the pixels of all processes' batches: one with few counts for as much less.
+        """
         if "mask" not in batch:
             raise InputError("supervision 'masks' needs masks: give the data module targets: masks")
         mask = batch["mask"]
         logits = resize(self(batch["image"]).float(), mask.shape[-2:])  # (B, C+1, H, W)
         total = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="sum")
-        mean: Tensor = total / (mask != IGNORE).sum().clamp_min(1)
+        pixels = mean_over_processes((mask != IGNORE).sum())  # gradients are averaged over the processes
+        mean: Tensor = total / pixels.where(pixels > 0, 1.0)
         return mean
 
     # --- scoring
@@ -251,6 +256,10 @@ class SegmentationTask(pl.LightningModule):
             )
         scheduler = build_schedule(optimizer, self.schedule, total=total, **self.schedule_numbers)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """What several processes need to validate with one network."""
+        return [SharedStatistics()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint."""
