@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MultilabelAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
@@ -133,6 +134,7 @@ class ClassifierTask(pl.LightningModule):
         features.freeze(freeze_stride)
         self.model = Classifier(features, len(classes))
         self.val_map = MeanAveragePrecision(len(classes))
+        self.val_loss = MeanMetric()  # Lightning's own mean takes each process for as large as any other
 
     def setup(self, stage: str) -> None:
         """Make the network ready for training."""
@@ -163,7 +165,8 @@ class ClassifierTask(pl.LightningModule):
         scores = self(batch["image"])
         loss = self._loss(scores, batch["labels"])
         self.val_map.update(scores.sigmoid(), batch["labels"].long())
-        self.log("val/loss", loss, prog_bar=True, batch_size=len(scores), sync_dist=True)
+        self.val_loss.update(loss, len(scores))
+        self.log("val/loss", self.val_loss, prog_bar=True, on_epoch=True, batch_size=len(scores))
         self.log("val/map", self.val_map, prog_bar=True, on_epoch=True, batch_size=len(scores))
 
     def test_step(self, batch: Batch, batch_index: int) -> None:

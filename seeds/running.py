@@ -1,7 +1,6 @@
 """Running the generator: Lightning's Trainer, quiet and always of the same threads, and what is seen of it."""
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.text import Text
 from datamodules.errors import InputError
 from seeds.packs import Pack
 from seeds.shards import SeedTask
+from seeds.started import as_started, check_started
 
 
 class _Speed(ProgressColumn):
@@ -63,14 +63,6 @@ class ProgressBar(pl.Callback):
         self._bar.stop()
 
 
-def as_started(devices: Any, num_nodes: int) -> tuple[Any, int]:
-    """Lightning's ``devices`` and ``num_nodes``; where ``devices`` is auto, as torchrun says that it started this."""
-    if devices == "auto" and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
-        each = int(os.environ["LOCAL_WORLD_SIZE"])
-        return each, int(os.environ["WORLD_SIZE"]) // each
-    return devices, num_nodes
-
-
 def make_trainer(
     accelerator: str, devices: int | Literal["auto"], num_nodes: int, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
@@ -83,11 +75,11 @@ def make_trainer(
         callbacks: what goes with the run.
 
     Raises:
-        InputError: there is no such thing here.
+        InputError: there is no such thing here, or torchrun or srun started another number of processes.
     """
     devices, num_nodes = as_started(devices, num_nodes)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
@@ -104,6 +96,8 @@ def make_trainer(
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         line = str(error).strip().splitlines()[0]
         raise InputError(f"accelerator {accelerator} with devices {devices} cannot be used: {line}") from error
+    check_started(trainer.world_size)
+    return trainer
 
 
 def make_shards(task: SeedTask, trainer: pl.Trainer) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from datamodules.errors import InputError
+from seeds.started import one_process
 
 # No command speaks to the network unasked; albumentations would look for a newer self on import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -102,7 +103,6 @@ def run_command(words: list[str]) -> None:
     quiet_known_warnings()
     from training.messages import nearest  # noqa: PLC0415
     from training.parsers import UsageError, find_configs, run_function  # noqa: PLC0415
-    from training.scale import one_process  # noqa: PLC0415
 
     length = 2 if words[0] == "seeds" else 1
     name = " ".join(words[:length])

@@ -11,10 +11,9 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from seeds.checkpoint import read_checkpoint
-from seeds.running import as_started
+from seeds.started import as_started, check_started, one_process
 from training.parsers import OneSentenceParser
 from training.run_folder import CheckpointFiles, Wandb, progress_bar, run_callbacks, run_loggers
-from training.scale import check_trainer, one_process
 from training.seed_runs import fit_seeds, seed_list
 
 
@@ -104,6 +103,7 @@ class TagToMaskCLI(LightningCLI):
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except ValueError as error:  # Lightning's answer to SLURM's tasks that do not match its devices
             raise InputError(f"trainer: {error}") from error
+        check_started(trainer.world_size)
         check_trainer(trainer, sync_batchnorm=given.sync_batchnorm)
         return trainer
 
@@ -130,6 +130,28 @@ class TagToMaskCLI(LightningCLI):
             read_checkpoint(path, str(self.model.task_name))
 
     before_test = before_validate
+
+
+def check_trainer(trainer: pl.Trainer, *, sync_batchnorm: bool) -> None:
+    """Look at what a Trainer is asked to do.
+
+    Args:
+        trainer: Lightning's.
+        sync_batchnorm: whether batch norms are to take their statistics over all processes.
+
+    Raises:
+        InputError: something that torch cannot do, or that would spoil a training silently.
+    """
+    if sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise InputError(
+            "sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out, and each process "
+            "normalises by its own batch"
+        )
+    if str(trainer.precision) in ("16-true", "bf16-true"):
+        raise InputError(
+            f"precision {trainer.precision} would round weights and pictures to 16 bits, and the CRF would see wrong "
+            "colours: choose bf16-mixed, or 16-mixed on GPUs"
+        )
 
 
 def run_lightning(words: list[str]) -> None:

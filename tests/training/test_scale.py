@@ -1,4 +1,4 @@
-"""Several processes, accumulated gradients, bfloat16: the same training, the same figures."""
+"""Accumulated gradients, bfloat16, what is refused, and processes as torchrun and srun start them."""
 
 import os
 
@@ -10,12 +10,12 @@ from torch import nn
 from datamodules.errors import InputError
 from seeds.checkpoint import load_task
 from seeds.classifier import ClassifierTask
+from seeds.started import one_process
 from tests.processes import ranks
 from tests.training.conftest import data_of, trainer_of
 from tests.training.fits import fit
 from training.cli import main
 from training.randomness import StepSeed
-from training.scale import one_process
 from training.task import SegmentationTask
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
@@ -25,7 +25,6 @@ RESNET = {
     "network_args": {"encoder_depth": 3, "decoder_channels": 16, "decoder_atrous_rates": [2, 4, 6]},
 }
 SOLVER = {"optimizer": "sgd", "lr": 1e-2, "schedule": "poly", "warmup_steps": 1}
-WORLDS = {"processes": (2, 1, 2), "accumulated": (1, 2, 2), "both": (2, 2, 1)}  # processes, batches a step, a batch
 
 
 def segmentation(classes, **settings):
@@ -71,7 +70,7 @@ class Gradients(pl.Callback):
 
 
 def trained(kind, voc, cues, folder, *, processes=1, accumulate=1, batch=4):
-    """Two steps of four pictures each, augmented; the gradients of each, and the losses that were logged last."""
+    """Two steps of four pictures each, augmented; the gradients of each."""
     folder.mkdir()
     given = {"targets": "cues", "cues": str(cues)} if kind == "SEC" else {}
     augment = {"crop": (0.5, 1.0), "flip": True, "color": 0.2}
@@ -82,63 +81,35 @@ def trained(kind, voc, cues, folder, *, processes=1, accumulate=1, batch=4):
         **two(processes),
     )  # fmt: skip
     trainer.fit(task_of(kind, data), data)
-    assert trainer.global_step == 2
-    losses = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    return [torch.load(folder / f"{step}.pt") for step in range(2)], losses
+    assert len(list(folder.glob("*.pt"))) == 2
+    return [torch.load(folder / f"{step}.pt") for step in range(2)]
 
 
 @pytest.fixture(scope="module", params=TASKS)
 def one(request, voc, cues, tmp_path_factory):
     """One process with batches of four."""
-    return request.param, *trained(request.param, voc, cues, tmp_path_factory.mktemp("one") / "run")
+    return request.param, trained(request.param, voc, cues, tmp_path_factory.mktemp("one") / "run")
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_processes_and_accumulated_batches_give_the_gradients_of_one_larger_batch(one, voc, cues, tmp_path, world):
-    kind, expected, losses = one
-    processes, accumulate, batch = WORLDS[world]
-    found, logged = trained(kind, voc, cues, tmp_path / "run", processes=processes, accumulate=accumulate, batch=batch)
+@pytest.mark.parametrize(("processes", "batch"), [(1, 2), (2, 1)])
+def test_accumulated_batches_give_the_gradients_of_one_larger_batch(one, voc, cues, tmp_path, processes, batch):
+    """Two batches to a step, in one process and in each of two."""
+    kind, expected = one
+    found = trained(kind, voc, cues, tmp_path / "run", processes=processes, accumulate=2, batch=batch)
     for step in range(2):
         assert expected[step].keys() == found[step].keys()
         assert max(each.abs().max() for each in expected[step].values()) > 1e-3
         for name, gradient in expected[step].items():
             torch.testing.assert_close(found[step][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
-    if accumulate == 1:
-        assert logged == pytest.approx(losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", TASKS)
-def test_two_processes_find_the_figures_of_one(voc, cues, tmp_path, kind):
-    """Nine pictures: five and four, in three batches and two. Figures are of all, each once: no mean of means."""
-    given = {"targets": "cues", "cues": str(cues)} if kind == "SEC" else {}
-    data = data_of(voc, batch_size=2, val_split="train", **given)
-    task = task_of(kind, data, lr=0.0)
-    found = [trainer_of(tmp_path, **two(count)).validate(task, data, verbose=False)[0] for count in (1, 2)]
-    figure = "val/miou" if kind == "SEC" else "val/map"
-    assert 0 < found[0][figure] < 1
-    exact = [{name: value for name, value in each.items() if name != "val/loss"} for each in found]
-    assert exact[0] == exact[1]
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
-    # and while training, where the network is wrapped, and runs at a rate of 0
-    trainer = trainer_of(tmp_path, max_steps=1, limit_train_batches=1, **two(2))
-    trainer.fit(task, data)
-    after = {name: trainer.callback_metrics[name].item() for name in found[0]}
-    assert after == pytest.approx(found[0], rel=1e-6)
-
-
-def test_fewer_pictures_than_processes_or_than_a_step(voc, cues, tmp_path, capfd):
+def test_fewer_pictures_than_a_step_takes(voc, tmp_path):
     data = data_of(voc, batch_size=2)
     with pytest.raises(InputError, match=r"9 pictures do not fill one step of 5 batches \(accumulate_grad_batches\)"):
         trainer_of(tmp_path, accumulate_grad_batches=5).fit(task_of("classifier", data), data)
-    assert main(["validate"]) == 2
-    capfd.readouterr()
-    words = ["--trainer.devices=5", "--trainer.strategy=ddp_fork"]  # four pictures
-    assert fit(voc, cues, tmp_path / "run", *words, command="validate") == 1
-    assert "tag2mask: 4 pictures cannot be shared out among 5 processes" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("supervision", ["sec"])
-def test_accumulation_goes_on_where_it_was(voc, cues, tmp_path, supervision):
+def test_accumulation_goes_on_where_it_was(voc, cues, tmp_path):
     """Stopped after an epoch of two steps and gone on: bit for bit the weights of a run in one go; with dropout."""
     data = data_of(voc, batch_size=2, targets="cues", cues=str(cues))
 
@@ -251,5 +222,5 @@ def test_commands_of_one_process(monkeypatch, capsys):
             patch.setenv(mark, "1")
             assert main(["evaluate", "--checkpoint=x"]) == 1
             assert f"evaluate works in one process, and 2 were started ({name}=2)" in capsys.readouterr().err
-            assert main(["seeds", "generate", "--checkpoint=none", "--output=x"]) == 1
+            assert main(["seeds", "generate", "--checkpoint=none", "--output=x"]) == 1  # this may be so started
             assert "there is no checkpoint none" in capsys.readouterr().err
