@@ -1,7 +1,6 @@
 """Making a seed cache: a trained classifier is asked where it looks, picture by picture."""
 
 import hashlib
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,8 @@ from seeds.checkpoint import load_task, read_checkpoint
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.cues import label_map
 from seeds.data import data_settings
-from seeds.packs import Packs
+from seeds.frames import Framing
+from seeds.packs import Batches
 from seeds.probe import find_layer
 from seeds.refine import CRF, refined
 from seeds.running import ProgressBar, make_shards, make_trainer, quiet
@@ -47,6 +47,7 @@ def generate_seeds(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     size: int | None = None,
+    keep_aspect: bool = False,
     cue_stride: int = 8,
     fg_threshold: float = 0.2,
     bg_fraction: float = 0.1,
@@ -79,6 +80,8 @@ def generate_seeds(
         scales: the maps at these sizes of the picture, relative to ``size``, are averaged.
         flip: average with the maps of the mirrored picture, too.
         size: side in pixels to which pictures are warped at scale 1; the classifier's if not given.
+        keep_aspect: pictures are not warped to a square but brought to its area in their own proportions, up to 1:3
+            and the rounding of sides to multiples of 32; the grid of cues and maps has a picture's proportions, too.
         cue_stride: pixels a cell of the cues: a side has ⌈size / cue_stride⌉ cells.
         fg_threshold: a class's cue is where its map exceeds this fraction of its own maximum.
         bg_fraction: the background's cue is this fraction of the cells, those of the lowest saliency.
@@ -111,16 +114,18 @@ def generate_seeds(
     network, hp = source.task.model, source.data.hparams
     layers = (layer or network.default_layer, saliency_layer or network.saliency_layer)
     settings = Settings(
-        layers, tuple(scales), flip, precision, hp["size"], cue_stride, fg_threshold, bg_fraction, refine, conf_fg,
-        conf_bg, hp["batch_size"], shard_size, threads,
+        layers, tuple(scales), flip, precision, hp["size"], keep_aspect, cue_stride, fg_threshold, bg_fraction, refine,
+        conf_fg, conf_bg, hp["batch_size"], shard_size, threads,
     )  # fmt: skip
     settings.check(network)
     making = Making(output, source.provenance(checkpoint) | settings.plan(), settings.blocks(source.photos.ids))
     writer = ShardWriter(making, settings.rule(), len(source.task.classes), overwrite=overwrite, strict=strict)
-    packs = partial(Packs, source.photos, shard_size=shard_size, batch_size=hp["batch_size"], sizes=settings.sides)
+    batches = partial(
+        Batches, source.photos, shard_size=shard_size, batch_size=hp["batch_size"], framing=settings.framing
+    )
     with quiet():
         trainer = make_trainer(accelerator, devices, num_nodes, [writer, ProgressBar()])
-        make_shards(SeedTask(network, settings.question(), packs, hp["num_workers"], threads, writer), trainer)
+        make_shards(SeedTask(network, settings.question(), batches, hp["num_workers"], threads, writer), trainer)
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class Settings:
     flip: bool
     precision: Literal["32", "bf16"]
     size: int
+    keep_aspect: bool
     cue_stride: int
     fg_threshold: float
     bg_fraction: float
@@ -158,14 +164,9 @@ class Settings:
             find_layer(network, layer)
 
     @property
-    def grid(self) -> int:
-        """Cells a side of the cues."""
-        return math.ceil(self.size / self.cue_stride)
-
-    @property
-    def sides(self) -> list[int]:
-        """Sides in pixels to which pictures are warped."""
-        return [max(1, round(self.size * scale)) for scale in self.scales]
+    def framing(self) -> Framing:
+        """At which sizes pictures are seen."""
+        return Framing(self.size, self.scales, self.cue_stride, self.keep_aspect)
 
     def plan(self) -> dict[str, Any]:
         """What the manifest says of these settings."""
@@ -174,13 +175,14 @@ class Settings:
         crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | CRF
         return {
             "method": "gradcam", "layer": self.layers[0], "saliency_layer": self.layers[1],
-            "scales": list(self.scales), "grid": [self.grid, self.grid],
+            "scales": list(self.scales), "keep_aspect": self.keep_aspect,
+            "grid": None if self.keep_aspect else list(self.framing.square.grid),
             "refinement": crf if self.refine == "crf" else None,
         } | {name: getattr(self, name) for name in same}  # fmt: skip
 
     def question(self) -> Question:
         """How the classifier is asked."""
-        return Question(self.layers, self.grid, self.flip, self.precision == "bf16")
+        return Question(self.layers, self.flip, self.precision == "bf16")
 
     def rule(self) -> CueRule:
         """How cues are made of what it says."""

@@ -16,7 +16,7 @@ from datamodules.datamodule import tell
 from datamodules.errors import InputError
 from seeds.asking import Question, Seed, seeds_of
 from seeds.classifier import Classifier
-from seeds.packs import Pack, PackLoader, Packs
+from seeds.packs import Batches, Pack, PackLoader
 
 CueRule = Callable[[Seed], NDArray[np.uint8]]
 TOLD = 10  # pictures that were left out are told one by one up to so many; the manifest has all
@@ -29,7 +29,7 @@ class SeedTask(pl.LightningModule):
         self,
         network: Classifier,
         question: Question,
-        packs: Callable[[list[int]], Packs],
+        batches: Callable[[list[int]], Batches],
         workers: int,
         threads: int,
         writer: "ShardWriter",
@@ -39,7 +39,7 @@ class SeedTask(pl.LightningModule):
         Args:
             network: the classifier.
             question: how it is asked.
-            packs: the batches of some shards.
+            batches: those of some shards.
             workers: processes that read pictures.
             threads: torch's in this process: how many there are changes the last bits of what a network says.
             writer: who knows which shards are to be made, and takes the seeds.
@@ -47,7 +47,7 @@ class SeedTask(pl.LightningModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # more processes than shards
         self.network, self.question, self.writer = network, question, writer
-        self._packs, self._workers, self._threads = packs, workers, threads
+        self._batches, self._workers, self._threads = batches, workers, threads
         self.pictures = 0  # of this process
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
@@ -57,10 +57,10 @@ class SeedTask(pl.LightningModule):
     def predict_dataloader(self) -> PackLoader:
         """The batches of every n-th of the shards that are still to be made, n the number of processes."""
         writer = self.writer
-        packs = self._packs(writer.todo[self.trainer.global_rank :: self.trainer.world_size])
-        self.pictures = packs.pictures
+        batches = self._batches(writer.todo[self.trainer.global_rank :: self.trainer.world_size])
+        self.pictures = batches.pictures
         pin = self.trainer.strategy.root_device.type == "cuda"
-        return PackLoader(packs, self._workers, lambda: writer.stopped, pin=pin)
+        return PackLoader(batches, self._workers, lambda: writer.stopped, pin=pin)
 
     def predict_step(self, pack: Pack) -> list[Seed]:
         """The seeds of a batch; a classifier that gives none stops the run."""
