@@ -35,7 +35,7 @@ def write(path, count, **settings):
     with CacheWriter(path, CLASSES, {"made": "by a test"}, **settings) as cache:
         for i in range(count):
             entry = picture(i)
-            cache.add(f"id{i}", entry.pop("cues"), **entry)
+            cache.add(f"id{i}", **{part: value for part, value in entry.items() if value is not None})
     return SeedCache(path)
 
 
