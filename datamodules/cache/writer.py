@@ -142,8 +142,12 @@ class CacheWriter:
         try:
             if self.path.exists():  # a cache that may be replaced
                 self.path.replace(old)
-            self._part.replace(self.path)
+            try:
+                self._part.replace(self.path)
+            except OSError:
+                if old.exists():
+                    old.replace(self.path)
+                raise
         except OSError as error:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror}") from error
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
