@@ -41,6 +41,7 @@ test: $(VENV)/.installed $(VENV)/.peers ## ruff, mypy and pytest
 bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybody uses, as ratios
 	$(BIN)/python -m tests.benchmarks.bench_crf
 	$(BIN)/python -m tests.benchmarks.bench_sec
+	$(BIN)/python -m tests.benchmarks.bench_step
 	$(BIN)/python -m tests.benchmarks.bench_gradcam
 	$(BIN)/python -m tests.benchmarks.bench_cache
 

@@ -5,9 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,11 +27,10 @@ from seeds.data import data_settings
 from seeds.frames import Framing
 from seeds.packs import Batches
 from seeds.probe import find_layer
+from seeds.provenance import ids_sha256, provenance
 from seeds.refine import CRF, refined
 from seeds.running import ProgressBar, make_shards, make_trainer, quiet
 from seeds.shards import CueRule, SeedTask, ShardWriter
-
-PACKAGES = ("tag2mask", "torch", "torchvision", "segmentation_models_pytorch", "timm", "numpy", "albumentations")
 
 
 def generate_seeds(
@@ -170,8 +167,8 @@ class Settings:
 
     def plan(self) -> dict[str, Any]:
         """What the manifest says of these settings."""
-        same = ("flip", "precision", "size", "cue_stride", "fg_threshold", "bg_fraction", "batch_size", "shard_size",
-                "threads")  # fmt: skip
+        same = ("flip", "precision", "size", "keep_aspect", "cue_stride", "fg_threshold", "bg_fraction", "batch_size",
+                "shard_size", "threads")  # fmt: skip
         crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | CRF
         return {
             "method": "gradcam", "layer": self.layers[0], "saliency_layer": self.layers[1],
@@ -222,9 +219,7 @@ class _Source:
             "backbone": self.task.hparams["backbone"], "output_stride": self.task.hparams["output_stride"],
             "classes": list(self.task.classes), "data": data_settings(hp, self.task.classes),
             "label_source": hp["labels"], "labels_sha256": hashlib.sha256(photos.labels.tobytes()).hexdigest(),
-            "split": hp["train_split"], "images_sha256": hashlib.sha256("\n".join(photos.ids).encode()).hexdigest(),
-            "packages": package_versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(sys.argv),
+            "split": hp["train_split"], "images_sha256": ids_sha256(photos.ids), **provenance(),
         }  # fmt: skip
 
 
@@ -236,14 +231,3 @@ def _source(checkpoint: Path, **given: Any) -> _Source:
     photos = data.photos(data.hparams["train_split"], masks=False)
     check_labels(photos, f"labels: {data.hparams['labels']} of {data.root}")
     return _Source(task, data, photos)
-
-
-def package_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that seeds depend on."""
-    found = {"python": sys.version.split(maxsplit=1)[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            found[package] = "not installed"
-    return found

@@ -24,7 +24,8 @@ from datamodules.files import file_sha256, write_whole
 
 PLAN, LOCK, STOP = "plan.json", "lock", "stopped"
 PLAN_FORMAT, RECORD_FORMAT = f"{FORMAT}-plan", f"{FORMAT}-record"
-FREE = ("checkpoint", "data", "date", "command")  # where files are and when: the result does not depend on these
+# Where files are, when, and of which revision the code: a run may go on with other ones. Packages decide.
+FREE = ("checkpoint", "data", "date", "command", "git")
 _PART = re.compile(r"\.(?:shard-\d+\.safetensors|shard-\d+\.json|plan\.json|stopped|index\.safetensors|manifest\.json)"
                    r"\.\d+\.part")  # fmt: skip
 _SHARD = re.compile(r"shard-(\d{5,})\.(safetensors|json)")
