@@ -19,15 +19,15 @@ from seeds.saliency import saliency_map
 
 
 class Seed(NamedTuple):
-    """What the classifier said about one picture: (k,) classes 0..C-1, (k, h, w) maps, (h, w) saliency.
+    """What a network said about one picture: (k,) classes 0..C-1, (k, h, w) maps, (h, w) saliency if it tells that.
 
-    ``image`` is the picture as the classifier saw it first, uint8 (3, H, W).
+    ``image`` is the picture as the network saw it first, uint8 (3, H, W).
     """
 
     name: str
     classes: NDArray[np.int64]
     maps: NDArray[np.float32]
-    saliency: NDArray[np.float32]
+    saliency: NDArray[np.float32] | None
     image: Tensor
 
 

@@ -6,7 +6,7 @@ Whatever its shape, a grid covers the whole picture; readers bring it to whichev
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datamodules.errors import InputError
 from datamodules.images import image_size
@@ -40,6 +40,22 @@ class Framing:
     scales: tuple[float, ...]
     cue_stride: int
     keep_aspect: bool
+
+    def __post_init__(self) -> None:
+        """Look at the numbers.
+
+        Raises:
+            InputError: one is out of range.
+        """
+        if not self.scales or min(self.scales) <= 0:
+            raise InputError(f"scales {list(self.scales)} must be positive, at least one")
+        if self.cue_stride < 1:
+            raise InputError(f"cue_stride must be at least 1, not {self.cue_stride}")
+
+    def plan(self) -> dict[str, Any]:
+        """What a cache's manifest says of it."""
+        own = {"size": self.size, "scales": list(self.scales), "cue_stride": self.cue_stride}
+        return own | {"keep_aspect": self.keep_aspect, "grid": None if self.keep_aspect else list(self.square.grid)}
 
     @property
     def square(self) -> Frame:

@@ -4,8 +4,6 @@ A batch never holds pictures of two shards, nor of two shapes. So a shard's batc
 share the work, and with them every bit of what the network says.
 """
 
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.dataset import one_thread
 from datamodules.errors import InputError
-from datamodules.images import image_size, read_image
+from datamodules.images import read_image
 from datamodules.photos import PhotoSet
 from datamodules.transforms import Transform
 from seeds.frames import Frame, Framing, Shape
@@ -29,11 +27,6 @@ class Batch(NamedTuple):
     shard: int
     places: list[int]
     frame: Frame
-
-STEP = 32  # pixels: sides are multiples of it where pictures keep their proportions, so that there are few shapes
-LONGEST = 2.0  # proportions up to which a picture keeps its own; a panorama is squeezed to these
-
-Shape = tuple[int, int]  # height and width in pixels
 
 
 class Pack(NamedTuple):
@@ -115,21 +108,6 @@ def warped(image: np.ndarray, shape: Shape) -> Tensor:
 
 @cache  # making one takes as long as a warp
 def _transform(shape: Shape) -> Transform:
-    return Transform(shape)
-
-
-def shape_like(own: Shape, size: int) -> Shape:
-    """The shape of a picture that keeps its proportions and is about as large as a square of side ``size``.
-
-    Sides are rounded to multiples of 32 pixels; proportions beyond 1:2 become 1:2.
-    """
-    ratio = min(max(own[1] / own[0], 1 / LONGEST), LONGEST)
-    height, width = (max(1, round(size * share / STEP)) * STEP for share in (1 / math.sqrt(ratio), math.sqrt(ratio)))
-    return height, width
-
-
-@cache
-def _warp(shape: Shape) -> Transform:
     return Transform(shape)
 
 

@@ -2,33 +2,39 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import BasePredictionWriter
+from torch import nn
 
 from datamodules.cache.making import Making
 from datamodules.cache.shard import Parts, ShardBuilder
 from datamodules.datamodule import tell
 from datamodules.errors import InputError
-from seeds.asking import Question, Seed, seeds_of
-from seeds.classifier import Classifier
+from seeds.asking import Seed
 from seeds.packs import Batches, Pack, PackLoader
 
 CueRule = Callable[[Seed], NDArray[np.uint8]]
 TOLD = 10  # pictures that were left out are told one by one up to so many; the manifest has all
 
 
+class Asked(NamedTuple):
+    """A network, and how it is asked about a batch: an InputError where it has no answer."""
+
+    network: nn.Module
+    ask: Callable[[Any, Pack], list[Seed]]
+
+
 class SeedTask(pl.LightningModule):
-    """Asks a classifier about the pictures of the shards that fall to this process."""
+    """Asks a network about the pictures of the shards that fall to this process."""
 
     def __init__(
         self,
-        network: Classifier,
-        question: Question,
+        asked: Asked,
         batches: Callable[[list[int]], Batches],
         workers: int,
         threads: int,
@@ -37,8 +43,7 @@ class SeedTask(pl.LightningModule):
         """Prepare.
 
         Args:
-            network: the classifier.
-            question: how it is asked.
+            asked: the network, and how it is asked.
             batches: those of some shards.
             workers: processes that read pictures.
             threads: torch's in this process: how many there are changes the last bits of what a network says.
@@ -46,7 +51,8 @@ class SeedTask(pl.LightningModule):
         """
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # more processes than shards
-        self.network, self.question, self.writer = network, question, writer
+        self.network, self._ask = asked  # an attribute of its own, so that Lightning takes it to its device
+        self.writer = writer
         self._batches, self._workers, self._threads = batches, workers, threads
         self.pictures = 0  # of this process
 
@@ -63,16 +69,16 @@ class SeedTask(pl.LightningModule):
         return PackLoader(batches, self._workers, lambda: writer.stopped, pin=pin)
 
     def predict_step(self, pack: Pack) -> list[Seed]:
-        """The seeds of a batch; a classifier that gives none stops the run."""
+        """The seeds of a batch; a network that gives none stops the run."""
         try:
-            return seeds_of(self.network, pack, self.question)
+            return self._ask(self.network, pack)
         except InputError as error:
             self.writer.fail(str(error))
             return []
 
 
 class ShardWriter(BasePredictionWriter):
-    """Makes cues of what the classifier said, and a shard when it is complete, in a thread beside the network.
+    """Makes cues of what the network said, and a shard when it is complete, in a thread beside the network.
 
     Attributes:
         todo: the shards still to be made, of all processes.
@@ -172,7 +178,9 @@ class ShardWriter(BasePredictionWriter):
 
     def _keep(self, seeds: list[Seed]) -> None:
         for seed in seeds:
-            parts = Parts(map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
+            parts = Parts(map_classes=seed.classes, maps=seed.maps)
+            if seed.saliency is not None:
+                parts["saliency"] = seed.saliency
             self._kept[seed.name] = self._rule(seed), parts
 
     def _finish(self, last: list[Seed], number: int, left_out: dict[str, str]) -> None:
