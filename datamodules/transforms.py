@@ -68,19 +68,19 @@ class Transform:
     interpolated (by area where they shrink), masks and cues take the nearest value.
 
     Args:
-        size: Side of the output in pixels, or its height and width.
+        size: Side of the output in pixels where it is a square, or its height and width, (H, W).
         augment: Random changes; None for the plain warp.
     """
 
     def __init__(self, size: int | tuple[int, int], augment: Augment | None = None) -> None:
-        shape = (size, size) if isinstance(size, int) else size
+        height, width = (size, size) if isinstance(size, int) else size
         self.random = augment is not None
         steps: list[A.BasicTransform] = []
         how = {"mask_interpolation": _NEAREST, "area_for_downscale": "image"}
         if augment is not None and augment.crop is not None:
-            steps.append(_RelativeCrop(shape, scale=augment.crop, ratio=(3 / 4, 4 / 3), **how))
+            steps.append(_RelativeCrop((height, width), scale=augment.crop, ratio=(3 / 4, 4 / 3), **how))
         else:
-            steps.append(A.Resize(*shape, **how))
+            steps.append(A.Resize(height, width, **how))
         if augment is not None and augment.flip:
             steps.append(A.HorizontalFlip(p=0.5))
         if augment is not None and augment.color > 0:
@@ -101,7 +101,7 @@ class Transform:
             cues: uint8 label map (h, w) of any size that covers the picture.
 
         Returns:
-            ``image`` uint8 (h, w, 3), and ``mask``, ``cues`` uint8 (h, w) where given, of the output's size.
+            ``image`` uint8 (H, W, 3) of the output's size, and ``mask``, ``cues`` uint8 (H, W) where given.
         """
         data: dict[str, Any] = {"image": image}
         if mask is not None:
