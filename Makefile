@@ -41,10 +41,10 @@ test: $(VENV)/.installed $(VENV)/.peers ## ruff, mypy and pytest
 bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybody uses, as ratios; where a training step's time goes
 	$(BIN)/python -m tests.benchmarks.bench_crf
 	$(BIN)/python -m tests.benchmarks.bench_sec
-	$(BIN)/python -m tests.benchmarks.bench_gradcam
-	$(BIN)/python -m tests.benchmarks.bench_cache
 	$(BIN)/python -m tests.benchmarks.bench_step
 	$(BIN)/python -m tests.benchmarks.bench_loader
+	$(BIN)/python -m tests.benchmarks.bench_gradcam
+	$(BIN)/python -m tests.benchmarks.bench_cache
 
 clean: ## remove the environment and what the demo made
 	rm -rf $(VENV) $(DEMO)

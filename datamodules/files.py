@@ -1,7 +1,10 @@
-"""Files written whole or not at all, and known by their checksum."""
+"""Files and folders that appear whole or not at all, and checksums."""
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from datamodules.errors import InputError
@@ -25,20 +28,50 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         InputError: it cannot be written; the neighbour is removed.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _neighbour(path)
     try:
         with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        raise _unwritten(path, error) from error
+    finally:
+        with suppress(OSError):  # it has its name by now, or its folder is no folder
+            part.unlink()
 
 
-def sync_folder(folder: Path) -> None:
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears with all its files or not at all: within the context it is a neighbour ``.NAME.PID.part``.
+
+    Raises:
+        InputError: there is something under its name already other than an empty folder, or the disk does not take it.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} exists already and is not an empty folder; choose another output")
+    part = _neighbour(path)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.replace(path)  # an empty folder gives way
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _neighbour(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _unwritten(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def _sync_folder(folder: Path) -> None:
     """Make the names in a folder outlive a loss of power, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)

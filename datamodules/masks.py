@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 
 import cv2
@@ -13,6 +11,7 @@ from PIL import Image
 
 from datamodules.classes import ILLEGAL, voc_palette
 from datamodules.errors import InputError
+from datamodules.files import write_whole
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -86,17 +85,6 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
         mask: Integers (H, W) in 0..255.
 
     Raises:
-        InputError: As `mask_png`.
-        OSError: The file cannot be written; nothing of it is left then.
+        InputError: As `mask_png`, or the file cannot be written.
     """
-    target = Path(path)
-    content = mask_png(mask, f"a mask for {path}")
-    handle, temporary = tempfile.mkstemp(suffix=".tmp", prefix=f".{target.name}", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(Path(path), mask_png(mask, f"a mask for {path}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 
 from datamodules.errors import InputError
+from datamodules.files import new_folder
 from datamodules.masks import write_mask
 from datamodules.scenes import CLASSES, draw_scene
 
@@ -39,21 +39,12 @@ def synthesize(output: Path, *, train: int = 600, val: int = 150, size: int = 12
         raise InputError(
             f"train {train} and val {val} must be at least 1, size {size} at least 32, seed {seed} at least 0."
         )
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is there and not empty: remove it or name another folder.")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-            folder = Path(temporary) / "set"
-            for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "ImageSets/Main"):
-                (folder / name).mkdir(parents=True)
-            (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
-            for number, (split, count) in enumerate((("train", train), ("val", val))):
-                _write_split(folder, split, [(seed, number, i) for i in range(count)], size)
-            folder.replace(output)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror}.") from error
+    with new_folder(Path(output)) as folder:
+        for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "ImageSets/Main"):
+            (folder / name).mkdir(parents=True)
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
+        for number, (split, count) in enumerate((("train", train), ("val", val))):
+            _write_split(folder, split, [(seed, number, i) for i in range(count)], size)
 
 
 def _write_split(folder: Path, split: str, seeds: list[tuple[int, ...]], size: int) -> None:

@@ -1,9 +1,5 @@
 """A seed cache in the files of others."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +8,7 @@ import numpy as np
 from datamodules.cache import NO_CUE, SeedCache
 from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
+from datamodules.files import new_folder
 from datamodules.images import image_size
 from datamodules.irn import write_irn
 from datamodules.masks import write_mask
@@ -37,19 +34,19 @@ def export_seeds(
 
     Args:
         cache: a seed cache.
-        output: the folder to be, which must not exist.
+        output: the folder to be, which must not hold anything yet.
         format: sec, irn or png.
         root: irn: folder of the pictures, whose sizes its maps take; as recorded in the cache if not given.
         split: irn: which list of pictures; as recorded if not given.
 
     Raises:
         InputError: no such cache, one that does not fit the format (cues of several sizes, no maps), pictures that
-            are missing, a folder that exists. Nothing is left behind then.
+            are missing, a folder that holds something. Nothing is left behind then.
     """
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}, and must be one of {', '.join(get_args(Format))}")
     seeds = SeedCache(cache)
-    with _new_folder(output) as folder:
+    with new_folder(output) as folder:
         if format == "sec":
             _write_sec(seeds, folder)
         elif format == "irn":
@@ -86,23 +83,3 @@ def _write_irn(seeds: SeedCache, folder: Path, root: str | None, split: str | No
         write_irn(folder / f"{name}.npy", classes, maps, image_size(path))
     if not some:
         raise InputError(f"{seeds.path} holds cues without maps, and irn's files hold maps")
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A neighbour that takes the name ``output`` once all is written, and goes away after an error.
-
-    Raises:
-        InputError: ``output`` exists, or the disk does not take it.
-    """
-    if output.exists():
-        raise InputError(f"{output} exists already; choose another output")
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        part.replace(output)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

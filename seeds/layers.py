@@ -1,5 +1,7 @@
 """Finding the layer to ask when none is named."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +34,19 @@ def default_layer(model: Model, image: Tensor) -> str:
     if isinstance(named, str):
         return named
     names: dict[nn.Module, str] = {each: name.replace("_orig_mod.", "") for name, each in module.named_modules()}
+    for state in (nullcontext(), _no_zero_weights(module)):
+        with state:
+            layer = _last_that_matters(model, image)
+        if layer is not None:
+            return names[_before_pooling(layer)]
+    raise InputError(
+        f"no layer of the {type(module).__name__} gives a map (B, K, h, w) on which its output depends; name one"
+    )
+
+
+def _last_that_matters(model: Model, image: Tensor) -> nn.Module | None:
+    """The last layer that gives a map on which the output depends; None where there is none."""
+    module = module_of(model)
     size = (image.shape[2], image.shape[3])
     seen: list[tuple[nn.Module, Tensor, Layout]] = []
 
@@ -50,10 +65,25 @@ def default_layer(model: Model, image: Tensor) -> str:
                 handle.remove()
         for layer, output, layout in reversed(seen):
             if len(output) == len(image) and _depends(peak, output, layout):
-                return names[_before_pooling(layer)]
-    raise InputError(
-        f"no layer of the {type(module).__name__} gives a map (B, K, h, w) on which its output depends; name one"
-    )
+                return layer
+    return None
+
+
+@contextmanager
+def _no_zero_weights(module: nn.Module) -> Iterator[None]:
+    """Random numbers for weights that are 0 throughout, for a while.
+
+    Transformers are made with such a head, through which nothing can be seen to depend on anything.
+    """
+    generator = torch.Generator().manual_seed(0)
+    blank = [each.data for each in module.parameters() if each.dim() > 1 and not each.any()]
+    try:
+        for weight in blank:
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+        yield
+    finally:
+        for weight in blank:
+            weight.zero_()
 
 
 def _may_be(layer: nn.Module, layout: Layout, size: tuple[int, int]) -> bool:

@@ -1,7 +1,6 @@
 """How good seeds are: a cache compared with masks."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.table import Table
 from datamodules.cache import NO_CUE, SeedCache
 from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
+from datamodules.files import write_whole
 from datamodules.masks import read_class_mask
 from datamodules.transforms import resize_nearest
 from seeds.confusion import IGNORE, mean_iou
@@ -168,15 +168,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
     Raises:
         InputError: it cannot be written.
+        OSError: nor can its folder be made.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def print_seeds(metrics: dict[str, Any]) -> None:
@@ -205,21 +200,31 @@ def print_seeds(metrics: dict[str, Any]) -> None:
     )
 
 
-TRIED = {
-    "IoU, fixed": "miou_fixed", "oracle*": "miou_oracle", "pointing": "pointing", "difficult": "pointing_difficult",
-    "loc. error top 1": "localization_error_top1", "class given": "localization_error_given", "deletion": "deletion",
-    "insertion": "insertion", "occlusion": "occlusion_rank_correlation", "energy": "energy_inside",
-}  # fmt: skip
+TRIED = {  # heads so short that a terminal of 80 columns shows the table whole; what each means
+    "fix": ("miou_fixed", "mIoU at the fixed threshold"),
+    "orac": ("miou_oracle", "mIoU at the best threshold by the masks"),
+    "pnt": ("pointing", "pointing game, hits"),
+    "diff": ("pointing_difficult", "the same of difficult pictures"),
+    "top1": ("localization_error_top1", "localization error, top 1"),
+    "giv": ("localization_error_given", "the same, class given"),
+    "del": ("deletion", "area under deletion, less is better"),
+    "ins": ("insertion", "area under insertion"),
+    "occ": ("occlusion_rank_correlation", "rank correlation with occlusion, times 100"),
+    "ener": ("energy_inside", "part of the map on the object"),
+}
 
 
 def print_trials(found: dict[str, Any]) -> None:
-    """Show methods and their figures as a table in the terminal, all times 100."""
-    table = Table(title=f"methods on {found['images']} pictures, per cent (occlusion: rank correlation · 100)")
-    for column in ("method", *TRIED):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    """Show methods and their figures as a table in the terminal, in per cent."""
+    table = Table(title=f"methods on {found['images']} pictures, per cent", box=None, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    for head in TRIED:
+        table.add_column(head, justify="right", no_wrap=True)
     for method, figures in found["methods"].items():
-        table.add_row(method, *_cells(*(figures[key] for key in TRIED.values())))
-    Console().print(table)
+        table.add_row(method, *_cells(*(figures[key] for key, _ in TRIED.values())))
+    console = Console()
+    console.print(table)
+    console.print("; ".join(f"{head}: {meaning}" for head, (_, meaning) in TRIED.items()))
 
 
 def _cells(*values: float | None) -> Iterator[str]:

@@ -13,15 +13,17 @@ from rich.console import Console
 from datamodules.cache import SeedCache
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
+from datamodules.files import write_whole
 from datamodules.photos import PhotoSet
 from training.figures import Tally, figures
-from training.files import progress_bar, write_whole
 from training.gallery import Gallery, Row, Section
 from training.inference import Predicted, predictions
+from training.progress import progress_bar
+from training.record import provenance_lines
 from training.report import render_page
 from training.scored import Scored, scored_folder, scored_network
 from training.submission import check_voc_classes, write_submission
-from training.tables import class_csv, class_table, confused_table, summary_lines
+from training.tables import class_csv, class_table, confused_table, facts_table, summary_lines
 from training.views import Views
 
 __all__ = ["evaluate"]
@@ -53,7 +55,8 @@ def evaluate(
     Writes ``metrics.json``, ``metrics.csv`` and ``index.html`` (a page of pictures) into a folder, and prints tables.
     The figures of ``metrics.json`` are fractions: ``miou``, ``iou`` (class to figure, background included; a class that
     is neither in the masks nor predicted is left out), ``background_iou``, ``images``, and those of
-    `training.figures.figures`; with the CRF, ``without_crf`` holds the same for the network alone. Pictures without
+    `training.figures.figures`; with the CRF, ``without_crf`` holds the same for the network alone. ``provenance`` is
+    what the checkpoint says of its making (`training.record.RunRecord`), null where it says nothing. Pictures without
     masks get a page and no figures.
 
     Args:
@@ -143,6 +146,8 @@ def _print(metrics: dict[str, Any]) -> None:
     console.print(confused_table(metrics))
     for line in summary_lines(metrics):
         console.print(line, highlight=False)
+    if record := metrics.get("provenance"):
+        console.print(facts_table(provenance_lines(record)))
 
 
 def _figures(tallies: dict[str, Tally], *, masks: bool) -> dict[str, Any]:

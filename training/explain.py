@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.files import write_whole
 from datamodules.images import image_size, read_image
 from datamodules.photos import file_photos
 from seeds.explaining import Explainer, names_of
 from training.drawings import gradient_picture, grid, heat_picture
-from training.files import progress_bar, write_whole
 from training.pictures import jpeg, shrink
 from training.predict import photo_files
+from training.progress import progress_bar
 
 __all__ = ["explain"]
 

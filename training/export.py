@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import math
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -17,10 +16,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from datamodules.files import file_sha256
+from datamodules.files import file_sha256, new_folder, write_whole
 from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
 from training.exported import KEY, SIDECAR, onnx_run, onnx_session, read_smp, restore_smp
-from training.files import write_whole
 from training.inference import Trained, load_trained
 from training.networks import SmpNetwork
 
@@ -135,8 +133,7 @@ def _write_smp(trained: Trained, said: dict[str, Any], output: Path) -> str:
             "export it as torchscript or onnx"
         )
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}", dir=output.parent))
-    try:
+    with new_folder(output) as folder:
         network.model.save_pretrained(folder)
         loaded = read_smp(folder)
         said["convolutions"] = _differing(network.model, loaded)
@@ -144,13 +141,8 @@ def _write_smp(trained: Trained, said: dict[str, Any], output: Path) -> str:
         write_whole(folder / SIDECAR, (json.dumps(said, indent=2) + "\n").encode())
         card = folder / "README.md"
         write_whole(card, (card.read_text(encoding="utf-8") + _card(said)).encode())
-        folder.chmod(0o755)  # the temporary folder and its weights are for their owner alone
         for path in folder.iterdir():
-            path.chmod(0o644)
-        folder.replace(output)  # an empty folder gives way
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+            path.chmod(0o644)  # SMP writes weights for their owner alone
     if said["convolutions"]:
         return f"{_sizes(said)}; after smp.from_pretrained run the lines of its README.md, or the dilation is SMP's own"
     return _sizes(said)

@@ -69,10 +69,30 @@ def run_function(target: str, about: str, name: str, words: list[str]) -> None:
     if loose:
         parser.add_argument(loose, nargs="+", type=Path, help="files and folders")
     parser.add_function_arguments(function, as_group=False, sub_configs=True)
-    parsed = parser.instantiate_classes(parser.parse_args(words))
+    parsed = parser.instantiate_classes(parser.parse_args(gathered(words) if loose else words))
     options: dict[str, Any] = {key: value for key, value in parsed.items(branches=True) if "." not in key}
     options.pop("config", None)
     function(*options.pop(loose, ()), **options)
+
+
+def gathered(words: list[str]) -> list[str]:
+    """The same command line with the words that belong to no option together and first: argparse takes but one run.
+
+    Every option of this program is followed by its value, but for those that only print.
+    """
+    loose: list[str] = []
+    options: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":  # what comes after it is no option, whatever it looks like
+            loose += rest
+        elif not word.startswith("-"):
+            loose.append(word)
+        else:
+            options.append(word)
+            if "=" not in word and word not in ("-h", "--help", "--print_config"):
+                options += [value for value in [next(rest, None)] if value is not None]
+    return [*loose, *options]
 
 
 def find_configs(words: list[str]) -> list[str]:

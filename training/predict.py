@@ -8,14 +8,15 @@ from torch.utils.data import DataLoader
 
 from datamodules.dataset import TagDataset, collate
 from datamodules.errors import InputError
+from datamodules.files import write_whole
 from datamodules.images import IMAGE_SUFFIXES, read_image
 from datamodules.masks import write_mask
 from datamodules.photos import PhotoSet, file_photos
 from training.exported import is_exported, load_exported
-from training.files import progress_bar, write_whole
 from training.grids import label_map
 from training.inference import crf_label_map, load_trained
 from training.pictures import jpeg, label_picture
+from training.progress import progress_bar
 
 __all__ = ["photo_files", "predict"]
 

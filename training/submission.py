@@ -11,8 +11,8 @@ from PIL import Image
 
 from datamodules.classes import VOC_CLASSES
 from datamodules.errors import InputError
+from datamodules.files import write_whole
 from datamodules.masks import mask_png
-from training.files import write_whole
 
 __all__ = ["check_voc_classes", "write_submission"]
 

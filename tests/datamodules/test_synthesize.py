@@ -128,9 +128,9 @@ def test_the_background_tells_no_class():
 
 def test_what_is_there_is_not_overwritten(tmp_path):
     (tmp_path / "precious").write_text("x")
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="not an empty folder"):
         synthesize(tmp_path, train=1, val=1)
-    with pytest.raises(InputError, match="precious is there and not empty"):
+    with pytest.raises(InputError, match="precious exists already"):
         synthesize(tmp_path / "precious", train=1, val=1)
     assert [p.name for p in tmp_path.iterdir()] == ["precious"]
 

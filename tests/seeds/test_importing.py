@@ -211,9 +211,11 @@ def test_nothing_is_written_outside_or_over(cache, tmp_path):
     with pytest.raises(InputError, match="no name of a picture"), CacheWriter(tmp_path / "evil", NAMES, {}) as writer:
         writer.add("../outside", np.zeros((2, 2), np.uint8))
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "precious").touch()
     with pytest.raises(InputError, match="exists already"):
         export_seeds(cache.path, tmp_path / "there", "png")
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "there"}
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["precious"]
 
 
 @pytest.fixture(scope="module")

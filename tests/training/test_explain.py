@@ -48,6 +48,14 @@ def test_a_figure_a_photo(classifier, photos, tmp_path):
     assert shape[1] > 3 * 60
 
 
+def test_photos_may_stand_anywhere(classifier, photos, tmp_path):
+    out = tmp_path / "out"
+    one, two, three = (str(photos / f"p{i}.jpg") for i in range(3))
+    words = [one, "--checkpoint", str(classifier), two, f"--output={out}", "--size", "64", "--", three]
+    assert main(["explain", "--methods", "gradcam", *words]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["p0.png", "p1.png", "p2.png"]
+
+
 def test_a_folder_and_its_page(classifier, photos, tmp_path):
     out = tmp_path / "out"
     words = ["explain", str(photos), "--checkpoint", str(classifier), "--output", str(out), "--size", "64"]

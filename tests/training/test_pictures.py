@@ -4,14 +4,12 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
-import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger
 
 from datamodules.images import normalize
 from tests.training.conftest import TINY, data_of, trainer_of
 from training.callbacks import PicturePanel, batch_panel, takes_pictures
-from training.files import progress_bar, write_whole
 from training.pictures import (
     BACKGROUND_COLOUR,
     class_colour,
@@ -23,6 +21,7 @@ from training.pictures import (
     panel,
     shrink,
 )  # fmt: skip
+from training.progress import progress_bar
 from training.task import SegmentationTask
 
 GRAY = np.full((24, 30, 3), 100, np.uint8)
@@ -80,16 +79,6 @@ def test_jpeg_keeps_red_red():
     assert np.abs(read[8, 8].astype(int) - [250, 0, 0]).max() < 8
 
 
-def test_files_are_whole_or_not_there(tmp_path):
-    write_whole(tmp_path / "x.txt", b"one")
-    write_whole(tmp_path / "x.txt", b"two")
-    assert (tmp_path / "x.txt").read_bytes() == b"two"
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError):
-        write_whole(tmp_path / "folder", b"three")
-    assert {path.name for path in tmp_path.iterdir()} == {"x.txt", "folder"}
-
-
 def test_progress_bar_passes_everything_on():
     assert list(progress_bar(iter("abc"), "x", 3)) == ["a", "b", "c"]
 
@@ -102,9 +91,10 @@ class Wall(CSVLogger):
 
     def __init__(self, folder):
         super().__init__(folder)
-        self.shown = {}
+        self.shown, self.steps = {}, []
 
-    def log_image(self, key, images, caption):
+    def log_image(self, key, images, step, caption):
+        self.steps.append(step)
         self.shown.setdefault(key, []).append((images, caption))
 
 
@@ -129,6 +119,7 @@ def test_panels_of_training_and_validation(voc, cues, tmp_path):
     assert all(image.shape == (64, 3 * 64 + 2 * 4, 3) for image in images)  # picture, cues, prediction
     assert wall.shown["val/pictures"][0][0][0].shape == (64, 3 * 64 + 2 * 4, 3)  # picture, prediction, truth
     assert modes == [True] * 3
+    assert wall.steps == [0, 2]  # of the first batch, and of the last, after which validation is
 
 
 def test_loggers_that_take_no_pictures_are_left_alone(voc, tmp_path, monkeypatch):

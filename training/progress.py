@@ -1,34 +1,14 @@
-"""Small things around long commands: files written whole, a progress bar."""
+"""How far a long command is."""
 
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["progress_bar", "write_whole"]
+__all__ = ["progress_bar"]
 
 Item = TypeVar("Item")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: into a temporary neighbour, which then takes its place.
-
-    Raises:
-        OSError: it cannot be written; nothing of it is left then.
-    """
-    handle, temporary = tempfile.mkstemp(suffix=".tmp", prefix=f".{path.name}", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def progress_bar(items: Iterable[Item], about: str, total: int) -> Iterator[Item]:
