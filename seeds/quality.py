@@ -16,12 +16,13 @@ from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.masks import read_class_mask
+from datamodules.sampling import evenly
 from datamodules.transforms import resize_nearest
 from seeds.confusion import IGNORE, mean_iou
 from seeds.data import data_settings
 from seeds.explaining import Explainer, names_of
 from seeds.sweep import Sweep, by_name, number_or_none
-from seeds.trials import evenly, try_methods
+from seeds.trials import try_methods
 
 METRICS = "metrics.json"
 
@@ -78,6 +79,8 @@ def evaluate_seeds(
     if photos.masks is None or photos.lut is None:
         raise InputError(f"the split {split!r} of {data.root} has no masks; seeds are scored against masks")
     fixed = float(seeds.manifest.get("fg_threshold", 0.2) if threshold is None else threshold)
+    if pictures is not None and pictures < 1:
+        raise InputError(f"pictures {pictures} is not a positive number")
     explainer = _explainer(seeds, checkpoint, names_of(faithfulness)) if faithfulness else None
     sweep, score = Sweep(len(seeds.classes) + 1, fixed), CueScore(len(seeds.classes) + 1)
     for name, path in zip(photos.ids, photos.masks, strict=True):
@@ -87,7 +90,7 @@ def evaluate_seeds(
     names = ("background", *seeds.classes)
     metrics: dict[str, Any] = {"images": len(photos), "split": split} | sweep.result(names) | score.result(names)
     if explainer is not None:
-        chosen = evenly(len(photos), pictures)
+        chosen = evenly(len(photos), len(photos) if pictures is None else pictures)
         found = try_methods(explainer, photos, fixed, track(chosen, "Trying", console=Console(stderr=True)))
         metrics["faithfulness"] = {"images": len(chosen), "size": explainer.size, "methods": found}
     write_json(_target(output or cache), metrics)
