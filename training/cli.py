@@ -48,6 +48,7 @@ FUNCTIONS = {
     "export": ("training.export:export", "write a trained network as TorchScript, ONNX or SMP's own files"),
     "explain": ("training.explain:explain", "show where a classifier looks in photos, by many methods"),
 }
+SHARED = ("seeds generate", "relabel")  # those that several processes do together, as Lightning's commands
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
     *("seeds generate", "seeds evaluate", "seeds verify", "seeds info", "seeds import", "seeds export"),
@@ -115,7 +116,7 @@ def run_command(words: list[str]) -> None:
 
         run_lightning(find_configs(words))
     elif name in FUNCTIONS:
-        if name != "seeds generate":
+        if name not in SHARED:
             one_process(name)
         target, about = FUNCTIONS[name]
         run_function(target, about, name, find_configs(words[length:]))

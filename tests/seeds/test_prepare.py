@@ -42,9 +42,7 @@ def assert_same(one, other):
 
 def test_channels_last():
     torch.manual_seed(0)
-    plain = (
-        build_backbone("mobilenet_v2", 16).train().double()
-    )  # batch norms of two pictures magnify rounding
+    plain = build_backbone("mobilenet_v2", 16).train().double()  # batch norms of two pictures magnify rounding
     other = copy.deepcopy(plain)
     prepare(plain, PLAIN, CPU)
     prepare(other, PLAIN | {"channels_last": True}, CPU)
