@@ -27,6 +27,13 @@ def run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
 
 
+def evenly(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of the numbers 0..count-1, evenly spread, in order; the first and the last among them."""
+    if wanted >= count:
+        return list(range(count))
+    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
+
+
 def _world() -> tuple[int, int]:
     """How many processes train together, and which of them this one is."""
     together = distributed.is_available() and distributed.is_initialized()

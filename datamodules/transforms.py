@@ -62,25 +62,25 @@ class _RelativeCrop(A.RandomResizedCrop):  # type: ignore[misc]
 
 
 class Transform:
-    """Brings a picture to ``size`` by ``size``, with what lies on it.
+    """Brings a picture to one size, with what lies on it.
 
     The warp does not keep the aspect ratio; with ``augment`` a random part of the picture is taken. Pictures are
     interpolated (by area where they shrink), masks and cues take the nearest value.
 
     Args:
-        size: Side of the output in pixels.
+        size: Side of the output in pixels where it is a square, or its height and width, (H, W).
         augment: Random changes; None for the plain warp.
     """
 
-    def __init__(self, size: int, augment: Augment | None = None) -> None:
-        self.size = size
+    def __init__(self, size: int | tuple[int, int], augment: Augment | None = None) -> None:
+        height, width = (size, size) if isinstance(size, int) else size
         self.random = augment is not None
         steps: list[A.BasicTransform] = []
         how = {"mask_interpolation": _NEAREST, "area_for_downscale": "image"}
         if augment is not None and augment.crop is not None:
-            steps.append(_RelativeCrop((size, size), scale=augment.crop, ratio=(3 / 4, 4 / 3), **how))
+            steps.append(_RelativeCrop((height, width), scale=augment.crop, ratio=(3 / 4, 4 / 3), **how))
         else:
-            steps.append(A.Resize(size, size, **how))
+            steps.append(A.Resize(height, width, **how))
         if augment is not None and augment.flip:
             steps.append(A.HorizontalFlip(p=0.5))
         if augment is not None and augment.color > 0:
@@ -101,7 +101,7 @@ class Transform:
             cues: uint8 label map (h, w) of any size that covers the picture.
 
         Returns:
-            ``image`` uint8 (size, size, 3), and ``mask``, ``cues`` uint8 (size, size) where given.
+            ``image`` uint8 (H, W, 3) of the output's size, and ``mask``, ``cues`` uint8 (H, W) where given.
         """
         data: dict[str, Any] = {"image": image}
         if mask is not None:

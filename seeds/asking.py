@@ -11,6 +11,7 @@ from torch.nn import functional
 from datamodules.errors import InputError
 from datamodules.images import normalize
 from seeds.classifier import Classifier
+from seeds.frames import Shape
 from seeds.gradcam import GradCAM, class_maps
 from seeds.packs import Pack
 from seeds.probe import probing, scores_of
@@ -18,15 +19,15 @@ from seeds.saliency import saliency_map
 
 
 class Seed(NamedTuple):
-    """What the classifier said about one picture: (k,) classes 0..C-1, (k, h, w) maps, (h, w) saliency.
+    """What a network said about one picture: (k,) classes 0..C-1, (k, h, w) maps, (h, w) saliency if it tells that.
 
-    ``image`` is the picture as the classifier saw it first, uint8 (3, H, W).
+    ``image`` is the picture as the network saw it first, uint8 (3, H, W).
     """
 
     name: str
     classes: NDArray[np.int64]
     maps: NDArray[np.float32]
-    saliency: NDArray[np.float32]
+    saliency: NDArray[np.float32] | None
     image: Tensor
 
 
@@ -35,13 +36,11 @@ class Question(NamedTuple):
 
     Attributes:
         layers: names of the layers for maps and for saliency.
-        grid: cells a side of the cues.
         flip: whether mirrored pictures are averaged in.
         bf16: whether the network computes in bfloat16 (autocast).
     """
 
     layers: tuple[str, str]
-    grid: int
     flip: bool
     bf16: bool
 
@@ -49,7 +48,7 @@ class Question(NamedTuple):
 def seeds_of(network: Classifier, pack: Pack, question: Question) -> list[Seed]:
     """The seeds of a batch's pictures in their order.
 
-    Maps of several sizes and of the mirrored picture are brought to the cues' grid bilinearly and averaged as they
+    Maps of several sizes and of the mirrored picture are brought to the pictures' grid bilinearly and averaged as they
     are, before any normalisation. Saliency is that of the picture as it is, at the first size.
 
     Args:
@@ -62,7 +61,7 @@ def seeds_of(network: Classifier, pack: Pack, question: Question) -> list[Seed]:
     """
     if not pack.images:
         return []
-    layers, grid = question.layers, question.grid
+    layers, grid = question.layers, pack.grid
     views = [normalize(images) for images in pack.images]
     with torch.autocast(pack.labels.device.type, torch.bfloat16, enabled=question.bf16):
         total, spread = _look_first(network, views[0], pack.labels, layers, grid)  # (n, h, w), (B, h, w)
@@ -82,9 +81,9 @@ def seeds_of(network: Classifier, pack: Pack, question: Question) -> list[Seed]:
 
 
 def _look_first(
-    network: Classifier, images: Tensor, labels: Tensor, layers: tuple[str, str], grid: int
+    network: Classifier, images: Tensor, labels: Tensor, layers: tuple[str, str], grid: Shape
 ) -> tuple[Tensor, Tensor]:
-    """Maps (n, grid, grid) of a batch's n labels and saliency (B, grid, grid), from one forward pass."""
+    """Maps (n, h, w) of a batch's n labels and saliency (B, h, w), h and w the grid's, from one forward pass."""
     with probing(network, layers) as taps:
         scores = scores_of(network, images, labels)
         maps = class_maps(scores, taps[0], labels, layers[0], keep=True)[labels != 0]  # (n, h, w)
@@ -92,14 +91,14 @@ def _look_first(
     return _to_grid(maps, grid, mirror=False), _to_grid(saliency, grid, mirror=False)
 
 
-def _look(network: Classifier, images: Tensor, labels: Tensor, layer: str, grid: int, *, mirror: bool) -> Tensor:
-    """Maps (n, grid, grid) of a batch's n labels, of the picture or its mirror image."""
+def _look(network: Classifier, images: Tensor, labels: Tensor, layer: str, grid: Shape, *, mirror: bool) -> Tensor:
+    """Maps (n, h, w) of a batch's n labels, of the picture or its mirror image."""
     maps = GradCAM(network, layer)(images.flip(-1) if mirror else images, labels)[labels != 0]  # (n, h, w)
     return _to_grid(maps, grid, mirror=mirror)
 
 
-def _to_grid(maps: Tensor, grid: int, *, mirror: bool) -> Tensor:
+def _to_grid(maps: Tensor, grid: Shape, *, mirror: bool) -> Tensor:
     if not len(maps):
-        return maps.new_zeros(0, grid, grid)
+        return maps.new_zeros(0, *grid)
     straight = maps.flip(-1) if mirror else maps
-    return functional.interpolate(straight.unsqueeze(1), (grid, grid), mode="bilinear").squeeze(1)
+    return functional.interpolate(straight.unsqueeze(1), grid, mode="bilinear").squeeze(1)

@@ -39,6 +39,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.strides, self.out_channels = block_strides(encoder)
+        rest_idle_blocks(encoder)
         self._frozen: tuple[str, ...] = ()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -61,6 +62,7 @@ class Backbone(nn.Module):
             raise InputError(f"freeze_stride {stride} freezes the whole backbone, whose last stage has stride {stride}")
         self._frozen = blocks
         self.encoder.requires_grad_(True)
+        rest_idle_blocks(self.encoder)
         for name in blocks:
             self.encoder.get_submodule(name).requires_grad_(False)
         self.train(self.training)
@@ -167,6 +169,23 @@ def block_strides(encoder: nn.Module) -> tuple[dict[str, int], int]:
         for handle in handles:
             handle.remove()
     return seen, int(output.shape[1])
+
+
+def rest_idle_blocks(encoder: nn.Module) -> None:
+    """Let an encoder's blocks that never run, as SMP's beyond its depth, ask for no gradient.
+
+    Several processes would wait for it for ever.
+    """
+    ran: set[nn.Module] = set()
+    handles = [module.register_forward_hook(lambda module, *_: ran.add(module)) for module in encoder.modules()]
+    try:
+        _blank_map(encoder)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for _, block in _blocks(encoder):
+        if ran.isdisjoint(block.modules()):
+            block.requires_grad_(False)
 
 
 def _blank_map(encoder: nn.Module) -> Tensor:

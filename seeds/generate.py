@@ -1,14 +1,7 @@
 """Making a seed cache: a trained classifier is asked where it looks, picture by picture."""
 
-import hashlib
-import math
-import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,24 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.cache import SHARD_SIZE, as_stored
-from datamodules.cache.format import MAX_PICTURES
-from datamodules.cache.making import Making
-from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
-from datamodules.files import file_sha256
-from datamodules.photos import PhotoSet, check_labels
-from seeds.asking import Question, Seed
-from seeds.checkpoint import load_task, read_checkpoint
+from seeds.asking import Question, Seed, seeds_of
+from seeds.checkpoint import load_task
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.cues import label_map
-from seeds.data import data_settings
-from seeds.packs import Packs
+from seeds.frames import Framing
+from seeds.packs import Pack
 from seeds.probe import find_layer
 from seeds.refine import CRF, refined
-from seeds.running import ProgressBar, make_shards, make_trainer, quiet
-from seeds.shards import CueRule, SeedTask, ShardWriter
-
-PACKAGES = ("tag2mask", "torch", "torchvision", "segmentation_models_pytorch", "timm", "numpy", "albumentations")
+from seeds.running import Run, make_cache
+from seeds.shards import Asked, CueRule
+from seeds.source import Source
 
 
 def generate_seeds(
@@ -47,6 +34,7 @@ def generate_seeds(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     size: int | None = None,
+    keep_aspect: bool = False,
     cue_stride: int = 8,
     fg_threshold: float = 0.2,
     bg_fraction: float = 0.1,
@@ -79,6 +67,8 @@ def generate_seeds(
         scales: the maps at these sizes of the picture, relative to ``size``, are averaged.
         flip: average with the maps of the mirrored picture, too.
         size: side in pixels to which pictures are warped at scale 1; the classifier's if not given.
+        keep_aspect: pictures are not warped to a square but brought to its area in their own proportions, up to 1:3
+            and the rounding of sides to multiples of 32; the grid of cues and maps has a picture's proportions, too.
         cue_stride: pixels a cell of the cues: a side has ⌈size / cue_stride⌉ cells.
         fg_threshold: a class's cue is where its map exceeds this fraction of its own maximum.
         bg_fraction: the background's cue is this fraction of the cells, those of the lowest saliency.
@@ -105,82 +95,52 @@ def generate_seeds(
         InputError: a checkpoint, folder, layer or number that is not usable; another process that makes the same
             cache; a classifier whose maps are not finite; a disk that is full. Finished shards stay then.
     """
-    source = _source(
-        checkpoint, root=root, train_split=split, size=size, batch_size=batch_size, num_workers=num_workers
-    )
-    network, hp = source.task.model, source.data.hparams
-    layers = (layer or network.default_layer, saliency_layer or network.saliency_layer)
-    settings = Settings(
-        layers, tuple(scales), flip, precision, hp["size"], cue_stride, fg_threshold, bg_fraction, refine, conf_fg,
-        conf_bg, hp["batch_size"], shard_size, threads,
-    )  # fmt: skip
-    settings.check(network)
-    making = Making(output, source.provenance(checkpoint) | settings.plan(), settings.blocks(source.photos.ids))
-    writer = ShardWriter(making, settings.rule(), len(source.task.classes), overwrite=overwrite, strict=strict)
-    packs = partial(Packs, source.photos, shard_size=shard_size, batch_size=hp["batch_size"], sizes=settings.sides)
-    with quiet():
-        trainer = make_trainer(accelerator, devices, num_nodes, [writer, ProgressBar()])
-        make_shards(SeedTask(network, settings.question(), packs, hp["num_workers"], threads, writer), trainer)
+    run = Run(shard_size, threads, accelerator, devices, num_nodes, strict=strict, overwrite=overwrite)
+    task = load_task(checkpoint, ClassifierTask)
+    given = {"root": root, "train_split": split, "size": size, "batch_size": batch_size, "num_workers": num_workers}
+    source = Source.of(checkpoint, ClassifierTask.task_name, task.classes, **given)
+    layers = (layer or task.model.default_layer, saliency_layer or task.model.saliency_layer)
+    framing = Framing(source.data.hparams["size"], tuple(scales), cue_stride, keep_aspect)
+    settings = Settings(framing, layers, flip, precision, fg_threshold, bg_fraction, refine, conf_fg, conf_bg)
+    settings.check(task.model)
+    backbone = {name: task.hparams[name] for name in ("backbone", "output_stride")}
+    plan = source.provenance() | backbone | settings.plan()
+    make_cache(output, plan, source, Asked(task.model, settings.ask), settings.rule(), framing, run)
 
 
 @dataclass(frozen=True)
 class Settings:
     """All that the result depends on, but for classifier and pictures; see :func:`generate_seeds`."""
 
+    framing: Framing
     layers: tuple[str, str]  # of maps and of saliency
-    scales: tuple[float, ...]
     flip: bool
     precision: Literal["32", "bf16"]
-    size: int
-    cue_stride: int
     fg_threshold: float
     bg_fraction: float
     refine: Literal["none", "crf"]
     conf_fg: float
     conf_bg: float
-    batch_size: int
-    shard_size: int
-    threads: int
 
     def check(self, network: Classifier) -> None:
         """Raises an InputError for a number out of range, or a layer that the network does not have."""
-        if not self.scales or min(self.scales) <= 0:
-            raise InputError(f"scales {list(self.scales)} must be positive, at least one")
         for name in ("fg_threshold", "bg_fraction", "conf_fg", "conf_bg"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is outside 0..1")
-        for name in ("cue_stride", "shard_size", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.shard_size > MAX_PICTURES:
-            raise InputError(f"shard_size must be at most {MAX_PICTURES}, not {self.shard_size}")
         for layer in self.layers:
             find_layer(network, layer)
 
-    @property
-    def grid(self) -> int:
-        """Cells a side of the cues."""
-        return math.ceil(self.size / self.cue_stride)
-
-    @property
-    def sides(self) -> list[int]:
-        """Sides in pixels to which pictures are warped."""
-        return [max(1, round(self.size * scale)) for scale in self.scales]
-
     def plan(self) -> dict[str, Any]:
         """What the manifest says of these settings."""
-        same = ("flip", "precision", "size", "cue_stride", "fg_threshold", "bg_fraction", "batch_size", "shard_size",
-                "threads")  # fmt: skip
         crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | CRF
         return {
             "method": "gradcam", "layer": self.layers[0], "saliency_layer": self.layers[1],
-            "scales": list(self.scales), "grid": [self.grid, self.grid],
             "refinement": crf if self.refine == "crf" else None,
-        } | {name: getattr(self, name) for name in same}  # fmt: skip
+        } | {name: getattr(self, name) for name in ("flip", "precision", "fg_threshold", "bg_fraction")}  # fmt: skip
 
-    def question(self) -> Question:
-        """How the classifier is asked."""
-        return Question(self.layers, self.grid, self.flip, self.precision == "bf16")
+    def ask(self, network: Classifier, pack: Pack) -> list[Seed]:
+        """What the classifier says of a batch."""
+        return seeds_of(network, pack, Question(self.layers, self.flip, self.precision == "bf16"))
 
     def rule(self) -> CueRule:
         """How cues are made of what it says."""
@@ -188,13 +148,10 @@ class Settings:
             return partial(refined_by_crf, conf_fg=self.conf_fg, conf_bg=self.conf_bg)
         return partial(thresholded, fg_threshold=self.fg_threshold, bg_fraction=self.bg_fraction)
 
-    def blocks(self, ids: Sequence[str]) -> list[Sequence[str]]:
-        """The list's pictures, shard by shard."""
-        return [ids[first : first + self.shard_size] for first in range(0, len(ids), self.shard_size)]
-
 
 def thresholded(seed: Seed, *, fg_threshold: float, bg_fraction: float) -> NDArray[np.uint8]:
     """The cues of a picture by SEC's rule, from its maps as they will come back from the cache."""
+    assert seed.saliency is not None
     saliency = as_stored(seed.saliency[None])[0]
     return label_map(seed.classes, as_stored(seed.maps), saliency, fg_threshold, bg_fraction)
 
@@ -202,46 +159,3 @@ def thresholded(seed: Seed, *, fg_threshold: float, bg_fraction: float) -> NDArr
 def refined_by_crf(seed: Seed, *, conf_fg: float, conf_bg: float) -> NDArray[np.uint8]:
     """The cues of a picture refined by the CRF, from its maps as they will come back from the cache."""
     return refined(seed.classes, as_stored(seed.maps), seed.image, conf_fg, conf_bg)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where seeds come from: the classifier, and the pictures of the split with their labels."""
-
-    task: ClassifierTask
-    data: TagDataModule
-    photos: PhotoSet
-
-    def provenance(self, checkpoint: Path) -> dict[str, Any]:
-        """What a cache remembers of where it came from."""
-        hp, photos = self.data.hparams, self.photos
-        return {
-            "checkpoint": str(checkpoint), "checkpoint_sha256": file_sha256(checkpoint),
-            "backbone": self.task.hparams["backbone"], "output_stride": self.task.hparams["output_stride"],
-            "classes": list(self.task.classes), "data": data_settings(hp, self.task.classes),
-            "label_source": hp["labels"], "labels_sha256": hashlib.sha256(photos.labels.tobytes()).hexdigest(),
-            "split": hp["train_split"], "images_sha256": hashlib.sha256("\n".join(photos.ids).encode()).hexdigest(),
-            "packages": package_versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(sys.argv),
-        }  # fmt: skip
-
-
-def _source(checkpoint: Path, **given: Any) -> _Source:
-    """Load the classifier and find the pictures; ``given`` are settings of the data module that override its own."""
-    task = load_task(checkpoint, ClassifierTask)
-    stored = read_checkpoint(checkpoint, "classifier").get("datamodule_hyper_parameters")
-    data = TagDataModule(**data_settings(stored, task.classes, **given))
-    photos = data.photos(data.hparams["train_split"], masks=False)
-    check_labels(photos, f"labels: {data.hparams['labels']} of {data.root}")
-    return _Source(task, data, photos)
-
-
-def package_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that seeds depend on."""
-    found = {"python": sys.version.split(maxsplit=1)[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            found[package] = "not installed"
-    return found

@@ -1,10 +1,7 @@
 """Seeds that others made, brought into a seed cache."""
 
 import hashlib
-import shlex
-import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -22,7 +19,7 @@ from datamodules.masks import read_class_mask
 from datamodules.sec import INPUT_LIST, SecCues
 from datamodules.voc import voc_classes
 from seeds.cues import foreground_cues, label_map, resolve_conflicts
-from seeds.generate import package_versions
+from seeds.provenance import ids_sha256, provenance
 
 Format = Literal["sec", "irn", "png"]
 
@@ -172,7 +169,5 @@ def _origin(source: Path, form: Format, names: tuple[str, ...], ids: Path | None
     return {
         "method": "imported", "source_format": form, "source": source.name, "source_sha256": digest,
         "ids": None if ids is None else str(ids),
-        "images_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
-        "packages": package_versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "images_sha256": ids_sha256(names), **provenance(),
     }  # fmt: skip

@@ -1,96 +1,130 @@
 """Pictures on their way to the classifier: read ahead, in batches that follow from the list alone.
 
-A batch never holds pictures of two shards, nor of two sizes. So a shard's batches are the same however many processes
+A batch never holds pictures of two shards, nor of two shapes. So a shard's batches are the same however many processes
 share the work, and with them every bit of what the network says.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.dataset import one_thread
 from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.photos import PhotoSet
 from datamodules.transforms import Transform
+from seeds.frames import Frame, Framing, Shape
+
+
+class Batch(NamedTuple):
+    """Which pictures make a batch: their places in the list, all of one shard and of one frame."""
+
+    shard: int
+    places: list[int]
+    frame: Frame
 
 
 class Pack(NamedTuple):
-    """A batch of one shard's pictures: images uint8 (B, 3, H, W) at each size, none where no picture can be read."""
+    """A batch that has been read: images uint8 (B, 3, H, W) of each view, none where no picture can be read."""
 
     shard: int
     names: list[str]
     labels: Tensor  # (B, C)
     images: list[Tensor]
+    grid: Shape  # cells of the maps and cues
     left_out: dict[str, str]  # pictures that cannot be read, and why
 
 
-class Packs(Dataset[Pack]):
-    """The batches of some shards of a photo set, each read as a whole, each picture warped to several sizes."""
+class Batches(Sampler[Batch]):
+    """The batches of some shards, each shard planned when its turn comes: the pictures' headers tell their shapes."""
 
     def __init__(
-        self, photos: PhotoSet, shards: Sequence[int], shard_size: int, batch_size: int, sizes: Sequence[int]
+        self, photos: PhotoSet, shards: Sequence[int], shard_size: int, batch_size: int, framing: Framing
     ) -> None:
-        """Plan the batches; no picture is read yet.
+        """Prepare; no picture is looked at yet.
 
         Args:
             photos: the list.
             shards: numbers of the shards: the n-th holds the n-th ``shard_size`` pictures of the list.
             shard_size: pictures a shard.
             batch_size: pictures a batch, at most.
-            sizes: sides in pixels to which each picture is warped.
+            framing: at which sizes a picture is seen.
         """
         self.photos = photos
-        self.transforms = [Transform(size) for size in sizes]
-        self.batches = [
-            (shard, range(first, min(first + batch_size, end)))
-            for shard, end in ((shard, min((shard + 1) * shard_size, len(photos))) for shard in shards)
-            for first in range(shard * shard_size, end, batch_size)
-        ]
+        self._batch_size, self._framing = batch_size, framing
+        self._shards = {
+            number: range(number * shard_size, min((number + 1) * shard_size, len(photos))) for number in shards
+        }
 
     @property
     def pictures(self) -> int:
         """How many pictures these are."""
-        return sum(len(places) for _, places in self.batches)
+        return sum(map(len, self._shards.values()))
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def __iter__(self) -> Iterator[Batch]:
+        """Shard by shard; within one, pictures of one frame together, the frame that comes first first."""
+        for number, places in self._shards.items():
+            alike: dict[Frame, list[int]] = {}
+            for place in places:
+                alike.setdefault(self._framing.read(self.photos.images[place]), []).append(place)
+            for frame, same in alike.items():
+                for first in range(0, len(same), self._batch_size):
+                    yield Batch(number, same[first : first + self._batch_size], frame)
 
-    def __getitem__(self, index: int) -> Pack:
+
+class Packs(Dataset[Pack]):
+    """Reads batches of a photo set, each as a whole, and warps each picture to its views."""
+
+    def __init__(self, photos: PhotoSet) -> None:
+        """Prepare to read pictures of ``photos``."""
+        self.photos = photos
+
+    def __getitem__(self, batch: Batch) -> Pack:
         """Read a batch; pictures that cannot be read are left out of it and told."""
-        shard, places = self.batches[index]
         read: dict[int, list[Tensor]] = {}
         left_out = {}
-        for place in places:
+        for place in batch.places:
             try:
-                read[place] = self._warped(read_image(self.photos.images[place]))
+                image = read_image(self.photos.images[place])
             except InputError as error:
                 left_out[self.photos.ids[place]] = str(error)
+            else:
+                read[place] = [warped(image, view) for view in batch.frame.views]
         images = [torch.stack(same) for same in zip(*read.values(), strict=True)]
         labels = torch.from_numpy(self.photos.labels[list(read)])
-        return Pack(shard, [self.photos.ids[place] for place in read], labels, images, left_out)
+        names = [self.photos.ids[place] for place in read]
+        return Pack(batch.shard, names, labels, images, batch.frame.grid, left_out)
 
-    def _warped(self, image: np.ndarray) -> list[Tensor]:
-        warped = (torch.from_numpy(transform(image)["image"]) for transform in self.transforms)  # (S, S, 3)
-        return [picture.permute(2, 0, 1) for picture in warped]
+
+def warped(image: np.ndarray, shape: Shape) -> Tensor:
+    """A picture uint8 (H, W, 3) at another size, uint8 (3, h, w)."""
+    return torch.from_numpy(_transform(shape)(image)["image"]).permute(2, 0, 1)
+
+
+@cache  # making one takes as long as a warp
+def _transform(shape: Shape) -> Transform:
+    return Transform(shape)
 
 
 class PackLoader:
     """Batches read ahead by other processes, until there are no more or a stop is asked for."""
 
-    def __init__(self, packs: Packs, num_workers: int, stopped: Callable[[], bool], *, pin: bool = False) -> None:
-        """Read ``packs`` in their order with ``num_workers`` processes, while not ``stopped()``."""
+    def __init__(self, batches: Batches, num_workers: int, stopped: Callable[[], bool], *, pin: bool = False) -> None:
+        """Read ``batches`` in their order with ``num_workers`` processes, while not ``stopped()``."""
         self._loader: DataLoader[Any] = DataLoader(
-            packs, batch_size=None, num_workers=num_workers, worker_init_fn=one_thread, pin_memory=pin
+            Packs(batches.photos),
+            batch_size=None,
+            sampler=batches,
+            num_workers=num_workers,
+            worker_init_fn=one_thread,
+            pin_memory=pin,
         )
         self._stopped = stopped
-
-    def __len__(self) -> int:
-        return len(self._loader)
 
     def __iter__(self) -> Iterator[Pack]:
         """The batches in their order."""

@@ -3,8 +3,11 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -13,9 +16,13 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from datamodules.cache.format import MAX_PICTURES
+from datamodules.cache.making import Making
 from datamodules.errors import InputError
-from seeds.packs import Pack
-from seeds.shards import SeedTask
+from seeds.frames import Framing
+from seeds.packs import Batches, Pack
+from seeds.shards import Asked, CueRule, SeedTask, ShardWriter
+from seeds.source import Source
 
 
 class _Speed(ProgressColumn):
@@ -100,7 +107,71 @@ def make_trainer(
         raise InputError(f"accelerator {accelerator} with devices {devices} cannot be used: {line}") from error
 
 
-def make_shards(task: SeedTask, trainer: pl.Trainer) -> None:
+@dataclass(frozen=True)
+class Run:
+    """How the work of making a cache is shared out and written.
+
+    Attributes:
+        shard_size: pictures a file.
+        threads: torch's, in each process.
+        accelerator: as of :func:`make_trainer`, and so the next two.
+        devices: processes a machine.
+        num_nodes: machines.
+        strict: stop at the first picture that cannot be read.
+        overwrite: replace what is there.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    shard_size: int
+    threads: int
+    accelerator: str
+    devices: int | Literal["auto"]
+    num_nodes: int
+    strict: bool
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        for name in ("shard_size", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.shard_size > MAX_PICTURES:
+            raise InputError(f"shard_size must be at most {MAX_PICTURES}, not {self.shard_size}")
+
+
+def make_cache(
+    output: Path, plan: Mapping[str, Any], source: Source, asked: Asked, rule: CueRule, framing: Framing, run: Run
+) -> None:
+    """Make a cache of what a network says about pictures, in this process, one of one or more.
+
+    Args:
+        output: the cache's folder.
+        plan: what the manifest says of the making, less what is said here of framing and run.
+        source: the pictures.
+        asked: the network, and how it is asked.
+        rule: cues of what it says.
+        framing: at which sizes it sees pictures.
+        run: how the work is shared out.
+
+    Raises:
+        InputError: something stopped the run; finished shards stay.
+        KeyboardInterrupt: a person did.
+    """
+    hp, photos = source.data.hparams, source.photos
+    plan = {**plan, **framing.plan(), "batch_size": hp["batch_size"], "shard_size": run.shard_size,
+            "threads": run.threads}  # fmt: skip
+    blocks = [photos.ids[first : first + run.shard_size] for first in range(0, len(photos), run.shard_size)]
+    writer = ShardWriter(
+        Making(output, plan, blocks), rule, len(photos.classes), overwrite=run.overwrite, strict=run.strict
+    )
+    batches = partial(Batches, photos, shard_size=run.shard_size, batch_size=hp["batch_size"], framing=framing)
+    with _quiet():
+        trainer = make_trainer(run.accelerator, run.devices, run.num_nodes, [writer, ProgressBar()])
+        _make_shards(SeedTask(asked, batches, hp["num_workers"], run.threads, writer), trainer)
+
+
+def _make_shards(task: SeedTask, trainer: pl.Trainer) -> None:
     """Run the generator in this process, one of one or more.
 
     Args:
@@ -125,7 +196,7 @@ def make_shards(task: SeedTask, trainer: pl.Trainer) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keep Lightning from talking about what this program arranges itself."""
     logs = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric")]
     levels = [log.level for log in logs]

@@ -2,34 +2,40 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import BasePredictionWriter
+from torch import nn
 
 from datamodules.cache.making import Making
-from datamodules.cache.shard import ShardBuilder
+from datamodules.cache.shard import Parts, ShardBuilder
 from datamodules.datamodule import tell
 from datamodules.errors import InputError
-from seeds.asking import Question, Seed, seeds_of
-from seeds.classifier import Classifier
-from seeds.packs import Pack, PackLoader, Packs
+from seeds.asking import Seed
+from seeds.packs import Batches, Pack, PackLoader
 
 CueRule = Callable[[Seed], NDArray[np.uint8]]
 TOLD = 10  # pictures that were left out are told one by one up to so many; the manifest has all
 
 
+class Asked(NamedTuple):
+    """A network, and how it is asked about a batch: an InputError where it has no answer."""
+
+    network: nn.Module
+    ask: Callable[[Any, Pack], list[Seed]]
+
+
 class SeedTask(pl.LightningModule):
-    """Asks a classifier about the pictures of the shards that fall to this process."""
+    """Asks a network about the pictures of the shards that fall to this process."""
 
     def __init__(
         self,
-        network: Classifier,
-        question: Question,
-        packs: Callable[[list[int]], Packs],
+        asked: Asked,
+        batches: Callable[[list[int]], Batches],
         workers: int,
         threads: int,
         writer: "ShardWriter",
@@ -37,17 +43,17 @@ class SeedTask(pl.LightningModule):
         """Prepare.
 
         Args:
-            network: the classifier.
-            question: how it is asked.
-            packs: the batches of some shards.
+            asked: the network, and how it is asked.
+            batches: those of some shards.
             workers: processes that read pictures.
             threads: torch's in this process: how many there are changes the last bits of what a network says.
             writer: who knows which shards are to be made, and takes the seeds.
         """
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # more processes than shards
-        self.network, self.question, self.writer = network, question, writer
-        self._packs, self._workers, self._threads = packs, workers, threads
+        self.network, self._ask = asked  # an attribute of its own, so that Lightning takes it to its device
+        self.writer = writer
+        self._batches, self._workers, self._threads = batches, workers, threads
         self.pictures = 0  # of this process
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
@@ -57,22 +63,22 @@ class SeedTask(pl.LightningModule):
     def predict_dataloader(self) -> PackLoader:
         """The batches of every n-th of the shards that are still to be made, n the number of processes."""
         writer = self.writer
-        packs = self._packs(writer.todo[self.trainer.global_rank :: self.trainer.world_size])
-        self.pictures = packs.pictures
+        batches = self._batches(writer.todo[self.trainer.global_rank :: self.trainer.world_size])
+        self.pictures = batches.pictures
         pin = self.trainer.strategy.root_device.type == "cuda"
-        return PackLoader(packs, self._workers, lambda: writer.stopped, pin=pin)
+        return PackLoader(batches, self._workers, lambda: writer.stopped, pin=pin)
 
     def predict_step(self, pack: Pack) -> list[Seed]:
-        """The seeds of a batch; a classifier that gives none stops the run."""
+        """The seeds of a batch; a network that gives none stops the run."""
         try:
-            return seeds_of(self.network, pack, self.question)
+            return self._ask(self.network, pack)
         except InputError as error:
             self.writer.fail(str(error))
             return []
 
 
 class ShardWriter(BasePredictionWriter):
-    """Makes cues of what the classifier said and writes each shard when it is complete, in a thread of its own.
+    """Makes cues of what the network said, and a shard when it is complete, in a thread beside the network.
 
     Attributes:
         todo: the shards still to be made, of all processes.
@@ -95,10 +101,11 @@ class ShardWriter(BasePredictionWriter):
         self.todo: list[int] = []
         self.finished = False
         self._problem = ""
-        self._seeds: dict[str, Seed] = {}
+        self._known = 0  # pictures of the shard at hand that have been asked about, or left out
         self._left_out: dict[str, str] = {}
+        self._kept: dict[str, tuple[NDArray[np.uint8], Parts]] = {}  # of the shard at hand; the thread's own
         self._thread = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
+        self._working: Future[None] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the folder, in the first process, and tell the others what is to be done.
@@ -146,31 +153,44 @@ class ShardWriter(BasePredictionWriter):
         batch: Pack,
         *_numbers: int,
     ) -> None:
-        """Keep a batch's seeds; with the last of a shard, hand it on to be written."""
-        self._seeds |= {seed.name: seed for seed in prediction}
+        """Hand a batch's seeds to the thread, which makes cues of them; with the last of a shard it writes that."""
         self._left_out |= batch.left_out
+        self._known += len(batch.names) + len(batch.left_out)
         if batch.left_out and self._strict:
             self.fail(next(iter(batch.left_out.values())))
-        if not self._problem and len(self._seeds) + len(self._left_out) == len(self.making.blocks[batch.shard]):
-            self._wait()
-            self._writing = self._thread.submit(self._write, batch.shard, self._seeds, self._left_out)
-            self._seeds, self._left_out = {}, {}
+        self._wait()  # so that no more than one batch's pictures are in memory
+        if self._problem:
+            return
+        if self._known < len(self.making.blocks[batch.shard]):
+            self._working = self._thread.submit(self._keep, prediction)
+        else:
+            self._working = self._thread.submit(self._finish, prediction, batch.shard, self._left_out)
+            self._left_out, self._known = {}, 0
 
     def _wait(self) -> None:
-        """Wait until the shard before is written; what went wrong there stops the run."""
-        if self._writing is not None:
+        """Wait for what the thread is at; what went wrong there stops the run."""
+        if self._working is not None:
             try:
-                self._writing.result()
+                self._working.result()
             except InputError as error:
                 self.fail(str(error))
-            self._writing = None
+            self._working = None
 
-    def _write(self, number: int, seeds: dict[str, Seed], left_out: dict[str, str]) -> None:
+    def _keep(self, seeds: list[Seed]) -> None:
+        for seed in seeds:
+            parts = Parts(map_classes=seed.classes, maps=seed.maps)
+            if seed.saliency is not None:
+                parts["saliency"] = seed.saliency
+            self._kept[seed.name] = self._rule(seed), parts
+
+    def _finish(self, last: list[Seed], number: int, left_out: dict[str, str]) -> None:
+        self._keep(last)
         shard = ShardBuilder(self._num_classes)
         for name in self.making.blocks[number]:
-            if name in seeds:
-                seed = seeds[name]
-                shard.add(name, self._rule(seed), seed.classes, seed.maps, seed.saliency)
+            if name in self._kept:
+                cues, parts = self._kept[name]
+                shard.add(name, cues, **parts)
+        self._kept = {}
         self.making.write(number, shard, left_out)
 
     def close(self, trainer: pl.Trainer) -> None:

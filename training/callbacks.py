@@ -78,7 +78,8 @@ class PicturePanel(pl.Callback):
         for module, mode in modes.items():
             module.training = mode
         panels = [batch_panel(few, scores, index) for index in range(len(few["image"]))]
-        log_pictures(trainer.loggers, key, panels, [str(name) for name in few["id"]], trainer.global_step)
+        step = max(trainer.global_step - 1, 0)  # the number under which Lightning logs the figures of this batch
+        log_pictures(trainer.loggers, key, panels, [str(name) for name in few["id"]], step)
 
 
 def batch_panel(batch: Batch, scores: torch.Tensor, index: int) -> Image:
@@ -110,7 +111,7 @@ def log_pictures(loggers: Iterable[Logger], key: str, pictures: list[Image], cap
     """Give pictures uint8 (H, W, 3) to every logger that takes them."""
     for logger in loggers:
         if hasattr(logger, "log_image"):
-            logger.log_image(key=key, images=pictures, caption=captions)
+            logger.log_image(key=key, images=pictures, step=step, caption=captions)
         elif (board := getattr(logger, "experiment", None)) is not None and hasattr(board, "add_image"):
             for caption, picture in zip(captions, pictures, strict=True):
                 board.add_image(f"{key}/{caption}", picture, step, dataformats="HWC")

@@ -35,6 +35,10 @@ FUNCTIONS = {
     "seeds export": ("seeds.exporting:export_seeds", "write a seed cache in the files of others"),
     "seeds verify": ("datamodules.cache.check:verify_cache", "check that all of a seed cache is what was written"),
     "seeds info": ("datamodules.cache.check:print_info", "print how a seed cache was made"),
+    "relabel": (
+        "training.relabel:relabel",
+        "label training pictures by a trained network and their tags, as a seed cache to train on again",
+    ),
     "evaluate": (
         "training.evaluation:evaluate",
         "score a segmentation checkpoint or a folder of masks: per-class IoU, metrics.json, a page of pictures",
@@ -47,7 +51,7 @@ FUNCTIONS = {
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
     *("seeds generate", "seeds evaluate", "seeds verify", "seeds info", "seeds import", "seeds export"),
-    *("evaluate", "compare", "predict", "export", "explain", "run"),
+    *("relabel", "evaluate", "compare", "predict", "export", "explain", "run"),
 )
 
 
@@ -172,6 +176,7 @@ def quiet_known_warnings() -> None:
         r".*module\(s\) in eval mode at the start of training.*",  # frozen stages are meant to be
         r".*does not have many workers.*",  # two workers suffice; num_workers is in every YAML
         r".*Checkpoint directory .* exists and is not empty.*",
+        r".*Previous log files in this directory will be deleted.*",  # they are kept, see training.csv_log
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Precision bf16-mixed is not supported by the model summary.*",

@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from datamodules.cache import SeedCache
@@ -15,15 +14,20 @@ from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.photos import PhotoSet
+from datamodules.sampling import evenly
 from training.figures import Tally, figures
 from training.gallery import Gallery, Row, Section
 from training.inference import Predicted, predictions
 from training.progress import progress_bar
+from training.record import provenance_lines
 from training.report import render_page
 from training.scored import Scored, scored_folder, scored_network
 from training.submission import check_voc_classes, write_submission
-from training.tables import class_csv, class_table, confused_table, summary_lines
+from training.tables import class_csv, class_table, confused_table, facts_table, summary_lines
 from training.views import Views
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["evaluate"]
 
@@ -54,7 +58,8 @@ def evaluate(
     Writes ``metrics.json``, ``metrics.csv`` and ``index.html`` (a page of pictures) into a folder, and prints tables.
     The figures of ``metrics.json`` are fractions: ``miou``, ``iou`` (class to figure, background included; a class that
     is neither in the masks nor predicted is left out), ``background_iou``, ``images``, and those of
-    `training.figures.figures`; with the CRF, ``without_crf`` holds the same for the network alone. Pictures without
+    `training.figures.figures`; with the CRF, ``without_crf`` holds the same for the network alone. ``provenance`` is
+    what the checkpoint says of its making (`training.record.RunRecord`), null where it says nothing. Pictures without
     masks get a page and no figures.
 
     Args:
@@ -144,6 +149,8 @@ def _print(metrics: dict[str, Any]) -> None:
     console.print(confused_table(metrics))
     for line in summary_lines(metrics):
         console.print(line, highlight=False)
+    if record := metrics.get("provenance"):
+        console.print(facts_table(provenance_lines(record)))
 
 
 def _figures(tallies: dict[str, Tally], *, masks: bool) -> dict[str, Any]:
@@ -151,11 +158,6 @@ def _figures(tallies: dict[str, Tally], *, masks: bool) -> dict[str, Any]:
         return {"miou": None, "iou": {}, "background_iou": None}
     plain = {"without_crf": figures(tallies["plain"])} if "plain" in tallies else {}
     return {**figures(tallies["final"]), **plain}
-
-
-def evenly(total: int, wanted: int) -> NDArray[np.int64]:
-    """At most ``wanted`` indices below ``total``, evenly spread."""
-    return np.unique(np.linspace(0, total - 1, max(0, min(total, wanted))).round().astype(np.int64))
 
 
 def _score(

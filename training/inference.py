@@ -18,6 +18,7 @@ from seeds.checkpoint import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from seeds.data import data_settings
 from training.grids import label_map, resize
+from training.record import read_provenance
 from training.task import CrfSettings, SegmentationTask
 from training.views import Views, view_scores
 
@@ -37,11 +38,13 @@ class Trained:
         task: the task in eval mode, on ``device``.
         data: settings of the data module it was trained with.
         device: a GPU where there is one.
+        provenance: what it says of its making, see `training.record.RunRecord`; None where it says nothing.
     """
 
     task: SegmentationTask
     data: dict[str, Any]
     device: torch.device
+    provenance: dict[str, Any] | None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -85,11 +88,12 @@ def load_trained(checkpoint: Path) -> Trained:
         InputError: as `seeds.checkpoint.load_task`; or it was not trained with this project's data module.
     """
     task = load_task(checkpoint, SegmentationTask)
-    data = read_checkpoint(checkpoint, SegmentationTask.task_name).get("datamodule_hyper_parameters")
+    content = read_checkpoint(checkpoint, SegmentationTask.task_name)
+    data = content.get("datamodule_hyper_parameters")
     if not isinstance(data, dict) or "size" not in data:
         raise InputError(f"{checkpoint} says nothing of the data it was trained on, such as the size of pictures")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Trained(task.to(device), data, device)
+    return Trained(task.to(device), data, device, read_provenance(content))
 
 
 def data_module(trained: Trained, **given: Any) -> TagDataModule:

@@ -1,5 +1,6 @@
 """`fit`, `validate` and `test`: Lightning's command line over the project's two tasks and its one data module."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from datamodules.errors import InputError
 from seeds.checkpoint import read_checkpoint
 from training.parsers import OneSentenceParser
 from training.run_folder import CheckpointFiles, Wandb, progress_bar, run_callbacks, run_loggers
+from training.seed_runs import fit_seeds, seed_list
 
 
 class TagToMaskCLI(LightningCLI):
@@ -35,7 +37,8 @@ class TagToMaskCLI(LightningCLI):
             "--output",
             type=str,
             default="runs/latest",
-            help="folder of the run: config.yaml, metrics.csv, best.ckpt (by the validation's figure), last.ckpt",
+            help="folder of the run: config.yaml, provenance.json (what made it), metrics.csv, best.ckpt (by the "
+            "validation's figure), last.ckpt",
         )
         parser.add_argument(
             "--wandb",
@@ -43,14 +46,39 @@ class TagToMaskCLI(LightningCLI):
             default="disabled",
             help="log to Weights & Biases as well, with pictures: disabled, offline (no account needed) or online",
         )
+        parser.add_argument(
+            "--seeds",
+            type=list[int] | str | None,
+            default=None,
+            help="fit: train once for each of these seeds, as in 0,1,2, in output/seed-0 and so on, and print mean and "
+            "deviation; the same command again goes on with what was stopped",
+        )
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate", compute_fn=list)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words given and those alone (Lightning's own warns when it is called from Python)."""
-        self.config = parser.parse_args(cast("list[str]", args))
+        self.words = cast("list[str]", args)
+        self.config = parser.parse_args(self.words)
+        command = self.config["subcommand"]
+        self.seeds = seed_list(self.config[command]["seeds"]) if command == "fit" else []
 
     def _parse_ckpt_path(self) -> None:
         """The YAML says what the model is; a checkpoint's own account of it is not merged over that."""
+
+    def _set_seed(self) -> None:
+        if not self.seeds:
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        """Build task, data and trainer; not where several trainings, each in a process of its own, are asked for."""
+        if not self.seeds:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.seeds:
+            fit_seeds(self.words, self.plain_config(), self.seeds)
+        else:
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The Trainer, which keeps the run in the folder `output` unless the YAML's `trainer` says otherwise."""
@@ -65,8 +93,16 @@ class TagToMaskCLI(LightningCLI):
             callbacks.append(progress_bar())
         if fits:
             checkpoints = given.enable_checkpointing is not False
-            callbacks += run_callbacks(folder, self.model, checkpoints=checkpoints, logs=bool(own))
+            callbacks += run_callbacks(folder, self.model, self.plain_config(), checkpoints=checkpoints, logs=bool(own))
+        else:
+            self.save_config_callback = None  # config.yaml is the training's
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def plain_config(self) -> dict[str, Any]:
+        """The whole configuration of the command, in plain JSON values."""
+        command = str(self.subcommand)
+        text = self._parser(command).dump(self.config[command], format="json", skip_none=False)
+        return dict(json.loads(text))
 
     def before_fit(self) -> None:
         """Refuse to train over an earlier run, whose figures and checkpoints would be lost."""

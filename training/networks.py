@@ -10,7 +10,7 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from seeds.backbones import block_strides, dilate
+from seeds.backbones import block_strides, dilate, rest_idle_blocks
 from seeds.weights import load_weights
 from training.freezable import SegmentationNetwork
 from training.largefov import LargeFOV
@@ -131,6 +131,8 @@ class SmpNetwork(SegmentationNetwork):
                 dilate(published, built.output_stride)
                 published._output_stride = built._output_stride  # noqa: SLF001
             self.model.encoder = published
+        if strides:
+            rest_idle_blocks(self.model.encoder)
         self.strides = {f"model.encoder.{block}": stride for block, stride in strides.items()}
 
     def forward(self, images: Tensor) -> Tensor:

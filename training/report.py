@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from training.charts import class_figures, confusion_matrix, css_colour, summary
 from training.gallery import Row, Section
 from training.pictures import cue_layer, jpeg, label_layer, layer_png, shrink
+from training.record import provenance_lines
 
 __all__ = ["render_page"]
 
@@ -160,6 +161,7 @@ def _foot(metrics: Mapping[str, Any]) -> str:
         facts["predictions"] = str(predictions["path"])
     if span := metrics.get("miou_interval"):
         facts["interval"] = f"bootstrap over pictures: {span['resamples']} draws, seed {span['seed']}"
+    facts |= dict(provenance_lines(record)) if (record := metrics.get("provenance")) else {}
     lines = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return f"<footer><dl>{lines}</dl></footer>"
 

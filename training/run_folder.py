@@ -1,11 +1,12 @@
 """What a training run leaves in its folder: figures, checkpoints, and how they are called."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from datamodules.errors import InputError
@@ -13,6 +14,8 @@ from training.callbacks import PicturePanel
 from training.csv_log import RunLog
 from training.guard import LossGuard
 from training.randomness import StepSeed
+from training.record import RunRecord
+from training.wandb_log import WandbLog
 
 Wandb = Literal["disabled", "offline", "online"]
 
@@ -57,16 +60,19 @@ def last_checkpoint(folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
 
-def run_callbacks(folder: Path, task: pl.LightningModule, *, checkpoints: bool, logs: bool) -> list[Callback]:
+def run_callbacks(
+    folder: Path, task: pl.LightningModule, config: Mapping[str, Any], *, checkpoints: bool, logs: bool
+) -> list[Callback]:
     """The callbacks every training run has.
 
     Args:
         folder: the run's folder.
         task: what is trained.
+        config: the run's whole configuration, in plain JSON values.
         checkpoints: whether checkpoints are kept (`trainer.enable_checkpointing`).
         logs: whether anything is logged (`trainer.logger`).
     """
-    found: list[Callback] = [StepSeed(), LossGuard()]
+    found: list[Callback] = [StepSeed(), LossGuard(), RunRecord(folder, config)]
     if logs:
         found += [LearningRateMonitor("epoch"), PicturePanel()]
     if checkpoints:
@@ -83,8 +89,7 @@ def run_loggers(folder: Path, wandb: Wandb) -> list[Logger]:
     """
     loggers: list[Logger] = [RunLog(folder)]
     if wandb != "disabled":
-        folder.mkdir(parents=True, exist_ok=True)
-        loggers.append(WandbLogger(name=folder.name, save_dir=folder, project="tag2mask", offline=wandb == "offline"))
+        loggers.append(WandbLog(folder, offline=wandb == "offline"))
     return loggers
 
 

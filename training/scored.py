@@ -66,6 +66,7 @@ def scored_network(checkpoint: Path, *, crf: bool, views: Views, **given: Any) -
         "flip": views.flip,
         "checkpoint": {"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
         "data": {key: data.hparams[key] for key in ("root", "layout", "masks", "eval_size")},
+        "provenance": trained.provenance,
     }
     stream = predictions(trained, data, photos, crf=crf, views=views)
     return Scored(split, photos, stream, crf, origin, data, trained)

@@ -2,13 +2,16 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["class_csv", "class_table", "confused_table", "percent", "summary_lines"]
+__all__ = [
+    "average", "class_csv", "class_table", "confused_table", "deviation", "facts_table", "percent", "summary_lines",
+]  # fmt: skip
 
 COLUMNS = ("iou", "precision", "recall", "boundary_iou")  # of metrics.json, by class
 TITLES = {"iou": "IoU", "precision": "precision", "recall": "recall", "boundary_iou": "boundary IoU"}
@@ -53,6 +56,14 @@ def summary_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield f"pixel accuracy {percent(metrics['pixel_accuracy'])}, mean over classes {percent(metrics['mean_accuracy'])}"
 
 
+def facts_table(facts: Iterable[tuple[str, str]]) -> Table:
+    """Facts, each behind its name."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts:
+        table.add_row(Text(name, style="dim"), Text(value))
+    return table
+
+
 def class_csv(metrics: Mapping[str, Any]) -> str:
     """Each class's figures as fractions: ``class``, the columns of ``metrics.json``, ``iou_without_crf`` with the CRF.
 
@@ -78,3 +89,16 @@ def shown_classes(metrics: Mapping[str, Any]) -> list[str]:
 def percent(value: float | None) -> str:
     """A fraction in per cent with one decimal; empty for None."""
     return "" if value is None else f"{100 * value:.1f}"
+
+
+def average(values: Sequence[float]) -> float:
+    """The mean of at least one value."""
+    return math.fsum(values) / len(values)
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The sample standard deviation (divided by n - 1); None of a single value."""
+    if len(values) < 2:  # noqa: PLR2004
+        return None
+    middle = average(values)
+    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))

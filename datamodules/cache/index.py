@@ -68,8 +68,10 @@ class Index:
         Raises:
             InputError: it is missing, cut short, damaged, or holds an id that is none.
         """
-        if not path.is_file() or path.stat().st_size != size or size > MAX_INDEX:
+        if not path.is_file() or path.stat().st_size != size:
             raise InputError(f"{path} is missing or cut short; make the cache again")
+        if size > MAX_INDEX:
+            raise InputError(f"{path} is refused: {size} bytes are more than any index has")
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
             raise InputError(f"{path} is damaged: it is not what was written; make the cache again")

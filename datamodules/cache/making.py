@@ -22,7 +22,8 @@ from datamodules.locking import FileLock
 
 PLAN, LOCK, STOP = "plan.json", "lock", "stopped"
 PLAN_FORMAT, RECORD_FORMAT = f"{FORMAT}-plan", f"{FORMAT}-record"
-FREE = ("checkpoint", "data", "date", "command")  # where files are and when: the result does not depend on these
+# Where files are, when, and of which revision the code: a run may go on with other ones. Packages decide.
+FREE = ("checkpoint", "data", "date", "command", "git")
 _PART = re.compile(r"\.(?:shard-\d+\.safetensors|shard-\d+\.json|plan\.json|stopped|index\.safetensors|manifest\.json)"
                    r"\.\d+\.part")  # fmt: skip
 _SHARD = re.compile(r"shard-(\d{5,})\.(safetensors|json)")
@@ -63,12 +64,11 @@ class Making:
             InputError: somebody else is at work there, the folder is of another plan or no cache, or the disk
                 refuses it.
         """
-        foreign = [] if not self.path.exists() else [file.name for file in self.path.iterdir() if not ours(file.name)]
-        known = (self.path / MANIFEST).is_file() or (self.path / PLAN).is_file()
-        if foreign and not known:
-            raise InputError(f"{self.path} exists already; it is not a seed cache; choose another output")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            known = (self.path / MANIFEST).is_file() or (self.path / PLAN).is_file()
+            if not known and not all(ours(file.name) for file in self.path.iterdir()):
+                raise InputError(f"{self.path} exists already; it is not a seed cache; choose another output")
             taken = self._lock.take()
         except OSError as error:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror}") from error

@@ -14,7 +14,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 from zlib import crc32
 
 import numpy as np
@@ -51,6 +51,14 @@ class Row(NamedTuple):
     saliency_w: int
 
 
+class Parts(TypedDict, total=False):
+    """What may be kept of a picture beside its cues."""
+
+    map_classes: NDArray[np.integer[Any]]  # class 0..C-1 of each map, (k,)
+    maps: Floats  # the raw maps, float32 (k, h, w), finite and not negative
+    saliency: Floats  # background saliency, float32 (h, w)
+
+
 class ShardBuilder:
     """Gathers the pictures of one shard."""
 
@@ -63,45 +71,36 @@ class ShardBuilder:
         self._parts: dict[str, list[NDArray[Any]]] = {name: [] for name in DTYPES}
         self._ends = dict.fromkeys(("cues", "maps", "saliency", "map_classes"), 0)
 
-    def add(
-        self,
-        name: str,
-        cues: NDArray[np.uint8],
-        map_classes: NDArray[np.integer[Any]] | None = None,
-        maps: Floats | None = None,
-        saliency: Floats | None = None,
-    ) -> None:
-        """Add a picture; arguments as :meth:`datamodules.cache.CacheWriter.add`.
+    def add(self, name: str, cues: NDArray[np.uint8], **parts: Unpack[Parts]) -> None:
+        """Add a picture.
+
+        Args:
+            name: the picture's id; a name or relative path without ``..``.
+            cues: label map uint8 (h, w) with values 0..C and 255.
+            **parts: its maps and saliency, as of :class:`Parts`, each of any size.
 
         Raises:
             InputError: an id, value or shape that does not fit.
         """
-        given = np.zeros((0, *cues.shape[-2:]), np.float32) if maps is None else maps
-        kinds = np.zeros(0, np.int32) if map_classes is None else np.asarray(map_classes, np.int32)
-        salient = np.zeros((0, 0), np.float32) if saliency is None else saliency
-        self._check(name, cues, kinds, given, salient)
-        fractions, maxima = scaled(given)
-        salient_fractions, salient_maximum = scaled(salient[None])
+        maps = parts.get("maps", np.zeros((0, *cues.shape[-2:]), np.float32))
+        kinds = np.asarray(parts.get("map_classes", ()), np.int32)
+        saliency = parts.get("saliency", np.zeros((0, 0), np.float32))
+        self._check(name, cues, kinds, maps, saliency)
+        fractions, maxima = scaled(maps)
+        salient_fractions, salient_maximum = scaled(saliency[None])
         ends = self._ends
-        row = Row._make(
-            (
-                ends["cues"],
-                *cues.shape,
-                ends["maps"],
-                *given.shape,
-                ends["map_classes"],
-                ends["saliency"],
-                *salient.shape,
-            )
-        )
-        parts: dict[str, NDArray[Any]] = {
+        row = Row._make((
+            ends["cues"], *cues.shape, ends["maps"], *maps.shape, ends["map_classes"], ends["saliency"],
+            *saliency.shape,
+        ))  # fmt: skip
+        arrays: dict[str, NDArray[Any]] = {
             "cues": cues, "maps": fractions, "map_classes": kinds, "map_maxima": maxima,
             "saliency": salient_fractions, "saliency_maxima": salient_maximum,
         }  # fmt: skip
-        for key, value in parts.items():
+        for key, value in arrays.items():
             self._parts[key].append(value.ravel())
         for key in ends:
-            ends[key] += parts[key].size
+            ends[key] += arrays[key].size
         self.ids.append(name)
         self._rows.append(row)
         self._checks.append((

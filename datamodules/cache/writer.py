@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.cache.format import FORMAT, INDEX, MANIFEST, SHARD_SIZE, VERSION, Floats, shard_name, signed
+from datamodules.cache.format import FORMAT, INDEX, MANIFEST, SHARD_SIZE, VERSION, shard_name, signed
 from datamodules.cache.index import index_bytes
-from datamodules.cache.shard import ShardBuilder
+from datamodules.cache.shard import Parts, ShardBuilder
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 
@@ -116,30 +116,15 @@ class CacheWriter:
         finally:
             shutil.rmtree(self._part, ignore_errors=True)
 
-    def add(
-        self,
-        name: str,
-        cues: NDArray[np.uint8],
-        *,
-        map_classes: NDArray[np.integer[Any]] | None = None,
-        maps: Floats | None = None,
-        saliency: Floats | None = None,
-    ) -> None:
-        """Add a picture.
-
-        Args:
-            name: the picture's id, each once; a name or relative path without ``..``.
-            cues: label map uint8 (h, w) with values 0..C and 255.
-            map_classes: class 0..C-1 of each map, (k,).
-            maps: the raw maps, float32 (k, h, w), finite and not negative.
-            saliency: background saliency, float32 (h, w).
+    def add(self, name: str, cues: NDArray[np.uint8], **parts: Unpack[Parts]) -> None:
+        """Add a picture; arguments as of :meth:`datamodules.cache.shard.ShardBuilder.add`.
 
         Raises:
-            InputError: an id twice, a value or shape other than these, or the disk does not take it.
+            InputError: an id twice, a value or shape that does not fit, or the disk does not take it.
         """
         if name in self._seen:
             raise InputError(f"picture {name} comes twice")
-        self._shard.add(name, cues, map_classes, maps, saliency)
+        self._shard.add(name, cues, **parts)
         self._seen.add(name)
         if len(self._shard.ids) == self.shard_size:
             self._write_shard()
@@ -157,8 +142,12 @@ class CacheWriter:
         try:
             if self.path.exists():  # a cache that may be replaced
                 self.path.replace(old)
-            self._part.replace(self.path)
+            try:
+                self._part.replace(self.path)
+            except OSError:
+                if old.exists():
+                    old.replace(self.path)
+                raise
         except OSError as error:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror}") from error
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The seed cache: ``python -m tests.benchmarks.bench_cache [--quick]``.
 
-How fast the generator is beside the bare network, which part is the bottleneck, how fast cues are read, how long a
-cache of a million pictures takes to open, and what a picture takes on disk beside irn's ``.npy`` files.
+How fast the generator is beside the bare network, which part is the bottleneck, how much memory it takes, how fast cues
+are read, how long a cache of a million pictures takes to open, and what a picture takes on disk beside irn's files.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -22,14 +23,17 @@ from datamodules.cache import CacheWriter, SeedCache
 from datamodules.cache.writer import write_manifest
 from datamodules.datamodule import TagDataModule
 from datamodules.synthesize import synthesize
-from seeds.asking import Question, seeds_of
+from seeds.asking import Question, Seed, seeds_of
 from seeds.classifier import ClassifierTask
+from seeds.frames import Framing
 from seeds.generate import generate_seeds, thresholded
-from seeds.packs import PackLoader, Packs
+from seeds.packs import Batches, PackLoader
 from seeds.shards import ShardWriter
 
 VOC, MILLION = 10_582, 1_000_000
-SIZE, BATCH = 320, 16
+SIZE, BATCH, SHARD = 320, 16, 64
+FEW = 32  # pictures
+PARTS = ("bare, in memory", "decoding", "cues, writing")
 
 
 def checkpoint_of(folder: Path, data: TagDataModule, backbone: str) -> tuple[Path, ClassifierTask]:
@@ -50,6 +54,23 @@ def bare(task: ClassifierTask, packs: list, question: Question) -> float:
     return time.perf_counter() - start
 
 
+def decoding(batches: Batches) -> float:
+    """Seconds of one worker that reads and warps the pictures."""
+    start = time.perf_counter()
+    list(PackLoader(batches, 1, lambda: False))
+    return time.perf_counter() - start
+
+
+def writing(folder: Path, seeds: list[Seed], classes: list[str]) -> float:
+    """Seconds of making cues and writing shards."""
+    start = time.perf_counter()
+    with CacheWriter(folder, classes, {}, overwrite=True) as writer:
+        for seed in seeds:
+            cues = thresholded(seed, fg_threshold=0.2, bg_fraction=0.1)
+            writer.add(seed.name, cues, map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
+    return time.perf_counter() - start
+
+
 def generator(checkpoint: Path, output: Path, workers: int) -> float:
     """Seconds of the generator from the first picture asked for to the last shard on disk; not its start."""
     moments = {}
@@ -64,45 +85,64 @@ def generator(checkpoint: Path, output: Path, workers: int) -> float:
         moments["end"] = time.perf_counter()
 
     with mock.patch.object(PackLoader, "__iter__", first), mock.patch.object(ShardWriter, "close", last):
-        generate_seeds(
-            checkpoint, output, overwrite=True, num_workers=workers, accelerator="cpu", shard_size=64,
-            threads=torch.get_num_threads(),
-        )  # fmt: skip
+        generate_seeds(checkpoint, output, overwrite=True, num_workers=workers, accelerator="cpu", shard_size=SHARD)
     return moments["end"] - moments["start"]
 
 
 def generation(folder: Path, pictures: int, turns: int) -> Table:
-    """The generator beside its parts, pictures a second."""
-    synthesize(folder / "data", train=pictures, val=2, size=SIZE)
+    """The generator beside its parts, pictures a second; network and generator in turns, each as often the first."""
     data = TagDataModule(str(folder / "data"), train_split="train", size=SIZE, batch_size=BATCH)
-    photos = data.photos("train", masks=False)
-    table = Table(title=f"generation, {torch.get_num_threads()} threads, {SIZE}x{SIZE}, pictures/s, medians of {turns}")
-    for column in ("network", "bare, in memory", "generator", "ratio", "decoding, 1 worker", "cues and writing"):
+    framing = Framing(SIZE, (1.0,), 8, keep_aspect=False)
+    batches = Batches(data.photos("train", masks=False), range(-(-pictures // SHARD)), SHARD, BATCH, framing)
+    packs = list(PackLoader(batches, 0, lambda: False))
+    table = Table(title=f"generation, 1 thread, 1 worker, {SIZE}x{SIZE}, pictures/s, medians of {turns} turns")
+    for column in ("network", *PARTS, "generator", "of the network's", "least..most", "bottleneck"):
         table.add_column(column, justify="right")
     for backbone in ("mobilenet_v2", "resnet50"):
         checkpoint, task = checkpoint_of(folder, data, backbone)
-        question = Question((task.model.default_layer, task.model.saliency_layer), SIZE // 8, flip=False, bf16=False)
-        plan = Packs(photos, range(-(-pictures // 64)), 64, BATCH, [SIZE])
-        packs = list(PackLoader(plan, 0, lambda: False))
-        bare(task, packs[:1], question)
-        runs = np.array(
-            [(bare(task, packs, question), generator(checkpoint, folder / "cache", 1)) for _ in range(turns)]
-        )
-        start = time.perf_counter()
-        list(PackLoader(plan, 1, lambda: False))
-        decoding = time.perf_counter() - start
+        question = Question((task.model.default_layer, task.model.saliency_layer), flip=False, bf16=False)
         seeds = [seed for pack in packs for seed in seeds_of(task.model, pack, question)]
-        start = time.perf_counter()
-        with CacheWriter(folder / "written", data.classes, {}, overwrite=True) as writer:
-            for seed in seeds:
-                cues = thresholded(seed, fg_threshold=0.2, bg_fraction=0.1)
-                writer.add(seed.name, cues, map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
-        writing = time.perf_counter() - start
-        alone, whole = pictures / np.median(runs, axis=0)
-        ratio = np.median(runs[:, 0] / runs[:, 1])
-        row = (alone, whole, ratio, pictures / decoding, pictures / writing)
-        table.add_row(backbone, *(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in row))
+        measures = {
+            PARTS[0]: partial(bare, task, packs, question),
+            PARTS[1]: partial(decoding, batches),
+            PARTS[2]: partial(writing, folder / "written", seeds, list(data.classes)),
+            "generator": partial(generator, checkpoint, folder / "cache", 1),
+        }
+        runs: dict[str, list[float]] = {name: [] for name in measures}
+        for turn in range(turns):
+            for name in (measures, reversed(measures))[turn % 2]:
+                runs[name].append(measures[name]())
+        speeds = {name: pictures / np.median(times) for name, times in runs.items()}
+        ratios = np.array(runs[PARTS[0]]) / np.array(runs["generator"])
+        shown = (f"{np.median(ratios):.2f}", f"{ratios.min():.2f}..{ratios.max():.2f}")
+        slowest = min(PARTS, key=speeds.__getitem__)
+        table.add_row(backbone, *(f"{speed:.0f}" for speed in speeds.values()), *shown, slowest)
     return table
+
+
+def in_a_process(code: str, *words: object) -> tuple[list[str], float]:
+    """What a program prints, and the most memory that it took, in MB: the whole process, which counts from its start.
+
+    ``resource.getrusage`` would tell the parent's memory, too.
+    """
+    code += "\nprint(open('/proc/self/status').read())"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-c", code, *map(str, words)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
+    return told, int(told[told.index("VmHWM:") + 1]) / 1024  # kB
+
+
+def memory(folder: Path, pictures: int) -> str:
+    """The most memory of the generator, for a few pictures and for many; its readers are other processes."""
+    code = (
+        "import sys\nfrom seeds.generate import generate_seeds\n"
+        "generate_seeds(*sys.argv[1:3], root=sys.argv[3], accelerator='cpu', num_workers=1)"
+    )
+    most = [
+        in_a_process(code, folder / "mobilenet_v2.ckpt", folder / f"of-{data}", folder / data)[1]
+        for data in ("few", "data")
+    ]
+    return f"most memory of the generator, mobilenet_v2: {FEW} pictures {most[0]:.0f} MB, {pictures} {most[1]:.0f} MB"
 
 
 def made_up(path: Path, pictures: int) -> list[dict]:
@@ -163,12 +203,9 @@ def million(folder: Path) -> str:
     code = (
         "import sys, time\nfrom datamodules.cache import SeedCache\nstart = time.perf_counter()\n"
         "cache = SeedCache(sys.argv[1])\nassert 'train/345/000000012345' in cache and 'train/345/1' not in cache\n"
-        "print(time.perf_counter() - start)\nprint(open('/proc/self/status').read())"
+        "print(time.perf_counter() - start)"
     )
-    words = [sys.executable, "-c", code, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    told = subprocess.run(words, check=True, capture_output=True, text=True, env=environment).stdout.split()
-    most = int(told[told.index("VmHWM:") + 1]) / 1024  # kB; resource.getrusage would tell this process's, too
+    told, most = in_a_process(code, folder)
     return f"opening {MILLION:,} pictures: {float(told[0]):.2f} s, {most:.0f} MB at most for the whole process"
 
 
@@ -177,12 +214,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer pictures and turns")
     quick = parser.parse_args().quick
-    console = Console(width=110)
+    console = Console(width=130)
+    torch.set_num_threads(1)  # the generator's default; a core is left for its reader
+    pictures, turns = (64, 3) if quick else (192, 7)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        table = generation(folder, *((32, 3) if quick else (192, 5)))
+        synthesize(folder / "data", train=pictures, val=2, size=SIZE)
+        synthesize(folder / "few", train=FEW, val=2, size=SIZE)
+        console.print(generation(folder, pictures, turns), memory(folder, pictures), sep="\n", highlight=False)
         entries = made_up(folder / "voc", VOC)
-        for line in (table, reading(folder / "voc"), on_disk(folder / "voc", entries), million(folder / "million")):
+        for line in (reading(folder / "voc"), on_disk(folder / "voc", entries), million(folder / "million")):
             console.print(line, highlight=False)
 
 

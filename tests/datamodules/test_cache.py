@@ -35,7 +35,7 @@ def write(path, count, **settings):
     with CacheWriter(path, CLASSES, {"made": "by a test"}, **settings) as cache:
         for i in range(count):
             entry = picture(i)
-            cache.add(f"id{i}", entry.pop("cues"), **entry)
+            cache.add(f"id{i}", **{part: value for part, value in entry.items() if value is not None})
     return SeedCache(path)
 
 
@@ -130,6 +130,22 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypat
     with pytest.raises(InputError, match="No space left"):
         write(tmp_path / "c", 3, overwrite=True)
     monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert len(SeedCache(tmp_path / "c")) == 2
+
+
+def test_an_overwriting_that_fails_at_its_last_step_gives_the_old_cache_back(tmp_path, monkeypatch):
+    write(tmp_path / "c", 2)
+    replace = Path.replace
+
+    def refuse(path, target):
+        if path.name.endswith(".part") and Path(target).name == "c":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(InputError, match="cannot be written: Permission denied"):
+        write(tmp_path / "c", 3, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
     assert len(SeedCache(tmp_path / "c")) == 2
 

@@ -106,6 +106,18 @@ def declared(shape, size=None):
     return damage
 
 
+def ten_gigabytes(file):
+    """A file of nothing that is as long as the manifest says, and none of it on the disk."""
+
+    def damage(path):
+        with (path / file).open("r+b") as content:
+            content.truncate(10_000_000_000)
+        if file != "manifest.json":
+            change(path, index={"bytes": 10_000_000_000, "sha256": "0" * 64})
+
+    return damage
+
+
 DAMAGES = {
     "no manifest": (lambda p: (p / "manifest.json").unlink(), "not a finished seed cache"),
     "half a manifest": (lambda p: (p / "manifest.json").write_text("{"), "manifest.json is damaged"),
@@ -137,6 +149,8 @@ DAMAGES = {
     "not text": (replace_index(ids=ids(b"\xff\nb\nc\n")), "index.safetensors is damaged"),
     "too few ids": (replace_index(ids=ids(b"a\nb\n")), "does not hold the 3 pictures"),
     "wild order": (replace_index(order=np.array([0, 1, 1 << 30], np.int32)), "does not hold the 3 pictures"),
+    "10 GB of index": (ten_gigabytes("index.safetensors"), "10000000000 bytes are more than any index has"),
+    "10 GB of manifest": (ten_gigabytes("manifest.json"), "manifest.json is damaged"),
     "absurd shape": (declared([1 << 40, 1 << 40], 16), "is damaged"),
     "10 GB, not there": (declared([10_000_000_000]), "is damaged"),
     "10 GB of nothing": (declared([10_000_000_000], 10_000_000_000), "is damaged"),

@@ -119,6 +119,9 @@ def test_overwriting(tmp_path):
     verify_cache(tmp_path / "c")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
+    (tmp_path / "file").write_text("dear")
+    with pytest.raises(InputError, match="file cannot be written: File exists"):
+        make(tmp_path / "file", overwrite=True)
     with pytest.raises(InputError, match="not a seed cache"):
         make(tmp_path / "mine", overwrite=True)
     assert files(tmp_path / "mine") == {"letter.txt": b"dear"}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from datamodules import sampling
 from datamodules.errors import InputError
-from datamodules.sampling import Draw, EvalSampler, TrainSampler
+from datamodules.sampling import Draw, EvalSampler, TrainSampler, evenly
 
 
 def shares(monkeypatch, replicas, make):
@@ -70,3 +70,11 @@ def test_the_seed_of_the_run(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "12")
     assert sampling.run_seed() == 12
     assert Draw(3, 4).picture == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "found"),
+    [(10, 3, [0, 4, 9]), (10, 4, [0, 3, 6, 9]), (3, 8, [0, 1, 2]), (5, 1, [0]), (5, 0, []), (0, 5, [])],
+)
+def test_evenly(count, wanted, found):
+    assert evenly(count, wanted) == found

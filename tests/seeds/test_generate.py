@@ -17,9 +17,10 @@ from seeds.asking import Question, seeds_of
 from seeds.checkpoint import load_task
 from seeds.classifier import ClassifierTask
 from seeds.cues import label_map
+from seeds.frames import Framing
 from seeds.generate import generate_seeds, thresholded
 from seeds.gradcam import GradCAM
-from seeds.packs import PackLoader, Packs
+from seeds.packs import Batches, PackLoader
 from seeds.quality import evaluate_seeds
 from seeds.saliency import background_saliency
 from tests.seeds.conftest import IDS, data_of
@@ -146,10 +147,10 @@ def test_cues_of_the_cache_are_the_cues_of_memory(voc, checkpoint, tmp_path):
     generate_seeds(checkpoint, tmp_path / "cache", batch_size=3)
     cache, task = SeedCache(tmp_path / "cache"), load_task(checkpoint, ClassifierTask)
     photos = data_of(voc).photos("train")
-    question = Question(("features", "features.encoder.layer2.1"), 8, flip=False, bf16=False)
+    question = Question(("features", "features.encoder.layer2.1"), flip=False, bf16=False)
     rule = {"fg_threshold": 0.2, "bg_fraction": 0.1}
     names, differ = [], 0
-    for pack in PackLoader(Packs(photos, [0], 6, 3, [64]), 0, lambda: False):
+    for pack in PackLoader(Batches(photos, [0], 6, 3, Framing(64, (1.0,), 8, keep_aspect=False)), 0, lambda: False):
         for seed in seeds_of(task.model, pack, question):
             np.testing.assert_array_equal(cache.cues(seed.name), thresholded(seed, **rule))
             differ += (cache.cues(seed.name) != label_map(seed.classes, seed.maps, seed.saliency, 0.2, 0.1)).sum()

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from datamodules.cache import SeedCache
 from datamodules.cache.check import verify_cache
@@ -99,9 +100,11 @@ def ranks(world, work):
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
-def test_one_two_and_three_processes_write_the_same_bytes(checkpoint, tmp_path):
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_one_two_and_three_processes_write_the_same_bytes(checkpoint, tmp_path, keep_aspect):
     def run(name, **settings):
-        generate_seeds(checkpoint, tmp_path / name, batch_size=1, shard_size=2, **SETTINGS, **settings)
+        given = {"batch_size": 2, "shard_size": 2, "keep_aspect": keep_aspect, "cue_stride": 4}
+        generate_seeds(checkpoint, tmp_path / name, **given, **SETTINGS, **settings)
 
     run("1")
     for world in (2, 3):

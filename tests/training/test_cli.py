@@ -35,7 +35,7 @@ def made(tmp_path_factory):
     assert run(*generate) == 0
     assert run("seeds", "evaluate", "--cache", folder / "seeds", "--output", folder / "quality") == 0
     sec = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder / 'sec'}", *common]
-    sec += [f"--data.cues={folder / 'seeds'}", f"--model.weights={checkpoint}", "--wandb=offline"]
+    sec += [f"--data.cues={folder / 'seeds'}", f"--model.weights={checkpoint}"]
     sec += [f"--data.cues_made_by={checkpoint}"]
     assert run(*sec) == 0
     assert run("evaluate", "--checkpoint", folder / "sec/last.ckpt", "--output", folder / "val") == 0
@@ -86,13 +86,8 @@ def test_a_disk_that_takes_no_checkpoint(made, tmp_path):
         r"^tag2mask: the checkpoint .*(best|last)\.ckpt cannot be written: File too large$", done.stderr, re.MULTILINE
     )
     assert "Traceback" not in done.stderr
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "hparams.yaml", "metrics.csv"}
-
-
-def test_wandb_offline_holds_pictures(made):
-    """Panels of training and of validation are in the offline run."""
-    pictures = {path.parent.name for path in (made / "sec/wandb").rglob("media/images/*/*.png")}
-    assert {"train", "val"} <= pictures
+    files = {"config.yaml", "hparams.yaml", "metrics.csv", "provenance.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == files
 
 
 def test_a_run_is_not_trained_over(made, capsys):

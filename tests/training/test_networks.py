@@ -198,3 +198,14 @@ def test_largefov_freezes_by_the_strides_of_vgg():
 def test_a_stride_that_is_none_is_refused(stride):
     with pytest.raises(InputError, match=str(stride)):
         LargeFOV(3).freeze(stride)
+
+
+def test_stages_beyond_the_depth_ask_for_no_gradient():
+    """SMP keeps them, and several processes would wait for their gradients."""
+    network = build_network(
+        "DeepLabV3Plus", 3, encoder="resnet18", output_stride=8, weights="none",
+        network_args={"encoder_depth": 3, "decoder_channels": 16},
+    )  # fmt: skip
+    network(torch.randn(2, 3, 64, 64)).sum().backward()
+    for name, weight in network.named_parameters():
+        assert (weight.grad is None) == (not weight.requires_grad) == ("layer3" in name or "layer4" in name), name

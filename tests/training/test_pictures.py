@@ -91,9 +91,10 @@ class Wall(CSVLogger):
 
     def __init__(self, folder):
         super().__init__(folder)
-        self.shown = {}
+        self.shown, self.steps = {}, []
 
-    def log_image(self, key, images, caption):
+    def log_image(self, key, images, step, caption):
+        self.steps.append(step)
         self.shown.setdefault(key, []).append((images, caption))
 
 
@@ -118,6 +119,7 @@ def test_panels_of_training_and_validation(voc, cues, tmp_path):
     assert all(image.shape == (64, 3 * 64 + 2 * 4, 3) for image in images)  # picture, cues, prediction
     assert wall.shown["val/pictures"][0][0][0].shape == (64, 3 * 64 + 2 * 4, 3)  # picture, prediction, truth
     assert modes == [True] * 3
+    assert wall.steps == [0, 2]  # of the first batch, and of the last, after which validation is
 
 
 def test_loggers_that_take_no_pictures_are_left_alone(voc, tmp_path, monkeypatch):

@@ -246,6 +246,26 @@ def test_compare_shows_differences_from_the_first(tmp_path, capsys):
     assert "second" in said
 
 
+def test_compare_of_seeds_shows_mean_and_deviation(tmp_path, capsys):
+    """Two seeds of one experiment against one of another; a class that one seed lacks has no mean."""
+    for name, cat in (("a", (0.5, 0.6)), ("b", (0.7,))):
+        for seed, value in enumerate(cat):
+            (tmp_path / name / f"seed-{seed}").mkdir(parents=True)
+            iou = {"background": 0.9, "cat": value} | ({"dog": 0.2} if seed == 0 else {})
+            write_metrics(tmp_path / name / f"seed-{seed}/val", iou)
+    every = sorted(tmp_path.glob("*/seed-*/val"))
+    assert run("compare", "--mean", "true", *every, every[0]) == 0
+    said = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in said.splitlines() if line.count("│") > 2}
+    spread = 100 * np.std([0.5, 0.6], ddof=1)
+    assert [cell.split() for cell in rows["cat"]] == [["55.0", "±", f"{spread:.1f}"], ["70.0", "+15.0"]]
+    assert [cell.split() for cell in rows["background"]] == [["90.0", "±", "0.0"], ["90.0", "+0.0"]]
+    assert [cell.split() for cell in rows["dog"]] == [[], ["20.0"]]
+    assert "a/seed-*/val" in said
+    assert run("compare", every[0], every[0]) == 0
+    assert "±" not in capsys.readouterr().out
+
+
 def test_compare_of_what_evaluate_wrote(voc, foreign, tmp_path, capsys):
     for name in ("a", "b"):
         evaluate(predictions=foreign[0], root=str(voc), output=tmp_path / name, pictures=0)

@@ -1,0 +1,58 @@
+"""Where a cache comes from: a checkpoint, and the pictures of a split with their labels."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from datamodules.datamodule import TagDataModule
+from datamodules.files import file_sha256
+from datamodules.photos import PhotoSet, check_labels
+from seeds.checkpoint import read_checkpoint
+from seeds.data import data_settings
+from seeds.provenance import ids_sha256, provenance
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained network's checkpoint, and the pictures it is asked about.
+
+    Attributes:
+        checkpoint: the network's.
+        data: the data module.
+        photos: the pictures with their labels.
+    """
+
+    checkpoint: Path
+    data: TagDataModule
+    photos: PhotoSet
+
+    @classmethod
+    def of(cls, checkpoint: Path, task: str, classes: Sequence[str], **given: Any) -> Self:
+        """Find the pictures that a network was trained on, or others.
+
+        Args:
+            checkpoint: the network's.
+            task: what it is of, "classifier" or "segmentation".
+            classes: the names of its classes.
+            **given: settings of the data module that override those of the training, where they are not None.
+
+        Raises:
+            InputError: the checkpoint, the pictures or their labels are not usable.
+        """
+        stored = read_checkpoint(checkpoint, task).get("datamodule_hyper_parameters")
+        data = TagDataModule(**data_settings(stored, classes, **given))
+        photos = data.photos(data.hparams["train_split"], masks=False)
+        check_labels(photos, f"labels: {data.hparams['labels']} of {data.root}")
+        return cls(checkpoint, data, photos)
+
+    def provenance(self) -> dict[str, Any]:
+        """What a cache remembers of where it came from."""
+        hp, photos = self.data.hparams, self.photos
+        return {
+            "checkpoint": str(self.checkpoint), "checkpoint_sha256": file_sha256(self.checkpoint),
+            "classes": list(photos.classes), "data": data_settings(hp, photos.classes),
+            "label_source": hp["labels"], "labels_sha256": hashlib.sha256(photos.labels.tobytes()).hexdigest(),
+            "split": hp["train_split"], "images_sha256": ids_sha256(photos.ids), **provenance(),
+        }  # fmt: skip

@@ -1,0 +1,193 @@
+"""Where a training step's time goes: ``python -m tests.benchmarks.bench_step [--quick]``.
+
+The step is that of a real `fit` of a configuration as it stands, through the command line, on real pictures where
+``data/`` has them (else on the embedded data set, as large); only the cues are made up, and validation is left out.
+*Wall* is what passes in the training process; its *CPU* counts all of its threads, and the loader's workers have a row
+of their own. Shares are of the whole step; what is not the network's is summed up below: on the wall's clock, and by
+CPU time with the workers, which on a machine without idle cores is what they cost.
+
+Figures of a machine that does other work at the same time are worth little, shares of CPU time excepted.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.cache import CacheWriter
+from datamodules.datamodule import TagDataModule
+from datamodules.synthesize import synthesize
+from tests.benchmarks.stopwatch import NETWORK, PARTS, Stopwatch
+from training.cli import main as tag2mask
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+CASES = ("sec_voc_animals", "classifier_voc_animals")
+SHARED = Path(os.environ.get("TAG2MASK_DATA", ROOT.parent / "shared" / "data"))
+SIDE = 500  # of the embedded pictures, as of VOC's
+WARM = 6  # steps before the clock counts: workers have then filled their queue once
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step of a configuration: seconds of each part (wall, CPU), of the workers (CPU), and what the run took.
+
+    Attributes:
+        parts: (parts, 2), the mean over the steps.
+        spread: (parts, 2), the standard error of that mean.
+        workers: CPU seconds of all workers, a step.
+        batch: pictures a step.
+        peak: the training process's largest resident memory, in bytes.
+    """
+
+    parts: np.ndarray
+    spread: np.ndarray
+    workers: float
+    batch: int
+    peak: int
+
+    @property
+    def network(self) -> np.ndarray:
+        """The network's seconds, wall and CPU."""
+        return self.parts[[PARTS.index(part) for part in NETWORK]].sum(0)
+
+    @property
+    def rest(self) -> tuple[float, float]:
+        """What is not the network's, as a share of the step: of its wall time, and of all its CPU time."""
+        wall, cpu = self.parts.sum(0)
+        return 1 - self.network[0] / wall, 1 - self.network[1] / (cpu + self.workers)
+
+
+def read_config(name: str) -> dict:
+    """A configuration as it stands."""
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+def available_data(config: dict, folder: Path, pictures: int, *, embedded: bool = False) -> dict:
+    """The settings of a configuration's data that differ, so that it finds pictures and cues.
+
+    Args:
+        config: as in the YAML.
+        folder: where to write what has to be made.
+        pictures: of the embedded data set, where it is taken.
+        embedded: take it even where there are real pictures.
+    """
+    places = (ROOT / config["data"]["root"], SHARED / "VOCdevkit" / "VOC2012")
+    root = next((place for place in places if (place / "JPEGImages").is_dir()), None)
+    settings: dict = {}
+    if embedded or root is None:
+        root = folder / "data"
+        synthesize(root, train=pictures, val=2, size=SIDE)
+        settings = {"train_split": "train", "classes": None, "masks": None}
+    settings["root"] = str(root)
+    if config["data"].get("targets") == "cues":
+        data = config["data"] | settings
+        made_up_cues(
+            TagDataModule(str(root), classes=data["classes"], masks=None), data["train_split"], folder / "cues"
+        )
+        settings |= {"cues": str(folder / "cues"), "cues_made_by": None}
+    return settings
+
+
+def words_of(settings: dict) -> list[str]:
+    """Settings of the data, and weights for the network where there are any, as options."""
+    files = (path for place in (ROOT / "data", SHARED) for path in place.glob("imagenet/mobilenet_v2*.pth"))
+    given = [f"--data.{key}={json.dumps(value) if value is None else value}" for key, value in settings.items()]
+    return [*given, f"--model.init_args.weights={next(files, 'none')}"]
+
+
+def made_up_cues(data: TagDataModule, split: str, path: Path) -> None:
+    """A seed cache of 40x40 cells: a part for each of a picture's classes, a part background, the rest nothing."""
+    photos = data.photos(split, masks=False)
+    with CacheWriter(path, data.classes, {"made": "for a benchmark"}) as writer:
+        for name, labels in zip(photos.ids, photos.labels, strict=True):
+            cells = np.full((40, 40), 255, np.uint8)
+            cells[:4] = 0
+            for number in np.flatnonzero(labels):
+                cells[10 + number % 20 :: 20, 10:30] = number + 1
+            writer.add(name, cells)
+
+
+def measure(name: str, words: list[str], folder: Path, steps: int, warm: int = WARM) -> Measured:
+    """Train for some steps and watch.
+
+    Args:
+        name: of the configuration.
+        words: further options.
+        folder: of the run.
+        steps: how many are counted.
+        warm: how many come before them.
+    """
+    watch = Stopwatch()
+    command = ["fit", f"--config={CONFIGS / name}.yaml", f"--output={folder}", *words]
+    command += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={warm + steps + 1}"]
+    command += ["--trainer.limit_val_batches=0", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+    with watch.watching():
+        if tag2mask(command):
+            sys.exit(1)
+    counted = watch.steps[warm:]
+    seconds = np.array([[step[part] for part in PARTS] for step in counted])  # (steps, parts, 2)
+    return Measured(
+        seconds.mean(0),
+        seconds.std(0) / len(counted) ** 0.5,
+        (watch.workers[-1] - watch.workers[warm]) / len(counted),
+        yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"],
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    )
+
+
+def apart(*arguments) -> Measured:
+    """`measure` in a process of its own, whose memory is the run's alone."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+def split_table(name: str, measured: Measured) -> Table:
+    """A step's parts."""
+    wall, cpu = measured.parts.sum(0)
+    cpu += measured.workers
+    table = Table(title=f"{name}: a step of {measured.batch} pictures, {torch.get_num_threads()} threads")
+    for column in ("", "wall, ms", "±", "share", "CPU, ms", "share"):
+        table.add_column(column, justify="right" if column else "left")
+    for part, (seconds, used), (error, _) in zip(PARTS, measured.parts, measured.spread, strict=True):
+        called = {"data": "data (waiting, moving)", "loop": "Lightning's loop"}.get(part, part)
+        numbers = (f"{seconds * 1e3:.1f}", f"{error * 1e3:.1f}", f"{seconds / wall:.1%}")
+        table.add_row(called, *numbers, f"{used * 1e3:.1f}", f"{used / cpu:.1%}")
+    workers = measured.workers
+    table.add_row("the loader's workers", "", "", "", f"{workers * 1e3:.1f}", f"{workers / cpu:.1%}", end_section=True)
+    table.add_row("step", f"{wall * 1e3:.1f}", "", "", f"{cpu * 1e3:.1f}", "")
+    rest = measured.rest
+    table.add_row("all but the network", "", "", f"{rest[0]:.1%}", "", f"{rest[1]:.1%}")
+    table.caption = f"peak memory of the training process {measured.peak / 2**30:.2f} GiB"
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="twelve steps of four pictures, on the embedded data set")
+    quick = parser.parse_args(arguments).quick
+    steps, pictures = (12, 76) if quick else (20, 432)  # a multiple of log_every_n_steps
+    console = Console(width=110)
+    for name in CASES:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            settings = available_data(read_config(name), folder, pictures, embedded=quick)
+            words = words_of(settings | ({"batch_size": 4} if quick else {}))
+            console.print(split_table(name, apart(name, words, folder / "run", steps)))
+
+
+if __name__ == "__main__":
+    main()

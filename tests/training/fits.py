@@ -1,0 +1,19 @@
+"""Training by the command line, tiny."""
+
+from pathlib import Path
+
+from training.cli import main
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def fit(voc, cues, folder, *words, command="fit"):
+    """Train SEC on nine pictures of 64 pixels, an epoch of three steps, in this process; the exit status."""
+    arguments = [
+        *(command, f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder}", "--model.weights=none"),
+        *(f"--data.root={voc}", f"--data.cues={cues}", "--data.cues_made_by=null", "--data.size=64"),
+        *("--data.cue_stride=8", "--data.batch_size=3", "--data.num_workers=0", "--trainer.max_epochs=1"),
+        *("--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"),
+        "--trainer.enable_model_summary=false",
+    ]
+    return main([*arguments, *words])

@@ -1,0 +1,119 @@
+"""A network's labels of its own training pictures: from tags, scores and the CRF; a cache to train on again."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from datamodules.cache import NO_CUE, SeedCache
+from datamodules.files import file_sha256
+from datamodules.images import normalize
+from seeds.asking import Seed
+from seeds.packs import Pack
+from tests.training.conftest import SIZE, data_of
+from tests.training.fits import fit
+from training.cli import main
+from training.inference import load_trained
+from training.relabel import labels_of, predicted
+
+
+class Scores(torch.nn.Module):
+    """Scores that are the picture's mean colours."""
+
+    def forward(self, images):
+        return functional.avg_pool2d(images, 4)
+
+
+def test_absent_classes_are_left_out_of_the_softmax():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    pack = Pack(0, ["a", "b"], labels, [images], (2, 2), {})
+    first, second = predicted(Scores(), pack, flip=False, bf16=False)
+    scores = functional.avg_pool2d(normalize(images), 4).double()
+    expected = scores[0, :2].exp() / scores[0, :2].exp().sum(0)
+    np.testing.assert_allclose(first.maps, expected[1:], rtol=1e-5)
+    np.testing.assert_allclose(second.maps, scores[1].softmax(0)[1:], rtol=1e-5)
+    assert (first.classes.tolist(), second.classes.tolist()) == ([0], [0, 1])
+    # a network that looks at each cell by itself says the same of a mirrored picture
+    for one, other in zip(predicted(Scores(), pack, flip=True, bf16=False), (first, second), strict=True):
+        np.testing.assert_allclose(one.maps, other.maps, rtol=1e-5)
+
+
+def seed_of(maps):
+    classes = np.arange(0, 2 * len(maps), 2)
+    return Seed("a", classes, np.asarray(maps, np.float32), None, torch.zeros(3, 16, 16, dtype=torch.uint8))
+
+
+def test_labels_by_hand():
+    seed = seed_of([[[0.75, 0.25], [0.5, 0.0]], [[0.0, 0.25], [0.25, 0.125]]])  # background 0.25 0.5 / 0.25 0.875
+    assert labels_of(seed, crf=False, certain=0.0).tolist() == [[1, 0], [1, 0]]
+    assert labels_of(seed, crf=False, certain=0.7).tolist() == [[1, NO_CUE], [NO_CUE, 0]]
+    assert labels_of(seed_of(np.zeros((0, 2, 2))), crf=False, certain=0.5).tolist() == [[0, 0], [0, 0]]
+
+
+def test_the_crf_follows_the_picture():
+    """A weak map on the left half, an edge a cell further right: the label goes up to the edge."""
+    maps = np.full((1, 8, 8), 0.4)
+    maps[0, :, :4] = 0.9
+    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    picture[:, :, :20] = 255
+    seed = Seed("a", np.array([1]), maps.astype(np.float32), None, picture)
+    assert (labels_of(seed, crf=False, certain=0.0) == 2).sum() == 32
+    found = labels_of(seed, crf=True, certain=0.0)
+    assert (found[:, :5] == 2).all()
+    assert (found[:, 5:] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def labels(checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("labels") / "cache"
+    words = ["--checkpoint", str(checkpoint), "--output", str(path), "--num_workers", "0", "--shard_size", "4"]
+    assert main(["relabel", *words, "--accelerator", "cpu"]) == 0
+    assert main(["relabel", *words, "--accelerator", "cpu"]) == 0  # is there already
+    assert main(["relabel", *words, "--accelerator", "cpu", "--certain", "0.5"]) == 1  # made with other settings
+    return path
+
+
+def test_a_cache_of_the_networks_own_labels(labels, voc, checkpoint):
+    cache, trained = SeedCache(labels), load_trained(checkpoint)
+    photos = data_of(voc).photos("train")
+    assert cache.ids == photos.ids
+    assert cache.manifest["checkpoint_sha256"] == file_sha256(checkpoint)
+    assert cache.manifest["grid"] == [SIZE // 4, SIZE // 4]
+    for name, own in zip(photos.ids, photos.labels, strict=True):
+        present = np.flatnonzero(own)
+        assert cache.maps(name)[0].tolist() == present.tolist()
+        assert set(np.unique(cache.cues(name))) <= {0, *(present + 1)}
+    index = next(i for i, own in enumerate(photos.labels) if own.sum() == 1)
+    warped = data_of(voc).eval_loader(photos.subset([index]))
+    scores = trained.scores(next(iter(warped))["image"])[0]
+    keep = torch.tensor([True, *(photos.labels[index] > 0)])
+    probs = functional.interpolate(scores[keep].softmax(0)[None], (SIZE // 4, SIZE // 4), mode="bilinear")[0, 1:]
+    np.testing.assert_allclose(cache.maps(photos.ids[index])[1], probs, atol=2e-3)
+
+
+def test_it_is_trained_on_again(labels, voc, checkpoint, tmp_path, capsys):
+    words = ["--model.expand_weight=0", "--model.constrain_weight=0", "--data.cue_stride=4"]
+    assert fit(voc, labels, tmp_path / "again", *words, f"--data.cues_made_by={checkpoint}") == 0
+    assert main(["seeds", "evaluate", "--cache", str(labels), "--output", str(tmp_path / "quality")]) == 0
+    assert "coverage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["--certain", "1.0"], "certain 1.0 is outside"), (["--scales", "[]"], "scales"),
+     (["--cue_stride", "0"], "cue_stride"),
+     (["--split", "night"], "night"), (["--threads", "0"], "threads")],
+)  # fmt: skip
+def test_bad_arguments(checkpoint, tmp_path, words, says, capsys):
+    command = ["relabel", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x"), "--num_workers", "0"]
+    assert main([*command, *words]) == 1
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
+    (tmp_path / "x.ckpt").write_bytes(b"nothing")
+    assert main(["relabel", "--checkpoint", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "x")]) == 1
+    assert "x.ckpt" in capsys.readouterr().err

@@ -1,0 +1,166 @@
+"""The same seed gives the same network; several seeds by one command, and how far they differ."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.errors import InputError
+from tests.training.fits import fit
+from training import seed_runs
+from training.cli import main
+from training.record import read_record
+from training.seed_runs import run_fit, seed_list
+from training.task import SegmentationTask
+
+STEPS = 6  # two epochs of three
+TWO = "--trainer.max_epochs=2"
+
+
+def weights(folder):
+    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def same(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+class Processes:
+    """Stands for the processes that are started: runs each in this one, some as if the machine had failed."""
+
+    def __init__(self):
+        self.started = []
+        self.fails = {}  # place in the order of starting: what to do instead
+
+    def __call__(self, words):
+        self.started.append(list(words))
+        return self.fails.get(len(self.started), main)(list(words))
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    found = Processes()
+    monkeypatch.setattr(seed_runs, "run_fit", found)
+    return found
+
+
+def dies_in_the_second_epoch(words):
+    step = SegmentationTask.training_step
+
+    def dying(task, batch, index):
+        if task.trainer.global_step == STEPS - 1:
+            raise InputError("the machine failed")
+        return step(task, batch, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", dying)
+        return main(words)
+
+
+def test_the_same_seed_gives_the_same_weights(voc, cues, tmp_path):
+    """To the bit, on one thread, augmentation and dropout on; another seed gives others, in every layer."""
+    for name, seed in (("one", 5), ("again", 5), ("other", 6)):
+        assert fit(voc, cues, tmp_path / name, f"--seed_everything={seed}") == 0
+    one, again, other = (weights(tmp_path / name) for name in ("one", "again", "other"))
+    assert same(one, again)
+    learned = [name for name, value in one.items() if value.ndim == 4]
+    assert learned
+    assert not any(torch.equal(one[name], other[name]) for name in learned)
+
+
+def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys):
+    """The second training fails midway; the same command again leaves the first alone, goes on with the second."""
+    folder, words = tmp_path / "runs", ["--seeds=0,1", TWO]
+    processes.fails = {2: dies_in_the_second_epoch}
+    assert fit(voc, cues, folder, *words) == 1
+    assert "the training with seed 1 ended with status 1" in capsys.readouterr().err
+    assert not (folder / "seeds.json").exists()
+    assert [read_record(folder / f"seed-{seed}")["finished"] for seed in (0, 1)] == [True, False]
+
+    assert fit(voc, cues, folder, *words) == 0
+    assert len(processes.started) == 3
+    assert "--ckpt_path=last" in processes.started[2]
+    assert [go["from_step"] for go in read_record(folder / "seed-1")["goes"]] == [0, STEPS // 2]
+    assert "seed 0: finished already" in capsys.readouterr().out
+
+    # the same seed by itself: the same weights, to the bit, and so for the run that was stopped; another seed: others
+    assert fit(voc, cues, tmp_path / "alone", "--seed_everything=1", TWO) == 0
+    assert same(weights(tmp_path / "alone"), weights(folder / "seed-1"))
+    assert not same(weights(folder / "seed-0"), weights(folder / "seed-1"))
+    check_figures(folder)
+
+    # nothing is left to do; other settings are not mixed in
+    assert fit(voc, cues, folder, *words) == 0
+    assert fit(voc, cues, folder, *words, "--model.lr=0.5") == 1
+    assert "seed-0 holds a finished run with model.init_args.lr 0.001, not 0.5" in capsys.readouterr().err
+    assert len(processes.started) == 3
+
+
+def test_a_training_that_is_killed(voc, cues, tmp_path, processes, capsys):
+    processes.fails = {1: lambda _words: -9}
+    assert fit(voc, cues, tmp_path / "runs", "--seeds=3,4") == 1
+    assert "the training with seed 3 was ended by signal 9; the same command" in capsys.readouterr().err
+    assert len(processes.started) == 1
+
+
+def check_figures(folder):
+    """Mean and deviation are numpy's of what the runs' own logs say."""
+    finals = []
+    for seed in (0, 1):
+        with (folder / f"seed-{seed}/metrics.csv").open(newline="") as file:
+            finals.append([float(row["val/miou"]) for row in csv.DictReader(file) if row["val/miou"]][-1])
+    found = json.loads((folder / "seeds.json").read_text())
+    assert found["seeds"] == [0, 1]
+    np.testing.assert_allclose(found["figures"]["val/miou"]["mean"], np.mean(finals), rtol=1e-6)
+    np.testing.assert_allclose(found["figures"]["val/miou"]["deviation"], np.std(finals, ddof=1), rtol=1e-4)
+    with (folder / "seeds.csv").open(newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["figure"] == "val/miou")
+    np.testing.assert_allclose([float(row["seed-0"]), float(row["seed-1"])], finals, rtol=1e-6)
+    assert float(row["mean"]) == found["figures"]["val/miou"]["mean"]
+
+
+def test_figures_that_not_every_run_has_have_no_mean(tmp_path, capsys):
+    seed_runs.write_figures(tmp_path, {4: {"val/a": 0.5, "val/b": 1.0}, 7: {"val/a": 0.25}})
+    found = json.loads((tmp_path / "seeds.json").read_text())
+    assert found["figures"] == {"val/a": {"mean": 0.375, "deviation": pytest.approx(0.25 / 2**0.5)}}
+    assert "val/b" not in capsys.readouterr().out
+    seed_runs.write_figures(tmp_path, {4: {"val/a": 0.5}})
+    assert json.loads((tmp_path / "seeds.json").read_text())["figures"]["val/a"] == {"mean": 0.5, "deviation": None}
+    seed_runs.write_figures(tmp_path, {4: {}})
+    assert "no figures" in capsys.readouterr().out
+
+
+def test_seeds_as_written():
+    assert seed_list("0,1,2") == seed_list([0, 1, 2]) == [0, 1, 2]
+    assert seed_list("7") == [7]
+    assert seed_list(None) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--seeds=1,1"], "different numbers"),
+        (["--seeds=-1,2"], "different numbers"),
+        (["--seeds=a"], "whole numbers"),
+        (["--seeds=1,2", "--ckpt_path=last"], "leave ckpt_path out"),
+    ],
+)
+def test_seeds_that_cannot_be(voc, cues, tmp_path, processes, capsys, words, says):
+    assert fit(voc, cues, tmp_path / "runs", *words) in (1, 2)
+    assert says in capsys.readouterr().err
+    assert processes.started == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_process_of_its_own_runs_the_same_program(tmp_path, monkeypatch, capfd):
+    """Though the folder it is started in holds a package of the same name; its exit status comes back."""
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training/__init__.py").write_text("raise SystemExit('the wrong one')\n")
+    monkeypatch.chdir(tmp_path)
+    assert run_fit(["--version"]) == 0
+    assert "tag2mask" in capfd.readouterr().out
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert run_fit(["--version"]) == 1

@@ -1,0 +1,157 @@
+"""A trained network's own account of its training pictures, as a cache to train on again."""
+
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datamodules.cache import NO_CUE, SHARD_SIZE, as_stored
+from datamodules.errors import InputError
+from datamodules.images import normalize
+from datamodules.transforms import resize_nearest
+from seeds.asking import Seed
+from seeds.checkpoint import load_task
+from seeds.crf import dense_crf
+from seeds.frames import Framing
+from seeds.packs import Pack
+from seeds.running import Run, make_cache
+from seeds.shards import Asked
+from seeds.source import Source
+from training.grids import resize
+from training.inference import PROBABILITY_FLOOR, TEST_CRF
+from training.task import SegmentationTask
+
+__all__ = ["labels_of", "relabel"]
+
+
+def relabel(
+    checkpoint: Path,
+    output: Path,
+    *,
+    root: str | None = None,
+    split: str | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    size: int | None = None,
+    keep_aspect: bool = False,
+    cue_stride: int = 4,
+    crf: bool = True,
+    certain: float = 0.0,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    shard_size: int = SHARD_SIZE,
+    accelerator: str = "auto",
+    devices: int | Literal["auto"] = "auto",
+    num_nodes: int = 1,
+    threads: int = 1,
+    precision: Literal["32", "bf16"] = "32",
+    strict: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Label the pictures of a split by a segmentation network and their tags, as a seed cache to train on again.
+
+    A class that a picture is not tagged with is left out before the softmax; what is left is smoothed by the dense CRF
+    as at test time, and each cell becomes a cue of its likeliest class. The cache holds the probabilities of the tagged
+    classes as its maps. It is made as `seeds generate` makes one: by any number of processes, and resumed.
+
+    Args:
+        checkpoint: a checkpoint of ``tag2mask fit`` with a segmentation task.
+        output: the cache's folder, which must not exist, or be one that the same command began.
+        root: folder of the pictures; that of the training if not given.
+        split: which list of pictures; the one of the training if not given.
+        scales: the softmax at these sizes of the picture, relative to ``size``, is averaged.
+        flip: average with that of the mirrored picture, too.
+        size: side in pixels to which pictures are warped at scale 1; the one validation had if not given.
+        keep_aspect: as for ``seeds generate``.
+        cue_stride: pixels a cell of the cues.
+        crf: smooth with the dense CRF.
+        certain: cells whose likeliest class is less probable than this stay without a cue.
+        batch_size: pictures at once; that of the training if not given.
+        num_workers: processes that read pictures; as in training if not given.
+        shard_size: pictures a file.
+        accelerator: where the network runs: auto, cpu, gpu, …
+        devices: how many processes on each machine.
+        num_nodes: how many machines, where SLURM starts the processes.
+        threads: torch's in each process; their number changes the last bits of the result.
+        precision: what it computes in: 32 (float32), or bf16.
+        strict: stop at the first picture that cannot be read; else such pictures are left out and told.
+        overwrite: replace a cache that is already there, or one half made with other settings.
+
+    Raises:
+        InputError: a checkpoint, folder or number that is not usable; another process that makes the same cache; a
+            disk that is full. Finished shards stay then.
+    """
+    if not 0 <= certain < 1:
+        raise InputError(f"certain {certain} is outside 0..1")
+    run = Run(shard_size, threads, accelerator, devices, num_nodes, strict=strict, overwrite=overwrite)
+    task = load_task(checkpoint, SegmentationTask)
+    given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
+    source = Source.of(checkpoint, task.task_name, task.classes, **given)
+    framing = Framing(size or source.data.hparams["eval_size"], tuple(scales), cue_stride, keep_aspect)
+    plan = source.provenance() | {
+        "method": "relabel", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
+        "flip": flip, "precision": precision, "crf": dict(TEST_CRF) if crf else None, "certain": certain,
+    }  # fmt: skip
+    ask = partial(predicted, flip=flip, bf16=precision == "bf16")
+    make_cache(output, plan, source, Asked(task, ask), partial(labels_of, crf=crf, certain=certain), framing, run)
+
+
+def predicted(network: torch.nn.Module, pack: Pack, *, flip: bool, bf16: bool) -> list[Seed]:
+    """Probabilities of each picture's own classes, on the cues' grid, averaged over views.
+
+    Args:
+        network: scores (B, C+1, h, w) of normalised pictures (B, 3, H, W).
+        pack: the pictures, on the network's device.
+        flip: average over mirrored pictures, too.
+        bf16: whether the network computes in bfloat16 (autocast).
+
+    Raises:
+        InputError: probabilities that are not finite, or a size that the network does not take.
+    """
+    if not pack.images:
+        return []
+    absent = torch.nn.functional.pad(pack.labels == 0, (1, 0), value=False)[:, :, None, None]  # (B, C+1, 1, 1)
+    found: list[Tensor] = []
+    with torch.autocast(pack.labels.device.type, torch.bfloat16, enabled=bf16):
+        for images in pack.images:
+            for mirrored in (False, True) if flip else (False,):
+                view = normalize(images)
+                scores = network(view.flip(-1) if mirrored else view).float()
+                probs = scores.masked_fill(absent, -torch.inf).softmax(dim=1)
+                found.append(resize(probs.flip(-1) if mirrored else probs, pack.grid))
+    mean = torch.stack(found).mean(dim=0).cpu().numpy()
+    labels, images = pack.labels.cpu().numpy() != 0, pack.images[0].cpu()
+    if not np.isfinite(mean).all():
+        raise InputError(f"the network's scores of picture {pack.names[0]} or its neighbours are not finite")
+    return [
+        Seed(name, np.flatnonzero(own), probs[1:][own], None, image)
+        for name, own, probs, image in zip(pack.names, labels, mean, images, strict=True)
+    ]
+
+
+def labels_of(seed: Seed, *, crf: bool, certain: float) -> NDArray[np.uint8]:
+    """The label map of a picture, from its probabilities as they will come back from the cache.
+
+    Args:
+        seed: probabilities (k, h, w) of its classes, and the picture.
+        crf: smooth them with the dense CRF, at the size the network saw the picture.
+        certain: the probability below which a cell stays without a cue.
+
+    Returns:
+        uint8 (h, w): 0 = background, 1..C = class, 255 = no cue.
+    """
+    maps = torch.from_numpy(as_stored(seed.maps))
+    probs = torch.cat([(1 - maps.sum(dim=0, keepdim=True)).clamp(0, 1), maps])[None]  # (1, k+1, h, w)
+    h, w = probs.shape[-2:]
+    if crf:
+        large = resize(probs, (seed.image.shape[1], seed.image.shape[2]))
+        logits = large.clamp_min(PROBABILITY_FLOOR).log()
+        probs = dense_crf(seed.image[None].contiguous(), logits, **TEST_CRF)
+    share, place = probs[0].max(dim=0)
+    names = np.array([0, *(seed.classes + 1)], np.uint8)
+    labels = np.where(share.numpy() < certain, NO_CUE, names[place.numpy()]).astype(np.uint8)
+    return resize_nearest(labels, h, w)
