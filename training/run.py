@@ -167,7 +167,7 @@ class Runner:
         Raises:
             StageError: it failed; what it left stays, to go on with.
         """
-        way_on = place.way_on(stage.command) if place.begin(key) else None
+        way_on = place.way_on(stage) if place.begin(key) else None
         if way_on is None:
             place.clear()
         ended = run_process(self._words(stage, place.yaml) + (way_on or []))

@@ -13,11 +13,12 @@ import threading
 import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 
 from datamodules.errors import InputError
 from training.yaml_files import UsageError
 
-__all__ = ["Ended", "check_options", "run_process"]
+__all__ = ["Ended", "check_options", "run_process", "same_modules"]
 
 PIPE = "TAG2MASK_STARTED_BY"  # environment: number of the pipe's reading end
 CHECK = "check"  # in place of a command: the stages on standard input
@@ -57,7 +58,7 @@ def run_process(words: list[str]) -> Ended:
     try:
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", __name__, *words],
-            env={**os.environ, PIPE: str(reading)},
+            env=same_modules() | {PIPE: str(reading)},
             pass_fds=[reading],
         )
         try:
@@ -70,6 +71,12 @@ def run_process(words: list[str]) -> Ended:
         os.close(reading)
         os.close(writing)
     return Ended(code if code >= 0 else 128 - code, time.monotonic() - start, usage.ru_maxrss * KIB)
+
+
+def same_modules() -> dict[str, str]:
+    """The environment for a process that is to find the same modules as this one, whatever lies in its folder."""
+    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    return os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -92,7 +99,9 @@ def check_options(stages: list[tuple[str, list[str]]]) -> None:
         InputError: the process that looks at them did not come to an end.
     """
     words = [sys.executable, "-m", __name__, CHECK]
-    done = subprocess.run(words, input=json.dumps(stages), capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        words, input=json.dumps(stages), capture_output=True, text=True, check=False, env=same_modules()
+    )
     if done.returncode:
         raise InputError(f"the stages' options could not be checked: {(done.stderr.splitlines() or ['killed'])[-1]}")
     said = json.loads(done.stdout.splitlines()[-1])

@@ -180,15 +180,16 @@ class StagePlace:
         write_whole(self._begun, key.encode())
         return False
 
-    def way_on(self, command: str) -> list[str] | None:
+    def way_on(self, stage: Stage) -> list[str] | None:
         """How a command that was stopped goes on with what it left.
 
         Returns:
             Words to add to its command line; None where it has to start anew.
         """
-        if command == "fit":
+        if stage.command == "fit" and not stage.options.get("seeds"):  # trainings of several seeds go on by themselves
             return ["--ckpt_path=last"] if (self.folder / "last.ckpt").is_file() else None
-        return [] if any((self.folder / name).is_file() for name in (PLAN, MANIFEST)) else None
+        by_itself = stage.command == "fit" or any((self.folder / name).is_file() for name in (PLAN, MANIFEST))
+        return [] if by_itself else None
 
     def clear(self) -> None:
         """Remove what is in the folder."""
