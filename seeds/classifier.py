@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric
+from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MultilabelAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
@@ -15,7 +15,6 @@ from seeds.backbones import Backbone, build_backbone
 from seeds.checkpoint import sign
 from seeds.optim import Optimizer, build_optimizer, build_schedule, parameter_groups
 from seeds.prepare import prepare
-from seeds.processes import SharedStatistics
 
 DEFAULT_LAYER = "features"
 
@@ -134,7 +133,8 @@ class ClassifierTask(pl.LightningModule):
         features.freeze(freeze_stride)
         self.model = Classifier(features, len(classes))
         self.val_map = MeanAveragePrecision(len(classes))
-        self.val_loss = MeanMetric()  # Lightning's own mean takes each process for as large as any other
+        # Lightning's own mean of several processes halves an odd number of pictures to a whole number
+        self.val_loss = MeanMetric()
 
     def setup(self, stage: str) -> None:
         """Make the network ready for training."""
@@ -161,21 +161,17 @@ class ClassifierTask(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, _batch_index: int) -> None:
-        """Log ``val/loss`` and gather scores for ``val/map``."""
+        """Gather what ``val/loss`` and ``val/map`` are of: all pictures of all processes."""
         scores = self(batch["image"])
         loss = self._loss(scores, batch["labels"])
         self.val_map.update(scores.sigmoid(), batch["labels"].long())
-        self.val_loss.update(loss, len(scores))
+        self.val_loss.update(loss, weight=len(scores))
         self.log("val/loss", self.val_loss, prog_bar=True, on_epoch=True, batch_size=len(scores))
         self.log("val/map", self.val_map, prog_bar=True, on_epoch=True, batch_size=len(scores))
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """As validation: the same figures under the same names."""
         self.validation_step(batch, batch_index)
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """What several processes need to validate with one network."""
-        return [SharedStatistics()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint as a classifier's."""

@@ -36,7 +36,8 @@ def prepare(network: nn.Module, settings: Mapping[str, Any], device: torch.devic
 
 def _try_compiler(device: torch.device) -> None:
     try:
-        torch.compile(torch.square)(torch.ones(2, device=device))
+        # without what an earlier run has compiled, which would hide that there is no compiler any more
+        torch.compile(torch.square, options={"force_disable_caches": True})(torch.ones(2, device=device))
     except RuntimeError as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import pytorch_lightning as pl
 from torch import Tensor, distributed
-from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["SharedStatistics", "everyones", "mean_over_processes"]
+__all__ = ["everyones", "mean_over_processes"]
 
 
 def _together() -> bool:
@@ -29,24 +27,3 @@ def everyones(thing: Any) -> list[Any]:
     found: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(found, thing)
     return found
-
-
-class SharedStatistics(pl.Callback):
-    """Within a training, all processes validate with the first one's batch-norm statistics: those that are saved.
-
-    DistributedDataParallel hands them on before each batch, for which it needs as many batches in every process; a
-    validation split need not have them (no picture is counted twice to make shares even), and processes would wait for
-    each other for ever. Here they are handed on once, before the validation.
-    """
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hand on the statistics."""
-        if isinstance(trainer.strategy.model, DistributedDataParallel):
-            for buffer in pl_module.buffers():
-                distributed.broadcast(buffer, 0)
-            trainer.strategy.model.require_forward_param_sync = False
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Let training go on as before."""
-        if isinstance(trainer.strategy.model, DistributedDataParallel):
-            trainer.strategy.model.require_forward_param_sync = True

@@ -14,7 +14,7 @@ from seeds.confusion import IGNORE, Confusion
 from seeds.crf import dense_crf
 from seeds.optim import Optimizer, Schedule, build_optimizer, build_schedule, parameter_groups
 from seeds.prepare import prepare
-from seeds.processes import SharedStatistics, mean_over_processes
+from seeds.processes import mean_over_processes
 from training.grids import label_map, resize, small_pictures
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
@@ -256,10 +256,6 @@ class SegmentationTask(pl.LightningModule):
             )
         scheduler = build_schedule(optimizer, self.schedule, total=total, **self.schedule_numbers)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """What several processes need to validate with one network."""
-        return [SharedStatistics()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint."""
