@@ -94,13 +94,14 @@ class EvalSampler(DistributedSampler[int]):
     """Every picture once, in order; processes take turns, and none is given a picture twice to make shares even.
 
     Raises:
-        InputError: there are fewer pictures than processes. (One without any would log nothing, and the others would
-            wait for its figures for ever.)
+        InputError: there are pictures, and fewer than processes. (One without any would log nothing, and the others
+            would wait for its figures for ever.)
     """
 
     def __init__(self, length: int) -> None:
         replicas, rank = _world()
-        _check_share(length, replicas)
+        if length:
+            _check_share(length, replicas)
         super().__init__(range(length), num_replicas=replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.places = range(rank, length, replicas)
         self.num_samples = len(self.places)
