@@ -160,6 +160,14 @@ class ClassifierTask(pl.LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Start counting: here, for what is reset in inference mode cannot be added to outside of it."""
+        self.val_loss.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting."""
+        self.val_loss.reset()
+
     def validation_step(self, batch: Batch, _batch_index: int) -> None:
         """Gather what ``val/loss`` and ``val/map`` are of: all pictures of all processes."""
         scores = self(batch["image"])
