@@ -38,10 +38,11 @@ test: $(VENV)/.installed $(VENV)/.peers ## ruff, mypy and pytest
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybody uses, as ratios
+bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybody uses, as ratios; where a training step's time goes
 	$(BIN)/python -m tests.benchmarks.bench_crf
 	$(BIN)/python -m tests.benchmarks.bench_sec
 	$(BIN)/python -m tests.benchmarks.bench_step
+	$(BIN)/python -m tests.benchmarks.bench_loader
 	$(BIN)/python -m tests.benchmarks.bench_gradcam
 	$(BIN)/python -m tests.benchmarks.bench_cache
 

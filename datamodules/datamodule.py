@@ -62,7 +62,7 @@ class TagDataModule(pl.LightningDataModule):
             crops has seen things larger than they are in whole pictures, and is right more often a size up
             (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019). None: as ``size``.
         augment: Random changes of training pictures; null for none.
-        batch_size: Pictures in a batch.
+        batch_size: Pictures in a batch of one process.
         num_workers: Processes that read pictures.
         download: Fetch VOC 2012 and SBD into ``root`` (which must end in VOCdevkit/VOC2012) if it is not there.
 
@@ -202,9 +202,10 @@ class TagDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> Batches:
-        """Shuffled, augmented; the incomplete last batch is left out unless it is the only one."""
+        """Shuffled, augmented; what does not fill a last step of the optimizer is left out, or is the only batch."""
         data = self._datasets["train"]
-        sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed())
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed(), accumulate)
         sampler.set_epoch(self._epoch)
         return self._loader(data, sampler, keep=True)
 

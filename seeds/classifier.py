@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MultilabelAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
@@ -13,6 +14,8 @@ from datamodules.errors import InputError
 from seeds.backbones import Backbone, build_backbone
 from seeds.checkpoint import sign
 from seeds.optim import Optimizer, build_optimizer, build_schedule, parameter_groups
+from seeds.prepare import prepare
+from seeds.processes import SharedStatistics
 
 DEFAULT_LAYER = "features"
 
@@ -89,6 +92,8 @@ class ClassifierTask(pl.LightningModule):
         head_lr_scale: float = 10.0,
         schedule: Literal["poly", "cosine", "constant"] = "poly",
         warmup_steps: int = 0,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002  as torch calls it
     ) -> None:
         """Build the network.
 
@@ -106,6 +111,8 @@ class ClassifierTask(pl.LightningModule):
             head_lr_scale: the head, which starts from nothing, learns this many times faster.
             schedule: how the rate falls to 0 over the run, a step at a time: ``poly`` (power 0.9), ``cosine``, or not.
             warmup_steps: the rate first rises linearly over this many steps.
+            channels_last: train with channels last in memory (see :mod:`seeds.prepare`).
+            compile: train a network compiled by ``torch.compile``.
 
         Raises:
             InputError: no classes, or what :func:`seeds.backbones.build_backbone` and ``freeze`` refuse.
@@ -119,7 +126,7 @@ class ClassifierTask(pl.LightningModule):
                 "depth": depth, "freeze_stride": freeze_stride, "optimizer": optimizer, "lr": lr,
                 "weight_decay": weight_decay,
                 "momentum": momentum, "head_lr_scale": head_lr_scale, "schedule": schedule,
-                "warmup_steps": warmup_steps,
+                "warmup_steps": warmup_steps, "channels_last": channels_last, "compile": compile,
             }
         )  # fmt: skip
         self.classes = tuple(classes)
@@ -127,6 +134,12 @@ class ClassifierTask(pl.LightningModule):
         features.freeze(freeze_stride)
         self.model = Classifier(features, len(classes))
         self.val_map = MeanAveragePrecision(len(classes))
+        self.val_loss = MeanMetric()  # Lightning's own mean takes each process for as large as any other
+
+    def setup(self, stage: str) -> None:
+        """Make the network ready for training."""
+        if stage == "fit":
+            prepare(self.model, self.hparams, self.trainer.strategy.root_device)
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores (B, C) of pictures (B, 3, H, W)."""
@@ -144,7 +157,7 @@ class ClassifierTask(pl.LightningModule):
     def training_step(self, batch: Batch, _batch_index: int) -> Tensor:
         """The mean cross-entropy of a batch, logged as ``train/loss``."""
         loss = self._loss(self(batch["image"]), batch["labels"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, _batch_index: int) -> None:
@@ -152,12 +165,17 @@ class ClassifierTask(pl.LightningModule):
         scores = self(batch["image"])
         loss = self._loss(scores, batch["labels"])
         self.val_map.update(scores.sigmoid(), batch["labels"].long())
-        self.log("val/loss", loss, prog_bar=True, batch_size=len(scores))
+        self.val_loss.update(loss, len(scores))
+        self.log("val/loss", self.val_loss, prog_bar=True, on_epoch=True, batch_size=len(scores))
         self.log("val/map", self.val_map, prog_bar=True, on_epoch=True, batch_size=len(scores))
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """As validation: the same figures under the same names."""
         self.validation_step(batch, batch_index)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """What several processes need to validate with one network."""
+        return [SharedStatistics()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint as a classifier's."""

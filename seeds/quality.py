@@ -16,12 +16,13 @@ from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.masks import read_class_mask
+from datamodules.sampling import evenly
 from datamodules.transforms import resize_nearest
 from seeds.confusion import IGNORE, mean_iou
 from seeds.data import data_settings
 from seeds.explaining import Explainer, names_of
 from seeds.sweep import Sweep, by_name, number_or_none
-from seeds.trials import evenly, try_methods
+from seeds.trials import try_methods
 
 METRICS = "metrics.json"
 
@@ -78,6 +79,8 @@ def evaluate_seeds(
     if photos.masks is None or photos.lut is None:
         raise InputError(f"the split {split!r} of {data.root} has no masks; seeds are scored against masks")
     fixed = float(seeds.manifest.get("fg_threshold", 0.2) if threshold is None else threshold)
+    if pictures is not None and pictures < 1:
+        raise InputError(f"pictures {pictures} is not a positive number")
     explainer = _explainer(seeds, checkpoint, names_of(faithfulness)) if faithfulness else None
     sweep, score = Sweep(len(seeds.classes) + 1, fixed), CueScore(len(seeds.classes) + 1)
     for name, path in zip(photos.ids, photos.masks, strict=True):
@@ -87,7 +90,7 @@ def evaluate_seeds(
     names = ("background", *seeds.classes)
     metrics: dict[str, Any] = {"images": len(photos), "split": split} | sweep.result(names) | score.result(names)
     if explainer is not None:
-        chosen = evenly(len(photos), pictures)
+        chosen = evenly(len(photos), len(photos) if pictures is None else pictures)
         found = try_methods(explainer, photos, fixed, track(chosen, "Trying", console=Console(stderr=True)))
         metrics["faithfulness"] = {"images": len(chosen), "size": explainer.size, "methods": found}
     write_json(_target(output or cache), metrics)
@@ -200,21 +203,31 @@ def print_seeds(metrics: dict[str, Any]) -> None:
     )
 
 
-TRIED = {
-    "IoU, fixed": "miou_fixed", "oracle*": "miou_oracle", "pointing": "pointing", "difficult": "pointing_difficult",
-    "loc. error top 1": "localization_error_top1", "class given": "localization_error_given", "deletion": "deletion",
-    "insertion": "insertion", "occlusion": "occlusion_rank_correlation", "energy": "energy_inside",
-}  # fmt: skip
+TRIED = {  # heads so short that a terminal of 80 columns shows the table whole; what each means
+    "fix": ("miou_fixed", "mIoU at the fixed threshold"),
+    "orac": ("miou_oracle", "mIoU at the best threshold by the masks"),
+    "pnt": ("pointing", "pointing game, hits"),
+    "diff": ("pointing_difficult", "the same of difficult pictures"),
+    "top1": ("localization_error_top1", "localization error, top 1"),
+    "giv": ("localization_error_given", "the same, class given"),
+    "del": ("deletion", "area under deletion, less is better"),
+    "ins": ("insertion", "area under insertion"),
+    "occ": ("occlusion_rank_correlation", "rank correlation with occlusion, times 100"),
+    "ener": ("energy_inside", "part of the map on the object"),
+}
 
 
 def print_trials(found: dict[str, Any]) -> None:
-    """Show methods and their figures as a table in the terminal, all times 100."""
-    table = Table(title=f"methods on {found['images']} pictures, per cent (occlusion: rank correlation · 100)")
-    for column in ("method", *TRIED):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    """Show methods and their figures as a table in the terminal, in per cent."""
+    table = Table(title=f"methods on {found['images']} pictures, per cent", box=None, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    for head in TRIED:
+        table.add_column(head, justify="right", no_wrap=True)
     for method, figures in found["methods"].items():
-        table.add_row(method, *_cells(*(figures[key] for key in TRIED.values())))
-    Console().print(table)
+        table.add_row(method, *_cells(*(figures[key] for key, _ in TRIED.values())))
+    console = Console()
+    console.print(table)
+    console.print("; ".join(f"{head}: {meaning}" for head, (_, meaning) in TRIED.items()))
 
 
 def _cells(*values: float | None) -> Iterator[str]:

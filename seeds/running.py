@@ -1,7 +1,6 @@
 """Running the generator: Lightning's Trainer, quiet and always of the same threads, and what is seen of it."""
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from seeds.frames import Framing
 from seeds.packs import Batches, Pack
 from seeds.shards import Asked, CueRule, SeedTask, ShardWriter
 from seeds.source import Source
+from seeds.started import as_started, check_started
 
 
 class _Speed(ProgressColumn):
@@ -82,13 +82,11 @@ def make_trainer(
         callbacks: what goes with the run.
 
     Raises:
-        InputError: there is no such thing here.
+        InputError: there is no such thing here, or torchrun or srun started another number of processes.
     """
-    if devices == "auto" and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    devices, num_nodes = as_started(devices, num_nodes)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
@@ -105,6 +103,8 @@ def make_trainer(
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         line = str(error).strip().splitlines()[0]
         raise InputError(f"accelerator {accelerator} with devices {devices} cannot be used: {line}") from error
+    check_started(trainer.world_size)
+    return trainer
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Methods put to the test on pictures with masks: every figure of :mod:`seeds.faithfulness` and localization."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,16 +146,3 @@ def _case(explainer: Explainer, photos: PhotoSet, index: int) -> Case | None:
     ranked = scores.argsort(descending=True)[:MOST_GUESSES].tolist()
     hidden = occlusion_maps(explainer.scores, image).numpy()
     return Case(image, truth, true_boxes(photos.images[index], truth, photos.classes), present, ranked, hidden)
-
-
-def evenly(count: int, wanted: int | None) -> Sequence[int]:
-    """At most ``wanted`` of 0..count-1, evenly spread; all of them for None.
-
-    Raises:
-        InputError: fewer than one is wanted.
-    """
-    if wanted is None or wanted >= count:
-        return range(count)
-    if wanted < 1:
-        raise InputError(f"pictures {wanted} is not a positive number")
-    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from datamodules.errors import InputError
+from seeds.started import one_process
 
 # No command speaks to the network unasked; albumentations would look for a newer self on import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -47,6 +48,7 @@ FUNCTIONS = {
     "export": ("training.export:export", "write a trained network as TorchScript, ONNX or SMP's own files"),
     "explain": ("training.explain:explain", "show where a classifier looks in photos, by many methods"),
 }
+SHARED = ("seeds generate", "relabel")  # those that several processes do together, as Lightning's commands
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
     *("seeds generate", "seeds evaluate", "seeds verify", "seeds info", "seeds import", "seeds export"),
@@ -114,6 +116,8 @@ def run_command(words: list[str]) -> None:
 
         run_lightning(find_configs(words))
     elif name in FUNCTIONS:
+        if name not in SHARED:
+            one_process(name)
         target, about = FUNCTIONS[name]
         run_function(target, about, name, find_configs(words[length:]))
     else:

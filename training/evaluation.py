@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from datamodules.cache import SeedCache
@@ -15,6 +14,7 @@ from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.photos import PhotoSet
+from datamodules.sampling import evenly
 from training.figures import Tally, figures
 from training.gallery import Gallery, Row, Section
 from training.inference import Predicted, predictions
@@ -25,6 +25,9 @@ from training.scored import Scored, scored_folder, scored_network
 from training.submission import check_voc_classes, write_submission
 from training.tables import class_csv, class_table, confused_table, facts_table, summary_lines
 from training.views import Views
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["evaluate"]
 
@@ -155,11 +158,6 @@ def _figures(tallies: dict[str, Tally], *, masks: bool) -> dict[str, Any]:
         return {"miou": None, "iou": {}, "background_iou": None}
     plain = {"without_crf": figures(tallies["plain"])} if "plain" in tallies else {}
     return {**figures(tallies["final"]), **plain}
-
-
-def evenly(total: int, wanted: int) -> NDArray[np.int64]:
-    """At most ``wanted`` indices below ``total``, evenly spread."""
-    return np.unique(np.linspace(0, total - 1, max(0, min(total, wanted))).round().astype(np.int64))
 
 
 def _score(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from seeds.processes import everyones
 
 __all__ = ["LossGuard"]
 
@@ -15,7 +16,8 @@ __all__ = ["LossGuard"]
 class LossGuard(pl.Callback):
     """Stops a training at the first loss that is NaN or infinite, before it reaches a weight.
 
-    Checkpoints are written after an epoch, so the last one is from before. The cost is one look at one number a step.
+    Checkpoints are written after an epoch, so the last one is from before. The cost is one look at one number a step;
+    of several processes all learn of it, and stop.
     """
 
     def __init__(self) -> None:
@@ -37,9 +39,12 @@ class LossGuard(pl.Callback):
         Raises:
             InputError: it is NaN or infinite; names the step and its pictures.
         """
-        if not torch.isfinite(loss):
+        bad = not torch.isfinite(loss)
+        if trainer.strategy.reduce_boolean_decision(bad, all=False):  # all processes stop together
+            found = [each for each in everyones((loss.item(), self._ids) if bad else None) if each]
+            names = [name for _, ids in found for name in ids]
             raise InputError(
-                f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {loss.item()}; "
-                f"its pictures: {', '.join(self._ids)}. The run ends here, checkpoints of earlier epochs are kept; "
+                f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {found[0][0]}; "
+                f"its pictures: {', '.join(names)}. The run ends here, checkpoints of earlier epochs are kept; "
                 "a lower learning rate (lr) often helps"
             )

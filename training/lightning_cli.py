@@ -11,6 +11,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from seeds.checkpoint import read_checkpoint
+from seeds.started import as_started, check_started, one_process
 from training.parsers import OneSentenceParser
 from training.run_folder import CheckpointFiles, Wandb, progress_bar, run_callbacks, run_loggers
 from training.seed_runs import fit_seeds, seed_list
@@ -76,6 +77,7 @@ class TagToMaskCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.seeds:
+            one_process("fit --seeds")
             fit_seeds(self.words, self.plain_config(), self.seeds)
         else:
             super()._run_subcommand(subcommand)
@@ -87,6 +89,7 @@ class TagToMaskCLI(LightningCLI):
         own = given.logger if given.logger is not None else fits
         kwargs["default_root_dir"] = given.default_root_dir or str(folder)
         kwargs["logger"] = run_loggers(folder, self._get(self.config, "wandb")) if own is True else own
+        kwargs["devices"], kwargs["num_nodes"] = as_started(given.devices, given.num_nodes)
         kwargs["plugins"] = [CheckpointFiles(), *(given.plugins or [])]
         callbacks = list(given.callbacks or [])
         if given.enable_progress_bar is not False:
@@ -96,7 +99,13 @@ class TagToMaskCLI(LightningCLI):
             callbacks += run_callbacks(folder, self.model, self.plain_config(), checkpoints=checkpoints, logs=bool(own))
         else:
             self.save_config_callback = None  # config.yaml is the training's
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except ValueError as error:  # Lightning's answer to SLURM's tasks that do not match its devices
+            raise InputError(f"trainer: {error}") from error
+        check_started(trainer.world_size)
+        check_trainer(trainer, sync_batchnorm=given.sync_batchnorm)
+        return trainer
 
     def plain_config(self) -> dict[str, Any]:
         """The whole configuration of the command, in plain JSON values."""
@@ -121,6 +130,28 @@ class TagToMaskCLI(LightningCLI):
             read_checkpoint(path, str(self.model.task_name))
 
     before_test = before_validate
+
+
+def check_trainer(trainer: pl.Trainer, *, sync_batchnorm: bool) -> None:
+    """Look at what a Trainer is asked to do.
+
+    Args:
+        trainer: Lightning's.
+        sync_batchnorm: whether batch norms are to take their statistics over all processes.
+
+    Raises:
+        InputError: something that torch cannot do, or that would spoil a training silently.
+    """
+    if sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise InputError(
+            "sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out, and each process "
+            "normalises by its own batch"
+        )
+    if str(trainer.precision) in ("16-true", "bf16-true"):
+        raise InputError(
+            f"precision {trainer.precision} would round weights and pictures to 16 bits, and the CRF would see wrong "
+            "colours: choose bf16-mixed, or 16-mixed on GPUs"
+        )
 
 
 def run_lightning(words: list[str]) -> None:

@@ -13,6 +13,8 @@ from seeds.checkpoint import sign
 from seeds.confusion import IGNORE, Confusion
 from seeds.crf import dense_crf
 from seeds.optim import Optimizer, Schedule, build_optimizer, build_schedule, parameter_groups
+from seeds.prepare import prepare
+from seeds.processes import SharedStatistics, mean_over_processes
 from training.grids import label_map, resize, small_pictures
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
@@ -67,6 +69,8 @@ class SegmentationTask(pl.LightningModule):
         step_gamma: factor of a step.
         poly_power: exponent of ``poly``.
         warmup_steps: first iterations over which the rate rises linearly.
+        channels_last: train with channels last in memory (see `seeds.prepare`).
+        compile: train a network compiled by ``torch.compile``.
 
     Raises:
         InputError: what `build_network` and `SegmentationNetwork.freeze` refuse.
@@ -101,6 +105,8 @@ class SegmentationTask(pl.LightningModule):
         step_gamma: float = 0.1,
         poly_power: float = 0.9,
         warmup_steps: int = 0,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002  as torch calls it
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -129,6 +135,11 @@ class SegmentationTask(pl.LightningModule):
         self.network.freeze(freeze_stride)
         self.confusion = Confusion(len(self.classes) + 1)
 
+    def setup(self, stage: str) -> None:
+        """Make the network ready for training."""
+        if stage == "fit":
+            prepare(self.network, self.hparams, self.trainer.strategy.root_device)
+
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (B, C+1, h, w) on the network's own grid, of normalised pictures (B, 3, H, W)."""
         scores: Tensor = self.network(images)
@@ -141,8 +152,9 @@ class SegmentationTask(pl.LightningModule):
         losses = self.sec_losses(batch) if self.supervision == "sec" else {"cross_entropy": self.mask_loss(batch)}
         loss = torch.stack([self.loss_weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         size = len(batch["image"])
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=size)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        parts = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(parts, batch_size=size, sync_dist=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
     def sec_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -172,13 +184,17 @@ class SegmentationTask(pl.LightningModule):
         return losses
 
     def mask_loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy against masks (B, H, W), 255 left out; 0 where a batch has no other pixel."""
+        """Cross-entropy against masks (B, H, W), 255 left out; 0 where a batch has no other pixel.
+
+        It is the mean over the pixels of all processes' batches: one with few counts for as much less.
+        """
         if "mask" not in batch:
             raise InputError("supervision 'masks' needs masks: give the data module targets: masks")
         mask = batch["mask"]
         logits = resize(self(batch["image"]).float(), mask.shape[-2:])  # (B, C+1, H, W)
         total = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="sum")
-        mean: Tensor = total / (mask != IGNORE).sum().clamp_min(1)
+        pixels = mean_over_processes((mask != IGNORE).sum())  # gradients are averaged over the processes
+        mean: Tensor = total / pixels.where(pixels > 0, 1.0)
         return mean
 
     # --- scoring
@@ -240,6 +256,10 @@ class SegmentationTask(pl.LightningModule):
             )
         scheduler = build_schedule(optimizer, self.schedule, total=total, **self.schedule_numbers)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """What several processes need to validate with one network."""
+        return [SharedStatistics()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint."""

@@ -1,133 +1,192 @@
 """Where a training step's time goes: ``python -m tests.benchmarks.bench_step [--quick]``.
 
-The VOC animals configurations of the classifier and of SEC are trained for some steps by ``tag2mask fit`` itself, on
-the embedded pictures drawn as large as VOC's, with weights and cues that mean nothing: their values do not change the
-time. *data* is what the step waits for its batch; *network* forward, backward and optimizer; *losses* what is between
-the network's scores and the one number; *CRF* the small pictures and the dense CRF; *rest* is logging, callbacks, and
-Lightning. Medians over steps, the first ones left out.
+The step is that of a real `fit` of a configuration as it stands, through the command line, on real pictures where
+``data/`` has them (else on the embedded data set, as large); only the cues are made up, and validation is left out.
+*Wall* is what passes in the training process; its *CPU* counts all of its threads, and the loader's workers have a row
+of their own. Shares are of the whole step; what is not the network's is summed up below: on the wall's clock, and by
+CPU time with the workers, which on a machine without idle cores is what they cost.
 
-Then the loader by itself: pictures a second with 0, 1 and 2 workers, beside what the network alone eats.
+Figures of a machine that does other work at the same time are worth little, shares of CPU time excepted.
 """
 
 import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
 import tempfile
-import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-import training.task
 from datamodules.cache import CacheWriter
 from datamodules.datamodule import TagDataModule
-from datamodules.scenes import CLASSES
 from datamodules.synthesize import synthesize
-from seeds.classifier import Classifier, ClassifierTask
-from tests.benchmarks.stopwatch import NEXT, Stopwatch, watched
+from tests.benchmarks.stopwatch import NETWORK, PARTS, Stopwatch
 from training.cli import main as tag2mask
-from training.task import SegmentationTask
 
-SIDE, CELLS, CUED = 500, 40, 0.24  # VOC's longer side; the cues' grid; the share of cells with a cue in SEC's own
-PARTS = ("data", "network", "losses", "CRF", "rest")
-WARM_UP = 4  # steps
-
-
-def prepare(folder: Path, pictures: int) -> None:
-    """Draw the pictures, and make up cues."""
-    synthesize(folder / "data", train=pictures, val=1, size=SIDE)
-    names = (folder / "data/ImageSets/Segmentation/train.txt").read_text().split()
-    generator = np.random.default_rng(0)
-    with CacheWriter(folder / "cues", CLASSES, {}) as cache:
-        for name in names:
-            cues = generator.integers(0, len(CLASSES) + 1, (CELLS, CELLS)).astype(np.uint8)
-            cache.add(name, np.where(generator.random(cues.shape) < CUED, cues, 255).astype(np.uint8))
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+CASES = ("sec_voc_animals", "classifier_voc_animals")
+SHARED = Path(os.environ.get("TAG2MASK_DATA", ROOT.parent / "shared" / "data"))
+SIDE = 500  # of the embedded pictures, as of VOC's
+WARM = 6  # steps before the clock counts: workers have then filled their queue once
 
 
-def fit(folder: Path, config: str, steps: int) -> list[dict[str, float]]:
-    """Train, and say where the time of each step went, in seconds."""
-    classes = "[" + ",".join(CLASSES) + "]"
-    words = [
-        "fit", "--config", f"configs/{config}.yaml", "--output", str(folder / config), "--model.init_args.weights",
-        "none", "--data.root", str(folder / "data"), "--data.classes", classes, "--data.train_split", "train",
-        "--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0",
-        "--trainer.num_sanity_val_steps", "0", "--trainer.profiler", "tests.benchmarks.stopwatch.Stopwatch",
-        "--trainer.enable_progress_bar", "false",
-    ]  # fmt: skip
-    if config.startswith("sec"):
-        words += ["--data.cues", str(folder / "cues"), "--data.cues_made_by", "null"]
-    places = {
-        "CRF": (training.task, "dense_crf"), "small": (training.task, "small_pictures"),
-        "forward": (SegmentationTask, "forward"), "sec": (SegmentationTask, "training_step"),
-        "classify": (Classifier, "forward"), "train": (ClassifierTask, "training_step"),
-    }  # fmt: skip
-    with watched(**places):
-        if tag2mask(words):
-            raise SystemExit(f"{config} could not be trained")
-    return [parts_of(step) for step in Stopwatch.latest.steps[WARM_UP:]]
+@dataclass(frozen=True)
+class Measured:
+    """A step of a configuration: seconds of each part (wall, CPU), of the workers (CPU), and what the run took.
+
+    Attributes:
+        parts: (parts, 2), the mean over the steps.
+        spread: (parts, 2), the standard error of that mean.
+        workers: CPU seconds of all workers, a step.
+        batch: pictures a step.
+        peak: the training process's largest resident memory, in bytes.
+    """
+
+    parts: np.ndarray
+    spread: np.ndarray
+    workers: float
+    batch: int
+    peak: int
+
+    @property
+    def network(self) -> np.ndarray:
+        """The network's seconds, wall and CPU."""
+        return self.parts[[PARTS.index(part) for part in NETWORK]].sum(0)
+
+    @property
+    def rest(self) -> tuple[float, float]:
+        """What is not the network's, as a share of the step: of its wall time, and of all its CPU time."""
+        wall, cpu = self.parts.sum(0)
+        return 1 - self.network[0] / wall, 1 - self.network[1] / (cpu + self.workers)
 
 
-def parts_of(step: dict[str, float]) -> dict[str, float]:
-    """A step's seconds by :data:`PARTS`, and the whole ``step``."""
-
-    def total(*ends: str) -> float:
-        return sum(seconds for name, seconds in step.items() if name.endswith(ends))
-
-    forward, crf = total("forward", "classify"), total("CRF", "small")
-    inside = total("optimizer_step")  # calls forward, losses and backward
-    logged = total("log_dict")
-    losses = total("sec", "train") - forward - crf - logged
-    found = {
-        "data": step.get(NEXT, 0.0) + total("batch_to_device"),
-        "network": inside - losses - crf - logged,
-        "losses": losses,
-        "CRF": crf,
-    }
-    return found | {"rest": step["step"] - sum(found.values()), "step": step["step"]}
+def read_config(name: str) -> dict:
+    """A configuration as it stands."""
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
 
 
-def loader_speed(folder: Path, workers: int, epochs: int) -> float:
-    """Pictures a second that the SEC configuration's loader gives to whoever does nothing with them."""
-    data = TagDataModule(
-        str(folder / "data"), classes=list(CLASSES), train_split="train", targets="cues", cues=str(folder / "cues"),
-        size=320, augment={"crop": (0.4, 1.0), "flip": True, "color": 0.3}, batch_size=16, num_workers=workers,
-    )  # fmt: skip
-    data.setup("fit")
-    loader = data.train_dataloader()
-    sum(1 for _ in loader)  # starts the workers
-    start, count = time.perf_counter(), 0
-    for _ in range(epochs):
-        count += sum(len(batch["id"]) for batch in loader)
-    return count / (time.perf_counter() - start)
+def available_data(config: dict, folder: Path, pictures: int, *, embedded: bool = False) -> dict:
+    """The settings of a configuration's data that differ, so that it finds pictures and cues.
+
+    Args:
+        config: as in the YAML.
+        folder: where to write what has to be made.
+        pictures: of the embedded data set, where it is taken.
+        embedded: take it even where there are real pictures.
+    """
+    places = (ROOT / config["data"]["root"], SHARED / "VOCdevkit" / "VOC2012")
+    root = next((place for place in places if (place / "JPEGImages").is_dir()), None)
+    settings: dict = {}
+    if embedded or root is None:
+        root = folder / "data"
+        synthesize(root, train=pictures, val=2, size=SIDE)
+        settings = {"train_split": "train", "classes": None, "masks": None}
+    settings["root"] = str(root)
+    if config["data"].get("targets") == "cues":
+        data = config["data"] | settings
+        made_up_cues(
+            TagDataModule(str(root), classes=data["classes"], masks=None), data["train_split"], folder / "cues"
+        )
+        settings |= {"cues": str(folder / "cues"), "cues_made_by": None}
+    return settings
 
 
-def main() -> None:
+def words_of(settings: dict) -> list[str]:
+    """Settings of the data, and weights for the network where there are any, as options."""
+    files = (path for place in (ROOT / "data", SHARED) for path in place.glob("imagenet/mobilenet_v2*.pth"))
+    given = [f"--data.{key}={json.dumps(value) if value is None else value}" for key, value in settings.items()]
+    return [*given, f"--model.init_args.weights={next(files, 'none')}"]
+
+
+def made_up_cues(data: TagDataModule, split: str, path: Path) -> None:
+    """A seed cache of 40x40 cells: a part for each of a picture's classes, a part background, the rest nothing."""
+    photos = data.photos(split, masks=False)
+    with CacheWriter(path, data.classes, {"made": "for a benchmark"}) as writer:
+        for name, labels in zip(photos.ids, photos.labels, strict=True):
+            cells = np.full((40, 40), 255, np.uint8)
+            cells[:4] = 0
+            for number in np.flatnonzero(labels):
+                cells[10 + number % 20 :: 20, 10:30] = number + 1
+            writer.add(name, cells)
+
+
+def measure(name: str, words: list[str], folder: Path, steps: int, warm: int = WARM) -> Measured:
+    """Train for some steps and watch.
+
+    Args:
+        name: of the configuration.
+        words: further options.
+        folder: of the run.
+        steps: how many are counted.
+        warm: how many come before them.
+    """
+    watch = Stopwatch()
+    command = ["fit", f"--config={CONFIGS / name}.yaml", f"--output={folder}", *words]
+    command += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={warm + steps + 1}"]
+    command += ["--trainer.limit_val_batches=0", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+    with watch.watching():
+        if tag2mask(command):
+            sys.exit(1)
+    counted = watch.steps[warm:]
+    seconds = np.array([[step[part] for part in PARTS] for step in counted])  # (steps, parts, 2)
+    return Measured(
+        seconds.mean(0),
+        seconds.std(0) / len(counted) ** 0.5,
+        (watch.workers[-1] - watch.workers[warm]) / len(counted),
+        yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"],
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    )
+
+
+def apart(*arguments) -> Measured:
+    """`measure` in a process of its own, whose memory is the run's alone."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+def split_table(name: str, measured: Measured) -> Table:
+    """A step's parts."""
+    wall, cpu = measured.parts.sum(0)
+    cpu += measured.workers
+    table = Table(title=f"{name}: a step of {measured.batch} pictures, {torch.get_num_threads()} threads")
+    for column in ("", "wall, ms", "±", "share", "CPU, ms", "share"):
+        table.add_column(column, justify="right" if column else "left")
+    for part, (seconds, used), (error, _) in zip(PARTS, measured.parts, measured.spread, strict=True):
+        called = {"data": "data (waiting, moving)", "loop": "Lightning's loop"}.get(part, part)
+        numbers = (f"{seconds * 1e3:.1f}", f"{error * 1e3:.1f}", f"{seconds / wall:.1%}")
+        table.add_row(called, *numbers, f"{used * 1e3:.1f}", f"{used / cpu:.1%}")
+    workers = measured.workers
+    table.add_row("the loader's workers", "", "", "", f"{workers * 1e3:.1f}", f"{workers / cpu:.1%}", end_section=True)
+    table.add_row("step", f"{wall * 1e3:.1f}", "", "", f"{cpu * 1e3:.1f}", "")
+    rest = measured.rest
+    table.add_row("all but the network", "", "", f"{rest[0]:.1%}", "", f"{rest[1]:.1%}")
+    table.caption = f"peak memory of the training process {measured.peak / 2**30:.2f} GiB"
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few steps")
-    quick = parser.parse_args().quick
-    console = Console(width=120)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        prepare(folder, 32 if quick else 128)
-        table = Table(title="a training step, batch of 16, milliseconds (median over steps)")
-        for column in ("", *PARTS, "step", "all but the network"):
-            table.add_column(column, justify="right" if column else "left")
-        eaten = 0.0
-        for config in ("classifier_voc_animals", "sec_voc_animals"):
-            steps = fit(folder, config, WARM_UP + (3 if quick else 25))
-            median = {part: float(np.median([step[part] for step in steps])) for part in (*PARTS, "step")}
-            share = float(np.median([1 - step["network"] / step["step"] for step in steps]))
-            table.add_row(config, *(f"{1e3 * seconds:.1f}" for seconds in median.values()), f"{share:.1%}")
-            eaten = 16 / median["network"]
-        console.print(table)
-        table = Table(title=f"the loader of SEC; its network alone eats {eaten:.1f} pictures/s")
-        for column in ("workers", "pictures/s", "loader / network"):
-            table.add_column(column, justify="right")
-        for workers in (0, 1, 2):
-            speed = loader_speed(folder, workers, 1 if quick else 3)
-            table.add_row(str(workers), f"{speed:.1f}", f"{speed / eaten:.1f}")
-        console.print(table)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="twelve steps of four pictures, on the embedded data set")
+    quick = parser.parse_args(arguments).quick
+    steps, pictures = (12, 76) if quick else (20, 432)  # a multiple of log_every_n_steps
+    console = Console(width=110)
+    for name in CASES:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            settings = available_data(read_config(name), folder, pictures, embedded=quick)
+            words = words_of(settings | ({"batch_size": 4} if quick else {}))
+            console.print(split_table(name, apart(name, words, folder / "run", steps)))
 
 
 if __name__ == "__main__":

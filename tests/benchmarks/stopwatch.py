@@ -1,64 +1,146 @@
-"""Where the time of a training goes: Lightning's actions by name, step by step."""
+"""Where a training step's time goes: a profiler for Lightning that gives each moment to one part of the step."""
 
+import multiprocessing
+import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from pathlib import Path
 from unittest import mock
 
+import pytorch_lightning as pl
+import torch
 from pytorch_lightning.profilers import Profiler
+from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
-NEXT = "[_TrainingEpochLoop].train_dataloader_next"
+from training import task
+
+NETWORK = ("forward", "backward", "optimizer")
+PARTS = ("data", *NETWORK, "losses", "CRF", "callbacks", "logging", "loop")
+FETCH = "train_dataloader_next"  # with this a step begins
+# What Lightning calls its actions, and the part they belong to; the others belong to whatever they are called in.
+ACTIONS = (
+    (FETCH, "data"),
+    ("batch_to_device", "data"),
+    ("batch_transfer", "data"),
+    ("[Callback]", "callbacks"),
+    ("training_step", "losses"),  # the network and the CRF are taken out of it again
+    (".backward", "losses"),  # until the gradient is at the scores
+    ("optimizer_step", "optimizer"),
+    ("optimizer_zero_grad", "optimizer"),
+    ("lr_scheduler_step", "optimizer"),
+)
+# Parts that are no actions of Lightning's.
+PLACES = (
+    (task, "dense_crf", "CRF"),
+    (task, "small_pictures", "CRF"),
+    (pl.LightningModule, "log", "logging"),
+    (pl.LightningModule, "log_dict", "logging"),
+    (_LoggerConnector, "update_train_step_metrics", "logging"),
+)
+Seconds = dict[str, list[float]]  # of each part: by the wall's clock, and on all of this process's cores
 
 
 class Stopwatch(Profiler):
-    """Adds up the seconds of each action within each training step, a step being all from one batch to the next.
+    """Adds up, step by step, the time of each part; of parts within parts, the innermost is at work.
+
+    The backward pass counts as the losses' until the gradient arrives at the network's scores. What is left over of a
+    step is Lightning's own ("loop").
 
     Attributes:
-        steps: for each step the seconds by action; ``step`` is the whole of it.
+        steps: of each finished step, seconds by part.
+        workers: CPU seconds that the loader's processes had used when each of them began, and when the next did.
     """
-
-    latest: "Stopwatch"  # Lightning's command line makes it, out of a YAML
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps: list[dict[str, float]] = []
-        self._now: dict[str, float] = defaultdict(float)
-        self._begun: dict[str, float] = {}
-        self._step = 0.0
-        Stopwatch.latest = self
+        self.steps: list[Seconds] = []
+        self.workers: list[float] = []
+        self._stack = ["loop"]
+        self._step: Seconds | None = None
+        self._last = (0.0, 0.0)
 
     def start(self, action_name: str) -> None:
-        """Note the time."""
-        now = time.perf_counter()
-        if action_name == NEXT:
-            if self._step:
-                self.steps.append({**self._now, "step": now - self._step})
-            self._now, self._step = defaultdict(float), now
-        self._begun[action_name] = now
+        """Lightning begins something."""
+        if FETCH in action_name:
+            self._begin_step()
+        self._turn()
+        self._stack.append(next((part for end, part in ACTIONS if end in action_name), self._stack[-1]))
 
-    def stop(self, action_name: str) -> None:
-        """Add what has passed."""
-        self._now[action_name] += time.perf_counter() - self._begun.pop(action_name, time.perf_counter())
+    def stop(self, action_name: str) -> None:  # noqa: ARG002  Lightning's signature
+        """Lightning has ended it."""
+        self._turn()
+        self._stack.pop()
 
-    def call(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function, as an action."""
-        self.start(name)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            self.stop(name)
-
-
-@contextmanager
-def watched(**places: tuple[Any, str]) -> Iterator[None]:
-    """Count the calls of functions as actions of the stopwatch that a training makes: ``name=(owner, attribute)``."""
-
-    def wrapper(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: Stopwatch.latest.call(name, function, *args, **kwargs)
-
-    with ExitStack() as stack:
-        for name, (owner, attribute) in places.items():
-            stack.enter_context(mock.patch.object(owner, attribute, wrapper(name, getattr(owner, attribute))))
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """While within, time is this part's."""
+        self._turn()
+        self._stack.append(name)
         yield
+        self._turn()
+        self._stack.pop()
+
+    def _begin_step(self) -> None:
+        self._turn()
+        if self._step is not None:
+            self.steps.append(self._step)
+        self._step = {part: [0.0, 0.0] for part in PARTS}
+        self.workers.append(workers_seconds())
+
+    def _turn(self) -> None:
+        now = (time.perf_counter(), time.process_time())
+        if self._step is not None:
+            for i in (0, 1):
+                self._step[self._stack[-1]][i] += now[i] - self._last[i]
+        self._last = now
+
+    def _arrived(self, _gradient: torch.Tensor) -> None:
+        self._turn()
+        self._stack[-1] = "backward"
+
+    def _timed(self, part: str, function):
+        def timed(*args, **kwargs):
+            with self.part(part):
+                return function(*args, **kwargs)
+
+        return timed
+
+    def _forward(self, function):
+        def forward(*args, **kwargs):
+            with self.part("forward"):
+                scores = function(*args, **kwargs)
+            if scores.requires_grad:
+                scores.register_hook(self._arrived)
+            return scores
+
+        return forward
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While within, every `Trainer.fit` is watched: a task's network, its CRF and what it logs."""
+        fit = pl.Trainer.fit
+
+        def watched(trainer: pl.Trainer, model: pl.LightningModule, *args, **kwargs) -> None:
+            trainer.profiler = self
+            network = getattr(model, "network", None) or model.model
+            network.forward = self._forward(network.forward)
+            fit(trainer, model, *args, **kwargs)
+
+        with ExitStack() as changes:
+            changes.enter_context(mock.patch.object(pl.Trainer, "fit", watched))
+            for owner, name, part in PLACES:
+                timed = self._timed(part, getattr(owner, name))
+                changes.enter_context(mock.patch.object(owner, name, timed))
+            yield
+
+
+def workers_seconds() -> float:
+    """CPU seconds that this process's children have used so far; 0 where the system has no /proc."""
+    total = 0.0
+    for child in multiprocessing.active_children():
+        file = Path(f"/proc/{child.pid}/stat")
+        if file.is_file():
+            user, system = file.read_text().rpartition(")")[2].split()[11:13]
+            total += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return total

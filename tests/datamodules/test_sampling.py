@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from datamodules import sampling
 from datamodules.errors import InputError
-from datamodules.sampling import Draw, EvalSampler, TrainSampler
+from datamodules.sampling import Draw, EvalSampler, TrainSampler, evenly
 
 
 def shares(monkeypatch, replicas, make):
@@ -50,6 +50,16 @@ def test_processes_share_the_batches_of_one_with_larger_ones(monkeypatch, replic
         assert together == set(whole[start * replicas : (start + 4) * replicas])
 
 
+def test_batches_of_one_step_are_a_larger_batch(monkeypatch):
+    """The order is that of one process with the large batch; pictures that fill no whole step are left out."""
+    whole = list(TrainSampler(41, 12, seed=1))
+    assert list(TrainSampler(41, 4, seed=1, accumulate=3)) == whole
+    parts = shares(monkeypatch, 2, lambda: list(TrainSampler(41, 2, seed=1, accumulate=3)))
+    assert [draw for pair in zip(*parts, strict=True) for draw in pair] == whole
+    with pytest.raises(InputError, match=r"11 pictures do not fill one step of 3 batches .* of 2 pictures"):
+        TrainSampler(11, 2, seed=0, accumulate=3)
+
+
 def test_evaluation_takes_every_picture_once(monkeypatch):
     parts = shares(monkeypatch, 3, lambda: EvalSampler(7))
     assert [list(part) for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]
@@ -64,9 +74,20 @@ def test_fewer_pictures_than_a_batch_or_than_processes(monkeypatch):
     assert [len(part) for part in parts] == [2, 2]
     with pytest.raises(InputError, match="1 pictures cannot be shared out among 2"):
         TrainSampler(1, 8, seed=0)
+    with pytest.raises(InputError, match="1 pictures cannot be shared out among 2"):
+        EvalSampler(1)
+    assert not list(EvalSampler(0))
 
 
 def test_the_seed_of_the_run(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "12")
     assert sampling.run_seed() == 12
     assert Draw(3, 4).picture == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "found"),
+    [(10, 3, [0, 4, 9]), (10, 4, [0, 3, 6, 9]), (3, 8, [0, 1, 2]), (5, 1, [0]), (5, 0, []), (0, 5, [])],
+)
+def test_evenly(count, wanted, found):
+    assert evenly(count, wanted) == found

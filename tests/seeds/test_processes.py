@@ -2,12 +2,9 @@
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -16,31 +13,11 @@ import pytest
 from datamodules.cache import SeedCache
 from datamodules.cache.check import verify_cache
 from seeds.generate import generate_seeds
+from tests.processes import child, kill, ranks
 from training.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"accelerator": "cpu", "num_workers": 0, "flip": True}
-
-
-def child(work):
-    """Run something in a forked process, which has everything imported already; its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        work()
-        status = 0
-    except BaseException:  # noqa: BLE001 - told here, for pytest is not to go on in this process
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def kill(pid):
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
 
 
 def files(path):
@@ -73,31 +50,6 @@ def test_killed_at_twenty_moments(checkpoint, tmp_path):
     assert files(tmp_path / "c") == files(tmp_path / "whole")
     assert told(tmp_path / "c") == told(tmp_path / "whole")
     assert len(progress) > 1  # some had finished shards, some had none
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def ranks(world, work):
-    """Run something in several processes as Lightning starts them; their exit statuses."""
-    port = str(free_port())
-
-    def one(rank):
-        names = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "WORLD_SIZE": world,
-            "NODE_RANK": 0,
-            "LOCAL_RANK": rank,
-        }
-        os.environ.update({key: str(value) for key, value in names.items()})
-        work()
-
-    pids = [child(lambda rank=rank: one(rank)) for rank in range(world)]
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 @pytest.mark.parametrize("keep_aspect", [False, True])

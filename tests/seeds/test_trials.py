@@ -90,11 +90,5 @@ def test_bad_input(cache, options, words):
     assert not (cache / "metrics.json").exists()
 
 
-def test_pictures_evenly_spread():
-    assert list(trials.evenly(10, 3)) == [0, 4, 9]
-    assert list(trials.evenly(3, None)) == list(trials.evenly(3, 9)) == [0, 1, 2]
-    assert list(trials.evenly(5, 1)) == [0]
-
-
 def test_names():
     assert names_of("a, b,") == names_of(["a", "b"]) == ["a", "b"]

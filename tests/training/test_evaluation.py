@@ -16,7 +16,7 @@ from datamodules.masks import read_class_mask, read_mask
 from seeds.checkpoint import load_task
 from seeds.crf import dense_crf
 from tests.training.conftest import data_of, trainer_of
-from training.evaluation import evaluate, evenly
+from training.evaluation import evaluate
 from training.inference import crf_label_map, data_module, load_trained, predictions
 from training.predict import predict
 from training.task import SegmentationTask
@@ -155,13 +155,6 @@ def test_a_checkpoint_from_before_eval_size_is_read(checkpoint, tmp_path):
     trained = load_trained(tmp_path / "old.ckpt")
     assert trained.size == size
     assert data_module(trained).hparams["eval_size"] == size
-
-
-def test_evenly():
-    assert evenly(10, 4).tolist() == [0, 3, 6, 9]
-    assert evenly(3, 8).tolist() == [0, 1, 2]
-    assert evenly(5, 0).tolist() == []
-    assert evenly(0, 5).tolist() == []
 
 
 # --- predict

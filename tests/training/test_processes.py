@@ -1,0 +1,97 @@
+"""Two processes that train together agree on what they validate, when they stop, and what a pixel is worth."""
+
+import copy
+import shutil
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from datamodules.masks import read_mask, write_mask
+from datamodules.synthesize import synthesize
+from tests.training.conftest import TINY, data_of, trainer_of
+from training.guard import LossGuard
+from training.task import SegmentationTask
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without its processes")
+TWO = {"devices": 2, "strategy": "ddp_fork"}
+# neither batch norm nor dropout: a batch is then the mean of its pictures
+PLAIN = {
+    "architecture": "Unet",
+    "encoder": "vgg11",
+    "network_args": {"encoder_depth": 3, "decoder_channels": [16, 16, 8], "decoder_use_norm": False},
+}
+SOLVER = {"optimizer": "sgd", "lr": 1e-2, "schedule": "constant"}
+AUGMENT = {"crop": [0.5, 1.0], "flip": True, "color": 0.2}
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """The pictures of ``voc`` to train on, five to validate on."""
+    root = tmp_path_factory.mktemp("five") / "voc"
+    synthesize(root, train=9, val=5, size=96)
+    return root
+
+
+@pytest.fixture(scope="module")
+def part_labelled(voc, tmp_path_factory):
+    """The pictures of ``voc``: some have labels on a third of their pixels, some on two thirds, some on all."""
+    root = tmp_path_factory.mktemp("part") / "voc"
+    shutil.copytree(voc, root)
+    for number, path in enumerate(sorted((root / "SegmentationClass").iterdir())):
+        mask = read_mask(path)
+        mask[:, : mask.shape[1] * (number % 3) // 3] = 255
+        write_mask(path, mask)
+    return root
+
+
+def trained(voc, folder, batch_size, **settings):
+    """How far each weight went in two steps, from masks."""
+    pl.seed_everything(0)
+    data = data_of(voc, targets="masks", augment=AUGMENT, batch_size=batch_size)
+    task = SegmentationTask(list(data.classes), **PLAIN, **SOLVER, supervision="masks")
+    before = copy.deepcopy(task.state_dict())
+    trainer_of(folder, limit_val_batches=0, **settings).fit(task, data)
+    return {name: value - before[name] for name, value in task.state_dict().items() if value.is_floating_point()}
+
+
+def assert_alike(these, those):
+    """To 1e-4 of the longest way a weight of the tensor went (weights themselves are rounded at some 1e-9)."""
+    moved = 0
+    for name, way in those.items():
+        torch.testing.assert_close(these[name], way, rtol=0, atol=1e-4 * way.abs().max().item() + 1e-8, msg=name)
+        moved += bool(way.any())
+    assert moved > 10
+
+
+def test_masks_teach_two_processes_what_they_teach_one(part_labelled, tmp_path, monkeypatch):
+    """Though the pictures of one process have more labelled pixels than those of the other."""
+    one = trained(part_labelled, tmp_path, 4)
+    assert_alike(trained(part_labelled, tmp_path, 2, **TWO), one)
+    monkeypatch.setattr("training.task.mean_over_processes", lambda pixels: pixels)  # each divides by its own
+    with pytest.raises(AssertionError):
+        assert_alike(trained(part_labelled, tmp_path, 2, **TWO), one)
+
+
+def test_a_training_validates_with_the_network_that_it_saves(five, cues, tmp_path):
+    """Also where one process has fewer batches to validate, and batch-norm statistics of its own."""
+    data = data_of(five, targets="cues", cues=str(cues), batch_size=2)
+    task = SegmentationTask(list(data.classes), **TINY, **SOLVER)
+    trainer = trainer_of(tmp_path, max_steps=2, **TWO)  # an epoch
+    trainer.fit(task, data)
+    seen = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    assert seen == trainer_of(tmp_path).validate(task, data, verbose=False)[0]
+
+
+class Spoiled(SegmentationTask):
+    """The second process's loss is no number."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (float("nan") if self.global_rank else 1)
+
+
+def test_a_loss_that_is_no_number_stops_all_processes(voc, cues, tmp_path):
+    data = data_of(voc, targets="cues", cues=str(cues), batch_size=2)
+    task = Spoiled(list(data.classes), **PLAIN, **SOLVER)
+    with pytest.raises(Exception, match=r"the loss of step 0 \(epoch 0\) is nan; its pictures: \w+, \w+\. The run"):
+        trainer_of(tmp_path, limit_val_batches=0, callbacks=[LossGuard()], **TWO).fit(task, data)
