@@ -23,13 +23,7 @@ $(VENV)/.peers: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed ## tags to masks on the embedded data set, in minutes: runs/demo/index.html
-	rm -rf $(DEMO)
-	$(BIN)/tag2mask synthesize --output $(DEMO)/data
-	$(BIN)/tag2mask fit --config configs/demo_classifier.yaml
-	$(BIN)/tag2mask seeds generate --config configs/demo_seeds.yaml
-	$(BIN)/tag2mask seeds evaluate --cache $(DEMO)/seeds --output $(DEMO)/seeds-quality
-	$(BIN)/tag2mask fit --config configs/demo_sec.yaml
-	$(BIN)/tag2mask evaluate --checkpoint $(DEMO)/sec/last.ckpt --output $(DEMO)
+	$(BIN)/tag2mask run --config configs/demo.yaml --output $(DEMO)
 	@echo 'done: $(DEMO)/metrics.json, and $(DEMO)/index.html to open in a browser'
 
 test: $(VENV)/.installed $(VENV)/.peers ## ruff, mypy and pytest

@@ -5,8 +5,10 @@ class InputError(ValueError):
     """Something handed in (a file, a key, a shape) is not usable.
 
     The message is one sentence that names the offender and, where it helps, what to do; the command line prints
-    it alone, without a traceback, and exits with status 1.
+    it alone, without a traceback, and exits with ``status``.
     """
+
+    status = 1
 
     def __init__(self, message: str) -> None:
         # A DataLoader rebuilds a worker's error with the whole traceback as its message; the sentence is its end.

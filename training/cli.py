@@ -23,6 +23,7 @@ LIGHTNING = {
     "validate": "a checkpoint's figures on the validation split",
     "test": "a checkpoint's figures on the test split",
 }
+RECIPE = {"run": "a whole recipe by one command, stage by stage; what has not changed is kept"}
 # Plain functions: where each is (imported only when called, so that `--help` answers at once) and its line of help.
 FUNCTIONS = {
     "synthesize": ("datamodules.synthesize:synthesize", "write the embedded data set as a VOC folder"),
@@ -52,7 +53,7 @@ SHARED = ("seeds generate", "relabel")  # those that several processes do togeth
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
     *("seeds generate", "seeds evaluate", "seeds verify", "seeds info", "seeds import", "seeds export"),
-    *("relabel", "evaluate", "compare", "predict", "export", "explain"),
+    *("relabel", "evaluate", "compare", "predict", "export", "explain", "run"),
 )
 
 
@@ -75,11 +76,11 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         dispatch(words)
     except InputError as error:
-        return complain(sentence(error), 2 if type(error).__name__ == "UsageError" else 1)
+        return complain(sentence(error), error.status)
     except ValueError as error:  # a class named in a YAML refused its arguments: the parser wraps what it said
         if (behind := input_error_behind(error)) is None:
             raise
-        return complain(sentence(behind), 1)
+        return complain(sentence(behind), behind.status)
     except OSError as error:  # no such file, no permission, no space left: the system's own words, and the file's name
         name = f": {error.filename}" if error.filename else ""
         return complain(f"{error.strerror or error}{name}", 1)
@@ -99,6 +100,10 @@ def dispatch(words: list[str]) -> None:
         say(f"tag2mask {version('tag2mask')}")
     elif first == "seeds" and (len(words) == 1 or words[1] in ("-h", "--help")):
         say(overview("seeds"))
+    elif first in RECIPE:
+        from training.run import run_recipe  # noqa: PLC0415  it imports no network: see training.stage_process
+
+        run_recipe(words[1:], [*LIGHTNING, *FUNCTIONS])
     else:
         run_command(words)
 
@@ -107,7 +112,8 @@ def run_command(words: list[str]) -> None:
     """Run a command proper. Imports happen here: torch and Lightning take seconds, and help should not."""
     quiet_known_warnings()
     from training.messages import nearest  # noqa: PLC0415
-    from training.parsers import UsageError, find_configs, run_function  # noqa: PLC0415
+    from training.parsers import run_function  # noqa: PLC0415
+    from training.yaml_files import UsageError, find_configs  # noqa: PLC0415
 
     length = 2 if words[0] == "seeds" else 1
     name = " ".join(words[:length])
@@ -126,7 +132,7 @@ def run_command(words: list[str]) -> None:
 
 def overview(group: str = "") -> str:
     """The page of `--help`: the commands (of a group), a line each."""
-    about = LIGHTNING | {name: line for name, (_, line) in FUNCTIONS.items()}
+    about = LIGHTNING | RECIPE | {name: line for name, (_, line) in FUNCTIONS.items()}
     rows = [f"  {name:<16}{about[name]}" for name in OVERVIEW if name.startswith(group)]
     return "\n".join(
         [

@@ -5,15 +5,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
-from datamodules.errors import InputError
-from training.messages import nearest, one_sentence
-
-
-class UsageError(InputError):
-    """The command line or a YAML file is wrong: an unknown key, a value of the wrong type, no such file."""
+from training.messages import one_sentence
+from training.yaml_files import UsageError
 
 
 class OneSentenceParser(LightningArgumentParser):
@@ -93,42 +88,3 @@ def gathered(words: list[str]) -> list[str]:
             if "=" not in word and word not in ("-h", "--help", "--print_config"):
                 options += [value for value in [next(rest, None)] if value is not None]
     return [*loose, *options]
-
-
-def find_configs(words: list[str]) -> list[str]:
-    """A command line whose `--config name.yaml` may also name a YAML shipped with the package.
-
-    Raises:
-        UsageError: there is no such file, or it is no YAML.
-    """
-    found = list(words)
-    for place, word in enumerate(words):
-        if word in ("-c", "--config") and place + 1 < len(words):
-            found[place + 1] = config_path(words[place + 1])
-        elif word.startswith("--config="):
-            found[place] = "--config=" + config_path(word.removeprefix("--config="))
-    return found
-
-
-def config_path(name: str) -> str:
-    """A YAML's path: the name itself where that is a file, else the one of that name in `configs/`.
-
-    Raises:
-        UsageError: there is neither, or it is no YAML.
-    """
-    import configs  # noqa: PLC0415
-
-    shipped = Path(configs.__file__).parent / Path(name).name
-    path = next((path for path in (Path(name), shipped) if path.is_file()), None)
-    if path is None:
-        raise UsageError(
-            f"there is no file {name}{nearest(shipped.name, [p.name for p in shipped.parent.glob('*.yaml')])}"
-        )
-    try:
-        yaml.safe_load(path.read_text())
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{name}{line}: not YAML: {error.problem}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: not a text file") from error
-    return str(path)

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from rich.text import Text
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from training.record import read_record
+from training.stage_process import same_modules
 from training.tables import average, deviation
 
 __all__ = ["fit_seeds", "seed_list"]
@@ -110,9 +110,7 @@ def run_fit(words: Sequence[str]) -> int:
         Its exit status.
     """
     # as a module, which Lightning knows how to start again for further processes
-    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-    environment = os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
-    return subprocess.run([sys.executable, "-m", "training.cli", *words], env=environment, check=False).returncode  # noqa: S603
+    return subprocess.run([sys.executable, "-m", "training.cli", *words], env=same_modules(), check=False).returncode  # noqa: S603
 
 
 def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None:

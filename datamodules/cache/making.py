@@ -4,23 +4,21 @@ Until the manifest is there, the folder holds ``plan.json`` (all that the result
 each with a record ``shard-00000.json`` that tells it is finished and what it must be, and ``lock``. Every file is
 written whole or not at all, a shard before its record, so that a process may be killed at any moment.
 
-The lock is the operating system's and dies with the process that holds it. On a network file system it needs that
-system's lock service, as all locks do; where that is off, the system grants every process the lock, or none.
+The lock dies with the process that holds it; see :class:`datamodules.locking.FileLock`.
 """
 
-import fcntl
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from datamodules.cache.format import FORMAT, INDEX, MANIFEST, VERSION, digest, read_signed, shard_name, signed
 from datamodules.cache.shard import ShardBuilder
 from datamodules.cache.writer import write_manifest, write_shard
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, write_whole
+from datamodules.locking import FileLock
 
 PLAN, LOCK, STOP = "plan.json", "lock", "stopped"
 PLAN_FORMAT, RECORD_FORMAT = f"{FORMAT}-plan", f"{FORMAT}-record"
@@ -50,7 +48,7 @@ class Making:
         """
         self.path, self.plan, self.blocks = path, dict(plan), blocks
         self._own = digest(comparable(self.plan))
-        self._lock: IO[str] | None = None
+        self._lock = FileLock(path / LOCK)
 
     def begin(self, *, overwrite: bool = False, strict: bool = False) -> list[int] | None:
         """Take the folder, for one process of a run; look at what is there, and check it.
@@ -71,29 +69,16 @@ class Making:
             known = (self.path / MANIFEST).is_file() or (self.path / PLAN).is_file()
             if not known and not all(ours(file.name) for file in self.path.iterdir()):
                 raise InputError(f"{self.path} exists already; it is not a seed cache; choose another output")
-            self._take_lock()
+            taken = self._lock.take()
         except OSError as error:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror}") from error
+        if not taken:
+            raise InputError(f"{self.path} is being made by another process; wait for it, or stop it")
         try:
             return self._look(overwrite=overwrite, strict=strict)
         except BaseException:
             self.release()
             raise
-
-    def _take_lock(self) -> None:
-        while True:
-            lock = (self.path / LOCK).open("a")
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:  # either, by the system
-                lock.close()
-                raise InputError(f"{self.path} is being made by another process; wait for it, or stop it") from error
-            self._lock = lock
-            try:
-                if os.fstat(lock.fileno()).st_ino == (self.path / LOCK).stat().st_ino:
-                    return
-            except FileNotFoundError:  # its last holder removed it in between
-                pass
 
     def _look(self, *, overwrite: bool, strict: bool) -> list[int] | None:
         for file in self.path.iterdir():
@@ -211,15 +196,13 @@ class Making:
 
     def release(self) -> None:
         """Let go of the folder; one in which nothing was finished is removed. Nothing where it is not held."""
-        if self._lock is None:
+        if not self._lock.held:
             return
         if not any(_SHARD.fullmatch(file.name) or file.name == MANIFEST for file in self.path.iterdir()):
             for name in (PLAN, STOP):
                 (self.path / name).unlink(missing_ok=True)
         (self.path / STOP).unlink(missing_ok=True)
-        (self.path / LOCK).unlink(missing_ok=True)
-        self._lock.close()
-        self._lock = None
+        self._lock.release()
         if not any(self.path.iterdir()):
             self.path.rmdir()
 

@@ -254,6 +254,8 @@ def test_help_names_options(command, capsys):
 def test_every_yaml_parses(path, capsys):
     """No YAML that is shipped has a key its command does not know; printing it gives it back."""
     content = yaml.safe_load(path.read_text())
+    if "stages" in content:
+        pytest.skip("a recipe: see test_run.py")
     command = ["fit"] if "model" in content else ["seeds", "generate"]
     assert main([*command, f"--config={path}", "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)

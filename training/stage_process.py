@@ -1,0 +1,147 @@
+"""A stage in a process of its own: nothing of one stage is left in the next, and its memory is its own to measure.
+
+The process is this module's (``python -m training.stage_process fit --config …``). It ends by itself when the one that
+started it is gone, however that ended: a pipe between them, of which only the other holds the writing end, closes then.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.errors import InputError
+from training.yaml_files import UsageError
+
+__all__ = ["Ended", "check_options", "run_process", "same_modules"]
+
+PIPE = "TAG2MASK_STARTED_BY"  # environment: number of the pipe's reading end
+CHECK = "check"  # in place of a command: the stages on standard input
+PATIENCE = 20.0  # seconds a stage has to end after Ctrl-C, before it is told to
+KIB = 1 if sys.platform == "darwin" else 1024  # in which the system counts memory
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended.
+
+    Attributes:
+        status: its exit status, or 128 and the signal's number.
+        seconds: wall-clock.
+        peak_memory: bytes its largest process held at once (a network's workers, which read pictures, are apart).
+    """
+
+    status: int
+    seconds: float
+    peak_memory: int
+
+
+def run_process(words: list[str]) -> Ended:
+    """Run one command of this program on this terminal and wait for it.
+
+    The peak is the system's for the process and those it waited for. It counts what the starting process held as well,
+    as that is what a new one is at first: this one must be small, and import no network.
+
+    Args:
+        words: the command line after ``tag2mask``.
+
+    Raises:
+        KeyboardInterrupt: this process was interrupted; the other has ended by then.
+    """
+    reading, writing = os.pipe()
+    start = time.monotonic()
+    try:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", __name__, *words],
+            env=same_modules() | {PIPE: str(reading)},
+            pass_fds=[reading],
+        )
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            _end(process)
+            raise
+        code = process.returncode = os.waitstatus_to_exitcode(status)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    return Ended(code if code >= 0 else 128 - code, time.monotonic() - start, usage.ru_maxrss * KIB)
+
+
+def same_modules() -> dict[str, str]:
+    """The environment for a process that is to find the same modules as this one, whatever lies in its folder."""
+    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    return os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that Ctrl-C has reached as well; if it was this one alone that was told, tell the other."""
+    try:
+        process.wait(PATIENCE)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        process.wait()
+
+
+def check_options(stages: list[tuple[str, list[str]]]) -> None:
+    """Find mistakes in the options of stages before the first of them runs.
+
+    Args:
+        stages: names and command lines.
+
+    Raises:
+        UsageError: an option is unknown, missing or of the wrong type.
+        InputError: the process that looks at them did not come to an end.
+    """
+    words = [sys.executable, "-m", __name__, CHECK]
+    done = subprocess.run(  # noqa: S603
+        words, input=json.dumps(stages), capture_output=True, text=True, check=False, env=same_modules()
+    )
+    if done.returncode:
+        raise InputError(f"the stages' options could not be checked: {(done.stderr.splitlines() or ['killed'])[-1]}")
+    said = json.loads(done.stdout.splitlines()[-1])
+    if said:
+        raise UsageError(f"stage '{said['stage']}': {said['message']}")
+
+
+def _checked(stages: list[tuple[str, list[str]]]) -> dict[str, str]:
+    """The first mistake, or nothing: each command is asked to print its options, and reads them for that."""
+    from training.cli import dispatch, sentence  # noqa: PLC0415
+
+    for name, words in stages:
+        try:
+            with redirect_stdout(io.StringIO()):
+                dispatch([*words, "--print_config"])
+        except SystemExit:  # it has printed
+            pass
+        except InputError as error:
+            return {"stage": name, "message": sentence(error)}
+    return {}
+
+
+def _watch(pipe: int) -> None:
+    """End this process when the other end of a pipe is closed."""
+    os.read(pipe, 1)
+    os._exit(1)  # nothing to clear up: whatever is on disk is whole, and the same command goes on with it
+
+
+def main() -> int:
+    """Run a stage, or check some."""
+    from training.cli import main as tag2mask  # noqa: PLC0415
+
+    pipe = os.environ.pop(PIPE, None)  # processes that a stage starts by this same module have their own watch
+    if pipe is not None:
+        threading.Thread(target=_watch, args=(int(pipe),), daemon=True).start()
+    if sys.argv[1:] == [CHECK]:
+        sys.stdout.write(json.dumps(_checked(json.load(sys.stdin))) + "\n")
+        return 0
+    return tag2mask()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
