@@ -32,8 +32,8 @@ class Framing:
         size: side in pixels of the square at scale 1, or of one of as large an area.
         scales: the sizes of the views, relative to ``size``.
         cue_stride: pixels a cell at scale 1.
-        keep_aspect: whether pictures keep their proportions, up to the rounding of a view's sides to multiples of 32;
-            else they are warped to squares.
+        keep_aspect: whether pictures keep their proportions, up to the rounding of sides to multiples of 32; else they
+            are warped to squares.
     """
 
     size: int
@@ -64,8 +64,11 @@ class Framing:
 
     def of(self, height: int, width: int) -> Frame:
         """The frame of a picture of these sides."""
-        ratio = min(max(height / width, 1 / LONGEST), LONGEST) if self.keep_aspect else 1.0
-        high, wide = self.size * math.sqrt(ratio), self.size / math.sqrt(ratio)
+        ratio = 1.0
+        if self.keep_aspect:  # as rounded at scale 1: few shapes, and so full batches, of almost the same proportions
+            high, wide = self._sides(min(max(height / width, 1 / LONGEST), LONGEST))
+            ratio = self._pixels(high) / self._pixels(wide)
+        high, wide = self._sides(ratio)
         views = tuple((self._pixels(high * scale), self._pixels(wide * scale)) for scale in self.scales)
         return Frame((self._cells(high), self._cells(wide)), views)
 
@@ -77,6 +80,9 @@ class Framing:
             return self.of(*image_size(path))
         except InputError:  # whoever reads the picture will say what is wrong with it
             return self.square
+
+    def _sides(self, ratio: float) -> tuple[float, float]:
+        return self.size * math.sqrt(ratio), self.size / math.sqrt(ratio)
 
     def _cells(self, side: float) -> int:
         return math.ceil(round(side) / self.cue_stride)

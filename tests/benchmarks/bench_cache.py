@@ -135,8 +135,8 @@ def in_a_process(code: str, *words: object) -> tuple[list[str], float]:
 def memory(folder: Path, pictures: int) -> str:
     """The most memory of the generator, for a few pictures and for many; its readers are other processes."""
     code = (
-        "import sys\nfrom seeds.generate import generate_seeds\n"
-        "generate_seeds(*sys.argv[1:3], root=sys.argv[3], accelerator='cpu', num_workers=1)"
+        "import sys\nfrom pathlib import Path\nfrom seeds.generate import generate_seeds\n"
+        "generate_seeds(*map(Path, sys.argv[1:3]), root=sys.argv[3], accelerator='cpu', num_workers=1)"
     )
     most = [
         in_a_process(code, folder / "mobilenet_v2.ckpt", folder / f"of-{data}", folder / data)[1]

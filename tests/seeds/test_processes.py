@@ -55,7 +55,7 @@ def test_killed_at_twenty_moments(checkpoint, tmp_path):
 @pytest.mark.parametrize("keep_aspect", [False, True])
 def test_one_two_and_three_processes_write_the_same_bytes(checkpoint, tmp_path, keep_aspect):
     def run(name, **settings):
-        given = {"batch_size": 2, "shard_size": 2, "keep_aspect": keep_aspect, "cue_stride": 4}
+        given = {"batch_size": 2, "shard_size": 2, "keep_aspect": keep_aspect, "size": 128}
         generate_seeds(checkpoint, tmp_path / name, **given, **SETTINGS, **settings)
 
     run("1")
