@@ -78,10 +78,15 @@ class Backbone(nn.Module):
     def saliency_layer(self) -> str:
         """Name, within this module, of the block at whose output background saliency is read by default.
 
-        The last one of stride 8: conv4 in VGG-16, as the SEC authors have it; ``layer2`` in a ResNet.
+        The last one of stride 8: conv4 in VGG-16, as the SEC authors have it; ``layer2`` in a ResNet. Of a network that
+        ends there, the last of the stage before: behind the last block only the average over the map remains, in
+        which every cell counts alike.
         """
-        names = [name for name, stride in self.strides.items() if stride <= SALIENCY_STRIDE]
-        return f"encoder.{(names or list(self.strides))[-1]}"
+        *names, last = self.strides
+        final = self.strides[last]
+        limit = SALIENCY_STRIDE if final > SALIENCY_STRIDE else final // 2
+        fine = [name for name in names if self.strides[name] <= limit]
+        return f"encoder.{(fine or names or [last])[-1]}"
 
 
 def last_map(encoder: nn.Module, image: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from seeds.packs import Pack
 from seeds.probe import find_layer
 from seeds.refine import CRF, refined
 from seeds.running import Run, make_cache
+from seeds.saliency import check_saliency
 from seeds.shards import Asked, CueRule
 from seeds.source import Source
 
@@ -63,7 +64,8 @@ def generate_seeds(
         root: folder of the pictures; the classifier's own if not given.
         split: which list of pictures; the one the classifier was trained on if not given.
         layer: name of the layer whose Grad-CAM maps are taken, within the network; its last map if not given.
-        saliency_layer: name of the layer for the background's saliency; the last of stride 8 if not given.
+        saliency_layer: name of the layer for the background's saliency; the last of stride 8 if not given (of a network
+            that ends there, the last of the stage before).
         scales: the maps at these sizes of the picture, relative to ``size``, are averaged.
         flip: average with the maps of the mirrored picture, too.
         size: side in pixels to which pictures are warped at scale 1; the classifier's if not given.
@@ -129,6 +131,8 @@ class Settings:
                 raise InputError(f"{name} {getattr(self, name)} is outside 0..1")
         for layer in self.layers:
             find_layer(network, layer)
+        if self.bg_fraction and self.refine == "none":
+            check_saliency(network, self.layers[1], network.head.out_features)
 
     def plan(self) -> dict[str, Any]:
         """What the manifest says of these settings."""

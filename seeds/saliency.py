@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from datamodules.errors import InputError
 from seeds.probe import gradient, probing, scores_of
+
+PROBE = (128, 128)  # height and width of the picture of noise
 
 
 def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -28,6 +31,20 @@ def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor
     with probing(model, [layer]) as taps:
         scores = scores_of(model, images, labels)
         return saliency_map(scores, taps[0], labels, layer if isinstance(layer, str) else type(layer).__name__)
+
+
+def check_saliency(model: nn.Module, layer: str, classes: int) -> None:
+    """Raises an InputError if saliency at a layer is the same all over any picture, and so tells no background.
+
+    So it is where only the average over the map follows. Asked with a picture of noise.
+    """
+    images = torch.rand(1, 3, *PROBE, generator=torch.Generator().manual_seed(0))
+    saliency = background_saliency(model, layer, images, torch.ones(1, classes))
+    if saliency.numel() > 1 and saliency.amax() == saliency.amin():
+        raise InputError(
+            f"saliency at layer {layer} is the same everywhere, so that there would be no background cues: "
+            "choose a layer further down for saliency_layer"
+        )
 
 
 def saliency_map(scores: Tensor, activation: Tensor, labels: Tensor, name: str = "") -> Tensor:

@@ -50,6 +50,10 @@ def test_default_saliency_layers():
     assert build_backbone("mobilenet_v2", 16).saliency_layer == "encoder.features.6"
 
 
+def test_saliency_is_not_read_where_only_the_average_follows():
+    assert build_backbone("resnet18", 8, depth=3).saliency_layer == "encoder.layer1.1"
+
+
 def test_frozen_stages_stay_as_they_are():
     backbone = build_backbone("mobilenet_v2", 16)
     backbone.freeze(8)

@@ -8,7 +8,7 @@ from scipy.ndimage import median_filter
 from torch import nn
 
 from datamodules.errors import InputError
-from seeds.saliency import background_saliency, median3
+from seeds.saliency import background_saliency, check_saliency, median3
 
 
 @given(arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=7), elements=st.floats(0, 10, width=32)))
@@ -50,3 +50,9 @@ def test_leaves_the_model_alone():
 def test_bad_layer():
     with pytest.raises(InputError, match="no layer '11'"):
         background_saliency(network(), "11", torch.zeros(1, 3, 5, 5), torch.ones(1, 3))
+
+
+def test_a_layer_whose_every_cell_counts_alike_is_refused():
+    check_saliency(network(), "1", 3)
+    with pytest.raises(InputError, match="layer 3 is the same everywhere"):
+        check_saliency(network(), "3", 3)  # the average over the map follows
