@@ -165,14 +165,22 @@ def answer(model: Model, images: Tensor) -> Any:
     """The model's output for images (B, 3, H, W), whatever it is; to be called within :func:`probing`.
 
     Raises:
-        InputError: images of another shape.
+        InputError: images of another shape, or that the model refuses: of another number of channels, another size,
+            too small, of another dtype or device.
     """
     check_images(images)
     # a tensor made in inference mode may not be worked on in place outside of it
     given = images.clone() if images.is_inference() else images
     given = given if given.is_leaf and given.requires_grad else given.detach()
     module = module_of(model)
-    return module(*model.args, given, **model.keywords) if isinstance(model, partial) else module(given)
+    try:
+        return module(*model.args, given, **model.keywords) if isinstance(model, partial) else module(given)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:  # torch's own checks, and those of networks of one size
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        given_as = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
+        raise InputError(f"the {type(module).__name__} cannot take {given_as}: {reason}") from error
 
 
 def scores_of(model: Model, images: Tensor, labels: Tensor) -> Tensor:

@@ -126,8 +126,9 @@ def try_methods(explainer: Explainer, photos: PhotoSet, threshold: float, order:
     trials = [Trial(method, explainer, threshold) for method in explainer.methods]
     for index in order:
         case = _case(explainer, photos, index)
-        for trial in trials if case is not None else ():
-            assert case is not None
+        if case is None:
+            continue
+        for trial in trials:
             trial.add(case)
     if not trials or not trials[0].truths:
         raise InputError("none of the pictures shows any of the classes, and so no method can be tried")

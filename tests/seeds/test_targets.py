@@ -1,18 +1,25 @@
 """What may be asked: indices, labels, functions; captions and answers to questions; and what may not."""
 
+import copy
+import gc
+import re
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from seeds.gradcam import GradCAM
+from seeds.methods import registry
 from seeds.methods.registry import METHODS, method_of
 from tests.seeds.networks import Answer, Caption, small_vgg
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+CHANNELS_LAST = torch.channels_last
 LABELS = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
 
 
@@ -90,6 +97,67 @@ def test_visual_question_answering():
     assert not torch.allclose(maps, other)
 
 
+def test_the_page_of_docs_runs(model):
+    """The code of ``README.md`` beside the methods, line by line, with networks of its names."""
+    torch.manual_seed(0)
+    page = (Path(registry.__file__).parent / "README.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    network = torchvision.models.resnet18(num_classes=4)
+    names: dict[str, Any] = {"model": network, "images": IMAGES, "targets": LABELS}
+    exec(first, names)
+    assert names["maps"].shape == (3, 4, 2, 2)
+    sentence, question = torch.randint(6, (3, 4)), torch.randint(6, (3, 3))
+    names = {"images": IMAGES, "captioner": Caption(), "sentence": sentence, "vqa": Answer(), "question": question}
+    names["answer_indices"] = torch.tensor([4, 0, 2])
+    caption, answer = second.split("# visual question answering")
+    exec(caption, names)
+    assert names["maps"].shape == (3, 1, 14, 14)
+    exec("#" + answer, names)
+    assert names["maps"].shape == (3, 1, 14, 14)
+    assert names["maps"].any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_memory_stays_flat(model, name):
+    """After many calls there is no tensor more than after the first few."""
+    network = torchvision.models.resnet18(num_classes=4).eval() if name == "cam" else model
+    method = METHODS[name](network, "layer4" if name == "cam" else "features.7")
+
+    def count() -> int:
+        gc.collect()
+        return sum(isinstance(each, Tensor) for each in gc.get_objects())
+
+    for _ in range(2):
+        method(IMAGES[:1, :, :32, :32], LABELS[:1])
+    before = count()
+    for _ in range(10):
+        method(IMAGES[:1, :, :32, :32], LABELS[:1])
+    assert count() == before
+
+
+@pytest.mark.parametrize("how", ["channels_last", "bfloat16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_memory_formats_and_mixed_precision(model, name, how):
+    """Maps are the same, float32, whatever the network's memory format and autocast."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=4) if name == "cam" else copy.deepcopy(model)
+    layer = "layer4" if name == "cam" else "features.7"
+    expected = METHODS[name](network, layer)(IMAGES, LABELS)
+    if how == "channels_last":
+        network, images = network.to(memory_format=torch.channels_last), IMAGES.contiguous(memory_format=CHANNELS_LAST)
+        maps = METHODS[name](network, layer)(images, LABELS)
+        torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+        kept = [parameter for parameter in network.parameters() if parameter.dim() == 4]
+        assert all(parameter.is_contiguous(memory_format=CHANNELS_LAST) for parameter in kept)
+        return
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = METHODS[name](network, layer)(IMAGES, LABELS)
+    assert maps.dtype == torch.float32
+    both = torch.stack([maps.flatten(), expected.flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.9  # eight bits of mantissa, and gates of ReLUs near 0 that flip
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+
+
 @pytest.mark.parametrize(
     ("target", "words"),
     [(torch.tensor([0, 4, 1]), "class index 4 is out of range: the model gives 4 scores"),
@@ -124,10 +192,19 @@ class Outputs(nn.Module):
         return [y.mean((2, 3)), y]
 
 
-@pytest.mark.parametrize("name", ["gradient", "guided-gradcam", "mwp"])
-def test_bad_images(model, name):
-    with pytest.raises(InputError, match="images must have shape"):
-        METHODS[name](model, "features.4")(IMAGES[0], torch.tensor([0]))
+@pytest.mark.parametrize("name", ["gradcam", "gradient", "guided-gradcam", "mwp"])
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [(IMAGES[0], "images must have shape"), (IMAGES[:, :1], r"cannot take images of shape \(3, 1, 64, 64\)"),
+     (IMAGES[:, :, :2, :2], r"cannot take images of shape \(3, 3, 2, 2\)"),
+     (IMAGES.double(), "torch.float64")],
+)  # fmt: skip
+def test_bad_images(model, name, images, words):
+    before = [module.training for module in model.modules()]
+    with pytest.raises(InputError, match=words) as caught:
+        METHODS[name](model, "features.4")(images, torch.tensor([0, 1, 2]))
+    assert "\n" not in str(caught.value)
+    assert [module.training for module in model.modules()] == before
 
 
 def test_not_a_network():
