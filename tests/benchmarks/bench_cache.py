@@ -33,17 +33,18 @@ from seeds.shards import ShardWriter
 VOC, MILLION = 10_582, 1_000_000
 SIZE, BATCH, SHARD = 320, 16, 64
 FEW = 32  # pictures
+BACKBONE, CHECKPOINT = "mobilenet_v2", "classifier.ckpt"  # quick: of others the network takes a greater part yet
 PARTS = ("bare, in memory", "decoding", "cues, writing")
 
 
-def checkpoint_of(folder: Path, data: TagDataModule, backbone: str) -> tuple[Path, ClassifierTask]:
+def checkpoint_of(folder: Path, data: TagDataModule) -> tuple[Path, ClassifierTask]:
     """An untrained classifier: the work is the same as a trained one's."""
-    task = ClassifierTask(list(data.classes), backbone=backbone)
+    task = ClassifierTask(list(data.classes), backbone=BACKBONE)
     content = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
     content["datamodule_hyper_parameters"] = dict(data.hparams)
     task.on_save_checkpoint(content)
-    torch.save(content, folder / f"{backbone}.ckpt")
-    return folder / f"{backbone}.ckpt", task.eval()
+    torch.save(content, folder / CHECKPOINT)
+    return folder / CHECKPOINT, task.eval()
 
 
 def bare(task: ClassifierTask, packs: list, question: Question) -> float:
@@ -98,25 +99,24 @@ def generation(folder: Path, pictures: int, turns: int) -> Table:
     table = Table(title=f"generation, 1 thread, 1 worker, {SIZE}x{SIZE}, pictures/s, medians of {turns} turns")
     for column in ("network", *PARTS, "generator", "of the network's", "least..most", "bottleneck"):
         table.add_column(column, justify="right")
-    for backbone in ("mobilenet_v2", "resnet50"):
-        checkpoint, task = checkpoint_of(folder, data, backbone)
-        question = Question((task.model.default_layer, task.model.saliency_layer), flip=False, bf16=False)
-        seeds = [seed for pack in packs for seed in seeds_of(task.model, pack, question)]
-        measures = {
-            PARTS[0]: partial(bare, task, packs, question),
-            PARTS[1]: partial(decoding, batches),
-            PARTS[2]: partial(writing, folder / "written", seeds, list(data.classes)),
-            "generator": partial(generator, checkpoint, folder / "cache", 1),
-        }
-        runs: dict[str, list[float]] = {name: [] for name in measures}
-        for turn in range(turns):
-            for name in (measures, reversed(measures))[turn % 2]:
-                runs[name].append(measures[name]())
-        speeds = {name: pictures / np.median(times) for name, times in runs.items()}
-        ratios = np.array(runs[PARTS[0]]) / np.array(runs["generator"])
-        shown = (f"{np.median(ratios):.2f}", f"{ratios.min():.2f}..{ratios.max():.2f}")
-        slowest = min(PARTS, key=speeds.__getitem__)
-        table.add_row(backbone, *(f"{speed:.0f}" for speed in speeds.values()), *shown, slowest)
+    checkpoint, task = checkpoint_of(folder, data)
+    question = Question((task.model.default_layer, task.model.saliency_layer), flip=False, bf16=False)
+    seeds = [seed for pack in packs for seed in seeds_of(task.model, pack, question)]
+    measures = {
+        PARTS[0]: partial(bare, task, packs, question),
+        PARTS[1]: partial(decoding, batches),
+        PARTS[2]: partial(writing, folder / "written", seeds, list(data.classes)),
+        "generator": partial(generator, checkpoint, folder / "cache", 1),
+    }
+    runs: dict[str, list[float]] = {name: [] for name in measures}
+    for turn in range(turns):
+        for name in (measures, reversed(measures))[turn % 2]:
+            runs[name].append(measures[name]())
+    speeds = {name: pictures / np.median(times) for name, times in runs.items()}
+    ratios = np.array(runs[PARTS[0]]) / np.array(runs["generator"])
+    shown = (f"{np.median(ratios):.2f}", f"{ratios.min():.2f}..{ratios.max():.2f}")
+    slowest = min(PARTS, key=speeds.__getitem__)
+    table.add_row(BACKBONE, *(f"{speed:.0f}" for speed in speeds.values()), *shown, slowest)
     return table
 
 
@@ -139,10 +139,9 @@ def memory(folder: Path, pictures: int) -> str:
         "generate_seeds(*map(Path, sys.argv[1:3]), root=sys.argv[3], accelerator='cpu', num_workers=1)"
     )
     most = [
-        in_a_process(code, folder / "mobilenet_v2.ckpt", folder / f"of-{data}", folder / data)[1]
-        for data in ("few", "data")
+        in_a_process(code, folder / CHECKPOINT, folder / f"of-{data}", folder / data)[1] for data in ("few", "data")
     ]
-    return f"most memory of the generator, mobilenet_v2: {FEW} pictures {most[0]:.0f} MB, {pictures} {most[1]:.0f} MB"
+    return f"most memory of the generator, {BACKBONE}: {FEW} pictures {most[0]:.0f} MB, {pictures} {most[1]:.0f} MB"
 
 
 def made_up(path: Path, pictures: int) -> list[dict]:
@@ -216,7 +215,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     console = Console(width=130)
     torch.set_num_threads(1)  # the generator's default; a core is left for its reader
-    pictures, turns = (64, 3) if quick else (192, 7)
+    pictures, turns = (64, 3) if quick else (192, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         synthesize(folder / "data", train=pictures, val=2, size=SIZE)
