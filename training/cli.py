@@ -41,10 +41,10 @@ FUNCTIONS = {
         "label training pictures by a trained network and their tags, as a seed cache to train on again",
     ),
     "evaluate": (
-        "training.evaluation:evaluate",
+        "training.scoring.evaluation:evaluate",
         "score a segmentation checkpoint or a folder of masks: per-class IoU, metrics.json, a page of pictures",
     ),
-    "compare": ("training.compare:compare", "the figures of several evaluations side by side: compare A B ..."),
+    "compare": ("training.scoring.compare:compare", "the figures of several evaluations side by side: compare A B ..."),
     "predict": ("training.predict:predict", "write masks for photos"),
     "export": ("training.export:export", "write a trained network as TorchScript, ONNX or SMP's own files"),
     "explain": ("training.explain:explain", "show where a classifier looks in photos, by many methods"),
@@ -101,7 +101,7 @@ def dispatch(words: list[str]) -> None:
     elif first == "seeds" and (len(words) == 1 or words[1] in ("-h", "--help")):
         say(overview("seeds"))
     elif first in RECIPE:
-        from training.run import run_recipe  # noqa: PLC0415  it imports no network: see training.stage_process
+        from training.recipes.run import run_recipe  # noqa: PLC0415  it imports no network: see training.recipes.stage_process
 
         run_recipe(words[1:], [*LIGHTNING, *FUNCTIONS])
     else:
@@ -180,7 +180,7 @@ def quiet_known_warnings() -> None:
         r".*module\(s\) in eval mode at the start of training.*",  # frozen stages are meant to be
         r".*does not have many workers.*",  # two workers suffice; num_workers is in every YAML
         r".*Checkpoint directory .* exists and is not empty.*",
-        r".*Previous log files in this directory will be deleted.*",  # they are kept, see training.csv_log
+        r".*Previous log files in this directory will be deleted.*",  # they are kept, see training.runs.csv_log
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Precision bf16-mixed is not supported by the model summary.*",

@@ -162,7 +162,7 @@ def weigh(explainer: Explainer, path: Path, label: int) -> Evidence:
 
 def evidence_page(name: str, evidence: Sequence[Evidence], strongest: int, made_by: str) -> str:
     """One HTML file that holds everything it shows: the strongest evidence for a class, beside that against it."""
-    style = files("training").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("training.scoring").joinpath("report.css").read_text(encoding="utf-8")
     title = escape(name)
     sides = [sorted(evidence, key=lambda each: -each.sides[side])[:strongest] for side in (0, 1)]
     rows = "\n".join(

@@ -18,7 +18,7 @@ from seeds.checkpoint import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from seeds.data import data_settings
 from training.grids import label_map, resize
-from training.record import read_provenance
+from training.runs.record import read_provenance
 from training.task import CrfSettings, SegmentationTask
 from training.views import Views, view_scores
 
@@ -38,7 +38,7 @@ class Trained:
         task: the task in eval mode, on ``device``.
         data: settings of the data module it was trained with.
         device: a GPU where there is one.
-        provenance: what it says of its making, see `training.record.RunRecord`; None where it says nothing.
+        provenance: what it says of its making, see `training.runs.record.RunRecord`; None where it says nothing.
     """
 
     task: SegmentationTask

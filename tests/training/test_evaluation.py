@@ -16,9 +16,9 @@ from datamodules.masks import read_class_mask, read_mask
 from seeds.checkpoint import load_task
 from seeds.crf import dense_crf
 from tests.training.conftest import data_of, trainer_of
-from training.evaluation import evaluate
 from training.inference import crf_label_map, data_module, load_trained, predictions
 from training.predict import predict
+from training.scoring.evaluation import evaluate
 from training.task import SegmentationTask
 
 

@@ -7,7 +7,7 @@ import torch
 
 from datamodules.errors import InputError
 from tests.training.conftest import TINY, data_of, trainer_of
-from training.guard import LossGuard
+from training.runs.guard import LossGuard
 from training.task import SegmentationTask
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.figures import Tally, figures
-from training.gallery import Gallery, Row, Section
-from training.report import render_page
+from training.scoring.figures import Tally, figures
+from training.scoring.gallery import Gallery, Row, Section
+from training.scoring.report import render_page
 
 CLASSES = ["<cat>", "dog", *(f"creature number {i}" for i in range(16))]
 VOID = ("area", "base", "br", "col", "hr", "img", "input", "link", "meta")

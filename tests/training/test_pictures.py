@@ -9,7 +9,6 @@ from pytorch_lightning.loggers import CSVLogger
 
 from datamodules.images import normalize
 from tests.training.conftest import TINY, data_of, trainer_of
-from training.callbacks import PicturePanel, batch_panel, takes_pictures
 from training.pictures import (
     BACKGROUND_COLOUR,
     class_colour,
@@ -22,6 +21,7 @@ from training.pictures import (
     shrink,
 )  # fmt: skip
 from training.progress import progress_bar
+from training.runs.callbacks import PicturePanel, batch_panel, takes_pictures
 from training.task import SegmentationTask
 
 GRAY = np.full((24, 30, 3), 100, np.uint8)
@@ -123,7 +123,7 @@ def test_panels_of_training_and_validation(voc, cues, tmp_path):
 
 
 def test_loggers_that_take_no_pictures_are_left_alone(voc, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.callbacks.batch_panel", None)
+    monkeypatch.setattr("training.runs.callbacks.batch_panel", None)
     data = data_of(voc, targets="masks")
     task = SegmentationTask(list(data.classes), **TINY, supervision="masks")
     logger = CSVLogger(tmp_path)

@@ -12,7 +12,7 @@ from datamodules.masks import read_mask, write_mask
 from datamodules.synthesize import synthesize
 from seeds.classifier import ClassifierTask
 from tests.training.conftest import TINY, data_of, trainer_of
-from training.guard import LossGuard
+from training.runs.guard import LossGuard
 from training.task import SegmentationTask
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without its processes")

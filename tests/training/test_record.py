@@ -16,7 +16,7 @@ from datamodules.files import file_sha256
 from seeds.provenance import git_revision
 from tests.training.fits import CONFIGS, fit
 from training.cli import main
-from training.record import provenance_lines, read_provenance, read_record
+from training.runs.record import provenance_lines, read_provenance, read_record
 
 BATCHES = 3  # an epoch: nine pictures, three a batch
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 import yaml
 
-import training.run
+import training.recipes.run
 from datamodules.locking import FileLock
 from training.cli import FUNCTIONS, LIGHTNING, dispatch, main
-from training.recipe import read_recipe
-from training.stage_process import Ended
+from training.recipes.recipe import read_recipe
+from training.recipes.stage_process import Ended
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROOT = CONFIGS.parent
@@ -65,8 +65,8 @@ def ran(monkeypatch):
         commands.append(words)
         return Ended(main(words), 1.5, 7_000_000)
 
-    monkeypatch.setattr(training.run, "run_process", run_here)
-    monkeypatch.setattr(training.run, "check_options", len)
+    monkeypatch.setattr(training.recipes.run, "run_process", run_here)
+    monkeypatch.setattr(training.recipes.run, "check_options", len)
     return commands
 
 
@@ -82,8 +82,8 @@ def whole(tmp_path_factory):
     """A recipe that has run, its YAML beside its output; not to be changed."""
     folder = tmp_path_factory.mktemp("recipe")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.run, "run_process", lambda words: Ended(main(words), 1.5, 7_000_000))
-        patch.setattr(training.run, "check_options", len)
+        patch.setattr(training.recipes.run, "run_process", lambda words: Ended(main(words), 1.5, 7_000_000))
+        patch.setattr(training.recipes.run, "check_options", len)
         path = write(folder, recipe_of(folder / "out"))
         assert main(["run", f"--config={path}"]) == 0
     return folder
@@ -201,7 +201,7 @@ def test_a_failure_loses_nothing(copied, ran, capsys):
 
 def test_a_stopped_training_goes_on_only_with_its_own_options(copied, ran, monkeypatch):
     """Stopped after an epoch of two: goes on from there with the same options, starts anew with others."""
-    run_here, output = training.run.run_process, copied.parent / "out"
+    run_here, output = training.recipes.run.run_process, copied.parent / "out"
 
     def stopped(words):
         run_here([*words, "--trainer.max_epochs=1"])
@@ -215,16 +215,16 @@ def test_a_stopped_training_goes_on_only_with_its_own_options(copied, ran, monke
         content["stages"]["classifier"]["options"]["model"] = {"init_args": {"lr": 0.002}}
         return content
 
-    monkeypatch.setattr(training.run, "run_process", stopped)
+    monkeypatch.setattr(training.recipes.run, "run_process", stopped)
     assert run(recipe_of(output, epochs=2)) == 130
-    monkeypatch.setattr(training.run, "run_process", run_here)
+    monkeypatch.setattr(training.recipes.run, "run_process", run_here)
     ran.clear()
     assert run(recipe_of(output, epochs=2)) == 0
     assert ran[0][-1] == "--ckpt_path=last"
     assert json.loads((output / "stages/classifier.json").read_text())["resumed"] is True
-    monkeypatch.setattr(training.run, "run_process", stopped)
+    monkeypatch.setattr(training.recipes.run, "run_process", stopped)
     assert run(recipe_of(output, epochs=3)) == 130
-    monkeypatch.setattr(training.run, "run_process", run_here)
+    monkeypatch.setattr(training.recipes.run, "run_process", run_here)
     ran.clear()
     assert run(other_rate(epochs=3)) == 0
     assert ran[0][-1].startswith("--config")
@@ -355,7 +355,7 @@ def test_killed_in_the_middle(whole, tmp_path):
     assert record["resumed"] is True
     assert record["peak_memory"] > 50_000_000
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.run, "run_process", lambda words: Ended(main(words), 1.5, 7_000_000))
+        patch.setattr(training.recipes.run, "run_process", lambda words: Ended(main(words), 1.5, 7_000_000))
         assert main(["run", f"--config={path}", f"--output={straight}"]) == 0
     one, other = (
         torch.load(place / "classifier/last.ckpt", weights_only=True)["state_dict"] for place in (straight, killed)

@@ -10,10 +10,10 @@ import torch
 
 from datamodules.errors import InputError
 from tests.training.fits import fit
-from training import seed_runs
 from training.cli import main
-from training.record import read_record
-from training.seed_runs import run_fit, seed_list
+from training.runs import seed_runs
+from training.runs.record import read_record
+from training.runs.seed_runs import run_fit, seed_list
 from training.task import SegmentationTask
 
 STEPS = 6  # two epochs of three

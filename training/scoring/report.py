@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.charts import class_figures, confusion_matrix, css_colour, summary
-from training.gallery import Row, Section
 from training.pictures import cue_layer, jpeg, label_layer, layer_png, shrink
-from training.record import provenance_lines
+from training.runs.record import provenance_lines
+from training.scoring.charts import class_figures, confusion_matrix, css_colour, summary
+from training.scoring.gallery import Row, Section
 
 __all__ = ["render_page"]
 
@@ -27,14 +27,16 @@ def render_page(metrics: Mapping[str, Any], classes: Sequence[str], sections: Se
     """Write the page.
 
     Args:
-        metrics: as in ``metrics.json``, see `training.evaluation.evaluate`.
+        metrics: as in ``metrics.json``, see `training.scoring.evaluation.evaluate`.
         classes: class names without background.
-        sections: pictures, see `training.gallery.Gallery`.
+        sections: pictures, see `training.scoring.gallery.Gallery`.
 
     Returns:
         HTML without any link to elsewhere; pictures, style and script are embedded.
     """
-    style, script = (files("training").joinpath(f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
+    style, script = (
+        files("training.scoring").joinpath(f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js")
+    )
     rows = [row for section in sections for row in section.rows]
     parts = [
         summary(metrics),

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError
-from training.tables import average, deviation, percent
+from training.scoring.tables import average, deviation, percent
 
 __all__ = ["compare"]
 

@@ -10,12 +10,12 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from datamodules.errors import InputError
-from training.callbacks import PicturePanel
-from training.csv_log import RunLog
-from training.guard import LossGuard
-from training.randomness import StepSeed
-from training.record import RunRecord
-from training.wandb_log import WandbLog
+from training.runs.callbacks import PicturePanel
+from training.runs.csv_log import RunLog
+from training.runs.guard import LossGuard
+from training.runs.randomness import StepSeed
+from training.runs.record import RunRecord
+from training.runs.wandb_log import WandbLog
 
 Wandb = Literal["disabled", "offline", "online"]
 

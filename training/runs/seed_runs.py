@@ -15,9 +15,9 @@ from rich.text import Text
 
 from datamodules.errors import InputError
 from datamodules.files import write_whole
-from training.record import read_record
-from training.stage_process import same_modules
-from training.tables import average, deviation
+from training.recipes.stage_process import same_modules
+from training.runs.record import read_record
+from training.scoring.tables import average, deviation
 
 __all__ = ["fit_seeds", "seed_list"]
 

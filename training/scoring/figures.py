@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from seeds.confusion import Confusion, iou_of, mean_iou
-from training.boundary import boundary_counts
+from training.scoring.boundary import boundary_counts
 
 __all__ = ["CONFUSED", "LEVEL", "RESAMPLES", "SEED", "Tally", "confused_pairs", "figures", "miou_interval"]
 
@@ -25,7 +25,7 @@ class Tally:
     Attributes:
         names: the K classes, background first.
         matrices: int64 (K, K) of each picture; row = true class, column = predicted class.
-        boundary: int64 (3, K), see `training.boundary.boundary_counts`, summed over pictures.
+        boundary: int64 (3, K), see `training.scoring.boundary.boundary_counts`, summed over pictures.
     """
 
     def __init__(self, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from training.tables import percent
+from training.scoring.tables import percent
 
 __all__ = ["figures_of", "summary_table", "why"]
 

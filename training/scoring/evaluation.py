@@ -15,15 +15,15 @@ from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.photos import PhotoSet
 from datamodules.sampling import evenly
-from training.figures import Tally, figures
-from training.gallery import Gallery, Row, Section
 from training.inference import Predicted, predictions
 from training.progress import progress_bar
-from training.record import provenance_lines
-from training.report import render_page
-from training.scored import Scored, scored_folder, scored_network
-from training.submission import check_voc_classes, write_submission
-from training.tables import class_csv, class_table, confused_table, facts_table, summary_lines
+from training.runs.record import provenance_lines
+from training.scoring.figures import Tally, figures
+from training.scoring.gallery import Gallery, Row, Section
+from training.scoring.report import render_page
+from training.scoring.scored import Scored, scored_folder, scored_network
+from training.scoring.submission import check_voc_classes, write_submission
+from training.scoring.tables import class_csv, class_table, confused_table, facts_table, summary_lines
 from training.views import Views
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def evaluate(
     Writes ``metrics.json``, ``metrics.csv`` and ``index.html`` (a page of pictures) into a folder, and prints tables.
     The figures of ``metrics.json`` are fractions: ``miou``, ``iou`` (class to figure, background included; a class that
     is neither in the masks nor predicted is left out), ``background_iou``, ``images``, and those of
-    `training.figures.figures`; with the CRF, ``without_crf`` holds the same for the network alone. ``provenance`` is
-    what the checkpoint says of its making (`training.record.RunRecord`), null where it says nothing. Pictures without
-    masks get a page and no figures.
+    `training.scoring.figures.figures`; with the CRF, ``without_crf`` holds the same for the network alone.
+    ``provenance`` is what the checkpoint says of its making (`training.runs.record.RunRecord`), null where it says
+    nothing. Pictures without masks get a page and no figures.
 
     Args:
         checkpoint: a checkpoint of ``tag2mask fit`` with a segmentation task.

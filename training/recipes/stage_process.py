@@ -1,7 +1,8 @@
 """A stage in a process of its own: nothing of one stage is left in the next, and its memory is its own to measure.
 
-The process is this module's (``python -m training.stage_process fit --config …``). It ends by itself when the one that
-started it is gone, however that ended: a pipe between them, of which only the other holds the writing end, closes then.
+The process is this module's (``python -m training.recipes.stage_process fit --config …``). It ends by itself when the
+one that started it is gone, however that ended: a pipe between them, of which only the other holds the writing end,
+closes then.
 """
 
 import io

@@ -27,7 +27,7 @@ from datamodules.cache.making import PLAN
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.fingerprints import fingerprint, sizes
-from training.recipe import STAGES, Stage, leaves, references
+from training.recipes.recipe import STAGES, Stage, leaves, references
 
 __all__ = ["Inputs", "StagePlace", "key_of"]
 

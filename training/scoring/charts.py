@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from training.pictures import BACKGROUND_COLOUR, class_colour
-from training.tables import COLUMNS, TITLES, shown_classes
+from training.scoring.tables import COLUMNS, TITLES, shown_classes
 
 __all__ = ["class_figures", "confusion_matrix", "css_colour", "summary"]
 

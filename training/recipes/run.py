@@ -15,10 +15,10 @@ from rich.console import Console
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.locking import FileLock
-from training.recipe import STAGES, Recipe, Stage, read_recipe
-from training.run_summary import figures_of, summary_table, why
-from training.stage_process import Ended, check_options, run_process
-from training.stages import Inputs, StagePlace, key_of
+from training.recipes.recipe import STAGES, Recipe, Stage, read_recipe
+from training.recipes.run_summary import figures_of, summary_table, why
+from training.recipes.stage_process import Ended, check_options, run_process
+from training.recipes.stages import Inputs, StagePlace, key_of
 from training.yaml_files import UsageError, config_path
 
 __all__ = ["run_recipe"]
