@@ -14,7 +14,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["constrain_loss", "expand_loss", "ranked_weights", "sec_probabilities", "seed_loss"]
+__all__ = [
+    "balanced_seed_loss",
+    "constrain_loss",
+    "expand_loss",
+    "ranked_weights",
+    "sec_probabilities",
+    "seed_loss",
+]
 
 PROBABILITY_FLOOR = 1e-4  # added after the softmax, and the floor of the CRF's output, as released
 REFERENCE_CELLS = 41 * 41  # the grid that the released decays 0.996 and 0.999 belong to
@@ -49,12 +56,28 @@ def seed_loss(probs: Tensor, cues: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ or are not 4-D.
     """
-    probs = _probabilities(probs, "seed_loss")
-    if cues.shape != probs.shape:
-        raise ValueError(f"seed_loss: cues {_shape(cues)} must have the shape of probs {_shape(probs)}")
-    cued = cues.to(probs.dtype)
-    log_likelihood = (cued * _log(probs)).sum(dim=(1, 2, 3))  # (B,)
-    return -_ratio(log_likelihood, cued.sum(dim=(1, 2, 3))).mean()
+    probs, cued = _probabilities_and_cues(probs, cues, "seed_loss")
+    return _mean_at(probs, cued)
+
+
+def balanced_seed_loss(probs: Tensor, cues: Tensor) -> Tensor:
+    """Cross-entropy at the cues of classes, plus that at the cues of background: each the mean over its own cells.
+
+    However small a thing is in its picture, it then counts as much as all of the picture's background. As in DSRG
+    (Huang et al., *Weakly-Supervised Semantic Segmentation Network with Deep Seeded Region Growing*, CVPR 2018, eq. 3).
+
+    Args:
+        probs: probabilities (B, C+1, h, w).
+        cues: bool (B, C+1, h, w), channel 0 = background; either part of an image without such a cue is 0.
+
+    Returns:
+        Scalar tensor.
+
+    Raises:
+        ValueError: if the shapes differ or are not 4-D.
+    """
+    probs, cued = _probabilities_and_cues(probs, cues, "balanced_seed_loss")
+    return _mean_at(probs[:, :1], cued[:, :1]) + _mean_at(probs[:, 1:], cued[:, 1:])
 
 
 def expand_loss(probs: Tensor, labels: Tensor, *, decay_fg: float = 0.996, decay_bg: float = 0.999) -> Tensor:
@@ -155,6 +178,20 @@ def _probabilities(probs: Tensor, loss: str) -> Tensor:
     if probs.ndim != 4 or probs.shape[1] < 2 or probs.numel() == 0:  # noqa: PLR2004  background and one class
         raise ValueError(f"{loss}: probs must be (B, C+1, h, w) with C >= 1 and no empty side, not {_shape(probs)}")
     return _at_least_float32(probs)
+
+
+def _probabilities_and_cues(probs: Tensor, cues: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+    """Both (B, C+1, h, w) and of one type, the cues 0 or 1."""
+    probs = _probabilities(probs, loss)
+    if cues.shape != probs.shape:
+        raise ValueError(f"{loss}: cues {_shape(cues)} must have the shape of probs {_shape(probs)}")
+    return probs, cues.to(probs.dtype)
+
+
+def _mean_at(probs: Tensor, cued: Tensor) -> Tensor:
+    """-mean over images of the mean log p at an image's cues; both (B, K, h, w)."""
+    log_likelihood = (cued * _log(probs)).sum(dim=(1, 2, 3))  # (B,)
+    return -_ratio(log_likelihood, cued.sum(dim=(1, 2, 3))).mean()
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

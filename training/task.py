@@ -16,7 +16,7 @@ from seeds.optim import Optimizer, Schedule, build_optimizer, build_schedule, pa
 from seeds.prepare import prepare
 from seeds.processes import mean_over_processes
 from training.grids import label_map, resize, small_pictures
-from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
+from training.losses import balanced_seed_loss, constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
 
 __all__ = ["CrfSettings", "SegmentationTask"]
@@ -53,6 +53,8 @@ class SegmentationTask(pl.LightningModule):
         freeze_stride: freeze the encoder's stages up to and including this stride, batch-norm statistics too; 0: none.
         supervision: ``sec`` learns from ``cues`` and ``labels``; ``masks`` from ``mask``, with cross-entropy.
         seed_weight: weight of the seed loss; a loss of weight 0 is not computed.
+        seed_balance: count the cues of classes and those of background apart in the seed loss, as DSRG does (see
+            `training.losses.balanced_seed_loss`); SEC has them in one sum.
         expand_weight: weight of the expand loss.
         constrain_weight: weight of the constrain loss.
         decay_fg: rank decay of present classes, on a grid of 1681 cells.
@@ -89,6 +91,7 @@ class SegmentationTask(pl.LightningModule):
         freeze_stride: int = 0,
         supervision: Literal["sec", "masks"] = "sec",
         seed_weight: float = 1.0,
+        seed_balance: bool = False,
         expand_weight: float = 1.0,
         constrain_weight: float = 1.0,
         decay_fg: float = 0.996,
@@ -123,6 +126,7 @@ class SegmentationTask(pl.LightningModule):
             "step_size": step_size, "step_gamma": step_gamma, "poly_power": poly_power, "warmup": warmup_steps
         }  # fmt: skip
         self.supervision = supervision
+        self.seed_loss = balanced_seed_loss if seed_balance else seed_loss
         self.crf: CrfSettings = {**TRAINING_CRF, **(crf or {})}
         self.network = build_network(
             architecture,
@@ -173,7 +177,7 @@ class SegmentationTask(pl.LightningModule):
         probs = sec_probabilities(logits)
         losses = {}
         if self.loss_weights["seed"]:
-            losses["seed"] = seed_loss(probs, cues)
+            losses["seed"] = self.seed_loss(probs, cues)
         if self.loss_weights["expand"]:
             losses["expand"] = expand_loss(probs, labels, **self.decays)
         if self.loss_weights["constrain"]:

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.losses import constrain_loss, expand_loss, ranked_weights, sec_probabilities, seed_loss
+from training.losses import (
+    balanced_seed_loss,
+    constrain_loss,
+    expand_loss,
+    ranked_weights,
+    sec_probabilities,
+    seed_loss,
+)
 
 CPU = torch.device("cpu")
 
@@ -85,6 +92,17 @@ def test_seed_table():
     cues = torch.zeros_like(probs, dtype=torch.bool)
     cues[0, 0, 0, 0] = cues[0, 1, 0, 1] = True
     assert seed_loss(probs, cues).item() == pytest.approx((math.log(2) + math.log(8 / 7)) / 2, abs=1e-12)
+
+
+def test_balanced_seed_table():
+    # background cues at 1/2, 1/4 and 1/8, one class cue at 7/8: the mean of (1, 2, 3) ln 2, plus ln 8/7
+    probs = probabilities([0.5, 0.5], [0.25, 0.75], [0.125, 0.875], [0.125, 0.875])
+    cues = torch.zeros_like(probs, dtype=torch.bool)
+    cues[0, 0, 0, :3] = cues[0, 1, 0, 3] = True
+    assert balanced_seed_loss(probs, cues).item() == pytest.approx(2 * math.log(2) + math.log(8 / 7), abs=1e-12)
+    cues[0, 1] = False  # without class cues: the background's part alone
+    assert balanced_seed_loss(probs, cues).item() == pytest.approx(2 * math.log(2), abs=1e-12)
+    assert balanced_seed_loss(probs, cues & False).item() == 0
 
 
 def test_an_image_without_a_cue_adds_nothing_and_counts():
@@ -349,6 +367,7 @@ def test_float32_under_autocast():
     [
         (lambda: seed_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 3, 4, 5).bool()), ["(2, 3, 4, 5)", "(2, 3, 4, 4)"]),
         (lambda: seed_loss(torch.rand(3, 4, 4), torch.zeros(3, 4, 4).bool()), ["(3, 4, 4)"]),
+        (lambda: balanced_seed_loss(torch.rand(2, 3, 4, 4), torch.zeros(3, 4, 4).bool()), ["(3, 4, 4)", "balanced"]),
         (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 3)), ["(2, 3)", "(2, 2)", "(2, 3, 4, 4)"]),
         (lambda: expand_loss(torch.rand(2, 3, 4, 0), torch.zeros(2, 2)), ["(2, 3, 4, 0)"]),
         (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 2), decay_fg=1.5), ["1.5"]),
