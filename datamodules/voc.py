@@ -52,7 +52,7 @@ def voc_photos(
         raise InputError(f"folder {root} {what}: give the folder that holds JPEGImages, ImageSets and the masks.")
     source = voc_classes(root)
     chosen = source if classes is None else check_classes(classes, source, f"of {root}")
-    ids = _read_ids(root, split)
+    ids = _split_ids(root, split)
     images = tuple(root / "JPEGImages" / f"{name}.jpg" for name in ids)
     absent = next((path for path in images if not path.is_file()), None)
     if absent is not None:
@@ -65,13 +65,26 @@ def voc_photos(
     return PhotoSet(ids, images, mask_paths, chosen, values, None if mask_paths is None else lut)
 
 
-def _read_ids(root: Path, split: str) -> tuple[str, ...]:
+def _split_ids(root: Path, split: str) -> tuple[str, ...]:
     folder = root / "ImageSets" / "Segmentation"
     path = folder / f"{split}.txt"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise InputError(f"there is no list {path}; the splits there are: {there}.")
-    ids = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return read_ids(path)
+
+
+def read_ids(path: Path) -> tuple[str, ...]:
+    """The pictures of a list: the first word of each line.
+
+    Raises:
+        InputError: It cannot be read, is empty, or names a picture twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    ids = tuple(line.split()[0] for line in lines if line.strip())
     if not ids:
         raise InputError(f"the list {path} is empty.")
     if len(set(ids)) < len(ids):

@@ -17,7 +17,7 @@ from datamodules.files import file_sha256
 from datamodules.irn import read_irn
 from datamodules.masks import read_class_mask
 from datamodules.sec import INPUT_LIST, SecCues
-from datamodules.voc import voc_classes
+from datamodules.voc import read_ids, voc_classes
 from seeds.cues import foreground_cues, label_map, resolve_conflicts
 from seeds.provenance import ids_sha256, provenance
 
@@ -146,15 +146,10 @@ def _wanted(there: tuple[str, ...], ids: Path | None, source: Path) -> tuple[str
     """The pictures of the list, or all there are."""
     if ids is None:
         return there
-    try:
-        lines = ids.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list {ids} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    names = tuple(Path(line.split()[0]).stem for line in lines if line.strip())
+    names = tuple(Path(name).stem for name in read_ids(ids))
     lacking = sorted(set(names) - set(there))
-    if lacking or not names:
-        what = f"lacks {len(lacking)} of the {len(names)} pictures of {ids}, first {lacking[0]}" if names else ""
-        raise InputError(f"{source} {what}" if what else f"the list {ids} is empty")
+    if lacking:
+        raise InputError(f"{source} lacks {len(lacking)} of the {len(names)} pictures of {ids}, first {lacking[0]}")
     return names
 
 
