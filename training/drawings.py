@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-__all__ = ["gradient_picture", "grid", "heat_picture"]
+__all__ = ["LONGEST", "gradient_picture", "grid", "heat_picture"]
 
 Image = NDArray[np.uint8]
 
+LONGEST = 300  # pixels of a panel's longer side
 GAP, CAPTION, MARGIN = 6, 24, 96  # pixels: between panels, a caption's height, the rows' captions' width
 BRIGHTEST = 99.5  # percentile of a gradient's values that is shown as full contrast: a few pixels dwarf all others
 

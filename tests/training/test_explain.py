@@ -1,6 +1,9 @@
 """`tag2mask explain`: figures of photos, and the page of a folder."""
 
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,28 @@ def test_a_folder_and_its_page(classifier, photos, tmp_path):
         assert values == sorted(values, reverse=True)
     assert text.count("data:image/jpeg;base64,") == 4
     assert not re.search(r"(src|href)=(?![\"']?data:)", text)
+
+
+PLACES = """<script>addEventListener("load", () => {
+  const box = (card) => { const r = card.getBoundingClientRect(); return [r.left, r.top, r.right]; };
+  document.title = JSON.stringify([...document.querySelectorAll(".pair")].map((pair) => [...pair.children].map(box)));
+});</script>"""
+
+
+def test_for_and_against_stand_side_by_side(classifier, photos, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("there is no Chromium here")
+    words = ["explain", str(photos), "--checkpoint", str(classifier), "--output", str(tmp_path), "--size", "64"]
+    assert main([*words, "--page", "red"]) == 0
+    page = tmp_path / "red.html"
+    page.write_text(page.read_text().replace("</body>", PLACES + "</body>"))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    dom = subprocess.run([*command, str(page)], capture_output=True, text=True, timeout=180, check=True).stdout
+    pairs = json.loads(re.search("<title>(.*?)</title>", dom).group(1))
+    assert len(pairs) == 3
+    for (_, top, right), (left, other, _) in pairs:
+        assert (right < left, top) == (True, other)
 
 
 @pytest.mark.parametrize(
