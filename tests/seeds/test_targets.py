@@ -125,7 +125,7 @@ def test_memory_stays_flat(model, name):
 
     def count() -> int:
         gc.collect()
-        return sum(isinstance(each, Tensor) for each in gc.get_objects())
+        return sum(issubclass(type(each), Tensor) for each in gc.get_objects())  # isinstance would ask dead proxies
 
     for _ in range(2):
         method(IMAGES[:1, :, :32, :32], LABELS[:1])
