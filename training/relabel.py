@@ -9,8 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.cache import NO_CUE, SHARD_SIZE, as_stored
+from datamodules.cache import NO_CUE, SHARD_SIZE, SeedCache, as_stored
+from datamodules.cache.format import MANIFEST
+from datamodules.datamodule import covered
 from datamodules.errors import InputError
+from datamodules.files import file_sha256
 from datamodules.images import normalize
 from datamodules.transforms import resize_nearest
 from seeds.asking import Seed
@@ -19,7 +22,7 @@ from seeds.crf import dense_crf
 from seeds.frames import Framing
 from seeds.packs import Pack
 from seeds.running import Run, make_cache
-from seeds.shards import Asked
+from seeds.shards import Asked, CueRule
 from seeds.source import Source
 from training.grids import resize
 from training.inference import PROBABILITY_FLOOR, TEST_CRF
@@ -41,6 +44,7 @@ def relabel(
     cue_stride: int = 4,
     crf: bool = True,
     certain: float = 0.0,
+    agree: Path | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     shard_size: int = SHARD_SIZE,
@@ -70,6 +74,8 @@ def relabel(
         cue_stride: pixels a cell of the cues.
         crf: smooth with the dense CRF.
         certain: cells whose likeliest class is less probable than this stay without a cue.
+        agree: a seed cache of the same pictures and classes, as that of the labels before these: cells that it labels
+            otherwise, or not at all, stay without a cue. Two networks seldom make the same mistake.
         batch_size: pictures at once; that of the training if not given.
         num_workers: processes that read pictures; as in training if not given.
         shard_size: pictures a file.
@@ -91,13 +97,18 @@ def relabel(
     task = load_task(checkpoint, SegmentationTask)
     given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, task.task_name, task.classes, **given)
+    others = None if agree is None else _others(agree, source)
     framing = Framing(size or source.data.hparams["eval_size"], tuple(scales), cue_stride, keep_aspect)
     plan = source.provenance() | {
         "method": "relabel", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
         "flip": flip, "precision": precision, "crf": dict(TEST_CRF) if crf else None, "certain": certain,
+        "agree": None if agree is None else file_sha256(agree / MANIFEST),
     }  # fmt: skip
+    rule = partial(labels_of, crf=crf, certain=certain)
+    if others is not None:
+        rule = partial(agreed, rule=rule, others=others)
     ask = partial(predicted, flip=flip, bf16=precision == "bf16")
-    make_cache(output, plan, source, Asked(task, ask), partial(labels_of, crf=crf, certain=certain), framing, run)
+    make_cache(output, plan, source, Asked(task, ask), rule, framing, run)
 
 
 def predicted(network: torch.nn.Module, pack: Pack, *, flip: bool, bf16: bool) -> list[Seed]:
@@ -155,3 +166,30 @@ def labels_of(seed: Seed, *, crf: bool, certain: float) -> NDArray[np.uint8]:
     names = np.array([0, *(seed.classes + 1)], np.uint8)
     labels = np.where(share.numpy() < certain, NO_CUE, names[place.numpy()]).astype(np.uint8)
     return resize_nearest(labels, h, w)
+
+
+def agreed(seed: Seed, *, rule: CueRule, others: SeedCache) -> NDArray[np.uint8]:
+    """The label map of a picture, where another cache's agrees with it.
+
+    Args:
+        seed: the picture's.
+        rule: makes the label map.
+        others: the other cache.
+
+    Returns:
+        As the rule's; 255 where the other's label, at the same place, is not the same.
+    """
+    labels = rule(seed)
+    other = resize_nearest(others.cues(seed.name), *labels.shape)
+    return np.where(labels == other, labels, NO_CUE).astype(np.uint8)
+
+
+def _others(path: Path, source: Source) -> SeedCache:
+    """The cache to agree with.
+
+    Raises:
+        InputError: it is none, or one of other classes or without some of the pictures.
+    """
+    others = SeedCache(path)
+    covered(others, source.photos)
+    return others

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from datamodules.cache import NO_CUE, SeedCache
+from datamodules.cache import NO_CUE, CacheWriter, SeedCache
 from datamodules.files import file_sha256
 from datamodules.images import normalize
 from seeds.asking import Seed
@@ -98,6 +98,30 @@ def test_it_is_trained_on_again(labels, voc, checkpoint, tmp_path, capsys):
     assert fit(voc, labels, tmp_path / "again", *words, f"--data.cues_made_by={checkpoint}") == 0
     assert main(["seeds", "evaluate", "--cache", str(labels), "--output", str(tmp_path / "quality")]) == 0
     assert "coverage" in capsys.readouterr().out
+
+
+def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
+    """Of each picture the upper half as it will be labelled, of another class below; on a grid of half the cells."""
+    first = SeedCache(labels)
+    with CacheWriter(tmp_path / "other", first.classes, {}) as writer:
+        for name in first.ids:
+            cues = first.cues(name)[::2, ::2].copy()
+            cues[len(cues) // 2 :] = NO_CUE
+            writer.add(name, cues)
+    words = ["relabel", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "new"), "--num_workers", "0"]
+    words += ["--accelerator", "cpu", "--agree"]
+    assert main([*words, str(tmp_path / "other")]) == 0
+    new, other = SeedCache(tmp_path / "new"), SeedCache(tmp_path / "other")
+    assert new.manifest["agree"] == file_sha256(tmp_path / "other/manifest.json")
+    for name in first.ids:
+        coarse = other.cues(name).repeat(2, axis=0).repeat(2, axis=1)
+        assert np.array_equal(new.cues(name), np.where(first.cues(name) == coarse, first.cues(name), NO_CUE))
+        assert (new.cues(name)[SIZE // 8 :] == NO_CUE).all()
+    with CacheWriter(tmp_path / "lacking", first.classes, {}) as writer:
+        writer.add(first.ids[0], first.cues(first.ids[0]))
+    for bad, says in (("lacking", "lacks"), ("nothing", "is not a finished seed cache")):
+        assert main([*words, str(tmp_path / bad), "--overwrite", "true"]) == 1
+        assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
