@@ -30,7 +30,7 @@ test: $(VENV)/.installed $(VENV)/.peers ## ruff, mypy and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybody uses, as ratios; where a training step's time goes
 	$(BIN)/python -m tests.benchmarks.bench_crf

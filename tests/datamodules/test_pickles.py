@@ -232,15 +232,15 @@ def test_a_zip_that_swells(tmp_path, monkeypatch):
 
 TENSOR_CASES = [
     torch.arange(6, dtype=torch.int64),
-    torch.rand(2, 3, 4),
-    torch.rand(4, 3).T,
-    torch.rand(10)[3:7],
+    torch.linspace(0, 1, 24).view(2, 3, 4),
+    torch.linspace(0, 1, 12).view(4, 3).T,
+    torch.linspace(0, 1, 10)[3:7],
     torch.nonzero(torch.tensor([0, 1, 0, 1]))[:, 0],
     torch.zeros(0, 3, 4),
     torch.ones(3, dtype=torch.float16),
     torch.tensor([True, False]),
     torch.tensor(2.5, dtype=torch.float64),
-    torch.rand(3).expand(2, 3)[:1],
+    torch.linspace(0, 1, 3).expand(2, 3)[:1],
 ]
 
 
