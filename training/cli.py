@@ -34,6 +34,10 @@ FUNCTIONS = {
     "seeds evaluate": ("seeds.quality:evaluate_seeds", "score a seed cache against masks"),
     "seeds import": ("seeds.importing:import_seeds", "turn seeds that others made into a seed cache"),
     "seeds export": ("seeds.exporting:export_seeds", "write a seed cache in the files of others"),
+    "seeds show": (
+        "training.show:show_seeds",
+        "a page of pictures by stages: what each of several seed caches says of them",
+    ),
     "seeds verify": ("datamodules.cache.check:verify_cache", "check that all of a seed cache is what was written"),
     "seeds info": ("datamodules.cache.check:print_info", "print how a seed cache was made"),
     "relabel": (
@@ -52,7 +56,7 @@ FUNCTIONS = {
 SHARED = ("seeds generate", "relabel")  # those that several processes do together, as Lightning's commands
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
-    *("seeds generate", "seeds evaluate", "seeds verify", "seeds info", "seeds import", "seeds export"),
+    *("seeds generate", "seeds evaluate", "seeds show", "seeds verify", "seeds info", "seeds import", "seeds export"),
     *("relabel", "evaluate", "compare", "predict", "export", "explain", "run"),
 )
 
