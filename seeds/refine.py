@@ -43,19 +43,48 @@ def refined(
     Returns:
         uint8 (h, w): 0 = background, 1..C = class, 255 = neither is confident.
     """
-    h, w = maps.shape[1:]
     if not len(maps):
-        return np.full((h, w), NO_CUE, np.uint8)
-    height, width = PIXELS * h, PIXELS * w
-    peak = maps.max(axis=(1, 2), keepdims=True)
-    share = torch.from_numpy(maps / np.where(peak > 0, peak, 1))[None]
-    share = functional.interpolate(share, (height, width), mode="bilinear")  # (1, k, H, W)
-    small = cv2.resize(image.permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_AREA)
-    picture = torch.from_numpy(small).permute(2, 0, 1)[None]
+        return np.full(maps.shape[1:], NO_CUE, np.uint8)
+    share, picture = _enlarged(maps, image)
     sure, possible = (sharpened(share, picture, threshold) for threshold in (conf_fg, conf_bg))
     names = np.array([0, *(classes + 1)], np.uint8)
     labels = np.where(sure > 0, names[sure], np.where((sure == 0) & (possible == 0), 0, NO_CUE)).astype(np.uint8)
-    return resize_nearest(labels, h, w)
+    return resize_nearest(labels, *maps.shape[1:])
+
+
+def labelled(
+    classes: NDArray[np.int64], maps: NDArray[np.float32], image: Tensor, bg_score: float
+) -> NDArray[np.uint8]:
+    """The label map of one picture at one score of the background, sharpened by the CRF; no cell is left open.
+
+    Args:
+        classes: as for :func:`refined`, and so the next two.
+        maps: where there is none, all is background.
+        image: the picture.
+        bg_score: the background's score, beside maps of maximum 1.
+
+    Returns:
+        uint8 (h, w): 0 = background, 1..C = class.
+    """
+    if not len(maps):
+        return np.zeros(maps.shape[1:], np.uint8)
+    names = np.array([0, *(classes + 1)], np.uint8)
+    return resize_nearest(names[sharpened(*_enlarged(maps, image), bg_score)], *maps.shape[1:])
+
+
+def _enlarged(maps: NDArray[np.float32], image: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps of maximum 1 (1, k, H, W) and the picture uint8 (1, 3, H, W), ``PIXELS`` to a side of a cell."""
+    height, width = PIXELS * maps.shape[1], PIXELS * maps.shape[2]
+    share = functional.interpolate(torch.from_numpy(of_maximum_one(maps))[None], (height, width), mode="bilinear")
+    small = cv2.resize(image.permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_AREA)
+    return share, torch.from_numpy(small).permute(2, 0, 1)[None]
+
+
+def of_maximum_one(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Maps (k, h, w), each divided by its own maximum; one of 0 stays 0."""
+    peak = maps.max(axis=(1, 2), keepdims=True)
+    share: NDArray[np.float32] = maps / np.where(peak > 0, peak, 1)
+    return share
 
 
 def sharpened(share: Tensor, picture: Tensor, threshold: float) -> NDArray[np.int64]:

@@ -34,6 +34,10 @@ FUNCTIONS = {
     "seeds evaluate": ("seeds.quality:evaluate_seeds", "score a seed cache against masks"),
     "seeds import": ("seeds.importing:import_seeds", "turn seeds that others made into a seed cache"),
     "seeds export": ("seeds.exporting:export_seeds", "write a seed cache in the files of others"),
+    "seeds propagate": (
+        "seeds.propagate:propagate_seeds",
+        "refine a seed cache: its maps walk along learned affinities",
+    ),
     "seeds show": (
         "training.show:show_seeds",
         "a page of pictures by stages: what each of several seed caches says of them",
@@ -53,10 +57,15 @@ FUNCTIONS = {
     "export": ("training.export:export", "write a trained network as TorchScript, ONNX or SMP's own files"),
     "explain": ("training.explain:explain", "show where a classifier looks in photos, by many methods"),
 }
-SHARED = ("seeds generate", "relabel")  # those that several processes do together, as Lightning's commands
+SHARED = (
+    "seeds generate",
+    "seeds propagate",
+    "relabel",
+)  # those that several processes do together, as Lightning's commands
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
-    *("seeds generate", "seeds evaluate", "seeds show", "seeds verify", "seeds info", "seeds import", "seeds export"),
+    *("seeds generate", "seeds propagate", "seeds evaluate", "seeds show"),
+    *("seeds verify", "seeds info", "seeds import", "seeds export"),
     *("relabel", "evaluate", "compare", "predict", "export", "explain", "run"),
 )
 

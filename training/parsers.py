@@ -33,12 +33,14 @@ def known_keys(parser: LightningArgumentParser) -> set[str]:
     Arguments of classes named in a YAML are not actions of the parser, so those are read off the classes.
     """
     from datamodules.transforms import Augment  # noqa: PLC0415
+    from seeds.affinity.task import AffinityTask  # noqa: PLC0415
     from seeds.classifier import ClassifierTask  # noqa: PLC0415
     from training.task import SegmentationTask  # noqa: PLC0415
 
     parsers = [parser, *getattr(parser._subcommands_action, "_name_parser_map", {}).values()]  # noqa: SLF001
     keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
-    return keys.union(*(signature(known).parameters for known in (ClassifierTask, SegmentationTask, Augment)))
+    named = (ClassifierTask, AffinityTask, SegmentationTask, Augment)
+    return keys.union(*(signature(known).parameters for known in named))
 
 
 def run_function(target: str, about: str, name: str, words: list[str]) -> None:

@@ -19,7 +19,8 @@ from training.runs.wandb_log import WandbLog
 
 Wandb = Literal["disabled", "offline", "online"]
 
-# The figure by which a task's best checkpoint is told, by the name under which its checkpoints are signed.
+# The figure by which a task's best checkpoint is told, by the name under which its checkpoints are signed; others have
+# none.
 BEST_BY = {"classifier": "val/map", "segmentation": "val/miou"}
 
 
@@ -76,7 +77,9 @@ def run_callbacks(
     if logs:
         found += [LearningRateMonitor("epoch"), PicturePanel()]
     if checkpoints:
-        found += [BestCheckpoint(folder, BEST_BY[str(task.task_name)]), last_checkpoint(folder)]
+        figure = BEST_BY.get(str(task.task_name))
+        found += [BestCheckpoint(folder, figure)] if figure else []
+        found.append(last_checkpoint(folder))
     return found
 
 

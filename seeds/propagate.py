@@ -1,0 +1,174 @@
+"""Refining a seed cache by affinities: its maps walk over each picture, and what they reach becomes its labels."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from datamodules.cache import SHARD_SIZE, SeedCache, as_stored
+from datamodules.cache.format import MANIFEST
+from datamodules.datamodule import covered
+from datamodules.errors import InputError
+from datamodules.files import file_sha256
+from datamodules.images import normalize
+from seeds.affinity.task import AffinityTask
+from seeds.affinity.walk import random_walk
+from seeds.asking import Seed
+from seeds.checkpoint import load_task
+from seeds.frames import Framing
+from seeds.packs import Pack
+from seeds.refine import CRF, labelled, of_maximum_one
+from seeds.running import Run, make_cache
+from seeds.shards import Asked
+from seeds.source import Source
+
+__all__ = ["propagate_seeds"]
+
+Floats = NDArray[np.float32]
+Walk = Callable[[Floats, Floats], Floats]
+
+
+def propagate_seeds(
+    cache: Path,
+    checkpoint: Path,
+    output: Path,
+    *,
+    root: str | None = None,
+    split: str | None = None,
+    radius: int = 5,
+    beta: float = 10.0,
+    steps: int = 256,
+    bg_score: float = 0.25,
+    crf: bool = True,
+    size: int | None = None,
+    keep_aspect: bool = False,
+    cue_stride: int = 4,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    shard_size: int = SHARD_SIZE,
+    accelerator: str = "auto",
+    devices: int | Literal["auto"] = "auto",
+    num_nodes: int = 1,
+    threads: int = 1,
+    precision: Literal["32", "bf16"] = "32",
+    strict: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Let the maps of a seed cache walk along learned affinities, and label every cell by what arrives there.
+
+    As irn does it for semantic segmentation (Ahn, Cho & Kwak, CVPR 2019, ``step/make_sem_seg_labels.py``): a random
+    walk that boundaries hold up spreads each class's map over its thing; each map is divided by its maximum, and the
+    background wins where none exceeds its score. The cache holds the walked maps, and is made as `seeds generate`
+    makes one: by any number of processes, and resumed.
+
+    Args:
+        cache: the seed cache whose maps set out: Grad-CAM's, or the probabilities that `relabel` keeps.
+        checkpoint: of ``tag2mask fit`` with `seeds.affinity.task.AffinityTask`.
+        output: the new cache's folder, which must not exist, or be one that the same command began.
+        root: folder of the pictures; that of the training if not given.
+        split: which list of pictures; the one of the training if not given.
+        radius: a step of the walk leads to cells nearer than this.
+        beta: exponent of the affinities: the higher, the fewer cross a weak boundary.
+        steps: of the walk.
+        bg_score: the background's score beside maps of maximum 1; irn's is 0.25.
+        crf: sharpen the labels with the dense CRF, by irn's numbers.
+        size: side in pixels to which pictures are warped; the one validation had if not given.
+        keep_aspect: as for ``seeds generate``.
+        cue_stride: pixels a cell of the cues and of the walk.
+        batch_size: pictures at once; that of the training if not given.
+        num_workers: processes that read pictures; as in training if not given.
+        shard_size: pictures a file.
+        accelerator: where the network runs: auto, cpu, gpu, …
+        devices: how many processes on each machine.
+        num_nodes: how many machines, where SLURM starts the processes.
+        threads: torch's in each process; their number changes the last bits of the result.
+        precision: what the network computes in: 32 (float32), or bf16.
+        strict: stop at the first picture that cannot be read; else such pictures are left out and told.
+        overwrite: replace a cache that is already there, or one half made with other settings.
+
+    Raises:
+        InputError: a checkpoint, cache, folder or number that is not usable; another process that makes the same
+            cache; a disk that is full. Finished shards stay then.
+    """
+    if radius < 2 or steps < 1 or beta <= 0:  # noqa: PLR2004  nearer there is no other cell
+        raise InputError(f"radius {radius}, steps {steps} or beta {beta} is too small for a walk")
+    if not 0 < bg_score < 1:
+        raise InputError(f"bg_score {bg_score} is not between 0 and 1")
+    run = Run(shard_size, threads, accelerator, devices, num_nodes, strict=strict, overwrite=overwrite)
+    task = load_task(checkpoint, AffinityTask)
+    given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
+    source = Source.of(checkpoint, task.task_name, task.classes, **given)
+    start = SeedCache(cache)
+    covered(start, source.photos)
+    framing = Framing(size or source.data.hparams["eval_size"], (1.0,), cue_stride, keep_aspect)
+    plan = source.provenance() | {
+        "method": "propagate", "backbone": task.hparams["backbone"], "cache": file_sha256(cache / MANIFEST),
+        "radius": radius, "beta": beta, "steps": steps, "bg_score": bg_score, "precision": precision,
+        "crf": dict(CRF) if crf else None,
+    }  # fmt: skip
+    walk = partial(random_walk, radius=radius, beta=beta, steps=steps)
+    ask = partial(walked, start=start, walk=walk, bf16=precision == "bf16")
+    make_cache(output, plan, source, Asked(task, ask), partial(labels_of, bg_score=bg_score, crf=crf), framing, run)
+
+
+def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk, bf16: bool) -> list[Seed]:
+    """The maps of a batch's pictures after their walk.
+
+    Args:
+        network: boundaries (B, h, w) of normalised pictures (B, 3, H, W).
+        pack: the pictures, on the network's device.
+        start: the maps that set out.
+        walk: takes maps (k, h, w) and a boundary (h, w), and gives such maps.
+        bf16: whether the network computes in bfloat16 (autocast).
+
+    Raises:
+        InputError: boundaries that are not finite, or a picture without maps of its classes.
+    """
+    if not pack.images:
+        return []
+    images = pack.images[0]
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        boundary = (network(normalize(images)) + network(normalize(images).flip(-1)).flip(-1)) / 2
+    boundary = functional.interpolate(boundary[:, None].float(), pack.grid, mode="bilinear")[:, 0]
+    if not boundary.isfinite().all():
+        raise InputError(f"the network's boundaries of picture {pack.names[0]} or its neighbours are not finite")
+    found, tagged = [], pack.labels.any(dim=1).tolist()
+    for name, image, edge, wanted in zip(pack.names, images.cpu(), boundary.cpu().numpy(), tagged, strict=True):
+        classes, maps = start.maps(name)
+        if wanted and not len(maps):
+            raise InputError(f"the seed cache {start.path} has no maps of picture {name}; it was made of labels only")
+        found.append(Seed(name, classes, walk(_at(maps, pack.grid), edge), None, image))
+    return found
+
+
+def labels_of(seed: Seed, *, bg_score: float, crf: bool) -> NDArray[np.uint8]:
+    """The label map of a picture, from its walked maps as they will come back from the cache.
+
+    Args:
+        seed: the maps (k, h, w) of its classes, and the picture.
+        bg_score: the background's score, beside maps of maximum 1.
+        crf: sharpen with the dense CRF.
+
+    Returns:
+        uint8 (h, w): 0 = background, 1..C = class.
+    """
+    maps = as_stored(seed.maps)
+    if crf or not len(maps):
+        return labelled(seed.classes, maps, seed.image, bg_score)
+    scores = np.concatenate([np.full((1, *maps.shape[1:]), bg_score, np.float32), of_maximum_one(maps)])
+    labels: NDArray[np.uint8] = np.array([0, *(seed.classes + 1)], np.uint8)[scores.argmax(axis=0)]
+    return labels
+
+
+def _at(maps: Floats, grid: tuple[int, int]) -> Floats:
+    """Maps (k, h, w) at another size, bilinearly."""
+    if not len(maps):
+        return np.zeros((0, *grid), np.float32)
+    large: Floats = functional.interpolate(torch.from_numpy(maps)[None], grid, mode="bilinear")[0].numpy()
+    return large

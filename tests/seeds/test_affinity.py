@@ -1,0 +1,164 @@
+"""Affinities from boundaries, the loss that teaches them, the walk along them; against plain formulas in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seeds.affinity.network import BoundaryNetwork, stage_ends
+from seeds.affinity.pairs import affinities, affinity_loss, pair_offsets, way
+from seeds.affinity.task import AffinityTask, labels_at
+from seeds.affinity.walk import random_walk, transitions
+from seeds.backbones import build_backbone
+from tests.seeds.conftest import data_of
+
+
+def affinity_of(boundary, a, b):
+    """1 - the highest boundary among the cells within distance 1 of the line from a to b, as irn's ``PathIndex``."""
+    (y0, x0), (y1, x1) = a, b
+    down, right = y1 - y0, x1 - x0
+    between = [
+        boundary[y, x]
+        for y in range(min(y0, y1), max(y0, y1) + 1)
+        for x in range(min(x0, x1), max(x0, x1) + 1)
+        if (down * (x - x0) - right * (y - y0)) ** 2 / (down**2 + right**2) < 1
+    ]
+    return 1 - max(between)
+
+
+def pairs_of(shape, radius):
+    cells = [(y, x) for y in range(shape[0]) for x in range(shape[1])]
+    return [(a, b) for a in cells for b in cells if a < b and (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2]
+
+
+def test_offsets_and_ways_by_hand():
+    assert pair_offsets(2) == ((0, 1), (1, -1), (1, 0), (1, 1))
+    assert len(pair_offsets(5)) == 34  # psa's number of pairs of radius 5
+    assert way((0, 2)) == ((0, 0), (0, 1), (0, 2))
+    assert way((1, -1)) == ((0, -1), (0, 0), (1, -1), (1, 0))  # both corners are nearer than 1 to the line
+    assert set(way((2, 2))) == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)}
+    assert (0, 2) not in way((4, 2))  # 8 / √20 cells from the line
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_affinities_of_all_pairs(radius, height, width, seed):
+    boundary = np.random.default_rng(seed).random((height, width))
+    found = affinities(torch.from_numpy(boundary)[None], radius)[0].numpy()
+    seen = 0
+    for a, b in pairs_of((height, width), radius):
+        index = pair_offsets(radius).index((b[0] - a[0], b[1] - a[1]))
+        assert found[index][a] == affinity_of(boundary, a, b)
+        seen += 1
+    assert np.count_nonzero(found) == seen  # no pair leads out of the map
+
+
+def test_the_loss_by_a_plain_sum():
+    generator = np.random.default_rng(0)
+    radius, shape = 3, (4, 5)
+    boundary = generator.random((2, *shape))
+    labels = generator.choice([0, 0, 1, 2, 255], (2, *shape))
+    terms = {"bg": [], "fg": [], "apart": []}
+    for edge, own in zip(boundary, labels, strict=True):
+        for a, b in pairs_of(shape, radius):
+            one, other, alike = own[a], own[b], affinity_of(edge, a, b)
+            if 255 in (one, other):
+                continue
+            kind = "apart" if one != other else "fg" if one else "bg"
+            terms[kind].append(-np.log((1 - alike if one != other else alike) + 1e-5))
+    wanted = np.mean(terms["bg"]) / 2 + np.mean(terms["fg"]) / 2 + np.mean(terms["apart"])
+    found = affinity_loss(affinities(torch.from_numpy(boundary), radius), torch.from_numpy(labels), radius)
+    assert found.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_nothing_known_costs_nothing_and_its_gradient_is_none():
+    boundary = torch.full((1, 4, 4), 0.5, requires_grad=True)
+    loss = affinity_loss(affinities(boundary, 3), torch.full((1, 4, 4), 255), 3)
+    loss.backward()
+    assert loss.item() == 0
+    assert not boundary.grad.any()
+    with pytest.raises(ValueError, match=r"\(1, 12, 5, 4\)"):
+        affinity_loss(affinities(boundary, 3), torch.zeros(1, 5, 4), 3)
+
+
+def test_the_walk_is_irns_matrix_squared():
+    """As irn: affinity^beta, columns of sum 1, the matrix squared ``exp_times`` times, and x · (1 - edge) @ T."""
+    generator = np.random.default_rng(1)
+    boundary = generator.random((5, 6)).astype(np.float32)
+    maps = generator.random((2, 5, 6)).astype(np.float32)
+    whole = np.eye(30)
+    for a, b in pairs_of((5, 6), 3):
+        i, j = a[0] * 6 + a[1], b[0] * 6 + b[1]
+        whole[i, j] = whole[j, i] = affinity_of(boundary.astype(float), a, b) ** 10
+    matrix = whole / whole.sum(axis=0, keepdims=True)
+    for _ in range(4):
+        matrix = matrix @ matrix
+    wanted = (maps * (1 - boundary)).reshape(2, 30) @ matrix
+    found = random_walk(maps, boundary, radius=3, beta=10, steps=16)
+    np.testing.assert_allclose(found.reshape(2, 30), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_wall_holds_the_walk_up():
+    boundary = np.zeros((9, 12), np.float32)
+    boundary[:, 6] = 1
+    maps = np.zeros((1, 9, 12), np.float32)
+    maps[0, 4, 1] = 1
+    found = random_walk(maps, boundary, radius=5, steps=2000)[0]
+    assert (found[:, 6:] == 0).all()
+    inside = found[:, :6]  # all of it reached: a symmetric walk ends proportional to nothing but the cells' own weights
+    assert inside.min() > 0.5 * inside.max() > 0
+    assert not random_walk(np.zeros((0, 9, 12), np.float32), boundary).size
+    rows = np.asarray(transitions(boundary, radius=5, beta=10).sum(axis=1)).ravel()
+    np.testing.assert_allclose(rows, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "ends"), [("resnet18", 4), ("mobilenet_v2", 4), ("vgg16", 4)])
+def test_networks_of_several_kinds_see_boundaries(name, ends):
+    network = BoundaryNetwork(build_backbone(name, 16))
+    assert len(stage_ends(network.features)) == ends
+    before = {key: value.clone() for key, value in network.features.state_dict().items()}
+    network.train()
+    scores = network(torch.rand(2, 3, 64, 96))
+    assert scores.shape == (2, 16, 24)
+    scores.sum().backward()
+    assert all(p.grad is not None for p in (*network.looks.parameters(), *network.head.parameters()))
+    assert all(p.grad is None for p in network.features.parameters())
+    assert all(torch.equal(before[key], value) for key, value in network.features.state_dict().items())
+
+
+def test_cues_on_another_grid():
+    cues = torch.zeros(1, 3, 2, 2, dtype=torch.bool)
+    cues[0, 0, 0, 0] = cues[0, 2, 1, 1] = True
+    assert labels_at(cues, torch.Size((4, 4)))[0].tolist() == [
+        [0, 0, 255, 255], [0, 0, 255, 255], [255, 255, 2, 2], [255, 255, 2, 2],
+    ]  # fmt: skip
+
+
+def test_a_step_of_training_finds_the_edges(voc):
+    """Rectangles on gray: a few steps teach that boundaries are where the labels change."""
+    torch.manual_seed(0)
+    data = data_of(voc, targets="masks")
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    mask = batch["mask"]
+    cues = torch.stack([mask == index for index in range(3)], dim=1)
+    task = AffinityTask(["red", "blue"], backbone="resnet18", radius=5)
+    solver = torch.optim.Adam(task.network.parameters(), lr=0.01)
+    task.log = lambda *_args, **_more: None
+    losses = []
+    for step in range(40):
+        loss = task.training_step({"image": batch["image"], "cues": cues}, step)
+        solver.zero_grad()
+        loss.backward()
+        solver.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    boundary = task(batch["image"])
+    labels = labels_at(cues, boundary.shape[-2:])
+    change = torch.zeros_like(labels, dtype=torch.bool)
+    for axis in (1, 2):
+        edge = labels.diff(dim=axis) != 0
+        pad = torch.zeros_like(labels[:, :1] if axis == 1 else labels[:, :, :1], dtype=torch.bool)
+        change |= torch.cat([edge, pad], dim=axis) | torch.cat([pad, edge], dim=axis)
+    assert boundary[change].mean() > 2 * boundary[~change].mean()

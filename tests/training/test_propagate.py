@@ -1,0 +1,102 @@
+"""`fit` on affinities and `tag2mask seeds propagate`: a cache whose maps have walked."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from datamodules.cache import CacheWriter, SeedCache
+from datamodules.files import file_sha256
+from seeds.affinity.task import AffinityTask
+from seeds.affinity.walk import random_walk
+from seeds.asking import Seed
+from seeds.checkpoint import load_task
+from seeds.propagate import labels_of
+from tests.training.conftest import SIZE, data_of
+from tests.training.fits import CONFIGS
+from training.cli import main
+
+
+def test_labels_by_hand():
+    maps = np.array([[[2.0, 1.0], [0.5, 0.0]], [[0.0, 0.75], [0.25, 0.1]]], np.float32)  # of maxima 2 and 0.75
+    seed = Seed("a", np.array([0, 2]), maps, None, torch.zeros(3, 8, 8, dtype=torch.uint8))
+    assert labels_of(seed, bg_score=0.3, crf=False).tolist() == [[1, 3], [3, 0]]
+    assert labels_of(seed, bg_score=0.6, crf=False).tolist() == [[1, 3], [0, 0]]
+    none = Seed("a", np.zeros(0, int), np.zeros((0, 2, 2), np.float32), None, seed.image)
+    assert labels_of(none, bg_score=0.3, crf=True).tolist() == [[0, 0], [0, 0]]
+
+
+def test_the_crf_follows_the_picture():
+    maps = np.zeros((1, 8, 8), np.float32)
+    maps[0, :, :4] = 1
+    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    picture[:, :, :20] = 255
+    found = labels_of(Seed("a", np.array([1]), maps, None, picture), bg_score=0.25, crf=True)
+    assert (found == np.where(np.arange(8) < 5, 2, 0)).all()
+
+
+@pytest.fixture(scope="module")
+def boundaries(voc, cues, tmp_path_factory):
+    """The checkpoint of an epoch by the configuration for VOC's animals, on nine pictures."""
+    folder = tmp_path_factory.mktemp("affinity")
+    config = yaml.safe_load((CONFIGS / "affinity_voc_animals.yaml").read_text())
+    del config["data"]["classes"], config["trainer"]["precision"]
+    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    words = [f"--config={folder / 'small.yaml'}", f"--output={folder / 'run'}", f"--data.root={voc}"]
+    words += [f"--data.cues={cues}", "--data.cues_made_by=null", "--data.train_split=train", f"--data.size={SIZE}"]
+    words += [f"--data.eval_size={SIZE}", "--data.batch_size=3", "--data.num_workers=0"]
+    words += ["--model.init_args.backbone=resnet18", "--model.init_args.weights=none", "--trainer.max_epochs=1"]
+    words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
+    assert main(["fit", *words]) == 0
+    assert not (folder / "run/best.ckpt").exists()
+    assert "train/loss" in (folder / "run/metrics.csv").read_text().splitlines()[0]
+    return folder / "run/last.ckpt"
+
+
+def propagate(cache, boundaries, output, *words):
+    given = ["--cache", str(cache), "--checkpoint", str(boundaries), "--output", str(output)]
+    return main(["seeds", "propagate", *given, "--num_workers", "0", "--accelerator", "cpu", *words])
+
+
+def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
+    words = ["--steps", "8", "--crf", "false", "--shard_size", "4"]
+    assert propagate(cues, boundaries, tmp_path / "walked", *words) == 0
+    new, old, photos = SeedCache(tmp_path / "walked"), SeedCache(cues), data_of(voc).photos("train", labels=False)
+    assert new.ids == photos.ids
+    assert (new.manifest["steps"], new.manifest["cache"]) == (8, file_sha256(cues / "manifest.json"))
+    task = load_task(boundaries, AffinityTask)
+    name = photos.ids[4]
+    image = next(iter(data_of(voc).eval_loader(photos.subset([4]))))["image"]
+    with torch.no_grad():
+        boundary = ((task(image) + task(image.flip(-1)).flip(-1)) / 2)[0].numpy()
+    classes, maps = old.maps(name)
+    wanted = random_walk(maps.repeat(2, axis=1).repeat(2, axis=2), boundary, steps=8)  # maps of ones
+    np.testing.assert_allclose(new.maps(name)[1], wanted, atol=2e-3)
+    assert new.maps(name)[0].tolist() == classes.tolist()
+    assert set(np.unique(new.cues(name))) <= {0, *(classes + 1)}
+    assert main(["seeds", "verify", "--cache", str(tmp_path / "walked")]) == 0
+    assert propagate(cues, boundaries, tmp_path / "walked", "--steps", "9") == 1
+    assert "made with" in capsys.readouterr().err
+
+
+def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
+    with CacheWriter(tmp_path / "lacking", SeedCache(cues).classes, {}) as writer:
+        writer.add(SeedCache(cues).ids[0], np.zeros((2, 2), np.uint8))
+    for given, says in (
+        ((cues, boundaries, "--steps", "0"), "steps 0"), ((cues, boundaries, "--bg_score", "1"), "bg_score 1.0"),
+        ((cues, boundaries, "--radius", "1"), "radius 1"), ((cues, boundaries, "--beta", "0"), "beta 0.0"),
+        ((cues, checkpoint), "checkpoint of a segmentation; one of a boundary network"),
+        ((tmp_path / "lacking", boundaries), "lacks"), ((tmp_path / "none", boundaries), "is not a finished seed"),
+    ):  # fmt: skip
+        assert propagate(given[0], given[1], tmp_path / "out", *given[2:]) == 1
+        assert says in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_labels_only_have_no_maps_to_walk(cues, boundaries, tmp_path, capsys):
+    old = SeedCache(cues)
+    with CacheWriter(tmp_path / "labels", old.classes, {}) as writer:
+        for name in old.ids:
+            writer.add(name, old.cues(name))
+    assert propagate(tmp_path / "labels", boundaries, tmp_path / "out") == 1
+    assert "has no maps" in capsys.readouterr().err
