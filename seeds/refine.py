@@ -83,8 +83,7 @@ def _enlarged(maps: NDArray[np.float32], image: Tensor) -> tuple[Tensor, Tensor]
 def of_maximum_one(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     """Maps (k, h, w), each divided by its own maximum; one of 0 stays 0."""
     peak = maps.max(axis=(1, 2), keepdims=True)
-    share: NDArray[np.float32] = maps / np.where(peak > 0, peak, 1)
-    return share
+    return (maps / np.where(peak > 0, peak, 1)).astype(np.float32)
 
 
 def sharpened(share: Tensor, picture: Tensor, threshold: float) -> NDArray[np.int64]:

@@ -117,7 +117,7 @@ def _truth(photos: PhotoSet, index: int) -> NDArray[np.uint8] | None:
     return read_class_mask(photos.masks[index], photos.lut)
 
 
-def _iou(cues: NDArray[np.uint8], truth: NDArray[np.uint8], classes: Sequence[str]) -> float | None:
+def _iou(cues: NDArray[np.integer], truth: NDArray[np.integer], classes: Sequence[str]) -> float | None:
     """Mean IoU of a picture's cues over its classes; cells without a cue count as background."""
     labels = resize_nearest(np.where(cues == NO_CUE, 0, cues).astype(np.uint8), *truth.shape).astype(np.int64)
     confusion = Confusion(len(classes) + 1)

@@ -16,8 +16,10 @@ from seeds.optim import Optimizer, Schedule, build_optimizer, build_schedule, pa
 from seeds.prepare import prepare
 from seeds.processes import mean_over_processes
 from training.grids import label_map, resize, small_pictures
+from training.growing import Growing, grow
 from training.losses import balanced_seed_loss, constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
+from training.teacher import Teacher, consistency_loss, strongly_changed
 
 __all__ = ["CrfSettings", "SegmentationTask"]
 
@@ -55,8 +57,13 @@ class SegmentationTask(pl.LightningModule):
         seed_weight: weight of the seed loss; a loss of weight 0 is not computed.
         seed_balance: count the cues of classes and those of background apart in the seed loss, as DSRG does (see
             `training.losses.balanced_seed_loss`); SEC has them in one sum.
+        growing: let the cues of the seed loss grow into cells of which the network is sure, as DSRG does (see
+            `training.growing`); null: they stay as they are.
         expand_weight: weight of the expand loss.
         constrain_weight: weight of the constrain loss.
+        consistency_weight: weight of the cross-entropy against an averaged teacher, which sees the pictures as they are
+            while the network sees them strongly changed in colour (see `training.teacher`); 0: no teacher.
+        teacher_momentum: the share of the old mean in the teacher's new weights, after each step.
         decay_fg: rank decay of present classes, on a grid of 1681 cells.
         decay_bg: rank decay of the background.
         crf: numbers of the CRF in the constrain loss, where they differ from SEC's.
@@ -92,8 +99,11 @@ class SegmentationTask(pl.LightningModule):
         supervision: Literal["sec", "masks"] = "sec",
         seed_weight: float = 1.0,
         seed_balance: bool = False,
+        growing: Growing | None = None,
         expand_weight: float = 1.0,
         constrain_weight: float = 1.0,
+        consistency_weight: float = 0.0,
+        teacher_momentum: float = 0.99,
         decay_fg: float = 0.996,
         decay_bg: float = 0.999,
         crf: CrfSettings | None = None,
@@ -116,7 +126,10 @@ class SegmentationTask(pl.LightningModule):
         # as a dictionary: what the command line gave lacks the classes, which come from the data
         self.save_hyperparameters({**given, "classes": list(classes)})
         self.classes = tuple(classes)
-        self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
+        self.loss_weights = {
+            "seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight,
+            "consistency": consistency_weight,
+        }  # fmt: skip
         self.decays = {"decay_fg": decay_fg, "decay_bg": decay_bg}
         self.rates = {
             "lr": lr, "weight_decay": weight_decay, "head_lr_scale": head_lr_scale, "bias_lr_scale": bias_lr_scale
@@ -127,6 +140,7 @@ class SegmentationTask(pl.LightningModule):
         }  # fmt: skip
         self.supervision = supervision
         self.seed_loss = balanced_seed_loss if seed_balance else seed_loss
+        self.growing = growing
         self.crf: CrfSettings = {**TRAINING_CRF, **(crf or {})}
         self.network = build_network(
             architecture,
@@ -137,6 +151,7 @@ class SegmentationTask(pl.LightningModule):
             network_args=network_args,
         )
         self.network.freeze(freeze_stride)
+        self.teacher = Teacher(self.network, teacher_momentum) if consistency_weight else None
         self.confusion = Confusion(len(self.classes) + 1)
 
     def setup(self, stage: str) -> None:
@@ -161,6 +176,11 @@ class SegmentationTask(pl.LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's
+        """Let the teacher follow."""
+        if self.teacher is not None:
+            self.teacher.follow(self.network, max(1, self.trainer.global_step))
+
     def sec_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Seed, expand and constrain losses on the grid of the cues; those of weight 0 are left out.
 
@@ -173,16 +193,20 @@ class SegmentationTask(pl.LightningModule):
         if "cues" not in batch:
             raise InputError("supervision 'sec' needs cues: give the data module targets: cues and the cues' folder")
         images, labels, cues = batch["image"], batch["labels"], batch["cues"]
-        logits = resize(self(images).float(), cues.shape[-2:])  # (B, C+1, h, w)
+        seen = images if self.teacher is None else strongly_changed(images)
+        logits = resize(self(seen).float(), cues.shape[-2:])  # (B, C+1, h, w)
         probs = sec_probabilities(logits)
         losses = {}
         if self.loss_weights["seed"]:
-            losses["seed"] = self.seed_loss(probs, cues)
+            grown = cues if self.growing is None else grow(cues, probs, labels, **self.growing)
+            losses["seed"] = self.seed_loss(probs, grown)
         if self.loss_weights["expand"]:
             losses["expand"] = expand_loss(probs, labels, **self.decays)
         if self.loss_weights["constrain"]:
             smoothed = dense_crf(small_pictures(images, cues.shape[-2:]), logits.detach(), **self.crf)
             losses["constrain"] = constrain_loss(probs, smoothed)
+        if self.teacher is not None:
+            losses["consistency"] = consistency_loss(logits, self.teacher(images, labels, cues.shape[-2:]))
         if not losses:
             raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")
         return losses

@@ -69,6 +69,7 @@ class CacheWriter:
         *,
         overwrite: bool = False,
         shard_size: int = SHARD_SIZE,
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare; nothing is touched yet.
 
@@ -78,6 +79,7 @@ class CacheWriter:
             manifest: what should be remembered of the making; plain JSON values.
             overwrite: replace a cache that is already there (never a folder that is not a cache).
             shard_size: pictures a shard.
+            left_out: pictures that could not be used: id and reason.
 
         Raises:
             InputError: the folder exists and may not be replaced.
@@ -87,7 +89,7 @@ class CacheWriter:
             is_cache = (self.path / MANIFEST).is_file()
             why = "ask for it to be overwritten, or" if is_cache else "it is not a seed cache;"
             raise InputError(f"{self.path} exists already; {why} choose another output")
-        self._manifest = {**manifest, "classes": list(classes)}
+        self._manifest, self._left_out = {**manifest, "classes": list(classes)}, dict(left_out or {})
         self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self._seen: set[str] = set()
         self._shard = ShardBuilder(len(self.classes))
@@ -137,7 +139,7 @@ class CacheWriter:
     def _finish(self) -> None:
         if self._shard.ids:
             self._write_shard()
-        write_manifest(self._part, self._manifest, self._records, self._ids, {})
+        write_manifest(self._part, self._manifest, self._records, self._ids, self._left_out)
         old = self.path.with_name(f".{self.path.name}.{os.getpid()}.old")
         try:
             if self.path.exists():  # a cache that may be replaced
