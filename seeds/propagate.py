@@ -44,7 +44,7 @@ def propagate_seeds(
     radius: int = 5,
     beta: float = 10.0,
     steps: int = 256,
-    bg_score: float = 0.25,
+    fg_threshold: float = 0.25,
     crf: bool = True,
     size: int | None = None,
     keep_aspect: bool = False,
@@ -76,7 +76,7 @@ def propagate_seeds(
         radius: a step of the walk leads to cells nearer than this.
         beta: exponent of the affinities: the higher, the fewer cross a weak boundary.
         steps: of the walk.
-        bg_score: the background's score beside maps of maximum 1; irn's is 0.25.
+        fg_threshold: a class wins where its map exceeds this fraction of its own maximum; irn's is 0.25.
         crf: sharpen the labels with the dense CRF, by irn's numbers.
         size: side in pixels to which pictures are warped; the one validation had if not given.
         keep_aspect: as for ``seeds generate``.
@@ -98,8 +98,8 @@ def propagate_seeds(
     """
     if radius < 2 or steps < 1 or beta <= 0:  # noqa: PLR2004  nearer there is no other cell
         raise InputError(f"radius {radius}, steps {steps} or beta {beta} is too small for a walk")
-    if not 0 < bg_score < 1:
-        raise InputError(f"bg_score {bg_score} is not between 0 and 1")
+    if not 0 < fg_threshold < 1:
+        raise InputError(f"fg_threshold {fg_threshold} is not between 0 and 1")
     run = Run(shard_size, threads, accelerator, devices, num_nodes, strict=strict, overwrite=overwrite)
     task = load_task(checkpoint, AffinityTask)
     given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
@@ -109,12 +109,14 @@ def propagate_seeds(
     framing = Framing(size or source.data.hparams["eval_size"], (1.0,), cue_stride, keep_aspect)
     plan = source.provenance() | {
         "method": "propagate", "backbone": task.hparams["backbone"], "cache": file_sha256(cache / MANIFEST),
-        "radius": radius, "beta": beta, "steps": steps, "bg_score": bg_score, "precision": precision,
+        "radius": radius, "beta": beta, "steps": steps, "fg_threshold": fg_threshold, "precision": precision,
         "crf": dict(CRF) if crf else None,
     }  # fmt: skip
     walk = partial(random_walk, radius=radius, beta=beta, steps=steps)
     ask = partial(walked, start=start, walk=walk, bf16=precision == "bf16")
-    make_cache(output, plan, source, Asked(task, ask), partial(labels_of, bg_score=bg_score, crf=crf), framing, run)
+    make_cache(
+        output, plan, source, Asked(task, ask), partial(labels_of, fg_threshold=fg_threshold, crf=crf), framing, run
+    )
 
 
 def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk, bf16: bool) -> list[Seed]:
@@ -147,12 +149,12 @@ def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk, bf16
     return found
 
 
-def labels_of(seed: Seed, *, bg_score: float, crf: bool) -> NDArray[np.uint8]:
+def labels_of(seed: Seed, *, fg_threshold: float, crf: bool) -> NDArray[np.uint8]:
     """The label map of a picture, from its walked maps as they will come back from the cache.
 
     Args:
         seed: the maps (k, h, w) of its classes, and the picture.
-        bg_score: the background's score, beside maps of maximum 1.
+        fg_threshold: see :func:`propagate_seeds`.
         crf: sharpen with the dense CRF.
 
     Returns:
@@ -160,8 +162,8 @@ def labels_of(seed: Seed, *, bg_score: float, crf: bool) -> NDArray[np.uint8]:
     """
     maps = as_stored(seed.maps)
     if crf or not len(maps):
-        return labelled(seed.classes, maps, seed.image, bg_score)
-    scores = np.concatenate([np.full((1, *maps.shape[1:]), bg_score, np.float32), of_maximum_one(maps)])
+        return labelled(seed.classes, maps, seed.image, fg_threshold)
+    scores = np.concatenate([np.full((1, *maps.shape[1:]), fg_threshold, np.float32), of_maximum_one(maps)])
     labels: NDArray[np.uint8] = np.array([0, *(seed.classes + 1)], np.uint8)[scores.argmax(axis=0)]
     return labels
 

@@ -1,22 +1,25 @@
 """The random walk that spreads maps along affinities (irn, ``misc/indexing.py``)."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 
 from seeds.affinity.pairs import affinities, pair_offsets
+from seeds.crf.simd import compiled
 
 __all__ = ["random_walk", "transitions"]
 
 Floats = NDArray[np.float32]
+Array = np.ndarray[Any, Any]
 
 
 def random_walk(maps: Floats, boundary: Floats, *, radius: int = 5, beta: float = 10.0, steps: int = 256) -> Floats:
     """Let the values of maps walk to neighbouring cells, rarely across a boundary.
 
-    irn squares the matrix of transitions eight times; here it is applied ``steps`` = 2^8 times, which gives the same
-    and takes a thousandth of the memory.
+    irn squares the matrix of transitions eight times; here a step is taken ``steps`` = 2^8 times, which gives the same
+    without a matrix of all cells by all cells.
 
     Args:
         maps: (k, h, w), not negative.
@@ -28,31 +31,69 @@ def random_walk(maps: Floats, boundary: Floats, *, radius: int = 5, beta: float 
     Returns:
         float32 (k, h, w).
     """
-    k, h, w = maps.shape
-    step = transitions(boundary, radius=radius, beta=beta)
-    values = np.ascontiguousarray((maps * (1 - boundary)).reshape(k, h * w).T, dtype=np.float32)  # (n, k)
-    for _ in range(steps):
-        values = step @ values
-    return np.ascontiguousarray(values.T).reshape(k, h, w)
+    shares, own = transitions(boundary, radius=radius, beta=beta)
+    side = radius - 1
+    here = np.pad((maps * (1 - boundary)).astype(np.float32), ((0, 0), (side, side), (side, side)))
+    walk(here, np.zeros_like(here), shares, own, _steps(radius), side, steps)
+    inside: Floats = here[:, side : side + boundary.shape[0], side : side + boundary.shape[1]]
+    return np.ascontiguousarray(inside)
 
 
-def transitions(boundary: Floats, *, radius: int, beta: float) -> sparse.csr_array:
-    """The matrix of a step (n, n), n = h · w: each cell takes the mean of its neighbours, weighted by affinity^beta.
-
-    A cell is its own neighbour with affinity 1.
+def transitions(boundary: Floats, *, radius: int, beta: float) -> tuple[Floats, Floats]:
+    """A step of the walk: each cell takes the mean of its neighbours and itself, weighted by affinity^beta.
 
     Args:
         boundary: (h, w), 0..1.
         radius: a step leads to cells nearer than this.
-        beta: exponent of the affinities.
+        beta: exponent of the affinities; a cell's affinity with itself is 1.
+
+    Returns:
+        The shares of the neighbours (h, 2 P, w), at the P offsets of :func:`pair_offsets` and then those opposite,
+        and each cell's own (h, w); at every cell they sum to 1.
     """
     h, w = boundary.shape
-    weights = affinities(torch.from_numpy(boundary.astype(np.float32))[None], radius)[0].numpy() ** beta  # (P, h, w)
-    places = np.arange(h * w, dtype=np.int32).reshape(h, w)
-    ends = places + np.array([down * w + right for down, right in pair_offsets(radius)], np.int32)[:, None, None]
-    used = weights > 0  # none leads out of the map
-    first, last, weight = np.broadcast_to(places, ends.shape)[used], ends[used], weights[used]
-    half = sparse.coo_array((weight, (first, last)), shape=(h * w, h * w)).tocsr()
-    whole = half + half.T + sparse.eye_array(h * w, dtype=np.float32, format="csr")
-    share = sparse.diags_array(1 / np.asarray(whole.sum(axis=1)).ravel())
-    return sparse.csr_array(share @ whole, dtype=np.float32)
+    ahead = affinities(torch.from_numpy(boundary.astype(np.float32))[None], radius)[0].numpy() ** beta  # (P, h, w)
+    behind = np.zeros_like(ahead)
+    for offset, (down, right) in enumerate(pair_offsets(radius)):
+        left, end = max(0, -right), w - max(0, right)
+        behind[offset, down:, left + right : end + right] = ahead[offset, : h - down, left:end]
+    both = np.concatenate([ahead, behind]).transpose(1, 0, 2)
+    own = 1 / (1 + both.sum(axis=1))
+    return np.ascontiguousarray(both * own[:, None], dtype=np.float32), own.astype(np.float32)
+
+
+def _steps(radius: int) -> NDArray[np.int64]:
+    ahead = np.array(pair_offsets(radius), np.int64)
+    return np.concatenate([ahead, -ahead])
+
+
+@compiled
+def walk(here: Array, there: Array, shares: Array, own: Array, offsets: Array, side: int, steps: int) -> None:
+    """Take steps, from ``here`` to ``there`` and back, so that the last ends in ``here``.
+
+    Args:
+        here: (k, h + 2 side, w + 2 side), 0 around the map; changed.
+        there: as large, of zeros; changed.
+        shares: of the neighbours, (h, n, w).
+        own: share of the cell itself, (h, w).
+        offsets: of the neighbours, (n, 2).
+        side: cells around the map.
+        steps: how many.
+    """
+    h, n, w = shares.shape
+    for step in range(steps):
+        source, target = (here, there) if step % 2 == 0 else (there, here)
+        for k in range(len(source)):
+            for y in range(h):
+                row = target[k, y + side, side : side + w]
+                values = source[k, y + side, side : side + w]
+                for x in range(w):
+                    row[x] = own[y, x] * values[x]
+                for i in range(n):
+                    first = side + offsets[i, 1]
+                    values = source[k, y + side + offsets[i, 0], first : first + w]
+                    share = shares[y, i]
+                    for x in range(w):
+                        row[x] += share[x] * values[x]
+    if steps % 2 == 1:
+        here[:] = there

@@ -20,10 +20,10 @@ from training.cli import main
 def test_labels_by_hand():
     maps = np.array([[[2.0, 1.0], [0.5, 0.0]], [[0.0, 0.75], [0.25, 0.1]]], np.float32)  # of maxima 2 and 0.75
     seed = Seed("a", np.array([0, 2]), maps, None, torch.zeros(3, 8, 8, dtype=torch.uint8))
-    assert labels_of(seed, bg_score=0.3, crf=False).tolist() == [[1, 3], [3, 0]]
-    assert labels_of(seed, bg_score=0.6, crf=False).tolist() == [[1, 3], [0, 0]]
+    assert labels_of(seed, fg_threshold=0.3, crf=False).tolist() == [[1, 3], [3, 0]]
+    assert labels_of(seed, fg_threshold=0.6, crf=False).tolist() == [[1, 3], [0, 0]]
     none = Seed("a", np.zeros(0, int), np.zeros((0, 2, 2), np.float32), None, seed.image)
-    assert labels_of(none, bg_score=0.3, crf=True).tolist() == [[0, 0], [0, 0]]
+    assert labels_of(none, fg_threshold=0.3, crf=True).tolist() == [[0, 0], [0, 0]]
 
 
 def test_the_crf_follows_the_picture():
@@ -31,7 +31,7 @@ def test_the_crf_follows_the_picture():
     maps[0, :, :4] = 1
     picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
     picture[:, :, :20] = 255
-    found = labels_of(Seed("a", np.array([1]), maps, None, picture), bg_score=0.25, crf=True)
+    found = labels_of(Seed("a", np.array([1]), maps, None, picture), fg_threshold=0.25, crf=True)
     assert (found == np.where(np.arange(8) < 5, 2, 0)).all()
 
 
@@ -83,7 +83,7 @@ def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
     with CacheWriter(tmp_path / "lacking", SeedCache(cues).classes, {}) as writer:
         writer.add(SeedCache(cues).ids[0], np.zeros((2, 2), np.uint8))
     for given, says in (
-        ((cues, boundaries, "--steps", "0"), "steps 0"), ((cues, boundaries, "--bg_score", "1"), "bg_score 1.0"),
+        ((cues, boundaries, "--steps", "0"), "steps 0"), ((cues, boundaries, "--fg_threshold", "1"), "fg_threshold 1"),
         ((cues, boundaries, "--radius", "1"), "radius 1"), ((cues, boundaries, "--beta", "0"), "beta 0.0"),
         ((cues, checkpoint), "checkpoint of a segmentation; one of a boundary network"),
         ((tmp_path / "lacking", boundaries), "lacks"), ((tmp_path / "none", boundaries), "is not a finished seed"),
