@@ -1,8 +1,9 @@
 """Backbones: a network's convolutional trunk at a chosen output stride, from several libraries by one name.
 
 Names are looked up in this order: the VGGs (built here: with pools of stride 1 and dilation they reach any output
-stride), segmentation_models_pytorch's encoders (``mobilenet_v2``, ``resnet50``, ``tu-convnext_tiny`` …), and
-torchvision's classifiers that keep their trunk in ``features`` (``convnext_tiny``, ``efficientnet_b0`` …).
+stride), timm's plain vision transformers (``tu-vit_small_patch16_224.dino`` …; see :mod:`seeds.vit`),
+segmentation_models_pytorch's encoders (``mobilenet_v2``, ``resnet50``, ``tu-convnext_tiny`` …), and torchvision's
+classifiers that keep their trunk in ``features`` (``convnext_tiny``, ``efficientnet_b0`` …).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from seeds.vgg import VGG_NAMES, Trunk, dilate_vgg, vgg_trunk
+from seeds.vit import VisionTransformer, build_vit, is_vit, patch_of, token_map
 from seeds.weights import load_weights
 
 STRIDES = (8, 16, 32)
@@ -91,6 +93,8 @@ class Backbone(nn.Module):
 
 def last_map(encoder: nn.Module, image: Tensor) -> Tensor:
     """The last of an encoder's feature maps: SMP's give a list, torchvision's trunks and the VGGs one map."""
+    if isinstance(encoder, VisionTransformer):
+        return token_map(encoder, image)
     output: Any = encoder(image)
     last: Tensor = output[-1] if isinstance(output, list | tuple) else output
     return last
@@ -121,11 +125,13 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
 
 def build_encoder(name: str, depth: int = FULL_DEPTH) -> nn.Module:
     """The encoder of that name as published (stride 2^depth), with random weights."""
-    is_smp = name in encoders or name.startswith("tu-")
+    is_smp = (name in encoders or name.startswith("tu-")) and not is_vit(name)
     if not (SMALLEST_DEPTH <= depth <= FULL_DEPTH) or (depth < FULL_DEPTH and (name in VGG_NAMES or not is_smp)):
         raise InputError(f"backbone {name} cannot be built at depth {depth}")
     if name in VGG_NAMES:
         return vgg_trunk(name)
+    if is_vit(name):
+        return build_vit(name)
     if is_smp:
         try:
             return get_encoder(name, depth=depth, weights=None)  # type: ignore[no-any-return]
@@ -156,8 +162,11 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 def block_strides(encoder: nn.Module) -> tuple[dict[str, int], int]:
     """Names of an encoder's blocks in the order they run, each with its output's stride; and the last map's channels.
 
-    Found by showing the encoder one blank picture. A block whose output is no map counts to the stage around it.
+    Found by showing the encoder one blank picture. A block whose output is no map counts to the stage around it; all of
+    a vision transformer's have the stride of its patches.
     """
+    if isinstance(encoder, VisionTransformer):
+        return {f"blocks.{index}": patch_of(encoder) for index in range(len(encoder.blocks))}, int(encoder.embed_dim)
     seen: dict[str, int] = {}
 
     def noting(name: str) -> Callable[..., None]:
@@ -199,7 +208,8 @@ def _blank_map(encoder: nn.Module) -> Tensor:
     try:
         encoder.eval()
         with torch.no_grad():
-            return last_map(encoder, torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+            side = 2 * patch_of(encoder) if isinstance(encoder, VisionTransformer) else PROBE_SIZE
+            return last_map(encoder, torch.zeros(1, 3, side, side))
     finally:
         for module, mode in modes:
             module.training = mode
@@ -225,6 +235,12 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
         raise InputError(f"output_stride {output_stride} is none of 8, 16, 32")
     if isinstance(encoder, Trunk) and encoder.is_vgg:
         dilate_vgg(encoder, output_stride)
+        return
+    if isinstance(encoder, VisionTransformer):
+        if output_stride < patch_of(encoder):
+            raise InputError(
+                f"this backbone has patches of {patch_of(encoder)} pixels: output_stride {output_stride} is less"
+            )
         return
     published = PROBE_SIZE // _blank_map(encoder).shape[-2]
     rate, before = 1, 1

@@ -11,7 +11,7 @@ from torch.nn import functional
 from datamodules.errors import InputError
 from seeds.probe import gradient, probing, scores_of
 
-PROBE = (128, 128)  # height and width of the picture of noise
+PROBE = (224, 224)  # height and width of the picture of noise: patches of 14 and of 16 divide it
 
 
 def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from seeds.checkpoint import HEADER, read_file
+from seeds.vit import VisionTransformer, build_vit, fitting, is_vit
 
 HEADS = ("classifier.", "fc.", "head.", "heads.", "last_linear.")  # ImageNet classifiers, of no use here
 CLASSIFIER_PREFIX = "model.features.encoder."  # where a ClassifierTask keeps its encoder
@@ -34,6 +35,8 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     state = imagenet_weights(name) if weights == "imagenet" else read_weights(weights)
     source = f"the ImageNet weights of {name}" if weights == "imagenet" else weights
     own = encoder.state_dict()
+    if isinstance(encoder, VisionTransformer):
+        state = fitting(state, encoder)
     state = {key: value for key, value in state.items() if key in own or not key.startswith(HEADS)}
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in own]
@@ -77,6 +80,8 @@ def imagenet_weights(name: str) -> State:
         InputError: the library has none, or they cannot be fetched.
     """
     try:
+        if is_vit(name):
+            return dict(build_vit(name, pretrained=True).state_dict())
         if name.startswith("tu-") or (name in encoders and not name.startswith("vgg")):
             encoder: nn.Module = get_encoder(name, weights="imagenet")
             return encoder.state_dict()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seeds.backbones import PROBE_SIZE, Backbone
+from datamodules.errors import InputError
+from seeds.backbones import MAP_DIMS, PROBE_SIZE, Backbone
 
 __all__ = ["STRIDE", "BoundaryNetwork"]
 
@@ -82,4 +83,6 @@ def _channels(features: Backbone, stages: tuple[str, ...]) -> list[int]:
     features.eval()
     with torch.no_grad(), _noted(features, stages) as maps:
         features(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+    if any(maps[name].dim() != MAP_DIMS for name in stages):
+        raise InputError("a boundary network needs a backbone of convolutions, whose stages give maps")
     return [maps[name].shape[1] for name in stages]
