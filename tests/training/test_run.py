@@ -313,7 +313,7 @@ def test_two_at_once(copied, ran, capsys):
     lock.release()
 
 
-@pytest.mark.parametrize("name", ["demo", "voc_animals"])
+@pytest.mark.parametrize("name", ["demo", "photos", "voc_animals"])
 def test_recipes_that_are_shipped(name, tmp_path):
     """Their stages' options are those of their commands; nothing they say is of another recipe's output."""
     recipe = read_recipe(CONFIGS / f"{name}.yaml", [*LIGHTNING, *FUNCTIONS], {"output": str(tmp_path / "elsewhere")})
