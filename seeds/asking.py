@@ -1,5 +1,6 @@
 """Asking a classifier where it looks: a batch of pictures in, maps and saliency on the cues' grid out."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +13,9 @@ from datamodules.errors import InputError
 from datamodules.images import normalize
 from seeds.classifier import Classifier
 from seeds.frames import Shape
-from seeds.gradcam import GradCAM, class_maps
+from seeds.gradcam import class_maps
 from seeds.packs import Pack
-from seeds.probe import probing, scores_of
+from seeds.probe import Taps, probing, scores_of
 from seeds.saliency import saliency_map
 
 
@@ -35,12 +36,15 @@ class Question(NamedTuple):
     """How the classifier is asked.
 
     Attributes:
-        layers: names of the layers for maps and for saliency.
+        layers: names of the layers for maps; of several, each layer's map is divided by its maximum in the picture, and
+            their mean is taken.
+        saliency_layer: name of the layer for saliency.
         flip: whether mirrored pictures are averaged in.
         bf16: whether the network computes in bfloat16 (autocast).
     """
 
-    layers: tuple[str, str]
+    layers: tuple[str, ...]
+    saliency_layer: str
     flip: bool
     bf16: bool
 
@@ -61,14 +65,14 @@ def seeds_of(network: Classifier, pack: Pack, question: Question) -> list[Seed]:
     """
     if not pack.images:
         return []
-    layers, grid = question.layers, pack.grid
+    grid = pack.grid
     views = [normalize(images) for images in pack.images]
     with torch.autocast(pack.labels.device.type, torch.bfloat16, enabled=question.bf16):
-        total, spread = _look_first(network, views[0], pack.labels, layers, grid)  # (n, h, w), (B, h, w)
+        total, spread = _look_first(network, views[0], pack.labels, question, grid)  # (L, n, h, w), (B, h, w)
         others = [(view, False) for view in views[1:]] + [(view, True) for view in views if question.flip]
         for view, mirror in others:
-            total = total + _look(network, view, pack.labels, layers[0], grid, mirror=mirror)
-    maps, saliency = (total / (1 + len(others))).cpu().numpy(), spread.cpu().numpy()
+            total = total + _look(network, view, pack.labels, question.layers, grid, mirror=mirror)
+    maps, saliency = _as_one(total / (1 + len(others))).cpu().numpy(), spread.cpu().numpy()
     images = pack.images[0].cpu()
     rows, classes = (part.cpu().numpy() for part in (pack.labels != 0).nonzero(as_tuple=True))
     found = []
@@ -81,24 +85,45 @@ def seeds_of(network: Classifier, pack: Pack, question: Question) -> list[Seed]:
 
 
 def _look_first(
-    network: Classifier, images: Tensor, labels: Tensor, layers: tuple[str, str], grid: Shape
+    network: Classifier, images: Tensor, labels: Tensor, question: Question, grid: Shape
 ) -> tuple[Tensor, Tensor]:
-    """Maps (n, h, w) of a batch's n labels and saliency (B, h, w), h and w the grid's, from one forward pass."""
-    with probing(network, layers) as taps:
+    """Maps (L, n, h, w) of L layers and a batch's n labels, and saliency (B, h, w), from one forward pass."""
+    with probing(network, (*question.layers, question.saliency_layer)) as taps:
         scores = scores_of(network, images, labels)
-        maps = class_maps(scores, taps[0], labels, layers[0], keep=True)[labels != 0]  # (n, h, w)
-        saliency = saliency_map(scores, taps[1], labels, layers[1])
-    return _to_grid(maps, grid, mirror=False), _to_grid(saliency, grid, mirror=False)
+        maps = _maps(scores, taps, labels, question.layers, keep=True)
+        saliency = saliency_map(scores, taps[len(question.layers)], labels, question.saliency_layer)
+    return _to_grid(maps, grid, mirror=False), _to_grid([saliency], grid, mirror=False)[0]
 
 
-def _look(network: Classifier, images: Tensor, labels: Tensor, layer: str, grid: Shape, *, mirror: bool) -> Tensor:
-    """Maps (n, h, w) of a batch's n labels, of the picture or its mirror image."""
-    maps = GradCAM(network, layer)(images.flip(-1) if mirror else images, labels)[labels != 0]  # (n, h, w)
+def _look(
+    network: Classifier, images: Tensor, labels: Tensor, layers: tuple[str, ...], grid: Shape, *, mirror: bool
+) -> Tensor:
+    """Maps (L, n, h, w) of L layers and a batch's n labels, of the picture or its mirror image."""
+    with probing(network, layers) as taps:
+        scores = scores_of(network, images.flip(-1) if mirror else images, labels)
+        maps = _maps(scores, taps, labels, layers, keep=False)
     return _to_grid(maps, grid, mirror=mirror)
 
 
-def _to_grid(maps: Tensor, grid: Shape, *, mirror: bool) -> Tensor:
-    if not len(maps):
-        return maps.new_zeros(0, *grid)
-    straight = maps.flip(-1) if mirror else maps
-    return functional.interpolate(straight.unsqueeze(1), grid, mode="bilinear").squeeze(1)
+def _maps(scores: Tensor, taps: Taps, labels: Tensor, layers: tuple[str, ...], *, keep: bool) -> list[Tensor]:
+    """Grad-CAM (n, h, w) of a batch's n labels at each layer; ``keep`` the graph for what else looks at it."""
+    return [
+        class_maps(scores, taps[i], labels, layer, keep=keep or i + 1 < len(layers))[labels != 0]
+        for i, layer in enumerate(layers)
+    ]
+
+
+def _as_one(maps: Tensor) -> Tensor:
+    """Maps (n, h, w) of those of L layers (L, n, h, w): as they are where L is 1, for only then they share a scale."""
+    if len(maps) == 1:
+        return maps[0]
+    peak = maps.amax(dim=(2, 3), keepdim=True)
+    return (maps / torch.where(peak > 0, peak, 1)).mean(dim=0)
+
+
+def _to_grid(maps: Sequence[Tensor], grid: Shape, *, mirror: bool) -> Tensor:
+    """Layers' maps, each (n, h, w) of sizes of its own, on one grid: (L, n, h, w)."""
+    if not len(maps[0]):
+        return maps[0].new_zeros(len(maps), 0, *grid)
+    straight = [each.flip(-1) if mirror else each for each in maps]
+    return torch.cat([functional.interpolate(each[None], grid, mode="bilinear") for each in straight])

@@ -63,7 +63,8 @@ def generate_seeds(
         output: the cache's folder, which must not exist, or be one that the same command began.
         root: folder of the pictures; the classifier's own if not given.
         split: which list of pictures; the one the classifier was trained on if not given.
-        layer: name of the layer whose Grad-CAM maps are taken, within the network; its last map if not given.
+        layer: name of the layer whose Grad-CAM maps are taken, within the network; its last map if not given. Of
+            several (``a,b``), each map is divided by its maximum in the picture, and their mean is taken.
         saliency_layer: name of the layer for the background's saliency; the last of stride 8 if not given (of a network
             that ends there, the last of the stage before).
         scales: the maps at these sizes of the picture, relative to ``size``, are averaged.
@@ -101,9 +102,10 @@ def generate_seeds(
     task = load_task(checkpoint, ClassifierTask)
     given = {"root": root, "train_split": split, "size": size, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, ClassifierTask.task_name, task.classes, **given)
-    layers = (layer or task.model.default_layer, saliency_layer or task.model.saliency_layer)
+    layers = tuple(name.strip() for name in (layer or task.model.default_layer).split(","))
+    question = Question(layers, saliency_layer or task.model.saliency_layer, flip, precision == "bf16")
     framing = Framing(source.data.hparams["size"], tuple(scales), cue_stride, keep_aspect)
-    settings = Settings(framing, layers, flip, precision, fg_threshold, bg_fraction, refine, conf_fg, conf_bg)
+    settings = Settings(question, fg_threshold, bg_fraction, refine, conf_fg, conf_bg)
     settings.check(task.model)
     backbone = {name: task.hparams[name] for name in ("backbone", "output_stride")}
     plan = source.provenance() | backbone | settings.plan()
@@ -112,12 +114,9 @@ def generate_seeds(
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the result depends on, but for classifier and pictures; see :func:`generate_seeds`."""
+    """How the classifier is asked, and how cues are made of its answers; see :func:`generate_seeds`."""
 
-    framing: Framing
-    layers: tuple[str, str]  # of maps and of saliency
-    flip: bool
-    precision: Literal["32", "bf16"]
+    question: Question
     fg_threshold: float
     bg_fraction: float
     refine: Literal["none", "crf"]
@@ -129,22 +128,24 @@ class Settings:
         for name in ("fg_threshold", "bg_fraction", "conf_fg", "conf_bg"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is outside 0..1")
-        for layer in self.layers:
+        for layer in (*self.question.layers, self.question.saliency_layer):
             find_layer(network, layer)
         if self.bg_fraction and self.refine == "none":
-            check_saliency(network, self.layers[1], network.head.out_features)
+            check_saliency(network, self.question.saliency_layer, network.head.out_features)
 
     def plan(self) -> dict[str, Any]:
         """What the manifest says of these settings."""
         crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | CRF
         return {
-            "method": "gradcam", "layer": self.layers[0], "saliency_layer": self.layers[1],
-            "refinement": crf if self.refine == "crf" else None,
-        } | {name: getattr(self, name) for name in ("flip", "precision", "fg_threshold", "bg_fraction")}  # fmt: skip
+            "method": "gradcam", "layer": ",".join(self.question.layers),
+            "saliency_layer": self.question.saliency_layer, "refinement": crf if self.refine == "crf" else None,
+            "flip": self.question.flip, "precision": "bf16" if self.question.bf16 else "32",
+            "fg_threshold": self.fg_threshold, "bg_fraction": self.bg_fraction,
+        }  # fmt: skip
 
     def ask(self, network: Classifier, pack: Pack) -> list[Seed]:
         """What the classifier says of a batch."""
-        return seeds_of(network, pack, Question(self.layers, self.flip, self.precision == "bf16"))
+        return seeds_of(network, pack, self.question)
 
     def rule(self) -> CueRule:
         """How cues are made of what it says."""

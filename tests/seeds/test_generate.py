@@ -71,6 +71,19 @@ def test_scales_and_the_mirrored_picture_are_averaged(voc, checkpoint, tmp_path)
     np.testing.assert_allclose(cache.maps("p0")[1], expected, rtol=1e-2, atol=2e-3 * expected.max())
 
 
+def test_several_layers_count_alike(voc, checkpoint, tmp_path):
+    generate_seeds(checkpoint, tmp_path / "cache", flip=True, layer="features.encoder.layer3, features")
+    model = load_task(checkpoint, ClassifierTask).model
+    picture = torch.from_numpy(Transform(64)(read_image(voc / "JPEGImages/p0.jpg"))["image"]).permute(2, 0, 1)[None]
+    image, wanted, each = normalize(picture), torch.tensor([[1.0, 0.0]]), []
+    for layer in ("features.encoder.layer3", "features"):
+        method = GradCAM(model, layer)
+        both = to_grid(method(image, wanted), 8) + to_grid(method(image.flip(3), wanted).flip(3), 8)
+        each.append((both / both.max()).numpy()[0, :1])
+    np.testing.assert_allclose(SeedCache(tmp_path / "cache").maps("p0")[1], np.mean(each, axis=0), rtol=1e-2, atol=2e-3)
+    assert SeedCache(tmp_path / "cache").manifest["layer"] == "features.encoder.layer3,features"
+
+
 def test_the_manifest_says_how_it_was_made(voc, checkpoint, tmp_path, capsys):
     generate_seeds(checkpoint, tmp_path / "cache", fg_threshold=0.3, cue_stride=16)
     manifest = SeedCache(tmp_path / "cache").manifest
@@ -147,7 +160,7 @@ def test_cues_of_the_cache_are_the_cues_of_memory(voc, checkpoint, tmp_path):
     generate_seeds(checkpoint, tmp_path / "cache", batch_size=3)
     cache, task = SeedCache(tmp_path / "cache"), load_task(checkpoint, ClassifierTask)
     photos = data_of(voc).photos("train")
-    question = Question(("features", "features.encoder.layer2.1"), flip=False, bf16=False)
+    question = Question(("features",), "features.encoder.layer2.1", flip=False, bf16=False)
     rule = {"fg_threshold": 0.2, "bg_fraction": 0.1}
     names, differ = [], 0
     for pack in PackLoader(Batches(photos, [0], 6, 3, Framing(64, (1.0,), 8, keep_aspect=False)), 0, lambda: False):
@@ -186,7 +199,7 @@ def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
      ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"conf_bg": 2.0}, "conf_bg"),
      ({"threads": 0}, "threads"), ({"shard_size": 1 << 20}, "shard_size"), ({"devices": 0}, "devices 0"),
      ({"accelerator": "toaster"}, "toaster"),
-     ({"saliency_layer": "head"}, "layer head gives no map")],
+     ({"saliency_layer": "head"}, "layer head gives no map"), ({"layer": "features,"}, "no layer ''")],
 )  # fmt: skip
 def test_bad_arguments(checkpoint, tmp_path, arguments, words):
     with pytest.raises(InputError, match=words):
