@@ -43,12 +43,13 @@ def evaluate_seeds(
 
     Two things are scored. The *maps*, as a segmentation: each divided by its own maximum and brought bilinearly to
     the mask's size, the background a constant score, the highest score wins; one confusion matrix over all pictures.
-    That constant is ``threshold`` for ``miou_fixed``; ``miou_oracle`` takes the best of 0.00, 0.01, … 0.99 *by
-    looking at the masks*, and so bounds what a threshold can do rather than being reachable without masks. And the
-    *cues*: ``precision`` (cued pixels that are right), ``recall`` (pixels that are cued, and right), ``coverage``
-    (cells with any cue), over all pixels, and apart for the background and each class; and ``miou_cues``, the cues
-    taken as a segmentation, in which pixels without a cue count as background. All are fractions. A cache of cues
-    without maps (an imported one) has null for what only maps can tell.
+    That constant is ``threshold`` for ``miou_fixed``, and for ``miou_otsu`` the one that Otsu's method finds in the
+    maps alone; ``miou_oracle`` takes the best of 0.00, 0.01, … 0.99 *by looking at the masks*, and so bounds what a
+    threshold can do rather than being reachable without masks. And the *cues*: ``precision`` (cued pixels that are
+    right), ``recall`` (pixels that are cued, and right), ``coverage`` (cells with any cue), over all pixels, and apart
+    for the background and each class; and ``miou_cues``, the cues taken as a segmentation, in which pixels without a
+    cue count as background. All are fractions. A cache of cues without maps (an imported one) has null for what only
+    maps can tell.
 
     With ``faithfulness`` the classifier is asked again by each of these methods, and ``metrics.json`` holds under
     that name each one's IoU, pointing game, localization error, rank correlation with occlusion, deletion and
@@ -199,7 +200,8 @@ def print_seeds(metrics: dict[str, Any]) -> None:
         return
     console.print(
         f"fixed: background threshold {metrics['threshold_fixed']:.2f}; *oracle: {metrics['threshold_oracle']:.2f}, "
-        "chosen by looking at the masks"
+        f"chosen by looking at the masks; Otsu's, from the maps alone: {metrics['threshold_otsu']:.2f}, mean IoU "
+        f"{100 * metrics['miou_otsu']:.1f}"
     )
 
 

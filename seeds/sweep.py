@@ -30,6 +30,7 @@ class Sweep:
         self.thresholds = np.unique(np.append(grid, fixed).astype(np.float32))
         self.counts = np.zeros((num_classes, num_classes, len(self.thresholds) + 1), np.int64)
         self.maps = 0
+        self.cells = np.zeros(len(grid), np.int64)  # by the highest share of any map there: what Otsu's method reads
 
     def update(self, classes: NDArray[np.int64], maps: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
         """Count a picture.
@@ -44,6 +45,8 @@ class Sweep:
         if len(maps):
             peak = maps.max(axis=(1, 2), keepdims=True)
             share = torch.from_numpy(maps / np.where(peak > 0, peak, 1))[None]
+            highest = share[0].amax(dim=0).double().numpy()  # (h, w)
+            self.cells += np.histogram(highest, bins=len(self.cells), range=(0, 1))[0]
             scores, place = functional.interpolate(share, truth.shape, mode="bilinear")[0].max(dim=0)  # (H, W)
             winner = classes[place.numpy()] + 1
             beaten = torch.bucketize(scores, torch.from_numpy(self.thresholds)).numpy()  # thresholds below the score
@@ -60,21 +63,45 @@ class Sweep:
         return matrices
 
     def result(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Mean and per-class IoU at the fixed threshold and at the best of the grid; None where there was no map."""
+        """Mean and per-class IoU at the fixed threshold, at Otsu's and at the best of the grid; None without a map."""
         if not self.maps:
             nothing = by_name(names, np.full(len(names), np.nan))
-            keys = ("miou_fixed", "threshold_fixed", "miou_oracle", "threshold_oracle")
+            keys = [f"{what}_{which}" for which in ("fixed", "otsu", "oracle") for what in ("miou", "threshold")]
             return dict.fromkeys(keys) | {"iou_fixed": nothing, "iou_oracle": nothing}
         ious = iou_of(self.matrices())  # (thresholds, classes)
         means = np.array([mean_iou(iou) for iou in ious])
         fixed = int(np.searchsorted(self.thresholds, np.float32(self.fixed)))
         on_grid = np.isin(self.thresholds, self.grid.astype(np.float32))
         best = int(np.argmax(np.where(on_grid, np.nan_to_num(means, nan=-1.0), -2.0)))
+        otsu = otsus_threshold(self.cells)
         return {
             "miou_fixed": number_or_none(means[fixed]), "threshold_fixed": self.fixed,
+            "miou_otsu": number_or_none(means[np.searchsorted(self.thresholds, np.float32(otsu))]),
+            "threshold_otsu": otsu,
             "miou_oracle": number_or_none(means[best]), "threshold_oracle": round(float(self.thresholds[best]), 2),
             "iou_fixed": by_name(names, ious[fixed]), "iou_oracle": by_name(names, ious[best]),
         }  # fmt: skip
+
+
+def otsus_threshold(counts: NDArray[np.int64]) -> float:
+    """The threshold between two groups of numbers in 0..1 that lie the farthest apart, from their histogram.
+
+    Otsu, *A threshold selection method from gray-level histograms*, IEEE Trans. SMC 1979: the variance between the
+    groups is greatest. The first such threshold, and 0 where all numbers fall into one bin.
+
+    Args:
+        counts: of equal bins over 0..1, (n,).
+
+    Returns:
+        A bin's upper edge, k/n, rounded to 6 places.
+    """
+    share = counts / counts.sum()
+    below = share.cumsum()[:-1]
+    moment = (share * np.arange(len(share))).cumsum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = (moment[-1] * below - moment[:-1]) ** 2 / (below * (1 - below))
+    between = np.nan_to_num(between, nan=0.0, posinf=0.0)
+    return round((int(between.argmax()) + 1) / len(counts), 6) if between.any() else 0.0
 
 
 def number_or_none(value: float) -> float | None:

@@ -1,5 +1,6 @@
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from datamodules.errors import InputError
 from datamodules.masks import read_mask
 from seeds.confusion import Confusion
 from seeds.quality import CueScore, Sweep, evaluate_seeds
+from seeds.sweep import otsus_threshold
 from tests.seeds.conftest import IDS
 
 
@@ -53,6 +55,34 @@ def test_one_pass_equals_a_confusion_matrix_for_each_threshold(seed, fixed):
         )
     )
     assert result["threshold_fixed"] == fixed
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 255), min_size=2, max_size=60).filter(lambda values: len(set(values)) > 1))
+def test_otsus_threshold_parts_as_opencv_does(values):
+    picture = np.array([values], np.uint8)
+    found = round(otsus_threshold(np.bincount(picture[0], minlength=256)) * 256)
+    theirs, _ = cv2.threshold(picture, 0, 255, cv2.THRESH_OTSU)
+    assert spread_between(picture[0], found) == pytest.approx(spread_between(picture[0], int(theirs) + 1))
+
+
+def spread_between(values, limit):
+    """The weighted gap between the means below a limit and above it, which the method makes large."""
+    below, above = values[values < limit].astype(float), values[values >= limit].astype(float)
+    return len(below) * len(above) * (below.mean() - above.mean()) ** 2
+
+
+def test_otsus_threshold_of_one_number():
+    assert otsus_threshold(np.array([0, 5, 0])) == 0
+
+
+def test_the_threshold_of_the_maps_alone(tmp_path):
+    """Cells of 0.1 and of 0.9, two classes of two scales: 0.11 is the first bin's edge between them."""
+    sweep = Sweep(3, 0.2)
+    weak = np.array([[0.1, 0.1], [0.9, 1.0]], np.float32)
+    sweep.update(np.array([0, 1]), np.stack([weak, 5 * weak]), np.full((2, 2), 255, np.uint8))
+    sweep.update(np.array([], int), np.zeros((0, 2, 2), np.float32), np.zeros((2, 2), np.uint8))
+    assert sweep.result(("background", "a", "b"))["threshold_otsu"] == pytest.approx(0.11)
 
 
 def test_cue_figures_by_hand():
