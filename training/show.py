@@ -38,6 +38,7 @@ STYLE = """main { max-width: 1560px; }
 .steps { display: grid; gap: 16px; }
 .steps .row { display: flex; flex-wrap: wrap; gap: 10px; }
 .steps figure { margin: 0; }
+@media (min-width: 1000px) { .steps .row { flex-wrap: nowrap; } .steps figure { min-width: 0; } }
 .steps img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
 .steps figcaption { color: var(--soft); font-size: 13px; margin-top: 4px; }
 """

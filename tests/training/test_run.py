@@ -107,7 +107,7 @@ def test_a_recipe_leaves_what_it_says(whole):
     assert {stage["state"] for stage in summary["stages"]} == {"done"}
     figures = {stage["name"]: stage["figures"] for stage in summary["stages"]}
     quality = json.loads((out / "quality/metrics.json").read_text())
-    assert figures["quality"] == {key: quality[key] for key in ("miou_fixed", "miou_oracle", "miou_cues")}
+    assert figures["quality"] == {key: quality[key] for key in ("miou_fixed", "miou_otsu", "miou_oracle", "miou_cues")}
     with (out / "classifier/metrics.csv").open() as file:
         logged = [float(row["val/map"]) for row in csv.DictReader(file) if row["val/map"]]
     assert figures["classifier"] == {"val/map": logged[-1]}
