@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 from datamodules.cache import SHARD_SIZE, as_stored
 from datamodules.errors import InputError
-from seeds.asking import Question, Seed, seeds_of
 from seeds.checkpoint import load_task
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.cues import label_map
-from seeds.frames import Framing
-from seeds.packs import Pack
+from seeds.making.asking import Question, Seed, seeds_of
+from seeds.making.frames import Framing
+from seeds.making.packs import Pack
+from seeds.making.running import Run, make_cache
+from seeds.making.shards import Asked, CueRule
+from seeds.making.source import Source
 from seeds.probe import find_layer
 from seeds.refine import CRF, refined
-from seeds.running import Run, make_cache
 from seeds.saliency import check_saliency
-from seeds.shards import Asked, CueRule
-from seeds.source import Source
 
 
 def generate_seeds(

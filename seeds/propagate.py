@@ -19,14 +19,14 @@ from datamodules.files import file_sha256
 from datamodules.images import normalize
 from seeds.affinity.task import AffinityTask
 from seeds.affinity.walk import random_walk
-from seeds.asking import Seed
 from seeds.checkpoint import load_task
-from seeds.frames import Framing
-from seeds.packs import Pack
+from seeds.making.asking import Seed
+from seeds.making.frames import Framing
+from seeds.making.packs import Pack
+from seeds.making.running import Run, make_cache
+from seeds.making.shards import Asked
+from seeds.making.source import Source
 from seeds.refine import CRF, labelled, of_maximum_one
-from seeds.running import Run, make_cache
-from seeds.shards import Asked
-from seeds.source import Source
 
 __all__ = ["propagate_seeds"]
 

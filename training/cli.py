@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from datamodules.errors import InputError
-from seeds.started import one_process
+from seeds.making.started import one_process
 
 # No command speaks to the network unasked; albumentations would look for a newer self on import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -31,7 +31,7 @@ FUNCTIONS = {
         "seeds.generate:generate_seeds",
         "ask a classifier where it looks, and keep the answers as a seed cache",
     ),
-    "seeds evaluate": ("seeds.quality:evaluate_seeds", "score a seed cache against masks"),
+    "seeds evaluate": ("seeds.scoring.quality:evaluate_seeds", "score a seed cache against masks"),
     "seeds import": ("seeds.importing:import_seeds", "turn seeds that others made into a seed cache"),
     "seeds export": ("seeds.exporting:export_seeds", "write a seed cache in the files of others"),
     "seeds recue": ("seeds.recue:recue_seeds", "make the cues of a seed cache anew, by other thresholds"),

@@ -11,7 +11,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from seeds.checkpoint import read_checkpoint
-from seeds.started import as_started, check_started, one_process
+from seeds.making.started import as_started, check_started, one_process
 from training.parsers import OneSentenceParser
 from training.runs.run_folder import CheckpointFiles, Wandb, progress_bar, run_callbacks, run_loggers
 from training.runs.seed_runs import fit_seeds, seed_list

@@ -16,14 +16,14 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.images import normalize
 from datamodules.transforms import resize_nearest
-from seeds.asking import Seed
 from seeds.checkpoint import load_task
 from seeds.crf import dense_crf
-from seeds.frames import Framing
-from seeds.packs import Pack
-from seeds.running import Run, make_cache
-from seeds.shards import Asked, CueRule
-from seeds.source import Source
+from seeds.making.asking import Seed
+from seeds.making.frames import Framing
+from seeds.making.packs import Pack
+from seeds.making.running import Run, make_cache
+from seeds.making.shards import Asked, CueRule
+from seeds.making.source import Source
 from training.grids import resize
 from training.inference import PROBABILITY_FLOOR, TEST_CRF
 from training.task import SegmentationTask

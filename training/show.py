@@ -21,8 +21,8 @@ from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.photos import PhotoSet
 from datamodules.transforms import resize_nearest
-from seeds.confusion import Confusion
 from seeds.data import data_settings
+from seeds.scoring.confusion import Confusion
 from training.drawings import heat_picture
 from training.inference import Trained, data_module, load_trained, predictions
 from training.pictures import cue_picture, jpeg, label_picture, shrink

@@ -10,11 +10,11 @@ from torch.nn import functional as F  # noqa: N812  its customary name
 
 from datamodules.errors import InputError
 from seeds.checkpoint import sign
-from seeds.confusion import IGNORE, Confusion
 from seeds.crf import dense_crf
 from seeds.optim import Optimizer, Schedule, build_optimizer, build_schedule, parameter_groups
 from seeds.prepare import prepare
 from seeds.processes import mean_over_processes
+from seeds.scoring.confusion import IGNORE, Confusion
 from training.grids import label_map, resize, small_pictures
 from training.growing import Growing, grow
 from training.losses import balanced_seed_loss, constrain_loss, expand_loss, sec_probabilities, seed_loss

@@ -23,12 +23,12 @@ from datamodules.cache import CacheWriter, SeedCache
 from datamodules.cache.writer import write_manifest
 from datamodules.datamodule import TagDataModule
 from datamodules.synthesize import synthesize
-from seeds.asking import Question, Seed, seeds_of
 from seeds.classifier import ClassifierTask
-from seeds.frames import Framing
 from seeds.generate import generate_seeds, thresholded
-from seeds.packs import Batches, PackLoader
-from seeds.shards import ShardWriter
+from seeds.making.asking import Question, Seed, seeds_of
+from seeds.making.frames import Framing
+from seeds.making.packs import Batches, PackLoader
+from seeds.making.shards import ShardWriter
 
 VOC, MILLION = 10_582, 1_000_000
 SIZE, BATCH, SHARD = 320, 16, 64

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from seeds.faithfulness import (
+from seeds.scoring.faithfulness import (
     curves,
     energy_inside,
     is_difficult,

@@ -19,11 +19,11 @@ from datamodules.irn import read_irn
 from seeds.checkpoint import load_task
 from seeds.classifier import ClassifierTask
 from seeds.exporting import export_seeds
-from seeds.frames import Frame, Framing
 from seeds.generate import generate_seeds
 from seeds.gradcam import GradCAM
-from seeds.packs import Batches, PackLoader, warped
-from seeds.quality import evaluate_seeds
+from seeds.making.frames import Frame, Framing
+from seeds.making.packs import Batches, PackLoader, warped
+from seeds.scoring.quality import evaluate_seeds
 from tests.seeds.conftest import IDS, data_of
 
 WILD = ("strip", "large", "gray", "cmyk", "turned", "upright")

@@ -13,16 +13,16 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.images import normalize, read_image
 from datamodules.transforms import Transform
-from seeds.asking import Question, seeds_of
 from seeds.checkpoint import load_task
 from seeds.classifier import ClassifierTask
 from seeds.cues import label_map
-from seeds.frames import Framing
 from seeds.generate import generate_seeds, thresholded
 from seeds.gradcam import GradCAM
-from seeds.packs import Batches, PackLoader
-from seeds.quality import evaluate_seeds
+from seeds.making.asking import Question, seeds_of
+from seeds.making.frames import Framing
+from seeds.making.packs import Batches, PackLoader
 from seeds.saliency import background_saliency
+from seeds.scoring.quality import evaluate_seeds
 from tests.seeds.conftest import IDS, data_of
 
 LABELS = [[0], [1], [0, 1], [0], [1], [0, 1]]

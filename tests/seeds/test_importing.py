@@ -15,7 +15,7 @@ from datamodules.errors import InputError
 from datamodules.masks import read_mask, write_mask
 from seeds.exporting import export_seeds
 from seeds.importing import import_seeds
-from seeds.quality import evaluate_seeds
+from seeds.scoring.quality import evaluate_seeds
 from tests.seeds.conftest import IDS
 
 NAMES = ("ant", "bat", "cow")

@@ -12,7 +12,7 @@ from datamodules.masks import read_mask
 from datamodules.voc import voc_photos
 from seeds import trials
 from seeds.explaining import Explainer, names_of
-from seeds.quality import evaluate_seeds
+from seeds.scoring.quality import evaluate_seeds
 from tests.seeds.conftest import IDS
 
 

@@ -9,8 +9,8 @@ from datamodules.cache import CacheWriter, SeedCache
 from datamodules.files import file_sha256
 from seeds.affinity.task import AffinityTask
 from seeds.affinity.walk import random_walk
-from seeds.asking import Seed
 from seeds.checkpoint import load_task
+from seeds.making.asking import Seed
 from seeds.propagate import labels_of
 from tests.training.conftest import SIZE, data_of
 from tests.training.fits import CONFIGS

@@ -8,8 +8,8 @@ from torch.nn import functional
 from datamodules.cache import NO_CUE, CacheWriter, SeedCache
 from datamodules.files import file_sha256
 from datamodules.images import normalize
-from seeds.asking import Seed
-from seeds.packs import Pack
+from seeds.making.asking import Seed
+from seeds.making.packs import Pack
 from tests.training.conftest import SIZE, data_of
 from tests.training.fits import fit
 from training.cli import main

@@ -10,7 +10,7 @@ from torch import nn
 from datamodules.errors import InputError
 from seeds.checkpoint import load_task
 from seeds.classifier import ClassifierTask
-from seeds.started import one_process
+from seeds.making.started import one_process
 from tests.processes import ranks
 from tests.training.conftest import data_of, trainer_of
 from tests.training.fits import fit

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seeds.confusion import Confusion, iou_of, mean_iou
+from seeds.scoring.confusion import Confusion, iou_of, mean_iou
 from training.scoring.boundary import boundary_counts
 
 __all__ = ["CONFUSED", "LEVEL", "RESAMPLES", "SEED", "Tally", "confused_pairs", "figures", "miou_interval"]

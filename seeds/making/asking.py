@@ -12,9 +12,9 @@ from torch.nn import functional
 from datamodules.errors import InputError
 from datamodules.images import normalize
 from seeds.classifier import Classifier
-from seeds.frames import Shape
 from seeds.gradcam import class_maps
-from seeds.packs import Pack
+from seeds.making.frames import Shape
+from seeds.making.packs import Pack
 from seeds.probe import Taps, probing, scores_of
 from seeds.saliency import saliency_map
 

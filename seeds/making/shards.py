@@ -15,8 +15,8 @@ from datamodules.cache.making import Making
 from datamodules.cache.shard import Parts, ShardBuilder
 from datamodules.datamodule import tell
 from datamodules.errors import InputError
-from seeds.asking import Seed
-from seeds.packs import Batches, Pack, PackLoader
+from seeds.making.asking import Seed
+from seeds.making.packs import Batches, Pack, PackLoader
 
 CueRule = Callable[[Seed], NDArray[np.uint8]]
 TOLD = 10  # pictures that were left out are told one by one up to so many; the manifest has all

@@ -18,11 +18,11 @@ from rich.text import Text
 from datamodules.cache.format import MAX_PICTURES
 from datamodules.cache.making import Making
 from datamodules.errors import InputError
-from seeds.frames import Framing
-from seeds.packs import Batches, Pack
-from seeds.shards import Asked, CueRule, SeedTask, ShardWriter
-from seeds.source import Source
-from seeds.started import as_started, check_started
+from seeds.making.frames import Framing
+from seeds.making.packs import Batches, Pack
+from seeds.making.shards import Asked, CueRule, SeedTask, ShardWriter
+from seeds.making.source import Source
+from seeds.making.started import as_started, check_started
 
 
 class _Speed(ProgressColumn):

@@ -18,11 +18,11 @@ from datamodules.files import write_whole
 from datamodules.masks import read_class_mask
 from datamodules.sampling import evenly
 from datamodules.transforms import resize_nearest
-from seeds.confusion import IGNORE, mean_iou
 from seeds.data import data_settings
 from seeds.explaining import Explainer, names_of
-from seeds.sweep import Sweep, by_name, number_or_none
-from seeds.trials import try_methods
+from seeds.scoring.confusion import IGNORE, mean_iou
+from seeds.scoring.sweep import Sweep, by_name, number_or_none
+from seeds.scoring.trials import try_methods
 
 METRICS = "metrics.json"
 
@@ -53,7 +53,8 @@ def evaluate_seeds(
 
     With ``faithfulness`` the classifier is asked again by each of these methods, and ``metrics.json`` holds under
     that name each one's IoU, pointing game, localization error, rank correlation with occlusion, deletion and
-    insertion, and energy inside the mask; see :mod:`seeds.trials`. That takes some hundred forward passes a picture.
+    insertion, and energy inside the mask; see :mod:`seeds.scoring.trials`. That takes some hundred forward passes a
+    picture.
 
     Args:
         cache: a seed cache.

@@ -1,4 +1,4 @@
-"""Methods put to the test on pictures with masks: every figure of :mod:`seeds.faithfulness` and localization."""
+"""Methods put to the test on pictures with masks: every figure of :mod:`faithfulness` and :mod:`localization` here."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,9 +16,17 @@ from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.photos import PhotoSet
 from seeds.explaining import Explainer
-from seeds.faithfulness import PATCHES, curves, energy_inside, is_difficult, occlusion_maps, points_at, rank_correlation
-from seeds.localization import box_of, is_right, localization_error
-from seeds.sweep import Sweep
+from seeds.scoring.faithfulness import (
+    PATCHES,
+    curves,
+    energy_inside,
+    is_difficult,
+    occlusion_maps,
+    points_at,
+    rank_correlation,
+)
+from seeds.scoring.localization import box_of, is_right, localization_error
+from seeds.scoring.sweep import Sweep
 
 MOST_GUESSES = 5  # classes of which boxes are looked at: ImageNet's top 5
 

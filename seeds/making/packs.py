@@ -18,7 +18,7 @@ from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.photos import PhotoSet
 from datamodules.transforms import Transform
-from seeds.frames import Frame, Framing, Shape
+from seeds.making.frames import Frame, Framing, Shape
 
 
 class Batch(NamedTuple):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from datamodules.errors import InputError
-from seeds.confusion import IGNORE, iou_of, mean_iou
+from seeds.scoring.confusion import IGNORE, iou_of, mean_iou
 
 GRID_STEP = 0.01  # of the oracle's thresholds: 0.00, 0.01, … 0.99
 

@@ -1,0 +1,1 @@
+"""How good seeds and explanations are, against masks and against the network itself."""
