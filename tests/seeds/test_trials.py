@@ -10,8 +10,8 @@ from datamodules.cache import CacheWriter
 from datamodules.errors import InputError
 from datamodules.masks import read_mask
 from datamodules.voc import voc_photos
-from seeds import trials
 from seeds.explaining import Explainer, names_of
+from seeds.scoring import trials
 from seeds.scoring.quality import evaluate_seeds
 from tests.seeds.conftest import IDS
 
