@@ -101,6 +101,8 @@ class TagDataModule(pl.LightningDataModule):
         for name, value in (sizes | {"batch_size": batch_size}).items():
             if value < 1:
                 raise InputError(f"{name} is {value}, and must be at least 1.")
+        if num_workers < 0:
+            raise InputError(f"num_workers is {num_workers}, and must be at least 0.")
         self.root = Path(root).expanduser()
         self.listing = None if layout == "voc" else _listing(layout, self.root, labels, masks)
         """All pictures of one's own; None for ``voc``."""
@@ -295,7 +297,7 @@ def check_maker(cache: SeedCache, checkpoint: str | None) -> None:
         raise InputError(f"cues_made_by: {checkpoint} cannot be read: {error.strerror}.") from error
     if cache.manifest.get("checkpoint_sha256") != digest:
         raise InputError(
-            f"the seed cache was made by another classifier ({cache.manifest.get('checkpoint', 'not recorded')}) than "
+            f"the seed cache was made by another checkpoint ({cache.manifest.get('checkpoint', 'not recorded')}) than "
             f"{checkpoint} as it is now: make the seeds anew, or leave cues_made_by out."
         )
 

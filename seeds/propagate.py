@@ -12,10 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from datamodules.cache import SHARD_SIZE, SeedCache, as_stored
-from datamodules.cache.format import MANIFEST
-from datamodules.datamodule import covered
 from datamodules.errors import InputError
-from datamodules.files import file_sha256
+from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
 from seeds.affinity.task import AffinityTask
 from seeds.affinity.walk import random_walk
@@ -62,10 +60,12 @@ def propagate_seeds(
 ) -> None:
     """Let the maps of a seed cache walk along learned affinities, and label every cell by what arrives there.
 
-    As irn does it for semantic segmentation (Ahn, Cho & Kwak, CVPR 2019, ``step/make_sem_seg_labels.py``): a random
-    walk that boundaries hold up spreads each class's map over its thing; each map is divided by its maximum, and the
-    background wins where none exceeds its score. The cache holds the walked maps, and is made as `seeds generate`
-    makes one: by any number of processes, and resumed.
+    After irn's step for semantic segmentation (Ahn, Cho & Kwak, CVPR 2019, ``step/make_sem_seg_labels.py``): a random
+    walk that boundaries hold up spreads each class's map over its thing, and the background wins where no map exceeds
+    its score. Two things differ: a map is divided by its own maximum, for the tag says that its thing is there (irn
+    divides all maps of a picture by their common one); and the CRF follows. The cache holds the walked maps, and is
+    made as `seeds generate` makes one: by any number of processes, and resumed. Pictures that ``cache`` has left out
+    are left out.
 
     Args:
         cache: the seed cache whose maps set out: Grad-CAM's, or the probabilities that `relabel` keeps.
@@ -76,8 +76,8 @@ def propagate_seeds(
         radius: a step of the walk leads to cells nearer than this.
         beta: exponent of the affinities: the higher, the fewer cross a weak boundary.
         steps: of the walk.
-        fg_threshold: a class wins where its map exceeds this fraction of its own maximum; irn's is 0.25.
-        crf: sharpen the labels with the dense CRF, by irn's numbers.
+        fg_threshold: a class wins where its map exceeds this fraction of its own maximum; 0.25 is irn's number.
+        crf: sharpen the labels with the dense CRF, by the numbers with which irn makes cues (`seeds.refine`).
         size: side in pixels to which pictures are warped; the one validation had if not given.
         keep_aspect: as for ``seeds generate``.
         cue_stride: pixels a cell of the cues and of the walk.
@@ -105,18 +105,16 @@ def propagate_seeds(
     given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, task.task_name, task.classes, **given)
     start = SeedCache(cache)
-    covered(start, source.photos)
-    framing = Framing(size or source.data.hparams["eval_size"], (1.0,), cue_stride, keep_aspect)
+    framing = Framing(source.data.hparams["eval_size"] if size is None else size, (1.0,), cue_stride, keep_aspect)
     plan = source.provenance() | {
-        "method": "propagate", "backbone": task.hparams["backbone"], "cache": file_sha256(cache / MANIFEST),
+        "method": "propagate", "backbone": task.hparams["backbone"], "cache": fingerprint(cache),
         "radius": radius, "beta": beta, "steps": steps, "fg_threshold": fg_threshold, "precision": precision,
         "crf": dict(CRF) if crf else None,
     }  # fmt: skip
     walk = partial(random_walk, radius=radius, beta=beta, steps=steps)
     ask = partial(walked, start=start, walk=walk, bf16=precision == "bf16")
-    make_cache(
-        output, plan, source, Asked(task, ask), partial(labels_of, fg_threshold=fg_threshold, crf=crf), framing, run
-    )
+    rule = partial(labels_of, fg_threshold=fg_threshold, crf=crf)
+    make_cache(output, plan, source, Asked(task, ask), rule, framing, run, without=source.left_out_of(start))
 
 
 def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk, bf16: bool) -> list[Seed]:
@@ -130,7 +128,7 @@ def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk, bf16
         bf16: whether the network computes in bfloat16 (autocast).
 
     Raises:
-        InputError: boundaries that are not finite, or a picture without maps of its classes.
+        InputError: boundaries that are not finite, or a picture without the map of a class that it is tagged with.
     """
     if not pack.images:
         return []
@@ -140,13 +138,29 @@ def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk, bf16
     boundary = functional.interpolate(boundary[:, None].float(), pack.grid, mode="bilinear")[:, 0]
     if not boundary.isfinite().all():
         raise InputError(f"the network's boundaries of picture {pack.names[0]} or its neighbours are not finite")
-    found, tagged = [], pack.labels.any(dim=1).tolist()
-    for name, image, edge, wanted in zip(pack.names, images.cpu(), boundary.cpu().numpy(), tagged, strict=True):
-        classes, maps = start.maps(name)
-        if wanted and not len(maps):
-            raise InputError(f"the seed cache {start.path} has no maps of picture {name}; it was made of labels only")
-        found.append(Seed(name, classes, walk(_at(maps, pack.grid), edge), None, image))
+    found, tags = [], pack.labels.cpu().numpy() != 0
+    for name, image, edge, own in zip(pack.names, images.cpu(), boundary.cpu().numpy(), tags, strict=True):
+        classes = np.flatnonzero(own)
+        found.append(Seed(name, classes, walk(_at(_maps(start, name, classes), pack.grid), edge), None, image))
     return found
+
+
+def _maps(start: SeedCache, name: str, classes: NDArray[np.int64]) -> Floats:
+    """A picture's maps (k, h, w) of the classes that it is tagged with now.
+
+    Raises:
+        InputError: the cache has none of one of them.
+    """
+    there, maps = start.maps(name)
+    lacking = np.setdiff1d(classes, there)
+    if len(lacking) and not len(there):
+        raise InputError(f"the seed cache {start.path} has no maps of picture {name}; it was made of labels only")
+    if len(lacking):
+        raise InputError(
+            f"the seed cache {start.path} has no map of class {start.classes[lacking[0]]} of picture {name}, which is "
+            "tagged with it: make the seeds anew"
+        )
+    return maps[np.isin(there, classes)]
 
 
 def labels_of(seed: Seed, *, fg_threshold: float, crf: bool) -> NDArray[np.uint8]:

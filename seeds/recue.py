@@ -5,9 +5,8 @@ from pathlib import Path
 from rich.progress import track
 
 from datamodules.cache import CacheWriter, SeedCache
-from datamodules.cache.format import MANIFEST
 from datamodules.errors import InputError
-from datamodules.files import file_sha256
+from datamodules.fingerprints import fingerprint
 from seeds.cues import label_map
 from seeds.provenance import provenance
 
@@ -21,7 +20,8 @@ def recue_seeds(
 ) -> None:
     """Make the cues of a seed cache anew, by SEC's rule, from the maps and the saliency that it keeps.
 
-    The shards are, byte for byte, those that `seeds generate` makes with these thresholds.
+    The shards are, byte for byte, those that `seeds generate` makes with these thresholds, but where it left pictures
+    out: then they are filled up.
 
     Args:
         cache: a seed cache with maps and saliency, as `seeds generate` makes.
@@ -39,7 +39,7 @@ def recue_seeds(
     seeds = SeedCache(cache)
     known = {key: value for key, value in seeds.manifest.items() if key not in OWN}
     thresholds = {"fg_threshold": fg_threshold, "bg_fraction": bg_fraction, "refinement": None}
-    made = {"recued": {"from": file_sha256(cache / MANIFEST), **provenance()}}
+    made = {"recued": {"from": fingerprint(cache), **provenance()}}
     size = max(shard["pictures"] for shard in seeds.manifest["shards"])
     writer = CacheWriter(
         output, seeds.classes, known | thresholds | made, overwrite=overwrite, shard_size=size, left_out=seeds.left_out

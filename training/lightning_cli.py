@@ -1,4 +1,4 @@
-"""`fit`, `validate` and `test`: Lightning's command line over the project's two tasks and its one data module."""
+"""`fit`, `validate` and `test`: Lightning's command line over the project's tasks and its one data module."""
 
 import json
 from pathlib import Path

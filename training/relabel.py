@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.cache import NO_CUE, SHARD_SIZE, SeedCache, as_stored
-from datamodules.cache.format import MANIFEST
-from datamodules.datamodule import covered
 from datamodules.errors import InputError
-from datamodules.files import file_sha256
+from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
 from datamodules.transforms import resize_nearest
 from seeds.checkpoint import load_task
@@ -75,7 +73,8 @@ def relabel(
         crf: smooth with the dense CRF.
         certain: cells whose likeliest class is less probable than this stay without a cue.
         agree: a seed cache of the same pictures and classes, as that of the labels before these: cells that it labels
-            otherwise, or not at all, stay without a cue. Two networks seldom make the same mistake.
+            otherwise, or not at all, stay without a cue, and pictures that it has left out are left out. Two networks
+            seldom make the same mistake.
         batch_size: pictures at once; that of the training if not given.
         num_workers: processes that read pictures; as in training if not given.
         shard_size: pictures a file.
@@ -97,18 +96,19 @@ def relabel(
     task = load_task(checkpoint, SegmentationTask)
     given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, task.task_name, task.classes, **given)
-    others = None if agree is None else _others(agree, source)
-    framing = Framing(size or source.data.hparams["eval_size"], tuple(scales), cue_stride, keep_aspect)
+    others = None if agree is None else SeedCache(agree)
+    size = source.data.hparams["eval_size"] if size is None else size
+    framing = Framing(size, tuple(scales), cue_stride, keep_aspect)
     plan = source.provenance() | {
         "method": "relabel", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
         "flip": flip, "precision": precision, "crf": dict(TEST_CRF) if crf else None, "certain": certain,
-        "agree": None if agree is None else file_sha256(agree / MANIFEST),
+        "agree": None if agree is None else fingerprint(agree),
     }  # fmt: skip
-    rule = partial(labels_of, crf=crf, certain=certain)
+    rule, without = partial(labels_of, crf=crf, certain=certain), {}
     if others is not None:
-        rule = partial(agreed, rule=rule, others=others)
+        rule, without = partial(agreed, rule=rule, others=others), source.left_out_of(others)
     ask = partial(predicted, flip=flip, bf16=precision == "bf16")
-    make_cache(output, plan, source, Asked(task, ask), rule, framing, run)
+    make_cache(output, plan, source, Asked(task, ask), rule, framing, run, without=without)
 
 
 def predicted(network: torch.nn.Module, pack: Pack, *, flip: bool, bf16: bool) -> list[Seed]:
@@ -182,14 +182,3 @@ def agreed(seed: Seed, *, rule: CueRule, others: SeedCache) -> NDArray[np.uint8]
     labels = rule(seed)
     other = resize_nearest(others.cues(seed.name), *labels.shape)
     return np.where(labels == other, labels, NO_CUE).astype(np.uint8)
-
-
-def _others(path: Path, source: Source) -> SeedCache:
-    """The cache to agree with.
-
-    Raises:
-        InputError: it is none, or one of other classes or without some of the pictures.
-    """
-    others = SeedCache(path)
-    covered(others, source.photos)
-    return others

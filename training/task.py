@@ -1,5 +1,6 @@
 """Training a segmentation network: from cues (SEC), or from masks for reference figures."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
@@ -82,7 +83,8 @@ class SegmentationTask(pl.LightningModule):
         compile: train a network compiled by ``torch.compile``.
 
     Raises:
-        InputError: what `build_network` and `SegmentationNetwork.freeze` refuse.
+        InputError: a weight or threshold out of range, options of `sec` with masks, or what `build_network` and
+            `SegmentationNetwork.freeze` refuse.
     """
 
     task_name = "segmentation"  # how its checkpoints are signed
@@ -130,6 +132,7 @@ class SegmentationTask(pl.LightningModule):
             "seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight,
             "consistency": consistency_weight,
         }  # fmt: skip
+        self._check(supervision, growing)
         self.decays = {"decay_fg": decay_fg, "decay_bg": decay_bg}
         self.rates = {
             "lr": lr, "weight_decay": weight_decay, "head_lr_scale": head_lr_scale, "bias_lr_scale": bias_lr_scale
@@ -152,7 +155,18 @@ class SegmentationTask(pl.LightningModule):
         )
         self.network.freeze(freeze_stride)
         self.teacher = Teacher(self.network, teacher_momentum) if consistency_weight else None
+        self._followed = 0  # steps that the teacher knows of
         self.confusion = Confusion(len(self.classes) + 1)
+
+    def _check(self, supervision: str, growing: Growing | None) -> None:
+        for name, weight in self.loss_weights.items():
+            if not 0 <= weight < math.inf:
+                raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
+        for name, threshold in (growing or {}).items():
+            if not (isinstance(threshold, float | int) and 0 <= threshold < 1):
+                raise InputError(f"growing: {name} {threshold} is not a probability from 0 up and below 1")
+        if supervision == "masks" and (growing is not None or self.loss_weights["consistency"]):
+            raise InputError("growing and consistency_weight are of supervision 'sec': masks leave nothing to grow")
 
     def setup(self, stage: str) -> None:
         """Make the network ready for training."""
@@ -166,6 +180,10 @@ class SegmentationTask(pl.LightningModule):
 
     # --- training
 
+    def on_train_start(self) -> None:
+        """Begin where the training is taken up."""
+        self._followed = self.trainer.global_step
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  Lightning's signature
         """The loss of a batch; each of its parts is logged by itself."""
         losses = self.sec_losses(batch) if self.supervision == "sec" else {"cross_entropy": self.mask_loss(batch)}
@@ -177,9 +195,10 @@ class SegmentationTask(pl.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's
-        """Let the teacher follow."""
-        if self.teacher is not None:
-            self.teacher.follow(self.network, max(1, self.trainer.global_step))
+        """Let the teacher follow, once a step: not after each of the batches that are accumulated for one."""
+        if self.teacher is not None and self.trainer.global_step > self._followed:
+            self._followed = self.trainer.global_step
+            self.teacher.follow(self.network, self._followed)
 
     def sec_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Seed, expand and constrain losses on the grid of the cues; those of weight 0 are left out.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from datamodules.errors import InputError
 from datamodules.images import normalize, to_uint8
 from training.grids import resize
 from training.losses import sec_probabilities
@@ -33,10 +34,15 @@ class Teacher(nn.Module):
     Args:
         network: the student's, at the start of its training.
         momentum: the share of the old mean in the new one, once as many steps have been made as that needs.
+
+    Raises:
+        InputError: a momentum outside 0..1.
     """
 
     def __init__(self, network: nn.Module, momentum: float) -> None:
         super().__init__()
+        if not 0 <= momentum < 1:
+            raise InputError(f"teacher_momentum {momentum} is not from 0 up and below 1")
         self.network = deepcopy(network).requires_grad_(False).eval()
         self.momentum = momentum
 

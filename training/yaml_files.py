@@ -52,4 +52,6 @@ def config_path(name: str) -> str:
         raise UsageError(f"{name}{line}: not YAML: {error.problem}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{name}: not a text file") from error
+    except (yaml.YAMLError, ValueError) as error:  # a character that YAML has not; a day that the calendar has not
+        raise UsageError(f"{name}: not YAML: {str(error).splitlines()[0]}") from error
     return str(path)

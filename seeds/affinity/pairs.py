@@ -63,7 +63,7 @@ def affinity_loss(affinity: Tensor, labels: Tensor, radius: int) -> Tensor:
     """Cross-entropy of affinities against pairs of labels: alike, or not.
 
     Pairs of one class, pairs within the background and pairs that differ are three means over the batch, with weights
-    ½, ½ and 1, as in irn's code; a mean over no pair is 0.
+    ½, ½ and 1 (twice those of irn's code, relative to each other the same); a mean over no pair is 0.
 
     Args:
         affinity: (B, P, h, w), from :func:`affinities`.

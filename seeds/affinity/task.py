@@ -19,7 +19,7 @@ __all__ = ["AffinityTask"]
 
 
 class AffinityTask(pl.LightningModule):
-    """Trains a :class:`BoundaryNetwork` on cues; the defaults are irn's, its ResNet-50 apart.
+    """Trains a :class:`BoundaryNetwork` on cues, after irn: its radius, rate and decay, but another backbone.
 
     Logs ``train/loss``. Masks have no part in it, and there is nothing to validate.
 
@@ -33,7 +33,7 @@ class AffinityTask(pl.LightningModule):
         optimizer: ``sgd`` with ``momentum``, or ``adamw``.
         lr: learning rate.
         weight_decay: of weights.
-        momentum: SGD's.
+        momentum: SGD's; irn's 0.9 is its schedule's power, and its momentum 0.
         schedule: how the rate falls to 0 over the run: ``poly`` (power 0.9), ``cosine``, or not.
         warmup_steps: the rate first rises linearly over this many steps.
 

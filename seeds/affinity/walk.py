@@ -55,6 +55,8 @@ def transitions(boundary: Floats, *, radius: int, beta: float) -> tuple[Floats, 
     ahead = affinities(torch.from_numpy(boundary.astype(np.float32))[None], radius)[0].numpy() ** beta  # (P, h, w)
     behind = np.zeros_like(ahead)
     for offset, (down, right) in enumerate(pair_offsets(radius)):
+        if down >= h or abs(right) >= w:  # it leads out of the map from everywhere
+            continue
         left, end = max(0, -right), w - max(0, right)
         behind[offset, down:, left + right : end + right] = ahead[offset, : h - down, left:end]
     both = np.concatenate([ahead, behind]).transpose(1, 0, 2)

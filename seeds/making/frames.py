@@ -47,7 +47,9 @@ class Framing:
         Raises:
             InputError: one is out of range.
         """
-        if not self.scales or min(self.scales) <= 0:
+        if self.size < 1:
+            raise InputError(f"size must be at least 1, not {self.size}")
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise InputError(f"scales {list(self.scales)} must be positive, at least one")
         if self.cue_stride < 1:
             raise InputError(f"cue_stride must be at least 1, not {self.cue_stride}")

@@ -4,7 +4,7 @@ A batch never holds pictures of two shards, nor of two shapes. So a shard's batc
 share the work, and with them every bit of what the network says.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -37,14 +37,20 @@ class Pack(NamedTuple):
     labels: Tensor  # (B, C)
     images: list[Tensor]
     grid: Shape  # cells of the maps and cues
-    left_out: dict[str, str]  # pictures that cannot be read, and why
+    left_out: dict[str, str]  # pictures that cannot be read or are not to be, and why
 
 
 class Batches(Sampler[Batch]):
     """The batches of some shards, each shard planned when its turn comes: the pictures' headers tell their shapes."""
 
     def __init__(
-        self, photos: PhotoSet, shards: Sequence[int], shard_size: int, batch_size: int, framing: Framing
+        self,
+        photos: PhotoSet,
+        shards: Sequence[int],
+        shard_size: int,
+        batch_size: int,
+        framing: Framing,
+        without: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare; no picture is looked at yet.
 
@@ -54,8 +60,9 @@ class Batches(Sampler[Batch]):
             shard_size: pictures a shard.
             batch_size: pictures a batch, at most.
             framing: at which sizes a picture is seen.
+            without: pictures that are left out, and why.
         """
-        self.photos = photos
+        self.photos, self.without = photos, without or {}
         self._batch_size, self._framing = batch_size, framing
         self._shards = {
             number: range(number * shard_size, min((number + 1) * shard_size, len(photos))) for number in shards
@@ -80,15 +87,18 @@ class Batches(Sampler[Batch]):
 class Packs(Dataset[Pack]):
     """Reads batches of a photo set, each as a whole, and warps each picture to its views."""
 
-    def __init__(self, photos: PhotoSet) -> None:
-        """Prepare to read pictures of ``photos``."""
-        self.photos = photos
+    def __init__(self, photos: PhotoSet, without: Mapping[str, str]) -> None:
+        """Prepare to read pictures of ``photos``, but not those of ``without``, each with the reason."""
+        self.photos, self.without = photos, without
 
     def __getitem__(self, batch: Batch) -> Pack:
-        """Read a batch; pictures that cannot be read are left out of it and told."""
+        """Read a batch; pictures that cannot be read, or are not to be, are left out of it and told."""
         read: dict[int, list[Tensor]] = {}
         left_out = {}
         for place in batch.places:
+            if self.photos.ids[place] in self.without:
+                left_out[self.photos.ids[place]] = self.without[self.photos.ids[place]]
+                continue
             try:
                 image = read_image(self.photos.images[place])
             except InputError as error:
@@ -117,7 +127,7 @@ class PackLoader:
     def __init__(self, batches: Batches, num_workers: int, stopped: Callable[[], bool], *, pin: bool = False) -> None:
         """Read ``batches`` in their order with ``num_workers`` processes, while not ``stopped()``."""
         self._loader: DataLoader[Any] = DataLoader(
-            Packs(batches.photos),
+            Packs(batches.photos, batches.without),
             batch_size=None,
             sampler=batches,
             num_workers=num_workers,

@@ -141,7 +141,15 @@ class Run:
 
 
 def make_cache(
-    output: Path, plan: Mapping[str, Any], source: Source, asked: Asked, rule: CueRule, framing: Framing, run: Run
+    output: Path,
+    plan: Mapping[str, Any],
+    source: Source,
+    asked: Asked,
+    rule: CueRule,
+    framing: Framing,
+    run: Run,
+    *,
+    without: Mapping[str, str] | None = None,
 ) -> None:
     """Make a cache of what a network says about pictures, in this process, one of one or more.
 
@@ -153,6 +161,7 @@ def make_cache(
         rule: cues of what it says.
         framing: at which sizes it sees pictures.
         run: how the work is shared out.
+        without: pictures that are left out, and why, beside those that cannot be read.
 
     Raises:
         InputError: something stopped the run; finished shards stay.
@@ -165,7 +174,9 @@ def make_cache(
     writer = ShardWriter(
         Making(output, plan, blocks), rule, len(photos.classes), overwrite=run.overwrite, strict=run.strict
     )
-    batches = partial(Batches, photos, shard_size=run.shard_size, batch_size=hp["batch_size"], framing=framing)
+    batches = partial(
+        Batches, photos, shard_size=run.shard_size, batch_size=hp["batch_size"], framing=framing, without=without
+    )
     with _quiet():
         trainer = make_trainer(run.accelerator, run.devices, run.num_nodes, [writer, ProgressBar()])
         _make_shards(SeedTask(asked, batches, hp["num_workers"], run.threads, writer), trainer)

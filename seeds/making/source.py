@@ -1,4 +1,4 @@
-"""Where a cache comes from: a checkpoint, and the pictures of a split with their labels."""
+"""Where a cache comes from: a checkpoint, the pictures of a split with their labels, and perhaps another cache."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from datamodules.datamodule import TagDataModule
+from datamodules.cache import SeedCache
+from datamodules.datamodule import TagDataModule, covered
 from datamodules.files import file_sha256
 from datamodules.photos import PhotoSet, check_labels
 from seeds.checkpoint import read_checkpoint
@@ -34,7 +35,7 @@ class Source:
 
         Args:
             checkpoint: the network's.
-            task: what it is of, "classifier" or "segmentation".
+            task: what it is of, as its task signs its checkpoints.
             classes: the names of its classes.
             **given: settings of the data module that override those of the training, where they are not None.
 
@@ -46,6 +47,15 @@ class Source:
         photos = data.photos(data.hparams["train_split"], masks=False)
         check_labels(photos, f"labels: {data.hparams['labels']} of {data.root}")
         return cls(checkpoint, data, photos)
+
+    def left_out_of(self, cache: SeedCache) -> dict[str, str]:
+        """The pictures that another cache has left out, with its reasons.
+
+        Raises:
+            InputError: the cache is of other classes, or lacks a picture and says nothing of it.
+        """
+        covered(cache, self.photos)
+        return {name: cache.left_out[name] for name in self.photos.ids if name not in cache}
 
     def provenance(self) -> dict[str, Any]:
         """What a cache remembers of where it came from."""

@@ -71,7 +71,8 @@ def evaluate_seeds(
         What was written.
 
     Raises:
-        InputError: no such cache, a cache that lacks pictures of the split, a split without masks.
+        InputError: no such cache, a cache that lacks pictures of the split, a split without masks, or with none that
+            scores a pixel.
     """
     seeds = SeedCache(cache)
     settings = data_settings(seeds.manifest.get("data"), seeds.classes, root=root, train_split=split, masks=masks)
@@ -89,6 +90,8 @@ def evaluate_seeds(
         truth = read_class_mask(path, photos.lut)
         sweep.update(*seeds.maps(name), truth)
         score.update(seeds.cues(name), truth)
+    if not score.true.any():
+        raise InputError(f"the masks of split {split!r} score no pixel: all of them are {IGNORE}")
     names = ("background", *seeds.classes)
     metrics: dict[str, Any] = {"images": len(photos), "split": split} | sweep.result(names) | score.result(names)
     if explainer is not None:

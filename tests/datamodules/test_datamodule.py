@@ -267,5 +267,5 @@ def test_caches_that_do_not_fit(voc, tmp_path):
         with pytest.raises(InputError, match=said):
             data_of(voc, targets="cues", cues=cues, cues_made_by=maker).setup("fit")
     checkpoint.write_bytes(b"other weights")
-    with pytest.raises(InputError, match=r"made by another classifier \(classifier\.ckpt\)"):
+    with pytest.raises(InputError, match=r"made by another checkpoint \(classifier\.ckpt\)"):
         data_of(voc, targets="cues", cues=good, cues_made_by=str(checkpoint)).setup("fit")

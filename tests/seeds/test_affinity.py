@@ -82,22 +82,25 @@ def test_nothing_known_costs_nothing_and_its_gradient_is_none():
         affinity_loss(affinities(boundary, 3), torch.zeros(1, 5, 4), 3)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 16])
-def test_the_walk_is_irns_matrix_squared(steps):
+@pytest.mark.parametrize(
+    ("shape", "radius", "steps"), [((5, 6), 3, 1), ((5, 6), 3, 2), ((5, 6), 3, 16), ((2, 15), 9, 2), ((1, 1), 5, 2)]
+)
+def test_the_walk_is_irns_matrix_squared(shape, radius, steps):
     """As irn: affinity^beta, columns of sum 1, the matrix squared ``exp_times`` times, and x · (1 - edge) @ T."""
     generator = np.random.default_rng(1)
-    boundary = generator.random((5, 6)).astype(np.float32)
-    maps = generator.random((2, 5, 6)).astype(np.float32)
-    whole = np.eye(30)
-    for a, b in pairs_of((5, 6), 3):
-        i, j = a[0] * 6 + a[1], b[0] * 6 + b[1]
+    boundary = generator.random(shape).astype(np.float32)
+    maps = generator.random((2, *shape)).astype(np.float32)
+    cells = maps[0].size
+    whole = np.eye(cells)
+    for a, b in pairs_of(shape, radius):
+        i, j = a[0] * shape[1] + a[1], b[0] * shape[1] + b[1]
         whole[i, j] = whole[j, i] = affinity_of(boundary.astype(float), a, b) ** 10
     matrix = whole / whole.sum(axis=0, keepdims=True)
     for _ in range(steps.bit_length() - 1):
         matrix = matrix @ matrix
-    wanted = (maps * (1 - boundary)).reshape(2, 30) @ matrix
-    found = random_walk(maps, boundary, radius=3, beta=10, steps=steps)
-    np.testing.assert_allclose(found.reshape(2, 30), wanted, rtol=1e-4, atol=1e-6)
+    wanted = (maps * (1 - boundary)).reshape(2, cells) @ matrix
+    found = random_walk(maps, boundary, radius=radius, beta=10, steps=steps)
+    np.testing.assert_allclose(found.reshape(2, cells), wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_a_wall_holds_the_walk_up():

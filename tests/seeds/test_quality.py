@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -165,3 +166,14 @@ def test_a_cache_that_does_not_say_where_its_pictures_are(tmp_path):
         cache.add("p0", np.zeros((2, 2), np.uint8))
     with pytest.raises(InputError, match="say so with 'root'"):
         evaluate_seeds(tmp_path / "c")
+
+
+def test_masks_that_score_nothing(voc, perfect, tmp_path):
+    """All pixels are 255: one sentence, and nothing is written."""
+    root = tmp_path / "VOC2012"
+    shutil.copytree(voc, root)
+    for path in (root / "SegmentationClass").glob("*.png"):
+        cv2.imwrite(str(path), np.full((8, 8), 255, np.uint8))
+    with pytest.raises(InputError, match="score no pixel"):
+        evaluate_seeds(perfect, root=str(root), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -46,14 +46,14 @@ def voc(tmp_path_factory) -> Path:
 def cues(voc, tmp_path_factory) -> Path:
     """A seed cache of the training pictures: eroded masks, and background far from the objects."""
     data = data_of(voc)
-    photos = data.photos("train", labels=False)
+    photos = data.photos("train")
     path = tmp_path_factory.mktemp("cues") / "cache"
     with CacheWriter(path, data.classes, {"made": "from masks, for tests"}) as writer:
-        for name, file in zip(photos.ids, photos.masks, strict=True):
+        for name, file, own in zip(photos.ids, photos.masks, photos.labels, strict=True):
             mask = cv2.resize(read_class_mask(file, photos.lut), (8, 8), interpolation=cv2.INTER_NEAREST)
             cells = np.where(mask == 0, np.where(np.arange(64).reshape(8, 8) % 3 == 0, 0, 255), mask).astype(np.uint8)
-            maps = np.ones((1, 8, 8), np.float32)
-            writer.add(name, cells, map_classes=np.array([0]), maps=maps)
+            classes = np.flatnonzero(own)
+            writer.add(name, cells, map_classes=classes, maps=np.ones((len(classes), 8, 8), np.float32))
     return path
 
 

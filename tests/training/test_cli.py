@@ -156,6 +156,8 @@ MISTAKES = {
     ),
     "no YAML": (["fit", "--config=demo_clasifier.yaml"], "there is no file demo_clasifier.yaml; did you mean"),
     "broken YAML": (["fit", "--config={broken}"], "line 1: not YAML"),
+    "no day": (["fit", "--config={day}"], "not YAML: month must be in 1..12"),
+    "no character": (["run", "--config={bell}"], "not YAML: unacceptable character"),
     "no command": (["evalute"], "no command 'evalute'; did you mean 'evaluate'?"),
     "missing": (["seeds", "generate"], "required: checkpoint, output"),
     "another format": (["seeds", "import", "--format=mat", "--source=x", "--output=y"], "format"),
@@ -172,12 +174,16 @@ def test_a_mistake_is_one_sentence(name, tmp_path, capsys):
     classifier = CONFIGS / "demo_classifier.yaml"
     (tmp_path / "bad.yaml").write_text(classifier.read_text().replace("weight_decay", "wieght_decay"))
     (tmp_path / "broken.yaml").write_text("model: [unclosed")
+    (tmp_path / "day.yaml").write_text("output: 2024-13-45")
+    (tmp_path / "bell.yaml").write_text("output: \a")
     words, expected = MISTAKES[name]
     places = {
         "new": tmp_path / "run",
         "classifier": classifier,
         "bad_key": tmp_path / "bad.yaml",
         "broken": tmp_path / "broken.yaml",
+        "day": tmp_path / "day.yaml",
+        "bell": tmp_path / "bell.yaml",
     }
     status = main([word.format(**places) for word in words])
     said = capsys.readouterr().err.strip().splitlines()[-1]
@@ -228,7 +234,7 @@ def test_a_cache_of_another_classifier(made, capsys):
     words = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={made / 'sec2'}", *SMALL, *QUIET]
     words += [f"--data.root={made / 'data'}", f"--data.cues={made / 'seeds'}", f"--data.cues_made_by={other}"]
     assert main([*words, "--model.weights=none"]) == 1
-    assert "another classifier" in capsys.readouterr().err
+    assert "another checkpoint" in capsys.readouterr().err
 
 
 def test_a_process_without_traceback(tmp_path):

@@ -1,10 +1,12 @@
 """Seeded region growing, against a plain flood fill."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.errors import InputError
 from tests.training.conftest import data_of
 from tests.training.fits import fit
 from training.growing import grow
@@ -79,3 +81,15 @@ def test_by_the_command_line(voc, cues, tmp_path, capsys):
     assert "0.9" in (tmp_path / "run/config.yaml").read_text()
     assert fit(voc, cues, tmp_path / "other", "--model.growing={high: 0.9}") == 2
     assert "growing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"growing": {"fg": 85}}, "growing: fg 85"), ({"growing": {"bg": -0.1}}, "growing: bg -0.1"),
+     ({"seed_weight": -1.0}, "seed_weight -1.0"), ({"consistency_weight": float("nan")}, "consistency_weight nan"),
+     ({"consistency_weight": 1.0, "teacher_momentum": 1.5}, "teacher_momentum 1.5"),
+     ({"supervision": "masks", "growing": {}}, "masks leave nothing to grow")],
+)  # fmt: skip
+def test_numbers_out_of_range(given, says):
+    with pytest.raises(InputError, match=says):
+        SegmentationTask(["a"], **given)

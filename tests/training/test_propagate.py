@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from datamodules.cache import CacheWriter, SeedCache
-from datamodules.files import file_sha256
+from datamodules.fingerprints import fingerprint
 from seeds.affinity.task import AffinityTask
 from seeds.affinity.walk import random_walk
 from seeds.checkpoint import load_task
@@ -63,7 +63,7 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
     assert propagate(cues, boundaries, tmp_path / "walked", *words) == 0
     new, old, photos = SeedCache(tmp_path / "walked"), SeedCache(cues), data_of(voc).photos("train", labels=False)
     assert new.ids == photos.ids
-    assert (new.manifest["steps"], new.manifest["cache"]) == (8, file_sha256(cues / "manifest.json"))
+    assert (new.manifest["steps"], new.manifest["cache"]) == (8, fingerprint(cues))
     task = load_task(boundaries, AffinityTask)
     name = photos.ids[4]
     image = next(iter(data_of(voc).eval_loader(photos.subset([4]))))["image"]
@@ -84,7 +84,8 @@ def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
         writer.add(SeedCache(cues).ids[0], np.zeros((2, 2), np.uint8))
     for given, says in (
         ((cues, boundaries, "--steps", "0"), "steps 0"), ((cues, boundaries, "--fg_threshold", "1"), "fg_threshold 1"),
-        ((cues, boundaries, "--radius", "1"), "radius 1"), ((cues, boundaries, "--beta", "0"), "beta 0.0"),
+        ((cues, boundaries, "--radius", "1"), "radius 1"), ((cues, boundaries, "--size", "-8"), "size must be"),
+        ((cues, boundaries, "--beta", "0"), "beta 0.0"),
         ((cues, checkpoint), "checkpoint of a segmentation; one of a boundary network"),
         ((tmp_path / "lacking", boundaries), "lacks"), ((tmp_path / "none", boundaries), "is not a finished seed"),
     ):  # fmt: skip
@@ -100,3 +101,51 @@ def test_labels_only_have_no_maps_to_walk(cues, boundaries, tmp_path, capsys):
             writer.add(name, old.cues(name))
     assert propagate(tmp_path / "labels", boundaries, tmp_path / "out") == 1
     assert "has no maps" in capsys.readouterr().err
+
+
+def copied(old, path, *, maps_of=None, left_out=None):
+    """A cache as another; some maps under other classes, some pictures left out."""
+    left_out = left_out or {}
+    with CacheWriter(path, old.classes, old.manifest, left_out=left_out) as writer:
+        for name in old.ids:
+            if name not in left_out:
+                classes, maps = old.maps(name)
+                classes, maps = (maps_of or (lambda _name, *own: own))(name, classes, maps)
+                writer.add(name, old.cues(name), map_classes=classes, maps=maps)
+
+
+def test_pictures_left_out_stay_so(cues, boundaries, checkpoint, tmp_path, capsys):
+    """They could not be read when the first cache was made, and now they can."""
+    old = SeedCache(cues)
+    lost = {old.ids[1]: "it was on the moon"}
+    copied(old, tmp_path / "fewer", left_out=lost)
+    assert propagate(tmp_path / "fewer", boundaries, tmp_path / "walked", "--steps", "2", "--crf", "false") == 0
+    words = ["--checkpoint", str(checkpoint), "--agree", str(tmp_path / "fewer"), "--output", str(tmp_path / "labels")]
+    assert main(["relabel", *words, "--num_workers", "0", "--accelerator", "cpu"]) == 0
+    for name in ("walked", "labels"):
+        new = SeedCache(tmp_path / name)
+        assert new.left_out == lost
+        assert new.ids == tuple(each for each in old.ids if each not in lost)
+    assert "the moon" in capsys.readouterr().err
+
+
+def test_the_tags_of_today_decide(cues, boundaries, voc, tmp_path, capsys):
+    """Maps of classes that a picture is not tagged with stay behind; without the map of one that it is, none walks."""
+    old, photos = SeedCache(cues), data_of(voc).photos("train")
+    number = len(old.classes)
+
+    def more(_name, _classes, maps):
+        return np.arange(number), np.ones((number, *maps.shape[1:]), np.float32)
+
+    copied(old, tmp_path / "more", maps_of=more)
+    assert propagate(tmp_path / "more", boundaries, tmp_path / "walked", "--steps", "2", "--crf", "false") == 0
+    new = SeedCache(tmp_path / "walked")
+    for name, own in zip(photos.ids, photos.labels, strict=True):
+        assert new.maps(name)[0].tolist() == np.flatnonzero(own).tolist()
+
+    def other(_name, classes, maps):
+        return (classes + 1) % number, maps
+
+    copied(old, tmp_path / "other", maps_of=other)
+    assert propagate(tmp_path / "other", boundaries, tmp_path / "out") == 1
+    assert "has no map of class" in capsys.readouterr().err

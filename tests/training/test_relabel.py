@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from datamodules.cache import NO_CUE, CacheWriter, SeedCache
 from datamodules.files import file_sha256
+from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
 from seeds.making.asking import Seed
 from seeds.making.packs import Pack
@@ -112,7 +113,7 @@ def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
     words += ["--accelerator", "cpu", "--agree"]
     assert main([*words, str(tmp_path / "other")]) == 0
     new, other = SeedCache(tmp_path / "new"), SeedCache(tmp_path / "other")
-    assert new.manifest["agree"] == file_sha256(tmp_path / "other/manifest.json")
+    assert new.manifest["agree"] == fingerprint(tmp_path / "other")
     for name in first.ids:
         coarse = other.cues(name).repeat(2, axis=0).repeat(2, axis=1)
         assert np.array_equal(new.cues(name), np.where(first.cues(name) == coarse, first.cues(name), NO_CUE))
@@ -126,7 +127,8 @@ def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(["--certain", "1.0"], "certain 1.0 is outside"), (["--scales", "[]"], "scales"),
+    [(["--size", "0"], "size must be"), (["--scales", "[.nan]"], "scales"), (["--num_workers", "-1"], "num_workers"),
+     (["--certain", "1.0"], "certain 1.0 is outside"), (["--scales", "[]"], "scales"),
      (["--cue_stride", "0"], "cue_stride"),
      (["--split", "night"], "night"), (["--threads", "0"], "threads")],
 )  # fmt: skip

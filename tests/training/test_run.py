@@ -231,6 +231,35 @@ def test_a_stopped_training_goes_on_only_with_its_own_options(copied, ran, monke
     assert torch.load(output / "classifier/last.ckpt", weights_only=True)["epoch"] == 2
 
 
+@pytest.mark.parametrize("version", ["0.0.1", None])
+def test_a_stopped_cache_goes_on_whoever_began_it(copied, ran, monkeypatch, version):
+    """Begun by a package that has become newer since, or made whole before the record was written."""
+    output, run_here = copied.parent / "out", training.recipes.run.run_process
+    whole = (output / "seeds/shard-00000.safetensors").read_bytes()
+
+    def stopped(*_given):
+        raise KeyboardInterrupt
+
+    def begun(words):
+        with pytest.MonkeyPatch.context() as patch:
+            if version:
+                patch.setattr("seeds.making.source.provenance", lambda: {"packages": {"torch": version}})
+                patch.setattr("datamodules.cache.making.Making.finish", stopped)
+            main(words)
+        raise KeyboardInterrupt
+
+    (output / "stages/seeds.json").unlink()
+    shutil.rmtree(output / "seeds")
+    path = write(copied.parent, recipe_of(output))
+    monkeypatch.setattr(training.recipes.run, "run_process", begun)
+    assert main(["run", f"--config={path}"]) == 130
+    assert (output / "seeds/plan.json").is_file() is (version is not None)
+    monkeypatch.setattr(training.recipes.run, "run_process", run_here)
+    assert main(["run", f"--config={path}"]) == 0
+    assert (ran[0][-1] == "--overwrite=true") is (version is not None)
+    assert (output / "seeds/shard-00000.safetensors").read_bytes() == whole
+
+
 def test_what_others_made_is_not_touched(tmp_path, ran, capsys):
     """A folder in a stage's place that no recipe has made is refused before anything runs."""
     (tmp_path / "out/seeds").mkdir(parents=True)

@@ -7,7 +7,7 @@ from torch import nn
 
 from datamodules.images import normalize, to_uint8
 from seeds.checkpoint import load_task
-from tests.training.conftest import data_of
+from tests.training.conftest import data_of, trainer_of
 from tests.training.fits import fit
 from training.task import SegmentationTask
 from training.teacher import Teacher, consistency_loss, strongly_changed
@@ -84,6 +84,24 @@ def test_a_step_by_hand(voc, cues):
     assert torch.equal(shown[1], batch["image"])
     assert set(losses) == {"seed", "consistency"}
     assert task.loss_weights["consistency"] == 2
+
+
+def test_it_follows_steps_not_batches(voc, cues, tmp_path, monkeypatch):
+    """Two batches a step, two steps, and a third: once each, also where the training is taken up after two."""
+    followed = []
+    monkeypatch.setattr(Teacher, "follow", lambda _self, _network, step: followed.append(step))
+
+    def run(steps, ckpt_path=None):
+        data = data_of(voc, batch_size=2, targets="cues", cues=str(cues))
+        task = SegmentationTask(list(data.classes), consistency_weight=1.0, schedule="constant")
+        trainer = trainer_of(tmp_path, max_steps=steps, accumulate_grad_batches=2, limit_val_batches=0)
+        trainer.fit(task, data, ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / "run.ckpt")
+
+    run(2)
+    assert followed == [1, 2]
+    run(3, tmp_path / "run.ckpt")
+    assert followed == [1, 2, 3]
 
 
 def test_by_the_command_line_and_from_its_checkpoint(voc, cues, tmp_path):

@@ -188,8 +188,11 @@ class StagePlace:
         """
         if stage.command == "fit" and not stage.options.get("seeds"):  # trainings of several seeds go on by themselves
             return ["--ckpt_path=last"] if (self.folder / "last.ckpt").is_file() else None
-        by_itself = stage.command == "fit" or any((self.folder / name).is_file() for name in (PLAN, MANIFEST))
-        return [] if by_itself else None
+        if stage.command == "fit":
+            return []
+        if (self.folder / PLAN).is_file() and not (self.folder / MANIFEST).is_file():
+            return ["--overwrite=true"]  # a cache half made: gone on with, or, if other packages began it, made anew
+        return None
 
     def clear(self) -> None:
         """Remove what is in the folder."""
