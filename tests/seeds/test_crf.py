@@ -188,7 +188,11 @@ def test_properties(b: int, k: int, h: int, w: int, seed: int, scale: float, eng
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, image.shape, generator=generator).to(torch.uint8)
     before = image.clone(), logits.clone()
-    run = {"scale": scale, "engine": engine, "iterations": 4}
+    run = {
+        "scale": scale,
+        "engine": engine,
+        "iterations": 2,
+    }  # on noise each makes the last bit of a score count for more
     probs = dense_crf(image, logits, **run)
     assert probs.shape == logits.shape
     assert probs.dtype == torch.float32

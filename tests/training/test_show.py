@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from datamodules.cache import CacheWriter, SeedCache
+from datamodules.cache import CacheWriter
 from datamodules.masks import read_class_mask
 from datamodules.transforms import resize_nearest
 from tests.training.conftest import data_of
@@ -31,12 +31,14 @@ def test_the_best_and_the_worst_with_what_each_cache_says(voc, cues, truths, che
     page = (tmp_path / "index.html").read_text()
     best, worst, drawn = (page.split("<h2>")[i] for i in (1, 2, 3))
     assert (best.startswith("Best"), worst.startswith("Worst"), drawn.startswith("Pictures drawn")) == (True,) * 3
-    captions = re.findall("<figcaption>(.*?)</figcaption>", best)
-    first = SeedCache(cues).classes[0]
-    assert len(captions) == 12  # two pictures of six panels
-    assert captions[1] == f"map of {first}"
-    assert re.fullmatch(r"cache, IoU \d+", captions[2])
-    assert (captions[3], captions[4:6]) == ("labels, IoU 100", ["prediction", "truth"])
+    photos = data_of(voc).photos("train")
+    for article in re.findall("<article>(.*?)</article>", best, re.DOTALL):
+        name, *captions = re.findall("<figcaption>(.*?)</figcaption>", article)
+        own = np.flatnonzero(photos.labels[photos.ids.index(name)])
+        assert captions[: len(own)] == [f"map of {photos.classes[index]}" for index in own]
+        assert re.fullmatch(r"cache, IoU \d+", captions[len(own)])
+        assert captions[len(own) + 1 :] == ["labels, IoU 100", "prediction", "truth"]
+    assert best.count("<article>") == 2
     assert re.findall(r"<figcaption>labels, IoU (\d+)", worst) == ["0", "0"]
     shown = re.findall("<article>.*?<figcaption>(.*?)</figcaption>", page)
     assert len(set(shown)) == len(shown) == 6
