@@ -6,7 +6,7 @@ import csv
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def read_csv(root: Path, name: str = "tags.csv") -> Listing:
             reader.fieldnames = header
             if not {"file", "tags"} <= set(header):
                 raise InputError(f"{path} must start with the line 'file,tags', not {','.join(header)!r}.")
-            rows = [((row["file"] or "").strip(), row["tags"] or "") for row in reader]
+            rows = [_cells(row, path, reader.line_num) for row in reader]
     except OSError as error:
         raise InputError(f"tag file {path} cannot be read: {error.strerror}.") from error
     except (csv.Error, UnicodeDecodeError) as error:
@@ -187,6 +187,17 @@ def _listing(root: Path, images: Sequence[Path], tags: Iterable[frozenset[str]],
         twice = next(name for name in ids if ids.count(name) > 1)
         raise InputError(f"{source}: two pictures are called {twice!r}; rename one of them or drop its second row.")
     return Listing(ids, tuple(images), tuple(tags), source)
+
+
+def _cells(row: dict[str | None, Any], path: Path, line: int) -> tuple[str, str]:
+    # csv.DictReader puts what is beyond the header under None: "a.jpg,cat,dog" would lose its dog.
+    beyond = [cell for cell in row.get(None, ()) if cell.strip()]
+    if beyond:
+        raise InputError(
+            f"{path}, line {line}: {beyond[0].strip()!r} is beyond the columns of the header; "
+            "separate the tags of a picture by ';', or put them in quotes."
+        )
+    return (row["file"] or "").strip(), row["tags"] or ""
 
 
 def _require_folder(root: Path) -> None:

@@ -55,6 +55,7 @@ def test_csv(album):
         ("file,tags\n", "holds no picture"),
         ("", "must start with"),
         ('file,tags\n"a.jpg,cat\n', "is not a UTF-8 CSV"),
+        ("file,tags\nc.JPG,\na.jpg,cat,dog\n", "line 3: 'dog' is beyond the columns of the header"),
     ],
 )
 def test_bad_csv(album, text, said):
@@ -62,6 +63,11 @@ def test_bad_csv(album, text, said):
     with pytest.raises(InputError, match=said) as caught:
         read_csv(album)
     assert "tags.csv" in str(caught.value)
+
+
+def test_empty_cells_at_the_end_of_a_row_lose_nothing(album):
+    (album / "tags.csv").write_text("file,tags\na.jpg,cat,,\nc.JPG, , \nd.jpg\nsub/b.png,dog\n")
+    assert read_csv(album).tags == ({"cat"}, set(), set(), {"dog"})
 
 
 def test_csv_missing(album, tmp_path):
