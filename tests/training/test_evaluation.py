@@ -192,9 +192,11 @@ def test_predict_agrees_with_evaluate(voc, checkpoint, tmp_path):
     trained = load_trained(checkpoint)
     data = data_module(trained, num_workers=0)
     photos = data.photos("val", labels=False)
-    predict(checkpoint, list(photos.images), tmp_path, crf=False, num_workers=0)
-    for found in predictions(trained, data, photos, crf=False):
-        assert (read_mask(tmp_path / f"{found.name}.png") == found.plain.numpy()).mean() > 0.999
+    for crf in (False, True):
+        predict(checkpoint, list(photos.images), tmp_path / str(crf), crf=crf, num_workers=0)
+    for found in predictions(trained, data, photos, crf=True):
+        assert (read_mask(tmp_path / f"False/{found.name}.png") == found.plain.numpy()).mean() > 0.999
+        assert (read_mask(tmp_path / f"True/{found.name}.png") == found.final.numpy()).mean() > 0.999
 
 
 def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):
