@@ -7,11 +7,13 @@ import yaml
 
 from datamodules.cache import CacheWriter, SeedCache
 from datamodules.fingerprints import fingerprint
+from datamodules.images import normalize
 from seeds.affinity.task import AffinityTask
 from seeds.affinity.walk import random_walk
 from seeds.checkpoint import load_task
 from seeds.making.asking import Seed
-from seeds.propagate import labels_of
+from seeds.making.packs import Pack
+from seeds.propagate import labels_of, walked
 from tests.training.conftest import SIZE, data_of
 from tests.training.fits import CONFIGS
 from training.cli import main
@@ -33,6 +35,45 @@ def test_the_crf_follows_the_picture():
     picture[:, :, :20] = 255
     found = labels_of(Seed("a", np.array([1]), maps, None, picture), fg_threshold=0.25, crf=True)
     assert (found == np.where(np.arange(8) < 5, 2, 0)).all()
+
+
+def test_the_threshold_counts_with_the_crf_too():
+    """A left half of one colour, whose map is 1 in its first two columns and 0.5 in the other two."""
+    maps = np.zeros((1, 8, 8), np.float32)
+    maps[0, :, :2], maps[0, :, 2:4] = 1, 0.5
+    seed = Seed("a", np.array([1]), maps, None, torch.full((3, 32, 32), 90, dtype=torch.uint8))
+    cells = [(labels_of(seed, fg_threshold=t, crf=True) == 2).sum() for t in (0.3, 0.7)]
+    assert cells[0] > cells[1] + 8
+
+
+class Edges(torch.nn.Module):
+    """Boundaries that are the picture's mean colour by four pixels, stronger to the right."""
+
+    def forward(self, images):
+        grey = torch.nn.functional.avg_pool2d(images, 4).mean(1).sigmoid()
+        return grey * torch.linspace(0.2, 0.9, grey.shape[-1])
+
+
+def test_each_picture_walks_with_its_own_maps_and_boundary(tmp_path):
+    generator = np.random.default_rng(0)
+    maps = generator.random((3, 4, 4), dtype=np.float32)
+    with CacheWriter(tmp_path / "c", ["x", "y", "z"], {}) as writer:
+        writer.add("a", np.zeros((4, 4), np.uint8), map_classes=np.array([0, 2]), maps=maps[:2])
+        writer.add("b", np.zeros((4, 4), np.uint8), map_classes=np.array([1]), maps=maps[2:])
+    images = torch.from_numpy(generator.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
+    pack = Pack(0, ["a", "b"], torch.tensor([[1.0, 0, 1], [0, 1, 0]]), [images], (16, 16), {})
+    found = walked(Edges(), pack, start=SeedCache(tmp_path / "c"), walk=lambda own, edge: own + 10 * edge, bf16=False)
+    grey = torch.nn.functional.avg_pool2d(normalize(images), 4).mean(1).sigmoid().double().numpy()
+    ramp = np.linspace(0.2, 0.9, 8)
+    boundary = torch.from_numpy(grey * (ramp + ramp[::-1]) / 2)  # of the picture and its mirror image
+    edges, large = (
+        torch.nn.functional.interpolate(each[:, None], (16, 16), mode="bilinear")[:, 0].numpy()
+        for each in (boundary, torch.from_numpy(maps.astype(np.float64)))
+    )
+    assert [seed.classes.tolist() for seed in found] == [[0, 2], [1]]
+    np.testing.assert_allclose(found[0].maps, large[:2] + 10 * edges[0], atol=2e-3)
+    np.testing.assert_allclose(found[1].maps, large[2:] + 10 * edges[1], atol=2e-3)
+    assert [seed.image.tolist() for seed in found] == images.tolist()
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +99,52 @@ def propagate(cache, boundaries, output, *words):
     return main(["seeds", "propagate", *given, "--num_workers", "0", "--accelerator", "cpu", *words])
 
 
+def copied(old, path, *, maps_of=None, left_out=None):
+    """A cache as another; some maps under other classes, some pictures left out."""
+    left_out = left_out or {}
+    with CacheWriter(path, old.classes, old.manifest, left_out=left_out) as writer:
+        for name in old.ids:
+            if name not in left_out:
+                classes, maps = old.maps(name)
+                classes, maps = (maps_of or (lambda _name, *own: own))(name, classes, maps)
+                writer.add(name, old.cues(name), map_classes=classes, maps=maps)
+    return path
+
+
+def uneven(generator, maps):
+    return generator.random(maps.shape, dtype=np.float32) ** 4
+
+
 def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
-    words = ["--steps", "8", "--crf", "false", "--shard_size", "4"]
-    assert propagate(cues, boundaries, tmp_path / "walked", *words) == 0
-    new, old, photos = SeedCache(tmp_path / "walked"), SeedCache(cues), data_of(voc).photos("train", labels=False)
+    words = ["--steps", "8", "--crf", "false", "--shard_size", "4", "--radius", "3", "--beta", "2"]
+    words += ["--fg_threshold", "0.6"]
+    generator = np.random.default_rng(1)
+    varied = copied(
+        SeedCache(cues), tmp_path / "set out", maps_of=lambda _name, own, maps: (own, uneven(generator, maps))
+    )
+    assert propagate(varied, boundaries, tmp_path / "walked", *words) == 0
+    new, old, photos = SeedCache(tmp_path / "walked"), SeedCache(varied), data_of(voc).photos("train", labels=False)
     assert new.ids == photos.ids
-    assert (new.manifest["steps"], new.manifest["cache"]) == (8, fingerprint(cues))
+    assert (new.manifest["steps"], new.manifest["cache"]) == (8, fingerprint(varied))
     task = load_task(boundaries, AffinityTask)
     name = photos.ids[4]
     image = next(iter(data_of(voc).eval_loader(photos.subset([4]))))["image"]
     with torch.no_grad():
         boundary = ((task(image) + task(image.flip(-1)).flip(-1)) / 2)[0].numpy()
     classes, maps = old.maps(name)
-    wanted = random_walk(maps.repeat(2, axis=1).repeat(2, axis=2), boundary, steps=8)  # maps of ones
+    large = torch.nn.functional.interpolate(torch.from_numpy(maps)[None], (16, 16), mode="bilinear")[0].numpy()
+    wanted = random_walk(large, boundary, steps=8, radius=3, beta=2)
     np.testing.assert_allclose(new.maps(name)[1], wanted, atol=2e-3)
     assert new.maps(name)[0].tolist() == classes.tolist()
-    assert set(np.unique(new.cues(name))) <= {0, *(classes + 1)}
+    wanted = labels_of(Seed(name, classes, new.maps(name)[1], None, torch.zeros(0)), fg_threshold=0.6, crf=False)
+    assert np.array_equal(new.cues(name), wanted)
+    assert set(np.unique(wanted)) == {0, *(classes + 1)}
     assert main(["seeds", "verify", "--cache", str(tmp_path / "walked")]) == 0
-    assert propagate(cues, boundaries, tmp_path / "walked", "--steps", "9") == 1
-    assert "made with" in capsys.readouterr().err
+    others = {"steps": "9", "radius": "4", "beta": "3", "fg_threshold": "0.5", "crf": "true", "precision": "bf16"}
+    others |= {"size": "32", "cue_stride": "8", "keep_aspect": "true", "cache": str(tmp_path / "walked")}
+    for option, value in others.items():
+        assert propagate(varied, boundaries, tmp_path / "walked", *words, f"--{option}", value) == 1
+        assert f"exists already, made with {option}" in capsys.readouterr().err
 
 
 def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
@@ -101,17 +169,6 @@ def test_labels_only_have_no_maps_to_walk(cues, boundaries, tmp_path, capsys):
             writer.add(name, old.cues(name))
     assert propagate(tmp_path / "labels", boundaries, tmp_path / "out") == 1
     assert "has no maps" in capsys.readouterr().err
-
-
-def copied(old, path, *, maps_of=None, left_out=None):
-    """A cache as another; some maps under other classes, some pictures left out."""
-    left_out = left_out or {}
-    with CacheWriter(path, old.classes, old.manifest, left_out=left_out) as writer:
-        for name in old.ids:
-            if name not in left_out:
-                classes, maps = old.maps(name)
-                classes, maps = (maps_of or (lambda _name, *own: own))(name, classes, maps)
-                writer.add(name, old.cues(name), map_classes=classes, maps=maps)
 
 
 def test_pictures_left_out_stay_so(cues, boundaries, checkpoint, tmp_path, capsys):
