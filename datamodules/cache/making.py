@@ -19,6 +19,7 @@ from datamodules.cache.writer import write_manifest, write_shard
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, write_whole
 from datamodules.locking import FileLock
+from datamodules.settings import differences
 
 PLAN, LOCK, STOP = "plan.json", "lock", "stopped"
 PLAN_FORMAT, RECORD_FORMAT = f"{FORMAT}-plan", f"{FORMAT}-record"
@@ -117,14 +118,12 @@ class Making:
     def _compare(self, file: str, kind: str, what: str) -> None:
         """Refuse to go on with what was begun otherwise, naming the first setting that differs."""
         there = read_signed(self.path / file, version=VERSION, kind=kind)
-        wanted = flat(comparable(json.loads(json.dumps(self.plan))))
-        found = flat(comparable(there))
-        for key in wanted:
-            if found.get(key) != wanted[key]:
-                raise InputError(
-                    f"{self.path} {what} {key} {found.get(key)!r}, not {wanted[key]!r}; give that, ask for it to be "
-                    "overwritten, or choose another output"
-                )
+        wanted = comparable(json.loads(json.dumps(self.plan)))
+        for key, found, asked in differences(comparable(there), wanted):
+            raise InputError(
+                f"{self.path} {what} {key} {found!r}, not {asked!r}; give that, ask for it to be overwritten, or "
+                "choose another output"
+            )
 
     def _record(self, number: int) -> dict[str, Any] | None:
         """What was written of a finished shard, or None where it is not finished or not what was written."""
@@ -211,17 +210,6 @@ def comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a plan or manifest that the result depends on."""
     own = ("format", "version", "pictures", "left_out", "shards", "index")
     return {key: value for key, value in plan.items() if key not in FREE and key not in own}
-
-
-def flat(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with names like ``packages.torch``."""
-    found: dict[str, Any] = {}
-    for key, value in plan.items():
-        if isinstance(value, Mapping):
-            found |= {f"{key}.{inner}": each for inner, each in flat(value).items()}
-        else:
-            found[key] = value
-    return found
 
 
 def ours(name: str) -> bool:

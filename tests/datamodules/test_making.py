@@ -95,7 +95,9 @@ def test_a_shard_that_is_not_what_was_written_is_made_again(tmp_path, spoil):
     ("change", "words"),
     [({"fg_threshold": 0.3}, "fg_threshold 0.2, not 0.3"), ({"new": 1}, "new None, not 1"),
      ({"scales": (1.0, 2.0)}, r"scales \[1.0\], not \[1.0, 2.0\]"),
-     ({"packages": {"torch": "2.2"}}, r"packages.torch '2.1', not '2.2'")],
+     ({"packages": {"torch": "2.2"}}, r"packages.torch '2.1', not '2.2'"),
+     ({"packages": {}}, r"packages.torch '2.1', not None"),
+     ({"packages": None}, r"packages {'torch': '2.1'}, not None")],
 )  # fmt: skip
 def test_another_plan_is_refused_by_name(tmp_path, change, words):
     make(tmp_path / "c", [0])

@@ -21,6 +21,7 @@ from seeds.gradcam import GradCAM
 from seeds.making.asking import Question, seeds_of
 from seeds.making.frames import Framing
 from seeds.making.packs import Batches, PackLoader
+from seeds.refine import refined
 from seeds.saliency import background_saliency
 from seeds.scoring.quality import evaluate_seeds
 from tests.seeds.conftest import IDS, data_of
@@ -205,6 +206,50 @@ def test_bad_arguments(checkpoint, tmp_path, arguments, words):
     with pytest.raises(InputError, match=words):
         generate_seeds(checkpoint, tmp_path / "cache", **arguments)
     assert nothing_left(tmp_path)
+
+
+def test_another_setting_is_refused_by_name(voc, checkpoint, tmp_path):
+    """Whichever it is: the cache that is there is not the one asked for."""
+    tags = tmp_path / "other tags"
+    shutil.copytree(voc, tags)
+    (tags / "ImageSets/Main/red_train.txt").write_text("".join(f"{name} 1\n" for name in IDS))
+    generate_seeds(checkpoint, tmp_path / "cache", refine="crf")
+    for change, name in (
+        ({"refine": "none"}, "refinement"), ({"conf_fg": 0.4}, "refinement.conf_fg"),
+        ({"conf_bg": 0.1}, "refinement.conf_bg"), ({"fg_threshold": 0.3}, "fg_threshold"),
+        ({"bg_fraction": 0.2}, "bg_fraction"), ({"precision": "bf16"}, "precision"), ({"flip": True}, "flip"),
+        ({"scales": (1.5,)}, "scales"), ({"size": 32}, "size"), ({"cue_stride": 4}, "cue_stride"),
+        ({"layer": "features.encoder.layer3"}, "layer"), ({"saliency_layer": "features"}, "saliency_layer"),
+        ({"split": "val"}, "split"), ({"root": str(tags)}, "labels_sha256"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"exists already, made with ({name}|labels_sha256) "):
+            generate_seeds(checkpoint, tmp_path / "cache", **{"refine": "crf"} | change)
+
+
+def test_refined_cues_are_those_of_the_scores_asked_for(voc, checkpoint, tmp_path):
+    generate_seeds(checkpoint, tmp_path / "cache", refine="crf", conf_fg=0.5, conf_bg=0.2)
+    cache, task = SeedCache(tmp_path / "cache"), load_task(checkpoint, ClassifierTask)
+    photos = data_of(voc).photos("train")
+    batches = Batches(photos, [0], 6, 6, Framing(64, (1.0,), 8, keep_aspect=False))
+    question = Question(("features",), "features.encoder.layer2.1", flip=False, bf16=False)
+    (pack,) = PackLoader(batches, 0, lambda: False)
+    different = 0
+    for seed in seeds_of(task.model, pack, question):
+        classes, maps = cache.maps(seed.name)
+        assert np.array_equal(cache.cues(seed.name), refined(classes, maps, seed.image, 0.5, 0.2))
+        different += (cache.cues(seed.name) != refined(classes, maps, seed.image)).sum()
+    assert different
+
+
+def test_bfloat16_is_computed_in(checkpoint, tmp_path):
+    """The maps are other ones, and nearly the same."""
+    generate_seeds(checkpoint, tmp_path / "32")
+    generate_seeds(checkpoint, tmp_path / "bf16", precision="bf16")
+    full, half = SeedCache(tmp_path / "32"), SeedCache(tmp_path / "bf16")
+    for name in full.ids:
+        one, other = full.maps(name)[1], half.maps(name)[1]
+        assert not np.array_equal(one, other)
+        np.testing.assert_allclose(one, other, atol=0.1 * one.max())
 
 
 def test_an_existing_folder_is_kept(checkpoint, tmp_path):

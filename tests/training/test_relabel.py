@@ -1,5 +1,7 @@
 """A network's labels of its own training pictures: from tags, scores and the CRF; a cache to train on again."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +10,15 @@ from torch.nn import functional
 from datamodules.cache import NO_CUE, CacheWriter, SeedCache
 from datamodules.files import file_sha256
 from datamodules.fingerprints import fingerprint
-from datamodules.images import normalize
+from datamodules.images import normalize, read_image
+from datamodules.transforms import Transform
 from seeds.making.asking import Seed
 from seeds.making.packs import Pack
 from tests.training.conftest import SIZE, data_of
 from tests.training.fits import fit
 from training.cli import main
 from training.inference import load_trained
-from training.relabel import labels_of, predicted
+from training.relabel import labels_of, predicted, relabel
 
 
 class Scores(torch.nn.Module):
@@ -72,8 +75,55 @@ def labels(checkpoint, tmp_path_factory):
     words = ["--checkpoint", str(checkpoint), "--output", str(path), "--num_workers", "0", "--shard_size", "4"]
     assert main(["relabel", *words, "--accelerator", "cpu"]) == 0
     assert main(["relabel", *words, "--accelerator", "cpu"]) == 0  # is there already
-    assert main(["relabel", *words, "--accelerator", "cpu", "--certain", "0.5"]) == 1  # made with other settings
     return path
+
+
+def test_another_setting_is_refused_by_name(labels, checkpoint, voc, tmp_path, capsys):
+    """What was made with the CRF is not what was asked for without; and so on."""
+    words = ["--checkpoint", str(checkpoint), "--num_workers", "0", "--shard_size", "4", "--accelerator", "cpu"]
+    tags = tmp_path / "other tags"
+    shutil.copytree(voc, tags)
+    first = next((tags / "ImageSets/Main").glob("*_train.txt"))
+    first.write_text(first.read_text().replace("-1", "1", 1))
+    others = {"certain": "0.5", "crf": "false", "flip": "true", "scales": "[0.5]", "precision": "bf16", "size": "32"}
+    others |= {"cue_stride": "8", "keep_aspect": "true", "agree": str(labels), "root": str(tags)}
+    for option, value in others.items():
+        assert main(["relabel", *words, "--output", str(labels), f"--{option}", value]) == 1
+        setting = "labels_sha256" if option == "root" else option
+        assert f"exists already, made with {setting} " in capsys.readouterr().err
+
+
+def test_every_option_counts(labels, voc, checkpoint, tmp_path):
+    """A cache of other options beside what the same network says, asked here view by view."""
+    given = {"scales": (1.0, 1.5), "flip": True, "crf": False, "certain": 0.5, "size": 32}
+    relabel(checkpoint, tmp_path / "c", **given, num_workers=0, accelerator="cpu")
+    cache, trained = SeedCache(tmp_path / "c"), load_trained(checkpoint)
+    photos = data_of(voc).photos("train")
+    index = next(i for i, own in enumerate(photos.labels) if own.sum() > 1)
+    absent = torch.tensor([False, *(photos.labels[index] == 0)])
+    found = []
+    for size in (32, 48):
+        picture = torch.from_numpy(Transform(size)(read_image(photos.images[index]))["image"])
+        image = normalize(picture.permute(2, 0, 1)[None])
+        for mirrored in (False, True):
+            scores = trained.scores(image.flip(-1) if mirrored else image)[0].masked_fill(absent[:, None, None], -1e9)
+            probs = (scores.flip(-1) if mirrored else scores).softmax(0)[None]
+            found.append(functional.interpolate(probs, (8, 8), mode="bilinear")[0])
+    probs = torch.stack(found).mean(0)
+    name = photos.ids[index]
+    np.testing.assert_allclose(cache.maps(name)[1], probs[~absent][1:], atol=2e-3)
+    wanted = np.where(probs.amax(0) < 0.5, NO_CUE, probs.argmax(0))
+    assert (cache.cues(name) == wanted).mean() > 0.95
+    assert (wanted == NO_CUE).any()
+    assert cache.manifest["crf"] is None
+
+
+def test_the_crf_is_asked_for(labels, checkpoint, tmp_path):
+    relabel(checkpoint, tmp_path / "c", crf=False, num_workers=0, shard_size=4, accelerator="cpu")
+    plain, smoothed = SeedCache(tmp_path / "c"), SeedCache(labels)
+    assert any((plain.cues(name) != smoothed.cues(name)).any() for name in plain.ids)
+    for name in plain.ids:
+        assert np.array_equal(plain.maps(name)[1], smoothed.maps(name)[1])
 
 
 def test_a_cache_of_the_networks_own_labels(labels, voc, checkpoint):

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from datamodules.errors import InputError
 from datamodules.files import write_whole
+from datamodules.settings import differences
 from training.recipes.stage_process import same_modules
 from training.runs.record import read_record
 from training.scoring.tables import average, deviation
@@ -85,22 +86,12 @@ def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     if not record.get("finished") or not record["goes"]:
         return False
     configs = (record["goes"][-1]["config"], wanted)
-    found, asked = (_flat({key: value for key, value in each.items() if key not in FREE}) for each in configs)
-    for key in sorted({*found, *asked}):
-        if found.get(key) != asked.get(key):
-            raise InputError(
-                f"{folder} holds a finished run with {key} {found.get(key)!r}, not {asked.get(key)!r}; "
-                "give that, or choose another output"
-            )
+    settings = ({key: value for key, value in each.items() if key not in FREE} for each in configs)
+    for key, found, asked in differences(*settings):
+        raise InputError(
+            f"{folder} holds a finished run with {key} {found!r}, not {asked!r}; give that, or choose another output"
+        )
     return True
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested settings by names like ``model.init_args.lr``."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
-    return found
 
 
 def run_fit(words: Sequence[str]) -> int:
