@@ -49,7 +49,8 @@ class Explainer:
         task = load_task(checkpoint, ClassifierTask)
         stored = read_checkpoint(checkpoint, "classifier").get("datamodule_hyper_parameters") or {}
         self.classes, self.network = task.classes, task.model
-        self.size = int(size or stored.get("eval_size") or stored.get("size") or DEFAULT_SIZE)
+        own = int(stored.get("eval_size") or stored.get("size") or DEFAULT_SIZE)
+        self.size = own if size is None else size
         name = layer or self.network.default_layer
         find_layer(self.network, name)
         if self.size < 1:

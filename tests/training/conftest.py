@@ -1,4 +1,4 @@
-"""A small data set with cues, and a segmentation network trained on it for a few steps."""
+"""A small data set with cues, and networks trained on it for a few steps: a segmentation's, and one of boundaries."""
 
 from pathlib import Path
 
@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 
 from datamodules.cache import CacheWriter
 from datamodules.datamodule import TagDataModule
 from datamodules.masks import read_class_mask
 from datamodules.synthesize import synthesize
+from tests.training.fits import CONFIGS
+from training.cli import main
 from training.networks import SegmentationNetwork
 from training.task import SegmentationTask
 
@@ -94,3 +97,21 @@ def checkpoint(voc, cues, tmp_path_factory) -> Path:
     tell_apart(task.network, seen)
     trainer.save_checkpoint(folder / "sec.ckpt")
     return folder / "sec.ckpt"
+
+
+@pytest.fixture(scope="session")
+def boundaries(voc, cues, tmp_path_factory) -> Path:
+    """The checkpoint of an epoch by the configuration for VOC's animals, on nine pictures."""
+    folder = tmp_path_factory.mktemp("affinity")
+    config = yaml.safe_load((CONFIGS / "affinity_voc_animals.yaml").read_text())
+    del config["data"]["classes"], config["trainer"]["precision"]
+    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    words = [f"--config={folder / 'small.yaml'}", f"--output={folder / 'run'}", f"--data.root={voc}"]
+    words += [f"--data.cues={cues}", "--data.cues_made_by=null", "--data.train_split=train", f"--data.size={SIZE}"]
+    words += [f"--data.eval_size={SIZE}", "--data.batch_size=3", "--data.num_workers=0"]
+    words += ["--model.init_args.backbone=resnet18", "--model.init_args.weights=none", "--trainer.max_epochs=1"]
+    words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
+    assert main(["fit", *words]) == 0
+    assert not (folder / "run/best.ckpt").exists()
+    assert "train/loss" in (folder / "run/metrics.csv").read_text().splitlines()[0]
+    return folder / "run/last.ckpt"

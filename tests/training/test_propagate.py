@@ -1,9 +1,7 @@
 """`fit` on affinities and `tag2mask seeds propagate`: a cache whose maps have walked."""
 
 import numpy as np
-import pytest
 import torch
-import yaml
 
 from datamodules.cache import CacheWriter, SeedCache
 from datamodules.fingerprints import fingerprint
@@ -14,8 +12,7 @@ from seeds.checkpoint import load_task
 from seeds.making.asking import Seed
 from seeds.making.packs import Pack
 from seeds.propagate import labels_of, walked
-from tests.training.conftest import SIZE, data_of
-from tests.training.fits import CONFIGS
+from tests.training.conftest import data_of
 from training.cli import main
 
 
@@ -74,24 +71,6 @@ def test_each_picture_walks_with_its_own_maps_and_boundary(tmp_path):
     np.testing.assert_allclose(found[0].maps, large[:2] + 10 * edges[0], atol=2e-3)
     np.testing.assert_allclose(found[1].maps, large[2:] + 10 * edges[1], atol=2e-3)
     assert [seed.image.tolist() for seed in found] == images.tolist()
-
-
-@pytest.fixture(scope="module")
-def boundaries(voc, cues, tmp_path_factory):
-    """The checkpoint of an epoch by the configuration for VOC's animals, on nine pictures."""
-    folder = tmp_path_factory.mktemp("affinity")
-    config = yaml.safe_load((CONFIGS / "affinity_voc_animals.yaml").read_text())
-    del config["data"]["classes"], config["trainer"]["precision"]
-    (folder / "small.yaml").write_text(yaml.safe_dump(config))
-    words = [f"--config={folder / 'small.yaml'}", f"--output={folder / 'run'}", f"--data.root={voc}"]
-    words += [f"--data.cues={cues}", "--data.cues_made_by=null", "--data.train_split=train", f"--data.size={SIZE}"]
-    words += [f"--data.eval_size={SIZE}", "--data.batch_size=3", "--data.num_workers=0"]
-    words += ["--model.init_args.backbone=resnet18", "--model.init_args.weights=none", "--trainer.max_epochs=1"]
-    words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
-    assert main(["fit", *words]) == 0
-    assert not (folder / "run/best.ckpt").exists()
-    assert "train/loss" in (folder / "run/metrics.csv").read_text().splitlines()[0]
-    return folder / "run/last.ckpt"
 
 
 def propagate(cache, boundaries, output, *words):
