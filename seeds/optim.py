@@ -42,8 +42,9 @@ def parameter_groups(
     for module, name, parameter in _own_parameters(network):
         if not parameter.requires_grad:
             continue
-        is_head, is_bias = id(parameter) in in_head, name == "bias" and not _is_norm(module)
-        kind = "bias" if is_bias else "weight" if parameter.ndim > 1 else "norm"
+        is_head, is_norm = id(parameter) in in_head, _is_norm(module)
+        is_bias = name == "bias" and not is_norm
+        kind = "bias" if is_bias else "weight" if parameter.ndim > 1 and not is_norm else "norm"
         key = f"{'head' if is_head else 'body'}.{kind}"
         rate = lr * (head_lr_scale if is_head else 1.0) * (bias_lr_scale if is_bias else 1.0)
         decay = weight_decay if kind == "weight" else 0.0

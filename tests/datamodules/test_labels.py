@@ -88,7 +88,7 @@ def test_masks_by_pixel(tmp_path):
 
 @pytest.mark.parametrize("number", [int, np.int32, str])
 def test_npy(tmp_path, number):
-    rows = {2007_000032: [1, 0, 1], 2011_003276: [0, 1, 0]}
+    rows = {2007_000032: [0, 0, 1], 2011_003276: [1, 1, 0]}
     table = {
         number(k) if number is not str else f"{k // 10**6}_{k % 10**6:06d}": np.float32(v) for k, v in rows.items()
     }

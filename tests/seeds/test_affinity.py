@@ -139,6 +139,13 @@ def test_cues_on_another_grid():
     ]  # fmt: skip
 
 
+def test_cues_on_a_coarser_grid():
+    """Each cell has what lies under its centre: of three cells, the first and the last."""
+    cues = torch.zeros(1, 4, 1, 3, dtype=torch.bool)
+    cues[0, 1, 0, 0] = cues[0, 2, 0, 1] = cues[0, 3, 0, 2] = True
+    assert labels_at(cues, torch.Size((1, 2))).tolist() == [[[1, 3]]]
+
+
 def test_a_step_of_training_finds_the_edges(voc):
     """Rectangles on gray: a few steps teach that boundaries are where the labels change."""
     torch.manual_seed(0)

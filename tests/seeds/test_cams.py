@@ -126,6 +126,31 @@ def test_equals_the_grad_cam_library(ours, theirs, name, layer):
             np.testing.assert_allclose(maps[image, label], expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
+def test_layercam_of_features_below_zero():
+    """Cell by cell in float64: gradients are rectified, features are not."""
+    generator = np.random.default_rng(0)
+    features, slope = generator.normal(size=(2, 2, 5, 3, 4))
+    wanted = np.maximum((np.maximum(slope, 0) * features).sum(axis=1), 0)
+    method = LayerCAM(network("resnet18"), "layer4")
+    found = method.combine(torch.tensor(features).float(), torch.tensor(slope).float())
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("sides", [(64, 96), (96, 64)])
+def test_grad_cam_of_pictures_that_are_not_square(sides):
+    """The weight of a channel is the mean of the gradient over its cells, as autograd tells it."""
+    model, layer = network("resnet18"), "layer4"
+    image = torch.randn(1, 3, *sides, generator=torch.Generator().manual_seed(2))
+    seen = {}
+    handle = model.get_submodule(layer).register_forward_hook(lambda _m, _i, out: seen.update(out=out))
+    score = model(image)[0, 2]
+    handle.remove()
+    (slope,) = torch.autograd.grad(score, seen["out"])
+    wanted = (slope.mean(dim=(2, 3), keepdim=True) * seen["out"]).sum(dim=1).relu()[0].detach()
+    found = GradCAM(model, layer)(image, torch.tensor([[0, 0, 1, 0]]))[0, 2]
+    torch.testing.assert_close(found, wanted, atol=1e-5 * float(wanted.max()), rtol=1e-4)
+
+
 def test_equals_captum():
     captum = pytest.importorskip("captum.attr")
     model = network("resnet18")

@@ -27,6 +27,34 @@ def test_loss_is_the_mean_cross_entropy():
     assert got.item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_reactivation_counts_by_its_weight(monkeypatch):
+    torch.manual_seed(0)
+    task = ClassifierTask(["a", "b"], backbone="resnet18", reactivation_weight=0.25).eval()
+    monkeypatch.setattr(task, "log", lambda *_given, **_how: None)
+    batch = {"image": torch.randn(2, 3, 64, 64), "labels": torch.tensor([[1.0, 1.0], [0.0, 1.0]])}
+    with torch.no_grad():
+        features = task.model.features(batch["image"])
+        plain = task._loss(task.model(batch["image"]), batch["labels"])
+        softmax = task.reactivation(features, task.model.head.weight, batch["labels"])
+        assert task.training_step(batch, 0).item() == pytest.approx((plain + 0.25 * softmax).item(), rel=1e-5)
+
+
+def test_the_validation_loss_is_the_mean_over_pictures(voc, tmp_path):
+    """Not over batches: the last of four and two counts half as much as the first."""
+    torch.manual_seed(0)
+    task, data = ClassifierTask(["red", "blue"], backbone="resnet18"), data_of(voc, val_split="train")
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    found = trainer.validate(task, data, verbose=False)[0]["val/loss"]
+    losses = []
+    task.eval()
+    with torch.no_grad():
+        for batch in data.val_dataloader():
+            pairs = zip(task(batch["image"]), batch["labels"], strict=True)
+            losses += [task._loss(scores[None], labels[None]).item() for scores, labels in pairs]
+    assert len(losses) == 6
+    assert found == pytest.approx(np.mean(losses), rel=1e-5)
+
+
 def test_labels_of_other_classes():
     with pytest.raises(InputError, match=r"labels of shape \(2, 4\) for a classifier of 3 classes"):
         ClassifierTask(["a", "b", "c"], backbone="resnet18")._loss(torch.zeros(2, 3), torch.zeros(2, 4))

@@ -138,6 +138,21 @@ def test_perfect_seeds_score_one(perfect, tmp_path, capsys):
     assert "chosen by looking at the masks" in shown.replace("\n", " ")
 
 
+def test_the_threshold_is_the_caches_own(voc, tmp_path):
+    settings = {"root": str(voc), "train_split": "val", "labels": "imagesets", "num_workers": 0}
+    with CacheWriter(tmp_path / "c", ("red", "blue"), {"data": settings, "fg_threshold": 0.35}) as cache:
+        for name in IDS[:2]:
+            cache.add(name, read_mask(voc / f"SegmentationClass/{name}.png"))
+    assert evaluate_seeds(tmp_path / "c")["threshold_fixed"] is None  # there is no map to score
+    maps = np.array([[[1.0, 0.3], [0.4, 0.0]]], np.float32)
+    with CacheWriter(tmp_path / "maps", ("red", "blue"), {"data": settings, "fg_threshold": 0.35}) as cache:
+        for c, name in enumerate(IDS[:2]):
+            cache.add(name, np.zeros((2, 2), np.uint8), map_classes=np.array([c]), maps=maps)
+    own, same, other = (evaluate_seeds(tmp_path / "maps", threshold=t) for t in (None, 0.35, 0.25))
+    assert own["threshold_fixed"] == 0.35
+    assert own["miou_fixed"] == same["miou_fixed"] != other["miou_fixed"]
+
+
 def test_another_split_and_threshold(perfect):
     metrics = evaluate_seeds(perfect, split="val", threshold=0.15)
     assert (metrics["images"], metrics["split"], metrics["threshold_fixed"]) == (2, "val", 0.15)

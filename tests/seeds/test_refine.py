@@ -5,7 +5,7 @@ import torch
 from datamodules.cache import SeedCache
 from seeds import refine
 from seeds.generate import generate_seeds
-from seeds.refine import PIXELS, refined
+from seeds.refine import PIXELS, labelled, refined
 
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
 
@@ -20,6 +20,28 @@ def test_confident_and_open_cells_by_hand(monkeypatch):
     assert cells.tolist() == [[5, 2, 255, 255, 255, 2]]
     assert refined(np.array([4]), first[None], GREY).tolist() == [[5, 5, 255, 255, 0, 0]]
     assert refined(np.array([4]), first[None], GREY, conf_fg=0.28, conf_bg=0.07).tolist() == [[5, 5, 5, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(("number", "others"), [(1, [0.3]), (2, [0.15, 0.15]), (3, [0.1, 0.1, 0.1])])
+def test_what_the_crf_is_told(monkeypatch, number, others):
+    """A winner is right by 0.7, and the others share the rest; maps are enlarged bilinearly, four pixels a cell."""
+    seen = {}
+
+    def spy(picture, logits, **numbers):
+        seen.update(picture=picture, probs=logits.double().exp().numpy()[0], numbers=numbers)
+        return logits.softmax(dim=1)
+
+    monkeypatch.setattr(refine, "dense_crf", spy)
+    maps = np.zeros((number, 1, 2), np.float32)
+    maps[-1] = [0, 2]
+    assert labelled(np.arange(number), maps, GREY, 0.5).tolist() == [[0, number]]
+    assert seen["picture"].shape == (1, 3, 4, 8)
+    winners = seen["probs"][:, 0].argmax(0)
+    assert winners.tolist() == [0] * 4 + [number] * 4  # values 0 0 1/8 3/8 | 5/8 7/8 1 1
+    assert labelled(np.arange(number), maps, GREY, 0.3).tolist() == [[0, number]]
+    assert seen["probs"][:, 0].argmax(0).tolist() == [0] * 3 + [number] * 5
+    for pixel in seen["probs"][:, 0].T:
+        np.testing.assert_allclose(np.sort(pixel), [*others, 0.7], rtol=1e-5)
 
 
 def test_a_picture_without_maps_or_with_empty_ones():

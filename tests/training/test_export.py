@@ -112,7 +112,7 @@ print(json.dumps([json.loads(files["tag2mask.json"]), scores[1].flatten()[:50].t
     expected = load_trained(network).scores(torch.ones(2, 3, 64, 64))[1].flatten()[:50]
     assert scores == pytest.approx(expected.tolist(), abs=1e-4)
     assert said["checkpoint_sha256"] == file_sha256(network)
-    assert said["mean"] == [0.485, 0.456, 0.406]
+    assert (said["mean"], said["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert (said["size"], said["multiple"], said["any_size"]) == (64, 16, True)
 
 

@@ -4,6 +4,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torchvision
+from torch.nn import functional as F  # noqa: N812
 
 from datamodules.errors import InputError
 from seeds.classifier import ClassifierTask
@@ -83,6 +84,27 @@ def test_largefov_layers_are_the_papers():
     assert (network.fc7.kernel_size, network.fc7.out_channels) == ((1, 1), 1024)
     assert network.dropout.p == 0.5
     assert list(network.fresh) == [network.fc8]
+
+
+def test_largefovs_scores_step_by_step():
+    """The 3x3 mean, a ReLU and dropout behind fc6 and fc7 each, and nothing behind fc8."""
+    torch.manual_seed(0)
+    network = LargeFOV(4)
+    for layer in (network.fc6, network.fc7, network.fc8):
+        torch.nn.init.normal_(layer.bias)
+    image = torch.randn(1, 3, 65, 65)
+    with torch.no_grad():
+        x = F.avg_pool2d(network.features(image), 3, stride=1, padding=1)
+        x = F.conv2d(x, network.fc6.weight, network.fc6.bias, padding=12, dilation=12).clamp(min=0)
+        x = F.conv2d(x, network.fc7.weight, network.fc7.bias).clamp(min=0)
+        torch.testing.assert_close(network.eval()(image), F.conv2d(x, network.fc8.weight, network.fc8.bias))
+        dropped = []
+        network.dropout.register_forward_hook(lambda _module, given, output: dropped.append((given[0], output)))
+        network.train()(image)
+    assert len(dropped) == 2
+    for given, output in dropped:
+        assert (given >= 0).all()
+        assert 0.4 < (output[given > 0] == 0).float().mean() < 0.6
 
 
 def vgg16_features():

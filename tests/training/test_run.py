@@ -125,6 +125,13 @@ def test_nothing_changed_nothing_runs(copied, ran):
     assert {(stage["state"], stage["seconds"]) for stage in summary["stages"]} == {("kept", 1.5)}
 
 
+def test_another_version_of_the_program_runs_all_anew(copied, ran, monkeypatch, capsys):
+    monkeypatch.setattr("training.recipes.stages._version", lambda: "0.0.0")
+    assert main(["run", f"--config={copied}"]) == 0
+    assert names(ran) == ALL
+    assert "0.0.0" in capsys.readouterr().out
+
+
 def test_a_changed_option_runs_what_depends_on_it(copied, ran, capsys):
     """The stage and those after it that refer to it, and it is said why; the old result goes when the new is there."""
     content = recipe_of(copied.parent / "out")

@@ -127,6 +127,15 @@ def test_label_map_is_bilinear_at_the_pictures_own_size():
     assert label_map(scores, (2, 8)).tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]] * 2
 
 
+def test_small_pictures_show_the_mean_of_what_they_stand_for():
+    """Stripes of one bright column in four: shrunk four times they are gray, whichever columns centres fall on."""
+    stripes = torch.zeros(1, 3, 16, 64, dtype=torch.uint8)
+    stripes[..., ::4] = 200
+    shrunk = small_pictures(normalize(stripes), (4, 16))
+    assert shrunk.dtype == torch.uint8
+    assert (shrunk[..., 2:-2].int() - 50).abs().max() <= 2
+
+
 # --- with a trainer
 
 

@@ -9,6 +9,7 @@ from datamodules.images import normalize, to_uint8
 from seeds.checkpoint import load_task
 from tests.training.conftest import data_of, trainer_of
 from tests.training.fits import fit
+from training.grids import small_pictures
 from training.task import SegmentationTask
 from training.teacher import Teacher, consistency_loss, strongly_changed
 
@@ -84,6 +85,21 @@ def test_a_step_by_hand(voc, cues):
     assert torch.equal(shown[1], batch["image"])
     assert set(losses) == {"seed", "consistency"}
     assert task.loss_weights["consistency"] == 2
+
+
+def test_the_crf_sees_the_pictures_in_their_own_colours(voc, cues, monkeypatch):
+    data = data_of(voc, targets="cues", cues=str(cues))
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    task, seen = SegmentationTask(list(data.classes), consistency_weight=1.0).eval(), []
+
+    def spy(pictures, logits, **_numbers):
+        seen.append(pictures)
+        return logits.softmax(dim=1)
+
+    monkeypatch.setattr("training.task.dense_crf", spy)
+    task.sec_losses(batch)
+    assert torch.equal(seen[0], small_pictures(batch["image"], batch["cues"].shape[-2:]))
 
 
 def test_it_follows_steps_not_batches(voc, cues, tmp_path, monkeypatch):

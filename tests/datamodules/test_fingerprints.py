@@ -1,0 +1,76 @@
+"""What a fingerprint notices, and what it is not meant to."""
+
+import json
+
+import numpy as np
+import pytest
+
+from datamodules.cache import CacheWriter
+from datamodules.fingerprints import fingerprint, sizes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos"
+    (root / "deep").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    for name in ("a.jpg", "deep/b.png", "tags.csv", "deep/list.txt", "labels.npy", "one.xml", "two.json", "x.yaml"):
+        (root / name).write_bytes(b"1234")
+    (root / ".hidden/c.txt").write_bytes(b"1234")
+    return root
+
+
+@pytest.mark.parametrize("name", ["tags.csv", "deep/list.txt", "labels.npy", "one.xml", "two.json", "x.yaml"])
+def test_lists_and_labels_count_by_their_bytes(folder, name):
+    before = fingerprint(folder)
+    (folder / name).write_bytes(b"1243")
+    assert fingerprint(folder) != before
+    (folder / name).write_bytes(b"1234")
+    assert fingerprint(folder) == before
+
+
+def test_pictures_count_by_name_and_size(folder):
+    before = fingerprint(folder)
+    (folder / "a.jpg").write_bytes(b"4321")
+    (folder / ".hidden/c.txt").write_bytes(b"another")
+    assert fingerprint(folder) == before
+    (folder / "a.jpg").write_bytes(b"12345")
+    assert fingerprint(folder) != before
+    (folder / "a.jpg").write_bytes(b"1234")
+    (folder / "a.jpg").rename(folder / "c.jpg")
+    assert fingerprint(folder) != before
+    assert sizes(folder) == dict.fromkeys(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*.*")
+                                                 if ".hidden" not in path.parts), 4)  # fmt: skip
+
+
+def test_the_folder_left_out_links_and_what_is_not_there(folder, tmp_path):
+    before = fingerprint(folder, folder / "deep")
+    (folder / "deep/list.txt").write_bytes(b"another")
+    assert fingerprint(folder, folder / "deep") == before
+    assert fingerprint(folder) != before
+    whole = fingerprint(folder)
+    (folder / "deep/round").symlink_to(folder)  # a folder within itself is seen once
+    assert fingerprint(folder) == whole
+    (tmp_path / "link").symlink_to(folder)
+    assert fingerprint(tmp_path / "link") == whole
+    assert fingerprint(tmp_path / "nothing") is None
+    assert fingerprint(folder / "a.jpg") != fingerprint(folder / "deep/list.txt")
+    assert sizes(folder / "a.jpg") == {".": 4}
+
+
+def test_a_cache_counts_by_what_is_in_it(tmp_path):
+    """Not by when it was made, nor by where its classifier lay."""
+
+    def cache(name, value, **manifest):
+        with CacheWriter(tmp_path / name, ("a",), {"date": "monday", "checkpoint": "x.ckpt"} | manifest) as writer:
+            writer.add("p", np.full((2, 2), value, np.uint8))
+        return fingerprint(tmp_path / name)
+
+    first = cache("first", 0)
+    assert cache("later", 0, date="tuesday", checkpoint="y.ckpt", command="another") == first
+    assert cache("cues", 1) != first
+    assert cache("settings", 0, fg_threshold=0.3) != first
+    (tmp_path / "later/shard-00000.safetensors").write_bytes(b"damaged")  # whoever reads it will see
+    assert fingerprint(tmp_path / "later") == first
+    (tmp_path / "later/manifest.json").write_text(json.dumps([1]))
+    assert fingerprint(tmp_path / "later") not in (None, first)
