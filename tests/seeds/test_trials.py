@@ -74,6 +74,7 @@ def test_the_truth_wins(voc):
     assert (lie["energy_inside"], lie["miou_fixed"]) == (0, pytest.approx(0, abs=0.01))
     assert lie["localization_error_given"] == 1
     assert truth["deletion"] < lie["deletion"] - 0.2
+    assert all(0 < figures[name] < 1 for figures in (truth, lie) for name in ("deletion", "insertion"))
     assert truth["occlusion_rank_correlation"] > 0.3 > -0.3 > lie["occlusion_rank_correlation"]
     assert truth["pairs"] == 8
     assert truth["pointing_difficult"] == 1  # both classes, each small, in two pictures

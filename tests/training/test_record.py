@@ -14,6 +14,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from datamodules.files import file_sha256
 from seeds.provenance import git_revision
+from tests.training.conftest import data_of
 from tests.training.fits import CONFIGS, fit
 from training.cli import main
 from training.runs.record import provenance_lines, read_provenance, read_record
@@ -45,6 +46,8 @@ def test_the_folder_says_what_made_the_run(run, voc, cues):
         names = (voc / "ImageSets/Segmentation/train.txt").read_text().split()
         assert go["data"]["pictures"] == len(names) == 9
         assert go["data"]["images_sha256"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
+        labels = data_of(voc).photos("train").labels
+        assert go["data"]["labels_sha256"] == hashlib.sha256(labels.tobytes()).hexdigest()
         assert go["cache"]["manifest_sha256"] == file_sha256(cues / "manifest.json")
     assert (first["config"]["trainer"]["gradient_clip_val"], second["config"]["trainer"]["gradient_clip_val"]) == (
         None,

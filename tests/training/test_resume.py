@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from training.runs.randomness import StepSeed
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 BATCHES = 3  # an epoch: nine pictures, three a batch
@@ -39,6 +42,19 @@ def train(voc, cues, folder, *words, dies_at=-1):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PROGRAM, str(dies_at), *arguments, *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_dropout_is_a_function_of_seed_epoch_batch_and_process(monkeypatch):
+    def drawn(epoch, batch, rank, seed=0):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+        StepSeed().on_train_batch_start(trainer, None, None, batch)
+        return torch.rand(4).tolist()
+
+    places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0, 1)]
+    first = [drawn(*place) for place in places]
+    assert len({tuple(values) for values in first}) == len(places)
+    assert [drawn(*place) for place in places] == first
 
 
 @pytest.fixture(scope="module")
