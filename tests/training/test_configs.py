@@ -33,6 +33,31 @@ def test_every_number_of_the_recipe_is_in_yaml():
     assert (seeds["fg_threshold"], seeds["bg_fraction"], seeds["size"], seeds["scales"]) == (0.2, 0.1, 321, [1.0])
 
 
+def test_the_recommended_recipe():
+    """Its numbers, which are irn's and those of SEC's runs; who learns from whom; the same for photos."""
+    read = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
+    walk = {key: read["walk_voc_animals"][key] for key in ("radius", "beta", "steps", "fg_threshold", "crf")}
+    assert walk == {"radius": 5, "beta": 10, "steps": 256, "fg_threshold": 0.25, "crf": True}
+    affinity, labels = (read[f"{name}_voc_animals"]["model"]["init_args"] for name in ("affinity", "labels"))
+    assert (affinity["radius"], affinity["lr"], affinity["weight_decay"]) == (10, 0.1, 1e-4)
+    weights = [labels[f"{name}_weight"] for name in ("seed", "expand", "constrain")]
+    assert (labels["supervision"], labels["seed_balance"], weights) == ("sec", True, [1, 0, 0])
+    assert {key: read["relabel_voc_animals"][key] for key in ("flip", "crf", "certain")} == {
+        "flip": True, "crf": True, "certain": 0,
+    }  # fmt: skip
+    for name in ("voc_animals", "photos"):
+        stages = {key: stage["options"] for key, stage in read[name]["stages"].items()}
+        made = [key for key in stages if "quality" not in key and key not in ("first-val", "page")]
+        assert made == ["classifier", "seeds", "affinity", "walk", "first-network", "labels", "network", "val"]
+        assert stages["seeds"]["refine"] == "crf"
+        learned = [stages[key]["data"]["cues"] for key in ("affinity", "first-network", "network")]
+        assert learned == ["{seeds}", "{walk}", "{labels}"]
+        assert (stages["walk"]["cache"], stages["labels"]["agree"]) == ("{seeds}", "{walk}")
+        assert stages["val"]["checkpoint"] == "{network}/last.ckpt"
+        for key in ("classifier", "affinity", "first-network", "network"):
+            assert stages[key]["seed_everything"] == "{seed}"
+
+
 @pytest.mark.slow
 def test_two_steps_of_the_papers_configuration(tmp_path):
     """The YAML as it is, but for weights and data: two iterations train, and a checkpoint is left."""

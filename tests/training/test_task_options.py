@@ -1,0 +1,115 @@
+"""Every option of the three tasks reaches what it is of: solver, schedule, weights, losses."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+
+from seeds.affinity.task import AffinityTask
+from seeds.classifier import ClassifierTask
+from tests.training.conftest import TINY
+from training.losses import balanced_seed_loss, expand_loss, sec_probabilities, seed_loss
+from training.task import SegmentationTask
+
+STEPS = 100
+SMALL = {"backbone": "mobilenet_v2", "depth": 3, "output_stride": 8}
+TASKS = {
+    "classifier": lambda **given: ClassifierTask(
+        ["a", "b"], backbone="mobilenet_v2", depth=3, output_stride=8, **given
+    ),
+    "affinity": lambda **given: AffinityTask(["a", "b"], backbone="mobilenet_v2", depth=3, output_stride=8, **given),
+    "segmentation": lambda **given: SegmentationTask(["a", "b"], **TINY, **given),
+}
+
+
+@pytest.fixture
+def solver_of(monkeypatch):
+    """The optimizer and the schedule of a task in a training of a hundred steps."""
+
+    def solver(task):
+        monkeypatch.setattr(type(task), "trainer", SimpleNamespace(estimated_stepping_batches=STEPS))
+        made = task.configure_optimizers()
+        assert made["lr_scheduler"]["interval"] == "step"
+        return made["optimizer"], made["lr_scheduler"]["scheduler"]
+
+    return solver
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_rates_decay_and_momentum(name, solver_of):
+    given = {"optimizer": "sgd", "lr": 0.03, "momentum": 0.7, "weight_decay": 0.02, "schedule": "constant"}
+    if name != "affinity":
+        given["head_lr_scale"] = 5.0
+    if name == "segmentation":
+        given["bias_lr_scale"] = 3.0
+    optimizer, _ = solver_of(TASKS[name](**given))
+    assert isinstance(optimizer, torch.optim.SGD)
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert {group["momentum"] for group in groups.values()} == {0.7}
+    body = given["lr"] * 1
+    scale, bias = given.get("head_lr_scale", 1.0), given.get("bias_lr_scale", 1.0)
+    for key, group in groups.items():
+        rate = body * (scale if key.startswith("head") else 1) * (bias if key.endswith("bias") else 1)
+        assert group["initial_lr"] == pytest.approx(rate)
+        assert group["weight_decay"] == (0.02 if key.endswith("weight") else 0)
+    assert isinstance(solver_of(TASKS[name](**given | {"optimizer": "adamw"}))[0], torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(("schedule", "half"), [("poly", 0.5**0.9), ("cosine", 0.5), ("constant", 1.0)])
+def test_schedules(name, schedule, half, solver_of):
+    """The factor after half of the steps, and of the first of four over which it rises."""
+    optimizer, scheduler = solver_of(TASKS[name](lr=0.1, optimizer="sgd", schedule=schedule))
+    for _ in range(STEPS // 2):
+        optimizer.step()
+        scheduler.step()
+    for group in optimizer.param_groups:
+        assert group["lr"] / group["initial_lr"] == pytest.approx(half)
+    warm, _ = solver_of(TASKS[name](lr=0.1, optimizer="sgd", schedule=schedule, warmup_steps=4))
+    for group in warm.param_groups:
+        assert group["lr"] / group["initial_lr"] == pytest.approx(0.2)
+
+
+def test_numbers_of_secs_steps_and_of_poly(solver_of):
+    optimizer, scheduler = solver_of(TASKS["segmentation"](schedule="step", step_size=10, step_gamma=0.5))
+    for _ in range(20):
+        optimizer.step()
+        scheduler.step()
+    assert {group["lr"] / group["initial_lr"] for group in optimizer.param_groups} == {0.25}
+    optimizer, scheduler = solver_of(TASKS["segmentation"](schedule="poly", poly_power=2.0))
+    for _ in range(STEPS // 2):
+        optimizer.step()
+        scheduler.step()
+    for group in optimizer.param_groups:
+        assert group["lr"] / group["initial_lr"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_initial_weights_are_those_of_the_file(name, tmp_path):
+    torch.manual_seed(5)
+    weights = torchvision.models.mobilenet_v2(weights=None).state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    torch.manual_seed(0)
+    task = TASKS[name](weights=str(tmp_path / "weights.pth"))
+    stem = {key: value for key, value in task.state_dict().items() if key.endswith("features.0.0.weight")}
+    assert len(stem) == 1
+    assert torch.equal(next(iter(stem.values())), weights["features.0.0.weight"])
+
+
+def test_balance_and_decays():
+    """The scores are the pictures' mean colours, here."""
+    generator = torch.Generator().manual_seed(1)
+    cues = torch.zeros(2, 3, 8, 8, dtype=torch.bool)
+    cues[:, 0, :5] = cues[:, 1, 6:, :3] = True
+    images = 8 * torch.randn(2, 3, 64, 64, generator=generator)
+    batch = {"image": images, "labels": torch.tensor([[1.0, 0.0], [1.0, 0.0]]), "cues": cues}
+    for balance, loss in ((False, seed_loss), (True, balanced_seed_loss)):
+        task = TASKS["segmentation"](seed_balance=balance, constrain_weight=0, decay_fg=0.9, decay_bg=0.95).eval()
+        task.network = torch.nn.AvgPool2d(8)
+        probs, losses = sec_probabilities(task(images)), task.sec_losses(batch)
+        assert losses["seed"].item() == pytest.approx(loss(probs, cues).item(), rel=1e-5)
+        wanted = expand_loss(probs, batch["labels"], decay_fg=0.9, decay_bg=0.95)
+        assert losses["expand"].item() == pytest.approx(wanted.item(), rel=1e-5)
+        assert losses["expand"].item() != pytest.approx(expand_loss(probs, batch["labels"]).item(), rel=1e-3)
+    assert seed_loss(probs, cues).item() != pytest.approx(balanced_seed_loss(probs, cues).item(), rel=1e-3)
