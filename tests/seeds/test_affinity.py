@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from seeds.affinity.network import BoundaryNetwork, stage_ends
 from seeds.affinity.pairs import affinities, affinity_loss, pair_offsets, way
@@ -129,6 +130,22 @@ def test_networks_of_several_kinds_see_boundaries(name, ends):
     assert all(p.grad is not None for p in (*network.looks.parameters(), *network.head.parameters()))
     assert all(p.grad is None for p in network.features.parameters())
     assert all(torch.equal(before[key], value) for key, value in network.features.state_dict().items())
+
+
+def test_every_stage_is_brought_to_cells_of_four_pixels():
+    """What each stage shows, enlarged bilinearly with its cells' centres in place, side by side under one head."""
+    network = BoundaryNetwork(build_backbone("resnet18", 16)).eval()
+    images, encoder = torch.randn(1, 3, 64, 96), network.features.encoder
+    with torch.no_grad():
+        maps, x = [], encoder.maxpool(encoder.relu(encoder.bn1(encoder.conv1(images))))
+        for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
+            x = stage(x)
+            maps.append(x)
+        seen = [
+            functional.interpolate(look(each), (16, 24), mode="bilinear", align_corners=False)
+            for look, each in zip(network.looks, maps, strict=True)
+        ]
+        torch.testing.assert_close(network(images), network.head(torch.cat(seen, 1))[:, 0])
 
 
 def test_cues_on_another_grid():

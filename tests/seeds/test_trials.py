@@ -8,6 +8,7 @@ import torch
 
 from datamodules.cache import CacheWriter
 from datamodules.errors import InputError
+from datamodules.images import read_image
 from datamodules.masks import read_mask
 from datamodules.voc import voc_photos
 from seeds.explaining import Explainer, names_of
@@ -63,6 +64,18 @@ class Oracle(Explainer):
     def heats(self, method, _image, classes, _shape):
         inside = np.stack([self.truth == c + 1 for c in classes]).astype(np.float32)
         return inside if method == "truth" else 1 - inside
+
+
+def test_heats_lie_where_their_maps_cells_lie(voc, checkpoint):
+    """Bilinear between the centres of cells, at the picture's own size; nothing below 0."""
+    explainer = Explainer(checkpoint, ["gradcam"])
+    image = explainer.see(read_image(voc / "JPEGImages/p2.jpg"))
+    maps = explainer.maps("gradcam", image, [1, 0])
+    found = explainer.heats("gradcam", image, [1, 0], (50, 70))
+    wanted = torch.nn.functional.interpolate(maps[None], (50, 70), mode="bilinear", align_corners=False)[0]
+    np.testing.assert_allclose(found, wanted.detach().clamp(min=0), rtol=1e-5, atol=1e-8)
+    assert found.shape == (2, 50, 70)
+    assert found.max() > 0
 
 
 def test_the_truth_wins(voc):
