@@ -14,6 +14,7 @@ from importlib.metadata import version
 
 from datamodules.errors import InputError
 from seeds.making.started import one_process
+from training.allocator import keep_freed_memory
 
 # No command speaks to the network unasked; albumentations would look for a newer self on import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -125,6 +126,7 @@ def dispatch(words: list[str]) -> None:
 def run_command(words: list[str]) -> None:
     """Run a command proper. Imports happen here: torch and Lightning take seconds, and help should not."""
     quiet_known_warnings()
+    keep_freed_memory()
     from training.messages import nearest  # noqa: PLC0415
     from training.parsers import run_function  # noqa: PLC0415
     from training.yaml_files import UsageError, find_configs  # noqa: PLC0415
