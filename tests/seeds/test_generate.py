@@ -156,19 +156,23 @@ def test_no_picture_can_be_read(voc, checkpoint, tmp_path):
         generate_seeds(checkpoint, tmp_path / "cache", root=str(root))
 
 
-def test_cues_of_the_cache_are_the_cues_of_memory(voc, checkpoint, tmp_path):
-    """Those made of what the classifier says, without a disk in between; rounding is part of the rule."""
-    generate_seeds(checkpoint, tmp_path / "cache", batch_size=3)
-    cache, task = SeedCache(tmp_path / "cache"), load_task(checkpoint, ClassifierTask)
-    photos = data_of(voc).photos("train")
+def in_memory(voc, checkpoint, batch_size):
+    """What the classifier says of the six pictures, without a disk in between."""
+    framing = Framing(64, (1.0,), 8, keep_aspect=False)
+    batches = Batches(data_of(voc).photos("train"), [0], 6, batch_size, framing)
     question = Question(("features",), "features.encoder.layer2.1", flip=False, bf16=False)
-    rule = {"fg_threshold": 0.2, "bg_fraction": 0.1}
-    names, differ = [], 0
-    for pack in PackLoader(Batches(photos, [0], 6, 3, Framing(64, (1.0,), 8, keep_aspect=False)), 0, lambda: False):
-        for seed in seeds_of(task.model, pack, question):
-            np.testing.assert_array_equal(cache.cues(seed.name), thresholded(seed, **rule))
-            differ += (cache.cues(seed.name) != label_map(seed.classes, seed.maps, seed.saliency, 0.2, 0.1)).sum()
-            names.append(seed.name)
+    model = load_task(checkpoint, ClassifierTask).model
+    return [seed for pack in PackLoader(batches, 0, lambda: False) for seed in seeds_of(model, pack, question)]
+
+
+def test_cues_of_the_cache_are_the_cues_of_memory(voc, checkpoint, tmp_path):
+    """Rounding is part of the rule."""
+    generate_seeds(checkpoint, tmp_path / "cache", batch_size=3)
+    cache, names, differ = SeedCache(tmp_path / "cache"), [], 0
+    for seed in in_memory(voc, checkpoint, 3):
+        np.testing.assert_array_equal(cache.cues(seed.name), thresholded(seed, fg_threshold=0.2, bg_fraction=0.1))
+        differ += (cache.cues(seed.name) != label_map(seed.classes, seed.maps, seed.saliency, 0.2, 0.1)).sum()
+        names.append(seed.name)
     assert tuple(names) == cache.ids
     assert differ <= 1  # of 384 cells, for a value that rounding moves over a threshold
 
@@ -228,13 +232,8 @@ def test_another_setting_is_refused_by_name(voc, checkpoint, tmp_path):
 
 def test_refined_cues_are_those_of_the_scores_asked_for(voc, checkpoint, tmp_path):
     generate_seeds(checkpoint, tmp_path / "cache", refine="crf", conf_fg=0.5, conf_bg=0.2)
-    cache, task = SeedCache(tmp_path / "cache"), load_task(checkpoint, ClassifierTask)
-    photos = data_of(voc).photos("train")
-    batches = Batches(photos, [0], 6, 6, Framing(64, (1.0,), 8, keep_aspect=False))
-    question = Question(("features",), "features.encoder.layer2.1", flip=False, bf16=False)
-    (pack,) = PackLoader(batches, 0, lambda: False)
-    different = 0
-    for seed in seeds_of(task.model, pack, question):
+    cache, different = SeedCache(tmp_path / "cache"), 0
+    for seed in in_memory(voc, checkpoint, 6):
         classes, maps = cache.maps(seed.name)
         assert np.array_equal(cache.cues(seed.name), refined(classes, maps, seed.image, 0.5, 0.2))
         different += (cache.cues(seed.name) != refined(classes, maps, seed.image)).sum()

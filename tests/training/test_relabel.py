@@ -11,9 +11,8 @@ from datamodules.cache import NO_CUE, CacheWriter, SeedCache
 from datamodules.files import file_sha256
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize, read_image
-from datamodules.transforms import Transform
 from seeds.making.asking import Seed
-from seeds.making.packs import Pack
+from seeds.making.packs import Pack, warped
 from tests.training.conftest import SIZE, data_of
 from tests.training.fits import fit
 from training.cli import main
@@ -103,8 +102,7 @@ def test_every_option_counts(labels, voc, checkpoint, tmp_path):
     absent = torch.tensor([False, *(photos.labels[index] == 0)])
     found = []
     for size in (32, 48):
-        picture = torch.from_numpy(Transform(size)(read_image(photos.images[index]))["image"])
-        image = normalize(picture.permute(2, 0, 1)[None])
+        image = normalize(warped(read_image(photos.images[index]), (size, size))[None])
         for mirrored in (False, True):
             scores = trained.scores(image.flip(-1) if mirrored else image)[0].masked_fill(absent[:, None, None], -1e9)
             probs = (scores.flip(-1) if mirrored else scores).softmax(0)[None]

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from datamodules.settings import differences
 from training.scoring.tables import percent
 
 __all__ = ["figures_of", "summary_table", "why"]
@@ -46,10 +47,8 @@ def why(record: Mapping[str, Any] | None, made_of: Mapping[str, Any]) -> str:
     was = record["made_of"]
     if was["command"] != made_of["command"]:
         return f"was {was['command']}"
-    options, before = made_of["options"], was["options"]
-    for name in (*options, *before):
-        if options.get(name) != before.get(name):
-            return f"{name} is {options.get(name)!r}, was {before.get(name)!r}"
+    for name, before, now in differences(was["options"], made_of["options"]):
+        return f"{name} is {now!r}, was {before!r}"
     for kind, what in (("files", "{} has changed"), ("stages", "{} was made again")):
         for name in made_of[kind]:
             if made_of[kind][name] != was[kind].get(name):
