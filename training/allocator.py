@@ -14,9 +14,12 @@ def keep_freed_memory() -> None:
 
     On a CPU a network's maps are tens of megabytes each. glibc maps such a block for every operation anew, and the
     system clears it page by page: 40 % of an evaluation's time. Kept blocks cost some per cent of peak memory. Nothing
-    is done where the C library is another one, or the environment sets its allocator (``MALLOC_…``) already.
+    is done where the C library is another one, or the environment sets its allocator already (``MALLOC_…``, or
+    ``GLIBC_TUNABLES`` of ``glibc.malloc``).
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc." in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    ):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt

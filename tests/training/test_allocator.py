@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from training.cli import main
+
 CODE = """
 import resource, torch
 from training.allocator import keep_freed_memory
@@ -26,7 +28,7 @@ print(twenty_blocks())
 
 def faults(**environment):
     """Pages of which a process had to be given, for twenty blocks of 64 MB, after twenty others."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     done = subprocess.run(
         [sys.executable, "-c", CODE], env=inherited | environment, capture_output=True, text=True, check=True
     )
@@ -35,6 +37,14 @@ def faults(**environment):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_freed_blocks_are_used_again():
-    left_alone = faults(MALLOC_PERTURB_="0")  # the user has settings of his own
-    assert left_alone > 0
-    assert faults() < left_alone / 10
+    for settings in ({"MALLOC_PERTURB_": "0"}, {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}):
+        left_alone = faults(**settings)  # the user has settings of his own
+        assert left_alone > 0
+        assert faults() < left_alone / 10
+
+
+def test_commands_begin_with_it(monkeypatch):
+    called = []
+    monkeypatch.setattr("training.cli.keep_freed_memory", lambda: called.append(1))
+    assert main(["seeds", "info", "--help"]) == 0
+    assert called == [1]
