@@ -24,7 +24,7 @@ from datamodules.folders import MASK_FOLDER, Listing, listing_classes, listing_p
 from datamodules.photos import PhotoSet, check_labels, check_sizes
 from datamodules.sampling import EvalSampler, TrainSampler, run_seed
 from datamodules.transforms import Augment
-from datamodules.voc import voc_classes, voc_photos
+from datamodules.voc import require_voc, voc_classes, voc_photos
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,6 +106,8 @@ class TagDataModule(pl.LightningDataModule):
         self.root = Path(root).expanduser()
         self.listing = None if layout == "voc" else _listing(layout, self.root, labels, masks)
         """All pictures of one's own; None for ``voc``."""
+        if self.listing is None and classes is not None and not download:
+            require_voc(self.root)  # else a class of a missing folder's classes.txt would be called unknown
         source = voc_classes(self.root) if self.listing is None else listing_classes(self.listing, self.root)
         where = f"of {self.root if self.listing is None else self.listing.source}"
         self.classes: tuple[str, ...] = source if classes is None else check_classes(classes, source, where)

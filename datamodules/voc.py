@@ -25,6 +25,17 @@ def voc_classes(root: Path) -> tuple[str, ...]:
     return read_classes(path) if path.is_file() else VOC_CLASSES
 
 
+def require_voc(root: Path) -> None:
+    """See that a folder is one of pictures.
+
+    Raises:
+        InputError: It is not there, or has no ``JPEGImages``.
+    """
+    if not (root / "JPEGImages").is_dir():
+        what = "has no JPEGImages" if root.is_dir() else "does not exist"
+        raise InputError(f"folder {root} {what}: give the folder that holds JPEGImages, ImageSets and the masks.")
+
+
 def voc_photos(
     root: Path,
     split: str,
@@ -47,9 +58,7 @@ def voc_photos(
     Raises:
         InputError: Something is missing or malformed, see there.
     """
-    if not (root / "JPEGImages").is_dir():
-        what = "has no JPEGImages" if root.is_dir() else "does not exist"
-        raise InputError(f"folder {root} {what}: give the folder that holds JPEGImages, ImageSets and the masks.")
+    require_voc(root)
     source = voc_classes(root)
     chosen = source if classes is None else check_classes(classes, source, f"of {root}")
     ids = _split_ids(root, split)

@@ -247,6 +247,8 @@ def test_no_such_folder(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         data_of(tmp_path / "nowhere").setup("fit")
     with pytest.raises(InputError, match="nowhere does not exist"):
+        data_of(tmp_path / "nowhere", classes=["bee"])
+    with pytest.raises(InputError, match="nowhere does not exist"):
         data_of(tmp_path / "nowhere", layout="csv")
 
 
