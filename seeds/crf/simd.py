@@ -6,18 +6,20 @@ Here the vector instructions are written out, for whatever processor LLVM compil
 How many registers belong together is known when compiling, from the length of a tuple: numba compiles a function anew
 for each type of argument, and finds what it kept on disk by the same. Constants in closures would do too, but not
 functions that call each other there: of these numba's cache finds nothing again.
-
-Numba's cache on disk does not see changes of this file: after one, delete ``seeds/crf/__pycache__``.
 """
 
+import hashlib
 import operator
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import models, overload, register_model
 
@@ -32,16 +34,32 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Code = Callable[..., Any]
 
 
+class _PackageCache(FunctionCache):
+    """Numba's cache of one function on disk, valid while every Python file of this folder stays the same.
+
+    Numba itself only looks at the file that defines the function. It would load machine code that contains an old
+    version of a function from another file.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        files = sorted(Path(__file__).parent.glob("*.py"))
+        content = b"".join(file.name.encode() + file.read_bytes() for file in files)
+        stamp = hashlib.sha256(content).hexdigest()
+        self._cache_file = IndexDataCacheFile(  # type: ignore[no-untyped-call]
+            self._cache_path, self._impl.filename_base, stamp
+        )
+
+
 def compiled(function: Function) -> Function:
     """Compile with numba: without the interpreter lock, kept on disk where there is a place to keep it.
 
     Numba stores machine code beside the source or, where that cannot be written, in the user's cache folder; where
     neither can be, every process compiles for itself.
     """
-    try:
-        dispatcher = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function)
-    except RuntimeError:  # numba's "no locator available": no folder can be written
-        dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
+    with suppress(RuntimeError):  # numba's "no locator available": no folder can be written
+        dispatcher._cache = _PackageCache(function)  # noqa: SLF001  what njit(cache=True) sets, with numba's own class
     return cast("Function", dispatcher)
 
 

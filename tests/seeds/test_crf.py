@@ -2,6 +2,9 @@
 
 import math
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seeds.crf import dense_crf, lattice
+from seeds.crf import dense_crf, lattice, simd
 from seeds.crf.kernels import Kernels
 from seeds.crf.lattice import compiled_mean_field
 from seeds.crf.simd import compiled
@@ -312,3 +315,24 @@ def test_without_a_folder_for_machine_code_functions_still_compile() -> None:
     scope: dict[str, Callable[[int], int]] = {}
     exec("def double(x): return 2 * x", scope)
     assert compiled(scope["double"])(21) == 42
+
+
+def test_compiled_code_follows_changes_of_other_files(tmp_path):
+    """A compiled function that calls one of another file is compiled anew when that file changes."""
+    folder = tmp_path / "seeds" / "crf"
+    folder.mkdir(parents=True)
+    for package in (folder, folder.parent):
+        (package / "__init__.py").touch()
+    shutil.copy(simd.__file__, folder / "simd.py")
+    caller = "from seeds.crf.simd import compiled\nfrom seeds.crf.helper import helper\n\n"
+    (folder / "caller.py").write_text(caller + "@compiled\ndef caller(x):\n    return 10 * helper(x)\n")
+    run = [sys.executable, "-c", "from seeds.crf.caller import caller; print(caller(1), len(caller.stats.cache_hits))"]
+    seen = []
+    for number in (2, 2, 3):
+        (folder / "helper.py").write_text(
+            f"from seeds.crf.simd import compiled\n\n@compiled\ndef helper(x):\n    return {number} * x\n"
+        )
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(run, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        seen.append(done.stdout.split())
+    assert seen == [["20", "0"], ["20", "1"], ["30", "0"]]
