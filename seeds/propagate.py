@@ -146,7 +146,9 @@ def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk, bf16
 
 
 def _maps(start: SeedCache, name: str, classes: NDArray[np.int64]) -> Floats:
-    """A picture's maps (k, h, w) of the classes that it is tagged with now.
+    """A picture's maps (k, h, w) of the classes that it is tagged with now, in the order of ``classes``.
+
+    A cache may hold them in another order: imported maps lie in the order of their source.
 
     Raises:
         InputError: the cache has none of one of them.
@@ -160,7 +162,8 @@ def _maps(start: SeedCache, name: str, classes: NDArray[np.int64]) -> Floats:
             f"the seed cache {start.path} has no map of class {start.classes[lacking[0]]} of picture {name}, which is "
             "tagged with it: make the seeds anew"
         )
-    return maps[np.isin(there, classes)]
+    index = {label: position for position, label in enumerate(there.tolist())}
+    return maps[[index[label] for label in classes.tolist()]]
 
 
 def labels_of(seed: Seed, *, fg_threshold: float, crf: bool) -> NDArray[np.uint8]:

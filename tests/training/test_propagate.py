@@ -13,6 +13,7 @@ from seeds.making.asking import Seed
 from seeds.making.packs import Pack
 from seeds.propagate import labels_of, walked
 from tests.training.conftest import data_of
+from tests.training.fits import fit
 from training.cli import main
 
 
@@ -185,3 +186,47 @@ def test_the_tags_of_today_decide(cues, boundaries, voc, tmp_path, capsys):
     copied(old, tmp_path / "other", maps_of=other)
     assert propagate(tmp_path / "other", boundaries, tmp_path / "out") == 1
     assert "has no map of class" in capsys.readouterr().err
+
+
+def test_maps_belong_to_class_ids_not_to_an_order(voc, boundaries, tmp_path):
+    """Imported maps, refined and trained on: another order of the classes changes names of classes and nothing else."""
+    photos = data_of(voc).photos("train")
+    names = photos.classes
+    order = [names[i] for i in (3, 1, 4, 0, 2)]
+    generator = np.random.default_rng(2)
+    (tmp_path / "irn").mkdir()
+    (tmp_path / "irn/classes.txt").write_text("".join(f"{name}\n" for name in names))
+    for name, own in zip(photos.ids, photos.labels, strict=True):
+        classes = np.flatnonzero(own)
+        maps = generator.random((len(classes), 8, 8), dtype=np.float32) ** 4
+        np.save(tmp_path / "irn" / f"{name}.npy", {"keys": classes, "cam": maps}, allow_pickle=True)
+    assert (photos.labels.sum(1) > 1).any()  # an image of one class cannot have its maps exchanged
+    content = torch.load(boundaries, weights_only=True)
+    found = {}
+    for key, classes in (("same", list(names)), ("other", order)):
+        content["hyper_parameters"]["classes"] = classes
+        torch.save(content, tmp_path / f"{key}.ckpt")
+        imported, refined = tmp_path / f"{key}-imported", tmp_path / f"{key}-refined"
+        words = ["--format=irn", f"--source={tmp_path / 'irn'}", f"--output={imported}", f"--classes={classes}"]
+        assert main(["seeds", "import", *words, "--grid=8"]) == 0
+        words = ["--steps=8", "--radius=3", "--beta=2", "--fg_threshold=0.6", "--crf=false"]
+        assert propagate(imported, tmp_path / f"{key}.ckpt", refined, *words) == 0
+        assert fit(voc, refined, tmp_path / f"{key}-run", f"--data.classes={classes}") == 0  # sets the seed, too
+        data = data_of(voc, classes=classes, targets="cues", cues=str(refined), cue_stride=4)
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        found[key] = SeedCache(refined), batch
+    back = np.array([0, *(names.index(name) + 1 for name in order)] + [255] * 250, np.uint8)
+    for name in photos.ids:
+        classes, maps = found["same"][0].maps(name)
+        others, other_maps = found["other"][0].maps(name)
+        place = {order[i]: row for row, i in enumerate(others)}
+        np.testing.assert_array_equal(other_maps[[place[names[i]] for i in classes]], maps)
+        top = np.sort(maps / maps.max(axis=(1, 2), keepdims=True), axis=0)[-2:]
+        tie = (top[0] == top[-1]) if len(classes) > 1 else np.zeros(maps.shape[1:], bool)  # the first class wins then
+        same = back[found["other"][0].cues(name)] == found["same"][0].cues(name)
+        assert (same | tie).all()
+        assert tie.mean() < 0.05
+    channels = [0, *(order.index(name) + 1 for name in names)]
+    assert found["other"][1]["id"] == found["same"][1]["id"]
+    assert (found["other"][1]["cues"][:, channels] == found["same"][1]["cues"]).float().mean() > 0.97  # but for ties
