@@ -20,7 +20,7 @@ from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked, CueRule
 from seeds.making.source import Source
 from seeds.probe import find_layer
-from seeds.refine import CRF, refined
+from seeds.refine import crf_settings, refined
 from seeds.saliency import check_saliency
 
 
@@ -135,7 +135,7 @@ class Settings:
 
     def plan(self) -> dict[str, Any]:
         """What the manifest says of these settings."""
-        crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | CRF
+        crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | crf_settings()
         return {
             "method": "gradcam", "layer": ",".join(self.question.layers),
             "saliency_layer": self.question.saliency_layer, "refinement": crf if self.refine == "crf" else None,

@@ -24,7 +24,7 @@ from seeds.making.packs import Pack
 from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked
 from seeds.making.source import Source
-from seeds.refine import CRF, labelled, of_maximum_one
+from seeds.refine import crf_settings, labelled, of_maximum_one
 
 __all__ = ["propagate_seeds"]
 
@@ -109,7 +109,7 @@ def propagate_seeds(
     plan = source.provenance() | {
         "method": "propagate", "backbone": task.hparams["backbone"], "cache": fingerprint(cache),
         "radius": radius, "beta": beta, "steps": steps, "fg_threshold": fg_threshold, "precision": precision,
-        "crf": dict(CRF) if crf else None,
+        "crf": crf_settings() if crf else None,
     }  # fmt: skip
     walk = partial(random_walk, radius=radius, beta=beta, steps=steps)
     ask = partial(walked, start=start, walk=walk, bf16=precision == "bf16")

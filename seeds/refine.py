@@ -6,6 +6,8 @@ a CRF. What the first calls a class is that class; what the second calls backgro
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,12 +22,17 @@ from seeds.crf import dense_crf
 
 PIXELS = 4  # of the picture to a side of a cell; with 8 the labels are as good, and the CRF takes four times as long
 CERTAINTY = 0.7  # irn's: probability that a pixel's label is right before the CRF
-SIDE = 433.0  # of a square as large as VOC's pictures of 500x375, for which irn's numbers are
-CRF = {
-    "certainty": CERTAINTY, "iterations": 10, "bilateral_weight": 10, "bilateral_sxy": 50, "bilateral_srgb": 5,
-    "gaussian_weight": 3, "gaussian_sxy": 3, "pixels_a_cell": PIXELS,
+SIDE = 433.0  # of a square image with as many pixels as VOC's of 500x375, for which irn's numbers are
+CRF: Mapping[str, Any] = {
+    "iterations": 10, "bilateral_weight": 10.0, "bilateral_sxy": 50.0, "bilateral_srgb": 5.0, "gaussian_weight": 3.0,
+    "gaussian_sxy": 3.0,
 }  # fmt: skip
-"""What a manifest says of the refinement: irn's numbers, as below."""
+"""Arguments of the dense CRF: irn's numbers, for an image of `SIDE` pixels a side; see `sharpened`."""
+
+
+def crf_settings() -> dict[str, Any]:
+    """Return all numbers of the refinement, as a cache's manifest records them."""
+    return {"certainty": CERTAINTY, "pixels_a_cell": PIXELS, "side": SIDE, **CRF}
 
 
 def refined(
@@ -92,9 +99,7 @@ def sharpened(share: Tensor, picture: Tensor, threshold: float) -> NDArray[np.in
     winner = torch.cat([background, share], dim=1).argmax(dim=1, keepdim=True)  # (1, 1, H, W)
     others = math.log((1 - CERTAINTY) / share.shape[1])
     logits = torch.full((1, share.shape[1] + 1, *share.shape[2:]), others).scatter_(1, winner, math.log(CERTAINTY))
-    found = dense_crf(
-        picture, logits, iterations=10, bilateral_weight=10.0, bilateral_sxy=50.0 * math.sqrt(winner.numel()) / SIDE,
-        bilateral_srgb=5.0, gaussian_weight=3.0, gaussian_sxy=3.0,
-    )  # fmt: skip
+    own_sxy = CRF["bilateral_sxy"] * math.sqrt(winner.numel()) / SIDE  # in proportion to the image
+    found = dense_crf(picture, logits, **{**CRF, "bilateral_sxy": own_sxy})
     places: NDArray[np.int64] = found[0].argmax(dim=0).numpy()
     return places

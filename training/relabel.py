@@ -13,6 +13,7 @@ from datamodules.cache import NO_CUE, SHARD_SIZE, SeedCache, as_stored
 from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
+from datamodules.source_code import ALL_PACKAGES, source_revision
 from datamodules.transforms import resize_nearest
 from seeds.checkpoint import load_task
 from seeds.crf import dense_crf
@@ -102,7 +103,7 @@ def relabel(
     plan = source.provenance() | {
         "method": "relabel", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
         "flip": flip, "precision": precision, "crf": dict(TEST_CRF) if crf else None, "certain": certain,
-        "agree": None if agree is None else fingerprint(agree),
+        "agree": None if agree is None else fingerprint(agree), "source": source_revision(ALL_PACKAGES),
     }  # fmt: skip
     rule, without = partial(labels_of, crf=crf, certain=certain), {}
     if others is not None:

@@ -120,6 +120,12 @@ class Making:
         there = read_signed(self.path / file, version=VERSION, kind=kind)
         wanted = comparable(json.loads(json.dumps(self.plan)))
         for key, found, asked in differences(comparable(there), wanted):
+            package = key.removeprefix("source.")
+            if package != key:
+                raise InputError(
+                    f"{self.path} {what} another revision of the code in {package}/; ask for it to be overwritten, or "
+                    "choose another output"
+                )
             raise InputError(
                 f"{self.path} {what} {key} {found!r}, not {asked!r}; give that, ask for it to be overwritten, or "
                 "choose another output"

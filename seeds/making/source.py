@@ -10,6 +10,7 @@ from datamodules.cache import SeedCache
 from datamodules.datamodule import TagDataModule, covered
 from datamodules.files import file_sha256
 from datamodules.photos import PhotoSet, check_labels
+from datamodules.source_code import SEED_PACKAGES, source_revision
 from seeds.checkpoint import read_checkpoint
 from seeds.data import data_settings
 from seeds.provenance import ids_sha256, provenance
@@ -65,4 +66,5 @@ class Source:
             "classes": list(photos.classes), "data": data_settings(hp, photos.classes),
             "label_source": hp["labels"], "labels_sha256": hashlib.sha256(photos.labels.tobytes()).hexdigest(),
             "split": hp["train_split"], "images_sha256": ids_sha256(photos.ids), **provenance(),
+            "source": source_revision(SEED_PACKAGES),
         }  # fmt: skip

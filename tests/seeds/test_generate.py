@@ -12,12 +12,14 @@ from datamodules.cache import SeedCache
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.images import normalize, read_image
+from datamodules.source_code import SEED_PACKAGES, source_revision
 from datamodules.transforms import Transform
 from seeds.checkpoint import load_task
 from seeds.classifier import ClassifierTask
 from seeds.cues import label_map
 from seeds.generate import generate_seeds, thresholded
 from seeds.gradcam import GradCAM
+from seeds.making import source
 from seeds.making.asking import Question, seeds_of
 from seeds.making.frames import Framing
 from seeds.making.packs import Batches, PackLoader
@@ -258,3 +260,15 @@ def test_an_existing_folder_is_kept(checkpoint, tmp_path):
     assert SeedCache(tmp_path / "cache").manifest["fg_threshold"] == 0.2
     generate_seeds(checkpoint, tmp_path / "cache", fg_threshold=0.5, overwrite=True)
     assert SeedCache(tmp_path / "cache").manifest["fg_threshold"] == 0.5
+
+
+def test_a_cache_of_other_code_is_not_taken_for_one_of_this(voc, checkpoint, tmp_path, monkeypatch):
+    generate_seeds(checkpoint, tmp_path / "cache")
+    before = (tmp_path / "cache/manifest.json").read_bytes()
+    assert SeedCache(tmp_path / "cache").manifest["source"] == source_revision(SEED_PACKAGES)
+    monkeypatch.setattr(source, "source_revision", lambda packages: dict.fromkeys(packages, "another"))
+    with pytest.raises(InputError, match="made with another revision of the code in datamodules/"):
+        generate_seeds(checkpoint, tmp_path / "cache")
+    assert (tmp_path / "cache/manifest.json").read_bytes() == before
+    generate_seeds(checkpoint, tmp_path / "cache", overwrite=True)
+    assert SeedCache(tmp_path / "cache").manifest["source"] == dict.fromkeys(SEED_PACKAGES, "another")

@@ -5,7 +5,7 @@ import torch
 from datamodules.cache import SeedCache
 from seeds import refine
 from seeds.generate import generate_seeds
-from seeds.refine import PIXELS, labelled, refined
+from seeds.refine import PIXELS, crf_settings, labelled, refined
 
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
 
@@ -104,3 +104,24 @@ def test_in_the_generator(checkpoint, tmp_path):
             np.testing.assert_array_equal(one, other)
         assert set(np.unique(crf.cues(name))) <= {0, 255, *(crf.maps(name)[0] + 1)}
     assert any((plain.cues(name) != crf.cues(name)).any() for name in plain.ids)
+
+
+def test_the_manifest_holds_the_numbers_of_the_call(monkeypatch):
+    """What is recorded is what the CRF is called with: one table of numbers for both."""
+    calls = []
+
+    def crf(image, logits, **numbers):
+        calls.append(numbers)
+        return logits
+
+    monkeypatch.setattr(refine, "dense_crf", crf)
+    maps = np.zeros((1, 8, 16), np.float32)
+    maps[0, :4] = 1
+    labelled(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25)
+    recorded = crf_settings()
+    expected = {key: value for key, value in recorded.items() if key not in ("certainty", "pixels_a_cell", "side")}
+    expected["bilateral_sxy"] *= (32 * 64) ** 0.5 / recorded["side"]
+    assert calls == [pytest.approx(expected)]
+    monkeypatch.setattr(refine, "CRF", {**refine.CRF, "iterations": 3})
+    labelled(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25)
+    assert (crf_settings()["iterations"], calls[-1]["iterations"]) == (3, 3)

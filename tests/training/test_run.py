@@ -1,6 +1,8 @@
 """`tag2mask run`: what runs, what is kept, how it goes on, what it says of mistakes."""
 
 import csv
+import importlib
+import inspect
 import io
 import json
 import os
@@ -11,14 +13,18 @@ import sys
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 import yaml
 
 import training.recipes.run
+from datamodules.datamodule import TagDataModule
 from datamodules.locking import FileLock
+from datamodules.source_code import ALL_PACKAGES
 from training.cli import FUNCTIONS, LIGHTNING, dispatch, main
+from training.recipes import stages
 from training.recipes.recipe import read_recipe
 from training.recipes.stage_process import Ended
 
@@ -125,11 +131,53 @@ def test_nothing_changed_nothing_runs(copied, ran):
     assert {(stage["state"], stage["seconds"]) for stage in summary["stages"]} == {("kept", 1.5)}
 
 
-def test_another_version_of_the_program_runs_all_anew(copied, ran, monkeypatch, capsys):
-    monkeypatch.setattr("training.recipes.stages._version", lambda: "0.0.0")
+def test_other_code_runs_again_what_it_makes(copied, ran, monkeypatch, capsys):
+    """A changed file of `datamodules` runs all anew; one of `training` all but the data, which know nothing of it."""
+    before = stages.source_revision(ALL_PACKAGES)
+
+    def changed(package):
+        def revision(packages):
+            return {name: before[name] + (" changed" if name == package else "") for name in packages}
+
+        monkeypatch.setattr(stages, "source_revision", revision)
+
+    changed("datamodules")
     assert main(["run", f"--config={copied}"]) == 0
     assert names(ran) == ALL
-    assert "0.0.0" in capsys.readouterr().out
+    assert "the code in datamodules/ has changed" in capsys.readouterr().out
+    before["datamodules"] += " changed"
+    changed("training")
+    assert main(["run", f"--config={copied}"]) == 0
+    assert names(ran) == ALL[1:]
+    assert "the code in training/ has changed" in capsys.readouterr().out
+
+
+def test_only_options_that_are_paths_count_as_files(copied, ran, monkeypatch):
+    """A folder that happens to be called like a split, a command or a setting is no data of a stage."""
+    monkeypatch.chdir(copied.parent)
+    for name in ("train", "val", "cpu", "resnet18", "imagesets", "adamw"):
+        (copied.parent / name).mkdir()
+        (copied.parent / name / "notes.txt").write_text("nothing of the recipe's")
+    assert main(["run", f"--config={copied}"]) == 0
+    assert names(ran) == []
+
+
+def test_every_option_that_is_a_path_is_known_as_one():
+    """The table of options agrees with the types in the commands' signatures."""
+    found = set()
+    for target, _ in FUNCTIONS.values():
+        module, name = target.split(":")
+        hints = get_type_hints(getattr(importlib.import_module(module), name))
+        found |= {
+            key for key, hint in hints.items() if Path in (hint, *get_args(hint)) or "Path" in str(get_args(hint))
+        }
+    assert found - {"output", "return"} <= stages.PATH_OPTIONS
+    assert {"root", "cues", "cues_made_by"} <= inspect.signature(TagDataModule).parameters.keys() & stages.PATH_OPTIONS
+    assert stages.is_path("model.init_args.weights", "data/x.pth")
+    assert not stages.is_path("model.init_args.weights", "imagenet")
+    assert stages.is_path("data.labels", "lists/cls_labels.npy")
+    assert not stages.is_path("data.labels", "imagesets")
+    assert stages.is_path("caches[1]", "runs/walk")
 
 
 def test_a_changed_option_runs_what_depends_on_it(copied, ran, capsys):

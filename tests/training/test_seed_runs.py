@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_weights(voc, cues, tmp_path):
     assert not any(torch.equal(one[name], other[name]) for name in learned)
 
 
-def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys):
+def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatch):
     """The second training fails midway; the same command again leaves the first alone, goes on with the second."""
     folder, words = tmp_path / "runs", ["--seeds=0,1", TWO]
     processes.fails = {2: dies_in_the_second_epoch}
@@ -96,6 +96,9 @@ def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys):
     assert fit(voc, cues, folder, *words) == 0
     assert fit(voc, cues, folder, *words, "--model.lr=0.5") == 1
     assert "seed-0 holds a finished run with model.init_args.lr 0.001, not 0.5" in capsys.readouterr().err
+    monkeypatch.setattr(seed_runs, "source_revision", lambda packages: dict.fromkeys(packages, "another"))
+    assert fit(voc, cues, folder, *words) == 1
+    assert "seed-0 holds a finished run of another revision of the code" in capsys.readouterr().err
     assert len(processes.started) == 3
 
 

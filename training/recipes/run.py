@@ -27,7 +27,7 @@ RESULT = ("metrics.json", "metrics.csv", "index.html")  # of the last stage: the
 ABOUT = """Run a whole recipe: a YAML with the folder of its results ('output'), and 'stages', each with one of this
 program's commands ('command'), a YAML of it ('config') and options over that ('options'). What a stage makes is in
 OUTPUT/STAGE; options refer to it as {STAGE}. A stage is kept as long as its options, the stages and files it refers to
-and the program's version stay the same, and a recipe that was stopped goes on where it was. What the recipe lists under
+and the program's own code stay the same. A recipe that was stopped goes on where it was. What the recipe lists under
 'settings' are options here, too."""
 
 
@@ -155,27 +155,26 @@ class Runner:
         kept = record is not None
         if record is None:
             self.console.print(f"[{stage.name}] {stage.command}: {why(place.record(), made_of)}", style="bold")
-            record = self._run(stage, place, key)
+            record = self._run(stage, place, made_of)
         else:
             self.console.print(f"[{stage.name}] {stage.command}: kept", style="bold")
         shown = {name: value for name, value in record.items() if name not in ("made_of", "files")}
         return {"name": stage.name, "command": stage.command, "state": "kept" if kept else "done", **shown}
 
-    def _run(self, stage: Stage, place: StagePlace, key: str) -> dict[str, Any]:
+    def _run(self, stage: Stage, place: StagePlace, made_of: dict[str, Any]) -> dict[str, Any]:
         """Run a stage and write its record.
 
         Raises:
             StageError: it failed; what it left stays, to go on with.
         """
-        way_on = place.way_on(stage) if place.begin(key) else None
+        way_on = place.way_on(stage) if place.begin(key_of(made_of)) else None
         if way_on is None:
             place.clear()
         ended = run_process(self._words(stage, place.yaml) + (way_on or []))
         if ended.status:
             raise StageError(stage, ended)
-        made_of = self.inputs.made_of(
-            stage, self.keys
-        )  # with what was fetched by the stage itself, and not there before
+        # with what was fetched by the stage itself, and not there before; its code is that of its start
+        made_of = self.inputs.made_of(stage, self.keys) | {"source": made_of["source"]}
         self.keys[stage.name] = key_of(made_of)
         record = {
             "key": self.keys[stage.name],

@@ -53,8 +53,9 @@ def why(record: Mapping[str, Any] | None, made_of: Mapping[str, Any]) -> str:
         for name in made_of[kind]:
             if made_of[kind][name] != was[kind].get(name):
                 return what.format(name)
-    if was["version"] != made_of["version"]:
-        return f"version {made_of['version']}, was {was['version']}"
+    for package, revision in made_of["source"].items():
+        if was.get("source", {}).get(package) != revision:
+            return f"the code in {package}/ has changed"
     return "files are missing, or not as it left them"
 
 

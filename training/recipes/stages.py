@@ -18,7 +18,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,16 @@ from datamodules.cache.making import PLAN
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.fingerprints import fingerprint, sizes
+from datamodules.source_code import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.recipes.recipe import STAGES, Stage, leaves, references
 
-__all__ = ["Inputs", "StagePlace", "key_of"]
+__all__ = ["PATH_OPTIONS", "Inputs", "StagePlace", "is_path", "key_of"]
+
+PATH_OPTIONS = frozenset({
+    "agree", "cache", "caches", "checkpoint", "ckpt_path", "cues", "cues_made_by", "ids", "images", "input_list",
+    "photos", "predictions", "results", "root", "source", "weights",
+})  # fmt: skip
+"""Options of the commands whose values are files or folders; of ``labels`` a ``.npy`` file alone is one."""
 
 
 class Inputs:
@@ -47,8 +53,8 @@ class Inputs:
     def made_of(self, stage: Stage, keys: Mapping[str, str]) -> dict[str, Any]:
         """All that a stage's result depends on.
 
-        These are the command, its options, this program's version, the keys of the stages it refers to, and of every
-        option that names a file or a folder what that holds; see `datamodules.fingerprints.fingerprint`.
+        These are the command, its options, the source of the packages that run it, the keys of the stages it refers
+        to, and the content of the files and folders that its options name; see `datamodules.fingerprints.fingerprint`.
 
         Args:
             stage: the stage.
@@ -58,14 +64,14 @@ class Inputs:
             Plain JSON values.
         """
         files: dict[str, str | None] = {}
-        for _, value in leaves(stage.options):
-            if isinstance(value, str) and value:
+        for name, value in leaves(stage.options):
+            if isinstance(value, str) and is_path(name, value):
                 inside = set(references(value)) & set(stage.needs)
                 content = self._inside(value, stage) if inside else self._outside(value)
                 files |= {value: content} if inside or content else {}
         found = {
             "command": stage.command,
-            "version": _version(),
+            "source": _source(stage.command),
             "options": dict(leaves(stage.options)),
             "stages": {name: keys[name] for name in stage.needs},
             "files": files,
@@ -234,8 +240,20 @@ def _fingerprint(path: Path, leave_out: Path | None) -> str | None:
         raise InputError(f"{error.filename or path} cannot be read: {error.strerror}") from error
 
 
-def _version() -> str:
-    try:
-        return version("tag2mask")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "not installed"
+def is_path(option: str, value: str) -> bool:
+    """Whether an option's value names a file or folder of its own.
+
+    Args:
+        option: its name in nested options, such as ``data.root`` or ``caches[0]``.
+        value: its value.
+    """
+    name = option.rpartition(".")[2].partition("[")[0]
+    if name == "labels":  # the file of labels; else the name of a source inside the root
+        return value.endswith(".npy")
+    return name in PATH_OPTIONS and bool(value) and not (name == "weights" and value in ("none", "imagenet"))
+
+
+def _source(command: str) -> dict[str, str]:
+    """The revision of the packages that run a command; `seeds show` draws by what ``training`` holds."""
+    of_seeds = command.startswith("seeds ") and command != "seeds show"
+    return source_revision(("datamodules",) if command == "synthesize" else SEED_PACKAGES if of_seeds else ALL_PACKAGES)

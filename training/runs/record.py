@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 from datamodules.cache.format import MANIFEST
 from datamodules.files import file_sha256, write_whole
 from datamodules.sampling import run_seed
+from datamodules.source_code import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
 
 __all__ = ["RunRecord", "provenance_lines", "read_provenance", "read_record"]
@@ -28,8 +29,8 @@ class RunRecord(pl.Callback):
 
     ``goes`` is a list: one entry for each time the run was started whose work is in the weights, with the step it
     began from, the whole configuration, seed, command, day, git revision (from a checkout), packages, torch's threads
-    and device, and checksums of the pictures' list, their labels, the seed cache and the file of initial weights.
-    ``figures`` are those of the last validation. ``finished``, in the folder alone, tells that training reached its
+    and device, and checksums of the project's code, the pictures' list, their labels, the seed cache and the file of
+    initial weights. ``figures`` are those of the last validation. ``finished``, in the folder alone, tells that training reached its
     end.
 
     Args:
@@ -93,6 +94,7 @@ def this_go(trainer: pl.Trainer, task: pl.LightningModule) -> dict[str, Any]:
     device = trainer.strategy.root_device
     weights = Path(str(task.hparams.get("weights")))
     found = provenance(*PACKAGES) | {
+        "source": source_revision(ALL_PACKAGES),
         "from_step": trainer.global_step,
         "seed": run_seed(),
         "torch": {

@@ -16,6 +16,7 @@ from rich.text import Text
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.settings import differences
+from datamodules.source_code import ALL_PACKAGES, source_revision
 from training.recipes.stage_process import same_modules
 from training.runs.record import read_record
 from training.scoring.tables import average, deviation
@@ -80,12 +81,17 @@ def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
         wanted: the configuration it must have been of.
 
     Raises:
-        InputError: it was of another; names the first setting that differs.
+        InputError: it was of another, or of other code; names the first setting that differs.
     """
     record = read_record(folder)
     if not record.get("finished") or not record["goes"]:
         return False
-    configs = (record["goes"][-1]["config"], wanted)
+    last = record["goes"][-1]
+    if last.get("source") != source_revision(ALL_PACKAGES):
+        raise InputError(
+            f"{folder} holds a finished run of another revision of the code; remove it, or choose another output"
+        )
+    configs = (last["config"], wanted)
     settings = ({key: value for key, value in each.items() if key not in FREE} for each in configs)
     for key, found, asked in differences(*settings):
         raise InputError(

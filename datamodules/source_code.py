@@ -1,0 +1,34 @@
+"""The revision of this project's own code, by which a result made by other code is recognised."""
+
+import hashlib
+from pathlib import Path
+
+__all__ = ["ALL_PACKAGES", "SEED_PACKAGES", "source_revision"]
+
+SEED_PACKAGES = ("datamodules", "seeds")
+"""The packages whose code makes seeds."""
+
+ALL_PACKAGES = (*SEED_PACKAGES, "training")
+
+_ROOT = Path(__file__).resolve().parents[1]
+_SUFFIXES = (".py", ".css", ".js", ".html")
+
+
+def source_revision(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the SHA-256 of each package's source: names and bytes of its Python files and page templates.
+
+    Args:
+        packages: folders at the top level of the project.
+
+    Returns:
+        Hexadecimal digits by package.
+    """
+    found = {}
+    for package in packages:
+        total = hashlib.sha256()
+        for path in sorted((_ROOT / package).rglob("*")):
+            if path.suffix in _SUFFIXES:
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                total.update(f"{path.relative_to(_ROOT).as_posix()} {content}\n".encode())
+        found[package] = total.hexdigest()
+    return found
