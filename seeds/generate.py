@@ -19,6 +19,7 @@ from seeds.making.packs import Pack
 from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked, CueRule
 from seeds.making.source import Source
+from seeds.precision import Precision
 from seeds.probe import find_layer
 from seeds.refine import crf_settings, refined
 from seeds.saliency import check_saliency
@@ -49,7 +50,7 @@ def generate_seeds(
     devices: int | Literal["auto"] = "auto",
     num_nodes: int = 1,
     threads: int = 1,
-    precision: Literal["32", "bf16"] = "32",
+    precision: Precision = "auto",
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -89,7 +90,8 @@ def generate_seeds(
         num_nodes: how many machines, where SLURM starts the processes.
         threads: torch's in each process; their number changes the last bits of the result, that of processes does
             not, and more processes are faster than more threads.
-        precision: what it computes in: 32 (float32), or bf16, several times as fast where the processor has it.
+        precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
+            processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
         strict: stop at the first picture that cannot be read; else such pictures are left out, which the manifest
             and the terminal tell.
         overwrite: replace a cache that is already there, or one half made with other settings.
@@ -98,12 +100,12 @@ def generate_seeds(
         InputError: a checkpoint, folder, layer or number that is not usable; another process that makes the same
             cache; a classifier whose maps are not finite; a disk that is full. Finished shards stay then.
     """
-    run = Run(shard_size, threads, accelerator, devices, num_nodes, strict=strict, overwrite=overwrite)
+    run = Run(shard_size, threads, accelerator, devices, num_nodes, precision, strict=strict, overwrite=overwrite)
     task = load_task(checkpoint, ClassifierTask)
     given = {"root": root, "train_split": split, "size": size, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, ClassifierTask.task_name, task.classes, **given)
     layers = tuple(name.strip() for name in (layer or task.model.default_layer).split(","))
-    question = Question(layers, saliency_layer or task.model.saliency_layer, flip, precision == "bf16")
+    question = Question(layers, saliency_layer or task.model.saliency_layer, flip)
     framing = Framing(source.data.hparams["size"], tuple(scales), cue_stride, keep_aspect)
     settings = Settings(question, fg_threshold, bg_fraction, refine, conf_fg, conf_bg)
     settings.check(task.model)
@@ -139,8 +141,7 @@ class Settings:
         return {
             "method": "gradcam", "layer": ",".join(self.question.layers),
             "saliency_layer": self.question.saliency_layer, "refinement": crf if self.refine == "crf" else None,
-            "flip": self.question.flip, "precision": "bf16" if self.question.bf16 else "32",
-            "fg_threshold": self.fg_threshold, "bg_fraction": self.bg_fraction,
+            "flip": self.question.flip, "fg_threshold": self.fg_threshold, "bg_fraction": self.bg_fraction,
         }  # fmt: skip
 
     def ask(self, network: Classifier, pack: Pack) -> list[Seed]:

@@ -24,6 +24,7 @@ from seeds.making.packs import Pack
 from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked
 from seeds.making.source import Source
+from seeds.precision import Precision
 from seeds.refine import crf_settings, labelled, of_maximum_one
 
 __all__ = ["propagate_seeds"]
@@ -54,7 +55,7 @@ def propagate_seeds(
     devices: int | Literal["auto"] = "auto",
     num_nodes: int = 1,
     threads: int = 1,
-    precision: Literal["32", "bf16"] = "32",
+    precision: Precision = "auto",
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -88,7 +89,8 @@ def propagate_seeds(
         devices: how many processes on each machine.
         num_nodes: how many machines, where SLURM starts the processes.
         threads: torch's in each process; their number changes the last bits of the result.
-        precision: what the network computes in: 32 (float32), or bf16.
+        precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
+            processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
         strict: stop at the first picture that cannot be read; else such pictures are left out and told.
         overwrite: replace a cache that is already there, or one half made with other settings.
 
@@ -100,7 +102,7 @@ def propagate_seeds(
         raise InputError(f"radius {radius}, steps {steps} or beta {beta} is too small for a walk")
     if not 0 < fg_threshold < 1:
         raise InputError(f"fg_threshold {fg_threshold} is not between 0 and 1")
-    run = Run(shard_size, threads, accelerator, devices, num_nodes, strict=strict, overwrite=overwrite)
+    run = Run(shard_size, threads, accelerator, devices, num_nodes, precision, strict=strict, overwrite=overwrite)
     task = load_task(checkpoint, AffinityTask)
     given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, task.task_name, task.classes, **given)
@@ -108,16 +110,16 @@ def propagate_seeds(
     framing = Framing(source.data.hparams["eval_size"] if size is None else size, (1.0,), cue_stride, keep_aspect)
     plan = source.provenance() | {
         "method": "propagate", "backbone": task.hparams["backbone"], "cache": fingerprint(cache),
-        "radius": radius, "beta": beta, "steps": steps, "fg_threshold": fg_threshold, "precision": precision,
+        "radius": radius, "beta": beta, "steps": steps, "fg_threshold": fg_threshold,
         "crf": crf_settings() if crf else None,
     }  # fmt: skip
     walk = partial(random_walk, radius=radius, beta=beta, steps=steps)
-    ask = partial(walked, start=start, walk=walk, bf16=precision == "bf16")
+    ask = partial(walked, start=start, walk=walk)
     rule = partial(labels_of, fg_threshold=fg_threshold, crf=crf)
     make_cache(output, plan, source, Asked(task, ask), rule, framing, run, without=source.left_out_of(start))
 
 
-def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk, bf16: bool) -> list[Seed]:
+def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk) -> list[Seed]:
     """The maps of a batch's pictures after their walk.
 
     Args:
@@ -125,7 +127,6 @@ def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk, bf16
         pack: the pictures, on the network's device.
         start: the maps that set out.
         walk: takes maps (k, h, w) and a boundary (h, w), and gives such maps.
-        bf16: whether the network computes in bfloat16 (autocast).
 
     Raises:
         InputError: boundaries that are not finite, or a picture without the map of a class that it is tagged with.
@@ -133,8 +134,7 @@ def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk, bf16
     if not pack.images:
         return []
     images = pack.images[0]
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        boundary = (network(normalize(images)) + network(normalize(images).flip(-1)).flip(-1)) / 2
+    boundary = (network(normalize(images)) + network(normalize(images).flip(-1)).flip(-1)) / 2
     boundary = functional.interpolate(boundary[:, None].float(), pack.grid, mode="bilinear")[:, 0]
     if not boundary.isfinite().all():
         raise InputError(f"the network's boundaries of picture {pack.names[0]} or its neighbours are not finite")

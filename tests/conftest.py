@@ -1,6 +1,7 @@
 """What every test may lean on."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start, too: bits are compared
@@ -21,3 +22,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real pictures are not here ({folder}); set TAG2MASK_DATA to their folder")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def float32_where_precision_is_auto() -> Iterator[None]:
+    """Tests compute the same on every processor; those of the choice itself take the function from `seeds`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seeds.precision.computes_bfloat16", lambda _accelerator: False)
+        yield

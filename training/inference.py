@@ -17,6 +17,7 @@ from datamodules.photos import PhotoSet
 from seeds.checkpoint import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from seeds.data import data_settings
+from seeds.precision import Chosen, Precision, resolve_precision
 from training.grids import label_map, resize
 from training.runs.record import read_provenance
 from training.task import CrfSettings, SegmentationTask
@@ -38,12 +39,14 @@ class Trained:
         task: the task in eval mode, on ``device``.
         data: settings of the data module it was trained with.
         device: a GPU where there is one.
+        precision: what the network computes in: ``32-true`` or ``bf16-mixed``.
         provenance: what it says of its making, see `training.runs.record.RunRecord`; None where it says nothing.
     """
 
     task: SegmentationTask
     data: dict[str, Any]
     device: torch.device
+    precision: Chosen
     provenance: dict[str, Any] | None
 
     @property
@@ -59,7 +62,8 @@ class Trained:
     @torch.inference_mode()
     def scores(self, images: Tensor, views: Views = PLAIN) -> Tensor:
         """Class scores float32 (B, C+1, h, w), on the network's grid, of normalised pictures (B, 3, S, S)."""
-        return view_scores(self.task, images.to(self.device), views, multiple=self.task.network.multiple)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            return view_scores(self.task, images.to(self.device), views, multiple=self.task.network.multiple)
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,12 @@ class Predicted:
     truth: Tensor | None
 
 
-def load_trained(checkpoint: Path) -> Trained:
+def load_trained(checkpoint: Path, precision: Precision = "32-true") -> Trained:
     """Read a segmentation checkpoint; nothing that it may carry is run.
+
+    Args:
+        checkpoint: of ``tag2mask fit`` with a segmentation task.
+        precision: what the network is to compute in; see `seeds.precision`.
 
     Raises:
         InputError: as `seeds.checkpoint.load_task`; or it was not trained with this project's data module.
@@ -93,7 +101,7 @@ def load_trained(checkpoint: Path) -> Trained:
     if not isinstance(data, dict) or "size" not in data:
         raise InputError(f"{checkpoint} says nothing of the data it was trained on, such as the size of pictures")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Trained(task.to(device), data, device, read_provenance(content))
+    return Trained(task.to(device), data, device, resolve_precision(precision), read_provenance(content))
 
 
 def data_module(trained: Trained, **given: Any) -> TagDataModule:

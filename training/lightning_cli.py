@@ -5,16 +5,41 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+from lightning_fabric.connector import _PRECISION_INPUT  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from seeds.checkpoint import read_checkpoint
 from seeds.making.started import as_started, check_started, one_process
+from seeds.precision import Precision, resolve_precision
 from training.parsers import OneSentenceParser
 from training.runs.run_folder import CheckpointFiles, Wandb, progress_bar, run_callbacks, run_loggers
 from training.runs.seed_runs import fit_seeds, seed_list
+
+
+class AutoPrecisionTrainer(pl.Trainer):
+    """Lightning's Trainer, whose precision is by default the one that suits the processor.
+
+    Args:
+        accelerator: Lightning's.
+        precision: Lightning's, or ``auto``: bf16-mixed where the processor computes bfloat16 natively, else 32-true;
+            see `seeds.precision`.
+        **kwargs: as of Lightning's Trainer.
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: str | Accelerator = "auto",
+        precision: Precision | _PRECISION_INPUT = "auto",
+        **kwargs: Any,
+    ) -> None:
+        if precision == "auto":
+            precision = resolve_precision("auto", str(accelerator))
+        super().__init__(accelerator=accelerator, precision=precision, **kwargs)
 
 
 class TagToMaskCLI(LightningCLI):
@@ -150,7 +175,7 @@ def check_trainer(trainer: pl.Trainer, *, sync_batchnorm: bool) -> None:
     if str(trainer.precision) in ("16-true", "bf16-true"):
         raise InputError(
             f"precision {trainer.precision} would round weights and pictures to 16 bits, and the CRF would see wrong "
-            "colours: choose bf16-mixed, or 16-mixed on GPUs"
+            "colours: choose bf16-mixed, auto, or 16-mixed on GPUs"
         )
 
 
@@ -167,6 +192,7 @@ def run_lightning(words: list[str]) -> None:
         TagToMaskCLI(
             model_class=pl.LightningModule,
             datamodule_class=TagDataModule,
+            trainer_class=AutoPrecisionTrainer,
             subclass_mode_model=True,
             parser_class=OneSentenceParser,
             seed_everything_default=0,

@@ -12,6 +12,7 @@ from datamodules.files import write_whole
 from datamodules.images import IMAGE_SUFFIXES, read_image
 from datamodules.masks import write_mask
 from datamodules.photos import PhotoSet, file_photos
+from seeds.precision import Precision
 from training.exported import is_exported, load_exported
 from training.grids import label_map
 from training.inference import crf_label_map, load_trained
@@ -30,6 +31,7 @@ def predict(
     *,
     crf: bool = True,
     overlay: bool = False,
+    precision: Precision = "auto",
     num_workers: int = 2,
 ) -> list[Path]:
     """Write the mask of each photo: a palette PNG of the photo's own size (upright), named like the photo.
@@ -43,6 +45,9 @@ def predict(
         output: folder for the masks; made if need be.
         crf: smooth predictions with the dense CRF.
         overlay: write ``<name>_overlay.jpg`` too, the mask in colour over the photo.
+        precision: what the network of a checkpoint computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed
+            where the processor computes bfloat16 natively, else 32-true (see `seeds.precision`). An exported network
+            computes in float32.
         num_workers: processes that read photos.
 
     Returns:
@@ -51,7 +56,7 @@ def predict(
     Raises:
         InputError: there is no photo, one is not readable, two have the same name, or a mask would replace a photo.
     """
-    trained = load_exported(checkpoint) if is_exported(checkpoint) else load_trained(checkpoint)
+    trained = load_exported(checkpoint) if is_exported(checkpoint) else load_trained(checkpoint, precision)
     photos = file_photos(list(photo_files([images] if isinstance(images, Path) else images)), trained.classes)
     targets = [output / f"{name}.png" for name in photos.ids]
     _check(photos, targets)

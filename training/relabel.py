@@ -23,6 +23,7 @@ from seeds.making.packs import Pack
 from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked, CueRule
 from seeds.making.source import Source
+from seeds.precision import Precision
 from training.grids import resize
 from training.inference import PROBABILITY_FLOOR, TEST_CRF
 from training.task import SegmentationTask
@@ -51,7 +52,7 @@ def relabel(
     devices: int | Literal["auto"] = "auto",
     num_nodes: int = 1,
     threads: int = 1,
-    precision: Literal["32", "bf16"] = "32",
+    precision: Precision = "auto",
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -83,7 +84,8 @@ def relabel(
         devices: how many processes on each machine.
         num_nodes: how many machines, where SLURM starts the processes.
         threads: torch's in each process; their number changes the last bits of the result.
-        precision: what it computes in: 32 (float32), or bf16.
+        precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
+            processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
         strict: stop at the first picture that cannot be read; else such pictures are left out and told.
         overwrite: replace a cache that is already there, or one half made with other settings.
 
@@ -93,7 +95,7 @@ def relabel(
     """
     if not 0 <= certain < 1:
         raise InputError(f"certain {certain} is outside 0..1")
-    run = Run(shard_size, threads, accelerator, devices, num_nodes, strict=strict, overwrite=overwrite)
+    run = Run(shard_size, threads, accelerator, devices, num_nodes, precision, strict=strict, overwrite=overwrite)
     task = load_task(checkpoint, SegmentationTask)
     given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, task.task_name, task.classes, **given)
@@ -102,24 +104,23 @@ def relabel(
     framing = Framing(size, tuple(scales), cue_stride, keep_aspect)
     plan = source.provenance() | {
         "method": "relabel", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
-        "flip": flip, "precision": precision, "crf": dict(TEST_CRF) if crf else None, "certain": certain,
+        "flip": flip, "crf": dict(TEST_CRF) if crf else None, "certain": certain,
         "agree": None if agree is None else fingerprint(agree), "source": source_revision(ALL_PACKAGES),
     }  # fmt: skip
     rule, without = partial(labels_of, crf=crf, certain=certain), {}
     if others is not None:
         rule, without = partial(agreed, rule=rule, others=others), source.left_out_of(others)
-    ask = partial(predicted, flip=flip, bf16=precision == "bf16")
+    ask = partial(predicted, flip=flip)
     make_cache(output, plan, source, Asked(task, ask), rule, framing, run, without=without)
 
 
-def predicted(network: torch.nn.Module, pack: Pack, *, flip: bool, bf16: bool) -> list[Seed]:
+def predicted(network: torch.nn.Module, pack: Pack, *, flip: bool) -> list[Seed]:
     """Probabilities of each picture's own classes, on the cues' grid, averaged over views.
 
     Args:
         network: scores (B, C+1, h, w) of normalised pictures (B, 3, H, W).
         pack: the pictures, on the network's device.
         flip: average over mirrored pictures, too.
-        bf16: whether the network computes in bfloat16 (autocast).
 
     Raises:
         InputError: probabilities that are not finite, or a size that the network does not take.
@@ -128,13 +129,12 @@ def predicted(network: torch.nn.Module, pack: Pack, *, flip: bool, bf16: bool) -
         return []
     absent = torch.nn.functional.pad(pack.labels == 0, (1, 0), value=False)[:, :, None, None]  # (B, C+1, 1, 1)
     found: list[Tensor] = []
-    with torch.autocast(pack.labels.device.type, torch.bfloat16, enabled=bf16):
-        for images in pack.images:
-            for mirrored in (False, True) if flip else (False,):
-                view = normalize(images)
-                scores = network(view.flip(-1) if mirrored else view).float()
-                probs = scores.masked_fill(absent, -torch.inf).softmax(dim=1)
-                found.append(resize(probs.flip(-1) if mirrored else probs, pack.grid))
+    for images in pack.images:
+        for mirrored in (False, True) if flip else (False,):
+            view = normalize(images)
+            scores = network(view.flip(-1) if mirrored else view).float()
+            probs = scores.masked_fill(absent, -torch.inf).softmax(dim=1)
+            found.append(resize(probs.flip(-1) if mirrored else probs, pack.grid))
     mean = torch.stack(found).mean(dim=0).cpu().numpy()
     labels, images = pack.labels.cpu().numpy() != 0, pack.images[0].cpu()
     if not np.isfinite(mean).all():

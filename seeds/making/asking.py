@@ -40,13 +40,11 @@ class Question(NamedTuple):
             their mean is taken.
         saliency_layer: name of the layer for saliency.
         flip: whether mirrored pictures are averaged in.
-        bf16: whether the network computes in bfloat16 (autocast).
     """
 
     layers: tuple[str, ...]
     saliency_layer: str
     flip: bool
-    bf16: bool
 
 
 def seeds_of(network: Classifier, pack: Pack, question: Question) -> list[Seed]:
@@ -67,11 +65,10 @@ def seeds_of(network: Classifier, pack: Pack, question: Question) -> list[Seed]:
         return []
     grid = pack.grid
     views = [normalize(images) for images in pack.images]
-    with torch.autocast(pack.labels.device.type, torch.bfloat16, enabled=question.bf16):
-        total, spread = _look_first(network, views[0], pack.labels, question, grid)  # (L, n, h, w), (B, h, w)
-        others = [(view, False) for view in views[1:]] + [(view, True) for view in views if question.flip]
-        for view, mirror in others:
-            total = total + _look(network, view, pack.labels, question.layers, grid, mirror=mirror)
+    total, spread = _look_first(network, views[0], pack.labels, question, grid)  # (L, n, h, w), (B, h, w)
+    others = [(view, False) for view in views[1:]] + [(view, True) for view in views if question.flip]
+    for view, mirror in others:
+        total = total + _look(network, view, pack.labels, question.layers, grid, mirror=mirror)
     maps, saliency = _as_one(total / (1 + len(others))).cpu().numpy(), spread.cpu().numpy()
     images = pack.images[0].cpu()
     rows, classes = (part.cpu().numpy() for part in (pack.labels != 0).nonzero(as_tuple=True))

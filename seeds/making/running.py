@@ -23,6 +23,7 @@ from seeds.making.packs import Batches, Pack
 from seeds.making.shards import Asked, CueRule, SeedTask, ShardWriter
 from seeds.making.source import Source
 from seeds.making.started import as_started, check_started
+from seeds.precision import Chosen, Precision, resolve_precision
 
 
 class _Speed(ProgressColumn):
@@ -71,7 +72,7 @@ class ProgressBar(pl.Callback):
 
 
 def make_trainer(
-    accelerator: str, devices: int | Literal["auto"], num_nodes: int, callbacks: list[pl.Callback]
+    accelerator: str, devices: int | Literal["auto"], num_nodes: int, precision: Chosen, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
     """Lightning's Trainer for the generator: one process a device, one device of the CPU unless told otherwise.
 
@@ -79,6 +80,7 @@ def make_trainer(
         accelerator: Lightning's: auto, cpu, gpu, cuda, …
         devices: how many on each machine; auto: all GPUs, one process on the CPU, and as torchrun says.
         num_nodes: machines.
+        precision: Lightning's: 32-true or bf16-mixed.
         callbacks: what goes with the run.
 
     Raises:
@@ -90,6 +92,7 @@ def make_trainer(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
+            precision=precision,
             callbacks=callbacks,
             inference_mode=False,  # Grad-CAM differentiates
             use_distributed_sampler=False,  # the shards are dealt out by number
@@ -117,6 +120,7 @@ class Run:
         accelerator: as of :func:`make_trainer`, and so the next two.
         devices: processes a machine.
         num_nodes: machines.
+        precision: what the network computes in.
         strict: stop at the first picture that cannot be read.
         overwrite: replace what is there.
 
@@ -129,6 +133,7 @@ class Run:
     accelerator: str
     devices: int | Literal["auto"]
     num_nodes: int
+    precision: Precision
     strict: bool
     overwrite: bool
 
@@ -168,8 +173,9 @@ def make_cache(
         KeyboardInterrupt: a person did.
     """
     hp, photos = source.data.hparams, source.photos
+    precision = resolve_precision(run.precision, run.accelerator)
     plan = {**plan, **framing.plan(), "batch_size": hp["batch_size"], "shard_size": run.shard_size,
-            "threads": run.threads}  # fmt: skip
+            "threads": run.threads, "precision": precision}  # fmt: skip
     blocks = [photos.ids[first : first + run.shard_size] for first in range(0, len(photos), run.shard_size)]
     writer = ShardWriter(
         Making(output, plan, blocks), rule, len(photos.classes), overwrite=run.overwrite, strict=run.strict
@@ -178,7 +184,7 @@ def make_cache(
         Batches, photos, shard_size=run.shard_size, batch_size=hp["batch_size"], framing=framing, without=without
     )
     with _quiet():
-        trainer = make_trainer(run.accelerator, run.devices, run.num_nodes, [writer, ProgressBar()])
+        trainer = make_trainer(run.accelerator, run.devices, run.num_nodes, precision, [writer, ProgressBar()])
         _make_shards(SeedTask(asked, batches, hp["num_workers"], run.threads, writer), trainer)
 
 

@@ -20,8 +20,11 @@ def started() -> tuple[int, str]:
 
 
 def as_started(devices: Any, num_nodes: int) -> tuple[Any, int]:
-    """Lightning's ``devices`` and ``num_nodes``; where ``devices`` is auto, as torchrun says that it started this."""
-    if devices == "auto" and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
+    """Lightning's ``devices`` and ``num_nodes``; where ``devices`` is auto, as torchrun says that it started this.
+
+    So it is where ``devices`` is 1, as in the YAMLs: torchrun was told how many there are to be.
+    """
+    if devices in ("auto", 1, "1") and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
         each = int(os.environ["LOCAL_WORLD_SIZE"])
         return each, int(os.environ["WORLD_SIZE"]) // each
     return devices, num_nodes

@@ -100,7 +100,7 @@ def generation(folder: Path, pictures: int, turns: int) -> Table:
     for column in ("network", *PARTS, "generator", "of the network's", "least..most", "bottleneck"):
         table.add_column(column, justify="right")
     checkpoint, task = checkpoint_of(folder, data)
-    question = Question((task.model.default_layer,), task.model.saliency_layer, flip=False, bf16=False)
+    question = Question((task.model.default_layer,), task.model.saliency_layer, flip=False)
     seeds = [seed for pack in packs for seed in seeds_of(task.model, pack, question)]
     measures = {
         PARTS[0]: partial(bare, task, packs, question),

@@ -26,6 +26,7 @@ from datamodules.classes import VOC_CLASSES
 from datamodules.images import normalize
 from seeds.crf import dense_crf
 from seeds.optim import build_optimizer, parameter_groups
+from seeds.precision import resolve_precision
 from tests.benchmarks.bench_crf import pictures
 from training.grids import resize, small_pictures
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
@@ -73,7 +74,8 @@ class Case:
         self.optimizer = build_optimizer(groups, self.task.optimizer, momentum=self.task.momentum)
         self.count = count or config["data"]["batch_size"]
         self.batch, self.scores = batch_of(config["data"], len(classes), self.count, device)
-        self.bf16, self.device = str(config["trainer"].get("precision", "32")).startswith("bf16"), device
+        precision = resolve_precision(config["trainer"]["precision"], device.type)
+        self.bf16, self.device = precision == "bf16-mixed", device
         self.grid = tuple(self.scores.shape[-2:])
         self.given = torch.randn_like(self.scores) * 1e-4
         self.crf_probs = self.crf()

@@ -162,7 +162,7 @@ def in_memory(voc, checkpoint, batch_size):
     """What the classifier says of the six pictures, without a disk in between."""
     framing = Framing(64, (1.0,), 8, keep_aspect=False)
     batches = Batches(data_of(voc).photos("train"), [0], 6, batch_size, framing)
-    question = Question(("features",), "features.encoder.layer2.1", flip=False, bf16=False)
+    question = Question(("features",), "features.encoder.layer2.1", flip=False)
     model = load_task(checkpoint, ClassifierTask).model
     return [seed for pack in PackLoader(batches, 0, lambda: False) for seed in seeds_of(model, pack, question)]
 
@@ -223,7 +223,7 @@ def test_another_setting_is_refused_by_name(voc, checkpoint, tmp_path):
     for change, name in (
         ({"refine": "none"}, "refinement"), ({"conf_fg": 0.4}, "refinement.conf_fg"),
         ({"conf_bg": 0.1}, "refinement.conf_bg"), ({"fg_threshold": 0.3}, "fg_threshold"),
-        ({"bg_fraction": 0.2}, "bg_fraction"), ({"precision": "bf16"}, "precision"), ({"flip": True}, "flip"),
+        ({"bg_fraction": 0.2}, "bg_fraction"), ({"precision": "bf16-mixed"}, "precision"), ({"flip": True}, "flip"),
         ({"scales": (1.5,)}, "scales"), ({"size": 32}, "size"), ({"cue_stride": 4}, "cue_stride"),
         ({"layer": "features.encoder.layer3"}, "layer"), ({"saliency_layer": "features"}, "saliency_layer"),
         ({"split": "val"}, "split"), ({"root": str(tags)}, "labels_sha256"),
@@ -245,7 +245,7 @@ def test_refined_cues_are_those_of_the_scores_asked_for(voc, checkpoint, tmp_pat
 def test_bfloat16_is_computed_in(checkpoint, tmp_path):
     """The maps are other ones, and nearly the same."""
     generate_seeds(checkpoint, tmp_path / "32")
-    generate_seeds(checkpoint, tmp_path / "bf16", precision="bf16")
+    generate_seeds(checkpoint, tmp_path / "bf16", precision="bf16-mixed")
     full, half = SeedCache(tmp_path / "32"), SeedCache(tmp_path / "bf16")
     for name in full.ids:
         one, other = full.maps(name)[1], half.maps(name)[1]

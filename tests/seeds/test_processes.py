@@ -84,7 +84,15 @@ def test_more_processes_than_shards_and_a_failure_among_several(voc, checkpoint,
 
 
 def command(checkpoint, output, *more):
-    words = ["seeds", "generate", f"--checkpoint={checkpoint}", f"--output={output}", "--accelerator=cpu", *more]
+    words = [
+        "seeds",
+        "generate",
+        f"--checkpoint={checkpoint}",
+        f"--output={output}",
+        "--accelerator=cpu",
+        "--precision=32-true",
+        *more,
+    ]
     return [*words, "--shard_size=1", "--num_workers=1", "--flip=true"]
 
 

@@ -1,5 +1,8 @@
 """The paper's configuration: every number of the recipe stands in YAML, and its first steps run."""
 
+import importlib
+import inspect
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,9 @@ import yaml
 
 from datamodules.cache import CacheWriter
 from datamodules.synthesize import synthesize
-from training.cli import main
+from tests.training.fits import fit
+from training.cli import FUNCTIONS, main
+from training.runs.record import read_record
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -89,3 +94,44 @@ def test_two_steps_of_the_papers_configuration(tmp_path):
     assert sorted(set(rates)) == pytest.approx([1e-3, 2e-3, 1e-2, 2e-2])
     logged = (tmp_path / "run/metrics.csv").read_text()
     assert all(name in logged for name in ("train/seed", "train/expand", "train/constrain", "val/miou"))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_precision_and_processes_of_every_configuration(path):
+    """The processor decides the precision; a training takes one process, and so the batch size that it states."""
+    content = yaml.safe_load(path.read_text())
+    if "trainer" in content:
+        assert (content["trainer"]["precision"], content["trainer"]["devices"]) == ("auto", 1)
+    elif "stages" not in content:
+        assert content["precision"] == "auto"
+    for stage in content.get("stages", {}).values():
+        given = stage.get("options", {})
+        assert given.get("precision", "{precision}") == "{precision}"
+        assert given.get("trainer", {}).get("precision", "{precision}") == "{precision}"
+    assert content.get("settings", {}).get("precision", "auto") == "auto"
+
+
+def test_precision_is_auto_in_every_command():
+    hints = {}
+    for name, (target, _) in FUNCTIONS.items():
+        module, function = target.split(":")
+        parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+        if "precision" in parameters:
+            hints[name] = parameters["precision"].default
+    assert hints == dict.fromkeys(("seeds generate", "seeds propagate", "relabel", "evaluate", "predict"), "auto")
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_training_takes_the_precision_of_the_processor(voc, cues, tmp_path, monkeypatch, capsys, native, expected):
+    """Printed, recorded, and overridden by an option; so for the evaluation of its checkpoint."""
+    monkeypatch.setattr("seeds.precision.computes_bfloat16", lambda _accelerator: native)
+    assert fit(voc, cues, tmp_path / "run") == 0
+    assert f"precision: {expected}" in capsys.readouterr().err
+    assert read_record(tmp_path / "run")["goes"][0]["precision"] == expected
+    assert fit(voc, cues, tmp_path / "other", "--trainer.precision=32-true") == 0
+    assert read_record(tmp_path / "other")["goes"][0]["precision"] == "32-true"
+    words = ["evaluate", f"--checkpoint={tmp_path / 'run/last.ckpt'}", f"--root={voc}", "--crf=false"]
+    assert main([*words, f"--output={tmp_path / 'val'}"]) == 0
+    assert json.loads((tmp_path / "val/metrics.json").read_text())["compute_precision"] == expected
+    assert main([*words, f"--output={tmp_path / 'val'}", "--precision=32-true"]) == 0
+    assert json.loads((tmp_path / "val/metrics.json").read_text())["compute_precision"] == "32-true"

@@ -32,14 +32,14 @@ def test_absent_classes_are_left_out_of_the_softmax():
     images = torch.randint(0, 256, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     pack = Pack(0, ["a", "b"], labels, [images], (2, 2), {})
-    first, second = predicted(Scores(), pack, flip=False, bf16=False)
+    first, second = predicted(Scores(), pack, flip=False)
     scores = functional.avg_pool2d(normalize(images), 4).double()
     expected = scores[0, :2].exp() / scores[0, :2].exp().sum(0)
     np.testing.assert_allclose(first.maps, expected[1:], rtol=1e-5)
     np.testing.assert_allclose(second.maps, scores[1].softmax(0)[1:], rtol=1e-5)
     assert (first.classes.tolist(), second.classes.tolist()) == ([0], [0, 1])
     # a network that looks at each cell by itself says the same of a mirrored picture
-    for one, other in zip(predicted(Scores(), pack, flip=True, bf16=False), (first, second), strict=True):
+    for one, other in zip(predicted(Scores(), pack, flip=True), (first, second), strict=True):
         np.testing.assert_allclose(one.maps, other.maps, rtol=1e-5)
 
 
@@ -84,7 +84,14 @@ def test_another_setting_is_refused_by_name(labels, checkpoint, voc, tmp_path, c
     shutil.copytree(voc, tags)
     first = next((tags / "ImageSets/Main").glob("*_train.txt"))
     first.write_text(first.read_text().replace("-1", "1", 1))
-    others = {"certain": "0.5", "crf": "false", "flip": "true", "scales": "[0.5]", "precision": "bf16", "size": "32"}
+    others = {
+        "certain": "0.5",
+        "crf": "false",
+        "flip": "true",
+        "scales": "[0.5]",
+        "precision": "bf16-mixed",
+        "size": "32",
+    }
     others |= {"cue_stride": "8", "keep_aspect": "true", "agree": str(labels), "root": str(tags)}
     for option, value in others.items():
         assert main(["relabel", *words, "--output", str(labels), f"--{option}", value]) == 1

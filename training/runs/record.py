@@ -29,9 +29,9 @@ class RunRecord(pl.Callback):
 
     ``goes`` is a list: one entry for each time the run was started whose work is in the weights, with the step it
     began from, the whole configuration, seed, command, day, git revision (from a checkout), packages, torch's threads
-    and device, and checksums of the project's code, the pictures' list, their labels, the seed cache and the file of
-    initial weights. ``figures`` are those of the last validation. ``finished``, in the folder alone, tells that training reached its
-    end.
+    and device, precision, and checksums of the project's code, the pictures' list, their labels, the seed cache and
+    the file of initial weights. ``figures`` are those of the last validation. ``finished``, in the folder alone, tells
+    that training reached its end.
 
     Args:
         folder: the run's.
@@ -95,6 +95,7 @@ def this_go(trainer: pl.Trainer, task: pl.LightningModule) -> dict[str, Any]:
     weights = Path(str(task.hparams.get("weights")))
     found = provenance(*PACKAGES) | {
         "source": source_revision(ALL_PACKAGES),
+        "precision": str(trainer.precision),
         "from_step": trainer.global_step,
         "seed": run_seed(),
         "torch": {
@@ -145,7 +146,8 @@ def provenance_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     last = goes[-1]
     begun = ", ".join(f"{go.get('date')} from step {go.get('from_step')}" for go in goes)
     yield "trained", f"seed {last.get('seed')}, {begun}"
-    yield "on", ", ".join(f"{name} {value}" for name, value in last.get("torch", {}).items())
+    used = {**last.get("torch", {}), "precision": last.get("precision", "not recorded")}
+    yield "on", ", ".join(f"{name} {value}" for name, value in used.items())
     yield "code", ", then ".join(dict.fromkeys(str(go.get("git", "no git revision")) for go in goes))
     yield "packages", ", ".join(f"{name} {value}" for name, value in last.get("packages", {}).items())
     data = last.get("data", {})

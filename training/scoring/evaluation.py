@@ -15,6 +15,7 @@ from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.photos import PhotoSet
 from datamodules.sampling import evenly
+from seeds.precision import Precision
 from training.inference import Predicted, predictions
 from training.progress import progress_bar
 from training.runs.record import provenance_lines
@@ -50,6 +51,7 @@ def evaluate(
     cues: Path | None = None,
     pictures: int = 24,
     eval_size: int | None = None,
+    precision: Precision = "auto",
     batch_size: int | None = None,
     num_workers: int | None = None,
 ) -> dict[str, Any]:
@@ -80,6 +82,8 @@ def evaluate(
         cues: seed cache to show cues from, where it is not the training's.
         pictures: how many pictures of the split the page shows.
         eval_size: side to which pictures are warped for the network, where it is not the training's.
+        precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
+            processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
         batch_size: pictures at a time through the network, where it is not the training's.
         num_workers: processes that read pictures, where it is not the training's.
 
@@ -94,7 +98,7 @@ def evaluate(
             raise InputError("classes are for --predictions: a checkpoint knows its own")
         views = Views(tuple(scales) if scales is not None else (1.0,), flip)
         given = {"root": root, "test_split": split, "masks": masks, "eval_size": eval_size, "batch_size": batch_size}
-        scored = scored_network(checkpoint, crf=crf, views=views, num_workers=num_workers, **given)
+        scored = scored_network(checkpoint, crf=crf, views=views, precision=precision, num_workers=num_workers, **given)
     elif predictions is not None and checkpoint is None:
         scored = scored_folder(predictions, root=root, split=split, masks=masks, classes=classes)
     else:

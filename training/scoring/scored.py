@@ -16,6 +16,7 @@ from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.photos import PhotoSet, check_sizes
 from datamodules.voc import voc_classes
+from seeds.precision import Precision
 from training.inference import TEST_CRF, Predicted, Trained, data_module, load_trained, predictions
 from training.views import Views
 
@@ -45,25 +46,27 @@ class Scored:
     trained: Trained | None = None
 
 
-def scored_network(checkpoint: Path, *, crf: bool, views: Views, **given: Any) -> Scored:
+def scored_network(checkpoint: Path, *, crf: bool, views: Views, precision: Precision, **given: Any) -> Scored:
     """The predictions of a checkpoint.
 
     Args:
         checkpoint: of ``tag2mask fit`` with a segmentation task.
         crf: smooth predictions with the dense CRF.
         views: how pictures are shown to the network.
+        precision: what it computes in.
         **given: settings of the data module that override the training's where they are not None.
 
     Raises:
         InputError: the checkpoint or the data are not usable.
     """
-    trained = load_trained(checkpoint)
+    trained = load_trained(checkpoint, precision)
     data = data_module(trained, **given)
     split, photos = _photos(data)
     origin = {
         "crf": dict(TEST_CRF) if crf else None,
         "scales": list(views.scales),
         "flip": views.flip,
+        "compute_precision": trained.precision,
         "checkpoint": {"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
         "data": {key: data.hparams[key] for key in ("root", "layout", "masks", "eval_size")},
         "provenance": trained.provenance,
