@@ -151,6 +151,26 @@ def test_bfloat16(voc, cues, tmp_path, kind):
     assert {each.dtype for each in loaded.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("words", "effective", "made", "alone"),
+    [
+        ((), 3, 3, None),
+        (("--trainer.accumulate_grad_batches=3",), 9, 1, 3),
+        (("--trainer.max_epochs=4", "--trainer.accumulate_grad_batches=2"), 6, 4, 12),
+        (("--trainer.max_epochs=-1", "--trainer.max_steps=2"), 3, 2, None),
+    ],
+)
+def test_updates_are_told_before_training_starts(voc, cues, tmp_path, capsys, words, effective, made, alone):
+    """Nine images in batches of three."""
+    assert fit(voc, cues, tmp_path / "run", *words) == 0
+    said = capsys.readouterr().err
+    assert f"training on 9 images, effective batch size {effective}: {made} updates of the weights" in said
+    assert ("one process" in said) is (alone is not None)
+    if alone:
+        assert f"would make {alone} updates of 3 images" in said
+    assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["global_step"] == made
+
+
 def test_refused_in_one_sentence(voc, cues, tmp_path, capsys):
     def said(*words):
         assert fit(voc, cues, tmp_path / "run", *words) == 1

@@ -15,6 +15,7 @@ from training.runs.csv_log import RunLog
 from training.runs.guard import LossGuard
 from training.runs.randomness import StepSeed
 from training.runs.record import RunRecord
+from training.runs.update_count import UpdateCount
 from training.runs.wandb_log import WandbLog
 
 Wandb = Literal["disabled", "offline", "online"]
@@ -73,7 +74,7 @@ def run_callbacks(
         checkpoints: whether checkpoints are kept (`trainer.enable_checkpointing`).
         logs: whether anything is logged (`trainer.logger`).
     """
-    found: list[Callback] = [StepSeed(), LossGuard(), RunRecord(folder, config)]
+    found: list[Callback] = [StepSeed(), LossGuard(), RunRecord(folder, config), UpdateCount()]
     if logs:
         found += [LearningRateMonitor("epoch"), PicturePanel()]
     if checkpoints:
