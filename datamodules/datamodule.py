@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only
-from rich.console import Console
 from torch.utils.data import DataLoader
 
 from datamodules.cache import SeedCache
@@ -21,9 +19,11 @@ from datamodules.download import download_voc
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.folders import MASK_FOLDER, Listing, listing_classes, listing_photos, read_csv, read_tag_folders
-from datamodules.photos import PhotoSet, check_labels, check_sizes
+from datamodules.messages import print_message
+from datamodules.photos import PhotoSet, all_masks, check_labels
 from datamodules.sampling import EvalSampler, TrainSampler, run_seed
 from datamodules.transforms import Augment
+from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, leave_out_unreadable
 from datamodules.voc import require_voc, voc_classes, voc_photos
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ class TagDataModule(pl.LightningDataModule):
         augment: Random changes of training pictures; null for none.
         batch_size: Pictures in a batch of one process.
         num_workers: Processes that read pictures.
+        max_unreadable: The share of images that may be unreadable: they are left out and listed, and in training
+            others take their places. With more of them, the run ends.
+        strict: Accept no unreadable image.
         download: Fetch VOC 2012 and SBD into ``root`` (which must end in VOCdevkit/VOC2012) if it is not there.
 
     Raises:
@@ -91,10 +94,14 @@ class TagDataModule(pl.LightningDataModule):
         augment: Augment | None = None,
         batch_size: int = 16,
         num_workers: int = 2,
+        max_unreadable: float = MAX_UNREADABLE,
+        strict: bool = False,
         download: bool = False,
     ) -> None:
         super().__init__()
         self.augment = _augment(augment)
+        self.unreadable = UnreadableImages(max_unreadable, strict=strict)
+        """Images that cannot be read, of all splits that were set up."""
         if targets == "cues" and cues is None:
             raise InputError("targets is cues, and no seed cache is given: set cues to its folder.")
         sizes = {"size": size, "eval_size": size if eval_size is None else eval_size, "cue_stride": cue_stride}
@@ -121,7 +128,8 @@ class TagDataModule(pl.LightningDataModule):
                 "cues": None if cues is None else str(cues),
                 "cues_made_by": None if cues_made_by is None else str(cues_made_by), **sizes,
                 "augment": None if self.augment is None else _plain(asdict(self.augment)),
-                "batch_size": batch_size, "num_workers": num_workers, "download": download,
+                "batch_size": batch_size, "num_workers": num_workers,
+                "max_unreadable": max_unreadable, "strict": strict, "download": download,
             },
             # left to look for it, Lightning makes a cycle of frames, which holds the locals of every caller, loaders
             # among them, until the garbage collector runs; and a loader collected by that waits 5 s for each worker
@@ -173,8 +181,10 @@ class TagDataModule(pl.LightningDataModule):
         )
         for name in wanted:
             if name not in self._datasets and not (name == "val" and self._no_val):
-                photos = self.photos(hp[f"{name}_split"])
-                check_sizes(photos)
+                photos = leave_out_unreadable(self.photos(hp[f"{name}_split"]), self.unreadable)
+                if photos.masks is not None and None in photos.masks:
+                    scored = len(photos.with_masks())
+                    print_message(f"{scored} of {len(photos)} {name} images have a mask; the others are not scored")
                 if hp["targets"] == "tags" and hp["labels"] is not None:
                     check_labels(photos, self._label_source)
                 self._datasets[name] = TagDataset(photos, hp["eval_size"])
@@ -193,17 +203,25 @@ class TagDataModule(pl.LightningDataModule):
         photos = self.photos(hp["train_split"], masks=with_masks)
         if with_masks and photos.masks is None:
             raise InputError(f"targets is masks, and the split {hp['train_split']!r} of {self.root} has none.")
+        if with_masks:
+            all_masks(photos, "targets: masks")
         cues = None
         if hp["targets"] == "cues":
             cues = SeedCache(hp["cues"])
             photos = covered(cues, photos)
             check_maker(cues, hp["cues_made_by"])
-        check_sizes(photos)
+        photos = leave_out_unreadable(photos, self.unreadable)
         if not with_masks:
             check_labels(photos, self._label_source)
         return TagDataset(
             photos, hp["size"], training=True, augment=self.augment, cues=cues, cue_stride=hp["cue_stride"]
         )
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:  # noqa: ARG002
+        """Takes note of the images of a batch that could not be read; raises an InputError if there are too many."""
+        for name, reason in batch.pop("unreadable", ()):
+            self.unreadable.add(name, reason)
+        return batch
 
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented; what does not fill a last step of the optimizer is left out, or is the only batch."""
@@ -276,17 +294,11 @@ def covered(cache: SeedCache, photos: PhotoSet) -> PhotoSet:
             "make seeds of this split."
         )
     if lacking:
-        tell(
+        print_message(
             f"{len(lacking)} of {len(photos)} pictures are left out, of which the seed cache has no cues; first "
             f"{lacking[0]}: {cache.left_out[lacking[0]]}"
         )
     return photos.subset(np.flatnonzero(there))
-
-
-@rank_zero_only
-def tell(line: str) -> None:
-    """Say something on the terminal, once for all processes."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
 
 
 def check_maker(cache: SeedCache, checkpoint: str | None) -> None:

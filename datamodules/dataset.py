@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.classes import IGNORE
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UnreadableError
 from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask
 from datamodules.sampling import Draw
@@ -24,14 +24,19 @@ if TYPE_CHECKING:
     from datamodules.photos import PhotoSet
     from datamodules.transforms import Augment
 
+_ATTEMPTS = 16  # images that are tried, one after the other, in place of one that cannot be read
+
 
 class TagDataset(Dataset[dict[str, Any]]):
     """Reads the pictures of a `PhotoSet` one by one.
 
     An item holds ``image`` uint8 (S, S, 3), ``labels`` float32 (C,), ``id`` str, ``size`` (H, W) of the picture on
-    disk; where the photo set has masks ``mask`` uint8, (S, S) when training and (H, W) else; where ``cues`` is given
-    ``cues`` uint8 (h, w), a label map (0 background, 1..C, 255 none) with h = w = ⌈S / cue_stride⌉. `collate` makes
-    batches of them.
+    disk; where the photo set has masks ``mask`` uint8, (S, S) when training and (H, W) else, all 255 for an image
+    without one; where ``cues`` is given ``cues`` uint8 (h, w), a label map (0 background, 1..C, 255 none) with
+    h = w = ⌈S / cue_stride⌉. `collate` makes batches of them.
+
+    An image that cannot be read is named under ``unreadable``, a list of ids and reasons. When training, the next
+    image that can be read takes its place; else the item holds nothing more.
 
     Asked for a `Draw`, an item's random changes are those of the draw's seed; asked for a bare index, of a seed from
     torch's generator.
@@ -43,6 +48,7 @@ class TagDataset(Dataset[dict[str, Any]]):
         augment: Random changes; None for the plain warp.
         cues: Cache with the cues of every picture.
         cue_stride: Pixels of the transformed picture to a cell of the cues.
+        originals: Whether items hold ``original``, the image uint8 (H, W, 3) as it is on disk, too.
     """
 
     def __init__(
@@ -54,8 +60,10 @@ class TagDataset(Dataset[dict[str, Any]]):
         augment: Augment | None = None,
         cues: SeedCache | None = None,
         cue_stride: int = 8,
+        originals: bool = False,
     ) -> None:
         self.photos = photos
+        self.originals = originals
         self.training = training
         self.transform = Transform(size, augment)
         self.cues = cues
@@ -65,13 +73,31 @@ class TagDataset(Dataset[dict[str, Any]]):
         return len(self.photos)
 
     def __getitem__(self, wanted: int | Draw) -> dict[str, Any]:
-        """Reads one picture; raises an InputError that names the file if it cannot be used."""
-        photos = self.photos
+        """Reads one image, or when training the next that can be read.
+
+        Raises:
+            InputError: A file cannot be used though it can be read, or none of many images can be read.
+        """
         index, seed = wanted if isinstance(wanted, Draw) else (wanted, int(torch.randint(2**62, ())))
+        unreadable: list[tuple[str, str]] = []
+        for step in range(_ATTEMPTS if self.training else 1):
+            place = (index + step) % len(self)
+            try:
+                return self._read(place, seed) | {"unreadable": unreadable}
+            except UnreadableError as error:
+                unreadable.append((self.photos.ids[place], str(error)))
+        if self.training:
+            raise InputError(f"{_ATTEMPTS} images in a row cannot be read, first: {unreadable[0][1]}")
+        return {"unreadable": unreadable}
+
+    def _read(self, index: int, seed: int) -> dict[str, Any]:
+        """Reads one image; raises an InputError that names the file if it cannot be used."""
+        photos = self.photos
         image = read_image(photos.images[index])  # (H, W, 3)
         mask = None
         if photos.masks is not None and photos.lut is not None:
-            mask = read_class_mask(photos.masks[index], photos.lut)  # (H, W)
+            path = photos.masks[index]
+            mask = np.full(image.shape[:2], IGNORE, np.uint8) if path is None else read_class_mask(path, photos.lut)
             if mask.shape != image.shape[:2]:
                 raise InputError(
                     f"mask {photos.masks[index]} is {mask.shape[1]}x{mask.shape[0]}, "
@@ -89,6 +115,8 @@ class TagDataset(Dataset[dict[str, Any]]):
             item["mask"] = moved["mask"] if self.training else mask
         if cues is not None:
             item["cues"] = resize_nearest(moved["cues"], self.cells, self.cells)
+        if self.originals:
+            item["original"] = image
         return item
 
 
@@ -98,8 +126,15 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         ``image`` float32 (B, 3, S, S), ImageNet-normalised RGB; ``labels`` float32 (B, C); ``id`` list of B str;
         ``size`` int64 (B, 2), the pictures' own (H, W); where items have them ``mask`` int64 (B, Hmax, Wmax), padded
-        with 255 to the right and below, and ``cues`` bool (B, C+1, h, w), channel 0 = background.
+        with 255 to the right and below, ``cues`` bool (B, C+1, h, w), channel 0 = background, and ``original``, a list
+        of uint8 (H, W, 3). ``unreadable`` lists ids and reasons of images that could not be read, if there are any:
+        B is smaller where they were not replaced. Where B is 0, there is nothing but ``image`` (0, 3, 0, 0), ``id``
+        and this list.
     """
+    unreadable = [each for item in items for each in item["unreadable"]]
+    items = [item for item in items if "image" in item]
+    if not items:
+        return {"image": torch.empty(0, 3, 0, 0), "id": [], "unreadable": unreadable}
     images = torch.from_numpy(np.stack([item["image"] for item in items]))  # (B, S, S, 3)
     labels = torch.from_numpy(np.stack([item["labels"] for item in items]))  # (B, C)
     batch: dict[str, Any] = {
@@ -108,8 +143,12 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "id": [item["id"] for item in items],
         "size": torch.tensor([item["size"] for item in items]),
     }
+    if unreadable:
+        batch["unreadable"] = unreadable
     if "mask" in items[0]:
         batch["mask"] = pad_masks([item["mask"] for item in items])
+    if "original" in items[0]:
+        batch["original"] = [item["original"] for item in items]
     if "cues" in items[0]:
         maps = torch.from_numpy(np.stack([item["cues"] for item in items]))  # (B, h, w)
         classes = torch.arange(labels.shape[1] + 1, dtype=torch.uint8)

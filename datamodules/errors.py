@@ -12,4 +12,8 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         # A DataLoader rebuilds a worker's error with the whole traceback as its message; the sentence is its end.
-        super().__init__(message.rsplit(f"{__name__}.InputError: ", 1)[-1].rstrip())
+        super().__init__(message.rsplit(f"{__name__}.{type(self).__name__}: ", 1)[-1].rstrip())
+
+
+class UnreadableError(InputError):
+    """A file cannot be read as an image or a mask: it is missing, cut short, or something else."""

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import UnreadableError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of ImageNet's pixels, RGB in [0, 1] (torchvision's number)."""
@@ -35,12 +35,12 @@ def read_image(path: str | Path) -> np.ndarray:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        InputError: The file is missing, truncated, or no picture.
+        UnreadableError: The file is missing, truncated, or no picture.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"picture {path} cannot be read: {error.strerror}.") from error
+        raise UnreadableError(f"picture {path} cannot be read: {error.strerror}.") from error
     if data.startswith(b"\xff\xd8") and _ends_properly(data):
         pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is not None:  # quicker than Pillow
@@ -49,7 +49,7 @@ def read_image(path: str | Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"picture {path} cannot be read, it is truncated or not a picture ({error}).") from error
+        raise UnreadableError(f"picture {path} cannot be read, it is truncated or not a picture ({error}).") from error
 
 
 def _ends_properly(data: bytes) -> bool:
@@ -63,7 +63,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width of a picture as `read_image` gives it, from its header alone.
 
     Raises:
-        InputError: The file is missing or no picture.
+        UnreadableError: The file is missing or no picture.
     """
     try:
         with Image.open(path) as image:
@@ -71,7 +71,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
             # getexif parses the whole block; most pictures carry none
             turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in _TRANSPOSED
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"picture {path} cannot be read, it is truncated or not a picture ({error}).") from error
+        raise UnreadableError(f"picture {path} cannot be read, it is truncated or not a picture ({error}).") from error
     return (width, height) if turned else (height, width)
 
 

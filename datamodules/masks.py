@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.classes import ILLEGAL, voc_palette
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_whole
 
 
@@ -24,13 +24,16 @@ def read_mask(path: str | Path) -> np.ndarray:
         uint8 (H, W).
 
     Raises:
-        InputError: The file is missing, truncated, or holds colours instead of indices.
+        UnreadableError: The file is missing, truncated or no PNG.
+        InputError: It holds colours instead of indices.
     """
     try:
         with Image.open(path) as image:
             mode, indices = image.mode, np.array(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"mask {path} cannot be read, it is missing, truncated or not a PNG ({error}).") from error
+        raise UnreadableError(
+            f"mask {path} cannot be read, it is missing, truncated or not a PNG ({error})."
+        ) from error
     if mode not in ("P", "L"):
         raise InputError(f"mask {path} holds {mode} values, not class indices: save it as a palette or 8-bit gray PNG.")
     return indices

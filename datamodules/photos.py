@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from datamodules.errors import InputError
-from datamodules.images import image_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +22,7 @@ class PhotoSet:
     Attributes:
         ids: Name of each of the N pictures, unique.
         images: Its file.
-        masks: Its mask's file; None where the split has no masks.
+        masks: Its mask's file, None for an image without one; None in all where no image of the split has a mask.
         classes: The C classes, without background.
         labels: float32 (N, C), 1 where the picture shows the class.
         lut: uint8 (256,), mask index to class index (`datamodules.classes.mask_lut`); None without masks.
@@ -32,7 +30,7 @@ class PhotoSet:
 
     ids: tuple[str, ...]
     images: tuple[Path, ...]
-    masks: tuple[Path, ...] | None
+    masks: tuple[Path | None, ...] | None
     classes: tuple[str, ...]
     labels: np.ndarray
     lut: np.ndarray | None
@@ -43,6 +41,10 @@ class PhotoSet:
     def without_masks(self) -> PhotoSet:
         """The same pictures, their masks forgotten."""
         return replace(self, masks=None, lut=None)
+
+    def with_masks(self) -> PhotoSet:
+        """The images that have a mask."""
+        return self.subset([index for index, mask in enumerate(self.masks or ()) if mask is not None])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> PhotoSet:
         """The pictures at ``indices``, in that order."""
@@ -73,20 +75,32 @@ def file_photos(paths: Sequence[Path], classes: Sequence[str]) -> PhotoSet:
     return PhotoSet(ids, tuple(paths), None, tuple(classes), np.zeros((len(ids), len(classes)), np.float32), None)
 
 
-def find_masks(folder: Path, ids: Sequence[str]) -> tuple[Path, ...] | None:
-    """The mask ``<id>.png`` of each picture; None if none of them has one.
+def find_masks(folder: Path, ids: Sequence[str]) -> tuple[Path | None, ...] | None:
+    """The mask ``<id>.png`` of each image, None for an image without one; None in all if none of them has one."""
+    paths = tuple(folder / f"{name}.png" for name in ids)
+    found = tuple(path if path.is_file() else None for path in paths)
+    return found if any(found) else None
+
+
+def all_masks(photos: PhotoSet, purpose: str) -> tuple[Path, ...]:
+    """The masks of all images.
+
+    Args:
+        photos: a split.
+        purpose: what needs a mask of every image, for the error.
 
     Raises:
-        InputError: Some have one and some have none.
+        InputError: an image has none.
     """
-    paths = tuple(folder / f"{name}.png" for name in ids)
-    there = [path.is_file() for path in paths]
-    if not any(there):
-        return None
-    if not all(there):
-        first = ids[there.index(False)]
-        raise InputError(f"{there.count(False)} of {len(ids)} masks are missing in {folder}, first {first}.png.")
-    return paths
+    masks = photos.masks or (None,) * len(photos)
+    lacking = [name for name, mask in zip(photos.ids, masks, strict=True) if mask is None]
+    if lacking:
+        folder = next((f" in {mask.parent}" for mask in masks if mask is not None), "")
+        raise InputError(
+            f"{len(lacking)} of {len(photos)} masks are missing{folder}, first {lacking[0]}.png; {purpose} needs a "
+            "mask of every image."
+        )
+    return tuple(mask for mask in masks if mask is not None)
 
 
 def check_labels(photos: PhotoSet, source: str) -> None:
@@ -96,19 +110,6 @@ def check_labels(photos: PhotoSet, source: str) -> None:
             f"the labels of all {len(photos)} pictures are zero: {source} gives none of them any of the classes "
             f"{', '.join(photos.classes)}."
         )
-
-
-def check_sizes(photos: PhotoSet) -> None:
-    """Raises an InputError if a mask has another size than its picture; reads only the files' headers."""
-    for picture, mask in zip(photos.images, photos.masks or (), strict=photos.masks is not None):
-        height, width = image_size(picture)
-        try:
-            with Image.open(mask) as opened:
-                size = opened.size
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"mask {mask} cannot be read ({error}).") from error
-        if size != (width, height):
-            raise InputError(f"mask {mask} is {size[0]}x{size[1]}, and its picture {picture} is {width}x{height}.")
 
 
 def one_hot(tags: Sequence[Sequence[str] | AbstractSet[str]], classes: Sequence[str]) -> np.ndarray:

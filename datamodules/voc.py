@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.classes import VOC_CLASSES, check_classes, mask_lut, read_classes
 from datamodules.errors import InputError
 from datamodules.labels import list_labels, mask_labels, npy_labels, xml_labels
-from datamodules.photos import PhotoSet, find_masks
+from datamodules.photos import PhotoSet, all_masks, find_masks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,7 @@ def read_ids(path: Path) -> tuple[str, ...]:
     return ids
 
 
-def _find_masks(root: Path, masks: str | None, ids: Sequence[str]) -> tuple[Path, ...] | None:
+def _find_masks(root: Path, masks: str | None, ids: Sequence[str]) -> tuple[Path | None, ...] | None:
     if masks == "auto":
         masks = next((name for name in MASK_FOLDERS if (root / name).is_dir()), None)
     if masks is None:
@@ -120,7 +120,7 @@ def _labels(root: Path, split: str, labels: str, photos: PhotoSet) -> np.ndarray
     if labels == "masks":
         if photos.masks is None or photos.lut is None:
             raise InputError(f"labels: masks needs masks, and the split {split!r} of {root} has none.")
-        return mask_labels(photos.masks, photos.lut, len(classes))
+        return mask_labels(all_masks(photos, "labels: masks"), photos.lut, len(classes))
     if labels.endswith(".npy"):
         return npy_labels(Path(labels), ids, classes, voc_classes(root))
     raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file.")

@@ -191,6 +191,8 @@ class ClassifierTask(pl.LightningModule):
 
     def validation_step(self, batch: Batch, _batch_index: int) -> None:
         """Gather what ``val/loss`` and ``val/map`` are of: all pictures of all processes."""
+        if not len(batch["image"]):  # no image of the batch can be read
+            return
         scores = self(batch["image"])
         loss = self._loss(scores, batch["labels"])
         self.val_map.update(scores.sigmoid(), batch["labels"].long())

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from datamodules.cache import SHARD_SIZE, as_stored
 from datamodules.errors import InputError
+from datamodules.unreadable import MAX_UNREADABLE
 from seeds.checkpoint import load_task
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.cues import label_map
@@ -51,6 +52,7 @@ def generate_seeds(
     num_nodes: int = 1,
     threads: int = 1,
     precision: Precision = "auto",
+    max_unreadable: float = MAX_UNREADABLE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -92,15 +94,26 @@ def generate_seeds(
             not, and more processes are faster than more threads.
         precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
             processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
-        strict: stop at the first picture that cannot be read; else such pictures are left out, which the manifest
-            and the terminal tell.
+        max_unreadable: the share of images that may be unreadable: they are left out, and listed on the terminal and
+            in the manifest. With more of them the run stops.
+        strict: stop at the first image that cannot be read.
         overwrite: replace a cache that is already there, or one half made with other settings.
 
     Raises:
         InputError: a checkpoint, folder, layer or number that is not usable; another process that makes the same
             cache; a classifier whose maps are not finite; a disk that is full. Finished shards stay then.
     """
-    run = Run(shard_size, threads, accelerator, devices, num_nodes, precision, strict=strict, overwrite=overwrite)
+    run = Run(
+        shard_size,
+        threads,
+        accelerator,
+        devices,
+        num_nodes,
+        precision,
+        max_unreadable,
+        strict=strict,
+        overwrite=overwrite,
+    )
     task = load_task(checkpoint, ClassifierTask)
     given = {"root": root, "train_split": split, "size": size, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, ClassifierTask.task_name, task.classes, **given)

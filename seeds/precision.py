@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 
-from datamodules.datamodule import tell
+from datamodules.messages import print_message
 
 __all__ = ["Chosen", "Precision", "computes_bfloat16", "resolve_precision"]
 
@@ -55,7 +55,7 @@ def resolve_precision(precision: Precision, accelerator: str = "auto") -> Chosen
     if precision != "auto":
         return precision
     if computes_bfloat16(accelerator):
-        tell("precision: bf16-mixed, as this processor computes bfloat16")
+        print_message("precision: bf16-mixed, as this processor computes bfloat16")
         return "bf16-mixed"
-    tell("precision: 32-true, as this processor does not compute bfloat16")
+    print_message("precision: 32-true, as this processor does not compute bfloat16")
     return "32-true"

@@ -15,6 +15,7 @@ from datamodules.cache import SHARD_SIZE, SeedCache, as_stored
 from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
+from datamodules.unreadable import MAX_UNREADABLE
 from seeds.affinity.task import AffinityTask
 from seeds.affinity.walk import random_walk
 from seeds.checkpoint import load_task
@@ -56,6 +57,7 @@ def propagate_seeds(
     num_nodes: int = 1,
     threads: int = 1,
     precision: Precision = "auto",
+    max_unreadable: float = MAX_UNREADABLE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -91,7 +93,9 @@ def propagate_seeds(
         threads: torch's in each process; their number changes the last bits of the result.
         precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
             processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
-        strict: stop at the first picture that cannot be read; else such pictures are left out and told.
+        max_unreadable: the share of images that may be unreadable: they are left out, and listed on the terminal and
+            in the manifest. With more of them the run stops.
+        strict: stop at the first image that cannot be read.
         overwrite: replace a cache that is already there, or one half made with other settings.
 
     Raises:
@@ -102,7 +106,17 @@ def propagate_seeds(
         raise InputError(f"radius {radius}, steps {steps} or beta {beta} is too small for a walk")
     if not 0 < fg_threshold < 1:
         raise InputError(f"fg_threshold {fg_threshold} is not between 0 and 1")
-    run = Run(shard_size, threads, accelerator, devices, num_nodes, precision, strict=strict, overwrite=overwrite)
+    run = Run(
+        shard_size,
+        threads,
+        accelerator,
+        devices,
+        num_nodes,
+        precision,
+        max_unreadable,
+        strict=strict,
+        overwrite=overwrite,
+    )
     task = load_task(checkpoint, AffinityTask)
     given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, task.task_name, task.classes, **given)

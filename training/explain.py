@@ -8,15 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_whole
-from datamodules.images import image_size, read_image
+from datamodules.images import read_image
+from datamodules.messages import print_message
 from datamodules.photos import file_photos
 from seeds.explaining import Explainer, names_of
 from training.drawings import LONGEST, gradient_picture, grid, heat_picture
 from training.evidence import AGAINST, FOR, evidence_page, weigh
 from training.pictures import shrink
-from training.predict import photo_files
+from training.predict import check_skipped, photo_files, write_skipped
 from training.progress import progress_bar
 
 __all__ = ["explain"]
@@ -56,8 +57,8 @@ def explain(
         The files written.
 
     Raises:
-        InputError: no photo, one that is not readable, two of the same name, a method, class, layer or checkpoint
-            that does not exist, or a figure that would replace a photo.
+        InputError: no photo, two of the same name, a method, class, layer or checkpoint that does not exist, a figure
+            that would replace a photo, or photos that cannot be read: they are skipped, and listed in ``skipped.csv``.
     """
     paths = list(photo_files(photos))
     chosen = [FOR, AGAINST] if page is not None else names_of(methods)
@@ -68,22 +69,33 @@ def explain(
     wanted = [class_index(explainer, name) for name in names_of(classes if page is None else [page])]
     targets = [output / f"{page}.html"] if page is not None else [output / f"{name}.png" for name in names]
     originals = {path.resolve() for path in paths}
-    for path in paths:
-        image_size(path)
     for target in targets:
         if target.resolve() in originals:
             raise InputError(f"the figure {target} would replace a photo: choose another output folder")
     output.mkdir(parents=True, exist_ok=True)
-    if page is not None:
-        evidence = [weigh(explainer, path, wanted[0]) for path in progress_bar(paths, "Weighing", len(paths))]
+    evidence, skipped = [], dict[Path, str]()
+    for path, name in zip(progress_bar(paths, "Explaining", len(paths)), names, strict=True):
+        try:
+            if page is not None:
+                evidence.append(weigh(explainer, path, wanted[0]))
+            else:
+                write_png(output / f"{name}.png", figure(explainer, path, wanted))
+        except UnreadableError as error:
+            skipped[path] = str(error)
+            print_message(f"left out: {name}: {error}")
+    if page is not None and evidence:
         write_whole(targets[0], evidence_page(page, evidence, strongest, str(checkpoint)).encode())
-        return targets
-    for path, target in zip(progress_bar(paths, "Explaining", len(paths)), targets, strict=False):
-        done, data = cv2.imencode(".png", figure(explainer, path, wanted)[..., ::-1])
-        if not done:
-            raise InputError(f"the figure {target} cannot be written as PNG")
-        write_whole(target, data.tobytes())
+    write_skipped(output, skipped)
+    check_skipped(output, list(skipped.values()), len(paths))
     return targets
+
+
+def write_png(path: Path, image: Image) -> None:
+    """Write an image uint8 (H, W, 3) as PNG, whole or not at all."""
+    done, data = cv2.imencode(".png", image[..., ::-1])
+    if not done:
+        raise InputError(f"the figure {path} cannot be written as PNG")
+    write_whole(path, data.tobytes())
 
 
 def class_index(explainer: Explainer, name: str) -> int:

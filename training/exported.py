@@ -16,6 +16,7 @@ from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from training.views import Views, view_scores
 
 __all__ = [
     "KEY",
@@ -48,9 +49,9 @@ class Exported:
     run: Callable[[Tensor], Tensor]
 
     @torch.inference_mode()
-    def scores(self, images: Tensor) -> Tensor:
+    def scores(self, images: Tensor, views: Views = Views()) -> Tensor:  # noqa: B008  it is frozen
         """Class scores float32 (B, C+1, h, w), on the network's grid, of normalised pictures (B, 3, S, S)."""
-        return self.run(images).float()
+        return view_scores(lambda seen: self.run(seen).float(), images, views)
 
 
 def is_exported(path: Path) -> bool:

@@ -3,17 +3,19 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from datamodules.datamodule import TagDataModule
+from datamodules.dataset import TagDataset, collate, one_thread
 from datamodules.errors import InputError
-from datamodules.images import read_image
 from datamodules.photos import PhotoSet
+from datamodules.unreadable import UnreadableImages
 from seeds.checkpoint import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from seeds.data import data_settings
@@ -66,6 +68,13 @@ class Trained:
             return view_scores(self.task, images.to(self.device), views, multiple=self.task.network.multiple)
 
 
+class Network(Protocol):
+    """What `predictions` needs of a network: a checkpoint's `Trained`, or `training.exported.Exported`."""
+
+    def scores(self, images: Tensor, views: Views = ...) -> Tensor:
+        """Class scores float32 (B, C+1, h, w) of normalised images (B, 3, S, S)."""
+
+
 @dataclass(frozen=True)
 class Predicted:
     """What the network says of one picture, at the picture's own size.
@@ -110,18 +119,51 @@ def data_module(trained: Trained, **given: Any) -> TagDataModule:
 
 
 def predictions(
-    trained: Trained, data: TagDataModule, photos: PhotoSet, *, crf: bool, views: Views = PLAIN
+    network: Network,
+    photos: PhotoSet,
+    *,
+    size: int,
+    batch_size: int,
+    num_workers: int,
+    crf: bool,
+    views: Views = PLAIN,
+    unreadable: UnreadableImages,
 ) -> Iterator[Predicted]:
-    """Predict pictures one after the other, in their order."""
-    files = iter(photos.images)
-    for batch in data.eval_loader(photos):
-        scores = trained.scores(batch["image"], views)
+    """Predict images in their order; each is read once.
+
+    Args:
+        network: a checkpoint's, or an exported one.
+        photos: the images.
+        size: side in pixels to which they are resized for the network.
+        batch_size: images at a time through the network.
+        num_workers: processes that read images.
+        crf: smooth predictions with the dense CRF.
+        views: how images are shown to the network.
+        unreadable: receives the images that cannot be read, for which there is no prediction.
+
+    Raises:
+        InputError: a mask cannot be used, or ``unreadable`` refuses that many.
+    """
+    masks = dict(zip(photos.ids, photos.masks or (), strict=False))
+    loader: DataLoader[Any] = DataLoader(
+        TagDataset(photos, size, originals=True),
+        batch_size=batch_size,
+        num_workers=min(num_workers, len(photos)),
+        collate_fn=collate,
+        worker_init_fn=one_thread,
+    )
+    for batch in loader:
+        for name, reason in batch.get("unreadable", ()):
+            unreadable.add(name, reason)
+        if not batch["id"]:
+            continue
+        scores = network.scores(batch["image"], views)
         for index, name in enumerate(batch["id"]):
-            image = read_image(next(files))
+            image = batch["original"][index]
             height, width = image.shape[:2]
             plain = label_map(scores[index], (height, width)).cpu()
             final = crf_label_map(scores[index], image).cpu() if crf else plain
-            truth = batch["mask"][index, :height, :width] if "mask" in batch else None
+            truth = batch["mask"][index, :height, :width] if masks.get(name) else None
             yield Predicted(name, image, plain, final, truth)
 
 

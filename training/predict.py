@@ -1,27 +1,28 @@
-"""Masks for any photos."""
+"""Masks for any images."""
 
-from collections.abc import Iterator, Sequence
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader
 
-from datamodules.dataset import TagDataset, collate
 from datamodules.errors import InputError
 from datamodules.files import write_whole
-from datamodules.images import IMAGE_SUFFIXES, read_image
+from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import write_mask
-from datamodules.photos import PhotoSet, file_photos
+from datamodules.photos import file_photos
+from datamodules.unreadable import UnreadableImages
 from seeds.precision import Precision
 from training.exported import is_exported, load_exported
-from training.grids import label_map
-from training.inference import crf_label_map, load_trained
+from training.inference import load_trained, predictions
 from training.pictures import jpeg, label_picture
 from training.progress import progress_bar
 
-__all__ = ["photo_files", "predict"]
+__all__ = ["check_skipped", "photo_files", "predict", "write_skipped"]
 
 OVERLAY_QUALITY = 90
+SKIPPED = "skipped.csv"
 
 
 def predict(
@@ -32,49 +33,81 @@ def predict(
     crf: bool = True,
     overlay: bool = False,
     precision: Precision = "auto",
+    batch_size: int = 8,
     num_workers: int = 2,
 ) -> list[Path]:
-    """Write the mask of each photo: a palette PNG of the photo's own size (upright), named like the photo.
+    """Write the mask of each image: a palette PNG of the image's own size (upright), named like the image.
 
-    Index 0 is background, 1, 2, ... are the classes in the order of the ``classes.txt`` written beside them. All
-    photos are read first, and nothing is written if one of them cannot be used.
+    Index 0 is background, 1, 2, ... are the classes in the order of the ``classes.txt`` written beside them. Each image
+    is read once, and each mask is written as soon as it is known. An image that cannot be read is skipped: it is named
+    on the terminal and in ``skipped.csv`` with the reason, and the exit status is 1.
 
     Args:
         checkpoint: a checkpoint of ``tag2mask fit`` with a segmentation task, or what ``tag2mask export`` wrote.
-        images: a photo, a folder of photos, or several of either as a list.
+        images: an image, a folder of images, or several of either as a list.
         output: folder for the masks; made if need be.
         crf: smooth predictions with the dense CRF.
-        overlay: write ``<name>_overlay.jpg`` too, the mask in colour over the photo.
+        overlay: write ``<name>_overlay.jpg`` too, the mask in colour over the image.
         precision: what the network of a checkpoint computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed
             where the processor computes bfloat16 natively, else 32-true (see `seeds.precision`). An exported network
             computes in float32.
-        num_workers: processes that read photos.
+        batch_size: images at a time through the network.
+        num_workers: processes that read images.
 
     Returns:
         The masks' paths.
 
     Raises:
-        InputError: there is no photo, one is not readable, two have the same name, or a mask would replace a photo.
+        InputError: there is no image, two have the same name, a mask would replace an image, or images were skipped.
     """
+    if batch_size < 1 or num_workers < 0:
+        raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
     trained = load_exported(checkpoint) if is_exported(checkpoint) else load_trained(checkpoint, precision)
     photos = file_photos(list(photo_files([images] if isinstance(images, Path) else images)), trained.classes)
-    targets = [output / f"{name}.png" for name in photos.ids]
-    _check(photos, targets)
+    targets = {name: output / f"{name}.png" for name in photos.ids}
+    originals = {path.resolve() for path in photos.images}
+    for target in targets.values():
+        if target.resolve() in originals:
+            raise InputError(f"the mask {target} would replace a photo: choose another output folder")
     output.mkdir(parents=True, exist_ok=True)
-    dataset = TagDataset(photos, trained.size)
-    loader = DataLoader(dataset, batch_size=1, num_workers=min(num_workers, len(photos)), collate_fn=collate)
-    for index, batch in enumerate(progress_bar(loader, "Predicting", len(photos))):
-        scores = trained.scores(batch["image"])[0]
-        image = read_image(photos.images[index])
-        labels = crf_label_map(scores, image) if crf else label_map(scores, (image.shape[0], image.shape[1]))
-        mask = labels.cpu().numpy().astype(np.uint8)
-        write_mask(targets[index], mask)
-        if overlay:
-            write_whole(
-                output / f"{photos.ids[index]}_overlay.jpg", jpeg(label_picture(image, mask), quality=OVERLAY_QUALITY)
-            )
     write_whole(output / "classes.txt", "".join(f"{name}\n" for name in trained.classes).encode())
-    return targets
+    skipped = UnreadableImages(1.0)
+    skipped.expect(len(photos))
+    stream = predictions(
+        trained, photos, size=trained.size, batch_size=batch_size, num_workers=num_workers, crf=crf, unreadable=skipped
+    )
+    try:
+        for each in progress_bar(stream, "Predicting", len(photos)):
+            mask = each.final.numpy().astype(np.uint8)
+            write_mask(targets[each.name], mask)
+            if overlay:
+                picture = jpeg(label_picture(each.image, mask), quality=OVERLAY_QUALITY)
+                write_whole(output / f"{each.name}_overlay.jpg", picture)
+    finally:
+        files = dict(zip(photos.ids, photos.images, strict=True))
+        write_skipped(output, {files[name]: reason for name, reason in skipped.found.items()})
+    check_skipped(output, list(skipped.found.values()), len(photos))
+    return list(targets.values())
+
+
+def write_skipped(output: Path, skipped: Mapping[Path, str]) -> None:
+    """Write ``skipped.csv``: the images that cannot be read, and why. Without any, remove that of an earlier run."""
+    if not skipped:
+        (output / SKIPPED).unlink(missing_ok=True)
+        return
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["file", "reason"])
+    writer.writerows([str(path), reason] for path, reason in skipped.items())
+    write_whole(output / SKIPPED, file.getvalue().encode())
+
+
+def check_skipped(output: Path, reasons: Sequence[str], total: int) -> None:
+    """Raise an InputError if images were skipped, so that the command ends with status 1."""
+    if reasons:
+        raise InputError(
+            f"{len(reasons)} of {total} images were skipped, {output / SKIPPED} lists them; the first: {reasons[0]}"
+        )
 
 
 def photo_files(images: Sequence[Path]) -> Iterator[Path]:
@@ -93,15 +126,3 @@ def photo_files(images: Sequence[Path]) -> Iterator[Path]:
         if not found:
             raise InputError(f"there is no photo in {path} ({', '.join(IMAGE_SUFFIXES)})")
         yield from found
-
-
-def _check(photos: PhotoSet, targets: Sequence[Path]) -> None:
-    """Read every photo, and see that none would be overwritten.
-
-    Reading all of them beforehand costs some per cent of what the network and the CRF will; a folder half done more.
-    """
-    originals = {path.resolve() for path in photos.images}
-    for photo, target in zip(photos.images, targets, strict=True):
-        read_image(photo)
-        if target.resolve() in originals:
-            raise InputError(f"the mask {target} would replace a photo: choose another output folder")

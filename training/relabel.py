@@ -15,6 +15,7 @@ from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
 from datamodules.source_code import ALL_PACKAGES, source_revision
 from datamodules.transforms import resize_nearest
+from datamodules.unreadable import MAX_UNREADABLE
 from seeds.checkpoint import load_task
 from seeds.crf import dense_crf
 from seeds.making.asking import Seed
@@ -53,6 +54,7 @@ def relabel(
     num_nodes: int = 1,
     threads: int = 1,
     precision: Precision = "auto",
+    max_unreadable: float = MAX_UNREADABLE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -86,7 +88,9 @@ def relabel(
         threads: torch's in each process; their number changes the last bits of the result.
         precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
             processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
-        strict: stop at the first picture that cannot be read; else such pictures are left out and told.
+        max_unreadable: the share of images that may be unreadable: they are left out, and listed on the terminal and
+            in the manifest. With more of them the run stops.
+        strict: stop at the first image that cannot be read.
         overwrite: replace a cache that is already there, or one half made with other settings.
 
     Raises:
@@ -95,7 +99,17 @@ def relabel(
     """
     if not 0 <= certain < 1:
         raise InputError(f"certain {certain} is outside 0..1")
-    run = Run(shard_size, threads, accelerator, devices, num_nodes, precision, strict=strict, overwrite=overwrite)
+    run = Run(
+        shard_size,
+        threads,
+        accelerator,
+        devices,
+        num_nodes,
+        precision,
+        max_unreadable,
+        strict=strict,
+        overwrite=overwrite,
+    )
     task = load_task(checkpoint, SegmentationTask)
     given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, task.task_name, task.classes, **given)

@@ -21,6 +21,7 @@ from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.photos import PhotoSet
 from datamodules.transforms import resize_nearest
+from datamodules.unreadable import UnreadableImages
 from seeds.data import data_settings
 from seeds.scoring.confusion import Confusion
 from training.drawings import heat_picture
@@ -113,9 +114,8 @@ def _rows(cache: SeedCache, photos: PhotoSet) -> Iterator[Row]:
 
 
 def _truth(photos: PhotoSet, index: int) -> NDArray[np.uint8] | None:
-    if photos.masks is None or photos.lut is None:
-        return None
-    return read_class_mask(photos.masks[index], photos.lut)
+    path = photos.masks[index] if photos.masks else None
+    return None if path is None or photos.lut is None else read_class_mask(path, photos.lut)
 
 
 def _iou(cues: NDArray[np.integer], truth: NDArray[np.integer], classes: Sequence[str]) -> float | None:
@@ -129,7 +129,11 @@ def _iou(cues: NDArray[np.integer], truth: NDArray[np.integer], classes: Sequenc
 
 def _predicted(trained: Trained, photos: PhotoSet, root: str | None) -> dict[str, NDArray[np.uint8]]:
     """What the network predicts of pictures, by their ids: label maps (H, W)."""
-    stream = predictions(trained, data_module(trained, root=root), photos, crf=True)
+    hp = data_module(trained, root=root).hparams
+    stream = predictions(
+        trained, photos, size=hp["eval_size"], batch_size=hp["batch_size"], num_workers=hp["num_workers"], crf=True,
+        unreadable=UnreadableImages(),
+    )  # fmt: skip
     return {each.name: each.final.numpy().astype(np.uint8) for each in stream}
 
 

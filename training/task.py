@@ -271,7 +271,7 @@ class SegmentationTask(pl.LightningModule):
         self._log_iou("test")
 
     def _count(self, batch: Batch) -> None:
-        if "mask" not in batch:  # photos without masks: there is nothing to score
+        if "mask" not in batch:  # no image of the batch can be read, or none of the split has a mask
             return
         logits = self(batch["image"]).float()
         for scores, mask, size in zip(logits, batch["mask"], batch["size"].tolist(), strict=True):

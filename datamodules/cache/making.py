@@ -100,11 +100,10 @@ class Making:
                 self._start_anew()
         else:
             self._start_anew()
-        records = [self._record(number) for number in range(len(self.blocks))]
-        lost = {name: why for record in records if record for name, why in record["left_out"].items()}
-        if strict and lost:
+        lost = self.left_out() if strict else {}
+        if lost:
             raise InputError(f"picture {next(iter(lost))} was left out before: {next(iter(lost.values()))}")
-        return [number for number, record in enumerate(records) if not record]
+        return [number for number in range(len(self.blocks)) if not self._record(number)]
 
     def _start_anew(self) -> None:
         """Write the plan, then remove what other plans left; a cache is one until its manifest is gone."""
@@ -166,6 +165,11 @@ class Making:
             return (self.path / STOP).read_text(encoding="utf-8")
         except OSError:
             return None
+
+    def left_out(self) -> dict[str, str]:
+        """The pictures that the shards made so far have left out, and why."""
+        records = [self._record(number) for number in range(len(self.blocks))]
+        return {name: why for record in records if record for name, why in record["left_out"].items()}
 
     def finish(self) -> dict[str, str]:
         """Write the manifest when every shard is there, and clear the folder; by the process that began.

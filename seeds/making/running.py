@@ -18,6 +18,7 @@ from rich.text import Text
 from datamodules.cache.format import MAX_PICTURES
 from datamodules.cache.making import Making
 from datamodules.errors import InputError
+from datamodules.unreadable import check_share
 from seeds.making.frames import Framing
 from seeds.making.packs import Batches, Pack
 from seeds.making.shards import Asked, CueRule, SeedTask, ShardWriter
@@ -121,6 +122,7 @@ class Run:
         devices: processes a machine.
         num_nodes: machines.
         precision: what the network computes in.
+        max_unreadable: share of images that may be unreadable.
         strict: stop at the first picture that cannot be read.
         overwrite: replace what is there.
 
@@ -134,6 +136,7 @@ class Run:
     devices: int | Literal["auto"]
     num_nodes: int
     precision: Precision
+    max_unreadable: float
     strict: bool
     overwrite: bool
 
@@ -141,6 +144,7 @@ class Run:
         for name in ("shard_size", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_share(self.max_unreadable)
         if self.shard_size > MAX_PICTURES:
             raise InputError(f"shard_size must be at most {MAX_PICTURES}, not {self.shard_size}")
 
@@ -178,7 +182,13 @@ def make_cache(
             "threads": run.threads, "precision": precision}  # fmt: skip
     blocks = [photos.ids[first : first + run.shard_size] for first in range(0, len(photos), run.shard_size)]
     writer = ShardWriter(
-        Making(output, plan, blocks), rule, len(photos.classes), overwrite=run.overwrite, strict=run.strict
+        Making(output, plan, blocks),
+        rule,
+        len(photos.classes),
+        max_unreadable=run.max_unreadable,
+        expected=without or {},
+        overwrite=run.overwrite,
+        strict=run.strict,
     )
     batches = partial(
         Batches, photos, shard_size=run.shard_size, batch_size=hp["batch_size"], framing=framing, without=without

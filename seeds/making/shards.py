@@ -1,6 +1,6 @@
 """The generator's Lightning side: shards are dealt to processes, and each writes its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ from torch import nn
 
 from datamodules.cache.making import Making
 from datamodules.cache.shard import Parts, ShardBuilder
-from datamodules.datamodule import tell
 from datamodules.errors import InputError
+from datamodules.messages import print_message
+from datamodules.unreadable import too_many
 from seeds.making.asking import Seed
 from seeds.making.packs import Batches, Pack, PackLoader
 
@@ -85,19 +86,34 @@ class ShardWriter(BasePredictionWriter):
         finished: whether the cache was there already.
     """
 
-    def __init__(self, making: Making, rule: CueRule, num_classes: int, *, overwrite: bool, strict: bool) -> None:
+    def __init__(
+        self,
+        making: Making,
+        rule: CueRule,
+        num_classes: int,
+        *,
+        max_unreadable: float,
+        expected: Container[str],
+        overwrite: bool,
+        strict: bool,
+    ) -> None:
         """Prepare; the folder is touched in :meth:`setup`.
 
         Args:
             making: the cache in the making.
             rule: cues of a picture's seed.
             num_classes: without background.
+            max_unreadable: share of all images that may be unreadable.
+            expected: images that are left out for another reason.
             overwrite: as of :meth:`datamodules.cache.making.Making.begin`.
             strict: stop at the first picture that cannot be read.
         """
         super().__init__("batch")
         self.making, self._rule, self._num_classes = making, rule, num_classes
         self._overwrite, self._strict = overwrite, strict
+        self._share, self._expected = max_unreadable, expected
+        self._total = sum(map(len, making.blocks))
+        self._unreadable: dict[str, str] = {}  # of this process
         self.todo: list[int] = []
         self.finished = False
         self._problem = ""
@@ -128,7 +144,7 @@ class ShardWriter(BasePredictionWriter):
         self.todo, self.finished = todo or [], todo is None
         done = len(self.making.blocks) - len(self.todo)
         if done and not self.finished:
-            tell(f"{done} of {len(self.making.blocks)} shards are there already, and sound")
+            print_message(f"{done} of {len(self.making.blocks)} shards are there already, and sound")
 
     @property
     def stopped(self) -> bool:
@@ -156,8 +172,11 @@ class ShardWriter(BasePredictionWriter):
         """Hand a batch's seeds to the thread, which makes cues of them; with the last of a shard it writes that."""
         self._left_out |= batch.left_out
         self._known += len(batch.names) + len(batch.left_out)
+        self._unreadable |= {name: why for name, why in batch.left_out.items() if name not in self._expected}
         if batch.left_out and self._strict:
             self.fail(next(iter(batch.left_out.values())))
+        elif problem := self._too_many(self._unreadable):
+            self.fail(problem)
         self._wait()  # so that no more than one batch's pictures are in memory
         if self._problem:
             return
@@ -166,6 +185,12 @@ class ShardWriter(BasePredictionWriter):
         else:
             self._working = self._thread.submit(self._finish, prediction, batch.shard, self._left_out)
             self._left_out, self._known = {}, 0
+
+    def _too_many(self, unreadable: Mapping[str, str]) -> str:
+        """The error for too many unreadable images; empty where there are not."""
+        if len(unreadable) <= self._share * self._total:
+            return ""
+        return str(too_many(len(unreadable), self._total, self._share, next(iter(unreadable.values()))))
 
     def _wait(self) -> None:
         """Wait for what the thread is at; what went wrong there stops the run."""
@@ -206,17 +231,20 @@ class ShardWriter(BasePredictionWriter):
             return
         try:
             if self.finished:
-                tell(f"{self.making.path} is there already, made with these settings")
+                print_message(f"{self.making.path} is there already, made with these settings")
                 return
             if self.stopped:
                 raise InputError(self._problem or self.making.stopped or "")
+            found = self.making.left_out()
+            if problem := self._too_many({name: why for name, why in found.items() if name not in self._expected}):
+                raise InputError(problem)
             left_out = self.making.finish()
         finally:
             self.making.release()
         for name, reason in list(left_out.items())[:TOLD]:
-            tell(f"left out: {name}: {reason}")
+            print_message(f"left out: {name}: {reason}")
         if left_out:
-            tell(f"{len(left_out)} pictures were left out; the manifest names each")
+            print_message(f"{len(left_out)} pictures were left out; the manifest names each")
 
     def abandon(self) -> None:
         """Let go of the folder after an error or an interruption; finished shards stay."""

@@ -16,6 +16,8 @@ from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.masks import read_class_mask
+from datamodules.messages import print_message
+from datamodules.photos import all_masks
 from datamodules.sampling import evenly
 from datamodules.transforms import resize_nearest
 from seeds.data import data_settings
@@ -81,13 +83,16 @@ def evaluate_seeds(
     photos = covered(seeds, data.photos(split, labels=False))
     if photos.masks is None or photos.lut is None:
         raise InputError(f"the split {split!r} of {data.root} has no masks; seeds are scored against masks")
+    lut, listed, photos = photos.lut, len(photos), photos.with_masks()
+    if len(photos) < listed:
+        print_message(f"{len(photos)} of {listed} images of {split!r} have a mask; the others are not scored")
     fixed = float(seeds.manifest.get("fg_threshold", 0.2) if threshold is None else threshold)
     if pictures is not None and pictures < 1:
         raise InputError(f"pictures {pictures} is not a positive number")
     explainer = _explainer(seeds, checkpoint, names_of(faithfulness)) if faithfulness else None
     sweep, score = Sweep(len(seeds.classes) + 1, fixed), CueScore(len(seeds.classes) + 1)
-    for name, path in zip(photos.ids, photos.masks, strict=True):
-        truth = read_class_mask(path, photos.lut)
+    for name, path in zip(photos.ids, all_masks(photos, "a score"), strict=True):
+        truth = read_class_mask(path, lut)
         sweep.update(*seeds.maps(name), truth)
         score.update(seeds.cues(name), truth)
     if not score.true.any():

@@ -144,9 +144,10 @@ def try_methods(explainer: Explainer, photos: PhotoSet, threshold: float, order:
 
 
 def _case(explainer: Explainer, photos: PhotoSet, index: int) -> Case | None:
-    assert photos.masks is not None
+    path = photos.masks[index] if photos.masks else None
+    assert path is not None
     assert photos.lut is not None
-    truth = read_class_mask(photos.masks[index], photos.lut)
+    truth = read_class_mask(path, photos.lut)
     present = [int(value) - 1 for value in np.unique(truth) if value not in (0, 255)]
     if not present:
         return None

@@ -187,8 +187,8 @@ def _wrong_size(root):
     write_mask(root / "SegmentationClass/p7.png", np.zeros((5, 6)))
 
 
-def _no_val_mask(root):
-    (root / "SegmentationClass/p7.png").unlink()
+def _no_train_mask(root):
+    (root / "SegmentationClass/p3.png").unlink()
 
 
 def _no_masks(root):
@@ -204,7 +204,7 @@ def _no_tags(root):
     ("spoil", "settings", "said"),
     [
         (_wrong_size, {}, r"p7\.png is 6x5, and its picture"),
-        (_no_val_mask, {}, r"1 of 2 masks are missing .*p7\.png"),
+        (_no_train_mask, {"targets": "masks"}, r"1 of 6 masks are missing .*p3\.png; targets: masks needs"),
         (_no_masks, {"targets": "masks"}, "targets is masks, and the split 'train' of .* has none"),
         (_no_tags, {"labels": "xml"}, "labels of all 6 pictures are zero: labels: xml of .*VOC"),
         (None, {"train_split": "trainaug"}, "no list"),
@@ -216,6 +216,63 @@ def test_setup_says_what_is_wrong(voc, spoil, settings, said):
     data = data_of(voc, **settings)
     with pytest.raises(InputError, match=said):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("targets", ["tags", "masks"])
+def test_masks_of_a_part_of_the_validation_images(voc, capsys, targets):
+    """They are scored, the others are not; how many is printed."""
+    (voc / "SegmentationClass/p7.png").unlink()
+    data = data_of(voc, targets=targets)
+    data.setup("fit")
+    assert "1 of 2 val images have a mask; the others are not scored" in capsys.readouterr().err
+    masks = torch.cat([batch["mask"].flatten(1).amin(1) for batch in data.val_dataloader()])
+    assert masks.tolist() == [0, 255]
+
+
+def _cut_header(path):
+    path.write_bytes(b"nothing of an image")
+
+
+def _cut_pixels(path):
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+def test_images_without_a_readable_header_are_left_out_at_the_start(voc, capsys):
+    _cut_header(voc / "JPEGImages/p1.jpg")
+    _cut_header(voc / "JPEGImages/p7.jpg")
+    data = data_of(voc, max_unreadable=0.3)
+    data.setup("fit")
+    assert data.train_dataloader().dataset.photos.ids == ("p0", "p2", "p3", "p4", "p5")
+    assert [name for batch in data.val_dataloader() for name in batch["id"]] == ["p6"]
+    said = capsys.readouterr().err
+    assert "left out: p1: picture" in said
+    assert "left out: p7: picture" in said
+    assert list(data.unreadable.found) == ["p1", "p7"]
+    for settings in ({}, {"max_unreadable": 0.15}, {"max_unreadable": 0.5, "strict": True}):
+        with pytest.raises(InputError, match=r"1 of 6 images cannot be read, and max_unreadable .*p1\.jpg"):
+            data_of(voc, **settings).setup("fit")
+    with pytest.raises(InputError, match=r"max_unreadable is 1\.5"):
+        data_of(voc, max_unreadable=1.5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_cut_short_does_not_end_a_training(voc, tmp_path, capsys, workers):
+    """Its header is whole: it is found when it is read, printed once, and another image takes its place."""
+    for name in ("p1", "p3"):
+        _cut_pixels(voc / f"JPEGImages/{name}.jpg")
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    quiet |= {"default_root_dir": tmp_path, "enable_checkpointing": False, "accelerator": "cpu"}
+
+    def train(**settings):
+        data = data_of(voc, num_workers=workers, **settings)
+        pl.Trainer(max_epochs=2, **quiet).fit(Task(), data)
+        return data
+
+    assert set(train(max_unreadable=0.3).unreadable.found) == {"p1", "p3"}
+    said = capsys.readouterr().err
+    assert (said.count("left out: p1"), said.count("left out: p3")) == (1, 1)
+    with pytest.raises(InputError, match=r"of 8 images cannot be read, and max_unreadable allows a share of 0\.01"):
+        train()
 
 
 def test_whole_pictures_may_be_larger_than_crops(voc):

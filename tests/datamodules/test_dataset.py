@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from datamodules.dataset import TagDataset, collate, pad_masks
 from datamodules.errors import InputError
 from datamodules.images import normalize
 from datamodules.masks import write_mask
+from datamodules.sampling import Draw
 from datamodules.transforms import Augment
 from datamodules.voc import voc_photos
-from tests.datamodules.conftest import COLOURS
+from tests.datamodules.conftest import COLOURS, IDS
 
 
 @pytest.fixture
@@ -107,17 +110,49 @@ def test_bad_files_are_named(voc):
     write_mask(voc / "SegmentationClass/p2.png", np.zeros((5, 6)))
     write_mask(voc / "SegmentationClass/p3.png", np.full((60, 64), 4))
     dataset = TagDataset(voc_photos(voc, "train", labels="xml"), 32)
-    for index, said in ((1, r"p1\.jpg"), (2, r"p2\.png is 6x5, and its picture .* is 64x56"), (3, "index 4")):
+    assert [name for name, _ in dataset[1]["unreadable"]] == ["p1"]
+    assert re.search(r"p1\.jpg cannot be read", dataset[1]["unreadable"][0][1])
+    for index, said in ((2, r"p2\.png is 6x5, and its picture .* is 64x56"), (3, "index 4")):
         with pytest.raises(InputError, match=said):
             dataset[index]
 
 
 def test_a_worker_s_error_stays_one_sentence(voc):
-    path = voc / "JPEGImages/p1.jpg"
-    path.write_bytes(path.read_bytes()[:400])
+    write_mask(voc / "SegmentationClass/p1.png", np.zeros((5, 6)))
     loader = torch.utils.data.DataLoader(TagDataset(voc_photos(voc, "train"), 32), num_workers=1, collate_fn=collate)
     batches = iter(loader)
-    with pytest.raises(InputError, match=r"^picture .*p1\.jpg cannot be read, .*\.$") as caught:
+    with pytest.raises(InputError, match=r"^mask .*p1\.png is 6x5, and its picture .*\.$") as caught:
         list(batches)
     assert "\n" not in str(caught.value)
     batches._shutdown_workers()  # the traceback keeps them in a cycle, and collecting it would wait 5 s
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_cannot_be_read_are_named_in_their_batch(voc, workers):
+    """Left out of a batch; in training the next image takes the place, with the random changes of the place."""
+    for name in ("p1", "p2", "p5"):
+        path = voc / f"JPEGImages/{name}.jpg"
+        path.write_bytes(path.read_bytes()[:-200])
+    photos = voc_photos(voc, "train")
+    loader = torch.utils.data.DataLoader(TagDataset(photos, 32), batch_size=2, num_workers=workers, collate_fn=collate)
+    batches = list(loader)
+    assert [batch["id"] for batch in batches] == [["p0"], ["p3"], ["p4"]]
+    assert [[name for name, _ in batch.get("unreadable", ())] for batch in batches] == [["p1"], ["p2"], ["p5"]]
+    only = next(iter(torch.utils.data.DataLoader(TagDataset(photos.subset([1, 2]), 32), 2, collate_fn=collate)))
+    assert (only["id"], len(only["image"]), len(only["unreadable"])) == ([], 0, 2)
+    trained = TagDataset(photos, 32, training=True, augment=Augment())
+    batch = collate([trained[Draw(1, 7)], trained[Draw(5, 8)], trained[Draw(4, 9)]])
+    assert batch["id"] == ["p3", "p0", "p4"]
+    assert [name for name, _ in batch["unreadable"]] == ["p1", "p2", "p5"]
+    assert torch.equal(batch["image"][0], collate([trained[Draw(3, 7)]])["image"][0])
+    for name in IDS:
+        (voc / f"JPEGImages/{name}.jpg").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"16 images in a row cannot be read, first: picture .*p2\.jpg"):
+        trained[Draw(2, 7)]
+
+
+def test_an_image_without_a_mask_has_one_of_unknown_pixels(voc):
+    (voc / "SegmentationClass/p1.png").unlink()
+    batch = collate([TagDataset(voc_photos(voc, "train"), 32)[i] for i in (0, 1)])
+    assert (batch["mask"][1] == 255).all()
+    assert not (batch["mask"][0, :48] == 255).all()

@@ -7,6 +7,7 @@ from PIL import Image
 from datamodules.errors import InputError
 from datamodules.folders import listing_classes, listing_photos, read_csv, read_tag_folders
 from datamodules.masks import write_mask
+from datamodules.photos import all_masks
 
 CSV = 'File, tags ,note\na.jpg,cat;dog,x\nsub/b.png,"dog, traffic light",\nc.JPG,,\nd.jpg, cat | cat ,\n'
 
@@ -120,8 +121,10 @@ def test_masks_of_one_s_own(folders):
     assert photos.lut[:3].tolist() == [0, 255, 1]
     assert listing_photos(listing, folders, "all", masks=None).masks is None
     (folders / "masks/dog/1.png").unlink()
-    with pytest.raises(InputError, match=r"1 of 4 masks are missing .* first dog/1\.png"):
-        listing_photos(listing, folders, "all")
+    masks = listing_photos(listing, folders, "all").masks
+    assert [mask and mask.name for mask in masks] == ["1.png", "2.png", None, "3.png"]
+    with pytest.raises(InputError, match=r"1 of 4 masks are missing .* first dog/1\.png; a score needs"):
+        all_masks(listing_photos(listing, folders, "all"), "a score")
     with pytest.raises(InputError, match=r"no folder of masks .*annotations"):
         listing_photos(listing, folders, "all", masks="annotations")
 

@@ -6,7 +6,8 @@ import pytest
 from datamodules.classes import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
-from datamodules.photos import check_labels, check_sizes, file_photos
+from datamodules.photos import check_labels, file_photos
+from datamodules.unreadable import UnreadableImages, leave_out_unreadable
 from datamodules.voc import voc_classes, voc_photos
 
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep", "person")
@@ -82,7 +83,7 @@ def _empty(root):
     ("spoil", "settings", "said"),
     [
         (_no_picture, {}, r"the list 'train' names p3, and there is no picture .*p3\.jpg"),
-        (_no_mask, {}, r"1 of 6 masks are missing in .*SegmentationClass, first p4\.png"),
+        (_no_mask, {"labels": "masks"}, r"1 of 6 masks are missing in .*SegmentationClass, first p4\.png"),
         (_twice, {}, "names p1 more than once"),
         (_empty, {}, "is empty"),
         (None, {"split": "tarin"}, r"no list .*tarin\.txt; the splits there are: train, val"),
@@ -104,6 +105,18 @@ def test_no_such_folder(tmp_path):
         voc_photos(tmp_path / "nowhere", "train")
     with pytest.raises(InputError, match="has no JPEGImages"):
         voc_photos(tmp_path, "train")
+
+
+def check_sizes(photos):
+    """Look at all headers; every file can be read."""
+    assert leave_out_unreadable(photos, UnreadableImages(0.0)) is photos
+
+
+def test_masks_may_be_missing(voc):
+    _no_mask(voc)
+    photos = voc_photos(voc, "train")
+    assert [mask and mask.stem for mask in photos.masks] == ["p0", "p1", "p2", "p3", None, "p5"]
+    assert photos.with_masks().ids == ("p0", "p1", "p2", "p3", "p5")
 
 
 def test_sizes_are_checked(voc):

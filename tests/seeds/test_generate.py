@@ -132,7 +132,9 @@ def test_a_broken_picture_is_left_out_and_told(voc, checkpoint, tmp_path, capsys
     root = tmp_path / "copy"
     shutil.copytree(voc, root)
     (root / "JPEGImages/p4.jpg").write_bytes((voc / "JPEGImages/p4.jpg").read_bytes()[:700])
-    generate_seeds(checkpoint, tmp_path / "cache", root=str(root))
+    with pytest.raises(InputError, match=r"1 of 6 images cannot be read, and max_unreadable allows a share of 0.01"):
+        generate_seeds(checkpoint, tmp_path / "cache", root=str(root))
+    generate_seeds(checkpoint, tmp_path / "cache", root=str(root), max_unreadable=0.2)
     told = capsys.readouterr().err
     assert "left out: p4: picture" in told
     assert "1 pictures were left out; the manifest names each" in told
@@ -155,7 +157,7 @@ def test_no_picture_can_be_read(voc, checkpoint, tmp_path):
     for name in IDS:
         (root / f"JPEGImages/{name}.jpg").write_bytes(b"nothing")
     with pytest.raises(InputError, match="no picture could be used; first p0: picture"):
-        generate_seeds(checkpoint, tmp_path / "cache", root=str(root))
+        generate_seeds(checkpoint, tmp_path / "cache", root=str(root), max_unreadable=1.0)
 
 
 def in_memory(voc, checkpoint, batch_size):

@@ -1,25 +1,32 @@
 """Figures and the page of `evaluate`, masks of `predict`."""
 
+import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from datamodules import dataset
 from datamodules.classes import voc_palette
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.images import read_image
 from datamodules.masks import read_class_mask, read_mask
+from datamodules.unreadable import UnreadableImages
 from seeds.checkpoint import load_task
 from seeds.crf import dense_crf
 from tests.training.conftest import data_of, trainer_of
+from training.cli import main
 from training.inference import crf_label_map, data_module, load_trained, predictions
 from training.predict import predict
 from training.scoring.evaluation import evaluate
 from training.task import SegmentationTask
+
+READING = {"batch_size": 3, "num_workers": 0, "unreadable": UnreadableImages(0.0)}
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +53,7 @@ def test_figures_agree_with_a_count_by_hand(checkpoint, evaluated):
     trained = load_trained(checkpoint)
     data = data_module(trained, num_workers=0)
     photos = data.photos("val", labels=False)
-    found = list(predictions(trained, data, photos, crf=True))
+    found = list(predictions(trained, photos, **READING, size=data.hparams["eval_size"], crf=True))
     truths = [read_class_mask(path, photos.lut) for path in photos.masks]
     names = ("background", *photos.classes)
     for maps, figures in (("final", metrics), ("plain", metrics["without_crf"])):
@@ -111,7 +118,7 @@ def test_training_pictures_are_shown_where_some_have_no_mask(voc, checkpoint, cu
     evaluate(checkpoint, output=tmp_path / "out", root=str(some), cues=cues, num_workers=0, crf=False, pictures=0)
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<img class='layer cues'") == 8
-    assert "layer truth" not in page
+    assert page.count("<img class='layer truth'") == 7
 
 
 def test_pictures_without_masks_get_a_page_and_no_figures(voc, checkpoint, tmp_path):
@@ -194,20 +201,52 @@ def test_predict_agrees_with_evaluate(voc, checkpoint, tmp_path):
     photos = data.photos("val", labels=False)
     for crf in (False, True):
         predict(checkpoint, list(photos.images), tmp_path / str(crf), crf=crf, num_workers=0)
-    for found in predictions(trained, data, photos, crf=True):
+    for found in predictions(trained, photos, **READING, size=data.hparams["eval_size"], crf=True):
         assert (read_mask(tmp_path / f"False/{found.name}.png") == found.plain.numpy()).mean() > 0.999
         assert (read_mask(tmp_path / f"True/{found.name}.png") == found.final.numpy()).mean() > 0.999
 
 
+@pytest.mark.parametrize("content", ["header", "pixels"])
+def test_photos_that_cannot_be_read_are_skipped_and_listed(checkpoint, photos, tmp_path, capsys, content):
+    """All others get their masks, the same as without the broken ones; exit status 1; the next run clears the list."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    words = ["predict", f"--checkpoint={checkpoint}", f"--images={photos}", "--num_workers=0", "--batch_size=2"]
+    assert main([*words, f"--output={whole}"]) == 0
+    for name in ("a1", "z"):
+        broken = b"not a photo" if content == "header" else (photos / "a.jpg").read_bytes()[:-200]
+        (photos / f"{name}.jpg").write_bytes(broken)
+    assert main([*words, f"--output={out}"]) == 1
+    said = capsys.readouterr().err
+    assert "2 of 4 images were skipped" in said.splitlines()[-1]
+    assert "left out: z: picture" in said
+    with (out / "skipped.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name for row in rows] == ["a1.jpg", "z.jpg"]
+    assert all("cannot be read" in row["reason"] for row in rows)
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()} | {"skipped.csv"}
+    for path in whole.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    for name in ("a1", "z"):
+        (photos / f"{name}.jpg").unlink()
+    assert main([*words, f"--output={out}"]) == 0
+    assert not (out / "skipped.csv").exists()
+
+
+def test_each_mask_is_written_as_it_is_done_and_each_photo_read_once(checkpoint, photos, tmp_path, monkeypatch):
+    read, out = [], tmp_path / "out"
+    read_image = dataset.read_image
+
+    def counted(path):
+        read.append((path.name, len(list(out.glob("*.png")))))
+        return read_image(path)
+
+    monkeypatch.setattr(dataset, "read_image", counted)
+    predict(checkpoint, [photos], out, num_workers=0, batch_size=1, overlay=True)
+    assert read == [("a.jpg", 0), ("b.jpeg", 1)]
+
+
 def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):
     out = tmp_path / "out"
-    (photos / "broken.jpg").write_bytes(b"not a photo")
-    with pytest.raises(InputError, match=r"broken\.jpg"):
-        predict(checkpoint, [photos], out)
-    (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:-200])  # a whole header, half a picture
-    with pytest.raises(InputError, match=r"broken\.jpg cannot be read"):
-        predict(checkpoint, [photos], out)
-    (photos / "broken.jpg").unlink()
     shutil.copy(photos / "a.jpg", photos / "a.png")
     with pytest.raises(InputError, match=r"a\.jpg and .*a\.png"):
         predict(checkpoint, [photos], out)
@@ -215,7 +254,44 @@ def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):
         predict(checkpoint, [tmp_path / "photos" / ".."], out)
     with pytest.raises(InputError, match=r"nowhere\.jpg"):
         predict(checkpoint, [tmp_path / "nowhere.jpg"], out)
+    with pytest.raises(InputError, match="batch_size 0"):
+        predict(checkpoint, [photos], out, batch_size=0)
     assert not out.exists()
+
+
+def test_images_of_a_split_that_cannot_be_read(voc, checkpoint, tmp_path):
+    """Left out and named, up to the share; the figures are those of the others."""
+    some = tmp_path / "some"
+    shutil.copytree(voc, some)
+    names = (some / "ImageSets/Segmentation/val.txt").read_text().split()
+    path = some / f"JPEGImages/{names[1]}.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    (some / f"JPEGImages/{names[2]}.jpg").write_bytes(b"no image")
+    how = {"root": str(some), "num_workers": 0, "crf": False}
+    for settings in ({}, {"max_unreadable": 0.25}, {"max_unreadable": 1.0, "strict": True}):
+        with pytest.raises(InputError, match="of 4 images cannot be read"):
+            evaluate(checkpoint, output=tmp_path / "out", **how, **settings)
+        assert not (tmp_path / "out").exists()
+    metrics = evaluate(checkpoint, output=tmp_path / "out", max_unreadable=0.5, **how)
+    assert (metrics["images"], metrics["images_with_mask"]) == (2, 2)
+    assert sorted(metrics["unreadable"]) == sorted(names[1:3])
+    for name in names[1:3]:
+        shutil.copy(voc / f"JPEGImages/{name}.jpg", some / "JPEGImages")
+    (some / "ImageSets/Segmentation/val.txt").write_text(f"{names[0]}\n{names[3]}\n")
+    assert evaluate(checkpoint, output=tmp_path / "out", **how)["miou"] == metrics["miou"]
+
+
+def test_images_without_a_mask_are_shown_and_not_scored(voc, checkpoint, tmp_path, capsys):
+    some = tmp_path / "some"
+    shutil.copytree(voc, some)
+    names = (some / "ImageSets/Segmentation/val.txt").read_text().split()
+    (some / f"SegmentationClass/{names[1]}.png").unlink()
+    how = {"root": str(some), "num_workers": 0, "crf": False}
+    metrics = evaluate(checkpoint, output=tmp_path / "out", **how)
+    assert (metrics["images"], metrics["images_with_mask"]) == (4, 3)
+    assert "3 of 4 images have a mask" in capsys.readouterr().out
+    (some / "ImageSets/Segmentation/val.txt").write_text("".join(f"{name}\n" for name in names if name != names[1]))
+    assert evaluate(checkpoint, output=tmp_path / "other", **how)["confusion"] == metrics["confusion"]
 
 
 def test_a_photo_is_never_overwritten(checkpoint, photos):

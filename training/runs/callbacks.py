@@ -70,6 +70,8 @@ class PicturePanel(pl.Callback):
         )
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, key: str) -> None:
+        if not len(batch["image"]):  # none of the batch can be read
+            return
         few = {name: value[: self.pictures] for name, value in batch.items()}
         modes = {module: module.training for module in pl_module.modules()}
         pl_module.eval()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from datamodules.datamodule import tell
+from datamodules.messages import print_message
 
 __all__ = ["UpdateCount"]
 
@@ -22,14 +22,14 @@ class UpdateCount(pl.Callback):
         images, batch_size = len(loader.dataset), loader.batch_size
         processes, batches = trainer.world_size, trainer.accumulate_grad_batches
         effective, total = batch_size * processes * batches, trainer.estimated_stepping_batches
-        tell(f"training on {images} images, effective batch size {effective}: {total} updates of the weights")
+        print_message(f"training on {images} images, effective batch size {effective}: {total} updates of the weights")
         if effective == batch_size:
             return
-        tell(
+        print_message(
             f"a step sees {batch_size} (batch_size) x {processes} (processes) x {batches} (accumulate_grad_batches) "
             "images; the learning rate stays as it is"
         )
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             updates = trainer.max_epochs * max(1, images // batch_size)
             alone = min(updates, trainer.max_steps) if trainer.max_steps > 0 else updates
-            tell(f"one process without accumulated batches would make {alone} updates of {batch_size} images")
+            print_message(f"one process without accumulated batches would make {alone} updates of {batch_size} images")

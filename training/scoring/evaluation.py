@@ -15,6 +15,7 @@ from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.photos import PhotoSet
 from datamodules.sampling import evenly
+from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages
 from seeds.precision import Precision
 from training.inference import Predicted, predictions
 from training.progress import progress_bar
@@ -54,6 +55,8 @@ def evaluate(
     precision: Precision = "auto",
     batch_size: int | None = None,
     num_workers: int | None = None,
+    max_unreadable: float = MAX_UNREADABLE,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Score a segmentation checkpoint, or a folder of predicted masks, on a split at the masks' own size.
 
@@ -62,7 +65,7 @@ def evaluate(
     is neither in the masks nor predicted is left out), ``background_iou``, ``images``, and those of
     `training.scoring.figures.figures`; with the CRF, ``without_crf`` holds the same for the network alone.
     ``provenance`` is what the checkpoint says of its making (`training.runs.record.RunRecord`), null where it says
-    nothing. Pictures without masks get a page and no figures.
+    nothing. An image without a mask is shown on the page and not scored: ``images_with_mask`` of the ``images`` are.
 
     Args:
         checkpoint: a checkpoint of ``tag2mask fit`` with a segmentation task.
@@ -86,6 +89,9 @@ def evaluate(
             processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
         batch_size: pictures at a time through the network, where it is not the training's.
         num_workers: processes that read pictures, where it is not the training's.
+        max_unreadable: the share of images that may be unreadable: they are left out, listed on the terminal and
+            named in ``metrics.json`` under ``unreadable``. With more of them nothing is written.
+        strict: accept no unreadable image; so it is with submission.
 
     Returns:
         The content of ``metrics.json``.
@@ -93,14 +99,18 @@ def evaluate(
     Raises:
         InputError: the checkpoint, the data, a mask or a prediction is not usable; nothing is written then.
     """
+    reading: dict[str, Any] = {"max_unreadable": max_unreadable, "strict": strict or submission}
     if checkpoint is not None and predictions is None:
         if classes is not None:
             raise InputError("classes are for --predictions: a checkpoint knows its own")
         views = Views(tuple(scales) if scales is not None else (1.0,), flip)
-        given = {"root": root, "test_split": split, "masks": masks, "eval_size": eval_size, "batch_size": batch_size}
-        scored = scored_network(checkpoint, crf=crf, views=views, precision=precision, num_workers=num_workers, **given)
+        given = {
+            "root": root, "test_split": split, "masks": masks, "eval_size": eval_size, "batch_size": batch_size,
+            "num_workers": num_workers, **reading,
+        }  # fmt: skip
+        scored = scored_network(checkpoint, crf=crf, views=views, precision=precision, **given)
     elif predictions is not None and checkpoint is None:
-        scored = scored_folder(predictions, root=root, split=split, masks=masks, classes=classes)
+        scored = scored_folder(predictions, root=root, split=split, masks=masks, classes=classes, **reading)
     else:
         raise InputError("give either --checkpoint, a network to score, or --predictions, a folder of masks to score")
     if submission:
@@ -116,14 +126,17 @@ def _evaluate(
     names = ("background", *photos.classes)
     tallies = {"plain": Tally(names), "final": Tally(names)} if scored.crf else {"final": Tally(names)}
     kept: dict[str, NDArray[np.uint8]] | None = {} if submission else None
-    gallery = Gallery(len(photos), pictures)
+    gallery, images, with_mask = Gallery(len(photos), pictures), 0, 0
     for predicted, row in _score(progress_bar(scored.stream, "Scoring", len(photos)), tallies, cache):
         gallery.offer(row)
+        images, with_mask = images + 1, with_mask + (predicted.truth is not None)
         if kept is not None:
             kept[predicted.name] = predicted.final.numpy().astype(np.uint8)
     metrics = {
         **_figures(tallies, masks=photos.masks is not None),
-        "images": len(photos),
+        "images": images,
+        "images_with_mask": with_mask,
+        "unreadable": scored.unreadable.found,
         "split": scored.split,
         **scored.origin,
         "classes": list(photos.classes),
@@ -149,6 +162,8 @@ def _print(metrics: dict[str, Any]) -> None:
     if not metrics["iou"]:
         console.print(f"{metrics['split']}: {metrics['images']} pictures without masks, so no figures")
         return
+    if metrics["images_with_mask"] < metrics["images"]:
+        console.print(f"{metrics['images_with_mask']} of {metrics['images']} images have a mask, and are scored")
     console.print(class_table(metrics))
     console.print(confused_table(metrics))
     for line in summary_lines(metrics):
@@ -196,7 +211,10 @@ def _taught(scored: Scored, cache: SeedCache | None) -> list[Section]:
         return []
     cued = [index for index, name in enumerate(photos.ids) if name in cache]
     chosen = photos.subset([cued[i] for i in evenly(len(cued), TAUGHT_PICTURES)])
-    stream = predictions(scored.trained, scored.data, chosen, crf=scored.crf)
+    stream = predictions(
+        scored.trained, chosen, size=scored.data.hparams["eval_size"], batch_size=len(chosen), num_workers=0,
+        crf=scored.crf, unreadable=UnreadableImages(1.0),
+    )  # fmt: skip
     rows = [row for _, row in _score(stream, {"final": Tally(("background", *photos.classes))}, cache)]
     title, about = "What it learned from", "Training pictures, with the cues made from their tags."
     return [Section(title, about, rows)] if rows else []

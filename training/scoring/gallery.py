@@ -77,7 +77,8 @@ class Gallery:
         best = [row for *_, row in sorted(self._best, key=lambda entry: entry[:2], reverse=True)]
         worst = [row for *_, row in sorted(self._worst, key=lambda entry: entry[:2], reverse=True)]
         shown = {row.name for row in (*best, *worst)}
-        rest = [self._drawn[index] for index in self.order if self._drawn[index].name not in shown]
+        drawn = [self._drawn[index] for index in self.order if index in self._drawn]  # fewer may have come
+        rest = [row for row in drawn if row.name not in shown]
         about = "Neither the best nor the worst: drawn from the rest" if shown else "Drawn from all of them"
         sections = [
             Section("Best pictures", "The highest mean IoU over the classes in the picture.", best),

@@ -14,7 +14,8 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.images import read_image
 from datamodules.masks import read_class_mask
-from datamodules.photos import PhotoSet, check_sizes
+from datamodules.photos import PhotoSet, all_masks
+from datamodules.unreadable import UnreadableImages, leave_out_unreadable
 from datamodules.voc import voc_classes
 from seeds.precision import Precision
 from training.inference import TEST_CRF, Predicted, Trained, data_module, load_trained, predictions
@@ -34,6 +35,7 @@ class Scored:
         crf: whether ``final`` of these differs from ``plain``.
         origin: what ``metrics.json`` says of them.
         data: the data module the pictures are of.
+        unreadable: the images that cannot be read; more may come while the stream is read.
         trained: the network, where there is one.
     """
 
@@ -43,6 +45,7 @@ class Scored:
     crf: bool
     origin: dict[str, Any]
     data: TagDataModule
+    unreadable: UnreadableImages
     trained: Trained | None = None
 
 
@@ -62,6 +65,7 @@ def scored_network(checkpoint: Path, *, crf: bool, views: Views, precision: Prec
     trained = load_trained(checkpoint, precision)
     data = data_module(trained, **given)
     split, photos = _photos(data)
+    hp = data.hparams
     origin = {
         "crf": dict(TEST_CRF) if crf else None,
         "scales": list(views.scales),
@@ -71,12 +75,15 @@ def scored_network(checkpoint: Path, *, crf: bool, views: Views, precision: Prec
         "data": {key: data.hparams[key] for key in ("root", "layout", "masks", "eval_size")},
         "provenance": trained.provenance,
     }
-    stream = predictions(trained, data, photos, crf=crf, views=views)
-    return Scored(split, photos, stream, crf, origin, data, trained)
+    stream = predictions(
+        trained, photos, size=hp["eval_size"], batch_size=hp["batch_size"], num_workers=hp["num_workers"], crf=crf,
+        views=views, unreadable=data.unreadable,
+    )  # fmt: skip
+    return Scored(split, photos, stream, crf, origin, data, data.unreadable, trained)
 
 
 def scored_folder(
-    folder: Path, *, root: str | None, split: str | None, masks: str | None, classes: list[str] | None
+    folder: Path, *, root: str | None, split: str | None, masks: str | None, classes: list[str] | None, **given: Any
 ) -> Scored:
     """A folder of predicted masks, ``<id>.png`` each, palette or gray, read by index.
 
@@ -89,6 +96,7 @@ def scored_folder(
         split: list to score; None: ``val``.
         masks: name of the folder of true masks; None: the first that is there.
         classes: classes to score, the others are left out of the masks; None: all the folder's indices stand for.
+        **given: further settings of the data module.
 
     Raises:
         InputError: the data have no masks, or a prediction is missing.
@@ -99,13 +107,12 @@ def scored_folder(
         raise InputError(f"there is no folder of predictions {folder}")
     listed = folder / "classes.txt"
     source = read_classes(listed) if listed.is_file() else voc_classes(Path(root).expanduser())
-    given: dict[str, Any] = {
-        key: value for key, value in {"test_split": split, "masks": masks}.items() if value is not None
-    }
+    given |= {key: value for key, value in {"test_split": split, "masks": masks}.items() if value is not None}
     data = TagDataModule(root, classes=list(classes or source), labels=None, **given)
     split, photos = _photos(data)
     if photos.masks is None:
         raise InputError(f"the split {split!r} of {root} has no masks to score {folder} against")
+    photos = photos.with_masks()
     files = [folder / f"{name}.png" for name in photos.ids]
     missing = [path for path in files if not path.is_file()]
     if missing:
@@ -115,7 +122,8 @@ def scored_folder(
         "predictions": {"path": str(folder)},
         "data": {key: data.hparams[key] for key in ("root", "layout", "masks")},
     }
-    return Scored(split, photos, _read(files, photos, source), crf=False, origin=origin, data=data)
+    stream = _read(files, photos, source)
+    return Scored(split, photos, stream, crf=False, origin=origin, data=data, unreadable=data.unreadable)
 
 
 def _photos(data: TagDataModule) -> tuple[str, PhotoSet]:
@@ -123,20 +131,19 @@ def _photos(data: TagDataModule) -> tuple[str, PhotoSet]:
     photos = data.photos(split, labels=False)
     if not photos.ids:
         raise InputError(f"the split {split!r} of {data.root} has no pictures")
-    check_sizes(photos)
-    return split, photos
+    return split, leave_out_unreadable(photos, data.unreadable)
 
 
 def _read(files: list[Path], photos: PhotoSet, source: tuple[str, ...]) -> Iterator[Predicted]:
     lut = mask_lut(source, photos.classes)
-    if photos.masks is None or photos.lut is None:
-        return
+    masks = all_masks(photos, "a score")
+    assert photos.lut is not None
     for index, path in enumerate(files):
         guess = read_class_mask(path, lut)
-        truth = read_class_mask(photos.masks[index], photos.lut)
+        truth = read_class_mask(masks[index], photos.lut)
         if guess.shape != truth.shape:
             raise InputError(
-                f"prediction {path} is {guess.shape[1]}x{guess.shape[0]}, and the mask {photos.masks[index]} is "
+                f"prediction {path} is {guess.shape[1]}x{guess.shape[0]}, and the mask {masks[index]} is "
                 f"{truth.shape[1]}x{truth.shape[0]}"
             )
         if (guess == IGNORE).any():
