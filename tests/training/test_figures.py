@@ -1,5 +1,7 @@
 """The figures against hand-worked tables, torchmetrics, the boundary IoU authors' own way, and slow counts."""
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -100,12 +102,14 @@ def test_boundary_is_one_for_a_perfect_prediction_and_below_iou_for_a_dented_one
 
 
 def test_the_interval_is_that_of_a_slow_bootstrap():
-    tally = tally_of([(blobs(i, (20, 24)), blobs(i % 3 + 50, (20, 24), void=True)) for i in range(7)])
-    found = miou_interval(tally.matrices)
+    pairs = [(blobs(i, (20, 24)), blobs(i % 3 + 50, (20, 24), void=True)) for i in range(7)]
+    tally = tally_of(pairs)
+    matrices = [tally_of([pair]).matrix for pair in pairs]
+    found = miou_interval(tally.sums)
     draws = np.random.default_rng(SEED).multinomial(7, np.full(7, 1 / 7), size=RESAMPLES)
     means = []
     for draw in draws:
-        counts = sum(times * matrix for times, matrix in zip(draw, tally.matrices, strict=True))
+        counts = sum(times * matrix for times, matrix in zip(draw, matrices, strict=True))
         hits, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
         means.append(np.mean(hits[union > 0] / union[union > 0]))
     assert [found["low"], found["high"]] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-12)
@@ -116,7 +120,7 @@ def test_the_interval_is_that_of_a_slow_bootstrap():
 def test_the_interval_of_equal_pictures_is_a_point_and_void_pictures_do_not_count():
     pred, truth = blobs(1), blobs(2)
     blank = torch.full_like(truth, 255)
-    found = miou_interval(tally_of([(pred, truth), (pred, truth), (pred, blank)]).matrices)
+    found = miou_interval(tally_of([(pred, truth), (pred, truth), (pred, blank)]).sums)
     assert found["low"] == found["high"] == pytest.approx(figures(tally_of([(pred, truth)]))["miou"])
     assert figures(tally_of([(pred, blank)]))["miou"] is None
 
@@ -177,3 +181,28 @@ def test_a_network_of_one_size_says_so():
 
     with pytest.raises(InputError, match="16x16"):
         view_scores(rigid, torch.zeros(1, 3, 32, 32), Views((0.5,)))
+
+
+def test_memory_does_not_grow_with_images_times_squared_classes():
+    """81 classes, as of COCO: two matrices an image of 5,000 would be 525 MB."""
+    tally = Tally([str(number) for number in range(81)])
+    generator = np.random.default_rng(0)
+    pred, truth = (torch.from_numpy(generator.integers(0, 81, (8, 8))) for _ in range(2))
+    tally.add(pred, truth)
+    tracemalloc.start()
+    for _ in range(500):
+        tally.add(pred, truth)
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 500 * 4 * 81 * 8
+    assert tally.matrix.sum() == 501 * 64
+
+
+def test_the_interval_of_many_images_needs_little_memory():
+    generator = np.random.default_rng(0)
+    sums = [generator.integers(1, 9, (3, 3)) for _ in range(4000)]
+    tracemalloc.start()
+    assert miou_interval(sums) is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000  # all draws at once: 64 MB

@@ -14,24 +14,27 @@ from training.scoring.boundary import boundary_counts
 __all__ = ["CONFUSED", "LEVEL", "RESAMPLES", "SEED", "Tally", "confused_pairs", "figures", "miou_interval"]
 
 RESAMPLES = 1000  # of the bootstrap
+AT_ONCE = 50  # of them
 SEED = 0  # of the bootstrap's draws
 LEVEL = 0.95  # of its interval
 CONFUSED = 10  # pairs of classes in metrics.json
 
 
 class Tally:
-    """Counts of one labelling of a split, kept picture by picture.
+    """Counts of one labelling of a split. Memory grows by 3 K numbers an image, for the interval of the mean.
 
     Attributes:
         names: the K classes, background first.
-        matrices: int64 (K, K) of each picture; row = true class, column = predicted class.
+        matrix: the confusion matrix of the whole split, int64 (K, K); row = true class, column = predicted class.
+        sums: int64 (3, K) of each image: pixels that are right, of the true class, of the predicted class.
         boundary: int64 (3, K), see `training.scoring.boundary.boundary_counts`, summed over pictures.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         """Start from zero."""
         self.names = tuple(names)
-        self.matrices: list[NDArray[np.int64]] = []
+        self.matrix = np.zeros((len(self.names), len(self.names)), np.int64)
+        self.sums: list[NDArray[np.int64]] = []
         self.boundary = np.zeros((3, len(self.names)), np.int64)
 
     def add(self, pred: torch.Tensor, truth: torch.Tensor) -> float | None:
@@ -45,14 +48,11 @@ class Tally:
         """
         own = Confusion(len(self.names))
         own.update(pred, truth)
-        self.matrices.append(own.matrix.numpy())
+        matrix = own.matrix.numpy()
+        self.matrix += matrix
+        self.sums.append(np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)]))
         self.boundary += boundary_counts(pred.numpy(), truth.numpy(), len(self.names))
         return None if math.isnan(own.miou()) else own.miou()
-
-    @property
-    def matrix(self) -> NDArray[np.int64]:
-        """The confusion matrix of the whole split, int64 (K, K)."""
-        return np.sum(self.matrices, axis=0, dtype=np.int64).reshape(len(self.names), len(self.names))
 
 
 def figures(tally: Tally) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def figures(tally: Tally) -> dict[str, Any]:
     by_class = _by_class(names, iou)
     return {
         "miou": _number(mean_iou(iou)),
-        "miou_interval": miou_interval(tally.matrices),
+        "miou_interval": miou_interval(tally.sums),
         "iou": by_class,
         "background_iou": by_class.get(names[0]),
         "precision": _by_class(names, _ratio(hits, called)),
@@ -86,7 +86,7 @@ def figures(tally: Tally) -> dict[str, Any]:
     }
 
 
-def miou_interval(matrices: Sequence[NDArray[np.int64]]) -> dict[str, Any] | None:
+def miou_interval(sums: Sequence[NDArray[np.int64]]) -> dict[str, Any] | None:
     """Percentile bootstrap of the mean IoU over pictures.
 
     As many pictures as there are are drawn with replacement, ``RESAMPLES`` times, by numpy's default generator from
@@ -94,24 +94,22 @@ def miou_interval(matrices: Sequence[NDArray[np.int64]]) -> dict[str, Any] | Non
     them. It says how far the figure hangs on which pictures are in the split, and nothing of other trainings.
 
     Args:
-        matrices: int64 (K, K) of each picture.
+        sums: int64 (3, K) of each image, as of `Tally`.
 
     Returns:
         ``low``, ``high``, ``level``, ``resamples``, ``seed``; None for fewer than two pictures with counted pixels.
     """
-    counted = [matrix for matrix in matrices if matrix.any()]
+    counted = [each for each in sums if each.any()]
     total = len(counted)
     if total < 2:  # noqa: PLR2004  one picture gives the same draw each time
         return None
-    stacked = np.stack(counted)
-    # three sums of each matrix suffice, and float64 holds them exactly
-    sums = np.stack([stacked.diagonal(axis1=1, axis2=2), stacked.sum(2), stacked.sum(1)]).astype(
-        np.float64
-    )  # (3, N, K)
-    draws = np.random.default_rng(SEED).multinomial(total, np.full(total, 1 / total), size=RESAMPLES)  # (R, N)
-    hits, true, called = draws.astype(np.float64) @ sums  # (R, K) each
-    iou = _ratio(hits, true + called - hits)
-    low, high = np.quantile(np.nanmean(iou, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    stacked = np.stack(counted, axis=1).astype(np.float64)  # (3, N, K), exact
+    random, means = np.random.default_rng(SEED), []
+    for _ in range(RESAMPLES // AT_ONCE):  # all draws of many images together would not fit in memory
+        draws = random.multinomial(total, np.full(total, 1 / total), size=AT_ONCE)  # (R, N)
+        hits, true, called = draws.astype(np.float64) @ stacked  # (R, K) each
+        means.append(np.nanmean(_ratio(hits, true + called - hits), axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"low": float(low), "high": float(high), "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
 
 
