@@ -39,6 +39,8 @@ bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybod
 	$(BIN)/python -m tests.benchmarks.bench_loader
 	$(BIN)/python -m tests.benchmarks.bench_gradcam
 	$(BIN)/python -m tests.benchmarks.bench_cache
+	$(BIN)/python -m tests.benchmarks.bench_precision
+	$(BIN)/python -m tests.benchmarks.bench_start
 
 clean: ## remove the environment and what the demo made
 	rm -rf $(VENV) $(DEMO)

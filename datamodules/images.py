@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from datamodules.errors import UnreadableError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of ImageNet's pixels, RGB in [0, 1] (torchvision's number)."""
@@ -84,6 +87,8 @@ def normalize(images: Tensor) -> Tensor:
     Returns:
         float32 of the same shape and device: (value / 255 - mean) / std of each channel.
     """
+    import torch
+
     mean, std = _statistics(images.device)
     # rearranging bytes first is twice as fast as rearranging floats
     return images.contiguous().to(torch.float32, copy=True).sub_(mean).div_(std)
@@ -98,11 +103,15 @@ def to_uint8(images: Tensor) -> Tensor:
     Returns:
         uint8 of the same shape and device; values that no picture has are cut to 0 and 255.
     """
+    import torch
+
     mean, std = _statistics(images.device)
     return images.float().mul(std).add_(mean).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    import torch
+
     mean = torch.tensor(IMAGENET_MEAN, device=device).mul_(255)[:, None, None]
     std = torch.tensor(IMAGENET_STD, device=device).mul_(255)[:, None, None]
     return mean, std

@@ -15,10 +15,9 @@ and its followers the same with arrays throughout. *psa* (Ahn & Kwak, CVPR 2018,
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from datamodules.errors import InputError
 from datamodules.pickles import load_npy_dict
@@ -74,17 +73,20 @@ def write_irn(path: Path, classes: NDArray[np.int64], maps: NDArray[np.float32],
     Raises:
         OSError: it cannot be written.
     """
+    import torch  # the format's own tensors; the rest of the file needs none
+
     height, width = size
     entry = {
         "keys": torch.from_numpy(classes),
-        "cam": _scaled(maps, (-(-height // STRIDE), -(-width // STRIDE))),
-        "high_res": _scaled(maps, size).numpy(),
+        "cam": torch.from_numpy(_scaled(maps, (-(-height // STRIDE), -(-width // STRIDE)))),
+        "high_res": _scaled(maps, size),
     }
     np.save(path, entry, allow_pickle=True)  # type: ignore[arg-type]  # numpy.save wraps the dictionary
 
 
-def _scaled(maps: NDArray[np.float32], size: tuple[int, int]) -> torch.Tensor:
+def _scaled(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     if not len(maps):
-        return torch.zeros(0, *size)
-    resized = functional.interpolate(torch.from_numpy(maps)[None], size, mode="bilinear")[0]  # (k, H, W)
-    return resized / (resized.amax(dim=(1, 2), keepdim=True) + MARGIN)
+        return np.zeros((0, *size), np.float32)
+    resized = np.stack([cv2.resize(each, size[::-1], interpolation=cv2.INTER_LINEAR) for each in maps])  # (k, H, W)
+    shares: NDArray[np.float32] = resized / (resized.max(axis=(1, 2), keepdims=True) + np.float32(MARGIN))
+    return shares

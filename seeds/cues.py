@@ -1,30 +1,30 @@
 """From maps to localization cues: the rules of SEC (Kolesnikov & Lampert, ECCV 2016)."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from datamodules.cache import NO_CUE
 
 
-def foreground_cues(maps: Tensor, threshold: float = 0.2) -> Tensor:
-    """Cells where a class's map exceeds ``threshold`` times that map's own maximum.
+def foreground_cues(maps: NDArray[np.float32], threshold: float = 0.2) -> NDArray[np.bool_]:
+    """Positions where a class's map exceeds ``threshold`` times that map's own maximum.
 
     Args:
         maps: (B, C, h, w) on the output grid, not negative and not normalised; all 0 for absent classes.
         threshold: 0.2 in SEC.
 
     Returns:
-        bool (B, C, h, w); a class may share cells with others.
+        bool (B, C, h, w); a class may share positions with others.
     """
-    return maps > threshold * maps.amax(dim=(2, 3), keepdim=True)
+    cues: NDArray[np.bool_] = maps > threshold * maps.max(axis=(2, 3), keepdims=True)
+    return cues
 
 
-def background_cues(saliency: Tensor, fraction: float = 0.1) -> Tensor:
-    """The ``fraction`` of each picture's cells that are lowest in saliency.
+def background_cues(saliency: NDArray[np.float32], fraction: float = 0.1) -> NDArray[np.bool_]:
+    """The ``fraction`` of each image's positions that are lowest in saliency.
 
-    Exactly so many cells, rounded down; but none where the saliency is the same everywhere, as it then says nothing.
+    Exactly so many positions, rounded down; but none where the saliency is the same everywhere, as it then tells
+    nothing apart.
 
     Args:
         saliency: (B, h, w) on the output grid.
@@ -33,15 +33,16 @@ def background_cues(saliency: Tensor, fraction: float = 0.1) -> Tensor:
     Returns:
         bool (B, h, w).
     """
-    flat = saliency.flatten(1)  # (B, hw)
-    lowest = flat.argsort(dim=1, stable=True)[:, : int(fraction * flat.shape[1])]
-    cues = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, lowest, value=True)
-    cues &= (flat.amax(dim=1) > flat.amin(dim=1)).unsqueeze(1)
-    return cues.view_as(saliency)
+    flat = saliency.reshape(len(saliency), -1)  # (B, hw)
+    lowest = flat.argsort(axis=1, kind="stable")[:, : int(fraction * flat.shape[1])]
+    cues = np.zeros(flat.shape, np.bool_)
+    np.put_along_axis(cues, lowest, values=True, axis=1)
+    cues &= (flat.max(axis=1) > flat.min(axis=1))[:, None]
+    return cues.reshape(saliency.shape)
 
 
-def resolve_conflicts(foreground: Tensor, background: Tensor) -> Tensor:
-    """Give each cell to one class: of two, the one with fewer cells in the picture; any class before background.
+def resolve_conflicts(foreground: NDArray[np.bool_], background: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Give each position to one class: of two, the one with fewer positions in the image; any class before background.
 
     Args:
         foreground: bool (B, C, h, w); of classes equally small the first wins.
@@ -50,12 +51,12 @@ def resolve_conflicts(foreground: Tensor, background: Tensor) -> Tensor:
     Returns:
         uint8 (B, h, w): 0 = background, 1..C = class, 255 = no cue.
     """
-    labels = torch.where(background, 0, NO_CUE)
+    labels = np.where(background, 0, NO_CUE)
     if foreground.shape[1]:
-        size = foreground.sum(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
-        size = torch.where(foreground, size, size.new_tensor(torch.iinfo(size.dtype).max))  # (B, C, h, w)
-        labels = torch.where(foreground.any(dim=1), size.argmin(dim=1) + 1, labels)
-    return labels.to(torch.uint8)
+        size = foreground.sum(axis=(2, 3), keepdims=True)  # (B, C, 1, 1)
+        size = np.where(foreground, size, np.iinfo(size.dtype).max)  # (B, C, h, w)
+        labels = np.where(foreground.any(axis=1), size.argmin(axis=1) + 1, labels)
+    return labels.astype(np.uint8)
 
 
 def label_map(
@@ -65,7 +66,7 @@ def label_map(
     fg_threshold: float = 0.2,
     bg_fraction: float = 0.1,
 ) -> NDArray[np.uint8]:
-    """The cues of one picture from what a cache keeps of it.
+    """The cues of one image from what a cache keeps of it.
 
     Args:
         classes: the maps' classes 0..C-1, (k,).
@@ -77,12 +78,12 @@ def label_map(
     Returns:
         uint8 (h, w): 0 = background, 1..C = class, 255 = no cue.
     """
-    foreground = foreground_cues(torch.from_numpy(maps).unsqueeze(0), fg_threshold)  # (1, k, h, w)
+    foreground = foreground_cues(maps[None], fg_threshold)  # (1, k, h, w)
     if saliency is None:
-        background = torch.zeros(1, *maps.shape[1:], dtype=torch.bool)
+        background = np.zeros((1, *maps.shape[1:]), np.bool_)
     else:
-        background = background_cues(torch.from_numpy(saliency).unsqueeze(0), bg_fraction)
-    places = resolve_conflicts(foreground, background)[0].numpy()  # 1..k stands for the maps' order
+        background = background_cues(saliency[None], bg_fraction)
+    places = resolve_conflicts(foreground, background)[0]  # 1..k stands for the maps' order
     names = np.full(256, NO_CUE, np.uint8)
     names[0] = 0
     names[1 : len(classes) + 1] = classes + 1

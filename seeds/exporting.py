@@ -6,14 +6,12 @@ from typing import get_args
 import numpy as np
 
 from datamodules.cache import NO_CUE, SeedCache
-from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
 from datamodules.files import new_folder
 from datamodules.images import image_size
 from datamodules.irn import write_irn
 from datamodules.masks import write_mask
 from datamodules.sec import sec_files
-from seeds.data import data_settings
 from seeds.importing import Format
 
 
@@ -72,6 +70,9 @@ def _write_sec(seeds: SeedCache, folder: Path) -> None:
 
 
 def _write_irn(seeds: SeedCache, folder: Path, root: str | None, split: str | None) -> None:
+    from datamodules.datamodule import TagDataModule, covered
+    from seeds.data import data_settings
+
     settings = data_settings(seeds.manifest.get("data"), seeds.classes, root=root, train_split=split)
     data = TagDataModule(**settings)
     photos = data.photos(data.hparams["train_split"], labels=False, masks=False)

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from datamodules.cache import NO_CUE, CacheWriter
 from datamodules.classes import check_classes, mask_lut
@@ -109,8 +108,8 @@ def _open_sec(source: Path, input_list: Path | None, num_classes: int, grid: int
 
 def _sec(release: SecCues, names: tuple[str, ...]) -> Iterator[Imported]:
     for name in names:
-        cells = torch.from_numpy(release.cells(name))[None]  # (1, C+1, h, w)
-        cues = resolve_conflicts(cells[:, 1:], cells[:, 0])[0].numpy()
+        cells = release.cells(name)[None]  # (1, C+1, h, w)
+        cues = resolve_conflicts(cells[:, 1:], cells[:, 0])[0]
         yield Imported(name, cues, np.zeros(0, np.int64), np.zeros((0, *cues.shape), np.float32))
 
 
@@ -121,9 +120,9 @@ def _irn(
         classes, maps = read_irn(folder / f"{name}.npy", num_classes)
         cues = np.full((grid, grid), NO_CUE, np.uint8)
         if len(maps):
-            cells = functional.interpolate(torch.from_numpy(maps)[None], (grid, grid), mode="bilinear")  # (1, k, h, w)
-            cues = label_map(classes, cells[0].numpy(), None, fg_threshold)
-            cues[~foreground_cues(cells, bg_threshold)[0].any(dim=0).numpy()] = 0
+            cells = np.stack([cv2.resize(each, (grid, grid), interpolation=cv2.INTER_LINEAR) for each in maps])
+            cues = label_map(classes, cells, None, fg_threshold)  # (h, w)
+            cues[~foreground_cues(cells[None], bg_threshold)[0].any(axis=0)] = 0
         yield Imported(name, cues, classes, maps)
 
 

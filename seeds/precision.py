@@ -2,8 +2,6 @@
 
 from typing import Any, Literal
 
-import torch
-
 from datamodules.messages import print_message
 
 __all__ = ["Chosen", "Precision", "computes_bfloat16", "resolve_precision"]
@@ -30,6 +28,8 @@ def computes_bfloat16(accelerator: str) -> bool:
         True for CUDA devices of capability 8.0 and above, and for CPUs with AMX, AVX512-BF16 or Arm's BF16
         instructions; False for all others.
     """
+    import torch
+
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         devices = range(torch.cuda.device_count())
         return all(torch.cuda.get_device_capability(device) >= CUDA_CAPABILITY for device in devices)

@@ -116,7 +116,7 @@ def dispatch(words: list[str]) -> None:
     elif first == "seeds" and (len(words) == 1 or words[1] in ("-h", "--help")):
         say(overview("seeds"))
     elif first in RECIPE:
-        from training.recipes.run import run_recipe  # noqa: PLC0415  it imports no network: see training.recipes.stage_process
+        from training.recipes.run import run_recipe
 
         run_recipe(words[1:], [*LIGHTNING, *FUNCTIONS])
     else:
@@ -127,14 +127,14 @@ def run_command(words: list[str]) -> None:
     """Run a command proper. Imports happen here: torch and Lightning take seconds, and help should not."""
     quiet_known_warnings()
     keep_freed_memory()
-    from training.messages import nearest  # noqa: PLC0415
-    from training.parsers import run_function  # noqa: PLC0415
-    from training.yaml_files import UsageError, find_configs  # noqa: PLC0415
+    from training.messages import nearest
+    from training.parsers import run_function
+    from training.yaml_files import UsageError, find_configs
 
     length = 2 if words[0] == "seeds" else 1
     name = " ".join(words[:length])
     if name in LIGHTNING:
-        from training.lightning_cli import run_lightning  # noqa: PLC0415
+        from training.lightning_cli import run_lightning
 
         run_lightning(find_configs(words))
     elif name in FUNCTIONS:

@@ -93,7 +93,7 @@ def _write_script(trained: Trained, said: dict[str, Any], output: Path) -> str:
 
 def _write_onnx(trained: Trained, said: dict[str, Any], output: Path) -> str:
     try:
-        import onnx  # noqa: PLC0415  an extra
+        import onnx
     except ImportError as error:
         raise InputError("ONNX needs the packages onnx and onnxruntime: pip install 'tag2mask[export]'") from error
     for any_size in (True, False):  # a network that bakes a shape in is written for its own size alone

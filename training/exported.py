@@ -86,7 +86,7 @@ def onnx_session(source: Path | bytes) -> Any:
         InputError: onnxruntime is not installed.
     """
     try:
-        import onnxruntime  # noqa: PLC0415  an extra
+        import onnxruntime
     except ImportError as error:
         raise InputError("ONNX needs the packages onnx and onnxruntime: pip install 'tag2mask[export]'") from error
     options = onnxruntime.SessionOptions()

@@ -1,6 +1,7 @@
 """`fit`, `validate` and `test`: Lightning's command line over the project's tasks and its one data module."""
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,12 +13,30 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
+from datamodules.transforms import Augment
+from seeds.affinity.task import AffinityTask
 from seeds.checkpoint import read_checkpoint
+from seeds.classifier import ClassifierTask
 from seeds.making.started import as_started, check_started, one_process
 from seeds.precision import Precision, resolve_precision
-from training.parsers import OneSentenceParser
+from training.parsers import OneSentenceErrors
 from training.runs.run_folder import CheckpointFiles, Wandb, progress_bar, run_callbacks, run_loggers
 from training.runs.seed_runs import fit_seeds, seed_list
+from training.task import SegmentationTask
+
+
+class LightningParser(OneSentenceErrors, LightningArgumentParser):
+    """Lightning's parser."""
+
+    def known_keys(self) -> set[str]:
+        """As of the other parsers (`lr` of `model.init_args.lr`).
+
+        Arguments of classes named in a YAML are not actions of the parser, so those are read off the classes.
+        """
+        parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
+        keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
+        named = (ClassifierTask, AffinityTask, SegmentationTask, Augment)
+        return keys.union(*(signature(known).parameters for known in named))
 
 
 class AutoPrecisionTrainer(pl.Trainer):
@@ -194,7 +213,7 @@ def run_lightning(words: list[str]) -> None:
             datamodule_class=TagDataModule,
             trainer_class=AutoPrecisionTrainer,
             subclass_mode_model=True,
-            parser_class=OneSentenceParser,
+            parser_class=LightningParser,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},  # before_fit has looked already
             load_from_checkpoint_support=False,  # the tasks save plain arguments themselves: loaded with weights_only

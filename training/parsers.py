@@ -5,14 +5,15 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pytorch_lightning.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
 from training.messages import one_sentence
+from training.signatures import read_signature
 from training.yaml_files import UsageError
 
 
-class OneSentenceParser(LightningArgumentParser):
-    """jsonargparse's parser (with Lightning's additions), whose errors are one sentence and not the whole usage."""
+class OneSentenceErrors:
+    """Of a parser of jsonargparse: its errors are one sentence and not the whole usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise `UsageError` instead of printing usage and leaving the process.
@@ -24,23 +25,16 @@ class OneSentenceParser(LightningArgumentParser):
         Raises:
             UsageError: always.
         """
-        raise UsageError(one_sentence(message, known_keys(self))) from ex
+        raise UsageError(one_sentence(message, self.known_keys())) from ex
+
+    def known_keys(self) -> set[str]:
+        """The last words of all keys that the parser knows, to offer the nearest of them."""
+        actions: list[Any] = self._actions  # type: ignore[attr-defined]
+        return {action.dest.split(".")[-1] for action in actions if action.dest}
 
 
-def known_keys(parser: LightningArgumentParser) -> set[str]:
-    """The last words of all keys a parser knows (`lr` of `model.init_args.lr`), to offer the nearest of.
-
-    Arguments of classes named in a YAML are not actions of the parser, so those are read off the classes.
-    """
-    from datamodules.transforms import Augment  # noqa: PLC0415
-    from seeds.affinity.task import AffinityTask  # noqa: PLC0415
-    from seeds.classifier import ClassifierTask  # noqa: PLC0415
-    from training.task import SegmentationTask  # noqa: PLC0415
-
-    parsers = [parser, *getattr(parser._subcommands_action, "_name_parser_map", {}).values()]  # noqa: SLF001
-    keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
-    named = (ClassifierTask, AffinityTask, SegmentationTask, Augment)
-    return keys.union(*(signature(known).parameters for known in named))
+class FunctionParser(OneSentenceErrors, ArgumentParser):
+    """The parser of a command that is a function."""
 
 
 def run_function(target: str, about: str, name: str, words: list[str]) -> None:
@@ -56,9 +50,8 @@ def run_function(target: str, about: str, name: str, words: list[str]) -> None:
     Raises:
         UsageError: the words do not fit the signature.
     """
-    module, function_name = target.split(":")
-    function = getattr(importlib.import_module(module), function_name)
-    parser = OneSentenceParser(prog=f"tag2mask {name}", description=about[0].upper() + about[1:] + ".")
+    function = read_signature(target)
+    parser = FunctionParser(prog=f"tag2mask {name}", description=about[0].upper() + about[1:] + ".")
     parser.add_argument("-c", "--config", action="config", help="a YAML file with these same options")
     loose = next(
         (each.name for each in signature(function).parameters.values() if each.kind is each.VAR_POSITIONAL), ""
@@ -69,7 +62,9 @@ def run_function(target: str, about: str, name: str, words: list[str]) -> None:
     parsed = parser.instantiate_classes(parser.parse_args(gathered(words) if loose else words))
     options: dict[str, Any] = {key: value for key, value in parsed.items(branches=True) if "." not in key}
     options.pop("config", None)
-    function(*options.pop(loose, ()), **options)
+    module, function_name = target.split(":")
+    command = getattr(importlib.import_module(module), function_name)
+    command(*options.pop(loose, ()), **options)
 
 
 def gathered(words: list[str]) -> list[str]:

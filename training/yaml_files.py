@@ -37,7 +37,7 @@ def config_path(name: str) -> str:
     Raises:
         UsageError: there is neither, or it is no YAML.
     """
-    import configs  # noqa: PLC0415
+    import configs
 
     shipped = Path(configs.__file__).parent / Path(name).name
     path = next((path for path in (Path(name), shipped) if path.is_file()), None)

@@ -74,7 +74,7 @@ def _synthetic(h: int, w: int, generator: torch.Generator) -> Tensor:
 
 def peer(image: Tensor, logits: Tensor, scale: float) -> Tensor:
     """pydensecrf2, picture by picture."""
-    import pydensecrf.densecrf as library  # noqa: PLC0415 - an extra
+    import pydensecrf.densecrf as library
 
     kind = {"kernel": library.DIAG_KERNEL, "normalization": library.NORMALIZE_SYMMETRIC}
     probs = []

@@ -60,8 +60,8 @@ def by_rank(labels: Tensor) -> list[Tensor]:
 
 def grad_cam_library(model: nn.Module, layer: str, images: Tensor, labels: Tensor) -> None:
     """grad-cam takes one class an image a call."""
-    from pytorch_grad_cam import GradCAM as Theirs  # noqa: PLC0415 - an extra
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: PLC0415
+    from pytorch_grad_cam import GradCAM as Theirs
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     with Theirs(model, [model.get_submodule(layer)]) as peer:
         for classes in by_rank(labels):
@@ -70,7 +70,7 @@ def grad_cam_library(model: nn.Module, layer: str, images: Tensor, labels: Tenso
 
 def torchcam_library(model: nn.Module, layer: str, images: Tensor, labels: Tensor) -> None:
     """Torchcam keeps the graph and takes one class an image a backward pass."""
-    from torchcam.methods import GradCAM as Theirs  # noqa: PLC0415 - an extra
+    from torchcam.methods import GradCAM as Theirs
 
     with Theirs(model, layer) as peer:
         scores = model(images)
@@ -81,7 +81,7 @@ def torchcam_library(model: nn.Module, layer: str, images: Tensor, labels: Tenso
 
 def captum_library(model: nn.Module, layer: str, images: Tensor, labels: Tensor) -> None:
     """Captum takes one class an image a call."""
-    from captum.attr import LayerGradCam  # noqa: PLC0415 - an extra
+    from captum.attr import LayerGradCam
 
     peer = LayerGradCam(model, model.get_submodule(layer))
     for classes in by_rank(labels):

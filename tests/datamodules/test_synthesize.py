@@ -82,7 +82,7 @@ def test_objects():
 
 def test_masks_are_exact(monkeypatch):
     """The picture differs from its empty twin where the mask says so, but for the edge, JPEG not involved."""
-    from datamodules import scenes  # noqa: PLC0415
+    from datamodules import scenes
 
     monkeypatch.setattr(scenes, "_light", lambda _rng, canvas: canvas)
     place = scenes._place

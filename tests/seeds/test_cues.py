@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -9,13 +8,13 @@ from seeds.cues import background_cues, foreground_cues, label_map, resolve_conf
 
 
 def test_foreground_is_relative_to_each_maps_own_maximum():
-    maps = torch.tensor([[[[10.0, 2.0, 2.1]], [[0.1, 0.01, 0.021]], [[0.0, 0.0, 0.0]]]])
+    maps = np.array([[[[10.0, 2.0, 2.1]], [[0.1, 0.01, 0.021]], [[0.0, 0.0, 0.0]]]], np.float32)
     assert foreground_cues(maps, 0.2).tolist() == [[[[True, False, True]], [[True, False, True]], [[False] * 3]]]
 
 
 def test_min_max_normalised_maps_would_give_other_cues():
     """The mistake of a port: with 1 subtracted first, the middle cell falls under 20 % of the maximum."""
-    maps = torch.tensor([[[[1.0, 1.1, 2.0]]]])
+    maps = np.array([[[[1.0, 1.1, 2.0]]]], np.float32)
     assert foreground_cues(maps).all()
     low, high = maps.min(), maps.max()
     assert foreground_cues((maps - low) / (high - low)).tolist() == [[[[False, False, True]]]]
@@ -23,7 +22,7 @@ def test_min_max_normalised_maps_would_give_other_cues():
 
 @given(arrays(np.float32, (2, 5, 7), elements=st.floats(0, 1, width=32)), st.floats(0, 0.99))
 def test_background_is_the_lowest_part(saliency, fraction):
-    cues = background_cues(torch.from_numpy(saliency), fraction).numpy()
+    cues = background_cues(saliency, fraction)
     for low, one in zip(cues, saliency, strict=True):
         if np.ptp(one) == 0:
             assert not low.any()
@@ -33,16 +32,16 @@ def test_background_is_the_lowest_part(saliency, fraction):
 
 
 def test_conflicts_by_hand():
-    foreground = torch.tensor([[[[1, 1, 1, 0, 0]], [[0, 1, 1, 0, 0]], [[0, 0, 1, 1, 0]]]], dtype=torch.bool)
-    background = torch.tensor([[[1, 0, 0, 0, 1]]], dtype=torch.bool)
+    foreground = np.array([[[[1, 1, 1, 0, 0]], [[0, 1, 1, 0, 0]], [[0, 0, 1, 1, 0]]]], np.bool_)
+    background = np.array([[[1, 0, 0, 0, 1]]], np.bool_)
     # class 1 has three cells; 2 and 3 have two: the first of them takes the cell that all claim
     assert resolve_conflicts(foreground, background).tolist() == [[[1, 2, 2, 3, 0]]]
-    assert resolve_conflicts(foreground, background).dtype == torch.uint8
+    assert resolve_conflicts(foreground, background).dtype == np.uint8
 
 
 @given(arrays(np.bool_, (1, 3, 4, 4)), arrays(np.bool_, (1, 4, 4)))
 def test_a_cell_has_one_class_the_smallest(foreground, background):
-    labels = resolve_conflicts(torch.from_numpy(foreground), torch.from_numpy(background)).numpy()[0]
+    labels = resolve_conflicts(foreground, background)[0]
     sizes = foreground[0].sum((1, 2))
     for (i, j), label in np.ndenumerate(labels):
         claims = np.flatnonzero(foreground[0, :, i, j])
@@ -51,8 +50,8 @@ def test_a_cell_has_one_class_the_smallest(foreground, background):
 
 
 def test_no_class_at_all():
-    background = torch.tensor([[[True, False]]])
-    assert resolve_conflicts(torch.zeros(1, 0, 1, 2, dtype=torch.bool), background).tolist() == [[[0, 255]]]
+    background = np.array([[[True, False]]])
+    assert resolve_conflicts(np.zeros((1, 0, 1, 2), np.bool_), background).tolist() == [[[0, 255]]]
 
 
 @pytest.mark.parametrize("saliency", [None, np.array([[5, 4, 3, 2, 0]], np.float32)])

@@ -112,7 +112,7 @@ def check_options(stages: list[tuple[str, list[str]]]) -> None:
 
 def _checked(stages: list[tuple[str, list[str]]]) -> dict[str, str]:
     """The first mistake, or nothing: each command is asked to print its options, and reads them for that."""
-    from training.cli import dispatch, sentence  # noqa: PLC0415
+    from training.cli import dispatch, sentence
 
     for name, words in stages:
         try:
@@ -133,7 +133,7 @@ def _watch(pipe: int) -> None:
 
 def main() -> int:
     """Run a stage, or check some."""
-    from training.cli import main as tag2mask  # noqa: PLC0415
+    from training.cli import main as tag2mask
 
     pipe = os.environ.pop(PIPE, None)  # processes that a stage starts by this same module have their own watch
     if pipe is not None:
