@@ -18,10 +18,10 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 import training.recipes.run
 from datamodules.datamodule import TagDataModule
-from datamodules.locking import FileLock
 from datamodules.source_code import ALL_PACKAGES
 from training.cli import FUNCTIONS, LIGHTNING, dispatch, main
 from training.recipes import stages
@@ -382,8 +382,8 @@ def test_two_at_once(copied, ran, capsys):
     """The second is told so. (A lock is a process's, so that the other is a process.)"""
     place = copied.parent / "out/stages/lock"
     code = (
-        "import sys; from pathlib import Path; from datamodules.locking import FileLock;"
-        f"lock = FileLock(Path({str(place)!r})); assert lock.take(); print('held', flush=True); sys.stdin.read()"
+        "import sys; from filelock import FileLock;"
+        f"lock = FileLock({str(place)!r}); lock.acquire(blocking=False); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -392,9 +392,8 @@ def test_two_at_once(copied, ran, capsys):
         assert main(["run", f"--config={copied}"]) == 1
         assert "another process runs a recipe in" in capsys.readouterr().err
         other.kill()
-    lock = FileLock(place)  # what the killed one left does not matter
-    assert lock.take()
-    lock.release()
+    with FileLock(place, blocking=False):  # what the killed one left does not matter
+        pass
 
 
 @pytest.mark.parametrize("name", ["demo", "photos", "voc_animals"])

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from datamodules.errors import InputError
-from datamodules.files import write_whole
-from datamodules.locking import FileLock
+from datamodules.files import remove_lock, write_whole
 from training.recipes.recipe import STAGES, Recipe, Stage, read_recipe
 from training.recipes.run_summary import figures_of, summary_table, why
 from training.recipes.stage_process import Ended, check_options, run_process
@@ -92,13 +92,15 @@ def _pairs(words: Sequence[str]) -> dict[str, Any]:
 def _alone(output: Path) -> Iterator[None]:
     """Hold a recipe's folder, one process at a time."""
     (output / STAGES).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / STAGES / "lock")
-    if not lock.take():
-        raise InputError(f"another process runs a recipe in {output}; wait for it, or stop it")
+    lock = FileLock(output / STAGES / "lock", blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process runs a recipe in {output}; wait for it, or stop it") from error
     try:
         yield
     finally:
-        lock.release()
+        remove_lock(lock)
 
 
 class Runner:
