@@ -12,6 +12,7 @@ import numpy as np
 from datamodules.errors import InputError
 from datamodules.files import new_folder
 from datamodules.masks import write_mask
+from datamodules.progress import track
 from datamodules.scenes import CLASSES, draw_scene
 
 _QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 92)
@@ -51,7 +52,8 @@ def _write_split(folder: Path, split: str, seeds: list[tuple[int, ...]], size: i
     ids = [f"{split}_{seed[-1]:05d}" for seed in seeds]
     pool = ThreadPoolExecutor()
     try:
-        shown = list(pool.map(partial(_write_image, folder, size=size), ids, seeds))
+        drawn = pool.map(partial(_write_image, folder, size=size), ids, seeds)
+        shown = list(track(drawn, f"drawing {split}", len(ids)))
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, too
     lists = folder / "ImageSets"
