@@ -15,6 +15,7 @@ from training.recipes.stage_process import run_process
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = ["synthesize", "--train=20000", "--val=1"]
+STAGE = "stage 1 of 1: data"
 
 
 def started_by(pid: int) -> psutil.Process:
@@ -28,25 +29,29 @@ def started_by(pid: int) -> psutil.Process:
     raise TimeoutError
 
 
-def test_how_a_process_ended(tmp_path):
-    done = run_process(["synthesize", f"--output={tmp_path / 'data'}", "--train=1", "--val=1", "--size=32"])
+def test_how_a_process_ended(tmp_path, capfd):
+    done = run_process(["synthesize", f"--output={tmp_path / 'data'}", "--train=1", "--val=1", "--size=32"], STAGE)
     assert done.status == 0
     assert 0 < done.seconds < 120
     assert done.peak_memory > 20_000_000
-    assert run_process(["synthesize", f"--output={tmp_path / 'other'}", "--trian=1"]).status == 2
+    assert capfd.readouterr().err.startswith("[stage 1 of 1: data] drawing train: 0/1 images\n")
+    assert run_process(["synthesize", f"--output={tmp_path / 'other'}", "--trian=1"], STAGE).status == 2
 
 
 def test_a_process_that_is_killed(tmp_path):
     killer = threading.Thread(target=lambda: started_by(os.getpid()).kill())
     killer.start()
-    ended = run_process([*LONG, f"--output={tmp_path / 'data'}"])
+    ended = run_process([*LONG, f"--output={tmp_path / 'data'}"], STAGE)
     killer.join()
     assert ended.status == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_with_the_process_that_started_it(tmp_path, how):
-    code = f"from training.recipes.stage_process import run_process; run_process({LONG} + ['--output={tmp_path}/d'])"
+    code = (
+        "from training.recipes.stage_process import run_process; "
+        f"run_process({LONG} + ['--output={tmp_path}/d'], {STAGE!r})"
+    )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as starter:
         stage = started_by(starter.pid)
         starter.send_signal(how)
@@ -59,7 +64,7 @@ def test_control_c_ends_both(tmp_path):
     """A terminal sends it to the whole group of processes: the stage ends by itself, and its status is no surprise."""
     code = (
         "import sys; from training.recipes.stage_process import run_process\n"
-        f"try: run_process({LONG} + ['--output={tmp_path}/d'])\n"
+        f"try: run_process({LONG} + ['--output={tmp_path}/d'], {STAGE!r})\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True) as starter:

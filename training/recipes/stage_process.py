@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from datamodules.errors import InputError
+from datamodules.progress import STAGE
 from training.yaml_files import UsageError
 
 __all__ = ["Ended", "check_options", "run_process", "same_modules"]
@@ -44,21 +45,21 @@ class Ended:
     peak_memory: int
 
 
-def run_process(words: list[str]) -> Ended:
+def run_process(words: list[str], stage: str) -> Ended:
     """Run one command of this program with this process's output streams, and wait for it.
 
     Its memory is looked at every tenth of a second; a peak that is shorter is not seen.
 
     Args:
         words: the command line after ``tag2mask``.
+        stage: which stage of the recipe it is, as its progress is to name it.
 
     Raises:
         KeyboardInterrupt: this process was interrupted; the other has ended by then.
     """
     start = time.monotonic()
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", __name__, *words], env=same_modules() | {WATCHED: "1"}, stdin=subprocess.PIPE
-    )
+    environment = same_modules() | {WATCHED: "1", STAGE: stage}
+    process = subprocess.Popen([sys.executable, "-m", __name__, *words], env=environment, stdin=subprocess.PIPE)  # noqa: S603
     with process:  # keeps the pipe open until the process has ended
         try:
             peak_memory = _wait(process)
