@@ -6,13 +6,13 @@ import shutil
 import tempfile
 from typing import TYPE_CHECKING
 
-from rich.progress import track
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
+from datamodules.progress import track
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ def add_sbd(root: Path, sbd: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".aug", dir=root) as temporary:
         folder = root / temporary / target.name
         folder.mkdir()
-        for name in track(sorted(val | set(trainaug)), description="SegmentationClassAug"):
+        for name in track(sorted(val | set(trainaug)), "writing SegmentationClassAug", unit="masks"):
             if name in train or name in val:
                 shutil.copyfile(root / "SegmentationClass" / f"{name}.png", folder / f"{name}.png")
             else:

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and checksums."""
+"""Files and folders that appear whole or not at all, checksums, and lock files."""
 
 import hashlib
 import os
@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import BaseFileLock
 
 from datamodules.errors import InputError
 
@@ -56,11 +58,24 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
-        part.replace(path)  # an empty folder gives way
+        if path.is_dir():
+            path.rmdir()  # it is empty; Windows renames nothing to the name of a folder
+        part.replace(path)
     except OSError as error:
         raise _unwritten(path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_lock(lock: BaseFileLock) -> None:
+    """Release a lock that this process holds, and remove its file, which `filelock` leaves behind on POSIX.
+
+    The file is removed first: a process that opened it before sees that its name is gone, and does not take a lock that
+    no other process can see.
+    """
+    with suppress(PermissionError):  # Windows removes no open file; there `filelock` removes it on release
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 def _neighbour(path: Path) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from datamodules.errors import InputError
 from datamodules.files import new_folder
 from datamodules.masks import write_mask
+from datamodules.progress import track
 from datamodules.scenes import CLASSES, draw_scene
 
 _QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 92)
@@ -49,8 +50,12 @@ def synthesize(output: Path, *, train: int = 600, val: int = 150, size: int = 12
 
 def _write_split(folder: Path, split: str, seeds: list[tuple[int, ...]], size: int) -> None:
     ids = [f"{split}_{seed[-1]:05d}" for seed in seeds]
-    with ThreadPoolExecutor() as pool:
-        shown = list(pool.map(partial(_write_picture, folder, size=size), ids, seeds))
+    pool = ThreadPoolExecutor()
+    try:
+        drawn = pool.map(partial(_write_image, folder, size=size), ids, seeds)
+        shown = list(track(drawn, f"drawing {split}", len(ids)))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, too
     lists = folder / "ImageSets"
     (lists / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
     for index, label in enumerate(CLASSES, start=1):
@@ -58,8 +63,8 @@ def _write_split(folder: Path, split: str, seeds: list[tuple[int, ...]], size: i
         (lists / "Main" / f"{label}_{split}.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def _write_picture(folder: Path, name: str, seed: tuple[int, ...], size: int) -> set[int]:
-    """Writes one picture and its mask; returns the mask's indices."""
+def _write_image(folder: Path, name: str, seed: tuple[int, ...], size: int) -> set[int]:
+    """Write one image and its mask; return the mask's indices."""
     scene = draw_scene(seed, size)
     encoded = cv2.imencode(".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), _QUALITY)[1]
     (folder / "JPEGImages" / f"{name}.jpg").write_bytes(encoded.tobytes())

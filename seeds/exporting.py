@@ -11,6 +11,7 @@ from datamodules.files import new_folder
 from datamodules.images import image_size
 from datamodules.irn import write_irn
 from datamodules.masks import write_mask
+from datamodules.progress import track
 from datamodules.sec import sec_files
 from seeds.importing import Format
 
@@ -50,14 +51,14 @@ def export_seeds(
         elif format == "irn":
             _write_irn(seeds, folder, root, split)
         else:
-            for name in seeds.ids:
+            for name in track(seeds.ids, "exporting"):
                 write_mask(folder / f"{name}.png", seeds.cues(name))
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in seeds.classes), encoding="utf-8")
 
 
 def _write_sec(seeds: SeedCache, folder: Path) -> None:
     pictures, shapes = [], set()
-    for name in seeds.ids:
+    for name in track(seeds.ids, "exporting"):
         cues = seeds.cues(name)
         classes, _ = seeds.maps(name)
         labels = np.union1d(classes + 1, np.setdiff1d(cues, (0, NO_CUE)))
@@ -78,7 +79,8 @@ def _write_irn(seeds: SeedCache, folder: Path, root: str | None, split: str | No
     photos = data.photos(data.hparams["train_split"], labels=False, masks=False)
     photos = covered(seeds, photos)
     some = False
-    for name, path in zip(photos.ids, photos.images, strict=True):
+    pairs = list(zip(photos.ids, photos.images, strict=True))
+    for name, path in track(pairs, "exporting"):
         classes, maps = seeds.maps(name)
         some |= len(maps) > 0
         write_irn(folder / f"{name}.npy", classes, maps, image_size(path))

@@ -15,6 +15,7 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.irn import read_irn
 from datamodules.masks import read_class_mask
+from datamodules.progress import track
 from datamodules.sec import INPUT_LIST, SecCues
 from datamodules.voc import read_ids, voc_classes
 from seeds.cues import foreground_cues, label_map, resolve_conflicts
@@ -85,7 +86,7 @@ def import_seeds(
         found = _png(source, wanted, mask_lut(known, known))
     lut = mask_lut(known, chosen)
     with CacheWriter(output, chosen, manifest, overwrite=overwrite) as cache:
-        for name, cues, kinds, maps in found:
+        for name, cues, kinds, maps in track(found, "importing", len(wanted)):
             kept = np.isin(lut[kinds + 1], (0, NO_CUE), invert=True)  # maps of the classes that are kept
             cache.add(name, lut[cues], map_classes=lut[kinds[kept] + 1].astype(np.int64) - 1, maps=maps[kept])
 

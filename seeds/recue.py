@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from rich.progress import track
-
 from datamodules.cache import CacheWriter, SeedCache
 from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
+from datamodules.progress import track
 from seeds.cues import label_map
 from seeds.provenance import provenance
 
@@ -45,7 +44,7 @@ def recue_seeds(
         output, seeds.classes, known | thresholds | made, overwrite=overwrite, shard_size=size, left_out=seeds.left_out
     )
     with writer:
-        for name in track(seeds.ids, "cues", transient=True):
+        for name in track(seeds.ids, "cues"):
             (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)
             if saliency is None:
                 raise InputError(f"the seed cache {cache} has no saliency of picture {name}, to make cues of")

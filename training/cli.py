@@ -5,6 +5,7 @@ Every option can be written on the command line or in a YAML file (`--config FIL
 plain functions whose arguments are the options.
 """
 
+import io
 import logging
 import os
 import sys
@@ -88,6 +89,9 @@ def main(args: Sequence[str] | None = None) -> int:
         in one sentence on standard error), 130 interrupted.
     """
     words = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # a log file shows each line when it is written
     try:
         dispatch(words)
     except InputError as error:

@@ -13,12 +13,12 @@ from datamodules.files import write_whole
 from datamodules.images import read_image
 from datamodules.messages import print_message
 from datamodules.photos import file_photos
+from datamodules.progress import track
 from seeds.explaining import Explainer, names_of
 from training.drawings import LONGEST, gradient_picture, grid, heat_picture
 from training.evidence import AGAINST, FOR, evidence_page, weigh
 from training.pictures import shrink
 from training.predict import check_skipped, photo_files, write_skipped
-from training.progress import progress_bar
 
 __all__ = ["explain"]
 
@@ -74,7 +74,7 @@ def explain(
             raise InputError(f"the figure {target} would replace a photo: choose another output folder")
     output.mkdir(parents=True, exist_ok=True)
     evidence, skipped = [], dict[Path, str]()
-    for path, name in zip(progress_bar(paths, "Explaining", len(paths)), names, strict=True):
+    for path, name in zip(track(paths, "explaining"), names, strict=True):
         try:
             if page is not None:
                 evidence.append(weigh(explainer, path, wanted[0]))

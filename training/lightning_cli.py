@@ -20,7 +20,8 @@ from seeds.classifier import ClassifierTask
 from seeds.making.started import as_started, check_started, one_process
 from seeds.precision import Precision, resolve_precision
 from training.parsers import OneSentenceErrors
-from training.runs.run_folder import CheckpointFiles, Wandb, progress_bar, run_callbacks, run_loggers
+from training.runs.progress import progress_bar
+from training.runs.run_folder import CheckpointFiles, Wandb, run_callbacks, run_loggers
 from training.runs.seed_runs import fit_seeds, seed_list
 from training.task import SegmentationTask
 

@@ -12,12 +12,12 @@ from datamodules.files import write_whole
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import write_mask
 from datamodules.photos import file_photos
+from datamodules.progress import track
 from datamodules.unreadable import UnreadableImages
 from seeds.precision import Precision
 from training.exported import is_exported, load_exported
 from training.inference import load_trained, predictions
 from training.pictures import jpeg, label_picture
-from training.progress import progress_bar
 
 __all__ = ["check_skipped", "photo_files", "predict", "write_skipped"]
 
@@ -77,7 +77,7 @@ def predict(
         trained, photos, size=trained.size, batch_size=batch_size, num_workers=num_workers, crf=crf, unreadable=skipped
     )
     try:
-        for each in progress_bar(stream, "Predicting", len(photos)):
+        for each in track(stream, "predicting", len(photos)):
             mask = each.final.numpy().astype(np.uint8)
             write_mask(targets[each.name], mask)
             if overlay:

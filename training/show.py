@@ -20,6 +20,7 @@ from datamodules.files import write_whole
 from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.photos import PhotoSet
+from datamodules.progress import track
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable import UnreadableImages
 from seeds.data import data_settings
@@ -27,7 +28,6 @@ from seeds.scoring.confusion import Confusion
 from training.drawings import heat_picture
 from training.inference import Trained, data_module, load_trained, predictions
 from training.pictures import cue_picture, jpeg, label_picture, shrink
-from training.progress import progress_bar
 from training.scoring.charts import css_colour
 from training.scoring.gallery import Gallery, Row, Section
 
@@ -95,7 +95,7 @@ def show_seeds(
     if trained is not None and tuple(trained.classes) != photos.classes:
         raise InputError(f"{checkpoint} knows other classes than the seed caches: {', '.join(trained.classes)}")
     gallery = Gallery(len(photos), pictures)
-    for row in progress_bar(_rows(opened[-1], photos), "Looking", len(photos)):
+    for row in track(_rows(opened[-1], photos), "choosing images", len(photos)):
         gallery.offer(row)
     sections = gallery.sections()
     chosen = [photos.ids.index(row.name) for section in sections for row in section.rows]

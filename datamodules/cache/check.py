@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 
 from datamodules.cache.format import shard_name
 from datamodules.cache.reader import SeedCache
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
+from datamodules.progress import track
 
 
 def verify_cache(cache: Path) -> None:
@@ -23,8 +23,7 @@ def verify_cache(cache: Path) -> None:
     """
     seeds = SeedCache(cache)
     numbers = range(len(seeds.manifest["shards"]))
-    found = (shard_fault(seeds, number) for number in track(numbers, "verifying", transient=True))
-    problems = [problem for problem in found if problem]
+    problems = [fault for number in track(numbers, "verifying", unit="shards") if (fault := shard_fault(seeds, number))]
     if problems:
         raise InputError(f"{len(problems)} of {len(numbers)} shards are damaged: " + "; ".join(problems))
     left = f", {len(seeds.left_out)} left out" if seeds.left_out else ""

@@ -4,7 +4,8 @@ Until the manifest is there, the folder holds ``plan.json`` (all that the result
 each with a record ``shard-00000.json`` that tells it is finished and what it must be, and ``lock``. Every file is
 written whole or not at all, a shard before its record, so that a process may be killed at any moment.
 
-The lock dies with the process that holds it; see :class:`datamodules.locking.FileLock`.
+The lock is the operating system's (`filelock`): it ends with the process that holds it, however that ends. On a network
+file system it needs that system's lock service.
 """
 
 import json
@@ -13,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from datamodules.cache.format import FORMAT, INDEX, MANIFEST, VERSION, digest, read_signed, shard_name, signed
 from datamodules.cache.shard import ShardBuilder
 from datamodules.cache.writer import write_manifest, write_shard
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, write_whole
-from datamodules.locking import FileLock
+from datamodules.files import file_sha256, remove_lock, write_whole
 from datamodules.settings import differences
 
 PLAN, LOCK, STOP = "plan.json", "lock", "stopped"
@@ -49,7 +51,7 @@ class Making:
         """
         self.path, self.plan, self.blocks = path, dict(plan), blocks
         self._own = digest(comparable(self.plan))
-        self._lock = FileLock(path / LOCK)
+        self._lock = FileLock(path / LOCK, blocking=False, fallback_to_soft=False)
 
     def begin(self, *, overwrite: bool = False, strict: bool = False) -> list[int] | None:
         """Take the folder, for one process of a run; look at what is there, and check it.
@@ -70,11 +72,11 @@ class Making:
             known = (self.path / MANIFEST).is_file() or (self.path / PLAN).is_file()
             if not known and not all(ours(file.name) for file in self.path.iterdir()):
                 raise InputError(f"{self.path} exists already; it is not a seed cache; choose another output")
-            taken = self._lock.take()
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputError(f"{self.path} is being made by another process; wait for it, or stop it") from error
         except OSError as error:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror}") from error
-        if not taken:
-            raise InputError(f"{self.path} is being made by another process; wait for it, or stop it")
         try:
             return self._look(overwrite=overwrite, strict=strict)
         except BaseException:
@@ -205,13 +207,13 @@ class Making:
 
     def release(self) -> None:
         """Let go of the folder; one in which nothing was finished is removed. Nothing where it is not held."""
-        if not self._lock.held:
+        if not self._lock.is_locked:
             return
         if not any(_SHARD.fullmatch(file.name) or file.name == MANIFEST for file in self.path.iterdir()):
             for name in (PLAN, STOP):
                 (self.path / name).unlink(missing_ok=True)
         (self.path / STOP).unlink(missing_ok=True)
-        self._lock.release()
+        remove_lock(self._lock)
         if not any(self.path.iterdir()):
             self.path.rmdir()
 

@@ -12,12 +12,11 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from datamodules.cache.format import MAX_PICTURES
 from datamodules.cache.making import Making
 from datamodules.errors import InputError
+from datamodules.progress import Progress
 from datamodules.unreadable import check_share
 from seeds.making.frames import Framing
 from seeds.making.packs import Batches, Pack
@@ -27,29 +26,18 @@ from seeds.making.started import as_started, check_started
 from seeds.precision import Chosen, Precision, resolve_precision
 
 
-class _Speed(ProgressColumn):
-    """Pictures a second."""
-
-    def render(self, task: Task) -> Text:
-        """The speed as text."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} pictures/s" if speed else "")
-
-
-class ProgressBar(pl.Callback):
-    """How far the first process is: of its own share, which is as large as any other's."""
+class SeedProgress(pl.Callback):
+    """Reports how far the first process is with its own share, which is as large as any other's."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn()
-        )
+        self._progress: Progress | None = None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show an empty bar."""
+        """Start, in the first process."""
         if trainer.is_global_zero and isinstance(pl_module, SeedTask):
             others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
-            self._bar.add_task(f"seeds{others}", total=pl_module.pictures)
-            self._bar.start()
+            self._progress = Progress(f"seeds{others}", pl_module.pictures)
+            self._progress.start()
 
     def on_predict_batch_end(
         self,
@@ -60,16 +48,18 @@ class ProgressBar(pl.Callback):
         *_numbers: int,
     ) -> None:
         """Count a batch."""
-        for task in self._bar.task_ids:
-            self._bar.advance(task, len(batch.names) + len(batch.left_out))
+        if self._progress is not None:
+            self._progress.advance(len(batch.names) + len(batch.left_out))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Let go of the terminal."""
-        self._bar.stop()
+        """Stop."""
+        if self._progress is not None:
+            self._progress.stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """As at the end."""
-        self._bar.stop()
+        """Stop where the run does."""
+        if self._progress is not None:
+            self._progress.stop(finished=False)
 
 
 def make_trainer(
@@ -194,7 +184,7 @@ def make_cache(
         Batches, photos, shard_size=run.shard_size, batch_size=hp["batch_size"], framing=framing, without=without
     )
     with _quiet():
-        trainer = make_trainer(run.accelerator, run.devices, run.num_nodes, precision, [writer, ProgressBar()])
+        trainer = make_trainer(run.accelerator, run.devices, run.num_nodes, precision, [writer, SeedProgress()])
         _make_shards(SeedTask(asked, batches, hp["num_workers"], run.threads, writer), trainer)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from datamodules.cache import NO_CUE, SeedCache
@@ -18,6 +17,7 @@ from datamodules.files import write_whole
 from datamodules.masks import read_class_mask
 from datamodules.messages import print_message
 from datamodules.photos import all_masks
+from datamodules.progress import track
 from datamodules.sampling import evenly
 from datamodules.transforms import resize_nearest
 from seeds.data import data_settings
@@ -91,7 +91,8 @@ def evaluate_seeds(
         raise InputError(f"pictures {pictures} is not a positive number")
     explainer = _explainer(seeds, checkpoint, names_of(faithfulness)) if faithfulness else None
     sweep, score = Sweep(len(seeds.classes) + 1, fixed), CueScore(len(seeds.classes) + 1)
-    for name, path in zip(photos.ids, all_masks(photos, "a score"), strict=True):
+    masked = list(zip(photos.ids, all_masks(photos, "a score"), strict=True))
+    for name, path in track(masked, "scoring seeds"):
         truth = read_class_mask(path, lut)
         sweep.update(*seeds.maps(name), truth)
         score.update(seeds.cues(name), truth)
@@ -101,7 +102,7 @@ def evaluate_seeds(
     metrics: dict[str, Any] = {"images": len(photos), "split": split} | sweep.result(names) | score.result(names)
     if explainer is not None:
         chosen = evenly(len(photos), len(photos) if pictures is None else pictures)
-        found = try_methods(explainer, photos, fixed, track(chosen, "Trying", console=Console(stderr=True)))
+        found = try_methods(explainer, photos, fixed, chosen)
         metrics["faithfulness"] = {"images": len(chosen), "size": explainer.size, "methods": found}
     write_json(_target(output or cache), metrics)
     print_seeds(metrics)

@@ -1,7 +1,7 @@
 """Methods put to the test on pictures with masks: every figure of :mod:`faithfulness` and :mod:`localization` here."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.photos import PhotoSet
+from datamodules.progress import track
 from seeds.explaining import Explainer
 from seeds.scoring.faithfulness import (
     PATCHES,
@@ -115,7 +116,7 @@ def _class_mean(hits: dict[int, list[bool]]) -> float | None:
     return float(np.mean([np.mean(each) for each in hits.values()])) if hits else None
 
 
-def try_methods(explainer: Explainer, photos: PhotoSet, threshold: float, order: Iterable[int]) -> dict[str, Any]:
+def try_methods(explainer: Explainer, photos: PhotoSet, threshold: float, order: Sequence[int]) -> dict[str, Any]:
     """The figures of each of an explainer's methods.
 
     Args:
@@ -132,7 +133,7 @@ def try_methods(explainer: Explainer, photos: PhotoSet, threshold: float, order:
             with any of the classes.
     """
     trials = [Trial(method, explainer, threshold) for method in explainer.methods]
-    for index in order:
+    for index in track(order, "testing methods"):
         case = _case(explainer, photos, index)
         if case is None:
             continue

@@ -188,6 +188,27 @@ def test_two_at_once(tmp_path):
     assert make(tmp_path / "c") == [0, 1, 2]  # the lock died with its holder
 
 
+def test_a_killed_holder_whose_worker_lives_on(tmp_path):
+    """The lock is the holder's alone: a process forked from it, as data-loading workers are, does not keep it."""
+
+    def hold():
+        making = Making(tmp_path / "c", PLAN, BLOCKS)
+        making.begin()
+        (tmp_path / "worker").write_text(str(child(lambda: time.sleep(60))))
+        (tmp_path / "ready").touch()
+        time.sleep(60)
+
+    pid = child(hold)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    try:
+        assert make(tmp_path / "c") == [0, 1, 2]
+    finally:
+        os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
+
+
 def test_killed_at_any_moment(tmp_path):
     """Forty times, seeded; each time the next goes on where it was, and the end is that of an undisturbed run."""
     make(tmp_path / "whole")

@@ -271,3 +271,12 @@ def test_every_yaml_parses(path, capsys):
     for key, value in content.items():
         if not isinstance(value, dict):
             assert printed[key] == value
+
+
+def test_a_log_file_has_each_line_at_once():
+    """Python holds lines back that go to a file or a pipe, unless it is told not to."""
+    code = "import sys; from training.cli import main; main(['--help']); sys.exit(not sys.stdout.line_buffering)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, stdout=subprocess.PIPE, check=False).returncode
+        == 0
+    )

@@ -20,7 +20,6 @@ from training.pictures import (
     panel,
     shrink,
 )  # fmt: skip
-from training.progress import progress_bar
 from training.runs.callbacks import PicturePanel, batch_panel, takes_pictures
 from training.task import SegmentationTask
 
@@ -77,10 +76,6 @@ def test_jpeg_keeps_red_red():
     red[..., 0] = 250
     read = cv2.imdecode(np.frombuffer(jpeg(red, quality=90), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert np.abs(read[8, 8].astype(int) - [250, 0, 0]).max() < 8
-
-
-def test_progress_bar_passes_everything_on():
-    assert list(progress_bar(iter("abc"), "x", 3)) == ["a", "b", "c"]
 
 
 # --- callbacks

@@ -18,10 +18,10 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 import training.recipes.run
 from datamodules.datamodule import TagDataModule
-from datamodules.locking import FileLock
 from datamodules.source_code import ALL_PACKAGES
 from training.cli import FUNCTIONS, LIGHTNING, dispatch, main
 from training.recipes import stages
@@ -67,7 +67,7 @@ def ran(monkeypatch):
     """The commands that ran. They run in this process here; that each has its own is tested with the last ones."""
     commands = []
 
-    def run_here(words):
+    def run_here(words, stage):
         commands.append(words)
         return Ended(main(words), 1.5, 7_000_000)
 
@@ -88,7 +88,7 @@ def whole(tmp_path_factory):
     """A recipe that has run, its YAML beside its output; not to be changed."""
     folder = tmp_path_factory.mktemp("recipe")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.recipes.run, "run_process", lambda words: Ended(main(words), 1.5, 7_000_000))
+        patch.setattr(training.recipes.run, "run_process", lambda words, _stage: Ended(main(words), 1.5, 7_000_000))
         patch.setattr(training.recipes.run, "check_options", len)
         path = write(folder, recipe_of(folder / "out"))
         assert main(["run", f"--config={path}"]) == 0
@@ -187,7 +187,10 @@ def test_a_changed_option_runs_what_depends_on_it(copied, ran, capsys):
     assert main(["run", f"--config={write(copied.parent, content)}"]) == 0
     assert names(ran) == ["seeds", "quality"]
     said = capsys.readouterr().out
-    assert "[seeds] seeds generate: fg_threshold is 0.25, was 0.4" in said
+    assert (
+        "[stage 3 of 4: seeds] seeds generate: fg_threshold is 0.25, was 0.4; about 2 s; with all later stages" in said
+    )
+    assert "[stage 4 of 4: quality] seeds evaluate: " in said
     manifest = json.loads((copied.parent / "out/seeds/manifest.json").read_text())
     assert manifest["fg_threshold"] == 0.25
     assert not [path for path in (copied.parent / "out/stages").iterdir() if path.name.startswith(".")]
@@ -258,8 +261,8 @@ def test_a_stopped_training_goes_on_only_with_its_own_options(copied, ran, monke
     """Stopped after an epoch of two: goes on from there with the same options, starts anew with others."""
     run_here, output = training.recipes.run.run_process, copied.parent / "out"
 
-    def stopped(words):
-        run_here([*words, "--trainer.max_epochs=1"])
+    def stopped(words, stage):
+        run_here([*words, "--trainer.max_epochs=1"], stage)
         raise KeyboardInterrupt
 
     def run(content) -> int:
@@ -295,7 +298,7 @@ def test_a_stopped_cache_goes_on_whoever_began_it(copied, ran, monkeypatch, vers
     def stopped(*_given):
         raise KeyboardInterrupt
 
-    def begun(words):
+    def begun(words, stage):
         with pytest.MonkeyPatch.context() as patch:
             if version:
                 patch.setattr("seeds.making.source.provenance", lambda: {"packages": {"torch": version}})
@@ -335,6 +338,9 @@ MISTAKES = {
     "file": ({"command": "fit", "config": "demo_sek.yaml"}, "stage 'x': there is no file demo_sek.yaml; did you mean"),
     "list": ({"command": "fit", "options": [1]}, "stage 'x': 'options' is not a mapping"),
     "text": ("fit", "stage 'x': it is not a mapping"),
+    "minutes": ({"command": "fit", "minutes": "ten"}, "stage 'x': 'minutes' must be a positive number, not 'ten'"),
+    "no minutes": ({"command": "fit", "minutes": 0}, "stage 'x': 'minutes' must be a positive number, not 0"),
+    "endless": ({"command": "fit", "minutes": float("inf")}, "'minutes' must be a positive number, not inf"),
 }  # fmt: skip
 
 
@@ -378,12 +384,50 @@ def test_a_recipe_that_is_none(text, words, expected, tmp_path, capsys, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
+def test_what_is_printed_of_stages_and_times(tmp_path, monkeypatch, capsys):
+    """First all stages and their time, then each with its number, the reason it runs, its time and that of the rest."""
+    titles = []
+
+    def one_second_a_minute(words, stage):
+        titles.append(stage)
+        return Ended(main(words), 2.0 if "synthesize" in words else 60.0, 7_000_000)
+
+    monkeypatch.setattr(training.recipes.run, "run_process", one_second_a_minute)
+    monkeypatch.setattr(training.recipes.run, "check_options", len)
+    content = recipe_of(tmp_path / "out")
+    for name, minutes in (("data", 2), ("classifier", 60), ("seeds", 90)):
+        content["stages"][name]["minutes"] = minutes
+    assert main(["run", f"--config={write(tmp_path, content)}"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith((str(tmp_path), "[", "  "))]
+    unknown = ", without the 1 of unknown time"
+    assert lines[:9] == [
+        f"{tmp_path}/out: 4 stages, 4 of them to run, about 2 h 32 min{unknown}",
+        "  1 data: synthesize, about 2 min",
+        "  2 classifier: fit, about 60 min",
+        "  3 seeds: seeds generate, about 90 min",
+        "  4 quality: seeds evaluate, time unknown",
+        f"[stage 1 of 4: data] synthesize: not made yet; about 2 min; with all later stages about 2 h 32 min{unknown}",
+        f"[stage 2 of 4: classifier] fit: not made yet; about 60 s; with all later stages about 2 min{unknown}",
+        f"[stage 3 of 4: seeds] seeds generate: not made yet; about 90 s; with all later stages about 90 s{unknown}",
+        "[stage 4 of 4: quality] seeds evaluate: not made yet; time unknown",
+    ]
+    assert titles == [f"stage {number} of 4: {name}" for number, name in enumerate(ALL, 1)]
+    content["stages"]["classifier"]["minutes"] = 7  # of no consequence for what is kept
+    content["stages"]["quality"]["options"]["threshold"] = 0.3
+    titles.clear()
+    assert main(["run", f"--config={write(tmp_path, content)}"]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/out: 4 stages, 1 of them to run, about 60 s\n" in said
+    assert "[stage 2 of 4: classifier] fit: kept\n" in said
+    assert titles == ["stage 4 of 4: quality"]
+
+
 def test_two_at_once(copied, ran, capsys):
     """The second is told so. (A lock is a process's, so that the other is a process.)"""
     place = copied.parent / "out/stages/lock"
     code = (
-        "import sys; from pathlib import Path; from datamodules.locking import FileLock;"
-        f"lock = FileLock(Path({str(place)!r})); assert lock.take(); print('held', flush=True); sys.stdin.read()"
+        "import sys; from filelock import FileLock;"
+        f"lock = FileLock({str(place)!r}); lock.acquire(blocking=False); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -392,9 +436,8 @@ def test_two_at_once(copied, ran, capsys):
         assert main(["run", f"--config={copied}"]) == 1
         assert "another process runs a recipe in" in capsys.readouterr().err
         other.kill()
-    lock = FileLock(place)  # what the killed one left does not matter
-    assert lock.take()
-    lock.release()
+    with FileLock(place, blocking=False):  # what the killed one left does not matter
+        pass
 
 
 @pytest.mark.parametrize("name", ["demo", "photos", "voc_animals"])
@@ -429,7 +472,8 @@ def test_killed_in_the_middle(whole, tmp_path):
         time.sleep(0.02)
     stage = children(runner.pid)
     os.kill(runner.pid, signal.SIGKILL)
-    runner.communicate()  # to the end of the output, which the stage's process has open as well
+    log, _ = runner.communicate()  # to the end of the output, which the stage's process has open as well
+    assert "[stage 2 of 2: classifier] fit: trainer.max_epochs is 15, was 1; about 2 s\n" in log
     assert len(stage) == 1
     assert torch.load(killed / "classifier/last.ckpt", weights_only=True)["epoch"] < 14
     again = process(path)
@@ -439,7 +483,7 @@ def test_killed_in_the_middle(whole, tmp_path):
     assert record["resumed"] is True
     assert record["peak_memory"] > 50_000_000
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.recipes.run, "run_process", lambda words: Ended(main(words), 1.5, 7_000_000))
+        patch.setattr(training.recipes.run, "run_process", lambda words, _stage: Ended(main(words), 1.5, 7_000_000))
         assert main(["run", f"--config={path}", f"--output={straight}"]) == 0
     one, other = (
         torch.load(place / "classifier/last.ckpt", weights_only=True)["state_dict"] for place in (straight, killed)

@@ -1,5 +1,6 @@
 """A recipe: the stages of a whole experiment, each one of this program's commands, as one YAML says them."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,12 +32,14 @@ class Stage:
         options: the YAML of its own, with the recipe's options over it and settings filled in; folders of other stages
             are still ``{name}``.
         needs: the stages it refers to, in the order of the recipe.
+        minutes: how long it took on the machine that the recipe names; None where the recipe does not say.
     """
 
     name: str
     command: str
     options: dict[str, Any]
     needs: tuple[str, ...]
+    minutes: float | None = None
 
     def resolved(self, output: Path) -> dict[str, Any]:
         """The options with the folders that they refer to, and that of the stage itself as ``output``."""
@@ -114,9 +117,10 @@ def read_recipe(path: Path, commands: list[str], given: Mapping[str, Any]) -> Re
         for name, said in written.items():
             with _about(f"stage '{name}'"):
                 command, options = _said(path, name, said, commands, settings)
+                minutes = _minutes(said.get("minutes"))
                 filled = _filled(options, settings, list(written), list(stages))
             needs = set(references(filled))
-            stages[name] = Stage(name, command, filled, tuple(each for each in stages if each in needs))
+            stages[name] = Stage(name, command, filled, tuple(each for each in stages if each in needs), minutes)
     return Recipe(path, Path(output), tuple(stages.values()))
 
 
@@ -150,7 +154,7 @@ def _said(
     """
     if not _NAME.fullmatch(name) or name in TAKEN or name in settings:
         raise UsageError("choose another name, of letters, digits, '_', '-' and '.', which is no setting's either")
-    content = _mapping(said, "it", ("command", "config", "options"))
+    content = _mapping(said, "it", ("command", "config", "options", "minutes"))
     command = content.get("command")
     if command not in commands:
         what = "'command' is missing" if command is None else f"there is no command '{command}'"
@@ -159,6 +163,19 @@ def _said(
     if "output" in options:
         raise UsageError("options: 'output' is not to be given: a stage's folder has the stage's name")
     return str(command), merged(_config(recipe, content["config"]) if content.get("config") else {}, options)
+
+
+def _minutes(value: Any) -> float | None:
+    """How long a stage takes, as the YAML says it.
+
+    Raises:
+        UsageError: it is no positive number.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(f"'minutes' must be a positive number, not {value!r}")
+    return float(value)
 
 
 def _config(recipe: Path, name: Any) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from datamodules.errors import InputError
-from datamodules.files import write_whole
-from datamodules.locking import FileLock
+from datamodules.files import remove_lock, write_whole
+from training.recipes.estimates import Estimates
 from training.recipes.recipe import STAGES, Recipe, Stage, read_recipe
 from training.recipes.run_summary import figures_of, summary_table, why
 from training.recipes.stage_process import Ended, check_options, run_process
@@ -25,7 +26,8 @@ __all__ = ["run_recipe"]
 
 RESULT = ("metrics.json", "metrics.csv", "index.html")  # of the last stage: the recipe's, too
 ABOUT = """Run a whole recipe: a YAML with the folder of its results ('output'), and 'stages', each with one of this
-program's commands ('command'), a YAML of it ('config') and options over that ('options'). What a stage makes is in
+program's commands ('command'), a YAML of it ('config'), options over that ('options') and, to tell how long the recipe
+will take before a stage has run here, how long it took elsewhere ('minutes'). What a stage makes is in
 OUTPUT/STAGE; options refer to it as {STAGE}. A stage is kept as long as its options, the stages and files it refers to
 and the program's own code stay the same. A recipe that was stopped goes on where it was. What the recipe lists under
 'settings' are options here, too."""
@@ -92,13 +94,15 @@ def _pairs(words: Sequence[str]) -> dict[str, Any]:
 def _alone(output: Path) -> Iterator[None]:
     """Hold a recipe's folder, one process at a time."""
     (output / STAGES).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / STAGES / "lock")
-    if not lock.take():
-        raise InputError(f"another process runs a recipe in {output}; wait for it, or stop it")
+    lock = FileLock(output / STAGES / "lock", blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process runs a recipe in {output}; wait for it, or stop it") from error
     try:
         yield
     finally:
-        lock.release()
+        remove_lock(lock)
 
 
 class Runner:
@@ -109,13 +113,19 @@ class Runner:
         self.recipe, self.output = recipe, recipe.output
         self.inputs = Inputs(recipe.output)
         self.keys: dict[str, str] = {}
+        self.estimates = Estimates((), recipe.output)
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
 
     def run(self, stages: Sequence[Stage]) -> dict[str, Any]:
         """Run stages in their order, or keep them; then write and print what there is to say of them."""
-        self._check(stages)
-        told = [self._stage(stage) for stage in stages]
-        summary = {"recipe": str(self.recipe.path), "output": str(self.output), "stages": told}
+        waiting = self._check(stages)
+        self.estimates = Estimates(stages, self.output)
+        self._announce(stages, waiting)
+        reports = []
+        for number, stage in enumerate(stages, 1):
+            later = [each for each in stages[number:] if each in waiting]
+            reports.append(self._stage(stage, f"stage {number} of {len(stages)}: {stage.name}", later))
+        summary = {"recipe": str(self.recipe.path), "output": str(self.output), "stages": reports}
         write_whole(self.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
         last = self.recipe.stages[-1]
         if last in stages and (self.output / last.name / RESULT[0]).is_file():
@@ -125,8 +135,12 @@ class Runner:
         Console().print(summary_table(summary))
         return summary
 
-    def _check(self, stages: Sequence[Stage]) -> None:
-        """Find what can be found wrong before hours are spent: options of stages that will run, folders in the way."""
+    def _check(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Find what can be found wrong before hours are spent: options of stages that will run, folders in the way.
+
+        Returns:
+            The stages that will run, as far as can be known before the others have.
+        """
         waiting: list[Stage] = []
         for stage in stages:
             if not {each.name for each in waiting} & set(stage.needs):
@@ -139,6 +153,15 @@ class Runner:
         if len(waiting) > 1:  # one alone finds its own mistakes at once
             with tempfile.TemporaryDirectory() as folder:
                 check_options([(stage.name, self._words(stage, Path(folder) / stage.name)) for stage in waiting])
+        return waiting
+
+    def _announce(self, stages: Sequence[Stage], waiting: Sequence[Stage]) -> None:
+        """Print the stages and how long they will take."""
+        time = self.estimates.text(waiting) if waiting else "nothing to run"
+        self.console.print(f"{self.output}: {len(stages)} stages, {len(waiting)} of them to run, {time}")
+        for number, stage in enumerate(stages, 1):
+            state = self.estimates.text([stage]) if stage in waiting else "kept"
+            self.console.print(f"  {number} {stage.name}: {stage.command}, {state}")
 
     def _words(self, stage: Stage, path: Path) -> list[str]:
         """A stage's command line; its options are written to ``path``."""
@@ -146,22 +169,35 @@ class Runner:
         write_whole(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode())
         return [*stage.command.split(), f"--config={path}"]
 
-    def _stage(self, stage: Stage) -> dict[str, Any]:
-        """Run or keep a stage, and tell of it."""
+    def _stage(self, stage: Stage, title: str, later: Sequence[Stage]) -> dict[str, Any]:
+        """Run or keep a stage.
+
+        Args:
+            stage: the stage.
+            title: its number and name, for people.
+            later: the stages that will run after it.
+
+        Returns:
+            What ``summary.json`` contains of it.
+        """
         place = StagePlace(self.output, stage.name)
         made_of = self.inputs.made_of(stage, self.keys)
         key = self.keys[stage.name] = key_of(made_of)
         record = place.kept(key)
         kept = record is not None
         if record is None:
-            self.console.print(f"[{stage.name}] {stage.command}: {why(place.record(), made_of)}", style="bold")
-            record = self._run(stage, place, made_of)
+            time = self.estimates.text([stage])
+            rest = f"; with all later stages {self.estimates.text([stage, *later])}" if later else ""
+            self.console.print(f"[{title}] {stage.command}: {why(place.record(), made_of)}; {time}{rest}", style="bold")
+            record = self._run(stage, place, made_of, title)
+            if not record["resumed"]:
+                self.estimates.finish(stage, record["seconds"])
         else:
-            self.console.print(f"[{stage.name}] {stage.command}: kept", style="bold")
+            self.console.print(f"[{title}] {stage.command}: kept", style="bold")
         shown = {name: value for name, value in record.items() if name not in ("made_of", "files")}
         return {"name": stage.name, "command": stage.command, "state": "kept" if kept else "done", **shown}
 
-    def _run(self, stage: Stage, place: StagePlace, made_of: dict[str, Any]) -> dict[str, Any]:
+    def _run(self, stage: Stage, place: StagePlace, made_of: dict[str, Any], title: str) -> dict[str, Any]:
         """Run a stage and write its record.
 
         Raises:
@@ -170,7 +206,7 @@ class Runner:
         way_on = place.way_on(stage) if place.begin(key_of(made_of)) else None
         if way_on is None:
             place.clear()
-        ended = run_process(self._words(stage, place.yaml) + (way_on or []))
+        ended = run_process(self._words(stage, place.yaml) + (way_on or []), title)
         if ended.status:
             raise StageError(stage, ended)
         # with what was fetched by the stage itself, and not there before; its code is that of its start

@@ -1,8 +1,8 @@
 """A stage in a process of its own: nothing of one stage is left in the next, and its memory is its own to measure.
 
 The process is this module's (``python -m training.recipes.stage_process fit --config …``). It ends by itself when the
-one that started it is gone, however that ended: a pipe between them, of which only the other holds the writing end,
-closes then.
+process that started it is gone, however that ended: its standard input is a pipe of which only that process holds the
+writing end, and which closes then.
 """
 
 import io
@@ -12,19 +12,22 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from datamodules.errors import InputError
+from datamodules.progress import STAGE
 from training.yaml_files import UsageError
 
 __all__ = ["Ended", "check_options", "run_process", "same_modules"]
 
-PIPE = "TAG2MASK_STARTED_BY"  # environment: number of the pipe's reading end
+WATCHED = "TAG2MASK_ENDS_WITH_STDIN"  # environment: the process ends when its standard input does
 CHECK = "check"  # in place of a command: the stages on standard input
 PATIENCE = 20.0  # seconds a stage has to end after Ctrl-C, before it is told to
-KIB = 1 if sys.platform == "darwin" else 1024  # in which the system counts memory
+SAMPLE = 0.1  # seconds between two looks at a stage's memory
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Ended:
     Attributes:
         status: its exit status, or 128 and the signal's number.
         seconds: wall-clock.
-        peak_memory: bytes its largest process held at once (a network's workers, which read pictures, are apart).
+        peak_memory: bytes that the process held at once, without the workers that read images for it.
     """
 
     status: int
@@ -42,36 +45,40 @@ class Ended:
     peak_memory: int
 
 
-def run_process(words: list[str]) -> Ended:
-    """Run one command of this program on this terminal and wait for it.
+def run_process(words: list[str], stage: str) -> Ended:
+    """Run one command of this program with this process's output streams, and wait for it.
 
-    The peak is the system's for the process and those it waited for. It counts what the starting process held as well,
-    as that is what a new one is at first: this one must be small, and import no network.
+    Its memory is looked at every tenth of a second; a peak that is shorter is not seen.
 
     Args:
         words: the command line after ``tag2mask``.
+        stage: which stage of the recipe it is, as its progress is to name it.
 
     Raises:
         KeyboardInterrupt: this process was interrupted; the other has ended by then.
     """
-    reading, writing = os.pipe()
     start = time.monotonic()
-    try:
-        process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", __name__, *words],
-            env=same_modules() | {PIPE: str(reading)},
-            pass_fds=[reading],
-        )
+    environment = same_modules() | {WATCHED: "1", STAGE: stage}
+    process = subprocess.Popen([sys.executable, "-m", __name__, *words], env=environment, stdin=subprocess.PIPE)  # noqa: S603
+    with process:  # keeps the pipe open until the process has ended
         try:
-            _, status, usage = os.wait4(process.pid, 0)
+            peak_memory = _wait(process)
         except BaseException:
             _end(process)
             raise
-        code = process.returncode = os.waitstatus_to_exitcode(status)
-    finally:
-        os.close(reading)
-        os.close(writing)
-    return Ended(code if code >= 0 else 128 - code, time.monotonic() - start, usage.ru_maxrss * KIB)
+    code = process.returncode
+    return Ended(code if code >= 0 else 128 - code, time.monotonic() - start, peak_memory)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process; return the most memory that it was seen to hold, in bytes."""
+    peak = 0
+    while True:
+        with suppress(psutil.Error):  # it has ended
+            peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SAMPLE)
+            return peak
 
 
 def same_modules() -> dict[str, str]:
@@ -125,19 +132,18 @@ def _checked(stages: list[tuple[str, list[str]]]) -> dict[str, str]:
     return {}
 
 
-def _watch(pipe: int) -> None:
-    """End this process when the other end of a pipe is closed."""
-    os.read(pipe, 1)
-    os._exit(1)  # nothing to clear up: whatever is on disk is whole, and the same command goes on with it
+def _watch() -> None:
+    """End this process when its standard input ends."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)  # nothing to clear up: whatever is on disk is whole, and the same command resumes from it
 
 
 def main() -> int:
     """Run a stage, or check some."""
     from training.cli import main as tag2mask
 
-    pipe = os.environ.pop(PIPE, None)  # processes that a stage starts by this same module have their own watch
-    if pipe is not None:
-        threading.Thread(target=_watch, args=(int(pipe),), daemon=True).start()
+    if os.environ.pop(WATCHED, None):  # not for the processes that a stage starts by this same module
+        threading.Thread(target=_watch, daemon=True).start()
     if sys.argv[1:] == [CHECK]:
         sys.stdout.write(json.dumps(_checked(json.load(sys.stdin))) + "\n")
         return 0

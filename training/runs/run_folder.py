@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
@@ -95,8 +95,3 @@ def run_loggers(folder: Path, wandb: Wandb) -> list[Logger]:
     if wandb != "disabled":
         loggers.append(WandbLog(folder, offline=wandb == "offline"))
     return loggers
-
-
-def progress_bar() -> RichProgressBar:
-    """The bar on the terminal."""
-    return RichProgressBar(leave=False)

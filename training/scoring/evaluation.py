@@ -14,11 +14,11 @@ from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from datamodules.files import write_whole
 from datamodules.photos import PhotoSet
+from datamodules.progress import track
 from datamodules.sampling import evenly
 from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages
 from seeds.precision import Precision
 from training.inference import Predicted, predictions
-from training.progress import progress_bar
 from training.runs.record import provenance_lines
 from training.scoring.figures import Tally, figures
 from training.scoring.gallery import Gallery, Row, Section
@@ -127,7 +127,7 @@ def _evaluate(
     tallies = {"plain": Tally(names), "final": Tally(names)} if scored.crf else {"final": Tally(names)}
     kept: dict[str, NDArray[np.uint8]] | None = {} if submission else None
     gallery, images, with_mask = Gallery(len(photos), pictures), 0, 0
-    for predicted, row in _score(progress_bar(scored.stream, "Scoring", len(photos)), tallies, cache):
+    for predicted, row in track(_score(scored.stream, tallies, cache), "scoring", len(photos)):
         gallery.offer(row)
         images, with_mask = images + 1, with_mask + (predicted.truth is not None)
         if kept is not None:
