@@ -34,7 +34,7 @@ def test_lines_come_though_nothing_gets_done(capsys):
         lines = capsys.readouterr().err.splitlines()
         assert 3 <= len(lines) <= 11
         assert set(lines) == {"drawing: 0/4 masks"}
-    assert capsys.readouterr().err.splitlines()[-1] == "drawing: 0/4 masks in 1 s"
+    assert re.fullmatch(r"drawing: 0/4 masks in \d+ s", capsys.readouterr().err.splitlines()[-1])
     time.sleep(0.1)
     assert capsys.readouterr() == ("", "")
     assert not threads()
@@ -67,7 +67,7 @@ def test_a_total_that_is_not_known(total, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "reading: 0 images"
     assert re.fullmatch(r"reading: 3 images, \d+\.\d images/s", lines[1])
-    assert re.fullmatch(r"reading: 3 images in 1 s, \d+\.\d images/s", lines[-1])
+    assert re.fullmatch(r"reading: 3 images in \d+ s, \d+\.\d images/s", lines[-1])
 
 
 def test_items_are_passed_on_and_counted(capsys):
@@ -75,8 +75,8 @@ def test_items_are_passed_on_and_counted(capsys):
     assert list(track(iter("ab"), "reading", 2)) == ["a", "b"]
     err = capsys.readouterr().err
     assert err.startswith("reading: 0/3 images\n")
-    assert "reading: 3/3 images in 1 s, " in err
-    assert re.fullmatch(r"reading: 2/2 images in 1 s, \d+\.\d images/s", err.splitlines()[-1])
+    assert re.search(r"reading: 3/3 images in \d+ s, ", err)
+    assert re.fullmatch(r"reading: 2/2 images in \d+ s, \d+\.\d images/s", err.splitlines()[-1])
 
 
 def test_an_error_ends_it(capsys):

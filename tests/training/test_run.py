@@ -30,7 +30,7 @@ from training.recipes.stage_process import Ended
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROOT = CONFIGS.parent
-QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "precision": "32-true"}
 SMALL = {"size": 48, "batch_size": 4, "num_workers": 0}
 
 
@@ -49,7 +49,12 @@ def recipe_of(output: Path, epochs: int = 1) -> dict:
             "seeds": {
                 "command": "seeds generate",
                 "config": "demo_seeds.yaml",
-                "options": {"checkpoint": "{classifier}/last.ckpt", "num_workers": 0, "flip": False},
+                "options": {
+                    "checkpoint": "{classifier}/last.ckpt",
+                    "num_workers": 0,
+                    "flip": False,
+                    "precision": "32-true",
+                },
             },
             "quality": {"command": "seeds evaluate", "options": {"cache": "{seeds}", "root": "{data}"}},
         },
