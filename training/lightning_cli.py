@@ -137,13 +137,13 @@ class TagToMaskCLI(LightningCLI):
         kwargs["devices"], kwargs["num_nodes"] = as_started(given.devices, given.num_nodes)
         kwargs["plugins"] = [CheckpointFiles(), *(given.plugins or [])]
         callbacks = list(given.callbacks or [])
-        if given.enable_progress_bar is not False:
-            callbacks.append(progress_bar())
         if fits:
             checkpoints = given.enable_checkpointing is not False
             callbacks += run_callbacks(folder, self.model, self.plain_config(), checkpoints=checkpoints, logs=bool(own))
         else:
             self.save_config_callback = None  # config.yaml is the training's
+        if given.enable_progress_bar is not False:
+            callbacks.append(progress_bar())  # after what is printed before a training starts
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except ValueError as error:  # Lightning's answer to SLURM's tasks that do not match its devices

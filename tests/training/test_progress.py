@@ -37,6 +37,8 @@ def test_a_training_reports_epoch_step_loss_speed_and_time_left(voc, cues, tmp_p
     trials = [line for line in lines if line.startswith("trying the validation: ")]
     assert trials[0] == "trying the validation: 0/2 batches"
     assert lines.index(trials[-1]) < lines.index(training[0])
+    size = "training on 9 images, effective batch size 3: 6 updates of the weights"
+    assert lines.index(size) < lines.index(training[0])
 
 
 def test_a_resumed_training_reports_all_of_it(voc, cues, tmp_path, capsys):
