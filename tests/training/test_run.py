@@ -516,4 +516,4 @@ def test_mistakes_of_later_stages_are_found_first(tmp_path):
     said, _ = done.communicate()
     assert done.returncode == 2
     assert said == "tag2mask: stage 'quality': there is no option 'treshold'; did you mean 'threshold'?\n"
-    assert not (tmp_path / "out/data").exists()
+    assert not (tmp_path / "out").exists()

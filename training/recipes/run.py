@@ -4,7 +4,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -103,6 +103,9 @@ def _alone(output: Path) -> Iterator[None]:
         yield
     finally:
         remove_lock(lock)
+        for folder in (output / STAGES, output):
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 class Runner:
