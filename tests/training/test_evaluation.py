@@ -290,6 +290,9 @@ def test_images_without_a_mask_are_shown_and_not_scored(voc, checkpoint, tmp_pat
     metrics = evaluate(checkpoint, output=tmp_path / "out", **how)
     assert (metrics["images"], metrics["images_with_mask"]) == (4, 3)
     assert "3 of 4 images have a mask" in capsys.readouterr().out
+    page = (tmp_path / "out/index.html").read_text()
+    assert "<dt>images</dt><dd>3 of 4 have a mask; 0 more cannot be read</dd>" in page
+    assert "<dt>computed in</dt><dd>32-true</dd>" in page
     (some / "ImageSets/Segmentation/val.txt").write_text("".join(f"{name}\n" for name in names if name != names[1]))
     assert evaluate(checkpoint, output=tmp_path / "other", **how)["confusion"] == metrics["confusion"]
 

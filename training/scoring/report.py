@@ -155,9 +155,13 @@ def _foot(metrics: Mapping[str, Any]) -> str:
     data = metrics.get("data") or {}
     warped = f", pictures warped to {data['eval_size']} pixels" if "eval_size" in data else ""
     facts = {"data": f"{data.get('root', '')}, split {metrics['split']}{warped}"}
+    with_mask, unreadable = metrics.get("images_with_mask", metrics["images"]), metrics.get("unreadable", {})
+    if with_mask < metrics["images"] or unreadable:
+        facts["images"] = f"{with_mask} of {metrics['images']} have a mask; {len(unreadable)} more cannot be read"
     if checkpoint := metrics.get("checkpoint"):
         facts["checkpoint"] = f"{checkpoint['path']} (SHA-256 {checkpoint['sha256'][:12]}…)"
         facts["CRF"] = ", ".join(f"{k} {v}" for k, v in metrics["crf"].items()) if metrics.get("crf") else "none"
+        facts["computed in"] = metrics.get("compute_precision", "not recorded")
         facts["views"] = f"scales {metrics.get('scales', [1.0])}, flip {'yes' if metrics.get('flip') else 'no'}"
     if predictions := metrics.get("predictions"):
         facts["predictions"] = str(predictions["path"])
