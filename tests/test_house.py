@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,34 @@ def test_imports_go_one_way(room):
     backwards = {str(path): imported(path) & forbidden for path in (ROOT / room).rglob("*.py")}
     assert len(backwards) > 3
     assert not {path: names for path, names in backwards.items() if names}
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """Imports between files form no cycle, those inside functions among them; imports of types alone do not count."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        tree = ast.parse(path.read_text())
+        types = [node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+        skipped = {id(inner) for node in types for inner in ast.walk(node)}
+        found: set[str] = set()
+        for node in ast.walk(tree):
+            if id(node) in skipped:
+                continue
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= inner if inner <= files.keys() else inner | {node.module}
+        graph[name] = found & files.keys() - {name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports form a cycle: {' -> '.join(error.args[1])}")
 
 
 def test_no_relative_imports():

@@ -25,7 +25,7 @@ def started_by(pid: int) -> psutil.Process:
     while time.monotonic() < deadline:
         for child in psutil.Process(pid).children():
             with suppress(psutil.Error):  # it has ended
-                if "stage_process" in " ".join(child.cmdline()) and child.num_threads() > 4:
+                if "stage_main" in " ".join(child.cmdline()) and child.num_threads() > 4:
                     return child
         time.sleep(0.05)
     raise TimeoutError

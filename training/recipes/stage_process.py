@@ -1,18 +1,16 @@
-"""A stage in a process of its own: nothing of one stage is left in the next, and its memory is its own to measure.
+"""Starting a stage in a process of its own: nothing of one stage is left in the next, and its memory is its own.
 
-The process is this module's (``python -m training.recipes.stage_process fit --config …``). It ends by itself when the
-process that started it is gone, however that ended: its standard input is a pipe of which only that process holds the
-writing end, and which closes then.
+The process is that of ``python -m training.recipes.stage_main fit --config …``. It ends by itself when the process that
+started it is gone, however that ended: its standard input is a pipe of which only that process holds the writing end,
+and which closes then.
 """
 
-import io
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +20,9 @@ from datamodules.errors import InputError
 from datamodules.progress import STAGE
 from training.yaml_files import UsageError
 
-__all__ = ["Ended", "check_options", "run_process", "same_modules"]
+__all__ = ["CHECK", "WATCHED", "Ended", "check_options", "run_process", "same_modules"]
 
+MAIN = "training.recipes.stage_main"  # by name: it imports the command line, which imports this module
 WATCHED = "TAG2MASK_ENDS_WITH_STDIN"  # environment: the process ends when its standard input does
 CHECK = "check"  # in place of a command: the stages on standard input
 PATIENCE = 20.0  # seconds a stage has to end after Ctrl-C, before it is told to
@@ -59,7 +58,7 @@ def run_process(words: list[str], stage: str) -> Ended:
     """
     start = time.monotonic()
     environment = same_modules() | {WATCHED: "1", STAGE: stage}
-    process = subprocess.Popen([sys.executable, "-m", __name__, *words], env=environment, stdin=subprocess.PIPE)  # noqa: S603
+    process = subprocess.Popen([sys.executable, "-m", MAIN, *words], env=environment, stdin=subprocess.PIPE)  # noqa: S603
     with process:  # keeps the pipe open until the process has ended
         try:
             peak_memory = _wait(process)
@@ -106,7 +105,7 @@ def check_options(stages: list[tuple[str, list[str]]]) -> None:
         UsageError: an option is unknown, missing or of the wrong type.
         InputError: the process that looks at them did not come to an end.
     """
-    words = [sys.executable, "-m", __name__, CHECK]
+    words = [sys.executable, "-m", MAIN, CHECK]
     done = subprocess.run(  # noqa: S603
         words, input=json.dumps(stages), capture_output=True, text=True, check=False, env=same_modules()
     )
@@ -115,40 +114,3 @@ def check_options(stages: list[tuple[str, list[str]]]) -> None:
     said = json.loads(done.stdout.splitlines()[-1])
     if said:
         raise UsageError(f"stage '{said['stage']}': {said['message']}")
-
-
-def _checked(stages: list[tuple[str, list[str]]]) -> dict[str, str]:
-    """The first mistake, or nothing: each command is asked to print its options, and reads them for that."""
-    from training.cli import dispatch, sentence
-
-    for name, words in stages:
-        try:
-            with redirect_stdout(io.StringIO()):
-                dispatch([*words, "--print_config"])
-        except SystemExit:  # it has printed
-            pass
-        except InputError as error:
-            return {"stage": name, "message": sentence(error)}
-    return {}
-
-
-def _watch() -> None:
-    """End this process when its standard input ends."""
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(1)  # nothing to clear up: whatever is on disk is whole, and the same command resumes from it
-
-
-def main() -> int:
-    """Run a stage, or check some."""
-    from training.cli import main as tag2mask
-
-    if os.environ.pop(WATCHED, None):  # not for the processes that a stage starts by this same module
-        threading.Thread(target=_watch, daemon=True).start()
-    if sys.argv[1:] == [CHECK]:
-        sys.stdout.write(json.dumps(_checked(json.load(sys.stdin))) + "\n")
-        return 0
-    return tag2mask()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
