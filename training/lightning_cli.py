@@ -21,8 +21,8 @@ from seeds.making.started import as_started, check_started, one_process
 from seeds.precision import Precision, resolve_precision
 from training.parsers import OneSentenceErrors
 from training.runs.progress import progress_bar
+from training.runs.repeated_runs import fit_repeatedly, seed_list
 from training.runs.run_folder import CheckpointFiles, Wandb, run_callbacks, run_loggers
-from training.runs.seed_runs import fit_seeds, seed_list
 from training.task import SegmentationTask
 
 
@@ -93,11 +93,11 @@ class TagToMaskCLI(LightningCLI):
             help="log to Weights & Biases as well, with pictures: disabled, offline (no account needed) or online",
         )
         parser.add_argument(
-            "--seeds",
+            "--random_seeds",
             type=list[int] | str | None,
             default=None,
             help="fit: train once for each of these seeds, as in 0,1,2, in output/seed-0 and so on, and print mean and "
-            "deviation; the same command again goes on with what was stopped",
+            "standard deviation; the same command again resumes what was stopped",
         )
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate", compute_fn=list)
 
@@ -106,7 +106,7 @@ class TagToMaskCLI(LightningCLI):
         self.words = cast("list[str]", args)
         self.config = parser.parse_args(self.words)
         command = self.config["subcommand"]
-        self.seeds = seed_list(self.config[command]["seeds"]) if command == "fit" else []
+        self.seeds = seed_list(self.config[command]["random_seeds"]) if command == "fit" else []
 
     def _parse_ckpt_path(self) -> None:
         """The YAML says what the model is; a checkpoint's own account of it is not merged over that."""
@@ -122,8 +122,8 @@ class TagToMaskCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.seeds:
-            one_process("fit --seeds")
-            fit_seeds(self.words, self.plain_config(), self.seeds)
+            one_process("fit --random_seeds")
+            fit_repeatedly(self.words, self.plain_config(), self.seeds)
         else:
             super()._run_subcommand(subcommand)
 

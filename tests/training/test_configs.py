@@ -127,9 +127,9 @@ def test_a_training_takes_the_precision_of_the_processor(voc, cues, tmp_path, mo
     monkeypatch.setattr("seeds.precision.computes_bfloat16", lambda _accelerator: native)
     assert fit(voc, cues, tmp_path / "run") == 0
     assert f"precision: {expected}" in capsys.readouterr().err
-    assert read_record(tmp_path / "run")["goes"][0]["precision"] == expected
+    assert read_record(tmp_path / "run")["attempts"][0]["precision"] == expected
     assert fit(voc, cues, tmp_path / "other", "--trainer.precision=32-true") == 0
-    assert read_record(tmp_path / "other")["goes"][0]["precision"] == "32-true"
+    assert read_record(tmp_path / "other")["attempts"][0]["precision"] == "32-true"
     words = ["evaluate", f"--checkpoint={tmp_path / 'run/last.ckpt'}", f"--root={voc}", "--crf=false"]
     assert main([*words, f"--output={tmp_path / 'val'}"]) == 0
     assert json.loads((tmp_path / "val/metrics.json").read_text())["compute_precision"] == expected

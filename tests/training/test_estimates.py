@@ -14,7 +14,7 @@ def stage(name: str, minutes: float | None = None) -> Stage:
 
 def record(output, name: str, seconds: float, *, resumed: bool = False) -> None:
     (output / "stages").mkdir(exist_ok=True)
-    content = {"key": "", "made_of": {}, "files": {}, "seconds": seconds, "figures": {}, "resumed": resumed}
+    content = {"key": "", "dependencies": {}, "files": {}, "seconds": seconds, "figures": {}, "resumed": resumed}
     (output / f"stages/{name}.json").write_text(json.dumps(content))
 
 

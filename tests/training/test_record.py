@@ -34,21 +34,21 @@ def run(voc, cues, tmp_path_factory):
 
 def test_the_folder_says_what_made_the_run(run, voc, cues):
     record = read_record(run)
-    first, second = record["goes"]
+    first, second = record["attempts"]
     assert (first["from_step"], second["from_step"]) == (0, BATCHES)
     assert record["finished"] is True
-    for go in record["goes"]:
-        assert go["seed"] == 0
-        assert go["torch"] == {"threads": torch.get_num_threads(), "processes": 1, "device": "cpu"}
-        assert go["packages"]["torch"] == torch.__version__.split("+")[0]
-        assert {"pytorch-lightning", "numpy", "python"} <= go["packages"].keys()
-        assert go.get("git") == git_revision(CONFIGS.parent)
+    for attempt in record["attempts"]:
+        assert attempt["seed"] == 0
+        assert attempt["torch"] == {"threads": torch.get_num_threads(), "processes": 1, "device": "cpu"}
+        assert attempt["packages"]["torch"] == torch.__version__.split("+")[0]
+        assert {"pytorch-lightning", "numpy", "python"} <= attempt["packages"].keys()
+        assert attempt.get("git") == git_revision(CONFIGS.parent)
         names = (voc / "ImageSets/Segmentation/train.txt").read_text().split()
-        assert go["data"]["pictures"] == len(names) == 9
-        assert go["data"]["images_sha256"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
+        assert attempt["data"]["pictures"] == len(names) == 9
+        assert attempt["data"]["images_sha256"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
         labels = data_of(voc).photos("train").labels
-        assert go["data"]["labels_sha256"] == hashlib.sha256(labels.tobytes()).hexdigest()
-        assert go["cache"]["manifest_sha256"] == file_sha256(cues / "manifest.json")
+        assert attempt["data"]["labels_sha256"] == hashlib.sha256(labels.tobytes()).hexdigest()
+        assert attempt["cache"]["manifest_sha256"] == file_sha256(cues / "manifest.json")
     assert (first["config"]["trainer"]["gradient_clip_val"], second["config"]["trainer"]["gradient_clip_val"]) == (
         None,
         100,
@@ -56,9 +56,9 @@ def test_the_folder_says_what_made_the_run(run, voc, cues):
 
 
 def test_the_configuration_is_the_whole_one(run):
-    """What is recorded of a go is what config.yaml says, with which it can be run again."""
+    """What is recorded of an attempt is what config.yaml says, with which it can be run again."""
     said = yaml.safe_load((run / "config.yaml").read_text())
-    recorded = read_record(run)["goes"][-1]["config"]
+    recorded = read_record(run)["attempts"][-1]["config"]
     assert {key: recorded[key] for key in said} == said
     assert recorded["model"]["init_args"]["lr"] == 1e-3
 
@@ -72,7 +72,7 @@ def test_the_figures_are_those_of_the_last_validation(run):
 def test_each_checkpoint_holds_the_same(run):
     record = read_record(run)
     inside = torch.load(run / "last.ckpt", weights_only=True)["provenance"]
-    assert inside == {"goes": record["goes"], "figures": record["figures"]}
+    assert inside == {"attempts": record["attempts"], "figures": record["figures"]}
 
 
 def test_validation_leaves_the_trainings_record_alone(run, voc, cues):
@@ -90,11 +90,15 @@ def test_evaluate_tells_it(run, tmp_path, capsys):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["provenance"] == torch.load(run / "last.ckpt", weights_only=True)["provenance"]
     page = html.unescape((tmp_path / "index.html").read_text())
-    go = metrics["provenance"]["goes"][-1]
-    for fact in (go["cache"]["manifest_sha256"][:12], f"torch {go['packages']['torch']}", f"from step {BATCHES}"):
+    attempt = metrics["provenance"]["attempts"][-1]
+    for fact in (
+        attempt["cache"]["manifest_sha256"][:12],
+        f"torch {attempt['packages']['torch']}",
+        f"from step {BATCHES}",
+    ):
         assert fact in said
         assert fact in page
-    assert go.get("git", "no git revision") in said
+    assert attempt.get("git", "no git revision") in said
 
 
 def test_a_checkpoint_of_before_is_still_evaluated(run, tmp_path, capsys):
@@ -107,15 +111,25 @@ def test_a_checkpoint_of_before_is_still_evaluated(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "record", [None, 3, [], {}, {"goes": []}, {"goes": 3}, {"goes": [torch.ones(1)]}, {"goes": [{"a": float("nan")}]}]
+    "record",
+    [
+        None,
+        3,
+        [],
+        {},
+        {"attempts": []},
+        {"attempts": 3},
+        {"attempts": [torch.ones(1)]},
+        {"attempts": [{"a": float("nan")}]},
+    ],
 )
 def test_what_is_no_record_is_none(record):
     assert read_provenance({"provenance": record}) is None
 
 
-def test_goes_that_differ_in_their_code_are_told_apart():
-    goes = [{"git": "a" * 40, "from_step": 0}, {"git": "a" * 40, "from_step": 3}, {"from_step": 6}]
-    lines = dict(provenance_lines({"goes": goes}))
+def test_attempts_of_different_code_are_told_apart():
+    attempts = [{"git": "a" * 40, "from_step": 0}, {"git": "a" * 40, "from_step": 3}, {"from_step": 6}]
+    lines = dict(provenance_lines({"attempts": attempts}))
     assert lines["code"] == f"{'a' * 40}, then no git revision"
     assert "from step 6" in lines["trained"]
 
@@ -148,7 +162,7 @@ def items(entries):
 
 @pytest.fixture(scope="module")
 def offline(run):
-    """Each go's folder, configuration and history."""
+    """Each attempt's folder, configuration and history."""
     found = []
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         config, history = {}, []
@@ -175,10 +189,10 @@ def test_both_goes_are_one_run(run, offline):
 
 
 def test_it_holds_the_configuration(run, offline):
-    goes = read_record(run)["goes"]
+    attempts = read_record(run)["attempts"]
     for number, (_, config, _) in enumerate(offline):
-        assert config["config"] == goes[number]["config"]
-        assert config["provenance"] == {"goes": goes[: number + 1]}
+        assert config["config"] == attempts[number]["config"]
+        assert config["provenance"] == {"attempts": attempts[: number + 1]}
         assert config["architecture"] == "DeepLabV3Plus"
 
 
@@ -200,7 +214,7 @@ def test_it_holds_the_curves(run, offline):
 
 
 def test_it_holds_the_pictures(offline):
-    """Panels of training and validation, of both goes, are named in the history and on disk."""
+    """Panels of training and validation, of both attempts, are named in the history and on disk."""
     for folder, _, history in offline:
         for key in ("train/pictures", "val/pictures"):
             names = [row[f"{key}/filenames"] for row in history if f"{key}/filenames" in row]

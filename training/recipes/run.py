@@ -39,7 +39,7 @@ class StageError(InputError):
     def __init__(self, stage: Stage, ended: Ended) -> None:
         killed = ended.status > 128  # noqa: PLR2004
         how = f"was killed by signal {ended.status - 128}" if killed else f"failed with exit status {ended.status}"
-        super().__init__(f"stage '{stage.name}' (tag2mask {stage.command}) {how}; the same command goes on from here")
+        super().__init__(f"stage '{stage.name}' (tag2mask {stage.command}) {how}; the same command resumes here")
         self.status = ended.status
 
 
@@ -147,7 +147,7 @@ class Runner:
         waiting: list[Stage] = []
         for stage in stages:
             if not {each.name for each in waiting} & set(stage.needs):
-                self.keys[stage.name] = key_of(self.inputs.made_of(stage, self.keys))
+                self.keys[stage.name] = key_of(self.inputs.dependencies(stage, self.keys))
                 if StagePlace(self.output, stage.name).kept(self.keys[stage.name]) is not None:
                     continue
             waiting.append(stage)
@@ -184,45 +184,47 @@ class Runner:
             What ``summary.json`` contains of it.
         """
         place = StagePlace(self.output, stage.name)
-        made_of = self.inputs.made_of(stage, self.keys)
-        key = self.keys[stage.name] = key_of(made_of)
+        dependencies = self.inputs.dependencies(stage, self.keys)
+        key = self.keys[stage.name] = key_of(dependencies)
         record = place.kept(key)
         kept = record is not None
         if record is None:
             time = self.estimates.text([stage])
             rest = f"; with all later stages {self.estimates.text([stage, *later])}" if later else ""
-            self.console.print(f"[{title}] {stage.command}: {why(place.record(), made_of)}; {time}{rest}", style="bold")
-            record = self._run(stage, place, made_of, title)
+            self.console.print(
+                f"[{title}] {stage.command}: {why(place.record(), dependencies)}; {time}{rest}", style="bold"
+            )
+            record = self._run(stage, place, dependencies, title)
             if not record["resumed"]:
                 self.estimates.finish(stage, record["seconds"])
         else:
             self.console.print(f"[{title}] {stage.command}: kept", style="bold")
-        shown = {name: value for name, value in record.items() if name not in ("made_of", "files")}
+        shown = {name: value for name, value in record.items() if name not in ("dependencies", "files")}
         return {"name": stage.name, "command": stage.command, "state": "kept" if kept else "done", **shown}
 
-    def _run(self, stage: Stage, place: StagePlace, made_of: dict[str, Any], title: str) -> dict[str, Any]:
+    def _run(self, stage: Stage, place: StagePlace, dependencies: dict[str, Any], title: str) -> dict[str, Any]:
         """Run a stage and write its record.
 
         Raises:
             StageError: it failed; what it left stays, to go on with.
         """
-        way_on = place.way_on(stage) if place.begin(key_of(made_of)) else None
-        if way_on is None:
+        resume_arguments = place.resume_arguments(stage) if place.begin(key_of(dependencies)) else None
+        if resume_arguments is None:
             place.clear()
-        ended = run_process(self._words(stage, place.yaml) + (way_on or []), title)
+        ended = run_process(self._words(stage, place.yaml) + (resume_arguments or []), title)
         if ended.status:
             raise StageError(stage, ended)
         # with what was fetched by the stage itself, and not there before; its code is that of its start
-        made_of = self.inputs.made_of(stage, self.keys) | {"source": made_of["source"]}
-        self.keys[stage.name] = key_of(made_of)
+        dependencies = self.inputs.dependencies(stage, self.keys) | {"source": dependencies["source"]}
+        self.keys[stage.name] = key_of(dependencies)
         record = {
             "key": self.keys[stage.name],
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(ended.seconds, 1),
-            "resumed": way_on is not None,
+            "resumed": resume_arguments is not None,
             "peak_memory": ended.peak_memory,
             "figures": figures_of(place.folder),
-            "made_of": made_of,
+            "dependencies": dependencies,
         }
         place.finish(record)
         return record

@@ -40,20 +40,20 @@ def _of_json(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, float(value)
 
 
-def why(record: Mapping[str, Any] | None, made_of: Mapping[str, Any]) -> str:
+def why(record: Mapping[str, Any] | None, dependencies: Mapping[str, Any]) -> str:
     """Why a stage runs: the first thing that is not as the record of its last run says."""
     if record is None:
         return "not made yet"
-    was = record["made_of"]
-    if was["command"] != made_of["command"]:
+    was = record["dependencies"]
+    if was["command"] != dependencies["command"]:
         return f"was {was['command']}"
-    for name, before, now in differences(was["options"], made_of["options"]):
+    for name, before, now in differences(was["options"], dependencies["options"]):
         return f"{name} is {now!r}, was {before!r}"
     for kind, what in (("files", "{} has changed"), ("stages", "{} was made again")):
-        for name in made_of[kind]:
-            if made_of[kind][name] != was[kind].get(name):
+        for name in dependencies[kind]:
+            if dependencies[kind][name] != was[kind].get(name):
                 return what.format(name)
-    for package, revision in made_of["source"].items():
+    for package, revision in dependencies["source"].items():
         if was.get("source", {}).get(package) != revision:
             return f"the code in {package}/ has changed"
     return "files are missing, or not as it left them"

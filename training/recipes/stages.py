@@ -50,7 +50,7 @@ class Inputs:
         self.output = output
         self._seen: dict[str, str] = {}
 
-    def made_of(self, stage: Stage, keys: Mapping[str, str]) -> dict[str, Any]:
+    def dependencies(self, stage: Stage, keys: Mapping[str, str]) -> dict[str, Any]:
         """All that a stage's result depends on.
 
         These are the command, its options, the source of the packages that run it, the keys of the stages it refers
@@ -98,9 +98,9 @@ class Inputs:
         return self._seen.get(value)
 
 
-def key_of(made_of: Mapping[str, Any]) -> str:
+def key_of(dependencies: Mapping[str, Any]) -> str:
     """The key of a stage's result: equal if all that it is made of is."""
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
 
 
 class StagePlace:
@@ -131,7 +131,7 @@ class StagePlace:
             content = json.loads(self._record.read_bytes())
         except (OSError, ValueError):
             return None
-        whole = isinstance(content, dict) and {"key", "made_of", "files", "seconds", "figures"} <= content.keys()
+        whole = isinstance(content, dict) and {"key", "dependencies", "files", "seconds", "figures"} <= content.keys()
         return content if whole else None
 
     def kept(self, key: str) -> dict[str, Any] | None:
@@ -186,13 +186,13 @@ class StagePlace:
         write_whole(self._begun, key.encode())
         return False
 
-    def way_on(self, stage: Stage) -> list[str] | None:
+    def resume_arguments(self, stage: Stage) -> list[str] | None:
         """How a command that was stopped goes on with what it left.
 
         Returns:
             Words to add to its command line; None where it has to start anew.
         """
-        if stage.command == "fit" and not stage.options.get("seeds"):  # trainings of several seeds go on by themselves
+        if stage.command == "fit" and not stage.options.get("random_seeds"):  # repeated runs resume by themselves
             return ["--ckpt_path=last"] if (self.folder / "last.ckpt").is_file() else None
         if stage.command == "fit":
             return []
@@ -208,7 +208,7 @@ class StagePlace:
         """Write the record, then remove the result that was set aside.
 
         Args:
-            record: ``key``, ``made_of`` and whatever is known of the run; the files are looked up here.
+            record: ``key``, ``dependencies`` and whatever is known of the run; the files are looked up here.
 
         Raises:
             InputError: the disk does not take it.

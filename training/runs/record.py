@@ -27,7 +27,7 @@ SHOWN = 12  # digits of a checksum, where people read it
 class RunRecord(pl.Callback):
     """Keeps what made a run: ``provenance.json`` in its folder, and the same under ``provenance`` in each checkpoint.
 
-    ``goes`` is a list: one entry for each time the run was started whose work is in the weights, with the step it
+    ``attempts`` is a list: one entry for each time the run was started whose work is in the weights, with the step it
     began from, the whole configuration, seed, command, day, git revision (from a checkout), packages, torch's threads
     and device, precision, and checksums of the project's code, the pictures' list, their labels, the seed cache and
     the file of initial weights. ``figures`` are those of the last validation. ``finished``, in the folder alone, tells
@@ -40,7 +40,7 @@ class RunRecord(pl.Callback):
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.path, self.config = folder / FILE, dict(config)
-        self.goes: list[dict[str, Any]] = []
+        self.attempts: list[dict[str, Any]] = []
         self.figures: dict[str, float] = {}
 
     def on_load_checkpoint(
@@ -49,17 +49,17 @@ class RunRecord(pl.Callback):
         pl_module: pl.LightningModule,  # noqa: ARG002
         checkpoint: dict[str, Any],
     ) -> None:
-        """Take up what earlier goes said; checkpoints of before there was a record say nothing."""
+        """Take over the record of earlier attempts; checkpoints of before there was a record have none."""
         known = read_provenance(checkpoint) or {}
-        self.goes, self.figures = known.get("goes", []), known.get("figures", {})
+        self.attempts, self.figures = known.get("attempts", []), known.get("figures", {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add this go, whose pictures are known by now."""
-        self.goes.append(this_go(trainer, pl_module) | {"config": self.config})
+        """Add this attempt, whose images are known by now."""
+        self.attempts.append(this_attempt(trainer, pl_module) | {"config": self.config})
         self._write(trainer, finished=False)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams({"config": self.config, KEY: {"goes": self.goes}})
+                logger.log_hyperparams({"config": self.config, KEY: {"attempts": self.attempts}})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Keep the figures."""
@@ -74,7 +74,7 @@ class RunRecord(pl.Callback):
         checkpoint: dict[str, Any],
     ) -> None:
         """Put the record in, as plain values."""
-        checkpoint[KEY] = {"goes": self.goes, "figures": self.figures}
+        checkpoint[KEY] = {"attempts": self.attempts, "figures": self.figures}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Say that the run is finished; not reached where it was stopped, in whatever way."""
@@ -83,11 +83,11 @@ class RunRecord(pl.Callback):
     def _write(self, trainer: pl.Trainer, *, finished: bool) -> None:
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"goes": self.goes, "figures": self.figures, "finished": finished}
+            content = {"attempts": self.attempts, "figures": self.figures, "finished": finished}
             write_whole(self.path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def this_go(trainer: pl.Trainer, task: pl.LightningModule) -> dict[str, Any]:
+def this_attempt(trainer: pl.Trainer, task: pl.LightningModule) -> dict[str, Any]:
     """What there is to say of a training that begins now, its configuration apart."""
     loader: Any = trainer.train_dataloader
     data = loader.dataset  # a TagDataset
@@ -125,14 +125,14 @@ def read_provenance(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     found = checkpoint.get(KEY)
     try:
         plain = json.loads(json.dumps(found, allow_nan=False))
-        sound = [dict(go) for go in plain["goes"]]
+        sound = [dict(attempt) for attempt in plain["attempts"]]
     except (TypeError, ValueError, KeyError):
         return None
     return dict(plain) if sound else None
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What a run's folder says of it (``goes``, ``figures``, ``finished``); empty where it says nothing."""
+    """What a run's folder says of it (``attempts``, ``figures``, ``finished``); empty where it says nothing."""
     try:
         found = json.loads((folder / FILE).read_bytes())
     except (OSError, ValueError):
@@ -141,14 +141,14 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def provenance_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A record as people read it: a few facts, each with its name; several goes are told where they differ."""
-    goes: Sequence[Mapping[str, Any]] = record["goes"]
-    last = goes[-1]
-    begun = ", ".join(f"{go.get('date')} from step {go.get('from_step')}" for go in goes)
+    """A record as people read it: a few facts, each with its name; several attempts are named where they differ."""
+    attempts: Sequence[Mapping[str, Any]] = record["attempts"]
+    last = attempts[-1]
+    begun = ", ".join(f"{attempt.get('date')} from step {attempt.get('from_step')}" for attempt in attempts)
     yield "trained", f"seed {last.get('seed')}, {begun}"
     used = {**last.get("torch", {}), "precision": last.get("precision", "not recorded")}
     yield "on", ", ".join(f"{name} {value}" for name, value in used.items())
-    yield "code", ", then ".join(dict.fromkeys(str(go.get("git", "no git revision")) for go in goes))
+    yield "code", ", then ".join(dict.fromkeys(str(attempt.get("git", "no git revision")) for attempt in attempts))
     yield "packages", ", ".join(f"{name} {value}" for name, value in last.get("packages", {}).items())
     data = last.get("data", {})
     yield "pictures", f"{data.get('pictures')} (list {short(data.get('images_sha256'))})"

@@ -19,10 +19,10 @@ ROWS = 10**9  # more than a training has steps
 class WandbLog(WandbLogger):
     """Lightning's logger, made to go on with the run whose id is kept in the folder, and to end with the training.
 
-    Offline, each go makes a folder of its own in ``wandb/``, all of one id: ``wandb sync`` the first, the later ones
-    with ``--append``, for which no two goes may have a row of the same number. Left to itself, wandb counts from 0 each
-    time; here rows are numbered by steps, those of the second go from 10^9 on, and so forth. (Curves are drawn over
-    ``trainer/global_step``.)
+    Offline, each attempt makes a folder of its own in ``wandb/``, all of one id: ``wandb sync`` the first, the later
+    ones with ``--append``, for which no two attempts may have a row of the same number. Left to itself, wandb counts
+    from 0 each time; here rows are numbered by steps, those of the second attempt from 10^9 on, and so forth. (Curves
+    are drawn over ``trainer/global_step``.)
 
     Args:
         folder: the run's folder.

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError
-from training.scoring.tables import average, deviation, percent
+from training.scoring.tables import average, percent, sample_std
 
 __all__ = ["compare"]
 
@@ -94,7 +94,7 @@ def _table(titles: Sequence[str], groups: Sequence[Sequence[Mapping[str, Any]]])
 
 
 def _cells(values: Sequence[Sequence[float | None]]) -> list[str]:
-    """The means in per cent, with the deviation of several values; behind all but the first the difference from it.
+    """The means in per cent, of several values with their standard deviation; then the difference from the first.
 
     Empty where one of the values is lacking.
     """
@@ -102,7 +102,7 @@ def _cells(values: Sequence[Sequence[float | None]]) -> list[str]:
     means = [average(there) if len(there) == len(group) else None for there, group in zip(whole, values, strict=True)]
     cells = []
     for place, (middle, there) in enumerate(zip(means, whole, strict=True)):
-        spread = None if middle is None else deviation(there)
+        spread = None if middle is None else sample_std(there)
         difference = "" if place == 0 or middle is None or means[0] is None else f" {100 * (middle - means[0]):+.1f}"
         cells.append(percent(middle) + ("" if spread is None else f" ± {percent(spread)}") + difference)
     return cells

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
-    "average", "class_csv", "class_table", "confused_table", "deviation", "facts_table", "percent", "summary_lines",
+    "average", "class_csv", "class_table", "confused_table", "facts_table", "percent", "sample_std", "summary_lines",
 ]  # fmt: skip
 
 COLUMNS = ("iou", "precision", "recall", "boundary_iou")  # of metrics.json, by class
@@ -96,7 +96,7 @@ def average(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def deviation(values: Sequence[float]) -> float | None:
+def sample_std(values: Sequence[float]) -> float | None:
     """The sample standard deviation (divided by n - 1); None of a single value."""
     if len(values) < 2:  # noqa: PLR2004
         return None

@@ -11,9 +11,9 @@ import torch
 from datamodules.errors import InputError
 from tests.training.fits import fit
 from training.cli import main
-from training.runs import seed_runs
+from training.runs import repeated_runs
 from training.runs.record import read_record
-from training.runs.seed_runs import run_fit, seed_list
+from training.runs.repeated_runs import run_fit, seed_list
 from training.task import SegmentationTask
 
 STEPS = 6  # two epochs of three
@@ -43,7 +43,7 @@ class Processes:
 @pytest.fixture
 def processes(monkeypatch):
     found = Processes()
-    monkeypatch.setattr(seed_runs, "run_fit", found)
+    monkeypatch.setattr(repeated_runs, "run_fit", found)
     return found
 
 
@@ -73,17 +73,17 @@ def test_the_same_seed_gives_the_same_weights(voc, cues, tmp_path):
 
 def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatch):
     """The second training fails midway; the same command again leaves the first alone, goes on with the second."""
-    folder, words = tmp_path / "runs", ["--seeds=0,1", TWO]
+    folder, words = tmp_path / "runs", ["--random_seeds=0,1", TWO]
     processes.fails = {2: dies_in_the_second_epoch}
     assert fit(voc, cues, folder, *words) == 1
     assert "the training with seed 1 ended with status 1" in capsys.readouterr().err
-    assert not (folder / "seeds.json").exists()
+    assert not (folder / "repeated_runs.json").exists()
     assert [read_record(folder / f"seed-{seed}")["finished"] for seed in (0, 1)] == [True, False]
 
     assert fit(voc, cues, folder, *words) == 0
     assert len(processes.started) == 3
     assert "--ckpt_path=last" in processes.started[2]
-    assert [go["from_step"] for go in read_record(folder / "seed-1")["goes"]] == [0, STEPS // 2]
+    assert [attempt["from_step"] for attempt in read_record(folder / "seed-1")["attempts"]] == [0, STEPS // 2]
     assert "seed 0: finished already" in capsys.readouterr().out
 
     # the same seed by itself: the same weights, to the bit, and so for the run that was stopped; another seed: others
@@ -96,7 +96,7 @@ def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatc
     assert fit(voc, cues, folder, *words) == 0
     assert fit(voc, cues, folder, *words, "--model.lr=0.5") == 1
     assert "seed-0 holds a finished run with model.init_args.lr 0.001, not 0.5" in capsys.readouterr().err
-    monkeypatch.setattr(seed_runs, "source_revision", lambda packages: dict.fromkeys(packages, "another"))
+    monkeypatch.setattr(repeated_runs, "source_revision", lambda packages: dict.fromkeys(packages, "another"))
     assert fit(voc, cues, folder, *words) == 1
     assert "seed-0 holds a finished run of another revision of the code" in capsys.readouterr().err
     assert len(processes.started) == 3
@@ -104,35 +104,38 @@ def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatc
 
 def test_a_training_that_is_killed(voc, cues, tmp_path, processes, capsys):
     processes.fails = {1: lambda _words: -9}
-    assert fit(voc, cues, tmp_path / "runs", "--seeds=3,4") == 1
+    assert fit(voc, cues, tmp_path / "runs", "--random_seeds=3,4") == 1
     assert "the training with seed 3 was ended by signal 9; the same command" in capsys.readouterr().err
     assert len(processes.started) == 1
 
 
 def check_figures(folder):
-    """Mean and deviation are numpy's of what the runs' own logs say."""
+    """Mean and standard deviation are numpy's of what the runs' own logs say."""
     finals = []
     for seed in (0, 1):
         with (folder / f"seed-{seed}/metrics.csv").open(newline="") as file:
             finals.append([float(row["val/miou"]) for row in csv.DictReader(file) if row["val/miou"]][-1])
-    found = json.loads((folder / "seeds.json").read_text())
-    assert found["seeds"] == [0, 1]
+    found = json.loads((folder / "repeated_runs.json").read_text())
+    assert found["random_seeds"] == [0, 1]
     np.testing.assert_allclose(found["figures"]["val/miou"]["mean"], np.mean(finals), rtol=1e-6)
-    np.testing.assert_allclose(found["figures"]["val/miou"]["deviation"], np.std(finals, ddof=1), rtol=1e-4)
-    with (folder / "seeds.csv").open(newline="") as file:
+    np.testing.assert_allclose(found["figures"]["val/miou"]["std"], np.std(finals, ddof=1), rtol=1e-4)
+    with (folder / "repeated_runs.csv").open(newline="") as file:
         row = next(row for row in csv.DictReader(file) if row["figure"] == "val/miou")
     np.testing.assert_allclose([float(row["seed-0"]), float(row["seed-1"])], finals, rtol=1e-6)
     assert float(row["mean"]) == found["figures"]["val/miou"]["mean"]
 
 
 def test_figures_that_not_every_run_has_have_no_mean(tmp_path, capsys):
-    seed_runs.write_figures(tmp_path, {4: {"val/a": 0.5, "val/b": 1.0}, 7: {"val/a": 0.25}})
-    found = json.loads((tmp_path / "seeds.json").read_text())
-    assert found["figures"] == {"val/a": {"mean": 0.375, "deviation": pytest.approx(0.25 / 2**0.5)}}
+    repeated_runs.write_figures(tmp_path, {4: {"val/a": 0.5, "val/b": 1.0}, 7: {"val/a": 0.25}})
+    found = json.loads((tmp_path / "repeated_runs.json").read_text())
+    assert found["figures"] == {"val/a": {"mean": 0.375, "std": pytest.approx(0.25 / 2**0.5)}}
     assert "val/b" not in capsys.readouterr().out
-    seed_runs.write_figures(tmp_path, {4: {"val/a": 0.5}})
-    assert json.loads((tmp_path / "seeds.json").read_text())["figures"]["val/a"] == {"mean": 0.5, "deviation": None}
-    seed_runs.write_figures(tmp_path, {4: {}})
+    repeated_runs.write_figures(tmp_path, {4: {"val/a": 0.5}})
+    assert json.loads((tmp_path / "repeated_runs.json").read_text())["figures"]["val/a"] == {
+        "mean": 0.5,
+        "std": None,
+    }
+    repeated_runs.write_figures(tmp_path, {4: {}})
     assert "no figures" in capsys.readouterr().out
 
 
@@ -145,10 +148,10 @@ def test_seeds_as_written():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--seeds=1,1"], "different numbers"),
-        (["--seeds=-1,2"], "different numbers"),
-        (["--seeds=a"], "whole numbers"),
-        (["--seeds=1,2", "--ckpt_path=last"], "leave ckpt_path out"),
+        (["--random_seeds=1,1"], "different numbers"),
+        (["--random_seeds=-1,2"], "different numbers"),
+        (["--random_seeds=a"], "whole numbers"),
+        (["--random_seeds=1,2", "--ckpt_path=last"], "leave ckpt_path out"),
     ],
 )
 def test_seeds_that_cannot_be(voc, cues, tmp_path, processes, capsys, words, says):

@@ -19,11 +19,16 @@ from datamodules.settings import differences
 from datamodules.source_code import ALL_PACKAGES, source_revision
 from training.recipes.stage_process import same_modules
 from training.runs.record import read_record
-from training.scoring.tables import average, deviation
+from training.scoring.tables import average, sample_std
 
-__all__ = ["fit_seeds", "seed_list"]
+__all__ = ["fit_repeatedly", "seed_list"]
 
-FREE = ("config", "ckpt_path", "seeds", "wandb")  # of a configuration: a finished run stays the one that was asked for
+FREE = (
+    "config",
+    "ckpt_path",
+    "random_seeds",
+    "wandb",
+)  # of a configuration: a finished run stays the one that was asked for
 
 
 def seed_list(given: str | list[int] | None) -> list[int]:
@@ -35,18 +40,18 @@ def seed_list(given: str | list[int] | None) -> list[int]:
     try:
         seeds = [int(word) for word in given.split(",")] if isinstance(given, str) else list(given or [])
     except ValueError as error:
-        raise InputError(f"seeds are whole numbers, as in --seeds 0,1,2; got {given}") from error
+        raise InputError(f"seeds are whole numbers, as in --random_seeds 0,1,2; got {given}") from error
     if len(set(seeds)) < len(seeds) or min(seeds, default=0) < 0:
         raise InputError(f"seeds must be different numbers from 0 on, not {given}")
     return seeds
 
 
-def fit_seeds(words: Sequence[str], config: Mapping[str, Any], seeds: Sequence[int]) -> None:
+def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Sequence[int]) -> None:
     """Train once for each seed, one after the other, each in a process and a folder ``seed-N`` of its own.
 
-    A run that is finished is left as it is, one that was stopped goes on from its last checkpoint, so that the same
+    A run that is finished is left as it is, one that was stopped resumes from its last checkpoint, so that the same
     command again does what is still to be done. Then mean and sample standard deviation over the seeds of each figure
-    of the last validations are printed, and written to ``seeds.json`` and ``seeds.csv``.
+    of the last validations are printed, and written to ``repeated_runs.json`` and ``repeated_runs.csv``.
 
     Args:
         words: the command line, from ``fit`` on.
@@ -57,19 +62,19 @@ def fit_seeds(words: Sequence[str], config: Mapping[str, Any], seeds: Sequence[i
         InputError: a training fails; a folder holds a finished run of other settings.
     """
     if config["ckpt_path"]:
-        raise InputError("--seeds goes on with what was stopped by itself: leave ckpt_path out")
+        raise InputError("--random_seeds resumes what was stopped by itself: leave ckpt_path out")
     output = Path(config["output"])
     for seed in seeds:
         folder = output / f"seed-{seed}"
         if is_finished(folder, {**config, "output": str(folder), "seed_everything": seed}):
             Console().print(f"seed {seed}: finished already, in {folder}", highlight=False)
             continue
-        own = [f"--output={folder}", f"--seed_everything={seed}", "--seeds=[]"]
+        own = [f"--output={folder}", f"--seed_everything={seed}", "--random_seeds=[]"]
         begun = (folder / "config.yaml").exists()
-        Console().print(f"seed {seed}: {'goes on' if begun else 'begins'}, in {folder}", highlight=False)
+        Console().print(f"seed {seed}: {'resumes' if begun else 'begins'}, in {folder}", highlight=False)
         if status := run_fit([*words, *own, *(["--ckpt_path=last"] if begun else [])]):
             why = f"was ended by signal {-status}" if status < 0 else f"ended with status {status} (see above)"
-            raise InputError(f"the training with seed {seed} {why}; the same command again goes on from there")
+            raise InputError(f"the training with seed {seed} {why}; the same command resumes there")
     write_figures(output, {seed: read_record(output / f"seed-{seed}").get("figures", {}) for seed in seeds})
 
 
@@ -84,9 +89,9 @@ def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
         InputError: it was of another, or of other code; names the first setting that differs.
     """
     record = read_record(folder)
-    if not record.get("finished") or not record["goes"]:
+    if not record.get("finished") or not record["attempts"]:
         return False
-    last = record["goes"][-1]
+    last = record["attempts"][-1]
     if last.get("source") != source_revision(ALL_PACKAGES):
         raise InputError(
             f"{folder} holds a finished run of another revision of the code; remove it, or choose another output"
@@ -111,27 +116,31 @@ def run_fit(words: Sequence[str]) -> int:
 
 
 def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None:
-    """Print and write mean and deviation of the figures that all runs have.
+    """Print and write mean and standard deviation of the figures that all runs have.
 
     Args:
-        output: folder for ``seeds.json`` and ``seeds.csv``.
+        output: folder for ``repeated_runs.json`` and ``repeated_runs.csv``.
         runs: each seed's figures by name.
     """
     output.mkdir(parents=True, exist_ok=True)
     first = next(iter(runs.values()))
     values = {name: [run[name] for run in runs.values()] for name in first if all(name in run for run in runs.values())}
-    figures = {name: {"mean": average(each), "deviation": deviation(each)} for name, each in values.items()}
-    content = {"seeds": list(runs), "figures": figures, "runs": {str(seed): dict(run) for seed, run in runs.items()}}
-    write_whole(output / "seeds.json", (json.dumps(content, indent=1) + "\n").encode())
+    figures = {name: {"mean": average(each), "std": sample_std(each)} for name, each in values.items()}
+    content = {
+        "random_seeds": list(runs),
+        "figures": figures,
+        "runs": {str(seed): dict(run) for seed, run in runs.items()},
+    }
+    write_whole(output / "repeated_runs.json", (json.dumps(content, indent=1) + "\n").encode())
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["figure", "mean", "deviation", *(f"seed-{seed}" for seed in runs)])
+    writer.writerow(["figure", "mean", "std", *(f"seed-{seed}" for seed in runs)])
     table = Table("figure", title=f"last validation, {len(runs)} seeds")
-    for title in ("mean", "deviation", *(f"seed {seed}" for seed in runs)):
+    for title in ("mean", "std", *(f"seed {seed}" for seed in runs)):
         table.add_column(title, justify="right")
     for name, each in values.items():
-        cells = [average(each), deviation(each), *each]
+        cells = [average(each), sample_std(each), *each]
         writer.writerow([name, *cells])
         table.add_row(Text(name), *("" if value is None else f"{value:.4f}" for value in cells))
-    write_whole(output / "seeds.csv", file.getvalue().encode())
+    write_whole(output / "repeated_runs.csv", file.getvalue().encode())
     Console().print(table if values else "the validations gave no figures")
