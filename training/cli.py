@@ -36,7 +36,10 @@ FUNCTIONS = {
     "seeds evaluate": ("seeds.scoring.quality:evaluate_seeds", "score a seed cache against masks"),
     "seeds import": ("seeds.importing:import_seeds", "turn seeds that others made into a seed cache"),
     "seeds export": ("seeds.exporting:export_seeds", "write a seed cache in the files of others"),
-    "seeds recue": ("seeds.recue:recue_seeds", "make the cues of a seed cache anew, by other thresholds"),
+    "seeds threshold": (
+        "seeds.threshold:threshold_seeds",
+        "threshold the maps of a seed cache again",
+    ),
     "seeds propagate": (
         "seeds.propagate:propagate_seeds",
         "refine a seed cache: its maps walk along learned affinities",
@@ -67,7 +70,7 @@ SHARED = (
 )  # those that several processes do together, as Lightning's commands
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
-    *("seeds generate", "seeds recue", "seeds propagate", "seeds evaluate", "seeds show"),
+    *("seeds generate", "seeds threshold", "seeds propagate", "seeds evaluate", "seeds show"),
     *("seeds verify", "seeds info", "seeds import", "seeds export"),
     *("relabel", "evaluate", "compare", "predict", "export", "explain", "run"),
 )

@@ -43,7 +43,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "compare A B": ["compare", str(folder / "metrics.json"), str(folder / "metrics.json")],
         "seeds info": ["seeds", "info", cache],
         "seeds verify": ["seeds", "verify", cache],
-        "seeds recue": ["seeds", "recue", cache, "--overwrite=true", f"--output={folder / 'other'}"],
+        "seeds threshold": ["seeds", "threshold", cache, "--overwrite=true", f"--output={folder / 'other'}"],
         "fit --help (Lightning's)": ["fit", "--help"],
     }
     return {name: [sys.executable, "-m", "training.cli", *words] for name, words in lines.items()}

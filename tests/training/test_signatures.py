@@ -86,7 +86,7 @@ def test_commands_that_need_no_network_import_none(tmp_path):
         ["compare", str(tmp_path / "metrics.json"), str(tmp_path / "metrics.json")],
         ["seeds", "info", cache],
         ["seeds", "verify", cache],
-        ["seeds", "recue", cache, f"--output={tmp_path / 'recued'}", "--fg_threshold=0.3"],
+        ["seeds", "threshold", cache, f"--output={tmp_path / 'thresholded'}", "--fg_threshold=0.3"],
         ["seeds", "export", cache, "--format=sec", f"--output={tmp_path / 'sec'}"],
         ["seeds", "export", cache, "--format=png", f"--output={tmp_path / 'png'}"],
         ["seeds", "import", "--format=sec", f"--source={source}", f"--output={tmp_path / 'a'}", "--grid=5"],

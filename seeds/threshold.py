@@ -9,12 +9,12 @@ from datamodules.progress import track
 from seeds.cues import label_map
 from seeds.provenance import provenance
 
-__all__ = ["recue_seeds"]
+__all__ = ["threshold_seeds"]
 
 OWN = ("format", "version", "pictures", "left_out", "shards", "index", "checksum")  # what a writer says itself
 
 
-def recue_seeds(
+def threshold_seeds(
     cache: Path, output: Path, *, fg_threshold: float = 0.2, bg_fraction: float = 0.1, overwrite: bool = False
 ) -> None:
     """Make the cues of a seed cache anew, by SEC's rule, from the maps and the saliency that it keeps.
@@ -38,7 +38,7 @@ def recue_seeds(
     seeds = SeedCache(cache)
     known = {key: value for key, value in seeds.manifest.items() if key not in OWN}
     thresholds = {"fg_threshold": fg_threshold, "bg_fraction": bg_fraction, "refinement": None}
-    made = {"recued": {"from": fingerprint(cache), **provenance()}}
+    made = {"thresholded": {"from": fingerprint(cache), **provenance()}}
     size = max(shard["pictures"] for shard in seeds.manifest["shards"])
     writer = CacheWriter(
         output, seeds.classes, known | thresholds | made, overwrite=overwrite, shard_size=size, left_out=seeds.left_out
