@@ -20,7 +20,6 @@ from training.grids import label_map, resize, small_pictures
 from training.growing import Growing, grow
 from training.losses import balanced_seed_loss, constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
-from training.teacher import Teacher, consistency_loss, strongly_changed
 
 __all__ = ["CrfSettings", "SegmentationTask"]
 
@@ -62,9 +61,6 @@ class SegmentationTask(pl.LightningModule):
             `training.growing`); null: they stay as they are.
         expand_weight: weight of the expand loss.
         constrain_weight: weight of the constrain loss.
-        consistency_weight: weight of the cross-entropy against an averaged teacher, which sees the pictures as they are
-            while the network sees them strongly changed in colour (see `training.teacher`); 0: no teacher.
-        teacher_momentum: the share of the old mean in the teacher's new weights, after each step.
         decay_fg: rank decay of present classes, on a grid of 1681 cells.
         decay_bg: rank decay of the background.
         crf: numbers of the CRF in the constrain loss, where they differ from SEC's.
@@ -104,8 +100,6 @@ class SegmentationTask(pl.LightningModule):
         growing: Growing | None = None,
         expand_weight: float = 1.0,
         constrain_weight: float = 1.0,
-        consistency_weight: float = 0.0,
-        teacher_momentum: float = 0.99,
         decay_fg: float = 0.996,
         decay_bg: float = 0.999,
         crf: CrfSettings | None = None,
@@ -128,10 +122,7 @@ class SegmentationTask(pl.LightningModule):
         # as a dictionary: what the command line gave lacks the classes, which come from the data
         self.save_hyperparameters({**given, "classes": list(classes)})
         self.classes = tuple(classes)
-        self.loss_weights = {
-            "seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight,
-            "consistency": consistency_weight,
-        }  # fmt: skip
+        self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
         self._check(supervision, growing)
         self.decays = {"decay_fg": decay_fg, "decay_bg": decay_bg}
         self.rates = {
@@ -154,8 +145,6 @@ class SegmentationTask(pl.LightningModule):
             network_args=network_args,
         )
         self.network.freeze(freeze_stride)
-        self.teacher = Teacher(self.network, teacher_momentum) if consistency_weight else None
-        self._followed = 0  # steps that the teacher knows of
         self.confusion = Confusion(len(self.classes) + 1)
 
     def _check(self, supervision: str, growing: Growing | None) -> None:
@@ -165,8 +154,8 @@ class SegmentationTask(pl.LightningModule):
         for name, threshold in (growing or {}).items():
             if not (isinstance(threshold, float | int) and 0 <= threshold < 1):
                 raise InputError(f"growing: {name} {threshold} is not a probability from 0 up and below 1")
-        if supervision == "masks" and (growing is not None or self.loss_weights["consistency"]):
-            raise InputError("growing and consistency_weight are of supervision 'sec': masks leave nothing to grow")
+        if supervision == "masks" and growing is not None:
+            raise InputError("growing is of supervision 'sec': masks leave nothing to grow")
 
     def setup(self, stage: str) -> None:
         """Make the network ready for training."""
@@ -180,10 +169,6 @@ class SegmentationTask(pl.LightningModule):
 
     # --- training
 
-    def on_train_start(self) -> None:
-        """Begin where the training is taken up."""
-        self._followed = self.trainer.global_step
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  Lightning's signature
         """The loss of a batch; each of its parts is logged by itself."""
         losses = self.sec_losses(batch) if self.supervision == "sec" else {"cross_entropy": self.mask_loss(batch)}
@@ -193,12 +178,6 @@ class SegmentationTask(pl.LightningModule):
         self.log_dict(parts, batch_size=size, sync_dist=True)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
         return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's
-        """Let the teacher follow, once a step: not after each of the batches that are accumulated for one."""
-        if self.teacher is not None and self.trainer.global_step > self._followed:
-            self._followed = self.trainer.global_step
-            self.teacher.follow(self.network, self._followed)
 
     def sec_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Seed, expand and constrain losses on the grid of the cues; those of weight 0 are left out.
@@ -212,8 +191,7 @@ class SegmentationTask(pl.LightningModule):
         if "cues" not in batch:
             raise InputError("supervision 'sec' needs cues: give the data module targets: cues and the cues' folder")
         images, labels, cues = batch["image"], batch["labels"], batch["cues"]
-        seen = images if self.teacher is None else strongly_changed(images)
-        logits = resize(self(seen).float(), cues.shape[-2:])  # (B, C+1, h, w)
+        logits = resize(self(images).float(), cues.shape[-2:])  # (B, C+1, h, w)
         probs = sec_probabilities(logits)
         losses = {}
         if self.loss_weights["seed"]:
@@ -224,8 +202,6 @@ class SegmentationTask(pl.LightningModule):
         if self.loss_weights["constrain"]:
             smoothed = dense_crf(small_pictures(images, cues.shape[-2:]), logits.detach(), **self.crf)
             losses["constrain"] = constrain_loss(probs, smoothed)
-        if self.teacher is not None:
-            losses["consistency"] = consistency_loss(logits, self.teacher(images, labels, cues.shape[-2:]))
         if not losses:
             raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")
         return losses

@@ -86,8 +86,7 @@ def test_by_the_command_line(voc, cues, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "says"),
     [({"growing": {"fg": 85}}, "growing: fg 85"), ({"growing": {"bg": -0.1}}, "growing: bg -0.1"),
-     ({"seed_weight": -1.0}, "seed_weight -1.0"), ({"consistency_weight": float("nan")}, "consistency_weight nan"),
-     ({"consistency_weight": 1.0, "teacher_momentum": 1.5}, "teacher_momentum 1.5"),
+     ({"seed_weight": -1.0}, "seed_weight -1.0"), ({"expand_weight": float("nan")}, "expand_weight nan"),
      ({"supervision": "masks", "growing": {}}, "masks leave nothing to grow")],
 )  # fmt: skip
 def test_numbers_out_of_range(given, says):
