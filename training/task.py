@@ -17,7 +17,6 @@ from seeds.prepare import prepare
 from seeds.processes import mean_over_processes
 from seeds.scoring.confusion import IGNORE, Confusion
 from training.grids import label_map, resize, small_pictures
-from training.growing import Growing, grow
 from training.losses import balanced_seed_loss, constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
 
@@ -57,8 +56,6 @@ class SegmentationTask(pl.LightningModule):
         seed_weight: weight of the seed loss; a loss of weight 0 is not computed.
         seed_balance: count the cues of classes and those of background apart in the seed loss, as DSRG does (see
             `training.losses.balanced_seed_loss`); SEC has them in one sum.
-        growing: let the cues of the seed loss grow into cells of which the network is sure, as DSRG does (see
-            `training.growing`); null: they stay as they are.
         expand_weight: weight of the expand loss.
         constrain_weight: weight of the constrain loss.
         decay_fg: rank decay of present classes, on a grid of 1681 cells.
@@ -79,8 +76,7 @@ class SegmentationTask(pl.LightningModule):
         compile: train a network compiled by ``torch.compile``.
 
     Raises:
-        InputError: a weight or threshold out of range, options of `sec` with masks, or what `build_network` and
-            `SegmentationNetwork.freeze` refuse.
+        InputError: a weight of a loss out of range, or what `build_network` and `SegmentationNetwork.freeze` refuse.
     """
 
     task_name = "segmentation"  # how its checkpoints are signed
@@ -97,7 +93,6 @@ class SegmentationTask(pl.LightningModule):
         supervision: Literal["sec", "masks"] = "sec",
         seed_weight: float = 1.0,
         seed_balance: bool = False,
-        growing: Growing | None = None,
         expand_weight: float = 1.0,
         constrain_weight: float = 1.0,
         decay_fg: float = 0.996,
@@ -123,7 +118,9 @@ class SegmentationTask(pl.LightningModule):
         self.save_hyperparameters({**given, "classes": list(classes)})
         self.classes = tuple(classes)
         self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
-        self._check(supervision, growing)
+        for name, weight in self.loss_weights.items():
+            if not 0 <= weight < math.inf:
+                raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
         self.decays = {"decay_fg": decay_fg, "decay_bg": decay_bg}
         self.rates = {
             "lr": lr, "weight_decay": weight_decay, "head_lr_scale": head_lr_scale, "bias_lr_scale": bias_lr_scale
@@ -134,7 +131,6 @@ class SegmentationTask(pl.LightningModule):
         }  # fmt: skip
         self.supervision = supervision
         self.seed_loss = balanced_seed_loss if seed_balance else seed_loss
-        self.growing = growing
         self.crf: CrfSettings = {**TRAINING_CRF, **(crf or {})}
         self.network = build_network(
             architecture,
@@ -146,16 +142,6 @@ class SegmentationTask(pl.LightningModule):
         )
         self.network.freeze(freeze_stride)
         self.confusion = Confusion(len(self.classes) + 1)
-
-    def _check(self, supervision: str, growing: Growing | None) -> None:
-        for name, weight in self.loss_weights.items():
-            if not 0 <= weight < math.inf:
-                raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
-        for name, threshold in (growing or {}).items():
-            if not (isinstance(threshold, float | int) and 0 <= threshold < 1):
-                raise InputError(f"growing: {name} {threshold} is not a probability from 0 up and below 1")
-        if supervision == "masks" and growing is not None:
-            raise InputError("growing is of supervision 'sec': masks leave nothing to grow")
 
     def setup(self, stage: str) -> None:
         """Make the network ready for training."""
@@ -195,8 +181,7 @@ class SegmentationTask(pl.LightningModule):
         probs = sec_probabilities(logits)
         losses = {}
         if self.loss_weights["seed"]:
-            grown = cues if self.growing is None else grow(cues, probs, labels, **self.growing)
-            losses["seed"] = self.seed_loss(probs, grown)
+            losses["seed"] = self.seed_loss(probs, cues)
         if self.loss_weights["expand"]:
             losses["expand"] = expand_loss(probs, labels, **self.decays)
         if self.loss_weights["constrain"]:
