@@ -14,7 +14,7 @@ from datamodules.unreadable import MAX_UNREADABLE
 from seeds.checkpoint import load_task
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.cues import label_map
-from seeds.making.asking import Question, Seed, seeds_of
+from seeds.making.asking import CamSettings, Seed, extract_cams
 from seeds.making.frames import Framing
 from seeds.making.packs import Pack
 from seeds.making.running import Run, make_cache
@@ -66,8 +66,7 @@ def generate_seeds(
         output: the cache's folder, which must not exist, or be one that the same command began.
         root: folder of the pictures; the classifier's own if not given.
         split: which list of pictures; the one the classifier was trained on if not given.
-        layer: name of the layer whose Grad-CAM maps are taken, within the network; its last map if not given. Of
-            several (``a,b``), each map is divided by its maximum in the picture, and their mean is taken.
+        layer: name of the layer whose Grad-CAM maps are taken, within the network; its last map if not given.
         saliency_layer: name of the layer for the background's saliency; the last of stride 8 if not given (of a network
             that ends there, the last of the stage before).
         scales: the maps at these sizes of the picture, relative to ``size``, are averaged.
@@ -117,10 +116,9 @@ def generate_seeds(
     task = load_task(checkpoint, ClassifierTask)
     given = {"root": root, "train_split": split, "size": size, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, ClassifierTask.task_name, task.classes, **given)
-    layers = tuple(name.strip() for name in (layer or task.model.default_layer).split(","))
-    question = Question(layers, saliency_layer or task.model.saliency_layer, flip)
+    cams = CamSettings(layer or task.model.default_layer, saliency_layer or task.model.saliency_layer, flip)
     framing = Framing(source.data.hparams["size"], tuple(scales), cue_stride, keep_aspect)
-    settings = Settings(question, fg_threshold, bg_fraction, refine, conf_fg, conf_bg)
+    settings = Settings(cams, fg_threshold, bg_fraction, refine, conf_fg, conf_bg)
     settings.check(task.model)
     backbone = {name: task.hparams[name] for name in ("backbone", "output_stride")}
     plan = source.provenance() | backbone | settings.plan()
@@ -129,9 +127,9 @@ def generate_seeds(
 
 @dataclass(frozen=True)
 class Settings:
-    """How the classifier is asked, and how cues are made of its answers; see :func:`generate_seeds`."""
+    """How maps are extracted from the classifier, and cues made of them; see :func:`generate_seeds`."""
 
-    question: Question
+    cams: CamSettings
     fg_threshold: float
     bg_fraction: float
     refine: Literal["none", "crf"]
@@ -143,26 +141,26 @@ class Settings:
         for name in ("fg_threshold", "bg_fraction", "conf_fg", "conf_bg"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is outside 0..1")
-        for layer in (*self.question.layers, self.question.saliency_layer):
+        for layer in (self.cams.layer, self.cams.saliency_layer):
             find_layer(network, layer)
         if self.bg_fraction and self.refine == "none":
-            check_saliency(network, self.question.saliency_layer, network.head.out_features)
+            check_saliency(network, self.cams.saliency_layer, network.head.out_features)
 
     def plan(self) -> dict[str, Any]:
         """What the manifest says of these settings."""
         crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | crf_settings()
         return {
-            "method": "gradcam", "layer": ",".join(self.question.layers),
-            "saliency_layer": self.question.saliency_layer, "refinement": crf if self.refine == "crf" else None,
-            "flip": self.question.flip, "fg_threshold": self.fg_threshold, "bg_fraction": self.bg_fraction,
+            "method": "gradcam", "layer": self.cams.layer, "saliency_layer": self.cams.saliency_layer,
+            "refinement": crf if self.refine == "crf" else None, "flip": self.cams.flip,
+            "fg_threshold": self.fg_threshold, "bg_fraction": self.bg_fraction,
         }  # fmt: skip
 
     def ask(self, network: Classifier, pack: Pack) -> list[Seed]:
-        """What the classifier says of a batch."""
-        return seeds_of(network, pack, self.question)
+        """Return the maps and the saliency of a batch."""
+        return extract_cams(network, pack, self.cams)
 
     def rule(self) -> CueRule:
-        """How cues are made of what it says."""
+        """Return the rule by which cues are made of maps and saliency."""
         if self.refine == "crf":
             return partial(refined_by_crf, conf_fg=self.conf_fg, conf_bg=self.conf_bg)
         return partial(thresholded, fg_threshold=self.fg_threshold, bg_fraction=self.bg_fraction)

@@ -25,7 +25,7 @@ from datamodules.datamodule import TagDataModule
 from datamodules.synthesize import synthesize
 from seeds.classifier import ClassifierTask
 from seeds.generate import generate_seeds, thresholded
-from seeds.making.asking import Question, Seed, seeds_of
+from seeds.making.asking import CamSettings, Seed, extract_cams
 from seeds.making.frames import Framing
 from seeds.making.packs import Batches, PackLoader
 from seeds.making.shards import ShardWriter
@@ -47,11 +47,11 @@ def checkpoint_of(folder: Path, data: TagDataModule) -> tuple[Path, ClassifierTa
     return folder / CHECKPOINT, task.eval()
 
 
-def bare(task: ClassifierTask, packs: list, question: Question) -> float:
+def bare(task: ClassifierTask, packs: list, cams: CamSettings) -> float:
     """Seconds of forward pass and Grad-CAM of pictures in memory."""
     start = time.perf_counter()
     for pack in packs:
-        seeds_of(task.model, pack, question)
+        extract_cams(task.model, pack, cams)
     return time.perf_counter() - start
 
 
@@ -100,10 +100,10 @@ def generation(folder: Path, pictures: int, turns: int) -> Table:
     for column in ("network", *PARTS, "generator", "of the network's", "least..most", "bottleneck"):
         table.add_column(column, justify="right")
     checkpoint, task = checkpoint_of(folder, data)
-    question = Question((task.model.default_layer,), task.model.saliency_layer, flip=False)
-    seeds = [seed for pack in packs for seed in seeds_of(task.model, pack, question)]
+    cams = CamSettings(task.model.default_layer, task.model.saliency_layer, flip=False)
+    seeds = [seed for pack in packs for seed in extract_cams(task.model, pack, cams)]
     measures = {
-        PARTS[0]: partial(bare, task, packs, question),
+        PARTS[0]: partial(bare, task, packs, cams),
         PARTS[1]: partial(decoding, batches),
         PARTS[2]: partial(writing, folder / "written", seeds, list(data.classes)),
         "generator": partial(generator, checkpoint, folder / "cache", 1),
