@@ -15,8 +15,8 @@ from seeds.checkpoint import load_task
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.cues import label_map
 from seeds.making.asking import CamSettings, Seed, extract_cams
-from seeds.making.frames import Framing
-from seeds.making.packs import Pack
+from seeds.making.batches import ImageBatch
+from seeds.making.resize import ResizePolicy
 from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked, CueRule
 from seeds.making.source import Source
@@ -37,7 +37,6 @@ def generate_seeds(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     size: int | None = None,
-    keep_aspect: bool = False,
     cue_stride: int = 8,
     fg_threshold: float = 0.2,
     bg_fraction: float = 0.1,
@@ -72,8 +71,6 @@ def generate_seeds(
         scales: the maps at these sizes of the picture, relative to ``size``, are averaged.
         flip: average with the maps of the mirrored picture, too.
         size: side in pixels to which pictures are warped at scale 1; the classifier's if not given.
-        keep_aspect: pictures are not warped to a square but brought to its area in their own proportions, up to 1:3
-            and the rounding of sides to multiples of 32; the grid of cues and maps has a picture's proportions, too.
         cue_stride: pixels a cell of the cues: a side has ⌈size / cue_stride⌉ cells.
         fg_threshold: a class's cue is where its map exceeds this fraction of its own maximum.
         bg_fraction: the background's cue is this fraction of the cells, those of the lowest saliency.
@@ -117,12 +114,12 @@ def generate_seeds(
     given = {"root": root, "train_split": split, "size": size, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, ClassifierTask.task_name, task.classes, **given)
     cams = CamSettings(layer or task.model.default_layer, saliency_layer or task.model.saliency_layer, flip)
-    framing = Framing(source.data.hparams["size"], tuple(scales), cue_stride, keep_aspect)
+    policy = ResizePolicy(source.data.hparams["size"], tuple(scales), cue_stride)
     settings = Settings(cams, fg_threshold, bg_fraction, refine, conf_fg, conf_bg)
     settings.check(task.model)
     backbone = {name: task.hparams[name] for name in ("backbone", "output_stride")}
     plan = source.provenance() | backbone | settings.plan()
-    make_cache(output, plan, source, Asked(task.model, settings.ask), settings.rule(), framing, run)
+    make_cache(output, plan, source, Asked(task.model, settings.ask), settings.rule(), policy, run)
 
 
 @dataclass(frozen=True)
@@ -155,9 +152,9 @@ class Settings:
             "fg_threshold": self.fg_threshold, "bg_fraction": self.bg_fraction,
         }  # fmt: skip
 
-    def ask(self, network: Classifier, pack: Pack) -> list[Seed]:
+    def ask(self, network: Classifier, batch: ImageBatch) -> list[Seed]:
         """Return the maps and the saliency of a batch."""
-        return extract_cams(network, pack, self.cams)
+        return extract_cams(network, batch, self.cams)
 
     def rule(self) -> CueRule:
         """Return the rule by which cues are made of maps and saliency."""

@@ -11,8 +11,7 @@ from datamodules.errors import InputError
 from datamodules.images import normalize
 from seeds.classifier import Classifier
 from seeds.gradcam import class_maps
-from seeds.making.frames import Shape
-from seeds.making.packs import Pack
+from seeds.making.batches import ImageBatch
 from seeds.probe import probing, scores_of
 from seeds.saliency import saliency_map
 
@@ -44,7 +43,7 @@ class CamSettings(NamedTuple):
     flip: bool
 
 
-def extract_cams(network: Classifier, pack: Pack, settings: CamSettings) -> list[Seed]:
+def extract_cams(network: Classifier, batch: ImageBatch, settings: CamSettings) -> list[Seed]:
     """Return the maps and the saliency of each image of a batch, in the order of the batch.
 
     The maps of all scales and of the mirrored image are resized to the grid bilinearly and averaged before any
@@ -52,25 +51,25 @@ def extract_cams(network: Classifier, pack: Pack, settings: CamSettings) -> list
 
     Args:
         network: the classifier.
-        pack: the batch, on the network's device.
+        batch: the batch, on the network's device.
         settings: which layers are used, and whether the mirrored image counts.
 
     Raises:
         InputError: maps that are not finite.
     """
-    if not pack.images:
+    if not batch.images:
         return []
-    grid = pack.grid
-    views = [normalize(images) for images in pack.images]
-    total, spread = _maps_and_saliency(network, views[0], pack.labels, settings, grid)  # (n, h, w), (B, h, w)
+    grid = batch.grid
+    views = [normalize(images) for images in batch.images]
+    total, spread = _maps_and_saliency(network, views[0], batch.labels, settings, grid)  # (n, h, w), (B, h, w)
     others = [(view, False) for view in views[1:]] + [(view, True) for view in views if settings.flip]
     for view, mirror in others:
-        total = total + _maps(network, view, pack.labels, settings.layer, grid, mirror=mirror)
+        total = total + _maps(network, view, batch.labels, settings.layer, grid, mirror=mirror)
     maps, saliency = (total / (1 + len(others))).cpu().numpy(), spread.cpu().numpy()
-    images = pack.images[0].cpu()
-    rows, classes = (part.cpu().numpy() for part in (pack.labels != 0).nonzero(as_tuple=True))
+    images = batch.images[0].cpu()
+    rows, classes = (part.cpu().numpy() for part in (batch.labels != 0).nonzero(as_tuple=True))
     found = []
-    for row, name in enumerate(pack.names):
+    for row, name in enumerate(batch.names):
         own = rows == row
         if not (np.isfinite(maps[own]).all() and np.isfinite(saliency[row]).all()):
             raise InputError(f"the classifier's maps of picture {name} are not finite; train it again")
@@ -79,7 +78,7 @@ def extract_cams(network: Classifier, pack: Pack, settings: CamSettings) -> list
 
 
 def _maps_and_saliency(
-    network: Classifier, images: Tensor, labels: Tensor, settings: CamSettings, grid: Shape
+    network: Classifier, images: Tensor, labels: Tensor, settings: CamSettings, grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Return maps (n, h, w) of a batch's n labels and saliency (B, h, w), from one forward pass."""
     with probing(network, (settings.layer, settings.saliency_layer)) as taps:
@@ -89,7 +88,9 @@ def _maps_and_saliency(
     return _to_grid(maps, grid), _to_grid(saliency, grid)
 
 
-def _maps(network: Classifier, images: Tensor, labels: Tensor, layer: str, grid: Shape, *, mirror: bool) -> Tensor:
+def _maps(
+    network: Classifier, images: Tensor, labels: Tensor, layer: str, grid: tuple[int, int], *, mirror: bool
+) -> Tensor:
     """Return maps (n, h, w) of a batch's n labels, of the images or of their mirror images."""
     with probing(network, [layer]) as taps:
         scores = scores_of(network, images.flip(-1) if mirror else images, labels)
@@ -97,7 +98,7 @@ def _maps(network: Classifier, images: Tensor, labels: Tensor, layer: str, grid:
     return _to_grid(maps.flip(-1) if mirror else maps, grid)
 
 
-def _to_grid(maps: Tensor, grid: Shape) -> Tensor:
+def _to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return maps (n, h, w) at another size, resized bilinearly."""
     if not len(maps):
         return maps.new_zeros(0, *grid)

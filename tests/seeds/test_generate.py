@@ -22,8 +22,8 @@ from seeds.generate import generate_seeds, thresholded
 from seeds.gradcam import GradCAM
 from seeds.making import source
 from seeds.making.asking import CamSettings, extract_cams
-from seeds.making.frames import Framing
-from seeds.making.packs import Batches, PackLoader
+from seeds.making.batches import Batches, BatchLoader
+from seeds.making.resize import ResizePolicy
 from seeds.refine import refined
 from seeds.saliency import background_saliency
 from seeds.scoring.quality import evaluate_seeds
@@ -150,11 +150,11 @@ def test_no_picture_can_be_read(voc, checkpoint, tmp_path):
 
 def in_memory(voc, checkpoint, batch_size):
     """What the classifier says of the six pictures, without a disk in between."""
-    framing = Framing(64, (1.0,), 8, keep_aspect=False)
-    batches = Batches(data_of(voc).photos("train"), [0], 6, batch_size, framing)
+    policy = ResizePolicy(64, (1.0,), 8)
+    batches = Batches(data_of(voc).photos("train"), [0], 6, batch_size, policy)
     cams = CamSettings("features", "features.encoder.layer2.1", flip=False)
     model = load_task(checkpoint, ClassifierTask).model
-    return [seed for pack in PackLoader(batches, 0, lambda: False) for seed in extract_cams(model, pack, cams)]
+    return [seed for batch in BatchLoader(batches, 0, lambda: False) for seed in extract_cams(model, batch, cams)]
 
 
 def test_cues_of_the_cache_are_the_cues_of_memory(voc, checkpoint, tmp_path):
