@@ -1,6 +1,5 @@
 """The multi-label classifier whose attention becomes the seeds, and how it is trained."""
 
-import math
 from typing import Any, Literal, TypedDict
 
 import pytorch_lightning as pl
@@ -16,7 +15,6 @@ from seeds.backbones import Backbone, build_backbone
 from seeds.checkpoint import sign
 from seeds.optim import Optimizer, build_optimizer, build_schedule, parameter_groups
 from seeds.prepare import prepare
-from seeds.recam import Reactivation
 
 DEFAULT_LAYER = "features"
 
@@ -49,12 +47,8 @@ class Classifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores (B, C), before any sigmoid, of pictures (B, 3, H, W); float32 also under autocast."""
-        return self.scores(self.features(image))
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Scores (B, C) of the last feature map (B, K, h, w)."""
-        pooled = features.float().mean(dim=(2, 3))  # (B, K)
-        with torch.autocast(features.device.type, enabled=False):
+        pooled = self.features(image).float().mean(dim=(2, 3))  # (B, K)
+        with torch.autocast(pooled.device.type, enabled=False):
             scores: Tensor = self.head(pooled)
         return scores
 
@@ -77,8 +71,7 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
 class ClassifierTask(pl.LightningModule):
     """Trains a :class:`Classifier` on image-level labels with a multi-label binary cross-entropy.
 
-    With ``reactivation_weight``, ReCAM's softmax loss is added. Logs ``train/loss``, ``val/loss`` (of the cross-entropy
-    alone) and ``val/map`` (mean average precision, a fraction in 0..1).
+    Logs ``train/loss``, ``val/loss`` and ``val/map`` (mean average precision, a fraction in 0..1).
     """
 
     task_name = "classifier"
@@ -98,7 +91,6 @@ class ClassifierTask(pl.LightningModule):
         head_lr_scale: float = 10.0,
         schedule: Literal["poly", "cosine", "constant"] = "poly",
         warmup_steps: int = 0,
-        reactivation_weight: float = 0.0,
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002  as torch calls it
     ) -> None:
@@ -118,35 +110,28 @@ class ClassifierTask(pl.LightningModule):
             head_lr_scale: the head, which starts from nothing, learns this many times faster.
             schedule: how the rate falls to 0 over the run, a step at a time: ``poly`` (power 0.9), ``cosine``, or not.
             warmup_steps: the rate first rises linearly over this many steps.
-            reactivation_weight: weight of ReCAM's softmax loss (see :mod:`seeds.recam`); 0: none.
             channels_last: train with channels last in memory (see :mod:`seeds.prepare`).
             compile: train a network compiled by ``torch.compile``.
 
         Raises:
-            InputError: no classes, a weight below 0, a reactivation that shall be compiled, or what
-                :func:`seeds.backbones.build_backbone` and ``freeze`` refuse.
+            InputError: no classes, or what :func:`seeds.backbones.build_backbone` and ``freeze`` refuse.
         """
         super().__init__()
         if not classes or len(set(classes)) != len(classes):
             raise InputError(f"classes must be different names, at least one; got {classes}")
-        if not 0 <= reactivation_weight < math.inf:
-            raise InputError(f"reactivation_weight {reactivation_weight} is not a weight from 0 up")
-        if reactivation_weight and compile:
-            raise InputError("a classifier with a reactivation_weight cannot be compiled: leave one of the two out")
         self.save_hyperparameters(  # by name: what the command line gave it lacks the classes, which come from the data
             {
                 "classes": list(classes), "backbone": backbone, "weights": weights, "output_stride": output_stride,
                 "depth": depth, "freeze_stride": freeze_stride, "optimizer": optimizer, "lr": lr,
                 "weight_decay": weight_decay, "momentum": momentum, "head_lr_scale": head_lr_scale,
-                "schedule": schedule, "warmup_steps": warmup_steps, "reactivation_weight": reactivation_weight,
-                "channels_last": channels_last, "compile": compile,
+                "schedule": schedule, "warmup_steps": warmup_steps, "channels_last": channels_last,
+                "compile": compile,
             }
         )  # fmt: skip
         self.classes = tuple(classes)
         features = build_backbone(backbone, output_stride, weights, depth)
         features.freeze(freeze_stride)
         self.model = Classifier(features, len(classes))
-        self.reactivation = Reactivation(features.out_channels, len(classes)) if reactivation_weight else None
         self.val_map = MeanAveragePrecision(len(classes))
         # Lightning's own mean of several processes halves an odd number of pictures to a whole number
         self.val_loss = MeanMetric()
@@ -170,14 +155,8 @@ class ClassifierTask(pl.LightningModule):
         return functional.binary_cross_entropy_with_logits(scores, labels.float())
 
     def training_step(self, batch: Batch, _batch_index: int) -> Tensor:
-        """The loss of a batch, logged as ``train/loss``: the mean cross-entropy, and the reactivation's."""
-        if self.reactivation is None:
-            loss = self._loss(self(batch["image"]), batch["labels"])
-        else:
-            features = self.model.features(batch["image"])
-            loss = self._loss(self.model.scores(features), batch["labels"])
-            softmax = self.reactivation(features, self.model.head.weight, batch["labels"])
-            loss = loss + self.hparams["reactivation_weight"] * softmax
+        """The loss of a batch, logged as ``train/loss``: the mean cross-entropy."""
+        loss = self._loss(self(batch["image"]), batch["labels"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss
 
@@ -211,10 +190,9 @@ class ClassifierTask(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule, stepped once a batch."""
         hp = self.hparams
-        heads = [self.model.head] if self.reactivation is None else [self.model.head, self.reactivation]
         groups = parameter_groups(
             self,
-            heads,
+            [self.model.head],
             lr=hp["lr"],
             weight_decay=hp["weight_decay"],
             head_lr_scale=hp["head_lr_scale"],

@@ -14,9 +14,9 @@ from datamodules.unreadable import MAX_UNREADABLE
 from seeds.checkpoint import load_task
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.cues import label_map
-from seeds.making.asking import Question, Seed, seeds_of
-from seeds.making.frames import Framing
-from seeds.making.packs import Pack
+from seeds.making.asking import CamSettings, Seed, extract_cams
+from seeds.making.batches import ImageBatch
+from seeds.making.resize import ResizePolicy
 from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked, CueRule
 from seeds.making.source import Source
@@ -37,7 +37,6 @@ def generate_seeds(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     size: int | None = None,
-    keep_aspect: bool = False,
     cue_stride: int = 8,
     fg_threshold: float = 0.2,
     bg_fraction: float = 0.1,
@@ -66,15 +65,12 @@ def generate_seeds(
         output: the cache's folder, which must not exist, or be one that the same command began.
         root: folder of the pictures; the classifier's own if not given.
         split: which list of pictures; the one the classifier was trained on if not given.
-        layer: name of the layer whose Grad-CAM maps are taken, within the network; its last map if not given. Of
-            several (``a,b``), each map is divided by its maximum in the picture, and their mean is taken.
+        layer: name of the layer whose Grad-CAM maps are taken, within the network; its last map if not given.
         saliency_layer: name of the layer for the background's saliency; the last of stride 8 if not given (of a network
             that ends there, the last of the stage before).
         scales: the maps at these sizes of the picture, relative to ``size``, are averaged.
         flip: average with the maps of the mirrored picture, too.
         size: side in pixels to which pictures are warped at scale 1; the classifier's if not given.
-        keep_aspect: pictures are not warped to a square but brought to its area in their own proportions, up to 1:3
-            and the rounding of sides to multiples of 32; the grid of cues and maps has a picture's proportions, too.
         cue_stride: pixels a cell of the cues: a side has ⌈size / cue_stride⌉ cells.
         fg_threshold: a class's cue is where its map exceeds this fraction of its own maximum.
         bg_fraction: the background's cue is this fraction of the cells, those of the lowest saliency.
@@ -117,21 +113,20 @@ def generate_seeds(
     task = load_task(checkpoint, ClassifierTask)
     given = {"root": root, "train_split": split, "size": size, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, ClassifierTask.task_name, task.classes, **given)
-    layers = tuple(name.strip() for name in (layer or task.model.default_layer).split(","))
-    question = Question(layers, saliency_layer or task.model.saliency_layer, flip)
-    framing = Framing(source.data.hparams["size"], tuple(scales), cue_stride, keep_aspect)
-    settings = Settings(question, fg_threshold, bg_fraction, refine, conf_fg, conf_bg)
+    cams = CamSettings(layer or task.model.default_layer, saliency_layer or task.model.saliency_layer, flip)
+    policy = ResizePolicy(source.data.hparams["size"], tuple(scales), cue_stride)
+    settings = Settings(cams, fg_threshold, bg_fraction, refine, conf_fg, conf_bg)
     settings.check(task.model)
     backbone = {name: task.hparams[name] for name in ("backbone", "output_stride")}
     plan = source.provenance() | backbone | settings.plan()
-    make_cache(output, plan, source, Asked(task.model, settings.ask), settings.rule(), framing, run)
+    make_cache(output, plan, source, Asked(task.model, settings.ask), settings.rule(), policy, run)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the classifier is asked, and how cues are made of its answers; see :func:`generate_seeds`."""
+    """How maps are extracted from the classifier, and cues made of them; see :func:`generate_seeds`."""
 
-    question: Question
+    cams: CamSettings
     fg_threshold: float
     bg_fraction: float
     refine: Literal["none", "crf"]
@@ -143,26 +138,26 @@ class Settings:
         for name in ("fg_threshold", "bg_fraction", "conf_fg", "conf_bg"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is outside 0..1")
-        for layer in (*self.question.layers, self.question.saliency_layer):
+        for layer in (self.cams.layer, self.cams.saliency_layer):
             find_layer(network, layer)
         if self.bg_fraction and self.refine == "none":
-            check_saliency(network, self.question.saliency_layer, network.head.out_features)
+            check_saliency(network, self.cams.saliency_layer, network.head.out_features)
 
     def plan(self) -> dict[str, Any]:
         """What the manifest says of these settings."""
         crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | crf_settings()
         return {
-            "method": "gradcam", "layer": ",".join(self.question.layers),
-            "saliency_layer": self.question.saliency_layer, "refinement": crf if self.refine == "crf" else None,
-            "flip": self.question.flip, "fg_threshold": self.fg_threshold, "bg_fraction": self.bg_fraction,
+            "method": "gradcam", "layer": self.cams.layer, "saliency_layer": self.cams.saliency_layer,
+            "refinement": crf if self.refine == "crf" else None, "flip": self.cams.flip,
+            "fg_threshold": self.fg_threshold, "bg_fraction": self.bg_fraction,
         }  # fmt: skip
 
-    def ask(self, network: Classifier, pack: Pack) -> list[Seed]:
-        """What the classifier says of a batch."""
-        return seeds_of(network, pack, self.question)
+    def ask(self, network: Classifier, batch: ImageBatch) -> list[Seed]:
+        """Return the maps and the saliency of a batch."""
+        return extract_cams(network, batch, self.cams)
 
     def rule(self) -> CueRule:
-        """How cues are made of what it says."""
+        """Return the rule by which cues are made of maps and saliency."""
         if self.refine == "crf":
             return partial(refined_by_crf, conf_fg=self.conf_fg, conf_bg=self.conf_bg)
         return partial(thresholded, fg_threshold=self.fg_threshold, bg_fraction=self.bg_fraction)

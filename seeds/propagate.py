@@ -20,8 +20,8 @@ from seeds.affinity.task import AffinityTask
 from seeds.affinity.walk import random_walk
 from seeds.checkpoint import load_task
 from seeds.making.asking import Seed
-from seeds.making.frames import Framing
-from seeds.making.packs import Pack
+from seeds.making.batches import ImageBatch
+from seeds.making.resize import ResizePolicy
 from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked
 from seeds.making.source import Source
@@ -47,7 +47,6 @@ def propagate_seeds(
     fg_threshold: float = 0.25,
     crf: bool = True,
     size: int | None = None,
-    keep_aspect: bool = False,
     cue_stride: int = 4,
     batch_size: int | None = None,
     num_workers: int | None = None,
@@ -82,7 +81,6 @@ def propagate_seeds(
         fg_threshold: a class wins where its map exceeds this fraction of its own maximum; 0.25 is irn's number.
         crf: sharpen the labels with the dense CRF, by the numbers with which irn makes cues (`seeds.refine`).
         size: side in pixels to which pictures are warped; the one validation had if not given.
-        keep_aspect: as for ``seeds generate``.
         cue_stride: pixels a cell of the cues and of the walk.
         batch_size: pictures at once; that of the training if not given.
         num_workers: processes that read pictures; as in training if not given.
@@ -121,7 +119,7 @@ def propagate_seeds(
     given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, task.task_name, task.classes, **given)
     start = SeedCache(cache)
-    framing = Framing(source.data.hparams["eval_size"] if size is None else size, (1.0,), cue_stride, keep_aspect)
+    policy = ResizePolicy(source.data.hparams["eval_size"] if size is None else size, (1.0,), cue_stride)
     plan = source.provenance() | {
         "method": "propagate", "backbone": task.hparams["backbone"], "cache": fingerprint(cache),
         "radius": radius, "beta": beta, "steps": steps, "fg_threshold": fg_threshold,
@@ -130,32 +128,32 @@ def propagate_seeds(
     walk = partial(random_walk, radius=radius, beta=beta, steps=steps)
     ask = partial(walked, start=start, walk=walk)
     rule = partial(labels_of, fg_threshold=fg_threshold, crf=crf)
-    make_cache(output, plan, source, Asked(task, ask), rule, framing, run, without=source.left_out_of(start))
+    make_cache(output, plan, source, Asked(task, ask), rule, policy, run, without=source.left_out_of(start))
 
 
-def walked(network: nn.Module, pack: Pack, *, start: SeedCache, walk: Walk) -> list[Seed]:
+def walked(network: nn.Module, batch: ImageBatch, *, start: SeedCache, walk: Walk) -> list[Seed]:
     """The maps of a batch's pictures after their walk.
 
     Args:
         network: boundaries (B, h, w) of normalised pictures (B, 3, H, W).
-        pack: the pictures, on the network's device.
+        batch: the pictures, on the network's device.
         start: the maps that set out.
         walk: takes maps (k, h, w) and a boundary (h, w), and gives such maps.
 
     Raises:
         InputError: boundaries that are not finite, or a picture without the map of a class that it is tagged with.
     """
-    if not pack.images:
+    if not batch.images:
         return []
-    images = pack.images[0]
+    images = batch.images[0]
     boundary = (network(normalize(images)) + network(normalize(images).flip(-1)).flip(-1)) / 2
-    boundary = functional.interpolate(boundary[:, None].float(), pack.grid, mode="bilinear")[:, 0]
+    boundary = functional.interpolate(boundary[:, None].float(), batch.grid, mode="bilinear")[:, 0]
     if not boundary.isfinite().all():
-        raise InputError(f"the network's boundaries of picture {pack.names[0]} or its neighbours are not finite")
-    found, tags = [], pack.labels.cpu().numpy() != 0
-    for name, image, edge, own in zip(pack.names, images.cpu(), boundary.cpu().numpy(), tags, strict=True):
+        raise InputError(f"the network's boundaries of picture {batch.names[0]} or its neighbours are not finite")
+    found, tags = [], batch.labels.cpu().numpy() != 0
+    for name, image, edge, own in zip(batch.names, images.cpu(), boundary.cpu().numpy(), tags, strict=True):
         classes = np.flatnonzero(own)
-        found.append(Seed(name, classes, walk(_at(_maps(start, name, classes), pack.grid), edge), None, image))
+        found.append(Seed(name, classes, walk(_at(_maps(start, name, classes), batch.grid), edge), None, image))
     return found
 
 

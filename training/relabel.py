@@ -19,8 +19,8 @@ from datamodules.unreadable import MAX_UNREADABLE
 from seeds.checkpoint import load_task
 from seeds.crf import dense_crf
 from seeds.making.asking import Seed
-from seeds.making.frames import Framing
-from seeds.making.packs import Pack
+from seeds.making.batches import ImageBatch
+from seeds.making.resize import ResizePolicy
 from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked, CueRule
 from seeds.making.source import Source
@@ -41,7 +41,6 @@ def relabel(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     size: int | None = None,
-    keep_aspect: bool = False,
     cue_stride: int = 4,
     crf: bool = True,
     certain: float = 0.0,
@@ -72,7 +71,6 @@ def relabel(
         scales: the softmax at these sizes of the picture, relative to ``size``, is averaged.
         flip: average with that of the mirrored picture, too.
         size: side in pixels to which pictures are warped at scale 1; the one validation had if not given.
-        keep_aspect: as for ``seeds generate``.
         cue_stride: pixels a cell of the cues.
         crf: smooth with the dense CRF.
         certain: cells whose likeliest class is less probable than this stay without a cue.
@@ -115,7 +113,7 @@ def relabel(
     source = Source.of(checkpoint, task.task_name, task.classes, **given)
     others = None if agree is None else SeedCache(agree)
     size = source.data.hparams["eval_size"] if size is None else size
-    framing = Framing(size, tuple(scales), cue_stride, keep_aspect)
+    policy = ResizePolicy(size, tuple(scales), cue_stride)
     plan = source.provenance() | {
         "method": "relabel", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
         "flip": flip, "crf": dict(TEST_CRF) if crf else None, "certain": certain,
@@ -125,37 +123,37 @@ def relabel(
     if others is not None:
         rule, without = partial(agreed, rule=rule, others=others), source.left_out_of(others)
     ask = partial(predicted, flip=flip)
-    make_cache(output, plan, source, Asked(task, ask), rule, framing, run, without=without)
+    make_cache(output, plan, source, Asked(task, ask), rule, policy, run, without=without)
 
 
-def predicted(network: torch.nn.Module, pack: Pack, *, flip: bool) -> list[Seed]:
+def predicted(network: torch.nn.Module, batch: ImageBatch, *, flip: bool) -> list[Seed]:
     """Probabilities of each picture's own classes, on the cues' grid, averaged over views.
 
     Args:
         network: scores (B, C+1, h, w) of normalised pictures (B, 3, H, W).
-        pack: the pictures, on the network's device.
+        batch: the pictures, on the network's device.
         flip: average over mirrored pictures, too.
 
     Raises:
         InputError: probabilities that are not finite, or a size that the network does not take.
     """
-    if not pack.images:
+    if not batch.images:
         return []
-    absent = torch.nn.functional.pad(pack.labels == 0, (1, 0), value=False)[:, :, None, None]  # (B, C+1, 1, 1)
+    absent = torch.nn.functional.pad(batch.labels == 0, (1, 0), value=False)[:, :, None, None]  # (B, C+1, 1, 1)
     found: list[Tensor] = []
-    for images in pack.images:
+    for images in batch.images:
         for mirrored in (False, True) if flip else (False,):
             view = normalize(images)
             scores = network(view.flip(-1) if mirrored else view).float()
             probs = scores.masked_fill(absent, -torch.inf).softmax(dim=1)
-            found.append(resize(probs.flip(-1) if mirrored else probs, pack.grid))
+            found.append(resize(probs.flip(-1) if mirrored else probs, batch.grid))
     mean = torch.stack(found).mean(dim=0).cpu().numpy()
-    labels, images = pack.labels.cpu().numpy() != 0, pack.images[0].cpu()
+    labels, images = batch.labels.cpu().numpy() != 0, batch.images[0].cpu()
     if not np.isfinite(mean).all():
-        raise InputError(f"the network's scores of picture {pack.names[0]} or its neighbours are not finite")
+        raise InputError(f"the network's scores of picture {batch.names[0]} or its neighbours are not finite")
     return [
         Seed(name, np.flatnonzero(own), probs[1:][own], None, image)
-        for name, own, probs, image in zip(pack.names, labels, mean, images, strict=True)
+        for name, own, probs, image in zip(batch.names, labels, mean, images, strict=True)
     ]
 
 

@@ -17,10 +17,8 @@ from seeds.prepare import prepare
 from seeds.processes import mean_over_processes
 from seeds.scoring.confusion import IGNORE, Confusion
 from training.grids import label_map, resize, small_pictures
-from training.growing import Growing, grow
 from training.losses import balanced_seed_loss, constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
-from training.teacher import Teacher, consistency_loss, strongly_changed
 
 __all__ = ["CrfSettings", "SegmentationTask"]
 
@@ -58,13 +56,8 @@ class SegmentationTask(pl.LightningModule):
         seed_weight: weight of the seed loss; a loss of weight 0 is not computed.
         seed_balance: count the cues of classes and those of background apart in the seed loss, as DSRG does (see
             `training.losses.balanced_seed_loss`); SEC has them in one sum.
-        growing: let the cues of the seed loss grow into cells of which the network is sure, as DSRG does (see
-            `training.growing`); null: they stay as they are.
         expand_weight: weight of the expand loss.
         constrain_weight: weight of the constrain loss.
-        consistency_weight: weight of the cross-entropy against an averaged teacher, which sees the pictures as they are
-            while the network sees them strongly changed in colour (see `training.teacher`); 0: no teacher.
-        teacher_momentum: the share of the old mean in the teacher's new weights, after each step.
         decay_fg: rank decay of present classes, on a grid of 1681 cells.
         decay_bg: rank decay of the background.
         crf: numbers of the CRF in the constrain loss, where they differ from SEC's.
@@ -83,8 +76,7 @@ class SegmentationTask(pl.LightningModule):
         compile: train a network compiled by ``torch.compile``.
 
     Raises:
-        InputError: a weight or threshold out of range, options of `sec` with masks, or what `build_network` and
-            `SegmentationNetwork.freeze` refuse.
+        InputError: a weight of a loss out of range, or what `build_network` and `SegmentationNetwork.freeze` refuse.
     """
 
     task_name = "segmentation"  # how its checkpoints are signed
@@ -101,11 +93,8 @@ class SegmentationTask(pl.LightningModule):
         supervision: Literal["sec", "masks"] = "sec",
         seed_weight: float = 1.0,
         seed_balance: bool = False,
-        growing: Growing | None = None,
         expand_weight: float = 1.0,
         constrain_weight: float = 1.0,
-        consistency_weight: float = 0.0,
-        teacher_momentum: float = 0.99,
         decay_fg: float = 0.996,
         decay_bg: float = 0.999,
         crf: CrfSettings | None = None,
@@ -128,11 +117,10 @@ class SegmentationTask(pl.LightningModule):
         # as a dictionary: what the command line gave lacks the classes, which come from the data
         self.save_hyperparameters({**given, "classes": list(classes)})
         self.classes = tuple(classes)
-        self.loss_weights = {
-            "seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight,
-            "consistency": consistency_weight,
-        }  # fmt: skip
-        self._check(supervision, growing)
+        self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
+        for name, weight in self.loss_weights.items():
+            if not 0 <= weight < math.inf:
+                raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
         self.decays = {"decay_fg": decay_fg, "decay_bg": decay_bg}
         self.rates = {
             "lr": lr, "weight_decay": weight_decay, "head_lr_scale": head_lr_scale, "bias_lr_scale": bias_lr_scale
@@ -143,7 +131,6 @@ class SegmentationTask(pl.LightningModule):
         }  # fmt: skip
         self.supervision = supervision
         self.seed_loss = balanced_seed_loss if seed_balance else seed_loss
-        self.growing = growing
         self.crf: CrfSettings = {**TRAINING_CRF, **(crf or {})}
         self.network = build_network(
             architecture,
@@ -154,19 +141,7 @@ class SegmentationTask(pl.LightningModule):
             network_args=network_args,
         )
         self.network.freeze(freeze_stride)
-        self.teacher = Teacher(self.network, teacher_momentum) if consistency_weight else None
-        self._followed = 0  # steps that the teacher knows of
         self.confusion = Confusion(len(self.classes) + 1)
-
-    def _check(self, supervision: str, growing: Growing | None) -> None:
-        for name, weight in self.loss_weights.items():
-            if not 0 <= weight < math.inf:
-                raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
-        for name, threshold in (growing or {}).items():
-            if not (isinstance(threshold, float | int) and 0 <= threshold < 1):
-                raise InputError(f"growing: {name} {threshold} is not a probability from 0 up and below 1")
-        if supervision == "masks" and (growing is not None or self.loss_weights["consistency"]):
-            raise InputError("growing and consistency_weight are of supervision 'sec': masks leave nothing to grow")
 
     def setup(self, stage: str) -> None:
         """Make the network ready for training."""
@@ -180,10 +155,6 @@ class SegmentationTask(pl.LightningModule):
 
     # --- training
 
-    def on_train_start(self) -> None:
-        """Begin where the training is taken up."""
-        self._followed = self.trainer.global_step
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  Lightning's signature
         """The loss of a batch; each of its parts is logged by itself."""
         losses = self.sec_losses(batch) if self.supervision == "sec" else {"cross_entropy": self.mask_loss(batch)}
@@ -193,12 +164,6 @@ class SegmentationTask(pl.LightningModule):
         self.log_dict(parts, batch_size=size, sync_dist=True)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
         return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's
-        """Let the teacher follow, once a step: not after each of the batches that are accumulated for one."""
-        if self.teacher is not None and self.trainer.global_step > self._followed:
-            self._followed = self.trainer.global_step
-            self.teacher.follow(self.network, self._followed)
 
     def sec_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Seed, expand and constrain losses on the grid of the cues; those of weight 0 are left out.
@@ -212,20 +177,16 @@ class SegmentationTask(pl.LightningModule):
         if "cues" not in batch:
             raise InputError("supervision 'sec' needs cues: give the data module targets: cues and the cues' folder")
         images, labels, cues = batch["image"], batch["labels"], batch["cues"]
-        seen = images if self.teacher is None else strongly_changed(images)
-        logits = resize(self(seen).float(), cues.shape[-2:])  # (B, C+1, h, w)
+        logits = resize(self(images).float(), cues.shape[-2:])  # (B, C+1, h, w)
         probs = sec_probabilities(logits)
         losses = {}
         if self.loss_weights["seed"]:
-            grown = cues if self.growing is None else grow(cues, probs, labels, **self.growing)
-            losses["seed"] = self.seed_loss(probs, grown)
+            losses["seed"] = self.seed_loss(probs, cues)
         if self.loss_weights["expand"]:
             losses["expand"] = expand_loss(probs, labels, **self.decays)
         if self.loss_weights["constrain"]:
             smoothed = dense_crf(small_pictures(images, cues.shape[-2:]), logits.detach(), **self.crf)
             losses["constrain"] = constrain_loss(probs, smoothed)
-        if self.teacher is not None:
-            losses["consistency"] = consistency_loss(logits, self.teacher(images, labels, cues.shape[-2:]))
         if not losses:
             raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")
         return losses

@@ -18,8 +18,8 @@ from datamodules.cache.making import Making
 from datamodules.errors import InputError
 from datamodules.progress import Progress
 from datamodules.unreadable import check_share
-from seeds.making.frames import Framing
-from seeds.making.packs import Batches, Pack
+from seeds.making.batches import Batches, ImageBatch
+from seeds.making.resize import ResizePolicy
 from seeds.making.shards import Asked, CueRule, SeedTask, ShardWriter
 from seeds.making.source import Source
 from seeds.making.started import as_started, check_started
@@ -44,7 +44,7 @@ class SeedProgress(pl.Callback):
         trainer: pl.Trainer,  # noqa: ARG002
         pl_module: pl.LightningModule,  # noqa: ARG002
         outputs: Any,  # noqa: ARG002
-        batch: Pack,
+        batch: ImageBatch,
         *_numbers: int,
     ) -> None:
         """Count a batch."""
@@ -145,7 +145,7 @@ def make_cache(
     source: Source,
     asked: Asked,
     rule: CueRule,
-    framing: Framing,
+    policy: ResizePolicy,
     run: Run,
     *,
     without: Mapping[str, str] | None = None,
@@ -154,11 +154,11 @@ def make_cache(
 
     Args:
         output: the cache's folder.
-        plan: what the manifest says of the making, less what is said here of framing and run.
+        plan: what the manifest says of the making, without the settings of ``policy`` and ``run``.
         source: the pictures.
         asked: the network, and how it is asked.
         rule: cues of what it says.
-        framing: at which sizes it sees pictures.
+        policy: the sizes to which images are resized.
         run: how the work is shared out.
         without: pictures that are left out, and why, beside those that cannot be read.
 
@@ -168,7 +168,7 @@ def make_cache(
     """
     hp, photos = source.data.hparams, source.photos
     precision = resolve_precision(run.precision, run.accelerator)
-    plan = {**plan, **framing.plan(), "batch_size": hp["batch_size"], "shard_size": run.shard_size,
+    plan = {**plan, **policy.plan(), "batch_size": hp["batch_size"], "shard_size": run.shard_size,
             "threads": run.threads, "precision": precision}  # fmt: skip
     blocks = [photos.ids[first : first + run.shard_size] for first in range(0, len(photos), run.shard_size)]
     writer = ShardWriter(
@@ -181,7 +181,7 @@ def make_cache(
         strict=run.strict,
     )
     batches = partial(
-        Batches, photos, shard_size=run.shard_size, batch_size=hp["batch_size"], framing=framing, without=without
+        Batches, photos, shard_size=run.shard_size, batch_size=hp["batch_size"], policy=policy, without=without
     )
     with _quiet():
         trainer = make_trainer(run.accelerator, run.devices, run.num_nodes, precision, [writer, SeedProgress()])

@@ -17,7 +17,7 @@ from datamodules.errors import InputError
 from datamodules.messages import print_message
 from datamodules.unreadable import too_many
 from seeds.making.asking import Seed
-from seeds.making.packs import Batches, Pack, PackLoader
+from seeds.making.batches import Batches, BatchLoader, ImageBatch
 
 CueRule = Callable[[Seed], NDArray[np.uint8]]
 TOLD = 10  # pictures that were left out are told one by one up to so many; the manifest has all
@@ -27,7 +27,7 @@ class Asked(NamedTuple):
     """A network, and how it is asked about a batch: an InputError where it has no answer."""
 
     network: nn.Module
-    ask: Callable[[Any, Pack], list[Seed]]
+    ask: Callable[[Any, ImageBatch], list[Seed]]
 
 
 class SeedTask(pl.LightningModule):
@@ -61,18 +61,18 @@ class SeedTask(pl.LightningModule):
         """Set the threads, after Lightning has set them to the processors divided by the processes."""
         torch.set_num_threads(self._threads)
 
-    def predict_dataloader(self) -> PackLoader:
+    def predict_dataloader(self) -> BatchLoader:
         """The batches of every n-th of the shards that are still to be made, n the number of processes."""
         writer = self.writer
         batches = self._batches(writer.todo[self.trainer.global_rank :: self.trainer.world_size])
-        self.pictures = batches.pictures
+        self.pictures = batches.image_count
         pin = self.trainer.strategy.root_device.type == "cuda"
-        return PackLoader(batches, self._workers, lambda: writer.stopped, pin=pin)
+        return BatchLoader(batches, self._workers, lambda: writer.stopped, pin=pin)
 
-    def predict_step(self, pack: Pack) -> list[Seed]:
+    def predict_step(self, batch: ImageBatch) -> list[Seed]:
         """The seeds of a batch; a network that gives none stops the run."""
         try:
-            return self._ask(self.network, pack)
+            return self._ask(self.network, batch)
         except InputError as error:
             self.writer.fail(str(error))
             return []
@@ -166,7 +166,7 @@ class ShardWriter(BasePredictionWriter):
         pl_module: pl.LightningModule,  # noqa: ARG002
         prediction: list[Seed],
         batch_indices: Any,  # noqa: ARG002
-        batch: Pack,
+        batch: ImageBatch,
         *_numbers: int,
     ) -> None:
         """Hand a batch's seeds to the thread, which makes cues of them; with the last of a shard it writes that."""

@@ -25,9 +25,9 @@ from datamodules.datamodule import TagDataModule
 from datamodules.synthesize import synthesize
 from seeds.classifier import ClassifierTask
 from seeds.generate import generate_seeds, thresholded
-from seeds.making.asking import Question, Seed, seeds_of
-from seeds.making.frames import Framing
-from seeds.making.packs import Batches, PackLoader
+from seeds.making.asking import CamSettings, Seed, extract_cams
+from seeds.making.batches import Batches, BatchLoader
+from seeds.making.resize import ResizePolicy
 from seeds.making.shards import ShardWriter
 
 VOC, MILLION = 10_582, 1_000_000
@@ -47,18 +47,18 @@ def checkpoint_of(folder: Path, data: TagDataModule) -> tuple[Path, ClassifierTa
     return folder / CHECKPOINT, task.eval()
 
 
-def bare(task: ClassifierTask, packs: list, question: Question) -> float:
+def bare(task: ClassifierTask, read: list, cams: CamSettings) -> float:
     """Seconds of forward pass and Grad-CAM of pictures in memory."""
     start = time.perf_counter()
-    for pack in packs:
-        seeds_of(task.model, pack, question)
+    for batch in read:
+        extract_cams(task.model, batch, cams)
     return time.perf_counter() - start
 
 
 def decoding(batches: Batches) -> float:
     """Seconds of one worker that reads and warps the pictures."""
     start = time.perf_counter()
-    list(PackLoader(batches, 1, lambda: False))
+    list(BatchLoader(batches, 1, lambda: False))
     return time.perf_counter() - start
 
 
@@ -75,9 +75,9 @@ def writing(folder: Path, seeds: list[Seed], classes: list[str]) -> float:
 def generator(checkpoint: Path, output: Path, workers: int) -> float:
     """Seconds of the generator from the first picture asked for to the last shard on disk; not its start."""
     moments = {}
-    iterate, close = PackLoader.__iter__, ShardWriter.close
+    iterate, close = BatchLoader.__iter__, ShardWriter.close
 
-    def first(loader: PackLoader):
+    def first(loader: BatchLoader):
         moments["start"] = time.perf_counter()
         return iterate(loader)
 
@@ -85,7 +85,7 @@ def generator(checkpoint: Path, output: Path, workers: int) -> float:
         close(writer, trainer)
         moments["end"] = time.perf_counter()
 
-    with mock.patch.object(PackLoader, "__iter__", first), mock.patch.object(ShardWriter, "close", last):
+    with mock.patch.object(BatchLoader, "__iter__", first), mock.patch.object(ShardWriter, "close", last):
         generate_seeds(checkpoint, output, overwrite=True, num_workers=workers, accelerator="cpu", shard_size=SHARD)
     return moments["end"] - moments["start"]
 
@@ -93,17 +93,17 @@ def generator(checkpoint: Path, output: Path, workers: int) -> float:
 def generation(folder: Path, pictures: int, turns: int) -> Table:
     """The generator beside its parts, pictures a second; network and generator in turns, each as often the first."""
     data = TagDataModule(str(folder / "data"), train_split="train", size=SIZE, batch_size=BATCH)
-    framing = Framing(SIZE, (1.0,), 8, keep_aspect=False)
-    batches = Batches(data.photos("train", masks=False), range(-(-pictures // SHARD)), SHARD, BATCH, framing)
-    packs = list(PackLoader(batches, 0, lambda: False))
+    policy = ResizePolicy(SIZE, (1.0,), 8)
+    batches = Batches(data.photos("train", masks=False), range(-(-pictures // SHARD)), SHARD, BATCH, policy)
+    read = list(BatchLoader(batches, 0, lambda: False))
     table = Table(title=f"generation, 1 thread, 1 worker, {SIZE}x{SIZE}, pictures/s, medians of {turns} turns")
     for column in ("network", *PARTS, "generator", "of the network's", "least..most", "bottleneck"):
         table.add_column(column, justify="right")
     checkpoint, task = checkpoint_of(folder, data)
-    question = Question((task.model.default_layer,), task.model.saliency_layer, flip=False)
-    seeds = [seed for pack in packs for seed in seeds_of(task.model, pack, question)]
+    cams = CamSettings(task.model.default_layer, task.model.saliency_layer, flip=False)
+    seeds = [seed for batch in read for seed in extract_cams(task.model, batch, cams)]
     measures = {
-        PARTS[0]: partial(bare, task, packs, question),
+        PARTS[0]: partial(bare, task, read, cams),
         PARTS[1]: partial(decoding, batches),
         PARTS[2]: partial(writing, folder / "written", seeds, list(data.classes)),
         "generator": partial(generator, checkpoint, folder / "cache", 1),

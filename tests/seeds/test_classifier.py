@@ -27,18 +27,6 @@ def test_loss_is_the_mean_cross_entropy():
     assert got.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_reactivation_counts_by_its_weight(monkeypatch):
-    torch.manual_seed(0)
-    task = ClassifierTask(["a", "b"], backbone="resnet18", reactivation_weight=0.25).eval()
-    monkeypatch.setattr(task, "log", lambda *_given, **_how: None)
-    batch = {"image": torch.randn(2, 3, 64, 64), "labels": torch.tensor([[1.0, 1.0], [0.0, 1.0]])}
-    with torch.no_grad():
-        features = task.model.features(batch["image"])
-        plain = task._loss(task.model(batch["image"]), batch["labels"])
-        softmax = task.reactivation(features, task.model.head.weight, batch["labels"])
-        assert task.training_step(batch, 0).item() == pytest.approx((plain + 0.25 * softmax).item(), rel=1e-5)
-
-
 def test_the_validation_loss_is_the_mean_over_pictures(voc, tmp_path):
     """Not over batches: the last of four and two counts half as much as the first."""
     torch.manual_seed(0)

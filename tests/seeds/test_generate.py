@@ -21,9 +21,9 @@ from seeds.cues import label_map
 from seeds.generate import generate_seeds, thresholded
 from seeds.gradcam import GradCAM
 from seeds.making import source
-from seeds.making.asking import Question, seeds_of
-from seeds.making.frames import Framing
-from seeds.making.packs import Batches, PackLoader
+from seeds.making.asking import CamSettings, extract_cams
+from seeds.making.batches import Batches, BatchLoader
+from seeds.making.resize import ResizePolicy
 from seeds.refine import refined
 from seeds.saliency import background_saliency
 from seeds.scoring.quality import evaluate_seeds
@@ -73,19 +73,6 @@ def test_scales_and_the_mirrored_picture_are_averaged(voc, checkpoint, tmp_path)
         found += [to_grid(method(image, wanted), 8), to_grid(method(image.flip(3), wanted).flip(3), 8)]
     expected = torch.stack(found).mean(0)[0, :1].numpy()
     np.testing.assert_allclose(cache.maps("p0")[1], expected, rtol=1e-2, atol=2e-3 * expected.max())
-
-
-def test_several_layers_count_alike(voc, checkpoint, tmp_path):
-    generate_seeds(checkpoint, tmp_path / "cache", flip=True, layer="features.encoder.layer3, features")
-    model = load_task(checkpoint, ClassifierTask).model
-    picture = torch.from_numpy(Transform(64)(read_image(voc / "JPEGImages/p0.jpg"))["image"]).permute(2, 0, 1)[None]
-    image, wanted, each = normalize(picture), torch.tensor([[1.0, 0.0]]), []
-    for layer in ("features.encoder.layer3", "features"):
-        method = GradCAM(model, layer)
-        both = to_grid(method(image, wanted), 8) + to_grid(method(image.flip(3), wanted).flip(3), 8)
-        each.append((both / both.max()).numpy()[0, :1])
-    np.testing.assert_allclose(SeedCache(tmp_path / "cache").maps("p0")[1], np.mean(each, axis=0), rtol=1e-2, atol=2e-3)
-    assert SeedCache(tmp_path / "cache").manifest["layer"] == "features.encoder.layer3,features"
 
 
 def test_the_manifest_says_how_it_was_made(voc, checkpoint, tmp_path, capsys):
@@ -163,11 +150,11 @@ def test_no_picture_can_be_read(voc, checkpoint, tmp_path):
 
 def in_memory(voc, checkpoint, batch_size):
     """What the classifier says of the six pictures, without a disk in between."""
-    framing = Framing(64, (1.0,), 8, keep_aspect=False)
-    batches = Batches(data_of(voc).photos("train"), [0], 6, batch_size, framing)
-    question = Question(("features",), "features.encoder.layer2.1", flip=False)
+    policy = ResizePolicy(64, (1.0,), 8)
+    batches = Batches(data_of(voc).photos("train"), [0], 6, batch_size, policy)
+    cams = CamSettings("features", "features.encoder.layer2.1", flip=False)
     model = load_task(checkpoint, ClassifierTask).model
-    return [seed for pack in PackLoader(batches, 0, lambda: False) for seed in seeds_of(model, pack, question)]
+    return [seed for batch in BatchLoader(batches, 0, lambda: False) for seed in extract_cams(model, batch, cams)]
 
 
 def test_cues_of_the_cache_are_the_cues_of_memory(voc, checkpoint, tmp_path):
@@ -209,7 +196,7 @@ def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
      ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"conf_bg": 2.0}, "conf_bg"),
      ({"threads": 0}, "threads"), ({"shard_size": 1 << 20}, "shard_size"), ({"devices": 0}, "devices 0"),
      ({"accelerator": "toaster"}, "toaster"),
-     ({"saliency_layer": "head"}, "layer head gives no map"), ({"layer": "features,"}, "no layer ''")],
+     ({"saliency_layer": "head"}, "layer head gives no map"), ({"layer": "features,head"}, "no layer 'features,head'")],
 )  # fmt: skip
 def test_bad_arguments(checkpoint, tmp_path, arguments, words):
     with pytest.raises(InputError, match=words):

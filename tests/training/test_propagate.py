@@ -10,7 +10,7 @@ from seeds.affinity.task import AffinityTask
 from seeds.affinity.walk import random_walk
 from seeds.checkpoint import load_task
 from seeds.making.asking import Seed
-from seeds.making.packs import Pack
+from seeds.making.batches import ImageBatch
 from seeds.propagate import labels_of, walked
 from tests.training.conftest import data_of
 from tests.training.fits import fit
@@ -59,8 +59,8 @@ def test_each_picture_walks_with_its_own_maps_and_boundary(tmp_path):
         writer.add("a", np.zeros((4, 4), np.uint8), map_classes=np.array([0, 2]), maps=maps[:2])
         writer.add("b", np.zeros((4, 4), np.uint8), map_classes=np.array([1]), maps=maps[2:])
     images = torch.from_numpy(generator.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
-    pack = Pack(0, ["a", "b"], torch.tensor([[1.0, 0, 1], [0, 1, 0]]), [images], (16, 16), {})
-    found = walked(Edges(), pack, start=SeedCache(tmp_path / "c"), walk=lambda own, edge: own + 10 * edge)
+    batch = ImageBatch(0, ["a", "b"], torch.tensor([[1.0, 0, 1], [0, 1, 0]]), [images], (16, 16), {})
+    found = walked(Edges(), batch, start=SeedCache(tmp_path / "c"), walk=lambda own, edge: own + 10 * edge)
     grey = torch.nn.functional.avg_pool2d(normalize(images), 4).mean(1).sigmoid().double().numpy()
     ramp = np.linspace(0.2, 0.9, 8)
     boundary = torch.from_numpy(grey * (ramp + ramp[::-1]) / 2)  # of the picture and its mirror image
@@ -121,7 +121,7 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
     assert set(np.unique(wanted)) == {0, *(classes + 1)}
     assert main(["seeds", "verify", "--cache", str(tmp_path / "walked")]) == 0
     others = {"steps": "9", "radius": "4", "beta": "3", "fg_threshold": "0.5", "crf": "true", "precision": "bf16-mixed"}
-    others |= {"size": "32", "cue_stride": "8", "keep_aspect": "true", "cache": str(tmp_path / "walked")}
+    others |= {"size": "32", "cue_stride": "8", "cache": str(tmp_path / "walked")}
     for option, value in others.items():
         assert propagate(varied, boundaries, tmp_path / "walked", *words, f"--{option}", value) == 1
         assert f"exists already, made with {option}" in capsys.readouterr().err

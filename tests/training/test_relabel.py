@@ -12,7 +12,7 @@ from datamodules.files import file_sha256
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize, read_image
 from seeds.making.asking import Seed
-from seeds.making.packs import Pack, warped
+from seeds.making.batches import ImageBatch, resized
 from tests.training.conftest import SIZE, data_of
 from tests.training.fits import fit
 from training.cli import main
@@ -31,15 +31,15 @@ def test_absent_classes_are_left_out_of_the_softmax():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    pack = Pack(0, ["a", "b"], labels, [images], (2, 2), {})
-    first, second = predicted(Scores(), pack, flip=False)
+    batch = ImageBatch(0, ["a", "b"], labels, [images], (2, 2), {})
+    first, second = predicted(Scores(), batch, flip=False)
     scores = functional.avg_pool2d(normalize(images), 4).double()
     expected = scores[0, :2].exp() / scores[0, :2].exp().sum(0)
     np.testing.assert_allclose(first.maps, expected[1:], rtol=1e-5)
     np.testing.assert_allclose(second.maps, scores[1].softmax(0)[1:], rtol=1e-5)
     assert (first.classes.tolist(), second.classes.tolist()) == ([0], [0, 1])
     # a network that looks at each cell by itself says the same of a mirrored picture
-    for one, other in zip(predicted(Scores(), pack, flip=True), (first, second), strict=True):
+    for one, other in zip(predicted(Scores(), batch, flip=True), (first, second), strict=True):
         np.testing.assert_allclose(one.maps, other.maps, rtol=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_another_setting_is_refused_by_name(labels, checkpoint, voc, tmp_path, c
         "precision": "bf16-mixed",
         "size": "32",
     }
-    others |= {"cue_stride": "8", "keep_aspect": "true", "agree": str(labels), "root": str(tags)}
+    others |= {"cue_stride": "8", "agree": str(labels), "root": str(tags)}
     for option, value in others.items():
         assert main(["relabel", *words, "--output", str(labels), f"--{option}", value]) == 1
         setting = "labels_sha256" if option == "root" else option
@@ -109,7 +109,7 @@ def test_every_option_counts(labels, voc, checkpoint, tmp_path):
     absent = torch.tensor([False, *(photos.labels[index] == 0)])
     found = []
     for size in (32, 48):
-        image = normalize(warped(read_image(photos.images[index]), (size, size))[None])
+        image = normalize(resized(read_image(photos.images[index]), size)[None])
         for mirrored in (False, True):
             scores = trained.scores(image.flip(-1) if mirrored else image)[0].masked_fill(absent[:, None, None], -1e9)
             probs = (scores.flip(-1) if mirrored else scores).softmax(0)[None]

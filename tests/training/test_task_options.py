@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 
+from datamodules.errors import InputError
 from seeds.affinity.task import AffinityTask
 from seeds.classifier import ClassifierTask
 from tests.training.conftest import TINY
@@ -108,3 +109,12 @@ def test_balance_and_decays():
         assert losses["expand"].item() == pytest.approx(wanted.item(), rel=1e-5)
         assert losses["expand"].item() != pytest.approx(expand_loss(probs, batch["labels"]).item(), rel=1e-3)
     assert seed_loss(probs, cues).item() != pytest.approx(balanced_seed_loss(probs, cues).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"seed_weight": -1.0}, "seed_weight -1.0"), ({"expand_weight": float("nan")}, "expand_weight nan")],
+)  # fmt: skip
+def test_weights_out_of_range(given, says):
+    with pytest.raises(InputError, match=says):
+        SegmentationTask(["a"], **given)
