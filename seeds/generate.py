@@ -13,6 +13,7 @@ from datamodules.errors import InputError
 from datamodules.unreadable import MAX_UNREADABLE
 from seeds.checkpoint import load_task
 from seeds.classifier import Classifier, ClassifierTask
+from seeds.crf_refinement import crf_settings, refined
 from seeds.cues import label_map
 from seeds.making.asking import CamSettings, Seed, extract_cams
 from seeds.making.batches import ImageBatch
@@ -22,7 +23,6 @@ from seeds.making.shards import Asked, CueRule
 from seeds.making.source import Source
 from seeds.precision import Precision
 from seeds.probe import find_layer
-from seeds.refine import crf_settings, refined
 from seeds.saliency import check_saliency
 
 

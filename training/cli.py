@@ -40,9 +40,9 @@ FUNCTIONS = {
         "seeds.threshold:threshold_seeds",
         "threshold the maps of a seed cache again",
     ),
-    "seeds propagate": (
-        "seeds.propagate:propagate_seeds",
-        "refine a seed cache: its maps walk along learned affinities",
+    "seeds refine": (
+        "seeds.refine:refine_seeds",
+        "refine a seed cache by a random walk along learned affinities, and the CRF",
     ),
     "seeds show": (
         "training.show:show_seeds",
@@ -50,9 +50,9 @@ FUNCTIONS = {
     ),
     "seeds verify": ("datamodules.cache.check:verify_cache", "check that all of a seed cache is what was written"),
     "seeds info": ("datamodules.cache.check:print_info", "print how a seed cache was made"),
-    "relabel": (
-        "training.relabel:relabel",
-        "label training pictures by a trained network and their tags, as a seed cache to train on again",
+    "pseudo-label": (
+        "training.pseudo_labels:pseudo_label",
+        "label training images by a trained network and their tags, as a seed cache to train on again",
     ),
     "evaluate": (
         "training.scoring.evaluation:evaluate",
@@ -65,14 +65,14 @@ FUNCTIONS = {
 }
 SHARED = (
     "seeds generate",
-    "seeds propagate",
-    "relabel",
+    "seeds refine",
+    "pseudo-label",
 )  # those that several processes do together, as Lightning's commands
 OVERVIEW = (
     *("synthesize", "fit", "validate", "test"),
-    *("seeds generate", "seeds threshold", "seeds propagate", "seeds evaluate", "seeds show"),
+    *("seeds generate", "seeds threshold", "seeds refine", "seeds evaluate", "seeds show"),
     *("seeds verify", "seeds info", "seeds import", "seeds export"),
-    *("relabel", "evaluate", "compare", "predict", "export", "explain", "run"),
+    *("pseudo-label", "evaluate", "compare", "predict", "export", "explain", "run"),
 )
 
 

@@ -49,6 +49,6 @@ def one_process(command: str) -> None:
     if count > 1:
         raise InputError(
             f"{command} works in one process, and {count} were started ({name}={count}): start it once, without "
-            "torchrun or srun; fit, validate, test, seeds generate, seeds propagate and relabel share their work among "
-            "several"
+            "torchrun or srun; fit, validate, test, seeds generate, seeds refine and pseudo-label share their work "
+            "among several"
         )

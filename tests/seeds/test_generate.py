@@ -17,6 +17,7 @@ from datamodules.source_code import SEED_PACKAGES, source_revision
 from datamodules.transforms import Transform
 from seeds.checkpoint import load_task
 from seeds.classifier import ClassifierTask
+from seeds.crf_refinement import refined
 from seeds.cues import label_map
 from seeds.generate import generate_seeds, thresholded
 from seeds.gradcam import GradCAM
@@ -24,7 +25,6 @@ from seeds.making import source
 from seeds.making.asking import CamSettings, extract_cams
 from seeds.making.batches import Batches, BatchLoader
 from seeds.making.resize import ResizePolicy
-from seeds.refine import refined
 from seeds.saliency import background_saliency
 from seeds.scoring.quality import evaluate_seeds
 from tests.seeds.conftest import IDS, data_of

@@ -256,7 +256,7 @@ def test_help_names_options(command, capsys):
     assert "--print_config" in said
 
 
-COMMANDS = {"seeds": "seeds generate", "walk": "seeds propagate", "relabel": "relabel"}  # by a word of a YAML's name
+COMMANDS = {"seeds": "seeds generate", "refine": "seeds refine", "pseudo": "pseudo-label"}  # by a word of a YAML's name
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -41,14 +41,14 @@ def test_every_number_of_the_recipe_is_in_yaml():
 def test_the_recommended_recipe():
     """Its numbers, which are irn's and those of SEC's runs; who learns from whom; the same for photos."""
     read = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
-    walk = {key: read["walk_voc_animals"][key] for key in ("radius", "beta", "steps", "fg_threshold", "crf")}
+    walk = {key: read["refine_voc_animals"][key] for key in ("radius", "beta", "steps", "fg_threshold", "crf")}
     assert walk == {"radius": 5, "beta": 10, "steps": 256, "fg_threshold": 0.25, "crf": True}
     affinity, labels = (read[f"{name}_voc_animals"]["model"]["init_args"] for name in ("affinity", "labels"))
     assert (affinity["radius"], affinity["lr"], affinity["weight_decay"]) == (10, 0.1, 1e-4)
     weights = [labels[f"{name}_weight"] for name in ("seed", "expand", "constrain")]
     assert (labels["supervision"], labels["seed_balance"], weights) == ("sec", True, [1, 0, 0])
-    assert {key: read["relabel_voc_animals"][key] for key in ("flip", "crf", "certain")} == {
-        "flip": True, "crf": True, "certain": 0,
+    assert {key: read["pseudo_labels_voc_animals"][key] for key in ("flip", "crf", "min_confidence")} == {
+        "flip": True, "crf": True, "min_confidence": 0,
     }  # fmt: skip
     for name in ("voc_animals", "photos"):
         stages = {key: stage["options"] for key, stage in read[name]["stages"].items()}
@@ -57,7 +57,7 @@ def test_the_recommended_recipe():
         assert stages["seeds"]["refine"] == "crf"
         learned = [stages[key]["data"]["cues"] for key in ("affinity", "first-network", "network")]
         assert learned == ["{seeds}", "{walk}", "{labels}"]
-        assert (stages["walk"]["cache"], stages["labels"]["agree"]) == ("{seeds}", "{walk}")
+        assert (stages["walk"]["cache"], stages["labels"]["consensus"]) == ("{seeds}", "{walk}")
         assert stages["val"]["checkpoint"] == "{network}/last.ckpt"
         for key in ("classifier", "affinity", "first-network", "network"):
             assert stages[key]["seed_everything"] == "{seed}"
@@ -118,7 +118,7 @@ def test_precision_is_auto_in_every_command():
         parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
         if "precision" in parameters:
             hints[name] = parameters["precision"].default
-    assert hints == dict.fromkeys(("seeds generate", "seeds propagate", "relabel", "evaluate", "predict"), "auto")
+    assert hints == dict.fromkeys(("seeds generate", "seeds refine", "pseudo-label", "evaluate", "predict"), "auto")
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])

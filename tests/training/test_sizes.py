@@ -7,10 +7,10 @@ from datamodules.cache import SeedCache
 from datamodules.errors import InputError
 from seeds.classifier import ClassifierTask
 from seeds.explaining import Explainer
-from seeds.propagate import propagate_seeds
+from seeds.refine import refine_seeds
 from tests.training.conftest import SIZE, trainer_of
 from training.inference import data_module, load_trained
-from training.relabel import relabel
+from training.pseudo_labels import pseudo_label
 
 LARGER = SIZE + 32
 
@@ -33,7 +33,7 @@ def test_evaluation_and_prediction(checkpoint, tmp_path):
 def test_labels_of_a_network(checkpoint, tmp_path):
     larger = of_eval_size(checkpoint, tmp_path)
     for given, size in (({}, LARGER), ({"size": SIZE}, SIZE)):
-        relabel(larger, tmp_path / str(size), **given, crf=False, num_workers=0, accelerator="cpu")
+        pseudo_label(larger, tmp_path / str(size), **given, crf=False, num_workers=0, accelerator="cpu")
         assert SeedCache(tmp_path / str(size)).manifest["size"] == size
 
 
@@ -41,7 +41,7 @@ def test_labels_of_a_walk(cues, boundaries, tmp_path):
     larger = of_eval_size(boundaries, tmp_path)
     for given, size in (({}, LARGER), ({"size": SIZE}, SIZE)):
         options = {"crf": False, "steps": 1, "num_workers": 0, "accelerator": "cpu"}
-        propagate_seeds(cues, larger, tmp_path / str(size), **given, **options)
+        refine_seeds(cues, larger, tmp_path / str(size), **given, **options)
         assert SeedCache(tmp_path / str(size)).manifest["size"] == size
 
 

@@ -29,10 +29,10 @@ from training.grids import resize
 from training.inference import PROBABILITY_FLOOR, TEST_CRF
 from training.task import SegmentationTask
 
-__all__ = ["labels_of", "relabel"]
+__all__ = ["pseudo_label", "pseudo_label_map"]
 
 
-def relabel(
+def pseudo_label(
     checkpoint: Path,
     output: Path,
     *,
@@ -43,8 +43,8 @@ def relabel(
     size: int | None = None,
     cue_stride: int = 4,
     crf: bool = True,
-    certain: float = 0.0,
-    agree: Path | None = None,
+    min_confidence: float = 0.0,
+    consensus: Path | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     shard_size: int = SHARD_SIZE,
@@ -57,7 +57,7 @@ def relabel(
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Label the pictures of a split by a segmentation network and their tags, as a seed cache to train on again.
+    """Label the images of a split by a segmentation network and their tags, as a seed cache to train on again.
 
     A class that a picture is not tagged with is left out before the softmax; what is left is smoothed by the dense CRF
     as at test time, and each cell becomes a cue of its likeliest class. The cache holds the probabilities of the tagged
@@ -73,10 +73,10 @@ def relabel(
         size: side in pixels to which pictures are warped at scale 1; the one validation had if not given.
         cue_stride: pixels a cell of the cues.
         crf: smooth with the dense CRF.
-        certain: cells whose likeliest class is less probable than this stay without a cue.
-        agree: a seed cache of the same pictures and classes, as that of the labels before these: cells that it labels
-            otherwise, or not at all, stay without a cue, and pictures that it has left out are left out. Two networks
-            seldom make the same mistake.
+        min_confidence: positions whose likeliest class is less probable than this stay without a cue.
+        consensus: a seed cache of the same images and classes, as that of the labels before these: positions that it
+            labels otherwise, or not at all, stay without a cue, and images that it has left out are left out. Two
+            networks seldom make the same mistake.
         batch_size: pictures at once; that of the training if not given.
         num_workers: processes that read pictures; as in training if not given.
         shard_size: pictures a file.
@@ -95,8 +95,8 @@ def relabel(
         InputError: a checkpoint, folder or number that is not usable; another process that makes the same cache; a
             disk that is full. Finished shards stay then.
     """
-    if not 0 <= certain < 1:
-        raise InputError(f"certain {certain} is outside 0..1")
+    if not 0 <= min_confidence < 1:
+        raise InputError(f"min_confidence {min_confidence} is outside 0..1")
     run = Run(
         shard_size,
         threads,
@@ -111,17 +111,17 @@ def relabel(
     task = load_task(checkpoint, SegmentationTask)
     given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
     source = Source.of(checkpoint, task.task_name, task.classes, **given)
-    others = None if agree is None else SeedCache(agree)
+    others = None if consensus is None else SeedCache(consensus)
     size = source.data.hparams["eval_size"] if size is None else size
     policy = ResizePolicy(size, tuple(scales), cue_stride)
     plan = source.provenance() | {
-        "method": "relabel", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
-        "flip": flip, "crf": dict(TEST_CRF) if crf else None, "certain": certain,
-        "agree": None if agree is None else fingerprint(agree), "source": source_revision(ALL_PACKAGES),
+        "method": "pseudo-label", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
+        "flip": flip, "crf": dict(TEST_CRF) if crf else None, "min_confidence": min_confidence,
+        "consensus": None if consensus is None else fingerprint(consensus), "source": source_revision(ALL_PACKAGES),
     }  # fmt: skip
-    rule, without = partial(labels_of, crf=crf, certain=certain), {}
+    rule, without = partial(pseudo_label_map, crf=crf, min_confidence=min_confidence), {}
     if others is not None:
-        rule, without = partial(agreed, rule=rule, others=others), source.left_out_of(others)
+        rule, without = partial(consensus_label_map, rule=rule, others=others), source.left_out_of(others)
     ask = partial(predicted, flip=flip)
     make_cache(output, plan, source, Asked(task, ask), rule, policy, run, without=without)
 
@@ -157,13 +157,13 @@ def predicted(network: torch.nn.Module, batch: ImageBatch, *, flip: bool) -> lis
     ]
 
 
-def labels_of(seed: Seed, *, crf: bool, certain: float) -> NDArray[np.uint8]:
+def pseudo_label_map(seed: Seed, *, crf: bool, min_confidence: float) -> NDArray[np.uint8]:
     """The label map of a picture, from its probabilities as they will come back from the cache.
 
     Args:
         seed: probabilities (k, h, w) of its classes, and the picture.
         crf: smooth them with the dense CRF, at the size the network saw the picture.
-        certain: the probability below which a cell stays without a cue.
+        min_confidence: the probability below which a cell stays without a cue.
 
     Returns:
         uint8 (h, w): 0 = background, 1..C = class, 255 = no cue.
@@ -177,11 +177,11 @@ def labels_of(seed: Seed, *, crf: bool, certain: float) -> NDArray[np.uint8]:
         probs = dense_crf(seed.image[None].contiguous(), logits, **TEST_CRF)
     share, place = probs[0].max(dim=0)
     names = np.array([0, *(seed.classes + 1)], np.uint8)
-    labels = np.where(share.numpy() < certain, NO_CUE, names[place.numpy()]).astype(np.uint8)
+    labels = np.where(share.numpy() < min_confidence, NO_CUE, names[place.numpy()]).astype(np.uint8)
     return resize_nearest(labels, h, w)
 
 
-def agreed(seed: Seed, *, rule: CueRule, others: SeedCache) -> NDArray[np.uint8]:
+def consensus_label_map(seed: Seed, *, rule: CueRule, others: SeedCache) -> NDArray[np.uint8]:
     """The label map of a picture, where another cache's agrees with it.
 
     Args:

@@ -3,17 +3,17 @@ import pytest
 import torch
 
 from datamodules.cache import SeedCache
-from seeds import refine
+from seeds import crf_refinement
+from seeds.crf_refinement import PIXELS, crf_settings, labelled, refined
 from seeds.generate import generate_seeds
-from seeds.refine import PIXELS, crf_settings, labelled, refined
 
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
 
 
 def test_confident_and_open_cells_by_hand(monkeypatch):
     """Without a CRF: 0.30 and above is the class, 0.05 and below background, the rest open; of two the higher."""
-    monkeypatch.setattr(refine, "dense_crf", lambda _picture, logits, **_numbers: logits.softmax(dim=1))
-    monkeypatch.setattr(refine, "PIXELS", 1)
+    monkeypatch.setattr(crf_refinement, "dense_crf", lambda _picture, logits, **_numbers: logits.softmax(dim=1))
+    monkeypatch.setattr(crf_refinement, "PIXELS", 1)
     first = np.array([[10, 3.1, 2.9, 0.6, 0.4, 0]], np.float32)
     second = np.array([[0, 0.35, 0.29, 0.04, 0.06, 1]], np.float32)
     cells = refined(np.array([4, 1]), np.stack([first, second]), GREY)
@@ -31,7 +31,7 @@ def test_what_the_crf_is_told(monkeypatch, number, others):
         seen.update(picture=picture, probs=logits.double().exp().numpy()[0], numbers=numbers)
         return logits.softmax(dim=1)
 
-    monkeypatch.setattr(refine, "dense_crf", spy)
+    monkeypatch.setattr(crf_refinement, "dense_crf", spy)
     maps = np.zeros((number, 1, 2), np.float32)
     maps[-1] = [0, 2]
     assert labelled(np.arange(number), maps, GREY, 0.5).tolist() == [[0, number]]
@@ -114,7 +114,7 @@ def test_the_manifest_holds_the_numbers_of_the_call(monkeypatch):
         calls.append(numbers)
         return logits
 
-    monkeypatch.setattr(refine, "dense_crf", crf)
+    monkeypatch.setattr(crf_refinement, "dense_crf", crf)
     maps = np.zeros((1, 8, 16), np.float32)
     maps[0, :4] = 1
     labelled(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25)
@@ -122,6 +122,6 @@ def test_the_manifest_holds_the_numbers_of_the_call(monkeypatch):
     expected = {key: value for key, value in recorded.items() if key not in ("certainty", "pixels_a_cell", "side")}
     expected["bilateral_sxy"] *= (32 * 64) ** 0.5 / recorded["side"]
     assert calls == [pytest.approx(expected)]
-    monkeypatch.setattr(refine, "CRF", {**refine.CRF, "iterations": 3})
+    monkeypatch.setattr(crf_refinement, "CRF", {**crf_refinement.CRF, "iterations": 3})
     labelled(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25)
     assert (crf_settings()["iterations"], calls[-1]["iterations"]) == (3, 3)

@@ -17,7 +17,7 @@ from tests.training.conftest import SIZE, data_of
 from tests.training.fits import fit
 from training.cli import main
 from training.inference import load_trained
-from training.relabel import labels_of, predicted, relabel
+from training.pseudo_labels import predicted, pseudo_label, pseudo_label_map
 
 
 class Scores(torch.nn.Module):
@@ -50,9 +50,9 @@ def seed_of(maps):
 
 def test_labels_by_hand():
     seed = seed_of([[[0.75, 0.25], [0.5, 0.0]], [[0.0, 0.25], [0.25, 0.125]]])  # background 0.25 0.5 / 0.25 0.875
-    assert labels_of(seed, crf=False, certain=0.0).tolist() == [[1, 0], [1, 0]]
-    assert labels_of(seed, crf=False, certain=0.7).tolist() == [[1, NO_CUE], [NO_CUE, 0]]
-    assert labels_of(seed_of(np.zeros((0, 2, 2))), crf=False, certain=0.5).tolist() == [[0, 0], [0, 0]]
+    assert pseudo_label_map(seed, crf=False, min_confidence=0.0).tolist() == [[1, 0], [1, 0]]
+    assert pseudo_label_map(seed, crf=False, min_confidence=0.7).tolist() == [[1, NO_CUE], [NO_CUE, 0]]
+    assert pseudo_label_map(seed_of(np.zeros((0, 2, 2))), crf=False, min_confidence=0.5).tolist() == [[0, 0], [0, 0]]
 
 
 def test_the_crf_follows_the_picture():
@@ -62,8 +62,8 @@ def test_the_crf_follows_the_picture():
     picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
     picture[:, :, :20] = 255
     seed = Seed("a", np.array([1]), maps.astype(np.float32), None, picture)
-    assert (labels_of(seed, crf=False, certain=0.0) == 2).sum() == 32
-    found = labels_of(seed, crf=True, certain=0.0)
+    assert (pseudo_label_map(seed, crf=False, min_confidence=0.0) == 2).sum() == 32
+    found = pseudo_label_map(seed, crf=True, min_confidence=0.0)
     assert (found[:, :5] == 2).all()
     assert (found[:, 5:] == 0).all()
 
@@ -72,8 +72,8 @@ def test_the_crf_follows_the_picture():
 def labels(checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("labels") / "cache"
     words = ["--checkpoint", str(checkpoint), "--output", str(path), "--num_workers", "0", "--shard_size", "4"]
-    assert main(["relabel", *words, "--accelerator", "cpu"]) == 0
-    assert main(["relabel", *words, "--accelerator", "cpu"]) == 0  # is there already
+    assert main(["pseudo-label", *words, "--accelerator", "cpu"]) == 0
+    assert main(["pseudo-label", *words, "--accelerator", "cpu"]) == 0  # is there already
     return path
 
 
@@ -85,24 +85,24 @@ def test_another_setting_is_refused_by_name(labels, checkpoint, voc, tmp_path, c
     first = next((tags / "ImageSets/Main").glob("*_train.txt"))
     first.write_text(first.read_text().replace("-1", "1", 1))
     others = {
-        "certain": "0.5",
+        "min_confidence": "0.5",
         "crf": "false",
         "flip": "true",
         "scales": "[0.5]",
         "precision": "bf16-mixed",
         "size": "32",
     }
-    others |= {"cue_stride": "8", "agree": str(labels), "root": str(tags)}
+    others |= {"cue_stride": "8", "consensus": str(labels), "root": str(tags)}
     for option, value in others.items():
-        assert main(["relabel", *words, "--output", str(labels), f"--{option}", value]) == 1
+        assert main(["pseudo-label", *words, "--output", str(labels), f"--{option}", value]) == 1
         setting = "labels_sha256" if option == "root" else option
         assert f"exists already, made with {setting} " in capsys.readouterr().err
 
 
 def test_every_option_counts(labels, voc, checkpoint, tmp_path):
     """A cache of other options beside what the same network says, asked here view by view."""
-    given = {"scales": (1.0, 1.5), "flip": True, "crf": False, "certain": 0.5, "size": 32}
-    relabel(checkpoint, tmp_path / "c", **given, num_workers=0, accelerator="cpu")
+    given = {"scales": (1.0, 1.5), "flip": True, "crf": False, "min_confidence": 0.5, "size": 32}
+    pseudo_label(checkpoint, tmp_path / "c", **given, num_workers=0, accelerator="cpu")
     cache, trained = SeedCache(tmp_path / "c"), load_trained(checkpoint)
     photos = data_of(voc).photos("train")
     index = next(i for i, own in enumerate(photos.labels) if own.sum() > 1)
@@ -124,7 +124,7 @@ def test_every_option_counts(labels, voc, checkpoint, tmp_path):
 
 
 def test_the_crf_is_asked_for(labels, checkpoint, tmp_path):
-    relabel(checkpoint, tmp_path / "c", crf=False, num_workers=0, shard_size=4, accelerator="cpu")
+    pseudo_label(checkpoint, tmp_path / "c", crf=False, num_workers=0, shard_size=4, accelerator="cpu")
     plain, smoothed = SeedCache(tmp_path / "c"), SeedCache(labels)
     assert any((plain.cues(name) != smoothed.cues(name)).any() for name in plain.ids)
     for name in plain.ids:
@@ -164,11 +164,11 @@ def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
             cues = first.cues(name)[::2, ::2].copy()
             cues[len(cues) // 2 :] = NO_CUE
             writer.add(name, cues)
-    words = ["relabel", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "new"), "--num_workers", "0"]
-    words += ["--accelerator", "cpu", "--agree"]
+    words = ["pseudo-label", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "new"), "--num_workers", "0"]
+    words += ["--accelerator", "cpu", "--consensus"]
     assert main([*words, str(tmp_path / "other")]) == 0
     new, other = SeedCache(tmp_path / "new"), SeedCache(tmp_path / "other")
-    assert new.manifest["agree"] == fingerprint(tmp_path / "other")
+    assert new.manifest["consensus"] == fingerprint(tmp_path / "other")
     for name in first.ids:
         coarse = other.cues(name).repeat(2, axis=0).repeat(2, axis=1)
         assert np.array_equal(new.cues(name), np.where(first.cues(name) == coarse, first.cues(name), NO_CUE))
@@ -183,12 +183,12 @@ def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [(["--size", "0"], "size must be"), (["--scales", "[.nan]"], "scales"), (["--num_workers", "-1"], "num_workers"),
-     (["--certain", "1.0"], "certain 1.0 is outside"), (["--scales", "[]"], "scales"),
+     (["--min_confidence", "1.0"], "min_confidence 1.0 is outside"), (["--scales", "[]"], "scales"),
      (["--cue_stride", "0"], "cue_stride"),
      (["--split", "night"], "night"), (["--threads", "0"], "threads")],
 )  # fmt: skip
 def test_bad_arguments(checkpoint, tmp_path, words, says, capsys):
-    command = ["relabel", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x"), "--num_workers", "0"]
+    command = ["pseudo-label", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x"), "--num_workers", "0"]
     assert main([*command, *words]) == 1
     assert says in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
@@ -196,5 +196,5 @@ def test_bad_arguments(checkpoint, tmp_path, words, says, capsys):
 
 def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
     (tmp_path / "x.ckpt").write_bytes(b"nothing")
-    assert main(["relabel", "--checkpoint", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "x")]) == 1
+    assert main(["pseudo-label", "--checkpoint", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "x")]) == 1
     assert "x.ckpt" in capsys.readouterr().err

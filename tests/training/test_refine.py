@@ -1,4 +1,4 @@
-"""`fit` on affinities and `tag2mask seeds propagate`: a cache whose maps have walked."""
+"""`fit` on affinities and `tag2mask seeds refine`: a cache whose maps have walked."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from seeds.affinity.walk import random_walk
 from seeds.checkpoint import load_task
 from seeds.making.asking import Seed
 from seeds.making.batches import ImageBatch
-from seeds.propagate import labels_of, walked
+from seeds.refine import refined_label_map, walked
 from tests.training.conftest import data_of
 from tests.training.fits import fit
 from training.cli import main
@@ -20,10 +20,10 @@ from training.cli import main
 def test_labels_by_hand():
     maps = np.array([[[2.0, 1.0], [0.5, 0.0]], [[0.0, 0.75], [0.25, 0.1]]], np.float32)  # of maxima 2 and 0.75
     seed = Seed("a", np.array([0, 2]), maps, None, torch.zeros(3, 8, 8, dtype=torch.uint8))
-    assert labels_of(seed, fg_threshold=0.3, crf=False).tolist() == [[1, 3], [3, 0]]
-    assert labels_of(seed, fg_threshold=0.6, crf=False).tolist() == [[1, 3], [0, 0]]
+    assert refined_label_map(seed, fg_threshold=0.3, crf=False).tolist() == [[1, 3], [3, 0]]
+    assert refined_label_map(seed, fg_threshold=0.6, crf=False).tolist() == [[1, 3], [0, 0]]
     none = Seed("a", np.zeros(0, int), np.zeros((0, 2, 2), np.float32), None, seed.image)
-    assert labels_of(none, fg_threshold=0.3, crf=True).tolist() == [[0, 0], [0, 0]]
+    assert refined_label_map(none, fg_threshold=0.3, crf=True).tolist() == [[0, 0], [0, 0]]
 
 
 def test_the_crf_follows_the_picture():
@@ -31,7 +31,7 @@ def test_the_crf_follows_the_picture():
     maps[0, :, :4] = 1
     picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
     picture[:, :, :20] = 255
-    found = labels_of(Seed("a", np.array([1]), maps, None, picture), fg_threshold=0.25, crf=True)
+    found = refined_label_map(Seed("a", np.array([1]), maps, None, picture), fg_threshold=0.25, crf=True)
     assert (found == np.where(np.arange(8) < 5, 2, 0)).all()
 
 
@@ -40,7 +40,7 @@ def test_the_threshold_counts_with_the_crf_too():
     maps = np.zeros((1, 8, 8), np.float32)
     maps[0, :, :2], maps[0, :, 2:4] = 1, 0.5
     seed = Seed("a", np.array([1]), maps, None, torch.full((3, 32, 32), 90, dtype=torch.uint8))
-    cells = [(labels_of(seed, fg_threshold=t, crf=True) == 2).sum() for t in (0.3, 0.7)]
+    cells = [(refined_label_map(seed, fg_threshold=t, crf=True) == 2).sum() for t in (0.3, 0.7)]
     assert cells[0] > cells[1] + 8
 
 
@@ -74,9 +74,9 @@ def test_each_picture_walks_with_its_own_maps_and_boundary(tmp_path):
     assert [seed.image.tolist() for seed in found] == images.tolist()
 
 
-def propagate(cache, boundaries, output, *words):
+def refine(cache, boundaries, output, *words):
     given = ["--cache", str(cache), "--checkpoint", str(boundaries), "--output", str(output)]
-    return main(["seeds", "propagate", *given, "--num_workers", "0", "--accelerator", "cpu", *words])
+    return main(["seeds", "refine", *given, "--num_workers", "0", "--accelerator", "cpu", *words])
 
 
 def copied(old, path, *, maps_of=None, left_out=None):
@@ -102,7 +102,7 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
     varied = copied(
         SeedCache(cues), tmp_path / "set out", maps_of=lambda _name, own, maps: (own, uneven(generator, maps))
     )
-    assert propagate(varied, boundaries, tmp_path / "walked", *words) == 0
+    assert refine(varied, boundaries, tmp_path / "walked", *words) == 0
     new, old, photos = SeedCache(tmp_path / "walked"), SeedCache(varied), data_of(voc).photos("train", labels=False)
     assert new.ids == photos.ids
     assert (new.manifest["steps"], new.manifest["cache"]) == (8, fingerprint(varied))
@@ -116,14 +116,16 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
     wanted = random_walk(large, boundary, steps=8, radius=3, beta=2)
     np.testing.assert_allclose(new.maps(name)[1], wanted, atol=2e-3)
     assert new.maps(name)[0].tolist() == classes.tolist()
-    wanted = labels_of(Seed(name, classes, new.maps(name)[1], None, torch.zeros(0)), fg_threshold=0.6, crf=False)
+    wanted = refined_label_map(
+        Seed(name, classes, new.maps(name)[1], None, torch.zeros(0)), fg_threshold=0.6, crf=False
+    )
     assert np.array_equal(new.cues(name), wanted)
     assert set(np.unique(wanted)) == {0, *(classes + 1)}
     assert main(["seeds", "verify", "--cache", str(tmp_path / "walked")]) == 0
     others = {"steps": "9", "radius": "4", "beta": "3", "fg_threshold": "0.5", "crf": "true", "precision": "bf16-mixed"}
     others |= {"size": "32", "cue_stride": "8", "cache": str(tmp_path / "walked")}
     for option, value in others.items():
-        assert propagate(varied, boundaries, tmp_path / "walked", *words, f"--{option}", value) == 1
+        assert refine(varied, boundaries, tmp_path / "walked", *words, f"--{option}", value) == 1
         assert f"exists already, made with {option}" in capsys.readouterr().err
 
 
@@ -137,7 +139,7 @@ def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
         ((cues, checkpoint), "checkpoint of a segmentation; one of a boundary network"),
         ((tmp_path / "lacking", boundaries), "lacks"), ((tmp_path / "none", boundaries), "is not a finished seed"),
     ):  # fmt: skip
-        assert propagate(given[0], given[1], tmp_path / "out", *given[2:]) == 1
+        assert refine(given[0], given[1], tmp_path / "out", *given[2:]) == 1
         assert says in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
@@ -147,7 +149,7 @@ def test_labels_only_have_no_maps_to_walk(cues, boundaries, tmp_path, capsys):
     with CacheWriter(tmp_path / "labels", old.classes, {}) as writer:
         for name in old.ids:
             writer.add(name, old.cues(name))
-    assert propagate(tmp_path / "labels", boundaries, tmp_path / "out") == 1
+    assert refine(tmp_path / "labels", boundaries, tmp_path / "out") == 1
     assert "has no maps" in capsys.readouterr().err
 
 
@@ -156,9 +158,16 @@ def test_pictures_left_out_stay_so(cues, boundaries, checkpoint, tmp_path, capsy
     old = SeedCache(cues)
     lost = {old.ids[1]: "it was on the moon"}
     copied(old, tmp_path / "fewer", left_out=lost)
-    assert propagate(tmp_path / "fewer", boundaries, tmp_path / "walked", "--steps", "2", "--crf", "false") == 0
-    words = ["--checkpoint", str(checkpoint), "--agree", str(tmp_path / "fewer"), "--output", str(tmp_path / "labels")]
-    assert main(["relabel", *words, "--num_workers", "0", "--accelerator", "cpu"]) == 0
+    assert refine(tmp_path / "fewer", boundaries, tmp_path / "walked", "--steps", "2", "--crf", "false") == 0
+    words = [
+        "--checkpoint",
+        str(checkpoint),
+        "--consensus",
+        str(tmp_path / "fewer"),
+        "--output",
+        str(tmp_path / "labels"),
+    ]
+    assert main(["pseudo-label", *words, "--num_workers", "0", "--accelerator", "cpu"]) == 0
     for name in ("walked", "labels"):
         new = SeedCache(tmp_path / name)
         assert new.left_out == lost
@@ -175,7 +184,7 @@ def test_the_tags_of_today_decide(cues, boundaries, voc, tmp_path, capsys):
         return np.arange(number), np.ones((number, *maps.shape[1:]), np.float32)
 
     copied(old, tmp_path / "more", maps_of=more)
-    assert propagate(tmp_path / "more", boundaries, tmp_path / "walked", "--steps", "2", "--crf", "false") == 0
+    assert refine(tmp_path / "more", boundaries, tmp_path / "walked", "--steps", "2", "--crf", "false") == 0
     new = SeedCache(tmp_path / "walked")
     for name, own in zip(photos.ids, photos.labels, strict=True):
         assert new.maps(name)[0].tolist() == np.flatnonzero(own).tolist()
@@ -184,7 +193,7 @@ def test_the_tags_of_today_decide(cues, boundaries, voc, tmp_path, capsys):
         return (classes + 1) % number, maps
 
     copied(old, tmp_path / "other", maps_of=other)
-    assert propagate(tmp_path / "other", boundaries, tmp_path / "out") == 1
+    assert refine(tmp_path / "other", boundaries, tmp_path / "out") == 1
     assert "has no map of class" in capsys.readouterr().err
 
 
@@ -210,7 +219,7 @@ def test_maps_belong_to_class_ids_not_to_an_order(voc, boundaries, tmp_path):
         words = ["--format=irn", f"--source={tmp_path / 'irn'}", f"--output={imported}", f"--classes={classes}"]
         assert main(["seeds", "import", *words, "--grid=8"]) == 0
         words = ["--steps=8", "--radius=3", "--beta=2", "--fg_threshold=0.6", "--crf=false"]
-        assert propagate(imported, tmp_path / f"{key}.ckpt", refined, *words) == 0
+        assert refine(imported, tmp_path / f"{key}.ckpt", refined, *words) == 0
         assert fit(voc, refined, tmp_path / f"{key}-run", f"--data.classes={classes}") == 0  # sets the seed, too
         data = data_of(voc, classes=classes, targets="cues", cues=str(refined), cue_stride=4)
         data.setup("fit")
