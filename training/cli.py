@@ -31,11 +31,11 @@ FUNCTIONS = {
     "synthesize": ("datamodules.synthesize:synthesize", "write the embedded data set as a VOC folder"),
     "seeds generate": (
         "seeds.generate:generate_seeds",
-        "ask a classifier where it looks, and keep the answers as a seed cache",
+        "localize the tags of images by a classifier and Grad-CAM: a seed cache",
     ),
     "seeds evaluate": ("seeds.scoring.quality:evaluate_seeds", "score a seed cache against masks"),
-    "seeds import": ("seeds.importing:import_seeds", "turn seeds that others made into a seed cache"),
-    "seeds export": ("seeds.exporting:export_seeds", "write a seed cache in the files of others"),
+    "seeds import": ("seeds.importing:import_seeds", "convert seeds of other tools to a seed cache"),
+    "seeds export": ("seeds.exporting:export_seeds", "convert a seed cache to files of other tools"),
     "seeds threshold": (
         "seeds.threshold:threshold_seeds",
         "threshold the maps of a seed cache again",
@@ -46,22 +46,22 @@ FUNCTIONS = {
     ),
     "seeds show": (
         "training.show:show_seeds",
-        "a page of pictures by stages: what each of several seed caches says of them",
+        "a page of images by stages: the cues of several seed caches",
     ),
-    "seeds verify": ("datamodules.cache.check:verify_cache", "check that all of a seed cache is what was written"),
-    "seeds info": ("datamodules.cache.check:print_info", "print how a seed cache was made"),
+    "seeds verify": ("datamodules.cache.check:verify_cache", "check every byte of a seed cache"),
+    "seeds info": ("datamodules.cache.check:print_info", "print the settings and sources of a seed cache"),
     "pseudo-label": (
         "training.pseudo_labels:pseudo_label",
         "label training images by a trained network and their tags, as a seed cache to train on again",
     ),
     "evaluate": (
         "training.scoring.evaluation:evaluate",
-        "score a segmentation checkpoint or a folder of masks: per-class IoU, metrics.json, a page of pictures",
+        "score a segmentation checkpoint or a folder of masks: per-class IoU, metrics.json, a page of images",
     ),
     "compare": ("training.scoring.compare:compare", "the figures of several evaluations side by side: compare A B ..."),
-    "predict": ("training.predict:predict", "write masks for photos"),
+    "predict": ("training.predict:predict", "write masks for images"),
     "export": ("training.export:export", "write a trained network as TorchScript, ONNX or SMP's own files"),
-    "explain": ("training.explain:explain", "show where a classifier looks in photos, by many methods"),
+    "explain": ("training.explain:explain", "figures of where a classifier looks, by many CAM methods"),
 }
 SHARED = (
     "seeds generate",
@@ -156,7 +156,7 @@ def run_command(words: list[str]) -> None:
 def overview(group: str = "") -> str:
     """The page of `--help`: the commands (of a group), a line each."""
     about = LIGHTNING | RECIPE | {name: line for name, (_, line) in FUNCTIONS.items()}
-    rows = [f"  {name:<16}{about[name]}" for name in OVERVIEW if name.startswith(group)]
+    rows = [f"  {name:<18}{about[name]}" for name in OVERVIEW if name.startswith(group)]
     return "\n".join(
         [
             f"usage: tag2mask {group}{' ' if group else ''}COMMAND [--config FILE.yaml] [--option value ...]",
