@@ -81,7 +81,7 @@ def mask_boxes(mask: np.ndarray) -> list[Box]:
 
 
 def true_boxes(image: Path, mask: np.ndarray, classes: Sequence[str]) -> list[Box]:
-    """A picture's boxes: those of its annotation in a VOC folder, or else around the parts of its mask.
+    """An image's boxes: those of its annotation in a VOC folder, or else around the parts of its mask.
 
     Args:
         image: ``JPEGImages/<id>.jpg``, beside which ``Annotations/<id>.xml`` may be.

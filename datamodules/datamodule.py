@@ -33,7 +33,7 @@ Batches = DataLoader[dict[str, Any]]
 
 
 class TagDataModule(pl.LightningDataModule):
-    """Pictures with image-level tags, and whichever of cues and masks a training asks for.
+    """Images with image-level tags, and whichever of cues and masks a training asks for.
 
     Training batches hold ``image`` float32 (B, 3, S, S), ``labels`` float32 (B, C), ``id``, ``size`` int64 (B, 2) and,
     by ``targets``, ``cues`` bool (B, C+1, h, w) or ``mask`` int64 (B, S, S). Those of the other loaders are not
@@ -57,13 +57,13 @@ class TagDataModule(pl.LightningDataModule):
         cues: The seed cache's folder, for ``targets: cues``.
         cues_made_by: The classifier's checkpoint that the cues must be from; the cache's record of it is compared.
         cue_stride: Pixels to a cell of the cues: a side of the grid has ⌈size / cue_stride⌉ cells.
-        size: Side S in pixels to which pictures are warped.
-        eval_size: The same for validation, test and prediction, where pictures are whole: a network trained on random
-            crops has seen things larger than they are in whole pictures, and is right more often a size up
+        size: Side S in pixels to which images are warped.
+        eval_size: The same for validation, test and prediction, where images are whole: a network trained on random
+            crops has seen things larger than they are in whole images, and is right more often a size up
             (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019). None: as ``size``.
-        augment: Random changes of training pictures; null for none.
-        batch_size: Pictures in a batch of one process.
-        num_workers: Processes that read pictures.
+        augment: Random changes of training images; null for none.
+        batch_size: Images in a batch of one process.
+        num_workers: Processes that read images.
         max_unreadable: The share of images that may be unreadable: they are left out and listed, and in training
             others take their places. With more of them, the run ends.
         strict: Accept no unreadable image.
@@ -112,7 +112,7 @@ class TagDataModule(pl.LightningDataModule):
             raise InputError(f"num_workers is {num_workers}, and must be at least 0.")
         self.root = Path(root).expanduser()
         self.listing = None if layout == "voc" else _listing(layout, self.root, labels, masks)
-        """All pictures of one's own; None for ``voc``."""
+        """All images of one's own; None for ``voc``."""
         if self.listing is None and classes is not None and not download:
             require_voc(self.root)  # else a class of a missing folder's classes.txt would be called unknown
         source = voc_classes(self.root) if self.listing is None else listing_classes(self.listing, self.root)
@@ -167,11 +167,11 @@ class TagDataModule(pl.LightningDataModule):
             download_voc(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Finds and checks the pictures of a stage (fit, validate, test or predict).
+        """Finds and checks the images of a stage (fit, validate, test or predict).
 
         Raises:
-            InputError: A folder, list, picture, label or mask is missing or does not fit; the labels of a split are
-                all zero; the seed cache lacks pictures or has other classes.
+            InputError: A folder, list, image, label or mask is missing or does not fit; the labels of a split are
+                all zero; the seed cache lacks images or has other classes.
         """
         hp = self.hparams
         if stage in (None, "fit") and "train" not in self._datasets:
@@ -253,7 +253,7 @@ class TagDataModule(pl.LightningDataModule):
         return self._eval_loader(self._datasets["test"])
 
     def eval_loader(self, photos: PhotoSet) -> Batches:
-        """Batches of any pictures in their order, not augmented; see `photos` and `datamodules.photos.file_photos`."""
+        """Batches of any images in their order, not augmented; see `photos` and `datamodules.photos.file_photos`."""
         return self._eval_loader(TagDataset(photos, self.hparams["eval_size"]))
 
     def _eval_loader(self, data: TagDataset, *, keep: bool = False) -> Batches:
@@ -274,10 +274,10 @@ class TagDataModule(pl.LightningDataModule):
 
 
 def covered(cache: SeedCache, photos: PhotoSet) -> PhotoSet:
-    """The pictures of ``photos`` that ``cache`` holds; those that it says were left out are told on the terminal.
+    """The images of ``photos`` that ``cache`` holds; those that it says were left out are told on the terminal.
 
     Raises:
-        InputError: ``cache`` was made for other classes, lacks a picture and says nothing of it, or lacks all.
+        InputError: ``cache`` was made for other classes, lacks an image and says nothing of it, or lacks all.
     """
     if tuple(cache.classes) != photos.classes:
         raise InputError(
@@ -290,12 +290,12 @@ def covered(cache: SeedCache, photos: PhotoSet) -> PhotoSet:
     if unknown or not there.any():
         name = (unknown or lacking)[0]
         raise InputError(
-            f"the seed cache lacks {len(unknown or lacking)} of the {len(photos)} pictures, first {name}: "
+            f"the seed cache lacks {len(unknown or lacking)} of the {len(photos)} images, first {name}: "
             "make seeds of this split."
         )
     if lacking:
         print_message(
-            f"{len(lacking)} of {len(photos)} pictures are left out, of which the seed cache has no cues; first "
+            f"{len(lacking)} of {len(photos)} images are left out, of which the seed cache has no cues; first "
             f"{lacking[0]}: {cache.left_out[lacking[0]]}"
         )
     return photos.subset(np.flatnonzero(there))

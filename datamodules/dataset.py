@@ -1,4 +1,4 @@
-"""Pictures, labels, masks and cues as items and batches."""
+"""Images, labels, masks and cues as items and batches."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _ATTEMPTS = 16  # images that are tried, one after the other, in place of one th
 
 
 class TagDataset(Dataset[dict[str, Any]]):
-    """Reads the pictures of a `PhotoSet` one by one.
+    """Reads the images of a `PhotoSet` one by one.
 
-    An item holds ``image`` uint8 (S, S, 3), ``labels`` float32 (C,), ``id`` str, ``size`` (H, W) of the picture on
+    An item holds ``image`` uint8 (S, S, 3), ``labels`` float32 (C,), ``id`` str, ``size`` (H, W) of the image on
     disk; where the photo set has masks ``mask`` uint8, (S, S) when training and (H, W) else, all 255 for an image
     without one; where ``cues`` is given ``cues`` uint8 (h, w), a label map (0 background, 1..C, 255 none) with
     h = w = ⌈S / cue_stride⌉. `collate` makes batches of them.
@@ -44,10 +44,10 @@ class TagDataset(Dataset[dict[str, Any]]):
     Args:
         photos: What to read.
         size: S.
-        training: Masks are warped and augmented with the picture; else they keep their own size.
+        training: Masks are warped and augmented with the image; else they keep their own size.
         augment: Random changes; None for the plain warp.
-        cues: Cache with the cues of every picture.
-        cue_stride: Pixels of the transformed picture to a cell of the cues.
+        cues: Cache with the cues of every image.
+        cue_stride: Pixels of the transformed image to a cell of the cues.
         originals: Whether items hold ``original``, the image uint8 (H, W, 3) as it is on disk, too.
     """
 
@@ -101,7 +101,7 @@ class TagDataset(Dataset[dict[str, Any]]):
             if mask.shape != image.shape[:2]:
                 raise InputError(
                     f"mask {photos.masks[index]} is {mask.shape[1]}x{mask.shape[0]}, "
-                    f"and its picture {photos.images[index]} is {image.shape[1]}x{image.shape[0]}."
+                    f"and its image {photos.images[index]} is {image.shape[1]}x{image.shape[0]}."
                 )
         cues = None if self.cues is None else self.cues.cues(photos.ids[index])
         moved = self.transform(image, seed=seed, mask=mask if self.training else None, cues=cues)
@@ -125,7 +125,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         ``image`` float32 (B, 3, S, S), ImageNet-normalised RGB; ``labels`` float32 (B, C); ``id`` list of B str;
-        ``size`` int64 (B, 2), the pictures' own (H, W); where items have them ``mask`` int64 (B, Hmax, Wmax), padded
+        ``size`` int64 (B, 2), the images' own (H, W); where items have them ``mask`` int64 (B, Hmax, Wmax), padded
         with 255 to the right and below, ``cues`` bool (B, C+1, h, w), channel 0 = background, and ``original``, a list
         of uint8 (H, W, 3). ``unreadable`` lists ids and reasons of images that could not be read, if there are any:
         B is smaller where they were not replaced. Where B is 0, there is nothing but ``image`` (0, 3, 0, 0), ``id``

@@ -26,7 +26,7 @@ def download_voc(root: Path) -> None:
     """Fetches VOC 2012 (2 GB) and SBD (1.4 GB) through torchvision; adds SegmentationClassAug and ``trainaug.txt``.
 
     Nothing is fetched or written if ``trainaug.txt`` is there. SBD itself lies beside ``VOCdevkit`` in ``sbd``.
-    Labels of all pictures are in ``Annotations`` (``labels: xml``).
+    Labels of all images are in ``Annotations`` (``labels: xml``).
 
     Args:
         root: Where VOC shall be; ends in ``VOCdevkit/VOC2012``, as VOC's archive has it.
@@ -59,7 +59,7 @@ def download_voc(root: Path) -> None:
 def add_sbd(root: Path, sbd: Path) -> None:
     """Writes SegmentationClassAug and ``trainaug.txt`` into a VOC folder.
 
-    A picture with a mask of VOC's keeps it; the others get SBD's. ``trainaug`` has 10,582 pictures.
+    An image with a mask of VOC's keeps it; the others get SBD's. ``trainaug`` has 10,582 images.
 
     Args:
         root: VOC 2012.
@@ -89,7 +89,7 @@ def add_sbd(root: Path, sbd: Path) -> None:
 
 
 def trainaug_ids(train: set[str], val: set[str], sbd: set[str]) -> list[str]:
-    """The pictures of ``trainaug``, sorted: VOC's train and all of SBD, without VOC's val."""
+    """The images of ``trainaug``, sorted: VOC's train and all of SBD, without VOC's val."""
     return sorted((train | sbd) - val)
 
 

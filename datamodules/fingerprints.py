@@ -19,9 +19,9 @@ def fingerprint(path: Path, leave_out: Path | None = None) -> str | None:
     """What a file or a folder holds.
 
     A file is told by its bytes. A seed cache is told by its manifest, which holds the checksums of all that is in it,
-    less where its makers' files lay and when it was made. Any other folder, such as pictures with their labels, is told
+    less where its makers' files lay and when it was made. Any other folder, such as images with their labels, is told
     by the names and sizes of all files in it and beneath (hidden ones left out), and the bytes of those that are lists
-    or labels (``.csv .json .npy .txt .xml .yaml``): a picture that is changed and keeps its size to the byte is not
+    or labels (``.csv .json .npy .txt .xml .yaml``): an image that is changed and keeps its size to the byte is not
     noticed.
 
     Args:

@@ -27,10 +27,10 @@ _ALL, _TRAIN, _VAL = ("all",), ("train", "trainaug"), ("val", "test")
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures and their tags, N of each.
+    """Images and their tags, N of each.
 
     Attributes:
-        ids: Path of the picture inside the folder, without its end.
+        ids: Path of the image inside the folder, without its end.
         images: Its file.
         tags: Its tags.
         source: Where the tags were read, for messages.
@@ -43,14 +43,14 @@ class Listing:
 
 
 def read_csv(root: Path, name: str = "tags.csv") -> Listing:
-    """Pictures and tags from a CSV with the columns ``file,tags``.
+    """Images and tags from a CSV with the columns ``file,tags``.
 
     ``file`` is a path inside ``root``. ``tags`` are separated by ``;``, ``|`` or, inside quotes, ``,``; a tag may
-    hold spaces; an empty cell is a picture that shows none of the classes. Other columns are skipped.
+    hold spaces; an empty cell is an image that shows none of the classes. Other columns are skipped.
 
     Raises:
-        InputError: The CSV is missing or malformed, names a picture that is not there, names one twice, or lacks
-            a picture that lies beside those it names.
+        InputError: The CSV is missing or malformed, names an image that is not there, names one twice, or lacks
+            an image that lies beside those it names.
     """
     path = root / name
     _require_folder(root)
@@ -70,7 +70,7 @@ def read_csv(root: Path, name: str = "tags.csv") -> Listing:
     images = [root / file for file, _ in rows]
     absent = next((image for image in images if not image.is_file()), None)
     if absent is not None:
-        raise InputError(f"{path} names {absent.relative_to(root)}, and there is no such picture in {root}.")
+        raise InputError(f"{path} names {absent.relative_to(root)}, and there is no such image in {root}.")
     tags = [frozenset(tag.strip() for tag in re.split("[;|,]", cell) if tag.strip()) for _, cell in rows]
     _refuse_untagged(path, images)
     return _listing(root, images, tags, path)
@@ -82,23 +82,23 @@ def _refuse_untagged(path: Path, images: Sequence[Path]) -> None:
     untagged = [picture for picture in beside if picture not in named]
     if untagged:
         raise InputError(
-            f"{path} has no row for {len(untagged)} pictures beside those it names, first {untagged[0].name}: "
+            f"{path} has no row for {len(untagged)} images beside those it names, first {untagged[0].name}: "
             "give each a row, with empty tags if it shows none of the classes."
         )
 
 
 def read_tag_folders(root: Path, masks: str | None = None) -> Listing:
-    """Pictures whose tag is the name of the folder they lie in.
+    """Images whose tag is the name of the folder they lie in.
 
-    A picture that shows two things may lie in both folders: files of one name and the same bytes are one picture
+    An image that shows two things may lie in both folders: files of one name and the same bytes are one image
     with both tags, and its id is the first of them.
 
     Args:
-        root: The folder of folders; hidden ones and those without a picture are passed over.
+        root: The folder of folders; hidden ones and those without an image are passed over.
         masks: A folder in ``root`` that is no tag.
 
     Raises:
-        InputError: There is no picture in any folder.
+        InputError: There is no image in any folder.
     """
     _require_folder(root)
     images: list[Path] = []
@@ -131,7 +131,7 @@ def listing_classes(listing: Listing, root: Path) -> tuple[str, ...]:
             check_classes(found, known, f"in {path}")
         return known
     if not found:
-        raise InputError(f"{listing.source} gives no picture any tag.")
+        raise InputError(f"{listing.source} gives no image any tag.")
     return check_classes(found, found, f"in {listing.source}")
 
 
@@ -146,19 +146,19 @@ def listing_photos(
 ) -> PhotoSet:
     """One part of a listing.
 
-    Which part a picture belongs to is told by a hash of its id alone, so that it stays there when others are added.
+    Which part an image belongs to is told by a hash of its id alone, so that it stays there when others are added.
 
     Args:
-        listing: All pictures.
+        listing: All images.
         root: Their folder.
         split: ``train`` (or ``trainaug``), ``val`` (or ``test``), or ``all``.
         classes: Which classes; None for all. Tags outside them do not count.
         masks: Name of a folder in ``root`` with ``<id>.png``, ``auto`` for ``masks`` if there is one; None for none.
             Their index i is the i-th class of `listing_classes`.
-        val_fraction: The part of the pictures that is ``val``.
+        val_fraction: The part of the images that is ``val``.
 
     Raises:
-        InputError: No such split, class or masks' folder; or no picture in the split.
+        InputError: No such split, class or masks' folder; or no image in the split.
     """
     source = listing_classes(listing, root)
     chosen = source if classes is None else check_classes(classes, source, f"of {listing.source}")
@@ -167,7 +167,7 @@ def listing_photos(
         raise InputError(f"there is no split {split!r}: these photos have train, val and all.")
     keep = np.flatnonzero(in_val if split in _VAL else ~in_val if split in _TRAIN else np.ones_like(in_val))
     if not keep.size:
-        raise InputError(f"none of the {len(in_val)} pictures of {root} falls to {split!r}: change val_fraction.")
+        raise InputError(f"none of the {len(in_val)} images of {root} falls to {split!r}: change val_fraction.")
     if masks == "auto":
         masks = MASK_FOLDER if (root / MASK_FOLDER).is_dir() else None
     if masks is not None and not (root / masks).is_dir():
@@ -181,11 +181,11 @@ def listing_photos(
 
 def _listing(root: Path, images: Sequence[Path], tags: Iterable[frozenset[str]], source: Path) -> Listing:
     if not images:
-        raise InputError(f"{source} holds no picture ({', '.join(IMAGE_SUFFIXES)}).")
+        raise InputError(f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
     ids = tuple(image.relative_to(root).with_suffix("").as_posix() for image in images)
     if len(set(ids)) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
-        raise InputError(f"{source}: two pictures are called {twice!r}; rename one of them or drop its second row.")
+        raise InputError(f"{source}: two images are called {twice!r}; rename one of them or drop its second row.")
     return Listing(ids, tuple(images), tuple(tags), source)
 
 
@@ -195,7 +195,7 @@ def _cells(row: dict[str | None, Any], path: Path, line: int) -> tuple[str, str]
     if beyond:
         raise InputError(
             f"{path}, line {line}: {beyond[0].strip()!r} is beyond the columns of the header; "
-            "separate the tags of a picture by ';', or put them in quotes."
+            "separate the tags of an image by ';', or put them in quotes."
         )
     return (row["file"] or "").strip(), row["tags"] or ""
 

@@ -1,4 +1,4 @@
-"""Pictures: reading them, and going to and from what a network sees."""
+"""Images: reading them, and going to and from what a network sees."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Their standard deviation."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""File name ends (lower case) taken for pictures."""
+"""File name ends (lower case) taken for images."""
 
 _TRANSPOSED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads a picture upright (the EXIF orientation is applied).
+    """Reads an image upright (the EXIF orientation is applied).
 
     Args:
         path: A JPEG, PNG, or anything else Pillow reads.
@@ -38,12 +38,12 @@ def read_image(path: str | Path) -> np.ndarray:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        UnreadableError: The file is missing, truncated, or no picture.
+        UnreadableError: The file is missing, truncated, or no image.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UnreadableError(f"picture {path} cannot be read: {error.strerror}.") from error
+        raise UnreadableError(f"image {path} cannot be read: {error.strerror}.") from error
     if data.startswith(b"\xff\xd8") and _ends_properly(data):
         pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is not None:  # quicker than Pillow
@@ -52,7 +52,7 @@ def read_image(path: str | Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"picture {path} cannot be read, it is truncated or not a picture ({error}).") from error
+        raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
 
 
 def _ends_properly(data: bytes) -> bool:
@@ -63,18 +63,18 @@ def _ends_properly(data: bytes) -> bool:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of a picture as `read_image` gives it, from its header alone.
+    """Height and width of an image as `read_image` gives it, from its header alone.
 
     Raises:
-        UnreadableError: The file is missing or no picture.
+        UnreadableError: The file is missing or no image.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
-            # getexif parses the whole block; most pictures carry none
+            # getexif parses the whole block; most images carry none
             turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in _TRANSPOSED
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"picture {path} cannot be read, it is truncated or not a picture ({error}).") from error
+        raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
     return (width, height) if turned else (height, width)
 
 
@@ -95,13 +95,13 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """The pictures behind normalised ones: the exact inverse of `normalize`, by rounding.
+    """The images behind normalised ones: the exact inverse of `normalize`, by rounding.
 
     Args:
         images: float (…, 3, H, W) as `normalize` gives them.
 
     Returns:
-        uint8 of the same shape and device; values that no picture has are cut to 0 and 255.
+        uint8 of the same shape and device; values that no image has are cut to 0 and 255.
     """
     import torch
 

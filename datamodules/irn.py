@@ -1,11 +1,11 @@
-"""Class activation maps as the irn family keeps them: a file ``<id>.npy`` a picture, with a pickled dictionary.
+"""Class activation maps as the irn family keeps them: a file ``<id>.npy`` an image, with a pickled dictionary.
 
 *irn* (Ahn et al., CVPR 2019, ``step/make_cam.py``) writes
 
 =============  ===============================================================================================
-``keys``       int64 (k,), a torch tensor: the picture's classes, 0..C-1
+``keys``       int64 (k,), a torch tensor: the image's classes, 0..C-1
 ``cam``        float32 (k, ⌈H/4⌉, ⌈W/4⌉), a torch tensor: maps divided by (their own maximum + 1e-5)
-``high_res``   float32 (k, H, W), an array: the same at the picture's own size
+``high_res``   float32 (k, H, W), an array: the same at the image's own size
 =============  ===============================================================================================
 
 and its followers the same with arrays throughout. *psa* (Ahn & Kwak, CVPR 2018, ``infer_cls.py``) before it wrote
@@ -28,7 +28,7 @@ MARGIN = 1e-5  # added to the maximum that maps are divided by, as irn does
 
 
 def read_irn(path: Path, num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The maps of a picture: irn's ``cam`` (``high_res`` where there is none), or psa's.
+    """The maps of an image: irn's ``cam`` (``high_res`` where there is none), or psa's.
 
     Args:
         path: the ``.npy`` file; read without running anything in it.
@@ -62,13 +62,13 @@ def _stack(maps: list[Any]) -> NDArray[Any] | None:
 
 
 def write_irn(path: Path, classes: NDArray[np.int64], maps: NDArray[np.float32], size: tuple[int, int]) -> None:
-    """Write a picture's maps as irn does; its later steps read them (with NumPy 1.26 or newer).
+    """Write an image's maps as irn does; its later steps read them (with NumPy 1.26 or newer).
 
     Args:
         path: where.
         classes: 0..C-1, (k,).
         maps: float32 (k, h, w), at any size and scale; brought to irn's sizes bilinearly, then scaled as irn does.
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
 
     Raises:
         OSError: it cannot be written.

@@ -1,6 +1,6 @@
 """Image-level labels of a VOC folder, from whichever source the user has.
 
-Objects that VOC marks as difficult count: they are in the picture and in its mask.
+Objects that VOC marks as difficult count: they are in the image and in its mask.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_annotation(path: Path) -> ET.Element:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise InputError(f"there are no labels for picture {path.stem}: {path} is missing.") from error
+        raise InputError(f"there are no labels for image {path.stem}: {path} is missing.") from error
     if b"<!ENTITY" in text:  # VOC needs none, and a few lines of them can fill the memory
         raise InputError(f"{path} declares entities, which an annotation never does.")
     try:
@@ -69,7 +69,7 @@ def list_labels(root: Path, split: str, ids: Sequence[str], classes: Sequence[st
         float32 (N, C).
 
     Raises:
-        InputError: A list is missing, malformed, or does not name one of the pictures.
+        InputError: A list is missing, malformed, or does not name one of the images.
     """
     folder = root / "ImageSets" / "Main"
     columns = []
@@ -84,7 +84,7 @@ def list_labels(root: Path, split: str, ids: Sequence[str], classes: Sequence[st
         lacking = [i for i in ids if i not in states]
         if lacking:
             raise InputError(
-                f"{path} lacks {len(lacking)} of the {len(ids)} pictures of {split}, first {lacking[0]}; "
+                f"{path} lacks {len(lacking)} of the {len(ids)} images of {split}, first {lacking[0]}; "
                 "labels: xml knows those that VOC never listed there."
             )
         columns.append([states[i] >= 0 for i in ids])
@@ -130,7 +130,7 @@ def npy_labels(path: Path, ids: Sequence[str], classes: Sequence[str], source: S
 
     Args:
         path: The file.
-        ids: N pictures.
+        ids: N images.
         classes: C classes asked for, each in ``source``.
         source: The classes of a row, in order.
 
@@ -138,7 +138,7 @@ def npy_labels(path: Path, ids: Sequence[str], classes: Sequence[str], source: S
         float32 (N, C).
 
     Raises:
-        InputError: The file is missing, of another kind, lacks a picture, or has rows of another length.
+        InputError: The file is missing, of another kind, lacks an image, or has rows of another length.
     """
     table = load_npy_dict(path)
     rows = {
@@ -147,7 +147,7 @@ def npy_labels(path: Path, ids: Sequence[str], classes: Sequence[str], source: S
     }
     lacking = [name for name in ids if name not in rows]
     if lacking:
-        raise InputError(f"{path} lacks {len(lacking)} of {len(ids)} pictures, first {lacking[0]}.")
+        raise InputError(f"{path} lacks {len(lacking)} of {len(ids)} images, first {lacking[0]}.")
     columns = [list(source).index(name) for name in classes]
     labels = np.zeros((len(ids), len(classes)), np.float32)
     for row, name in zip(labels, ids, strict=True):

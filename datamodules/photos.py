@@ -1,4 +1,4 @@
-"""A list of pictures with their labels and masks, no pixel read yet; and the checks of it."""
+"""A list of images with their labels and masks, no pixel read yet; and the checks of it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class PhotoSet:
     """What is on disk for one split.
 
     Attributes:
-        ids: Name of each of the N pictures, unique.
+        ids: Name of each of the N images, unique.
         images: Its file.
         masks: Its mask's file, None for an image without one; None in all where no image of the split has a mask.
         classes: The C classes, without background.
-        labels: float32 (N, C), 1 where the picture shows the class.
+        labels: float32 (N, C), 1 where the image shows the class.
         lut: uint8 (256,), mask index to class index (`datamodules.classes.mask_lut`); None without masks.
     """
 
@@ -39,7 +39,7 @@ class PhotoSet:
         return len(self.ids)
 
     def without_masks(self) -> PhotoSet:
-        """The same pictures, their masks forgotten."""
+        """The same images, their masks forgotten."""
         return replace(self, masks=None, lut=None)
 
     def with_masks(self) -> PhotoSet:
@@ -47,7 +47,7 @@ class PhotoSet:
         return self.subset([index for index, mask in enumerate(self.masks or ()) if mask is not None])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> PhotoSet:
-        """The pictures at ``indices``, in that order."""
+        """The images at ``indices``, in that order."""
         return replace(
             self,
             ids=tuple(self.ids[i] for i in indices),
@@ -58,14 +58,14 @@ class PhotoSet:
 
 
 def file_photos(paths: Sequence[Path], classes: Sequence[str]) -> PhotoSet:
-    """Loose picture files of which nothing is known: no labels, no masks; ids are the file names without their end.
+    """Loose image files of which nothing is known: no labels, no masks; ids are the file names without their end.
 
     Raises:
         InputError: A file is missing, or two would have the same id.
     """
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:
-        raise InputError(f"there is no picture {missing}.")
+        raise InputError(f"there is no image {missing}.")
     ids = tuple(path.stem for path in paths)
     seen: dict[str, Path] = {}
     for name, path in zip(ids, paths, strict=True):
@@ -104,10 +104,10 @@ def all_masks(photos: PhotoSet, purpose: str) -> tuple[Path, ...]:
 
 
 def check_labels(photos: PhotoSet, source: str) -> None:
-    """Raises an InputError if no picture shows any of the classes; ``source`` says where the labels came from."""
+    """Raises an InputError if no image shows any of the classes; ``source`` says where the labels came from."""
     if not photos.labels.any():
         raise InputError(
-            f"the labels of all {len(photos)} pictures are zero: {source} gives none of them any of the classes "
+            f"the labels of all {len(photos)} images are zero: {source} gives none of them any of the classes "
             f"{', '.join(photos.classes)}."
         )
 
@@ -116,7 +116,7 @@ def one_hot(tags: Sequence[Sequence[str] | AbstractSet[str]], classes: Sequence[
     """Multi-hot labels.
 
     Args:
-        tags: The tags of each of N pictures; those outside ``classes`` do not count.
+        tags: The tags of each of N images; those outside ``classes`` do not count.
         classes: C names.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which pictures come in which order, and with which random changes: a function of seed, epoch and place alone.
+"""Which images come in which order, and with which random changes: a function of seed, epoch and place alone.
 
 A run that was stopped and goes on therefore sees what it would have seen, and so do several processes together.
 """
@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 
 
 class Draw(NamedTuple):
-    """The number of a picture, and the seed of its random changes."""
+    """The number of an image, and the seed of its random changes."""
 
     picture: int
     seed: int
@@ -42,28 +42,28 @@ def _world() -> tuple[int, int]:
 
 def _check_share(length: int, replicas: int) -> None:
     if replicas > 1 and length < replicas:
-        raise InputError(f"{length} pictures cannot be shared out among {replicas} processes.")
+        raise InputError(f"{length} images cannot be shared out among {replicas} processes.")
 
 
 # Both are torch's DistributedSampler by name so that Lightning, which replaces others by it, lets them be.
 
 
 class TrainSampler(DistributedSampler[Draw]):
-    """Every picture once an epoch, shuffled; the pictures that do not fill a last batch are left out of the epoch.
+    """Every image once an epoch, shuffled; the images that do not fill a last batch are left out of the epoch.
 
     Processes take turns along the one order, so that their batches together are the batches that one process with as
     many times the batch size would see; so are the batches of which the gradients are added up to one step. Lightning
     tells the epoch (``set_epoch``); where nobody does, they are counted.
 
     Args:
-        length: number of pictures.
+        length: number of images.
         batch_size: of one process.
         seed: of the order and of the random changes.
         accumulate: batches to a step of the optimizer. Those that do not fill a last step are left out of the epoch:
             Lightning would divide their gradient by ``accumulate`` all the same.
 
     Raises:
-        InputError: there are fewer pictures than processes, or than a step of more than one batch takes.
+        InputError: there are fewer images than processes, or than a step of more than one batch takes.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, accumulate: int = 1) -> None:
@@ -72,8 +72,8 @@ class TrainSampler(DistributedSampler[Draw]):
         step = batch_size * accumulate
         if accumulate > 1 and length < step * replicas:
             raise InputError(
-                f"{length} pictures do not fill one step of {accumulate} batches (accumulate_grad_batches) of "
-                f"{batch_size} pictures in each of {replicas} processes."
+                f"{length} images do not fill one step of {accumulate} batches (accumulate_grad_batches) of "
+                f"{batch_size} images in each of {replicas} processes."
             )
         super().__init__(range(length), num_replicas=replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.length = length
@@ -91,10 +91,10 @@ class TrainSampler(DistributedSampler[Draw]):
 
 
 class EvalSampler(DistributedSampler[int]):
-    """Every picture once, in order; processes take turns, and none is given a picture twice to make shares even.
+    """Every image once, in order; processes take turns, and none is given an image twice to make shares even.
 
     Raises:
-        InputError: there are pictures, and fewer than processes. (One without any would log nothing, and the others
+        InputError: there are images, and fewer than processes. (One without any would log nothing, and the others
             would wait for its figures for ever.)
     """
 

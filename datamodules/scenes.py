@@ -1,4 +1,4 @@
-"""Pictures of the embedded data set: textured cut-outs on clutter, each with its exact mask.
+"""Images of the embedded data set: textured cut-outs on clutter, each with its exact mask.
 
 Five classes, each a silhouette filled with its own texture from edge to edge, so that every part of an object tells
 its class: a *bee* is striped, a *fish* has scales, a *kite* is checkered, a *ladybird* dotted, a *starfish* speckled.
@@ -7,7 +7,7 @@ colours of the clutter are those of a class, on shapes and in textures that no c
 a random stream of its own before any class is chosen, so neither its colours nor its textures can tell what lies on it.
 
 Everything is drawn at twice the size and averaged down: edges are smooth, and a mask holds the pixels of which an
-object covers at least half. Lengths are fractions of the picture's longer side where nothing else is said.
+object covers at least half. Lengths are fractions of the image's longer side where nothing else is said.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ _TRIES = 40
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: ``image`` uint8 (H, W, 3) RGB, ``mask`` uint8 (H, W), 0 = background, i = ``CLASSES[i - 1]``."""
+    """One image: ``image`` uint8 (H, W, 3) RGB, ``mask`` uint8 (H, W), 0 = background, i = ``CLASSES[i - 1]``."""
 
     image: np.ndarray
     mask: np.ndarray
 
 
 def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
-    """Draws the picture that belongs to a seed.
+    """Draws the image that belongs to a seed.
 
     Args:
-        seed: Any integers; the same ones give the same picture.
+        seed: Any integers; the same ones give the same image.
         size: Longer side in pixels; the shorter is as long or three quarters of it.
 
     Returns:
-        The picture, with one to three objects of different classes, each 25 to 65 % of ``size`` across. They may
+        The image, with one to three objects of different classes, each 25 to 65 % of ``size`` across. They may
         overlap a little; the one in front has the mask.
     """
     behind, front = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
@@ -100,7 +100,7 @@ def _place(rng: Generator, canvas: np.ndarray, mask: np.ndarray, kind: int) -> N
         outline = _turned(_OUTLINES[kind](rng), rng.uniform(0, 2 * np.pi))
         outline *= across / np.ptp(outline, axis=0).max()
         outline -= (outline.min(axis=0) + outline.max(axis=0)) / 2
-        room = np.maximum((width, height) - np.ptp(outline, axis=0) * 0.9, 0) / 2  # a tenth may leave the picture
+        room = np.maximum((width, height) - np.ptp(outline, axis=0) * 0.9, 0) / 2  # a tenth may leave the image
         centre = np.array((width, height)) / 2 + rng.uniform(-room, room)
         cover = _cover((outline + centre) * _ZOOM, height * _ZOOM, width * _ZOOM)
         inside = cv2.resize(cover, (width, height), interpolation=cv2.INTER_AREA) >= 0.5  # noqa: PLR2004
@@ -140,7 +140,7 @@ def _grid(rng: Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _light(rng: Generator, canvas: np.ndarray) -> np.ndarray:
-    """Light that falls off across the whole picture, with a tint."""
+    """Light that falls off across the whole image, with a tint."""
     height, width = canvas.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     direction, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)

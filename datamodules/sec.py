@@ -1,9 +1,9 @@
 """The cue files of SEC (Kolesnikov & Lampert, ECCV 2016), as its authors released them and as their code reads them.
 
-One pickle of Python 2 holds a dictionary; ``input_list.txt`` numbers the pictures: ``2008_007028.jpg 0``. Of picture n:
+One pickle of Python 2 holds a dictionary; ``input_list.txt`` numbers the images: ``2008_007028.jpg 0``. Of image n:
 
 ================  ============================================================================================
-``"n_labels"``    int64 (k,): the classes in the picture, 1..C, ascending
+``"n_labels"``    int64 (k,): the classes in the image, 1..C, ascending
 ``"n_cues"``      int64 (3, m): class (0 = background), row and column of each cued cell, ascending, on a 41x41 grid
 ================  ============================================================================================
 """
@@ -27,10 +27,10 @@ INT64 = b"cnumpy\ndtype\nU\x02i8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ
 
 
 class SecCues:
-    """A file of cues, read and checked a picture at a time.
+    """A file of cues, read and checked an image at a time.
 
     Attributes:
-        ids: the pictures in the list's order: their file names without the end.
+        ids: the images in the list's order: their file names without the end.
     """
 
     def __init__(self, path: Path, input_list: Path, num_classes: int, grid: int) -> None:
@@ -38,7 +38,7 @@ class SecCues:
 
         Args:
             path: the pickle, gzipped or not.
-            input_list: which picture has which number.
+            input_list: which image has which number.
             num_classes: C, without background.
             grid: cells a side.
 
@@ -53,17 +53,17 @@ class SecCues:
             raise InputError(f"{path} is no file of SEC's cues: it holds no dictionary.")
 
     def cells(self, name: str) -> NDArray[np.bool_]:
-        """The cues of a picture.
+        """The cues of an image.
 
         Returns:
             bool (C+1, grid, grid), channel 0 = background; a cell may be cued for several classes.
 
         Raises:
-            InputError: the picture has none in the file, or they are not arrays as described above.
+            InputError: the image has none in the file, or they are not arrays as described above.
         """
         number = self._numbers[name]
         labels, cues = self._integers(f"{number}_labels", 1), self._integers(f"{number}_cues", 2)
-        where = f"{self.path}, picture {number} ({name}):"
+        where = f"{self.path}, image {number} ({name}):"
         if labels.size and not 1 <= labels.min() <= labels.max() <= self.num_classes:
             raise InputError(f"{where} its labels are not all in 1..{self.num_classes}.")
         limits = np.array([self.num_classes + 1, self.grid, self.grid])
@@ -90,10 +90,10 @@ class SecCues:
 
 
 def read_input_list(path: Path) -> dict[str, int]:
-    """Each picture's number, by its file name without the end.
+    """Each image's number, by its file name without the end.
 
     Raises:
-        InputError: the list is missing, malformed, empty, or names a picture or a number twice.
+        InputError: the list is missing, malformed, empty, or names an image or a number twice.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -107,14 +107,14 @@ def read_input_list(path: Path) -> dict[str, int]:
             case [file, number] if number.isdecimal() and number.isascii() and Path(file).stem not in numbers:
                 numbers[Path(file).stem] = int(number)
             case _:
-                raise InputError(f"{path}, line {place}: expected a new picture and its number, found {line!r}.")
+                raise InputError(f"{path}, line {place}: expected a new image and its number, found {line!r}.")
     if not numbers or len(set(numbers.values())) < len(numbers):
         raise InputError(f"the list {path} {'gives a number twice' if numbers else 'is empty'}.")
     return numbers
 
 
 def sec_files(pictures: Sequence[tuple[str, NDArray[np.integer], NDArray[np.uint8]]]) -> dict[str, bytes]:
-    """The two files of SEC, for the pictures in their order, byte for byte the types that the authors' files have.
+    """The two files of SEC, for the images in their order, byte for byte the types that the authors' files have.
 
     Args:
         pictures: id, labels 1..C (k,), and label map uint8 (h, w) of each: 0 = background, 1..C, 255 = no cue.

@@ -21,15 +21,15 @@ _QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 92)
 def synthesize(output: Path, *, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> None:
     """Writes a small data set of textured cut-outs as a VOC folder.
 
-    What is in the pictures is told in `datamodules.scenes`. The folder holds ``JPEGImages``, ``SegmentationClass``,
+    What is in the images is told in `datamodules.scenes`. The folder holds ``JPEGImages``, ``SegmentationClass``,
     ``ImageSets/Segmentation/{train,val}.txt``, ``ImageSets/Main/<class>_<split>.txt`` (tags: what the masks show)
     and ``classes.txt``. The same numbers give the same bytes (with the same versions of NumPy, OpenCV and Pillow),
-    and a larger set begins with the pictures of a smaller one.
+    and a larger set begins with the images of a smaller one.
 
     Args:
         output: Where; must not exist or be empty. Appears whole or not at all.
-        train: Pictures to train on.
-        val: Pictures to validate on.
+        train: Images to train on.
+        val: Images to validate on.
         size: Their longer side in pixels.
         seed: Number of the data set.
 

@@ -1,7 +1,7 @@
 """Textures of the embedded data set: values in [0, 1] at grid coordinates, to blend two colours by.
 
 Each takes a random generator, coordinates ``u``, ``v`` float32 (H, W) in pixels, and ``scale``, the pixels to a 128th
-of the picture's longer side; each returns float32 (H, W). The first five belong to the classes, the rest to clutter.
+of the image's longer side; each returns float32 (H, W). The first five belong to the classes, the rest to clutter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happens to a picture, and to its mask and cues with it, between the disk and the batch."""
+"""What happens to an image, and to its mask and cues with it, between the disk and the batch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _NEAREST = cv2.INTER_NEAREST_EXACT  # samples at the centres of the cells; INTER
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training pictures.
+    """Random changes of training images.
 
     Attributes:
-        crop: Range of the area that a random crop keeps, as a fraction of the picture; its aspect ratio differs from
-            the picture's by at most 3/4 … 4/3. None for no crop.
-        flip: Mirror every other picture.
+        crop: Range of the area that a random crop keeps, as a fraction of the image; its aspect ratio differs from
+            the image's by at most 3/4 … 4/3. None for no crop.
+        flip: Mirror every other image.
         color: Strength of the colour jitter: brightness, contrast and saturation change by up to this fraction and
             the hue by up to an eighth of it (of a full turn); 0 for none.
     """
@@ -46,9 +46,9 @@ class Augment:
 
 
 class _RelativeCrop(A.RandomResizedCrop):  # type: ignore[misc]
-    """A random resized crop whose aspect ratio is relative to the picture's.
+    """A random resized crop whose aspect ratio is relative to the image's.
 
-    The original's is absolute: a 4:3 picture would be squeezed by the warp when evaluated and rarely when trained on.
+    The original's is absolute: a 4:3 image would be squeezed by the warp when evaluated and rarely when trained on.
     """
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
@@ -62,9 +62,9 @@ class _RelativeCrop(A.RandomResizedCrop):  # type: ignore[misc]
 
 
 class Transform:
-    """Brings a picture to one size, with what lies on it.
+    """Brings an image to one size, with what lies on it.
 
-    The warp does not keep the aspect ratio; with ``augment`` a random part of the picture is taken. Pictures are
+    The warp does not keep the aspect ratio; with ``augment`` a random part of the image is taken. Images are
     interpolated (by area where they shrink), masks and cues take the nearest value.
 
     Args:
@@ -91,14 +91,14 @@ class Transform:
     def __call__(
         self, image: np.ndarray, *, seed: int = 0, mask: np.ndarray | None = None, cues: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Transforms one picture.
+        """Transforms one image.
 
         Args:
             image: uint8 (H, W, 3).
             seed: All randomness comes from it. (albumentations keeps generators of its own, which no global seed
                 reaches and which forked workers would share.)
             mask: uint8 (H, W).
-            cues: uint8 label map (h, w) of any size that covers the picture.
+            cues: uint8 label map (h, w) of any size that covers the image.
 
         Returns:
             ``image`` uint8 (H, W, 3) of the output's size, and ``mask``, ``cues`` uint8 (H, W) where given.

@@ -118,5 +118,5 @@ def _header_problem(image: Path, mask: Path | None) -> str:
     except (OSError, SyntaxError, ValueError) as error:
         return f"mask {mask} cannot be read ({error})."
     if size != (width, height):
-        raise InputError(f"mask {mask} is {size[0]}x{size[1]}, and its picture {image} is {width}x{height}.")
+        raise InputError(f"mask {mask} is {size[0]}x{size[1]}, and its image {image} is {width}x{height}.")
     return ""

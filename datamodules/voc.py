@@ -26,7 +26,7 @@ def voc_classes(root: Path) -> tuple[str, ...]:
 
 
 def require_voc(root: Path) -> None:
-    """See that a folder is one of pictures.
+    """See that a folder is one of images.
 
     Raises:
         InputError: It is not there, or has no ``JPEGImages``.
@@ -43,7 +43,7 @@ def voc_photos(
     labels: str | None = "imagesets",
     masks: str | None = "auto",
 ) -> PhotoSet:
-    """The pictures of one split.
+    """The images of one split.
 
     Args:
         root: The folder with ``JPEGImages`` in it (for VOC itself ``…/VOCdevkit/VOC2012``).
@@ -53,7 +53,7 @@ def voc_photos(
         masks: Name of the masks' folder, ``auto`` for the first of `MASK_FOLDERS`; None to leave masks alone.
 
     Returns:
-        The pictures in the list's order; ``masks`` is None where the split has none.
+        The images in the list's order; ``masks`` is None where the split has none.
 
     Raises:
         InputError: Something is missing or malformed, see there.
@@ -65,7 +65,7 @@ def voc_photos(
     images = tuple(root / "JPEGImages" / f"{name}.jpg" for name in ids)
     absent = next((path for path in images if not path.is_file()), None)
     if absent is not None:
-        raise InputError(f"the list {split!r} names {absent.stem}, and there is no picture {absent}.")
+        raise InputError(f"the list {split!r} names {absent.stem}, and there is no image {absent}.")
     lut = mask_lut(source, chosen)
     mask_paths = _find_masks(root, masks, ids)
     values = np.zeros((len(ids), len(chosen)), np.float32)
@@ -84,10 +84,10 @@ def _split_ids(root: Path, split: str) -> tuple[str, ...]:
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
-    """The pictures of a list: the first word of each line.
+    """The images of a list: the first word of each line.
 
     Raises:
-        InputError: It cannot be read, is empty, or names a picture twice.
+        InputError: It cannot be read, is empty, or names an image twice.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

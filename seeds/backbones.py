@@ -24,7 +24,7 @@ SALIENCY_STRIDE = 8
 FULL_DEPTH = 5  # stages of a network as published: stride 32
 SMALLEST_DEPTH = 3  # stride 8, the finest output stride
 MAP_DIMS = 4  # (B, K, h, w)
-PROBE_SIZE = 64  # side of the blank picture that tells the strides: two cells at stride 32
+PROBE_SIZE = 64  # side of the blank image that tells the strides: two cells at stride 32
 
 
 class Backbone(nn.Module):
@@ -45,7 +45,7 @@ class Backbone(nn.Module):
         self._frozen: tuple[str, ...] = ()
 
     def forward(self, image: Tensor) -> Tensor:
-        """The last feature map (B, out_channels, h, w) of pictures (B, 3, H, W)."""
+        """The last feature map (B, out_channels, h, w) of images (B, 3, H, W)."""
         return last_map(self.encoder, image)
 
     def freeze(self, stride: int) -> None:
@@ -118,7 +118,7 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
     try:
         backbone = Backbone(encoder)  # measured before dilation: strides as published
     except (AssertionError, RuntimeError) as error:
-        raise InputError(f"backbone {name} does not take pictures of any size: {error}") from error
+        raise InputError(f"backbone {name} does not take images of any size: {error}") from error
     dilate(encoder, output_stride)
     return backbone
 
@@ -162,7 +162,7 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 def block_strides(encoder: nn.Module) -> tuple[dict[str, int], int]:
     """Names of an encoder's blocks in the order they run, each with its output's stride; and the last map's channels.
 
-    Found by showing the encoder one blank picture. A block whose output is no map counts to the stage around it; all of
+    Found by showing the encoder one blank image. A block whose output is no map counts to the stage around it; all of
     a vision transformer's have the stride of its patches.
     """
     if isinstance(encoder, VisionTransformer):
@@ -203,7 +203,7 @@ def rest_idle_blocks(encoder: nn.Module) -> None:
 
 
 def _blank_map(encoder: nn.Module) -> Tensor:
-    """The encoder's map of one blank picture; the encoder's modes and statistics stay as they are."""
+    """The encoder's map of one blank image; the encoder's modes and statistics stay as they are."""
     modes = [(module, module.training) for module in encoder.modules()]
     try:
         encoder.eval()

@@ -20,7 +20,7 @@ DEFAULT_LAYER = "features"
 
 
 class Batch(TypedDict):
-    """What the classifier reads of a batch: pictures (B, 3, H, W), normalised, and multi-hot labels (B, C)."""
+    """What the classifier reads of a batch: images (B, 3, H, W), normalised, and multi-hot labels (B, C)."""
 
     image: Tensor
     labels: Tensor
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         return f"features.{self.features.saliency_layer}"
 
     def forward(self, image: Tensor) -> Tensor:
-        """Scores (B, C), before any sigmoid, of pictures (B, 3, H, W); float32 also under autocast."""
+        """Scores (B, C), before any sigmoid, of images (B, 3, H, W); float32 also under autocast."""
         pooled = self.features(image).float().mean(dim=(2, 3))  # (B, K)
         with torch.autocast(pooled.device.type, enabled=False):
             scores: Tensor = self.head(pooled)
@@ -54,7 +54,7 @@ class Classifier(nn.Module):
 
 
 class MeanAveragePrecision(MultilabelAveragePrecision):
-    """Average precision (area under the precision-recall steps) over the classes that have a positive picture.
+    """Average precision (area under the precision-recall steps) over the classes that have a positive image.
 
     torchmetrics' own mean counts a class without any as 0.
     """
@@ -133,7 +133,7 @@ class ClassifierTask(pl.LightningModule):
         features.freeze(freeze_stride)
         self.model = Classifier(features, len(classes))
         self.val_map = MeanAveragePrecision(len(classes))
-        # Lightning's own mean of several processes halves an odd number of pictures to a whole number
+        # Lightning's own mean of several processes halves an odd number of images to a whole number
         self.val_loss = MeanMetric()
 
     def setup(self, stage: str) -> None:
@@ -142,7 +142,7 @@ class ClassifierTask(pl.LightningModule):
             prepare(self.model, self.hparams, self.trainer.strategy.root_device)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Scores (B, C) of pictures (B, 3, H, W)."""
+        """Scores (B, C) of images (B, 3, H, W)."""
         scores: Tensor = self.model(image)
         return scores
 
@@ -169,7 +169,7 @@ class ClassifierTask(pl.LightningModule):
         self.val_loss.reset()
 
     def validation_step(self, batch: Batch, _batch_index: int) -> None:
-        """Gather what ``val/loss`` and ``val/map`` are of: all pictures of all processes."""
+        """Gather what ``val/loss`` and ``val/map`` are of: all images of all processes."""
         if not len(batch["image"]):  # no image of the batch can be read
             return
         scores = self(batch["image"])

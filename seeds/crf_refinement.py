@@ -20,7 +20,7 @@ from datamodules.cache import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.crf import dense_crf
 
-PIXELS = 4  # of the picture to a side of a cell; with 8 the labels are as good, and the CRF takes four times as long
+PIXELS = 4  # of the image to a side of a cell; with 8 the labels are as good, and the CRF takes four times as long
 CERTAINTY = 0.7  # irn's: probability that a pixel's label is right before the CRF
 SIDE = 433.0  # of a square image with as many pixels as VOC's of 500x375, for which irn's numbers are
 CRF: Mapping[str, Any] = {
@@ -38,12 +38,12 @@ def crf_settings() -> dict[str, Any]:
 def refined(
     classes: NDArray[np.int64], maps: NDArray[np.float32], image: Tensor, conf_fg: float = 0.30, conf_bg: float = 0.05
 ) -> NDArray[np.uint8]:
-    """The refined label map of one picture.
+    """The refined label map of one image.
 
     Args:
         classes: the maps' classes 0..C-1, (k,).
         maps: (k, h, w), not negative and not normalised; each is divided by its own maximum.
-        image: the picture, uint8 (3, H, W) of any size.
+        image: the image, uint8 (3, H, W) of any size.
         conf_fg: the background's score against which a class must win to be confident; 0.30 in irn.
         conf_bg: the background's score with which it must win to be confident; 0.05 in irn.
 
@@ -62,12 +62,12 @@ def refined(
 def labelled(
     classes: NDArray[np.int64], maps: NDArray[np.float32], image: Tensor, bg_score: float
 ) -> NDArray[np.uint8]:
-    """The label map of one picture at one score of the background, sharpened by the CRF; no cell is left open.
+    """The label map of one image at one score of the background, sharpened by the CRF; no cell is left open.
 
     Args:
         classes: as for :func:`refined`, and so the next two.
         maps: where there is none, all is background.
-        image: the picture.
+        image: the image.
         bg_score: the background's score, beside maps of maximum 1.
 
     Returns:
@@ -80,7 +80,7 @@ def labelled(
 
 
 def _enlarged(maps: NDArray[np.float32], image: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps of maximum 1 (1, k, H, W) and the picture uint8 (1, 3, H, W), ``PIXELS`` to a side of a cell."""
+    """Maps of maximum 1 (1, k, H, W) and the image uint8 (1, 3, H, W), ``PIXELS`` to a side of a cell."""
     height, width = PIXELS * maps.shape[1], PIXELS * maps.shape[2]
     share = functional.interpolate(torch.from_numpy(of_maximum_one(maps))[None], (height, width), mode="bilinear")
     small = cv2.resize(image.permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_AREA)

@@ -11,7 +11,7 @@ TRAINING_ONLY = ("augment", "cues", "cues_made_by", "download", "targets")
 
 
 def data_settings(stored: Mapping[str, Any] | None, classes: Sequence[str], **given: Any) -> dict[str, Any]:
-    """The arguments of a data module for looking at pictures: those stored, then those given that are not None.
+    """The arguments of a data module for looking at images: those stored, then those given that are not None.
 
     Args:
         stored: a data module's settings out of a checkpoint or a manifest; None where it has none.
@@ -19,11 +19,11 @@ def data_settings(stored: Mapping[str, Any] | None, classes: Sequence[str], **gi
         **given: settings that override them.
 
     Raises:
-        InputError: nobody said where the pictures are.
+        InputError: nobody said where the images are.
     """
     known = inspect.signature(TagDataModule).parameters
     settings = {key: value for key, value in (stored or {}).items() if key in known and key not in TRAINING_ONLY}
     settings |= {"classes": list(classes)} | {key: value for key, value in given.items() if value is not None}
     if not settings.get("root"):
-        raise InputError("it is not recorded where the pictures are; say so with 'root'")
+        raise InputError("it is not recorded where the images are; say so with 'root'")
     return settings

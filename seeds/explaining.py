@@ -1,4 +1,4 @@
-"""A trained classifier and methods of asking it, ready for pictures."""
+"""A trained classifier and methods of asking it, ready for images."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,16 +18,16 @@ from seeds.methods.pixels import heat
 from seeds.methods.registry import Method, method_of
 from seeds.probe import find_layer
 
-AT_ONCE = 16  # pictures
+AT_ONCE = 16  # images
 DEFAULT_SIZE = 320  # of a checkpoint that does not say
 
 
 class Explainer:
-    """A classifier's scores and maps of pictures.
+    """A classifier's scores and maps of images.
 
     Attributes:
         classes: names of the C classes.
-        size: side in pixels to which pictures are warped.
+        size: side in pixels to which images are warped.
         methods: the methods by name.
     """
 
@@ -40,7 +40,7 @@ class Explainer:
             checkpoint: of ``tag2mask fit`` with a classifier.
             methods: names out of :data:`seeds.methods.registry.METHODS`.
             layer: the layer within the network; its last map if not given.
-            size: side in pixels to which pictures are warped; the one the classifier was validated at if not given.
+            size: side in pixels to which images are warped; the one the classifier was validated at if not given.
 
         Raises:
             InputError: no such checkpoint, method or layer.
@@ -59,23 +59,23 @@ class Explainer:
         self._transform = Transform(self.size)
 
     def see(self, image: NDArray[np.uint8]) -> Tensor:
-        """A picture uint8 (H, W, 3) as the network takes it: float32 (3, S, S)."""
+        """An image uint8 (H, W, 3) as the network takes it: float32 (3, S, S)."""
         warped = torch.from_numpy(self._transform(image)["image"]).permute(2, 0, 1)
         return normalize(warped)
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Tensor:
-        """Scores (n, C), before any sigmoid, of pictures (n, 3, S, S)."""
+        """Scores (n, C), before any sigmoid, of images (n, 3, S, S)."""
         return torch.cat([self.network(images[i : i + AT_ONCE]) for i in range(0, len(images), AT_ONCE)])
 
     def maps(self, method: str, image: Tensor, classes: Sequence[int]) -> Tensor:
-        """A method's maps of some classes of one picture (3, S, S): (k, h, w) or (k, 3, S, S), not normalised."""
+        """A method's maps of some classes of one image (3, S, S): (k, h, w) or (k, 3, S, S), not normalised."""
         labels = torch.zeros(1, len(self.classes))
         labels[0, list(classes)] = 1
         return self.methods[method](image[None], labels)[0, list(classes)]
 
     def heats(self, method: str, image: Tensor, classes: Sequence[int], shape: tuple[int, int]) -> NDArray[np.float32]:
-        """The same as maps (k, H, W) of a picture's own size; negative values are 0."""
+        """The same as maps (k, H, W) of an image's own size; negative values are 0."""
         maps = heat(self.maps(method, image, classes)[None])
         large = functional.interpolate(maps, shape, mode="bilinear", antialias=maps.shape[2] > shape[0])
         return large[0].clamp(min=0).numpy()

@@ -27,19 +27,19 @@ def export_seeds(
     """Write a seed cache in the files of others, with a ``classes.txt`` that names the classes 1..C.
 
     ``sec`` is the pickle and list that the SEC authors' code reads (theirs expects a grid of 41x41 and VOC's 20
-    classes); a picture's labels are the classes it has maps or cues of. ``irn`` is a ``.npy`` file a picture with its
-    maps, as irn's later steps read them. ``png`` is a palette PNG a picture with its label map: 0 = background,
+    classes); an image's labels are the classes it has maps or cues of. ``irn`` is a ``.npy`` file an image with its
+    maps, as irn's later steps read them. ``png`` is a palette PNG an image with its label map: 0 = background,
     1..C = class, 255 = no cue.
 
     Args:
         cache: a seed cache.
         output: the folder to be, which must not hold anything yet.
         format: sec, irn or png.
-        root: irn: folder of the pictures, whose sizes its maps take; as recorded in the cache if not given.
-        split: irn: which list of pictures; as recorded if not given.
+        root: irn: folder of the images, whose sizes its maps take; as recorded in the cache if not given.
+        split: irn: which list of images; as recorded if not given.
 
     Raises:
-        InputError: no such cache, one that does not fit the format (cues of several sizes, no maps), pictures that
+        InputError: no such cache, one that does not fit the format (cues of several sizes, no maps), images that
             are missing, a folder that holds something. Nothing is left behind then.
     """
     if format not in get_args(Format):

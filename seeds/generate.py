@@ -1,4 +1,4 @@
-"""Making a seed cache: a trained classifier is asked where it looks, picture by picture."""
+"""Making a seed cache: a trained classifier is asked where it looks, image by image."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +55,7 @@ def generate_seeds(
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Make the seeds of every picture of a split, for its own labels, and keep them as a seed cache.
+    """Make the seeds of every image of a split, for its own labels, and keep them as a seed cache.
 
     The result depends on the settings alone, to the bit, and not on how many processes share the work. A run that was
     stopped, however it was, goes on where it was when the same command is given again: finished shards are kept.
@@ -63,14 +63,14 @@ def generate_seeds(
     Args:
         checkpoint: a classifier's.
         output: the cache's folder, which must not exist, or be one that the same command began.
-        root: folder of the pictures; the classifier's own if not given.
-        split: which list of pictures; the one the classifier was trained on if not given.
+        root: folder of the images; the classifier's own if not given.
+        split: which list of images; the one the classifier was trained on if not given.
         layer: name of the layer whose Grad-CAM maps are taken, within the network; its last map if not given.
         saliency_layer: name of the layer for the background's saliency; the last of stride 8 if not given (of a network
             that ends there, the last of the stage before).
-        scales: the maps at these sizes of the picture, relative to ``size``, are averaged.
-        flip: average with the maps of the mirrored picture, too.
-        size: side in pixels to which pictures are warped at scale 1; the classifier's if not given.
+        scales: the maps at these sizes of the image, relative to ``size``, are averaged.
+        flip: average with the maps of the mirrored image, too.
+        size: side in pixels to which images are warped at scale 1; the classifier's if not given.
         cue_stride: pixels a cell of the cues: a side has ⌈size / cue_stride⌉ cells.
         fg_threshold: a class's cue is where its map exceeds this fraction of its own maximum.
         bg_fraction: the background's cue is this fraction of the cells, those of the lowest saliency.
@@ -79,9 +79,9 @@ def generate_seeds(
         conf_fg: for crf: a class is confident where it wins against a background of this score, a fraction of the
             maps' own maxima.
         conf_bg: for crf: the background is confident where it wins with this score.
-        batch_size: pictures at once; the classifier's if not given.
-        num_workers: processes that read pictures, for each that asks; the classifier's if not given.
-        shard_size: pictures a file.
+        batch_size: images at once; the classifier's if not given.
+        num_workers: processes that read images, for each that asks; the classifier's if not given.
+        shard_size: images a file.
         accelerator: where the network runs: auto, cpu, gpu, …
         devices: how many processes on each machine, each with a GPU or on the CPU; auto: a process on the CPU, all
             GPUs, and under torchrun as that says.
@@ -164,12 +164,12 @@ class Settings:
 
 
 def thresholded(seed: Seed, *, fg_threshold: float, bg_fraction: float) -> NDArray[np.uint8]:
-    """The cues of a picture by SEC's rule, from its maps as they will come back from the cache."""
+    """The cues of an image by SEC's rule, from its maps as they will come back from the cache."""
     assert seed.saliency is not None
     saliency = as_stored(seed.saliency[None])[0]
     return label_map(seed.classes, as_stored(seed.maps), saliency, fg_threshold, bg_fraction)
 
 
 def refined_by_crf(seed: Seed, *, conf_fg: float, conf_bg: float) -> NDArray[np.uint8]:
-    """The cues of a picture refined by the CRF, from its maps as they will come back from the cache."""
+    """The cues of an image refined by the CRF, from its maps as they will come back from the cache."""
     return refined(seed.classes, as_stored(seed.maps), seed.image, conf_fg, conf_bg)

@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., ICCV 2017) of a picture's own labels, for little more than the forward pass.
+"""Grad-CAM (Selvaraju et al., ICCV 2017) of an image's own labels, for little more than the forward pass.
 
 The weights of a class are the spatial mean of d(score)/d(activation); its map is ReLU(sum of weight · activation).
 """

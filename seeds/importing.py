@@ -25,7 +25,7 @@ Format = Literal["sec", "irn", "png"]
 
 
 class Imported(NamedTuple):
-    """A picture's seeds in terms of the source's classes: label map uint8 (h, w), maps (k, h', w') of classes (k,)."""
+    """An image's seeds in terms of the source's classes: label map uint8 (h, w), maps (k, h', w') of classes (k,)."""
 
     name: str
     cues: NDArray[np.uint8]
@@ -59,15 +59,15 @@ def import_seeds(
         output: the cache's folder, which must not exist.
         format: whose files they are: sec, irn or png.
         classes: which of the source's classes to keep, in this order; cues of others become no cue. All if not given.
-        ids: a list of the pictures to take, one a line; all of the source if not given.
-        input_list: sec: which picture has which number; input_list.txt beside the pickle if not given.
+        ids: a list of the images to take, one a line; all of the source if not given.
+        input_list: sec: which image has which number; input_list.txt beside the pickle if not given.
         grid: cells a side of the cues: those the pickle was made for (sec), or those to make (irn).
         fg_threshold: irn: a class's cue is where its map exceeds this fraction of its own maximum.
         bg_threshold: irn: the background's cue is where no map exceeds this fraction of its own maximum.
         overwrite: replace a cache that is already there.
 
     Raises:
-        InputError: files that are missing, damaged, hostile or of another kind; a picture of the list that is not
+        InputError: files that are missing, damaged, hostile or of another kind; an image of the list that is not
             there; an unknown class. Nothing is left behind then.
     """
     _check_options(format, grid, fg_threshold, bg_threshold)
@@ -143,13 +143,13 @@ def _file_ids(folder: Path, ending: str) -> tuple[str, ...]:
 
 
 def _wanted(there: tuple[str, ...], ids: Path | None, source: Path) -> tuple[str, ...]:
-    """The pictures of the list, or all there are."""
+    """The images of the list, or all there are."""
     if ids is None:
         return there
     names = tuple(Path(name).stem for name in read_ids(ids))
     lacking = sorted(set(names) - set(there))
     if lacking:
-        raise InputError(f"{source} lacks {len(lacking)} of the {len(names)} pictures of {ids}, first {lacking[0]}")
+        raise InputError(f"{source} lacks {len(lacking)} of the {len(names)} images of {ids}, first {lacking[0]}")
     return names
 
 
@@ -157,7 +157,7 @@ def _origin(source: Path, form: Format, names: tuple[str, ...], ids: Path | None
     """What the cache remembers of where it came from."""
     if form == "sec":
         digest = file_sha256(source)
-    else:  # of the files' own digests, in the order of the pictures
+    else:  # of the files' own digests, in the order of the images
         ending = "npy" if form == "irn" else "png"
         files = "".join(f"{name} {file_sha256(source / f'{name}.{ending}')}\n" for name in names)
         digest = hashlib.sha256(files.encode()).hexdigest()

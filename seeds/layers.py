@@ -17,14 +17,14 @@ POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2
 def default_layer(model: Model, image: Tensor) -> str:
     """Name of the last layer that gives a map on which the output depends.
 
-    A network may name it by an attribute ``default_layer``. Else it is looked for with one picture, forward and
+    A network may name it by an attribute ``default_layer``. Else it is looked for with one image, forward and
     backward: from the last layer to the first, the outermost that has parameters, gives a map of more than one cell,
     and in which the output depends on the cells. (In a transformer with a class token it does not depend on the last
     block's patch tokens: the last layer is that block's first norm. In a VGG, the last ReLU before the last pool.)
 
     Args:
         model: the network.
-        image: one picture, (1, 3, H, W).
+        image: one image, (1, 3, H, W).
 
     Raises:
         InputError: there is no such layer.

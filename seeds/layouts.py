@@ -8,7 +8,7 @@ from torch import Tensor
 
 MAP_DIMS = 4  # (B, K, h, w)
 TOKEN_DIMS = 3  # (B, N, K)
-MOST_PREFIX_TOKENS = 9  # a class token, a distillation token, registers: they come before the picture's own
+MOST_PREFIX_TOKENS = 9  # a class token, a distillation token, registers: they come before the image's own
 
 
 class Layout(NamedTuple):
@@ -47,13 +47,13 @@ class Layout(NamedTuple):
 def layout_of(output: object, size: tuple[int, int] | None, grid: tuple[int, int] | None = None) -> Layout | None:
     """How a layer's output is a map, read off its shape; None where it is none.
 
-    Four dimensions are (B, K, h, w) unless only the second and third have the picture's proportions, as in Swin's
-    (B, h, w, K). Three are tokens (B, N, K), of which the last h * w lie on a grid of the picture's proportions that
+    Four dimensions are (B, K, h, w) unless only the second and third have the image's proportions, as in Swin's
+    (B, h, w, K). Three are tokens (B, N, K), of which the last h * w lie on a grid of the image's proportions that
     divides it into whole patches, behind as few others as possible.
 
     Args:
         output: what the layer gave.
-        size: the picture's height and width; None if not known.
+        size: the image's height and width; None if not known.
         grid: the map's height and width, where its shape does not tell.
     """
     if not isinstance(output, Tensor):
@@ -71,7 +71,7 @@ def layout_of(output: object, size: tuple[int, int] | None, grid: tuple[int, int
 
 
 def alike(cells: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether a grid has the picture's proportions, up to the rounding of one cell."""
+    """Whether a grid has the image's proportions, up to the rounding of one cell."""
     return abs(cells[0] * size[1] - cells[1] * size[0]) <= max(size)
 
 

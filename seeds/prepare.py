@@ -20,7 +20,7 @@ def prepare(network: nn.Module, settings: Mapping[str, Any], device: torch.devic
     Args:
         network: the network.
         settings: ``channels_last``: weights, and with them the maps that convolutions give, lie in memory with their
-            channels last, whichever way the pictures lie; ``compile``: torch compiles the network when it is first
+            channels last, whichever way the images lie; ``compile``: torch compiles the network when it is first
             called, and again for another mode or shape of batch.
         device: where it will run.
 

@@ -116,7 +116,7 @@ def probing(model: Model, layers: Sequence[str | nn.Module], grid: tuple[int, in
     Args:
         model: the network.
         layers: submodules or their names; without any, nothing is cut.
-        grid: height and width of the layers' maps, where their shape does not tell (tokens of a picture that is not
+        grid: height and width of the layers' maps, where their shape does not tell (tokens of an image that is not
             square and whose sides the patches do not divide).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where a result comes from: the code that made it, by which command, when, from which pictures."""
+"""Where a result comes from: the code that made it, by which command, when, from which images."""
 
 import hashlib
 import os
@@ -64,5 +64,5 @@ def git_revision(root: Path) -> str | None:
 
 
 def ids_sha256(ids: Sequence[str]) -> str:
-    """SHA-256 of a list of pictures: their ids, in order, joined by line breaks."""
+    """SHA-256 of a list of images: their ids, in order, joined by line breaks."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Refining a seed cache by affinities: its maps walk over each picture, and what they reach becomes its labels."""
+"""Refining a seed cache by affinities: its maps walk over each image, and what they reach becomes its labels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -65,26 +65,26 @@ def refine_seeds(
     After irn's step for semantic segmentation (Ahn, Cho & Kwak, CVPR 2019, ``step/make_sem_seg_labels.py``): a random
     walk that boundaries hold up spreads each class's map over its thing, and the background wins where no map exceeds
     its score. Two things differ: a map is divided by its own maximum, for the tag says that its thing is there (irn
-    divides all maps of a picture by their common one); and the CRF follows. The cache holds the walked maps, and is
-    made as `seeds generate` makes one: by any number of processes, and resumed. Pictures that ``cache`` has left out
+    divides all maps of an image by their common one); and the CRF follows. The cache holds the walked maps, and is
+    made as `seeds generate` makes one: by any number of processes, and resumed. Images that ``cache`` has left out
     are left out.
 
     Args:
         cache: the seed cache whose maps set out: Grad-CAM's, or the probabilities that `pseudo-label` keeps.
         checkpoint: of ``tag2mask fit`` with `seeds.affinity.task.AffinityTask`.
         output: the new cache's folder, which must not exist, or be one that the same command began.
-        root: folder of the pictures; that of the training if not given.
-        split: which list of pictures; the one of the training if not given.
+        root: folder of the images; that of the training if not given.
+        split: which list of images; the one of the training if not given.
         radius: a step of the walk leads to cells nearer than this.
         beta: exponent of the affinities: the higher, the fewer cross a weak boundary.
         steps: of the walk.
         fg_threshold: a class wins where its map exceeds this fraction of its own maximum; 0.25 is irn's number.
         crf: sharpen the labels with the dense CRF, by the numbers with which irn makes cues (`seeds.crf_refinement`).
-        size: side in pixels to which pictures are warped; the one validation had if not given.
+        size: side in pixels to which images are warped; the one validation had if not given.
         cue_stride: pixels a cell of the cues and of the walk.
-        batch_size: pictures at once; that of the training if not given.
-        num_workers: processes that read pictures; as in training if not given.
-        shard_size: pictures a file.
+        batch_size: images at once; that of the training if not given.
+        num_workers: processes that read images; as in training if not given.
+        shard_size: images a file.
         accelerator: where the network runs: auto, cpu, gpu, …
         devices: how many processes on each machine.
         num_nodes: how many machines, where SLURM starts the processes.
@@ -132,16 +132,16 @@ def refine_seeds(
 
 
 def walked(network: nn.Module, batch: ImageBatch, *, start: SeedCache, walk: Walk) -> list[Seed]:
-    """The maps of a batch's pictures after their walk.
+    """The maps of a batch's images after their walk.
 
     Args:
-        network: boundaries (B, h, w) of normalised pictures (B, 3, H, W).
-        batch: the pictures, on the network's device.
+        network: boundaries (B, h, w) of normalised images (B, 3, H, W).
+        batch: the images, on the network's device.
         start: the maps that set out.
         walk: takes maps (k, h, w) and a boundary (h, w), and gives such maps.
 
     Raises:
-        InputError: boundaries that are not finite, or a picture without the map of a class that it is tagged with.
+        InputError: boundaries that are not finite, or an image without the map of a class that it is tagged with.
     """
     if not batch.images:
         return []
@@ -149,7 +149,7 @@ def walked(network: nn.Module, batch: ImageBatch, *, start: SeedCache, walk: Wal
     boundary = (network(normalize(images)) + network(normalize(images).flip(-1)).flip(-1)) / 2
     boundary = functional.interpolate(boundary[:, None].float(), batch.grid, mode="bilinear")[:, 0]
     if not boundary.isfinite().all():
-        raise InputError(f"the network's boundaries of picture {batch.names[0]} or its neighbours are not finite")
+        raise InputError(f"the network's boundaries of image {batch.names[0]} or its neighbours are not finite")
     found, tags = [], batch.labels.cpu().numpy() != 0
     for name, image, edge, own in zip(batch.names, images.cpu(), boundary.cpu().numpy(), tags, strict=True):
         classes = np.flatnonzero(own)
@@ -158,7 +158,7 @@ def walked(network: nn.Module, batch: ImageBatch, *, start: SeedCache, walk: Wal
 
 
 def _maps(start: SeedCache, name: str, classes: NDArray[np.int64]) -> Floats:
-    """A picture's maps (k, h, w) of the classes that it is tagged with now, in the order of ``classes``.
+    """An image's maps (k, h, w) of the classes that it is tagged with now, in the order of ``classes``.
 
     A cache may hold them in another order: imported maps lie in the order of their source.
 
@@ -168,10 +168,10 @@ def _maps(start: SeedCache, name: str, classes: NDArray[np.int64]) -> Floats:
     there, maps = start.maps(name)
     lacking = np.setdiff1d(classes, there)
     if len(lacking) and not len(there):
-        raise InputError(f"the seed cache {start.path} has no maps of picture {name}; it was made of labels only")
+        raise InputError(f"the seed cache {start.path} has no maps of image {name}; it was made of labels only")
     if len(lacking):
         raise InputError(
-            f"the seed cache {start.path} has no map of class {start.classes[lacking[0]]} of picture {name}, which is "
+            f"the seed cache {start.path} has no map of class {start.classes[lacking[0]]} of image {name}, which is "
             "tagged with it: make the seeds anew"
         )
     index = {label: position for position, label in enumerate(there.tolist())}
@@ -179,10 +179,10 @@ def _maps(start: SeedCache, name: str, classes: NDArray[np.int64]) -> Floats:
 
 
 def refined_label_map(seed: Seed, *, fg_threshold: float, crf: bool) -> NDArray[np.uint8]:
-    """The label map of a picture, from its walked maps as they will come back from the cache.
+    """The label map of an image, from its walked maps as they will come back from the cache.
 
     Args:
-        seed: the maps (k, h, w) of its classes, and the picture.
+        seed: the maps (k, h, w) of its classes, and the image.
         fg_threshold: see :func:`refine_seeds`.
         crf: sharpen with the dense CRF.
 

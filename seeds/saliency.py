@@ -1,4 +1,4 @@
-"""Background saliency: where a picture's classes care least about what is there (SEC's background cue).
+"""Background saliency: where an image's classes care least about what is there (SEC's background cue).
 
 Simonyan et al. 2013 as the SEC authors use it: the channel maximum of |d(sum of class scores)/d(conv4 activation)|,
 smoothed with a 3x3 median. Low values are background.
@@ -11,7 +11,7 @@ from torch.nn import functional
 from datamodules.errors import InputError
 from seeds.probe import gradient, probing, scores_of
 
-PROBE = (224, 224)  # height and width of the picture of noise: patches of 14 and of 16 divide it
+PROBE = (224, 224)  # height and width of the image of noise: patches of 14 and of 16 divide it
 
 
 def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -34,9 +34,9 @@ def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor
 
 
 def check_saliency(model: nn.Module, layer: str, classes: int) -> None:
-    """Raises an InputError if saliency at a layer is the same all over any picture, and so tells no background.
+    """Raises an InputError if saliency at a layer is the same all over any image, and so tells no background.
 
-    So it is where only the average over the map follows. Asked with a picture of noise.
+    So it is where only the average over the map follows. Asked with an image of noise.
     """
     images = torch.rand(1, 3, *PROBE, generator=torch.Generator().manual_seed(0))
     saliency = background_saliency(model, layer, images, torch.ones(1, classes))

@@ -19,7 +19,7 @@ def threshold_seeds(
 ) -> None:
     """Make the cues of a seed cache anew, by SEC's rule, from the maps and the saliency that it keeps.
 
-    The shards are, byte for byte, those that `seeds generate` makes with these thresholds, but where it left pictures
+    The shards are, byte for byte, those that `seeds generate` makes with these thresholds, but where it left images
     out: then they are filled up.
 
     Args:
@@ -47,6 +47,6 @@ def threshold_seeds(
         for name in track(seeds.ids, "cues"):
             (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)
             if saliency is None:
-                raise InputError(f"the seed cache {cache} has no saliency of picture {name}, to make cues of")
+                raise InputError(f"the seed cache {cache} has no saliency of image {name}, to make cues of")
             cues = label_map(classes, maps, saliency, fg_threshold, bg_fraction)
             writer.add(name, cues, map_classes=classes, maps=maps, saliency=saliency)

@@ -18,7 +18,7 @@ class Trunk(nn.Module):
         self.is_vgg = is_vgg
 
     def forward(self, image: Tensor) -> Tensor:
-        """The last feature map (B, K, h, w) of pictures (B, 3, H, W)."""
+        """The last feature map (B, K, h, w) of images (B, 3, H, W)."""
         return self.features(image)  # type: ignore[no-any-return]
 
 

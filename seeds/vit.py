@@ -20,7 +20,7 @@ def is_vit(name: str) -> bool:
 
 
 def build_vit(name: str, *, pretrained: bool = False) -> VisionTransformer:
-    """A vision transformer without its head, for pictures whose sides its patches divide.
+    """A vision transformer without its head, for images whose sides its patches divide.
 
     Args:
         name: ``tu-`` and timm's name.
@@ -41,14 +41,12 @@ def token_map(vit: VisionTransformer, image: Tensor) -> Tensor:
     """The last block's tokens, normalised as the network has it, as a map (B, K, h, w); those of no place left out.
 
     Raises:
-        InputError: pictures (B, 3, H, W) with a side that is no multiple of the patches'.
+        InputError: images (B, 3, H, W) with a side that is no multiple of the patches'.
     """
     patch = patch_of(vit)
     height, width = image.shape[-2:]
     if height % patch or width % patch:
-        raise InputError(
-            f"pictures of {height}x{width} pixels do not divide into patches of {patch}: choose such a size"
-        )
+        raise InputError(f"images of {height}x{width} pixels do not divide into patches of {patch}: choose such a size")
     tokens: Tensor = vit.forward_features(image)[:, vit.num_prefix_tokens :]  # (B, h * w, K)
     return tokens.transpose(1, 2).reshape(len(tokens), -1, height // patch, width // patch)
 

@@ -17,10 +17,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real VOC pictures, ImageNet weights and released cues; not part of the project."""
+    """The folder of real VOC images, ImageNet weights and released cues; not part of the project."""
     folder = Path(os.environ.get("TAG2MASK_DATA", SHARED))
     if not folder.is_dir():
-        pytest.skip(f"real pictures are not here ({folder}); set TAG2MASK_DATA to their folder")
+        pytest.skip(f"real images are not here ({folder}); set TAG2MASK_DATA to their folder")
     return folder
 
 

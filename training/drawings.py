@@ -1,4 +1,4 @@
-"""Figures of explanations: pictures under their maps, in rows and columns with captions."""
+"""Figures of explanations: images under their maps, in rows and columns with captions."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ BRIGHTEST = 99.5  # percentile of a gradient's values that is shown as full cont
 
 
 def heat_picture(image: Image, heat: NDArray[np.floating], *, strength: float = 0.75) -> Image:
-    """A map over its picture, from clear (0) to dark red (the map's own maximum); gray where it is 0 throughout.
+    """A map over its image, from clear (0) to dark red (the map's own maximum); gray where it is 0 throughout.
 
     Args:
         image: uint8 (H, W, 3).
@@ -34,7 +34,7 @@ def heat_picture(image: Image, heat: NDArray[np.floating], *, strength: float = 
 
 
 def gradient_picture(gradient: NDArray[np.floating], height: int, width: int) -> Image:
-    """Signed values (3, h, w) as a picture uint8 (H, W, 3): 0 is gray, as the papers show guided backpropagation."""
+    """Signed values (3, h, w) as an image uint8 (H, W, 3): 0 is gray, as the papers show guided backpropagation."""
     peak = float(np.percentile(np.abs(gradient), BRIGHTEST)) or 1.0
     shown = (127.5 + 127.5 * np.clip(gradient / peak, -1, 1)).round().astype(np.uint8).transpose(1, 2, 0)
     return np.asarray(cv2.resize(shown, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
@@ -48,7 +48,7 @@ def grid(
     Args:
         columns: a caption above each column.
         rows: the lines of the caption left of each row.
-        panels: by row, a picture uint8 (H, W, 3) of each column, or a short text where there is none.
+        panels: by row, an image uint8 (H, W, 3) of each column, or a short text where there is none.
         title: the line above all.
 
     Returns:

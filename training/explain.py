@@ -127,7 +127,7 @@ def figure(explainer: Explainer, path: Path, wanted: Sequence[int]) -> Image:
 
 
 def panels_of(explainer: Explainer, method: str, seen: Tensor, shown: Sequence[int], small: Image) -> list[Image]:
-    """A method's pictures, uint8 (h, w, 3), of some classes."""
+    """A method's images, uint8 (h, w, 3), of some classes."""
     height, width = small.shape[:2]
     maps = explainer.maps(method, seen, shown)
     if maps.dim() == 4:  # noqa: PLR2004 - (k, 3, S, S)

@@ -73,7 +73,7 @@ def _said(trained: Trained, checkpoint: Path) -> dict[str, Any]:
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
         "input": "image float32 (B, 3, size, size), RGB: warped to size x size, / 255, minus mean, / std",
-        "output": "scores float32 (B, 1 + classes, h, w), background first: resize bilinearly to the picture, argmax",
+        "output": "scores float32 (B, 1 + classes, h, w), background first: resize bilinearly to the image, argmax",
     }
 
 
@@ -192,14 +192,14 @@ def _bare(network: nn.Module) -> nn.Module:
 
 
 def _pictures(trained: Trained, count: int, more: int = 0) -> Tensor:
-    """Noise in the shape of normalised pictures; ``more`` pixels higher, up to the network's multiple."""
+    """Noise in the shape of normalised images; ``more`` pixels higher, up to the network's multiple."""
     multiple = trained.task.network.multiple
     height = trained.size + math.ceil(more / multiple) * multiple
     return torch.randn(count, 3, height, trained.size, generator=torch.Generator().manual_seed(0))
 
 
 def _check(run: Run, trained: Trained, form: str) -> bool:
-    """Compare with the network itself, for two pictures; whether another shape agrees, too.
+    """Compare with the network itself, for two images; whether another shape agrees, too.
 
     Raises:
         InputError: the scores differ.
@@ -220,6 +220,6 @@ def _agrees(run: Run, trained: Trained, images: Tensor) -> bool:
 
 
 def _sizes(said: dict[str, Any]) -> str:
-    return f"pictures of {'any size' if said['any_size'] else said['size']}" + (
+    return f"images of {'any size' if said['any_size'] else said['size']}" + (
         f" in multiples of {said['multiple']}" if said["any_size"] and said["multiple"] > 1 else " pixels"
     )

@@ -40,8 +40,8 @@ class Exported:
 
     Attributes:
         classes: its classes, without background.
-        size: side in pixels of the pictures it was trained on.
-        run: class scores float32 (B, C+1, h, w) of normalised pictures (B, 3, size, size).
+        size: side in pixels of the images it was trained on.
+        run: class scores float32 (B, C+1, h, w) of normalised images (B, 3, size, size).
     """
 
     classes: tuple[str, ...]
@@ -50,7 +50,7 @@ class Exported:
 
     @torch.inference_mode()
     def scores(self, images: Tensor, views: Views = Views()) -> Tensor:  # noqa: B008  it is frozen
-        """Class scores float32 (B, C+1, h, w), on the network's grid, of normalised pictures (B, 3, S, S)."""
+        """Class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
         return view_scores(lambda seen: self.run(seen).float(), images, views)
 
 
@@ -96,7 +96,7 @@ def onnx_session(source: Path | bytes) -> Any:
 
 
 def onnx_run(session: Any) -> Callable[[Tensor], Tensor]:
-    """A session as a function of normalised pictures (B, 3, H, W) to scores (B, C+1, h, w)."""
+    """A session as a function of normalised images (B, 3, H, W) to scores (B, C+1, h, w)."""
     return lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
 
 

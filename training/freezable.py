@@ -11,13 +11,13 @@ __all__ = ["SegmentationNetwork"]
 
 
 class SegmentationNetwork(nn.Module):
-    """Base of the networks: pictures (B, 3, H, W) in, class scores (B, K, h, w) on the network's own grid out.
+    """Base of the networks: images (B, 3, H, W) in, class scores (B, K, h, w) on the network's own grid out.
 
     Attributes:
         strides: name of each pretrained block, in the order of execution, with its stride in the network as published
             (dilation changes where a block computes, not which stage it belongs to).
         fresh: the layers that no ImageNet file initialises, which a solver may give a higher rate.
-        multiple: sides of pictures must be multiples of this.
+        multiple: sides of images must be multiples of this.
     """
 
     strides: dict[str, int]
@@ -32,7 +32,7 @@ class SegmentationNetwork(nn.Module):
         """Freeze every pretrained block up to and including ``stride``; 0 freezes nothing.
 
         Their parameters get no gradient, their batch-norm statistics stay as they are (after ``.train()`` too), and,
-        pictures needing no gradient either, they run without an autograd graph.
+        images needing no gradient either, they run without an autograd graph.
 
         Raises:
             InputError: ``stride`` is neither 0 nor a power of two, or the encoder has no stages.

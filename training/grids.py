@@ -1,4 +1,4 @@
-"""From one grid of cells to another: score maps, pictures for the CRF, label maps."""
+"""From one grid of cells to another: score maps, images for the CRF, label maps."""
 
 import torch
 from torch import Tensor
@@ -22,5 +22,5 @@ def label_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def small_pictures(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Normalised pictures (B, 3, H, W) as the CRF wants them: uint8 (B, 3, h, w) at ``size``, smoothed when shrunk."""
+    """Normalised images (B, 3, H, W) as the CRF wants them: uint8 (B, 3, h, w) at ``size``, smoothed when shrunk."""
     return resize(to_uint8(images).float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""A trained network at work: loading it with its data settings, and the label map of a picture."""
+"""A trained network at work: loading it with its data settings, and the label map of an image."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,12 +58,12 @@ class Trained:
 
     @property
     def size(self) -> int:
-        """Side in pixels to which whole pictures are warped."""
+        """Side in pixels to which whole images are warped."""
         return int(self.data.get("eval_size") or self.data["size"])  # earlier checkpoints have the one size
 
     @torch.inference_mode()
     def scores(self, images: Tensor, views: Views = PLAIN) -> Tensor:
-        """Class scores float32 (B, C+1, h, w), on the network's grid, of normalised pictures (B, 3, S, S)."""
+        """Class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             return view_scores(self.task, images.to(self.device), views, multiple=self.task.network.multiple)
 
@@ -77,10 +77,10 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the network says of one picture, at the picture's own size.
+    """What the network says of one image, at the image's own size.
 
     Attributes:
-        name: the picture's id.
+        name: the image's id.
         image: uint8 (H, W, 3).
         plain: label map int64 (H, W) of the network alone.
         final: the same after the CRF, or ``plain`` where there is none.
@@ -108,7 +108,7 @@ def load_trained(checkpoint: Path, precision: Precision = "32-true") -> Trained:
     content = read_checkpoint(checkpoint, SegmentationTask.task_name)
     data = content.get("datamodule_hyper_parameters")
     if not isinstance(data, dict) or "size" not in data:
-        raise InputError(f"{checkpoint} says nothing of the data it was trained on, such as the size of pictures")
+        raise InputError(f"{checkpoint} says nothing of the data it was trained on, such as the size of images")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Trained(task.to(device), data, device, resolve_precision(precision), read_provenance(content))
 
@@ -170,11 +170,11 @@ def predictions(
 def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
     """The most likely class of every pixel after the dense CRF, as SEC does at test time.
 
-    Softmax, bilinear to the picture's own size, floor 1e-5, logarithm, ten iterations of the CRF at scale 1.
+    Softmax, bilinear to the image's own size, floor 1e-5, logarithm, ten iterations of the CRF at scale 1.
 
     Args:
         scores: class scores (K, h, w).
-        image: the picture, uint8 (H, W, 3).
+        image: the image, uint8 (H, W, 3).
 
     Returns:
         int64 (H, W).

@@ -17,7 +17,7 @@ HEAD_STD = 0.01  # fc8 is drawn from N(0, 0.01), biases 0, as released
 
 
 class LargeFOV(SegmentationNetwork):
-    """VGG-16 DeepLab-LargeFOV: 41x41 scores from a 321x321 picture (stride 8).
+    """VGG-16 DeepLab-LargeFOV: 41x41 scores from a 321x321 image (stride 8).
 
     Chen et al., *Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs*, ICLR 2015, in the
     form that SEC's released code trains: all pools 3x3 with padding 1; pool4 and pool5 at stride 1, conv5 dilated by 2,
@@ -46,7 +46,7 @@ class LargeFOV(SegmentationNetwork):
         self.fresh = [self.fc8]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores of pictures (B, 3, H, W): (B, num_classes, h, w) with h = ceil(H / 8)."""
+        """Class scores of images (B, 3, H, W): (B, num_classes, h, w) with h = ceil(H / 8)."""
         x = self.smooth(self.features(images))  # (B, 512, h, w)
         x = self.dropout(self.fc6(x).relu())  # (B, 1024, h, w)
         x = self.dropout(self.fc7(x).relu())

@@ -90,7 +90,7 @@ class TagToMaskCLI(LightningCLI):
             "--wandb",
             type=Wandb,
             default="disabled",
-            help="log to Weights & Biases as well, with pictures: disabled, offline (no account needed) or online",
+            help="log to Weights & Biases as well, with images: disabled, offline (no account needed) or online",
         )
         parser.add_argument(
             "--random_seeds",
@@ -194,7 +194,7 @@ def check_trainer(trainer: pl.Trainer, *, sync_batchnorm: bool) -> None:
         )
     if str(trainer.precision) in ("16-true", "bf16-true"):
         raise InputError(
-            f"precision {trainer.precision} would round weights and pictures to 16 bits, and the CRF would see wrong "
+            f"precision {trainer.precision} would round weights and images to 16 bits, and the CRF would see wrong "
             "colours: choose bf16-mixed, auto, or 16-mixed on GPUs"
         )
 

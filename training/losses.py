@@ -63,7 +63,7 @@ def seed_loss(probs: Tensor, cues: Tensor) -> Tensor:
 def balanced_seed_loss(probs: Tensor, cues: Tensor) -> Tensor:
     """Cross-entropy at the cues of classes, plus that at the cues of background: each the mean over its own cells.
 
-    However small a thing is in its picture, it then counts as much as all of the picture's background. As in DSRG
+    However small a thing is in its image, it then counts as much as all of the image's background. As in DSRG
     (Huang et al., *Weakly-Supervised Semantic Segmentation Network with Deep Seeded Region Growing*, CVPR 2018, eq. 3).
 
     Args:

@@ -136,7 +136,7 @@ class SmpNetwork(SegmentationNetwork):
         self.strides = {f"model.encoder.{block}": stride for block, stride in strides.items()}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (B, K, h, w) of pictures (B, 3, H, W).
+        """Class scores (B, K, h, w) of images (B, 3, H, W).
 
         Raises:
             InputError: the architecture wants sides that are multiples of its stride, and these are not.
@@ -144,7 +144,7 @@ class SmpNetwork(SegmentationNetwork):
         stride, (height, width) = self.multiple, images.shape[-2:]
         if height % stride or width % stride:
             raise InputError(
-                f"{type(self.model).__name__} needs pictures whose sides are multiples of {stride}, "
+                f"{type(self.model).__name__} needs images whose sides are multiples of {stride}, "
                 f"not {height}x{width}: choose a size such as {max(stride, round(height / stride) * stride)}"
             )
         scores: Tensor = self.model(images)
@@ -159,7 +159,7 @@ def _check_encoder(name: str) -> None:
 
 
 def _strides(encoder: nn.Module) -> dict[str, int]:
-    """As `block_strides`; nothing for transformers that take one picture size only, which have no stages to freeze."""
+    """As `block_strides`; nothing for transformers that take one image size only, which have no stages to freeze."""
     try:
         return block_strides(encoder)[0]
     except (AssertionError, AttributeError, RuntimeError):

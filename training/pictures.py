@@ -1,4 +1,4 @@
-"""Pictures for people: label maps and cues in colour over a picture."""
+"""Images for people: label maps and cues in colour over an image."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ def class_colour(index: int) -> tuple[int, int, int]:
 
 
 def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer:
-    """A label map as something to lay over its picture: classes in colour, lightly outlined, the background darkened.
+    """A label map as something to lay over its image: classes in colour, lightly outlined, the background darkened.
 
     Args:
         labels: (H, W), 0 background, 1..C, 255 not scored (made light).
@@ -58,7 +58,7 @@ def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer
 
 
 def cue_layer(cues: NDArray[np.integer]) -> Layer:
-    """Cues to lay over their picture: classes in colour, background cues slate, cells without a cue pale.
+    """Cues to lay over their image: classes in colour, background cues slate, cells without a cue pale.
 
     Args:
         cues: label map (h, w), 0 background, 1..C, 255 none.
@@ -74,23 +74,23 @@ def cue_layer(cues: NDArray[np.integer]) -> Layer:
 
 
 def blend(image: Image, layer: Layer) -> Image:
-    """A picture uint8 (H, W, 3) under a layer (H, W, 4)."""
+    """An image uint8 (H, W, 3) under a layer (H, W, 4)."""
     opacity = layer[..., 3:]
     shown: Image = ((1 - opacity) * image + opacity * layer[..., :3]).round().astype(np.uint8)
     return shown
 
 
 def label_picture(image: Image, labels: NDArray[np.integer], *, strength: float = 0.62) -> Image:
-    """A label map over its picture, see `label_layer`: uint8 (H, W, 3) of a picture uint8 (H, W, 3)."""
+    """A label map over its image, see `label_layer`: uint8 (H, W, 3) of an image uint8 (H, W, 3)."""
     return blend(image, label_layer(labels, strength=strength))
 
 
 def cue_picture(image: Image, cues: NDArray[np.integer]) -> Image:
-    """Cues over their picture, cell by cell, see `cue_layer`.
+    """Cues over their image, cell by cell, see `cue_layer`.
 
     Args:
         image: uint8 (H, W, 3).
-        cues: label map (h, w) of any size that covers the picture, 0 background, 1..C, 255 none.
+        cues: label map (h, w) of any size that covers the image, 0 background, 1..C, 255 none.
 
     Returns:
         uint8 (H, W, 3).
@@ -110,7 +110,7 @@ def layer_png(layer: Layer) -> bytes:
 
 
 def shrink(image: Image, longest: int) -> Image:
-    """The picture with its longer side at most ``longest`` pixels."""
+    """The image with its longer side at most ``longest`` pixels."""
     factor = longest / max(image.shape[:2])
     if factor >= 1:
         return image
@@ -120,15 +120,15 @@ def shrink(image: Image, longest: int) -> Image:
 
 
 def panel(pictures: Sequence[Image], *, gap: int = 4) -> Image:
-    """Pictures of one size side by side, with a white gap."""
+    """Images of one size side by side, with a white gap."""
     between = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
     parts = [part for picture in pictures for part in (picture, between)]
     return np.concatenate(parts[:-1], axis=1)
 
 
 def jpeg(image: Image, *, quality: int) -> bytes:
-    """The picture uint8 (H, W, 3) as a JPEG file."""
+    """The image uint8 (H, W, 3) as a JPEG file."""
     done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise RuntimeError(f"a picture of shape {image.shape} could not be written as JPEG")
+        raise RuntimeError(f"an image of shape {image.shape} could not be written as JPEG")
     return bytes(data.tobytes())

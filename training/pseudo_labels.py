@@ -1,4 +1,4 @@
-"""A trained network's own account of its training pictures, as a cache to train on again."""
+"""A trained network's own account of its training images, as a cache to train on again."""
 
 from functools import partial
 from pathlib import Path
@@ -59,27 +59,27 @@ def pseudo_label(
 ) -> None:
     """Label the images of a split by a segmentation network and their tags, as a seed cache to train on again.
 
-    A class that a picture is not tagged with is left out before the softmax; what is left is smoothed by the dense CRF
+    A class that an image is not tagged with is left out before the softmax; what is left is smoothed by the dense CRF
     as at test time, and each cell becomes a cue of its likeliest class. The cache holds the probabilities of the tagged
     classes as its maps. It is made as `seeds generate` makes one: by any number of processes, and resumed.
 
     Args:
         checkpoint: a checkpoint of ``tag2mask fit`` with a segmentation task.
         output: the cache's folder, which must not exist, or be one that the same command began.
-        root: folder of the pictures; that of the training if not given.
-        split: which list of pictures; the one of the training if not given.
-        scales: the softmax at these sizes of the picture, relative to ``size``, is averaged.
-        flip: average with that of the mirrored picture, too.
-        size: side in pixels to which pictures are warped at scale 1; the one validation had if not given.
+        root: folder of the images; that of the training if not given.
+        split: which list of images; the one of the training if not given.
+        scales: the softmax at these sizes of the image, relative to ``size``, is averaged.
+        flip: average with that of the mirrored image, too.
+        size: side in pixels to which images are warped at scale 1; the one validation had if not given.
         cue_stride: pixels a cell of the cues.
         crf: smooth with the dense CRF.
         min_confidence: positions whose likeliest class is less probable than this stay without a cue.
         consensus: a seed cache of the same images and classes, as that of the labels before these: positions that it
             labels otherwise, or not at all, stay without a cue, and images that it has left out are left out. Two
             networks seldom make the same mistake.
-        batch_size: pictures at once; that of the training if not given.
-        num_workers: processes that read pictures; as in training if not given.
-        shard_size: pictures a file.
+        batch_size: images at once; that of the training if not given.
+        num_workers: processes that read images; as in training if not given.
+        shard_size: images a file.
         accelerator: where the network runs: auto, cpu, gpu, …
         devices: how many processes on each machine.
         num_nodes: how many machines, where SLURM starts the processes.
@@ -127,12 +127,12 @@ def pseudo_label(
 
 
 def predicted(network: torch.nn.Module, batch: ImageBatch, *, flip: bool) -> list[Seed]:
-    """Probabilities of each picture's own classes, on the cues' grid, averaged over views.
+    """Probabilities of each image's own classes, on the cues' grid, averaged over views.
 
     Args:
-        network: scores (B, C+1, h, w) of normalised pictures (B, 3, H, W).
-        batch: the pictures, on the network's device.
-        flip: average over mirrored pictures, too.
+        network: scores (B, C+1, h, w) of normalised images (B, 3, H, W).
+        batch: the images, on the network's device.
+        flip: average over mirrored images, too.
 
     Raises:
         InputError: probabilities that are not finite, or a size that the network does not take.
@@ -150,7 +150,7 @@ def predicted(network: torch.nn.Module, batch: ImageBatch, *, flip: bool) -> lis
     mean = torch.stack(found).mean(dim=0).cpu().numpy()
     labels, images = batch.labels.cpu().numpy() != 0, batch.images[0].cpu()
     if not np.isfinite(mean).all():
-        raise InputError(f"the network's scores of picture {batch.names[0]} or its neighbours are not finite")
+        raise InputError(f"the network's scores of image {batch.names[0]} or its neighbours are not finite")
     return [
         Seed(name, np.flatnonzero(own), probs[1:][own], None, image)
         for name, own, probs, image in zip(batch.names, labels, mean, images, strict=True)
@@ -158,11 +158,11 @@ def predicted(network: torch.nn.Module, batch: ImageBatch, *, flip: bool) -> lis
 
 
 def pseudo_label_map(seed: Seed, *, crf: bool, min_confidence: float) -> NDArray[np.uint8]:
-    """The label map of a picture, from its probabilities as they will come back from the cache.
+    """The label map of an image, from its probabilities as they will come back from the cache.
 
     Args:
-        seed: probabilities (k, h, w) of its classes, and the picture.
-        crf: smooth them with the dense CRF, at the size the network saw the picture.
+        seed: probabilities (k, h, w) of its classes, and the image.
+        crf: smooth them with the dense CRF, at the size the network saw the image.
         min_confidence: the probability below which a cell stays without a cue.
 
     Returns:
@@ -182,10 +182,10 @@ def pseudo_label_map(seed: Seed, *, crf: bool, min_confidence: float) -> NDArray
 
 
 def consensus_label_map(seed: Seed, *, rule: CueRule, others: SeedCache) -> NDArray[np.uint8]:
-    """The label map of a picture, where another cache's agrees with it.
+    """The label map of an image, where another cache's agrees with it.
 
     Args:
-        seed: the picture's.
+        seed: the image's.
         rule: makes the label map.
         others: the other cache.
 

@@ -1,4 +1,4 @@
-"""A page of pictures by stages: what each seed cache says of them, one after the other, a network, and the truth."""
+"""A page of images by stages: what each seed cache says of them, one after the other, a network, and the truth."""
 
 import base64
 import math
@@ -48,7 +48,7 @@ Image = NDArray[np.uint8]
 
 
 class Panel(NamedTuple):
-    """A picture uint8 (h, w, 3) and the line under it."""
+    """An image uint8 (h, w, 3) and the line under it."""
 
     image: Image
     caption: str
@@ -61,28 +61,28 @@ def show_seeds(
     split: str | None = None,
     masks: str | None = None,
     checkpoint: Path | None = None,
-    pictures: int = 24,
+    num_images: int = 24,
 ) -> None:
-    """Write ``index.html``: a row a picture, with the first cache's maps, each cache's cues, a prediction, the truth.
+    """Write ``index.html``: a row an image, with the first cache's maps, each cache's cues, a prediction, the truth.
 
-    A third of the pictures are those of which the last cache is most right, a third those of which it is least, by the
-    mean IoU of its cues over the picture's classes; the others are drawn by a fixed seed. Without masks all are.
+    A third of the images are those of which the last cache is most right, a third those of which it is least, by the
+    mean IoU of its cues over the image's classes; the others are drawn by a fixed seed. Without masks all are.
 
     Args:
         caches: seed caches in the order they were made in, each with the IoU of its cues under them.
         output: folder for the page; made if need be.
-        root: folder of the pictures and masks; as recorded in the first cache if not given.
-        split: which list of pictures, all of them in every cache; as recorded if not given.
+        root: folder of the images and masks; as recorded in the first cache if not given.
+        split: which list of images, all of them in every cache; as recorded if not given.
         masks: name of the folder of masks; as recorded if not given.
-        checkpoint: a segmentation network's, to show what it predicts of the pictures; with the dense CRF.
-        pictures: how many to show.
+        checkpoint: a segmentation network's, to show what it predicts of the images; with the dense CRF.
+        num_images: how many to show.
 
     Raises:
-        InputError: caches of different classes, pictures that one of them lacks, or a checkpoint of other
+        InputError: caches of different classes, images that one of them lacks, or a checkpoint of other
             classes.
     """
-    if pictures < 1:
-        raise InputError(f"pictures {pictures} is not a positive number")
+    if num_images < 1:
+        raise InputError(f"num_images {num_images} is not a positive number")
     opened = [SeedCache(path) for path in caches]
     settings = data_settings(
         opened[0].manifest.get("data"), opened[0].classes, root=root, train_split=split, masks=masks
@@ -94,7 +94,7 @@ def show_seeds(
     trained = None if checkpoint is None else load_trained(checkpoint)
     if trained is not None and tuple(trained.classes) != photos.classes:
         raise InputError(f"{checkpoint} knows other classes than the seed caches: {', '.join(trained.classes)}")
-    gallery = Gallery(len(photos), pictures)
+    gallery = Gallery(len(photos), num_images)
     for row in track(_rows(opened[-1], photos), "choosing images", len(photos)):
         gallery.offer(row)
     sections = gallery.sections()
@@ -106,7 +106,7 @@ def show_seeds(
 
 
 def _rows(cache: SeedCache, photos: PhotoSet) -> Iterator[Row]:
-    """Each picture with a cache's cues, and how right they are."""
+    """Each image with a cache's cues, and how right they are."""
     for index, name in enumerate(photos.ids):
         cues, truth = cache.cues(name), _truth(photos, index)
         blank = np.zeros((0, 0, 3), np.uint8)  # read when it is shown
@@ -119,7 +119,7 @@ def _truth(photos: PhotoSet, index: int) -> NDArray[np.uint8] | None:
 
 
 def _iou(cues: NDArray[np.integer], truth: NDArray[np.integer], classes: Sequence[str]) -> float | None:
-    """Mean IoU of a picture's cues over its classes; cells without a cue count as background."""
+    """Mean IoU of an image's cues over its classes; cells without a cue count as background."""
     labels = resize_nearest(np.where(cues == NO_CUE, 0, cues).astype(np.uint8), *truth.shape).astype(np.int64)
     confusion = Confusion(len(classes) + 1)
     confusion.update(torch.from_numpy(labels), torch.from_numpy(truth.astype(np.int64)))
@@ -128,7 +128,7 @@ def _iou(cues: NDArray[np.integer], truth: NDArray[np.integer], classes: Sequenc
 
 
 def _predicted(trained: Trained, photos: PhotoSet, root: str | None) -> dict[str, NDArray[np.uint8]]:
-    """What the network predicts of pictures, by their ids: label maps (H, W)."""
+    """What the network predicts of images, by their ids: label maps (H, W)."""
     hp = data_module(trained, root=root).hparams
     stream = predictions(
         trained, photos, size=hp["eval_size"], batch_size=hp["batch_size"], num_workers=hp["num_workers"], crf=True,
@@ -171,7 +171,7 @@ def _row(
 
 
 def _heats(image: Image, cache: SeedCache, name: str) -> Iterator[Panel]:
-    """The maps of a cache over the picture, a panel a class."""
+    """The maps of a cache over the image, a panel a class."""
     classes, maps = cache.maps(name)
     if not len(maps):
         return

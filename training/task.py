@@ -149,7 +149,7 @@ class SegmentationTask(pl.LightningModule):
             prepare(self.network, self.hparams, self.trainer.strategy.root_device)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (B, C+1, h, w) on the network's own grid, of normalised pictures (B, 3, H, W)."""
+        """Class scores (B, C+1, h, w) on the network's own grid, of normalised images (B, 3, H, W)."""
         scores: Tensor = self.network(images)
         return scores
 

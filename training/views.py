@@ -1,4 +1,4 @@
-"""Several looks at one picture: scaled and mirrored, their class probabilities averaged."""
+"""Several looks at one image: scaled and mirrored, their class probabilities averaged."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +15,10 @@ __all__ = ["Views", "view_scores"]
 
 @dataclass(frozen=True)
 class Views:
-    """How a picture is shown to the network at test time.
+    """How an image is shown to the network at test time.
 
     Attributes:
-        scales: factors on the side of the pictures it was trained on.
+        scales: factors on the side of the images it was trained on.
         flip: show each mirrored as well.
 
     Raises:
@@ -34,14 +34,14 @@ class Views:
 
 
 def view_scores(network: Callable[[Tensor], Tensor], images: Tensor, views: Views, *, multiple: int = 1) -> Tensor:
-    """Scores of pictures, over all views of them.
+    """Scores of images, over all views of them.
 
     With the one plain view these are the network's own. Otherwise the softmax of each view, turned back and resized
     bilinearly to the finest grid of all, is averaged, and the logarithm of that stands for the scores: its softmax is
     the average again.
 
     Args:
-        network: scores (B, K, h, w) of normalised pictures (B, 3, S, S).
+        network: scores (B, K, h, w) of normalised images (B, 3, S, S).
         images: float32 (B, 3, S, S).
         views: how to show them.
         multiple: scaled sides are rounded to multiples of this.
@@ -50,7 +50,7 @@ def view_scores(network: Callable[[Tensor], Tensor], images: Tensor, views: View
         float32 (B, K, h, w).
 
     Raises:
-        InputError: the network takes no other picture size than its own.
+        InputError: the network takes no other image size than its own.
     """
     if views == Views():
         return network(images).float()
@@ -64,7 +64,7 @@ def view_scores(network: Callable[[Tensor], Tensor], images: Tensor, views: View
                 maps.append(network(seen.flip(-1)).float().softmax(dim=1).flip(-1))
         except AssertionError as error:  # how timm's transformers refuse
             raise InputError(
-                f"this network takes no pictures of {side}x{side} pixels: leave scale {scale} out"
+                f"this network takes no images of {side}x{side} pixels: leave scale {scale} out"
             ) from error
     finest = max((tuple(probs.shape[-2:]) for probs in maps), key=math.prod)
     mean = torch.stack([resize(probs, finest) for probs in maps]).mean(dim=0)

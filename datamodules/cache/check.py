@@ -13,7 +13,7 @@ from datamodules.progress import track
 
 
 def verify_cache(cache: Path) -> None:
-    """Check all of a seed cache: manifest, index, and of every shard its checksum and each picture in it.
+    """Check all of a seed cache: manifest, index, and of every shard its checksum and each image in it.
 
     Args:
         cache: a seed cache.
@@ -28,7 +28,7 @@ def verify_cache(cache: Path) -> None:
         raise InputError(f"{len(problems)} of {len(numbers)} shards are damaged: " + "; ".join(problems))
     left = f", {len(seeds.left_out)} left out" if seeds.left_out else ""
     Console(soft_wrap=True).print(
-        f"{cache}: {len(seeds)} pictures in {len(numbers)} shards{left}; all as written", highlight=False
+        f"{cache}: {len(seeds)} images in {len(numbers)} shards{left}; all as written", highlight=False
     )
 
 
@@ -41,7 +41,7 @@ def shard_fault(seeds: SeedCache, number: int) -> str:
         if file_sha256(path) != known["sha256"]:
             return f"{path} is not what was written"
         if tuple(ids) != seeds.ids_of(number):
-            return f"{path} holds other pictures than the index says"
+            return f"{path} holds other images than the index says"
         for row, name in enumerate(ids):
             shard.cues(row, name)
             shard.maps(row, name)

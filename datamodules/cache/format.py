@@ -15,11 +15,11 @@ VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index.safetensors"
 NO_CUE = 255
-SHARD_SIZE = 256  # pictures
+SHARD_SIZE = 256  # images
 
 # What a file may claim, so that a hostile one is refused before anything is allocated for it.
 MAX_PICTURES = 1 << 16  # of a shard
-MAX_CELLS = 1 << 26  # of all maps of a picture: 128 MB
+MAX_CELLS = 1 << 26  # of all maps of an image: 128 MB
 MAX_JSON = 1 << 28  # bytes
 MAX_INDEX = 1 << 31  # bytes
 
@@ -47,7 +47,7 @@ def check_ids(ids: bytes, where: str) -> None:
     parts = b"\n" + ids.replace(b"/", b"\n")
     if len(ids.translate(None, _BAD_CHARACTERS)) < len(ids) or any(part in parts for part in _BAD_PARTS):
         bad = next(name for name in ids.split(b"\n") if not good_id(name))
-        raise InputError(f"{where}: {bad[:80].decode(errors='replace')!r} is no name of a picture")
+        raise InputError(f"{where}: {bad[:80].decode(errors='replace')!r} is no name of an image")
 
 
 def good_id(name: bytes) -> bool:

@@ -1,10 +1,10 @@
-"""Which picture is where: a table of ids that takes one look to find any of them, however many there are.
+"""Which image is where: a table of ids that takes one look to find any of them, however many there are.
 
 ``index.safetensors`` holds
 
 ======================  ==================================================================================
-``ids``                 uint8, the names of all pictures in UTF-8, shard after shard, each ended by a line break
-``order``               int32 (n,): the pictures' places 0..n-1, sorted by the first bits of the CRC-32 of their ids
+``ids``                 uint8, the names of all images in UTF-8, shard after shard, each ended by a line break
+``order``               int32 (n,): the images' places 0..n-1, sorted by the first bits of the CRC-32 of their ids
 ``buckets``             int32 (2^b + 1,): where in ``order`` those of each value of these bits begin; 2^b < 2n
 ======================  ==================================================================================
 """
@@ -29,7 +29,7 @@ LINE_BREAK = 10
 
 
 def index_bytes(ids: Sequence[Sequence[str]]) -> bytes:
-    """The index of the pictures of each shard in turn.
+    """The index of the images of each shard in turn.
 
     Raises:
         InputError: an id comes twice.
@@ -38,7 +38,7 @@ def index_bytes(ids: Sequence[Sequence[str]]) -> bytes:
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise InputError(f"picture {twice} comes twice")
+        raise InputError(f"image {twice} comes twice")
     bits = bits_for(len(names))
     hashes = np.fromiter((crc32(name.encode()) for name in names), np.uint64, len(names)) >> np.uint64(CRC_BITS - bits)
     order = np.argsort(hashes, kind="stable").astype(np.int32)
@@ -49,12 +49,12 @@ def index_bytes(ids: Sequence[Sequence[str]]) -> bytes:
 
 
 def bits_for(pictures: int) -> int:
-    """How many bits of the hash tell the buckets apart: as many buckets as pictures, up to a factor of 2."""
+    """How many bits of the hash tell the buckets apart: as many buckets as images, up to a factor of 2."""
     return max(0, (pictures - 1).bit_length())
 
 
 class Index:
-    """An index in memory: about 15 bytes a picture beside its name."""
+    """An index in memory: about 15 bytes an image beside its name."""
 
     def __init__(self, path: Path, pictures: int, size: int, sha256: str) -> None:
         """Read it.
@@ -90,10 +90,10 @@ class Index:
         sound = [arrays[name].dtype == dtype for name, dtype in wanted.items()]
         sound += [arrays[name].shape == shape for name, shape in zip(wanted, shapes, strict=True)]
         if not all(sound) or len(self._ends) != pictures or not within(self._order, pictures):
-            raise InputError(f"{path} is damaged: it does not hold the {pictures} pictures that the manifest names")
+            raise InputError(f"{path} is damaged: it does not hold the {pictures} images that the manifest names")
 
     def find(self, name: str) -> int | None:
-        """A picture's place 0..n-1, or None: a look at the pictures whose ids' hashes begin alike, one on average."""
+        """An image's place 0..n-1, or None: a look at the images whose ids' hashes begin alike, one on average."""
         try:
             key = name.encode()
         except UnicodeEncodeError:

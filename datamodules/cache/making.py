@@ -38,7 +38,7 @@ class Making:
     Attributes:
         path: its folder.
         plan: what the manifest will say of the making.
-        blocks: the list's pictures, shard by shard.
+        blocks: the list's images, shard by shard.
     """
 
     def __init__(self, path: Path, plan: Mapping[str, Any], blocks: Sequence[Sequence[str]]) -> None:
@@ -47,7 +47,7 @@ class Making:
         Args:
             path: the folder to be.
             plan: what the manifest will say of the making, ``classes`` included; plain JSON values.
-            blocks: the list's pictures, shard by shard.
+            blocks: the list's images, shard by shard.
         """
         self.path, self.plan, self.blocks = path, dict(plan), blocks
         self._own = digest(comparable(self.plan))
@@ -58,7 +58,7 @@ class Making:
 
         Args:
             overwrite: throw away a cache, finished or not, that was made otherwise; or finished and made alike.
-            strict: refuse to go on where pictures were left out.
+            strict: refuse to go on where images were left out.
 
         Returns:
             The numbers of the shards that are still to be made; None where the cache is finished already.
@@ -104,7 +104,7 @@ class Making:
             self._start_anew()
         lost = self.left_out() if strict else {}
         if lost:
-            raise InputError(f"picture {next(iter(lost))} was left out before: {next(iter(lost.values()))}")
+            raise InputError(f"image {next(iter(lost))} was left out before: {next(iter(lost.values()))}")
         return [number for number in range(len(self.blocks)) if not self._record(number)]
 
     def _start_anew(self) -> None:
@@ -146,7 +146,7 @@ class Making:
 
         Args:
             number: the shard's.
-            shard: its pictures.
+            shard: its images.
             left_out: those of its block that could not be used: id and reason.
 
         Raises:
@@ -169,7 +169,7 @@ class Making:
             return None
 
     def left_out(self) -> dict[str, str]:
-        """The pictures that the shards made so far have left out, and why."""
+        """The images that the shards made so far have left out, and why."""
         records = [self._record(number) for number in range(len(self.blocks))]
         return {name: why for record in records if record for name, why in record["left_out"].items()}
 
@@ -177,10 +177,10 @@ class Making:
         """Write the manifest when every shard is there, and clear the folder; by the process that began.
 
         Returns:
-            The pictures that were left out, and why.
+            The images that were left out, and why.
 
         Raises:
-            InputError: a shard is lacking, no picture could be used, or the disk does not take it.
+            InputError: a shard is lacking, no image could be used, or the disk does not take it.
         """
         shards, ids, left_out = [], [], {}
         for number, block in enumerate(self.blocks):
@@ -193,7 +193,7 @@ class Making:
             ids.append([name for name in block if name not in record["left_out"]])
         if not any(ids):
             name, reason = next(iter(left_out.items()), ("", "the list is empty"))
-            raise InputError(f"no picture could be used; first {name}: {reason}")
+            raise InputError(f"no image could be used; first {name}: {reason}")
         there = read_signed(self.path / PLAN, version=VERSION, kind=PLAN_FORMAT)  # of the day it was begun
         write_manifest(self.path, there, shards, ids, left_out)
         self._clean()

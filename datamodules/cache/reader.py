@@ -1,4 +1,4 @@
-"""Reading a seed cache, a picture at a time."""
+"""Reading a seed cache, an image at a time."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -15,9 +15,9 @@ OPEN_SHARDS = 128  # at a time, each a mapping of its file and some 25 kB
 
 
 class SeedCache:
-    """Reads a cache by the pictures' ids.
+    """Reads a cache by the images' ids.
 
-    Every part read is compared with its checksum. Memory stays what it is after opening: about 15 bytes a picture
+    Every part read is compared with its checksum. Memory stays what it is after opening: about 15 bytes an image
     and its id, and the 128 shards last read from. It may be handed to workers, forked or not: those that are not
     forked read manifest and index anew.
 
@@ -25,7 +25,7 @@ class SeedCache:
         path: the folder.
         manifest: everything said about how the cache was made.
         classes: names of the classes 1..C of the label maps.
-        left_out: pictures of the list that could not be used, each with the reason.
+        left_out: images of the list that could not be used, each with the reason.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -49,7 +49,7 @@ class SeedCache:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is damaged; make the cache again") from error
         if min(counts, default=0) < 0 or max(counts, default=0) > MAX_PICTURES or sum(counts) != self._pictures:
-            raise InputError(f"{file} is damaged: the numbers of pictures do not add up; make the cache again")
+            raise InputError(f"{file} is damaged: the numbers of images do not add up; make the cache again")
         self._index = Index(self.path / INDEX, self._pictures, *index)
         self._shard_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self._first = [0, *np.cumsum(counts).tolist()]
@@ -66,11 +66,11 @@ class SeedCache:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The pictures, in the order they were added; made anew at each call."""
+        """The images, in the order they were added; made anew at each call."""
         return self._index.ids()
 
     def ids_of(self, number: int) -> tuple[str, ...]:
-        """The pictures of a shard."""
+        """The images of a shard."""
         return self._index.ids(self._first[number], self._first[number + 1])
 
     def shard(self, number: int) -> Shard:
@@ -94,36 +94,36 @@ class SeedCache:
         if place is None:
             reason = self.left_out.get(name)
             told = f": it was left out when the cache was made, because {reason}" if reason else ""
-            raise InputError(f"the seed cache {self.path} has no picture {name}{told}")
+            raise InputError(f"the seed cache {self.path} has no image {name}{told}")
         number = int(self._shard_of[place])
         return self.shard(number), place - self._first[number]
 
     def cues(self, name: str) -> NDArray[np.uint8]:
-        """A picture's cues, uint8 (h, w): 0 = background, 1..C = class, 255 = no cue.
+        """An image's cues, uint8 (h, w): 0 = background, 1..C = class, 255 = no cue.
 
         Raises:
-            InputError: no such picture, or a damaged shard.
+            InputError: no such image, or a damaged shard.
         """
         shard, row = self._find(name)
         return shard.cues(row, name)
 
     def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
-        """A picture's raw maps, as they were but for the rounding of :func:`datamodules.cache.as_stored`.
+        """An image's raw maps, as they were but for the rounding of :func:`datamodules.cache.as_stored`.
 
         Returns:
             Classes 0..C-1, (k,), and maps float32 (k, h, w); k is 0 in a cache that was made of label maps only.
 
         Raises:
-            InputError: no such picture, or a damaged shard.
+            InputError: no such image, or a damaged shard.
         """
         shard, row = self._find(name)
         return shard.maps(row, name)
 
     def saliency(self, name: str) -> Floats | None:
-        """A picture's background saliency float32 (h, w), or None where none was kept.
+        """An image's background saliency float32 (h, w), or None where none was kept.
 
         Raises:
-            InputError: no such picture, or a damaged shard.
+            InputError: no such image, or a damaged shard.
         """
         shard, row = self._find(name)
         return shard.saliency(row, name)

@@ -1,14 +1,14 @@
-"""One shard: some hundreds of pictures in a safetensors file, each part of each picture with its checksum.
+"""One shard: some hundreds of images in a safetensors file, each part of each image with its checksum.
 
 ======================  ==================================================================================
-``ids``                 uint8, the pictures' names in UTF-8, each ended by a line break
+``ids``                 uint8, the images' names in UTF-8, each ended by a line break
 ``cues``                uint8, label maps one behind the other: 0 = background, 1..C = class, 255 = no cue
 ``maps``                float16, maps divided by their own maximum
 ``map_classes``         int32, of every map in turn its class 0..C-1; ``map_maxima`` float32: its maximum
 ``saliency``            float16, background saliency divided by its maximum
 ``saliency_maxima``     float32 (n,)
-``pictures``            int64 (n, 11): where a picture's parts are, the columns of :class:`Row`
-``checks``              uint32 (n, 3): CRC-32 of each picture's cues, maps and saliency, its id and row included
+``pictures``            int64 (n, 11): where an image's parts are, the columns of :class:`Row`
+``checks``              uint32 (n, 3): CRC-32 of each image's cues, maps and saliency, its id and row included
 ======================  ==================================================================================
 """
 
@@ -36,7 +36,7 @@ NUMPY: dict[str, type[np.generic]] = {
 
 
 class Row(NamedTuple):
-    """Where a picture's parts are: their first cells in the flat arrays, and their shapes."""
+    """Where an image's parts are: their first cells in the flat arrays, and their shapes."""
 
     cues: int
     cues_h: int
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 
 class Parts(TypedDict, total=False):
-    """What may be kept of a picture beside its cues."""
+    """What may be kept of an image beside its cues."""
 
     map_classes: NDArray[np.integer[Any]]  # class 0..C-1 of each map, (k,)
     maps: Floats  # the raw maps, float32 (k, h, w), finite and not negative
@@ -60,7 +60,7 @@ class Parts(TypedDict, total=False):
 
 
 class ShardBuilder:
-    """Gathers the pictures of one shard."""
+    """Gathers the images of one shard."""
 
     def __init__(self, num_classes: int) -> None:
         """Start empty; ``num_classes`` without background."""
@@ -72,10 +72,10 @@ class ShardBuilder:
         self._ends = dict.fromkeys(("cues", "maps", "saliency", "map_classes"), 0)
 
     def add(self, name: str, cues: NDArray[np.uint8], **parts: Unpack[Parts]) -> None:
-        """Add a picture.
+        """Add an image.
 
         Args:
-            name: the picture's id; a name or relative path without ``..``.
+            name: the image's id; a name or relative path without ``..``.
             cues: label map uint8 (h, w) with values 0..C and 255.
             **parts: its maps and saliency, as of :class:`Parts`, each of any size.
 
@@ -115,19 +115,19 @@ class ShardBuilder:
         try:
             key = name.encode().replace(b"\n", b"\0") + b"\n"
         except UnicodeEncodeError as error:
-            raise InputError(f"a picture's name {name!r} is not UTF-8; rename it") from error
-        check_ids(key, "a picture cannot be kept")
+            raise InputError(f"an image's name {name!r} is not UTF-8; rename it") from error
+        check_ids(key, "an image cannot be kept")
         if cues.dtype != np.uint8 or cues.ndim != 2 or not legal(self.num_classes)[cues].all():  # noqa: PLR2004
             raise InputError(f"the cues of {name} are no label map (h, w) of 0..{self.num_classes} and {NO_CUE}")
         if not (np.isfinite(maps).all() and np.isfinite(saliency).all()) or maps.min(initial=0) < 0:
             raise InputError(f"the maps of {name} are not all finite and positive: the classifier is broken")
         if maps.ndim != 3 or kinds.shape != maps.shape[:1] or not np.isin(kinds, range(self.num_classes)).all():  # noqa: PLR2004
-            raise InputError(f"picture {name} has maps {maps.shape} for classes {kinds.tolist()}")
+            raise InputError(f"image {name} has maps {maps.shape} for classes {kinds.tolist()}")
         if saliency.ndim != 2 or max(cues.size, maps.size, saliency.size) > MAX_CELLS:  # noqa: PLR2004
-            raise InputError(f"picture {name} has maps {maps.shape} and saliency {saliency.shape}, which is too much")
+            raise InputError(f"image {name} has maps {maps.shape} and saliency {saliency.shape}, which is too much")
 
     def tobytes(self) -> bytes:
-        """The shard's file, the same bytes for the same pictures."""
+        """The shard's file, the same bytes for the same images."""
         tensors: dict[str, NDArray[Any]] = {
             name: np.concatenate([np.zeros(0, NUMPY[DTYPES[name]]), *parts]) for name, parts in self._parts.items()
         }
@@ -146,7 +146,7 @@ def legal(num_classes: int) -> NDArray[np.bool_]:
 
 
 def checksum(name: str, row: Sequence[int], *parts: NDArray[Any]) -> int:
-    """CRC-32 of a picture's part, its id and its row with it: so that no other picture's is taken for it."""
+    """CRC-32 of an image's part, its id and its row with it: so that no other image's is taken for it."""
     total = crc32(np.array(row, np.int64).tobytes(), crc32(name.encode()))
     for part in parts:
         total = crc32(part.tobytes(), total)
@@ -154,7 +154,7 @@ def checksum(name: str, row: Sequence[int], *parts: NDArray[Any]) -> int:
 
 
 class Shard:
-    """One open shard: the rows in memory, the flat arrays mapped from the file and read a picture at a time."""
+    """One open shard: the rows in memory, the flat arrays mapped from the file and read an image at a time."""
 
     def __init__(self, path: Path, pictures: int, size: int, num_classes: int) -> None:
         """Open it.
@@ -181,7 +181,7 @@ class Shard:
         shapes = {name: tuple(part.get_shape()) for name, part in self._flat.items()}
         wanted = {"pictures": (pictures, len(Row._fields)), "checks": (pictures, 3), "saliency_maxima": (pictures,)}
         if pictures > MAX_PICTURES or any(shapes[name] != shape for name, shape in wanted.items()):
-            raise InputError(f"{path} is damaged: it does not hold the {pictures} pictures that the manifest names")
+            raise InputError(f"{path} is damaged: it does not hold the {pictures} images that the manifest names")
         if any(len(shape) != 1 for name, shape in shapes.items() if name not in wanted):
             raise InputError(f"{path} is damaged: its arrays are not flat; make the cache again")
         self._lengths = {name: shape[0] for name, shape in shapes.items()}
@@ -189,7 +189,7 @@ class Shard:
         self._checks: NDArray[np.uint32] = file.get_tensor("checks")
 
     def ids(self) -> list[str]:
-        """The pictures' names, in their order.
+        """The images' names, in their order.
 
         Raises:
             InputError: they are not text, or far too long.
@@ -201,7 +201,7 @@ class Shard:
             raise self._damaged("of its ids") from error
 
     def cues(self, row: int, name: str) -> NDArray[np.uint8]:
-        """A picture's label map uint8 (h, w); arguments as all of these: its row, and its id to be checked.
+        """An image's label map uint8 (h, w); arguments as all of these: its row, and its id to be checked.
 
         Raises:
             InputError: it is damaged.
@@ -213,7 +213,7 @@ class Shard:
         return cues.reshape(place.cues_h, place.cues_w)
 
     def maps(self, row: int, name: str) -> tuple[NDArray[np.int64], Floats]:
-        """A picture's classes (k,) and its maps float32 (k, h, w), as they were but for float16's rounding.
+        """An image's classes (k,) and its maps float32 (k, h, w), as they were but for float16's rounding.
 
         Raises:
             InputError: they are damaged.
@@ -229,7 +229,7 @@ class Shard:
         return classes.astype(np.int64), fractions.astype(np.float32) * maxima[:, None, None]
 
     def saliency(self, row: int, name: str) -> Floats | None:
-        """A picture's background saliency float32 (h, w), or None where none was kept.
+        """An image's background saliency float32 (h, w), or None where none was kept.
 
         Raises:
             InputError: it is damaged.
@@ -244,7 +244,7 @@ class Shard:
         return np.asarray(fractions.reshape(place.saliency_h, place.saliency_w).astype(np.float32) * maximum)
 
     def _part(self, array: str, name: str, start: int, *shape: int) -> NDArray[Any]:
-        """A picture's stretch of a flat array; nothing is read that the file does not have."""
+        """An image's stretch of a flat array; nothing is read that the file does not have."""
         if min(start, *shape) < 0:
             raise self._damaged(name)
         size = 1
@@ -258,4 +258,4 @@ class Shard:
         return part
 
     def _damaged(self, name: str) -> InputError:
-        return InputError(f"{self.path} is damaged: picture {name} is not what was written; make the cache again")
+        return InputError(f"{self.path} is damaged: image {name} is not what was written; make the cache again")

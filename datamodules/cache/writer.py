@@ -45,8 +45,8 @@ def write_manifest(
         folder: where the shards are.
         manifest: the makers' settings and ``classes``.
         shards: what :func:`write_shard` said of each.
-        ids: each shard's pictures.
-        left_out: pictures that could not be used: id and reason.
+        ids: each shard's images.
+        left_out: images that could not be used: id and reason.
 
     Raises:
         InputError: an id comes twice, or the disk does not take it.
@@ -78,8 +78,8 @@ class CacheWriter:
             classes: names of the classes 1..C.
             manifest: what should be remembered of the making; plain JSON values.
             overwrite: replace a cache that is already there (never a folder that is not a cache).
-            shard_size: pictures a shard.
-            left_out: pictures that could not be used: id and reason.
+            shard_size: images a shard.
+            left_out: images that could not be used: id and reason.
 
         Raises:
             InputError: the folder exists and may not be replaced.
@@ -119,13 +119,13 @@ class CacheWriter:
             shutil.rmtree(self._part, ignore_errors=True)
 
     def add(self, name: str, cues: NDArray[np.uint8], **parts: Unpack[Parts]) -> None:
-        """Add a picture; arguments as of :meth:`datamodules.cache.shard.ShardBuilder.add`.
+        """Add an image; arguments as of :meth:`datamodules.cache.shard.ShardBuilder.add`.
 
         Raises:
             InputError: an id twice, a value or shape that does not fit, or the disk does not take it.
         """
         if name in self._seen:
-            raise InputError(f"picture {name} comes twice")
+            raise InputError(f"image {name} comes twice")
         self._shard.add(name, cues, **parts)
         self._seen.add(name)
         if len(self._shard.ids) == self.shard_size:

@@ -44,7 +44,7 @@ class BoundaryNetwork(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Boundary scores before the sigmoid, float32 (B, h, w) of cells of 4 pixels, of pictures (B, 3, H, W)."""
+        """Boundary scores before the sigmoid, float32 (B, h, w) of cells of 4 pixels, of images (B, 3, H, W)."""
         with torch.no_grad(), _noted(self.features, self.stages) as maps:
             self.features(images)
         grid = tuple(-(-side // STRIDE) for side in images.shape[-2:])

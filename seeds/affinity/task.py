@@ -67,7 +67,7 @@ class AffinityTask(pl.LightningModule):
         self.network = BoundaryNetwork(build_backbone(backbone, output_stride, weights, depth))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Boundaries (B, h, w), 0..1, in cells of 4 pixels, of normalised pictures (B, 3, H, W)."""
+        """Boundaries (B, h, w), 0..1, in cells of 4 pixels, of normalised images (B, 3, H, W)."""
         return torch.sigmoid(self.network(images))
 
     def training_step(self, batch: Mapping[str, Any], _batch_index: int) -> Tensor:

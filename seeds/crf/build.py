@@ -135,7 +135,7 @@ def simplices(  # noqa: C901 - one loop over the tiles
     Args:
         dims: five zeros with colour, two without: a length known when compiling.
         image: uint8 (3, N).
-        width: cells in a row of the picture.
+        width: cells in a row of the image.
         sxy: standard deviation over position.
         srgb: standard deviation over colour.
         start: the first point.

@@ -15,7 +15,7 @@ from seeds.crf.torch_lattice import lattice_mean_field
 Engine = Literal["auto", "exact", "lattice"]
 DIMENSIONS = 4
 EXACT_CELLS = 4096
-"""Up to so many cells "auto" takes the exact engine on an accelerator: a kernel matrix of 67 MB a picture."""
+"""Up to so many cells "auto" takes the exact engine on an accelerator: a kernel matrix of 67 MB an image."""
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def dense_crf(
     gaussian_sxy: float = 3.0,
     engine: Engine = "auto",
 ) -> Tensor:
-    """Sharpen label scores along the edges of a picture: mean field in the fully connected CRF.
+    """Sharpen label scores along the edges of an image: mean field in the fully connected CRF.
 
     Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials" (NeurIPS 2011),
     with the semantics of their densecrf as pydensecrf wraps it: Potts model, diagonal kernels, symmetric normalisation.
@@ -43,7 +43,7 @@ def dense_crf(
         logits: floating point (B, K, H, W) on the same device; the unary energy is minus these. Log-probabilities are
             logits too, probabilities are not.
         iterations: number of mean-field updates; 0 gives the softmax of the logits.
-        scale: divides both standard deviations over position, for grids much smaller than the picture.
+        scale: divides both standard deviations over position, for grids much smaller than the image.
         bilateral_weight: weight of the kernel over position and colour.
         bilateral_sxy: its standard deviation over position in cells, before `scale`.
         bilateral_srgb: its standard deviation over colour in grey levels.

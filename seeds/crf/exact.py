@@ -6,7 +6,7 @@ from torch import Tensor
 from seeds.crf.kernels import Kernels
 
 CHUNK_BYTES = 1 << 30
-"""Kernel matrices of as many pictures as fit in this are held at a time (170 MB for fifteen of 41 by 41)."""
+"""Kernel matrices of as many images as fit in this are held at a time (170 MB for fifteen of 41 by 41)."""
 
 
 def exact_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations: int) -> Tensor:

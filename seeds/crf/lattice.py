@@ -1,4 +1,4 @@
-"""Mean field on the CPU: compiled lattices, pictures or parts of a picture in parallel."""
+"""Mean field on the CPU: compiled lattices, images or parts of an image in parallel."""
 
 import functools
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 State = tuple[Array, Array, Field, Field, float, Array]
 WIDTH = mean_field.WIDTH
 SPLIT_POINTS = 16384
-"""A picture of so many points is shared out among threads; with fewer the hand-over costs more than it gains."""
+"""An image of so many points is shared out among threads; with fewer the hand-over costs more than it gains."""
 NEGLIGIBLE = 3e-4
 """A label that is nowhere more probable than this sends no messages, if leaving such labels out saves a block."""
 COLOR_DIMS = (0,) * 5
@@ -49,7 +49,7 @@ def compiled_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterati
         Probabilities, float32 (B, K, H, W).
 
     Raises:
-        InputError: logits are not finite, or a kernel is so narrow, beside the size of the picture, that vertices do
+        InputError: logits are not finite, or a kernel is so narrow, beside the size of the image, that vertices do
             not fit their keys.
     """
     probs = torch.empty(logits.shape, dtype=torch.float32)
@@ -96,7 +96,7 @@ def _finish(
 ) -> Lattice:
     """Give the parts' vertices common numbers, line them up, and normalise the weights."""
     if min(len(part) for part in keys) == 0:
-        raise InputError(f"the CRF's kernels are too narrow for a picture of {split[-1][2]} cells: raise sxy or srgb")
+        raise InputError(f"the CRF's kernels are too narrow for an image of {split[-1][2]} cells: raise sxy or srgb")
     corners, parts = d + 1, len(split)
     union, numbers = build.unite(keys) if parts > 1 else (keys[0], None)
     order, bounds = build.chains(union, d)
@@ -117,7 +117,7 @@ def _finish(
 
 @functools.lru_cache(maxsize=8)
 def _smooth_lattice(h: int, w: int, sxy: float, weight: float) -> Lattice | None:
-    """The Gaussian kernel's lattice, the same for all pictures of a size; none where it reaches no other point."""
+    """The Gaussian kernel's lattice, the same for all images of a size; none where it reaches no other point."""
     n, corners = h * w, len(PLACE_DIMS) + 1
     vertices, weights = np.empty(n * corners, np.int32), np.empty(n * corners, np.float32)
     keys = build.simplices(PLACE_DIMS, np.empty(3 * n, np.uint8), w, sxy, 1.0, 0, n, vertices, weights)
@@ -149,7 +149,7 @@ def _infer(
     iterations: int,
     parts: int,
 ) -> bool:
-    """One picture: image (3, N), logits and probs (K, N), all flat; N shared out in so many parts, one a thread.
+    """One image: image (3, N), logits and probs (K, N), all flat; N shared out in so many parts, one a thread.
 
     False if logits are not finite.
     """

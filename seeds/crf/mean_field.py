@@ -150,7 +150,7 @@ def iterate(
     identity: float,
     beliefs: Array,
 ) -> None:
-    """All passes of a picture on one core; arguments as for `update`."""
+    """All passes of an image on one core; arguments as for `update`."""
     near.sums[:] = 0
     smooth.sums[:] = 0
     points = len(scores) // (len(blocks) * WIDTH)

@@ -22,7 +22,7 @@ REMAINDER_SHIFT = 60
 
 @dataclass(frozen=True)
 class Lattice:
-    """A filter ``weight · D^-1/2 S' B S D^-1/2`` over n points (of one picture or of several, side by side).
+    """A filter ``weight · D^-1/2 S' B S D^-1/2`` over n points (of one image or of several, side by side).
 
     Attributes:
         vertices: int64 (n, d + 1), the vertices of each point's simplex, 0..m-1.
@@ -61,7 +61,7 @@ def lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iteratio
         Probabilities, float32 (B, K, H, W).
 
     Raises:
-        InputError: a kernel is so narrow, beside the size of the picture, that vertices do not fit their keys.
+        InputError: a kernel is so narrow, beside the size of the image, that vertices do not fit their keys.
     """
     b, k, h, w = logits.shape
     places = _places(h, w, image.device)  # (N, 2)
@@ -80,7 +80,7 @@ def lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iteratio
 
 
 def build_lattice(features: Tensor, weight: float) -> Lattice:
-    """The lattice filter of one picture's features (n, d), float32, normalised on both sides and scaled by a weight."""
+    """The lattice filter of one image's features (n, d), float32, normalised on both sides and scaled by a weight."""
     n, d = features.shape
     keys, barycentric = _simplices(features)
     unique, vertices = torch.unique(keys, return_inverse=True)
@@ -92,7 +92,7 @@ def build_lattice(features: Tensor, weight: float) -> Lattice:
 
 
 def join(lattices: list[Lattice]) -> Lattice:
-    """Several pictures' lattices, side by side, as one."""
+    """Several images' lattices, side by side, as one."""
     sizes = [lattice.neighbors.shape[2] for lattice in lattices]
     total = sum(sizes)
     vertices, neighbors, first = [], [], 0
@@ -132,7 +132,7 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
 
     bits = REMAINDER_SHIFT // d
     if quotient.abs().amax() >= 2 ** (bits - 1) - 2:
-        raise InputError(f"the CRF's kernels are too narrow for a picture of {n} cells: raise sxy or srgb")
+        raise InputError(f"the CRF's kernels are too narrow for an image of {n} cells: raise sxy or srgb")
     fields = torch.tensor([1 << (bits * i) for i in range(d)], device=features.device)
     remainder = torch.arange(d + 1, device=features.device)
     wrapped = rank[:, None, :d].long() > d - remainder[:, None]  # (n, remainder, coordinate)

@@ -1,1 +1,1 @@
-"""Making seed caches: how one process or several ask a network about pictures, and keep what it says."""
+"""Making seed caches: how one process or several ask a network about images, and keep what it says."""

@@ -17,9 +17,9 @@ from seeds.saliency import saliency_map
 
 
 class Seed(NamedTuple):
-    """What a network said about one picture: (k,) classes 0..C-1, (k, h, w) maps, (h, w) saliency if it tells that.
+    """What a network said about one image: (k,) classes 0..C-1, (k, h, w) maps, (h, w) saliency if it tells that.
 
-    ``image`` is the picture as the network saw it first, uint8 (3, H, W).
+    ``image`` is the image as the network saw it first, uint8 (3, H, W).
     """
 
     name: str
@@ -72,7 +72,7 @@ def extract_cams(network: Classifier, batch: ImageBatch, settings: CamSettings) 
     for row, name in enumerate(batch.names):
         own = rows == row
         if not (np.isfinite(maps[own]).all() and np.isfinite(saliency[row]).all()):
-            raise InputError(f"the classifier's maps of picture {name} are not finite; train it again")
+            raise InputError(f"the classifier's maps of image {name} are not finite; train it again")
         found.append(Seed(name, classes[own], maps[own], saliency[row], images[row]))
     return found
 

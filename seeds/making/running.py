@@ -106,14 +106,14 @@ class Run:
     """How the work of making a cache is shared out and written.
 
     Attributes:
-        shard_size: pictures a file.
+        shard_size: images a file.
         threads: torch's, in each process.
         accelerator: as of :func:`make_trainer`, and so the next two.
         devices: processes a machine.
         num_nodes: machines.
         precision: what the network computes in.
         max_unreadable: share of images that may be unreadable.
-        strict: stop at the first picture that cannot be read.
+        strict: stop at the first image that cannot be read.
         overwrite: replace what is there.
 
     Raises:
@@ -150,17 +150,17 @@ def make_cache(
     *,
     without: Mapping[str, str] | None = None,
 ) -> None:
-    """Make a cache of what a network says about pictures, in this process, one of one or more.
+    """Make a cache of what a network says about images, in this process, one of one or more.
 
     Args:
         output: the cache's folder.
         plan: what the manifest says of the making, without the settings of ``policy`` and ``run``.
-        source: the pictures.
+        source: the images.
         asked: the network, and how it is asked.
         rule: cues of what it says.
         policy: the sizes to which images are resized.
         run: how the work is shared out.
-        without: pictures that are left out, and why, beside those that cannot be read.
+        without: images that are left out, and why, beside those that cannot be read.
 
     Raises:
         InputError: something stopped the run; finished shards stay.

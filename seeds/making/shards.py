@@ -20,7 +20,7 @@ from seeds.making.asking import Seed
 from seeds.making.batches import Batches, BatchLoader, ImageBatch
 
 CueRule = Callable[[Seed], NDArray[np.uint8]]
-TOLD = 10  # pictures that were left out are told one by one up to so many; the manifest has all
+TOLD = 10  # images that were left out are told one by one up to so many; the manifest has all
 
 
 class Asked(NamedTuple):
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
 
 
 class SeedTask(pl.LightningModule):
-    """Asks a network about the pictures of the shards that fall to this process."""
+    """Asks a network about the images of the shards that fall to this process."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class SeedTask(pl.LightningModule):
         Args:
             asked: the network, and how it is asked.
             batches: those of some shards.
-            workers: processes that read pictures.
+            workers: processes that read images.
             threads: torch's in this process: how many there are changes the last bits of what a network says.
             writer: who knows which shards are to be made, and takes the seeds.
         """
@@ -101,12 +101,12 @@ class ShardWriter(BasePredictionWriter):
 
         Args:
             making: the cache in the making.
-            rule: cues of a picture's seed.
+            rule: cues of an image's seed.
             num_classes: without background.
             max_unreadable: share of all images that may be unreadable.
             expected: images that are left out for another reason.
             overwrite: as of :meth:`datamodules.cache.making.Making.begin`.
-            strict: stop at the first picture that cannot be read.
+            strict: stop at the first image that cannot be read.
         """
         super().__init__("batch")
         self.making, self._rule, self._num_classes = making, rule, num_classes
@@ -117,7 +117,7 @@ class ShardWriter(BasePredictionWriter):
         self.todo: list[int] = []
         self.finished = False
         self._problem = ""
-        self._known = 0  # pictures of the shard at hand that have been asked about, or left out
+        self._known = 0  # images of the shard at hand that have been asked about, or left out
         self._left_out: dict[str, str] = {}
         self._kept: dict[str, tuple[NDArray[np.uint8], Parts]] = {}  # of the shard at hand; the thread's own
         self._thread = ThreadPoolExecutor(1)
@@ -177,7 +177,7 @@ class ShardWriter(BasePredictionWriter):
             self.fail(next(iter(batch.left_out.values())))
         elif problem := self._too_many(self._unreadable):
             self.fail(problem)
-        self._wait()  # so that no more than one batch's pictures are in memory
+        self._wait()  # so that no more than one batch's images are in memory
         if self._problem:
             return
         if self._known < len(self.making.blocks[batch.shard]):
@@ -244,7 +244,7 @@ class ShardWriter(BasePredictionWriter):
         for name, reason in list(left_out.items())[:TOLD]:
             print_message(f"left out: {name}: {reason}")
         if left_out:
-            print_message(f"{len(left_out)} pictures were left out; the manifest names each")
+            print_message(f"{len(left_out)} images were left out; the manifest names each")
 
     def abandon(self) -> None:
         """Let go of the folder after an error or an interruption; finished shards stay."""

@@ -1,4 +1,4 @@
-"""Where a cache comes from: a checkpoint, the pictures of a split with their labels, and perhaps another cache."""
+"""Where a cache comes from: a checkpoint, the images of a split with their labels, and perhaps another cache."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from seeds.provenance import ids_sha256, provenance
 
 @dataclass(frozen=True)
 class Source:
-    """A trained network's checkpoint, and the pictures it is asked about.
+    """A trained network's checkpoint, and the images it is asked about.
 
     Attributes:
         checkpoint: the network's.
         data: the data module.
-        photos: the pictures with their labels.
+        photos: the images with their labels.
     """
 
     checkpoint: Path
@@ -32,7 +32,7 @@ class Source:
 
     @classmethod
     def of(cls, checkpoint: Path, task: str, classes: Sequence[str], **given: Any) -> Self:
-        """Find the pictures that a network was trained on, or others.
+        """Find the images that a network was trained on, or others.
 
         Args:
             checkpoint: the network's.
@@ -41,7 +41,7 @@ class Source:
             **given: settings of the data module that override those of the training, where they are not None.
 
         Raises:
-            InputError: the checkpoint, the pictures or their labels are not usable.
+            InputError: the checkpoint, the images or their labels are not usable.
         """
         stored = read_checkpoint(checkpoint, task).get("datamodule_hyper_parameters")
         data = TagDataModule(**data_settings(stored, classes, **given))
@@ -50,10 +50,10 @@ class Source:
         return cls(checkpoint, data, photos)
 
     def left_out_of(self, cache: SeedCache) -> dict[str, str]:
-        """The pictures that another cache has left out, with its reasons.
+        """The images that another cache has left out, with its reasons.
 
         Raises:
-            InputError: the cache is of other classes, or lacks a picture and says nothing of it.
+            InputError: the cache is of other classes, or lacks an image and says nothing of it.
         """
         covered(cache, self.photos)
         return {name: cache.left_out[name] for name in self.photos.ids if name not in cache}

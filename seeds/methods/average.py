@@ -1,4 +1,4 @@
-"""Maps of several layers and of several sizes of the picture, averaged."""
+"""Maps of several layers and of several sizes of the image, averaged."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from seeds.targets import Target
 
 
 class Averaged:
-    """The mean of a method's maps over layers, and over sizes of the picture.
+    """The mean of a method's maps over layers, and over sizes of the image.
 
     Maps of several sizes are averaged as they are. Activations of several layers have no common unit: where there is
     more than one layer, each map is first divided by its own greatest absolute value.

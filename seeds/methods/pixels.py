@@ -1,4 +1,4 @@
-"""Methods whose answer is of the picture's own resolution: gradients of the input, plain or through changed ReLUs."""
+"""Methods whose answer is of the image's own resolution: gradients of the input, plain or through changed ReLUs."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,7 @@ RECTIFIERS = (
 
 
 class PixelMethod:
-    """The gradient of a score with respect to the picture, (B, C, 3, H, W), signed; see :func:`heat` for maps.
+    """The gradient of a score with respect to the image, (B, C, 3, H, W), signed; see :func:`heat` for maps.
 
     Plain it is the gradient saliency of Simonyan et al. (2013). Each rank of labels takes one backward pass through
     the whole network.
@@ -33,7 +33,7 @@ class PixelMethod:
 
         Args:
             model: takes images (B, 3, H, W); ``functools.partial`` of it where it takes more.
-            layer: of no effect: the picture itself is asked. It is here so that all methods are made alike.
+            layer: of no effect: the image itself is asked. It is here so that all methods are made alike.
         """
         self.model, self.layer = model, layer
 
@@ -47,7 +47,7 @@ class PixelMethod:
             maps = torch.zeros(*asked.wanted.shape, *images.shape[1:], device=images.device)
             ranks = list(asked.ranks())
             for r, (image, column, score) in enumerate(ranks, start=1):
-                slope = gradient(score.float().sum(), leaf, "'' (the picture)", keep=r < len(ranks))
+                slope = gradient(score.float().sum(), leaf, "'' (the image)", keep=r < len(ranks))
                 maps[image, column] = slope.detach().float()[image]
         return maps
 
@@ -68,7 +68,7 @@ class Deconvolution(PixelMethod):
 
 
 class GuidedGradCAM:
-    """Guided Grad-CAM: guided backpropagation times the Grad-CAM map, brought bilinearly to the picture's size.
+    """Guided Grad-CAM: guided backpropagation times the Grad-CAM map, brought bilinearly to the image's size.
 
     (B, C, 3, H, W), signed as guided backpropagation is.
     """

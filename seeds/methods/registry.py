@@ -13,7 +13,7 @@ from seeds.methods.pixels import Deconvolution, DeconvolutionGradCAM, GuidedBack
 from seeds.targets import Target
 
 Method = Callable[[Tensor, Target], Tensor]
-"""``method(images, targets)``: maps (B, C, h, w), or (B, C, 3, H, W) of a method of the picture's own resolution."""
+"""``method(images, targets)``: maps (B, C, h, w), or (B, C, 3, H, W) of a method of the image's own resolution."""
 
 METHODS: dict[str, Callable[..., Method]] = {
     "gradcam": GradCAM,

@@ -11,22 +11,22 @@ from torch import Tensor
 from torch.nn import functional
 
 TOLERANCE = 15.0  # pixels (Zhang et al. 2016, the pointing game)
-SMALL = 0.25  # of the picture: a class that covers less is small, and difficult where another is there too (ibid.)
+SMALL = 0.25  # of the image: a class that covers less is small, and difficult where another is there too (ibid.)
 PATCHES = 12  # occluding patches a side
-PATCH_SHARE = 0.2  # a patch's side, of the picture's
+PATCH_SHARE = 0.2  # a patch's side, of the image's
 STEPS = 16  # of deletion and insertion; RISE removes 224 · 8 pixels a step, 28 steps
-BLUR = 0.05  # standard deviation of the blur that insertion starts from, of the picture's side
+BLUR = 0.05  # standard deviation of the blur that insertion starts from, of the image's side
 
 Map = NDArray[np.floating]
 Probability = Callable[[Tensor], Tensor]
-"""Pictures (n, 3, H, W) to a class's probabilities (n,)."""
+"""Images (n, 3, H, W) to a class's probabilities (n,)."""
 
 
 def points_at(heat: Map, region: NDArray[np.bool_], tolerance: float = TOLERANCE) -> bool:
     """The pointing game: whether a map's highest point is within ``tolerance`` pixels of the object.
 
     Args:
-        heat: (H, W), of the picture's size. Of equal highest points the first counts.
+        heat: (H, W), of the image's size. Of equal highest points the first counts.
         region: (H, W), where the object is.
         tolerance: in pixels.
     """
@@ -62,10 +62,10 @@ def rank_correlation(one: Map, other: Map) -> float:
 
 @torch.no_grad()
 def occlusion_maps(scores: Callable[[Tensor], Tensor], image: Tensor, patches: int = PATCHES) -> Tensor:
-    """By how much each score drops when a patch of the picture is gray, float32 (C, patches, patches).
+    """By how much each score drops when a patch of the image is gray, float32 (C, patches, patches).
 
     Args:
-        scores: pictures (n, 3, H, W) to scores (n, C).
+        scores: images (n, 3, H, W) to scores (n, C).
         image: (3, H, W), normalised, so that the mean colour is 0.
         patches: patches a side, their centres evenly spread from half a cell within one edge to the other.
     """
@@ -88,11 +88,11 @@ def occlusion_maps(scores: Callable[[Tensor], Tensor], image: Tensor, patches: i
 def curves(probability: Probability, image: Tensor, heat: Tensor, steps: int = STEPS) -> tuple[float, float]:
     """Areas under the deletion curve (low is good) and the insertion curve (high is good) of RISE (Petsiuk 2018).
 
-    The picture's pixels are grayed from the map's highest to its lowest, and put into a blurred picture in the same
+    The image's pixels are grayed from the map's highest to its lowest, and put into a blurred image in the same
     order; the areas are of the class's probability over the fraction of pixels changed, by the trapezoidal rule.
 
     Args:
-        probability: pictures to the class's probability.
+        probability: images to the class's probability.
         image: (3, H, W), normalised.
         heat: (H, W).
         steps: number of equal steps.

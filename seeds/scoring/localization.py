@@ -19,7 +19,7 @@ def box_of(heat: Map, label: int = 0, share: float = SHARE) -> Box | None:
     """The box of the largest connected part of a map above a share of its maximum; None where nothing is above 0.
 
     Args:
-        heat: (H, W), of the picture's size.
+        heat: (H, W), of the image's size.
         label: the box's class, 0..C-1.
         share: fraction of the maximum.
     """
@@ -48,7 +48,7 @@ def is_right(box: Box | None, truth: Sequence[Box]) -> bool:
 
 
 class Localization(NamedTuple):
-    """Errors as fractions of pictures.
+    """Errors as fractions of images.
 
     Attributes:
         top1: the box of the class of the highest score is wrong, or the class is not there.
@@ -60,11 +60,11 @@ class Localization(NamedTuple):
 
 
 def localization_error(guesses: Sequence[Sequence[Box | None]], truths: Sequence[Sequence[Box]]) -> Localization:
-    """Top-1 and top-5 localization error over pictures.
+    """Top-1 and top-5 localization error over images.
 
     Args:
-        guesses: of each picture, the boxes of its classes of the highest scores, in that order.
-        truths: of each picture, the true boxes.
+        guesses: of each image, the boxes of its classes of the highest scores, in that order.
+        truths: of each image, the true boxes.
     """
     right = [[is_right(box, truth) for box in boxes[:5]] for boxes, truth in zip(guesses, truths, strict=True)]
     wrong = [(not any(each[:1]), not any(each)) for each in right]

@@ -39,12 +39,12 @@ def evaluate_seeds(
     output: Path | None = None,
     faithfulness: str | list[str] = "",
     checkpoint: Path | None = None,
-    pictures: int | None = None,
+    num_images: int | None = None,
 ) -> dict[str, Any]:
     """Score a seed cache against masks and write ``metrics.json``.
 
     Two things are scored. The *maps*, as a segmentation: each divided by its own maximum and brought bilinearly to
-    the mask's size, the background a constant score, the highest score wins; one confusion matrix over all pictures.
+    the mask's size, the background a constant score, the highest score wins; one confusion matrix over all images.
     That constant is ``threshold`` for ``miou_fixed``, and for ``miou_otsu`` the one that Otsu's method finds in the
     maps alone; ``miou_oracle`` takes the best of 0.00, 0.01, … 0.99 *by looking at the masks*, and so bounds what a
     threshold can do rather than being reachable without masks. And the *cues*: ``precision`` (cued pixels that are
@@ -56,24 +56,24 @@ def evaluate_seeds(
     With ``faithfulness`` the classifier is asked again by each of these methods, and ``metrics.json`` holds under
     that name each one's IoU, pointing game, localization error, rank correlation with occlusion, deletion and
     insertion, and energy inside the mask; see :mod:`seeds.scoring.trials`. That takes some hundred forward passes a
-    picture.
+    image.
 
     Args:
         cache: a seed cache.
-        root: folder of the pictures and masks; as recorded in the cache if not given.
-        split: which list of pictures, all of them in the cache; as recorded if not given.
+        root: folder of the images and masks; as recorded in the cache if not given.
+        split: which list of images, all of them in the cache; as recorded if not given.
         masks: name of the folder of masks; as recorded if not given.
         threshold: the fixed background score; the cache's own foreground threshold if not given.
         output: where to write: a file ending in .json, or a folder for metrics.json; the cache's folder if not given.
         faithfulness: methods to be put to the test, as ``gradcam,c-mwp``; names as for ``tag2mask explain``.
         checkpoint: the classifier's, for ``faithfulness``; the one the cache was made with if not given.
-        pictures: how many pictures ``faithfulness`` looks at, evenly spread over the split; all if not given.
+        num_images: how many images ``faithfulness`` looks at, evenly spread over the split; all if not given.
 
     Returns:
         What was written.
 
     Raises:
-        InputError: no such cache, a cache that lacks pictures of the split, a split without masks, or with none that
+        InputError: no such cache, a cache that lacks images of the split, a split without masks, or with none that
             scores a pixel.
     """
     seeds = SeedCache(cache)
@@ -87,8 +87,8 @@ def evaluate_seeds(
     if len(photos) < listed:
         print_message(f"{len(photos)} of {listed} images of {split!r} have a mask; the others are not scored")
     fixed = float(seeds.manifest.get("fg_threshold", 0.2) if threshold is None else threshold)
-    if pictures is not None and pictures < 1:
-        raise InputError(f"pictures {pictures} is not a positive number")
+    if num_images is not None and num_images < 1:
+        raise InputError(f"num_images {num_images} is not a positive number")
     explainer = _explainer(seeds, checkpoint, names_of(faithfulness)) if faithfulness else None
     sweep, score = Sweep(len(seeds.classes) + 1, fixed), CueScore(len(seeds.classes) + 1)
     masked = list(zip(photos.ids, all_masks(photos, "a score"), strict=True))
@@ -101,7 +101,7 @@ def evaluate_seeds(
     names = ("background", *seeds.classes)
     metrics: dict[str, Any] = {"images": len(photos), "split": split} | sweep.result(names) | score.result(names)
     if explainer is not None:
-        chosen = evenly(len(photos), len(photos) if pictures is None else pictures)
+        chosen = evenly(len(photos), len(photos) if num_images is None else num_images)
         found = try_methods(explainer, photos, fixed, chosen)
         metrics["faithfulness"] = {"images": len(chosen), "size": explainer.size, "methods": found}
     write_json(_target(output or cache), metrics)
@@ -133,7 +133,7 @@ class CueScore:
         self.blank = self.blank_background = 0  # pixels without a cue, and those of them that are background
 
     def update(self, cues: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
-        """Count a picture's label map (h, w) against its mask (H, W)."""
+        """Count an image's label map (h, w) against its mask (H, W)."""
         num = len(self.right)
         self.cells += np.bincount(cues[cues != NO_CUE], minlength=num)
         self.all_cells += cues.size
@@ -190,7 +190,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def print_seeds(metrics: dict[str, Any]) -> None:
     """Show the figures as a table in the terminal, in per cent."""
-    table = Table(title=f"seeds of {metrics['images']} pictures of {metrics['split']}, per cent")
+    table = Table(title=f"seeds of {metrics['images']} images of {metrics['split']}, per cent")
     columns = ("IoU, fixed", "IoU, oracle*", "IoU, cues", "precision", "recall", "coverage")
     table.add_column("class", no_wrap=True)
     for column in columns:
@@ -219,7 +219,7 @@ TRIED = {  # heads so short that a terminal of 80 columns shows the table whole;
     "fix": ("miou_fixed", "mIoU at the fixed threshold"),
     "orac": ("miou_oracle", "mIoU at the best threshold by the masks"),
     "pnt": ("pointing", "pointing game, hits"),
-    "diff": ("pointing_difficult", "the same of difficult pictures"),
+    "diff": ("pointing_difficult", "the same of difficult images"),
     "top1": ("localization_error_top1", "localization error, top 1"),
     "giv": ("localization_error_given", "the same, class given"),
     "del": ("deletion", "area under deletion, less is better"),
@@ -231,7 +231,7 @@ TRIED = {  # heads so short that a terminal of 80 columns shows the table whole;
 
 def print_trials(found: dict[str, Any]) -> None:
     """Show methods and their figures as a table in the terminal, in per cent."""
-    table = Table(title=f"methods on {found['images']} pictures, per cent", box=None, padding=(0, 1, 0, 0))
+    table = Table(title=f"methods on {found['images']} images, per cent", box=None, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     for head in TRIED:
         table.add_column(head, justify="right", no_wrap=True)

@@ -15,7 +15,7 @@ GRID_STEP = 0.01  # of the oracle's thresholds: 0.00, 0.01, … 0.99
 
 
 class Sweep:
-    """The confusion matrices of every background threshold in one pass over the pictures.
+    """The confusion matrices of every background threshold in one pass over the images.
 
     Which class's map is highest at a pixel does not depend on the threshold; only whether it beats the background
     does. So a count by (true class, winning class, thresholds beaten) holds them all, exactly.
@@ -33,7 +33,7 @@ class Sweep:
         self.cells = np.zeros(len(grid), np.int64)  # by the highest share of any map there: what Otsu's method reads
 
     def update(self, classes: NDArray[np.int64], maps: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
-        """Count a picture.
+        """Count an image.
 
         Args:
             classes: the maps' classes 0..C-1, (k,).

@@ -1,4 +1,4 @@
-"""Methods put to the test on pictures with masks: every figure of :mod:`faithfulness` and :mod:`localization` here."""
+"""Methods put to the test on images with masks: every figure of :mod:`faithfulness` and :mod:`localization` here."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ MOST_GUESSES = 5  # classes of which boxes are looked at: ImageNet's top 5
 
 
 class Case(NamedTuple):
-    """A picture with what is known of it.
+    """An image with what is known of it.
 
     Attributes:
         image: (3, S, S), as the network takes it.
@@ -53,7 +53,7 @@ class Case(NamedTuple):
 
 
 class Trial:
-    """One method's figures, summed over pictures."""
+    """One method's figures, summed over images."""
 
     def __init__(self, method: str, explainer: Explainer, threshold: float) -> None:
         """Start from zero; ``threshold`` is the fixed one of the maps as a segmentation."""
@@ -66,7 +66,7 @@ class Trial:
         self.truths: list[list[Box]] = []
 
     def add(self, case: Case) -> None:
-        """Count a picture."""
+        """Count an image."""
         asked = sorted({*case.present, *case.ranked})
         found = self.explainer.heats(self.method, case.image, asked, (case.truth.shape[0], case.truth.shape[1]))
         heats = dict(zip(asked, found, strict=True))
@@ -121,15 +121,15 @@ def try_methods(explainer: Explainer, photos: PhotoSet, threshold: float, order:
 
     Args:
         explainer: a classifier and its methods.
-        photos: pictures with masks; those without any of the classes are passed over.
+        photos: images with masks; those without any of the classes are passed over.
         threshold: the fixed threshold of the maps as a segmentation.
-        order: which pictures.
+        order: which images.
 
     Returns:
         By method, what :meth:`Trial.result` gives.
 
     Raises:
-        InputError: a method that the classifier does not allow, a picture or mask that cannot be read, or no picture
+        InputError: a method that the classifier does not allow, an image or mask that cannot be read, or no image
             with any of the classes.
     """
     trials = [Trial(method, explainer, threshold) for method in explainer.methods]
@@ -140,7 +140,7 @@ def try_methods(explainer: Explainer, photos: PhotoSet, threshold: float, order:
         for trial in trials:
             trial.add(case)
     if not trials or not trials[0].truths:
-        raise InputError("none of the pictures shows any of the classes, and so no method can be tried")
+        raise InputError("none of the images shows any of the classes, and so no method can be tried")
     return {trial.method: trial.result() for trial in trials}
 
 

@@ -1,7 +1,7 @@
 """The seed cache: ``python -m tests.benchmarks.bench_cache [--quick]``.
 
 How fast the generator is beside the bare network, which part is the bottleneck, how much memory it takes, how fast cues
-are read, how long a cache of a million pictures takes to open, and what a picture takes on disk beside irn's files.
+are read, how long a cache of a million images takes to open, and what an image takes on disk beside irn's files.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from seeds.making.shards import ShardWriter
 
 VOC, MILLION = 10_582, 1_000_000
 SIZE, BATCH, SHARD = 320, 16, 64
-FEW = 32  # pictures
+FEW = 32  # images
 BACKBONE, CHECKPOINT = "mobilenet_v2", "classifier.ckpt"  # quick: of others the network takes a greater part yet
 PARTS = ("bare, in memory", "decoding", "cues, writing")
 
@@ -48,7 +48,7 @@ def checkpoint_of(folder: Path, data: TagDataModule) -> tuple[Path, ClassifierTa
 
 
 def bare(task: ClassifierTask, read: list, cams: CamSettings) -> float:
-    """Seconds of forward pass and Grad-CAM of pictures in memory."""
+    """Seconds of forward pass and Grad-CAM of images in memory."""
     start = time.perf_counter()
     for batch in read:
         extract_cams(task.model, batch, cams)
@@ -56,7 +56,7 @@ def bare(task: ClassifierTask, read: list, cams: CamSettings) -> float:
 
 
 def decoding(batches: Batches) -> float:
-    """Seconds of one worker that reads and warps the pictures."""
+    """Seconds of one worker that reads and warps the images."""
     start = time.perf_counter()
     list(BatchLoader(batches, 1, lambda: False))
     return time.perf_counter() - start
@@ -73,7 +73,7 @@ def writing(folder: Path, seeds: list[Seed], classes: list[str]) -> float:
 
 
 def generator(checkpoint: Path, output: Path, workers: int) -> float:
-    """Seconds of the generator from the first picture asked for to the last shard on disk; not its start."""
+    """Seconds of the generator from the first image asked for to the last shard on disk; not its start."""
     moments = {}
     iterate, close = BatchLoader.__iter__, ShardWriter.close
 
@@ -91,12 +91,12 @@ def generator(checkpoint: Path, output: Path, workers: int) -> float:
 
 
 def generation(folder: Path, pictures: int, turns: int) -> Table:
-    """The generator beside its parts, pictures a second; network and generator in turns, each as often the first."""
+    """The generator beside its parts, images a second; network and generator in turns, each as often the first."""
     data = TagDataModule(str(folder / "data"), train_split="train", size=SIZE, batch_size=BATCH)
     policy = ResizePolicy(SIZE, (1.0,), 8)
     batches = Batches(data.photos("train", masks=False), range(-(-pictures // SHARD)), SHARD, BATCH, policy)
     read = list(BatchLoader(batches, 0, lambda: False))
-    table = Table(title=f"generation, 1 thread, 1 worker, {SIZE}x{SIZE}, pictures/s, medians of {turns} turns")
+    table = Table(title=f"generation, 1 thread, 1 worker, {SIZE}x{SIZE}, images/s, medians of {turns} turns")
     for column in ("network", *PARTS, "generator", "of the network's", "least..most", "bottleneck"):
         table.add_column(column, justify="right")
     checkpoint, task = checkpoint_of(folder, data)
@@ -133,7 +133,7 @@ def in_a_process(code: str, *words: object) -> tuple[list[str], float]:
 
 
 def memory(folder: Path, pictures: int) -> str:
-    """The most memory of the generator, for a few pictures and for many; its readers are other processes."""
+    """The most memory of the generator, for a few images and for many; its readers are other processes."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom seeds.generate import generate_seeds\n"
         "generate_seeds(*map(Path, sys.argv[1:3]), root=sys.argv[3], accelerator='cpu', num_workers=1)"
@@ -141,14 +141,14 @@ def memory(folder: Path, pictures: int) -> str:
     most = [
         in_a_process(code, folder / CHECKPOINT, folder / f"of-{data}", folder / data)[1] for data in ("few", "data")
     ]
-    return f"most memory of the generator, {BACKBONE}: {FEW} pictures {most[0]:.0f} MB, {pictures} {most[1]:.0f} MB"
+    return f"most memory of the generator, {BACKBONE}: {FEW} images {most[0]:.0f} MB, {pictures} {most[1]:.0f} MB"
 
 
 def made_up(path: Path, pictures: int) -> list[dict]:
-    """A cache of smooth maps on 41x41 cells, one to three classes a picture; the last of its entries."""
+    """A cache of smooth maps on 41x41 cells, one to three classes an image; the last of its entries."""
     generator = np.random.default_rng(0)
     entries = []
-    for count in (1, 1, 1, 2, 2, 3):  # VOC's pictures have 1.5 classes on average
+    for count in (1, 1, 1, 2, 2, 3):  # VOC's images have 1.5 classes on average
         coarse = torch.from_numpy(generator.random((1, count + 1, 6, 6), np.float32))
         smooth = torch.nn.functional.interpolate(coarse, (41, 41), mode="bicubic")[0].clamp(0).numpy()
         cues = np.where(smooth[0] < 0.2, 0, np.where(smooth[1] > 0.6, 1, 255)).astype(np.uint8)
@@ -160,7 +160,7 @@ def made_up(path: Path, pictures: int) -> list[dict]:
 
 
 def reading(path: Path) -> str:
-    """Cues and maps a second of a cache's pictures in random order."""
+    """Cues and maps a second of a cache's images in random order."""
     cache = SeedCache(path)
     ids = np.random.default_rng(0).permutation(cache.ids).tolist()
     speeds = []
@@ -169,11 +169,11 @@ def reading(path: Path) -> str:
         for name in ids:
             read(name)
         speeds.append(len(ids) / (time.perf_counter() - start))
-    return f"reading {len(ids)} pictures in random order: {speeds[0]:.0f} cues/s, {speeds[1]:.0f} pictures' maps/s"
+    return f"reading {len(ids)} images in random order: {speeds[0]:.0f} cues/s, {speeds[1]:.0f} images' maps/s"
 
 
 def on_disk(path: Path, entries: list[dict]) -> str:
-    """Kilobytes a picture, and what irn's layout takes for the same maps."""
+    """Kilobytes an image, and what irn's layout takes for the same maps."""
     cache = SeedCache(path)
     ours = sum(file.stat().st_size for file in path.iterdir()) / len(cache)
     sizes = []
@@ -187,13 +187,13 @@ def on_disk(path: Path, entries: list[dict]) -> str:
             total += file.stat().st_size
         sizes.append(total / len(entries))
     return (
-        f"on disk, kB a picture: {ours / 1e3:.1f} (maps, saliency and cues); irn's .npy of the same maps alone "
+        f"on disk, kB an image: {ours / 1e3:.1f} (maps, saliency and cues); irn's .npy of the same maps alone "
         f"{sizes[0] / 1e3:.1f}, with its maps at 375x500 {sizes[1] / 1e3:.0f}"
     )
 
 
 def million(folder: Path) -> str:
-    """Open a cache of a million pictures in a process of its own; opening looks at no shard."""
+    """Open a cache of a million images in a process of its own; opening looks at no shard."""
     names = [f"train/{i % 1000:03d}/{i:012d}" for i in range(MILLION)]
     blocks = [names[first : first + 256] for first in range(0, MILLION, 256)]
     shards = [{"sha256": "0" * 64, "bytes": 1, "pictures": len(block)} for block in blocks]
@@ -205,13 +205,13 @@ def million(folder: Path) -> str:
         "print(time.perf_counter() - start)"
     )
     told, most = in_a_process(code, folder)
-    return f"opening {MILLION:,} pictures: {float(told[0]):.2f} s, {most:.0f} MB at most for the whole process"
+    return f"opening {MILLION:,} images: {float(told[0]):.2f} s, {most:.0f} MB at most for the whole process"
 
 
 def main() -> None:
     """Print the table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer pictures and turns")
+    parser.add_argument("--quick", action="store_true", help="fewer images and turns")
     quick = parser.parse_args().quick
     console = Console(width=130)
     torch.set_num_threads(1)  # the generator's default; a core is left for its reader

@@ -1,7 +1,7 @@
 """The dense CRF beside pydensecrf2: ``python -m tests.benchmarks.bench_crf [--quick]``.
 
 Both run in turn, kernels included, and each ratio is the median over the turns, so that whatever else keeps the machine
-busy weighs on both. Pictures are VOC's where the folder named by TAG2MASK_DATA holds them, and synthetic otherwise.
+busy weighs on both. Images are VOC's where the folder named by TAG2MASK_DATA holds them, and synthetic otherwise.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch.nn import functional
 from seeds.crf import dense_crf
 
 DATA = Path(os.environ.get("TAG2MASK_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-CASES = (  # pictures, labels, height, width, scale, turns
+CASES = (  # images, labels, height, width, scale, turns
     (1, 21, 41, 41, 12.0, 41),
     (15, 21, 41, 41, 12.0, 21),
     (15, 7, 41, 41, 12.0, 21),
@@ -38,7 +38,7 @@ CASES = (  # pictures, labels, height, width, scale, turns
 
 
 def pictures(count: int, labels: int, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """Pictures, and logits like a network's in mid-training: the mask, blurred, under smooth noise in every label."""
+    """Images, and logits like a network's in mid-training: the mask, blurred, under smooth noise in every label."""
     generator = torch.Generator().manual_seed(0)
     pairs = [_voc(name, labels, h, w) for name in _names()[:count]]
     images = [image for image, _ in pairs] or [_synthetic(h, w, generator) for _ in range(count)]
@@ -73,7 +73,7 @@ def _synthetic(h: int, w: int, generator: torch.Generator) -> Tensor:
 
 
 def peer(image: Tensor, logits: Tensor, scale: float) -> Tensor:
-    """pydensecrf2, picture by picture."""
+    """pydensecrf2, image by image."""
     import pydensecrf.densecrf as library
 
     kind = {"kernel": library.DIAG_KERNEL, "normalization": library.NORMALIZE_SYMMETRIC}
@@ -151,7 +151,7 @@ def _status(name: str) -> int:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="leave out batches of large pictures")
+    parser.add_argument("--quick", action="store_true", help="leave out batches of large images")
     parser.add_argument("--child", choices=["first", "ours", "peer"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child == "first":

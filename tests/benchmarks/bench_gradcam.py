@@ -163,7 +163,7 @@ def main() -> None:
         return
     turns = 2 if arguments.quick else TURNS
     console = Console(width=110)
-    table = Table(title=f"Grad-CAM, {BATCH} pictures of {SIZE}x{SIZE}, {torch.get_num_threads()} threads")
+    table = Table(title=f"Grad-CAM, {BATCH} images of {SIZE}x{SIZE}, {torch.get_num_threads()} threads")
     columns = ("network, layer", "classes", "forward, ms", "ours / forward", *(f"{peer} / ours" for peer in PEERS))
     for column in (*columns, "peak memory / forward's"):
         table.add_column(column, justify="right")
@@ -172,7 +172,7 @@ def main() -> None:
             row = measure(name, layer, classes, turns, peers=classes == 2 and not arguments.quick)
             table.add_row(*row, memory(name, layer) if classes == 2 else "")
     console.print(table)
-    table = Table(title="each method, 2 classes a picture, in forward passes")
+    table = Table(title="each method, 2 classes an image, in forward passes")
     table.add_column("method")
     for name, layer in CASES[:2]:
         table.add_column(f"{name} {layer}", justify="right")

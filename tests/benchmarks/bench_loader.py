@@ -1,9 +1,9 @@
 """What the loader gives beside what training takes: ``python -m tests.benchmarks.bench_loader [--quick]``.
 
-The pictures, changes and cues are those of the SEC configuration (see `bench_step`). The loader by itself and the bare
-network step run in turn, and each ratio is the median over the turns: *feeds* is the pictures a second that a loader of
+The images, changes and cues are those of the SEC configuration (see `bench_step`). The loader by itself and the bare
+network step run in turn, and each ratio is the median over the turns: *feeds* is the images a second that a loader of
 so many workers gives, to those that the network takes on all cores; *by CPU time* is what the network uses for a
-picture to what the loader uses for it. Then where the loader's time for a picture goes, and other ways to decode one.
+image to what the loader uses for it. Then where the loader's time for an image goes, and other ways to decode one.
 """
 
 import argparse
@@ -39,14 +39,14 @@ def clocks() -> np.ndarray:
 
 
 def spent(function: Callable[[], int]) -> np.ndarray:
-    """Wall and CPU seconds a picture, of a function that tells how many it saw."""
+    """Wall and CPU seconds an image, of a function that tells how many it saw."""
     start = clocks()
     count = function()
     return (clocks() - start) / count
 
 
 def epoch(loader: Iterable[dict]) -> int:
-    """Take all batches; the number of pictures."""
+    """Take all batches; the number of images."""
     return sum(len(batch["id"]) for batch in loader)
 
 
@@ -65,8 +65,8 @@ def feeding(settings: dict, turns: int, batch: int) -> Table:
 
     parts = [step, *(lambda loader=loader: epoch(loader) for loader in loaders)]
     seconds = np.array([[spent(part) for part in parts] for _ in range(turns + 1)])[1:]  # the first starts workers
-    table = Table(title=f"pictures a second, {torch.get_num_threads()} threads, medians of {turns}")
-    for column in ("", "pictures/s", "CPU, ms a picture", "feeds", "by CPU time"):
+    table = Table(title=f"images a second, {torch.get_num_threads()} threads, medians of {turns}")
+    for column in ("", "pictures/s", "CPU, ms an image", "feeds", "by CPU time"):
         table.add_column(column, justify="right" if column else "left")
     network = seconds[:, 0]
     for number, name in enumerate(["the network's step", *(f"loader, {workers} workers" for workers in WORKERS)]):
@@ -77,12 +77,12 @@ def feeding(settings: dict, turns: int, batch: int) -> Table:
 
 
 def items(data: TagDataset, count: int) -> list[dict]:
-    """The first pictures, changed at random."""
+    """The first images, changed at random."""
     return [data[Draw(number, number)] for number in range(count)]
 
 
 def inside(settings: dict, turns: int, count: int) -> Table:
-    """A picture's way through the loader, in one process: CPU time of each part."""
+    """An image's way through the loader, in one process: CPU time of each part."""
     data = TagDataModule(**settings)
     data.setup("fit")
     train = data.train_dataloader().dataset
@@ -99,7 +99,7 @@ def inside(settings: dict, turns: int, count: int) -> Table:
         "all of an item": lambda: done.update(items=items(train, count)),
         "batch, normalised": lambda: collate(done["items"]),
     }
-    return costs("the loader, CPU time of a picture", parts, turns, count)
+    return costs("the loader, CPU time of an image", parts, turns, count)
 
 
 def decoders(settings: dict, turns: int, count: int) -> Table:
@@ -117,11 +117,11 @@ def decoders(settings: dict, turns: int, count: int) -> Table:
     for name, way in ways.items():
         same = sum(np.array_equal(way(content), picture) for content, picture in zip(contents, ours, strict=True))
         parts[f"{name} (same pixels: {same} of {len(files)})"] = lambda way=way: [way(content) for content in contents]
-    return costs("decoding, CPU time of a picture", parts, turns, len(files))
+    return costs("decoding, CPU time of an image", parts, turns, len(files))
 
 
 def costs(title: str, parts: dict[str, Callable[[], object]], turns: int, count: int) -> Table:
-    """Milliseconds a picture of functions that do their thing to so many, run in turn."""
+    """Milliseconds an image of functions that do their thing to so many, run in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(turns):
         for name, part in parts.items():
@@ -140,7 +140,7 @@ def costs(title: str, parts: dict[str, Callable[[], object]], turns: int, count:
 def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few embedded pictures, in batches of four")
+    parser.add_argument("--quick", action="store_true", help="a few embedded images, in batches of four")
     quick = parser.parse_args(arguments).quick
     pictures, turns, batch, count = (32, 2, 4, 16) if quick else (752, 3, 16, 96)
     config = read_config(CONFIG)

@@ -2,7 +2,7 @@
 
 The networks, batches and precisions are those of the configurations. A *bare step* is the network forward, backward
 from a fixed gradient at its scores, and the optimizer. The *losses* are the three together from scores to the gradient
-at the scores, the CRF's output given; the *CRF* is the small pictures and the dense CRF. A *SEC step* is a training
+at the scores, the CRF's output given; the *CRF* is the small images and the dense CRF. A *SEC step* is a training
 step with all of it. They run in turn, and each ratio is the median over the turns; *of minima* is losses to bare step,
 each at its fastest.
 """
@@ -130,7 +130,7 @@ def compare(name: str, turns: int, count: int | None, device: torch.device) -> l
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three pictures to a batch, and fewer turns")
+    parser.add_argument("--quick", action="store_true", help="three images to a batch, and fewer turns")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.manual_seed(0)

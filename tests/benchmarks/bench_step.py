@@ -1,6 +1,6 @@
 """Where a training step's time goes: ``python -m tests.benchmarks.bench_step [--quick]``.
 
-The step is that of a real `fit` of a configuration as it stands, through the command line, on real pictures where
+The step is that of a real `fit` of a configuration as it stands, through the command line, on real images where
 ``data/`` has them (else on the embedded data set, as large); only the cues are made up, and validation is left out.
 *Wall* is what passes in the training process; its *CPU* counts all of its threads, and the loader's workers have a row
 of their own. Shares are of the whole step; what is not the network's is summed up below: on the wall's clock, and by
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 CASES = ("sec_voc_animals", "classifier_voc_animals")
 SHARED = Path(os.environ.get("TAG2MASK_DATA", ROOT.parent / "shared" / "data"))
-SIDE = 500  # of the embedded pictures, as of VOC's
+SIDE = 500  # of the embedded images, as of VOC's
 WARM = 6  # steps before the clock counts: workers have then filled their queue once
 
 
@@ -48,7 +48,7 @@ class Measured:
         parts: (parts, 2), the mean over the steps.
         spread: (parts, 2), the standard error of that mean.
         workers: CPU seconds of all workers, a step.
-        batch: pictures a step.
+        batch: images a step.
         peak: the training process's largest resident memory, in bytes.
     """
 
@@ -76,13 +76,13 @@ def read_config(name: str) -> dict:
 
 
 def available_data(config: dict, folder: Path, pictures: int, *, embedded: bool = False) -> dict:
-    """The settings of a configuration's data that differ, so that it finds pictures and cues.
+    """The settings of a configuration's data that differ, so that it finds images and cues.
 
     Args:
         config: as in the YAML.
         folder: where to write what has to be made.
         pictures: of the embedded data set, where it is taken.
-        embedded: take it even where there are real pictures.
+        embedded: take it even where there are real images.
     """
     places = (ROOT / config["data"]["root"], SHARED / "VOCdevkit" / "VOC2012")
     root = next((place for place in places if (place / "JPEGImages").is_dir()), None)
@@ -109,7 +109,7 @@ def words_of(settings: dict) -> list[str]:
 
 
 def made_up_cues(data: TagDataModule, split: str, path: Path) -> None:
-    """A seed cache of 40x40 cells: a part for each of a picture's classes, a part background, the rest nothing."""
+    """A seed cache of 40x40 cells: a part for each of an image's classes, a part background, the rest nothing."""
     photos = data.photos(split, masks=False)
     with CacheWriter(path, data.classes, {"made": "for a benchmark"}) as writer:
         for name, labels in zip(photos.ids, photos.labels, strict=True):
@@ -158,7 +158,7 @@ def split_table(name: str, measured: Measured) -> Table:
     """A step's parts."""
     wall, cpu = measured.parts.sum(0)
     cpu += measured.workers
-    table = Table(title=f"{name}: a step of {measured.batch} pictures, {torch.get_num_threads()} threads")
+    table = Table(title=f"{name}: a step of {measured.batch} images, {torch.get_num_threads()} threads")
     for column in ("", "wall, ms", "±", "share", "CPU, ms", "share"):
         table.add_column(column, justify="right" if column else "left")
     for part, (seconds, used), (error, _) in zip(PARTS, measured.parts, measured.spread, strict=True):
@@ -177,7 +177,7 @@ def split_table(name: str, measured: Measured) -> Table:
 def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="twelve steps of four pictures, on the embedded data set")
+    parser.add_argument("--quick", action="store_true", help="twelve steps of four images, on the embedded data set")
     quick = parser.parse_args(arguments).quick
     steps, pictures = (12, 76) if quick else (20, 432)  # a multiple of log_every_n_steps
     console = Console(width=110)

@@ -13,7 +13,7 @@ SMALL = {"size": 64, "batch_size": 3}
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Of the SEC configuration's data, on fifteen small embedded pictures, three a step."""
+    """Of the SEC configuration's data, on fifteen small embedded images, three a step."""
     return available_data(read_config("sec_voc_animals"), tmp_path_factory.mktemp("bench"), 15, embedded=True) | SMALL
 
 

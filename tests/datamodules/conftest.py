@@ -1,4 +1,4 @@
-"""A VOC folder of eight small pictures of several sizes."""
+"""A VOC folder of eight small images of several sizes."""
 
 import shutil
 from pathlib import Path

@@ -190,7 +190,7 @@ def test_entries_that_are_refused(tmp_path, entry, words):
 def test_a_picture_twice(tmp_path):
     with CacheWriter(tmp_path / "c", CLASSES, {}) as cache:
         cache.add("a", np.zeros((2, 2), np.uint8))
-        with pytest.raises(InputError, match="picture a comes twice"):
+        with pytest.raises(InputError, match="image a comes twice"):
             cache.add("a", np.zeros((2, 2), np.uint8))
 
 
@@ -239,7 +239,7 @@ def test_a_picture_that_is_not_there(tmp_path):
     cache = write(tmp_path / "c", 1)
     assert "id0" in cache
     assert "other" not in cache
-    with pytest.raises(InputError, match="has no picture other"):
+    with pytest.raises(InputError, match="has no image other"):
         cache.cues("other")
     with pytest.raises(InputError, match="nowhere is not a finished seed cache"):
         SeedCache(tmp_path / "nowhere")

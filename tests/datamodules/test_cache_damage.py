@@ -19,7 +19,7 @@ SHARD = "shard-00000.safetensors"
 
 @pytest.fixture
 def cache(tmp_path):
-    """Three pictures in two shards."""
+    """Three images in two shards."""
     generator = np.random.default_rng(0)
     with CacheWriter(tmp_path / "c", ["cat", "dog"], {"made": "by a test"}, shard_size=2) as writer:
         for name in ("a", "b", "c"):
@@ -30,7 +30,7 @@ def cache(tmp_path):
 
 
 def read_all(path):
-    """Whatever a reader of all pictures gets."""
+    """Whatever a reader of all images gets."""
     cache = SeedCache(path)
     for name in ("a", "b", "c"):
         cache.cues(name)
@@ -135,20 +135,20 @@ DAMAGES = {
     "no shard": (lambda p: (p / SHARD).unlink(), "missing or cut short"),
     "truncated": (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes()[:-1]), "missing or cut short"),
     "noise": (lambda p: (p / SHARD).write_bytes(b"\xff" * (p / SHARD).stat().st_size), "is damaged"),
-    "swapped": (lambda p: replace_shard(p, safetensors.numpy.save(tensors(p, ids=ids(b"x\ny\n")))), "other pictures"),
+    "swapped": (lambda p: replace_shard(p, safetensors.numpy.save(tensors(p, ids=ids(b"x\ny\n")))), "other images"),
     "other type": (with_tensors(cues=lambda v: v.astype(np.int8)), "other types"),
     "not flat": (with_tensors(cues=lambda v: v[:, None]), "not flat"),
-    "fewer rows": (with_tensors(pictures=lambda v: v[:1]), "does not hold the 2 pictures"),
-    "huge": (with_row(1, 1 << 40), "picture a is not what was written"),
-    "overflowing": (with_row(4, (1 << 63) - 1), "picture a is not what was written"),
-    "negative side": (with_row(2, -4), "picture a is not what was written"),
-    "before the start": (with_row(0, -1), "picture a is not what was written"),
-    "wrong class": (with_tensors(map_classes=lambda v: v + 2), "picture a is not what was written"),
-    "traversal": (replace_index(ids=ids(b"a\n../../etc/passwd\nc\n")), "'../../etc/passwd' is no name of a picture"),
-    "absolute": (replace_index(ids=ids(b"/etc/passwd\nb\nc\n")), "'/etc/passwd' is no name of a picture"),
+    "fewer rows": (with_tensors(pictures=lambda v: v[:1]), "does not hold the 2 images"),
+    "huge": (with_row(1, 1 << 40), "image a is not what was written"),
+    "overflowing": (with_row(4, (1 << 63) - 1), "image a is not what was written"),
+    "negative side": (with_row(2, -4), "image a is not what was written"),
+    "before the start": (with_row(0, -1), "image a is not what was written"),
+    "wrong class": (with_tensors(map_classes=lambda v: v + 2), "image a is not what was written"),
+    "traversal": (replace_index(ids=ids(b"a\n../../etc/passwd\nc\n")), "'../../etc/passwd' is no name of an image"),
+    "absolute": (replace_index(ids=ids(b"/etc/passwd\nb\nc\n")), "'/etc/passwd' is no name of an image"),
     "not text": (replace_index(ids=ids(b"\xff\nb\nc\n")), "index.safetensors is damaged"),
-    "too few ids": (replace_index(ids=ids(b"a\nb\n")), "does not hold the 3 pictures"),
-    "wild order": (replace_index(order=np.array([0, 1, 1 << 30], np.int32)), "does not hold the 3 pictures"),
+    "too few ids": (replace_index(ids=ids(b"a\nb\n")), "does not hold the 3 images"),
+    "wild order": (replace_index(order=np.array([0, 1, 1 << 30], np.int32)), "does not hold the 3 images"),
     "10 GB of index": (ten_gigabytes("index.safetensors"), "10000000000 bytes are more than any index has"),
     "10 GB of manifest": (ten_gigabytes("manifest.json"), "manifest.json is damaged"),
     "absurd shape": (declared([1 << 40, 1 << 40], 16), "is damaged"),
@@ -212,14 +212,14 @@ def test_a_flipped_bit_of_what_is_read_is_found_by_the_reader(cache):
             flipped = bytearray(whole)
             flipped[offset] ^= 1 << (offset % 8)
             (cache / SHARD).write_bytes(flipped)
-            with pytest.raises(InputError, match=r"picture \w is not what was written"):
+            with pytest.raises(InputError, match=r"image \w is not what was written"):
                 read_all(cache)
     assert len(spans) == 8
 
 
 def test_what_verify_and_info_say_of_a_sound_cache(cache, capsys):
     verify_cache(cache)
-    assert "3 pictures in 2 shards; all as written" in capsys.readouterr().out
+    assert "3 images in 2 shards; all as written" in capsys.readouterr().out
     print_info(cache)
     told = json.loads(capsys.readouterr().out)
     assert (told["made"], told["pictures"], told["shards"], told["classes"]) == ("by a test", 3, 2, ["cat", "dog"])

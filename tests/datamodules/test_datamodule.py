@@ -63,7 +63,7 @@ def test_seed_everything_makes_batches_reproducible(voc, workers):
 
 
 def test_workers_and_epochs_do_not_repeat_each_other(voc):
-    for name in range(1, 6):  # six times the same picture: only the augmentation tells them apart
+    for name in range(1, 6):  # six times the same image: only the augmentation tells them apart
         shutil.copyfile(voc / "JPEGImages/p0.jpg", voc / f"JPEGImages/p{name}.jpg")
     data = data_of(voc, augment=Augment(), num_workers=2, batch_size=1)
     data.setup("fit")
@@ -203,10 +203,10 @@ def _no_tags(root):
 @pytest.mark.parametrize(
     ("spoil", "settings", "said"),
     [
-        (_wrong_size, {}, r"p7\.png is 6x5, and its picture"),
+        (_wrong_size, {}, r"p7\.png is 6x5, and its image"),
         (_no_train_mask, {"targets": "masks"}, r"1 of 6 masks are missing .*p3\.png; targets: masks needs"),
         (_no_masks, {"targets": "masks"}, "targets is masks, and the split 'train' of .* has none"),
-        (_no_tags, {"labels": "xml"}, "labels of all 6 pictures are zero: labels: xml of .*VOC"),
+        (_no_tags, {"labels": "xml"}, "labels of all 6 images are zero: labels: xml of .*VOC"),
         (None, {"train_split": "trainaug"}, "no list"),
     ],
 )
@@ -245,8 +245,8 @@ def test_images_without_a_readable_header_are_left_out_at_the_start(voc, capsys)
     assert data.train_dataloader().dataset.photos.ids == ("p0", "p2", "p3", "p4", "p5")
     assert [name for batch in data.val_dataloader() for name in batch["id"]] == ["p6"]
     said = capsys.readouterr().err
-    assert "left out: p1: picture" in said
-    assert "left out: p7: picture" in said
+    assert "left out: p1: image" in said
+    assert "left out: p7: image" in said
     assert list(data.unreadable.found) == ["p1", "p7"]
     for settings in ({}, {"max_unreadable": 0.15}, {"max_unreadable": 0.5, "strict": True}):
         with pytest.raises(InputError, match=r"1 of 6 images cannot be read, and max_unreadable .*p1\.jpg"):
@@ -317,7 +317,7 @@ def test_caches_that_do_not_fit(voc, tmp_path):
     good = cache_of(tmp_path / "good", ids, checkpoint="classifier.ckpt", checkpoint_sha256=digest)
     data_of(voc, targets="cues", cues=good, cues_made_by=str(checkpoint)).setup("fit")
     cases = [
-        (cache_of(tmp_path / "few", ids[:4]), None, "lacks 2 of the 6 pictures, first p4"),
+        (cache_of(tmp_path / "few", ids[:4]), None, "lacks 2 of the 6 images, first p4"),
         (cache_of(tmp_path / "other", ids, ("ant", "cow", "bat")), None, "classes ant, cow, bat, not ant, bat, cow"),
         (str(tmp_path / "none"), None, "none"),
         (good, str(tmp_path / "lost.ckpt"), r"lost\.ckpt cannot be read"),

@@ -17,7 +17,7 @@ from tests.datamodules.conftest import COLOURS, IDS
 
 @pytest.fixture
 def cache(voc, tmp_path):
-    """Cues of the six training pictures on a 4x4 grid: class of the tags left, background right, none below."""
+    """Cues of the six training images on a 4x4 grid: class of the tags left, background right, none below."""
     with CacheWriter(tmp_path / "cache", ["ant", "bat", "cow"], {}) as writer:
         for i in range(6):
             cues = np.zeros((4, 4), np.uint8)
@@ -98,7 +98,7 @@ def test_cues_follow_the_augmentation(voc, cache):
     turned = set()
     for _ in range(30):
         batch = batch_of(dataset, [0])
-        left, right = batch["cues"][0, 1, 0, 0], batch["cues"][0, 1, 0, -1]  # class 1 lies left in the picture
+        left, right = batch["cues"][0, 1, 0, 0], batch["cues"][0, 1, 0, -1]  # class 1 lies left in the image
         turned.add((bool(left), bool(right)))
     assert (True, False) in turned
     assert (False, True) in turned
@@ -112,7 +112,7 @@ def test_bad_files_are_named(voc):
     dataset = TagDataset(voc_photos(voc, "train", labels="xml"), 32)
     assert [name for name, _ in dataset[1]["unreadable"]] == ["p1"]
     assert re.search(r"p1\.jpg cannot be read", dataset[1]["unreadable"][0][1])
-    for index, said in ((2, r"p2\.png is 6x5, and its picture .* is 64x56"), (3, "index 4")):
+    for index, said in ((2, r"p2\.png is 6x5, and its image .* is 64x56"), (3, "index 4")):
         with pytest.raises(InputError, match=said):
             dataset[index]
 
@@ -121,7 +121,7 @@ def test_a_worker_s_error_stays_one_sentence(voc):
     write_mask(voc / "SegmentationClass/p1.png", np.zeros((5, 6)))
     loader = torch.utils.data.DataLoader(TagDataset(voc_photos(voc, "train"), 32), num_workers=1, collate_fn=collate)
     batches = iter(loader)
-    with pytest.raises(InputError, match=r"^mask .*p1\.png is 6x5, and its picture .*\.$") as caught:
+    with pytest.raises(InputError, match=r"^mask .*p1\.png is 6x5, and its image .*\.$") as caught:
         list(batches)
     assert "\n" not in str(caught.value)
     batches._shutdown_workers()  # the traceback keeps them in a cycle, and collecting it would wait 5 s
@@ -147,7 +147,7 @@ def test_images_that_cannot_be_read_are_named_in_their_batch(voc, workers):
     assert torch.equal(batch["image"][0], collate([trained[Draw(3, 7)]])["image"][0])
     for name in IDS:
         (voc / f"JPEGImages/{name}.jpg").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"16 images in a row cannot be read, first: picture .*p2\.jpg"):
+    with pytest.raises(InputError, match=r"16 images in a row cannot be read, first: image .*p2\.jpg"):
         trained[Draw(2, 7)]
 
 

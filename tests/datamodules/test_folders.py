@@ -50,10 +50,10 @@ def test_csv(album):
     ("text", "said"),
     [
         ("a.jpg,cat\n", r"must start with the line 'file,tags', not 'a\.jpg,cat'"),
-        ("file,tags\na.jpg,cat\nnone.jpg,dog\n", r"names none\.jpg, and there is no such picture"),
-        ("file,tags\na.jpg,cat\n", r"no row for 2 pictures beside those it names, first c\.JPG"),
-        ("file,tags\na.jpg,cat\nc.JPG,\nd.jpg,\na.jpg,dog\n", "two pictures are called 'a'"),
-        ("file,tags\n", "holds no picture"),
+        ("file,tags\na.jpg,cat\nnone.jpg,dog\n", r"names none\.jpg, and there is no such image"),
+        ("file,tags\na.jpg,cat\n", r"no row for 2 images beside those it names, first c\.JPG"),
+        ("file,tags\na.jpg,cat\nc.JPG,\nd.jpg,\na.jpg,dog\n", "two images are called 'a'"),
+        ("file,tags\n", "holds no image"),
         ("", "must start with"),
         ('file,tags\n"a.jpg,cat\n', "is not a UTF-8 CSV"),
         ("file,tags\nc.JPG,\na.jpg,cat,dog\n", "line 3: 'dog' is beyond the columns of the header"),
@@ -83,7 +83,7 @@ def test_csv_missing(album, tmp_path):
 
 def test_csv_without_any_tag(album):
     (album / "tags.csv").write_text("file,tags\na.jpg,\nc.JPG,\nd.jpg,\n")
-    with pytest.raises(InputError, match="gives no picture any tag"):
+    with pytest.raises(InputError, match="gives no image any tag"):
         listing_classes(read_csv(album), album)
 
 
@@ -104,7 +104,7 @@ def test_one_folder_a_tag(folders):
 
 def test_no_picture_in_any_folder(tmp_path):
     (tmp_path / "cat").mkdir()
-    with pytest.raises(InputError, match="holds no picture"):
+    with pytest.raises(InputError, match="holds no image"):
         read_tag_folders(tmp_path)
 
 
@@ -146,7 +146,7 @@ def test_the_split_is_a_partition_that_new_pictures_do_not_change(tmp_path):
     ("settings", "said"),
     [
         ({"split": "tset"}, "no split 'tset'"),
-        ({"split": "val", "val_fraction": 0.0}, "none of the 4 pictures .* falls to 'val'"),
+        ({"split": "val", "val_fraction": 0.0}, "none of the 4 images .* falls to 'val'"),
         ({"split": "all", "classes": ["dgo"]}, "'dgo' does not exist .* did you mean 'dog'"),
     ],
 )

@@ -126,13 +126,13 @@ def test_no_picture(tmp_path, read):
     with pytest.raises(InputError, match=r"nowhere\.jpg"):
         read(tmp_path / "nowhere.jpg")
     path = tmp_path / "text.jpg"
-    path.write_text("no picture")
+    path.write_text("no image")
     with pytest.raises(InputError, match=r"text\.jpg"):
         read(path)
 
 
 def test_a_worker_s_error_is_its_last_sentence():
     told = InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback …\n"
-                      "datamodules.errors.InputError: picture x is truncated.\n")  # fmt: skip
-    assert str(told) == "picture x is truncated."
+                      "datamodules.errors.InputError: image x is truncated.\n")  # fmt: skip
+    assert str(told) == "image x is truncated."
     assert str(InputError("as it is.")) == "as it is."

@@ -38,7 +38,7 @@ def test_xml_counts_difficult_objects_once_and_skips_parts(voc):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "no labels for picture p0"),
+        (None, "no labels for image p0"),
         ("<annotation>", "is not XML"),
         ('<!DOCTYPE a [<!ENTITY a "b">]><annotation/>', "entities"),
     ],
@@ -65,7 +65,7 @@ def test_lists_fall_back_to_trainval_and_count_difficult_objects(voc):
     ("text", "said"),
     [
         (None, r"no labels of 'bat': .*bat_all\.txt is missing"),
-        ("p0 1\np2 1\n", r"bat_all\.txt lacks 1 of the 3 pictures of all, first p7"),
+        ("p0 1\np2 1\n", r"bat_all\.txt lacks 1 of the 3 images of all, first p7"),
         ("p0 1\np2 yes\np7 1", r"bat_all\.txt, line 2"),
         ("p0 1\np2\np7 1", r"bat_all\.txt, line 2"),
     ],
@@ -101,7 +101,7 @@ def test_npy(tmp_path, number):
 def test_npy_lacks_a_picture_or_a_class(tmp_path):
     path = tmp_path / "labels.npy"
     np.save(path, {"p0": np.ones(3)})
-    with pytest.raises(InputError, match=r"labels\.npy lacks 2 of 3 pictures, first p2"):
+    with pytest.raises(InputError, match=r"labels\.npy lacks 2 of 3 images, first p2"):
         npy_labels(path, IDS, ["bat"], ("ant", "bat", "cow"))
     with pytest.raises(InputError, match=r"\(3,\) labels for p0, and there are 2"):
         npy_labels(path, ["p0"], ["bat"], ("ant", "bat"))

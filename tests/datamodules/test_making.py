@@ -138,9 +138,9 @@ def test_pictures_left_out(tmp_path):
     assert cache.ids == ("c", "e")
     assert cache.left_out == dict.fromkeys("abd", "it is broken")
     verify_cache(tmp_path / "c")
-    with pytest.raises(InputError, match="has no picture d: it was left out when the cache was made, because it is b"):
+    with pytest.raises(InputError, match="has no image d: it was left out when the cache was made, because it is b"):
         cache.cues("d")
-    with pytest.raises(InputError, match="no picture could be used; first a: it is broken"):
+    with pytest.raises(InputError, match="no image could be used; first a: it is broken"):
         make(tmp_path / "none", left_out=tuple("abcde"))
 
 

@@ -1,4 +1,4 @@
-"""Order and randomness of training pictures."""
+"""Order and randomness of training images."""
 
 import pytest
 from hypothesis import given
@@ -51,12 +51,12 @@ def test_processes_share_the_batches_of_one_with_larger_ones(monkeypatch, replic
 
 
 def test_batches_of_one_step_are_a_larger_batch(monkeypatch):
-    """The order is that of one process with the large batch; pictures that fill no whole step are left out."""
+    """The order is that of one process with the large batch; images that fill no whole step are left out."""
     whole = list(TrainSampler(41, 12, seed=1))
     assert list(TrainSampler(41, 4, seed=1, accumulate=3)) == whole
     parts = shares(monkeypatch, 2, lambda: list(TrainSampler(41, 2, seed=1, accumulate=3)))
     assert [draw for pair in zip(*parts, strict=True) for draw in pair] == whole
-    with pytest.raises(InputError, match=r"11 pictures do not fill one step of 3 batches .* of 2 pictures"):
+    with pytest.raises(InputError, match=r"11 images do not fill one step of 3 batches .* of 2 images"):
         TrainSampler(11, 2, seed=0, accumulate=3)
 
 
@@ -72,9 +72,9 @@ def test_fewer_pictures_than_a_batch_or_than_processes(monkeypatch):
     assert len(list(TrainSampler(3, 8, seed=0))) == 3
     parts = shares(monkeypatch, 2, lambda: list(TrainSampler(5, 8, seed=0)))
     assert [len(part) for part in parts] == [2, 2]
-    with pytest.raises(InputError, match="1 pictures cannot be shared out among 2"):
+    with pytest.raises(InputError, match="1 images cannot be shared out among 2"):
         TrainSampler(1, 8, seed=0)
-    with pytest.raises(InputError, match="1 pictures cannot be shared out among 2"):
+    with pytest.raises(InputError, match="1 images cannot be shared out among 2"):
         EvalSampler(1)
 
 

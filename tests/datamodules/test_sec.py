@@ -1,4 +1,4 @@
-"""SEC's files of cues: the form of the released file, what is checked of each picture, and what is written."""
+"""SEC's files of cues: the form of the released file, what is checked of each image, and what is written."""
 
 import pickle
 import pickletools
@@ -35,7 +35,7 @@ def test_a_cell_of_two_classes_and_a_picture_without_cues(tmp_path):
 
 WRONG = {
     "class too high": ({"cues": np.array([[4], [0], [0]])}, r"within 0\.\.3 and a grid of 4x4"),
-    "row too high": ({"cues": np.array([[0], [4], [0]])}, r"picture 0 \(a_1\)"),
+    "row too high": ({"cues": np.array([[0], [4], [0]])}, r"image 0 \(a_1\)"),
     "column too high": ({"cues": np.array([[0], [0], [4]])}, r"grid of 4x4"),
     "negative": ({"cues": np.array([[0], [-1], [0]])}, r"grid of 4x4"),
     "beyond an int": ({"cues": np.array([[0], [2**63], [0]], np.uint64)}, r"grid of 4x4"),
@@ -68,7 +68,7 @@ def test_no_dictionary(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("a.jpg 0\na.jpg 1\n", "line 2: expected a new picture"),
+        ("a.jpg 0\na.jpg 1\n", "line 2: expected a new image"),
         ("a.jpg 0\nb.jpg 0\n", "gives a number twice"),
         ("a.jpg\n", "line 1"),
         ("a.jpg -1\n", "line 1"),

@@ -70,7 +70,7 @@ def test_objects():
     assert {scene.image.shape for scene in SCENES} == {(64, 64, 3), (48, 64, 3), (64, 48, 3)}
     present = np.array([[(scene.mask == k).any() for k in range(1, 6)] for scene in SCENES])
     assert set(present.sum(1)) == {1, 2, 3}
-    # 1.8 of 5 classes a picture: 86 ± 7 of 240 for each class
+    # 1.8 of 5 classes an image: 86 ± 7 of 240 for each class
     assert present.sum(0).min() > 58
     assert present.sum(0).max() < 115
     alone = [scene.mask for scene, row in zip(SCENES, present, strict=True) if row.sum() == 1]
@@ -81,7 +81,7 @@ def test_objects():
 
 
 def test_masks_are_exact(monkeypatch):
-    """The picture differs from its empty twin where the mask says so, but for the edge, JPEG not involved."""
+    """The image differs from its empty twin where the mask says so, but for the edge, JPEG not involved."""
     from datamodules import scenes
 
     monkeypatch.setattr(scenes, "_light", lambda _rng, canvas: canvas)
@@ -110,7 +110,7 @@ def _margin_statistics(scene):
 
 
 def test_the_background_tells_no_class():
-    """A linear classifier that sees the background alone, fitted on 160 pictures, orders 80 others by chance."""
+    """A linear classifier that sees the background alone, fitted on 160 images, orders 80 others by chance."""
     features = np.array([_margin_statistics(scene) for scene in SCENES])
     labels = np.array([[(scene.mask == k).any() for k in range(1, 6)] for scene in SCENES])
     weights = np.linalg.lstsq(features[:160], labels[:160].astype(float), rcond=None)[0]

@@ -14,7 +14,7 @@ COLOURS = np.array([(10, 10, 10), (240, 20, 20), (20, 240, 20), (20, 20, 240)], 
 
 
 def blocks(height, width, cells=3):
-    """A mask of big random blocks, and the picture that shows it."""
+    """A mask of big random blocks, and the image that shows it."""
     mask = resize_nearest(np.random.default_rng(0).integers(0, 4, (cells, cells), dtype=np.uint8), height, width)
     return COLOURS[mask], mask
 
@@ -30,7 +30,7 @@ def test_picture_mask_and_cues_move_together(seed):
     result = Transform(72, Augment(crop=(0.3, 0.8), color=0))(image, seed=seed, mask=mask, cues=mask[::10, ::10])
     assert {k: v.shape for k, v in result.items()} == {"image": (72, 72, 3), "mask": (72, 72), "cues": (72, 72)}
     for key in ("mask", "cues"):
-        # edges are blended in the picture: a seventh of the pixels at most lies on one
+        # edges are blended in the image: a seventh of the pixels at most lies on one
         assert (shown(result["image"]) == result[key]).mean() > (0.95 if key == "mask" else 0.85)
         assert set(np.unique(result[key])) <= set(range(4))
 
@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_and_another_another():
 
 
 def test_colours_change_in_brightness_contrast_and_hue():
-    """A gray picture of two levels: brightness scales both alike, contrast changes their ratio. Then a reddish one."""
+    """A gray image of two levels: brightness scales both alike, contrast changes their ratio. Then a reddish one."""
     jitter = Transform(8, Augment(crop=None, flip=False, color=0.3))
     gray = np.full((8, 8, 3), 80, np.uint8)
     gray[:4] = 120

@@ -82,7 +82,7 @@ def _empty(root):
 @pytest.mark.parametrize(
     ("spoil", "settings", "said"),
     [
-        (_no_picture, {}, r"the list 'train' names p3, and there is no picture .*p3\.jpg"),
+        (_no_picture, {}, r"the list 'train' names p3, and there is no image .*p3\.jpg"),
         (_no_mask, {"labels": "masks"}, r"1 of 6 masks are missing in .*SegmentationClass, first p4\.png"),
         (_twice, {}, "names p1 more than once"),
         (_empty, {}, "is empty"),
@@ -123,14 +123,14 @@ def test_sizes_are_checked(voc):
     photos = voc_photos(voc, "train")
     check_sizes(photos)
     write_mask(voc / "SegmentationClass/p2.png", np.zeros((56, 60)))
-    with pytest.raises(InputError, match=r"p2\.png is 60x56, and its picture .*p2\.jpg is 64x56"):
+    with pytest.raises(InputError, match=r"p2\.png is 60x56, and its image .*p2\.jpg is 64x56"):
         check_sizes(photos)
     check_sizes(photos.without_masks())
 
 
 def test_zero_labels_are_refused(voc):
     with pytest.raises(
-        InputError, match=r"all 6 pictures are zero: some file gives none of them any of .* ant, bat, cow"
+        InputError, match=r"all 6 images are zero: some file gives none of them any of .* ant, bat, cow"
     ):
         check_labels(voc_photos(voc, "train", labels=None), "some file")
 
@@ -148,7 +148,7 @@ def test_loose_files(voc, tmp_path):
     photos = file_photos(paths, ["ant"])
     assert photos.ids == ("p1", "p0")
     assert photos.labels.tolist() == [[0], [0]]
-    with pytest.raises(InputError, match=r"no picture .*nowhere"):
+    with pytest.raises(InputError, match=r"no image .*nowhere"):
         file_photos([tmp_path / "nowhere.jpg"], ["ant"])
     with pytest.raises(InputError, match="would both be called 'p1'"):
         file_photos([paths[0], paths[0]], ["ant"])

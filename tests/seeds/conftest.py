@@ -1,4 +1,4 @@
-"""A VOC folder of six small pictures, and a classifier's checkpoint trained on it for one step."""
+"""A VOC folder of six small images, and a classifier's checkpoint trained on it for one step."""
 
 from pathlib import Path
 

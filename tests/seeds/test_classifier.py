@@ -60,7 +60,7 @@ def test_mean_average_precision_by_hand():
     labels = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]])
     metric.update(scores[:3], labels[:3])
     metric.update(scores[3:], labels[3:])
-    # first: hits at ranks 1 and 3: (1 + 2/3) / 2; second: one hit at rank 4; third: no picture, left out
+    # first: hits at ranks 1 and 3: (1 + 2/3) / 2; second: one hit at rank 4; third: no image, left out
     assert metric.compute().item() == pytest.approx((5 / 6 + 1 / 4) / 2)
 
 

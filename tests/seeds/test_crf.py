@@ -26,7 +26,7 @@ SEC = {"scale": 12.0}
 
 
 def example(b: int = 2, k: int = 5, h: int = 13, w: int = 11, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture of two noisy halves, and logits that lean to one label in each."""
+    """An image of two noisy halves, and logits that lean to one label in each."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 40, (b, 3, h, w), generator=generator)
     image[..., w // 2 :] += 120
@@ -76,7 +76,7 @@ def test_lattice_is_near_the_mean_field() -> None:
 
 
 def real_example(root: Path, size: tuple[int, int], count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures at the size, and logits like a network's: the mask, blurred, under smooth noise."""
+    """Images at the size, and logits like a network's: the mask, blurred, under smooth noise."""
     voc = root / "VOCdevkit" / "VOC2012"
     names = (voc / "ImageSets" / "Segmentation" / "val.txt").read_text().split()[:count]
     generator = torch.Generator().manual_seed(seed)
@@ -99,7 +99,7 @@ def real_example(root: Path, size: tuple[int, int], count: int, seed: int) -> tu
 
 
 def densecrf(image: torch.Tensor, logits: torch.Tensor, scale: float, iterations: int = 10) -> torch.Tensor:
-    """The reference, picture by picture."""
+    """The reference, image by image."""
     peer = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed (extra: peers)")
     kind = {"kernel": peer.DIAG_KERNEL, "normalization": peer.NORMALIZE_SYMMETRIC}
     probs = []

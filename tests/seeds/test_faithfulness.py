@@ -70,7 +70,7 @@ def test_occlusion_finds_the_pixel_that_counts():
 
 
 def test_curves_by_hand():
-    """A probability that is the part of the picture's left half that is as it was."""
+    """A probability that is the part of the image's left half that is as it was."""
     image = torch.rand(3, 8, 16, generator=torch.Generator().manual_seed(0)) + 0.1
 
     def probability(images):

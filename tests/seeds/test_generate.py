@@ -124,19 +124,19 @@ def test_a_broken_picture_is_left_out_and_told(voc, checkpoint, tmp_path, capsys
         generate_seeds(checkpoint, tmp_path / "cache", root=str(root))
     generate_seeds(checkpoint, tmp_path / "cache", root=str(root), max_unreadable=0.2)
     told = capsys.readouterr().err
-    assert "left out: p4: picture" in told
-    assert "1 pictures were left out; the manifest names each" in told
+    assert "left out: p4: image" in told
+    assert "1 images were left out; the manifest names each" in told
     cache = SeedCache(tmp_path / "cache")
     assert cache.ids == tuple(name for name in IDS if name != "p4")
     assert "p4.jpg cannot be read" in cache.manifest["left_out"]["p4"]
-    with pytest.raises(InputError, match="it was left out when the cache was made, because picture"):
+    with pytest.raises(InputError, match="it was left out when the cache was made, because image"):
         cache.cues("p4")
     assert evaluate_seeds(tmp_path / "cache")["images"] == 5
-    assert "1 of 6 pictures are left out, of which the seed cache has no cues; first p4: " in capsys.readouterr().err
+    assert "1 of 6 images are left out, of which the seed cache has no cues; first p4: " in capsys.readouterr().err
     data = data_of(voc, targets="cues", cues=str(tmp_path / "cache"))
     data.setup("fit")
     assert len(data.train_dataloader().dataset) == 5
-    assert "1 of 6 pictures are left out" in capsys.readouterr().err
+    assert "1 of 6 images are left out" in capsys.readouterr().err
 
 
 def test_no_picture_can_be_read(voc, checkpoint, tmp_path):
@@ -144,12 +144,12 @@ def test_no_picture_can_be_read(voc, checkpoint, tmp_path):
     shutil.copytree(voc, root)
     for name in IDS:
         (root / f"JPEGImages/{name}.jpg").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="no picture could be used; first p0: picture"):
+    with pytest.raises(InputError, match="no image could be used; first p0: image"):
         generate_seeds(checkpoint, tmp_path / "cache", root=str(root), max_unreadable=1.0)
 
 
 def in_memory(voc, checkpoint, batch_size):
-    """What the classifier says of the six pictures, without a disk in between."""
+    """What the classifier says of the six images, without a disk in between."""
     policy = ResizePolicy(64, (1.0,), 8)
     batches = Batches(data_of(voc).photos("train"), [0], 6, batch_size, policy)
     cams = CamSettings("features", "features.encoder.layer2.1", flip=False)
@@ -174,7 +174,7 @@ def test_maps_that_are_not_finite(checkpoint, tmp_path):
     content["state_dict"]["model.head.weight"][1] = float("nan")
     torch.save(content, tmp_path / "broken.ckpt")
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="maps of picture p0 are not finite"):
+    with pytest.raises(InputError, match="maps of image p0 are not finite"):
         generate_seeds(tmp_path / "broken.ckpt", tmp_path / "out/cache")
     assert nothing_left(tmp_path / "out")
 

@@ -30,7 +30,7 @@ def same(one: SeedCache, other: SeedCache) -> None:
 
 @pytest.fixture
 def cache(tmp_path):
-    """Random cues on 5 x 5 cells of three classes; the last picture has none."""
+    """Random cues on 5 x 5 cells of three classes; the last image has none."""
     generator = np.random.default_rng(0)
     with CacheWriter(tmp_path / "cache", NAMES, {}) as writer:
         for name in "abc":
@@ -163,7 +163,7 @@ def test_a_list_of_pictures(cache, tmp_path):
     import_seeds(tmp_path / "png", tmp_path / "some", "png", ids=tmp_path / "some.txt")
     assert SeedCache(tmp_path / "some").ids == ("c", "a")
     (tmp_path / "some.txt").write_text("a\ne\nf\n")
-    with pytest.raises(InputError, match=r"lacks 2 of the 3 pictures of .*some\.txt, first e"):
+    with pytest.raises(InputError, match=r"lacks 2 of the 3 images of .*some\.txt, first e"):
         import_seeds(tmp_path / "png", tmp_path / "more", "png", ids=tmp_path / "some.txt")
     assert not (tmp_path / "more").exists()
 
@@ -208,7 +208,7 @@ def test_what_cannot_be_exported(voc, form, says, tmp_path):
 
 
 def test_nothing_is_written_outside_or_over(cache, tmp_path):
-    with pytest.raises(InputError, match="no name of a picture"), CacheWriter(tmp_path / "evil", NAMES, {}) as writer:
+    with pytest.raises(InputError, match="no name of an image"), CacheWriter(tmp_path / "evil", NAMES, {}) as writer:
         writer.add("../outside", np.zeros((2, 2), np.uint8))
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious").touch()

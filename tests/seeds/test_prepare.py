@@ -43,12 +43,12 @@ def assert_same(one, other):
 
 def test_channels_last():
     torch.manual_seed(0)
-    plain = build_backbone("mobilenet_v2", 16).train().double()  # batch norms of two pictures magnify rounding
+    plain = build_backbone("mobilenet_v2", 16).train().double()  # batch norms of two images magnify rounding
     other = copy.deepcopy(plain)
     prepare(plain, PLAIN, CPU)
     prepare(other, PLAIN | {"channels_last": True}, CPU)
     assert_same(answers(plain), answers(other))
-    maps = other(images_of(torch.float64))  # of pictures whose channels are not last
+    maps = other(images_of(torch.float64))  # of images whose channels are not last
     assert maps.is_contiguous(memory_format=torch.channels_last)
     assert not maps.is_contiguous()
 

@@ -72,7 +72,7 @@ def test_more_processes_than_shards_and_a_failure_among_several(voc, checkpoint,
 
     assert ranks(2, lambda: run("few")) == [0, 0]
     verify_cache(tmp_path / "few")
-    # the second process has the broken picture; the first tells it and fails, the second leaves quietly
+    # the second process has the broken image; the first tells it and fails, the second leaves quietly
     shutil.copytree(voc, tmp_path / "broken")
     (tmp_path / "broken/JPEGImages/p1.jpg").write_bytes((voc / "JPEGImages/p1.jpg").read_bytes()[:700])
     strict = {"root": str(tmp_path / "broken"), "shard_size": 1, "strict": True}

@@ -1,4 +1,4 @@
-"""What is said of the code, packages and pictures behind a result; git is asked, and never in the way."""
+"""What is said of the code, packages and images behind a result; git is asked, and never in the way."""
 
 import hashlib
 import json

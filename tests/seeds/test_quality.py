@@ -20,7 +20,7 @@ from tests.seeds.conftest import IDS
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.15, 0.2, 0.123456, 0.0, 1.0]))
-@example(420, 0.15)  # neither picture has a map
+@example(420, 0.15)  # neither image has a map
 def test_one_pass_equals_a_confusion_matrix_for_each_threshold(seed, fixed):
     generator = np.random.default_rng(seed)
     sweep, confusions, found = Sweep(4, fixed), None, 0

@@ -51,7 +51,7 @@ def test_batches_follow_from_the_shard_alone(voc):
 
 @pytest.fixture(scope="module")
 def wild(tmp_path_factory):
-    """A VOC folder of a strip 1x500, a picture of 3000x4000, gray, CMYK, one to be turned by its EXIF, a tall one."""
+    """A VOC folder of a strip 1x500, an image of 3000x4000, gray, CMYK, one to be turned by its EXIF, a tall one."""
     root = tmp_path_factory.mktemp("wild") / "VOC"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)

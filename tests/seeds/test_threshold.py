@@ -54,7 +54,7 @@ def test_mistakes(caches, tmp_path, capsys):
     for words, says in (
         (["--cache", first, "--fg_threshold", "1"], "fg_threshold 1.0 is outside"),
         (["--cache", first, "--bg_fraction", "-0.1"], "bg_fraction -0.1 is outside"),
-        (["--cache", str(tmp_path / "labels")], "has no saliency of picture p0"),
+        (["--cache", str(tmp_path / "labels")], "has no saliency of image p0"),
         (["--cache", str(tmp_path)], "is not a finished seed cache"),
     ):
         assert main(["seeds", "threshold", "--output", str(tmp_path / "new"), *words]) == 1

@@ -28,18 +28,18 @@ def cache(voc, checkpoint, tmp_path):
 
 
 def test_every_figure_of_every_method(cache, capsys):
-    metrics = evaluate_seeds(cache, faithfulness="gradcam, gradient", pictures=1)
+    metrics = evaluate_seeds(cache, faithfulness="gradcam, gradient", num_images=1)
     assert json.loads((cache / "metrics.json").read_text()) == metrics
     found = metrics["faithfulness"]
     assert (found["images"], found["size"], list(found["methods"])) == (1, 64, ["gradcam", "gradient"])
     for figures in found["methods"].values():
-        assert figures["pairs"] == 1  # the first picture shows red alone
+        assert figures["pairs"] == 1  # the first image shows red alone
         assert set(figures["pointing_by_class"]) == {"red"}
         fractions = ["pointing", "localization_error_top1", "localization_error_top5", "localization_error_given",
                      "deletion", "insertion", "energy_inside", "miou_fixed", "miou_oracle"]  # fmt: skip
         assert all(0 <= figures[key] <= 1 for key in fractions)
         assert -1 <= figures["occlusion_rank_correlation"] <= 1
-    assert "methods on 1 pictures" in capsys.readouterr().out
+    assert "methods on 1 images" in capsys.readouterr().out
     assert "faithfulness" not in evaluate_seeds(cache)
 
 
@@ -67,7 +67,7 @@ class Oracle(Explainer):
 
 
 def test_heats_lie_where_their_maps_cells_lie(voc, checkpoint):
-    """Bilinear between the centres of cells, at the picture's own size; nothing below 0."""
+    """Bilinear between the centres of cells, at the image's own size; nothing below 0."""
     explainer = Explainer(checkpoint, ["gradcam"])
     image = explainer.see(read_image(voc / "JPEGImages/p2.jpg"))
     maps = explainer.maps("gradcam", image, [1, 0])
@@ -90,13 +90,13 @@ def test_the_truth_wins(voc):
     assert all(0 < figures[name] < 1 for figures in (truth, lie) for name in ("deletion", "insertion"))
     assert truth["occlusion_rank_correlation"] > 0.3 > -0.3 > lie["occlusion_rank_correlation"]
     assert truth["pairs"] == 8
-    assert truth["pointing_difficult"] == 1  # both classes, each small, in two pictures
+    assert truth["pointing_difficult"] == 1  # both classes, each small, in two images
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"faithfulness": "gradcamm"}, "did you mean 'gradcam'"), ({"checkpoint": "/no/where"}, "no checkpoint"),
-     ({"pictures": 0}, "pictures 0 is not")],
+     ({"num_images": 0}, "num_images 0 is not")],
 )  # fmt: skip
 def test_bad_input(cache, options, words):
     with pytest.raises(InputError, match=words):

@@ -41,9 +41,9 @@ def trainer_of(folder: Path, **settings) -> pl.Trainer:
 
 @torch.no_grad()
 def tell_apart(network: SegmentationNetwork, images: torch.Tensor) -> None:
-    """Stretch the scores of a network that has hardly learned, so that it says several classes of each picture.
+    """Stretch the scores of a network that has hardly learned, so that it says several classes of each image.
 
-    What it says of two places, pictures, sizes or mirror images is then never the same, and a mix-up of them is seen.
+    What it says of two places, images, sizes or mirror images is then never the same, and a mix-up of them is seen.
     """
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -53,7 +53,7 @@ def tell_apart(network: SegmentationNetwork, images: torch.Tensor) -> None:
     network(images)
     network.eval()
     head = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][-1]
-    scores = network(images).transpose(0, 1).flatten(1)  # (K, cells of all pictures)
+    scores = network(images).transpose(0, 1).flatten(1)  # (K, cells of all images)
     factor = 3 / scores.std(dim=1)
     head.weight *= factor[:, None, None, None]
     head.bias.copy_((head.bias - scores.mean(dim=1)) * factor)
@@ -69,7 +69,7 @@ def voc(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def cues(voc, tmp_path_factory) -> Path:
-    """A seed cache of the training pictures: eroded masks, and background far from the objects."""
+    """A seed cache of the training images: eroded masks, and background far from the objects."""
     data = data_of(voc)
     photos = data.photos("train")
     path = tmp_path_factory.mktemp("cues") / "cache"
@@ -99,7 +99,7 @@ def checkpoint(voc, cues, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def boundaries(voc, cues, tmp_path_factory) -> Path:
-    """The checkpoint of an epoch by the configuration for VOC's animals, on nine pictures."""
+    """The checkpoint of an epoch by the configuration for VOC's animals, on nine images."""
     folder = tmp_path_factory.mktemp("affinity")
     config = yaml.safe_load((CONFIGS / "affinity_voc_animals.yaml").read_text())
     del config["data"]["classes"], config["trainer"]["precision"]

@@ -8,7 +8,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def fit(voc, cues, folder, *words, command="fit"):
-    """Train SEC on nine pictures of 64 pixels, an epoch of three steps, in this process; the exit status."""
+    """Train SEC on nine images of 64 pixels, an epoch of three steps, in this process; the exit status."""
     arguments = [
         *(command, f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder}", "--model.weights=none"),
         *(f"--data.root={voc}", f"--data.cues={cues}", "--data.cues_made_by=null", "--data.size=64"),

@@ -33,7 +33,7 @@ READING = {"batch_size": 3, "num_workers": 0, "unreadable": UnreadableImages(0.0
 def evaluated(checkpoint, tmp_path_factory):
     """(folder, what `evaluate` returned), with the CRF."""
     folder = tmp_path_factory.mktemp("evaluated") / "new" / "folder"
-    return folder, evaluate(checkpoint, output=folder, pictures=3, num_workers=0)
+    return folder, evaluate(checkpoint, output=folder, num_images=3, num_workers=0)
 
 
 def numpy_iou(predicted, truths, classes):
@@ -67,7 +67,7 @@ def test_figures_agree_with_a_count_by_hand(checkpoint, evaluated):
 
 
 def test_test_agrees_with_evaluate_without_crf(voc, checkpoint, evaluated, tmp_path):
-    alone = evaluate(checkpoint, output=tmp_path, crf=False, num_workers=0, pictures=0)
+    alone = evaluate(checkpoint, output=tmp_path, crf=False, num_workers=0, num_images=0)
     task = load_task(checkpoint, SegmentationTask)
     tested = trainer_of(tmp_path).test(task, data_of(voc), verbose=False)[0]
     assert tested["test/miou"] == pytest.approx(alone["miou"], rel=1e-6)
@@ -101,11 +101,11 @@ def test_large_photos_come_out_at_their_own_size():
 
 def test_the_page_holds_everything(evaluated):
     page = (evaluated[0] / "index.html").read_text()
-    assert page.count("<article") == 3 + 8  # of val, and training pictures with cues (8 of 9)
+    assert page.count("<article") == 3 + 8  # of val, and training images with cues (8 of 9)
     assert page.count("<img class='layer prediction'") == 11
     assert page.count("<img class='layer cues'") == 8
     assert page.count("<img class='layer truth'") == 11
-    for title in ("Best pictures", "Worst pictures", "Pictures drawn by chance", "What it learned from"):
+    for title in ("Best images", "Worst images", "Images drawn by chance", "What it learned from"):
         assert title in page
     interval = evaluated[1]["miou_interval"]
     assert f"95 % interval {100 * interval['low']:.1f} to {100 * interval['high']:.1f}" in page
@@ -115,7 +115,7 @@ def test_training_pictures_are_shown_where_some_have_no_mask(voc, checkpoint, cu
     some = tmp_path / "some"
     shutil.copytree(voc, some)
     next(iter(sorted((some / "SegmentationClass").glob("train*.png")))).unlink()
-    evaluate(checkpoint, output=tmp_path / "out", root=str(some), cues=cues, num_workers=0, crf=False, pictures=0)
+    evaluate(checkpoint, output=tmp_path / "out", root=str(some), cues=cues, num_workers=0, crf=False, num_images=0)
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<img class='layer cues'") == 8
     assert page.count("<img class='layer truth'") == 7
@@ -130,7 +130,7 @@ def test_pictures_without_masks_get_a_page_and_no_figures(voc, checkpoint, tmp_p
     assert metrics["images"] == 4
     page = (tmp_path / "out" / "index.html").read_text()
     assert "layer truth" not in page
-    assert "Best pictures" not in page
+    assert "Best images" not in page
     assert page.count("<article") >= 4
 
 
@@ -218,7 +218,7 @@ def test_photos_that_cannot_be_read_are_skipped_and_listed(checkpoint, photos, t
     assert main([*words, f"--output={out}"]) == 1
     said = capsys.readouterr().err
     assert "2 of 4 images were skipped" in said.splitlines()[-1]
-    assert "left out: z: picture" in said
+    assert "left out: z: image" in said
     with (out / "skipped.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["file"]).name for row in rows] == ["a1.jpg", "z.jpg"]

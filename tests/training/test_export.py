@@ -28,7 +28,7 @@ def run(*words) -> int:
 
 
 def blank_checkpoint(folder, voc, **settings):
-    """A checkpoint of a network of random weights, unlike a trained one with a picture's content in its scores."""
+    """A checkpoint of a network of random weights, unlike a trained one with an image's content in its scores."""
     torch.manual_seed(0)
     data = data_of(voc, targets="masks")
     task = SegmentationTask(list(data.classes), supervision="masks", **settings)
@@ -96,7 +96,7 @@ def test_predict_writes_the_same_masks(voc, network, written, tmp_path, form):
 
 
 def test_torchscript_needs_nothing_of_this_project(network, written, tmp_path):
-    """In another process, from another folder, torch alone: scores of a picture of ones, and the JSON."""
+    """In another process, from another folder, torch alone: scores of an image of ones, and the JSON."""
     code = """
 import json, sys, torch
 files = {"tag2mask.json": ""}

@@ -49,7 +49,7 @@ def test_worked_by_hand():
     assert found["pixel_accuracy"] == pytest.approx(4 / 7)
     assert found["mean_accuracy"] == pytest.approx((1 / 2 + 3 / 5) / 2)
     assert found["confusion"]["pixels"] == [[1, 1, 0, 0], [1, 3, 1, 0], [0] * 4, [0] * 4]
-    assert found["miou_interval"] is None  # one picture says nothing of others
+    assert found["miou_interval"] is None  # one image says nothing of others
     assert [(pair["truth"], pair["predicted"], pair["pixels"], pair["share"]) for pair in found["confused"]] == [
         ("background", "cat", 1, 0.5), ("cat", "background", 1, 0.2), ("cat", "dog", 1, 0.2),
     ]  # fmt: skip

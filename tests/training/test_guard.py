@@ -31,9 +31,9 @@ def test_a_loss_that_is_no_number_stops_the_run(voc, cues, tmp_path, value):
     with pytest.raises(InputError) as stopped:
         trainer.fit(task, data)
     said = str(stopped.value)
-    assert said.startswith(f"the loss of step 5 (epoch 1) is {value}; its pictures: ")
+    assert said.startswith(f"the loss of step 5 (epoch 1) is {value}; its images: ")
     photos = set(data.photos("train", labels=False).ids)
-    named = re.search(r"pictures: (.*?)\. The run", said).group(1).split(", ")
+    named = re.search(r"images: (.*?)\. The run", said).group(1).split(", ")
     assert len(named) == 3
     assert set(named) <= photos
     assert all(torch.isfinite(parameter).all() for parameter in task.parameters())

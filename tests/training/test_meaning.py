@@ -32,7 +32,7 @@ def sec(data: Path, classifier: Path, cache: Path, output: Path) -> float:
     """Val IoU of SEC on a cache."""
     words = [f"--data.cues={cache}", f"--data.cues_made_by={classifier}", f"--model.weights={classifier}"]
     checkpoint = fit("demo_sec.yaml", data, output, *words)
-    run("evaluate", "--checkpoint", checkpoint, "--output", output / "val", "--pictures=0")
+    run("evaluate", "--checkpoint", checkpoint, "--output", output / "val", "--num_images=0")
     return json.loads((output / "val/metrics.json").read_text())["miou"]
 
 
@@ -44,7 +44,7 @@ def generate(classifier: Path, output: Path) -> Path:
 
 
 def shuffle_tags(data: Path) -> None:
-    """Give every training picture another one's tags; those of validation stay."""
+    """Give every training image another one's tags; those of validation stay."""
     lists = sorted((data / "ImageSets/Main").glob("*_train.txt"))
     ids = [line.split()[0] for line in lists[0].read_text().splitlines()]
     order = np.random.default_rng(0).permutation(len(ids))
@@ -54,7 +54,7 @@ def shuffle_tags(data: Path) -> None:
 
 
 def random_cues(cache: Path, output: Path) -> Path:
-    """As many cells with a cue in every picture, anywhere in it, each of any class or background."""
+    """As many cells with a cue in every image, anywhere in it, each of any class or background."""
     seeds, rng = SeedCache(cache), np.random.default_rng(0)
     with CacheWriter(output, seeds.classes, {"checkpoint_sha256": seeds.manifest["checkpoint_sha256"]}) as drawn:
         for name in seeds.ids:

@@ -1,4 +1,4 @@
-"""The page of an evaluation: what it holds, which pictures it chooses, and how it behaves in a browser."""
+"""The page of an evaluation: what it holds, which images it chooses, and how it behaves in a browser."""
 
 import json
 import re
@@ -20,7 +20,7 @@ VOID = ("area", "base", "br", "col", "hr", "img", "input", "link", "meta")
 
 
 def row(name: str, index: int, *, cues: bool = False, size: tuple[int, int] = (40, 60), iou: float | None = 0.5) -> Row:
-    """A picture with a square of class ``index``."""
+    """An image with a square of class ``index``."""
     labels = np.zeros(size, np.uint8)
     labels[10:30, 10:30] = index
     truth = labels.copy()
@@ -31,7 +31,7 @@ def row(name: str, index: int, *, cues: bool = False, size: tuple[int, int] = (4
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    """A page of 19 classes and a few pictures, with names that need escaping."""
+    """A page of 19 classes and a few images, with names that need escaping."""
     tally = Tally(("background", *CLASSES))
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -43,7 +43,7 @@ def page() -> str:
         "classes": CLASSES,
     }  # fmt: skip
     best = [row("p<1>", 1), row("tall", 2, size=(80, 40)), row("an-id-without-any-space-" * 5, 2)]
-    sections = [Section("Best pictures", "Good.", best), Section("Taught", "Cues.", [row("'\"q", 1, cues=True)])]
+    sections = [Section("Best images", "Good.", best), Section("Taught", "Cues.", [row("'\"q", 1, cues=True)])]
     return render_page(metrics, CLASSES, sections)
 
 
@@ -100,7 +100,7 @@ def test_everything_has_a_name_for_those_who_do_not_see_it(page):
     assert all(attrs["aria-label"] for attrs in groups)
     radios = [attrs for attrs in read.of("input") if attrs["type"] == "radio"]
     names = {attrs["name"] for attrs in radios}
-    assert len(names) == 1 + 4  # all pictures, and each
+    assert len(names) == 1 + 4  # all images, and each
     assert sum("checked" in attrs for attrs in radios) == len(names)
 
 
@@ -112,7 +112,7 @@ def test_without_pictures_or_masks_there_is_nothing_to_choose():
     assert not read.of("input")
 
 
-# --- which pictures
+# --- which images
 
 
 def test_a_gallery_shows_best_worst_and_others_once():
@@ -233,9 +233,9 @@ def test_it_works_in_a_browser(probed, width):
     assert seen["one"] == [0, 1, 0]
     assert seen["all"] == 1
     assert seen["faded"] == 0.25
-    assert seen["cues"] == [0.25, 0.25]  # pictures without cues keep the layer they had
+    assert seen["cues"] == [0.25, 0.25]  # images without cues keep the layer they had
     assert seen["focused"]
-    assert seen["filtered"] == [2, "true", "2 of 4 pictures"]
+    assert seen["filtered"] == [2, "true", "2 of 4 images"]
     assert seen["empty"]
     assert seen["other"] == [2, "false"]
     assert seen["unfiltered"] == [4, ""]

@@ -1,4 +1,4 @@
-"""Pictures, the page, and panels for loggers."""
+"""Images, the page, and panels for loggers."""
 
 from types import SimpleNamespace
 
@@ -82,7 +82,7 @@ def test_jpeg_keeps_red_red():
 
 
 class Wall(CSVLogger):
-    """A logger that takes pictures as wandb's does."""
+    """A logger that takes images as wandb's does."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -111,8 +111,8 @@ def test_panels_of_training_and_validation(voc, cues, tmp_path):
     (images, captions), *more = wall.shown["train/pictures"]
     assert not more
     assert len(images) == len(captions) == 2
-    assert all(image.shape == (64, 3 * 64 + 2 * 4, 3) for image in images)  # picture, cues, prediction
-    assert wall.shown["val/pictures"][0][0][0].shape == (64, 3 * 64 + 2 * 4, 3)  # picture, prediction, truth
+    assert all(image.shape == (64, 3 * 64 + 2 * 4, 3) for image in images)  # image, cues, prediction
+    assert wall.shown["val/pictures"][0][0][0].shape == (64, 3 * 64 + 2 * 4, 3)  # image, prediction, truth
     assert modes == [True] * 3
     assert wall.steps == [0, 2]  # of the first batch, and of the last, after which validation is
 
@@ -130,7 +130,7 @@ def test_a_panel_shows_the_truth_at_its_place():
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     mask = torch.full((1, 20, 50), 255)
     mask[0, :10, :40] = 0
-    mask[0, :10, 20:40] = 1  # a picture of 10x40: the right half is of class 1; the rest is padding
+    mask[0, :10, 20:40] = 1  # an image of 10x40: the right half is of class 1; the rest is padding
     batch = {"image": normalize(pixels), "mask": mask, "size": torch.tensor([[10, 40]])}
     shown = batch_panel(batch, torch.zeros(1, 2, 4, 4), 0)
     truth = shown[:, -32:]

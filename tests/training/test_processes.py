@@ -17,7 +17,7 @@ from training.task import SegmentationTask
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without its processes")
 TWO = {"devices": 2, "strategy": "ddp_fork"}
-# neither batch norm nor dropout: a batch is then the mean of its pictures
+# neither batch norm nor dropout: a batch is then the mean of its images
 PLAIN = {
     "architecture": "Unet",
     "encoder": "vgg11",
@@ -29,7 +29,7 @@ AUGMENT = {"crop": [0.5, 1.0], "flip": True, "color": 0.2}
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory):
-    """The pictures of ``voc`` to train on, five to validate on."""
+    """The images of ``voc`` to train on, five to validate on."""
     root = tmp_path_factory.mktemp("five") / "voc"
     synthesize(root, train=9, val=5, size=96)
     return root
@@ -37,7 +37,7 @@ def five(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def part_labelled(voc, tmp_path_factory):
-    """The pictures of ``voc``: some have labels on a third of their pixels, some on two thirds, some on all."""
+    """The images of ``voc``: some have labels on a third of their pixels, some on two thirds, some on all."""
     root = tmp_path_factory.mktemp("part") / "voc"
     shutil.copytree(voc, root)
     for number, path in enumerate(sorted((root / "SegmentationClass").iterdir())):
@@ -67,7 +67,7 @@ def assert_alike(these, those):
 
 
 def test_masks_teach_two_processes_what_they_teach_one(part_labelled, tmp_path, monkeypatch):
-    """Though the pictures of one process have more labelled pixels than those of the other."""
+    """Though the images of one process have more labelled pixels than those of the other."""
     one = trained(part_labelled, tmp_path, 4)
     assert_alike(trained(part_labelled, tmp_path, 2, **TWO), one)
     monkeypatch.setattr("training.task.mean_over_processes", lambda pixels: pixels)  # each divides by its own
@@ -77,7 +77,7 @@ def test_masks_teach_two_processes_what_they_teach_one(part_labelled, tmp_path, 
 
 @pytest.mark.parametrize("kind", ["sec", "classifier"])
 def test_a_training_validates_with_the_network_that_it_saves(five, cues, tmp_path, kind):
-    """Though one process has fewer pictures and batches to validate, and batch-norm statistics of its own."""
+    """Though one process has fewer images and batches to validate, and batch-norm statistics of its own."""
     data = data_of(five, targets="cues", cues=str(cues), batch_size=2)
     pl.seed_everything(0)
     make = (
@@ -104,5 +104,5 @@ class Spoiled(SegmentationTask):
 def test_a_loss_that_is_no_number_stops_all_processes(voc, cues, tmp_path):
     data = data_of(voc, targets="cues", cues=str(cues), batch_size=2)
     task = Spoiled(list(data.classes), **PLAIN, **SOLVER)
-    with pytest.raises(Exception, match=r"the loss of step 0 \(epoch 0\) is nan; its pictures: \w+, \w+\. The run"):
+    with pytest.raises(Exception, match=r"the loss of step 0 \(epoch 0\) is nan; its images: \w+, \w+\. The run"):
         trainer_of(tmp_path, limit_val_batches=0, callbacks=[LossGuard()], **TWO).fit(task, data)

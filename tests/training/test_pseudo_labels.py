@@ -1,4 +1,4 @@
-"""A network's labels of its own training pictures: from tags, scores and the CRF; a cache to train on again."""
+"""A network's labels of its own training images: from tags, scores and the CRF; a cache to train on again."""
 
 import shutil
 
@@ -21,7 +21,7 @@ from training.pseudo_labels import predicted, pseudo_label, pseudo_label_map
 
 
 class Scores(torch.nn.Module):
-    """Scores that are the picture's mean colours."""
+    """Scores that are the image's mean colours."""
 
     def forward(self, images):
         return functional.avg_pool2d(images, 4)
@@ -38,7 +38,7 @@ def test_absent_classes_are_left_out_of_the_softmax():
     np.testing.assert_allclose(first.maps, expected[1:], rtol=1e-5)
     np.testing.assert_allclose(second.maps, scores[1].softmax(0)[1:], rtol=1e-5)
     assert (first.classes.tolist(), second.classes.tolist()) == ([0], [0, 1])
-    # a network that looks at each cell by itself says the same of a mirrored picture
+    # a network that looks at each cell by itself says the same of a mirrored image
     for one, other in zip(predicted(Scores(), batch, flip=True), (first, second), strict=True):
         np.testing.assert_allclose(one.maps, other.maps, rtol=1e-5)
 
@@ -157,7 +157,7 @@ def test_it_is_trained_on_again(labels, voc, checkpoint, tmp_path, capsys):
 
 
 def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
-    """Of each picture the upper half as it will be labelled, of another class below; on a grid of half the cells."""
+    """Of each image the upper half as it will be labelled, of another class below; on a grid of half the cells."""
     first = SeedCache(labels)
     with CacheWriter(tmp_path / "other", first.classes, {}) as writer:
         for name in first.ids:

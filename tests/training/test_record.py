@@ -19,7 +19,7 @@ from tests.training.fits import CONFIGS, fit
 from training.cli import main
 from training.runs.record import provenance_lines, read_provenance, read_record
 
-BATCHES = 3  # an epoch: nine pictures, three a batch
+BATCHES = 3  # an epoch: nine images, three a batch
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_validation_leaves_the_trainings_record_alone(run, voc, cues):
 
 
 def test_evaluate_tells_it(run, tmp_path, capsys):
-    assert main(["evaluate", f"--checkpoint={run / 'last.ckpt'}", f"--output={tmp_path}", "--pictures=2"]) == 0
+    assert main(["evaluate", f"--checkpoint={run / 'last.ckpt'}", f"--output={tmp_path}", "--num_images=2"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["provenance"] == torch.load(run / "last.ckpt", weights_only=True)["provenance"]
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_before_is_still_evaluated(run, tmp_path, capsys):
     old = torch.load(run / "last.ckpt", weights_only=True)
     del old["provenance"]
     torch.save(old, tmp_path / "old.ckpt")
-    assert main(["evaluate", f"--checkpoint={tmp_path / 'old.ckpt'}", f"--output={tmp_path}", "--pictures=0"]) == 0
+    assert main(["evaluate", f"--checkpoint={tmp_path / 'old.ckpt'}", f"--output={tmp_path}", "--num_images=0"]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["provenance"] is None
     assert "seed cache" not in capsys.readouterr().out
 

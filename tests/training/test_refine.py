@@ -45,7 +45,7 @@ def test_the_threshold_counts_with_the_crf_too():
 
 
 class Edges(torch.nn.Module):
-    """Boundaries that are the picture's mean colour by four pixels, stronger to the right."""
+    """Boundaries that are the image's mean colour by four pixels, stronger to the right."""
 
     def forward(self, images):
         grey = torch.nn.functional.avg_pool2d(images, 4).mean(1).sigmoid()
@@ -63,7 +63,7 @@ def test_each_picture_walks_with_its_own_maps_and_boundary(tmp_path):
     found = walked(Edges(), batch, start=SeedCache(tmp_path / "c"), walk=lambda own, edge: own + 10 * edge)
     grey = torch.nn.functional.avg_pool2d(normalize(images), 4).mean(1).sigmoid().double().numpy()
     ramp = np.linspace(0.2, 0.9, 8)
-    boundary = torch.from_numpy(grey * (ramp + ramp[::-1]) / 2)  # of the picture and its mirror image
+    boundary = torch.from_numpy(grey * (ramp + ramp[::-1]) / 2)  # of the image and its mirror image
     edges, large = (
         torch.nn.functional.interpolate(each[:, None], (16, 16), mode="bilinear")[:, 0].numpy()
         for each in (boundary, torch.from_numpy(maps.astype(np.float64)))
@@ -80,7 +80,7 @@ def refine(cache, boundaries, output, *words):
 
 
 def copied(old, path, *, maps_of=None, left_out=None):
-    """A cache as another; some maps under other classes, some pictures left out."""
+    """A cache as another; some maps under other classes, some images left out."""
     left_out = left_out or {}
     with CacheWriter(path, old.classes, old.manifest, left_out=left_out) as writer:
         for name in old.ids:
@@ -176,7 +176,7 @@ def test_pictures_left_out_stay_so(cues, boundaries, checkpoint, tmp_path, capsy
 
 
 def test_the_tags_of_today_decide(cues, boundaries, voc, tmp_path, capsys):
-    """Maps of classes that a picture is not tagged with stay behind; without the map of one that it is, none walks."""
+    """Maps of classes that an image is not tagged with stay behind; without the map of one that it is, none walks."""
     old, photos = SeedCache(cues), data_of(voc).photos("train")
     number = len(old.classes)
 

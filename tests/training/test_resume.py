@@ -14,7 +14,7 @@ import torch
 from training.runs.randomness import StepSeed
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-BATCHES = 3  # an epoch: nine pictures, three a batch
+BATCHES = 3  # an epoch: nine images, three a batch
 EPOCHS = 3
 PROGRAM = """
 import os, signal, sys

@@ -70,7 +70,7 @@ class Gradients(pl.Callback):
 
 
 def trained(kind, voc, cues, folder, *, processes=1, accumulate=1, batch=4):
-    """Two steps of four pictures each, augmented; the gradients of each."""
+    """Two steps of four images each, augmented; the gradients of each."""
     folder.mkdir()
     given = {"targets": "cues", "cues": str(cues)} if kind == "SEC" else {}
     augment = {"crop": (0.5, 1.0), "flip": True, "color": 0.2}
@@ -105,7 +105,7 @@ def test_accumulated_batches_give_the_gradients_of_one_larger_batch(one, voc, cu
 
 def test_fewer_pictures_than_a_step_takes(voc, tmp_path):
     data = data_of(voc, batch_size=2)
-    with pytest.raises(InputError, match=r"9 pictures do not fill one step of 5 batches \(accumulate_grad_batches\)"):
+    with pytest.raises(InputError, match=r"9 images do not fill one step of 5 batches \(accumulate_grad_batches\)"):
         trainer_of(tmp_path, accumulate_grad_batches=5).fit(task_of("classifier", data), data)
 
 
@@ -125,7 +125,7 @@ def test_accumulation_goes_on_where_it_was(voc, cues, tmp_path):
         return trainer
 
     whole = run("whole", 2)
-    assert whole.global_step == 4  # nine pictures: two steps of two batches of two, and a ninth left out
+    assert whole.global_step == 4  # nine images: two steps of two batches of two, and a ninth left out
     assert whole.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3)
     run("half", 1)
     run("rest", 2, ckpt_path=tmp_path / "half.ckpt")

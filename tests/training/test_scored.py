@@ -37,7 +37,7 @@ def count(folder, masks, ids, classes):
 
 @pytest.fixture
 def foreign(voc, tmp_path):
-    """Somebody's predictions of the validation pictures: the masks, moved, the void filled; gray and palette."""
+    """Somebody's predictions of the validation images: the masks, moved, the void filled; gray and palette."""
     folder = tmp_path / "foreign"
     folder.mkdir()
     ids = (voc / "ImageSets/Segmentation/val.txt").read_text().split()
@@ -54,7 +54,7 @@ def foreign(voc, tmp_path):
 def test_a_folder_of_predictions(voc, foreign, tmp_path):
     folder, ids = foreign
     out = tmp_path / "out"
-    assert run("evaluate", "--predictions", folder, "--root", voc, "--output", out, "--pictures", 2) == 0
+    assert run("evaluate", "--predictions", folder, "--root", voc, "--output", out, "--num_images", 2) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     names = ("background", *metrics["classes"])
     expected = count(folder, voc / "SegmentationClass", ids, len(names))
@@ -74,16 +74,16 @@ def test_a_folder_of_predictions(voc, foreign, tmp_path):
 def test_classes_of_predictions_go_by_their_names(voc, foreign, tmp_path):
     """With a classes.txt that names them backwards, indices are translated; fewer classes leave pixels out."""
     folder, ids = foreign
-    plain = evaluate(predictions=folder, root=str(voc), output=tmp_path / "plain", pictures=0)
+    plain = evaluate(predictions=folder, root=str(voc), output=tmp_path / "plain", num_images=0)
     names = plain["classes"]
     (folder / "classes.txt").write_text("\n".join(reversed(names)))
     back = np.array([0, *range(len(names), 0, -1)], np.uint8)
     for name in ids:
         write_mask(folder / f"{name}.png", back[np.array(Image.open(folder / f"{name}.png"))])
-    turned = evaluate(predictions=folder, root=str(voc), output=tmp_path / "turned", pictures=0)
+    turned = evaluate(predictions=folder, root=str(voc), output=tmp_path / "turned", num_images=0)
     assert turned["iou"] == plain["iou"]
     assert turned["classes"] == names[::-1]
-    straight = evaluate(predictions=folder, root=str(voc), output=tmp_path / "s", pictures=0, classes=names)
+    straight = evaluate(predictions=folder, root=str(voc), output=tmp_path / "s", num_images=0, classes=names)
     assert list(straight["iou"].items()) == list(plain["iou"].items())
 
 
@@ -92,8 +92,8 @@ def test_what_predict_writes_scores_as_evaluate_does(voc, checkpoint, tmp_path):
     listed = json.dumps([str(photo) for photo in photos])
     common = ("--checkpoint", checkpoint, "--crf", "false", "--num_workers", 0)
     assert run("predict", *common, "--images", listed, "--output", tmp_path / "masks") == 0
-    assert run("evaluate", *common, "--pictures", 0, "--batch_size", 1, "--output", tmp_path / "a") == 0
-    scored = evaluate(predictions=tmp_path / "masks", root=str(voc), output=tmp_path / "b", pictures=0)
+    assert run("evaluate", *common, "--num_images", 0, "--batch_size", 1, "--output", tmp_path / "a") == 0
+    scored = evaluate(predictions=tmp_path / "masks", root=str(voc), output=tmp_path / "b", num_images=0)
     direct = json.loads((tmp_path / "a/metrics.json").read_text())
     assert scored["confusion"] == direct["confusion"]
     assert scored["boundary_iou"] == direct["boundary_iou"]
@@ -164,7 +164,7 @@ def test_scales_and_flip(checkpoint, tmp_path, monkeypatch):
         return scores
 
     monkeypatch.setattr("training.inference.view_scores", spy)
-    words = ("--checkpoint", checkpoint, "--crf", "false", "--num_workers", 0, "--pictures", 0, "--batch_size", 4)
+    words = ("--checkpoint", checkpoint, "--crf", "false", "--num_workers", 0, "--num_images", 0, "--batch_size", 4)
     assert run("evaluate", *words, "--output", tmp_path / "a", "--scales", "[0.55, 1]", "--flip", "true") == 0
     assert run("evaluate", *words, "--output", tmp_path / "b") == 0
     assert shown[0] == ([32, 32, 64, 64], 16)  # 35.2 to a multiple of 16; its grid is a quarter of the side
@@ -179,7 +179,7 @@ def test_scales_and_flip(checkpoint, tmp_path, monkeypatch):
 
 @pytest.fixture
 def voc_like(foreign, voc, tmp_path):
-    """The same pictures as if of VOC's classes: no classes.txt."""
+    """The same images as if of VOC's classes: no classes.txt."""
     root = tmp_path / "VOC2012"
     shutil.copytree(voc, root)
     (root / "classes.txt").unlink()
@@ -189,7 +189,7 @@ def voc_like(foreign, voc, tmp_path):
 def test_the_archive_for_vocs_server(voc_like, foreign, tmp_path):
     folder, ids = foreign
     out = tmp_path / "out"
-    words = ("--predictions", folder, "--root", voc_like, "--output", out, "--submission", "true", "--pictures", 0)
+    words = ("--predictions", folder, "--root", voc_like, "--output", out, "--submission", "true", "--num_images", 0)
     assert run("evaluate", *words) == 0
     with tarfile.open(out / "submission.tar") as archive:
         assert archive.getnames() == [f"results/VOC2012/Segmentation/comp6_val_cls/{name}.png" for name in ids]
@@ -268,7 +268,7 @@ def test_compare_of_seeds_shows_mean_and_deviation(tmp_path, capsys):
 
 def test_compare_of_what_evaluate_wrote(voc, foreign, tmp_path, capsys):
     for name in ("a", "b"):
-        evaluate(predictions=foreign[0], root=str(voc), output=tmp_path / name, pictures=0)
+        evaluate(predictions=foreign[0], root=str(voc), output=tmp_path / name, num_images=0)
     capsys.readouterr()
     assert run("compare", tmp_path / "a", tmp_path / "b") == 0
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`tag2mask seeds show`: pictures by stages."""
+"""`tag2mask seeds show`: images by stages."""
 
 import re
 
@@ -14,7 +14,7 @@ from training.cli import main
 
 @pytest.fixture(scope="module")
 def truths(voc, tmp_path_factory):
-    """A cache in which every other picture's cues are its mask, and the others' are all of the first class."""
+    """A cache in which every other image's cues are its mask, and the others' are all of the first class."""
     photos = data_of(voc).photos("train", labels=False)
     path = tmp_path_factory.mktemp("truths") / "labels"
     with CacheWriter(path, photos.classes, {}) as writer:
@@ -26,11 +26,11 @@ def truths(voc, tmp_path_factory):
 
 
 def test_the_best_and_the_worst_with_what_each_cache_says(voc, cues, truths, checkpoint, tmp_path):
-    words = ["seeds", "show", str(cues), str(truths), "--root", str(voc), "--split", "train", "--pictures", "6"]
+    words = ["seeds", "show", str(cues), str(truths), "--root", str(voc), "--split", "train", "--num_images", "6"]
     assert main([*words, "--checkpoint", str(checkpoint), "--output", str(tmp_path)]) == 0
     page = (tmp_path / "index.html").read_text()
     best, worst, drawn = (page.split("<h2>")[i] for i in (1, 2, 3))
-    assert (best.startswith("Best"), worst.startswith("Worst"), drawn.startswith("Pictures drawn")) == (True,) * 3
+    assert (best.startswith("Best"), worst.startswith("Worst"), drawn.startswith("Images drawn")) == (True,) * 3
     photos = data_of(voc).photos("train")
     for article in re.findall("<article>(.*?)</article>", best, re.DOTALL):
         name, *captions = re.findall("<figcaption>(.*?)</figcaption>", article)
@@ -52,7 +52,7 @@ def test_mistakes(voc, cues, tmp_path, capsys):
     given = ["--root", str(voc), "--split", "train", "--output", str(out)]
     for words, says in (
         ([], "required: caches"), ([str(tmp_path)], "is not a finished seed cache"),
-        ([str(cues), str(tmp_path / "other")], "classes zebra"), ([str(cues), "--pictures", "0"], "pictures 0"),
+        ([str(cues), str(tmp_path / "other")], "classes zebra"), ([str(cues), "--num_images", "0"], "num_images 0"),
         ([str(cues), "--split", "night"], "night"),
     ):  # fmt: skip
         assert main(["seeds", "show", *given, *words]) in (1, 2)

@@ -1,4 +1,4 @@
-"""Networks look at whole pictures at the size they were validated at, which need not be that of the crops."""
+"""Networks look at whole images at the size they were validated at, which need not be that of the crops."""
 
 import pytest
 import torch

@@ -46,7 +46,7 @@ def test_the_loss_is_seed_plus_expand_plus_constrain():
 
 
 def test_the_crf_sees_logits_and_the_pictures_own_colours(monkeypatch):
-    """Not probabilities, not a mean-subtracted picture cast to uint8 (which wraps), and no gradient."""
+    """Not probabilities, not a mean-subtracted image cast to uint8 (which wraps), and no gradient."""
     seen = {}
 
     def spy(image, logits, **settings):
@@ -163,7 +163,7 @@ def test_training_logs_each_loss_and_validation_the_iou(voc, cues, tmp_path):
 
 
 def test_sec_learns_its_cues(voc, cues, tmp_path):
-    """Forty steps on three pictures: the seed loss falls to a fraction."""
+    """Forty steps on three images: the seed loss falls to a fraction."""
     pl.seed_everything(0)
     data = data_of(voc, targets="cues", cues=str(cues))
     data.setup("fit")
@@ -203,7 +203,7 @@ def test_two_processes_count_what_one_counts(voc, checkpoint, tmp_path):
 
 
 def test_the_papers_configuration_trains_two_steps(tmp_path):
-    """VGG-16 LargeFOV, SGD with its four rates; smaller pictures, random weights."""
+    """VGG-16 LargeFOV, SGD with its four rates; smaller images, random weights."""
     task = SegmentationTask(CLASSES, "LargeFOV")
     batch = batch_of(grid=9)
     batch["image"] = F.interpolate(batch["image"], (65, 65))

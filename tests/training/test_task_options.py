@@ -94,7 +94,7 @@ def test_initial_weights_are_those_of_the_file(name, tmp_path):
 
 
 def test_balance_and_decays():
-    """The scores are the pictures' mean colours, here."""
+    """The scores are the images' mean colours, here."""
     generator = torch.Generator().manual_seed(1)
     cues = torch.zeros(2, 3, 8, 8, dtype=torch.bool)
     cues[:, 0, :5] = cues[:, 1, 6:, :3] = True

@@ -1,4 +1,4 @@
-"""What a logger shows while training: pictures, cues, predictions, truth."""
+"""What a logger shows while training: images, cues, predictions, truth."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,13 +22,13 @@ Batch = Mapping[str, Any]
 
 
 class PicturePanel(pl.Callback):
-    """Logs panels of a few pictures: picture, cues, prediction in training; picture, prediction, truth in validation.
+    """Logs panels of a few images: image, cues, prediction in training; image, prediction, truth in validation.
 
-    They go to every logger that takes pictures (Weights & Biases, TensorBoard). With other loggers, or while another
-    task than segmentation is trained, it does nothing. A panel shows pictures of the epoch's first batch.
+    They go to every logger that takes images (Weights & Biases, TensorBoard). With other loggers, or while another
+    task than segmentation is trained, it does nothing. A panel shows images of the epoch's first batch.
 
     Args:
-        pictures: pictures of each kind.
+        pictures: images of each kind.
         every_n_epochs: epochs between panels.
     """
 
@@ -85,7 +85,7 @@ class PicturePanel(pl.Callback):
 
 
 def batch_panel(batch: Batch, scores: torch.Tensor, index: int) -> Image:
-    """Picture, cues if there are any, prediction, and the truth if it is known, side by side at the network's size."""
+    """Image, cues if there are any, prediction, and the truth if it is known, side by side at the network's size."""
     image = to_uint8(batch["image"][index]).permute(1, 2, 0).cpu().numpy()  # (S, S, 3)
     side = (image.shape[0], image.shape[1])
     shown = [image]
@@ -105,12 +105,12 @@ def batch_panel(batch: Batch, scores: torch.Tensor, index: int) -> Image:
 
 
 def takes_pictures(logger: Logger) -> bool:
-    """Whether a logger shows pictures: it has wandb's ``log_image``, or TensorBoard's ``experiment.add_image``."""
+    """Whether a logger shows images: it has wandb's ``log_image``, or TensorBoard's ``experiment.add_image``."""
     return hasattr(logger, "log_image") or hasattr(getattr(logger, "experiment", None), "add_image")
 
 
 def log_pictures(loggers: Iterable[Logger], key: str, pictures: list[Image], captions: list[str], step: int) -> None:
-    """Give pictures uint8 (H, W, 3) to every logger that takes them."""
+    """Give images uint8 (H, W, 3) to every logger that takes them."""
     for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(key=key, images=pictures, step=step, caption=captions)

@@ -30,14 +30,14 @@ class LossGuard(pl.Callback):
         batch: Mapping[str, Any],
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Remember which pictures are about to be learned from."""
+        """Remember which images are about to be learned from."""
         self._ids = [str(name) for name in batch["id"]]
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:  # noqa: ARG002
         """Look at the loss.
 
         Raises:
-            InputError: it is NaN or infinite; names the step and its pictures.
+            InputError: it is NaN or infinite; names the step and its images.
         """
         bad = not torch.isfinite(loss)
         if trainer.strategy.reduce_boolean_decision(bad, all=False):  # all processes stop together
@@ -45,6 +45,6 @@ class LossGuard(pl.Callback):
             names = [name for _, ids in found for name in ids]
             raise InputError(
                 f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {found[0][0]}; "
-                f"its pictures: {', '.join(names)}. The run ends here, checkpoints of earlier epochs are kept; "
+                f"its images: {', '.join(names)}. The run ends here, checkpoints of earlier epochs are kept; "
                 "a lower learning rate (lr) often helps"
             )

@@ -15,7 +15,7 @@ class StepSeed(pl.Callback):
     """Seeds torch anew before every training batch, from the run's seed, the batch's number and the process's rank.
 
     What dropout leaves out is then a function of these three, and the same whether the run was stopped in between or
-    not. (What happens to pictures is settled by `datamodules.sampling`.)
+    not. (What happens to images is settled by `datamodules.sampling`.)
     """
 
     def on_train_batch_start(

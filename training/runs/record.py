@@ -29,7 +29,7 @@ class RunRecord(pl.Callback):
 
     ``attempts`` is a list: one entry for each time the run was started whose work is in the weights, with the step it
     began from, the whole configuration, seed, command, day, git revision (from a checkout), packages, torch's threads
-    and device, precision, and checksums of the project's code, the pictures' list, their labels, the seed cache and
+    and device, precision, and checksums of the project's code, the images' list, their labels, the seed cache and
     the file of initial weights. ``figures`` are those of the last validation. ``finished``, in the folder alone, tells
     that training reached its end.
 

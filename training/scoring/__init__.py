@@ -1,1 +1,1 @@
-"""How good a labelling is: figures, tables, and a page of pictures."""
+"""How good a labelling is: figures, tables, and a page of images."""

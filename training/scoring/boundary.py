@@ -10,17 +10,17 @@ from datamodules.classes import IGNORE, ILLEGAL
 
 __all__ = ["BAND", "boundary_counts"]
 
-BAND = 0.02  # of the picture's diagonal, the authors' choice for every data set
+BAND = 0.02  # of the image's diagonal, the authors' choice for every data set
 
 
 def boundary_counts(pred: NDArray[np.integer], truth: NDArray[np.integer], num_classes: int) -> NDArray[np.int64]:
-    """What boundary IoU is made of, for one picture.
+    """What boundary IoU is made of, for one image.
 
-    Cheng et al., *Boundary IoU*, CVPR 2021: of each class only the pixels within ``BAND`` times the picture's diagonal
+    Cheng et al., *Boundary IoU*, CVPR 2021: of each class only the pixels within ``BAND`` times the image's diagonal
     of its own outline are kept (12 or 13 pixels for VOC's 500x375), in prediction and in truth, and their intersection
     is divided by their union. Unlike the IoU in a trimap around the true outlines, it also sees what is predicted far
     from them, and it does not fall to the band's own share for small objects. As in the authors' code distances are
-    those of a square window, and the picture's edge is an outline.
+    those of a square window, and the image's edge is an outline.
 
     Pixels of 255 belong to no class, in the prediction neither: a perfect prediction scores 1, whatever it says of
     the void along VOC's objects.

@@ -39,7 +39,7 @@ def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, float | int | None, st
             ("Boundary IoU", metrics.get("boundary_miou"), "mean over classes"),
             ("Pixel accuracy", metrics.get("pixel_accuracy"), ""),
         ]
-    cards.append(("Pictures", int(metrics["images"]), ""))
+    cards.append(("Images", int(metrics["images"]), ""))
     return [card for card in cards if card[1] is not None]
 
 

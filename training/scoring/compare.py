@@ -59,7 +59,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """A ``metrics.json`` with figures.
 
     Raises:
-        InputError: it is missing, no JSON, of something else, or of pictures without masks.
+        InputError: it is missing, no JSON, of something else, or of images without masks.
     """
     if not path.is_file():
         raise InputError(f"there is no {path}")
@@ -70,7 +70,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     iou = metrics.get("iou") if isinstance(metrics, dict) else None
     numbers = [*iou.values(), metrics.get("miou")] if isinstance(iou, dict) else []
     if not iou or not all(isinstance(value, (int, float)) for value in numbers):
-        raise InputError(f"{path} holds no IoU: a metrics.json of 'tag2mask evaluate' on pictures with masks is needed")
+        raise InputError(f"{path} holds no IoU: a metrics.json of 'tag2mask evaluate' on images with masks is needed")
     return dict(metrics)
 
 

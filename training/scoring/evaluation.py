@@ -1,4 +1,4 @@
-"""Scoring a segmentation checkpoint, or a folder of masks: figures, and a page of pictures."""
+"""Scoring a segmentation checkpoint, or a folder of masks: figures, and a page of images."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
-TAUGHT_PICTURES = 8  # training pictures with cues on the page
+TAUGHT_PICTURES = 8  # training images with cues on the page
 
 
 def evaluate(
@@ -50,7 +50,7 @@ def evaluate(
     flip: bool = False,
     submission: bool = False,
     cues: Path | None = None,
-    pictures: int = 24,
+    num_images: int = 24,
     eval_size: int | None = None,
     precision: Precision = "auto",
     batch_size: int | None = None,
@@ -60,7 +60,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a segmentation checkpoint, or a folder of predicted masks, on a split at the masks' own size.
 
-    Writes ``metrics.json``, ``metrics.csv`` and ``index.html`` (a page of pictures) into a folder, and prints tables.
+    Writes ``metrics.json``, ``metrics.csv`` and ``index.html`` (a page of images) into a folder, and prints tables.
     The figures of ``metrics.json`` are fractions: ``miou``, ``iou`` (class to figure, background included; a class that
     is neither in the masks nor predicted is left out), ``background_iou``, ``images``, and those of
     `training.scoring.figures.figures`; with the CRF, ``without_crf`` holds the same for the network alone.
@@ -78,17 +78,17 @@ def evaluate(
         masks: name of the folder of masks, where it is not the training's.
         classes: with predictions, the classes to score, where these are not all that the predictions may hold.
         crf: smooth predictions with the dense CRF.
-        scales: factors on the side of pictures at which the network looks at each; the softmax is averaged. 1 alone
+        scales: factors on the side of images at which the network looks at each; the softmax is averaged. 1 alone
             if not given.
-        flip: average over each picture and its mirror image, too.
+        flip: average over each image and its mirror image, too.
         submission: write ``submission.tar``, the archive for VOC's server, and its files into ``results``.
         cues: seed cache to show cues from, where it is not the training's.
-        pictures: how many pictures of the split the page shows.
-        eval_size: side to which pictures are warped for the network, where it is not the training's.
+        num_images: how many images of the split the page shows.
+        eval_size: side to which images are warped for the network, where it is not the training's.
         precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
             processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
-        batch_size: pictures at a time through the network, where it is not the training's.
-        num_workers: processes that read pictures, where it is not the training's.
+        batch_size: images at a time through the network, where it is not the training's.
+        num_workers: processes that read images, where it is not the training's.
         max_unreadable: the share of images that may be unreadable: they are left out, listed on the terminal and
             named in ``metrics.json`` under ``unreadable``. With more of them nothing is written.
         strict: accept no unreadable image; so it is with submission.
@@ -115,18 +115,18 @@ def evaluate(
         raise InputError("give either --checkpoint, a network to score, or --predictions, a folder of masks to score")
     if submission:
         check_voc_classes(scored.photos.classes)
-    return _evaluate(scored, output, _cache(scored, cues), pictures=pictures, submission=submission)
+    return _evaluate(scored, output, _cache(scored, cues), num_images=num_images, submission=submission)
 
 
 def _evaluate(
-    scored: Scored, output: Path, cache: SeedCache | None, *, pictures: int, submission: bool
+    scored: Scored, output: Path, cache: SeedCache | None, *, num_images: int, submission: bool
 ) -> dict[str, Any]:
     """Go through the predictions once, and write everything at the end."""
     photos = scored.photos
     names = ("background", *photos.classes)
     tallies = {"plain": Tally(names), "final": Tally(names)} if scored.crf else {"final": Tally(names)}
     kept: dict[str, NDArray[np.uint8]] | None = {} if submission else None
-    gallery, images, with_mask = Gallery(len(photos), pictures), 0, 0
+    gallery, images, with_mask = Gallery(len(photos), num_images), 0, 0
     for predicted, row in track(_score(scored.stream, tallies, cache), "scoring", len(photos)):
         gallery.offer(row)
         images, with_mask = images + 1, with_mask + (predicted.truth is not None)
@@ -160,7 +160,7 @@ def _write(output: Path, page: str, metrics: dict[str, Any]) -> None:
 def _print(metrics: dict[str, Any]) -> None:
     console = Console()
     if not metrics["iou"]:
-        console.print(f"{metrics['split']}: {metrics['images']} pictures without masks, so no figures")
+        console.print(f"{metrics['split']}: {metrics['images']} images without masks, so no figures")
         return
     if metrics["images_with_mask"] < metrics["images"]:
         console.print(f"{metrics['images_with_mask']} of {metrics['images']} images have a mask, and are scored")
@@ -182,7 +182,7 @@ def _figures(tallies: dict[str, Tally], *, masks: bool) -> dict[str, Any]:
 def _score(
     stream: Iterable[Predicted], tallies: dict[str, Tally], cache: SeedCache | None
 ) -> Iterator[tuple[Predicted, Row]]:
-    """Count pictures into ``tallies`` (by the name of the label map) as they come, and pass them on."""
+    """Count images into ``tallies`` (by the name of the label map) as they come, and pass them on."""
     for predicted in stream:
         iou = None
         if predicted.truth is not None:
@@ -203,7 +203,7 @@ def _row(predicted: Predicted, iou: float | None, cache: SeedCache | None) -> Ro
 
 
 def _taught(scored: Scored, cache: SeedCache | None) -> list[Section]:
-    """Some training pictures with their cues; none where the training's data are not here."""
+    """Some training images with their cues; none where the training's data are not here."""
     if cache is None or scored.trained is None:
         return []
     photos = _training_photos(scored.data)
@@ -216,12 +216,12 @@ def _taught(scored: Scored, cache: SeedCache | None) -> list[Section]:
         crf=scored.crf, unreadable=UnreadableImages(1.0),
     )  # fmt: skip
     rows = [row for _, row in _score(stream, {"final": Tally(("background", *photos.classes))}, cache)]
-    title, about = "What it learned from", "Training pictures, with the cues made from their tags."
+    title, about = "What it learned from", "Training images, with the cues made from their tags."
     return [Section(title, about, rows)] if rows else []
 
 
 def _training_photos(data: TagDataModule) -> PhotoSet | None:
-    """The training's pictures, where they are here: with masks if all have one, as need not be, or else without."""
+    """The training's images, where they are here: with masks if all have one, as need not be, or else without."""
     for masks in (True, False):
         with suppress(InputError):
             return data.photos(str(data.hparams["train_split"]), labels=False, masks=masks)

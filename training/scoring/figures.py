@@ -27,7 +27,7 @@ class Tally:
         names: the K classes, background first.
         matrix: the confusion matrix of the whole split, int64 (K, K); row = true class, column = predicted class.
         sums: int64 (3, K) of each image: pixels that are right, of the true class, of the predicted class.
-        boundary: int64 (3, K), see `training.scoring.boundary.boundary_counts`, summed over pictures.
+        boundary: int64 (3, K), see `training.scoring.boundary.boundary_counts`, summed over images.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -38,10 +38,10 @@ class Tally:
         self.boundary = np.zeros((3, len(self.names)), np.int64)
 
     def add(self, pred: torch.Tensor, truth: torch.Tensor) -> float | None:
-        """Count a picture: label maps (H, W), 255 in ``truth`` left out.
+        """Count an image: label maps (H, W), 255 in ``truth`` left out.
 
         Returns:
-            The picture's own mean IoU; None where all of it is left out.
+            The image's own mean IoU; None where all of it is left out.
 
         Raises:
             InputError: the shapes differ, or an index is none of a class.
@@ -87,21 +87,21 @@ def figures(tally: Tally) -> dict[str, Any]:
 
 
 def miou_interval(sums: Sequence[NDArray[np.int64]]) -> dict[str, Any] | None:
-    """Percentile bootstrap of the mean IoU over pictures.
+    """Percentile bootstrap of the mean IoU over images.
 
-    As many pictures as there are are drawn with replacement, ``RESAMPLES`` times, by numpy's default generator from
+    As many images as there are are drawn with replacement, ``RESAMPLES`` times, by numpy's default generator from
     ``SEED``; each draw's mean IoU is that of its summed confusion matrix; the interval holds the middle ``LEVEL`` of
-    them. It says how far the figure hangs on which pictures are in the split, and nothing of other trainings.
+    them. It says how far the figure hangs on which images are in the split, and nothing of other trainings.
 
     Args:
         sums: int64 (3, K) of each image, as of `Tally`.
 
     Returns:
-        ``low``, ``high``, ``level``, ``resamples``, ``seed``; None for fewer than two pictures with counted pixels.
+        ``low``, ``high``, ``level``, ``resamples``, ``seed``; None for fewer than two images with counted pixels.
     """
     counted = [each for each in sums if each.any()]
     total = len(counted)
-    if total < 2:  # noqa: PLR2004  one picture gives the same draw each time
+    if total < 2:  # noqa: PLR2004  one image gives the same draw each time
         return None
     stacked = np.stack(counted, axis=1).astype(np.float64)  # (3, N, K), exact
     random, means = np.random.default_rng(SEED), []

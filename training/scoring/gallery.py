@@ -1,4 +1,4 @@
-"""Which pictures a page shows: the best, the worst, and some drawn by chance."""
+"""Which images a page shows: the best, the worst, and some drawn by chance."""
 
 import heapq
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SEED = 0  # of what is drawn by chance
 
 @dataclass(frozen=True)
 class Row:
-    """What is shown of one picture.
+    """What is shown of one image.
 
     Attributes:
         name: its id.
@@ -21,7 +21,7 @@ class Row:
         prediction: label map (H, W).
         truth: label map (H, W), where known.
         cues: label map (h, w), where there are any.
-        iou: mean IoU over the classes in this picture, where the truth is known.
+        iou: mean IoU over the classes in this image, where the truth is known.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """Pictures under one heading, with a sentence about them."""
+    """Images under one heading, with a sentence about them."""
 
     title: str
     about: str
@@ -42,13 +42,13 @@ class Section:
 
 
 class Gallery:
-    """Chooses among pictures that come one by one, holding no more than twice those wanted.
+    """Chooses among images that come one by one, holding no more than twice those wanted.
 
     A third are those of the highest IoU, a third those of the lowest; the others are drawn from the rest by a fixed
     seed. Without IoU all are drawn.
 
     Args:
-        total: how many pictures will come.
+        total: how many images will come.
         wanted: how many to show.
     """
 
@@ -62,7 +62,7 @@ class Gallery:
         self._came = 0
 
     def offer(self, row: Row) -> None:
-        """Take the next picture, or pass it over."""
+        """Take the next image, or pass it over."""
         index, self._came = self._came, self._came + 1
         if index in self._likely:
             self._drawn[index] = row
@@ -73,7 +73,7 @@ class Gallery:
                     heapq.heappop(heap)
 
     def sections(self) -> list[Section]:
-        """What was chosen, no picture twice; without sections that are empty."""
+        """What was chosen, no image twice; without sections that are empty."""
         best = [row for *_, row in sorted(self._best, key=lambda entry: entry[:2], reverse=True)]
         worst = [row for *_, row in sorted(self._worst, key=lambda entry: entry[:2], reverse=True)]
         shown = {row.name for row in (*best, *worst)}
@@ -81,8 +81,8 @@ class Gallery:
         rest = [row for row in drawn if row.name not in shown]
         about = "Neither the best nor the worst: drawn from the rest" if shown else "Drawn from all of them"
         sections = [
-            Section("Best pictures", "The highest mean IoU over the classes in the picture.", best),
-            Section("Worst pictures", "The lowest, the lowest first.", worst),
-            Section("Pictures drawn by chance", f"{about}, by a fixed seed.", rest[: self.wanted - len(shown)]),
+            Section("Best images", "The highest mean IoU over the classes in the image.", best),
+            Section("Worst images", "The lowest, the lowest first.", worst),
+            Section("Images drawn by chance", f"{about}, by a fixed seed.", rest[: self.wanted - len(shown)]),
         ]
         return [section for section in sections if section.rows]

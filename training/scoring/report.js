@@ -1,5 +1,5 @@
 "use strict";
-// Works on what is on the page; without it every picture shows its prediction, and radio buttons still choose layers.
+// Works on what is on the page; without it every image shows its prediction, and radio buttons still choose layers.
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const toolbar = document.querySelector(".toolbar");
@@ -35,11 +35,11 @@
   const filter = (wanted) => {
     chips.forEach((chip) => chip.setAttribute("aria-pressed", String(chip.dataset.class === wanted)));
     cards.forEach((card) => { card.hidden = wanted !== null && !card.dataset.classes.split(" ").includes(wanted); });
-    all("section.pictures").forEach((section) => {
+    all("section.images").forEach((section) => {
       section.querySelector(".none").hidden = section.querySelector("article:not([hidden])") !== null;
     });
     const shown = cards.filter((card) => !card.hidden).length;
-    count.textContent = wanted === null ? "" : `${shown} of ${cards.length} pictures`;
+    count.textContent = wanted === null ? "" : `${shown} of ${cards.length} images`;
   };
   chips.forEach((chip) => chip.addEventListener("click", () => {
     filter(chip.getAttribute("aria-pressed") === "true" ? null : chip.dataset.class);

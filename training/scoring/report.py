@@ -17,7 +17,7 @@ from training.scoring.gallery import Row, Section
 
 __all__ = ["render_page"]
 
-LONGEST = 420  # pixels of a picture's longer side on the page
+LONGEST = 420  # pixels of an image's longer side on the page
 JPEG_QUALITY = 82
 NONE = 255
 STAGE = 4 / 3  # a card's width to its height
@@ -29,10 +29,10 @@ def render_page(metrics: Mapping[str, Any], classes: Sequence[str], sections: Se
     Args:
         metrics: as in ``metrics.json``, see `training.scoring.evaluation.evaluate`.
         classes: class names without background.
-        sections: pictures, see `training.scoring.gallery.Gallery`.
+        sections: images, see `training.scoring.gallery.Gallery`.
 
     Returns:
-        HTML without any link to elsewhere; pictures, style and script are embedded.
+        HTML without any link to elsewhere; images, style and script are embedded.
     """
     style, script = (
         files("training.scoring").joinpath(f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js")
@@ -57,7 +57,7 @@ def render_page(metrics: Mapping[str, Any], classes: Sequence[str], sections: Se
 
 
 def _toolbar(classes: Sequence[str], rows: Sequence[Row]) -> str:
-    """What the colours mean, each a button that leaves the class's pictures only; and the overlay of all pictures."""
+    """What the colours mean, each a button that leaves the class's images only; and the overlay of all images."""
     seen = {index for row in rows for index in _classes(row)}
     chips = [
         f"<button type=button class=chip aria-pressed=false data-class={i}><i style='background:{css_colour(i)}'></i>"
@@ -71,9 +71,9 @@ def _toolbar(classes: Sequence[str], rows: Sequence[Row]) -> str:
         chips.append("<span class='chip pale'><i></i>not scored</span>")
     kinds = [kind for kind in ("prediction", "truth", "cues") if any(kind in _layers(row) for row in rows)]
     return (
-        "<div class=toolbar role=group aria-label='All pictures'>"
-        f"<div class=chips role=group aria-label='Only pictures with'>{''.join(chips)}</div>"
-        f"<div class=controls>{_choice('all', kinds, 'Overlay of all pictures')}</div>"
+        "<div class=toolbar role=group aria-label='All images'>"
+        f"<div class=chips role=group aria-label='Only images with'>{''.join(chips)}</div>"
+        f"<div class=controls>{_choice('all', kinds, 'Overlay of all images')}</div>"
         "<p class=count role=status aria-live=polite></p></div>"
     )
 
@@ -81,7 +81,7 @@ def _toolbar(classes: Sequence[str], rows: Sequence[Row]) -> str:
 def _section(section: Section, classes: Sequence[str], number: int) -> str:
     cards = "\n".join(_card(row, classes, f"{number}-{index}") for index, row in enumerate(section.rows))
     return (
-        f"<section class=pictures>\n<h2>{escape(section.title)}</h2>\n<p class=note>{escape(section.about)}</p>\n"
+        f"<section class=images>\n<h2>{escape(section.title)}</h2>\n<p class=note>{escape(section.about)}</p>\n"
         f"<p class=none hidden>None of them shows this class.</p>\n<div class=grid>\n{cards}\n</div>\n</section>"
     )
 
@@ -106,7 +106,7 @@ def _card(row: Row, classes: Sequence[str], key: str) -> str:
 
 
 def _choice(key: str, kinds: Sequence[str], label: str) -> str:
-    """Which layer lies over the picture, and how strongly."""
+    """Which layer lies over the image, and how strongly."""
     said = escape(label, quote=True)
     options = "".join(
         f"<label><input type=radio name='layer-{key}' value={kind}{' checked' if kind == kinds[0] else ''}>"
@@ -115,13 +115,13 @@ def _choice(key: str, kinds: Sequence[str], label: str) -> str:
     )
     return (
         f"<div class=choice role=radiogroup aria-label='{said}'>{options}</div>"
-        f"<label class=fade><span>picture</span><input type=range min=0 max=100 value=100 "
+        f"<label class=fade><span>image</span><input type=range min=0 max=100 value=100 "
         f"aria-label='{said}: strength'><span>overlay</span></label>"
     )
 
 
 def _layers(row: Row, size: tuple[int, int] | None = None) -> dict[str, bytes]:
-    """Each layer of a picture as a PNG of ``size`` (width, height); empty files where no size is asked for."""
+    """Each layer of an image as a PNG of ``size`` (width, height); empty files where no size is asked for."""
     maps = {"prediction": row.prediction, "truth": row.truth, "cues": row.cues}
     there = {kind: labels for kind, labels in maps.items() if labels is not None}
     if size is None:
@@ -137,7 +137,7 @@ def _resized(labels: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.u
 
 
 def _classes(row: Row) -> list[int]:
-    """The classes predicted or true in a picture."""
+    """The classes predicted or true in an image."""
     maps = [labels for labels in (row.prediction, row.truth) if labels is not None]
     return sorted({int(index) for labels in maps for index in np.unique(labels)} - {0, NONE})
 
@@ -153,7 +153,7 @@ def _described(row: Row, classes: Sequence[str]) -> str:
 
 def _foot(metrics: Mapping[str, Any]) -> str:
     data = metrics.get("data") or {}
-    warped = f", pictures warped to {data['eval_size']} pixels" if "eval_size" in data else ""
+    warped = f", images warped to {data['eval_size']} pixels" if "eval_size" in data else ""
     facts = {"data": f"{data.get('root', '')}, split {metrics['split']}{warped}"}
     with_mask, unreadable = metrics.get("images_with_mask", metrics["images"]), metrics.get("unreadable", {})
     if with_mask < metrics["images"] or unreadable:
@@ -166,7 +166,7 @@ def _foot(metrics: Mapping[str, Any]) -> str:
     if predictions := metrics.get("predictions"):
         facts["predictions"] = str(predictions["path"])
     if span := metrics.get("miou_interval"):
-        facts["interval"] = f"bootstrap over pictures: {span['resamples']} draws, seed {span['seed']}"
+        facts["interval"] = f"bootstrap over images: {span['resamples']} draws, seed {span['seed']}"
     facts |= dict(provenance_lines(record)) if (record := metrics.get("provenance")) else {}
     lines = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return f"<footer><dl>{lines}</dl></footer>"

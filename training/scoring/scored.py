@@ -30,11 +30,11 @@ class Scored:
 
     Attributes:
         split: the list's name.
-        photos: its pictures.
+        photos: its images.
         stream: their predictions, in the same order.
         crf: whether ``final`` of these differs from ``plain``.
         origin: what ``metrics.json`` says of them.
-        data: the data module the pictures are of.
+        data: the data module the images are of.
         unreadable: the images that cannot be read; more may come while the stream is read.
         trained: the network, where there is one.
     """
@@ -55,7 +55,7 @@ def scored_network(checkpoint: Path, *, crf: bool, views: Views, precision: Prec
     Args:
         checkpoint: of ``tag2mask fit`` with a segmentation task.
         crf: smooth predictions with the dense CRF.
-        views: how pictures are shown to the network.
+        views: how images are shown to the network.
         precision: what it computes in.
         **given: settings of the data module that override the training's where they are not None.
 
@@ -102,7 +102,7 @@ def scored_folder(
         InputError: the data have no masks, or a prediction is missing.
     """
     if root is None:
-        raise InputError("it is not said where the pictures and their masks are: give --root as well as --predictions")
+        raise InputError("it is not said where the images and their masks are: give --root as well as --predictions")
     if not folder.is_dir():
         raise InputError(f"there is no folder of predictions {folder}")
     listed = folder / "classes.txt"
@@ -130,7 +130,7 @@ def _photos(data: TagDataModule) -> tuple[str, PhotoSet]:
     split = str(data.hparams["test_split"])
     photos = data.photos(split, labels=False)
     if not photos.ids:
-        raise InputError(f"the split {split!r} of {data.root} has no pictures")
+        raise InputError(f"the split {split!r} of {data.root} has no images")
     return split, leave_out_unreadable(photos, data.unreadable)
 
 

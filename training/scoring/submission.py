@@ -30,14 +30,14 @@ def check_voc_classes(classes: Sequence[str]) -> None:
 def write_submission(output: Path, split: str, masks: Mapping[str, NDArray[np.uint8]]) -> Path:
     """Write ``submission.tar``, and the same files as a folder ``results`` to look at.
 
-    Both hold ``results/VOC2012/Segmentation/comp6_<split>_cls/<id>.png``, a palette PNG of the picture's own size;
+    Both hold ``results/VOC2012/Segmentation/comp6_<split>_cls/<id>.png``, a palette PNG of the image's own size;
     comp6 is the server's name for training with data other than VOC's own, such as ImageNet weights. The archive is
     read back before it gets its name.
 
     Args:
         output: folder, there already.
         split: name of the list, ``test`` for the server.
-        masks: label map (H, W) of each picture by its id.
+        masks: label map (H, W) of each image by its id.
 
     Returns:
         The archive's path.

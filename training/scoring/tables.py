@@ -21,7 +21,7 @@ MEANS = {"iou": "miou", "recall": "mean_accuracy", "boundary_iou": "boundary_mio
 def class_table(metrics: Mapping[str, Any]) -> Table:
     """Each class's figures in per cent, and their means."""
     plain = metrics.get("without_crf")
-    table = Table(title=f"{metrics['split']}, {metrics['images']} pictures, per cent")
+    table = Table(title=f"{metrics['split']}, {metrics['images']} images, per cent")
     table.add_column("class")
     if plain:
         table.add_column("IoU without CRF", justify="right")
@@ -51,7 +51,7 @@ def summary_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     if span:
         yield (
             f"mean IoU {percent(metrics['miou'])}, {100 * span['level']:.0f} % interval {percent(span['low'])} to "
-            f"{percent(span['high'])} ({span['resamples']} draws of the pictures)"
+            f"{percent(span['high'])} ({span['resamples']} draws of the images)"
         )
     yield f"pixel accuracy {percent(metrics['pixel_accuracy'])}, mean over classes {percent(metrics['mean_accuracy'])}"
 
