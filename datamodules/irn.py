@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.pickles import load_npy_dict
-from datamodules.tensors import TENSORS
+from datamodules.pickles import TENSORS, load_npy_dict
 
 STRIDE = 4  # of ``cam``
 MARGIN = 1e-5  # added to the maximum that maps are divided by, as irn does

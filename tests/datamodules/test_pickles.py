@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from datamodules.errors import InputError
-from datamodules.pickles import load, load_file, load_npy_dict
-from datamodules.tensors import TENSORS
+from datamodules.pickles import TENSORS, load, load_file, load_npy_dict
 
 HERE = Path("cues.pickle")
 RUN = []
@@ -72,6 +71,12 @@ ASKS = {
     "numpy.core.multiarray.fromfile": b"cnumpy.core.multiarray\nfromfile\n(S'/dev/zero'\ntR.",
     "numpy.load": b"cnumpy\nload\n(S'x.npy'\ntR.",
     "numpy.dtype.__class__": b"\x80\x04\x8c\x05numpy\x8c\x0fdtype.__class__\x93.",
+    "functools.reduce": b"cfunctools\nreduce\n(cos\nsystem\n]S'touch ran'\natR.",
+    "builtins.getattr": b"cbuiltins\ngetattr\n(cnumpy\nndarray\nS'tofile'\ntR.",
+    "copyreg._reconstructor": b"ccopyreg\n_reconstructor\n(cnumpy\ndtype\nNNtR.",
+    "numpy.core.multiarray._reconstruct.__globals__": b"\x80\x04\x8c\x15numpy.core.multiarray\x8c\x18"
+    b"_reconstruct.__globals__\x93.",
+    "datamodules.pickles.load_file": b"cdatamodules.pickles\nload_file\n(S'/dev/zero'\ntR.",
     "torch.storage._load_from_bytes": b"ctorch.storage\n_load_from_bytes\n(C\x00tR.",
 }
 
@@ -155,6 +160,64 @@ HOSTILE = {
     "two values": (b"NN.", "not one whole pickle"),
     "no opcode": (b"\xff\xfe", "cut short or not a pickle"),
     "not a name": (b"\x80\x04NN\x93.", "asks for something that is not a name"),
+    "a name without a module": (b"\x80\x04\x8c\x01a\x93.", "not one whole pickle"),
+    "a list as a name": (b"\x80\x04]\x8c\x01a\x93.", "asks for something that is not a name"),
+    "extensions of two bytes": (b"\x83\x01\x00.", "uses EXT2"),
+    "extensions of four bytes": (b"\x84\xff\xff\xff\x7f.", "uses EXT4"),
+    "a value as a persistent id": (b"NQ.", "uses BINPERSID"),
+    "a new object": (b"cnumpy\ndtype\n)\x81.", "uses NEWOBJ"),
+    "a new object with keywords": (b"cnumpy\ndtype\n)}\x92.", "uses NEWOBJ_EX"),
+    "a set": (b"\x8f(N\x90.", "uses EMPTY_SET"),
+    "a set of tuples": (b"()\x91.", "uses FROZENSET"),
+    "a buffer of a size": (b"\x96" + b"\xff" * 7 + b"\x7f.", "uses BYTEARRAY8"),
+    "a buffer from elsewhere": (b"\x97.", "uses NEXT_BUFFER"),
+    "a value doubled": (b"N2.", "uses DUP"),
+    "a value dropped": (b"NN0.", "uses POP"),
+    "a newer protocol": (b"\x80\xffN.", "cut short or not a pickle .unsupported pickle protocol"),
+    "a memo below zero": (b"Np-1\n.", "cut short or not a pickle"),
+    "a memo beyond counting": (b"Np4294967296\n.", "numbers its values as pickles never do"),
+    "a memo of no number": (b"Npx\n.", "cut short or not a pickle"),
+    "an integer of a negative size": (b"\x8b\xff\xff\xff\xff.", "cut short or not a pickle"),
+    "an integer cut short": (b"\x8b\xff\xff\xff\x7f.", "cut short or not a pickle"),
+    "an integer of many digits": (b"I" + b"9" * 100_000 + b"\n.", "cut short or not a pickle"),
+    "a float of many letters": (b"F" + b"x" * 100_000 + b"\n.", "cut short or not a pickle"),
+    "a text without quotes": (b"Sx\n.", "cut short or not a pickle"),
+    "a text that is none": (b"\x8c\x01\xff.", "cut short or not a pickle"),
+    "a frame beyond any file": (b"\x80\x04\x95" + b"\xff" * 8 + b"N.", "cut short or not a pickle"),
+    "a frame within a frame": (
+        b"\x80\x04\x95\x0b" + bytes(7) + b"\x95\x01" + bytes(7) + b"N.",
+        "cut short or not a pickle",
+    ),
+    "an integer as a key that shares its hash": (
+        b"}" + pickle.dumps(2**61 - 1, 2)[2:-1] + b"Ns.",
+        "dictionary keys other",
+    ),
+    "sides that take long to multiply": (
+        array(b"(" + 7 * (b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6) + b"t"),
+        "without a proper shape",
+    ),
+    "bytes for a list of arguments": (b"cnumpy\ndtype\nU\x02f8R.", "calls or changes something"),
+    "hundreds of arguments": (b"cnumpy\ndtype\n(" + b"N" * 300 + b"tR.", "calls or changes something"),
+    "an array of no arguments": (b"cnumpy.core.multiarray\n_reconstruct\n)R.", "cut short or not a pickle"),
+    "a class with a type's state": (b"cnumpy\ndtype\n(NU\x01<NNNtb.", "calls or changes something"),
+    "a type's state as attributes": (FLOATS[: FLOATS.index(b"(K\x03")] + b"}U\x04codeU\x02O8sb.", "calls or changes"),
+    "a type's state as slots": (
+        FLOATS[: FLOATS.index(b"(K\x03")] + b"N}U\x04codeU\x02O8s\x86b.",
+        "other than numbers|cut short",
+    ),
+    "a type's state too short": (FLOATS[: FLOATS.index(b"(K\x03")] + b")b.", "cut short or not a pickle"),
+    "a list as a byte order": (FLOATS.replace(b"U\x01<", b"]") + b".", "unknown byte order"),
+    "an array's state too short": (SHELL + b")b.", "cut short or not a pickle"),
+    "an array's state as attributes": (SHELL + b"}U\x05builtNsb.", "calls or changes something"),
+    "an array's state with no type": (array(b"(K\x01t", b"N"), "array of objects or of no type"),
+    "a second state of an array": (array(b"(K\x01t")[:-1] + b"(K\x01)Ntb.", "calls or changes something"),
+    "an item set in an array": (array(b"(K\x01t")[:-1] + b"K\x00K\x01s.", "not one whole pickle"),
+    "an item appended to an array": (array(b"(K\x01t")[:-1] + b"Na.", "cut short or not a pickle"),
+    "a number of objects": (b"cnumpy.core.multiarray\nscalar\n(" + OBJECTS + b"]NatR.", "array of objects"),
+    "a number of many bytes": (
+        b"cnumpy.core.multiarray\nscalar\n(" + FLOATS + b"U\x09" + bytes(9) + b"tR.",
+        "do not agree",
+    ),
     "a name with a line's end": (b"\x80\x04\x8c\x01\n\x8c\x02\xc3\xa4\x93.", r"asks for \\n.\\xe4, which"),
 }
 
@@ -166,6 +229,7 @@ def test_what_is_no_array_is_refused(name):
         read(content)
     assert str(caught.value).startswith("cues.pickle ")
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def deep(levels: int) -> bytes:
@@ -182,6 +246,14 @@ def test_bombs_take_neither_memory_nor_time():
         deep(60),
         b"}" + deep(60)[:-1] + b"Ns.",
         deep(60)[:-1] + b"N\x93.",
+        deep(60)[:-1] + b"}h\x3cNs.",
+        deep(60)[:-1] + b"}(h\x3cNu.",
+        deep(60)[:-1] + b"(h\x3cNd.",
+        b"\x80\x02N" + b"".join(b"r" + struct.pack("<I", 2**32 - 1 - i) for i in range(1000)) + b".",
+        b"N" + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(100_000)) + b".",  # all of one hash
+        b"}(" + b"".join(pickle.dumps(i * (2**61 - 1), 2)[2:-1] + b"N" for i in range(100_000)) + b"u.",
+        b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"(.",
+        b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"(.",
         b"(" * 50_000 + b"." + b"t" * 50_000,
         b"]" * 50_000 + b"a" * 49_999 + b".",
     ]
@@ -190,9 +262,45 @@ def test_bombs_take_neither_memory_nor_time():
             read(bomb)
         except InputError:
             continue
+    with pytest.raises(InputError, match="dictionary keys other than"):
+        read(deep(60)[:-1] + b"}h\x3cNs.")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 50e6
+
+
+def test_bytes_are_not_used_over_and_over():
+    content = b"T" + struct.pack("<i", 80_000) + bytes(80_000) + b"q\x01"
+    each = SHELL + b"(K\x01(M\x10\x27t" + FLOATS + b"\x89h\x01tb"
+    assert len(read(b"\x80\x02(" + content + each + b"l.")) == 2
+    tracemalloc.start()
+    with pytest.raises(InputError, match="builds arrays of more bytes than it has"):
+        read(b"\x80\x02(" + content + 1000 * each + b"l.")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6
+
+
+def test_no_more_opcodes_than_files_of_arrays_have(tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.pickles.MAX_OPCODES", 1000)
+    assert read(b"(" + b"N" * 997 + b"l.") == [None] * 997
+    (tmp_path / "a.pickle").write_bytes(gzip.compress(b"]" * 100_000))
+    with pytest.raises(InputError, match="has more than 1000 opcodes"):
+        load_file(tmp_path / "a.pickle")
+
+
+def test_nothing_is_left_of_a_hostile_pickle():
+    before = pickle.dumps(np.arange(3), 2)
+    for content, _ in HOSTILE.values():
+        with pytest.raises(InputError):
+            read(content)
+    assert read(before).tolist() == [0, 1, 2]
+
+
+def test_a_shared_array_is_one():
+    one = np.arange(3)
+    found = read(pickle.dumps([one, {"a": one}], 2))
+    assert found[1]["a"] is found[0]
 
 
 @settings(max_examples=150, deadline=None)
@@ -277,12 +385,44 @@ def test_hostile_tensors():
     for given_wrong in ((-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2.0,), (1,))):
         with pytest.raises(InputError, match="tensor in an unknown form"):
             read(tensor(*given_wrong), TENSORS)
+    for given_wrong in (
+        (0, (2**200,), (1,)),
+        (0, [2], (1,)),
+        (0, b"\x02", (1,)),
+        (0, (1,) * 40, (1,) * 40),
+        ("0", (1,), (1,)),
+    ):
+        with pytest.raises(InputError, match="tensor in an unknown form"):
+            read(tensor(*given_wrong), TENSORS)
+    with pytest.raises(InputError):
+        read(tensor(0, (0, 2**62), (1, 1)), TENSORS)
     run = io.BytesIO()
     torch.save(Call(ran), run, _use_new_zipfile_serialization=False)
     zipped = io.BytesIO()
     torch.save(torch.ones(2), zipped)
     good = storage(torch.arange(4.0))
+    wrong = {
+        "unknown form": [good.replace(b"\x19", b"\x18", 1), good.replace(b"ctorch\nFloatStorage\n", b"]")],
+        "other than numbers": [good.replace(b"ctorch\n", b"cposix\n"), good.replace(b"FloatStorage", b"QInt8Storage")],
+        "do not agree": [good + b"x", good.replace(b"Float", b"Double")],
+    }
+    for says, contents in wrong.items():
+        for content in contents:
+            with pytest.raises(InputError, match=says):
+                read(tensor(0, (2,), (1,), content), TENSORS)
     for content in (run.getvalue(), zipped.getvalue(), b"", good[:-1], good[:40], 5):
         with pytest.raises(InputError):
             read(tensor(0, (2,), (1,), content), TENSORS)
     assert not RUN
+
+
+def test_a_storage_is_not_used_over_and_over():
+    inner = Call(torch.storage._load_from_bytes, storage(torch.zeros(10_000)))
+    views = [Call(torch._utils._rebuild_tensor_v2, inner, 0, (10_000,), (1,), False, OrderedDict()) for _ in range(500)]
+    assert read(pickle.dumps(views[:1]), TENSORS)[0].shape == (10_000,)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="builds arrays of more bytes than it has"):
+        read(pickle.dumps(views), TENSORS)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6
