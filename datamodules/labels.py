@@ -138,7 +138,7 @@ def npy_labels(path: Path, ids: Sequence[str], classes: Sequence[str], source: S
         float32 (N, C).
 
     Raises:
-        InputError: The file is missing, of another kind, lacks an image, or has rows of another length.
+        InputError: The file is missing, of another kind, lacks an image, or has rows of another length or kind.
     """
     table = load_npy_dict(path)
     rows = {
@@ -151,7 +151,11 @@ def npy_labels(path: Path, ids: Sequence[str], classes: Sequence[str], source: S
     columns = [list(source).index(name) for name in classes]
     labels = np.zeros((len(ids), len(classes)), np.float32)
     for row, name in zip(labels, ids, strict=True):
-        values = np.asarray(rows[name])
+        found = rows[name]
+        plain = isinstance(found, list | tuple) and all(isinstance(each, int | float) for each in found)
+        if not (plain or isinstance(found, np.ndarray)):  # nested sequences of a hostile file can fill the memory
+            raise InputError(f"{path} holds no row of numbers for {name}.")
+        values = np.asarray(found)
         if values.shape != (len(source),):
             raise InputError(f"{path} holds {values.shape} labels for {name}, and there are {len(source)} classes.")
         row[:] = values[columns] > 0

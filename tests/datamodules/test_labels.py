@@ -148,3 +148,16 @@ def test_real_lists_agree_with_the_community_s_file(real_data):
         table = npy_labels(real_data / "voc-lists/cls_labels.npy", ids, VOC_CLASSES, VOC_CLASSES)
         assert (table == list_labels(root, split, ids, VOC_CLASSES)).all()
         assert table.sum() > len(ids)
+
+
+def test_npy_rows_are_numbers(tmp_path):
+    """A list does; nested tuples, each twice in the next, would be 2^30 numbers as an array."""
+    nested = (1.0,)
+    for _ in range(30):
+        nested = (nested, nested)
+    for row in (nested, "110", None, [[1, 0, 1]]):
+        np.save(tmp_path / "labels.npy", {"p0": row})
+        with pytest.raises(InputError, match=r"labels\.npy holds no row of numbers for p0"):
+            npy_labels(tmp_path / "labels.npy", ["p0"], ["bat"], ("ant", "bat", "cow"))
+    np.save(tmp_path / "labels.npy", {"p0": [1, 0, 1]})
+    assert npy_labels(tmp_path / "labels.npy", ["p0"], ["cow"], ("ant", "bat", "cow")).tolist() == [[1]]
