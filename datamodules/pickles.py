@@ -68,6 +68,7 @@ class _DType:
         self.code: str = "<" + _need(known, "holds an array of something other than numbers", code)
 
     def build(self, _version: Any, order: Any, *others: Any) -> "_DType":
+        """Take over the byte order of a type's state."""
         _need(others[:3] == (None, None, None), "holds an array of something other than numbers")
         self.code = _need(order in ("<", ">", "|", "="), "holds an array of unknown byte order", order) + self.code[1:]
         return self
@@ -81,6 +82,7 @@ class _Array:
         self.built: Any = None
 
     def build(self, _version: Any, shape: Any, dtype: Any, is_fortran: Any, content: Any) -> Any:
+        """Return the array of an array's state; the contents of numpy.save's array of one object."""
         if isinstance(content, list):  # objects; numpy.save puts a dictionary into an array of one
             self.built = _need(shape == () and len(content) == 1, "holds an array of objects", content)[0]
         else:
@@ -172,6 +174,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001
         self.dispatch = _Dispatch(plain | CHECKED)  # type: ignore[misc]
 
     def find_class(self, module: Any, name: Any) -> Any:
+        """Return the stand-in for a name; refuse all other names."""
         _need(isinstance(module, str) and isinstance(name, str), "asks for something that is not a name")
         path = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # NumPy 2 renamed it
         shown = ascii(path[:80])[1:-1][:80]
@@ -189,9 +192,11 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001
         self.stack.append(function(*given))
 
     def build(self, shell: Any, state: Any) -> None:
+        """Give a stand-in its state; no other object can have one."""
         self.call(shell.build if isinstance(shell, (_DType, _Array)) else None, state)
 
     def update(self, items: list[Any], target: Any) -> None:
+        """Put keys and values, in turn in ``items``, into a dictionary, and push it."""
         _need(isinstance(target, dict) and len(items) % 2 == 0, "is not one whole pickle")
         # Others can take for ever to hash, and large integers can share a hash.
         proper = (type(key) is str or (type(key) is int and -(2**60) < key < 2**60) for key in items[::2])
