@@ -102,10 +102,11 @@ class Making:
                 self._start_anew()
         else:
             self._start_anew()
-        lost = self.left_out() if strict else {}
-        if lost:
+        records = [self._record(number) for number in range(len(self.blocks))]
+        lost = {name: why for record in records if record for name, why in record["left_out"].items()}
+        if strict and lost:
             raise InputError(f"image {next(iter(lost))} was left out before: {next(iter(lost.values()))}")
-        return [number for number in range(len(self.blocks)) if not self._record(number)]
+        return [number for number, record in enumerate(records) if not record]
 
     def _start_anew(self) -> None:
         """Write the plan, then remove what other plans left; a cache is one until its manifest is gone."""
@@ -168,10 +169,27 @@ class Making:
         except OSError:
             return None
 
+    def _records(self) -> list[dict[str, Any]]:
+        """The records of all shards; their files are not read again.
+
+        Raises:
+            InputError: a shard is lacking.
+        """
+        records = []
+        for number in range(len(self.blocks)):
+            path = self.path / record_name(number)
+            if not path.is_file():
+                raise InputError(f"{self.path} lacks shard {number}: a process was stopped; run the same command again")
+            records.append(read_signed(path, version=VERSION, kind=RECORD_FORMAT))
+        return records
+
     def left_out(self) -> dict[str, str]:
-        """The images that the shards made so far have left out, and why."""
-        records = [self._record(number) for number in range(len(self.blocks))]
-        return {name: why for record in records if record for name, why in record["left_out"].items()}
+        """The images that the shards have left out, and why, when every shard is there.
+
+        Raises:
+            InputError: a shard is lacking.
+        """
+        return {name: why for record in self._records() for name, why in record["left_out"].items()}
 
     def finish(self) -> dict[str, str]:
         """Write the manifest when every shard is there, and clear the folder; by the process that began.
@@ -183,11 +201,7 @@ class Making:
             InputError: a shard is lacking, no image could be used, or the disk does not take it.
         """
         shards, ids, left_out = [], [], {}
-        for number, block in enumerate(self.blocks):
-            path = self.path / record_name(number)
-            if not path.is_file():
-                raise InputError(f"{self.path} lacks shard {number}: a process was stopped; run the same command again")
-            record = read_signed(path, version=VERSION, kind=RECORD_FORMAT)
+        for block, record in zip(self.blocks, self._records(), strict=True):
             shards.append({key: record[key] for key in ("sha256", "bytes", "pictures")})
             left_out.update(record["left_out"])
             ids.append([name for name in block if name not in record["left_out"]])
