@@ -13,6 +13,7 @@ from datamodules.images import image_size
 from datamodules.messages import print_message
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from datamodules.photos import PhotoSet
@@ -59,18 +60,24 @@ class UnreadableImages:
         if name in self.found:
             return
         self.found[name] = reason
-        if len(self.found) > self.share * self.total:
-            raise too_many(len(self.found), self.total, self.share, next(iter(self.found.values())))
+        if problem := too_many(self.found, self.total, self.share):
+            raise InputError(problem)
         if len(self.found) <= _LISTED:
             print_message(f"left out: {name}: {reason}")
 
 
-def too_many(count: int, total: int, share: float, reason: str) -> InputError:
-    """The error for more unreadable images than a share of all of them allows."""
-    return InputError(
-        f"{count} of {total} images cannot be read, and max_unreadable allows a share of {share:g} (strict: none); "
-        f"the first: {reason}"
-    )
+def too_many(found: Mapping[str, str], total: int, share: float) -> str:
+    """Return the error for too many unreadable images; empty where there are not.
+
+    Args:
+        found: id and reason of each unreadable image.
+        total: how many images there are in all.
+        share: how many of them may be unreadable, a fraction; 1 allows any number, whatever ``total`` is.
+    """
+    if share >= 1 or len(found) <= share * total:
+        return ""
+    limit = f"max_unreadable allows a share of {share:g} (strict: none)"
+    return f"{len(found)} of {total} images cannot be read, and {limit}; the first: {next(iter(found.values()))}"
 
 
 def check_share(share: float) -> None:

@@ -35,7 +35,7 @@ def computes_bfloat16(accelerator: str) -> bool:
         return all(torch.cuda.get_device_capability(device) >= CUDA_CAPABILITY for device in devices)
     apple = torch.backends.mps.is_available()
     if accelerator == "cpu" or (accelerator == "auto" and not apple):
-        # torch computes bfloat16 convolutions with oneDNN alone; before 2.12 it may not know the processor
+        # torch computes bfloat16 convolutions with oneDNN alone; an older torch may lack `get_capabilities`
         units: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return onednn and any(units.get(name) for name in CPU_UNITS)

@@ -72,7 +72,6 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "classes.txt", "".join(f"{name}\n" for name in trained.classes).encode())
     skipped = UnreadableImages(1.0)
-    skipped.expect(len(photos))
     stream = predictions(
         trained, photos, size=trained.size, batch_size=batch_size, num_workers=num_workers, crf=crf, unreadable=skipped
     )

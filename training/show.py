@@ -132,7 +132,7 @@ def _predicted(trained: Trained, photos: PhotoSet, root: str | None) -> dict[str
     hp = data_module(trained, root=root).hparams
     stream = predictions(
         trained, photos, size=hp["eval_size"], batch_size=hp["batch_size"], num_workers=hp["num_workers"], crf=True,
-        unreadable=UnreadableImages(),
+        unreadable=UnreadableImages(1.0),
     )  # fmt: skip
     return {each.name: each.final.numpy().astype(np.uint8) for each in stream}
 

@@ -1,6 +1,6 @@
 """The generator's Lightning side: shards are dealt to processes, and each writes its own."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -175,7 +175,7 @@ class ShardWriter(BasePredictionWriter):
         self._unreadable |= {name: why for name, why in batch.left_out.items() if name not in self._expected}
         if batch.left_out and self._strict:
             self.fail(next(iter(batch.left_out.values())))
-        elif problem := self._too_many(self._unreadable):
+        elif problem := too_many(self._unreadable, self._total, self._share):
             self.fail(problem)
         self._wait()  # so that no more than one batch's images are in memory
         if self._problem:
@@ -185,12 +185,6 @@ class ShardWriter(BasePredictionWriter):
         else:
             self._working = self._thread.submit(self._finish, prediction, batch.shard, self._left_out)
             self._left_out, self._known = {}, 0
-
-    def _too_many(self, unreadable: Mapping[str, str]) -> str:
-        """The error for too many unreadable images; empty where there are not."""
-        if len(unreadable) <= self._share * self._total:
-            return ""
-        return str(too_many(len(unreadable), self._total, self._share, next(iter(unreadable.values()))))
 
     def _wait(self) -> None:
         """Wait for what the thread is at; what went wrong there stops the run."""
@@ -235,8 +229,8 @@ class ShardWriter(BasePredictionWriter):
                 return
             if self.stopped:
                 raise InputError(self._problem or self.making.stopped or "")
-            found = self.making.left_out()
-            if problem := self._too_many({name: why for name, why in found.items() if name not in self._expected}):
+            found = {name: why for name, why in self.making.left_out().items() if name not in self._expected}
+            if problem := too_many(found, self._total, self._share):
                 raise InputError(problem)
             left_out = self.making.finish()
         finally:

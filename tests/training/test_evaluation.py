@@ -281,6 +281,18 @@ def test_images_of_a_split_that_cannot_be_read(voc, checkpoint, tmp_path):
     assert evaluate(checkpoint, output=tmp_path / "out", **how)["miou"] == metrics["miou"]
 
 
+def test_a_training_image_that_cannot_be_read_is_not_shown(voc, checkpoint, cues, tmp_path):
+    """Nothing is lost by it: the page has the other training images, and the figures are the same."""
+    some = tmp_path / "some"
+    shutil.copytree(voc, some)
+    name = (some / "ImageSets/Segmentation/train.txt").read_text().split()[0]
+    (some / f"JPEGImages/{name}.jpg").write_bytes(b"no image")
+    how = {"num_workers": 0, "crf": False, "num_images": 0, "cues": cues}
+    metrics = evaluate(checkpoint, output=tmp_path / "out", root=str(some), **how)
+    assert (tmp_path / "out/index.html").read_text().count("<img class='layer cues'") == 7
+    assert metrics["miou"] == evaluate(checkpoint, output=tmp_path / "other", root=str(voc), **how)["miou"]
+
+
 def test_images_without_a_mask_are_shown_and_not_scored(voc, checkpoint, tmp_path, capsys):
     some = tmp_path / "some"
     shutil.copytree(voc, some)
