@@ -31,9 +31,6 @@ class Progress:
     On a terminal that is a bar. In a log file it is a line at the start, one every `INTERVAL` seconds whether or not an
     item was done in that time, and one at the end. Only the process that started it writes; forked workers do not.
 
-    Attributes:
-        done: items done so far.
-        status: what else there is to report of the task, such as its loss.
     """
 
     def __init__(
@@ -52,8 +49,8 @@ class Progress:
         self._title = f"[{stage}] {description}" if stage else description
         self._total = int(total) if total is not None and math.isfinite(total) else None
         self._unit = unit
-        self._first = self.done = done
-        self.status = status
+        self._first = done
+        self._state = done, status  # one object: the thread that writes lines never reads half of a change
         self._start = time.monotonic()
         self._process: int | None = None
         self._live: Live | None = None
@@ -84,7 +81,12 @@ class Progress:
 
     def advance(self, count: int = 1) -> None:
         """Count items that are done."""
-        self.done += count
+        done, status = self._state
+        self._state = done + count, status
+
+    def update(self, *, done: int | None = None, status: str) -> None:
+        """Replace the status, such as the loss, and the number of items done, where it is given."""
+        self._state = self._state[0] if done is None else done, status
 
     def stop(self, *, finished: bool = True) -> None:
         """Leave the bar, or write the last line; nothing is written from then on.
@@ -100,43 +102,44 @@ class Progress:
         else:
             self._thread.join()
             how = "in" if finished else "done, stopped after"
-            done = f"{self._count()} {how} {duration(time.monotonic() - self._start)}"
-            write_line(f"{self._title}: {', '.join([done, *self._speed()])}")
+            items = self._state[0]
+            done = f"{self._count(items)} {how} {duration(time.monotonic() - self._start)}"
+            write_line(f"{self._title}: {', '.join([done, *self._speed(items)])}")
 
     def _repeat(self) -> None:
         while not self._ended.wait(INTERVAL):
             write_line(self._line())
 
     def _line(self) -> str:
-        return f"{self._title}: {', '.join([self._count(), *self._details()])}"
+        return f"{self._title}: {self._report(*self._state)}"
 
     def _bar(self) -> Table:
         row = Table.grid(padding=(0, 1))
-        bar = ProgressBar(self._total, self.done, width=BAR_WIDTH)
-        row.add_row(Text(self._title), bar, Text(", ".join([self._count(), *self._details()])))
+        done, status = self._state
+        bar = ProgressBar(self._total, done, width=BAR_WIDTH)
+        row.add_row(Text(self._title), bar, Text(self._report(done, status)))
         return row
 
-    def _count(self) -> str:
-        return f"{self.done} {self._unit}" if self._total is None else f"{self.done}/{self._total} {self._unit}"
+    def _count(self, done: int) -> str:
+        return f"{done} {self._unit}" if self._total is None else f"{done}/{self._total} {self._unit}"
 
-    def _rate(self) -> float:
+    def _rate(self, done: int) -> float:
         """Items a second since the start."""
-        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-3)  # clocks tick, some slowly
+        return (done - self._first) / max(time.monotonic() - self._start, 1e-3)  # clocks tick, some slowly
 
-    def _speed(self) -> Iterator[str]:
+    def _speed(self, done: int) -> Iterator[str]:
         """The speed, once it is known."""
-        if self.done > self._first:
-            rate = self._rate()
+        if done > self._first:
+            rate = self._rate(done)
             digits = f"{rate:.1f}" if rate >= 10 else f"{rate:.2g}"  # noqa: PLR2004
             yield f"{digits} {self._unit}/s"
 
-    def _details(self) -> Iterator[str]:
-        """Speed, the time left and the status, as far as they are known."""
-        yield from self._speed()
-        if self._total is not None and self._first < self.done < self._total:
-            yield f"about {duration((self._total - self.done) / self._rate())} left"
-        if self.status:
-            yield self.status
+    def _report(self, done: int, status: str) -> str:
+        """The count, and speed, time left and status as far as they are known."""
+        details = [self._count(done), *self._speed(done)]
+        if self._total is not None and self._first < done < self._total:
+            details.append(f"about {duration((self._total - done) / self._rate(done))} left")
+        return ", ".join([*details, status] if status else details)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, unit: str = "images") -> Iterator[Item]:

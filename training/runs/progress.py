@@ -62,7 +62,7 @@ class TrainingProgress(ProgressBar):
         """Begin to count the epoch's images."""
         self._images, self._since = 0, time.monotonic()
         if self._progress is not None:
-            self._progress.status = epoch_of(trainer)
+            self._progress.update(status=epoch_of(trainer))
 
     def on_train_batch_end(
         self,
@@ -76,11 +76,11 @@ class TrainingProgress(ProgressBar):
         self._images += len(batch["id"])
         if self._progress is not None:
             rate = self._images * trainer.world_size / max(time.monotonic() - self._since, 1e-3)
-            self._progress.done = trainer.global_step
-            self._progress.status = (
+            status = (
                 f"{epoch_of(trainer)}, step {batch_idx + 1}/{trainer.num_training_batches}, "
                 f"loss {float(outputs['loss']):.4g}, {rate:.1f} images/s"
             )
+            self._progress.update(done=trainer.global_step, status=status)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Stop."""
@@ -105,9 +105,8 @@ class TrainingProgress(ProgressBar):
         if self._progress is not None and (trainer.sanity_checking or trainer.state.fn == TrainerFn.VALIDATING):
             self._progress.advance()
         elif self._progress is not None:
-            self._progress.status = (
-                f"{epoch_of(trainer)}, validation batch {self._batches}/{sum(trainer.num_val_batches)}"
-            )
+            status = f"{epoch_of(trainer)}, validation batch {self._batches}/{sum(trainer.num_val_batches)}"
+            self._progress.update(status=status)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Stop, unless a training continues."""
