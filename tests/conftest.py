@@ -1,4 +1,4 @@
-"""What every test may lean on."""
+"""Shared settings and fixtures of all tests."""
 
 import os
 from collections.abc import Iterator

@@ -34,7 +34,7 @@ OF_OTHERS = {
 }
 ATTRIBUTES = {"os": OF_OS, **OF_OTHERS}
 ARGUMENTS = {"pass_fds", "preexec_fn", "process_group", "start_new_session", "umask", "extra_groups"}
-FILES = sorted(path for room in ("datamodules", "seeds", "training") for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(path for package in ("datamodules", "seeds", "training") for path in (ROOT / package).rglob("*.py"))
 
 
 def posix_only(source: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The house's rules that no tool checks: which way imports go, and what the top level holds."""
+"""Rules of the package layout that no tool checks: which way imports go, and what the top level holds."""
 
 import ast
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("datamodules", "seeds", "training")  # each may import those before it
+PACKAGES = ("datamodules", "seeds", "training")  # each may import those to its left
 
 
 def imported(path: Path) -> set[str]:
@@ -22,11 +22,11 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_go_one_way(room):
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package):
     """datamodules <- seeds <- training."""
-    forbidden = set(ROOMS[ROOMS.index(room) + 1 :])
-    backwards = {str(path): imported(path) & forbidden for path in (ROOT / room).rglob("*.py")}
+    forbidden = set(PACKAGES[PACKAGES.index(package) + 1 :])
+    backwards = {str(path): imported(path) & forbidden for path in (ROOT / package).rglob("*.py")}
     assert len(backwards) > 3
     assert not {path: names for path, names in backwards.items() if names}
 
@@ -35,8 +35,8 @@ def test_no_file_imports_itself_by_way_of_others():
     """Imports between files form no cycle, those inside functions among them; imports of types alone do not count."""
     files = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for room in ROOMS
-        for path in (ROOT / room).rglob("*.py")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
     }
     graph: dict[str, set[str]] = {}
     for name, path in files.items():
@@ -60,15 +60,15 @@ def test_no_file_imports_itself_by_way_of_others():
 
 
 def test_no_relative_imports():
-    """Names are written whole, so that the test above sees them."""
-    for room in ROOMS:
-        for path in (ROOT / room).rglob("*.py"):
+    """All imports are absolute, which the test above relies on."""
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
             levels = [node.level for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
             assert not any(levels), path
 
 
 def test_top_level():
-    """No other folder at the top than the owner's and the pages to read."""
+    """The top level holds the three packages, configs, docs, tests and the CI script."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     if not listed:
         pytest.skip("not a git checkout")
