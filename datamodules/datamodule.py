@@ -13,18 +13,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.cache import SeedCache
-from datamodules.classes import check_classes
+from datamodules.class_names import check_classes
 from datamodules.dataset import TagDataset, collate, one_thread
-from datamodules.download import download_voc
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
-from datamodules.folders import MASK_FOLDER, Listing, listing_classes, listing_photos, read_csv, read_tag_folders
+from datamodules.folder import MASK_FOLDER, Listing, listing_classes, listing_photos, read_csv, read_tag_folders
 from datamodules.messages import print_message
 from datamodules.photos import PhotoSet, all_masks, check_labels
 from datamodules.sampling import EvalSampler, TrainSampler, run_seed
 from datamodules.transforms import Augment
 from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, leave_out_unreadable
 from datamodules.voc import require_voc, voc_classes, voc_photos
+from datamodules.voc_download import download_voc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.classes import IGNORE
+from datamodules.class_names import IGNORE
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask

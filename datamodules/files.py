@@ -22,7 +22,7 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all, and outlives a loss of power once this returns.
 
     The content goes to a neighbour ``.NAME.PID.part``, to the disk, and then gets its name.

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from datamodules.classes import ILLEGAL, voc_palette
+from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import write_whole
+from datamodules.files import write_atomically
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -44,7 +44,7 @@ def read_class_mask(path: str | Path, lut: np.ndarray) -> np.ndarray:
 
     Args:
         path: As for `read_mask`.
-        lut: uint8 (256,), see `datamodules.classes.mask_lut`.
+        lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
 
     Returns:
         uint8 (H, W): 0 background, 1..C, 255 ignore.
@@ -90,4 +90,4 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     Raises:
         InputError: As `mask_png`, or the file cannot be written.
     """
-    write_whole(Path(path), mask_png(mask, f"a mask for {path}"))
+    write_atomically(Path(path), mask_png(mask, f"a mask for {path}"))

@@ -25,7 +25,7 @@ class PhotoSet:
         masks: Its mask's file, None for an image without one; None in all where no image of the split has a mask.
         classes: The C classes, without background.
         labels: float32 (N, C), 1 where the image shows the class.
-        lut: uint8 (256,), mask index to class index (`datamodules.classes.mask_lut`); None without masks.
+        lut: uint8 (256,), mask index to class index (`datamodules.class_names.mask_lut`); None without masks.
     """
 
     ids: tuple[str, ...]

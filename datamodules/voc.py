@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datamodules.classes import VOC_CLASSES, check_classes, mask_lut, read_classes
+from datamodules.class_names import VOC_CLASSES, check_classes, mask_lut, read_classes
 from datamodules.errors import InputError
-from datamodules.labels import list_labels, mask_labels, npy_labels, xml_labels
 from datamodules.photos import PhotoSet, all_masks, find_masks
+from datamodules.voc_labels import list_labels, mask_labels, npy_labels, xml_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

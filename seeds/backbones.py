@@ -1,7 +1,7 @@
 """Backbones: a network's convolutional trunk at a chosen output stride, from several libraries by one name.
 
 Names are looked up in this order: the VGGs (built here: with pools of stride 1 and dilation they reach any output
-stride), timm's plain vision transformers (``tu-vit_small_patch16_224.dino`` …; see :mod:`seeds.vit`),
+stride), timm's plain vision transformers (``tu-vit_small_patch16_224.dino`` …; see :mod:`seeds.vision_transformer`),
 segmentation_models_pytorch's encoders (``mobilenet_v2``, ``resnet50``, ``tu-convnext_tiny`` …), and torchvision's
 classifiers that keep their trunk in ``features`` (``convnext_tiny``, ``efficientnet_b0`` …).
 """
@@ -15,9 +15,9 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from seeds.pretrained_weights import load_weights
 from seeds.vgg import VGG_NAMES, Trunk, dilate_vgg, vgg_trunk
-from seeds.vit import VisionTransformer, build_vit, is_vit, patch_of, token_map
-from seeds.weights import load_weights
+from seeds.vision_transformer import VisionTransformer, build_vit, is_vit, patch_of, token_map
 
 STRIDES = (8, 16, 32)
 SALIENCY_STRIDE = 8
@@ -106,7 +106,7 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
     Args:
         name: see the head of this file.
         output_stride: stages beyond it are computed with dilation instead of striding (DeepLab).
-        weights: ``none`` (random), ``imagenet`` (downloaded) or a file; see :func:`seeds.weights.load_weights`.
+        weights: ``none`` (random), ``imagenet`` (downloaded) or a file; see `seeds.pretrained_weights`.
         depth: number of stages, each of which halves the map; fewer than 5 for segmentation_models_pytorch's only.
 
     Raises:

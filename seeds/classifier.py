@@ -12,8 +12,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from datamodules.errors import InputError
 from seeds.backbones import Backbone, build_backbone
-from seeds.checkpoint import sign
-from seeds.optim import Optimizer, build_optimizer, build_schedule, parameter_groups
+from seeds.checkpoints import sign
+from seeds.optimizers import Optimizer, build_optimizer, build_schedule, parameter_groups
 from seeds.prepare import prepare
 
 DEFAULT_LAYER = "features"

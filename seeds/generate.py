@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from datamodules.cache import SHARD_SIZE, as_stored
 from datamodules.errors import InputError
 from datamodules.unreadable import MAX_UNREADABLE
-from seeds.checkpoint import load_task
+from seeds.activations import find_layer
+from seeds.background_saliency import check_saliency
+from seeds.checkpoints import load_task
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.crf_refinement import crf_settings, refined
 from seeds.cues import label_map
@@ -22,8 +24,6 @@ from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked, CueRule
 from seeds.making.source import Source
 from seeds.precision import Precision
-from seeds.probe import find_layer
-from seeds.saliency import check_saliency
 
 
 def generate_seeds(

@@ -6,9 +6,9 @@ The weights of a class are the spatial mean of d(score)/d(activation); its map i
 import torch
 from torch import Tensor
 
-from seeds.methods.base import LayerMethod, slopes
-from seeds.methods.head import linear_head
-from seeds.targets import Asked, of_labels
+from seeds.cam_methods.base import LayerMethod, slopes
+from seeds.cam_methods.linear_head import linear_head
+from seeds.cam_targets import Asked, of_labels
 
 
 class GradCAM(LayerMethod):
@@ -20,7 +20,7 @@ class GradCAM(LayerMethod):
     """
 
     def maps(self, asked: Asked, activation: Tensor, name: str) -> Tensor:
-        """As :meth:`seeds.methods.base.LayerMethod.maps`."""
+        """As :meth:`seeds.cam_methods.base.LayerMethod.maps`."""
         return weighted_maps(asked, activation, name).relu_()
 
 
@@ -31,12 +31,12 @@ class Counterfactual(LayerMethod):
     """
 
     def maps(self, asked: Asked, activation: Tensor, name: str) -> Tensor:
-        """As :meth:`seeds.methods.base.LayerMethod.maps`."""
+        """As :meth:`seeds.cam_methods.base.LayerMethod.maps`."""
         return weighted_maps(asked, activation, name).neg_().relu_()
 
 
 def class_maps(scores: Tensor, activation: Tensor, labels: Tensor, name: str = "", *, keep: bool = False) -> Tensor:
-    """Grad-CAM maps float32 (B, C, h, w) from a forward pass made within :func:`seeds.probe.probing`.
+    """Grad-CAM maps float32 (B, C, h, w) from a forward pass made within :func:`seeds.activations.probing`.
 
     Args:
         scores: (B, C), with a graph back to ``activation``.

@@ -16,9 +16,9 @@ from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
 from datamodules.unreadable import MAX_UNREADABLE
+from seeds.affinity.random_walk import random_walk
 from seeds.affinity.task import AffinityTask
-from seeds.affinity.walk import random_walk
-from seeds.checkpoint import load_task
+from seeds.checkpoints import load_task
 from seeds.crf_refinement import crf_settings, labelled, of_maximum_one
 from seeds.making.asking import Seed
 from seeds.making.batches import ImageBatch

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from datamodules.errors import InputError
-from seeds.making.started import one_process
+from seeds.process_launch import one_process
 from training.allocator import keep_freed_memory
 
 # No command speaks to the network unasked; albumentations would look for a newer self on import.
@@ -28,14 +28,14 @@ LIGHTNING = {
 RECIPE = {"run": "a whole recipe by one command, stage by stage; what has not changed is kept"}
 # Plain functions: where each is (imported only when called, so that `--help` answers at once) and its line of help.
 FUNCTIONS = {
-    "synthesize": ("datamodules.synthesize:synthesize", "write the embedded data set as a VOC folder"),
+    "synthesize": ("datamodules.synthetic:synthesize", "write the embedded data set as a VOC folder"),
     "seeds generate": (
         "seeds.generate:generate_seeds",
         "localize the tags of images by a classifier and Grad-CAM: a seed cache",
     ),
-    "seeds evaluate": ("seeds.scoring.quality:evaluate_seeds", "score a seed cache against masks"),
-    "seeds import": ("seeds.importing:import_seeds", "convert seeds of other tools to a seed cache"),
-    "seeds export": ("seeds.exporting:export_seeds", "convert a seed cache to files of other tools"),
+    "seeds evaluate": ("seeds.evaluation.evaluate_seeds:evaluate_seeds", "score a seed cache against masks"),
+    "seeds import": ("seeds.import_seeds:import_seeds", "convert seeds of other tools to a seed cache"),
+    "seeds export": ("seeds.export_seeds:export_seeds", "convert a seed cache to files of other tools"),
     "seeds threshold": (
         "seeds.threshold:threshold_seeds",
         "threshold the maps of a seed cache again",
@@ -45,7 +45,7 @@ FUNCTIONS = {
         "refine a seed cache by a random walk along learned affinities, and the CRF",
     ),
     "seeds show": (
-        "training.show:show_seeds",
+        "training.show_seeds:show_seeds",
         "a page of images by stages: the cues of several seed caches",
     ),
     "seeds verify": ("datamodules.cache.check:verify_cache", "check every byte of a seed cache"),
@@ -55,10 +55,13 @@ FUNCTIONS = {
         "label training images by a trained network and their tags, as a seed cache to train on again",
     ),
     "evaluate": (
-        "training.scoring.evaluation:evaluate",
+        "training.evaluation.evaluate:evaluate",
         "score a segmentation checkpoint or a folder of masks: per-class IoU, metrics.json, a page of images",
     ),
-    "compare": ("training.scoring.compare:compare", "the figures of several evaluations side by side: compare A B ..."),
+    "compare": (
+        "training.evaluation.compare:compare",
+        "the figures of several evaluations side by side: compare A B ...",
+    ),
     "predict": ("training.predict:predict", "write masks for images"),
     "export": ("training.export:export", "write a trained network as TorchScript, ONNX or SMP's own files"),
     "explain": ("training.explain:explain", "figures of where a classifier looks, by many CAM methods"),
@@ -203,7 +206,7 @@ def quiet_known_warnings() -> None:
         r".*module\(s\) in eval mode at the start of training.*",  # frozen stages are meant to be
         r".*does not have many workers.*",  # two workers suffice; num_workers is in every YAML
         r".*Checkpoint directory .* exists and is not empty.*",
-        r".*Previous log files in this directory will be deleted.*",  # they are kept, see training.runs.csv_log
+        r".*Previous log files in this directory will be deleted.*",  # they are kept, see training.runs.csv_logger
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Precision bf16-mixed is not supported by the model summary.*",

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.images import read_image
-from seeds.explaining import Explainer
+from seeds.explainer import Explainer
 from training.drawings import LONGEST, heat_picture
-from training.pictures import jpeg, shrink
+from training.image_overlays import jpeg, shrink
 
 FOR, AGAINST = "gradcam", "counterfactual"  # what the page is made of
 JPEG_QUALITY = 85
@@ -58,7 +58,7 @@ def weigh(explainer: Explainer, path: Path, label: int) -> Evidence:
 
 def evidence_page(name: str, evidence: Sequence[Evidence], strongest: int, made_by: str) -> str:
     """One HTML file that holds everything it shows: the strongest evidence for a class, beside that against it."""
-    style = files("training.scoring").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("training.reports").joinpath("report.css").read_text(encoding="utf-8")
     title = escape(name)
     sides = [sorted(evidence, key=lambda each: -each.sides[side])[:strongest] for side in (0, 1)]
     rows = "\n".join(

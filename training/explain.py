@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import write_whole
+from datamodules.files import write_atomically
 from datamodules.images import read_image
 from datamodules.messages import print_message
 from datamodules.photos import file_photos
 from datamodules.progress import track
-from seeds.explaining import Explainer, names_of
+from seeds.explainer import Explainer, names_of
 from training.drawings import LONGEST, gradient_picture, grid, heat_picture
 from training.evidence import AGAINST, FOR, evidence_page, weigh
-from training.pictures import shrink
+from training.image_overlays import shrink
 from training.predict import check_skipped, photo_files, write_skipped
 
 __all__ = ["explain"]
@@ -84,7 +84,7 @@ def explain(
             skipped[path] = str(error)
             print_message(f"left out: {name}: {error}")
     if page is not None and evidence:
-        write_whole(targets[0], evidence_page(page, evidence, strongest, str(checkpoint)).encode())
+        write_atomically(targets[0], evidence_page(page, evidence, strongest, str(checkpoint)).encode())
     write_skipped(output, skipped)
     check_skipped(output, list(skipped.values()), len(paths))
     return targets
@@ -95,7 +95,7 @@ def write_png(path: Path, image: Image) -> None:
     done, data = cv2.imencode(".png", image[..., ::-1])
     if not done:
         raise InputError(f"the figure {path} cannot be written as PNG")
-    write_whole(path, data.tobytes())
+    write_atomically(path, data.tobytes())
 
 
 def class_index(explainer: Explainer, name: str) -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, new_folder, write_whole
+from datamodules.files import file_sha256, new_folder, write_atomically
 from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
 from training.exported import KEY, SIDECAR, onnx_run, onnx_session, read_smp, restore_smp
 from training.inference import Trained, load_trained
@@ -87,7 +87,7 @@ def _write_script(trained: Trained, said: dict[str, Any], output: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls TorchScript the old way
         torch.jit.save(traced, buffer, _extra_files={SIDECAR: json.dumps(said)})
-    write_whole(output, buffer.getvalue())
+    write_atomically(output, buffer.getvalue())
     return _sizes(said)
 
 
@@ -103,7 +103,7 @@ def _write_onnx(trained: Trained, said: dict[str, Any], output: Path) -> str:
         content = model.SerializeToString()
         if _check(onnx_run(onnx_session(content)), trained, "ONNX") >= any_size:
             break
-    write_whole(output, content)
+    write_atomically(output, content)
     return f"opset {OPSET}, {_sizes(said)}"
 
 
@@ -138,9 +138,9 @@ def _write_smp(trained: Trained, said: dict[str, Any], output: Path) -> str:
         loaded = read_smp(folder)
         said["convolutions"] = _differing(network.model, loaded)
         said["any_size"] = _check(restore_smp(loaded, said["convolutions"]), trained, "segmentation_models_pytorch")
-        write_whole(folder / SIDECAR, (json.dumps(said, indent=2) + "\n").encode())
+        write_atomically(folder / SIDECAR, (json.dumps(said, indent=2) + "\n").encode())
         card = folder / "README.md"
-        write_whole(card, (card.read_text(encoding="utf-8") + _card(said)).encode())
+        write_atomically(card, (card.read_text(encoding="utf-8") + _card(said)).encode())
         for path in folder.iterdir():
             path.chmod(0o644)  # SMP writes weights for their owner alone
     if said["convolutions"]:

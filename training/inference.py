@@ -16,13 +16,13 @@ from datamodules.dataset import TagDataset, collate, one_thread
 from datamodules.errors import InputError
 from datamodules.photos import PhotoSet
 from datamodules.unreadable import UnreadableImages
-from seeds.checkpoint import load_task, read_checkpoint
+from seeds.checkpoints import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from seeds.data import data_settings
 from seeds.precision import Chosen, Precision, resolve_precision
 from training.grids import label_map, resize
-from training.runs.record import read_provenance
-from training.task import CrfSettings, SegmentationTask
+from training.runs.provenance_record import read_provenance
+from training.segmentation_task import CrfSettings, SegmentationTask
 from training.views import Views, view_scores
 
 __all__ = ["TEST_CRF", "Predicted", "Trained", "crf_label_map", "data_module", "load_trained", "predictions"]
@@ -42,7 +42,7 @@ class Trained:
         data: settings of the data module it was trained with.
         device: a GPU where there is one.
         precision: what the network computes in: ``32-true`` or ``bf16-mixed``.
-        provenance: what it says of its making, see `training.runs.record.RunRecord`; None where it says nothing.
+        provenance: what it says of its making, see `provenance_record.RunRecord`; None where there is none.
     """
 
     task: SegmentationTask
@@ -102,7 +102,7 @@ def load_trained(checkpoint: Path, precision: Precision = "32-true") -> Trained:
         precision: what the network is to compute in; see `seeds.precision`.
 
     Raises:
-        InputError: as `seeds.checkpoint.load_task`; or it was not trained with this project's data module.
+        InputError: as `seeds.checkpoints.load_task`; or it was not trained with this project's data module.
     """
     task = load_task(checkpoint, SegmentationTask)
     content = read_checkpoint(checkpoint, SegmentationTask.task_name)

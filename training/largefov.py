@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from seeds.weights import imagenet_weights, read_weights
+from seeds.pretrained_weights import imagenet_weights, read_weights
 from training.freezable import SegmentationNetwork
 
 __all__ = ["LargeFOV", "largefov_state"]

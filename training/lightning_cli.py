@@ -15,15 +15,15 @@ from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from datamodules.transforms import Augment
 from seeds.affinity.task import AffinityTask
-from seeds.checkpoint import read_checkpoint
+from seeds.checkpoints import read_checkpoint
 from seeds.classifier import ClassifierTask
-from seeds.making.started import as_started, check_started, one_process
 from seeds.precision import Precision, resolve_precision
+from seeds.process_launch import as_started, check_started, one_process
 from training.parsers import OneSentenceErrors
 from training.runs.progress import progress_bar
 from training.runs.repeated_runs import fit_repeatedly, seed_list
 from training.runs.run_folder import CheckpointFiles, Wandb, run_callbacks, run_loggers
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 
 
 class LightningParser(OneSentenceErrors, LightningArgumentParser):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from seeds.backbones import block_strides, dilate, rest_idle_blocks
-from seeds.weights import load_weights
+from seeds.pretrained_weights import load_weights
 from training.freezable import SegmentationNetwork
 from training.largefov import LargeFOV
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.errors import InputError
-from datamodules.files import write_whole
+from datamodules.files import write_atomically
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import write_mask
 from datamodules.photos import file_photos
@@ -16,8 +16,8 @@ from datamodules.progress import track
 from datamodules.unreadable import UnreadableImages
 from seeds.precision import Precision
 from training.exported import is_exported, load_exported
+from training.image_overlays import jpeg, label_picture
 from training.inference import load_trained, predictions
-from training.pictures import jpeg, label_picture
 
 __all__ = ["check_skipped", "photo_files", "predict", "write_skipped"]
 
@@ -70,7 +70,7 @@ def predict(
         if target.resolve() in originals:
             raise InputError(f"the mask {target} would replace a photo: choose another output folder")
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "classes.txt", "".join(f"{name}\n" for name in trained.classes).encode())
+    write_atomically(output / "classes.txt", "".join(f"{name}\n" for name in trained.classes).encode())
     skipped = UnreadableImages(1.0)
     stream = predictions(
         trained, photos, size=trained.size, batch_size=batch_size, num_workers=num_workers, crf=crf, unreadable=skipped
@@ -81,7 +81,7 @@ def predict(
             write_mask(targets[each.name], mask)
             if overlay:
                 picture = jpeg(label_picture(each.image, mask), quality=OVERLAY_QUALITY)
-                write_whole(output / f"{each.name}_overlay.jpg", picture)
+                write_atomically(output / f"{each.name}_overlay.jpg", picture)
     finally:
         files = dict(zip(photos.ids, photos.images, strict=True))
         write_skipped(output, {files[name]: reason for name, reason in skipped.found.items()})
@@ -98,7 +98,7 @@ def write_skipped(output: Path, skipped: Mapping[Path, str]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["file", "reason"])
     writer.writerows([str(path), reason] for path, reason in skipped.items())
-    write_whole(output / SKIPPED, file.getvalue().encode())
+    write_atomically(output / SKIPPED, file.getvalue().encode())
 
 
 def check_skipped(output: Path, reasons: Sequence[str], total: int) -> None:

@@ -13,10 +13,10 @@ from datamodules.cache import NO_CUE, SHARD_SIZE, SeedCache, as_stored
 from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
-from datamodules.source_code import ALL_PACKAGES, source_revision
+from datamodules.source_revision import ALL_PACKAGES, source_revision
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable import MAX_UNREADABLE
-from seeds.checkpoint import load_task
+from seeds.checkpoints import load_task
 from seeds.crf import dense_crf
 from seeds.making.asking import Seed
 from seeds.making.batches import ImageBatch
@@ -27,7 +27,7 @@ from seeds.making.source import Source
 from seeds.precision import Precision
 from training.grids import resize
 from training.inference import PROBABILITY_FLOOR, TEST_CRF
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 
 __all__ = ["pseudo_label", "pseudo_label_map"]
 

@@ -20,7 +20,7 @@ from datamodules.cache.format import FORMAT, INDEX, MANIFEST, VERSION, digest, r
 from datamodules.cache.shard import ShardBuilder
 from datamodules.cache.writer import write_manifest, write_shard
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, remove_lock, write_whole
+from datamodules.files import file_sha256, remove_lock, write_atomically
 from datamodules.settings import differences
 
 PLAN, LOCK, STOP = "plan.json", "lock", "stopped"
@@ -111,7 +111,7 @@ class Making:
     def _start_anew(self) -> None:
         """Write the plan, then remove what other plans left; a cache is one until its manifest is gone."""
         content = {**self.plan, "format": PLAN_FORMAT, "version": VERSION}
-        write_whole(self.path / PLAN, signed(content))
+        write_atomically(self.path / PLAN, signed(content))
         (self.path / MANIFEST).unlink(missing_ok=True)
         for file in self.path.iterdir():
             if file.name == INDEX or _SHARD.fullmatch(file.name):
@@ -155,11 +155,11 @@ class Making:
         """
         known = write_shard(self.path, number, shard)
         record = {**known, "format": RECORD_FORMAT, "version": VERSION, "plan": self._own, "left_out": dict(left_out)}
-        write_whole(self.path / record_name(number), signed(record))
+        write_atomically(self.path / record_name(number), signed(record))
 
     def stop(self, reason: str) -> None:
         """Ask all processes of the run to stop, and say why; any of them may."""
-        write_whole(self.path / STOP, reason.encode())
+        write_atomically(self.path / STOP, reason.encode())
 
     @property
     def stopped(self) -> str | None:

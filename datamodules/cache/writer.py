@@ -15,7 +15,7 @@ from datamodules.cache.format import FORMAT, INDEX, MANIFEST, SHARD_SIZE, VERSIO
 from datamodules.cache.index import index_bytes
 from datamodules.cache.shard import Parts, ShardBuilder
 from datamodules.errors import InputError
-from datamodules.files import write_whole
+from datamodules.files import write_atomically
 
 
 def write_shard(folder: Path, number: int, shard: ShardBuilder) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def write_shard(folder: Path, number: int, shard: ShardBuilder) -> dict[str, Any
         InputError: the disk does not take it.
     """
     content = shard.tobytes()
-    write_whole(folder / shard_name(number), content)
+    write_atomically(folder / shard_name(number), content)
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "pictures": len(shard.ids)}
 
 
@@ -52,10 +52,10 @@ def write_manifest(
         InputError: an id comes twice, or the disk does not take it.
     """
     index = index_bytes(ids)
-    write_whole(folder / INDEX, index)
+    write_atomically(folder / INDEX, index)
     known = {"sha256": hashlib.sha256(index).hexdigest(), "bytes": len(index)}
     head = {"format": FORMAT, "version": VERSION, "pictures": sum(map(len, ids)), "left_out": dict(left_out)}
-    write_whole(folder / MANIFEST, signed({**manifest, **head, "shards": list(shards), "index": known}))
+    write_atomically(folder / MANIFEST, signed({**manifest, **head, "shards": list(shards), "index": known}))
 
 
 class CacheWriter:

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.errors import InputError
-from seeds.affinity.network import BoundaryNetwork
-from seeds.affinity.pairs import IGNORE, affinities, affinity_loss
+from seeds.affinity.boundary_network import BoundaryNetwork
+from seeds.affinity.pair_affinities import IGNORE, affinities, affinity_loss
 from seeds.backbones import FULL_DEPTH, build_backbone
-from seeds.checkpoint import sign
-from seeds.optim import Optimizer, build_optimizer, build_schedule, parameter_groups
+from seeds.checkpoints import sign
+from seeds.optimizers import Optimizer, build_optimizer, build_schedule, parameter_groups
 
 __all__ = ["AffinityTask"]
 

@@ -9,11 +9,11 @@ from torch.nn import functional
 
 from datamodules.errors import InputError
 from datamodules.images import normalize
+from seeds.activations import probing, scores_of
+from seeds.background_saliency import saliency_map
 from seeds.classifier import Classifier
 from seeds.gradcam import class_maps
 from seeds.making.batches import ImageBatch
-from seeds.probe import probing, scores_of
-from seeds.saliency import saliency_map
 
 
 class Seed(NamedTuple):

@@ -22,8 +22,8 @@ from seeds.making.batches import Batches, ImageBatch
 from seeds.making.resize import ResizePolicy
 from seeds.making.shards import Asked, CueRule, SeedTask, ShardWriter
 from seeds.making.source import Source
-from seeds.making.started import as_started, check_started
 from seeds.precision import Chosen, Precision, resolve_precision
+from seeds.process_launch import as_started, check_started
 
 
 class SeedProgress(pl.Callback):

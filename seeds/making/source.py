@@ -10,8 +10,8 @@ from datamodules.cache import SeedCache
 from datamodules.datamodule import TagDataModule, covered
 from datamodules.files import file_sha256
 from datamodules.photos import PhotoSet, check_labels
-from datamodules.source_code import SEED_PACKAGES, source_revision
-from seeds.checkpoint import read_checkpoint
+from datamodules.source_revision import SEED_PACKAGES, source_revision
+from seeds.checkpoints import read_checkpoint
 from seeds.data import data_settings
 from seeds.provenance import ids_sha256, provenance
 

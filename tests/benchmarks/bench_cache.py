@@ -22,7 +22,7 @@ from rich.table import Table
 from datamodules.cache import CacheWriter, SeedCache
 from datamodules.cache.writer import write_manifest
 from datamodules.datamodule import TagDataModule
-from datamodules.synthesize import synthesize
+from datamodules.synthetic import synthesize
 from seeds.classifier import ClassifierTask
 from seeds.generate import generate_seeds, thresholded
 from seeds.making.asking import CamSettings, Seed, extract_cams

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from seeds.cam_methods.registry import METHODS
 from seeds.gradcam import GradCAM
-from seeds.methods.registry import METHODS
 
 SIZE, BATCH = 321, 8
 CASES = (("resnet50", "layer4"), ("vgg16", "features.29"), ("resnet50", "layer3"), ("mobilenet_v2", "features"))

@@ -22,15 +22,15 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.classes import VOC_CLASSES
+from datamodules.class_names import VOC_CLASSES
 from datamodules.images import normalize
 from seeds.crf import dense_crf
-from seeds.optim import build_optimizer, parameter_groups
+from seeds.optimizers import build_optimizer, parameter_groups
 from seeds.precision import resolve_precision
 from tests.benchmarks.bench_crf import pictures
 from training.grids import resize, small_pictures
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CASES = (("sec_voc12_vgg16", 3), ("sec_voc_animals", 15))  # configuration, turns

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from datamodules.cache import CacheWriter
 from datamodules.datamodule import TagDataModule
-from datamodules.synthesize import synthesize
+from datamodules.synthetic import synthesize
 from tests.benchmarks.stopwatch import NETWORK, PARTS, Stopwatch
 from training.cli import main as tag2mask
 

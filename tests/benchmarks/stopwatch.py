@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
-from training import task
+from training import segmentation_task as task
 
 NETWORK = ("forward", "backward", "optimizer")
 PARTS = ("data", *NETWORK, "losses", "CRF", "callbacks", "logging", "loop")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from datamodules.boxes import Box, mask_boxes, true_boxes, xml_boxes
+from datamodules.bounding_boxes import Box, mask_boxes, true_boxes, xml_boxes
 from datamodules.errors import InputError
 
 OBJECT = (

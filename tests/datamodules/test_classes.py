@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.classes import ILLEGAL, VOC_CLASSES, check_classes, mask_lut, read_classes, voc_palette
+from datamodules.class_names import ILLEGAL, VOC_CLASSES, check_classes, mask_lut, read_classes, voc_palette
 from datamodules.errors import InputError
 
 

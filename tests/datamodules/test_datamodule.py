@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules.cache import CacheWriter
-from datamodules.classes import VOC_CLASSES
+from datamodules.class_names import VOC_CLASSES
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from datamodules.masks import write_mask

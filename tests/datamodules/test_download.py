@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from datamodules import download
+from datamodules import voc_download as download
 from datamodules.errors import InputError
 from datamodules.masks import read_mask
 from datamodules.voc import voc_photos

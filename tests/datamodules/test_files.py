@@ -4,7 +4,7 @@ import os
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, new_folder, write_whole
+from datamodules.files import file_sha256, new_folder, write_atomically
 
 
 def test_sha256(tmp_path):
@@ -13,8 +13,8 @@ def test_sha256(tmp_path):
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    write_whole(tmp_path / "x", b"one")
-    write_whole(tmp_path / "x", b"two")
+    write_atomically(tmp_path / "x", b"one")
+    write_atomically(tmp_path / "x", b"two")
     assert (tmp_path / "x").read_bytes() == b"two"
 
     def full(_handle):
@@ -22,7 +22,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="x cannot be written: No space left on device"):
-        write_whole(tmp_path / "x", b"three")
+        write_atomically(tmp_path / "x", b"three")
     assert (tmp_path / "x").read_bytes() == b"two"
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
@@ -30,7 +30,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_file_does_not_replace_a_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="folder cannot be written: Is a directory"):
-        write_whole(tmp_path / "folder", b"three")
+        write_atomically(tmp_path / "folder", b"three")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 

@@ -3,10 +3,10 @@ import pickle
 import numpy as np
 import pytest
 
-from datamodules.classes import VOC_CLASSES, mask_lut
+from datamodules.class_names import VOC_CLASSES, mask_lut
 from datamodules.errors import InputError
-from datamodules.labels import list_labels, mask_labels, npy_labels, xml_labels
 from datamodules.masks import write_mask
+from datamodules.voc_labels import list_labels, mask_labels, npy_labels, xml_labels
 
 IDS = ("p0", "p2", "p7")
 EXPECTED = [[1, 0, 0], [0, 1, 1], [0, 0, 0]]  # of the classes cow, bat, ant

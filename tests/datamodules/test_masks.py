@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from datamodules.classes import mask_lut, voc_palette
+from datamodules.class_names import mask_lut, voc_palette
 from datamodules.errors import InputError
 from datamodules.masks import read_class_mask, read_mask, write_mask
 

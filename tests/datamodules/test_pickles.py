@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from datamodules.errors import InputError
-from datamodules.pickles import TENSORS, load, load_file, load_npy_dict
+from datamodules.safe_pickle import TENSORS, load, load_file, load_npy_dict
 
 HERE = Path("cues.pickle")
 RUN = []
@@ -76,7 +76,7 @@ ASKS = {
     "copyreg._reconstructor": b"ccopyreg\n_reconstructor\n(cnumpy\ndtype\nNNtR.",
     "numpy.core.multiarray._reconstruct.__globals__": b"\x80\x04\x8c\x15numpy.core.multiarray\x8c\x18"
     b"_reconstruct.__globals__\x93.",
-    "datamodules.pickles.load_file": b"cdatamodules.pickles\nload_file\n(S'/dev/zero'\ntR.",
+    "datamodules.safe_pickle.load_file": b"cdatamodules.pickles\nload_file\n(S'/dev/zero'\ntR.",
     "torch.storage._load_from_bytes": b"ctorch.storage\n_load_from_bytes\n(C\x00tR.",
 }
 
@@ -282,7 +282,7 @@ def test_bytes_are_not_used_over_and_over():
 
 
 def test_no_more_opcodes_than_files_of_arrays_have(tmp_path, monkeypatch):
-    monkeypatch.setattr("datamodules.pickles.MAX_OPCODES", 1000)
+    monkeypatch.setattr("datamodules.safe_pickle.MAX_OPCODES", 1000)
     assert read(b"(" + b"N" * 997 + b"l.") == [None] * 997
     (tmp_path / "a.pickle").write_bytes(gzip.compress(b"]" * 100_000))
     with pytest.raises(InputError, match="has more than 1000 opcodes"):
@@ -332,7 +332,7 @@ def test_a_file_may_be_gzipped(tmp_path):
 
 
 def test_a_zip_that_swells(tmp_path, monkeypatch):
-    monkeypatch.setattr("datamodules.pickles.MAX_BYTES", 1000)
+    monkeypatch.setattr("datamodules.safe_pickle.MAX_BYTES", 1000)
     (tmp_path / "a.pickle").write_bytes(gzip.compress(bytes(100_000)))
     with pytest.raises(InputError, match="holds more than 1000 bytes"):
         load_file(tmp_path / "a.pickle")

@@ -1,7 +1,7 @@
 """Which changes of the project's own files make another revision of its code."""
 
-from datamodules import source_code
-from datamodules.source_code import ALL_PACKAGES, source_revision
+from datamodules import source_revision as source_code
+from datamodules.source_revision import ALL_PACKAGES, source_revision
 
 
 def test_every_source_file_counts(tmp_path, monkeypatch):

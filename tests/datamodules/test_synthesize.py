@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules import synthesize as module
+from datamodules import synthetic as module
 from datamodules.errors import InputError
 from datamodules.masks import read_mask
-from datamodules.scenes import CLASSES, draw_scene
-from datamodules.synthesize import synthesize
+from datamodules.synthetic import synthesize
+from datamodules.synthetic_scenes import CLASSES, draw_scene
 from datamodules.unreadable import UnreadableImages, leave_out_unreadable
 from datamodules.voc import voc_photos
 
@@ -82,7 +82,7 @@ def test_objects():
 
 def test_masks_are_exact(monkeypatch):
     """The image differs from its empty twin where the mask says so, but for the edge, JPEG not involved."""
-    from datamodules import scenes
+    from datamodules import synthetic_scenes as scenes
 
     monkeypatch.setattr(scenes, "_light", lambda _rng, canvas: canvas)
     place = scenes._place

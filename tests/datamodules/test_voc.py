@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 
-from datamodules.classes import VOC_CLASSES
+from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
 from datamodules.photos import check_labels, file_photos

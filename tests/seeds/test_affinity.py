@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from seeds.affinity.network import BoundaryNetwork, stage_ends
-from seeds.affinity.pairs import affinities, affinity_loss, pair_offsets, way
+from seeds.affinity.boundary_network import BoundaryNetwork, stage_ends
+from seeds.affinity.pair_affinities import affinities, affinity_loss, pair_offsets, way
+from seeds.affinity.random_walk import random_walk, transitions
 from seeds.affinity.task import AffinityTask, labels_at
-from seeds.affinity.walk import random_walk, transitions
 from seeds.backbones import build_backbone
 from tests.seeds.conftest import data_of
 

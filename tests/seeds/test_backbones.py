@@ -4,7 +4,7 @@ import torchvision
 from torch import nn
 
 from datamodules.errors import InputError
-from seeds import weights
+from seeds import pretrained_weights as weights
 from seeds.backbones import build_backbone
 from seeds.vgg import vgg_trunk
 

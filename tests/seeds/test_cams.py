@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn import functional
 
 from datamodules.errors import InputError
+from seeds.activations import probing
+from seeds.cam_methods import base
+from seeds.cam_methods import linear_head as head
+from seeds.cam_methods.average import Averaged
+from seeds.cam_methods.class_activation_maps import CAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from seeds.gradcam import Counterfactual, GradCAM
-from seeds.methods import base, head
-from seeds.methods.average import Averaged
-from seeds.methods.cams import CAM, GradCAMPlusPlus, HiResCAM, LayerCAM
-from seeds.probe import probing
 from tests.seeds.networks import small_vgg
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))

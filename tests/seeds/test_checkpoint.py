@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from datamodules.errors import InputError
-from seeds.checkpoint import load_task, read_checkpoint, read_file
+from seeds.checkpoints import load_task, read_checkpoint, read_file
 from seeds.classifier import ClassifierTask
 
 

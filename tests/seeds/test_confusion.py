@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from datamodules.errors import InputError
-from seeds.scoring.confusion import Confusion
+from seeds.evaluation.confusion_matrix import Confusion
 
 
 def test_worked_by_hand():

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from datamodules.errors import InputError
 from seeds.backbones import build_backbone
+from seeds.cam_methods.excitation_backprop import MWP, ContrastiveMWP, _Excitation
 from seeds.classifier import Classifier
-from seeds.methods.excitation import MWP, ContrastiveMWP, _Excitation
 from tests.seeds.networks import small_vgg
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from seeds.scoring.faithfulness import (
+from seeds.evaluation.faithfulness import (
     curves,
     energy_inside,
     is_difficult,

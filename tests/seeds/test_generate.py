@@ -13,20 +13,20 @@ from datamodules.cache import SeedCache
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.images import normalize, read_image
-from datamodules.source_code import SEED_PACKAGES, source_revision
+from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.transforms import Transform
-from seeds.checkpoint import load_task
+from seeds.background_saliency import background_saliency
+from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
 from seeds.crf_refinement import refined
 from seeds.cues import label_map
+from seeds.evaluation.evaluate_seeds import evaluate_seeds
 from seeds.generate import generate_seeds, thresholded
 from seeds.gradcam import GradCAM
 from seeds.making import source
 from seeds.making.asking import CamSettings, extract_cams
 from seeds.making.batches import Batches, BatchLoader
 from seeds.making.resize import ResizePolicy
-from seeds.saliency import background_saliency
-from seeds.scoring.quality import evaluate_seeds
 from tests.seeds.conftest import IDS, data_of
 
 LABELS = [[0], [1], [0, 1], [0], [1], [0, 1]]

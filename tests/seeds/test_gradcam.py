@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 
 from datamodules.errors import InputError
-from seeds import probe
+from seeds import activations as probe
 from seeds.backbones import build_backbone
 from seeds.classifier import Classifier
 from seeds.gradcam import GradCAM

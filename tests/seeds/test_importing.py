@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from datamodules.cache import CacheWriter, SeedCache
-from datamodules.classes import VOC_CLASSES
+from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.masks import read_mask, write_mask
-from seeds.exporting import export_seeds
-from seeds.importing import import_seeds
-from seeds.scoring.quality import evaluate_seeds
+from seeds.evaluation.evaluate_seeds import evaluate_seeds
+from seeds.export_seeds import export_seeds
+from seeds.import_seeds import import_seeds
 from tests.seeds.conftest import IDS
 
 NAMES = ("ant", "bat", "cow")

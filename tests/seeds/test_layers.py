@@ -6,10 +6,10 @@ import torchvision
 from torch import nn
 
 from datamodules.errors import InputError
+from seeds.activation_layout import Layout, layout_of
+from seeds.cam_methods.class_activation_maps import CAM
+from seeds.default_layer import default_layer
 from seeds.gradcam import GradCAM
-from seeds.layers import default_layer
-from seeds.layouts import Layout, layout_of
-from seeds.methods.cams import CAM
 from tests.seeds.networks import small_vgg
 
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.boxes import Box
-from seeds.scoring.localization import box_of, is_right, localization_error, overlap
+from datamodules.bounding_boxes import Box
+from seeds.evaluation.localization import box_of, is_right, localization_error, overlap
 
 
 def test_the_largest_part_above_a_share_of_the_maximum():

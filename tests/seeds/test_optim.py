@@ -5,7 +5,7 @@ import math
 import pytest
 from torch import nn
 
-from seeds.optim import parameter_groups, rate_factor
+from seeds.optimizers import parameter_groups, rate_factor
 
 
 def test_the_papers_steps_never_fire_at_iteration_0():

@@ -8,8 +8,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
-from seeds.gradcam import GradCAM
-from seeds.methods.pixels import (
+from seeds.cam_methods.input_gradients import (
     Deconvolution,
     DeconvolutionGradCAM,
     GuidedBackprop,
@@ -17,6 +16,7 @@ from seeds.methods.pixels import (
     PixelMethod,
     heat,
 )
+from seeds.gradcam import GradCAM
 from tests.seeds.networks import small_vgg
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))

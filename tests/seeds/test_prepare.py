@@ -12,7 +12,7 @@ from torch._inductor.utils import fresh_cache
 
 from datamodules.errors import InputError
 from seeds.backbones import build_backbone
-from seeds.checkpoint import load_task
+from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
 from seeds.gradcam import GradCAM
 from seeds.prepare import prepare

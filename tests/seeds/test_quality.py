@@ -12,9 +12,9 @@ from torch.nn import functional
 from datamodules.cache import CacheWriter
 from datamodules.errors import InputError
 from datamodules.masks import read_mask
-from seeds.scoring.confusion import Confusion
-from seeds.scoring.quality import CueScore, Sweep, evaluate_seeds
-from seeds.scoring.sweep import otsus_threshold
+from seeds.evaluation.confusion_matrix import Confusion
+from seeds.evaluation.evaluate_seeds import CueScore, Sweep, evaluate_seeds
+from seeds.evaluation.threshold_sweep import otsus_threshold
 from tests.seeds.conftest import IDS
 
 

@@ -12,16 +12,16 @@ from datamodules.cache import CacheWriter, SeedCache
 from datamodules.cache.check import verify_cache
 from datamodules.errors import InputError
 from datamodules.images import image_size, normalize, read_image
-from datamodules.irn import read_irn
+from datamodules.irn_maps import read_irn
 from datamodules.transforms import resize_nearest
-from seeds.checkpoint import load_task
+from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
-from seeds.exporting import export_seeds
+from seeds.evaluation.evaluate_seeds import evaluate_seeds
+from seeds.export_seeds import export_seeds
 from seeds.generate import generate_seeds
 from seeds.gradcam import GradCAM
 from seeds.making.batches import Batches, BatchLoader, resized
 from seeds.making.resize import ResizePolicy
-from seeds.scoring.quality import evaluate_seeds
 from tests.seeds.conftest import IDS, data_of
 
 WILD = ("strip", "large", "gray", "cmyk", "turned", "upright")

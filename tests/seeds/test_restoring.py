@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from datamodules.errors import InputError
-from seeds.methods.registry import METHODS
+from seeds.cam_methods.registry import METHODS
 from tests.seeds.networks import small_vgg
 
 

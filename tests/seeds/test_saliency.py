@@ -8,7 +8,7 @@ from scipy.ndimage import median_filter
 from torch import nn
 
 from datamodules.errors import InputError
-from seeds.saliency import background_saliency, check_saliency, median3
+from seeds.background_saliency import background_saliency, check_saliency, median3
 
 
 @given(arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=7), elements=st.floats(0, 10, width=32)))

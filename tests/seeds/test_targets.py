@@ -13,9 +13,9 @@ import torchvision
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from seeds.cam_methods import registry
+from seeds.cam_methods.registry import METHODS, method_of
 from seeds.gradcam import GradCAM
-from seeds.methods import registry
-from seeds.methods.registry import METHODS, method_of
 from tests.seeds.networks import Answer, Caption, small_vgg
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))

@@ -11,9 +11,9 @@ from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.masks import read_mask
 from datamodules.voc import voc_photos
-from seeds.explaining import Explainer, names_of
-from seeds.scoring import trials
-from seeds.scoring.quality import evaluate_seeds
+from seeds.evaluation import compare_cam_methods as trials
+from seeds.evaluation.evaluate_seeds import evaluate_seeds
+from seeds.explainer import Explainer, names_of
 from tests.seeds.conftest import IDS
 
 

@@ -7,12 +7,12 @@ import yaml
 
 from datamodules.cache import SeedCache
 from datamodules.errors import InputError
-from seeds.affinity.network import BoundaryNetwork
+from seeds.affinity.boundary_network import BoundaryNetwork
 from seeds.backbones import build_backbone
 from seeds.classifier import Classifier
 from seeds.gradcam import GradCAM
-from seeds.vit import build_vit
-from seeds.weights import load_weights
+from seeds.pretrained_weights import load_weights
+from seeds.vision_transformer import build_vit
 from tests.seeds.conftest import IDS
 from training.cli import main
 

@@ -12,11 +12,11 @@ import yaml
 from datamodules.cache import CacheWriter
 from datamodules.datamodule import TagDataModule
 from datamodules.masks import read_class_mask
-from datamodules.synthesize import synthesize
+from datamodules.synthetic import synthesize
 from tests.training.fits import CONFIGS
 from training.cli import main
 from training.networks import SegmentationNetwork
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 
 SIZE = 64
 TINY = {"architecture": "DeepLabV3Plus", "output_stride": 16, "network_args": {"decoder_channels": 16}}

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from datamodules.cache import CacheWriter
-from datamodules.synthesize import synthesize
+from datamodules.synthetic import synthesize
 from tests.training.fits import fit
 from training.cli import FUNCTIONS, main
-from training.runs.record import read_record
+from training.runs.provenance_record import read_record
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 
 from datamodules import dataset
-from datamodules.classes import voc_palette
+from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.images import read_image
 from datamodules.masks import read_class_mask, read_mask
 from datamodules.unreadable import UnreadableImages
-from seeds.checkpoint import load_task
+from seeds.checkpoints import load_task
 from seeds.crf import dense_crf
 from tests.training.conftest import data_of, trainer_of
 from training.cli import main
+from training.evaluation.evaluate import evaluate
 from training.inference import crf_label_map, data_module, load_trained, predictions
 from training.predict import predict
-from training.scoring.evaluation import evaluate
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 
 READING = {"batch_size": 3, "num_workers": 0, "unreadable": UnreadableImages(0.0)}
 

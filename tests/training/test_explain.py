@@ -15,7 +15,7 @@ from PIL import Image
 from seeds.classifier import ClassifierTask
 from training.cli import main
 from training.drawings import gradient_picture, grid, heat_picture
-from training.pictures import panel
+from training.image_overlays import panel
 
 
 @pytest.fixture(scope="module")

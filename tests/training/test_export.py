@@ -18,7 +18,7 @@ from training.export import export
 from training.exported import SIDECAR, load_exported
 from training.inference import load_trained
 from training.predict import predict
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 
 FORMATS = {"torchscript": "net.pt", "onnx": "net.onnx", "smp": "net"}
 

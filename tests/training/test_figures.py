@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from datamodules.errors import InputError
-from training.scoring.boundary import boundary_counts
-from training.scoring.figures import RESAMPLES, SEED, Tally, confused_pairs, figures, miou_interval
+from training.evaluation.boundary_iou import boundary_counts
+from training.evaluation.metrics import RESAMPLES, SEED, Tally, confused_pairs, figures, miou_interval
 from training.views import Views, view_scores
 
 NAMES = ("background", "cat", "dog", "owl")

@@ -7,8 +7,8 @@ import torch
 
 from datamodules.errors import InputError
 from tests.training.conftest import TINY, data_of, trainer_of
-from training.runs.guard import LossGuard
-from training.task import SegmentationTask
+from training.runs.loss_guard import LossGuard
+from training.segmentation_task import SegmentationTask
 
 
 class Spoiling(SegmentationTask):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.scoring.figures import Tally, figures
-from training.scoring.gallery import Gallery, Row, Section
-from training.scoring.report import render_page
+from training.evaluation.metrics import Tally, figures
+from training.reports.evaluation_report import render_page
+from training.reports.example_selection import Gallery, Row, Section
 
 CLASSES = ["<cat>", "dog", *(f"creature number {i}" for i in range(16))]
 VOID = ("area", "base", "br", "col", "hr", "img", "input", "link", "meta")

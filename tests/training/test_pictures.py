@@ -9,7 +9,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from datamodules.images import normalize
 from tests.training.conftest import TINY, data_of, trainer_of
-from training.pictures import (
+from training.image_overlays import (
     BACKGROUND_COLOUR,
     class_colour,
     cue_picture,
@@ -21,7 +21,7 @@ from training.pictures import (
     shrink,
 )  # fmt: skip
 from training.runs.callbacks import PicturePanel, batch_panel, takes_pictures
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 
 GRAY = np.full((24, 30, 3), 100, np.uint8)
 

@@ -9,11 +9,11 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules.masks import read_mask, write_mask
-from datamodules.synthesize import synthesize
+from datamodules.synthetic import synthesize
 from seeds.classifier import ClassifierTask
 from tests.training.conftest import TINY, data_of, trainer_of
-from training.runs.guard import LossGuard
-from training.task import SegmentationTask
+from training.runs.loss_guard import LossGuard
+from training.segmentation_task import SegmentationTask
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without its processes")
 TWO = {"devices": 2, "strategy": "ddp_fork"}
@@ -70,7 +70,7 @@ def test_masks_teach_two_processes_what_they_teach_one(part_labelled, tmp_path, 
     """Though the images of one process have more labelled pixels than those of the other."""
     one = trained(part_labelled, tmp_path, 4)
     assert_alike(trained(part_labelled, tmp_path, 2, **TWO), one)
-    monkeypatch.setattr("training.task.mean_over_processes", lambda pixels: pixels)  # each divides by its own
+    monkeypatch.setattr("training.segmentation_task.mean_over_processes", lambda pixels: pixels)
     with pytest.raises(AssertionError):
         assert_alike(trained(part_labelled, tmp_path, 2, **TWO), one)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.training.fits import CONFIGS, fit
-from training.runs.csv_log import RunLog
+from training.runs.csv_logger import RunLog
 from training.runs.progress import TrainingProgress
 
 LOUD = "--trainer.enable_progress_bar=true"
@@ -81,7 +81,7 @@ def test_other_processes_report_nothing(capsys):
 DYING = """
 import os, signal, sys
 from training.cli import main
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 at, step = int(sys.argv[1]), SegmentationTask.training_step
 def dying(task, batch, index):
     if task.trainer.global_step == at:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seeds.classifier import ClassifierTask
-from seeds.optim import build_optimizer, build_schedule, parameter_groups
+from seeds.optimizers import build_optimizer, build_schedule, parameter_groups
 from training.largefov import LargeFOV
 from training.networks import build_network
 

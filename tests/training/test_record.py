@@ -17,7 +17,7 @@ from seeds.provenance import git_revision
 from tests.training.conftest import data_of
 from tests.training.fits import CONFIGS, fit
 from training.cli import main
-from training.runs.record import provenance_lines, read_provenance, read_record
+from training.runs.provenance_record import provenance_lines, read_provenance, read_record
 
 BATCHES = 3  # an epoch: nine images, three a batch
 

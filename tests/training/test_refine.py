@@ -6,9 +6,9 @@ import torch
 from datamodules.cache import CacheWriter, SeedCache
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
+from seeds.affinity.random_walk import random_walk
 from seeds.affinity.task import AffinityTask
-from seeds.affinity.walk import random_walk
-from seeds.checkpoint import load_task
+from seeds.checkpoints import load_task
 from seeds.making.asking import Seed
 from seeds.making.batches import ImageBatch
 from seeds.refine import refined_label_map, walked

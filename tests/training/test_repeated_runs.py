@@ -12,9 +12,9 @@ from datamodules.errors import InputError
 from tests.training.fits import fit
 from training.cli import main
 from training.runs import repeated_runs
-from training.runs.record import read_record
+from training.runs.provenance_record import read_record
 from training.runs.repeated_runs import run_fit, seed_list
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 
 STEPS = 6  # two epochs of three
 TWO = "--trainer.max_epochs=2"

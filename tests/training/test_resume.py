@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from training.runs.randomness import StepSeed
+from training.runs.step_seed import StepSeed
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 BATCHES = 3  # an epoch: nine images, three a batch
@@ -19,7 +19,7 @@ EPOCHS = 3
 PROGRAM = """
 import os, signal, sys
 from training.cli import main
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 at, step = int(sys.argv[1]), SegmentationTask.training_step
 def dying(task, batch, index):
     if task.trainer.global_step == at:

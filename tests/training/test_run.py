@@ -22,7 +22,7 @@ from filelock import FileLock
 
 import training.recipes.run
 from datamodules.datamodule import TagDataModule
-from datamodules.source_code import ALL_PACKAGES
+from datamodules.source_revision import ALL_PACKAGES
 from training.cli import FUNCTIONS, LIGHTNING, dispatch, main
 from training.recipes import stages
 from training.recipes.recipe import read_recipe

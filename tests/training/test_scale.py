@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from datamodules.errors import InputError
-from seeds.checkpoint import load_task
+from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
-from seeds.making.started import one_process
+from seeds.process_launch import one_process
 from tests.processes import ranks
 from tests.training.conftest import data_of, trainer_of
 from tests.training.fits import fit
 from training.cli import main
-from training.runs.randomness import StepSeed
-from training.task import SegmentationTask
+from training.runs.step_seed import StepSeed
+from training.segmentation_task import SegmentationTask
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 RESNET = {

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.classes import voc_palette
+from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
 from training.cli import main
-from training.scoring.evaluation import evaluate
-from training.scoring.submission import write_submission
+from training.evaluation.evaluate import evaluate
+from training.evaluation.voc_submission import write_submission
 from training.views import view_scores
 
 
@@ -209,7 +209,7 @@ def test_an_archive_of_other_classes_is_refused(checkpoint, tmp_path):
 
 
 def test_an_archive_that_reads_back_otherwise_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.scoring.submission.mask_png", lambda mask, _: gray_png(mask))
+    monkeypatch.setattr("training.evaluation.voc_submission.mask_png", lambda mask, _: gray_png(mask))
     with pytest.raises(InputError, match="not read back"):
         write_submission(tmp_path, "val", {"a": np.ones((3, 4), np.uint8)})
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import torch
 from datamodules.cache import SeedCache
 from datamodules.errors import InputError
 from seeds.classifier import ClassifierTask
-from seeds.explaining import Explainer
+from seeds.explainer import Explainer
 from seeds.refine import refine_seeds
 from tests.training.conftest import SIZE, trainer_of
 from training.inference import data_module, load_trained

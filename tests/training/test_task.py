@@ -10,13 +10,13 @@ from torch.nn import functional as F  # noqa: N812
 
 from datamodules.errors import InputError
 from datamodules.images import normalize
-from seeds.checkpoint import load_task, read_checkpoint
+from seeds.checkpoints import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from tests.training.conftest import TINY, data_of, trainer_of
-from training import task as task_module
+from training import segmentation_task as task_module
 from training.grids import label_map, resize, small_pictures
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 
 CLASSES = ["a", "b", "c"]
 

@@ -11,7 +11,7 @@ from seeds.affinity.task import AffinityTask
 from seeds.classifier import ClassifierTask
 from tests.training.conftest import TINY
 from training.losses import balanced_seed_loss, expand_loss, sec_probabilities, seed_loss
-from training.task import SegmentationTask
+from training.segmentation_task import SegmentationTask
 
 STEPS = 100
 SMALL = {"backbone": "mobilenet_v2", "depth": 3, "output_stride": 8}

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from datamodules.errors import InputError
-from datamodules.files import remove_lock, write_whole
+from datamodules.files import remove_lock, write_atomically
 from training.recipes.estimates import Estimates
 from training.recipes.recipe import STAGES, Recipe, Stage, read_recipe
 from training.recipes.run_summary import figures_of, summary_table, why
@@ -129,12 +129,12 @@ class Runner:
             later = [each for each in stages[number:] if each in waiting]
             reports.append(self._stage(stage, f"stage {number} of {len(stages)}: {stage.name}", later))
         summary = {"recipe": str(self.recipe.path), "output": str(self.output), "stages": reports}
-        write_whole(self.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+        write_atomically(self.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
         last = self.recipe.stages[-1]
         if last in stages and (self.output / last.name / RESULT[0]).is_file():
             for file in (self.output / last.name / name for name in RESULT):
                 if file.is_file():
-                    write_whole(self.output / file.name, file.read_bytes())
+                    write_atomically(self.output / file.name, file.read_bytes())
         Console().print(summary_table(summary))
         return summary
 
@@ -169,7 +169,7 @@ class Runner:
     def _words(self, stage: Stage, path: Path) -> list[str]:
         """A stage's command line; its options are written to ``path``."""
         options = stage.resolved(self.output)
-        write_whole(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode())
+        write_atomically(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode())
         return [*stage.command.split(), f"--config={path}"]
 
     def _stage(self, stage: Stage, title: str, later: Sequence[Stage]) -> dict[str, Any]:

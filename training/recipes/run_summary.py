@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.settings import differences
-from training.scoring.tables import percent
+from training.evaluation.tables import percent
 
 __all__ = ["figures_of", "summary_table", "why"]
 

@@ -24,9 +24,9 @@ from typing import Any
 from datamodules.cache.format import MANIFEST
 from datamodules.cache.making import PLAN
 from datamodules.errors import InputError
-from datamodules.files import write_whole
+from datamodules.files import write_atomically
 from datamodules.fingerprints import fingerprint, sizes
-from datamodules.source_code import ALL_PACKAGES, SEED_PACKAGES, source_revision
+from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.recipes.recipe import STAGES, Stage, leaves, references
 
 __all__ = ["PATH_OPTIONS", "Inputs", "StagePlace", "is_path", "key_of"]
@@ -175,7 +175,7 @@ class StagePlace:
         record, begun = self.record(), self._begun.read_text() if self._begun.exists() else None
         if begun == key and (record is None or self._old.exists()):
             return occupied(self.folder)
-        write_whole(self._begun, b"-")  # from here on nobody goes on with what is there
+        write_atomically(self._begun, b"-")  # from here on nobody goes on with what is there
         if record is not None and not self._old.exists():
             if self.folder.exists():
                 self.folder.rename(self._old)
@@ -183,7 +183,7 @@ class StagePlace:
             remove(self.folder)
         if record is not None and record["key"] == key:  # files of it are lost
             self._record.unlink()
-        write_whole(self._begun, key.encode())
+        write_atomically(self._begun, key.encode())
         return False
 
     def resume_arguments(self, stage: Stage) -> list[str] | None:
@@ -213,9 +213,9 @@ class StagePlace:
         Raises:
             InputError: the disk does not take it.
         """
-        write_whole(self._begun, str(record["key"]).encode())
+        write_atomically(self._begun, str(record["key"]).encode())
         content = {**record, "files": sizes(self.folder)}
-        write_whole(self._record, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(self._record, (json.dumps(content, indent=1) + "\n").encode())
         remove(self._old)
         self._begun.unlink()
 

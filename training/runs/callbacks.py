@@ -12,8 +12,8 @@ from pytorch_lightning.loggers import Logger
 
 from datamodules.images import to_uint8
 from training.grids import label_map
-from training.pictures import cue_picture, label_picture, panel
-from training.task import SegmentationTask
+from training.image_overlays import cue_picture, label_picture, panel
+from training.segmentation_task import SegmentationTask
 
 __all__ = ["PicturePanel"]
 

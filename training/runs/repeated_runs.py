@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError
-from datamodules.files import write_whole
+from datamodules.files import write_atomically
 from datamodules.settings import differences
-from datamodules.source_code import ALL_PACKAGES, source_revision
+from datamodules.source_revision import ALL_PACKAGES, source_revision
+from training.evaluation.tables import average, sample_std
 from training.recipes.stage_process import same_modules
-from training.runs.record import read_record
-from training.scoring.tables import average, sample_std
+from training.runs.provenance_record import read_record
 
 __all__ = ["fit_repeatedly", "seed_list"]
 
@@ -131,7 +131,7 @@ def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None
         "figures": figures,
         "runs": {str(seed): dict(run) for seed, run in runs.items()},
     }
-    write_whole(output / "repeated_runs.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(output / "repeated_runs.json", (json.dumps(content, indent=1) + "\n").encode())
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["figure", "mean", "std", *(f"seed-{seed}" for seed in runs)])
@@ -142,5 +142,5 @@ def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None
         cells = [average(each), sample_std(each), *each]
         writer.writerow([name, *cells])
         table.add_row(Text(name), *("" if value is None else f"{value:.4f}" for value in cells))
-    write_whole(output / "repeated_runs.csv", file.getvalue().encode())
+    write_atomically(output / "repeated_runs.csv", file.getvalue().encode())
     Console().print(table if values else "the validations gave no figures")

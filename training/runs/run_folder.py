@@ -11,12 +11,12 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from datamodules.errors import InputError
 from training.runs.callbacks import PicturePanel
-from training.runs.csv_log import RunLog
-from training.runs.guard import LossGuard
-from training.runs.randomness import StepSeed
-from training.runs.record import RunRecord
+from training.runs.csv_logger import RunLog
+from training.runs.loss_guard import LossGuard
+from training.runs.provenance_record import RunRecord
+from training.runs.step_seed import StepSeed
 from training.runs.update_count import UpdateCount
-from training.runs.wandb_log import WandbLog
+from training.runs.wandb_logger import WandbLog
 
 Wandb = Literal["disabled", "offline", "online"]
 

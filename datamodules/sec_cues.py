@@ -1,0 +1,149 @@
+"""The cue files of SEC (Kolesnikov & Lampert, ECCV 2016), as its authors released them and as their code reads them.
+
+One pickle of Python 2 holds a dictionary; ``input_list.txt`` numbers the images: ``2008_007028.jpg 0``. Of image n:
+
+================  ============================================================================================
+``"n_labels"``    int64 (k,): the classes in the image, 1..C, ascending
+``"n_cues"``      int64 (3, m): class (0 = background), row and column of each cued cell, ascending, on a 41x41 grid
+================  ============================================================================================
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.errors import InputError
+from datamodules.safe_pickle import load_file
+
+PICKLE = "localization_cues.pickle"
+INPUT_LIST = "input_list.txt"
+
+# Python 2's own opcodes for an int64 array; Python 3's pickles of arrays name modules that no NumPy of Python 2 has.
+SHELL = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01("
+INT64 = b"cnumpy\ndtype\nU\x02i8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+
+
+class SecCues:
+    """A file of cues, read and checked an image at a time.
+
+    Attributes:
+        ids: the images in the list's order: their file names without the end.
+    """
+
+    def __init__(self, path: Path, input_list: Path, num_classes: int, grid: int) -> None:
+        """Read the file.
+
+        Args:
+            path: the pickle, gzipped or not.
+            input_list: which image has which number.
+            num_classes: C, without background.
+            grid: cells a side.
+
+        Raises:
+            InputError: a file that is missing, damaged or of another kind; a pickle that holds anything but arrays.
+        """
+        self.path, self.num_classes, self.grid = path, num_classes, grid
+        self._numbers = read_input_list(input_list)
+        self.ids = tuple(self._numbers)
+        self._entries = load_file(path)
+        if not isinstance(self._entries, dict):
+            raise InputError(f"{path} is no file of SEC's cues: it holds no dictionary.")
+
+    def cells(self, name: str) -> NDArray[np.bool_]:
+        """The cues of an image.
+
+        Returns:
+            bool (C+1, grid, grid), channel 0 = background; a cell may be cued for several classes.
+
+        Raises:
+            InputError: the image has none in the file, or they are not arrays as described above.
+        """
+        number = self._numbers[name]
+        labels, cues = self._integers(f"{number}_labels", 1), self._integers(f"{number}_cues", 2)
+        where = f"{self.path}, image {number} ({name}):"
+        if labels.size and not 1 <= labels.min() <= labels.max() <= self.num_classes:
+            raise InputError(f"{where} its labels are not all in 1..{self.num_classes}.")
+        limits = np.array([self.num_classes + 1, self.grid, self.grid])
+        if len(cues) != len(limits) or (cues < 0).any() or (cues >= limits[:, None]).any():
+            raise InputError(
+                f"{where} its cues are not (class, row, column) within 0..{self.num_classes} and a grid of "
+                f"{self.grid}x{self.grid}."
+            )
+        if not np.isin(cues[0], np.append(labels, 0)).all():
+            raise InputError(f"{where} a class has cues and is not among the labels.")
+        cells = np.zeros(limits, np.bool_)
+        cells[tuple(cues)] = True
+        if cells.sum() != cues.shape[1]:
+            raise InputError(f"{where} a cell is cued for the same class twice.")
+        return cells
+
+    def _integers(self, key: str, dimensions: int) -> NDArray[np.int64]:
+        value = self._entries.get(key)
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim != dimensions:
+            if key not in self._entries:
+                raise InputError(f"{self.path} lacks entry {key!r}, which its list promises.")
+            raise InputError(f"{self.path}: entry {key!r} is not an array of integers of {dimensions} dimensions.")
+        return value.astype(np.int64)
+
+
+def read_input_list(path: Path) -> dict[str, int]:
+    """Each image's number, by its file name without the end.
+
+    Raises:
+        InputError: the list is missing, malformed, empty, or names an image or a number twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    numbers: dict[str, int] = {}
+    for place, line in enumerate(lines, start=1):
+        match line.split():
+            case []:
+                continue
+            case [file, number] if number.isdecimal() and number.isascii() and Path(file).stem not in numbers:
+                numbers[Path(file).stem] = int(number)
+            case _:
+                raise InputError(f"{path}, line {place}: expected a new image and its number, found {line!r}.")
+    if not numbers or len(set(numbers.values())) < len(numbers):
+        raise InputError(f"the list {path} {'gives a number twice' if numbers else 'is empty'}.")
+    return numbers
+
+
+def sec_files(pictures: Sequence[tuple[str, NDArray[np.integer], NDArray[np.uint8]]]) -> dict[str, bytes]:
+    """The two files of SEC, for the images in their order, byte for byte the types that the authors' files have.
+
+    Args:
+        pictures: id, labels 1..C (k,), and label map uint8 (h, w) of each: 0 = background, 1..C, 255 = no cue.
+
+    Returns:
+        Content by file name.
+    """
+    entries, lines = [], []
+    for number, (name, labels, cues) in enumerate(pictures):
+        cued = np.flatnonzero(cues.ravel() != 255)  # noqa: PLR2004 - no cue
+        order = cued[np.argsort(cues.ravel()[cued], kind="stable")]
+        cells = np.stack([cues.ravel()[order], *np.divmod(order, cues.shape[1])])
+        entries += [(f"{number}_labels", np.sort(labels)), (f"{number}_cues", cells)]
+        lines.append(f"{name}.jpg {number}\n")
+    return {PICKLE: dump_python2(entries), INPUT_LIST: "".join(lines).encode()}
+
+
+def dump_python2(entries: Sequence[tuple[str, NDArray[np.integer]]]) -> bytes:
+    """A pickle of ``{key: array}`` such as Python 2 itself writes: for its cPickle, and Python 3 with latin1.
+
+    Args:
+        entries: keys, ASCII, and arrays of integers; written as int64, little endian, in C's order.
+    """
+    out = io.BytesIO()
+    out.write(b"\x80\x02}(")
+    for key, array in entries:
+        name, content = key.encode("ascii"), np.ascontiguousarray(array, "<i8").tobytes()
+        out.write(b"X" + len(name).to_bytes(4, "little") + name + SHELL)
+        out.writelines(b"J" + size.to_bytes(4, "little") for size in array.shape)
+        out.write(b"t" + INT64 + b"\x89T" + len(content).to_bytes(4, "little") + content + b"tb")
+    out.write(b"u.")
+    return out.getvalue()

@@ -1,0 +1,225 @@
+"""Images of the embedded data set: textured cut-outs on clutter, each with its exact mask.
+
+Five classes, each a silhouette filled with its own texture from edge to edge, so that every part of an object tells
+its class: a *bee* is striped, a *fish* has scales, a *kite* is checkered, a *ladybird* dotted, a *starfish* speckled.
+Colours lean towards a class and are not enough: the second tone of an object is any dark or light, and three of ten
+colours of the clutter are those of a class, on shapes and in textures that no class has. The background is drawn from
+a random stream of its own before any class is chosen, so neither its colours nor its textures can tell what lies on it.
+
+Everything is drawn at twice the size and averaged down: edges are smooth, and a mask holds the pixels of which an
+object covers at least half. Lengths are fractions of the image's longer side where nothing else is said.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from datamodules import synthetic_textures as textures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.random import Generator
+
+    Texture = Callable[[Generator, np.ndarray, np.ndarray, float], np.ndarray]
+    Colours = tuple[np.ndarray, np.ndarray]
+
+CLASSES = ("bee", "fish", "kite", "ladybird", "starfish")
+"""Index i of a mask is ``CLASSES[i - 1]``."""
+
+_HUES = (0.14, 0.57, 0.36, 0.01, 0.83)  # where each class leans to: yellow, blue, green, red, violet
+_TEXTURES: tuple[Texture, ...] = (
+    textures.stripes, textures.scales, textures.checks, textures.dots, textures.speckles,
+)  # fmt: skip
+_CLUTTER: tuple[Texture, ...] = (
+    textures.plain,
+    textures.marble,
+    textures.lattice,
+    textures.squiggles,
+)
+_ZOOM = 2
+_MUTED = 0.7  # the part of the clutter's colours that are no class's
+_OVERLAP = 0.15  # the part of an object that later ones may hide
+_TRIES = 40
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image: ``image`` uint8 (H, W, 3) RGB, ``mask`` uint8 (H, W), 0 = background, i = ``CLASSES[i - 1]``."""
+
+    image: np.ndarray
+    mask: np.ndarray
+
+
+def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
+    """Draws the image that belongs to a seed.
+
+    Args:
+        seed: Any integers; the same ones give the same image.
+        size: Longer side in pixels; the shorter is as long or three quarters of it.
+
+    Returns:
+        The image, with one to three objects of different classes, each 25 to 65 % of ``size`` across. They may
+        overlap a little; the one in front has the mask.
+    """
+    behind, front = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+    short = round(size * 3 / 4)
+    height, width = ((size, size), (size, short), (short, size))[behind.integers(3)]
+    canvas = _background(behind, height * _ZOOM, width * _ZOOM)
+    mask = np.zeros((height, width), np.uint8)
+    count = front.choice((1, 2, 3), p=(0.4, 0.4, 0.2))
+    for kind in front.choice(len(CLASSES), size=count, replace=False):
+        _place(front, canvas, mask, int(kind))
+    image = cv2.resize(_light(front, canvas), (width, height), interpolation=cv2.INTER_AREA)
+    image = image + front.normal(0, 0.015, image.shape)
+    return Scene((image.clip(0, 1) * 255).round().astype(np.uint8), mask)
+
+
+def _background(rng: Generator, height: int, width: int) -> np.ndarray:
+    canvas = textures.blend(textures.noise(rng, height, width, octaves=4), _tone(rng), _tone(rng))
+    side = max(height, width)
+    for _ in range(rng.integers(3, 8)):
+        outline = _turned(_clutter_outline(rng), rng.uniform(0, 2 * np.pi)) * side * rng.uniform(0.08, 0.3)
+        outline += rng.uniform((0, 0), (width, height))
+        texture = _CLUTTER[rng.integers(len(_CLUTTER))]
+        _paint(rng, canvas, _cover(outline, height, width), texture, (_tone(rng), _tone(rng)))
+    return canvas
+
+
+def _place(rng: Generator, canvas: np.ndarray, mask: np.ndarray, kind: int) -> None:
+    """Draws an object of class ``kind`` where it hides little of what is there, smaller after each vain try."""
+    height, width = mask.shape
+    diameter = rng.uniform(0.35, 0.65)
+    for attempt in range(_TRIES):
+        across = max(0.25, diameter * 0.97**attempt) * max(height, width)
+        outline = _turned(_OUTLINES[kind](rng), rng.uniform(0, 2 * np.pi))
+        outline *= across / np.ptp(outline, axis=0).max()
+        outline -= (outline.min(axis=0) + outline.max(axis=0)) / 2
+        room = np.maximum((width, height) - np.ptp(outline, axis=0) * 0.9, 0) / 2  # a tenth may leave the image
+        centre = np.array((width, height)) / 2 + rng.uniform(-room, room)
+        cover = _cover((outline + centre) * _ZOOM, height * _ZOOM, width * _ZOOM)
+        inside = cv2.resize(cover, (width, height), interpolation=cv2.INTER_AREA) >= 0.5  # noqa: PLR2004
+        hidden = np.bincount(mask[inside], minlength=len(CLASSES) + 1)
+        if (hidden <= _OVERLAP * np.bincount(mask.ravel(), minlength=len(CLASSES) + 1))[1:].all():
+            colour = _tone(rng, _HUES[kind])
+            _paint(rng, canvas, cover, _TEXTURES[kind], (colour, _contrast(rng, colour)))
+            mask[inside] = kind + 1
+            return
+
+
+def _paint(rng: Generator, canvas: np.ndarray, cover: np.ndarray, texture: Texture, colours: Colours) -> None:
+    """Fills what ``cover`` covers; only within the box around it, which is most of the speed."""
+    x, y, w, h = cv2.boundingRect((cover > 0).astype(np.uint8))
+    window = slice(y, y + h), slice(x, x + w)
+    if w and h:
+        fill = textures.blend(texture(rng, *_grid(rng, h, w), max(cover.shape) / 128), *colours)
+        canvas[window] += cover[window][..., None] * (fill - canvas[window])
+
+
+def _cover(outline: np.ndarray, height: int, width: int) -> np.ndarray:
+    """float32 (height, width): 1 inside the closed polygon (K, 2) of (x, y), smooth at its edge."""
+    cover = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(cover, [np.round(outline * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
+    return cover.astype(np.float32) / 255
+
+
+def _grid(rng: Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates float32 (height, width) of a turned, shifted and slightly curved grid, in pixels."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    turn, shift = rng.uniform(0, 2 * np.pi), rng.uniform(0, 100, 2).astype(np.float32)
+    c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    u, v = x * c + y * s, y * c - x * s
+    wave = np.float32(2 * np.pi / (max(height, width) * rng.uniform(0.5, 1)))
+    depth = np.float32(0.35) / wave  # a slope of 0.35 at most
+    return u + depth * np.sin(v * wave) + shift[0], v + depth * np.sin(u * wave) + shift[1]
+
+
+def _light(rng: Generator, canvas: np.ndarray) -> np.ndarray:
+    """Light that falls off across the whole image, with a tint."""
+    height, width = canvas.shape[:2]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    direction, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)
+    fall = 1 + strength * (x * np.cos(direction) + y * np.sin(direction))
+    tint = rng.uniform(0.9, 1.05, 3).astype(np.float32)
+    lit: np.ndarray = (canvas * fall[..., None] * tint * rng.uniform(0.8, 1.1)).astype(np.float32)
+    return lit
+
+
+def _tone(rng: Generator, hue: float | None = None) -> np.ndarray:
+    """A colour, RGB float32 (3,) in [0, 1]: strong, leaning to ``hue``; for clutter mostly muted, else any class's."""
+    if hue is None:
+        if rng.random() < _MUTED:
+            rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.05, 0.4), rng.uniform(0.25, 0.9))
+            return np.array(rgb, np.float32)
+        hue = _HUES[rng.integers(len(_HUES))]
+    turned = rng.normal(hue, 0.04) % 1
+    return np.array(colorsys.hsv_to_rgb(turned, rng.uniform(0.55, 0.95), rng.uniform(0.6, 0.95)), np.float32)
+
+
+def _contrast(rng: Generator, colour: np.ndarray) -> np.ndarray:
+    """The same colour nearly black or nearly white, for the other half of a texture."""
+    other = rng.uniform(0.05, 0.3) if rng.random() < 0.5 else rng.uniform(0.8, 1.0)  # noqa: PLR2004
+    return np.asarray(0.8 * other + 0.2 * other * colour / colour.max(), np.float32)
+
+
+def _turned(outline: np.ndarray, angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    turned: np.ndarray = outline @ np.array(((c, s), (-s, c)))
+    return turned
+
+
+def _polar(radius: Callable[[np.ndarray], np.ndarray], flat: float) -> np.ndarray:
+    """Outline (96, 2) with a radius for each angle, its second axis shortened to ``flat``."""
+    angle = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+    outline: np.ndarray = np.stack((np.cos(angle), np.sin(angle) * flat), axis=1) * radius(angle)[:, None]
+    return outline
+
+
+def _bee(rng: Generator) -> np.ndarray:
+    sting = rng.uniform(0.15, 0.35)
+    return _polar(lambda a: 1 + sting * np.exp(-((np.cos(a) - 1) ** 2) * 300), rng.uniform(0.55, 0.7))
+
+
+def _fish(rng: Generator) -> np.ndarray:
+    half, tail = rng.uniform(0.42, 0.55), rng.uniform(0.35, 0.5)
+    angle = np.linspace(np.pi - 0.35, -np.pi + 0.35, 64)
+    body = np.stack((np.cos(angle), np.sin(angle) * half), axis=1)
+    return np.concatenate((body, [(-1.5, -tail), (-1.3, 0), (-1.5, tail)]))
+
+
+def _kite(rng: Generator) -> np.ndarray:
+    return np.array(((0, -1), (rng.uniform(0.6, 0.8), -0.25), (0, 1), (-rng.uniform(0.6, 0.8), -0.25)))
+
+
+def _ladybird(rng: Generator) -> np.ndarray:
+    head = rng.uniform(0.15, 0.25)
+    return _polar(lambda a: 1 + head * np.exp(-(((a - np.pi) / 0.35) ** 4)), rng.uniform(0.8, 0.95))
+
+
+def _starfish(rng: Generator) -> np.ndarray:
+    depth, phase = rng.uniform(0.28, 0.38), rng.uniform(-0.2, 0.2)
+    return _polar(lambda a: 1 - depth + depth * np.cos(5 * (a + phase * np.sin(a))), rng.uniform(0.85, 1))
+
+
+_OUTLINES: tuple[Callable[[Generator], np.ndarray], ...] = (_bee, _fish, _kite, _ladybird, _starfish)
+
+
+def _clutter_outline(rng: Generator) -> np.ndarray:
+    """A slab, a triangle, or a blob: (K, 2), about 1 from its centre."""
+    match rng.integers(3):
+        case 0:
+            x, y = 1.4, rng.uniform(0.15, 0.5)
+            return np.array(((-x, -y), (x, -y), (x, y), (-x, y)))
+        case 1:
+            angle = np.arange(3) * 2 * np.pi / 3 + rng.uniform(-0.4, 0.4, 3)
+            return np.stack((np.cos(angle), np.sin(angle)), axis=1)
+        case _:
+            waves = rng.uniform(-0.25, 0.25, (2, 2))
+            return _polar(
+                lambda a: 1 + waves[0] @ (np.cos(2 * a), np.sin(2 * a)) + waves[1] @ (np.cos(3 * a), np.sin(3 * a)), 1
+            )

@@ -1,0 +1,73 @@
+"""Background saliency: where an image's classes care least about what is there (SEC's background cue).
+
+Simonyan et al. 2013 as the SEC authors use it: the channel maximum of |d(sum of class scores)/d(conv4 activation)|,
+smoothed with a 3x3 median. Low values are background.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from datamodules.errors import InputError
+from seeds.activations import gradient, probing, scores_of
+
+PROBE = (224, 224)  # height and width of the image of noise: patches of 14 and of 16 divide it
+
+
+def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Saliency float32 (B, h, w) on the layer's grid, not normalised; low where the background is.
+
+    The model runs in eval mode and is afterwards exactly as it was; see :func:`seeds.activations.probing`.
+
+    Args:
+        model: takes images (B, 3, H, W), gives scores (B, C).
+        layer: a submodule's name or the submodule itself; its output is a map (B, K, h, w).
+        images: (B, 3, H, W).
+        labels: (B, C), not 0 for the classes whose scores are summed; all of them for an image without any.
+
+    Raises:
+        InputError: no such layer, a layer that gives no map or on which no score depends, or a wrong shape.
+    """
+    with probing(model, [layer]) as taps:
+        scores = scores_of(model, images, labels)
+        return saliency_map(scores, taps[0], labels, layer if isinstance(layer, str) else type(layer).__name__)
+
+
+def check_saliency(model: nn.Module, layer: str, classes: int) -> None:
+    """Raises an InputError if saliency at a layer is the same all over any image, and so tells no background.
+
+    So it is where only the average over the map follows. Asked with an image of noise.
+    """
+    images = torch.rand(1, 3, *PROBE, generator=torch.Generator().manual_seed(0))
+    saliency = background_saliency(model, layer, images, torch.ones(1, classes))
+    if saliency.numel() > 1 and saliency.amax() == saliency.amin():
+        raise InputError(
+            f"saliency at layer {layer} is the same everywhere, so that there would be no background cues: "
+            "choose a layer further down for saliency_layer"
+        )
+
+
+def saliency_map(scores: Tensor, activation: Tensor, labels: Tensor, name: str = "") -> Tensor:
+    """Background saliency float32 (B, h, w) from a forward pass made within :func:`seeds.activations.probing`.
+
+    Args:
+        scores: (B, C), with a graph back to ``activation``, which is used up.
+        activation: (B, K, h, w).
+        labels: (B, C), as for :func:`background_saliency`.
+        name: the layer's, for the error.
+
+    Raises:
+        InputError: the scores do not depend on the activation.
+    """
+    wanted = labels.to(scores.device) != 0
+    wanted = wanted | ~wanted.any(dim=1, keepdim=True)
+    slope = gradient(scores.float()[wanted].sum(), activation, name, keep=False)
+    return median3(slope.detach().float().abs().amax(dim=1))
+
+
+def median3(maps: Tensor) -> Tensor:
+    """Median of each cell's 3x3 neighbourhood of maps (B, h, w); beyond the edge, the edge goes on."""
+    h, w = maps.shape[-2:]
+    padded = functional.pad(maps.unsqueeze(1), (1, 1, 1, 1), mode="replicate").squeeze(1)
+    around = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    return torch.stack(around).median(dim=0).values

@@ -1,0 +1,1 @@
+"""HTML pages: evaluation, seeds by stage, evidence for and against a class."""
