@@ -48,7 +48,7 @@ def read_irn(path: Path, num_classes: int) -> tuple[NDArray[np.int64], NDArray[n
     known = kinds.dtype.kind in "iu" or not kinds.size
     if not known or not np.isin(kinds, range(num_classes)).all() or len(np.unique(kinds)) < len(kinds):
         raise InputError(f"{path}: its classes are not integers in 0..{num_classes - 1}, each once.")
-    if not isinstance(maps, np.ndarray) or maps.ndim != 3 or len(maps) != len(kinds) or maps.dtype.kind != "f":  # noqa: PLR2004
+    if not isinstance(maps, np.ndarray) or maps.ndim != 3 or len(maps) != len(kinds) or maps.dtype.kind != "f":
         raise InputError(f"{path} does not hold one map (h, w) for each of its {len(kinds)} classes.")
     if not np.isfinite(maps).all() or maps.min(initial=0) < 0 or 0 in maps.shape[1:]:
         raise InputError(f"{path}: its maps are not all finite, not negative and not empty.")

@@ -131,7 +131,7 @@ class Progress:
         """The speed, once it is known."""
         if done > self._first:
             rate = self._rate(done)
-            digits = f"{rate:.1f}" if rate >= 10 else f"{rate:.2g}"  # noqa: PLR2004
+            digits = f"{rate:.1f}" if rate >= 10 else f"{rate:.2g}"
             yield f"{digits} {self._unit}/s"
 
     def _report(self, done: int, status: str) -> str:
@@ -162,9 +162,9 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
 def duration(seconds: float) -> str:
     """Return a time as people say it: ``40 s``, ``12 min``, ``2 h 5 min``."""
     minutes = round(seconds / 60)
-    if seconds < 100:  # noqa: PLR2004
+    if seconds < 100:
         return f"{math.ceil(seconds)} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def write_line(line: str) -> None:

@@ -46,7 +46,7 @@ def _need(condition: bool, otherwise: str, value: Any = None) -> Any:
 
 
 def _is_shape(sizes: Any) -> bool:
-    few = isinstance(sizes, tuple) and len(sizes) <= 8  # noqa: PLR2004
+    few = isinstance(sizes, tuple) and len(sizes) <= 8
     return few and all(type(size) is int and 0 <= size < 2**128 for size in sizes)  # the product stays quick
 
 
@@ -183,7 +183,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001
 
     def call(self, function: Any, given: Any) -> None:
         """Push what a stand-in returns; nothing else on the stack is callable."""
-        proper = callable(function) and isinstance(given, tuple) and len(given) < 16  # noqa: PLR2004
+        proper = callable(function) and isinstance(given, tuple) and len(given) < 16
         _need(proper, "calls or changes something, as saved arrays never do")
         # A pickle can give the same bytes to any number of calls, and each can copy them.
         for each in given:

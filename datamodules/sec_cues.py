@@ -124,7 +124,7 @@ def sec_files(pictures: Sequence[tuple[str, NDArray[np.integer], NDArray[np.uint
     """
     entries, lines = [], []
     for number, (name, labels, cues) in enumerate(pictures):
-        cued = np.flatnonzero(cues.ravel() != 255)  # noqa: PLR2004 - no cue
+        cued = np.flatnonzero(cues.ravel() != 255)
         order = cued[np.argsort(cues.ravel()[cued], kind="stable")]
         cells = np.stack([cues.ravel()[order], *np.divmod(order, cues.shape[1])])
         entries += [(f"{number}_labels", np.sort(labels)), (f"{number}_cues", cells)]

@@ -36,7 +36,7 @@ def synthesize(output: Path, *, train: int = 600, val: int = 150, size: int = 12
     Raises:
         InputError: The folder is not empty or cannot be written; a number is out of range.
     """
-    if train < 1 or val < 1 or size < 32 or seed < 0:  # noqa: PLR2004
+    if train < 1 or val < 1 or size < 32 or seed < 0:
         raise InputError(
             f"train {train} and val {val} must be at least 1, size {size} at least 32, seed {seed} at least 0."
         )

@@ -103,7 +103,7 @@ def _place(rng: Generator, canvas: np.ndarray, mask: np.ndarray, kind: int) -> N
         room = np.maximum((width, height) - np.ptp(outline, axis=0) * 0.9, 0) / 2  # a tenth may leave the image
         centre = np.array((width, height)) / 2 + rng.uniform(-room, room)
         cover = _cover((outline + centre) * _ZOOM, height * _ZOOM, width * _ZOOM)
-        inside = cv2.resize(cover, (width, height), interpolation=cv2.INTER_AREA) >= 0.5  # noqa: PLR2004
+        inside = cv2.resize(cover, (width, height), interpolation=cv2.INTER_AREA) >= 0.5
         hidden = np.bincount(mask[inside], minlength=len(CLASSES) + 1)
         if (hidden <= _OVERLAP * np.bincount(mask.ravel(), minlength=len(CLASSES) + 1))[1:].all():
             colour = _tone(rng, _HUES[kind])
@@ -163,7 +163,7 @@ def _tone(rng: Generator, hue: float | None = None) -> np.ndarray:
 
 def _contrast(rng: Generator, colour: np.ndarray) -> np.ndarray:
     """The same colour nearly black or nearly white, for the other half of a texture."""
-    other = rng.uniform(0.05, 0.3) if rng.random() < 0.5 else rng.uniform(0.8, 1.0)  # noqa: PLR2004
+    other = rng.uniform(0.05, 0.3) if rng.random() < 0.5 else rng.uniform(0.8, 1.0)
     return np.asarray(0.8 * other + 0.2 * other * colour / colour.max(), np.float32)
 
 

@@ -57,7 +57,7 @@ def speckles(rng: Generator, u: Floats, v: Floats, scale: float) -> Floats:
     """Grains of random tone, as coarse sand."""
     grain = rng.uniform(3, 4) * scale
     tones = rng.random((64, 64)).astype(np.float32)
-    tones = (tones > 0.5).astype(np.float32) * 0.8 + tones * 0.2  # noqa: PLR2004
+    tones = (tones > 0.5).astype(np.float32) * 0.8 + tones * 0.2
     return _look_up(tones, u / grain, v / grain)
 
 

@@ -190,7 +190,7 @@ def scores_of(model: Model, images: Tensor, labels: Tensor) -> Tensor:
         InputError: images, labels or scores of other shapes.
     """
     check_images(images)
-    if labels.dim() != 2 or len(labels) != len(images):  # noqa: PLR2004
+    if labels.dim() != 2 or len(labels) != len(images):
         raise InputError(f"labels must have shape ({len(images)}, C), a row an image, not {tuple(labels.shape)}")
     scores = answer(model, images)
     if not isinstance(scores, Tensor) or scores.shape != labels.shape:

@@ -76,7 +76,7 @@ def check_target(target: Target, count: int) -> None:
             )
         return
     is_indices = target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
-    if not (is_indices or target.dim() == 2) or len(target) != count:  # noqa: PLR2004
+    if not (is_indices or target.dim() == 2) or len(target) != count:
         raise InputError(
             f"labels must have shape ({count}, C), a row an image, or be {count} integer class indices, "
             f"not {tuple(target.shape)} of {target.dtype}"
@@ -100,7 +100,7 @@ def ask(output: Any, target: Target, count: int) -> Asked:
     what = f"labels of shape {tuple(target.shape)}" if target.dim() > 1 else "class indices"
     if not isinstance(output, Tensor):
         raise InputError(f"{what} do not fit the model, which gives a {type(output).__name__}")
-    if output.dim() != 2 or len(output) != count or (target.dim() > 1 and output.shape != target.shape):  # noqa: PLR2004
+    if output.dim() != 2 or len(output) != count or (target.dim() > 1 and output.shape != target.shape):
         raise InputError(f"{what} do not fit the model, which gives scores {tuple(output.shape)}")
     if target.dim() > 1:
         return of_labels(output, target)

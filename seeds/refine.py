@@ -100,7 +100,7 @@ def refine_seeds(
         InputError: a checkpoint, cache, folder or number that is not usable; another process that makes the same
             cache; a disk that is full. Finished shards stay then.
     """
-    if radius < 2 or steps < 1 or beta <= 0:  # noqa: PLR2004  nearer there is no other cell
+    if radius < 2 or steps < 1 or beta <= 0:
         raise InputError(f"radius {radius}, steps {steps} or beta {beta} is too small for a walk")
     if not 0 < fg_threshold < 1:
         raise InputError(f"fg_threshold {fg_threshold} is not between 0 and 1")

@@ -48,7 +48,7 @@ def dilate_vgg(trunk: Trunk, output_stride: int) -> None:
     """
     if output_stride not in (8, 16, 32):
         raise InputError(f"output_stride {output_stride} is none of 8, 16, 32")
-    if output_stride == 32:  # noqa: PLR2004
+    if output_stride == 32:
         return
     stride, rate = 1, 1
     for module in trunk.modules():

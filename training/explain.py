@@ -130,7 +130,7 @@ def panels_of(explainer: Explainer, method: str, seen: Tensor, shown: Sequence[i
     """A method's images, uint8 (h, w, 3), of some classes."""
     height, width = small.shape[:2]
     maps = explainer.maps(method, seen, shown)
-    if maps.dim() == 4:  # noqa: PLR2004 - (k, 3, S, S)
+    if maps.dim() == 4:
         return [gradient_picture(each.numpy(), height, width) for each in maps]
     heats = explainer.heats(method, seen, shown, (height, width))
     return [heat_picture(small, heat) for heat in heats]

@@ -109,6 +109,6 @@ def _features() -> tuple[list[nn.Module], list[int]]:
         for width in widths:
             layers += [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
             channels = width
-        layers.append(nn.MaxPool2d(3, stride=2 if stage <= 3 else 1, padding=1))  # noqa: PLR2004  pool4, pool5: 1
+        layers.append(nn.MaxPool2d(3, stride=2 if stage <= 3 else 1, padding=1))
         strides += [2 ** (stage - 1)] * (2 * len(widths)) + [2**stage]
     return layers, strides

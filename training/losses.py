@@ -175,7 +175,7 @@ def _ranked_weights(cells: int, decay: float, device: torch.device, dtype: torch
 
 
 def _probabilities(probs: Tensor, loss: str) -> Tensor:
-    if probs.ndim != 4 or probs.shape[1] < 2 or probs.numel() == 0:  # noqa: PLR2004  background and one class
+    if probs.ndim != 4 or probs.shape[1] < 2 or probs.numel() == 0:
         raise ValueError(f"{loss}: probs must be (B, C+1, h, w) with C >= 1 and no empty side, not {_shape(probs)}")
     return _at_least_float32(probs)
 

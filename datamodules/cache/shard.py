@@ -117,13 +117,13 @@ class ShardBuilder:
         except UnicodeEncodeError as error:
             raise InputError(f"an image's name {name!r} is not UTF-8; rename it") from error
         check_ids(key, "an image cannot be kept")
-        if cues.dtype != np.uint8 or cues.ndim != 2 or not legal(self.num_classes)[cues].all():  # noqa: PLR2004
+        if cues.dtype != np.uint8 or cues.ndim != 2 or not legal(self.num_classes)[cues].all():
             raise InputError(f"the cues of {name} are no label map (h, w) of 0..{self.num_classes} and {NO_CUE}")
         if not (np.isfinite(maps).all() and np.isfinite(saliency).all()) or maps.min(initial=0) < 0:
             raise InputError(f"the maps of {name} are not all finite and positive: the classifier is broken")
-        if maps.ndim != 3 or kinds.shape != maps.shape[:1] or not np.isin(kinds, range(self.num_classes)).all():  # noqa: PLR2004
+        if maps.ndim != 3 or kinds.shape != maps.shape[:1] or not np.isin(kinds, range(self.num_classes)).all():
             raise InputError(f"image {name} has maps {maps.shape} for classes {kinds.tolist()}")
-        if saliency.ndim != 2 or max(cues.size, maps.size, saliency.size) > MAX_CELLS:  # noqa: PLR2004
+        if saliency.ndim != 2 or max(cues.size, maps.size, saliency.size) > MAX_CELLS:
             raise InputError(f"image {name} has maps {maps.shape} and saliency {saliency.shape}, which is too much")
 
     def tobytes(self) -> bytes:

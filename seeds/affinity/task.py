@@ -60,7 +60,7 @@ class AffinityTask(pl.LightningModule):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        if radius < 2:  # noqa: PLR2004  nearer there is no other cell
+        if radius < 2:
             raise InputError(f"radius must be at least 2, not {radius}")
         self.save_hyperparameters({**given, "classes": list(classes)})
         self.classes = tuple(classes)

@@ -97,7 +97,7 @@ class DeconvolutionGradCAM(GuidedGradCAM):
 
 def heat(maps: Tensor) -> Tensor:
     """Maps (B, C, h, w) of any method: those of three channels a pixel by the greatest absolute value among them."""
-    return maps.abs().amax(dim=2) if maps.dim() == 5 else maps  # noqa: PLR2004
+    return maps.abs().amax(dim=2) if maps.dim() == 5 else maps
 
 
 class _Rectifiers(TorchFunctionMode):

@@ -56,4 +56,4 @@ def _skip(node: Any, names: set[str]) -> Any:
 def _keeps_order(node: Any) -> bool:
     """Whether an as_strided node makes (B, K, 1, 1) of as many numbers in the same order."""
     size, stride = tuple(node._saved_size), tuple(node._saved_stride)  # noqa: SLF001
-    return len(size) == 4 and size[2:] == (1, 1) and stride[:2] == (size[1], 1)  # noqa: PLR2004
+    return len(size) == 4 and size[2:] == (1, 1) and stride[:2] == (size[1], 1)

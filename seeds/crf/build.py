@@ -73,9 +73,7 @@ def number(
 
 
 @compiled
-def _locate(  # noqa: C901 - many plain loops
-    dims: tuple[int, ...], feature: Array, elevated: Array, quotient: Array, rank: Array, excess: Array
-) -> int:
+def _locate(dims: tuple[int, ...], feature: Array, elevated: Array, quotient: Array, rank: Array, excess: Array) -> int:
     """Find a tile's simplices: nearest vertex with remainder 0 (over d + 1) and ranks; the largest quotient.
 
     On return `elevated` is what is left beside that vertex, over d + 1. Arrays are (d + 1, TILE). Every loop over
@@ -119,7 +117,7 @@ def _locate(  # noqa: C901 - many plain loops
 
 
 @compiled
-def simplices(  # noqa: C901 - one loop over the tiles
+def simplices(
     dims: tuple[int, ...],
     image: Array,
     width: int,
@@ -193,7 +191,7 @@ def simplices(  # noqa: C901 - one loop over the tiles
 
 
 @compiled
-def chains(keys: Array, d: int) -> tuple[Array, Array]:  # noqa: C901, PLR0912 - one loop over the axes
+def chains(keys: Array, d: int) -> tuple[Array, Array]:
     """Line the vertices up along each of the d + 1 axes.
 
     Returns:

@@ -103,7 +103,7 @@ def _check(image: Tensor, logits: Tensor, iterations: int, engine: str) -> None:
         raise InputError(f"iterations of the CRF must not be negative, not {iterations}")
     if image.dtype != torch.uint8 or not logits.dtype.is_floating_point:
         raise InputError(f"the CRF takes an image of uint8 and logits of floating point, got {shapes}")
-    if image.ndim != DIMENSIONS or logits.ndim != DIMENSIONS or image.shape[1] != 3:  # noqa: PLR2004 - RGB
+    if image.ndim != DIMENSIONS or logits.ndim != DIMENSIONS or image.shape[1] != 3:
         raise InputError(f"the CRF takes an image (B, 3, H, W) and logits (B, K, H, W), got {shapes}")
     if image.shape[0] != logits.shape[0] or image.shape[2:] != logits.shape[2:]:
         raise InputError(f"the CRF's image and logits must agree in number and size, got {shapes}")

@@ -37,7 +37,7 @@ class Field(NamedTuple):
 
 
 @compiled
-def update(  # noqa: C901, PLR0912 - one pass: what it would call, numba would not keep in registers
+def update(
     blocks: Blocks,
     first: bool,
     final: bool,

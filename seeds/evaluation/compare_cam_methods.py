@@ -79,7 +79,7 @@ class Trial:
 
     def _add_class(self, case: Case, c: int, heat: NDArray[np.float32]) -> None:
         region = case.truth == c + 1
-        others = (case.truth != 0) & (case.truth != 255) & ~region  # noqa: PLR2004
+        others = (case.truth != 0) & (case.truth != 255) & ~region
         hit = points_at(heat, region)
         self.hits[c].append(hit)
         if is_difficult(region, others):

@@ -101,7 +101,7 @@ def miou_interval(sums: Sequence[NDArray[np.int64]]) -> dict[str, Any] | None:
     """
     counted = [each for each in sums if each.any()]
     total = len(counted)
-    if total < 2:  # noqa: PLR2004  one image gives the same draw each time
+    if total < 2:
         return None
     stacked = np.stack(counted, axis=1).astype(np.float64)  # (3, N, K), exact
     random, means = np.random.default_rng(SEED), []

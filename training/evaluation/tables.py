@@ -98,7 +98,7 @@ def average(values: Sequence[float]) -> float:
 
 def sample_std(values: Sequence[float]) -> float | None:
     """The sample standard deviation (divided by n - 1); None of a single value."""
-    if len(values) < 2:  # noqa: PLR2004
+    if len(values) < 2:
         return None
     middle = average(values)
     return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))

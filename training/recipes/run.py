@@ -37,7 +37,7 @@ class StageError(InputError):
     """A stage failed; the process's exit status is passed on."""
 
     def __init__(self, stage: Stage, ended: Ended) -> None:
-        killed = ended.status > 128  # noqa: PLR2004
+        killed = ended.status > 128
         how = f"was killed by signal {ended.status - 128}" if killed else f"failed with exit status {ended.status}"
         super().__init__(f"stage '{stage.name}' (tag2mask {stage.command}) {how}; the same command resumes here")
         self.status = ended.status
