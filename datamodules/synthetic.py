@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,27 +15,60 @@ from datamodules.files import new_folder
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.synthetic_scenes import CLASSES, draw_scene
+from datamodules.voc import VOCDataModule
 
 _QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 92)
 
 
-def synthesize(output: Path, *, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> None:
-    """Writes a small data set of textured cut-outs as a VOC folder.
-
-    `datamodules.synthetic_scenes` describes the images. The folder holds ``JPEGImages``, ``SegmentationClass``,
-    ``ImageSets/Segmentation/{train,val}.txt``, ``ImageSets/Main/<class>_<split>.txt`` (tags: what the masks show)
-    and ``classes.txt``. The same numbers give the same bytes (with the same versions of NumPy, OpenCV and Pillow),
-    and a larger set begins with the images of a smaller one.
+class SyntheticDataModule(VOCDataModule):
+    """The embedded data set: textured cut-outs of five classes, see `datamodules.synthetic_scenes`.
 
     Args:
-        output: Where; must not exist or be empty. Appears whole or not at all.
-        train: Images to train on.
-        val: Images to validate on.
-        size: Their longer side in pixels.
+        root: Folder of VOC's layout; written in ``prepare_data`` if it is not there. An existing folder is used as it
+            is.
+        train: Images in the split ``train``.
+        val: Images in the split ``val``.
+        image_size: Longer side of the images in pixels.
+        data_seed: Number of the data set.
+        **common: Arguments of `VOCDataModule` and `datamodules.base_datamodule.BaseDataModule`.
+    """
+
+    def __init__(
+        self, root: str, *, train: int = 600, val: int = 150, image_size: int = 128, data_seed: int = 0, **common: Any
+    ) -> None:
+        super().__init__(root, **common)
+        self.save_hyperparameters({"train": train, "val": val, "image_size": image_size, "data_seed": data_seed})
+
+    def known_classes(self) -> tuple[str, ...]:
+        """Return the five classes."""
+        return CLASSES
+
+    def prepare_data(self) -> None:
+        """Write the data set if it is not there."""
+        hp = self.hparams
+        if not (self.root / "classes.txt").is_file():
+            write_synthetic_voc(
+                self.root, train=hp["train"], val=hp["val"], size=hp["image_size"], seed=hp["data_seed"]
+            )
+
+
+def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> None:
+    """Write a small data set of textured cut-outs as a VOC folder.
+
+    The folder contains ``JPEGImages``, ``SegmentationClass``, ``ImageSets/Segmentation/{train,val}.txt``,
+    ``ImageSets/Main/<class>_<split>.txt`` (tags: the classes in the masks) and ``classes.txt``. The same numbers give
+    the same bytes (with the same versions of NumPy, OpenCV and Pillow), and a larger set begins with the images of a
+    smaller one.
+
+    Args:
+        output: The folder, which must not exist or must be empty. It appears as a whole or not at all.
+        train: Images in the split ``train``.
+        val: Images in the split ``val``.
+        size: Longer side of the images in pixels.
         seed: Number of the data set.
 
     Raises:
-        InputError: The folder is not empty or cannot be written; a number is out of range.
+        InputError: The folder is not empty or cannot be written, or a number is out of range.
     """
     if train < 1 or val < 1 or size < 32 or seed < 0:
         raise InputError(
@@ -46,6 +80,9 @@ def synthesize(output: Path, *, train: int = 600, val: int = 150, size: int = 12
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
         for number, (split, count) in enumerate((("train", train), ("val", val))):
             _write_split(folder, split, [(seed, number, i) for i in range(count)], size)
+
+
+synthesize = write_synthetic_voc
 
 
 def _write_split(folder: Path, split: str, seeds: list[tuple[int, ...]], size: int) -> None:
