@@ -315,11 +315,11 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
         **overrides: Settings that replace recorded ones; None does not count.
 
     Raises:
-        InputError: The class is unknown, a setting is unknown to it, or no root is given.
+        InputError: The class is unknown, an override is not a setting of the class, or no root is given.
     """
+    stored = dict(settings or {})
     given = {key: value for key, value in overrides.items() if value is not None}
-    merged = {key: value for key, value in (settings or {}).items() if key not in TRAINING_ONLY} | given
-    class_path = str(merged.pop("class_path", "datamodules.voc.VOCDataModule"))
+    class_path = str(stored.get("class_path", "datamodules.voc.VOCDataModule"))
     module_name, _, class_name = class_path.rpartition(".")
     module = sys.modules.get(module_name)
     if module is None and module_name.startswith("datamodules."):  # a file must not decide what else is imported
@@ -334,9 +334,10 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
         )
     ancestors = [each for each in found.__mro__ if issubclass(each, BaseDataModule)]
     known = {name for each in ancestors for name in inspect.signature(each).parameters}
-    unknown = next((name for name in merged if name not in known), None)
+    unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         raise InputError(f"{found.__name__} has no setting {unknown!r}.")
+    merged = {key: value for key, value in stored.items() if key in known and key not in TRAINING_ONLY} | given
     if not merged.get("root"):
         raise InputError("the folder of the images is not recorded: give it as 'root'.")
     return found(**merged)

@@ -1,7 +1,8 @@
-"""True boxes of objects: from XML annotations (VOC's and ImageNet's are alike), or around the parts of a mask."""
+"""Bounding boxes of objects: from XML annotations of VOC or ImageNet, or around the connected parts of a mask."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
@@ -12,20 +13,19 @@ from datamodules.voc_labels import read_annotation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Box(NamedTuple):
-    """An object's box, in pixels from 0; right and bottom are the first column and row beyond it.
+    """Bounding box of an object, in pixels from 0; right and bottom are the first column and row beyond the object.
 
     Attributes:
-        label: its class, 0..C-1.
-        left: first column.
-        top: first row.
-        right: column behind the last.
-        bottom: row behind the last.
+        label: Class of the object, 0..C-1.
+        left: First column.
+        top: First row.
+        right: Column after the last.
+        bottom: Row after the last.
     """
 
     label: int
@@ -36,36 +36,36 @@ class Box(NamedTuple):
 
 
 def xml_boxes(path: Path, classes: Sequence[str]) -> list[Box]:
-    """The boxes of an annotation file; objects of other classes are left out.
+    """Return the boxes of an annotation file, without objects of other classes.
 
-    VOC and ImageNet count pixels from 1 and name the last one within the box.
+    VOC and ImageNet count pixels from 1, and xmax and ymax are the last pixel of the object.
 
     Args:
         path: ``Annotations/<id>.xml``.
-        classes: Names as in the file, of ImageNet its synsets.
+        classes: Names as in the file, for ImageNet its synsets.
 
     Raises:
         InputError: The file is missing or malformed, or a box is empty.
     """
     boxes = []
-    for thing in read_annotation(path).iter("object"):
-        name = (thing.findtext("name") or "").strip()
+    for element in read_annotation(path).iter("object"):
+        name = (element.findtext("name") or "").strip()
         if name not in classes:
             continue
         try:
-            left, top, right, bottom = (float(thing.findtext(f"bndbox/{corner}") or "") for corner in CORNERS)
+            left, top, right, bottom = (float(element.findtext(f"bndbox/{corner}") or "") for corner in CORNERS)
         except ValueError as error:
             raise InputError(f"annotation {path} has no box of four numbers for a {name}.") from error
         if right < left or bottom < top:
-            raise InputError(f"annotation {path} holds an empty box of a {name}.")
+            raise InputError(f"annotation {path} has an empty box of a {name}.")
         boxes.append(Box(list(classes).index(name), left - 1, top - 1, right, bottom))
     return boxes
 
 
 def mask_boxes(mask: np.ndarray) -> list[Box]:
-    """The boxes around the connected parts of each class in a mask.
+    """Return the boxes around the connected parts of each class in a mask.
 
-    Objects that touch are one part, though VOC's masks have a border of 255 between most.
+    Objects that touch are one part; in VOC's masks a border of 255 separates most objects.
 
     Args:
         mask: uint8 (H, W): 0 background, 1..C, 255 ignore.
@@ -80,16 +80,17 @@ def mask_boxes(mask: np.ndarray) -> list[Box]:
     return boxes
 
 
-def true_boxes(image: Path, mask: np.ndarray, classes: Sequence[str]) -> list[Box]:
-    """An image's boxes: those of its annotation in a VOC folder, or else around the parts of its mask.
+def true_boxes(image: str | Path, mask: np.ndarray, classes: Sequence[str]) -> list[Box]:
+    """Return the boxes of an image: from its annotation in a VOC folder, or else around the parts of its mask.
 
     Args:
-        image: ``JPEGImages/<id>.jpg``, beside which ``Annotations/<id>.xml`` may be.
+        image: ``JPEGImages/<id>.jpg`` of a folder that may have ``Annotations/<id>.xml``.
         mask: uint8 (H, W), as for `mask_boxes`.
         classes: Names of the classes.
 
     Raises:
-        InputError: A malformed annotation.
+        InputError: The annotation is malformed.
     """
-    annotation = image.parent.parent / "Annotations" / f"{image.stem}.xml"
+    path = Path(image)
+    annotation = path.parent.parent / "Annotations" / f"{path.stem}.xml"
     return xml_boxes(annotation, classes) if annotation.is_file() else mask_boxes(mask)

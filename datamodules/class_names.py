@@ -1,4 +1,4 @@
-"""Which classes there are, and how a mask's indices become theirs."""
+"""Names of classes, and the lookup table from the indices of a mask to classes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ VOC_CLASSES = (
 """The 20 classes of PASCAL VOC in its own order; index i of a VOC mask is ``VOC_CLASSES[i - 1]``, 0 is background."""
 
 IGNORE = 255
-"""Mask index of pixels that count nowhere."""
+"""Mask index of pixels that losses and metrics ignore."""
 
 ILLEGAL = 254
-"""Value in a lookup table for indices that no mask of this data set may hold."""
+"""Value in a lookup table for indices that are invalid in the masks of a data set."""
 
 MAX_CLASSES = 253
 
 
 def voc_palette() -> list[int]:
-    """Colours of the masks as in VOC's devkit (``VOClabelcolormap``): 768 ints, (r, g, b) of index 0, of index 1, …."""
+    """Return the colours of VOC's masks (``VOClabelcolormap`` of the devkit): 768 ints, (r, g, b) of index 0, 1, …."""
     palette = []
     for index in range(256):
         colour = [0, 0, 0]
@@ -41,11 +41,11 @@ def voc_palette() -> list[int]:
 
 
 def mask_lut(source: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Table from an index in a mask to the class index used here.
+    """Return the lookup table from an index in a mask file to a class index.
 
     Args:
-        source: Classes of the masks on disk; index i there is ``source[i - 1]``.
-        classes: Classes asked for.
+        source: Classes of the masks on disk; index i is ``source[i - 1]``.
+        classes: The chosen classes.
 
     Returns:
         uint8 (256,): 0 for background, 1..C for ``classes``, ``IGNORE`` for other classes of ``source`` and for
@@ -60,27 +60,28 @@ def mask_lut(source: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 
 
 def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:
-    """Returns ``classes`` as a tuple once each of them is in ``known``.
+    """Return ``classes`` as a tuple after checking that all of them are in ``known``.
 
     Raises:
-        InputError: A name is unknown (the nearest known one is offered), given twice, or there is none or too many.
+        InputError: A name is unknown (the message suggests the nearest known one) or given twice; or there are none or
+            too many.
     """
     if not classes:
-        raise InputError(f"no class is given: name at least one of those {where}.")
+        raise InputError(f"no class is given: name at least one of the classes {where}.")
     if len(classes) > MAX_CLASSES:
-        raise InputError(f"{len(classes)} classes are given, and an 8-bit mask tells at most {MAX_CLASSES} apart.")
+        raise InputError(f"{len(classes)} classes are given, and an 8-bit mask has at most {MAX_CLASSES}.")
     for name in classes:
         if name not in known:
             near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
-            raise InputError(f"class {name!r} does not exist among those {where}: {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {', '.join(known)}."
+            raise InputError(f"class {name!r} does not exist among the classes {where}: {hint}")
         if list(classes).count(name) > 1:
             raise InputError(f"class {name!r} is given twice.")
     return tuple(classes)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line, without background; empty lines are skipped.
+    """Return class names from a text file, one a line, without background; empty lines are skipped.
 
     Raises:
         InputError: The file is not UTF-8 text, is empty, or names a class twice.

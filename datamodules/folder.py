@@ -133,7 +133,7 @@ def read_table(path: Path) -> list[Sample]:
         where = f"{path}, line {line}"
         if not isinstance(row, dict):
             raise InputError(f"{where} is not a JSON object.")
-        # csv.DictReader puts what is beyond the header under None: "a.jpg,cat,dog" would lose its dog
+        # csv.DictReader stores columns beyond the header under None: "a.jpg,cat,dog" would lose its dog
         beyond = [text for text in row.get(None, ()) if text.strip()]
         if beyond:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Images: reading them, and going to and from what a network sees."""
+"""Reading images, and normalising them for a network."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of ImageNet's pixels, RGB in [0, 1] (torchvision's number)."""
+"""Mean of ImageNet's pixels, RGB in [0, 1], as in torchvision."""
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Their standard deviation."""
+"""Std of ImageNet's pixels, as in torchvision."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""File name ends (lower case) taken for images."""
+"""Suffixes (lower case) of image files."""
 
 _TRANSPOSED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
@@ -49,7 +49,7 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads an image upright (the EXIF orientation is applied).
+    """Read an image and apply its EXIF orientation.
 
     Args:
         path: Path or URI of a JPEG, PNG, or another file that Pillow reads.
@@ -58,7 +58,7 @@ def read_image(path: str | Path) -> np.ndarray:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        UnreadableError: The file is missing, truncated, or no image.
+        UnreadableError: The file is missing, truncated, or not an image.
     """
     with open_file(path) as file:
         try:
@@ -67,7 +67,7 @@ def read_image(path: str | Path) -> np.ndarray:
             raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
     if data.startswith(b"\xff\xd8") and _ends_properly(data):
         pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if pixels is not None:  # quicker than Pillow
+        if pixels is not None:  # faster than Pillow
             return pixels
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -77,17 +77,17 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def _ends_properly(data: bytes) -> bool:
-    # OpenCV fills what a truncated JPEG lacks with gray and says nothing. Inside a scan 0xff is always escaped, so an
-    # end-of-image marker behind the last start-of-scan marker means that the scan is complete; where there is none
-    # (or where a camera appended other data) Pillow decides.
+    # OpenCV fills the missing part of a truncated JPEG with gray, without a warning. Inside a scan 0xff is always
+    # escaped, so an end-of-image marker after the last start-of-scan marker means that the scan is complete. Where
+    # there is none (or where a camera appended other data) Pillow decides.
     return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image as `read_image` gives it, from its header alone.
+    """Return height and width of an image as `read_image` returns it, from the header alone.
 
     Raises:
-        UnreadableError: The file is missing or no image.
+        UnreadableError: The file is missing or not an image.
     """
     with open_file(path) as file:
         try:
@@ -101,7 +101,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """What a network with ImageNet weights expects.
+    """Return normalised images, the input of networks with ImageNet weights.
 
     Args:
         images: uint8 (…, 3, H, W), RGB.
@@ -112,18 +112,18 @@ def normalize(images: Tensor) -> Tensor:
     import torch
 
     mean, std = _statistics(images.device)
-    # rearranging bytes first is twice as fast as rearranging floats
+    # making bytes contiguous is twice as fast as making floats contiguous
     return images.contiguous().to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """The images behind normalised ones: the exact inverse of `normalize`, by rounding.
+    """Return the images before normalisation: the exact inverse of `normalize`, by rounding.
 
     Args:
-        images: float (…, 3, H, W) as `normalize` gives them.
+        images: float (…, 3, H, W) as `normalize` returns them.
 
     Returns:
-        uint8 of the same shape and device; values that no image has are cut to 0 and 255.
+        uint8 of the same shape and device; values outside 0..255 are clamped.
     """
     import torch
 

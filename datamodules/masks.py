@@ -1,4 +1,4 @@
-"""Masks: palette PNGs whose index is the class; their colours are never read."""
+"""Reading and writing masks: palette PNGs in which the index is the class; colours are ignored."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def find_mask(folder: Path | None, name: str) -> str | None:
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Reads the indices of a mask.
+    """Read the indices of a mask.
 
     Args:
-        path: A palette or 8-bit gray PNG.
+        path: Path or URI of a palette or 8-bit gray PNG.
 
     Returns:
         uint8 (H, W).
 
     Raises:
-        UnreadableError: The file is missing, truncated or no PNG.
-        InputError: It holds colours instead of indices.
+        UnreadableError: The file is missing, truncated or not a PNG.
+        InputError: The file contains colours instead of indices.
     """
     with open_file(path) as file:
         try:
@@ -63,12 +63,14 @@ def read_mask(path: str | Path) -> np.ndarray:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadableError(f"mask {path} cannot be read, it is truncated or not a PNG ({error}).") from error
     if mode not in ("P", "L"):
-        raise InputError(f"mask {path} holds {mode} values, not class indices: save it as a palette or 8-bit gray PNG.")
+        raise InputError(
+            f"mask {path} contains {mode} values, not class indices: save it as a palette or 8-bit gray PNG."
+        )
     return indices
 
 
 def read_class_mask(path: str | Path, lut: np.ndarray) -> np.ndarray:
-    """Reads a mask in terms of the classes asked for.
+    """Read a mask and map its indices to the chosen classes.
 
     Args:
         path: As for `read_mask`.
@@ -78,23 +80,25 @@ def read_class_mask(path: str | Path, lut: np.ndarray) -> np.ndarray:
         uint8 (H, W): 0 background, 1..C, 255 ignore.
 
     Raises:
-        InputError: As `read_mask`; or an index is above the number of classes.
+        InputError: As for `read_mask`; or an index is above the number of classes.
     """
     indices = read_mask(path)
     mask: np.ndarray = cv2.LUT(indices, lut)
     if (mask == ILLEGAL).any():
         highest = int(np.flatnonzero(lut == ILLEGAL)[0]) - 1
         offender = int(indices[mask == ILLEGAL].min())
-        raise InputError(f"mask {path} holds the index {offender}, and its classes end at {highest} (255 is ignored).")
+        raise InputError(
+            f"mask {path} contains the index {offender}, and its classes end at {highest} (255 is ignored)."
+        )
     return mask
 
 
 def mask_png(mask: np.ndarray, name: str = "a mask") -> bytes:
-    """A mask as a palette PNG file with VOC's colours.
+    """Return a mask as the bytes of a palette PNG with VOC's colours.
 
     Args:
         mask: Integers (H, W) in 0..255.
-        name: What it is called in an error.
+        name: Name of the mask in an error message.
 
     Raises:
         InputError: The mask has another shape or values that do not fit.
@@ -109,13 +113,13 @@ def mask_png(mask: np.ndarray, name: str = "a mask") -> bytes:
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """Writes a mask as a palette PNG with VOC's colours, whole or not at all.
+    """Write a mask as a palette PNG with VOC's colours, atomically.
 
     Args:
-        path: Where; the folder must exist.
+        path: The file; its folder must exist.
         mask: Integers (H, W) in 0..255.
 
     Raises:
-        InputError: As `mask_png`, or the file cannot be written.
+        InputError: As for `mask_png`, or the file cannot be written.
     """
     write_atomically(Path(path), mask_png(mask, f"a mask for {path}"))

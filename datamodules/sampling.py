@@ -1,6 +1,7 @@
-"""Which images come in which order, and with which random changes: a function of seed, epoch and place alone.
+"""Order of the images and seeds of their random changes: a function of seed, epoch and position alone.
 
-A run that was stopped and goes on therefore sees what it would have seen, and so do several processes together.
+A resumed run therefore sees the same batches as an uninterrupted run, and several processes together see the batches of
+one process.
 """
 
 import os
@@ -16,54 +17,54 @@ from datamodules.errors import InputError
 
 
 class Draw(NamedTuple):
-    """The number of an image, and the seed of its random changes."""
+    """Index of an image, and the seed of its random changes."""
 
     number: int
     seed: int
 
 
 def run_seed() -> int:
-    """The seed of the run, the same in all its processes: of ``seed_everything``, else torch's own in this process."""
+    """Return the seed of the run: that of ``seed_everything``, the same in all processes, or else torch's seed."""
     return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of the numbers 0..count-1, evenly spread, in order; the first and the last among them."""
+    """Return at most ``wanted`` of the numbers 0..count-1 in order, evenly spread, with the first and the last."""
     if wanted >= count:
         return list(range(count))
     return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
 
 
 def _world() -> tuple[int, int]:
-    """How many processes train together, and which of them this one is."""
+    """Return the number of processes and the rank of this one."""
     together = distributed.is_available() and distributed.is_initialized()
     return (distributed.get_world_size(), distributed.get_rank()) if together else (1, 0)
 
 
 def _check_share(length: int, replicas: int) -> None:
     if replicas > 1 and length < replicas:
-        raise InputError(f"{length} images cannot be shared out among {replicas} processes.")
+        raise InputError(f"{length} images cannot be distributed over {replicas} processes.")
 
 
-# Both are torch's DistributedSampler by name so that Lightning, which replaces others by it, lets them be.
+# Both are subclasses of DistributedSampler, because Lightning replaces other samplers by a DistributedSampler.
 
 
 class TrainSampler(DistributedSampler[Draw]):
-    """Every image once an epoch, shuffled; the images that do not fill a last batch are left out of the epoch.
+    """Draw every image once per epoch, shuffled; images that do not fill a last batch are left out of the epoch.
 
-    Processes take turns along the one order, so that their batches together are the batches that one process with as
-    many times the batch size would see; so are the batches of which the gradients are added up to one step. Lightning
-    tells the epoch (``set_epoch``); where nobody does, they are counted.
+    Processes take turns along one order, so that their batches together equal the batches of one process with a larger
+    batch size. The same holds for batches whose gradients are accumulated. Lightning sets the epoch (``set_epoch``);
+    otherwise epochs are counted.
 
     Args:
-        length: number of images.
-        batch_size: of one process.
-        seed: of the order and of the random changes.
-        accumulate: batches to a step of the optimizer. Those that do not fill a last step are left out of the epoch:
+        length: Number of images.
+        batch_size: Images per batch and process.
+        seed: Seed of the order and of the random changes.
+        accumulate: Batches per optimizer step. Batches that do not fill a last step are left out of the epoch:
             Lightning would divide their gradient by ``accumulate`` all the same.
 
     Raises:
-        InputError: there are fewer images than processes, or than a step of more than one batch takes.
+        InputError: There are fewer images than processes, or fewer than a step of several batches needs.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, accumulate: int = 1) -> None:
@@ -77,25 +78,25 @@ class TrainSampler(DistributedSampler[Draw]):
             )
         super().__init__(range(length), num_replicas=replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.length = length
-        # less than a batch for each: one smaller batch
+        # fewer images than a batch: one smaller batch
         self.num_samples = length // (step * replicas) * step or length // replicas
         self.total_size = self.num_samples * replicas
 
     def __iter__(self) -> Iterator[Draw]:
-        """This process's share of the epoch."""
+        """Iterate over the share of this process in the epoch."""
         random = np.random.default_rng([self.seed, self.epoch])
         order, seeds = random.permutation(self.length), random.integers(2**62, size=self.length)
         for place in range(self.rank, self.total_size, self.num_replicas):
             yield Draw(int(order[place]), int(seeds[place]))
-        self.epoch += 1  # for whoever tells no epoch
+        self.epoch += 1  # where set_epoch is not called
 
 
 class EvalSampler(DistributedSampler[int]):
-    """Every image once, in order; processes take turns, and none is given an image twice to make shares even.
+    """Draw every image once, in order; processes take turns, and no image is repeated to make the shares equal.
 
     Raises:
-        InputError: there are images, and fewer than processes. (One without any would log nothing, and the others
-            would wait for its figures for ever.)
+        InputError: There are images, but fewer than processes. (A process without images would log nothing, and the
+            other processes would wait for its metrics for ever.)
     """
 
     def __init__(self, length: int) -> None:
@@ -107,5 +108,5 @@ class EvalSampler(DistributedSampler[int]):
         self.num_samples = len(self.places)
 
     def __iter__(self) -> Iterator[int]:
-        """This process's share."""
+        """Iterate over the share of this process."""
         return iter(self.places)

@@ -1,13 +1,14 @@
 """Images of the embedded data set: textured cut-outs on clutter, each with its exact mask.
 
-Five classes, each a silhouette filled with its own texture from edge to edge, so that every part of an object tells
-its class: a *bee* is striped, a *fish* has scales, a *kite* is checkered, a *ladybird* dotted, a *starfish* speckled.
-Colours lean towards a class and are not enough: the second tone of an object is any dark or light, and three of ten
-colours of the clutter are those of a class, on shapes and in textures that no class has. The background is drawn from
-a random stream of its own before any class is chosen, so neither its colours nor its textures can tell what lies on it.
+An object of each of the five classes is a silhouette filled with one texture from edge to edge, so that every part of
+it shows the class: a *bee* is striped, a *fish* has scales, a *kite* is checkered, a *ladybird* dotted, a *starfish*
+speckled. Colours correlate with a class and are not sufficient: the second tone of an object is any dark or light, and
+three of ten colours of the clutter are those of a class, on shapes and in textures that no class has. The background
+has a separate random stream and is drawn before a class is chosen, so its colours and textures are independent of the
+objects.
 
-Everything is drawn at twice the size and averaged down: edges are smooth, and a mask holds the pixels of which an
-object covers at least half. Lengths are fractions of the image's longer side where nothing else is said.
+Everything is drawn at twice the size and averaged down: edges are smooth, and a pixel belongs to the mask where an
+object covers at least half of it. Lengths are fractions of the longer side of the image unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 CLASSES = ("bee", "fish", "kite", "ladybird", "starfish")
 """Index i of a mask is ``CLASSES[i - 1]``."""
 
-_HUES = (0.14, 0.57, 0.36, 0.01, 0.83)  # where each class leans to: yellow, blue, green, red, violet
+_HUES = (0.14, 0.57, 0.36, 0.01, 0.83)  # typical hue of each class: yellow, blue, green, red, violet
 _TEXTURES: tuple[Texture, ...] = (
     textures.stripes, textures.scales, textures.checks, textures.dots, textures.speckles,
 )  # fmt: skip
@@ -43,9 +44,9 @@ _CLUTTER: tuple[Texture, ...] = (
     textures.squiggles,
 )
 _ZOOM = 2
-_MUTED = 0.7  # the part of the clutter's colours that are no class's
-_OVERLAP = 0.15  # the part of an object that later ones may hide
-_TRIES = 40
+_MUTED = 0.7  # fraction of the clutter's colours that belong to no class
+_OVERLAP = 0.15  # fraction of an object that later ones may hide
+_ATTEMPTS = 40
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,15 @@ class Scene:
 
 
 def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
-    """Draws the image that belongs to a seed.
+    """Draw the image of a seed.
 
     Args:
-        seed: Any integers; the same ones give the same image.
-        size: Longer side in pixels; the shorter is as long or three quarters of it.
+        seed: Any integers; the same integers give the same image.
+        size: Longer side in pixels; the shorter side is as long or three quarters of it.
 
     Returns:
         The image, with one to three objects of different classes, each 25 to 65 % of ``size`` across. They may
-        overlap a little; the one in front has the mask.
+        overlap a little; the mask shows the one in front.
     """
     behind, front = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
     short = round(size * 3 / 4)
@@ -92,16 +93,16 @@ def _background(rng: Generator, height: int, width: int) -> np.ndarray:
 
 
 def _place(rng: Generator, canvas: np.ndarray, mask: np.ndarray, kind: int) -> None:
-    """Draws an object of class ``kind`` where it hides little of what is there, smaller after each vain try."""
+    """Draw an object of class ``kind`` where it hides little of other objects, smaller after each failed attempt."""
     height, width = mask.shape
     diameter = rng.uniform(0.35, 0.65)
-    for attempt in range(_TRIES):
+    for attempt in range(_ATTEMPTS):
         across = max(0.25, diameter * 0.97**attempt) * max(height, width)
         outline = _turned(_OUTLINES[kind](rng), rng.uniform(0, 2 * np.pi))
         outline *= across / np.ptp(outline, axis=0).max()
         outline -= (outline.min(axis=0) + outline.max(axis=0)) / 2
-        room = np.maximum((width, height) - np.ptp(outline, axis=0) * 0.9, 0) / 2  # a tenth may leave the image
-        centre = np.array((width, height)) / 2 + rng.uniform(-room, room)
+        margin = np.maximum((width, height) - np.ptp(outline, axis=0) * 0.9, 0) / 2  # a tenth may leave the image
+        centre = np.array((width, height)) / 2 + rng.uniform(-margin, margin)
         cover = _cover((outline + centre) * _ZOOM, height * _ZOOM, width * _ZOOM)
         inside = cv2.resize(cover, (width, height), interpolation=cv2.INTER_AREA) >= 0.5
         hidden = np.bincount(mask[inside], minlength=len(CLASSES) + 1)
@@ -113,7 +114,7 @@ def _place(rng: Generator, canvas: np.ndarray, mask: np.ndarray, kind: int) -> N
 
 
 def _paint(rng: Generator, canvas: np.ndarray, cover: np.ndarray, texture: Texture, colours: Colours) -> None:
-    """Fills what ``cover`` covers; only within the box around it, which is most of the speed."""
+    """Fill the area of ``cover``, working only within its bounding box for speed."""
     x, y, w, h = cv2.boundingRect((cover > 0).astype(np.uint8))
     window = slice(y, y + h), slice(x, x + w)
     if w and h:
@@ -122,14 +123,14 @@ def _paint(rng: Generator, canvas: np.ndarray, cover: np.ndarray, texture: Textu
 
 
 def _cover(outline: np.ndarray, height: int, width: int) -> np.ndarray:
-    """float32 (height, width): 1 inside the closed polygon (K, 2) of (x, y), smooth at its edge."""
+    """Return float32 (height, width): 1 inside the closed polygon (K, 2) of (x, y), smooth at the edge."""
     cover = np.zeros((height, width), np.uint8)
     cv2.fillPoly(cover, [np.round(outline * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
     return cover.astype(np.float32) / 255
 
 
 def _grid(rng: Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates float32 (height, width) of a turned, shifted and slightly curved grid, in pixels."""
+    """Return coordinates float32 (height, width) of a rotated, shifted and slightly curved grid, in pixels."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     turn, shift = rng.uniform(0, 2 * np.pi), rng.uniform(0, 100, 2).astype(np.float32)
     c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
@@ -140,7 +141,7 @@ def _grid(rng: Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _light(rng: Generator, canvas: np.ndarray) -> np.ndarray:
-    """Light that falls off across the whole image, with a tint."""
+    """Return the canvas under tinted light that falls off across the image."""
     height, width = canvas.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     direction, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)
@@ -151,7 +152,7 @@ def _light(rng: Generator, canvas: np.ndarray) -> np.ndarray:
 
 
 def _tone(rng: Generator, hue: float | None = None) -> np.ndarray:
-    """A colour, RGB float32 (3,) in [0, 1]: strong, leaning to ``hue``; for clutter mostly muted, else any class's."""
+    """Return a colour, RGB float32 (3,) in [0, 1]: saturated, near ``hue``; without it mostly muted, for clutter."""
     if hue is None:
         if rng.random() < _MUTED:
             rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.05, 0.4), rng.uniform(0.25, 0.9))
@@ -162,7 +163,7 @@ def _tone(rng: Generator, hue: float | None = None) -> np.ndarray:
 
 
 def _contrast(rng: Generator, colour: np.ndarray) -> np.ndarray:
-    """The same colour nearly black or nearly white, for the other half of a texture."""
+    """Return the colour nearly black or nearly white, for the other half of a texture."""
     other = rng.uniform(0.05, 0.3) if rng.random() < 0.5 else rng.uniform(0.8, 1.0)
     return np.asarray(0.8 * other + 0.2 * other * colour / colour.max(), np.float32)
 
@@ -174,7 +175,7 @@ def _turned(outline: np.ndarray, angle: float) -> np.ndarray:
 
 
 def _polar(radius: Callable[[np.ndarray], np.ndarray], flat: float) -> np.ndarray:
-    """Outline (96, 2) with a radius for each angle, its second axis shortened to ``flat``."""
+    """Return an outline (96, 2) with a radius for each angle, its second axis scaled by ``flat``."""
     angle = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     outline: np.ndarray = np.stack((np.cos(angle), np.sin(angle) * flat), axis=1) * radius(angle)[:, None]
     return outline
@@ -210,7 +211,7 @@ _OUTLINES: tuple[Callable[[Generator], np.ndarray], ...] = (_bee, _fish, _kite, 
 
 
 def _clutter_outline(rng: Generator) -> np.ndarray:
-    """A slab, a triangle, or a blob: (K, 2), about 1 from its centre."""
+    """Return a rectangle, a triangle or a blob, (K, 2), about 1 from its centre."""
     match rng.integers(3):
         case 0:
             x, y = 1.4, rng.uniform(0.15, 0.5)

@@ -1,7 +1,7 @@
-"""Textures of the embedded data set: values in [0, 1] at grid coordinates, to blend two colours by.
+"""Textures of the embedded data set: values in [0, 1] at grid coordinates, which blend two colours.
 
-Each takes a random generator, coordinates ``u``, ``v`` float32 (H, W) in pixels, and ``scale``, the pixels to a 128th
-of the image's longer side; each returns float32 (H, W). The first five belong to the classes, the rest to clutter.
+A texture takes a random generator, coordinates ``u``, ``v`` float32 (H, W) in pixels, and ``scale``, the pixels per
+128th of the image's longer side; it returns float32 (H, W). The first five belong to the classes, the rest to clutter.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def scales(rng: Generator, u: Floats, v: Floats, scale: float) -> Floats:
     rows = v / (period / 2)
     row = np.floor(rows)
     value = np.zeros_like(u)
-    for back in (1.0, 0.0):  # the row behind, then the one in front of it
+    for back in (1.0, 0.0):  # the row behind, then the row in front of it
         own = row - back
         across = ((u / period + own % 2 / 2) % 1 - 0.5) * 2  # -1 … 1 over a scale
         distance = np.hypot(across, (rows - own) / 2)
@@ -54,7 +54,7 @@ def scales(rng: Generator, u: Floats, v: Floats, scale: float) -> Floats:
 
 
 def speckles(rng: Generator, u: Floats, v: Floats, scale: float) -> Floats:
-    """Grains of random tone, as coarse sand."""
+    """Grains of random tone, like coarse sand."""
     grain = rng.uniform(3, 4) * scale
     tones = rng.random((64, 64)).astype(np.float32)
     tones = (tones > 0.5).astype(np.float32) * 0.8 + tones * 0.2
@@ -85,26 +85,26 @@ def squiggles(rng: Generator, u: Floats, _v: Floats, scale: float) -> Floats:
 
 
 def noise(rng: Generator, height: int, width: int, octaves: int) -> Floats:
-    """Smooth random values float32 (height, width) stretched to [0, 1], finer and weaker in each octave."""
+    """Return smooth random values float32 (height, width) scaled to [0, 1], finer and weaker in each octave."""
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
-        cells = 3 * 2**octave
-        coarse = rng.random((cells, cells)).astype(np.float32)
+        side = 3 * 2**octave
+        coarse = rng.random((side, side)).astype(np.float32)
         total += (cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) / 1.7**octave).astype(np.float32)
     return np.asarray((total - total.min()) / np.ptp(total), np.float32)
 
 
 def blend(texture: Floats, one: Floats, other: Floats) -> Floats:
-    """Colours float32 (H, W, 3): ``one`` where the texture is 1, ``other`` where it is 0."""
+    """Return colours float32 (H, W, 3): ``one`` where the texture is 1, ``other`` where it is 0."""
     return (texture[..., None] * one + (1 - texture[..., None]) * other).astype(np.float32, copy=False)
 
 
 def _step(value: Floats) -> Floats:
-    """0 below zero and 1 above, with a soft edge."""
+    """Return 0 below zero and 1 above, with a soft edge."""
     return np.asarray(np.clip(value * 2.5 + 0.5, 0, 1), np.float32)
 
 
 def _look_up(table: Floats, u: Floats, v: Floats) -> Floats:
-    """Values of a square table repeated without end."""
+    """Return values of a square table that repeats in both directions."""
     size = len(table)
     return np.asarray(table[np.floor(v).astype(np.intp) % size, np.floor(u).astype(np.intp) % size])

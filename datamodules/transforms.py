@@ -1,4 +1,4 @@
-"""What happens to an image, and to its mask and cues with it, between the disk and the batch."""
+"""Resizing and random augmentation of an image together with its mask and cues."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else importing albumentations asks the network for newer versions
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else importing albumentations looks for newer versions online
 
 import albumentations as A  # noqa: N812
 import cv2
@@ -16,17 +16,17 @@ import numpy as np
 
 from datamodules.errors import InputError
 
-_NEAREST = cv2.INTER_NEAREST_EXACT  # samples at the centres of the cells; INTER_NEAREST at their corners
+_NEAREST = cv2.INTER_NEAREST_EXACT  # samples at pixel centres; INTER_NEAREST at pixel corners
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training images.
+    """Random augmentation of training images.
 
     Attributes:
         crop: Range of the area that a random crop keeps, as a fraction of the image; its aspect ratio differs from
             the image's by at most 3/4 … 4/3. None for no crop.
-        flip: Mirror every other image.
+        flip: Mirror an image with probability 0.5.
         color: Strength of the colour jitter: brightness, contrast and saturation change by up to this fraction and
             the hue by up to an eighth of it (of a full turn); 0 for none.
     """
@@ -46,9 +46,10 @@ class Augment:
 
 
 class _RelativeCrop(A.RandomResizedCrop):  # type: ignore[misc]
-    """A random resized crop whose aspect ratio is relative to the image's.
+    """A random resized crop whose aspect ratio is relative to the aspect ratio of the image.
 
-    The original's is absolute: a 4:3 image would be squeezed by the warp when evaluated and rarely when trained on.
+    In albumentations the aspect ratio is absolute: a 4:3 image would be distorted in evaluation, and rarely in
+    training.
     """
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
@@ -62,14 +63,14 @@ class _RelativeCrop(A.RandomResizedCrop):  # type: ignore[misc]
 
 
 class Transform:
-    """Brings an image to one size, with what lies on it.
+    """Resize an image with its mask and cues to one size, with random augmentation.
 
-    The warp does not keep the aspect ratio; with ``augment`` a random part of the image is taken. Images are
-    interpolated (by area where they shrink), masks and cues take the nearest value.
+    The aspect ratio is not kept; with ``augment`` the image is cropped first. Images are interpolated (by area where
+    they shrink); masks and cues take the nearest value.
 
     Args:
-        size: Side of the output in pixels where it is a square, or its height and width, (H, W).
-        augment: Random changes; None for the plain warp.
+        size: Side of a square output in pixels, or height and width, (H, W).
+        augment: Random augmentation; None for resizing only.
     """
 
     def __init__(self, size: int | tuple[int, int], augment: Augment | None = None) -> None:
@@ -91,17 +92,17 @@ class Transform:
     def __call__(
         self, image: np.ndarray, *, seed: int = 0, mask: np.ndarray | None = None, cues: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Transforms one image.
+        """Transform one image.
 
         Args:
             image: uint8 (H, W, 3).
-            seed: All randomness comes from it. (albumentations keeps generators of its own, which no global seed
-                reaches and which forked workers would share.)
+            seed: Seed of all random changes. (albumentations has generators that ignore global seeds and that forked
+                workers would share.)
             mask: uint8 (H, W).
             cues: uint8 label map (h, w) of any size that covers the image.
 
         Returns:
-            ``image`` uint8 (H, W, 3) of the output's size, and ``mask``, ``cues`` uint8 (H, W) where given.
+            ``image`` uint8 (H, W, 3) at the output size, and ``mask``, ``cues`` uint8 (H, W) where given.
         """
         data: dict[str, Any] = {"image": image}
         if mask is not None:
@@ -116,6 +117,6 @@ class Transform:
 
 
 def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Label map uint8 (h, w) at another size: each output cell takes what lies under its centre."""
+    """Return a label map uint8 (h, w) at another size, by the value at the centre of each output position."""
     resized: np.ndarray = cv2.resize(labels, (width, height), interpolation=_NEAREST)
     return resized

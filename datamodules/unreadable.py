@@ -1,4 +1,4 @@
-"""Images that cannot be read: left out and listed, up to a share of all of them."""
+"""Unreadable images: left out and listed, up to a share of all images."""
 
 from __future__ import annotations
 
@@ -21,41 +21,36 @@ if TYPE_CHECKING:
 __all__ = ["MAX_UNREADABLE", "UnreadableImages", "check_share", "leave_out_unreadable", "readable", "too_many"]
 
 MAX_UNREADABLE = 0.01
-"""The share of unreadable images that is accepted by default."""
+"""Default share of the images that may be unreadable."""
 
 _LISTED = 10  # images named one by one on the terminal
 
 
 class UnreadableImages:
-    """Collects the images that cannot be read, names them on the terminal, and refuses too many of them.
+    """Collect unreadable images, print their names, and stop when there are too many.
+
+    Args:
+        share: Share of all images that may be unreadable, within 0..1.
+        strict: Allow none, regardless of ``share``.
 
     Attributes:
-        found: id and reason of each.
+        found: Reason by id.
     """
 
     def __init__(self, share: float = MAX_UNREADABLE, *, strict: bool = False) -> None:
-        """Start with no image.
-
-        Args:
-            share: how many of all images may be unreadable, a fraction.
-            strict: none may be, whatever ``share`` is.
-
-        Raises:
-            InputError: ``share`` is outside 0..1.
-        """
         check_share(share)
         self.share, self.total = 0.0 if strict else share, 0
         self.found: dict[str, str] = {}
 
     def expect(self, images: int) -> None:
-        """Count images among those of which a share may be unreadable."""
+        """Add images to the total that ``share`` refers to."""
         self.total += images
 
     def add(self, name: str, reason: str) -> None:
-        """Take note of an image, once.
+        """Record an unreadable image, once.
 
         Raises:
-            InputError: there are more than the share allows.
+            InputError: More images are unreadable than the share allows.
         """
         if name in self.found:
             return
@@ -67,12 +62,12 @@ class UnreadableImages:
 
 
 def too_many(found: Mapping[str, str], total: int, share: float) -> str:
-    """Return the error for too many unreadable images; empty where there are not.
+    """Return the error message for too many unreadable images; empty where their number is allowed.
 
     Args:
-        found: id and reason of each unreadable image.
-        total: how many images there are in all.
-        share: how many of them may be unreadable, a fraction; 1 allows any number, whatever ``total`` is.
+        found: Reason by id of the unreadable images.
+        total: Number of all images.
+        share: Share of them that may be unreadable, within 0..1; 1 allows any number, also where ``total`` is 0.
     """
     if share >= 1 or len(found) <= share * total:
         return ""

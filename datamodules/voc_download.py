@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 with the Semantic Boundaries Dataset's masks (SBD), as the literature trains on it."""
+"""Download of PASCAL VOC 2012 and of the Semantic Boundaries Dataset (SBD), for the split trainaug."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LAYOUT = ("VOCdevkit", "VOC2012")
 
 
 def download_voc(root: Path) -> None:
-    """Fetches VOC 2012 (2 GB) and SBD (1.4 GB) through torchvision; adds SegmentationClassAug and ``trainaug.txt``.
+    """Download VOC 2012 (2 GB) and SBD (1.4 GB) with torchvision; add SegmentationClassAug and ``trainaug.txt``.
 
-    Nothing is fetched or written if ``trainaug.txt`` is there. SBD itself lies beside ``VOCdevkit`` in ``sbd``.
-    Labels of all images are in ``Annotations`` (``labels: xml``).
+    Nothing is downloaded or written if ``trainaug.txt`` is there. SBD is stored beside ``VOCdevkit`` in ``sbd``.
+    ``Annotations`` has the tags of all images (``labels: xml``).
 
     Args:
-        root: Where VOC shall be; ends in ``VOCdevkit/VOC2012``, as VOC's archive has it.
+        root: Folder of VOC; ends in ``VOCdevkit/VOC2012``, as in VOC's archive.
 
     Raises:
-        InputError: ``root`` ends differently; or a download fails.
+        InputError: ``root`` ends differently, or a download fails.
     """
     if root.parts[-2:] != LAYOUT:
         raise InputError(f"VOC is downloaded into a folder ending in {'/'.join(LAYOUT)}: root cannot be {root}.")
@@ -57,13 +57,13 @@ def download_voc(root: Path) -> None:
 
 
 def add_sbd(root: Path, sbd: Path) -> None:
-    """Writes SegmentationClassAug and ``trainaug.txt`` into a VOC folder.
+    """Write SegmentationClassAug and ``trainaug.txt`` into a VOC folder.
 
-    An image with a mask of VOC's keeps it; the others get SBD's. ``trainaug`` has 10,582 images.
+    An image with a mask in VOC keeps it; the others get the mask of SBD. ``trainaug`` has 10,582 images.
 
     Args:
-        root: VOC 2012.
-        sbd: SBD, with ``cls``, ``train.txt`` and ``val.txt``.
+        root: Folder of VOC 2012.
+        sbd: Folder of SBD, with ``cls``, ``train.txt`` and ``val.txt``.
 
     Raises:
         InputError: A list or mask is missing.
@@ -85,11 +85,11 @@ def add_sbd(root: Path, sbd: Path) -> None:
         folder.replace(target)
     partial = lists / "trainaug.txt.tmp"
     partial.write_text("".join(f"{name}\n" for name in trainaug), encoding="utf-8")
-    partial.replace(lists / "trainaug.txt")  # last: its presence says that all is there
+    partial.replace(lists / "trainaug.txt")  # last: marks the folder as complete
 
 
 def trainaug_ids(train: set[str], val: set[str], sbd: set[str]) -> list[str]:
-    """The images of ``trainaug``, sorted: VOC's train and all of SBD, without VOC's val."""
+    """Return the images of ``trainaug``, sorted: VOC's train and all of SBD, without VOC's val."""
     return sorted((train | sbd) - val)
 
 
@@ -104,5 +104,5 @@ def _read_sbd(path: Path) -> np.ndarray:
     try:
         mask: np.ndarray = loadmat(path)["GTcls"][0]["Segmentation"][0]  # uint8 (H, W)
     except (OSError, ValueError, KeyError, TypeError, IndexError, MatReadError) as error:
-        raise InputError(f"SBD's mask {path} cannot be read ({error}).") from error
+        raise InputError(f"the SBD mask {path} cannot be read ({error}).") from error
     return mask

@@ -37,7 +37,7 @@ def test_unknown_class_offers_the_nearest():
         check_classes(["cat", "hrose"], VOC_CLASSES, "of VOC")
     with pytest.raises(InputError, match=r"'Cat' does not exist .* did you mean 'cat'"):
         check_classes(["Cat"], VOC_CLASSES, "of VOC")
-    with pytest.raises(InputError, match="there are ant, bat"):
+    with pytest.raises(InputError, match="the classes are ant, bat"):
         check_classes(["zzzzzz"], ("ant", "bat"), "of x")
 
 

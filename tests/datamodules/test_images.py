@@ -106,7 +106,7 @@ def test_a_thumbnail_does_not_hide_truncation(tmp_path):
         read_image(path)
 
 
-def test_data_behind_the_picture_is_no_truncation(tmp_path):
+def test_data_behind_the_image_is_no_truncation(tmp_path):
     path = tmp_path / "phone.jpg"
     path.write_bytes(jpeg() + b"film \xff\xda film")
     assert read_image(path).shape == (40, 60, 3)
@@ -122,7 +122,7 @@ def test_a_truncated_png_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("read", [read_image, image_size])
-def test_no_picture(tmp_path, read):
+def test_not_an_image(tmp_path, read):
     with pytest.raises(InputError, match=r"nowhere\.jpg"):
         read(tmp_path / "nowhere.jpg")
     path = tmp_path / "text.jpg"
@@ -132,7 +132,7 @@ def test_no_picture(tmp_path, read):
 
 
 def test_a_worker_s_error_is_its_last_sentence():
-    told = InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback …\n"
-                      "datamodules.errors.InputError: image x is truncated.\n")  # fmt: skip
-    assert str(told) == "image x is truncated."
+    error = InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback …\n"
+                       "datamodules.errors.InputError: image x is truncated.\n")  # fmt: skip
+    assert str(error) == "image x is truncated."
     assert str(InputError("as it is.")) == "as it is."

@@ -36,7 +36,7 @@ def test_the_index_is_read_whatever_its_colour(tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "1", "I;16"])
 def test_colours_are_no_indices(tmp_path, mode):
     Image.fromarray(np.zeros((4, 4), np.uint8)).convert(mode).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"a\.png holds .* not class indices"):
+    with pytest.raises(InputError, match=r"a\.png contains .* not class indices"):
         read_mask(tmp_path / "a.png")
 
 
@@ -56,7 +56,7 @@ def test_classes_are_looked_up_and_checked(tmp_path):
     write_mask(path, np.array([[0, 1, 2, 3, 255]]))
     assert read_class_mask(path, lut).tolist() == [[0, 2, 255, 1, 255]]
     write_mask(path, np.array([[0, 9, 7, 3]]))
-    with pytest.raises(InputError, match=r"a\.png holds the index 7, and its classes end at 3"):
+    with pytest.raises(InputError, match=r"a\.png contains the index 7, and its classes end at 3"):
         read_class_mask(path, lut)
 
 

@@ -72,9 +72,9 @@ def test_fewer_images_than_a_batch_or_than_processes(monkeypatch):
     assert len(list(TrainSampler(3, 8, seed=0))) == 3
     parts = shares(monkeypatch, 2, lambda: list(TrainSampler(5, 8, seed=0)))
     assert [len(part) for part in parts] == [2, 2]
-    with pytest.raises(InputError, match="1 images cannot be shared out among 2"):
+    with pytest.raises(InputError, match="1 images cannot be distributed over 2"):
         TrainSampler(1, 8, seed=0)
-    with pytest.raises(InputError, match="1 images cannot be shared out among 2"):
+    with pytest.raises(InputError, match="1 images cannot be distributed over 2"):
         EvalSampler(1)
 
 

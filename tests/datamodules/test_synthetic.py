@@ -96,7 +96,7 @@ def test_objects():
 
 
 def test_masks_are_exact(monkeypatch):
-    """The image differs from its empty twin where the mask says so, but for the edge, JPEG not involved."""
+    """The image differs from the same scene without objects inside the mask only, except at edges (without JPEG)."""
     from datamodules import synthetic_scenes as scenes
 
     monkeypatch.setattr(scenes, "_light", lambda _rng, canvas: canvas)

@@ -13,9 +13,9 @@ from datamodules.transforms import Augment, Transform, resize_nearest
 COLOURS = np.array([(10, 10, 10), (240, 20, 20), (20, 240, 20), (20, 20, 240)], np.uint8)
 
 
-def blocks(height, width, cells=3):
+def blocks(height, width, side=3):
     """A mask of big random blocks, and the image that shows it."""
-    mask = resize_nearest(np.random.default_rng(0).integers(0, 4, (cells, cells), dtype=np.uint8), height, width)
+    mask = resize_nearest(np.random.default_rng(0).integers(0, 4, (side, side), dtype=np.uint8), height, width)
     return COLOURS[mask], mask
 
 
@@ -25,7 +25,7 @@ def shown(image):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_picture_mask_and_cues_move_together(seed):
+def test_image_mask_and_cues_move_together(seed):
     image, mask = blocks(90, 150)
     result = Transform(72, Augment(crop=(0.3, 0.8), color=0))(image, seed=seed, mask=mask, cues=mask[::10, ::10])
     assert {k: v.shape for k, v in result.items()} == {"image": (72, 72, 3), "mask": (72, 72), "cues": (72, 72)}
@@ -86,7 +86,7 @@ def test_each_part_of_the_augmentation_can_be_left_out():
     height=st.integers(60, 200),
     width=st.integers(60, 200),
 )
-def test_crops_keep_to_the_area_and_to_the_picture_s_aspect(seed, low, part, height, width):
+def test_crops_keep_to_the_area_and_to_the_aspect_ratio_of_the_image(seed, low, part, height, width):
     area = (low, low + part * (1 - low))
     y, x = np.mgrid[:height, :width]
     position = np.stack((y, x, x * 0), -1).astype(np.uint8)
@@ -97,7 +97,7 @@ def test_crops_keep_to_the_area_and_to_the_picture_s_aspect(seed, low, part, hei
     assert 3 / 4 * 0.92 < tall / across < 4 / 3 * 1.09
 
 
-def test_without_augmentation_the_whole_picture_is_warped():
+def test_without_augmentation_the_whole_image_is_resized():
     image, mask = blocks(90, 150)
     result = Transform(60)(image, seed=3, mask=mask, cues=mask)
     assert (shown(result["image"]) == result["mask"]).mean() > 0.95
@@ -108,15 +108,15 @@ def test_without_augmentation_the_whole_picture_is_warped():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    cells=st.integers(1, 12),
+    side=st.integers(1, 12),
     height=st.integers(24, 120),
     width=st.integers(24, 120),
     size=st.integers(24, 120),
 )
-def test_cues_come_back_from_the_picture_s_size_unchanged(cells, height, width, size):
-    cues = np.random.default_rng(cells).integers(0, 5, (cells, cells), dtype=np.uint8)
+def test_cues_come_back_from_the_image_size_unchanged(side, height, width, size):
+    cues = np.random.default_rng(side).integers(0, 5, (side, side), dtype=np.uint8)
     moved = Transform(size)(np.zeros((height, width, 3), np.uint8), cues=cues)["cues"]
-    assert (resize_nearest(moved, cells, cells) == cues).all()
+    assert (resize_nearest(moved, side, side) == cues).all()
 
 
 def test_nearest_takes_what_lies_under_the_centre():
@@ -141,7 +141,7 @@ def test_albumentations_asks_no_network():
     environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
     code = (
         "import socket\n"
-        "def no(*a, **k): raise SystemExit('asked the network')\n"
+        "def no(*a, **k): raise SystemExit('looked online')\n"
         "socket.getaddrinfo = socket.create_connection = no\n"
         "import datamodules.transforms"
     )
