@@ -14,7 +14,8 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from datamodules.transforms import Augment
-from seeds.affinity.task import AffinityTask
+from seeds.affinity.affinity_task import AffinityTask
+from seeds.base_task import BaseTask
 from seeds.checkpoints import read_checkpoint
 from seeds.classifier import ClassifierTask
 from seeds.precision import Precision, resolve_precision
@@ -36,7 +37,7 @@ class LightningParser(OneSentenceErrors, LightningArgumentParser):
         """
         parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
         keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
-        named = (ClassifierTask, AffinityTask, SegmentationTask, Augment)
+        named = (BaseTask, ClassifierTask, AffinityTask, SegmentationTask, Augment)
         return keys.union(*(signature(known).parameters for known in named))
 
 

@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from datamodules.errors import InputError
-from seeds.affinity.task import AffinityTask
+from seeds.affinity.affinity_task import AffinityTask
 from seeds.classifier import ClassifierTask
 from tests.training.conftest import TINY
 from training.losses import balanced_seed_loss, expand_loss, sec_probabilities, seed_loss
