@@ -17,7 +17,7 @@ from datamodules.class_names import check_classes
 from datamodules.dataset import TagDataset, collate, one_thread
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
-from datamodules.folder import MASK_FOLDER, Listing, listing_classes, listing_photos, read_csv, read_tag_folders
+from datamodules.folder_listing import MASK_FOLDER, Listing, listing_classes, listing_photos, read_csv, read_tag_folders
 from datamodules.messages import print_message
 from datamodules.photos import PhotoSet, all_masks, check_labels
 from datamodules.sampling import EvalSampler, TrainSampler, run_seed

@@ -1,217 +1,221 @@
-"""People's own photos: a folder with one CSV of tags, or one folder a tag."""
+"""A folder of images with a table of tags (CSV, metadata.csv, metadata.jsonl), or one folder a tag."""
 
 from __future__ import annotations
 
 import csv
+import filecmp
 import hashlib
+import json
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TextIO
+from urllib.parse import urlsplit
 
-import numpy as np
-
-from datamodules.class_names import check_classes, mask_lut, read_classes
+from datamodules.base_datamodule import BaseDataModule
+from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError
 from datamodules.images import IMAGE_SUFFIXES
-from datamodules.photos import PhotoSet, find_masks, one_hot
+from datamodules.masks import find_mask, mask_folder
+from datamodules.sample import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator
 
 MASK_FOLDER = "masks"
-"""Where ``masks="auto"`` looks."""
+TABLES = ("tags.csv", "metadata.csv", "metadata.jsonl")
+"""Where ``tags: auto`` looks."""
 
-_ALL, _TRAIN, _VAL = ("all",), ("train", "trainaug"), ("val", "test")
+FILE_COLUMNS = ("file", "file_name")
+TAG_COLUMNS = ("tags", "labels", "label")
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Images and their tags, N of each.
+class FolderDataModule(BaseDataModule):
+    """A folder of images with a table of tags, or one folder a tag.
 
-    Attributes:
-        ids: Path of the image inside the folder, without its end.
-        images: Its file.
-        tags: Its tags.
-        source: Where the tags were read, for messages.
+    Images of the split ``val`` are chosen by a hash of the id alone, so that an image stays in its split when others
+    are added. The splits are ``train``, ``val`` and ``all``. The classes are those of ``classes.txt`` in the folder,
+    or all tags, sorted.
+
+    Args:
+        root: The folder.
+        tags: Source of the tags: the name of a CSV with the columns ``file,tags``; ``metadata.csv`` or
+            ``metadata.jsonl`` of Hugging Face's ImageFolder (see `read_table`); ``folders`` for one folder a tag (see
+            `read_folders`); ``auto`` for the first of ``tags.csv``, ``metadata.csv``, ``metadata.jsonl`` that exists,
+            else ``folders``.
+        masks: Name of the folder of masks ``<id>.png``, in which index i is the i-th class; ``auto`` for ``masks`` if
+            there is one; None for no masks.
+        val_fraction: Fraction of the images in ``val``; 0 for no validation.
+        **common: Arguments of `BaseDataModule`.
     """
 
-    ids: tuple[str, ...]
-    images: tuple[Path, ...]
-    tags: tuple[frozenset[str], ...]
-    source: Path
+    def __init__(
+        self, root: str, *, tags: str = "auto", masks: str | None = "auto", val_fraction: float = 0.1, **common: Any
+    ) -> None:
+        folder = Path(root).expanduser()
+        if not folder.is_dir():
+            raise InputError(f"folder {folder} does not exist: give the folder that contains the images.")
+        if tags == "auto":
+            tags = next((name for name in TABLES if (folder / name).is_file()), "folders")
+        self.table = None if tags == "folders" else folder / tags
+        self.masks = mask_folder(folder, masks, (MASK_FOLDER,))
+        self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
+        if not self.images:
+            raise InputError(f"{self.table or folder} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
+        super().__init__(root, **common | ({"val_split": None} if val_fraction == 0 else {}))
+        self.save_hyperparameters({"tags": tags, "masks": masks, "val_fraction": val_fraction})
+
+    @property
+    def source(self) -> str:
+        """The table of tags, or the folder."""
+        return str(self.table or self.root)
+
+    def known_classes(self) -> tuple[str, ...]:
+        """Return the classes of ``classes.txt`` if it is there, else all tags, sorted.
+
+        Raises:
+            InputError: A tag is not in ``classes.txt``, or there are neither classes nor tags.
+        """
+        found = sorted(set().union(*(sample.tags or () for sample in self.images)))
+        path = self.root / "classes.txt"
+        if path.is_file():
+            known = read_classes(path)
+            if found:
+                check_classes(found, known, f"in {path}")
+            return known
+        if not found:
+            raise InputError(f"{self.source} gives no image any tag.")
+        return check_classes(found, found, f"in {self.source}")
+
+    def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
+        """Return the samples of ``train``, ``val`` or ``all``."""
+        if split not in ("train", "val", "all"):
+            raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all.")
+        fraction = self.hparams["val_fraction"]
+        chosen = [each for each in self.images if split == "all" or (_hash(each.id) < fraction) == (split == "val")]
+        if not chosen:
+            raise InputError(
+                f"none of the {len(self.images)} images of {self.root} belongs to {split!r}: change val_fraction."
+            )
+        folder = self.masks if masks else None
+        return [Sample(each.id, each.image, each.tags if tags else None, find_mask(folder, each.id)) for each in chosen]
 
 
-def read_csv(root: Path, name: str = "tags.csv") -> Listing:
-    """Images and tags from a CSV with the columns ``file,tags``.
+def read_table(path: Path) -> list[Sample]:
+    """Return images and tags from a CSV with a header, or from JSON lines.
 
-    ``file`` is a path inside ``root``. ``tags`` are separated by ``;``, ``|`` or, inside quotes, ``,``; a tag may
-    hold spaces; an empty cell is an image that shows none of the classes. Other columns are skipped.
+    A row has the image's path below the table's folder, or a URI, in the column ``file`` or ``file_name`` (Hugging
+    Face's ImageFolder), and tags in ``tags``, ``labels`` or ``label``. Tags are a JSON list, or are separated by ``;``,
+    ``|`` or ``,``; a tag may contain spaces; no tag means that the image shows none of the classes. Other columns are
+    ignored.
 
     Raises:
-        InputError: The CSV is missing or malformed, names an image that is not there, names one twice, or lacks
-            an image that lies beside those it names.
+        InputError: The table is missing or malformed, or lacks an image that lies beside its images.
     """
-    path = root / name
-    _require_folder(root)
+    samples = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = [field.strip().lower() for field in reader.fieldnames or ()]
-            reader.fieldnames = header
-            if not {"file", "tags"} <= set(header):
-                raise InputError(f"{path} must start with the line 'file,tags', not {','.join(header)!r}.")
-            rows = [_cells(row, path, reader.line_num) for row in reader]
+            rows = _json_rows(file, path) if path.suffix == ".jsonl" else _csv_rows(file, path)
+            for line, name, tags in rows:
+                if name:
+                    image = name if "://" in name else str(path.parent / name)
+                    identifier = PurePosixPath(urlsplit(name).path.lstrip("/") if "://" in name else name)
+                    samples.append(
+                        Sample(identifier.with_suffix("").as_posix(), image, _tags(tags, f"{path}, line {line}"))
+                    )
     except OSError as error:
         raise InputError(f"tag file {path} cannot be read: {error.strerror}.") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"tag file {path} is not a UTF-8 CSV: {error}.") from error
-    rows = [row for row in rows if row[0]]
-    images = [root / file for file, _ in rows]
-    absent = next((image for image in images if not image.is_file()), None)
-    if absent is not None:
-        raise InputError(f"{path} names {absent.relative_to(root)}, and there is no such image in {root}.")
-    tags = [frozenset(tag.strip() for tag in re.split("[;|,]", cell) if tag.strip()) for _, cell in rows]
-    _refuse_untagged(path, images)
-    return _listing(root, images, tags, path)
-
-
-def _refuse_untagged(path: Path, images: Sequence[Path]) -> None:
-    named = set(images)
-    beside = (p for folder in sorted({image.parent for image in images}) for p in _pictures(folder))
-    untagged = [picture for picture in beside if picture not in named]
+        raise InputError(f"tag file {path} is not UTF-8 text in CSV format: {error}.") from error
+    named = {Path(sample.image) for sample in samples if "://" not in sample.image}
+    beside = (image for folder in sorted({image.parent for image in named}) for image in _images(folder))
+    untagged = [image for image in beside if image not in named]
     if untagged:
         raise InputError(
-            f"{path} has no row for {len(untagged)} images beside those it names, first {untagged[0].name}: "
+            f"{path} has no row for {len(untagged)} images beside its images, first {untagged[0].name}: "
             "give each a row, with empty tags if it shows none of the classes."
         )
+    return samples
 
 
-def read_tag_folders(root: Path, masks: str | None = None) -> Listing:
-    """Images whose tag is the name of the folder they lie in.
-
-    An image that shows two things may lie in both folders: files of one name and the same bytes are one image
-    with both tags, and its id is the first of them.
-
-    Args:
-        root: The folder of folders; hidden ones and those without an image are passed over.
-        masks: A folder in ``root`` that is no tag.
-
-    Raises:
-        InputError: There is no image in any folder.
-    """
-    _require_folder(root)
-    images: list[Path] = []
-    tags: list[set[str]] = []
-    by_name: dict[str, list[int]] = {}
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != masks)
-    for folder in folders:
-        for picture in _pictures(folder):
-            same = [i for i in by_name.get(picture.name, []) if _same_bytes(images[i], picture)]
-            if same:
-                tags[same[0]].add(folder.name)
-                continue
-            by_name.setdefault(picture.name, []).append(len(images))
-            images.append(picture)
-            tags.append({folder.name})
-    return _listing(root, images, [frozenset(own) for own in tags], root)
-
-
-def listing_classes(listing: Listing, root: Path) -> tuple[str, ...]:
-    """The classes of a listing: those of ``classes.txt`` if it is there, else all tags, sorted.
-
-    Raises:
-        InputError: A tag is not in ``classes.txt``; or there is no tag at all.
-    """
-    found = sorted(set().union(*listing.tags))
-    path = root / "classes.txt"
-    if path.is_file():
-        known = read_classes(path)
-        if found:
-            check_classes(found, known, f"in {path}")
-        return known
-    if not found:
-        raise InputError(f"{listing.source} gives no image any tag.")
-    return check_classes(found, found, f"in {listing.source}")
-
-
-def listing_photos(
-    listing: Listing,
-    root: Path,
-    split: str,
-    classes: Sequence[str] | None = None,
-    *,
-    masks: str | None = "auto",
-    val_fraction: float = 0.1,
-) -> PhotoSet:
-    """One part of a listing.
-
-    Which part an image belongs to is told by a hash of its id alone, so that it stays there when others are added.
-
-    Args:
-        listing: All images.
-        root: Their folder.
-        split: ``train`` (or ``trainaug``), ``val`` (or ``test``), or ``all``.
-        classes: Which classes; None for all. Tags outside them do not count.
-        masks: Name of a folder in ``root`` with ``<id>.png``, ``auto`` for ``masks`` if there is one; None for none.
-            Their index i is the i-th class of `listing_classes`.
-        val_fraction: The part of the images that is ``val``.
-
-    Raises:
-        InputError: No such split, class or masks' folder; or no image in the split.
-    """
-    source = listing_classes(listing, root)
-    chosen = source if classes is None else check_classes(classes, source, f"of {listing.source}")
-    in_val = np.array([_hash_fraction(name) < val_fraction for name in listing.ids])
-    if split not in _ALL + _TRAIN + _VAL:
-        raise InputError(f"there is no split {split!r}: these photos have train, val and all.")
-    keep = np.flatnonzero(in_val if split in _VAL else ~in_val if split in _TRAIN else np.ones_like(in_val))
-    if not keep.size:
-        raise InputError(f"none of the {len(in_val)} images of {root} falls to {split!r}: change val_fraction.")
-    if masks == "auto":
-        masks = MASK_FOLDER if (root / MASK_FOLDER).is_dir() else None
-    if masks is not None and not (root / masks).is_dir():
-        raise InputError(f"there is no folder of masks {root / masks}: name another, or none (null).")
-    paths = None if masks is None else find_masks(root / masks, [listing.ids[i] for i in keep])
-    labels = one_hot(listing.tags, chosen)
-    everything = PhotoSet(listing.ids, listing.images, None, chosen, labels, None).subset(keep)
-    lut = None if paths is None else mask_lut(source, chosen)
-    return PhotoSet(everything.ids, everything.images, paths, chosen, everything.labels, lut)
-
-
-def _listing(root: Path, images: Sequence[Path], tags: Iterable[frozenset[str]], source: Path) -> Listing:
-    if not images:
-        raise InputError(f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
-    ids = tuple(image.relative_to(root).with_suffix("").as_posix() for image in images)
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise InputError(f"{source}: two images are called {twice!r}; rename one of them or drop its second row.")
-    return Listing(ids, tuple(images), tuple(tags), source)
-
-
-def _cells(row: dict[str | None, Any], path: Path, line: int) -> tuple[str, str]:
-    # csv.DictReader puts what is beyond the header under None: "a.jpg,cat,dog" would lose its dog.
-    beyond = [cell for cell in row.get(None, ()) if cell.strip()]
-    if beyond:
+def _csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, str, Any]]:
+    reader = csv.DictReader(file, strict=True)
+    reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
+    file_column = next((name for name in FILE_COLUMNS if name in header), None)
+    tag_column = next((name for name in TAG_COLUMNS if name in header), None)
+    if file_column is None or tag_column is None:
         raise InputError(
-            f"{path}, line {line}: {beyond[0].strip()!r} is beyond the columns of the header; "
-            "separate the tags of an image by ';', or put them in quotes."
+            f"{path} must start with the line 'file,tags', or have the columns file_name and label, not "
+            f"{','.join(header)!r}."
         )
-    return (row["file"] or "").strip(), row["tags"] or ""
+    for row in reader:
+        # csv.DictReader puts what is beyond the header under None: "a.jpg,cat,dog" would lose its dog
+        beyond = [cell for cell in row.get(None, ()) if cell.strip()]
+        if beyond:
+            raise InputError(
+                f"{path}, line {reader.line_num}: {beyond[0].strip()!r} is beyond the columns of the header; "
+                "separate the tags of an image by ';', or put them in quotes."
+            )
+        yield reader.line_num, (row[file_column] or "").strip(), row[tag_column]
 
 
-def _require_folder(root: Path) -> None:
-    if not root.is_dir():
-        raise InputError(f"folder {root} does not exist: give the folder that holds the photos.")
+def _json_rows(file: TextIO, path: Path) -> Iterator[tuple[int, str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error}.") from error
+        name = next((row[key] for key in FILE_COLUMNS if key in row), None) if isinstance(row, dict) else None
+        tags = next((key for key in TAG_COLUMNS if key in row), None) if isinstance(row, dict) else None
+        if not isinstance(name, str) or tags is None:
+            raise InputError(f"{path}, line {number} must have the keys file_name and one of {', '.join(TAG_COLUMNS)}.")
+        yield number, name, row[tags]
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _tags(value: Any, where: str) -> frozenset[str]:
+    """Return the tags in a cell: a JSON list, or names separated by ``;``, ``|`` or ``,``."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: the tags {value!r} are not a JSON list: {error}.") from error
+    names = value if isinstance(value, list) else re.split("[;|,]", "" if value is None else str(value))
+    if any(isinstance(name, list | dict) for name in names) or isinstance(value, dict):
+        raise InputError(f"{where}: the tags {value!r} are not a list of names.")
+    return frozenset(tag for tag in (str(name).strip() for name in names) if tag)
+
+
+def read_folders(root: Path, masks: Path | None = None) -> list[Sample]:
+    """Return images whose tag is the name of their folder.
+
+    An image with two tags may lie in both folders: files of one name and the same bytes are one image with both tags;
+    its id is the first of them.
+
+    Args:
+        root: The folder of folders; hidden folders and folders without an image are skipped.
+        masks: A folder in ``root`` that is not a tag.
+    """
+    samples: list[Sample] = []
+    by_name: dict[str, list[int]] = {}
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and p != masks):
+        for image in _images(folder):
+            same = [i for i in by_name.get(image.name, []) if filecmp.cmp(samples[i].image, image, shallow=False)]
+            if same:
+                first = samples[same[0]]
+                samples[same[0]] = Sample(first.id, first.image, (first.tags or frozenset()) | {folder.name})
+                continue
+            by_name.setdefault(image.name, []).append(len(samples))
+            name = image.relative_to(root).with_suffix("").as_posix()
+            samples.append(Sample(name, str(image), frozenset({folder.name})))
+    return samples
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
-def _same_bytes(a: Path, b: Path) -> bool:
-    return a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
-
-
-def _hash_fraction(name: str) -> float:
+def _hash(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 256**6

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from datamodules.errors import UnreadableError
+from datamodules.errors import InputError, UnreadableError
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +29,30 @@ _TRANSPOSED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 
 
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a local file, or a file that fsspec reads: ``s3://bucket/a.jpg``, ``zip://a.jpg::archive.zip``, ….
+
+    Raises:
+        UnreadableError: The file does not exist or cannot be opened.
+        InputError: fsspec has no file system for the URI.
+    """
+    try:
+        if "://" not in str(path):
+            return Path(path).open("rb")
+        import fsspec
+
+        return cast("BinaryIO", fsspec.open(str(path), "rb").open())
+    except OSError as error:
+        raise UnreadableError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ImportError, ValueError) as error:  # such as s3fs, which is not installed
+        raise InputError(f"{path} cannot be read: {error}.") from error
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Reads an image upright (the EXIF orientation is applied).
 
     Args:
-        path: A JPEG, PNG, or anything else Pillow reads.
+        path: Path or URI of a JPEG, PNG, or another file that Pillow reads.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -40,16 +60,17 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         UnreadableError: The file is missing, truncated, or no image.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableError(f"image {path} cannot be read: {error.strerror}.") from error
+    with open_file(path) as file:
+        try:
+            data = file.read()
+        except OSError as error:
+            raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
     if data.startswith(b"\xff\xd8") and _ends_properly(data):
         pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is not None:  # quicker than Pillow
             return pixels
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
@@ -68,13 +89,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         UnreadableError: The file is missing or no image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # getexif parses the whole block; most images carry none
-            turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in _TRANSPOSED
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
+    with open_file(path) as file:
+        try:
+            with Image.open(file) as image:
+                width, height = image.size
+                # getexif parses the whole block; most images carry none
+                turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in _TRANSPOSED
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
     return (width, height) if turned else (height, width)
 
 

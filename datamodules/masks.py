@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,6 +13,34 @@ from PIL import Image
 from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_atomically
+from datamodules.images import open_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def mask_folder(root: Path, masks: str | None, candidates: Sequence[str]) -> Path | None:
+    """Return the folder of masks that a setting names.
+
+    Args:
+        root: Folder of the data set.
+        masks: Name of the folder in ``root``; ``auto`` for the first of ``candidates`` that exists; None for none.
+        candidates: Usual names.
+
+    Raises:
+        InputError: A folder is named, and does not exist.
+    """
+    if masks == "auto":
+        masks = next((name for name in candidates if (root / name).is_dir()), None)
+    if masks is not None and not (root / masks).is_dir():
+        raise InputError(f"there is no folder of masks {root / masks}: name another, or none (null).")
+    return None if masks is None else root / masks
+
+
+def find_mask(folder: Path | None, name: str) -> str | None:
+    """Return ``folder``/``name``.png where there is such a file, else None."""
+    path = None if folder is None else folder / f"{name}.png"
+    return str(path) if path is not None and path.is_file() else None
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -27,13 +56,12 @@ def read_mask(path: str | Path) -> np.ndarray:
         UnreadableError: The file is missing, truncated or no PNG.
         InputError: It holds colours instead of indices.
     """
-    try:
-        with Image.open(path) as image:
-            mode, indices = image.mode, np.array(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(
-            f"mask {path} cannot be read, it is missing, truncated or not a PNG ({error})."
-        ) from error
+    with open_file(path) as file:
+        try:
+            with Image.open(file) as image:
+                mode, indices = image.mode, np.array(image)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadableError(f"mask {path} cannot be read, it is truncated or not a PNG ({error}).") from error
     if mode not in ("P", "L"):
         raise InputError(f"mask {path} holds {mode} values, not class indices: save it as a palette or 8-bit gray PNG.")
     return indices

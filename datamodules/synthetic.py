@@ -1,40 +1,94 @@
-"""The embedded data set, written as a VOC folder."""
+"""The embedded data set: `SyntheticDataModule`, and `write_synthetic_voc`, which writes it as a VOC folder."""
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+from datamodules import synthetic_scenes, synthetic_textures
 from datamodules.errors import InputError
-from datamodules.files import new_folder
+from datamodules.files import file_sha256, new_folder
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.synthetic_scenes import CLASSES, draw_scene
+from datamodules.voc import VOCDataModule
+
+RECORD = "synthetic.json"
+"""File in the folder with the numbers and the digest of the code that made it."""
 
 _QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 92)
 
 
-def synthesize(output: Path, *, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> None:
-    """Writes a small data set of textured cut-outs as a VOC folder.
-
-    `datamodules.synthetic_scenes` describes the images. The folder holds ``JPEGImages``, ``SegmentationClass``,
-    ``ImageSets/Segmentation/{train,val}.txt``, ``ImageSets/Main/<class>_<split>.txt`` (tags: what the masks show)
-    and ``classes.txt``. The same numbers give the same bytes (with the same versions of NumPy, OpenCV and Pillow),
-    and a larger set begins with the images of a smaller one.
+class SyntheticDataModule(VOCDataModule):
+    """The embedded data set: textured cut-outs of five classes, see `datamodules.synthetic_scenes`.
 
     Args:
-        output: Where; must not exist or be empty. Appears whole or not at all.
-        train: Images to train on.
-        val: Images to validate on.
-        size: Their longer side in pixels.
+        root: Folder of VOC's layout; `prepare_data` writes it if it is not there.
+        train: Images in the split ``train``.
+        val: Images in the split ``val``.
+        image_size: Longer side of the images in pixels.
+        data_seed: Number of the data set.
+        **common: Arguments of `VOCDataModule` and `datamodules.base_datamodule.BaseDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/synthetic",
+        *,
+        train: int = 600,
+        val: int = 150,
+        image_size: int = 128,
+        data_seed: int = 0,
+        **common: Any,
+    ) -> None:
+        super().__init__(root, download=False, **common)
+        self.save_hyperparameters({"train": train, "val": val, "image_size": image_size, "data_seed": data_seed})
+
+    def known_classes(self) -> tuple[str, ...]:
+        """Return the five classes."""
+        return CLASSES
+
+    def prepare_data(self) -> None:
+        """Write the data set if it is not there.
+
+        Raises:
+            InputError: The folder contains a data set of other numbers, or written by another version of the code.
+        """
+        hp = self.hparams
+        numbers = {"train": hp["train"], "val": hp["val"], "size": hp["image_size"], "seed": hp["data_seed"]}
+        record = self.root / RECORD
+        if not record.is_file():
+            write_synthetic_voc(self.root, **numbers)
+        elif json.loads(record.read_text(encoding="utf-8")) != _record(numbers):
+            raise InputError(
+                f"{self.root} contains an embedded data set of other numbers, or of another version of the code: "
+                "remove it, or choose another root."
+            )
+
+
+def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> None:
+    """Write a small data set of textured cut-outs as a VOC folder.
+
+    The folder contains ``JPEGImages``, ``SegmentationClass``, ``ImageSets/Segmentation/{train,val}.txt``,
+    ``ImageSets/Main/<class>_<split>.txt`` (tags: the classes in the masks) and ``classes.txt``. The same numbers give
+    the same bytes (with the same versions of NumPy, OpenCV and Pillow), and a larger set begins with the images of a
+    smaller one.
+
+    Args:
+        output: The folder, which must not exist or must be empty. It appears as a whole or not at all.
+        train: Images in the split ``train``.
+        val: Images in the split ``val``.
+        size: Longer side of the images in pixels.
         seed: Number of the data set.
 
     Raises:
-        InputError: The folder is not empty or cannot be written; a number is out of range.
+        InputError: The folder is not empty or cannot be written, or a number is out of range.
     """
     if train < 1 or val < 1 or size < 32 or seed < 0:
         raise InputError(
@@ -43,9 +97,20 @@ def synthesize(output: Path, *, train: int = 600, val: int = 150, size: int = 12
     with new_folder(Path(output)) as folder:
         for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "ImageSets/Main"):
             (folder / name).mkdir(parents=True)
+        record = _record({"train": train, "val": val, "size": size, "seed": seed})
+        (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
         for number, (split, count) in enumerate((("train", train), ("val", val))):
             _write_split(folder, split, [(seed, number, i) for i in range(count)], size)
+
+
+def _record(numbers: dict[str, int]) -> dict[str, Any]:
+    """Return what determines the images: the numbers of the data set and the code that draws it."""
+    modules = (__file__, synthetic_scenes.__file__, synthetic_textures.__file__)
+    return numbers | {"source": [file_sha256(module) for module in modules]}
+
+
+synthesize = write_synthetic_voc
 
 
 def _write_split(folder: Path, split: str, seeds: list[tuple[int, ...]], size: int) -> None:

@@ -6,19 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import image_size
 from datamodules.messages import print_message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from datamodules.photos import PhotoSet
+    from datamodules.sample import Sample
 
-__all__ = ["MAX_UNREADABLE", "UnreadableImages", "check_share", "leave_out_unreadable", "too_many"]
+__all__ = ["MAX_UNREADABLE", "UnreadableImages", "check_share", "leave_out_unreadable", "readable", "too_many"]
 
 MAX_UNREADABLE = 0.01
 """The share of unreadable images that is accepted by default."""
@@ -86,6 +86,27 @@ def check_share(share: float) -> None:
         raise InputError(f"max_unreadable is {share}, and must be a share of the images within 0..1.")
 
 
+def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sample]:
+    """Return the samples whose images and masks have readable headers, in their order.
+
+    Args:
+        samples: Samples of a split.
+        unreadable: Receives the others, with the reasons.
+
+    Raises:
+        InputError: A mask has another size than its image, or too many images are unreadable.
+    """
+    unreadable.expect(len(samples))
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(_header_problem, [each.image for each in samples], [each.mask for each in samples]))
+    for sample, problem in zip(samples, problems, strict=True):
+        if problem:
+            unreadable.add(sample.id, problem)
+    if len(unreadable.found) > _LISTED:
+        print_message(f"left out in all: {len(unreadable.found)} images that cannot be read")
+    return [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
+
+
 def leave_out_unreadable(photos: PhotoSet, unreadable: UnreadableImages) -> PhotoSet:
     """Look at the header of every image and mask, before any time is spent on them.
 
@@ -111,19 +132,13 @@ def leave_out_unreadable(photos: PhotoSet, unreadable: UnreadableImages) -> Phot
     return photos.subset(np.flatnonzero([not problem for problem in problems])) if any(problems) else photos
 
 
-def _header_problem(image: Path, mask: Path | None) -> str:
-    """Why an image or its mask cannot be read, by their headers; empty where they can."""
+def _header_problem(image: str | Path, mask: str | Path | None) -> str:
+    """Return the reason why an image or its mask is unreadable, by their headers; empty where both are readable."""
     try:
         height, width = image_size(image)
+        mask_height, mask_width = (height, width) if mask is None else image_size(mask)
     except UnreadableError as error:
         return str(error)
-    if mask is None:
-        return ""
-    try:
-        with Image.open(mask) as opened:
-            size = opened.size
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"mask {mask} cannot be read ({error})."
-    if size != (width, height):
-        raise InputError(f"mask {mask} is {size[0]}x{size[1]}, and its image {image} is {width}x{height}.")
+    if (mask_height, mask_width) != (height, width):
+        raise InputError(f"mask {mask} is {mask_width}x{mask_height}, and its image {image} is {width}x{height}.")
     return ""

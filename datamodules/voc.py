@@ -2,21 +2,98 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import VOC_CLASSES, check_classes, mask_lut, read_classes
 from datamodules.errors import InputError
-from datamodules.photos import PhotoSet, all_masks, find_masks
-from datamodules.voc_labels import list_labels, mask_labels, npy_labels, xml_labels
+from datamodules.masks import find_mask, mask_folder
+from datamodules.photos import PhotoSet, all_masks, find_masks, one_hot
+from datamodules.sample import Sample, require_masks
+from datamodules.voc_download import download_voc
+from datamodules.voc_labels import list_tags, mask_tags, npy_tags, xml_tags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 """Where ``masks="auto"`` looks, in this order."""
+
+
+class VOCDataModule(BaseDataModule):
+    """A folder of PASCAL VOC's layout: JPEGImages, ImageSets, SegmentationClass, Annotations.
+
+    A split is a list ``ImageSets/Segmentation/<split>.txt``. The classes are those of ``classes.txt`` in the folder, or
+    VOC's 20.
+
+    Args:
+        root: The folder that contains JPEGImages, for VOC itself ``…/VOCdevkit/VOC2012``.
+        labels: Source of the tags: ``xml``, ``imagesets``, ``masks``, the path of a ``cls_labels.npy``; None for no
+            tags. See `datamodules.voc_labels`.
+        masks: Name of the folder of masks; ``auto`` for SegmentationClassAug or else SegmentationClass; None for no
+            masks.
+        download: Download VOC 2012 and SBD into ``root`` (which must end in VOCdevkit/VOC2012) if they are not there.
+        **common: Arguments of `BaseDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        labels: str | None = "imagesets",
+        masks: str | None = "auto",
+        download: bool = False,
+        **common: Any,
+    ) -> None:
+        super().__init__(root, **common)
+        labels = None if labels is None else str(labels)
+        self.save_hyperparameters({"labels": labels, "masks": masks, "download": download})
+
+    def known_classes(self) -> tuple[str, ...]:
+        """Return the classes of ``classes.txt`` if it is there, else VOC's 20."""
+        return voc_classes(self.root)
+
+    @property
+    def source(self) -> str:
+        """The folder and the source of the tags."""
+        return f"{self.root} (labels: {self.hparams['labels']})" if "labels" in self.hparams else str(self.root)
+
+    def prepare_data(self) -> None:
+        """Download VOC where ``download`` is set."""
+        if self.hparams["download"]:
+            download_voc(self.root)
+
+    def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
+        """Return the samples of a list, in its order."""
+        hp, root = self.hparams, self.root
+        require_voc(root)
+        path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        if not path.is_file():
+            existing = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
+            raise InputError(f"there is no list {path}; the existing splits are: {existing}.")
+        ids = read_ids(path)
+        labels = hp["labels"] if tags else None
+        folder = mask_folder(root, hp["masks"], MASK_FOLDERS) if masks or labels == "masks" else None
+        samples = [Sample(name, str(root / "JPEGImages" / f"{name}.jpg"), mask=find_mask(folder, name)) for name in ids]
+        found: Sequence[frozenset[str] | None] = [None] * len(ids)
+        if labels == "xml":
+            found = xml_tags(root, ids)
+        elif labels == "imagesets":
+            found = list_tags(root, split, ids, self.classes)
+        elif labels == "masks":
+            found = mask_tags(require_masks(samples, "labels: masks"), self.mask_lut, self.classes)
+        elif labels is not None and labels.endswith(".npy"):
+            found = npy_tags(Path(labels), ids, self.known_classes())
+        elif labels is not None:
+            raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file.")
+        return [
+            replace(sample, tags=own, mask=sample.mask if masks else None)
+            for sample, own in zip(samples, found, strict=True)
+        ]
 
 
 def voc_classes(root: Path) -> tuple[str, ...]:
@@ -114,13 +191,13 @@ def _find_masks(root: Path, masks: str | None, ids: Sequence[str]) -> tuple[Path
 def _labels(root: Path, split: str, labels: str, photos: PhotoSet) -> np.ndarray:
     ids, classes = photos.ids, photos.classes
     if labels == "xml":
-        return xml_labels(root, ids, classes)
+        return one_hot(xml_tags(root, ids), classes)
     if labels == "imagesets":
-        return list_labels(root, split, ids, classes)
+        return one_hot(list_tags(root, split, ids, classes), classes)
     if labels == "masks":
         if photos.masks is None or photos.lut is None:
             raise InputError(f"labels: masks needs masks, and the split {split!r} of {root} has none.")
-        return mask_labels(all_masks(photos, "labels: masks"), photos.lut, len(classes))
+        return one_hot(mask_tags(all_masks(photos, "labels: masks"), photos.lut, classes), classes)
     if labels.endswith(".npy"):
-        return npy_labels(Path(labels), ids, classes, voc_classes(root))
+        return one_hot(npy_tags(Path(labels), ids, voc_classes(root)), classes)
     raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file.")

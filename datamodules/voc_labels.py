@@ -1,4 +1,4 @@
-"""Image-level labels of a VOC folder, from whichever source the user has.
+"""Image-level tags of a VOC folder, from XML annotations, VOC's lists, masks or a ``cls_labels.npy``.
 
 Objects that VOC marks as difficult count: they are in the image and in its mask.
 """
@@ -6,7 +6,6 @@ Objects that VOC marks as difficult count: they are in the image and in its mask
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -15,7 +14,6 @@ import numpy as np
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.masks import read_class_mask
-from datamodules.photos import one_hot
 from datamodules.safe_pickle import load_npy_dict
 
 if TYPE_CHECKING:
@@ -23,30 +21,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def xml_labels(root: Path, ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Labels from the objects in ``Annotations/<id>.xml``.
-
-    Returns:
-        float32 (N, C).
+def xml_tags(root: Path, ids: Sequence[str]) -> list[frozenset[str]]:
+    """Return the tags of images: the objects in ``Annotations/<id>.xml``.
 
     Raises:
-        InputError: A file is missing or is no XML.
+        InputError: A file is missing or is not XML.
     """
-    return one_hot([_xml_tags(root / "Annotations" / f"{name}.xml") for name in ids], classes)
-
-
-def _xml_tags(path: Path) -> set[str]:
-    return {name.text.strip() for name in read_annotation(path).findall("object/name") if name.text}
+    names = (read_annotation(root / "Annotations" / f"{each}.xml").findall("object/name") for each in ids)
+    return [frozenset(name.text.strip() for name in found if name.text) for found in names]
 
 
 def read_annotation(path: Path) -> ET.Element:
-    """An annotation's XML tree.
+    """Return the XML tree of an annotation.
 
     Args:
         path: ``Annotations/<id>.xml``.
 
     Raises:
-        InputError: The file is missing, is no XML, or declares entities.
+        InputError: The file is missing, is not XML, or declares entities.
     """
     try:
         text = path.read_bytes()
@@ -60,19 +52,16 @@ def read_annotation(path: Path) -> ET.Element:
         raise InputError(f"{path} is not XML ({error}).") from error
 
 
-def list_labels(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Labels from ``ImageSets/Main/<class>_<split>.txt``, or ``<class>_trainval.txt`` where that is missing.
+def list_tags(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]) -> list[frozenset[str]]:
+    """Return tags from ``ImageSets/Main/<class>_<split>.txt``, or ``<class>_trainval.txt`` where that is missing.
 
-    A line holds an id and 1 (there), 0 (there, difficult) or -1 (not there).
-
-    Returns:
-        float32 (N, C).
+    A line contains an id and 1 (present), 0 (present, difficult) or -1 (absent).
 
     Raises:
-        InputError: A list is missing, malformed, or does not name one of the images.
+        InputError: A list is missing or malformed, or lacks one of the images.
     """
     folder = root / "ImageSets" / "Main"
-    columns = []
+    tags: list[set[str]] = [set() for _ in ids]
     for name in classes:
         path = next((p for s in (split, "trainval") if (p := folder / f"{name}_{s}.txt").is_file()), None)
         if path is None:
@@ -80,65 +69,53 @@ def list_labels(root: Path, split: str, ids: Sequence[str], classes: Sequence[st
                 f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing; "
                 "the labels can also come from xml, masks or a .npy file."
             )
-        states = _read_states(path)
+        states = {}
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            match line.split():
+                case []:
+                    continue
+                case [image, "1" | "0" | "-1" as state]:
+                    states[image] = int(state)
+                case _:
+                    raise InputError(f"{path}, line {number}: expected an id and 1, 0 or -1, found {line!r}.")
         lacking = [i for i in ids if i not in states]
         if lacking:
             raise InputError(
                 f"{path} lacks {len(lacking)} of the {len(ids)} images of {split}, first {lacking[0]}; "
-                "labels: xml knows those that VOC never listed there."
+                "labels: xml covers images that VOC's lists leave out."
             )
-        columns.append([states[i] >= 0 for i in ids])
-    return np.array(columns, np.float32).T.copy()
+        for image, found in zip(ids, tags, strict=True):
+            if states[image] >= 0:
+                found.add(name)
+    return [frozenset(found) for found in tags]
 
 
-def _read_states(path: Path) -> dict[str, int]:
-    states = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        match line.split():
-            case []:
-                continue
-            case [name, "1" | "0" | "-1" as state]:
-                states[name] = int(state)
-            case _:
-                raise InputError(f"{path}, line {number}: expected an id and 1, 0 or -1, found {line!r}.")
-    return states
-
-
-def mask_labels(masks: Sequence[Path], lut: np.ndarray, num_classes: int) -> np.ndarray:
-    """Labels from the masks: a class is there if a pixel of it is.
+def mask_tags(masks: Sequence[str | Path], lut: np.ndarray, classes: Sequence[str]) -> list[frozenset[str]]:
+    """Return tags from masks: a class is present where a pixel of the mask has its index.
 
     Args:
         masks: N files.
-        lut: See `datamodules.class_names.mask_lut`.
-        num_classes: C.
-
-    Returns:
-        float32 (N, C).
+        lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
+        classes: The C classes of ``lut``.
     """
-    labels = np.zeros((len(masks), IGNORE + 1), np.float32)
     with ThreadPoolExecutor() as pool:
-        for row, mask in zip(labels, pool.map(partial(read_class_mask, lut=lut), masks), strict=True):
-            row[np.bincount(mask.ravel(), minlength=IGNORE + 1) > 0] = 1
-    return labels[:, 1 : num_classes + 1].copy()
+        counts = pool.map(lambda path: np.bincount(read_class_mask(path, lut).ravel(), minlength=IGNORE + 1), masks)
+        return [frozenset(name for name, pixels in zip(classes, count[1:], strict=False) if pixels) for count in counts]
 
 
-def npy_labels(path: Path, ids: Sequence[str], classes: Sequence[str], source: Sequence[str]) -> np.ndarray:
-    """Labels from the community's ``cls_labels.npy``: a dictionary from id to a row of 0 and 1.
+def npy_tags(path: Path, ids: Sequence[str], source: Sequence[str]) -> list[frozenset[str]]:
+    """Return tags from the community's ``cls_labels.npy``: a dictionary from id to a row of 0 and 1.
 
-    Ids are strings, or the integers 2007000032 for 2007_000032. The file is a pickle; it is read with nothing
-    allowed but arrays, dictionaries, numbers and strings, so that it cannot run code.
+    Ids are strings, or integers such as 2007000032 for 2007_000032. The file is a pickle; only arrays, dictionaries,
+    numbers and strings are read from it, so that it cannot run code.
 
     Args:
         path: The file.
         ids: N images.
-        classes: C classes asked for, each in ``source``.
         source: The classes of a row, in order.
 
-    Returns:
-        float32 (N, C).
-
     Raises:
-        InputError: The file is missing, of another kind, lacks an image, or has rows of another length or kind.
+        InputError: The file is missing or of another kind, lacks an image, or has rows of another length or kind.
     """
     table = load_npy_dict(path)
     rows = {
@@ -148,15 +125,14 @@ def npy_labels(path: Path, ids: Sequence[str], classes: Sequence[str], source: S
     lacking = [name for name in ids if name not in rows]
     if lacking:
         raise InputError(f"{path} lacks {len(lacking)} of {len(ids)} images, first {lacking[0]}.")
-    columns = [list(source).index(name) for name in classes]
-    labels = np.zeros((len(ids), len(classes)), np.float32)
-    for row, name in zip(labels, ids, strict=True):
-        found = rows[name]
+    tags = []
+    for image in ids:
+        found = rows[image]
         plain = isinstance(found, list | tuple) and all(isinstance(each, int | float) for each in found)
         if not (plain or isinstance(found, np.ndarray)):  # nested sequences of a hostile file can fill the memory
-            raise InputError(f"{path} holds no row of numbers for {name}.")
+            raise InputError(f"{path} has no row of numbers for {image}.")
         values = np.asarray(found)
         if values.shape != (len(source),):
-            raise InputError(f"{path} holds {values.shape} labels for {name}, and there are {len(source)} classes.")
-        row[:] = values[columns] > 0
-    return labels
+            raise InputError(f"{path} has {values.shape} labels for {image}, and there are {len(source)} classes.")
+        tags.append(frozenset(name for name, value in zip(source, values, strict=True) if value > 0))
+    return tags

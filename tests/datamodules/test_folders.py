@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from datamodules.errors import InputError
-from datamodules.folder import listing_classes, listing_photos, read_csv, read_tag_folders
+from datamodules.folder_listing import listing_classes, listing_photos, read_csv, read_tag_folders
 from datamodules.masks import write_mask
 from datamodules.photos import all_masks
 

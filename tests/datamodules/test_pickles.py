@@ -76,7 +76,7 @@ ASKS = {
     "copyreg._reconstructor": b"ccopyreg\n_reconstructor\n(cnumpy\ndtype\nNNtR.",
     "numpy.core.multiarray._reconstruct.__globals__": b"\x80\x04\x8c\x15numpy.core.multiarray\x8c\x18"
     b"_reconstruct.__globals__\x93.",
-    "datamodules.safe_pickle.load_file": b"cdatamodules.pickles\nload_file\n(S'/dev/zero'\ntR.",
+    "datamodules.safe_pickle.load_file": b"cdatamodules.safe_pickle\nload_file\n(S'/dev/zero'\ntR.",
     "torch.storage._load_from_bytes": b"ctorch.storage\n_load_from_bytes\n(C\x00tR.",
 }
 

@@ -1,0 +1,377 @@
+"""The base class of all data modules: loaders, sampling, checks and the common options.
+
+A new data set is one file with a subclass of `BaseDataModule` that implements `known_classes` and `read_samples`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytorch_lightning as pl
+
+from datamodules.cache import SeedCache
+from datamodules.class_names import check_classes, mask_lut
+from datamodules.dataset import ImageDataset, image_loader
+from datamodules.errors import InputError
+from datamodules.files import file_sha256
+from datamodules.messages import print_message
+from datamodules.sample import Sample, require_masks, require_tags
+from datamodules.sampling import EvalSampler, TrainSampler, run_seed
+from datamodules.transforms import Augment
+from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, readable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch.utils.data import DataLoader
+
+TRAINING_ONLY = ("augment", "cues", "cues_checkpoint", "download", "targets")
+"""Settings that only a training uses; `BaseDataModule.settings` and `datamodule_from_settings` leave them out."""
+
+
+class BaseDataModule(pl.LightningDataModule):
+    """Images with image-level tags and, depending on ``targets``, seed cues or masks.
+
+    Training batches contain ``image`` float32 (B, 3, S, S), ``labels`` float32 (B, C), ``id``, ``size`` int64 (B, 2)
+    and, depending on ``targets``, ``cues`` bool (B, C+1, h, w) or ``mask`` int64 (B, S, S). Batches of the other
+    loaders are not augmented: ``image`` (B, 3, E, E) with E = ``eval_size`` and, where the split has masks, ``mask``
+    int64 (B, Hmax, Wmax) at the masks' own size, padded with 255.
+
+    Args:
+        root: Folder of the data set.
+        classes: The classes in their order. Other classes are ignored in tags and become 255 in masks. None: all
+            classes of the data set.
+        train_split: Split to train on.
+        val_split: Split to validate on; None for no validation.
+        test_split: Split to test and predict on.
+        targets: Training targets: ``tags``, ``cues`` (of a seed cache) or ``masks``.
+        cues: Folder of the seed cache, for ``targets: cues``.
+        cues_checkpoint: Checkpoint that the seed cache must come from; compared with the cache's metadata.
+        cue_stride: Pixels per position of the cue grid: the grid has ⌈size / cue_stride⌉ positions on a side.
+        size: Side S in pixels to which training images are resized.
+        eval_size: Side E in pixels to which whole images are resized for validation, test and prediction. Objects
+            look larger in random crops than in whole images, therefore a larger side is often more accurate
+            (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019). None: ``size``.
+        augment: Random changes of training images; None for no changes.
+        batch_size: Images per batch and process.
+        num_workers: Processes that read images.
+        max_unreadable: Share of the images that may be unreadable. Unreadable images are left out and listed; in
+            training the next image takes the place. More unreadable images end the run.
+        strict: Allow no unreadable image.
+
+    Attributes:
+        classes: Names of the chosen classes.
+        mask_lut: uint8 (256,): index in a mask file -> class index, see `datamodules.class_names.mask_lut`.
+        unreadable: Unreadable images of all splits that were set up.
+
+    Raises:
+        InputError: A setting is invalid. `setup` raises it for invalid files.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        classes: list[str] | None = None,
+        train_split: str = "train",
+        val_split: str | None = "val",
+        test_split: str = "val",
+        targets: Literal["tags", "cues", "masks"] = "tags",
+        cues: str | None = None,
+        cues_checkpoint: str | None = None,
+        cue_stride: int = 8,
+        size: int = 320,
+        eval_size: int | None = None,
+        augment: Augment | None = None,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        max_unreadable: float = MAX_UNREADABLE,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        # a checkpoint stores the augmentation as a dictionary
+        self.augment = Augment(**augment) if isinstance(augment, dict) else augment
+        self.unreadable = UnreadableImages(max_unreadable, strict=strict)
+        if targets == "cues" and cues is None:
+            raise InputError("targets is cues, and no seed cache is given: set cues to its folder.")
+        sizes = {"size": size, "eval_size": size if eval_size is None else eval_size, "cue_stride": cue_stride}
+        for name, value in (sizes | {"batch_size": batch_size}).items():
+            if value < 1:
+                raise InputError(f"{name} is {value}, and must be at least 1.")
+        if num_workers < 0:
+            raise InputError(f"num_workers is {num_workers}, and must be at least 0.")
+        self.root = Path(root).expanduser()
+        known = self.known_classes()
+        where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
+        self.classes: tuple[str, ...] = known if classes is None else check_classes(classes, known, where)
+        self.mask_lut = mask_lut(known, self.classes)
+        self.save_hyperparameters(
+            # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then
+            # tells the meaning of its channels, and Lightning finds the same value in the task's settings
+            {
+                "class_path": f"{type(self).__module__}.{type(self).__qualname__}", "root": str(root),
+                "classes": list(self.classes), "train_split": train_split, "val_split": val_split,
+                "test_split": test_split, "targets": targets, "cues": None if cues is None else str(cues),
+                "cues_checkpoint": None if cues_checkpoint is None else str(cues_checkpoint), **sizes,
+                "augment": None if self.augment is None else _plain(asdict(self.augment)),
+                "batch_size": batch_size, "num_workers": num_workers, "max_unreadable": max_unreadable,
+                "strict": strict,
+            }
+        )  # fmt: skip
+        self._datasets: dict[str, ImageDataset] = {}
+        self._epoch = 0  # the epoch in which training starts
+
+    def known_classes(self) -> tuple[str, ...]:
+        """Return all classes of the data set, in the order of the indices in its masks.
+
+        Called by ``__init__`` once ``root`` is set: a subclass sets the attributes it needs before
+        ``super().__init__``. The data set may not be downloaded yet.
+        """
+        raise NotImplementedError
+
+    def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
+        """Return the samples of a split in a fixed order, without reading a pixel; `samples` does the checks.
+
+        Args:
+            split: Name of the split.
+            tags: Whether tags are needed; they may be None otherwise.
+            masks: Whether masks are needed; they may be None otherwise.
+        """
+        raise NotImplementedError
+
+    @property
+    def source(self) -> str:
+        """Name of the file or folder that lists images and tags, for messages."""
+        return str(self.root)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plain settings from which `datamodule_from_settings` makes this data module again, without targets."""
+        return {key: value for key, value in self.hparams.items() if key not in TRAINING_ONLY}
+
+    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
+        """Save settings as Lightning does, but without a cycle of frames.
+
+        Lightning searches the frames of the callers, and the search leaves a cycle that keeps the local variables of
+        every caller alive until the garbage collector runs. A loader that is collected this way waits 5 s for each
+        worker.
+        """
+        super().save_hyperparameters(*args, **{"frame": inspect.currentframe()} | kwargs)
+
+    def samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
+        """Return the checked samples of a split; headers are not read, see `datamodules.unreadable.readable`.
+
+        Args:
+            split: Name of the split.
+            tags: Whether to read tags; None otherwise.
+            masks: Whether to look for masks; None otherwise.
+
+        Raises:
+            InputError: The split does not exist or is empty, an id occurs twice, or an image does not exist.
+        """
+        samples = self.read_samples(split, tags=tags, masks=masks)
+        if not samples:
+            raise InputError(f"the split {split!r} of {self.source} contains no image.")
+        seen: set[str] = set()
+        for sample in samples:
+            if sample.id in seen:
+                raise InputError(
+                    f"{self.source}: two images of the split {split!r} have the id {sample.id!r}; rename one of them "
+                    "or remove its second row."
+                )
+            if "://" not in sample.image and not Path(sample.image).is_file():
+                raise InputError(
+                    f"the split {split!r} of {self.source} contains {sample.id}, and there is no image {sample.image}."
+                )
+            seen.add(sample.id)
+        return samples
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find and check the images of a stage (fit, validate, test or predict).
+
+        Raises:
+            InputError: A folder, list, image, tag file or mask is missing or invalid; no image of a split has a tag;
+                the seed cache lacks images, has other classes or comes from another checkpoint.
+        """
+        hp = self.hparams
+        if stage in (None, "fit") and "train" not in self._datasets:
+            self._datasets["train"] = self._training_dataset()
+        names = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        for name in names.get(stage or "", ("val", "test")):
+            split = hp[f"{name}_split"]
+            if name in self._datasets or split is None:
+                continue
+            samples = readable(self.samples(split), self.unreadable)
+            scored = sum(sample.mask is not None for sample in samples)
+            if 0 < scored < len(samples):
+                print_message(f"{scored} of {len(samples)} {name} images have a mask; the others are not scored")
+            if hp["targets"] == "tags" and any(sample.tags is not None for sample in samples):
+                require_tags(samples, self.classes, self.source)
+            self._datasets[name] = ImageDataset(samples, self.classes, hp["eval_size"], mask_lut=self.mask_lut)
+
+    def _training_dataset(self) -> ImageDataset:
+        hp = self.hparams
+        with_masks = hp["targets"] == "masks"
+        samples = self.samples(hp["train_split"], masks=with_masks)
+        cues = None
+        if with_masks:
+            if not any(sample.mask for sample in samples):
+                raise InputError(f"targets is masks, and the split {hp['train_split']!r} of {self.source} has none.")
+            require_masks(samples, "targets: masks")
+        if hp["targets"] == "cues":
+            cues = SeedCache(hp["cues"])
+            samples = covered_samples(cues, samples, self.classes)
+            if hp["cues_checkpoint"] is not None:
+                _check_checkpoint(cues, hp["cues_checkpoint"])
+        samples = readable(samples, self.unreadable)
+        if not with_masks:
+            require_tags(samples, self.classes, self.source)
+        return ImageDataset(
+            samples, self.classes, hp["size"], mask_lut=self.mask_lut if with_masks else None, training=True,
+            augment=self.augment, cues=cues, cue_stride=hp["cue_stride"],
+        )  # fmt: skip
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:  # noqa: ARG002
+        """Record the unreadable images of a batch; raise an InputError if there are too many."""
+        for name, reason in batch.pop("unreadable", ()):
+            self.unreadable.add(name, reason)
+        return batch
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Shuffled and augmented batches; images that do not fill a last optimizer step are left out of the epoch."""
+        data = self._datasets["train"]
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed(), accumulate)
+        sampler.set_epoch(self._epoch)
+        return self._loader(data, sampler, persistent=True)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+        """Batches of the validation split; none where ``val_split`` is None."""
+        if self.hparams["val_split"] is None:
+            return []
+        return self._loader(self._datasets["val"], EvalSampler(len(self._datasets["val"])), persistent=True)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Batches of the test split."""
+        return self._loader(self._datasets["test"], EvalSampler(len(self._datasets["test"])))
+
+    predict_dataloader = test_dataloader
+
+    def eval_loader(
+        self, samples: Sequence[Sample], *, size: int | None = None, originals: bool = False
+    ) -> DataLoader[dict[str, Any]]:
+        """Return batches of any samples in their order, not augmented.
+
+        Args:
+            samples: Samples of this data set (see `samples`) or of files (`datamodules.sample.file_samples`).
+            size: Side in pixels to which images are resized; None for ``eval_size``.
+            originals: Whether batches contain ``original``, the images as they are on disk.
+        """
+        side = self.hparams["eval_size"] if size is None else size
+        data = ImageDataset(samples, self.classes, side, mask_lut=self.mask_lut, originals=originals)
+        return self._loader(data, EvalSampler(len(data)))
+
+    def _loader(
+        self, data: ImageDataset, sampler: TrainSampler | EvalSampler, *, persistent: bool = False
+    ) -> DataLoader[dict[str, Any]]:
+        hp = self.hparams
+        return image_loader(
+            data, batch_size=hp["batch_size"], num_workers=hp["num_workers"], sampler=sampler, persistent=persistent
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint stores: the number of finished epochs."""
+        progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
+        return {"epoch": progress.processed if progress else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the epoch: Lightning passes it to samplers only after workers have started to read."""
+        self._epoch = int(state_dict["epoch"])
+
+
+def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: Any) -> BaseDataModule:
+    """Return the data module of a checkpoint or of a seed cache, for looking at its images.
+
+    Settings that only a training uses (`TRAINING_ONLY`) are left out.
+
+    Args:
+        settings: ``datamodule_hyper_parameters`` of a checkpoint or the data settings of a cache; None where there
+            are none. ``class_path`` names the class, by default `datamodules.voc.VOCDataModule`.
+        **overrides: Settings that replace recorded ones; None does not count.
+
+    Raises:
+        InputError: The class is unknown, a setting is unknown to it, or no root is given.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    merged = {key: value for key, value in (settings or {}).items() if key not in TRAINING_ONLY} | given
+    class_path = str(merged.pop("class_path", "datamodules.voc.VOCDataModule"))
+    module_name, _, class_name = class_path.rpartition(".")
+    module = sys.modules.get(module_name)
+    if module is None and module_name.startswith("datamodules."):  # a file must not decide what else is imported
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise InputError(f"the data module {class_path} cannot be imported: {error}.") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, BaseDataModule)):
+        raise InputError(
+            f"the data module {class_path} is not known: put its file into the package datamodules, or import it first."
+        )
+    ancestors = [each for each in found.__mro__ if issubclass(each, BaseDataModule)]
+    known = {name for each in ancestors for name in inspect.signature(each).parameters}
+    unknown = next((name for name in merged if name not in known), None)
+    if unknown is not None:
+        raise InputError(f"{found.__name__} has no setting {unknown!r}.")
+    if not merged.get("root"):
+        raise InputError("the folder of the images is not recorded: give it as 'root'.")
+    return found(**merged)
+
+
+def covered_samples(cache: SeedCache, samples: Sequence[Sample], classes: Sequence[str]) -> list[Sample]:
+    """Return the samples with cues in a seed cache; print how many the cache has left out.
+
+    Raises:
+        InputError: The cache has other classes, lacks an image without recording it as left out, or lacks all.
+    """
+    if tuple(cache.classes) != tuple(classes):
+        raise InputError(
+            f"the seed cache was made for the classes {', '.join(cache.classes)}, not {', '.join(classes)}: "
+            "choose the same classes in the same order, or generate the seeds again."
+        )
+    covered = [sample for sample in samples if sample.id in cache]
+    lacking = [sample.id for sample in samples if sample.id not in cache]
+    unknown = [name for name in lacking if name not in cache.left_out]
+    if unknown or not covered:
+        missing = unknown or lacking
+        raise InputError(
+            f"the seed cache lacks {len(missing)} of the {len(samples)} images, first {missing[0]}: "
+            "generate seeds of this split."
+        )
+    if lacking:
+        print_message(
+            f"{len(lacking)} of {len(samples)} images are left out because the seed cache has no cues of them; first "
+            f"{lacking[0]}: {cache.left_out[lacking[0]]}"
+        )
+    return covered
+
+
+def _check_checkpoint(cache: SeedCache, checkpoint: str) -> None:
+    """Raise an InputError unless ``checkpoint`` is the file that the cache was made with."""
+    try:
+        digest = file_sha256(checkpoint)
+    except OSError as error:
+        raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}.") from error
+    if cache.manifest.get("checkpoint_sha256") != digest:
+        raise InputError(
+            f"the seed cache was made by another checkpoint ({cache.manifest.get('checkpoint', 'not recorded')}) than "
+            f"{checkpoint} as it is now: generate the seeds again, or leave cues_checkpoint out."
+        )
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

@@ -1,0 +1,80 @@
+"""A sample: what is known about one image before a pixel is read; and the checks of lists of samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datamodules.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What is known about one image.
+
+    Attributes:
+        id: Name of the image, unique in its data set.
+        image: Path or URI of the image.
+        tags: Names of the classes in the image; names outside the chosen classes are ignored. None: not known.
+        mask: Path or URI of the mask, a palette or gray PNG of class indices. None: there is no mask.
+    """
+
+    id: str
+    image: str
+    tags: frozenset[str] | None = None
+    mask: str | None = None
+
+
+def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.float32]:
+    """Return the labels of N samples, float32 (N, C); unknown tags give zeros."""
+    rows = [[name in (sample.tags or ()) for name in classes] for sample in samples]
+    return np.array(rows, np.float32).reshape(len(samples), len(classes))
+
+
+def file_samples(paths: Sequence[str | Path]) -> list[Sample]:
+    """Return samples of single image files without tags or masks; an id is the file's name without its suffix.
+
+    Raises:
+        InputError: A file does not exist, or two files have the same id.
+    """
+    samples: dict[str, Sample] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise InputError(f"there is no image {path}.")
+        if path.stem in samples:
+            raise InputError(f"{samples[path.stem].image} and {path} have the same id {path.stem!r}: rename one file.")
+        samples[path.stem] = Sample(path.stem, str(path))
+    return list(samples.values())
+
+
+def require_tags(samples: Sequence[Sample], classes: Sequence[str], source: str) -> None:
+    """Raise an InputError unless a sample has a tag of ``classes``; ``source`` names the origin of the tags."""
+    if not any(sample.tags and not sample.tags.isdisjoint(classes) for sample in samples):
+        raise InputError(
+            f"the labels of all {len(samples)} images are zero: {source} gives no image any of the classes "
+            f"{', '.join(classes)}."
+        )
+
+
+def require_masks(samples: Sequence[Sample], purpose: str) -> list[str]:
+    """Return the masks of all samples.
+
+    Raises:
+        InputError: A sample has no mask; the message names ``purpose``, which needs the masks.
+    """
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    if len(masks) < len(samples):
+        missing = next(sample for sample in samples if sample.mask is None)
+        raise InputError(
+            f"{len(samples) - len(masks)} of {len(samples)} masks are missing, first that of {missing.id}; {purpose} "
+            "needs a mask of every image."
+        )
+    return masks
