@@ -30,7 +30,7 @@ def fit(config: str, data: Path, output: Path, *words: object) -> Path:
 
 def sec(data: Path, classifier: Path, cache: Path, output: Path) -> float:
     """Val IoU of SEC on a cache."""
-    words = [f"--data.cues={cache}", f"--data.cues_made_by={classifier}", f"--model.weights={classifier}"]
+    words = [f"--data.cues={cache}", f"--data.cues_checkpoint={classifier}", f"--model.weights={classifier}"]
     checkpoint = fit("demo_sec.yaml", data, output, *words)
     run("evaluate", "--checkpoint", checkpoint, "--output", output / "val", "--num_images=0")
     return json.loads((output / "val/metrics.json").read_text())["miou"]
