@@ -17,7 +17,8 @@ from datamodules.folder import FolderDataModule
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.transforms import Augment
 from datamodules.voc import VOCDataModule
-from seeds.affinity.task import AffinityTask
+from seeds.affinity.affinity_task import AffinityTask
+from seeds.base_task import BaseTask
 from seeds.checkpoints import read_checkpoint
 from seeds.classifier import ClassifierTask
 from seeds.precision import Precision, resolve_precision
@@ -43,7 +44,7 @@ class LightningParser(OneSentenceErrors, LightningArgumentParser):
         """
         parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
         keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
-        named = (*TASKS, *DATA_MODULES, BaseDataModule, Augment)
+        named = (BaseTask, *TASKS, *DATA_MODULES, BaseDataModule, Augment)
         return keys.union(*(signature(known).parameters for known in named))
 
 

@@ -40,20 +40,20 @@ def trainer_of(folder: Path, **settings) -> pl.Trainer:
 
 
 @torch.no_grad()
-def tell_apart(network: SegmentationNetwork, images: torch.Tensor) -> None:
-    """Stretch the scores of a network that has hardly learned, so that it says several classes of each image.
+def amplify_scores(network: SegmentationNetwork, images: torch.Tensor) -> None:
+    """Amplify the scores of a hardly trained network, so that it predicts several classes in each image.
 
-    What it says of two places, images, sizes or mirror images is then never the same, and a mix-up of them is seen.
+    Its predictions then differ between positions, images, sizes and mirror images, so a test sees a mix-up of them.
     """
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.reset_running_stats()
-            module.momentum = None  # the plain mean over what it sees; no checkpoint keeps that
+            module.momentum = None  # the plain mean over all batches; not kept in checkpoints
     network.train()
     network(images)
     network.eval()
     head = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][-1]
-    scores = network(images).transpose(0, 1).flatten(1)  # (K, cells of all images)
+    scores = network(images).transpose(0, 1).flatten(1)  # (K, positions of all images)
     factor = 3 / scores.std(dim=1)
     head.weight *= factor[:, None, None, None]
     head.bias.copy_((head.bias - scores.mean(dim=1)) * factor)
@@ -92,7 +92,7 @@ def checkpoint(voc, cues, tmp_path_factory) -> Path:
     trainer = trainer_of(folder)
     trainer.fit(task, data)
     seen = torch.cat([batch["image"] for batch in data.eval_loader(data.photos("val"))])
-    tell_apart(task.network, seen)
+    amplify_scores(task.network, seen)
     trainer.save_checkpoint(folder / "sec.ckpt")
     return folder / "sec.ckpt"
 
@@ -102,10 +102,10 @@ def boundaries(voc, cues, tmp_path_factory) -> Path:
     """The checkpoint of an epoch by the configuration for VOC's animals, on nine images."""
     folder = tmp_path_factory.mktemp("affinity")
     config = yaml.safe_load((CONFIGS / "affinity_voc_animals.yaml").read_text())
-    del config["data"]["classes"], config["trainer"]["precision"]
+    del config["data"]["init_args"]["classes"], config["trainer"]["precision"]
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
     words = [f"--config={folder / 'small.yaml'}", f"--output={folder / 'run'}", f"--data.root={voc}"]
-    words += [f"--data.cues={cues}", "--data.cues_made_by=null", "--data.train_split=train", f"--data.size={SIZE}"]
+    words += [f"--data.cues={cues}", "--data.cues_checkpoint=null", "--data.train_split=train", f"--data.size={SIZE}"]
     words += [f"--data.eval_size={SIZE}", "--data.batch_size=3", "--data.num_workers=0"]
     words += ["--model.init_args.backbone=resnet18", "--model.init_args.weights=none", "--trainer.max_epochs=1"]
     words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]

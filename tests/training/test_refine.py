@@ -6,8 +6,8 @@ import torch
 from datamodules.cache import CacheWriter, SeedCache
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
+from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
-from seeds.affinity.task import AffinityTask
 from seeds.checkpoints import load_task
 from seeds.making.asking import Seed
 from seeds.making.batches import ImageBatch

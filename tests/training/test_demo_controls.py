@@ -30,7 +30,7 @@ def fit(config: str, data: Path, output: Path, *words: object) -> Path:
 
 def sec(data: Path, classifier: Path, cache: Path, output: Path) -> float:
     """Val IoU of SEC on a cache."""
-    words = [f"--data.cues={cache}", f"--data.cues_made_by={classifier}", f"--model.weights={classifier}"]
+    words = [f"--data.cues={cache}", f"--data.cues_checkpoint={classifier}", f"--model.weights={classifier}"]
     checkpoint = fit("demo_sec.yaml", data, output, *words)
     run("evaluate", "--checkpoint", checkpoint, "--output", output / "val", "--num_images=0")
     return json.loads((output / "val/metrics.json").read_text())["miou"]
@@ -54,7 +54,7 @@ def shuffle_tags(data: Path) -> None:
 
 
 def random_cues(cache: Path, output: Path) -> Path:
-    """As many cells with a cue in every image, anywhere in it, each of any class or background."""
+    """As many positions with a cue in every image, anywhere in it, each of any class or background."""
     seeds, rng = SeedCache(cache), np.random.default_rng(0)
     with CacheWriter(output, seeds.classes, {"checkpoint_sha256": seeds.manifest["checkpoint_sha256"]}) as drawn:
         for name in seeds.ids:
