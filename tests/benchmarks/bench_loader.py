@@ -1,9 +1,9 @@
-"""What the loader gives beside what training takes: ``python -m tests.benchmarks.bench_loader [--quick]``.
+"""Speed of the loader compared with training: ``python -m tests.benchmarks.bench_loader [--quick]``.
 
-The images, changes and cues are those of the SEC configuration (see `bench_step`). The loader by itself and the bare
-network step run in turn, and each ratio is the median over the turns: *feeds* is the images a second that a loader of
-so many workers gives, to those that the network takes on all cores; *by CPU time* is what the network uses for a
-image to what the loader uses for it. Then where the loader's time for an image goes, and other ways to decode one.
+Images, augmentation and cues are those of the SEC configuration (see `bench_step`). The loader and the network step run
+in turn, and each ratio is the median over the turns: *feeds* is the images per second of a loader divided by those of
+the network on all cores; *by CPU time* is the network's CPU time per image divided by the loader's. Two further tables
+split the loader's time per image, and compare decoders.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.io import decode_jpeg
 
-from datamodules.datamodule import TagDataModule
-from datamodules.dataset import TagDataset, collate
+from datamodules.dataset import ImageDataset, collate
 from datamodules.images import read_image
 from datamodules.sampling import Draw
+from datamodules.voc import VOCDataModule
 from tests.benchmarks.bench_sec import Case
 from tests.benchmarks.bench_step import available_data, read_config
 from tests.benchmarks.stopwatch import workers_seconds
@@ -34,28 +34,28 @@ WORKERS = (0, 1, 2)
 
 
 def clocks() -> np.ndarray:
-    """The wall's clock, and CPU seconds of this process and its workers."""
+    """Return the wall clock, and the CPU seconds of this process and its workers."""
     return np.array([time.perf_counter(), time.process_time() + workers_seconds()])
 
 
 def spent(function: Callable[[], int]) -> np.ndarray:
-    """Wall and CPU seconds an image, of a function that tells how many it saw."""
+    """Return wall and CPU seconds per image of a function that returns its number of images."""
     start = clocks()
     count = function()
     return (clocks() - start) / count
 
 
 def epoch(loader: Iterable[dict]) -> int:
-    """Take all batches; the number of images."""
+    """Read all batches; return the number of images."""
     return sum(len(batch["id"]) for batch in loader)
 
 
 def feeding(settings: dict, turns: int, batch: int) -> Table:
-    """The loader beside the network."""
+    """Return the table of the loader and the network."""
     case = Case(CONFIG, batch, torch.device("cpu"))
     loaders = []
     for workers in WORKERS:
-        data = TagDataModule(**settings | {"batch_size": batch, "num_workers": workers})
+        data = VOCDataModule(**settings | {"batch_size": batch, "num_workers": workers})
         data.setup("fit")
         loaders.append(data.train_dataloader())
 
@@ -66,7 +66,7 @@ def feeding(settings: dict, turns: int, batch: int) -> Table:
     parts = [step, *(lambda loader=loader: epoch(loader) for loader in loaders)]
     seconds = np.array([[spent(part) for part in parts] for _ in range(turns + 1)])[1:]  # the first starts workers
     table = Table(title=f"images a second, {torch.get_num_threads()} threads, medians of {turns}")
-    for column in ("", "pictures/s", "CPU, ms an image", "feeds", "by CPU time"):
+    for column in ("", "images/s", "CPU, ms an image", "feeds", "by CPU time"):
         table.add_column(column, justify="right" if column else "left")
     network = seconds[:, 0]
     for number, name in enumerate(["the network's step", *(f"loader, {workers} workers" for workers in WORKERS)]):
@@ -76,25 +76,25 @@ def feeding(settings: dict, turns: int, batch: int) -> Table:
     return table
 
 
-def items(data: TagDataset, count: int) -> list[dict]:
-    """The first images, changed at random."""
+def items(data: ImageDataset, count: int) -> list[dict]:
+    """Return the first images, augmented."""
     return [data[Draw(number, number)] for number in range(count)]
 
 
 def inside(settings: dict, turns: int, count: int) -> Table:
-    """An image's way through the loader, in one process: CPU time of each part."""
-    data = TagDataModule(**settings)
+    """Return the table of the CPU time of each part of the loader, in one process."""
+    data = VOCDataModule(**settings)
     data.setup("fit")
     train = data.train_dataloader().dataset
     count = min(count, len(train))
-    files, names = train.photos.images[:count], train.photos.ids[:count]
-    pictures, cues, done = [read_image(file) for file in files], [train.cues.cues(name) for name in names], {}
+    files, names = ([getattr(each, key) for each in train.samples[:count]] for key in ("image", "id"))
+    images, cues, done = [read_image(file) for file in files], [train.cues.cues(name) for name in names], {}
     parts = {
         "read and decode": lambda: [read_image(file) for file in files],
         "cues": lambda: [train.cues.cues(name) for name in names],
         "crop, resize, flip, jitter": lambda: [
-            train.transform(picture, seed=seed, cues=cue)
-            for seed, (picture, cue) in enumerate(zip(pictures, cues, strict=True))
+            train.transform(image, seed=seed, cues=cue)
+            for seed, (image, cue) in enumerate(zip(images, cues, strict=True))
         ],
         "all of an item": lambda: done.update(items=items(train, count)),
         "batch, normalised": lambda: collate(done["items"]),
@@ -103,7 +103,7 @@ def inside(settings: dict, turns: int, count: int) -> Table:
 
 
 def decoders(settings: dict, turns: int, count: int) -> Table:
-    """Ways to decode, and whether the pixels are ours."""
+    """Return the table of decoders, and whether their pixels equal those of the loader."""
     files = sorted((Path(settings["root"]) / "JPEGImages").glob("*.jpg"))[:count]
     contents = [np.frombuffer(file.read_bytes(), np.uint8) for file in files]
     ways = {
@@ -115,13 +115,13 @@ def decoders(settings: dict, turns: int, count: int) -> Table:
     ours = [read_image(file) for file in files]
     parts = {}
     for name, way in ways.items():
-        same = sum(np.array_equal(way(content), picture) for content, picture in zip(contents, ours, strict=True))
+        same = sum(np.array_equal(way(content), image) for content, image in zip(contents, ours, strict=True))
         parts[f"{name} (same pixels: {same} of {len(files)})"] = lambda way=way: [way(content) for content in contents]
     return costs("decoding, CPU time of an image", parts, turns, len(files))
 
 
 def costs(title: str, parts: dict[str, Callable[[], object]], turns: int, count: int) -> Table:
-    """Milliseconds an image of functions that do their thing to so many, run in turn."""
+    """Return the table of milliseconds per image of functions that run in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(turns):
         for name, part in parts.items():
@@ -142,11 +142,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few embedded images, in batches of four")
     quick = parser.parse_args(arguments).quick
-    pictures, turns, batch, count = (32, 2, 4, 16) if quick else (752, 3, 16, 96)
+    images, turns, batch, count = (32, 2, 4, 16) if quick else (752, 3, 16, 96)
     config = read_config(CONFIG)
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as temporary:
-        settings = config["data"] | available_data(config, Path(temporary), pictures, embedded=quick)
+        settings = config["data"]["init_args"] | available_data(config, Path(temporary), images, embedded=quick)
         console.print(feeding(settings, turns, batch))
         cv2.setNumThreads(0)  # as in a worker
         torch.set_num_threads(1)

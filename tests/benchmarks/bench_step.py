@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.cache import CacheWriter
-from datamodules.datamodule import TagDataModule
-from datamodules.synthetic import synthesize
+from datamodules.sample import multi_hot
+from datamodules.synthetic import write_synthetic_voc
+from datamodules.voc import VOCDataModule
 from tests.benchmarks.stopwatch import NETWORK, PARTS, Stopwatch
 from training.cli import main as tag2mask
 
@@ -75,29 +76,30 @@ def read_config(name: str) -> dict:
     return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
 
 
-def available_data(config: dict, folder: Path, pictures: int, *, embedded: bool = False) -> dict:
-    """The settings of a configuration's data that differ, so that it finds images and cues.
+def available_data(config: dict, folder: Path, images: int, *, embedded: bool = False) -> dict:
+    """Return the data settings of a configuration that differ, so that it finds images and cues.
 
     Args:
-        config: as in the YAML.
-        folder: where to write what has to be made.
-        pictures: of the embedded data set, where it is taken.
-        embedded: take it even where there are real images.
+        config: The content of the YAML.
+        folder: Folder for generated files.
+        images: Training images of the embedded data set, where it is used.
+        embedded: Use the embedded data set even where there are real images.
     """
-    places = (ROOT / config["data"]["root"], SHARED / "VOCdevkit" / "VOC2012")
+    data = config["data"]["init_args"]
+    places = (ROOT / data["root"], SHARED / "VOCdevkit" / "VOC2012")
     root = next((place for place in places if (place / "JPEGImages").is_dir()), None)
     settings: dict = {}
     if embedded or root is None:
         root = folder / "data"
-        synthesize(root, train=pictures, val=2, size=SIDE)
+        write_synthetic_voc(root, train=images, val=2, size=SIDE)
         settings = {"train_split": "train", "classes": None, "masks": None}
     settings["root"] = str(root)
-    if config["data"].get("targets") == "cues":
-        data = config["data"] | settings
+    if data.get("targets") == "cues":
+        data |= settings
         made_up_cues(
-            TagDataModule(str(root), classes=data["classes"], masks=None), data["train_split"], folder / "cues"
+            VOCDataModule(str(root), classes=data["classes"], masks=None), data["train_split"], folder / "cues"
         )
-        settings |= {"cues": str(folder / "cues"), "cues_made_by": None}
+        settings |= {"cues": str(folder / "cues"), "cues_checkpoint": None}
     return settings
 
 
@@ -108,11 +110,11 @@ def words_of(settings: dict) -> list[str]:
     return [*given, f"--model.init_args.weights={next(files, 'none')}"]
 
 
-def made_up_cues(data: TagDataModule, split: str, path: Path) -> None:
+def made_up_cues(data: VOCDataModule, split: str, path: Path) -> None:
     """A seed cache of 40x40 positions: a part for each of an image's classes, a part background, the rest nothing."""
-    photos = data.photos(split, masks=False)
+    samples = data.samples(split, masks=False)
     with CacheWriter(path, data.classes, {"made": "for a benchmark"}) as writer:
-        for name, labels in zip(photos.ids, photos.labels, strict=True):
+        for name, labels in zip((sample.id for sample in samples), multi_hot(samples, data.classes), strict=True):
             positions = np.full((40, 40), 255, np.uint8)
             positions[:4] = 0
             for number in np.flatnonzero(labels):
@@ -143,7 +145,7 @@ def measure(name: str, words: list[str], folder: Path, steps: int, warm: int = W
         seconds.mean(0),
         seconds.std(0) / len(counted) ** 0.5,
         (watch.workers[-1] - watch.workers[warm]) / len(counted),
-        yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"],
+        yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]["batch_size"],
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     )
 

@@ -53,13 +53,13 @@ def test_the_innermost_part_is_at_work(monkeypatch):
 
 
 def test_loader_beside_network(settings):
-    table = bench_loader.feeding(read_config("sec_voc_animals")["data"] | settings, 1, 3)
+    table = bench_loader.feeding(read_config("sec_voc_animals")["data"]["init_args"] | settings, 1, 3)
     assert table.row_count == 1 + len(bench_loader.WORKERS)
     assert all(float(position) > 0 for column in table.columns[1:] for position in list(column._cells)[1:])
 
 
 def test_inside_the_loader(settings):
-    data = read_config("sec_voc_animals")["data"] | settings
+    data = read_config("sec_voc_animals")["data"]["init_args"] | settings
     assert bench_loader.inside(data, 1, 6).row_count == 5
     same = bench_loader.decoders(data, 1, 6).columns[0]._cells
     assert same[0] == "OpenCV (same pixels: 6 of 6)"
