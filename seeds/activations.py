@@ -183,22 +183,6 @@ def run_model(model: Model, images: Tensor) -> Any:
         raise InputError(f"the {type(module).__name__} cannot take {what}: {reason}") from error
 
 
-def class_scores(model: Model, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the model's class scores (B, C), checked against labels (B, C).
-
-    Raises:
-        InputError: images, labels or scores of other shapes.
-    """
-    check_images(images)
-    if labels.dim() != 2 or len(labels) != len(images):
-        raise InputError(f"labels must have shape ({len(images)}, C), a row an image, not {tuple(labels.shape)}")
-    scores = run_model(model, images)
-    if not isinstance(scores, Tensor) or scores.shape != labels.shape:
-        got = f"a {type(scores).__name__}" if not isinstance(scores, Tensor) else f"scores {tuple(scores.shape)}"
-        raise InputError(f"labels of shape {tuple(labels.shape)} do not fit the model, which gives {got}")
-    return scores
-
-
 def gradient(
     score: Tensor, activation: Tensor, name: str, *, keep_graph: bool, weights: Tensor | None = None
 ) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from datamodules.errors import InputError
-from seeds.activations import class_scores, gradient, record_activations
+from seeds.activations import gradient, record_activations
+from seeds.cam_methods.targets import class_scores
 
 PROBE = (224, 224)  # height and width of the image of noise: patches of 14 and of 16 divide it
 

@@ -10,8 +10,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.errors import InputError
-from seeds.checkpoints import HEADER, VERSION
 from seeds.optimizers import Optimizer, Schedule, parameter_groups, rate_factor
+
+HEADER = "tag2mask"  # the key in a checkpoint under which a task signs it
+VERSION = 1  # of the checkpoints
 
 
 class BaseTask(pl.LightningModule):
@@ -52,9 +54,19 @@ class BaseTask(pl.LightningModule):
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002  torch's name
     ) -> None:
-        options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        options = dict(locals())
         super().__init__()
-        self.save_hyperparameters(options)
+        self.save_arguments(options)
+
+    def save_arguments(self, arguments: dict[str, Any]) -> None:
+        """Save the arguments of ``__init__``, given as its ``locals()``, as hyperparameters.
+
+        They are saved by name: what Lightning would save under the command line lacks the classes, which come from the
+        data.
+        """
+        self.save_hyperparameters(
+            {name: value for name, value in arguments.items() if name not in ("self", "kwargs", "__class__")}
+        )
 
     @abstractmethod
     def network_and_head(self) -> tuple[nn.Module, Sequence[nn.Module]]:

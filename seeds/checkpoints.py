@@ -5,15 +5,12 @@ import pickle
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytorch_lightning as pl
 import torch
 
 from datamodules.errors import InputError
+from seeds.base_task import HEADER, VERSION, BaseTask
 
-HEADER = "tag2mask"  # the key in a checkpoint under which a task signs it
-VERSION = 1
-
-Task = TypeVar("Task", bound=pl.LightningModule)
+Task = TypeVar("Task", bound=BaseTask)
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -67,19 +64,14 @@ def load_task(path: str | Path, cls: type[Task]) -> Task:
 
     Args:
         path: the checkpoint.
-        cls: a class with an attribute ``task_name``, which the checkpoint's signature must have.
+        cls: the task's class; the checkpoint must be signed with its ``task_name``.
 
     Raises:
         InputError: as :func:`read_checkpoint`, or the weights do not fit the settings saved beside them.
     """
-    checkpoint = read_checkpoint(path, str(getattr(cls, "task_name", "")))
-    signatures = [inspect.signature(base) for base in cls.__mro__ if issubclass(base, pl.LightningModule)]
-    known = {
-        parameter.name
-        for signature in signatures
-        for parameter in signature.parameters.values()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
+    checkpoint = read_checkpoint(path, cls.task_name)
+    tasks = [base for base in cls.__mro__ if issubclass(base, BaseTask)]
+    known = {name for base in tasks for name in inspect.signature(base).parameters} - {"kwargs"}
     settings = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key in known}
     if "weights" in known:
         settings["weights"] = "none"

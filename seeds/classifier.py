@@ -1,6 +1,7 @@
 """The multi-label classifier that Grad-CAM explains, and its training task."""
 
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,6 @@ from torchmetrics.utilities import dim_zero_cat
 from datamodules.errors import InputError
 from seeds.backbones import FULL_DEPTH, Backbone, build_backbone
 from seeds.base_task import BaseTask
-
-
-class ClassifierBatch(TypedDict):
-    """The entries of a batch that the classifier reads: normalised images (B, 3, H, W), multi-hot labels (B, C)."""
-
-    image: Tensor
-    labels: Tensor
 
 
 class Classifier(nn.Module):
@@ -93,15 +87,11 @@ class ClassifierTask(BaseTask):
         freeze_stride: int = 0,
         **kwargs: Any,
     ) -> None:
+        options = dict(locals())
         super().__init__(**kwargs)
         if not classes or len(set(classes)) != len(classes):
             raise InputError(f"classes must be different names, at least one; got {classes}")
-        self.save_hyperparameters(  # by name: the command line's arguments lack the classes, which come from the data
-            {
-                "classes": list(classes), "backbone": backbone, "weights": weights, "output_stride": output_stride,
-                "depth": depth, "freeze_stride": freeze_stride,
-            }
-        )  # fmt: skip
+        self.save_arguments(options)
         self.classes = tuple(classes)
         features = build_backbone(backbone, output_stride, weights, depth)
         features.freeze(freeze_stride)
@@ -128,8 +118,8 @@ class ClassifierTask(BaseTask):
             )
         return functional.binary_cross_entropy_with_logits(scores, labels.float())
 
-    def training_step(self, batch: ClassifierBatch, _batch_index: int) -> Tensor:
-        """Return the loss of a batch and log it as ``train/loss``."""
+    def training_step(self, batch: Mapping[str, Any], _batch_index: int) -> Tensor:
+        """Return the loss of a batch with ``image`` (B, 3, H, W) and ``labels`` (B, C), logged as ``train/loss``."""
         loss = self.loss(self(batch["image"]), batch["labels"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss
@@ -138,7 +128,7 @@ class ClassifierTask(BaseTask):
         """Reset the loss here: a metric reset in inference mode cannot be updated outside of it."""
         self.val_loss.reset()
 
-    def validation_step(self, batch: ClassifierBatch, _batch_index: int) -> None:
+    def validation_step(self, batch: Mapping[str, Any], _batch_index: int) -> None:
         """Update ``val/loss`` and ``val/map``, over all images of all processes."""
         if not len(batch["image"]):  # no image of the batch can be read
             return

@@ -7,7 +7,8 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from seeds.checkpoints import HEADER, read_file
+from seeds.base_task import HEADER
+from seeds.checkpoints import read_file
 from seeds.vision_transformer import VisionTransformer, build_vit, is_vit, weights_for_vit
 
 HEADS = ("classifier.", "fc.", "head.", "heads.", "last_linear.")  # ImageNet classifiers, not needed here

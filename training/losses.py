@@ -133,6 +133,7 @@ def constrain_loss(probs: Tensor, crf_probs: Tensor) -> Tensor:
     return (target * (target.log() - _log(probs))).sum(dim=1).mean()
 
 
+@lru_cache(maxsize=64)
 def ranked_weights(positions: int, decay: float, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the weights of global weighted rank pooling, for positions sorted from the most to the least probable.
 
@@ -154,11 +155,6 @@ def ranked_weights(positions: int, decay: float, *, device: torch.device, dtype:
     """
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"a decay of ranked pooling must be in [0, 1], not {decay}")
-    return _ranked_weights(positions, decay, device, dtype)
-
-
-@lru_cache(maxsize=64)
-def _ranked_weights(positions: int, decay: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(mode=False):  # a tensor cached in validation must serve autograd in training
         ranks = torch.arange(positions, dtype=torch.float64)
         weights = torch.tensor(decay ** (REFERENCE_POSITIONS / positions), dtype=torch.float64) ** ranks

@@ -34,7 +34,6 @@ class SmpNetwork(FreezableNetwork):
         self,
         cls: type[nn.Module],
         num_classes: int,
-        *,
         encoder: str,
         output_stride: int | None,
         weights: str,
@@ -108,7 +107,6 @@ SegmentationNetwork = LargeFOV | SmpNetwork
 def build_network(
     architecture: str,
     num_classes: int,
-    *,
     encoder: str = "mobilenet_v2",
     output_stride: int | None = None,
     weights: str = "none",
@@ -141,11 +139,4 @@ def build_network(
     if encoder not in encoders and not encoder.startswith("tu-"):
         near = difflib.get_close_matches(encoder, encoders, n=3, cutoff=0.3) or ["mobilenet_v2", "resnet50", "tu-…"]
         raise InputError(f"there is no encoder {encoder!r}; the nearest are {', '.join(near)}")
-    return SmpNetwork(
-        SMP_CLASSES[architecture],
-        num_classes,
-        encoder=encoder,
-        output_stride=output_stride,
-        weights=weights,
-        network_args=network_args or {},
-    )
+    return SmpNetwork(SMP_CLASSES[architecture], num_classes, encoder, output_stride, weights, network_args or {})

@@ -83,26 +83,19 @@ class SegmentationTask(BaseTask):
         crf: CrfSettings | None = None,
         **kwargs: Any,
     ) -> None:
-        options = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
+        options = dict(locals())
         super().__init__(**kwargs)
-        # by name: the command line's arguments lack the classes, which come from the data
-        self.save_hyperparameters({**options, "classes": list(classes)})
+        self.save_arguments(options)
         self.classes = tuple(classes)
         self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
         for name, weight in self.loss_weights.items():
             if not 0 <= weight < math.inf:
                 raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
         self.crf: CrfSettings = {**TRAINING_CRF, **(crf or {})}
-        self.network = build_network(
-            architecture,
-            len(self.classes) + 1,
-            encoder=encoder,
-            output_stride=output_stride,
-            weights=weights,
-            network_args=network_args,
-        )
+        channels = len(self.classes) + 1
+        self.network = build_network(architecture, channels, encoder, output_stride, weights, network_args)
         self.network.freeze(freeze_stride)
-        self.confusion = Confusion(len(self.classes) + 1)
+        self.confusion = Confusion(channels)
 
     def network_and_head(self) -> tuple[nn.Module, list[nn.Module]]:
         """Return the network, and its decoder and head."""

@@ -102,15 +102,11 @@ class AffinityTask(BaseTask):
         radius: int = 10,
         **kwargs: Any,
     ) -> None:
+        options = dict(locals())
         super().__init__(**kwargs)
         if radius < 2:
             raise InputError(f"radius must be at least 2, not {radius}")
-        self.save_hyperparameters(
-            {
-                "classes": list(classes), "backbone": backbone, "weights": weights, "output_stride": output_stride,
-                "depth": depth, "radius": radius,
-            }
-        )  # fmt: skip
+        self.save_arguments(options)
         self.classes = tuple(classes)
         self.network = BoundaryNetwork(build_backbone(backbone, output_stride, weights, depth))
 

@@ -8,7 +8,6 @@ the convolution's weights. Probability is lost only at units that no unit below 
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import torch
@@ -103,12 +102,14 @@ class _Excitation(TorchFunctionMode):
         if name in WEIGHTED:
             weight = rest[0] if rest else named["weight"]
             settings = {key: setting for key, setting in named.items() if key not in ("weight", "bias")}
-            without_bias = partial(_weighted_sum, func, rest[2:], settings)
-            return _Share.apply(value, weight, _compute(func, value, rest, named), without_bias)
+            output = _compute(func, value, rest, named)
+            # the bias excites nothing
+            return _Share.apply(value, weight, output, lambda x, w: func(x, w, None, *rest[2:], **settings))
         if name == "batch_norm":
             return _batch_norm(func, value, rest, named)
         if name in AVERAGING:
-            return _Share.apply(value, None, _compute(func, value, rest, named), partial(_average, func, rest, named))
+            output = _compute(func, value, rest, named)
+            return _Share.apply(value, None, output, lambda x, _weight: func(x, *rest, **named))
         if name in ADDING or name in MULTIPLYING:
             return _combine(func, value, rest[0], adding=name in ADDING)
         if name in MONOTONE:
@@ -131,19 +132,6 @@ def _needs_gradient(value: object) -> bool:
 
 @torch.no_grad()
 def _compute(func: Callable[..., Tensor], value: Tensor, rest: Sequence[Any], named: dict[str, Any]) -> Tensor:
-    return func(value, *rest, **named)
-
-
-def _weighted_sum(
-    func: Callable[..., Tensor], rest: Sequence[Any], settings: dict[str, Any], value: Tensor, weight: Tensor
-) -> Tensor:
-    """Compute a convolution or linear layer without its bias, which excites nothing."""
-    return func(value, weight, None, *rest, **settings)
-
-
-def _average(
-    func: Callable[..., Tensor], rest: Sequence[Any], named: dict[str, Any], value: Tensor, _weight: Tensor | None
-) -> Tensor:
     return func(value, *rest, **named)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from seeds.activations import Model, check_images, run_model
 
 Target = Tensor | Callable[[Any], Tensor]
 """Labels (B, C), not 0 for the classes to explain; or one class index an image, int64 (B,); or a function of the
@@ -103,3 +104,14 @@ def select_scores(output: Any, target: Target, count: int) -> TargetScores:
         raise InputError(f"class index {int(wrong[0])} is out of range: the model gives {output.shape[1]} scores")
     classes = indices.unsqueeze(1)
     return TargetScores(output.gather(1, classes), torch.ones_like(classes, dtype=torch.bool), classes, output)
+
+
+def class_scores(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+    """Run the model within ``record_activations`` and return its class scores (B, C), checked against labels (B, C).
+
+    Raises:
+        InputError: images, labels or scores of other shapes.
+    """
+    check_images(images)
+    check_target(labels, len(images))
+    return select_scores(run_model(model, images), labels, len(images)).scores

@@ -9,8 +9,9 @@ from torch.nn import functional
 
 from datamodules.errors import InputError
 from datamodules.images import normalize
-from seeds.activations import class_scores, record_activations
+from seeds.activations import record_activations
 from seeds.background_saliency import saliency_map
+from seeds.cam_methods.targets import class_scores
 from seeds.classifier import Classifier
 from seeds.gradcam import gradcam_maps
 from seeds.making.batches import ImageBatch

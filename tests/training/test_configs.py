@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def test_every_number_of_the_recipe_is_in_yaml():
     """SEC's table of numbers, by key."""
     sec = yaml.safe_load((CONFIGS / "sec_voc12_vgg16.yaml").read_text())
-    model, data, trainer = sec["model"]["init_args"], sec["data"], sec["trainer"]
+    model, data, trainer = sec["model"]["init_args"], sec["data"]["init_args"], sec["trainer"]
     expected = {
         "architecture": "LargeFOV", "loss": "sec", "seed_weight": 1, "expand_weight": 1, "constrain_weight": 1,
         "decay_fg": 0.996, "decay_bg": 0.999, "optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4,
@@ -45,8 +45,7 @@ def test_the_recommended_recipe():
     assert walk == {"radius": 5, "beta": 10, "steps": 256, "fg_threshold": 0.25, "crf": True}
     affinity, labels = (read[f"{name}_voc_animals"]["model"]["init_args"] for name in ("affinity", "labels"))
     assert (affinity["radius"], affinity["lr"], affinity["weight_decay"]) == (10, 0.1, 1e-4)
-    weights = [labels[f"{name}_weight"] for name in ("seed", "expand", "constrain")]
-    assert (labels["supervision"], labels["seed_balance"], weights) == ("sec", True, [1, 0, 0])
+    assert (affinity["bias_lr_scale"], labels["loss"]) == (1, "cross_entropy")
     assert {key: read["pseudo_labels_voc_animals"][key] for key in ("flip", "crf", "min_confidence")} == {
         "flip": True, "crf": True, "min_confidence": 0,
     }  # fmt: skip
@@ -55,7 +54,7 @@ def test_the_recommended_recipe():
         made = [key for key in stages if "quality" not in key and key not in ("first-val", "page")]
         assert made == ["classifier", "seeds", "affinity", "walk", "first-network", "labels", "network", "val"]
         assert stages["seeds"]["refine"] == "crf"
-        learned = [stages[key]["data"]["cues"] for key in ("affinity", "first-network", "network")]
+        learned = [stages[key]["data"]["init_args"]["cues"] for key in ("affinity", "first-network", "network")]
         assert learned == ["{seeds}", "{walk}", "{labels}"]
         assert (stages["walk"]["cache"], stages["labels"]["consensus"]) == ("{seeds}", "{walk}")
         assert stages["val"]["checkpoint"] == "{network}/last.ckpt"
@@ -75,7 +74,7 @@ def test_two_steps_of_the_papers_configuration(tmp_path):
             cache.add(f"train_{index:05d}", cues)
     words = ["fit", f"--config={CONFIGS / 'sec_voc12_vgg16.yaml'}", f"--output={tmp_path / 'run'}"]
     words += ["--model.init_args.weights=none", f"--data.root={tmp_path / 'data'}", f"--data.cues={tmp_path / 'seeds'}"]
-    words += ["--data.cues_made_by=null", "--data.labels=imagesets", "--data.train_split=train", "--data.batch_size=2"]
+    words += ["--data.cues_checkpoint=null", "--data.labels=imagesets", "--data.train_split=train", "--data.batch_size=2"]
     words += [
         "--data.num_workers=0",
         "--trainer.max_steps=2",
