@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 
-from datamodules.cache import SeedCache
+from datamodules.seed_cache import SeedCache
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
@@ -366,9 +366,9 @@ def _check_checkpoint(cache: SeedCache, checkpoint: str) -> None:
         digest = file_sha256(checkpoint)
     except OSError as error:
         raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}.") from error
-    if cache.manifest.get("checkpoint_sha256") != digest:
+    if cache.settings.get("checkpoint_sha256") != digest:
         raise InputError(
-            f"the seed cache was made by another checkpoint ({cache.manifest.get('checkpoint', 'not recorded')}) than "
+            f"the seed cache was made by another checkpoint ({cache.inputs.get('checkpoint', 'not recorded')}) than "
             f"{checkpoint} as it is now: generate the seeds again, or leave cues_checkpoint out."
         )
 

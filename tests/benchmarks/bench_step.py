@@ -26,7 +26,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.cache import CacheWriter
+from tests.seed_caches import CacheWriter
 from datamodules.datamodule import TagDataModule
 from datamodules.synthetic import synthesize
 from tests.benchmarks.stopwatch import NETWORK, PARTS, Stopwatch

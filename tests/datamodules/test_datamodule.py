@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from datamodules.cache import CacheWriter
+from tests.seed_caches import CacheWriter
 from datamodules.class_names import VOC_CLASSES
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.cache import CacheWriter, SeedCache
+from datamodules.seed_cache import SeedCache
+from tests.seed_caches import CacheWriter
 from datamodules.dataset import TagDataset, collate, pad_masks
 from datamodules.errors import InputError
 from datamodules.images import normalize
