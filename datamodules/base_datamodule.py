@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -118,7 +119,7 @@ class BaseDataModule(pl.LightningDataModule):
                 "classes": list(self.classes), "train_split": train_split, "val_split": val_split,
                 "test_split": test_split, "targets": targets, "cues": None if cues is None else str(cues),
                 "cues_checkpoint": None if cues_checkpoint is None else str(cues_checkpoint), **sizes,
-                "augment": None if self.augment is None else _plain(asdict(self.augment)),
+                "augment": None if self.augment is None else json.loads(json.dumps(asdict(self.augment))),
                 "batch_size": batch_size, "num_workers": num_workers, "max_unreadable": max_unreadable,
                 "strict": strict,
             }
@@ -220,14 +221,21 @@ class BaseDataModule(pl.LightningDataModule):
         samples = self.samples(hp["train_split"], masks=with_masks)
         cues = None
         if with_masks:
-            if not any(sample.mask for sample in samples):
-                raise InputError(f"targets is masks, and the split {hp['train_split']!r} of {self.source} has none.")
             require_masks(samples, "targets: masks")
         if hp["targets"] == "cues":
             cues = SeedCache(hp["cues"])
             samples = covered_samples(cues, samples, self.classes)
-            if hp["cues_checkpoint"] is not None:
-                _check_checkpoint(cues, hp["cues_checkpoint"])
+            checkpoint = hp["cues_checkpoint"]
+            try:
+                same = checkpoint is None or file_sha256(checkpoint) == cues.settings.get("checkpoint_sha256")
+            except OSError as error:
+                raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}.") from error
+            if not same:
+                recorded = cues.inputs.get("checkpoint", "not recorded")
+                raise InputError(
+                    f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint} as it is now: "
+                    "generate the seeds again, or leave cues_checkpoint out."
+                )
         samples = readable(samples, self.unreadable)
         if not with_masks:
             require_tags(samples, self.classes, self.source)
@@ -254,11 +262,11 @@ class BaseDataModule(pl.LightningDataModule):
         """Batches of the validation split; none where ``val_split`` is None."""
         if self.hparams["val_split"] is None:
             return []
-        return self._loader(self._datasets["val"], EvalSampler(len(self._datasets["val"])), persistent=True)
+        return self._loader(self._datasets["val"], persistent=True)
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of the test split."""
-        return self._loader(self._datasets["test"], EvalSampler(len(self._datasets["test"])))
+        return self._loader(self._datasets["test"], persistent=False)
 
     predict_dataloader = test_dataloader
 
@@ -273,16 +281,18 @@ class BaseDataModule(pl.LightningDataModule):
             originals: Whether batches contain ``original``, the images as they are on disk.
         """
         side = self.hparams["eval_size"] if size is None else size
-        data = ImageDataset(samples, self.classes, side, mask_lut=self.mask_lut, originals=originals)
-        return self._loader(data, EvalSampler(len(data)))
+        return self._loader(
+            ImageDataset(samples, self.classes, side, mask_lut=self.mask_lut, originals=originals), persistent=False
+        )
 
     def _loader(
-        self, data: ImageDataset, sampler: TrainSampler | EvalSampler, *, persistent: bool = False
+        self, data: ImageDataset, sampler: TrainSampler | None = None, *, persistent: bool
     ) -> DataLoader[dict[str, Any]]:
         hp = self.hparams
         return image_loader(
-            data, batch_size=hp["batch_size"], num_workers=hp["num_workers"], sampler=sampler, persistent=persistent
-        )
+            data, batch_size=hp["batch_size"], num_workers=hp["num_workers"], persistent=persistent,
+            sampler=sampler or EvalSampler(len(data)),
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores: the number of finished epochs."""
@@ -358,20 +368,3 @@ def covered_samples(cache: SeedCache, samples: Sequence[Sample], classes: Sequen
             f"{lacking[0]}: {cache.left_out[lacking[0]]}"
         )
     return covered
-
-
-def _check_checkpoint(cache: SeedCache, checkpoint: str) -> None:
-    """Raise an InputError unless ``checkpoint`` is the file that the cache was made with."""
-    try:
-        digest = file_sha256(checkpoint)
-    except OSError as error:
-        raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}.") from error
-    if cache.settings.get("checkpoint_sha256") != digest:
-        raise InputError(
-            f"the seed cache was made by another checkpoint ({cache.inputs.get('checkpoint', 'not recorded')}) than "
-            f"{checkpoint} as it is now: generate the seeds again, or leave cues_checkpoint out."
-        )
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

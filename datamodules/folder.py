@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 from urllib.parse import urlsplit
 
 from datamodules.base_datamodule import BaseDataModule
@@ -17,9 +17,6 @@ from datamodules.errors import InputError
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_mask, mask_folder
 from datamodules.sample import Sample
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MASK_FOLDER = "masks"
 TABLES = ("tags.csv", "metadata.csv", "metadata.jsonl")
@@ -111,21 +108,45 @@ def read_table(path: Path) -> list[Sample]:
     Raises:
         InputError: The table is missing or malformed, or lacks an image that lies beside its images.
     """
-    samples = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = _json_rows(file, path) if path.suffix == ".jsonl" else _csv_rows(file, path)
-            for line, name, tags in rows:
-                if name:
-                    image = name if "://" in name else str(path.parent / name)
-                    identifier = PurePosixPath(urlsplit(name).path.lstrip("/") if "://" in name else name)
-                    samples.append(
-                        Sample(identifier.with_suffix("").as_posix(), image, _tags(tags, f"{path}, line {line}"))
-                    )
+            if path.suffix == ".jsonl":
+                rows = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
+                header = sorted(set().union(*(row for _, row in rows if isinstance(row, dict))))
+            else:
+                reader = csv.DictReader(file, strict=True)
+                reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
+                rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise InputError(f"tag file {path} cannot be read: {error.strerror}.") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"tag file {path} is not UTF-8 text in CSV format: {error}.") from error
+    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"tag file {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}.") from error
+    file_column = next((name for name in FILE_COLUMNS if name in header), None)
+    tag_column = next((name for name in TAG_COLUMNS if name in header), None)
+    if file_column is None or tag_column is None:
+        raise InputError(
+            f"{path} must start with the line 'file,tags', or have file_name and one of {', '.join(TAG_COLUMNS)}, not "
+            f"{','.join(header)!r}."
+        )
+    samples = []
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        if not isinstance(row, dict):
+            raise InputError(f"{where} is not a JSON object.")
+        # csv.DictReader puts what is beyond the header under None: "a.jpg,cat,dog" would lose its dog
+        beyond = [text for text in row.get(None, ()) if text.strip()]
+        if beyond:
+            raise InputError(
+                f"{where}: {beyond[0].strip()!r} is beyond the columns of the header; "
+                "separate the tags of an image by ';', or put them in quotes."
+            )
+        name = row.get(file_column)
+        if not isinstance(name, str):
+            raise InputError(f"{where} has no {file_column}.")
+        if name := name.strip():
+            remote = "://" in name
+            stem = PurePosixPath(urlsplit(name).path.lstrip("/") if remote else name).with_suffix("").as_posix()
+            samples.append(Sample(stem, name if remote else str(path.parent / name), _tags(row.get(tag_column), where)))
     named = {Path(sample.image) for sample in samples if "://" not in sample.image}
     beside = (image for folder in sorted({image.parent for image in named}) for image in _images(folder))
     untagged = [image for image in beside if image not in named]
@@ -137,53 +158,17 @@ def read_table(path: Path) -> list[Sample]:
     return samples
 
 
-def _csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, str, Any]]:
-    reader = csv.DictReader(file, strict=True)
-    reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
-    file_column = next((name for name in FILE_COLUMNS if name in header), None)
-    tag_column = next((name for name in TAG_COLUMNS if name in header), None)
-    if file_column is None or tag_column is None:
-        raise InputError(
-            f"{path} must start with the line 'file,tags', or have the columns file_name and label, not "
-            f"{','.join(header)!r}."
-        )
-    for row in reader:
-        # csv.DictReader puts what is beyond the header under None: "a.jpg,cat,dog" would lose its dog
-        beyond = [cell for cell in row.get(None, ()) if cell.strip()]
-        if beyond:
-            raise InputError(
-                f"{path}, line {reader.line_num}: {beyond[0].strip()!r} is beyond the columns of the header; "
-                "separate the tags of an image by ';', or put them in quotes."
-            )
-        yield reader.line_num, (row[file_column] or "").strip(), row[tag_column]
-
-
-def _json_rows(file: TextIO, path: Path) -> Iterator[tuple[int, str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}.") from error
-        name = next((row[key] for key in FILE_COLUMNS if key in row), None) if isinstance(row, dict) else None
-        tags = next((key for key in TAG_COLUMNS if key in row), None) if isinstance(row, dict) else None
-        if not isinstance(name, str) or tags is None:
-            raise InputError(f"{path}, line {number} must have the keys file_name and one of {', '.join(TAG_COLUMNS)}.")
-        yield number, name, row[tags]
-
-
 def _tags(value: Any, where: str) -> frozenset[str]:
-    """Return the tags in a cell: a JSON list, or names separated by ``;``, ``|`` or ``,``."""
+    """Return the tags of a row: a JSON list, or names separated by ``;``, ``|`` or ``,``."""
     if isinstance(value, str) and value.strip().startswith("["):
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: the tags {value!r} are not a JSON list: {error}.") from error
-    names = value if isinstance(value, list) else re.split("[;|,]", "" if value is None else str(value))
-    if any(isinstance(name, list | dict) for name in names) or isinstance(value, dict):
-        raise InputError(f"{where}: the tags {value!r} are not a list of names.")
-    return frozenset(tag for tag in (str(name).strip() for name in names) if tag)
+    names = re.split("[;|,]", value or "") if isinstance(value, str | None) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: the tags {value!r} are neither text nor a list of names.")
+    return frozenset(name.strip() for name in names if name.strip())
 
 
 def read_folders(root: Path, masks: Path | None = None) -> list[Sample]:

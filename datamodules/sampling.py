@@ -18,7 +18,7 @@ from datamodules.errors import InputError
 class Draw(NamedTuple):
     """The number of an image, and the seed of its random changes."""
 
-    picture: int
+    number: int
     seed: int
 
 

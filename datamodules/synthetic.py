@@ -1,7 +1,8 @@
-"""The embedded data set, written as a VOC folder."""
+"""The embedded data set: `SyntheticDataModule`, and `write_synthetic_voc`, which writes it as a VOC folder."""
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 import cv2
 import numpy as np
 
+from datamodules import synthetic_scenes, synthetic_textures
 from datamodules.errors import InputError
-from datamodules.files import new_folder
+from datamodules.files import file_sha256, new_folder
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.synthetic_scenes import CLASSES, draw_scene
 from datamodules.voc import VOCDataModule
+
+RECORD = "synthetic.json"
+"""File in the folder with the numbers and the digest of the code that made it."""
 
 _QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 92)
 
@@ -24,8 +29,7 @@ class SyntheticDataModule(VOCDataModule):
     """The embedded data set: textured cut-outs of five classes, see `datamodules.synthetic_scenes`.
 
     Args:
-        root: Folder of VOC's layout; written in ``prepare_data`` if it is not there. An existing folder is used as it
-            is.
+        root: Folder of VOC's layout; `prepare_data` writes it if it is not there.
         train: Images in the split ``train``.
         val: Images in the split ``val``.
         image_size: Longer side of the images in pixels.
@@ -34,9 +38,16 @@ class SyntheticDataModule(VOCDataModule):
     """
 
     def __init__(
-        self, root: str, *, train: int = 600, val: int = 150, image_size: int = 128, data_seed: int = 0, **common: Any
+        self,
+        root: str = "data/synthetic",
+        *,
+        train: int = 600,
+        val: int = 150,
+        image_size: int = 128,
+        data_seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(root, **common)
+        super().__init__(root, download=False, **common)
         self.save_hyperparameters({"train": train, "val": val, "image_size": image_size, "data_seed": data_seed})
 
     def known_classes(self) -> tuple[str, ...]:
@@ -44,11 +55,20 @@ class SyntheticDataModule(VOCDataModule):
         return CLASSES
 
     def prepare_data(self) -> None:
-        """Write the data set if it is not there."""
+        """Write the data set if it is not there.
+
+        Raises:
+            InputError: The folder contains a data set of other numbers, or written by another version of the code.
+        """
         hp = self.hparams
-        if not (self.root / "classes.txt").is_file():
-            write_synthetic_voc(
-                self.root, train=hp["train"], val=hp["val"], size=hp["image_size"], seed=hp["data_seed"]
+        numbers = {"train": hp["train"], "val": hp["val"], "size": hp["image_size"], "seed": hp["data_seed"]}
+        record = self.root / RECORD
+        if not record.is_file():
+            write_synthetic_voc(self.root, **numbers)
+        elif json.loads(record.read_text(encoding="utf-8")) != _record(numbers):
+            raise InputError(
+                f"{self.root} contains an embedded data set of other numbers, or of another version of the code: "
+                "remove it, or choose another root."
             )
 
 
@@ -77,9 +97,17 @@ def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size:
     with new_folder(Path(output)) as folder:
         for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "ImageSets/Main"):
             (folder / name).mkdir(parents=True)
+        record = _record({"train": train, "val": val, "size": size, "seed": seed})
+        (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
         for number, (split, count) in enumerate((("train", train), ("val", val))):
             _write_split(folder, split, [(seed, number, i) for i in range(count)], size)
+
+
+def _record(numbers: dict[str, int]) -> dict[str, Any]:
+    """Return what determines the images: the numbers of the data set and the code that draws it."""
+    modules = (__file__, synthetic_scenes.__file__, synthetic_textures.__file__)
+    return numbers | {"source": [file_sha256(module) for module in modules]}
 
 
 synthesize = write_synthetic_voc

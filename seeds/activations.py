@@ -1,7 +1,7 @@
-"""Looking at layers inside a network: their activations, ready to be differentiated, at the least possible cost."""
+"""Recording of layer activations in a forward pass, ready to be differentiated."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from seeds.activation_layout import MAP_DIMS, Layout, layout_of
+from seeds.activation_layout import MAP_DIMS, layout_of
 
 Model = nn.Module | partial[Any]
-"""A network, or ``functools.partial`` of one that fixes inputs besides the images (a question, a sentence)."""
+"""A network, or ``functools.partial`` of a network that fixes inputs besides the images."""
 
 
 def module_of(model: Model) -> nn.Module:
-    """The network itself: behind a ``functools.partial``, and as it was before ``torch.compile``.
+    """Return the network behind a ``functools.partial`` and behind ``torch.compile``.
 
     Raises:
         InputError: neither a network nor a partial of one.
@@ -25,15 +25,15 @@ def module_of(model: Model) -> nn.Module:
     module = model.func if isinstance(model, partial) else model
     if not isinstance(module, nn.Module):
         raise InputError(f"a network (nn.Module, or functools.partial of one) is needed, not a {type(module).__name__}")
-    original = getattr(module, "_orig_mod", module)  # where torch.compile keeps it
+    original = getattr(module, "_orig_mod", module)  # torch.compile keeps the network there
     return original if isinstance(original, nn.Module) else module
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
-    """The submodule of that name, or the submodule itself.
+    """Return the submodule of that name, or check that the given submodule belongs to the model.
 
     Raises:
-        InputError: the model has no such layer; the nearest names are offered.
+        InputError: the model has no such layer; the message names the nearest ones.
     """
     modules = {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
     if isinstance(layer, nn.Module):
@@ -48,143 +48,143 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
     raise InputError(f"the {type(model).__name__} has no layer {layer!r}{hint}")
 
 
-def layer_name(layer: str | nn.Module) -> str:
-    """What an error calls a layer."""
-    return layer if isinstance(layer, str) else type(layer).__name__
+@contextmanager
+def forward_hooks(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Register ``hook(module, inputs, output)`` on the forward pass of modules, and remove it on exit."""
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-class Taps:
-    """The activations seen at some layers in one forward pass; index it with the layer's position."""
+class Activations:
+    """The activations of some layers in one forward pass, indexed in the order of the layers."""
 
-    def __init__(self, layers: Sequence[nn.Module], names: Sequence[str], grid: tuple[int, int] | None = None) -> None:
-        self._layers, self._names, self._grid = layers, names, grid
-        self._seen: dict[nn.Module, Tensor] = {}
-        self._images: tuple[int, int, int] | None = None  # their number, height and width
+    def __init__(self, model: nn.Module, layers: Sequence[str | nn.Module], grid: tuple[int, int] | None) -> None:
+        self.layers = [find_layer(model, layer) for layer in layers]
+        self._names = [layer if isinstance(layer, str) else type(layer).__name__ for layer in layers]
+        self._grid = grid
+        self._recorded: dict[nn.Module, Tensor] = {}
+        self._images: tuple[int, int, int] | None = None  # number, height, width
 
     def __getitem__(self, index: int) -> Tensor:
-        """The activation (B, K, h, w) at a layer; scores can be differentiated with respect to it.
+        """Return the activation (B, K, h, w) of a layer; scores can be differentiated with respect to it.
 
         Raises:
-            InputError: the layer did not take part in the forward pass.
+            InputError: the layer takes no part in the forward pass.
         """
-        if self._layers[index] not in self._seen:
+        if self.layers[index] not in self._recorded:
             raise InputError(f"layer {self._names[index]} takes no part in the forward pass")
-        return self._seen[self._layers[index]]
+        return self._recorded[self.layers[index]]
 
-    def note_images(self, _model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Remember the size of the images, which tells a map from other outputs."""
-        for given in (*inputs, *named.values()):
-            if isinstance(given, Tensor) and given.dim() == MAP_DIMS:
-                self._images = (given.shape[0], given.shape[2], given.shape[3])
+    def record_image_size(self, _model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Record the size of the images, from which the layout of an output is inferred (a forward pre-hook)."""
+        for value in (*inputs, *named.values()):
+            if isinstance(value, Tensor) and value.dim() == MAP_DIMS:
+                self._images = (value.shape[0], value.shape[2], value.shape[3])
                 return
 
-    def hook(self, layer: nn.Module, _inputs: object, output: object) -> Tensor:
-        """Keep a layer's output and hand on a copy, on which later layers may work in place."""
-        name = self._names[list(self._layers).index(layer)]
-        layout = self._layout(output)
+    def record(self, layer: nn.Module, _inputs: object, output: object) -> Tensor:
+        """Record a layer's output and return a copy, which later layers may change in place (a forward hook)."""
+        name = self._names[self.layers.index(layer)]
+        layout = layout_of(output, self._images and self._images[1:], self._grid)
+        if isinstance(output, Tensor) and self._images is not None and len(output) != self._images[0]:
+            layout = None
         if layout is None or not isinstance(output, Tensor):
             what = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(f"layer {name} gives no map (B, K, h, w) but an output {what}; choose a layer before it")
-        if layer in self._seen:
+        if layer in self._recorded:
             raise InputError(f"layer {name} runs more than once a forward pass; choose one that runs once")
-        # the first layer reached cuts the graph: nothing below it needs a gradient
+        # the first recorded layer cuts the graph: nothing below it needs a gradient
         output = output if output.requires_grad else output.detach()
         activation = layout.to_map(output)
-        self._seen[layer] = activation if activation.requires_grad else activation.requires_grad_()
-        return layout.from_map(self._seen[layer], output)
-
-    def _layout(self, output: object) -> Layout | None:
-        if isinstance(output, Tensor) and self._images is not None and len(output) != self._images[0]:
-            return None
-        return layout_of(output, None if self._images is None else self._images[1:], self._grid)
+        self._recorded[layer] = activation if activation.requires_grad else activation.requires_grad_()
+        return layout.from_map(self._recorded[layer], output)
 
     def clear(self) -> None:
-        """Let go of the activations, and with them of the graph."""
-        self._seen.clear()
+        """Release the activations and their graph."""
+        self._recorded.clear()
 
 
 @contextmanager
-def probing(model: Model, layers: Sequence[str | nn.Module], grid: tuple[int, int] | None = None) -> Iterator[Taps]:
-    """Run a model in this context to differentiate its scores with respect to the activations of ``layers``.
+def record_activations(
+    model: Model, layers: Sequence[str | nn.Module], grid: tuple[int, int] | None = None
+) -> Iterator[Activations]:
+    """Record the activations of ``layers`` in a forward pass run inside this context.
 
-    Inside, the model is in eval mode and its parameters need no gradient, so that the forward pass builds a graph
-    from the first of the layers on and nothing before; gradients are on even within ``no_grad`` or
-    ``inference_mode``; a compiled model runs as it was written, for a compiled graph has no layers. However the
-    context is left, each submodule's mode, each parameter's ``requires_grad``, the hooks and the gradient mode are
-    again what they were, and no activation is kept.
+    Inside, the model is in eval mode and its parameters need no gradient, so the forward pass builds a graph only
+    from the first of the layers on. Gradients are enabled, also within ``no_grad`` or ``inference_mode``. A compiled
+    model runs eagerly, because a compiled graph has no layers. On exit, also after an error, each submodule's mode,
+    each parameter's ``requires_grad``, the hooks and the gradient mode are restored, and the activations are released.
 
     Args:
         model: the network.
-        layers: submodules or their names; without any, nothing is cut.
-        grid: height and width of the layers' maps, where their shape does not tell (tokens of an image that is not
-            square and whose sides the patches do not divide).
+        layers: submodules or their names; an empty sequence leaves the graph uncut.
+        grid: height and width of the layers' maps, if the output's shape does not determine them (tokens of an image
+            that is not square and whose sides the patches do not divide).
 
     Raises:
-        InputError: as :func:`find_layer`; and from the model's forward pass, a layer that gives no map.
+        InputError: as :func:`find_layer`; and in the forward pass, a layer whose output is no map.
     """
     module = module_of(model)
-    modules = [find_layer(module, layer) for layer in layers]
-    taps = Taps(modules, [layer_name(layer) for layer in layers], grid)
+    activations = Activations(module, layers, grid)
     modes = [(each, each.training) for each in module.modules()]
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    handles = [each.register_forward_hook(taps.hook) for each in dict.fromkeys(modules)]
-    handles.append(module.register_forward_pre_hook(taps.note_images, with_kwargs=True))
-    try:
-        module.eval()
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        with ExitStack() as contexts:
-            if any(is_compiled(each) for each in module.modules()):
-                contexts.enter_context(torch.compiler.set_stance("force_eager"))
-            contexts.enter_context(torch.inference_mode(False))
-            contexts.enter_context(torch.enable_grad())
-            yield taps
-    finally:
-        taps.clear()
-        for handle in handles:
-            handle.remove()
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        for each, mode in modes:
-            each.training = mode
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a module was compiled, by ``torch.compile(module)`` or by ``module.compile()``."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    compiled = (hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in module.modules())
+    with ExitStack() as contexts:
+        contexts.callback(activations.clear)
+        contexts.enter_context(forward_hooks(dict.fromkeys(activations.layers), activations.record))
+        size_hook = module.register_forward_pre_hook(activations.record_image_size, with_kwargs=True)
+        contexts.callback(size_hook.remove)
+        if any(compiled):
+            contexts.enter_context(torch.compiler.set_stance("force_eager"))
+        contexts.enter_context(torch.inference_mode(False))
+        contexts.enter_context(torch.enable_grad())
+        try:
+            module.eval()
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            yield activations
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
+            for each, mode in modes:
+                each.training = mode
 
 
 def check_images(images: Tensor) -> None:
-    """Raises an InputError unless images have the shape (B, 3, H, W)."""
+    """Raise an InputError unless images have the shape (B, 3, H, W)."""
     if not isinstance(images, Tensor) or images.dim() != MAP_DIMS:
         what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise InputError(f"images must have shape (B, 3, H, W), not {what}")
 
 
-def answer(model: Model, images: Tensor) -> Any:
-    """The model's output for images (B, 3, H, W), whatever it is; to be called within :func:`probing`.
+def run_model(model: Model, images: Tensor) -> Any:
+    """Return the model's output for images (B, 3, H, W); to be called within :func:`record_activations`.
 
     Raises:
-        InputError: images of another shape, or that the model refuses: of another number of channels, another size,
-            too small, of another dtype or device.
+        InputError: images of another shape, or images that the model cannot take: another number of channels, another
+            size, too small, of another dtype or device.
     """
     check_images(images)
-    # a tensor made in inference mode may not be worked on in place outside of it
-    given = images.clone() if images.is_inference() else images
-    given = given if given.is_leaf and given.requires_grad else given.detach()
+    # a tensor made in inference mode must not be changed in place outside of it
+    images = images.clone() if images.is_inference() else images
+    images = images if images.is_leaf and images.requires_grad else images.detach()
     module = module_of(model)
     try:
-        return module(*model.args, given, **model.keywords) if isinstance(model, partial) else module(given)
+        return module(*model.args, images, **model.keywords) if isinstance(model, partial) else module(images)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError) as error:  # torch's own checks, and those of networks of one size
+    except (RuntimeError, AssertionError) as error:  # torch's checks, and those of networks for one image size
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        given_as = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
-        raise InputError(f"the {type(module).__name__} cannot take {given_as}: {reason}") from error
+        what = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
+        raise InputError(f"the {type(module).__name__} cannot take {what}: {reason}") from error
 
 
-def scores_of(model: Model, images: Tensor, labels: Tensor) -> Tensor:
-    """The model's class scores (B, C), checked against the labels (B, C) that ask for maps.
+def class_scores(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the model's class scores (B, C), checked against labels (B, C).
 
     Raises:
         InputError: images, labels or scores of other shapes.
@@ -192,28 +192,36 @@ def scores_of(model: Model, images: Tensor, labels: Tensor) -> Tensor:
     check_images(images)
     if labels.dim() != 2 or len(labels) != len(images):
         raise InputError(f"labels must have shape ({len(images)}, C), a row an image, not {tuple(labels.shape)}")
-    scores = answer(model, images)
+    scores = run_model(model, images)
     if not isinstance(scores, Tensor) or scores.shape != labels.shape:
         got = f"a {type(scores).__name__}" if not isinstance(scores, Tensor) else f"scores {tuple(scores.shape)}"
         raise InputError(f"labels of shape {tuple(labels.shape)} do not fit the model, which gives {got}")
     return scores
 
 
-def gradient(score: Tensor, activation: Tensor, name: str, *, keep: bool) -> Tensor:
-    """d(score)/d(activation) of a scalar score, in the activation's shape and dtype.
+def gradient(
+    score: Tensor, activation: Tensor, name: str, *, keep_graph: bool, weights: Tensor | None = None
+) -> Tensor:
+    """Return d(score)/d(activation).
 
     Args:
-        score: a scalar.
-        activation: from :class:`Taps`.
-        name: the layer's, for the error.
-        keep: whether the graph is needed once more.
+        score: a scalar, or a tensor of any shape if ``weights`` are given.
+        activation: from :class:`Activations`.
+        name: the layer's name, for the error.
+        keep_graph: whether the graph is needed again.
+        weights: (N, *score's shape): N weighted sums of ``score`` are differentiated in one backward pass.
+
+    Returns:
+        The activation's shape and dtype; with ``weights``, (N, *activation's shape).
 
     Raises:
         InputError: the score does not depend on the layer.
     """
     found = None
     if score.requires_grad:
-        (found,) = torch.autograd.grad(score, activation, retain_graph=keep, allow_unused=True)
+        (found,) = torch.autograd.grad(
+            score, activation, weights, retain_graph=keep_graph, allow_unused=True, is_grads_batched=weights is not None
+        )
     if found is None:
         raise InputError(f"no score of the model depends on layer {name}")
     return found

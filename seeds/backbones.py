@@ -1,13 +1,13 @@
-"""Backbones: a network's convolutional trunk at a chosen output stride, from several libraries by one name.
+"""Backbones by name, at an output stride of 8, 16 or 32, and the freezing of their first stages.
 
-Names are looked up in this order: the VGGs (built here: with pools of stride 1 and dilation they reach any output
-stride), timm's plain vision transformers (``tu-vit_small_patch16_224.dino`` …; see :mod:`seeds.vision_transformer`),
-segmentation_models_pytorch's encoders (``mobilenet_v2``, ``resnet50``, ``tu-convnext_tiny`` …), and torchvision's
-classifiers that keep their trunk in ``features`` (``convnext_tiny``, ``efficientnet_b0`` …).
+Names are looked up in this order: the VGGs (:mod:`seeds.vgg`), timm's plain vision transformers
+(``tu-vit_small_patch16_224.dino`` …; :mod:`seeds.vision_transformer`), segmentation_models_pytorch's encoders
+(``mobilenet_v2``, ``resnet50``, ``tu-convnext_tiny`` …), and torchvision's classifiers with a trunk named ``features``
+(``convnext_tiny``, ``efficientnet_b0`` …).
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torchvision
@@ -15,84 +15,99 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from seeds.activation_layout import MAP_DIMS
+from seeds.activations import forward_hooks
 from seeds.pretrained_weights import load_weights
 from seeds.vgg import VGG_NAMES, Trunk, dilate_vgg, vgg_trunk
-from seeds.vision_transformer import VisionTransformer, build_vit, is_vit, patch_of, token_map
+from seeds.vision_transformer import VisionTransformer, build_vit, is_vit, patch_side, token_map
 
 STRIDES = (8, 16, 32)
 SALIENCY_STRIDE = 8
 FULL_DEPTH = 5  # stages of a network as published: stride 32
-SMALLEST_DEPTH = 3  # stride 8, the finest output stride
-MAP_DIMS = 4  # (B, K, h, w)
-PROBE_SIZE = 64  # side of the blank image that tells the strides: two cells at stride 32
+MIN_DEPTH = 3  # stride 8, the finest output stride
+BLANK_SIZE = 64  # side of the blank image that measures the strides: two positions at stride 32
 
 
-class Backbone(nn.Module):
-    """An encoder that gives its last feature map only, and of which the first stages can be frozen.
+class FreezableNetwork(nn.Module):
+    """A network whose pretrained blocks can be frozen up to a stride.
 
     Attributes:
-        encoder: the library's own module, with its own parameter names.
+        strides: name of each pretrained block in the order of execution → its stride in the network as published.
+            (Dilation changes at which stride a block computes, not the stage that it belongs to.)
+    """
+
+    strides: dict[str, int]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: list[str] = []
+
+    def freeze(self, stride: int) -> None:
+        """Freeze every pretrained block up to and including ``stride``; 0 freezes nothing.
+
+        Frozen parameters get no gradient and frozen batch norms keep their statistics, also after ``.train()``.
+        Frozen blocks run without an autograd graph.
+
+        Raises:
+            InputError: ``stride`` is neither 0 nor a power of two, the network has no stages, or nothing is left to
+                train.
+        """
+        if stride < 0 or stride & (stride - 1):
+            raise InputError(f"freeze_stride {stride} is neither 0 nor a power of two")
+        if stride and len(set(self.strides.values())) <= 1:  # transformers, and some of timm's networks
+            raise InputError(f"freeze_stride {stride} is not possible: this encoder has no stages to tell apart")
+        for name in self._frozen:
+            self.get_submodule(name).requires_grad_(True)
+        self._frozen = [name for name, block_stride in self.strides.items() if block_stride <= stride]
+        for name in self._frozen:
+            self.get_submodule(name).requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            kind = type(self).__name__.lower()
+            raise InputError(f"freeze_stride {stride} freezes the whole {kind}, whose last stage has stride {stride}")
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode as ``nn.Module.train`` does, but keep frozen blocks in eval mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
+
+
+class Backbone(FreezableNetwork):
+    """An encoder whose output is its last feature map.
+
+    Attributes:
+        encoder: the library's module, with the library's parameter names.
         out_channels: channels of the feature map.
-        strides: name of each building block within ``encoder``, in the order of execution → its stride in the
-            network as published (dilation changes where a block computes, not which stage it belongs to).
     """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
-        self.strides, self.out_channels = block_strides(encoder)
-        rest_idle_blocks(encoder)
-        self._frozen: tuple[str, ...] = ()
+        strides, self.out_channels = block_strides(encoder)
+        self.strides = {f"encoder.{name}": stride for name, stride in strides.items()}
+        freeze_unused_blocks(encoder)
 
     def forward(self, image: Tensor) -> Tensor:
-        """The last feature map (B, out_channels, h, w) of images (B, 3, H, W)."""
+        """Return the last feature map (B, out_channels, h, w) of images (B, 3, H, W)."""
         return last_map(self.encoder, image)
-
-    def freeze(self, stride: int) -> None:
-        """Freeze every block up to and including ``stride``; 0 freezes nothing.
-
-        Their parameters get no gradient and their batch-norm statistics stay as they are, also after ``.train()``;
-        having nothing to learn, they also run without an autograd graph.
-
-        Raises:
-            InputError: ``stride`` is neither 0 nor a power of two, or nothing would be left to train.
-        """
-        if stride < 0 or stride & (stride - 1):
-            raise InputError(f"freeze_stride {stride} is neither 0 nor a power of two")
-        blocks = frozen_blocks(self.strides, stride)
-        if len(blocks) == len(self.strides):
-            raise InputError(f"freeze_stride {stride} freezes the whole backbone, whose last stage has stride {stride}")
-        self._frozen = blocks
-        self.encoder.requires_grad_(True)
-        rest_idle_blocks(self.encoder)
-        for name in blocks:
-            self.encoder.get_submodule(name).requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "Backbone":
-        """As ``nn.Module.train``, but frozen blocks stay in eval mode."""
-        super().train(mode)
-        for name in self._frozen:
-            self.encoder.get_submodule(name).eval()
-        return self
 
     @property
     def saliency_layer(self) -> str:
-        """Name, within this module, of the block at whose output background saliency is read by default.
+        """The name of the block at whose output background saliency is computed by default.
 
-        The last one of stride 8: conv4 in VGG-16, as the SEC authors have it; ``layer2`` in a ResNet. Of a network that
-        ends there, the last of the stage before: behind the last block only the average over the map remains, in
-        which every cell counts alike.
+        The last block of stride 8: conv4 in VGG-16, as in the SEC authors' code; ``layer2`` in a ResNet. In a network
+        that ends there, the last block of the stage before: behind the last block only the average over the map
+        remains, in which every position has the same gradient.
         """
         *names, last = self.strides
-        final = self.strides[last]
-        limit = SALIENCY_STRIDE if final > SALIENCY_STRIDE else final // 2
-        fine = [name for name in names if self.strides[name] <= limit]
-        return f"encoder.{(fine or names or [last])[-1]}"
+        limit = SALIENCY_STRIDE if self.strides[last] > SALIENCY_STRIDE else self.strides[last] // 2
+        return ([name for name in names if self.strides[name] <= limit] or names or [last])[-1]
 
 
 def last_map(encoder: nn.Module, image: Tensor) -> Tensor:
-    """The last of an encoder's feature maps: SMP's give a list, torchvision's trunks and the VGGs one map."""
+    """Return the last of an encoder's feature maps; SMP's encoders return a list, torchvision's trunks one map."""
     if isinstance(encoder, VisionTransformer):
         return token_map(encoder, image)
     output: Any = encoder(image)
@@ -101,17 +116,17 @@ def last_map(encoder: nn.Module, image: Tensor) -> Tensor:
 
 
 def build_backbone(name: str, output_stride: int = 32, weights: str = "none", depth: int = FULL_DEPTH) -> Backbone:
-    """Build a backbone at an output stride of 8, 16 or 32 pixels a cell.
+    """Build a backbone whose output stride is 8, 16 or 32 pixels.
 
     Args:
         name: see the head of this file.
-        output_stride: stages beyond it are computed with dilation instead of striding (DeepLab).
-        weights: ``none`` (random), ``imagenet`` (downloaded) or a file; see `seeds.pretrained_weights`.
-        depth: number of stages, each of which halves the map; fewer than 5 for segmentation_models_pytorch's only.
+        output_stride: later stages are computed with dilation instead of striding (DeepLab).
+        weights: ``none`` (random), ``imagenet`` (downloaded) or a file; see :mod:`seeds.pretrained_weights`.
+        depth: number of stages, each of which halves the map; only segmentation_models_pytorch's allow fewer than 5.
 
     Raises:
-        InputError: no such backbone or depth, an output stride it cannot have, or weights that do not fit or are not
-            there.
+        InputError: no such backbone or depth, an output stride that the backbone cannot have, or weights that do not
+            exist or do not fit.
     """
     encoder = build_encoder(name, depth)
     load_weights(encoder, weights, name)
@@ -124,9 +139,9 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
 
 
 def build_encoder(name: str, depth: int = FULL_DEPTH) -> nn.Module:
-    """The encoder of that name as published (stride 2^depth), with random weights."""
+    """Build the encoder of that name as published (stride 2^depth), with random weights."""
     is_smp = (name in encoders or name.startswith("tu-")) and not is_vit(name)
-    if not (SMALLEST_DEPTH <= depth <= FULL_DEPTH) or (depth < FULL_DEPTH and (name in VGG_NAMES or not is_smp)):
+    if not (MIN_DEPTH <= depth <= FULL_DEPTH) or (depth < FULL_DEPTH and (name in VGG_NAMES or not is_smp)):
         raise InputError(f"backbone {name} cannot be built at depth {depth}")
     if name in VGG_NAMES:
         return vgg_trunk(name)
@@ -148,10 +163,10 @@ def build_encoder(name: str, depth: int = FULL_DEPTH) -> nn.Module:
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """A network's building blocks: children, looking into plain lists of blocks but not into a block."""
+    """Yield a network's building blocks by name: children, with plain lists of blocks replaced by their members."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
-        # "model" is timm's own network inside SMP's wrapper
+        # "model" is timm's network inside SMP's wrapper
         is_list = type(child) in (nn.Sequential, nn.ModuleList) or path == "model"
         if is_list and list(child.children()):
             yield from _blocks(child, f"{path}.")
@@ -159,77 +174,61 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield path, child
 
 
-def block_strides(encoder: nn.Module) -> tuple[dict[str, int], int]:
-    """Names of an encoder's blocks in the order they run, each with its output's stride; and the last map's channels.
-
-    Found by showing the encoder one blank image. A block whose output is no map counts to the stage around it; all of
-    a vision transformer's have the stride of its patches.
-    """
-    if isinstance(encoder, VisionTransformer):
-        return {f"blocks.{index}": patch_of(encoder) for index in range(len(encoder.blocks))}, int(encoder.embed_dim)
-    seen: dict[str, int] = {}
-
-    def noting(name: str) -> Callable[..., None]:
-        def note(_module: nn.Module, _inputs: object, output: object) -> None:
-            side = output.shape[-2] if isinstance(output, Tensor) and output.dim() == MAP_DIMS else 0
-            seen[name] = PROBE_SIZE // side if side else max(seen.values(), default=1)
-
-        return note
-
-    handles = [block.register_forward_hook(noting(name)) for name, block in _blocks(encoder)]
-    try:
-        output = _blank_map(encoder)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen, int(output.shape[1])
-
-
-def rest_idle_blocks(encoder: nn.Module) -> None:
-    """Let an encoder's blocks that never run, as SMP's beyond its depth, ask for no gradient.
-
-    Several processes would wait for it for ever.
-    """
-    ran: set[nn.Module] = set()
-    handles = [module.register_forward_hook(lambda module, *_: ran.add(module)) for module in encoder.modules()]
-    try:
-        _blank_map(encoder)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for _, block in _blocks(encoder):
-        if ran.isdisjoint(block.modules()):
-            block.requires_grad_(False)
-
-
-def _blank_map(encoder: nn.Module) -> Tensor:
-    """The encoder's map of one blank image; the encoder's modes and statistics stay as they are."""
+def _run_blank_image(encoder: nn.Module, hook: Callable[..., None] = lambda *_: None) -> Tensor:
+    """Return the encoder's map of a blank image, with a hook on all modules; modes and statistics stay unchanged."""
     modes = [(module, module.training) for module in encoder.modules()]
+    side = 2 * patch_side(encoder) if isinstance(encoder, VisionTransformer) else BLANK_SIZE
     try:
         encoder.eval()
-        with torch.no_grad():
-            side = 2 * patch_of(encoder) if isinstance(encoder, VisionTransformer) else PROBE_SIZE
+        with torch.no_grad(), forward_hooks(encoder.modules(), hook):
             return last_map(encoder, torch.zeros(1, 3, side, side))
     finally:
         for module, mode in modes:
             module.training = mode
 
 
-def frozen_blocks(strides: dict[str, int], stride: int) -> tuple[str, ...]:
-    """Names of the blocks up to and including ``stride`` among those of :func:`block_strides`."""
-    return tuple(name for name, own in strides.items() if own <= stride)
+def block_strides(encoder: nn.Module) -> tuple[dict[str, int], int]:
+    """Return the stride of each block's output by name, in the order of execution, and the last map's channels.
+
+    A blank image measures them. A block whose output is no map has the stride of the stage around it. All blocks of a
+    vision transformer have the stride of its patches.
+    """
+    if isinstance(encoder, VisionTransformer):
+        patch = patch_side(encoder)
+        return {f"blocks.{index}": patch for index in range(len(encoder.blocks))}, int(encoder.embed_dim)
+    names = {block: name for name, block in _blocks(encoder)}
+    strides: dict[str, int] = {}
+
+    def measure(block: nn.Module, _inputs: object, output: object) -> None:
+        if block in names:
+            side = output.shape[-2] if isinstance(output, Tensor) and output.dim() == MAP_DIMS else 0
+            strides[names[block]] = BLANK_SIZE // side if side else max(strides.values(), default=1)
+
+    return strides, int(_run_blank_image(encoder, measure).shape[1])
+
+
+def freeze_unused_blocks(encoder: nn.Module) -> None:
+    """Freeze blocks that never run, such as SMP's beyond the encoder's depth.
+
+    Distributed training would wait forever for their gradients.
+    """
+    used: set[nn.Module] = set()
+    _run_blank_image(encoder, lambda module, *_: used.add(module))
+    for _, block in _blocks(encoder):
+        if used.isdisjoint(block.modules()):
+            block.requires_grad_(False)
 
 
 def dilate(encoder: nn.Module, output_stride: int) -> None:
     """Lower the output stride of an encoder, as published, to 16 or 8, in place, keeping what its weights mean.
 
-    Every convolution of stride 2 beyond ``output_stride`` loses its stride and the ones after it look twice as far
-    apart: at the cells that the published network computes, the result is the same. (SMP's own ``make_dilated``
-    spreads the strided convolution too, for which pretrained weights were not made.)
+    Every convolution of stride 2 beyond ``output_stride`` loses its stride and later convolutions double their
+    dilation: at the positions that the published network computes, the result is the same. (SMP's ``make_dilated``
+    also dilates the strided convolution, for which pretrained weights were not made.)
 
     Raises:
-        InputError: an output stride other than 8, 16, 32, or an encoder that shrinks its maps by something else
-            than strided convolutions.
+        InputError: an output stride other than 8, 16, 32, or an encoder that reduces its maps by other operations than
+            strided convolutions.
     """
     if output_stride not in STRIDES:
         raise InputError(f"output_stride {output_stride} is none of 8, 16, 32")
@@ -237,36 +236,30 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
         dilate_vgg(encoder, output_stride)
         return
     if isinstance(encoder, VisionTransformer):
-        if output_stride < patch_of(encoder):
-            raise InputError(
-                f"this backbone has patches of {patch_of(encoder)} pixels: output_stride {output_stride} is less"
-            )
+        patch = patch_side(encoder)
+        if output_stride < patch:
+            raise InputError(f"this backbone has patches of {patch} pixels: output_stride {output_stride} is less")
         return
-    published = PROBE_SIZE // _blank_map(encoder).shape[-2]
+    published = BLANK_SIZE // _run_blank_image(encoder).shape[-2]
     rate, before = 1, 1
     for name, stride in block_strides(encoder)[0].items():
         if stride > output_stride:
-            rate = _dilate_block(encoder.get_submodule(name), rate, max(1, stride // before))
+            factor, reach = max(1, stride // before), rate
+            for module in encoder.get_submodule(name).modules():
+                if not isinstance(module, nn.Conv2d):
+                    continue
+                strided = module.stride != (1, 1)
+                module.stride = (1, 1)
+                if module.kernel_size != (1, 1):
+                    module.dilation = (reach, reach)
+                    module.padding = (module.kernel_size[0] // 2 * reach, module.kernel_size[1] // 2 * reach)
+                if strided:
+                    reach = rate * factor
+            rate *= factor
         before = max(before, stride)
     try:
-        side = _blank_map(encoder).shape[-2]
-    except RuntimeError:  # the two ways through a block no longer meet
+        side = _run_blank_image(encoder).shape[-2]
+    except RuntimeError:  # the two branches of a block have different sizes
         side = 0
-    if side != PROBE_SIZE // min(output_stride, published):
+    if side != BLANK_SIZE // min(output_stride, published):
         raise InputError(f"this backbone cannot be built at output stride {output_stride}, only at {published}")
-
-
-def _dilate_block(block: nn.Module, rate: int, factor: int) -> int:
-    """Un-stride a block that enters at dilation ``rate`` and shrinks its map by ``factor``; the rate after it."""
-    reach = rate
-    for module in block.modules():
-        if not isinstance(module, nn.Conv2d):
-            continue
-        strided = module.stride != (1, 1)
-        module.stride = (1, 1)
-        if module.kernel_size != (1, 1):
-            module.dilation = (reach, reach)
-            module.padding = (module.kernel_size[0] // 2 * reach, module.kernel_size[1] // 2 * reach)
-        if strided:
-            reach = rate * factor
-    return rate * factor

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from datamodules.errors import InputError
-from seeds.activations import gradient, probing, scores_of
+from seeds.activations import class_scores, gradient, record_activations
 
 PROBE = (224, 224)  # height and width of the image of noise: patches of 14 and of 16 divide it
 
@@ -17,7 +17,7 @@ PROBE = (224, 224)  # height and width of the image of noise: patches of 14 and 
 def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Saliency float32 (B, h, w) on the layer's grid, not normalised; low where the background is.
 
-    The model runs in eval mode and is afterwards exactly as it was; see :func:`seeds.activations.probing`.
+    The model runs in eval mode and is afterwards exactly as it was; see :func:`seeds.activations.record_activations`.
 
     Args:
         model: takes images (B, 3, H, W), gives scores (B, C).
@@ -28,9 +28,9 @@ def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor
     Raises:
         InputError: no such layer, a layer that gives no map or on which no score depends, or a wrong shape.
     """
-    with probing(model, [layer]) as taps:
-        scores = scores_of(model, images, labels)
-        return saliency_map(scores, taps[0], labels, layer if isinstance(layer, str) else type(layer).__name__)
+    with record_activations(model, [layer]) as activations:
+        scores = class_scores(model, images, labels)
+        return saliency_map(scores, activations[0], labels, layer if isinstance(layer, str) else type(layer).__name__)
 
 
 def check_saliency(model: nn.Module, layer: str, classes: int) -> None:
@@ -48,7 +48,7 @@ def check_saliency(model: nn.Module, layer: str, classes: int) -> None:
 
 
 def saliency_map(scores: Tensor, activation: Tensor, labels: Tensor, name: str = "") -> Tensor:
-    """Background saliency float32 (B, h, w) from a forward pass made within :func:`seeds.activations.probing`.
+    """Background saliency float32 (B, h, w) from a forward pass made within ``record_activations``.
 
     Args:
         scores: (B, C), with a graph back to ``activation``, which is used up.
@@ -61,7 +61,7 @@ def saliency_map(scores: Tensor, activation: Tensor, labels: Tensor, name: str =
     """
     wanted = labels.to(scores.device) != 0
     wanted = wanted | ~wanted.any(dim=1, keepdim=True)
-    slope = gradient(scores.float()[wanted].sum(), activation, name, keep=False)
+    slope = gradient(scores.float()[wanted].sum(), activation, name, keep_graph=False)
     return median3(slope.detach().float().abs().amax(dim=1))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: read without running anything they carry, and told apart by what they were trained for."""
+"""Reading of checkpoints without running code from them, and checks that a checkpoint is of the right task."""
 
 import inspect
 import pickle
@@ -10,22 +10,17 @@ import torch
 
 from datamodules.errors import InputError
 
-HEADER = "tag2mask"  # the key under which every task of this project signs its checkpoints
+HEADER = "tag2mask"  # the key in a checkpoint under which a task signs it
 VERSION = 1
 
 Task = TypeVar("Task", bound=pl.LightningModule)
 
 
-def sign(checkpoint: dict[str, Any], task: str) -> None:
-    """Write into a checkpoint what it is; called by each task's ``on_save_checkpoint``."""
-    checkpoint[HEADER] = {"task": task, "version": VERSION}
-
-
 def read_file(path: str | Path) -> dict[str, Any]:
-    """Load a dictionary saved by ``torch.save``, onto the CPU, refusing any file that would run code.
+    """Load a dictionary saved by ``torch.save`` onto the CPU; a file that would run code is refused.
 
     Raises:
-        InputError: there is no such file, it is cut short or not such a file, or it holds more than plain data.
+        InputError: there is no such file, it is truncated or of another kind, or it holds more than plain data.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,10 +43,10 @@ def _first_line(error: Exception) -> str:
 
 
 def read_checkpoint(path: str | Path, task: str) -> dict[str, Any]:
-    """Read a checkpoint of this project, checking that it is one of ``task`` ("classifier" or "segmentation").
+    """Read a checkpoint and check that it is of ``task``, such as "classifier" or "segmentation".
 
     Raises:
-        InputError: as :func:`read_file`, or the checkpoint is of something else, or of a newer version.
+        InputError: as :func:`read_file`, or the checkpoint is of another task or of a newer version.
     """
     checkpoint = read_file(path)
     header = checkpoint.get(HEADER)
@@ -65,17 +60,26 @@ def read_checkpoint(path: str | Path, task: str) -> dict[str, Any]:
 
 
 def load_task(path: str | Path, cls: type[Task]) -> Task:
-    """Build the task a checkpoint was saved from, on the CPU and in eval mode.
+    """Build the task that a checkpoint was saved from, on the CPU and in eval mode.
 
-    Only the arguments that ``cls`` takes are read from the checkpoint: Lightning's own loader would import and call
-    whatever the file names as its "instantiator". Initial weights are not fetched again (``weights="none"``).
-    The class says which checkpoints are its own by an attribute ``task_name``.
+    Only settings that ``cls`` and its base classes take are read: Lightning's loader would import and call the
+    "instantiator" named in the file. Initial weights are not loaded again (``weights="none"``).
+
+    Args:
+        path: the checkpoint.
+        cls: a class with an attribute ``task_name``, which the checkpoint's signature must have.
 
     Raises:
         InputError: as :func:`read_checkpoint`, or the weights do not fit the settings saved beside them.
     """
     checkpoint = read_checkpoint(path, str(getattr(cls, "task_name", "")))
-    known = inspect.signature(cls).parameters
+    signatures = [inspect.signature(base) for base in cls.__mro__ if issubclass(base, pl.LightningModule)]
+    known = {
+        parameter.name
+        for signature in signatures
+        for parameter in signature.parameters.values()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
     settings = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key in known}
     if "weights" in known:
         settings["weights"] = "none"

@@ -1,4 +1,4 @@
-"""Finding the layer to ask when none is named."""
+"""Choice of the layer for the maps when none is named."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,19 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from seeds.activation_layout import Layout, alike, layout_of
-from seeds.activations import Model, answer, module_of, probing
+from seeds.activation_layout import Layout, layout_of, same_proportions
+from seeds.activations import Model, forward_hooks, module_of, record_activations, run_model
 
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def default_layer(model: Model, image: Tensor) -> str:
-    """Name of the last layer that gives a map on which the output depends.
+    """Return the name of the last layer that gives a map on which the output depends.
 
-    A network may name it by an attribute ``default_layer``. Else it is looked for with one image, forward and
-    backward: from the last layer to the first, the outermost that has parameters, gives a map of more than one cell,
-    and in which the output depends on the cells. (In a transformer with a class token it does not depend on the last
-    block's patch tokens: the last layer is that block's first norm. In a VGG, the last ReLU before the last pool.)
+    A network may name the layer by an attribute ``default_layer``. Otherwise one forward and backward pass of one
+    image finds it: from the last layer to the first, the outermost layer that has parameters, whose map has more than
+    one position, and on whose positions the output depends. (In a transformer with a class token the output does not
+    depend on the last block's patch tokens, so the layer is that block's first norm. In a VGG it is the last ReLU
+    before the last pool.)
 
     Args:
         model: the network.
@@ -34,84 +35,61 @@ def default_layer(model: Model, image: Tensor) -> str:
     if isinstance(named, str):
         return named
     names: dict[nn.Module, str] = {each: name.replace("_orig_mod.", "") for name, each in module.named_modules()}
-    for state in (nullcontext(), _no_zero_weights(module)):
-        with state:
-            layer = _last_that_matters(model, image)
+    # some transformers are built with a head of zeros, through which no dependence can be seen
+    for weights in (nullcontext(), _zero_weights_randomized(module)):
+        with weights:
+            layer = _last_layer_with_influence(model, image)
         if layer is not None:
-            return names[_before_pooling(layer)]
+            while isinstance(layer, nn.Sequential) and isinstance(layer[-1], POOLING):
+                layer = next(each for each in reversed(layer) if not isinstance(each, POOLING))
+            return names[layer]
     raise InputError(
         f"no layer of the {type(module).__name__} gives a map (B, K, h, w) on which its output depends; name one"
     )
 
 
-def _last_that_matters(model: Model, image: Tensor) -> nn.Module | None:
-    """The last layer that gives a map on which the output depends; None where there is none."""
+def _last_layer_with_influence(model: Model, image: Tensor) -> nn.Module | None:
     module = module_of(model)
     size = (image.shape[2], image.shape[3])
-    seen: list[tuple[nn.Module, Tensor, Layout]] = []
+    candidates: list[tuple[nn.Module, Tensor, Layout]] = []
 
-    def note(layer: nn.Module, _inputs: object, output: object) -> None:
+    def note_candidate(layer: nn.Module, _inputs: object, output: Tensor) -> None:
         layout = layout_of(output, size)
-        if layout is not None and layer is not module and _may_be(layer, layout, size):
-            assert isinstance(output, Tensor)
-            seen.append((layer, output, layout))
+        if layout is None or layer is module or isinstance(layer, nn.Linear):  # Linear: a projection within attention
+            return
+        grid = (layout.height, layout.width)
+        if next(layer.parameters(), None) is not None and min(grid) > 1 and same_proportions(grid, size):
+            candidates.append((layer, output, layout))
 
-    with probing(model, []):
-        handles = [each.register_forward_hook(note) for each in module.modules()]
-        try:
-            peak = _peak(answer(model, image.detach().clone().requires_grad_()))
-        finally:
-            for handle in handles:
-                handle.remove()
-        for layer, output, layout in reversed(seen):
-            if len(output) == len(image) and _depends(peak, output, layout):
+    with record_activations(model, []):
+        with forward_hooks(module.modules(), note_candidate):
+            peak = _maximum(run_model(model, image.detach().clone().requires_grad_()))
+        for layer, output, layout in reversed(candidates):
+            if peak is None or len(output) != len(image) or not output.requires_grad:
+                continue
+            (gradient,) = torch.autograd.grad(peak, output, retain_graph=True, allow_unused=True)
+            if gradient is not None and layout.to_map(gradient).any():
                 return layer
     return None
 
 
-@contextmanager
-def _no_zero_weights(module: nn.Module) -> Iterator[None]:
-    """Random numbers for weights that are 0 throughout, for a while.
-
-    Transformers are made with such a head, through which nothing can be seen to depend on anything.
-    """
-    generator = torch.Generator().manual_seed(0)
-    blank = [each.data for each in module.parameters() if each.dim() > 1 and not each.any()]
-    try:
-        for weight in blank:
-            weight.copy_(torch.randn(weight.shape, generator=generator))
-        yield
-    finally:
-        for weight in blank:
-            weight.zero_()
-
-
-def _may_be(layer: nn.Module, layout: Layout, size: tuple[int, int]) -> bool:
-    """Whether a layer can be meant: it learned something, has cells, and is not one projection within attention."""
-    cells = (layout.height, layout.width)
-    is_projection = isinstance(layer, nn.Linear)
-    learned = next(layer.parameters(), None) is not None
-    return learned and not is_projection and min(cells) > 1 and alike(cells, size)
-
-
-def _peak(output: Any) -> Tensor | None:
-    """The greatest number of the first differentiable tensor in an output; None where there is none."""
+def _maximum(output: Any) -> Tensor | None:
+    """Return the maximum of the first differentiable tensor in an output; None if there is none."""
     if isinstance(output, Tensor):
         return output.float().max() if output.requires_grad else None
     parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
-    return next((peak for part in parts if (peak := _peak(part)) is not None), None)
+    return next((peak for part in parts if (peak := _maximum(part)) is not None), None)
 
 
-def _depends(peak: Tensor | None, output: Tensor, layout: Layout) -> bool:
-    """Whether a number depends on the cells of a layer's output, and not only on tokens of no place."""
-    if peak is None or not output.requires_grad:
-        return False
-    (slope,) = torch.autograd.grad(peak, output, retain_graph=True, allow_unused=True)
-    return slope is not None and bool(layout.to_map(slope).any())
-
-
-def _before_pooling(layer: nn.Module) -> nn.Module:
-    """Of a sequence that ends in pooling the last layer before that; else the layer itself."""
-    while isinstance(layer, nn.Sequential) and isinstance(layer[-1], POOLING):
-        layer = next(each for each in reversed(layer) if not isinstance(each, POOLING))
-    return layer
+@contextmanager
+def _zero_weights_randomized(module: nn.Module) -> Iterator[None]:
+    """Replace weight matrices that are all zero by random numbers within this context."""
+    generator = torch.Generator().manual_seed(0)
+    zeros = [each.data for each in module.parameters() if each.dim() > 1 and not each.any()]
+    try:
+        for weight in zeros:
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+        yield
+    finally:
+        for weight in zeros:
+            weight.zero_()

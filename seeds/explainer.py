@@ -14,7 +14,7 @@ from datamodules.images import normalize
 from datamodules.transforms import Transform
 from seeds.activations import find_layer
 from seeds.cam_methods.input_gradients import heat
-from seeds.cam_methods.registry import Method, method_of
+from seeds.cam_methods.registry import Method, method_class
 from seeds.checkpoints import load_task, read_checkpoint
 from seeds.classifier import ClassifierTask
 
@@ -45,7 +45,7 @@ class Explainer:
         Raises:
             InputError: no such checkpoint, method or layer.
         """
-        makers: dict[str, Callable[..., Method]] = {name: method_of(name) for name in methods}
+        makers: dict[str, Callable[..., Method]] = {name: method_class(name) for name in methods}
         task = load_task(checkpoint, ClassifierTask)
         stored = read_checkpoint(checkpoint, "classifier").get("datamodule_hyper_parameters") or {}
         self.classes, self.network = task.classes, task.model

@@ -17,8 +17,8 @@ from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
 from datamodules.unreadable import MAX_UNREADABLE
+from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
-from seeds.affinity.task import AffinityTask
 from seeds.checkpoints import load_task
 from seeds.crf_refinement import crf_settings, labelled, of_maximum_one
 from seeds.making.asking import Seed
@@ -72,7 +72,7 @@ def refine_seeds(
 
     Args:
         cache: the seed cache whose maps set out: Grad-CAM's, or the probabilities that `pseudo-label` keeps.
-        checkpoint: of ``tag2mask fit`` with `seeds.affinity.task.AffinityTask`.
+        checkpoint: of ``tag2mask fit`` with `seeds.affinity.affinity_task.AffinityTask`.
         output: the new cache's folder, which must not exist, or be one that the same command began.
         root: folder of the images; that of the training if not given.
         split: which list of images; the one of the training if not given.

@@ -18,30 +18,43 @@ class Trunk(nn.Module):
         self.is_vgg = is_vgg
 
     def forward(self, image: Tensor) -> Tensor:
-        """The last feature map (B, K, h, w) of images (B, 3, H, W)."""
+        """Return the last feature map (B, K, h, w) of images (B, 3, H, W)."""
         return self.features(image)  # type: ignore[no-any-return]
 
 
 def vgg_trunk(name: str = "vgg16", output_stride: int = 32) -> Trunk:
-    """A VGG trunk from the first convolution to pool5, with random weights; the map has 512 channels.
-
-    At stride 32 it is the published one: pools of 2x2, and odd sides are rounded down (321 → 10). At 16 and 8 it is
-    DeepLab's (Chen et al. 2015, and SEC after it): pools of 3x3 with padding 1, so that odd sides are rounded up
-    (321 → 161 → 81 → 41), pool5 (and pool4) of stride 1, and conv5 of dilation 2 behind an unstrided pool4.
-    """
-    # torchvision knows no trunk without the classifier's 120 million weights, but it does know the layers' plan
-    layout = torchvision.models.vgg.cfgs[LAYOUTS[name.removesuffix("_bn")]]
-    trunk = Trunk(torchvision.models.vgg.make_layers(layout, batch_norm=name.endswith("_bn")), is_vgg=True)
-    for module in trunk.modules():
-        if isinstance(module, nn.Conv2d):  # as torchvision does; fan-out keeps a deep net without batch norm alive
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-    dilate_vgg(trunk, output_stride)
+    """Build a VGG trunk from the first convolution to pool5, with random weights; the map has 512 channels."""
+    trunk = Trunk(vgg_layers(name, output_stride), is_vgg=True)
+    init_convolutions(trunk)
     return trunk
 
 
-def dilate_vgg(trunk: Trunk, output_stride: int) -> None:
+def vgg_layers(name: str, output_stride: int = 32) -> nn.Sequential:
+    """Build the layers of a VGG trunk, numbered as torchvision's ``features``.
+
+    Stride 32 is the published network: pools of 2x2, and odd sides are rounded down (321 → 10). Strides 16 and 8 are
+    DeepLab's: see :func:`dilate_vgg`.
+    """
+    # torchvision builds no trunk without the classifier's 120 million weights, but it has the plan of the layers
+    layout = torchvision.models.vgg.cfgs[LAYOUTS[name.removesuffix("_bn")]]
+    layers: nn.Sequential = torchvision.models.vgg.make_layers(layout, batch_norm=name.endswith("_bn"))
+    dilate_vgg(layers, output_stride)
+    return layers
+
+
+def init_convolutions(network: nn.Module) -> None:
+    """Initialise all convolutions as torchvision does for VGG; fan-out keeps gradients alive without batch norms."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
+def dilate_vgg(layers: nn.Module, output_stride: int) -> None:
     """Bring a published VGG trunk to an output stride of 32 (no change), 16 or 8, in place.
+
+    At 16 and 8 it is DeepLab's (Chen et al. 2015, and SEC after it): pools of 3x3 with padding 1, so that odd sides are
+    rounded up (321 → 161 → 81 → 41), pool5 (and pool4) of stride 1, and conv5 of dilation 2 behind an unstrided pool4.
 
     Raises:
         InputError: another output stride.
@@ -51,7 +64,7 @@ def dilate_vgg(trunk: Trunk, output_stride: int) -> None:
     if output_stride == 32:
         return
     stride, rate = 1, 1
-    for module in trunk.modules():
+    for module in layers.modules():
         if isinstance(module, nn.MaxPool2d):
             step = 2 if stride < output_stride else 1
             stride, rate = stride * step, rate * 2 // step

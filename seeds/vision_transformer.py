@@ -1,4 +1,4 @@
-"""Vision transformers as backbones: timm's, with their tokens laid out as a map; DINO and CLIP among them."""
+"""timm's vision transformers as backbones, with their tokens arranged as a map; DINO and CLIP among them."""
 
 from typing import cast
 
@@ -8,19 +8,20 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 
-__all__ = ["VisionTransformer", "build_vit", "fitting", "is_vit", "patch_of", "token_map"]
+__all__ = ["VisionTransformer", "build_vit", "is_vit", "patch_side", "token_map", "weights_for_vit"]
 
-PREFIX = "tu-"  # as segmentation_models_pytorch names timm's networks
+PREFIX = "tu-"  # segmentation_models_pytorch's prefix for networks of timm
 
 
 def is_vit(name: str) -> bool:
-    """Whether a backbone's name is that of one of timm's plain vision transformers (``tu-vit_…``)."""
-    own = name.removeprefix(PREFIX).partition(".")[0]
-    return name.startswith(PREFIX) and own.startswith("vit") and own in timm.list_models(module="vision_transformer")
+    """Whether a backbone's name is one of timm's plain vision transformers (``tu-vit_…``)."""
+    model = name.removeprefix(PREFIX).partition(".")[0]
+    known = timm.list_models("vit*", module="vision_transformer")
+    return name.startswith(PREFIX) and model in known
 
 
 def build_vit(name: str, *, pretrained: bool = False) -> VisionTransformer:
-    """A vision transformer without its head, for images whose sides its patches divide.
+    """Build a vision transformer without its head, for images whose sides its patches divide.
 
     Args:
         name: ``tu-`` and timm's name.
@@ -32,18 +33,18 @@ def build_vit(name: str, *, pretrained: bool = False) -> VisionTransformer:
     return cast("VisionTransformer", vit)
 
 
-def patch_of(vit: VisionTransformer) -> int:
-    """Side of a patch in pixels: the stride of every block."""
+def patch_side(vit: VisionTransformer) -> int:
+    """Return the side of a patch in pixels: the stride of every block."""
     return int(vit.patch_embed.patch_size[0])
 
 
 def token_map(vit: VisionTransformer, image: Tensor) -> Tensor:
-    """The last block's tokens, normalised as the network has it, as a map (B, K, h, w); those of no place left out.
+    """Return the last block's normalised patch tokens as a map (B, K, h, w).
 
     Raises:
-        InputError: images (B, 3, H, W) with a side that is no multiple of the patches'.
+        InputError: images (B, 3, H, W) with a side that is no multiple of the patches' side.
     """
-    patch = patch_of(vit)
+    patch = patch_side(vit)
     height, width = image.shape[-2:]
     if height % patch or width % patch:
         raise InputError(f"images of {height}x{width} pixels do not divide into patches of {patch}: choose such a size")
@@ -51,10 +52,10 @@ def token_map(vit: VisionTransformer, image: Tensor) -> Tensor:
     return tokens.transpose(1, 2).reshape(len(tokens), -1, height // patch, width // patch)
 
 
-def fitting(state: dict[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
-    """A file's weights under timm's names: of timm, or as DINO, DINOv2 and CLIP publish theirs.
+def weights_for_vit(state: dict[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
+    """Return a file's weights under timm's names; the file is timm's, DINO's, DINOv2's or CLIP's.
 
-    Positions of another grid are resampled. What belongs to heads and to masked training is left out.
+    Position embeddings of another grid are resampled. Weights of heads and of masked training are left out.
     """
     known = vit.state_dict()
     found: dict[str, Tensor] = checkpoint_filter_fn(dict(state), vit)

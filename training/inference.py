@@ -20,7 +20,7 @@ from seeds.checkpoints import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from seeds.data import data_settings
 from seeds.precision import Chosen, Precision, resolve_precision
-from training.grids import label_map, resize
+from training.grids import label_map, resize_maps
 from training.runs.provenance_record import read_provenance
 from training.segmentation_task import CrfSettings, SegmentationTask
 from training.views import Views, view_scores
@@ -184,7 +184,7 @@ def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
     picture = torch.from_numpy(image).permute(2, 0, 1)[None].to(scores.device)  # (1, 3, H, W)
     if size != (height, width):
-        picture = resize(picture.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
-    probs = resize(scores.float().softmax(dim=0)[None], size)  # (1, K, h', w')
+        picture = resize_maps(picture.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
+    probs = resize_maps(scores.float().softmax(dim=0)[None], size)  # (1, K, h', w')
     smoothed = dense_crf(picture.contiguous(), probs.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
     return label_map(smoothed[0], (height, width))

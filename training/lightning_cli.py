@@ -1,4 +1,4 @@
-"""`fit`, `validate` and `test`: Lightning's command line over the project's tasks and its one data module."""
+"""`fit`, `validate` and `test`: Lightning's command line over the project's tasks and data modules."""
 
 import json
 from inspect import signature
@@ -11,10 +11,14 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from datamodules.datamodule import TagDataModule
+from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
+from datamodules.folder import FolderDataModule
+from datamodules.synthetic import SyntheticDataModule
 from datamodules.transforms import Augment
-from seeds.affinity.task import AffinityTask
+from datamodules.voc import VOCDataModule
+from seeds.affinity.affinity_task import AffinityTask
+from seeds.base_task import BaseTask
 from seeds.checkpoints import read_checkpoint
 from seeds.classifier import ClassifierTask
 from seeds.precision import Precision, resolve_precision
@@ -24,6 +28,10 @@ from training.runs.progress import progress_bar
 from training.runs.repeated_runs import fit_repeatedly, seed_list
 from training.runs.run_folder import CheckpointFiles, Wandb, run_callbacks, run_loggers
 from training.segmentation_task import SegmentationTask
+
+# imported, so that a YAML may name them without their modules
+TASKS = (ClassifierTask, AffinityTask, SegmentationTask)
+DATA_MODULES = (VOCDataModule, FolderDataModule, SyntheticDataModule)
 
 
 class LightningParser(OneSentenceErrors, LightningArgumentParser):
@@ -36,7 +44,7 @@ class LightningParser(OneSentenceErrors, LightningArgumentParser):
         """
         parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
         keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
-        named = (ClassifierTask, AffinityTask, SegmentationTask, Augment)
+        named = (BaseTask, *TASKS, *DATA_MODULES, BaseDataModule, Augment)
         return keys.union(*(signature(known).parameters for known in named))
 
 
@@ -211,9 +219,10 @@ def run_lightning(words: list[str]) -> None:
     try:
         TagToMaskCLI(
             model_class=pl.LightningModule,
-            datamodule_class=TagDataModule,
+            datamodule_class=BaseDataModule,
             trainer_class=AutoPrecisionTrainer,
             subclass_mode_model=True,
+            subclass_mode_data=True,
             parser_class=LightningParser,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},  # before_fit has looked already

@@ -26,7 +26,7 @@ from seeds.making.running import Run, make_cache
 from seeds.making.shards import Asked, CueRule
 from seeds.making.source import Source
 from seeds.precision import Precision
-from training.grids import resize
+from training.grids import resize_maps
 from training.inference import PROBABILITY_FLOOR, TEST_CRF
 from training.segmentation_task import SegmentationTask
 
@@ -147,7 +147,7 @@ def predicted(network: torch.nn.Module, batch: ImageBatch, *, flip: bool) -> lis
             view = normalize(images)
             scores = network(view.flip(-1) if mirrored else view).float()
             probs = scores.masked_fill(absent, -torch.inf).softmax(dim=1)
-            found.append(resize(probs.flip(-1) if mirrored else probs, batch.grid))
+            found.append(resize_maps(probs.flip(-1) if mirrored else probs, batch.grid))
     mean = torch.stack(found).mean(dim=0).cpu().numpy()
     labels, images = batch.labels.cpu().numpy() != 0, batch.images[0].cpu()
     if not np.isfinite(mean).all():
@@ -173,7 +173,7 @@ def pseudo_label_map(seed: Seed, *, crf: bool, min_confidence: float) -> NDArray
     probs = torch.cat([(1 - maps.sum(dim=0, keepdim=True)).clamp(0, 1), maps])[None]  # (1, k+1, h, w)
     h, w = probs.shape[-2:]
     if crf:
-        large = resize(probs, (seed.image.shape[1], seed.image.shape[2]))
+        large = resize_maps(probs, (seed.image.shape[1], seed.image.shape[2]))
         logits = large.clamp_min(PROBABILITY_FLOOR).log()
         probs = dense_crf(seed.image[None].contiguous(), logits, **TEST_CRF)
     share, place = probs[0].max(dim=0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from training.grids import resize
+from training.grids import resize_maps
 
 __all__ = ["Views", "view_scores"]
 
@@ -57,7 +57,7 @@ def view_scores(network: Callable[[Tensor], Tensor], images: Tensor, views: View
     maps = []
     for scale in views.scales:
         side = images.shape[-1] if scale == 1 else max(1, round(scale * images.shape[-1] / multiple)) * multiple
-        seen = resize(images, (side, side), antialias=True)
+        seen = resize_maps(images, (side, side), antialias=True)
         try:
             maps.append(network(seen).float().softmax(dim=1))
             if views.flip:
@@ -67,5 +67,5 @@ def view_scores(network: Callable[[Tensor], Tensor], images: Tensor, views: View
                 f"this network takes no images of {side}x{side} pixels: leave scale {scale} out"
             ) from error
     finest = max((tuple(probs.shape[-2:]) for probs in maps), key=math.prod)
-    mean = torch.stack([resize(probs, finest) for probs in maps]).mean(dim=0)
+    mean = torch.stack([resize_maps(probs, finest) for probs in maps]).mean(dim=0)
     return mean.clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -1,1 +1,1 @@
-"""Pixel affinities learned from confident cues, and maps that walk along them (irn's semantic half)."""
+"""Affinities between pixels, learned from confident cues, and random walks of maps along them (irn's semantic half)."""

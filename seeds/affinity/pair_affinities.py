@@ -1,7 +1,7 @@
-"""Pairs of neighbouring cells: the way between them over a boundary map, and what their labels say of them.
+"""Affinities of pairs of near positions: the boundary on the path between them, and the loss that teaches it.
 
 Ahn, Cho & Kwak, *Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations*, CVPR 2019, and the
-authors' code (irn, ``misc/indexing.py``). Two cells are alike unless a boundary lies between them.
+authors' code (irn, ``misc/indexing.py``). Two positions have the same class unless a boundary lies between them.
 """
 
 from functools import cache
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["affinities", "affinity_loss", "pair_offsets", "way"]
-
 Offset = tuple[int, int]
 IGNORE = 255
 LOG_FLOOR = 1e-5  # irn's, within the logarithm
@@ -19,19 +17,18 @@ LOG_FLOOR = 1e-5  # irn's, within the logarithm
 
 @cache
 def pair_offsets(radius: int) -> tuple[Offset, ...]:
-    """Steps (down, right) to the cells nearer than ``radius``, one of each pair: down, or straight to the right."""
-    reach = range(1 - radius, radius)
+    """Return the offsets (down, right) nearer than ``radius``, one of each pair: down, or horizontally to the right."""
     return tuple(
         (down, right)
         for down in range(radius)
-        for right in reach
+        for right in range(1 - radius, radius)
         if down * down + right * right < radius * radius and (down > 0 or right > 0)
     )
 
 
 @cache
-def way(offset: Offset) -> tuple[Offset, ...]:
-    """The cells between two cells, both among them: those nearer than 1 to the straight line, within its rectangle."""
+def path_between(offset: Offset) -> tuple[Offset, ...]:
+    """Return the positions from (0, 0) to an offset: those nearer than 1 to the straight line, within its rectangle."""
     down, right = offset
     length = down * down + right * right
     rows, columns = range(down + 1), range(min(0, right), max(0, right) + 1)
@@ -39,35 +36,35 @@ def way(offset: Offset) -> tuple[Offset, ...]:
 
 
 def affinities(boundary: Tensor, radius: int) -> Tensor:
-    """How surely pairs of cells are of one thing: 1 - the highest boundary on the way from one to the other.
+    """Return the affinity of each pair of positions: 1 - the highest boundary on the path between them.
 
     Args:
         boundary: (B, h, w), 0..1.
-        radius: pairs nearer than this many cells.
+        radius: pairs nearer than this.
 
     Returns:
-        (B, P, h, w) for the P offsets of :func:`pair_offsets`, at the cell that the offset starts from; 0 where it
-        leads out of the map.
+        (B, P, h, w) for the P offsets of :func:`pair_offsets`, at the position where the offset starts; 0 if it ends
+        outside the map.
     """
     h, w = boundary.shape[-2:]
     side = radius - 1
-    walled = functional.pad(boundary, (side, side, 0, side), value=1.0)
+    padded = functional.pad(boundary, (side, side, 0, side), value=1.0)
     highest = [
-        torch.stack([walled[:, y : y + h, side + x : side + x + w] for y, x in way(offset)]).max(dim=0).values
+        torch.stack([padded[:, y : y + h, side + x : side + x + w] for y, x in path_between(offset)]).max(dim=0).values
         for offset in pair_offsets(radius)
     ]
     return 1 - torch.stack(highest, dim=1)
 
 
 def affinity_loss(affinity: Tensor, labels: Tensor, radius: int) -> Tensor:
-    """Cross-entropy of affinities against pairs of labels: alike, or not.
+    """Return the cross-entropy of affinities against pairs of labels: equal, or different.
 
-    Pairs of one class, pairs within the background and pairs that differ are three means over the batch, with weights
-    ½, ½ and 1 (twice those of irn's code, relative to each other the same); a mean over no pair is 0.
+    Pairs within one class, pairs within the background and pairs of different labels are three means over the batch,
+    with weights ½, ½ and 1 (twice those of irn's code, in the same proportion); a mean over no pair is 0.
 
     Args:
         affinity: (B, P, h, w), from :func:`affinities`.
-        labels: (B, h, w): 0 = background, 1..C = class, 255 = not known, which makes no pair.
+        labels: (B, h, w): 0 = background, 1..C = class, 255 = unknown, which forms no pair.
         radius: as for the affinities.
 
     Returns:
@@ -76,29 +73,22 @@ def affinity_loss(affinity: Tensor, labels: Tensor, radius: int) -> Tensor:
     Raises:
         ValueError: shapes that do not fit.
     """
-    pairs = len(pair_offsets(radius))
-    if affinity.shape != (len(labels), pairs, *labels.shape[1:]):
-        wanted = (len(labels), pairs, *labels.shape[1:])
+    offsets = pair_offsets(radius)
+    images, h, w = labels.shape
+    if affinity.shape != (images, len(offsets), h, w):
+        wanted = (images, len(offsets), h, w)
         raise ValueError(f"affinity_loss: affinity {tuple(affinity.shape)} must be {wanted} for radius {radius}")
-    affinity = affinity.float()
-    other = _neighbours(labels, radius)  # (B, P, h, w)
-    own = labels[:, None].expand_as(other)
-    known = (own != IGNORE) & (other != IGNORE)
-    alike = known & (own == other)
-    same, apart = -(affinity + LOG_FLOOR).log(), -(1 - affinity + LOG_FLOOR).log()
-    within = _mean(same, alike & (own > 0)) + _mean(same, alike & (own == 0))
-    return within / 2 + _mean(apart, known & (own != other))
-
-
-def _neighbours(labels: Tensor, radius: int) -> Tensor:
-    """The label at the other end of each pair, (B, P, h, w); 255 beyond the map."""
-    h, w = labels.shape[-2:]
     side = radius - 1
     padded = functional.pad(labels, (side, side, 0, side), value=IGNORE)
-    ends = [padded[:, y : y + h, side + x : side + x + w] for y, x in pair_offsets(radius)]
-    return torch.stack(ends, dim=1)
+    other = torch.stack([padded[:, y : y + h, side + x : side + x + w] for y, x in offsets], dim=1)  # (B, P, h, w)
+    own = labels[:, None].expand_as(other)
+    known = (own != IGNORE) & (other != IGNORE)
+    equal = known & (own == other)
+    affinity = affinity.float()
+    equal_loss, different_loss = -(affinity + LOG_FLOOR).log(), -(1 - affinity + LOG_FLOOR).log()
 
+    def mean(values: Tensor, where: Tensor) -> Tensor:
+        return (values * where).sum() / where.sum().clamp_min(1)
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    count = where.sum()
-    return (values * where).sum() / count.clamp_min(1)
+    within = mean(equal_loss, equal & (own > 0)) + mean(equal_loss, equal & (own == 0))
+    return within / 2 + mean(different_loss, known & (own != other))

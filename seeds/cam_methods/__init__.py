@@ -1,1 +1,1 @@
-"""Ways of asking a network why: Grad-CAM's kin, one file a family; see ``README.md`` beside this file."""
+"""Methods that explain a network's scores by maps, one file a family; see ``docs/cam_methods.md``."""

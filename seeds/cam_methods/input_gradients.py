@@ -1,7 +1,7 @@
-"""Methods whose answer is of the image's own resolution: gradients of the input, plain or through changed ReLUs."""
+"""Methods with maps at the image's resolution: gradients of the input, plain or through changed ReLUs."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from seeds.activations import Model, answer, check_images, gradient, probing
-from seeds.cam_targets import Target, ask, check_target
+from seeds.activations import Model, check_images, gradient, record_activations, run_model
+from seeds.cam_methods.targets import Target, check_target, select_scores
 from seeds.gradcam import GradCAM
 
 RECTIFIERS = (
@@ -19,11 +19,11 @@ RECTIFIERS = (
 )  # fmt: skip
 
 
-class PixelMethod:
-    """The gradient of a score with respect to the image, (B, C, 3, H, W), signed; see :func:`heat` for maps.
+class InputGradient:
+    """The gradient of a score with respect to the image (B, C, 3, H, W), signed; see :func:`heat` for maps.
 
-    Plain it is the gradient saliency of Simonyan et al. (2013). Each rank of labels takes one backward pass through
-    the whole network.
+    Without a rule for the ReLUs it is the gradient saliency of Simonyan et al. (2013). Each group of scores takes one
+    backward pass through the whole network.
     """
 
     rule: Literal["plain", "guided", "deconvolution"] = "plain"
@@ -32,78 +32,76 @@ class PixelMethod:
         """Bind a model.
 
         Args:
-            model: takes images (B, 3, H, W); ``functools.partial`` of it where it takes more.
-            layer: of no effect: the image itself is asked. It is here so that all methods are made alike.
+            model: takes images (B, 3, H, W); ``functools.partial`` of the model if it takes more inputs.
+            layer: not used; all methods have the same signature.
         """
         self.model, self.layer = model, layer
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
-        """Gradients float32 (B, C, 3, H, W), 0 where nothing was asked; else as :class:`seeds.gradcam.GradCAM`."""
+        """Return gradients float32 (B, C, 3, H, W), 0 where no score is selected; as :class:`GradCAM` otherwise."""
         check_images(images)
         check_target(targets, len(images))
-        with probing(self.model, []), self._changed():
+        rule = nullcontext() if self.rule == "plain" else _RectifierRule(self.rule)
+        with record_activations(self.model, []), rule:
             leaf = images.detach().clone().requires_grad_()
-            asked = ask(answer(self.model, leaf), targets, len(images))
-            maps = torch.zeros(*asked.wanted.shape, *images.shape[1:], device=images.device)
-            ranks = list(asked.ranks())
-            for r, (image, column, score) in enumerate(ranks, start=1):
-                slope = gradient(score.float().sum(), leaf, "'' (the image)", keep=r < len(ranks))
-                maps[image, column] = slope.detach().float()[image]
+            selected = select_scores(run_model(self.model, leaf), targets, len(images))
+            maps = torch.zeros(*selected.selected.shape, *images.shape[1:], device=images.device)
+            groups = selected.groups()
+            for g, (image, column) in enumerate(groups, start=1):
+                total = selected.scores[image, column].float().sum()
+                gradients = gradient(total, leaf, "'' (the image)", keep_graph=g < len(groups))
+                maps[image, column] = gradients.detach().float()[image]
         return maps
 
-    def _changed(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.rule == "plain" else _Rectifiers(self.rule)
 
-
-class GuidedBackprop(PixelMethod):
-    """Guided backpropagation (Springenberg et al. 2015): negative gradients are stopped at every ReLU."""
+class GuidedBackprop(InputGradient):
+    """Guided backpropagation (Springenberg et al. 2015): every ReLU stops negative gradients."""
 
     rule = "guided"
 
 
-class Deconvolution(PixelMethod):
-    """Deconvolution (Zeiler & Fergus 2014): a ReLU passes the positive gradients, whatever its own input was."""
+class Deconvolution(InputGradient):
+    """Deconvolution (Zeiler & Fergus 2014): a ReLU passes the positive gradients, independent of its input."""
 
     rule = "deconvolution"
 
 
 class GuidedGradCAM:
-    """Guided Grad-CAM: guided backpropagation times the Grad-CAM map, brought bilinearly to the image's size.
+    """Guided Grad-CAM: guided backpropagation times the Grad-CAM map resized bilinearly to the image's size.
 
-    (B, C, 3, H, W), signed as guided backpropagation is.
+    (B, C, 3, H, W), signed like guided backpropagation.
     """
 
-    fine: type[PixelMethod] = GuidedBackprop
+    pixel_method: type[InputGradient] = GuidedBackprop
 
     def __init__(
         self, model: Model, layer: str | nn.Module | None = None, *, grid: tuple[int, int] | None = None
     ) -> None:
-        """Bind a model to the layer of the Grad-CAM maps; arguments as of :class:`seeds.gradcam.GradCAM`."""
-        self.coarse = GradCAM(model, layer, grid=grid)
-        self.pixels = self.fine(model)
+        """Bind a model to the layer of the Grad-CAM maps; arguments as for :class:`seeds.gradcam.GradCAM`."""
+        self.gradcam = GradCAM(model, layer, grid=grid)
+        self.gradients = self.pixel_method(model)
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
-        """The product float32 (B, C, 3, H, W), 0 where nothing was asked; else as :class:`GradCAM`."""
-        maps = self.coarse(images, targets)
-        large = functional.interpolate(maps, images.shape[2:], mode="bilinear")
-        return self.pixels(images, targets).mul_(large.unsqueeze(2))
+        """Return the product float32 (B, C, 3, H, W), 0 where no score is selected; as :class:`GradCAM` otherwise."""
+        maps = functional.interpolate(self.gradcam(images, targets), images.shape[2:], mode="bilinear")
+        return self.gradients(images, targets).mul_(maps.unsqueeze(2))
 
 
 class DeconvolutionGradCAM(GuidedGradCAM):
     """Deconvolution Grad-CAM: as :class:`GuidedGradCAM`, with deconvolution in place of guided backpropagation."""
 
-    fine = Deconvolution
+    pixel_method = Deconvolution
 
 
 def heat(maps: Tensor) -> Tensor:
-    """Maps (B, C, h, w) of any method: those of three channels a pixel by the greatest absolute value among them."""
+    """Return maps (B, C, h, w) of any method; three channels a pixel are reduced by the greatest absolute value."""
     return maps.abs().amax(dim=2) if maps.dim() == 5 else maps
 
 
-class _Rectifiers(TorchFunctionMode):
-    """Within it every ReLU-like function, module or not, in place or not, has another gradient.
+class _RectifierRule(TorchFunctionMode):
+    """Replace the gradient of every ReLU-like function, module or not, in place or not, within this context.
 
-    Guided: (its own gradient) · ReLU(what comes from above). Deconvolution: ReLU(what comes from above).
+    Guided: (the function's gradient) · ReLU(incoming gradient). Deconvolution: ReLU(incoming gradient).
     """
 
     def __init__(self, rule: Literal["guided", "deconvolution"]) -> None:
@@ -117,35 +115,30 @@ class _Rectifiers(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run a function of torch's, or its replacement."""
+        """Run a function of torch, or its replacement."""
         named = dict(kwargs or {})
-        given = args[0] if args else named.get("input")
+        value = args[0] if args else named.get("input")
         is_relu6 = func is functional.hardtanh and (*args[1:2], named.get("min_val"))[0] == 0
-        if not (func in RECTIFIERS or is_relu6) or not (isinstance(given, Tensor) and given.requires_grad):
+        if not (func in RECTIFIERS or is_relu6) or not (isinstance(value, Tensor) and value.requires_grad):
             return func(*args, **named)
         named.pop("inplace", None)
         in_place = func in (torch.relu_, Tensor.relu_)
         if self.rule == "deconvolution":
-            output = _PassPositive.apply(given, functional.relu if in_place else func, args[1:], named)
-        else:
-            output = functional.relu(given) if in_place else func(*args, **named)
-            output.register_hook(_positive)
+            return _PassPositive.apply(value, functional.relu if in_place else func, args[1:], named)
+        output = functional.relu(value) if in_place else func(*args, **named)
+        output.register_hook(lambda gradients: gradients.clamp(min=0))
         return output
 
 
-def _positive(slope: Tensor) -> Tensor:
-    return slope.clamp(min=0)
-
-
 class _PassPositive(torch.autograd.Function):
-    """Any function; backwards a ReLU of what comes from above."""
+    """Any function; the backward pass is a ReLU of the incoming gradient."""
 
     @staticmethod
-    def forward(_ctx: Any, given: Tensor, func: Callable[..., Tensor], rest: tuple[Any, ...], named: Any) -> Tensor:
-        """The function's value."""
-        return func(given, *rest, **named)
+    def forward(_ctx: Any, value: Tensor, func: Callable[..., Tensor], rest: tuple[Any, ...], named: Any) -> Tensor:
+        """Compute the function."""
+        return func(value, *rest, **named)
 
     @staticmethod
-    def backward(_ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
-        """What is positive."""
-        return slopes[0].clamp(min=0), None, None, None
+    def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the positive part of the incoming gradient."""
+        return gradients[0].clamp(min=0), None, None, None

@@ -1,22 +1,22 @@
-"""Recognising a head that is nothing but global average pooling and one linear layer."""
+"""Recognition of a head that is global average pooling and one linear layer, and nothing else."""
 
 from typing import Any
 
 from torch import Tensor
 
 SPATIAL = {2, 3}
-# what only re-arranges: (B, K, 1, 1) as (B, K), or another dtype
+# operations that keep the values: (B, K, 1, 1) as (B, K), or another dtype
 AFTER_POOLING = {"ViewBackward0", "UnsafeViewBackward0", "SqueezeBackward1", "SqueezeBackward2", "ToCopyBackward0"}
 BEFORE_POOLING = {"CloneBackward0", "ToCopyBackward0"}
 AFTER_LINEAR = {"ToCopyBackward0"}
 
 
 def linear_head(scores: Tensor, activation: Tensor) -> Tensor | None:
-    """The weights (C, K) of a head whose scores are linear in the activation's spatial mean; None for any other.
+    """Return the weights (C, K) of a head whose scores are linear in the activation's spatial mean, else None.
 
-    Read off the graph that the forward pass left between the two, so there is no guessing: scores = W · mean(A) + b
-    where the graph is a mean over both spatial dimensions and a matrix product, with nothing in between that changes
-    a value. For such a head the gradient is W/Z at every cell (Z cells), and no backward pass is needed.
+    The head is read off the autograd graph between the two: scores = W · mean(A) + b if the graph is a mean over both
+    spatial dimensions and a matrix product, with no operation between them that changes a value. The gradient of such
+    a head is W / (h · w) at every position, so no backward pass is needed.
 
     Args:
         scores: (B, C).
@@ -29,8 +29,10 @@ def linear_head(scores: Tensor, activation: Tensor) -> Tensor | None:
     if weight is None or getattr(product, "_saved_alpha", 1) != 1:
         return None
     node = _skip(_only_parent(product), AFTER_POOLING)
-    if node is not None and node.name() == "AsStridedBackward1" and _keeps_order(node):  # pooling of channels_last
-        node = _only_parent(node)
+    if node is not None and node.name() == "AsStridedBackward1":  # pooling of channels_last: (B, K, 1, 1) in its order
+        size, stride = node._saved_size, node._saved_stride  # noqa: SLF001
+        if len(size) == 4 and tuple(size[2:]) == (1, 1) and tuple(stride[:2]) == (size[1], 1):
+            node = _only_parent(node)
     if node is None or node.name() != "MeanBackward1":
         return None
     dims = {dim - 2**64 if dim >= 2**63 else dim for dim in getattr(node, "_saved_dim", None) or ()}
@@ -42,18 +44,13 @@ def linear_head(scores: Tensor, activation: Tensor) -> Tensor | None:
 
 
 def _only_parent(node: Any) -> Any:
-    """The one node from which a node's input came; None where there are several."""
+    """Return the node that a node's input comes from; None if there are several."""
     parents = [parent for parent, _ in node.next_functions if parent is not None]
     return parents[0] if len(parents) == 1 else None
 
 
 def _skip(node: Any, names: set[str]) -> Any:
+    """Return the first node at or above ``node`` whose name is not among ``names``."""
     while node is not None and node.name() in names:
         node = _only_parent(node)
     return node
-
-
-def _keeps_order(node: Any) -> bool:
-    """Whether an as_strided node makes (B, K, 1, 1) of as many numbers in the same order."""
-    size, stride = tuple(node._saved_size), tuple(node._saved_stride)  # noqa: SLF001
-    return len(size) == 4 and size[2:] == (1, 1) and stride[:2] == (size[1], 1)

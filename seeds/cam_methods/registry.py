@@ -1,4 +1,4 @@
-"""The methods by name, for the command line and for tables."""
+"""The CAM methods by name, for the command line and for tables. A new method is one more line here."""
 
 import difflib
 from collections.abc import Callable
@@ -6,44 +6,37 @@ from collections.abc import Callable
 from torch import Tensor
 
 from datamodules.errors import InputError
-from seeds.cam_methods.class_activation_maps import CAM, GradCAMPlusPlus, HiResCAM, LayerCAM
-from seeds.cam_methods.excitation_backprop import MWP, ContrastiveMWP
-from seeds.cam_methods.input_gradients import (
-    Deconvolution,
-    DeconvolutionGradCAM,
-    GuidedBackprop,
-    GuidedGradCAM,
-    PixelMethod,
-)
-from seeds.cam_targets import Target
+from seeds.cam_methods import class_activation_maps as cams
+from seeds.cam_methods import excitation_backprop, input_gradients
+from seeds.cam_methods.targets import Target
 from seeds.gradcam import Counterfactual, GradCAM
 
 Method = Callable[[Tensor, Target], Tensor]
-"""``method(images, targets)``: maps (B, C, h, w), or (B, C, 3, H, W) of a method of the image's own resolution."""
+"""``method(images, targets)``: maps (B, C, h, w), or (B, C, 3, H, W) of a method at the image's resolution."""
 
 METHODS: dict[str, Callable[..., Method]] = {
     "gradcam": GradCAM,
-    "cam": CAM,
+    "cam": cams.CAM,
     "counterfactual": Counterfactual,
-    "gradcam++": GradCAMPlusPlus,
-    "layercam": LayerCAM,
-    "hirescam": HiResCAM,
-    "guided-backprop": GuidedBackprop,
-    "deconvolution": Deconvolution,
-    "guided-gradcam": GuidedGradCAM,
-    "deconvolution-gradcam": DeconvolutionGradCAM,
-    "gradient": PixelMethod,
-    "mwp": MWP,
-    "c-mwp": ContrastiveMWP,
+    "gradcam++": cams.GradCAMPlusPlus,
+    "layercam": cams.LayerCAM,
+    "hirescam": cams.HiResCAM,
+    "guided-backprop": input_gradients.GuidedBackprop,
+    "deconvolution": input_gradients.Deconvolution,
+    "guided-gradcam": input_gradients.GuidedGradCAM,
+    "deconvolution-gradcam": input_gradients.DeconvolutionGradCAM,
+    "gradient": input_gradients.InputGradient,
+    "mwp": excitation_backprop.MWP,
+    "c-mwp": excitation_backprop.ContrastiveMWP,
 }
-"""``METHODS[name](model, layer)`` makes a method."""
+"""``METHODS[name](model, layer)`` builds a method."""
 
 
-def method_of(name: str) -> Callable[..., Method]:
-    """The maker of the method of that name.
+def method_class(name: str) -> Callable[..., Method]:
+    """Return the class of the method of that name.
 
     Raises:
-        InputError: there is none; the nearest is offered.
+        InputError: there is none; the message names the nearest.
     """
     if name in METHODS:
         return METHODS[name]

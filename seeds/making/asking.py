@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from datamodules.errors import InputError
 from datamodules.images import normalize
-from seeds.activations import probing, scores_of
+from seeds.activations import class_scores, record_activations
 from seeds.background_saliency import saliency_map
 from seeds.classifier import Classifier
-from seeds.gradcam import class_maps
+from seeds.gradcam import gradcam_maps
 from seeds.making.batches import ImageBatch
 
 
@@ -81,10 +81,10 @@ def _maps_and_saliency(
     network: Classifier, images: Tensor, labels: Tensor, settings: CamSettings, grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Return maps (n, h, w) of a batch's n labels and saliency (B, h, w), from one forward pass."""
-    with probing(network, (settings.layer, settings.saliency_layer)) as taps:
-        scores = scores_of(network, images, labels)
-        maps = class_maps(scores, taps[0], labels, settings.layer, keep=True)[labels != 0]
-        saliency = saliency_map(scores, taps[1], labels, settings.saliency_layer)
+    with record_activations(network, (settings.layer, settings.saliency_layer)) as activations:
+        scores = class_scores(network, images, labels)
+        maps = gradcam_maps(scores, activations[0], labels, settings.layer, keep_graph=True)[labels != 0]
+        saliency = saliency_map(scores, activations[1], labels, settings.saliency_layer)
     return _to_grid(maps, grid), _to_grid(saliency, grid)
 
 
@@ -92,9 +92,9 @@ def _maps(
     network: Classifier, images: Tensor, labels: Tensor, layer: str, grid: tuple[int, int], *, mirror: bool
 ) -> Tensor:
     """Return maps (n, h, w) of a batch's n labels, of the images or of their mirror images."""
-    with probing(network, [layer]) as taps:
-        scores = scores_of(network, images.flip(-1) if mirror else images, labels)
-        maps = class_maps(scores, taps[0], labels, layer)[labels != 0]
+    with record_activations(network, [layer]) as activations:
+        scores = class_scores(network, images.flip(-1) if mirror else images, labels)
+        maps = gradcam_maps(scores, activations[0], labels, layer)[labels != 0]
     return _to_grid(maps.flip(-1) if mirror else maps, grid)
 
 

@@ -123,9 +123,9 @@ def measure_methods(name: str, layer: str, turns: int) -> list[tuple[str, str]]:
     for method, make in METHODS.items():
         if method == "cam" and name.startswith("vgg"):
             continue
-        ask = make(model, layer)
+        explain = make(model, layer)
         pairs = [
-            (seconds(partial(forward, model, images)), seconds(partial(ask, images, labels))) for _ in range(turns)
+            (seconds(partial(forward, model, images)), seconds(partial(explain, images, labels))) for _ in range(turns)
         ]
         rows.append((method, f"{np.median([own / plain for plain, own in pairs]):.2f}"))
     return rows
@@ -144,7 +144,7 @@ def peak(name: str, layer: str, what: str) -> None:
 
 
 def memory(name: str, layer: str) -> str:
-    """Peak memory of ours over the forward pass's, each in a process of its own."""
+    """Peak memory of ours over the forward pass's, each in a separate process."""
     sizes = []
     for what in ("forward", "ours"):
         command = [sys.executable, "-m", "tests.benchmarks.bench_gradcam", "--peak", name, layer, what]

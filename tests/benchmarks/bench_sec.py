@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,29 +26,28 @@ from torch.nn import functional
 from datamodules.class_names import VOC_CLASSES
 from datamodules.images import normalize
 from seeds.crf import dense_crf
-from seeds.optimizers import build_optimizer, parameter_groups
 from seeds.precision import resolve_precision
 from tests.benchmarks.bench_crf import pictures
-from training.grids import resize, small_pictures
+from training.grids import resize_maps, small_images
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.segmentation_task import SegmentationTask
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CASES = (("sec_voc12_vgg16", 3), ("sec_voc_animals", 15))  # configuration, turns
-GRID = -8  # pixels a cell of the cues, as a divisor that rounds up
+GRID = -8  # stride of the cues, as a divisor that rounds up
 
 
 def batch_of(data: dict[str, Any], classes: int, count: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """A batch like the data module's, and scores like a network's in mid-training."""
     side = data["size"]
-    cells = -(side // GRID)
+    h = -(side // GRID)
     images, scores = pictures(count, classes + 1, side, side)
-    scores = functional.interpolate(scores, (cells, cells), mode="bilinear")
+    scores = functional.interpolate(scores, (h, h), mode="bilinear")
     images = torch.cat([images] * -(-count // len(images)))[:count]
     scores = torch.cat([scores] * -(-count // len(scores)))[:count]
     generator = torch.Generator().manual_seed(0)
     labels = torch.zeros(count, classes).scatter_(1, torch.randint(classes, (count, 2), generator=generator), 1.0)
-    cued = torch.rand(count, 1, cells, cells, generator=generator) < 0.24  # as in the cues that SEC's authors released
+    cued = torch.rand(count, 1, h, h, generator=generator) < 0.24  # as in the cues of SEC's authors
     cues = functional.one_hot(scores.argmax(1), classes + 1).permute(0, 3, 1, 2).bool() & cued
     batch = {"image": normalize(images), "labels": labels, "cues": cues}
     return {key: value.to(device) for key, value in batch.items()}, scores.to(device)
@@ -63,17 +63,18 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 class Case:
-    """A configuration's network, batch and optimizer, and the things to time."""
+    """A configuration's network, batch and optimizer, and the functions to time."""
 
     def __init__(self, name: str, count: int | None, device: torch.device) -> None:
         config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-        classes = config["data"].get("classes", list(VOC_CLASSES))
+        data = config["data"]["init_args"]
+        classes = data.get("classes", list(VOC_CLASSES))
         settings = config["model"]["init_args"] | {"weights": "none"}  # their values do not change the time
         self.task = SegmentationTask(classes, **settings).to(device).train()
-        groups = parameter_groups(self.task.network, self.task.network.fresh, **self.task.rates)
-        self.optimizer = build_optimizer(groups, self.task.optimizer, momentum=self.task.momentum)
-        self.count = count or config["data"]["batch_size"]
-        self.batch, self.scores = batch_of(config["data"], len(classes), self.count, device)
+        self.task.trainer = SimpleNamespace(estimated_stepping_batches=8000)
+        self.optimizer = self.task.configure_optimizers()["optimizer"]
+        self.count = count or data["batch_size"]
+        self.batch, self.scores = batch_of(data, len(classes), self.count, device)
         precision = resolve_precision(config["trainer"]["precision"], device.type)
         self.bf16, self.device = precision == "bf16-mixed", device
         self.grid = tuple(self.scores.shape[-2:])
@@ -87,7 +88,7 @@ class Case:
     def bare(self) -> None:
         """A step of the network by itself."""
         with self.autocast():
-            logits = resize(self.task(self.batch["image"]).float(), self.grid)
+            logits = resize_maps(self.task(self.batch["image"]).float(), self.grid)
         logits.backward(self.given)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -109,7 +110,7 @@ class Case:
 
     def crf(self) -> Tensor:
         """The CRF's output."""
-        return dense_crf(small_pictures(self.batch["image"], self.grid), self.scores, **self.task.crf)
+        return dense_crf(small_images(self.batch["image"], self.grid), self.scores, **self.task.crf)
 
 
 def compare(name: str, turns: int, count: int | None, device: torch.device) -> list[str]:

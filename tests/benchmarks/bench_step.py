@@ -109,15 +109,15 @@ def words_of(settings: dict) -> list[str]:
 
 
 def made_up_cues(data: TagDataModule, split: str, path: Path) -> None:
-    """A seed cache of 40x40 cells: a part for each of an image's classes, a part background, the rest nothing."""
+    """A seed cache of 40x40 positions: a part for each of an image's classes, a part background, the rest nothing."""
     photos = data.photos(split, masks=False)
     with CacheWriter(path, data.classes, {"made": "for a benchmark"}) as writer:
         for name, labels in zip(photos.ids, photos.labels, strict=True):
-            cells = np.full((40, 40), 255, np.uint8)
-            cells[:4] = 0
+            positions = np.full((40, 40), 255, np.uint8)
+            positions[:4] = 0
             for number in np.flatnonzero(labels):
-                cells[10 + number % 20 :: 20, 10:30] = number + 1
-            writer.add(name, cells)
+                positions[10 + number % 20 :: 20, 10:30] = number + 1
+            writer.add(name, positions)
 
 
 def measure(name: str, words: list[str], folder: Path, steps: int, warm: int = WARM) -> Measured:

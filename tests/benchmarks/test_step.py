@@ -55,7 +55,7 @@ def test_the_innermost_part_is_at_work(monkeypatch):
 def test_loader_beside_network(settings):
     table = bench_loader.feeding(read_config("sec_voc_animals")["data"] | settings, 1, 3)
     assert table.row_count == 1 + len(bench_loader.WORKERS)
-    assert all(float(cell) > 0 for column in table.columns[1:] for cell in list(column._cells)[1:])
+    assert all(float(position) > 0 for column in table.columns[1:] for position in list(column._cells)[1:])
 
 
 def test_inside_the_loader(settings):

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.seed_cache import SeedCache
-from tests.seed_caches import CacheWriter
-from datamodules.dataset import TagDataset, collate, pad_masks
+from datamodules.dataset import ImageDataset, collate, image_loader, pad_masks
 from datamodules.errors import InputError
 from datamodules.images import normalize
 from datamodules.masks import write_mask
+from datamodules.seed_cache import SeedCache
+from tests.seed_caches import CacheWriter
 from datamodules.sampling import Draw
 from datamodules.transforms import Augment
-from datamodules.voc import voc_photos
-from tests.datamodules.conftest import COLOURS, IDS
+from datamodules.voc import VOCDataModule
+from tests.datamodules.conftest import COLOURS, IDS, PRESENT
 
 
 @pytest.fixture
@@ -28,13 +28,18 @@ def cache(voc, tmp_path):
     return SeedCache(tmp_path / "cache")
 
 
+def dataset_of(voc, split, size, *, masks=True, **settings):
+    data = VOCDataModule(voc, labels="xml")
+    lut = data.mask_lut if masks else None
+    return ImageDataset(data.samples(split, masks=masks), data.classes, size, mask_lut=lut, **settings)
+
+
 def batch_of(dataset, indices):
     return collate([dataset[i] for i in indices])
 
 
 def test_training_batch_with_masks(voc):
-    photos = voc_photos(voc, "train")
-    batch = batch_of(TagDataset(photos, 32, training=True, augment=Augment(color=0)), [2, 4, 5])
+    batch = batch_of(dataset_of(voc, "train", 32, training=True, augment=Augment(color=0)), [2, 4, 5])
     assert sorted(batch) == ["id", "image", "labels", "mask", "size"]
     assert batch["image"].shape == (3, 3, 32, 32)
     assert batch["image"].dtype == torch.float32
@@ -46,12 +51,12 @@ def test_training_batch_with_masks(voc):
     assert batch["id"] == ["p2", "p4", "p5"]
     assert batch["size"].tolist() == [[56, 64], [64, 64], [68, 64]]
     assert batch["size"].dtype == torch.int64
-    for k, photo in enumerate((2, 4, 5)):
-        assert set(batch["mask"][k].unique().tolist()) <= {0, 255, *(np.flatnonzero(photos.labels[photo]) + 1)}
+    for k, image in enumerate((2, 4, 5)):
+        assert set(batch["mask"][k].unique().tolist()) <= {0, 255, *(np.flatnonzero(PRESENT[image]) + 1)}
 
 
 def test_colours_and_mask_agree(voc):
-    batch = batch_of(TagDataset(voc_photos(voc, "train"), 64, training=True, augment=Augment(color=0)), range(6))
+    batch = batch_of(dataset_of(voc, "train", 64, training=True, augment=Augment(color=0)), range(6))
     expected = normalize(torch.from_numpy(COLOURS).T[None, :, :, None])[0, :, :, 0].T  # (4, 3)
     shown = (batch["image"][:, None] - expected[None, :, :, None, None]).abs().sum(2).argmin(1)
     known = batch["mask"] != 255
@@ -59,15 +64,14 @@ def test_colours_and_mask_agree(voc):
 
 
 def test_evaluation_keeps_masks_as_they_are(voc):
-    photos = voc_photos(voc, "val")
-    batch = batch_of(TagDataset(photos, 32), [0, 1])
+    batch = batch_of(dataset_of(voc, "val", 32), [0, 1])
     assert batch["image"].shape == (2, 3, 32, 32)
     assert batch["mask"].shape == (2, 76, 64)
     assert batch["size"].tolist() == [[72, 64], [76, 64]]
     assert (batch["mask"][0, 72:] == 255).all()
     assert (batch["mask"][0, 8:40, 16:32] == 2).all()
     assert set(batch["mask"][1].unique().tolist()) == {0, 255}
-    assert "mask" not in batch_of(TagDataset(photos.without_masks(), 32), [0])
+    assert "mask" not in batch_of(dataset_of(voc, "val", 32, masks=False), [0])
 
 
 def test_padding():
@@ -75,9 +79,8 @@ def test_padding():
     assert padded.tolist() == [[[1, 2], [255, 255]], [[3, 255], [4, 255]]]
 
 
-def test_cues_are_one_hot_where_there_is_one(voc, cache):
-    photos = voc_photos(voc, "train").without_masks()
-    batch = batch_of(TagDataset(photos, 32, training=True, cues=cache, cue_stride=8), [0, 4])
+def test_cues_are_one_hot_where_a_position_has_a_cue(voc, cache):
+    batch = batch_of(dataset_of(voc, "train", 32, masks=False, training=True, cues=cache, cue_stride=8), [0, 4])
     assert sorted(batch) == ["cues", "id", "image", "labels", "size"]
     assert batch["cues"].shape == (2, 4, 4, 4)
     assert batch["cues"].dtype == torch.bool
@@ -88,14 +91,14 @@ def test_cues_are_one_hot_where_there_is_one(voc, cache):
         assert torch.equal(batch["cues"][k], expected)
 
 
-@pytest.mark.parametrize(("size", "stride", "cells"), [(321, 8, 41), (320, 8, 40), (64, 16, 4), (65, 16, 5)])
-def test_the_grid_follows_from_size_and_stride(voc, cache, size, stride, cells):
-    dataset = TagDataset(voc_photos(voc, "train"), size, training=True, cues=cache, cue_stride=stride)
-    assert dataset[0]["cues"].shape == (cells, cells)
+@pytest.mark.parametrize(("size", "stride", "side"), [(321, 8, 41), (320, 8, 40), (64, 16, 4), (65, 16, 5)])
+def test_the_grid_follows_from_size_and_stride(voc, cache, size, stride, side):
+    dataset = dataset_of(voc, "train", size, training=True, cues=cache, cue_stride=stride)
+    assert dataset[0]["cues"].shape == (side, side)
 
 
 def test_cues_follow_the_augmentation(voc, cache):
-    dataset = TagDataset(voc_photos(voc, "train"), 64, training=True, augment=Augment(color=0), cues=cache)
+    dataset = dataset_of(voc, "train", 64, training=True, augment=Augment(color=0), cues=cache)
     turned = set()
     for _ in range(30):
         batch = batch_of(dataset, [0])
@@ -110,18 +113,17 @@ def test_bad_files_are_named(voc):
     path.write_bytes(path.read_bytes()[:400])
     write_mask(voc / "SegmentationClass/p2.png", np.zeros((5, 6)))
     write_mask(voc / "SegmentationClass/p3.png", np.full((60, 64), 4))
-    dataset = TagDataset(voc_photos(voc, "train", labels="xml"), 32)
+    dataset = dataset_of(voc, "train", 32)
     assert [name for name, _ in dataset[1]["unreadable"]] == ["p1"]
     assert re.search(r"p1\.jpg cannot be read", dataset[1]["unreadable"][0][1])
-    for index, said in ((2, r"p2\.png is 6x5, and its image .* is 64x56"), (3, "index 4")):
-        with pytest.raises(InputError, match=said):
+    for index, message in ((2, r"p2\.png is 6x5, and its image .* is 64x56"), (3, "index 4")):
+        with pytest.raises(InputError, match=message):
             dataset[index]
 
 
 def test_a_worker_s_error_stays_one_sentence(voc):
     write_mask(voc / "SegmentationClass/p1.png", np.zeros((5, 6)))
-    loader = torch.utils.data.DataLoader(TagDataset(voc_photos(voc, "train"), 32), num_workers=1, collate_fn=collate)
-    batches = iter(loader)
+    batches = iter(image_loader(dataset_of(voc, "train", 32), batch_size=1, num_workers=1))
     with pytest.raises(InputError, match=r"^mask .*p1\.png is 6x5, and its image .*\.$") as caught:
         list(batches)
     assert "\n" not in str(caught.value)
@@ -134,14 +136,13 @@ def test_images_that_cannot_be_read_are_named_in_their_batch(voc, workers):
     for name in ("p1", "p2", "p5"):
         path = voc / f"JPEGImages/{name}.jpg"
         path.write_bytes(path.read_bytes()[:-200])
-    photos = voc_photos(voc, "train")
-    loader = torch.utils.data.DataLoader(TagDataset(photos, 32), batch_size=2, num_workers=workers, collate_fn=collate)
-    batches = list(loader)
+    data = dataset_of(voc, "train", 32)
+    batches = list(image_loader(data, batch_size=2, num_workers=workers))
     assert [batch["id"] for batch in batches] == [["p0"], ["p3"], ["p4"]]
     assert [[name for name, _ in batch.get("unreadable", ())] for batch in batches] == [["p1"], ["p2"], ["p5"]]
-    only = next(iter(torch.utils.data.DataLoader(TagDataset(photos.subset([1, 2]), 32), 2, collate_fn=collate)))
+    only = next(iter(image_loader(data, batch_size=2, num_workers=0, sampler=[1, 2])))
     assert (only["id"], len(only["image"]), len(only["unreadable"])) == ([], 0, 2)
-    trained = TagDataset(photos, 32, training=True, augment=Augment())
+    trained = dataset_of(voc, "train", 32, training=True, augment=Augment())
     batch = collate([trained[Draw(1, 7)], trained[Draw(5, 8)], trained[Draw(4, 9)]])
     assert batch["id"] == ["p3", "p0", "p4"]
     assert [name for name, _ in batch["unreadable"]] == ["p1", "p2", "p5"]
@@ -154,6 +155,13 @@ def test_images_that_cannot_be_read_are_named_in_their_batch(voc, workers):
 
 def test_an_image_without_a_mask_has_one_of_unknown_pixels(voc):
     (voc / "SegmentationClass/p1.png").unlink()
-    batch = collate([TagDataset(voc_photos(voc, "train"), 32)[i] for i in (0, 1)])
+    batch = collate([dataset_of(voc, "train", 32)[i] for i in (0, 1)])
     assert (batch["mask"][1] == 255).all()
     assert not (batch["mask"][0, :48] == 255).all()
+
+
+def test_originals_and_batches_of_given_indices(voc):
+    data = dataset_of(voc, "train", 32, originals=True)
+    batches = list(image_loader(data, batch_size=1, num_workers=0, batch_sampler=[[4, 0], [2]]))
+    assert [batch["id"] for batch in batches] == [["p4", "p0"], ["p2"]]
+    assert [image.shape for image in batches[0]["original"]] == [(64, 64, 3), (48, 64, 3)]

@@ -10,7 +10,7 @@ from datamodules.sampling import Draw, EvalSampler, TrainSampler, evenly
 
 
 def shares(monkeypatch, replicas, make):
-    """What each of several processes would be given."""
+    """Return the share of each of several processes."""
     found = []
     for rank in range(replicas):
         monkeypatch.setattr(sampling, "_world", lambda rank=rank: (replicas, rank))
@@ -19,17 +19,17 @@ def shares(monkeypatch, replicas, make):
 
 
 @given(length=st.integers(1, 50), batch=st.integers(1, 20), seed=st.integers(0, 2**64 - 1))
-def test_each_picture_once_in_whole_batches(length, batch, seed):
+def test_each_image_once_in_whole_batches(length, batch, seed):
     draws = list(TrainSampler(length, batch, seed))
     assert len(draws) == (length // batch * batch or length)
-    assert len({draw.picture for draw in draws}) == len(draws)
-    assert all(0 <= draw.picture < length for draw in draws)
+    assert len({draw.number for draw in draws}) == len(draws)
+    assert all(0 <= draw.number < length for draw in draws)
 
 
 def test_epochs_differ_and_come_back():
     sampler = TrainSampler(30, 4, seed=5)
     first, second = list(sampler), list(sampler)
-    assert {draw.picture for draw in first} <= set(range(30))
+    assert {draw.number for draw in first} <= set(range(30))
     assert first != second
     assert not {draw.seed for draw in first} & {draw.seed for draw in second}
     sampler.set_epoch(0)
@@ -60,7 +60,7 @@ def test_batches_of_one_step_are_a_larger_batch(monkeypatch):
         TrainSampler(11, 2, seed=0, accumulate=3)
 
 
-def test_evaluation_takes_every_picture_once(monkeypatch):
+def test_evaluation_takes_every_image_once(monkeypatch):
     parts = shares(monkeypatch, 3, lambda: EvalSampler(7))
     assert [list(part) for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]
     assert [len(part) for part in parts] == [3, 2, 2]
@@ -68,7 +68,7 @@ def test_evaluation_takes_every_picture_once(monkeypatch):
     assert list(EvalSampler(3)) == [0, 1, 2]
 
 
-def test_fewer_pictures_than_a_batch_or_than_processes(monkeypatch):
+def test_fewer_images_than_a_batch_or_than_processes(monkeypatch):
     assert len(list(TrainSampler(3, 8, seed=0))) == 3
     parts = shares(monkeypatch, 2, lambda: list(TrainSampler(5, 8, seed=0)))
     assert [len(part) for part in parts] == [2, 2]
@@ -81,7 +81,7 @@ def test_fewer_pictures_than_a_batch_or_than_processes(monkeypatch):
 def test_the_seed_of_the_run(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "12")
     assert sampling.run_seed() == 12
-    assert Draw(3, 4).picture == 3
+    assert Draw(3, 4).number == 3
 
 
 @pytest.mark.parametrize(

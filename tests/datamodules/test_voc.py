@@ -5,65 +5,63 @@ import pytest
 
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
-from datamodules.masks import write_mask
-from datamodules.photos import check_labels, file_photos
-from datamodules.unreadable import UnreadableImages, leave_out_unreadable
-from datamodules.voc import voc_classes, voc_photos
+from datamodules.sample import Sample, multi_hot
+from datamodules.unreadable import UnreadableImages, readable
+from datamodules.voc import VOCDataModule
 
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep", "person")
 
 
+def labels(data, split="train"):
+    return multi_hot(data.samples(split), data.classes).tolist()
+
+
 def test_a_split(voc):
-    photos = voc_photos(voc, "train")
-    assert photos.ids == ("p0", "p1", "p2", "p3", "p4", "p5")
-    assert photos.images[1] == voc / "JPEGImages/p1.jpg"
-    assert photos.masks is not None
-    assert photos.masks[1] == voc / "SegmentationClass/p1.png"
-    assert photos.classes == ("ant", "bat", "cow")
-    assert photos.labels.tolist() == [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1]]
-    assert photos.lut is not None
-    assert photos.lut[:4].tolist() == [0, 1, 2, 3]
+    data = VOCDataModule(voc)
+    samples = data.samples("train")
+    assert [sample.id for sample in samples] == ["p0", "p1", "p2", "p3", "p4", "p5"]
+    image, mask = str(voc / "JPEGImages/p1.jpg"), str(voc / "SegmentationClass/p1.png")
+    assert samples[1] == Sample("p1", image, frozenset({"bat"}), mask)
+    assert data.classes == ("ant", "bat", "cow")
+    assert labels(data) == [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1]]
+    assert data.mask_lut[:4].tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("labels", ["imagesets", "xml", "masks"])
-def test_every_source_says_the_same(voc, labels):
-    photos = voc_photos(voc, "train", ["cow", "ant"], labels)
-    assert photos.labels.dtype == np.float32
-    assert photos.labels.tolist() == [[0, 1], [0, 0], [0, 1], [1, 0], [1, 1], [1, 0]]
-    assert photos.lut is not None
-    assert photos.lut[:4].tolist() == [0, 2, 255, 1]
+@pytest.mark.parametrize("source", ["imagesets", "xml", "masks"])
+def test_all_sources_of_tags_agree(voc, source):
+    data = VOCDataModule(voc, classes=["cow", "ant"], labels=source)
+    assert labels(data) == [[0, 1], [0, 0], [0, 1], [1, 0], [1, 1], [1, 0]]
+    assert data.mask_lut[:4].tolist() == [0, 2, 255, 1]
 
 
-def test_labels_from_a_file(voc, tmp_path):
+def test_tags_from_a_file(voc, tmp_path):
     np.save(tmp_path / "labels.npy", {f"p{i}": np.array([0, i % 2, 1]) for i in range(8)})
-    photos = voc_photos(voc, "val", ["bat"], str(tmp_path / "labels.npy"))
-    assert photos.labels.tolist() == [[0], [1]]
+    assert labels(VOCDataModule(voc, classes=["bat"], labels=str(tmp_path / "labels.npy")), "val") == [[0], [1]]
 
 
-def test_no_labels_and_no_masks(voc):
-    photos = voc_photos(voc, "train", labels=None, masks=None)
-    assert not photos.labels.any()
-    assert photos.masks is None
-    assert photos.lut is None
+def test_no_tags_and_no_masks(voc):
+    samples = VOCDataModule(voc, labels=None, masks=None).samples("train")
+    assert all(sample.tags is None and sample.mask is None for sample in samples)
+    data = VOCDataModule(voc, labels="masks")
+    assert all(sample.tags is not None and sample.mask is None for sample in data.samples("train", masks=False))
+    assert all(sample.tags is None and sample.mask is not None for sample in data.samples("train", tags=False))
 
 
 def test_voc_s_classes_where_the_folder_names_none(voc):
     (voc / "classes.txt").unlink()
-    assert voc_classes(voc) == VOC_CLASSES
-    assert voc_photos(voc, "train", ["cow"], labels=None).classes == ("cow",)
+    assert VOCDataModule(voc).classes == VOC_CLASSES
+    assert VOCDataModule(voc, classes=["cow"]).classes == ("cow",)
 
 
 def test_auto_prefers_the_augmented_masks(voc):
     shutil.copytree(voc / "SegmentationClass", voc / "SegmentationClassAug")
-    photos = voc_photos(voc, "train")
-    assert photos.masks is not None
-    assert photos.masks[0].parent.name == "SegmentationClassAug"
+    assert VOCDataModule(voc).samples("train")[0].mask == str(voc / "SegmentationClassAug/p0.png")
     shutil.rmtree(voc / "SegmentationClassAug")
     shutil.rmtree(voc / "SegmentationClass")
-    assert voc_photos(voc, "train").masks is None
+    assert VOCDataModule(voc).samples("train")[0].mask is None
 
 
-def _no_picture(root):
+def _no_image(root):
     (root / "JPEGImages/p3.jpg").unlink()
 
 
@@ -80,86 +78,50 @@ def _empty(root):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "settings", "said"),
+    ("spoil", "settings", "message"),
     [
-        (_no_picture, {}, r"the list 'train' names p3, and there is no image .*p3\.jpg"),
-        (_no_mask, {"labels": "masks"}, r"1 of 6 masks are missing in .*SegmentationClass, first p4\.png"),
+        (_no_image, {}, r"the split 'train' of .* contains p3, and there is no image .*p3\.jpg"),
+        (_no_mask, {"labels": "masks"}, r"1 of 6 masks are missing, first that of p4"),
         (_twice, {}, "names p1 more than once"),
         (_empty, {}, "is empty"),
-        (None, {"split": "tarin"}, r"no list .*tarin\.txt; the splits there are: train, val"),
+        (None, {"split": "tarin"}, r"no list .*tarin\.txt; the existing splits are: train, val"),
         (None, {"classes": ["bta"]}, "'bta' does not exist .* did you mean 'bat'"),
         (None, {"labels": "xlm"}, "labels is 'xlm', and must be xml, imagesets, masks"),
         (None, {"masks": "Masks"}, "no folder of masks .*Masks"),
-        (None, {"labels": "masks", "masks": None}, "needs masks"),
+        (None, {"labels": "masks", "masks": None}, "masks are missing.*labels: masks needs a mask"),
     ],
 )
-def test_what_is_wrong(voc, spoil, settings, said):
+def test_errors_name_the_cause(voc, spoil, settings, message):
     if spoil is not None:
         spoil(voc)
-    with pytest.raises(InputError, match=said):
-        voc_photos(voc, **{"split": "train", **settings})
+    split = settings.pop("split", "train") if settings else "train"
+    with pytest.raises(InputError, match=message):
+        VOCDataModule(voc, **settings).samples(split)
 
 
 def test_no_such_folder(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
-        voc_photos(tmp_path / "nowhere", "train")
+        VOCDataModule(tmp_path / "nowhere").samples("train")
     with pytest.raises(InputError, match="has no JPEGImages"):
-        voc_photos(tmp_path, "train")
-
-
-def check_sizes(photos):
-    """Look at all headers; every file can be read."""
-    assert leave_out_unreadable(photos, UnreadableImages(0.0)) is photos
+        VOCDataModule(tmp_path).samples("train")
+    with pytest.raises(InputError, match=r"folder .*nowhere does not exist"):
+        VOCDataModule(tmp_path / "nowhere", classes=["bee"])
 
 
 def test_masks_may_be_missing(voc):
     _no_mask(voc)
-    photos = voc_photos(voc, "train")
-    assert [mask and mask.stem for mask in photos.masks] == ["p0", "p1", "p2", "p3", None, "p5"]
-    assert photos.with_masks().ids == ("p0", "p1", "p2", "p3", "p5")
-
-
-def test_sizes_are_checked(voc):
-    photos = voc_photos(voc, "train")
-    check_sizes(photos)
-    write_mask(voc / "SegmentationClass/p2.png", np.zeros((56, 60)))
-    with pytest.raises(InputError, match=r"p2\.png is 60x56, and its image .*p2\.jpg is 64x56"):
-        check_sizes(photos)
-    check_sizes(photos.without_masks())
-
-
-def test_zero_labels_are_refused(voc):
-    with pytest.raises(
-        InputError, match=r"all 6 images are zero: some file gives none of them any of .* ant, bat, cow"
-    ):
-        check_labels(voc_photos(voc, "train", labels=None), "some file")
-
-
-def test_subset(voc):
-    part = voc_photos(voc, "train").subset([4, 1])
-    assert part.ids == ("p4", "p1")
-    assert [p.stem for p in part.images] == ["p4", "p1"]
-    assert [p.stem for p in part.masks or ()] == ["p4", "p1"]
-    assert part.labels.tolist() == [[1, 0, 1], [0, 1, 0]]
-
-
-def test_loose_files(voc, tmp_path):
-    paths = [voc / "JPEGImages/p1.jpg", voc / "JPEGImages/p0.jpg"]
-    photos = file_photos(paths, ["ant"])
-    assert photos.ids == ("p1", "p0")
-    assert photos.labels.tolist() == [[0], [0]]
-    with pytest.raises(InputError, match=r"no image .*nowhere"):
-        file_photos([tmp_path / "nowhere.jpg"], ["ant"])
-    with pytest.raises(InputError, match="would both be called 'p1'"):
-        file_photos([paths[0], paths[0]], ["ant"])
+    masks = [sample.mask for sample in VOCDataModule(voc).samples("train")]
+    assert [mask is None for mask in masks] == [False, False, False, False, True, False]
 
 
 def test_real_voc_animals(real_data):
     root = real_data / "VOCdevkit/VOC2012"
+    data = VOCDataModule(root, classes=list(ANIMALS))
     for split, count in (("trainaug", 1252), ("train", 437), ("val", 222)):
-        photos = voc_photos(root, split, ANIMALS)
-        assert len(photos) == count
-        assert photos.masks is not None
-        check_sizes(photos)
-    seen = voc_photos(root, "val", ANIMALS, "masks").labels
-    assert (seen <= photos.labels).all()  # whatever a mask shows is tagged
+        samples = data.samples(split)
+        assert len(samples) == count
+        assert all(sample.mask for sample in samples)
+        assert readable(samples, UnreadableImages(0.0)) == samples
+    visible = VOCDataModule(root, classes=list(ANIMALS), labels="masks").samples("val")
+    pairs = zip(visible, samples, strict=True)
+    assert all(by_mask.tags <= by_list.tags for by_mask, by_list in pairs)  # a class in a mask is among the tags

@@ -7,7 +7,7 @@ from torchvision.models.vgg import make_layers
 
 
 def small_vgg(classes: int = 4, *, norm: bool = False) -> nn.Module:
-    """As a VGG is built: 3x3 convolutions and pools under ``features``, a fixed grid, layers with ReLUs between.
+    """Build a network like a VGG: 3x3 convolutions and pools under ``features``, a fixed grid, linear layers with ReLUs.
 
     ``features.4`` is the ReLU before the second pool, ``features.7`` (with batch norms ``features.10``) the last one.
     """
@@ -20,7 +20,7 @@ def small_vgg(classes: int = 4, *, norm: bool = False) -> nn.Module:
     return nn.Sequential(OrderedDict(parts))
 
 
-class Caption(nn.Module):
+class Captioning(nn.Module):
     """A CNN and an LSTM: the log-probabilities of a sentence's words, each given the words before it."""
 
     def __init__(self, words: int = 6, width: int = 8) -> None:
@@ -35,15 +35,15 @@ class Caption(nn.Module):
         return self.word(states).log_softmax(2)  # (B, T - 1, words)
 
 
-class Answer(nn.Module):
-    """A CNN, an LSTM that reads a question, and the scores of answers from the product of both."""
+class QuestionAnswering(nn.Module):
+    """A CNN, an LSTM that reads a question, and one score per reply from the product of both."""
 
-    def __init__(self, words: int = 6, answers: int = 5, width: int = 8) -> None:
+    def __init__(self, words: int = 6, replies: int = 5, width: int = 8) -> None:
         super().__init__()
         self.cnn = nn.Sequential(nn.Conv2d(3, width, 3, stride=4), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU())
         self.embed, self.lstm = nn.Embedding(words, width), nn.LSTM(width, width, batch_first=True)
-        self.answer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, answers))
+        self.reply = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, replies))
 
     def forward(self, images, question):
         _, (state, _) = self.lstm(self.embed(question))
-        return self.answer(self.cnn(images).mean((2, 3)) * state[-1])
+        return self.reply(self.cnn(images).mean((2, 3)) * state[-1])

@@ -1,4 +1,4 @@
-"""Affinities from boundaries, the loss that teaches them, the walk along them; against plain formulas in float64."""
+"""Affinities from boundaries, their loss, and the random walk along them, against plain formulas in float64."""
 
 import numpy as np
 import pytest
@@ -7,16 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from seeds.affinity.boundary_network import BoundaryNetwork, stage_ends
-from seeds.affinity.pair_affinities import affinities, affinity_loss, pair_offsets, way
+from seeds.affinity.affinity_task import AffinityTask, BoundaryNetwork, resize_cues
+from seeds.affinity.pair_affinities import affinities, affinity_loss, pair_offsets, path_between
 from seeds.affinity.random_walk import random_walk, transitions
-from seeds.affinity.task import AffinityTask, labels_at
 from seeds.backbones import build_backbone
 from tests.seeds.conftest import data_of
 
 
 def affinity_of(boundary, a, b):
-    """1 - the highest boundary among the cells within distance 1 of the line from a to b, as irn's ``PathIndex``."""
+    """1 - the highest boundary at the positions within distance 1 of the line from a to b, as irn's ``PathIndex``."""
     (y0, x0), (y1, x1) = a, b
     down, right = y1 - y0, x1 - x0
     between = [
@@ -29,17 +28,19 @@ def affinity_of(boundary, a, b):
 
 
 def pairs_of(shape, radius):
-    cells = [(y, x) for y in range(shape[0]) for x in range(shape[1])]
-    return [(a, b) for a in cells for b in cells if a < b and (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2]
+    positions = [(y, x) for y in range(shape[0]) for x in range(shape[1])]
+    return [
+        (a, b) for a in positions for b in positions if a < b and (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2
+    ]
 
 
 def test_offsets_and_ways_by_hand():
     assert pair_offsets(2) == ((0, 1), (1, -1), (1, 0), (1, 1))
     assert len(pair_offsets(5)) == 34  # psa's number of pairs of radius 5
-    assert way((0, 2)) == ((0, 0), (0, 1), (0, 2))
-    assert way((1, -1)) == ((0, -1), (0, 0), (1, -1), (1, 0))  # both corners are nearer than 1 to the line
-    assert set(way((2, 2))) == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)}
-    assert (0, 2) not in way((4, 2))  # 8 / √20 cells from the line
+    assert path_between((0, 2)) == ((0, 0), (0, 1), (0, 2))
+    assert path_between((1, -1)) == ((0, -1), (0, 0), (1, -1), (1, 0))  # both corners are nearer than 1 to the line
+    assert set(path_between((2, 2))) == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)}
+    assert (0, 2) not in path_between((4, 2))  # 8 / √20 positions from the line
 
 
 @settings(max_examples=30, deadline=None)
@@ -91,17 +92,17 @@ def test_the_walk_is_irns_matrix_squared(shape, radius, steps):
     generator = np.random.default_rng(1)
     boundary = generator.random(shape).astype(np.float32)
     maps = generator.random((2, *shape)).astype(np.float32)
-    cells = maps[0].size
-    whole = np.eye(cells)
+    positions = maps[0].size
+    whole = np.eye(positions)
     for a, b in pairs_of(shape, radius):
         i, j = a[0] * shape[1] + a[1], b[0] * shape[1] + b[1]
         whole[i, j] = whole[j, i] = affinity_of(boundary.astype(float), a, b) ** 10
     matrix = whole / whole.sum(axis=0, keepdims=True)
     for _ in range(steps.bit_length() - 1):
         matrix = matrix @ matrix
-    wanted = (maps * (1 - boundary)).reshape(2, cells) @ matrix
+    wanted = (maps * (1 - boundary)).reshape(2, positions) @ matrix
     found = random_walk(maps, boundary, radius=radius, beta=10, steps=steps)
-    np.testing.assert_allclose(found.reshape(2, cells), wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.reshape(2, positions), wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_a_wall_holds_the_walk_up():
@@ -111,7 +112,7 @@ def test_a_wall_holds_the_walk_up():
     maps[0, 4, 1] = 1
     found = random_walk(maps, boundary, radius=5, steps=2000)[0]
     assert (found[:, 6:] == 0).all()
-    inside = found[:, :6]  # all of it reached: a symmetric walk ends proportional to nothing but the cells' own weights
+    inside = found[:, :6]  # the walk reaches all of it; a symmetric walk ends proportional to the positions' weights
     assert inside.min() > 0.5 * inside.max() > 0
     assert not random_walk(np.zeros((0, 9, 12), np.float32), boundary).size
     shares, own = transitions(boundary, radius=5, beta=10)
@@ -121,7 +122,7 @@ def test_a_wall_holds_the_walk_up():
 @pytest.mark.parametrize(("name", "ends"), [("resnet18", 4), ("mobilenet_v2", 4), ("vgg16", 4)])
 def test_networks_of_several_kinds_see_boundaries(name, ends):
     network = BoundaryNetwork(build_backbone(name, 16))
-    assert len(stage_ends(network.features)) == ends
+    assert len(network.stages) == ends
     before = {key: value.clone() for key, value in network.features.state_dict().items()}
     network.train()
     scores = network(torch.rand(2, 3, 64, 96))
@@ -132,8 +133,8 @@ def test_networks_of_several_kinds_see_boundaries(name, ends):
     assert all(torch.equal(before[key], value) for key, value in network.features.state_dict().items())
 
 
-def test_every_stage_is_brought_to_cells_of_four_pixels():
-    """What each stage shows, enlarged bilinearly with its cells' centres in place, side by side under one head."""
+def test_every_stage_is_resized_to_stride_4():
+    """The maps of all stages, resized bilinearly with aligned centres, are concatenated before the head."""
     network = BoundaryNetwork(build_backbone("resnet18", 16)).eval()
     images, encoder = torch.randn(1, 3, 64, 96), network.features.encoder
     with torch.no_grad():
@@ -151,20 +152,20 @@ def test_every_stage_is_brought_to_cells_of_four_pixels():
 def test_cues_on_another_grid():
     cues = torch.zeros(1, 3, 2, 2, dtype=torch.bool)
     cues[0, 0, 0, 0] = cues[0, 2, 1, 1] = True
-    assert labels_at(cues, torch.Size((4, 4)))[0].tolist() == [
+    assert resize_cues(cues, torch.Size((4, 4)))[0].tolist() == [
         [0, 0, 255, 255], [0, 0, 255, 255], [255, 255, 2, 2], [255, 255, 2, 2],
     ]  # fmt: skip
 
 
 def test_cues_on_a_coarser_grid():
-    """Each cell has what lies under its centre: of three cells, the first and the last."""
+    """Each position has the cue under its centre: of three positions, the first and the last."""
     cues = torch.zeros(1, 4, 1, 3, dtype=torch.bool)
     cues[0, 1, 0, 0] = cues[0, 2, 0, 1] = cues[0, 3, 0, 2] = True
-    assert labels_at(cues, torch.Size((1, 2))).tolist() == [[[1, 3]]]
+    assert resize_cues(cues, torch.Size((1, 2))).tolist() == [[[1, 3]]]
 
 
 def test_a_step_of_training_finds_the_edges(voc):
-    """Rectangles on gray: a few steps teach that boundaries are where the labels change."""
+    """Rectangles on gray: after a few steps the boundaries are where the labels change."""
     torch.manual_seed(0)
     data = data_of(voc, targets="masks")
     data.setup("fit")
@@ -183,7 +184,7 @@ def test_a_step_of_training_finds_the_edges(voc):
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     boundary = task(batch["image"])
-    labels = labels_at(cues, boundary.shape[-2:])
+    labels = resize_cues(cues, boundary.shape[-2:])
     change = torch.zeros_like(labels, dtype=torch.bool)
     for axis in (1, 2):
         edge = labels.diff(dim=axis) != 0

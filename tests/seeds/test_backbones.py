@@ -74,7 +74,7 @@ def test_frozen_stages_stay_as_they_are():
 
 
 def test_freezing_by_stage_ignores_dilation():
-    """With output stride 8 the last stages have cells of 8 pixels as well, and are still trained."""
+    """With output stride 8 the last stages compute at stride 8 as well, and are still trained."""
     backbone = build_backbone("resnet18", 8)
     backbone.freeze(8)
     learning = {name.split(".")[1] for name, p in backbone.named_parameters() if p.requires_grad}

@@ -23,11 +23,11 @@ def test_loss_is_the_mean_cross_entropy():
     labels = np.array([[1, 0, 0], [1, 1, 0]])
     p = 1 / (1 + np.exp(-scores))
     expected = -np.where(labels, np.log(p), np.log1p(-p)).mean()
-    got = task._loss(torch.tensor(scores, dtype=torch.float32), torch.tensor(labels))
+    got = task.loss(torch.tensor(scores, dtype=torch.float32), torch.tensor(labels))
     assert got.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_validation_loss_is_the_mean_over_pictures(voc, tmp_path):
+def test_the_validation_loss_is_the_mean_over_images(voc, tmp_path):
     """Not over batches: the last of four and two counts half as much as the first."""
     torch.manual_seed(0)
     task, data = ClassifierTask(["red", "blue"], backbone="resnet18"), data_of(voc, val_split="train")
@@ -38,14 +38,14 @@ def test_the_validation_loss_is_the_mean_over_pictures(voc, tmp_path):
     with torch.no_grad():
         for batch in data.val_dataloader():
             pairs = zip(task(batch["image"]), batch["labels"], strict=True)
-            losses += [task._loss(scores[None], labels[None]).item() for scores, labels in pairs]
+            losses += [task.loss(scores[None], labels[None]).item() for scores, labels in pairs]
     assert len(losses) == 6
     assert found == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_labels_of_other_classes():
     with pytest.raises(InputError, match=r"labels of shape \(2, 4\) for a classifier of 3 classes"):
-        ClassifierTask(["a", "b", "c"], backbone="resnet18")._loss(torch.zeros(2, 3), torch.zeros(2, 4))
+        ClassifierTask(["a", "b", "c"], backbone="resnet18").loss(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
 @pytest.mark.parametrize("classes", [[], ["a", "a"]])

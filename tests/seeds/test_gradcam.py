@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 
 from datamodules.errors import InputError
-from seeds import activations as probe
+from seeds.activations import Activations
 from seeds.backbones import build_backbone
 from seeds.classifier import Classifier
 from seeds.gradcam import GradCAM
@@ -47,13 +47,13 @@ def test_equals_the_grad_cam_library(name, layer):
     ours = GradCAM(model, layer)(IMAGES, LABELS)
     theirs = library.GradCAM(model, [model.get_submodule(layer)])
     for image, label in LABELS.nonzero().tolist():
-        picture = IMAGES[image : image + 1].clone()
+        single = IMAGES[image : image + 1].clone()
         activations = theirs.activations_and_grads
-        scores = activations(picture)
+        scores = activations(single)
         model.zero_grad()
         scores[0, label].backward()
-        slope, value = activations.gradients[0].numpy(), activations.activations[0].numpy()
-        weights = theirs.get_cam_weights(picture, None, None, value, slope)
+        gradients, value = activations.gradients[0].numpy(), activations.activations[0].numpy()
+        weights = theirs.get_cam_weights(single, None, None, value, gradients)
         expected = np.maximum((weights[:, :, None, None] * value).sum(1), 0)[0]  # theirs, before normalisation
         np.testing.assert_allclose(ours[image, label], expected, rtol=1e-4, atol=1e-5 * expected.max())
 
@@ -159,14 +159,14 @@ def test_layers_that_work_in_place_behind_the_layer():
 
 def test_no_graph_and_no_activation_is_kept(model, monkeypatch):
     kept = []
-    hook = probe.Taps.hook
+    record = Activations.record
 
     def watch(self, *args):
-        out = hook(self, *args)
-        kept.extend(weakref.ref(value) for value in self._seen.values())
+        out = record(self, *args)
+        kept.extend(weakref.ref(value) for value in self._recorded.values())
         return out
 
-    monkeypatch.setattr(probe.Taps, "hook", watch)
+    monkeypatch.setattr(Activations, "record", watch)
     maps = GradCAM(model, "features")(IMAGES, LABELS)
     gc.collect()
     assert kept

@@ -1,4 +1,4 @@
-"""What may be asked: indices, labels, functions; captions and answers to questions; and what may not."""
+"""Targets: indices, labels, functions, captions, replies to questions; and refused ones."""
 
 import copy
 import gc
@@ -13,10 +13,9 @@ import torchvision
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from seeds.cam_methods import registry
-from seeds.cam_methods.registry import METHODS, method_of
+from seeds.cam_methods.registry import METHODS, method_class
 from seeds.gradcam import GradCAM
-from tests.seeds.networks import Answer, Caption, small_vgg
+from tests.seeds.networks import Captioning, QuestionAnswering, small_vgg
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 CHANNELS_LAST = torch.channels_last
@@ -52,8 +51,8 @@ def by_hand(model, cnn, number):
     """Grad-CAM by its formula, in float64."""
     model = model.double()
     activation = cnn(IMAGES.double()).detach().requires_grad_()
-    slope = torch.autograd.grad(number(activation).sum(), activation)[0]
-    maps = (slope.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True).relu().float()
+    gradients = torch.autograd.grad(number(activation).sum(), activation)[0]
+    maps = (gradients.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True).relu().float()
     model.float()
     return maps.detach()
 
@@ -61,7 +60,7 @@ def by_hand(model, cnn, number):
 def test_captioning():
     """The log-probability of a sentence."""
     torch.manual_seed(0)
-    model = Caption()
+    model = Captioning()
     sentence = torch.tensor([[0, 3, 1, 2], [0, 1, 1, 5], [0, 4, 2, 2]])
 
     def log_probability(words):  # (B, T - 1, words) -> (B,)
@@ -80,39 +79,45 @@ def test_captioning():
 
 
 def test_visual_question_answering():
-    """The score of an answer; another question, another map."""
+    """The score of a reply; another question gives another map."""
     torch.manual_seed(0)
-    model = Answer()
+    model = QuestionAnswering()
     questions = torch.tensor([[1, 2, 3], [4, 5, 1], [2, 2, 2]])
-    answers = torch.tensor([4, 0, 2])
-    maps = GradCAM(partial(model, question=questions), "cnn")(IMAGES, answers)
+    replies = torch.tensor([4, 0, 2])
+    maps = GradCAM(partial(model, question=questions), "cnn")(IMAGES, replies)
 
     def head(activation):
         _, (state, _) = model.lstm(model.embed(questions))
-        return model.answer(activation.mean((2, 3)) * state[-1])[torch.arange(3), answers]
+        return model.reply(activation.mean((2, 3)) * state[-1])[torch.arange(3), replies]
 
     expected = by_hand(model, model.cnn, head)
     torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
-    other = GradCAM(partial(model, question=questions.flip(0)), None)(IMAGES, answers)
+    other = GradCAM(partial(model, question=questions.flip(0)), None)(IMAGES, replies)
     assert not torch.allclose(maps, other)
 
 
-def test_the_page_of_docs_runs(model):
-    """The code of ``README.md`` beside the methods, line by line, with networks of its names."""
+def test_the_code_of_the_docs_runs(model):
+    """The code of ``docs/cam_methods.md``, with networks of its names."""
     torch.manual_seed(0)
-    page = (Path(registry.__file__).parent / "README.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/cam_methods.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     network = torchvision.models.resnet18(num_classes=4)
     names: dict[str, Any] = {"model": network, "images": IMAGES, "targets": LABELS}
     exec(first, names)
     assert names["maps"].shape == (3, 4, 2, 2)
     sentence, question = torch.randint(6, (3, 4)), torch.randint(6, (3, 3))
-    names = {"images": IMAGES, "captioner": Caption(), "sentence": sentence, "vqa": Answer(), "question": question}
-    names["answer_indices"] = torch.tensor([4, 0, 2])
-    caption, answer = second.split("# visual question answering")
+    names = {
+        "images": IMAGES,
+        "captioner": Captioning(),
+        "sentence": sentence,
+        "vqa": QuestionAnswering(),
+        "question": question,
+    }
+    names["reply_indices"] = torch.tensor([4, 0, 2])
+    caption, reply = second.split("# visual question answering")
     exec(caption, names)
     assert names["maps"].shape == (3, 1, 14, 14)
-    exec("#" + answer, names)
+    exec("#" + reply, names)
     assert names["maps"].shape == (3, 1, 14, 14)
     assert names["maps"].any()
 
@@ -125,7 +130,7 @@ def test_memory_stays_flat(model, name):
 
     def count() -> int:
         gc.collect()
-        return sum(issubclass(type(each), Tensor) for each in gc.get_objects())  # isinstance would ask dead proxies
+        return sum(issubclass(type(each), Tensor) for each in gc.get_objects())  # isinstance would call dead proxies
 
     for _ in range(2):
         method(IMAGES[:1, :, :32, :32], LABELS[:1])
@@ -138,7 +143,7 @@ def test_memory_stays_flat(model, name):
 @pytest.mark.parametrize("how", ["channels_last", "bfloat16"])
 @pytest.mark.parametrize("name", METHODS)
 def test_memory_formats_and_mixed_precision(model, name, how):
-    """Maps are the same, float32, whatever the network's memory format and autocast."""
+    """Maps are the same, float32, in any memory format and under autocast."""
     torch.manual_seed(0)
     network = torchvision.models.resnet18(num_classes=4) if name == "cam" else copy.deepcopy(model)
     layer = "layer4" if name == "cam" else "features.7"
@@ -214,4 +219,4 @@ def test_not_a_network():
 
 def test_unknown_method():
     with pytest.raises(InputError, match="no method 'grad-cam': did you mean 'gradcam'"):
-        method_of("grad-cam")
+        method_class("grad-cam")

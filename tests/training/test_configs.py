@@ -24,7 +24,7 @@ def test_every_number_of_the_recipe_is_in_yaml():
     sec = yaml.safe_load((CONFIGS / "sec_voc12_vgg16.yaml").read_text())
     model, data, trainer = sec["model"]["init_args"], sec["data"], sec["trainer"]
     expected = {
-        "architecture": "LargeFOV", "supervision": "sec", "seed_weight": 1, "expand_weight": 1, "constrain_weight": 1,
+        "architecture": "LargeFOV", "loss": "sec", "seed_weight": 1, "expand_weight": 1, "constrain_weight": 1,
         "decay_fg": 0.996, "decay_bg": 0.999, "optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4,
         "bias_lr_scale": 2, "head_lr_scale": 10, "schedule": "step", "step_size": 2000, "step_gamma": 0.1,
     }  # fmt: skip

@@ -31,7 +31,7 @@ def blank_checkpoint(folder, voc, **settings):
     """A checkpoint of a network of random weights, unlike a trained one with an image's content in its scores."""
     torch.manual_seed(0)
     data = data_of(voc, targets="masks")
-    task = SegmentationTask(list(data.classes), supervision="masks", **settings)
+    task = SegmentationTask(list(data.classes), loss="cross_entropy", **settings)
     trainer = trainer_of(folder, max_steps=0)
     trainer.fit(task, data)
     trainer.save_checkpoint(folder / "blank.ckpt")

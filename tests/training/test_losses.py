@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.losses import (
-    balanced_seed_loss,
+    balanced_cross_entropy,
     constrain_loss,
     expand_loss,
     ranked_weights,
@@ -20,9 +20,9 @@ from training.losses import (
 CPU = torch.device("cpu")
 
 
-def probabilities(*cells):
-    """Each cell a list over classes -> (1, K, 1, n)."""
-    return torch.tensor(cells, dtype=torch.float64).T[None, :, None, :]
+def probabilities(*positions):
+    """Each position a list over classes -> (1, K, 1, n)."""
+    return torch.tensor(positions, dtype=torch.float64).T[None, :, None, :]
 
 
 def random_case(seed, images=3, classes=4, height=5, width=7):
@@ -48,10 +48,10 @@ def numpy_seed(probs, cues):
     return total / len(probs)
 
 
-def numpy_pool(cells, decay):
-    n = cells.size
+def numpy_pool(positions, decay):
+    n = positions.size
     weights = [decay ** (1681.0 / n * (n - rank)) for rank in range(1, n + 1)]  # ascending: q^(n-1) … q^0
-    return float(np.dot(np.sort(cells.ravel()), weights) / np.sum(weights))
+    return float(np.dot(np.sort(positions.ravel()), weights) / np.sum(weights))
 
 
 def numpy_expand(probs, labels, decay_fg=0.996, decay_bg=0.999):
@@ -87,22 +87,22 @@ def test_sec_probabilities_table():
 
 
 def test_seed_table():
-    # cells (background, one class): (1/2, 1/2) cued background, (1/8, 7/8) cued class, (1/4, 3/4) not cued
+    # positions (background, one class): (1/2, 1/2) cued background, (1/8, 7/8) cued class, (1/4, 3/4) not cued
     probs = probabilities([0.5, 0.5], [0.125, 0.875], [0.25, 0.75])
     cues = torch.zeros_like(probs, dtype=torch.bool)
     cues[0, 0, 0, 0] = cues[0, 1, 0, 1] = True
     assert seed_loss(probs, cues).item() == pytest.approx((math.log(2) + math.log(8 / 7)) / 2, abs=1e-12)
 
 
-def test_balanced_seed_table():
+def test_balanced_cross_entropy_table():
     # background cues at 1/2, 1/4 and 1/8, one class cue at 7/8: the mean of (1, 2, 3) ln 2, plus ln 8/7
     probs = probabilities([0.5, 0.5], [0.25, 0.75], [0.125, 0.875], [0.125, 0.875])
     cues = torch.zeros_like(probs, dtype=torch.bool)
     cues[0, 0, 0, :3] = cues[0, 1, 0, 3] = True
-    assert balanced_seed_loss(probs, cues).item() == pytest.approx(2 * math.log(2) + math.log(8 / 7), abs=1e-12)
+    assert balanced_cross_entropy(probs, cues).item() == pytest.approx(2 * math.log(2) + math.log(8 / 7), abs=1e-12)
     cues[0, 1] = False  # without class cues: the background's part alone
-    assert balanced_seed_loss(probs, cues).item() == pytest.approx(2 * math.log(2), abs=1e-12)
-    assert balanced_seed_loss(probs, cues & False).item() == 0
+    assert balanced_cross_entropy(probs, cues).item() == pytest.approx(2 * math.log(2), abs=1e-12)
+    assert balanced_cross_entropy(probs, cues & False).item() == 0
 
 
 def test_an_image_without_a_cue_adds_nothing_and_counts():
@@ -113,7 +113,7 @@ def test_an_image_without_a_cue_adds_nothing_and_counts():
 
 
 def test_ranked_weights_table():
-    # 1681 cells: q as given; two cells: q^(1681/2)
+    # 1681 positions: q as given; two positions: q^(1681/2)
     weights = ranked_weights(1681, 0.996, device=CPU, dtype=torch.float64)
     norm = (1 - 0.996**1681) / (1 - 0.996)
     assert weights[0].item() == pytest.approx(1 / norm, rel=1e-12)
@@ -132,7 +132,7 @@ def test_the_same_fraction_of_a_grid_weighs_the_same_at_any_size():
 
 
 def test_expand_table():
-    # two cells, classes (background, a, b), a present; decays chosen so that at 2 cells q is 1/3 and 1/2
+    # two positions, classes (background, a, b), a present; decays chosen so that at 2 positions q is 1/3 and 1/2
     fg, bg = (1 / 3) ** (2 / 1681), (1 / 2) ** (2 / 1681)
     probs = probabilities([0.6, 0.3, 0.1], [0.3, 0.5, 0.2])
     present = (0.5 + 0.3 / 3) / (4 / 3)  # 0.45
@@ -158,11 +158,11 @@ def test_expand_counts_an_image_without_labels_in_the_mean():
 
 
 def test_constrain_table():
-    # KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 ln 3/2 + 1/4 ln 1/2; the second cell agrees: 0; mean over 2 cells
+    # KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 ln 3/2 + 1/4 ln 1/2; the second position agrees: 0; mean over 2 positions
     q, p = probabilities([0.75, 0.25], [0.5, 0.5]), probabilities([0.5, 0.5], [0.5, 0.5])
     expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
     assert constrain_loss(p, q).item() == pytest.approx(expected, abs=1e-12)
-    # a certain CRF: (1, 0) is floored to (1, 1e-4) / 1.0001
+    # a confident CRF: (1, 0) is floored to (1, 1e-4) / 1.0001
     q, p = probabilities([1.0, 0.0]), probabilities([0.5, 0.5])
     a, b = 1 / 1.0001, 1e-4 / 1.0001
     assert constrain_loss(p, q).item() == pytest.approx(a * math.log(2 * a) + b * math.log(2 * b), abs=1e-12)
@@ -202,7 +202,7 @@ def test_gradcheck():
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_gradcheck_at_the_edges(label):
-    """No label or all of them, no cue, and a CRF that is certain."""
+    """No label or all of them, no cue, and a CRF that is confident."""
     logits, _, _, _, q = random_case(4, images=1, classes=2, height=3, width=3)
     x = torch.from_numpy(logits).requires_grad_()
     crf = torch.from_numpy((q == q.max(1, keepdims=True)).astype(float))
@@ -233,12 +233,12 @@ def test_order_of_images_classes_and_cells_does_not_matter(seed):
     p, y, c, crf = (torch.from_numpy(a) for a in (probs, labels, cues, q))
     rng = torch.Generator().manual_seed(seed)
     images = torch.randperm(len(p), generator=rng)
-    cells = torch.randperm(35, generator=rng)
+    positions = torch.randperm(35, generator=rng)
     classes = torch.randperm(4, generator=rng)
     channels = torch.cat([torch.zeros(1, dtype=torch.long), classes + 1])  # the background stays
 
     def moved(a):
-        return a[images][:, channels].flatten(2)[:, :, cells].view_as(a)
+        return a[images][:, channels].flatten(2)[:, :, positions].view_as(a)
 
     assert seed_loss(moved(p), moved(c)).item() == pytest.approx(seed_loss(p, c).item(), rel=1e-9)
     assert expand_loss(moved(p), y[images][:, classes]).item() == pytest.approx(expand_loss(p, y).item(), rel=1e-9)
@@ -273,7 +273,7 @@ def test_a_batch_is_the_mean_of_its_images():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 4))
 def test_a_finer_grid_of_the_same_has_the_same_loss(seed, times):
-    """Every cell split into several: no loss depends on the number of cells, ranked pooling but by its ends."""
+    """Every position split into several: no loss depends on the number of positions, ranked pooling but by its ends."""
     _, probs, labels, cues, q = random_case(seed)
     coarse = [torch.from_numpy(a) for a in (probs, cues, q)]
     fine = [a.repeat_interleave(times, 2).repeat_interleave(times, 3) for a in coarse]
@@ -363,11 +363,14 @@ def test_float32_under_autocast():
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "words"),
     [
         (lambda: seed_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 3, 4, 5).bool()), ["(2, 3, 4, 5)", "(2, 3, 4, 4)"]),
         (lambda: seed_loss(torch.rand(3, 4, 4), torch.zeros(3, 4, 4).bool()), ["(3, 4, 4)"]),
-        (lambda: balanced_seed_loss(torch.rand(2, 3, 4, 4), torch.zeros(3, 4, 4).bool()), ["(3, 4, 4)", "balanced"]),
+        (
+            lambda: balanced_cross_entropy(torch.rand(2, 3, 4, 4), torch.zeros(3, 4, 4).bool()),
+            ["(3, 4, 4)", "balanced"],
+        ),
         (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 3)), ["(2, 3)", "(2, 2)", "(2, 3, 4, 4)"]),
         (lambda: expand_loss(torch.rand(2, 3, 4, 0), torch.zeros(2, 2)), ["(2, 3, 4, 0)"]),
         (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 2), decay_fg=1.5), ["1.5"]),
@@ -375,7 +378,7 @@ def test_float32_under_autocast():
         (lambda: constrain_loss(torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4)), ["(2, 1, 4, 4)"]),
     ],
 )
-def test_wrong_shapes_are_quoted(call, says):
+def test_wrong_shapes_are_quoted(call, words):
     with pytest.raises(ValueError) as caught:
         call()
-    assert all(part in str(caught.value) for part in says)
+    assert all(part in str(caught.value) for part in words)

@@ -34,7 +34,7 @@ def test_scores_come_on_the_networks_own_grid(architecture, encoder, stride, arg
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "words"),
     [
         ({"architecture": "DeeplabV3plus"}, ["DeeplabV3plus", "DeepLabV3Plus"]),
         ({"architecture": "LargeFov"}, ["LargeFOV"]),
@@ -46,11 +46,11 @@ def test_scores_come_on_the_networks_own_grid(architecture, encoder, stride, arg
         ({"architecture": "LargeFOV", "network_args": {"a": 1}}, ["LargeFOV"]),
     ],
 )
-def test_what_cannot_be_built_is_one_sentence(settings, says):
+def test_what_cannot_be_built_is_one_sentence(settings, words):
     with pytest.raises(InputError) as caught:
         build_network(num_classes=3, **settings)
     assert "\n" not in str(caught.value)
-    assert all(part in str(caught.value) for part in says)
+    assert all(part in str(caught.value) for part in words)
 
 
 def test_a_size_the_architecture_cannot_take_is_one_sentence():
@@ -66,11 +66,11 @@ def test_every_architecture_is_offered():
 # --- LargeFOV
 
 
-@pytest.mark.parametrize(("side", "cells"), [(321, 41), (65, 9), (97, 13)])
-def test_largefov_grid(side, cells):
+@pytest.mark.parametrize(("side", "positions"), [(321, 41), (65, 9), (97, 13)])
+def test_largefov_grid(side, positions):
     """321 -> 41, as in Caffe: every pool rounds up. Counted without computing."""
     with torch.device("meta"):
-        assert LargeFOV(21)(torch.empty(1, 3, side, side)).shape == (1, 21, cells, cells)
+        assert LargeFOV(21)(torch.empty(1, 3, side, side)).shape == (1, 21, positions, positions)
 
 
 def test_largefov_layers_are_the_papers():
@@ -83,7 +83,7 @@ def test_largefov_layers_are_the_papers():
     assert (network.fc6.kernel_size, network.fc6.dilation, network.fc6.out_channels) == ((3, 3), (12, 12), 1024)
     assert (network.fc7.kernel_size, network.fc7.out_channels) == ((1, 1), 1024)
     assert network.dropout.p == 0.5
-    assert list(network.fresh) == [network.fc8]
+    assert list(network.head_layers) == [network.fc8]
 
 
 def test_largefovs_scores_step_by_step():
@@ -162,7 +162,7 @@ def test_a_classifiers_trunk_initialises_the_encoder(tmp_path):
 
 
 def test_dilation_keeps_what_weights_mean():
-    """At the cells that stride 32 computes, an encoder at stride 8 computes the same."""
+    """At the positions that stride 32 computes, an encoder at stride 8 computes the same."""
     torch.manual_seed(0)
     plain = build_network("FPN", 3).eval().model.encoder
     dilated = build_network("DeepLabV3", 3, output_stride=8, **SMALL).eval().model.encoder

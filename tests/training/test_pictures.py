@@ -120,7 +120,7 @@ def test_panels_of_training_and_validation(voc, cues, tmp_path):
 def test_loggers_that_take_no_pictures_are_left_alone(voc, tmp_path, monkeypatch):
     monkeypatch.setattr("training.runs.callbacks.batch_panel", None)
     data = data_of(voc, targets="masks")
-    task = SegmentationTask(list(data.classes), **TINY, supervision="masks")
+    task = SegmentationTask(list(data.classes), **TINY, loss="cross_entropy")
     logger = CSVLogger(tmp_path)
     assert not takes_pictures(logger)
     trainer_of(tmp_path, max_steps=1, logger=logger, callbacks=[PicturePanel()], limit_val_batches=1).fit(task, data)

@@ -51,7 +51,7 @@ def trained(voc, folder, batch_size, **settings):
     """How far each weight went in two steps, from masks."""
     pl.seed_everything(0)
     data = data_of(voc, targets="masks", augment=AUGMENT, batch_size=batch_size)
-    task = SegmentationTask(list(data.classes), **PLAIN, **SOLVER, supervision="masks")
+    task = SegmentationTask(list(data.classes), **PLAIN, **SOLVER, loss="cross_entropy")
     before = copy.deepcopy(task.state_dict())
     trainer_of(folder, limit_val_batches=0, **settings).fit(task, data)
     return {name: value - before[name] for name, value in task.state_dict().items() if value.is_floating_point()}

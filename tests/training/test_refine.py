@@ -7,8 +7,8 @@ from datamodules.seed_cache import SeedCache
 from tests.seed_caches import CacheWriter
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
+from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
-from seeds.affinity.task import AffinityTask
 from seeds.checkpoints import load_task
 from seeds.making.asking import Seed
 from seeds.making.batches import ImageBatch

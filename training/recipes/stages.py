@@ -31,7 +31,7 @@ from training.recipes.recipe import STAGES, Stage, leaves, references
 __all__ = ["PATH_OPTIONS", "Inputs", "StagePlace", "is_path", "key_of"]
 
 PATH_OPTIONS = frozenset({
-    "consensus", "cache", "caches", "checkpoint", "ckpt_path", "cues", "cues_made_by", "ids", "images", "input_list",
+    "consensus", "cache", "caches", "checkpoint", "ckpt_path", "cues", "cues_checkpoint", "ids", "images", "input_list",
     "photos", "predictions", "results", "root", "source", "weights",
 })  # fmt: skip
 """Options of the commands whose values are files or folders; of ``labels`` a ``.npy`` file alone is one."""

@@ -89,7 +89,7 @@ class RunRecord(pl.Callback):
 def this_attempt(trainer: pl.Trainer, task: pl.LightningModule) -> dict[str, Any]:
     """What there is to say of a training that begins now, its configuration apart."""
     loader: Any = trainer.train_dataloader
-    data = loader.dataset  # a TagDataset
+    data = loader.dataset  # an ImageDataset
     device = trainer.strategy.root_device
     weights = Path(str(task.hparams.get("weights")))
     found = provenance(*PACKAGES) | {
@@ -104,8 +104,8 @@ def this_attempt(trainer: pl.Trainer, task: pl.LightningModule) -> dict[str, Any
         },
         "data": {
             "pictures": len(data),
-            "images_sha256": ids_sha256(data.photos.ids),
-            "labels_sha256": hashlib.sha256(data.photos.labels.tobytes()).hexdigest(),
+            "images_sha256": ids_sha256([sample.id for sample in data.samples]),
+            "labels_sha256": hashlib.sha256(data.labels.tobytes()).hexdigest(),
         },
     }
     if data.cues is not None:

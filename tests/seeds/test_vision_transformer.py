@@ -7,7 +7,7 @@ import yaml
 
 from datamodules.seed_cache import SeedCache
 from datamodules.errors import InputError
-from seeds.affinity.boundary_network import BoundaryNetwork
+from seeds.affinity.affinity_task import BoundaryNetwork
 from seeds.backbones import build_backbone
 from seeds.classifier import Classifier
 from seeds.gradcam import GradCAM
@@ -108,11 +108,13 @@ def test_mistakes(tmp_path):
 
 
 def test_seeds_of_one(voc, tmp_path):
-    """Trained for an epoch by the command line, and asked."""
+    """Train for an epoch by the command line, then generate seeds."""
     config = {
-        "model": {"class_path": "seeds.classifier.ClassifierTask",
+        "model": {"class_path": "ClassifierTask",
                   "init_args": {"backbone": TINY, "output_stride": 16, "lr": 1e-4}},
-        "data": {"root": str(voc), "train_split": "train", "size": 64, "batch_size": 3, "num_workers": 0},
+        "data": {"class_path": "VOCDataModule", "init_args": {
+            "root": str(voc), "train_split": "train", "size": 64, "batch_size": 3, "num_workers": 0,
+        }},
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
     }  # fmt: skip
     (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))

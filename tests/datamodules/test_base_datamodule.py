@@ -1,45 +1,36 @@
 import hashlib
 import pickle
 import shutil
+import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.cli import LightningArgumentParser
 
-from tests.seed_caches import CacheWriter
+from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
 from datamodules.class_names import VOC_CLASSES
-from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
-from datamodules.photos import file_photos
+from datamodules.sample import Sample, file_samples, multi_hot
 from datamodules.transforms import Augment
+from datamodules.voc import VOCDataModule
+from tests.seed_caches import CacheWriter
 
 
 def data_of(root, **settings):
-    return TagDataModule(
+    return VOCDataModule(
         str(root), **{"train_split": "train", "size": 32, "batch_size": 2, "num_workers": 0, **settings}
     )
 
 
-def cache_of(path, ids, classes=("ant", "bat", "cow"), **manifest):
-    with CacheWriter(path, list(classes), manifest) as writer:
+def cache_of(path, ids, classes=("ant", "bat", "cow"), **settings):
+    with CacheWriter(path, list(classes), settings, inputs=settings) as writer:
         for name in ids:
             writer.add(name, np.ones((4, 4), np.uint8))
     return str(path)
-
-
-def album(root, voc, layout):
-    """Twelve of one's own photos."""
-    for i in range(12):
-        tag = ("cat", "dog")[i % 2]
-        target = root / (f"{tag}/{i}.jpg" if layout == "folders" else f"{i}.jpg")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(voc / f"JPEGImages/p{i % 8}.jpg", target)
-    if layout == "csv":
-        rows = [f"{i}.jpg,{('cat', 'dog')[i % 2]}" for i in range(12)]
-        (root / "tags.csv").write_text("file,tags\n" + "\n".join(rows))
-    return root
 
 
 def epoch(loader):
@@ -85,7 +76,7 @@ def test_loaders(voc):
     assert val[0]["mask"].shape == (2, 76, 64)
 
 
-def test_fewer_pictures_than_a_batch_are_a_batch(voc):
+def test_fewer_images_than_a_batch_are_a_batch(voc):
     data = data_of(voc, batch_size=50)
     data.setup("fit")
     assert [len(b["id"]) for b in data.train_dataloader()] == [6]
@@ -109,16 +100,17 @@ def test_masks_alone_are_enough_to_train_on_masks(voc):
     assert next(iter(data.train_dataloader()))["mask"].any()
 
 
-def test_photos_and_loaders_of_any_split(voc):
+def test_samples_and_loaders_of_any_split(voc):
     data = data_of(voc, classes=["cow", "bat"])
-    assert data.photos("train").labels.tolist() == [[0, 0], [0, 1], [0, 1], [1, 0], [1, 0], [1, 1]]
-    assert not data.photos("train", labels=False).labels.any()
-    assert data.photos("train", masks=False).masks is None
-    assert data_of(voc, labels="masks").photos("train", masks=False).labels.any()
-    batches = list(data.eval_loader(data.photos("train", masks=False)))
+    labels = multi_hot(data.samples("train"), data.classes)
+    assert labels.tolist() == [[0, 0], [0, 1], [0, 1], [1, 0], [1, 0], [1, 1]]
+    batches = list(data.eval_loader(data.samples("train", masks=False)))
     assert [name for b in batches for name in b["id"]] == [f"p{i}" for i in range(6)]
-    loose = file_photos([voc / "JPEGImages/p3.jpg"], data.classes)
-    assert next(iter(data.eval_loader(loose)))["labels"].tolist() == [[0, 0]]
+    loose = file_samples([voc / "JPEGImages/p3.jpg"])
+    batch = next(iter(data.eval_loader(loose, size=48, originals=True)))
+    assert batch["labels"].tolist() == [[0, 0]]
+    assert batch["image"].shape == (1, 3, 48, 48)
+    assert batch["original"][0].shape == (60, 64, 3)
 
 
 def test_classes_are_known_at_once(voc, tmp_path):
@@ -127,27 +119,6 @@ def test_classes_are_known_at_once(voc, tmp_path):
     assert data_of(tmp_path / "later").classes == VOC_CLASSES
     with pytest.raises(InputError, match="did you mean 'bat'"):
         data_of(voc, classes=["batt"])
-
-
-@pytest.mark.parametrize("layout", ["csv", "folders"])
-def test_own_photos(voc, tmp_path, layout):
-    root = album(tmp_path / "album", voc, layout)
-    data = TagDataModule(str(root), layout=layout, val_fraction=0.4, size=32, batch_size=2, num_workers=0)
-    assert data.classes == ("cat", "dog")
-    data.setup("fit")
-    seen = {split: [i for b in loader() for i in b["id"]] for split, loader in
-            (("train", data.train_dataloader), ("val", data.val_dataloader))}  # fmt: skip
-    assert not set(seen["train"]) & set(seen["val"])
-    batch = next(iter(data.val_dataloader()))
-    assert "mask" not in batch
-    assert batch["labels"].sum(1).tolist() == [1.0] * len(batch["id"])
-
-
-def test_own_photos_without_validation(voc, tmp_path):
-    data = TagDataModule(str(album(tmp_path / "album", voc, "csv")), layout="csv", val_fraction=0, num_workers=0)
-    data.setup("fit")
-    assert data.val_dataloader() == []
-    assert len(data.photos("train")) == 12
 
 
 class Task(pl.LightningModule):
@@ -170,14 +141,15 @@ def test_a_checkpoint_with_the_settings_loads_with_weights_only(voc, tmp_path):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     settings = torch.load(tmp_path / "a.ckpt", weights_only=True)["datamodule_hyper_parameters"]
     assert settings["augment"] == {"crop": [0.5, 1.0], "flip": True, "color": 0.3}
-    again = TagDataModule(**settings)
+    settings |= {"class_path": "datamodules.voc.VOCDataModule"}
+    again = VOCDataModule(**{key: value for key, value in settings.items() if key != "class_path"})
     assert again.classes == data.classes
     assert again.augment == data.augment
     assert dict(again.hparams) == settings
 
 
 def test_settings_are_plain_whatever_was_given(voc):
-    data = TagDataModule(voc, classes=("cow",), labels="xml")  # a Path and a tuple
+    data = VOCDataModule(voc, classes=("cow",), labels="xml")  # a Path and a tuple
     assert pickle.loads(pickle.dumps(dict(data.hparams)))["root"] == str(voc)
     assert type(data.hparams["root"]) is str
     assert type(data.hparams["classes"]) is list
@@ -201,20 +173,20 @@ def _no_tags(root):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "settings", "said"),
+    ("spoil", "settings", "message"),
     [
         (_wrong_size, {}, r"p7\.png is 6x5, and its image"),
-        (_no_train_mask, {"targets": "masks"}, r"1 of 6 masks are missing .*p3\.png; targets: masks needs"),
-        (_no_masks, {"targets": "masks"}, "targets is masks, and the split 'train' of .* has none"),
-        (_no_tags, {"labels": "xml"}, "labels of all 6 images are zero: labels: xml of .*VOC"),
+        (_no_train_mask, {"targets": "masks"}, "1 of 6 masks are missing, first that of p3; targets: masks needs"),
+        (_no_masks, {"targets": "masks"}, "6 of 6 masks are missing, first that of p0; targets: masks needs"),
+        (_no_tags, {"labels": "xml"}, r"labels of all 6 images are zero: .*VOC \(labels: xml\) gives no image"),
         (None, {"train_split": "trainaug"}, "no list"),
     ],
 )
-def test_setup_says_what_is_wrong(voc, spoil, settings, said):
+def test_setup_names_what_is_wrong(voc, spoil, settings, message):
     if spoil is not None:
         spoil(voc)
     data = data_of(voc, **settings)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         data.setup("fit")
 
 
@@ -242,11 +214,11 @@ def test_images_without_a_readable_header_are_left_out_at_the_start(voc, capsys)
     _cut_header(voc / "JPEGImages/p7.jpg")
     data = data_of(voc, max_unreadable=0.3)
     data.setup("fit")
-    assert data.train_dataloader().dataset.photos.ids == ("p0", "p2", "p3", "p4", "p5")
+    assert [sample.id for sample in data.train_dataloader().dataset.samples] == ["p0", "p2", "p3", "p4", "p5"]
     assert [name for batch in data.val_dataloader() for name in batch["id"]] == ["p6"]
-    said = capsys.readouterr().err
-    assert "left out: p1: image" in said
-    assert "left out: p7: image" in said
+    printed = capsys.readouterr().err
+    assert "left out: p1: image" in printed
+    assert "left out: p7: image" in printed
     assert list(data.unreadable.found) == ["p1", "p7"]
     for settings in ({}, {"max_unreadable": 0.15}, {"max_unreadable": 0.5, "strict": True}):
         with pytest.raises(InputError, match=r"1 of 6 images cannot be read, and max_unreadable .*p1\.jpg"):
@@ -269,17 +241,17 @@ def test_an_image_that_is_cut_short_does_not_end_a_training(voc, tmp_path, capsy
         return data
 
     assert set(train(max_unreadable=0.3).unreadable.found) == {"p1", "p3"}
-    said = capsys.readouterr().err
-    assert (said.count("left out: p1"), said.count("left out: p3")) == (1, 1)
+    printed = capsys.readouterr().err
+    assert (printed.count("left out: p1"), printed.count("left out: p3")) == (1, 1)
     with pytest.raises(InputError, match=r"of 8 images cannot be read, and max_unreadable allows a share of 0\.01"):
         train()
 
 
-def test_whole_pictures_may_be_larger_than_crops(voc):
+def test_whole_images_may_be_larger_than_crops(voc):
     data = data_of(voc, size=32, eval_size=48, masks="SegmentationClass", test_split="train", val_split="train")
     data.setup()
     assert next(iter(data.train_dataloader()))["image"].shape[-2:] == (32, 32)
-    loaders = [data.val_dataloader(), data.test_dataloader(), data.eval_loader(data.photos("train"))]
+    loaders = [data.val_dataloader(), data.test_dataloader(), data.eval_loader(data.samples("train"))]
     for loader in loaders:
         batch = next(iter(loader))
         assert batch["image"].shape[-2:] == (48, 48)
@@ -288,15 +260,15 @@ def test_whole_pictures_may_be_larger_than_crops(voc):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"targets": "cues"}, "no seed cache is given"),
         ({"size": 0}, "size is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
-def test_bad_settings(voc, settings, said):
-    with pytest.raises(InputError, match=said):
+def test_bad_settings(voc, settings, message):
+    with pytest.raises(InputError, match=message):
         data_of(voc, **settings)
 
 
@@ -306,7 +278,7 @@ def test_no_such_folder(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         data_of(tmp_path / "nowhere", classes=["bee"])
     with pytest.raises(InputError, match="nowhere does not exist"):
-        data_of(tmp_path / "nowhere", layout="csv")
+        data_of(tmp_path / "nowhere", download=True).setup("fit")
 
 
 def test_caches_that_do_not_fit(voc, tmp_path):
@@ -315,16 +287,117 @@ def test_caches_that_do_not_fit(voc, tmp_path):
     checkpoint.write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
     good = cache_of(tmp_path / "good", ids, checkpoint="classifier.ckpt", checkpoint_sha256=digest)
-    data_of(voc, targets="cues", cues=good, cues_made_by=str(checkpoint)).setup("fit")
+    data_of(voc, targets="cues", cues=good, cues_checkpoint=str(checkpoint)).setup("fit")
     cases = [
         (cache_of(tmp_path / "few", ids[:4]), None, "lacks 2 of the 6 images, first p4"),
         (cache_of(tmp_path / "other", ids, ("ant", "cow", "bat")), None, "classes ant, cow, bat, not ant, bat, cow"),
         (str(tmp_path / "none"), None, "none"),
         (good, str(tmp_path / "lost.ckpt"), r"lost\.ckpt cannot be read"),
     ]
-    for cues, maker, said in cases:
-        with pytest.raises(InputError, match=said):
-            data_of(voc, targets="cues", cues=cues, cues_made_by=maker).setup("fit")
+    for cues, maker, message in cases:
+        with pytest.raises(InputError, match=message):
+            data_of(voc, targets="cues", cues=cues, cues_checkpoint=maker).setup("fit")
     checkpoint.write_bytes(b"other weights")
     with pytest.raises(InputError, match=r"made by another checkpoint \(classifier\.ckpt\)"):
-        data_of(voc, targets="cues", cues=good, cues_made_by=str(checkpoint)).setup("fit")
+        data_of(voc, targets="cues", cues=good, cues_checkpoint=str(checkpoint)).setup("fit")
+
+
+class StubCache(dict):
+    classes = ("ant", "bat", "cow")
+    left_out: ClassVar = {"p1": "image p1 is cut short"}
+
+
+def test_images_that_a_cache_has_left_out(voc, capsys):
+    data = data_of(voc)
+    cache = StubCache(dict.fromkeys(("p0", "p2", "p3", "p4", "p5")))
+    covered = covered_samples(cache, data.samples("train"), data.classes)
+    assert [sample.id for sample in covered] == ["p0", "p2", "p3", "p4", "p5"]
+    message = "1 of 6 images are left out because the seed cache has no cues of them; first p1: image p1 is cut short"
+    assert message in capsys.readouterr().err
+
+
+PLUG_IN = '''
+from datamodules.base_datamodule import BaseDataModule
+from datamodules.sample import Sample
+
+
+class SquaresDataModule(BaseDataModule):
+    """A data set of one file."""
+
+    def known_classes(self):
+        return ("bat", "cow")
+
+    def read_samples(self, split, *, tags=True, masks=True):
+        numbers = {"train": (1, 3), "val": (5,)}[split]
+        return [
+            Sample(f"p{i}", str(self.root / f"JPEGImages/p{i}.jpg"), frozenset({"cow"} if i > 1 else {"bat"}))
+            for i in numbers
+        ]
+'''
+
+
+@pytest.fixture
+def plug_in(tmp_path, monkeypatch):
+    """The module `squares` on the path, not imported yet."""
+    (tmp_path / "plug_in").mkdir()
+    (tmp_path / "plug_in/squares.py").write_text(PLUG_IN)
+    monkeypatch.syspath_prepend(tmp_path / "plug_in")
+    yield
+    sys.modules.pop("squares", None)
+
+
+def test_a_data_set_of_one_file_is_chosen_by_class_path(voc, plug_in):
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)
+    words = ["--data=squares.SquaresDataModule", f"--data.root={voc}", "--data.size=32", "--data.batch_size=2"]
+    data = parser.instantiate_classes(parser.parse_args([*words, "--data.num_workers=0", "--data.classes=[cow]"])).data
+    data.setup("fit")
+    assert data.classes == ("cow",)
+    batch = next(iter(data.train_dataloader()))
+    assert sorted(zip(batch["id"], batch["labels"].tolist(), strict=True)) == [("p1", [0.0]), ("p3", [1.0])]
+    assert [batch["id"] for batch in data.val_dataloader()] == [["p5"]]
+    again = datamodule_from_settings(data.hparams, root=None)
+    assert type(again) is type(data)
+    assert again.settings == data.settings
+
+
+def test_a_data_module_from_settings(voc, tmp_path):
+    cues = cache_of(tmp_path / "cache", ["p0"])
+    data = data_of(voc, classes=["cow", "ant"], labels="xml", targets="cues", cues=cues, augment=Augment())
+    settings = dict(data.hparams)
+    again = datamodule_from_settings(settings, root=None, masks=None, size=48)
+    assert (again.classes, again.hparams["labels"], again.hparams["size"]) == (("cow", "ant"), "xml", 48)
+    assert (again.hparams["targets"], again.hparams["cues"], again.augment) == ("tags", None, None)
+    assert again.hparams["eval_size"] == 32
+    assert datamodule_from_settings(None, root=str(voc)).classes == ("ant", "bat", "cow")
+    assert "augment" not in data.settings
+    with pytest.raises(InputError, match="give it as 'root'"):
+        datamodule_from_settings(None)
+    with pytest.raises(InputError, match="VOCDataModule has no setting 'tags'"):
+        datamodule_from_settings(settings, tags="folders")
+
+
+@pytest.mark.parametrize(
+    "class_path",
+    ["squares.SquaresDataModule", "os.system", "datamodules.nowhere.X", "datamodules.voc.Path", "VOCDataModule", ""],
+)
+def test_settings_do_not_decide_what_is_imported(voc, plug_in, class_path):
+    with pytest.raises(InputError, match=f"the data module {class_path} "):
+        datamodule_from_settings({"class_path": class_path, "root": str(voc)})
+    assert "squares" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([], "the split 'train' of .* contains no image"),
+        ([Sample("p1", "JPEGImages/p1.jpg"), Sample("p1", "JPEGImages/p2.jpg")], "have the id 'p1'"),
+        ([Sample("p9", "JPEGImages/p9.jpg")], r"contains p9, and there is no image JPEGImages/p9\.jpg"),
+    ],
+)
+def test_samples_of_a_plug_in_are_checked(voc, monkeypatch, samples, message):
+    monkeypatch.chdir(voc)
+    data = data_of(voc)
+    monkeypatch.setattr(data, "read_samples", lambda *_, **__: samples)
+    with pytest.raises(InputError, match=message):
+        data.samples("train")

@@ -1,4 +1,4 @@
-"""Excitation backpropagation: by hand, conserved layer by layer, and what it does not know."""
+"""Excitation backpropagation: by hand, conserved layer by layer, and refused for layers without a rule."""
 
 import functools
 
@@ -19,18 +19,18 @@ LABELS = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0]])
 
 
 class TwoLayers(nn.Module):
-    """Three cells of one channel, two hidden units, two scores."""
+    """Three positions of one channel, two hidden units, two scores."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.cells, self.hidden, self.top = nn.Identity(), nn.Linear(3, 2), nn.Linear(2, 2)
+        self.positions, self.hidden, self.top = nn.Identity(), nn.Linear(3, 2), nn.Linear(2, 2)
         with torch.no_grad():
             self.hidden.weight.copy_(torch.tensor([[1.0, 2.0, -1.0], [3.0, -1.0, 1.0]]))
             self.hidden.bias.copy_(torch.tensor([0.5, -1.0]))  # a bias excites nothing
             self.top.weight.copy_(torch.tensor([[2.0, 1.0], [-1.0, 3.0]]))
 
     def forward(self, x):
-        return self.top(self.hidden(self.cells(x).flatten(1)).relu())
+        return self.top(self.hidden(self.positions(x).flatten(1)).relu())
 
 
 def test_two_layers_by_hand():
@@ -38,10 +38,10 @@ def test_two_layers_by_hand():
     # score 0: shares 2 * 4.5 = 9 and 1 * 1 = 1 of 10: p(hidden) = (0.9, 0.1); its dual (-2, -1) excites nothing
     # score 1: p(hidden) = (0, 1); its dual (1, -3) wins through hidden 0 alone: (1, 0); the difference is (-1, 1)
     # hidden 0 from a: 1 * 1, 2 * 2, nothing, of 5; hidden 1 from a: 3 * 1, nothing, 1 * 1, of 4
-    picture, both = torch.tensor([1.0, 2.0, 1.0]).view(1, 1, 1, 3), torch.ones(1, 2)
-    plain = MWP(TwoLayers(), "cells")(picture, both)[0, :, 0]
+    image, both = torch.tensor([1.0, 2.0, 1.0]).view(1, 1, 1, 3), torch.ones(1, 2)
+    plain = MWP(TwoLayers(), "positions")(image, both)[0, :, 0]
     torch.testing.assert_close(plain, torch.tensor([[0.255, 0.72, 0.025], [0.75, 0.0, 0.25]]))
-    contrast = ContrastiveMWP(TwoLayers(), "cells")(picture, both)[0, :, 0]
+    contrast = ContrastiveMWP(TwoLayers(), "positions")(image, both)[0, :, 0]
     torch.testing.assert_close(contrast, torch.tensor([[0.255, 0.72, 0.025], [0.55, 0.0, 0.25]]))  # ReLU(-0.8) = 0
 
 

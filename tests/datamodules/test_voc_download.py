@@ -8,7 +8,7 @@ from scipy.io import savemat
 from datamodules import voc_download as download
 from datamodules.errors import InputError
 from datamodules.masks import read_mask
-from datamodules.voc import voc_photos
+from datamodules.voc import VOCDataModule
 
 
 @pytest.fixture
@@ -34,9 +34,8 @@ def devkit(voc, tmp_path):
 def test_trainaug_is_voc_s_train_and_sbd_without_voc_s_val(devkit):
     download.download_voc(devkit)
     assert (devkit / "ImageSets/Segmentation/trainaug.txt").read_text() == "p0\np1\np6\np7\n"
-    photos = voc_photos(devkit, "trainaug", labels="xml")
-    assert photos.masks is not None
-    assert photos.masks[0].parent.name == "SegmentationClassAug"
+    sample = VOCDataModule(devkit, labels="xml").samples("trainaug")[0]
+    assert sample.mask == str(devkit / "SegmentationClassAug/p0.png")
     original = devkit / "SegmentationClass/p1.png"
     assert (devkit / "SegmentationClassAug/p1.png").read_bytes() == original.read_bytes()  # VOC's own is the better one
     assert (read_mask(devkit / "SegmentationClassAug/p7.png") == 3).all()

@@ -55,7 +55,7 @@ def shuffle_tags(data: Path) -> None:
 
 
 def random_cues(cache: Path, output: Path) -> Path:
-    """As many cells with a cue in every image, anywhere in it, each of any class or background."""
+    """As many positions with a cue in every image, anywhere in it, each of any class or background."""
     seeds, rng = SeedCache(cache), np.random.default_rng(0)
     with CacheWriter(output, seeds.classes, {"checkpoint_sha256": seeds.settings["checkpoint_sha256"]}) as drawn:
         for name in seeds.ids:

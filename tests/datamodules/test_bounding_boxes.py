@@ -27,11 +27,12 @@ def test_synsets_as_imagenet_has_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("thing", "words"), [(("dog", 5, 1, 3, 4), "empty box of a dog"), (("dog", "", 1, 3, 4), "no box of four numbers")]
+    ("values", "message"),
+    [(("dog", 5, 1, 3, 4), "empty box of a dog"), (("dog", "", 1, 3, 4), "no box of four numbers")],
 )
-def test_bad_boxes(tmp_path, thing, words):
-    with pytest.raises(InputError, match=words):
-        xml_boxes(write(tmp_path / "a.xml", thing), ["dog"])
+def test_bad_boxes(tmp_path, values, message):
+    with pytest.raises(InputError, match=message):
+        xml_boxes(write(tmp_path / "a.xml", values), ["dog"])
 
 
 def test_bad_files(tmp_path):

@@ -14,7 +14,7 @@ from seeds.checkpoints import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from tests.training.conftest import TINY, data_of, trainer_of
 from training import segmentation_task as task_module
-from training.grids import label_map, resize, small_pictures
+from training.grids import label_map, resize_maps, small_images
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.segmentation_task import SegmentationTask
 
@@ -39,13 +39,13 @@ def test_the_loss_is_seed_plus_expand_plus_constrain():
     with torch.no_grad():
         logits = F.interpolate(task.network(batch["image"]), (8, 8), mode="bilinear", align_corners=False)
     probs = sec_probabilities(logits)
-    smoothed = dense_crf(small_pictures(batch["image"], (8, 8)), logits, iterations=10, scale=12.0)
+    smoothed = dense_crf(small_images(batch["image"], (8, 8)), logits, iterations=10, scale=12.0)
     assert losses["seed"].item() == pytest.approx(seed_loss(probs, batch["cues"]).item(), rel=1e-5)
     assert losses["expand"].item() == pytest.approx(expand_loss(probs, batch["labels"]).item(), rel=1e-5)
     assert losses["constrain"].item() == pytest.approx(constrain_loss(probs, smoothed).item(), rel=1e-4)
 
 
-def test_the_crf_sees_logits_and_the_pictures_own_colours(monkeypatch):
+def test_the_crf_sees_logits_and_the_images_own_colours(monkeypatch):
     """Not probabilities, not a mean-subtracted image cast to uint8 (which wraps), and no gradient."""
     seen = {}
 
@@ -62,7 +62,7 @@ def test_the_crf_sees_logits_and_the_pictures_own_colours(monkeypatch):
     assert seen["image"].dtype == torch.uint8
     assert seen["image"].shape == (2, 3, 8, 8)
     assert seen["image"][0, :, 3, 3].tolist() == [250, 128, 3]
-    expected = resize(task(batch["image"]).detach(), (8, 8))
+    expected = resize_maps(task(batch["image"]).detach(), (8, 8))
     torch.testing.assert_close(seen["logits"], expected)
     assert not seen["logits"].requires_grad
     assert seen["settings"] == {"iterations": 10, "scale": 12.0, "bilateral_weight": 7.0}
@@ -100,38 +100,38 @@ def test_weights_of_the_losses(monkeypatch):
     }
 
 
-def test_mask_loss_ignores_255():
-    task = SegmentationTask(CLASSES, **TINY, supervision="masks").eval()
+def test_cross_entropy_ignores_255():
+    task = SegmentationTask(CLASSES, **TINY, loss="cross_entropy").eval()
     image = batch_of()["image"]
     mask = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(1))
     mask[:, :, 40:] = 255
     with torch.no_grad():
-        log_probs = resize(task(image), (64, 64)).log_softmax(1)
+        log_probs = resize_maps(task(image), (64, 64)).log_softmax(1)
     picked = log_probs.gather(1, mask.clamp_max(3)[:, None])[:, 0]
     expected = -picked[mask != 255].mean()
-    assert task.mask_loss({"image": image, "mask": mask}).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert task.mask_loss({"image": image, "mask": torch.full_like(mask, 255)}).item() == 0
+    assert task.cross_entropy({"image": image, "mask": mask}).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert task.cross_entropy({"image": image, "mask": torch.full_like(mask, 255)}).item() == 0
 
 
-@pytest.mark.parametrize(("supervision", "says"), [("sec", "cues"), ("masks", "masks")])
-def test_data_of_another_kind_is_one_sentence(supervision, says):
-    task = SegmentationTask(CLASSES, **TINY, supervision=supervision)
+@pytest.mark.parametrize(("loss", "needed"), [("sec", "cues"), ("cross_entropy", "masks")])
+def test_data_of_another_kind_is_one_sentence(loss, needed):
+    task = SegmentationTask(CLASSES, **TINY, loss=loss)
     batch = {"image": batch_of()["image"], "labels": batch_of()["labels"]}
-    with pytest.raises(InputError, match=f"targets: {says}"):
+    with pytest.raises(InputError, match=f"targets: {needed}"):
         task.training_step(batch, 0)
 
 
-def test_label_map_is_bilinear_at_the_pictures_own_size():
+def test_label_map_is_bilinear_at_the_images_own_size():
     scores = torch.tensor([[[0.0, 0.0]], [[-1.0, 3.0]]])  # (2, 1, 2): class 1 from where the line crosses 0 on
-    # centres of 8 pixels over 2 cells lie at -0.375, -0.125, … in cells; the difference -1 + 4 t is above 0 for t > 1/4
+    # centres of 8 pixels over 2 positions lie at -0.375, -0.125, …; the difference -1 + 4 t is above 0 for t > 1/4
     assert label_map(scores, (2, 8)).tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]] * 2
 
 
-def test_small_pictures_show_the_mean_of_what_they_stand_for():
+def test_small_images_show_the_mean_of_what_they_stand_for():
     """Stripes of one bright column in four: shrunk four times they are gray, whichever columns centres fall on."""
     stripes = torch.zeros(1, 3, 16, 64, dtype=torch.uint8)
     stripes[..., ::4] = 200
-    shrunk = small_pictures(normalize(stripes), (4, 16))
+    shrunk = small_images(normalize(stripes), (4, 16))
     assert shrunk.dtype == torch.uint8
     assert (shrunk[..., 2:-2].int() - 50).abs().max() <= 2
 
@@ -177,7 +177,7 @@ def test_sec_learns_its_cues(voc, cues, tmp_path):
 
 def test_supervised_runs(voc, tmp_path):
     data = data_of(voc, targets="masks")
-    task = SegmentationTask(list(data.classes), **TINY, supervision="masks", lr=1e-4, freeze_stride=4)
+    task = SegmentationTask(list(data.classes), **TINY, loss="cross_entropy", lr=1e-4, freeze_stride=4)
     frozen = task.network.model.encoder.features[1].conv[0][1].running_mean.clone()
     trainer = trainer_of(tmp_path, max_steps=3)  # one epoch
     trainer.fit(task, data)

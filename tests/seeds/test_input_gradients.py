@@ -13,7 +13,7 @@ from seeds.cam_methods.input_gradients import (
     DeconvolutionGradCAM,
     GuidedBackprop,
     GuidedGradCAM,
-    PixelMethod,
+    InputGradient,
     heat,
 )
 from seeds.gradcam import GradCAM
@@ -40,7 +40,7 @@ def out_of_place(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", ["vgg", "resnet18"])
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(PixelMethod, "Saliency"), (GuidedBackprop, "GuidedBackprop"), (Deconvolution, "Deconvolution")],
+    [(InputGradient, "Saliency"), (GuidedBackprop, "GuidedBackprop"), (Deconvolution, "Deconvolution")],
 )
 def test_equals_captum(name, ours, theirs):
     captum = pytest.importorskip("captum.attr")
@@ -50,8 +50,8 @@ def test_equals_captum(name, ours, theirs):
     peer = getattr(captum, theirs)(out_of_place(model))
     options = {"abs": False} if theirs == "Saliency" else {}
     for image, label in LABELS.nonzero().tolist():
-        picture = IMAGES[image : image + 1].clone().requires_grad_()
-        expected = peer.attribute(picture, target=label, **options)[0]
+        single = IMAGES[image : image + 1].clone().requires_grad_()
+        expected = peer.attribute(single, target=label, **options)[0]
         torch.testing.assert_close(maps[image, label], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     assert not maps[LABELS == 0].any()
 
@@ -80,28 +80,30 @@ class Rectified(nn.Module):
     ],
 )
 def test_by_hand(function):
-    model, picture = Rectified(function), torch.tensor([1.0, 2.0, 1.0]).view(1, 3, 1, 1)
+    model, single = Rectified(function), torch.tensor([1.0, 2.0, 1.0]).view(1, 3, 1, 1)
     label = torch.ones(1, 1)
     # w x = 1, -4, 3: the second is off; the third's weight above is negative
-    hand = {PixelMethod: [2.0, 0.0, -3.0], GuidedBackprop: [2.0, 0.0, 0.0], Deconvolution: [2.0, -10.0, 0.0]}
+    hand = {InputGradient: [2.0, 0.0, -3.0], GuidedBackprop: [2.0, 0.0, 0.0], Deconvolution: [2.0, -10.0, 0.0]}
     for method, expected in hand.items():
-        assert method(model)(picture, label).flatten().tolist() == expected
+        assert method(model)(single, label).flatten().tolist() == expected
 
 
-def test_a_smooth_rectifier_keeps_its_own_slope():
-    model, picture = Rectified(functional.gelu), torch.tensor([1.0, 2.0, 1.0]).view(1, 3, 1, 1)
-    found = GuidedBackprop(model)(picture, torch.ones(1, 1)).flatten()
-    plain = PixelMethod(model)(picture, torch.ones(1, 1)).flatten()
+def test_a_smooth_rectifier_keeps_its_own_gradient():
+    model, single = Rectified(functional.gelu), torch.tensor([1.0, 2.0, 1.0]).view(1, 3, 1, 1)
+    found = GuidedBackprop(model)(single, torch.ones(1, 1)).flatten()
+    plain = InputGradient(model)(single, torch.ones(1, 1)).flatten()
     assert found[:2].tolist() == plain[:2].tolist()
     assert found[2] == 0
 
 
-@pytest.mark.parametrize(("ours", "fine"), [(GuidedGradCAM, GuidedBackprop), (DeconvolutionGradCAM, Deconvolution)])
-def test_products(ours, fine):
+@pytest.mark.parametrize(
+    ("ours", "pixel_method"), [(GuidedGradCAM, GuidedBackprop), (DeconvolutionGradCAM, Deconvolution)]
+)
+def test_products(ours, pixel_method):
     model = network("resnet18")
     found = ours(model, "layer3")(IMAGES, LABELS)
     large = functional.interpolate(GradCAM(model, "layer3")(IMAGES, LABELS), (64, 64), mode="bilinear")
-    torch.testing.assert_close(found, fine(model)(IMAGES, LABELS) * large[:, :, None])
+    torch.testing.assert_close(found, pixel_method(model)(IMAGES, LABELS) * large[:, :, None])
     assert found.any()
 
 
@@ -111,8 +113,8 @@ def test_equals_captum_guided_grad_cam():
     ours = GuidedGradCAM(model, "layer3")(IMAGES, LABELS)
     peer = captum.GuidedGradCam(out_of_place(model), model.layer3)
     for image, label in LABELS.nonzero().tolist():
-        picture = IMAGES[image : image + 1].clone().requires_grad_()
-        expected = peer.attribute(picture, target=label, interpolate_mode="bilinear")[0].detach()
+        single = IMAGES[image : image + 1].clone().requires_grad_()
+        expected = peer.attribute(single, target=label, interpolate_mode="bilinear")[0].detach()
         torch.testing.assert_close(ours[image, label], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 

@@ -1,4 +1,4 @@
-"""Whatever is asked, and however it ends, a model is afterwards what it was, and nothing is kept."""
+"""Every method restores the model, also after an error, and keeps no tensor."""
 
 import gc
 

@@ -9,10 +9,10 @@ from PIL import Image
 from datamodules import synthetic as module
 from datamodules.errors import InputError
 from datamodules.masks import read_mask
-from datamodules.synthetic import synthesize
+from datamodules.synthetic import SyntheticDataModule, write_synthetic_voc
 from datamodules.synthetic_scenes import CLASSES, draw_scene
-from datamodules.unreadable import UnreadableImages, leave_out_unreadable
-from datamodules.voc import voc_photos
+from datamodules.unreadable import UnreadableImages, readable
+from datamodules.voc import VOCDataModule
 
 SIZE = 64
 SCENES = [draw_scene((0, 0, i), SIZE) for i in range(240)]
@@ -27,41 +27,56 @@ def files(root):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("set") / "voc"
-    synthesize(root, train=12, val=5, size=SIZE)
+    write_synthetic_voc(root, train=12, val=5, size=SIZE)
     return root
 
 
 def test_it_is_a_voc_folder(written):
     for split, count in (("train", 12), ("val", 5)):
-        photos = voc_photos(written, split)
-        assert photos.classes == CLASSES
-        assert len(photos) == count
-        assert leave_out_unreadable(photos, UnreadableImages(0.0)) is photos
-        assert (photos.labels == voc_photos(written, split, labels="masks").labels).all()
-        assert photos.labels.any(axis=1).all()
-        assert photos.masks is not None
-        for mask in photos.masks:
-            assert set(np.unique(read_mask(mask))) <= set(range(len(CLASSES) + 1))
-            with Image.open(mask) as image:
+        data = VOCDataModule(written)
+        samples = data.samples(split)
+        assert data.classes == CLASSES
+        assert len(samples) == count
+        assert readable(samples, UnreadableImages(0.0)) == samples
+        assert samples == VOCDataModule(written, labels="masks").samples(split)
+        for sample in samples:
+            assert sample.tags
+            assert set(np.unique(read_mask(sample.mask))) <= set(range(len(CLASSES) + 1))
+            with Image.open(sample.mask) as image:
                 assert image.mode == "P"
 
 
+def test_the_data_module_writes_the_folder_once(tmp_path, written):
+    settings = {"train": 12, "val": 5, "image_size": SIZE, "size": SIZE, "num_workers": 0, "batch_size": 4}
+    data = SyntheticDataModule(str(tmp_path / "data"), **settings)
+    assert data.classes == CLASSES  # known before the folder is written
+    data.prepare_data()
+    assert files(tmp_path / "data") == files(written)
+    data.setup()
+    assert [len(batch["id"]) for batch in data.val_dataloader()] == [4, 1]
+    before = (tmp_path / "data/classes.txt").stat().st_mtime_ns
+    SyntheticDataModule(str(tmp_path / "data"), **settings).prepare_data()
+    assert (tmp_path / "data/classes.txt").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="other numbers"):
+        SyntheticDataModule(str(tmp_path / "data"), **settings | {"data_seed": 1}).prepare_data()
+
+
 def test_the_same_numbers_give_the_same_bytes(written, tmp_path):
-    synthesize(tmp_path / "again", train=12, val=5, size=SIZE)
+    write_synthetic_voc(tmp_path / "again", train=12, val=5, size=SIZE)
     assert files(tmp_path / "again") == files(written)
-    synthesize(tmp_path / "other", train=12, val=5, size=SIZE, seed=1)
+    write_synthetic_voc(tmp_path / "other", train=12, val=5, size=SIZE, seed=1)
     same = {k for k, v in files(tmp_path / "other").items() if files(written)[k] == v}
     assert not {k for k in same if k.startswith(("JPEGImages", "SegmentationClass"))}
 
 
 def test_a_larger_set_begins_with_a_smaller_one(written, tmp_path):
-    synthesize(tmp_path / "more", train=14, val=6, size=SIZE)
+    write_synthetic_voc(tmp_path / "more", train=14, val=6, size=SIZE)
     more = files(tmp_path / "more")
-    pictures = {k: v for k, v in files(written).items() if k.startswith(("JPEGImages", "SegmentationClass/"))}
-    assert pictures.items() <= more.items()
+    images = {k: v for k, v in files(written).items() if k.startswith(("JPEGImages", "SegmentationClass/"))}
+    assert images.items() <= more.items()
 
 
-def test_train_and_val_share_no_picture(written):
+def test_train_and_val_share_no_image(written):
     digests = [v for k, v in files(written).items() if k.startswith("JPEGImages")]
     assert len(set(digests)) == 17
 
@@ -129,15 +144,15 @@ def test_the_background_tells_no_class():
 def test_what_is_there_is_not_overwritten(tmp_path):
     (tmp_path / "precious").write_text("x")
     with pytest.raises(InputError, match="not an empty folder"):
-        synthesize(tmp_path, train=1, val=1)
+        write_synthetic_voc(tmp_path, train=1, val=1)
     with pytest.raises(InputError, match="precious exists already"):
-        synthesize(tmp_path / "precious", train=1, val=1)
+        write_synthetic_voc(tmp_path / "precious", train=1, val=1)
     assert [p.name for p in tmp_path.iterdir()] == ["precious"]
 
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "out").mkdir()
-    synthesize(tmp_path / "out", train=1, val=1, size=32)
+    write_synthetic_voc(tmp_path / "out", train=1, val=1, size=32)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").stat().st_mode & 0o777 == (tmp_path / "out/JPEGImages").stat().st_mode & 0o777
 
@@ -145,7 +160,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 @pytest.mark.parametrize("settings", [{"train": 0}, {"val": 0}, {"size": 8}, {"seed": -1}])
 def test_bad_numbers(tmp_path, settings):
     with pytest.raises(InputError, match="must be at least"):
-        synthesize(tmp_path / "out", **settings)
+        write_synthetic_voc(tmp_path / "out", **settings)
     assert not list(tmp_path.iterdir())
 
 
@@ -156,7 +171,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "write_mask", full)
     with pytest.raises(InputError, match="out cannot be written: No space left on device"):
-        synthesize(tmp_path / "out", train=5, val=1, size=32)
+        write_synthetic_voc(tmp_path / "out", train=5, val=1, size=32)
     assert not list(tmp_path.iterdir())
 
 
@@ -164,10 +179,10 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 def test_no_permission(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="out cannot be written: Permission denied"):
-        synthesize(tmp_path / "out", train=1, val=1)
+        write_synthetic_voc(tmp_path / "out", train=1, val=1)
 
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="out cannot be written"):
-        synthesize(tmp_path / "file/out", train=1, val=1)
+        write_synthetic_voc(tmp_path / "file/out", train=1, val=1)

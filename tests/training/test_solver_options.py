@@ -1,5 +1,7 @@
-"""Every option of the three tasks reaches what it is of: solver, schedule, weights, losses."""
+"""The options of the three tasks take effect: solver, schedule, weights, losses."""
 
+import inspect
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -7,10 +9,10 @@ import torch
 import torchvision
 
 from datamodules.errors import InputError
-from seeds.affinity.task import AffinityTask
+from seeds.affinity.affinity_task import AffinityTask
 from seeds.classifier import ClassifierTask
 from tests.training.conftest import TINY
-from training.losses import balanced_seed_loss, expand_loss, sec_probabilities, seed_loss
+from training.losses import balanced_cross_entropy, expand_loss, sec_probabilities, seed_loss
 from training.segmentation_task import SegmentationTask
 
 STEPS = 100
@@ -47,17 +49,13 @@ def factors(solver, steps):
 @pytest.mark.parametrize("name", TASKS)
 def test_rates_decay_and_momentum(name, solver_of):
     given = {"optimizer": "sgd", "lr": 0.03, "momentum": 0.7, "weight_decay": 0.02, "schedule": "constant"}
-    if name != "affinity":
-        given["head_lr_scale"] = 5.0
-    if name == "segmentation":
-        given["bias_lr_scale"] = 3.0
+    given |= {"head_lr_scale": 5.0, "bias_lr_scale": 3.0}
     optimizer, _ = solver_of(TASKS[name](**given))
     assert isinstance(optimizer, torch.optim.SGD)
     groups = {group["name"]: group for group in optimizer.param_groups}
     assert {group["momentum"] for group in groups.values()} == {0.7}
-    scale, bias = given.get("head_lr_scale", 1.0), given.get("bias_lr_scale", 1.0)
     for key, group in groups.items():
-        rate = given["lr"] * (scale if key.startswith("head") else 1) * (bias if key.endswith("bias") else 1)
+        rate = given["lr"] * (5 if key.startswith("head") else 1) * (3 if key.endswith("bias") else 1)
         assert group["initial_lr"] == pytest.approx(rate)
         assert group["weight_decay"] == (0.02 if key.endswith("weight") else 0)
     assert isinstance(solver_of(TASKS[name](**given | {"optimizer": "adamw"}))[0], torch.optim.AdamW)
@@ -74,11 +72,25 @@ def test_schedules(name, schedule, half, solver_of):
         assert factor == pytest.approx(0.2)
 
 
-def test_numbers_of_secs_steps_and_of_poly(solver_of):
-    task = TASKS["segmentation"](schedule="step", step_size=10, step_gamma=0.5)
+@pytest.mark.parametrize("name", TASKS)
+def test_numbers_of_the_step_schedule(name, solver_of):
+    task = TASKS[name](schedule="step", step_size=10, step_gamma=0.5)
     assert set(factors(solver_of(task), 20)) == {0.25}
-    for factor in factors(solver_of(TASKS["segmentation"](schedule="poly", poly_power=2.0)), STEPS // 2):
-        assert factor == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_all_options_are_hyperparameters(name):
+    """Plain values, the solver's and the task's, with their defaults."""
+    task = TASKS[name](lr=0.5)
+    json.dumps(dict(task.hparams))
+    solver = {
+        "optimizer": "sgd", "lr": 0.5, "momentum": 0.9, "weight_decay": 5e-4, "head_lr_scale": 10.0,
+        "bias_lr_scale": 2.0, "schedule": "step", "step_size": 2000, "step_gamma": 0.1, "warmup_steps": 0,
+        "channels_last": False, "compile": False,
+    }  # fmt: skip
+    assert solver.items() <= dict(task.hparams).items()
+    known = set(inspect.signature(type(task)).parameters) - {"kwargs"}
+    assert set(task.hparams) == known | set(solver)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -93,28 +105,31 @@ def test_initial_weights_are_those_of_the_file(name, tmp_path):
     assert torch.equal(next(iter(stem.values())), weights["features.0.0.weight"])
 
 
-def test_balance_and_decays():
-    """The scores are the images' mean colours, here."""
+def test_losses_and_decays():
+    """The network is replaced by the images' mean colours."""
     generator = torch.Generator().manual_seed(1)
     cues = torch.zeros(2, 3, 8, 8, dtype=torch.bool)
     cues[:, 0, :5] = cues[:, 1, 6:, :3] = True
     images = 8 * torch.randn(2, 3, 64, 64, generator=generator)
     batch = {"image": images, "labels": torch.tensor([[1.0, 0.0], [1.0, 0.0]]), "cues": cues}
-    for balance, loss in ((False, seed_loss), (True, balanced_seed_loss)):
-        task = TASKS["segmentation"](seed_balance=balance, constrain_weight=0, decay_fg=0.9, decay_bg=0.95).eval()
-        task.network = torch.nn.AvgPool2d(8)
-        probs, losses = sec_probabilities(task(images)), task.sec_losses(batch)
-        assert losses["seed"].item() == pytest.approx(loss(probs, cues).item(), rel=1e-5)
-        wanted = expand_loss(probs, batch["labels"], decay_fg=0.9, decay_bg=0.95)
-        assert losses["expand"].item() == pytest.approx(wanted.item(), rel=1e-5)
-        assert losses["expand"].item() != pytest.approx(expand_loss(probs, batch["labels"]).item(), rel=1e-3)
-    assert seed_loss(probs, cues).item() != pytest.approx(balanced_seed_loss(probs, cues).item(), rel=1e-3)
+    task = TASKS["segmentation"](constrain_weight=0, decay_fg=0.9, decay_bg=0.95).eval()
+    task.network = torch.nn.AvgPool2d(8)
+    probs, losses = sec_probabilities(task(images)), task.sec_losses(batch)
+    assert losses["seed"].item() == pytest.approx(seed_loss(probs, cues).item(), rel=1e-5)
+    wanted = expand_loss(probs, batch["labels"], decay_fg=0.9, decay_bg=0.95)
+    assert losses["expand"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert losses["expand"].item() != pytest.approx(expand_loss(probs, batch["labels"]).item(), rel=1e-3)
+    task = TASKS["segmentation"](loss="cross_entropy").eval()
+    task.network = torch.nn.AvgPool2d(8)
+    balanced = balanced_cross_entropy(probs, cues).item()
+    assert task.cross_entropy(batch).item() == pytest.approx(balanced, rel=1e-5)
+    assert seed_loss(probs, cues).item() != pytest.approx(balanced, rel=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "words"),
     [({"seed_weight": -1.0}, "seed_weight -1.0"), ({"expand_weight": float("nan")}, "expand_weight nan")],
 )  # fmt: skip
-def test_weights_out_of_range(given, says):
-    with pytest.raises(InputError, match=says):
+def test_weights_out_of_range(given, words):
+    with pytest.raises(InputError, match=words):
         SegmentationTask(["a"], **given)

@@ -1,4 +1,4 @@
-"""CAM, Grad-CAM's kin and averages, against formulas and the grad-cam library."""
+"""CAM, Grad-CAM and the other class activation maps, against formulas and the grad-cam library."""
 
 import functools
 
@@ -10,10 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from datamodules.errors import InputError
-from seeds.activations import probing
+from seeds.activations import record_activations
 from seeds.cam_methods import base
 from seeds.cam_methods import linear_head as head
-from seeds.cam_methods.average import Averaged
 from seeds.cam_methods.class_activation_maps import CAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from seeds.gradcam import Counterfactual, GradCAM
 from tests.seeds.networks import small_vgg
@@ -30,7 +29,7 @@ def network(name: str) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer4"), ("mobilenet_v2", "features")])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_grad_cam_is_rectified_cam_over_the_cells(name, layer, memory):
+def test_grad_cam_is_rectified_cam_over_the_positions(name, layer, memory):
     model, images = network(name), IMAGES.to(memory_format=memory)
     with torch.no_grad():
         features = {}
@@ -92,11 +91,11 @@ class Head(nn.Module):
     [("plain", True), ("without bias", True), ("relu", False), ("rows", False), ("shuffled", False),
      ("channels mixed", False), ("scaled", False), ("summed", False)],
 )  # fmt: skip
-def test_heads_told_apart(kind, is_linear, monkeypatch):
+def test_heads_are_recognised(kind, is_linear, monkeypatch):
     torch.manual_seed(0)
     model = Head(kind)
-    with probing(model, ["conv"]) as taps:
-        found = head.linear_head(model(IMAGES), taps[0])
+    with record_activations(model, ["conv"]) as activations:
+        found = head.linear_head(model(IMAGES), activations[0])
     assert (found is not None) == is_linear
     ours = GradCAM(model, "conv")(IMAGES, LABELS)
     monkeypatch.setattr("seeds.gradcam.linear_head", lambda *_: None)
@@ -117,37 +116,37 @@ def test_equals_the_grad_cam_library(ours, theirs, name, layer):
     maps = ours(model, layer)(IMAGES, LABELS)
     with getattr(library, theirs)(model, [model.get_submodule(layer)]) as peer:
         for image, label in LABELS.nonzero().tolist():
-            picture = IMAGES[image : image + 1].clone()
-            scores = peer.activations_and_grads(picture)
+            single = IMAGES[image : image + 1].clone()
+            scores = peer.activations_and_grads(single)
             model.zero_grad()
             scores[0, label].backward()
-            slope = peer.activations_and_grads.gradients[0].numpy()
+            gradients = peer.activations_and_grads.gradients[0].numpy()
             value = peer.activations_and_grads.activations[0].numpy()
-            expected = np.maximum(peer.get_cam_image(picture, None, None, value, slope, eigen_smooth=False), 0)[0]
+            expected = np.maximum(peer.get_cam_image(single, None, None, value, gradients, eigen_smooth=False), 0)[0]
             np.testing.assert_allclose(maps[image, label], expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 def test_layercam_of_features_below_zero():
-    """Cell by cell in float64: gradients are rectified, features are not."""
+    """Position by position in float64: gradients are rectified, features are not."""
     generator = np.random.default_rng(0)
-    features, slope = generator.normal(size=(2, 2, 5, 3, 4))
-    wanted = np.maximum((np.maximum(slope, 0) * features).sum(axis=1), 0)
+    features, gradients = generator.normal(size=(2, 2, 5, 3, 4))
+    wanted = np.maximum((np.maximum(gradients, 0) * features).sum(axis=1), 0)
     method = LayerCAM(network("resnet18"), "layer4")
-    found = method.combine(torch.tensor(features).float(), torch.tensor(slope).float())
+    found = method.combine(torch.tensor(features).float(), torch.tensor(gradients).float())
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("sides", [(64, 96), (96, 64)])
-def test_grad_cam_of_pictures_that_are_not_square(sides):
-    """The weight of a channel is the mean of the gradient over its cells, as autograd tells it."""
+def test_grad_cam_of_images_that_are_not_square(sides):
+    """The weight of a channel is the mean over its positions of the gradient that autograd computes."""
     model, layer = network("resnet18"), "layer4"
     image = torch.randn(1, 3, *sides, generator=torch.Generator().manual_seed(2))
     seen = {}
     handle = model.get_submodule(layer).register_forward_hook(lambda _m, _i, out: seen.update(out=out))
     score = model(image)[0, 2]
     handle.remove()
-    (slope,) = torch.autograd.grad(score, seen["out"])
-    wanted = (slope.mean(dim=(2, 3), keepdim=True) * seen["out"]).sum(dim=1).relu()[0].detach()
+    (gradients,) = torch.autograd.grad(score, seen["out"])
+    wanted = (gradients.mean(dim=(2, 3), keepdim=True) * seen["out"]).sum(dim=1).relu()[0].detach()
     found = GradCAM(model, layer)(image, torch.tensor([[0, 0, 1, 0]]))[0, 2]
     torch.testing.assert_close(found, wanted, atol=1e-5 * float(wanted.max()), rtol=1e-4)
 
@@ -162,37 +161,19 @@ def test_equals_captum():
         torch.testing.assert_close(maps[image, label], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
 
 
-def test_averages_of_scales_and_layers():
-    model = network("resnet18")
-    single = GradCAM(model, "layer4")
-    ours = Averaged(GradCAM, model, ["layer4"], [1.0, 1.5])(IMAGES, LABELS)
-    large = single(functional.interpolate(IMAGES, (96, 96), mode="bilinear", antialias=True), LABELS)
-    small = functional.interpolate(single(IMAGES, LABELS), (3, 3), mode="bilinear", antialias=True)
-    torch.testing.assert_close(ours, (small + large) / 2)
-    both = Averaged(GradCAM, model, ["layer4", "layer3"])(IMAGES, LABELS)
-    assert both.shape == (3, 4, 4, 4)
-    fine = GradCAM(model, "layer3")(IMAGES, LABELS)
-    coarse = single(IMAGES, LABELS)
-    parts = [m / m.amax((2, 3), keepdim=True).clamp(min=1e-30) for m in (coarse, fine)]
-    parts[0] = functional.interpolate(parts[0], (4, 4), mode="bilinear", antialias=True)
-    torch.testing.assert_close(both, sum(parts) / 2)
-    with pytest.raises(InputError, match="positive scale"):
-        Averaged(GradCAM, model, ["layer4"], [0.0])
-
-
 @pytest.mark.parametrize(
     ("name", "layer"), [("vgg", "features.4"), ("resnet18", "layer3"), ("densenet121", "features")]
 )
-@pytest.mark.parametrize("room", [1, 3, 100])
-def test_many_classes_share_backward_passes(name, layer, room, monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_many_classes_share_backward_passes(name, layer, at_once, monkeypatch):
     model, calls, grad = network(name), [], torch.autograd.grad
     labels = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0]])
-    monkeypatch.setattr(base, "MANY_RANKS", 9)
+    monkeypatch.setattr(base, "BATCHED_FROM", 9)
     expected = HiResCAM(model, layer)(IMAGES, labels)
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(1) or grad(*a, **k))
-    with probing(model, [layer]) as taps:
+    with record_activations(model, [layer]) as activations:
         model(IMAGES)
-        monkeypatch.setattr(base, "MOST_NUMBERS", room * taps[0].numel())
-    monkeypatch.setattr(base, "MANY_RANKS", 4)
+        monkeypatch.setattr(base, "MAX_GRADIENT_NUMBERS", at_once * activations[0].numel())
+    monkeypatch.setattr(base, "BATCHED_FROM", 4)
     torch.testing.assert_close(HiResCAM(model, layer)(IMAGES, labels), expected)
-    assert len(calls) == {1: 4, 3: 2, 100: 1}[room]
+    assert len(calls) == {1: 4, 3: 2, 100: 1}[at_once]

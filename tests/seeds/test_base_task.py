@@ -1,7 +1,8 @@
-"""Memory layout and compilation: what a network computes and how its weights are called stay the same."""
+"""Memory layout and compilation change neither a network's results nor the names of its weights."""
 
 import copy
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -12,22 +13,35 @@ from torch._inductor.utils import fresh_cache
 
 from datamodules.errors import InputError
 from seeds.backbones import build_backbone
+from seeds.base_task import BaseTask
 from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
 from seeds.gradcam import GradCAM
-from seeds.prepare import prepare
 from tests.seeds.conftest import data_of
 
-CPU = torch.device("cpu")
-PLAIN = {"channels_last": False, "compile": False}
+
+class Task(BaseTask):
+    """A task of any network."""
+
+    task_name = "test"
+
+    def __init__(self, network, **options):
+        super().__init__(**options)
+        self.network = network
+        self.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+
+    trainer = None
+
+    def network_and_head(self):
+        return self.network, []
 
 
 def images_of(dtype=torch.float32):
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
-def answers(network):
-    """The scores of a batch in training, and what it teaches."""
+def scores_and_gradients(network):
+    """Return the scores of a batch in training, and the gradients."""
     scores = network(images_of(next(network.parameters()).dtype))
     scores.square().sum().backward()
     return scores.detach(), {name: each.grad for name, each in network.named_parameters() if each.requires_grad}
@@ -45,9 +59,11 @@ def test_channels_last():
     torch.manual_seed(0)
     plain = build_backbone("mobilenet_v2", 16).train().double()  # batch norms of two images magnify rounding
     other = copy.deepcopy(plain)
-    prepare(plain, PLAIN, CPU)
-    prepare(other, PLAIN | {"channels_last": True}, CPU)
-    assert_same(answers(plain), answers(other))
+    Task(plain).setup("fit")
+    Task(other, channels_last=True).setup("fit")
+    assert_same(scores_and_gradients(plain), scores_and_gradients(other))
+    Task(plain, channels_last=True).setup("validate")  # the layout belongs to the training alone
+    assert not plain(images_of(torch.float64)).is_contiguous(memory_format=torch.channels_last)
     maps = other(images_of(torch.float64))  # of images whose channels are not last
     assert maps.is_contiguous(memory_format=torch.channels_last)
     assert not maps.is_contiguous()
@@ -61,24 +77,24 @@ def small():
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++, which is not here")
 def test_compiled():
     plain, other = small(), small()
-    prepare(other, PLAIN | {"compile": True}, CPU)
+    Task(other, compile=True).setup("fit")
     assert list(other.state_dict()) == list(plain.state_dict())
-    assert_same(answers(plain), answers(other))
+    assert_same(scores_and_gradients(plain), scores_and_gradients(other))
 
 
 def test_no_compiler():
     torch.compiler.reset()
-    said = pytest.raises(InputError, match=r"^compile: torch cannot compile for cpu on this machine \(.*no-such")
-    with fresh_cache(), inductor.patch({"cpp.cxx": ("no-such-compiler",)}), said:
-        prepare(small(), PLAIN | {"compile": True}, CPU)
+    refusal = pytest.raises(InputError, match=r"^compile: torch cannot compile for cpu on this machine \(.*no-such")
+    with fresh_cache(), inductor.patch({"cpp.cxx": ("no-such-compiler",)}), refusal:
+        Task(small(), compile=True).setup("fit")
     torch.compiler.reset()
 
 
-def test_a_classifier_trained_so_is_one_like_any(voc, tmp_path, monkeypatch):
-    """Its checkpoint is plain, and Grad-CAM of it is that of the network as it trained."""
+def test_checkpoints_have_neither_layout_nor_compilation(voc, tmp_path, monkeypatch):
+    """Grad-CAM of the loaded network equals Grad-CAM of the trained one."""
     compiled = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled(module, backend="eager"))
-    monkeypatch.setattr("seeds.prepare._try_compiler", lambda _: None)
+    monkeypatch.setattr("seeds.base_task.check_compiler", lambda _: None)
     torch.manual_seed(0)
     task = ClassifierTask(
         ["red", "blue"], "resnet18", output_stride=8, depth=3, schedule="constant", channels_last=True, compile=True

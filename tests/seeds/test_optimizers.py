@@ -1,19 +1,55 @@
-"""Rates by layer, of segmentation networks and of the classifier."""
+"""Rates and decays of a network's parameters, and schedules of the learning rate."""
+
+import math
 
 import pytest
 import torch
+from torch import nn
 
 from seeds.classifier import ClassifierTask
-from seeds.optimizers import build_optimizer, build_schedule, parameter_groups
+from seeds.optimizers import parameter_groups, rate_factor
 from training.largefov import LargeFOV
 from training.networks import build_network
 
 PAPER = {"lr": 1e-3, "weight_decay": 5e-4, "head_lr_scale": 10.0, "bias_lr_scale": 2.0}
 
 
+def test_the_papers_steps_never_fire_at_iteration_0():
+    table = {0: 1.0, 1: 1.0, 1999: 1.0, 2000: 0.1, 3999: 0.1, 4000: 0.01, 7999: 1e-3}
+    for iteration, factor in table.items():
+        assert rate_factor(iteration, "step", total=8000) == pytest.approx(factor, rel=1e-12)
+
+
+def test_poly_and_warmup():
+    assert rate_factor(0, "poly", total=100) == 1.0
+    assert rate_factor(50, "poly", total=100) == pytest.approx(0.5**0.9)
+    assert rate_factor(100, "poly", total=100) == 0.0
+    assert rate_factor(120, "poly", total=100) == 0.0
+    assert rate_factor(10**6, "poly", total=math.inf) == 1.0
+    assert rate_factor(25, "cosine", total=100) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert rate_factor(100, "cosine", total=100) == pytest.approx(0)
+    assert rate_factor(7, "constant", total=math.inf) == 1.0
+    assert [rate_factor(i, "constant", total=9, warmup=4) for i in range(5)] == [0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm([4, 2, 2])])
+def test_normalisation_has_no_decay_and_its_shift_no_rate_of_biases(norm):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Conv2d(4, 2, 1))
+    rates = {"lr": 0.1, "weight_decay": 0.01, "head_lr_scale": 10.0, "bias_lr_scale": 2.0}
+    groups = parameter_groups(network, [network[2]], **rates)
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    expected = {
+        network[0].weight: (0.1, 0.01), network[0].bias: (0.2, 0), norm.weight: (0.1, None), norm.bias: (0.1, None),
+        network[2].weight: (1.0, 0.01), network[2].bias: (2.0, 0),
+    }  # fmt: skip
+    assert len(found) == len(expected)
+    for parameter, (rate, decay) in expected.items():
+        assert found[id(parameter)] == (pytest.approx(rate), pytest.approx(decay or 0))
+
+
 def test_the_papers_rates():
     network = LargeFOV(21)
-    groups = {group["name"]: group for group in parameter_groups(network, network.fresh, **PAPER)}
+    groups = {group["name"]: group for group in parameter_groups(network, network.head_layers, **PAPER)}
     assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
         "body.weight": (1e-3, 5e-4),
         "body.bias": (2e-3, 0.0),
@@ -28,7 +64,7 @@ def test_the_papers_rates():
 def test_every_trained_parameter_is_in_one_group():
     network = build_network("DeepLabV3Plus", 3, output_stride=16, network_args={"decoder_channels": 16})
     network.freeze(4)
-    groups = parameter_groups(network, network.fresh, **PAPER)
+    groups = parameter_groups(network, network.head_layers, **PAPER)
     given = [id(p) for group in groups for p in group["params"]]
     assert len(given) == len(set(given))
     assert set(given) == {id(p) for p in network.parameters() if p.requires_grad}
@@ -54,20 +90,3 @@ def test_the_classifiers_head_learns_faster():
     assert {name: (pytest.approx(g["lr"]), g["weight_decay"]) for name, g in groups.items()} == {
         "body.weight": (0.1, 0.3), "body.norm": (0.1, 0.0), "head.weight": (0.5, 0.3), "head.bias": (0.5, 0.0)
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_rates_as_they_are_used(name):
-    network = LargeFOV(2)
-    optimizer = build_optimizer(parameter_groups(network, network.fresh, **PAPER), name, momentum=0.9)
-    scheduler = build_schedule(optimizer, "step", total=0, step_size=2, step_gamma=0.1)
-    seen = []
-    for _ in range(5):
-        seen.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
-        scheduler.step()
-    base = [1e-3, 2e-3, 1e-2, 2e-2]
-    for rates, factor in zip(seen, [1, 1, 0.1, 0.1, 0.01], strict=True):
-        assert rates == pytest.approx([rate * factor for rate in base])
-    if name == "sgd":
-        assert {group["momentum"] for group in optimizer.param_groups} == {0.9}

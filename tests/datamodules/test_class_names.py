@@ -41,9 +41,9 @@ def test_unknown_class_offers_the_nearest():
         check_classes(["zzzzzz"], ("ant", "bat"), "of x")
 
 
-@pytest.mark.parametrize(("names", "said"), [([], "no class"), (["cat", "cat"], "'cat' is given twice")])
-def test_no_or_double_classes(names, said):
-    with pytest.raises(InputError, match=said):
+@pytest.mark.parametrize(("names", "message"), [([], "no class"), (["cat", "cat"], "'cat' is given twice")])
+def test_no_or_double_classes(names, message):
+    with pytest.raises(InputError, match=message):
         check_classes(names, VOC_CLASSES, "of VOC")
 
 

@@ -49,7 +49,7 @@ def task_of(kind, data, *, steady=True, **settings):
 
 
 def stay(module):
-    """In its mode, whatever Lightning says."""
+    """Keep a module in its mode, also when Lightning changes it."""
     module.train = lambda _: module
 
 
@@ -58,7 +58,7 @@ def two(count):
 
 
 class Gradients(pl.Callback):
-    """Writes down each step's."""
+    """Saves the gradients of each step."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -103,7 +103,7 @@ def test_accumulated_batches_give_the_gradients_of_one_larger_batch(one, voc, cu
             torch.testing.assert_close(found[step][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_fewer_pictures_than_a_step_takes(voc, tmp_path):
+def test_fewer_images_than_a_step_takes(voc, tmp_path):
     data = data_of(voc, batch_size=2)
     with pytest.raises(InputError, match=r"9 images do not fill one step of 5 batches \(accumulate_grad_batches\)"):
         trainer_of(tmp_path, accumulate_grad_batches=5).fit(task_of("classifier", data), data)
@@ -160,24 +160,24 @@ def test_bfloat16(voc, cues, tmp_path, kind):
         (("--trainer.max_epochs=-1", "--trainer.max_steps=2"), 3, 2, None),
     ],
 )
-def test_updates_are_told_before_training_starts(voc, cues, tmp_path, capsys, words, effective, made, alone):
+def test_updates_are_printed_before_training_starts(voc, cues, tmp_path, capsys, words, effective, made, alone):
     """Nine images in batches of three."""
     assert fit(voc, cues, tmp_path / "run", *words) == 0
-    said = capsys.readouterr().err
-    assert f"training on 9 images, effective batch size {effective}: {made} updates of the weights" in said
-    assert ("one process" in said) is (alone is not None)
+    output = capsys.readouterr().err
+    assert f"training on 9 images, effective batch size {effective}: {made} updates of the weights" in output
+    assert ("one process" in output) is (alone is not None)
     if alone:
-        assert f"would make {alone} updates of 3 images" in said
+        assert f"would make {alone} updates of 3 images" in output
     assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["global_step"] == made
 
 
 def test_refused_in_one_sentence(voc, cues, tmp_path, capsys):
-    def said(*words):
+    def error(*words):
         assert fit(voc, cues, tmp_path / "run", *words) == 1
         return capsys.readouterr().err.strip().splitlines()[-1]
 
-    assert "torch has no SyncBatchNorm for the CPU" in said("--trainer.devices=2", "--trainer.sync_batchnorm=true")
-    assert "choose bf16-mixed" in said("--trainer.precision=bf16-true")
+    assert "torch has no SyncBatchNorm for the CPU" in error("--trainer.devices=2", "--trainer.sync_batchnorm=true")
+    assert "choose bf16-mixed" in error("--trainer.precision=bf16-true")
     assert not (tmp_path / "run").exists()
 
 
@@ -205,7 +205,7 @@ def test_batch_norms_of_two_gpus_see_one_batch(voc, tmp_path):
 
 
 def test_as_torchrun_starts_it(voc, cues, tmp_path):
-    """Two processes with torchrun's variables find each other without being told how many they are."""
+    """Two processes with torchrun's variables find each other from them alone."""
 
     def work():
         os.environ.update(TORCHELASTIC_RUN_ID="x", LOCAL_WORLD_SIZE="2", RANK=os.environ["LOCAL_RANK"])

@@ -1,0 +1,140 @@
+"""The network that predicts boundaries between classes, and its training task."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from datamodules.errors import InputError
+from seeds.activation_layout import MAP_DIMS
+from seeds.activations import forward_hooks
+from seeds.affinity.pair_affinities import IGNORE, affinities, affinity_loss
+from seeds.backbones import BLANK_SIZE, FULL_DEPTH, Backbone, build_backbone
+from seeds.base_task import BaseTask
+
+STRIDE = 4  # pixels between positions of the boundary map, as in irn
+WIDTH = 32  # irn's channels of a stage
+GROUPS = 4  # irn's groups of the group normalisation
+
+
+class BoundaryNetwork(nn.Module):
+    """Boundary scores from the maps at the end of each stage of a frozen backbone (irn's ``net``).
+
+    Attributes:
+        features: the backbone.
+        stages: names, within the backbone, of the last block of each stage from stride 4 on.
+        looks: a 1x1 convolution with group normalisation for each stage.
+        head: combines the stages into one map.
+    """
+
+    def __init__(self, features: Backbone) -> None:
+        super().__init__()
+        self.features = features.requires_grad_(False)
+        last = {stride: name for name, stride in features.strides.items()}
+        self.stages = [name for stride, name in sorted(last.items()) if stride >= STRIDE] or list(features.strides)[-1:]
+        features.eval()
+        with torch.no_grad():
+            maps = self._stage_maps(torch.zeros(1, 3, BLANK_SIZE, BLANK_SIZE))
+        if any(each.dim() != MAP_DIMS for each in maps):
+            raise InputError("a boundary network needs a backbone of convolutions, whose stages give maps")
+        self.looks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(each.shape[1], WIDTH, 1, bias=False), nn.GroupNorm(GROUPS, WIDTH), nn.ReLU())
+            for each in maps
+        )
+        self.head = nn.Conv2d(WIDTH * len(self.stages), 1, 1)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "BoundaryNetwork":
+        """Set the mode as ``nn.Module.train`` does, but keep the backbone in eval mode."""
+        super().train(mode)
+        self.features.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return boundary scores before the sigmoid, float32 (B, h, w) at stride 4, of images (B, 3, H, W)."""
+        with torch.no_grad():
+            maps = self._stage_maps(images)
+        grid = tuple(-(-side // STRIDE) for side in images.shape[-2:])
+        resized = [
+            functional.interpolate(look(each), grid, mode="bilinear")
+            for look, each in zip(self.looks, maps, strict=True)
+        ]
+        scores: Tensor = self.head(torch.cat(resized, dim=1))
+        return scores[:, 0].float()
+
+    def _stage_maps(self, images: Tensor) -> list[Tensor]:
+        names = {self.features.get_submodule(name): name for name in self.stages}
+        maps: dict[str, Tensor] = {}
+        with forward_hooks(names, lambda block, _inputs, output: maps.__setitem__(names[block], output)):
+            self.features(images)
+        return [maps[name] for name in self.stages]
+
+
+class AffinityTask(BaseTask):
+    """Trains a :class:`BoundaryNetwork` on cues, after irn (with another backbone).
+
+    Logs ``train/loss``. It needs no masks and has no validation.
+
+    Args:
+        classes: names of the cues' classes.
+        backbone: see :mod:`seeds.backbones`; it is not trained.
+        weights: the backbone's weights: ``imagenet`` (download), a file, or ``none``.
+        output_stride: pixels between positions of the backbone's last map: 8, 16 or 32.
+        depth: number of the backbone's stages.
+        radius: pairs of positions (at stride 4) nearer than this are compared.
+        **kwargs: solver options, see :class:`seeds.base_task.BaseTask`.
+
+    Raises:
+        InputError: a radius of less than 2, or an error of :func:`seeds.backbones.build_backbone`.
+    """
+
+    task_name = "boundary network"
+
+    def __init__(
+        self,
+        classes: list[str],
+        backbone: str = "mobilenet_v2",
+        weights: str = "none",
+        output_stride: int = 16,
+        depth: int = FULL_DEPTH,
+        radius: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if radius < 2:
+            raise InputError(f"radius must be at least 2, not {radius}")
+        self.save_hyperparameters(
+            {
+                "classes": list(classes), "backbone": backbone, "weights": weights, "output_stride": output_stride,
+                "depth": depth, "radius": radius,
+            }
+        )  # fmt: skip
+        self.classes = tuple(classes)
+        self.network = BoundaryNetwork(build_backbone(backbone, output_stride, weights, depth))
+
+    def network_and_head(self) -> tuple[nn.Module, list[nn.Module]]:
+        """Return the network; all that is trained of it is new, so no part has another rate."""
+        return self.network, []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return boundaries (B, h, w), 0..1, at stride 4, of normalised images (B, 3, H, W)."""
+        return torch.sigmoid(self.network(images))
+
+    def training_step(self, batch: Mapping[str, Any], _batch_index: int) -> Tensor:
+        """Return the loss of a batch with ``image`` (B, 3, H, W) and ``cues`` bool (B, C+1, h, w)."""
+        if "cues" not in batch:
+            raise InputError("affinities are learned from cues: give the data module targets: cues and their folder")
+        boundary = self(batch["image"])
+        labels = resize_cues(batch["cues"], boundary.shape[-2:])
+        radius = self.hparams["radius"]
+        loss = affinity_loss(affinities(boundary, radius), labels, radius)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(labels), sync_dist=True)
+        return loss
+
+
+def resize_cues(cues: Tensor, grid: torch.Size) -> Tensor:
+    """Return cues bool (B, C+1, h, w) as label maps int64 (B, *grid), by the nearest position; 255 without a cue."""
+    labels = torch.where(cues.any(dim=1), cues.int().argmax(dim=1), IGNORE)
+    return functional.interpolate(labels[:, None].float(), tuple(grid), mode="nearest-exact")[:, 0].long()

@@ -1,0 +1,116 @@
+"""The base class of all training tasks: solver options, optimizer and schedule, memory layout, checkpoint signing."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from datamodules.errors import InputError
+from seeds.checkpoints import HEADER, VERSION
+from seeds.optimizers import Optimizer, Schedule, parameter_groups, rate_factor
+
+
+class BaseTask(pl.LightningModule):
+    """A network and how it is trained. The defaults are the numbers of SEC.
+
+    The memory layout and compilation belong to the training alone: a network loaded from a checkpoint has neither.
+
+    Args:
+        optimizer: ``sgd`` or ``adamw``.
+        lr: learning rate of pretrained weights.
+        momentum: SGD's momentum; AdamW ignores it.
+        weight_decay: decay of weights; biases and normalisation layers have none.
+        head_lr_scale: factor on the rate of newly initialised layers (decoder and head).
+        bias_lr_scale: factor on the rate of biases.
+        schedule: ``step``; ``poly`` (power 0.9) or ``cosine``, to 0 over the whole training; or ``constant``.
+        step_size: iterations between steps.
+        step_gamma: factor of a step.
+        warmup_steps: first iterations during which the rate rises linearly.
+        channels_last: train with channels last in memory.
+        compile: train a network compiled by ``torch.compile``.
+    """
+
+    task_name: str  # the name of the task in its checkpoints
+
+    def __init__(
+        self,
+        *,
+        optimizer: Optimizer = "sgd",
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        head_lr_scale: float = 10.0,
+        bias_lr_scale: float = 2.0,
+        schedule: Schedule = "step",
+        step_size: int = 2000,
+        step_gamma: float = 0.1,
+        warmup_steps: int = 0,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002  torch's name
+    ) -> None:
+        options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        self.save_hyperparameters(options)
+
+    @abstractmethod
+    def network_and_head(self) -> tuple[nn.Module, Sequence[nn.Module]]:
+        """Return the network to train and its newly initialised layers."""
+
+    def setup(self, stage: str) -> None:
+        """Apply ``channels_last`` and ``compile`` before training.
+
+        Raises:
+            InputError: torch cannot compile on this machine.
+        """
+        network, _ = self.network_and_head()
+        if stage == "fit" and self.hparams["channels_last"]:
+            network.to(memory_format=torch.channels_last)
+        if stage == "fit" and self.hparams["compile"]:
+            check_compiler(self.trainer.strategy.root_device)
+            network.compile()  # torch.compile(network) would rename all weights
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and its schedule, which is stepped every iteration.
+
+        Raises:
+            InputError: a schedule over the whole training, and a training without end.
+        """
+        options = self.hparams
+        network, head = self.network_and_head()
+        rates = {name: options[name] for name in ("lr", "weight_decay", "head_lr_scale", "bias_lr_scale")}
+        groups = parameter_groups(network, head, **rates)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups)
+        if options["optimizer"] == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=options["momentum"])
+        schedule, total = options["schedule"], float(self.trainer.estimated_stepping_batches)
+        if schedule in ("poly", "cosine") and total == float("inf"):
+            raise InputError(
+                f"schedule {schedule!r} needs an end of training: set the trainer's max_epochs or max_steps"
+            )
+        numbers = {"step_size": options["step_size"], "step_gamma": options["step_gamma"]}
+        scheduler = LambdaLR(
+            optimizer,
+            lambda iteration: rate_factor(iteration, schedule, total=total, warmup=options["warmup_steps"], **numbers),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Sign the checkpoint with the task's name, which :func:`seeds.checkpoints.read_checkpoint` checks."""
+        checkpoint[HEADER] = {"task": self.task_name, "version": VERSION}
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise an InputError if torch cannot compile for a device on this machine."""
+    try:
+        # without the results of earlier runs, which would hide that the compiler is missing
+        torch.compile(torch.square, options={"force_disable_caches": True})(torch.ones(2, device=device))
+    except RuntimeError as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            f"compile: torch cannot compile for {device.type} on this machine ({line}); it needs a C++ compiler such "
+            "as g++, and Triton for GPUs: install them, or leave compile out"
+        ) from error

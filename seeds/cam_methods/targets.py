@@ -1,0 +1,105 @@
+"""What a map explains: labels, a class index, or any function of a network's output that gives a number."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import InputError
+
+Target = Tensor | Callable[[Any], Tensor]
+"""Labels (B, C), not 0 for the classes to explain; or one class index an image, int64 (B,); or a function of the
+network's output, of any type, that returns one number an image (B,)."""
+
+
+class TargetScores(NamedTuple):
+    """The scores to explain: for each image, the selected ones among C numbers.
+
+    Attributes:
+        scores: (B, C), with a graph; C is 1 for class indices and for functions.
+        selected: bool (B, C).
+        classes: the column of the network's output behind each score, int64 (B, C); None for a function.
+        output: the network's class scores (B, C'); None for a function.
+    """
+
+    scores: Tensor
+    selected: Tensor
+    classes: Tensor | None
+    output: Tensor | None
+
+    @property
+    def depth(self) -> int:
+        """The largest number of selected scores of one image."""
+        return int(self.selected.sum(1).max()) if self.selected.numel() else 0
+
+    def groups(self) -> list[tuple[Tensor, Tensor]]:
+        """Return (image, column) indices, int64 (n,): the first selected score of every image, then the second, ….
+
+        A group has at most one score of each image, so that one backward pass serves all images.
+        """
+        order = self.selected.cumsum(1)
+        indices = ((self.selected & (order == r)).nonzero(as_tuple=True) for r in range(1, self.depth + 1))
+        return [(image, column) for image, column in indices]
+
+
+def label_scores(scores: Tensor, labels: Tensor) -> TargetScores:
+    """Select the scores (B, C) whose labels (B, C) are not 0."""
+    classes = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+    return TargetScores(scores, labels.to(scores.device) != 0, classes, scores)
+
+
+def check_target(target: Target, count: int) -> None:
+    """Check a target before the network runs.
+
+    Raises:
+        InputError: a tensor that is neither labels nor class indices of ``count`` images, or another type.
+    """
+    if not isinstance(target, Tensor):
+        if not callable(target):
+            raise InputError(
+                f"a target is labels (B, C), class indices (B,) or a function, not a {type(target).__name__}"
+            )
+        return
+    is_indices = target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
+    if not (is_indices or target.dim() == 2) or len(target) != count:
+        raise InputError(
+            f"labels must have shape ({count}, C), a row an image, or be {count} integer class indices, "
+            f"not {tuple(target.shape)} of {target.dtype}"
+        )
+
+
+def select_scores(output: Any, target: Target, count: int) -> TargetScores:
+    """Select the scores that a target names in a network's output.
+
+    Args:
+        output: the network's output for the images; scores (B, C) for labels and class indices.
+        target: as :data:`Target`, checked by :func:`check_target`.
+        count: number of images, B.
+
+    Raises:
+        InputError: an output that is no scores, labels of another number of classes, an index out of range, or a
+            function that does not return one number an image.
+    """
+    if not isinstance(target, Tensor):
+        value = target(output)
+        if not isinstance(value, Tensor) or value.shape not in ((count,), (count, 1)):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(f"a target must give one number an image, shape ({count},), not {shape}")
+        if not value.is_floating_point():
+            raise InputError(f"a target must give real numbers, not {value.dtype}")
+        scores = value.reshape(count, 1)
+        return TargetScores(scores, torch.ones_like(scores, dtype=torch.bool), None, None)
+    what = f"labels of shape {tuple(target.shape)}" if target.dim() > 1 else "class indices"
+    if not isinstance(output, Tensor):
+        raise InputError(f"{what} do not fit the model, which gives a {type(output).__name__}")
+    if output.dim() != 2 or len(output) != count or (target.dim() > 1 and output.shape != target.shape):
+        raise InputError(f"{what} do not fit the model, which gives scores {tuple(output.shape)}")
+    if target.dim() > 1:
+        return label_scores(output, target)
+    indices = target.to(output.device).long()
+    wrong = indices[(indices < 0) | (indices >= output.shape[1])]
+    if len(wrong):
+        raise InputError(f"class index {int(wrong[0])} is out of range: the model gives {output.shape[1]} scores")
+    classes = indices.unsqueeze(1)
+    return TargetScores(output.gather(1, classes), torch.ones_like(classes, dtype=torch.bool), classes, output)

@@ -1,0 +1,246 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.errors import InputError
+from datamodules.folder import FolderDataModule, read_folders, read_table
+from datamodules.masks import write_mask
+from datamodules.sample import multi_hot
+
+CSV = 'File, tags ,note\na.jpg,cat;dog,x\nsub/b.png,"dog, traffic light",\nc.JPG,,\nd.jpg, cat | cat ,\n'
+TAGS = {"a": {"cat", "dog"}, "sub/b": {"dog", "traffic light"}, "c": set(), "d": {"cat"}}
+
+
+def write_image(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 12, 3), value, np.uint8)).save(path, format="PNG")
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Four images with a table of tags."""
+    for name in ("a.jpg", "sub/b.png", "c.JPG", "d.jpg"):
+        write_image(tmp_path / name)
+    (tmp_path / "tags.csv").write_text(CSV, encoding="utf-8-sig")
+    return tmp_path
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Four images in one folder a tag; one of them lies in two folders."""
+    for i, name in enumerate(("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/3.jpg", ".trash/4.jpg")):
+        write_image(tmp_path / name, i)
+    shutil.copyfile(tmp_path / "cat/2.jpg", tmp_path / "dog/2.jpg")
+    (tmp_path / "notes").mkdir()
+    return tmp_path
+
+
+def tags_of(samples):
+    return {sample.id: sample.tags for sample in samples}
+
+
+def test_csv(album):
+    data = FolderDataModule(album, classes=["dog", "cat"])
+    samples = data.samples("all")
+    assert tags_of(samples) == TAGS
+    assert multi_hot(samples, data.classes).tolist() == [[1, 1], [1, 0], [0, 0], [0, 1]]
+    assert samples[1].image == str(album / "sub/b.png")
+    assert [sample.mask for sample in samples] == [None] * 4
+    assert FolderDataModule(album).classes == ("cat", "dog", "traffic light")
+    assert all(sample.tags is None for sample in data.samples("all", tags=False))
+    assert data.hparams["tags"] == "tags.csv"
+
+
+FILES = {"a.jpg": "a", "sub/b.png": "sub/b", "c.JPG": "c", "d.jpg": "d"}
+METADATA_CSV = """file_name,text,label
+a.jpg,x,"[""cat"", ""dog""]"
+sub/b.png,,dog|traffic light
+c.JPG,,
+d.jpg,,cat
+"""
+METADATA_JSONL = """{"file_name": "a.jpg", "tags": ["cat", "dog"], "text": "x"}
+
+{"file_name": "sub/b.png", "tags": "dog; traffic light"}
+{"file_name": "c.JPG"}
+{"file_name": "d.jpg", "tags": "[\\"cat\\"]"}
+"""
+LABELS_JSONL = "".join(
+    json.dumps({"file_name": file, "labels": sorted(TAGS[name])}) + "\n" for file, name in FILES.items()
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("metadata.csv", METADATA_CSV), ("metadata.jsonl", METADATA_JSONL), ("metadata.jsonl", LABELS_JSONL)],
+)
+def test_metadata_of_an_imagefolder(album, name, text):
+    (album / "tags.csv").unlink()
+    (album / name).write_text(text)
+    data = FolderDataModule(album)
+    assert tags_of(data.samples("all")) == TAGS
+    assert data.hparams["tags"] == name
+    assert data.source == str(album / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"file_name": "a.jpg", "tags": "cat"}\nnonsense\n', "is not a UTF-8 JSONL"),
+        ('{"file_name": "a.jpg", "tags": {"cat": 1}}\n', r"line 1: the tags .* are neither text nor a list of names"),
+        ('{"file_name": "a.jpg", "tags": [1]}\n', r"line 1: the tags \[1\] are neither text nor a list of names"),
+        ('{"file_name": "a.jpg", "tags": "[cat"}\n', r"line 1: the tags '\[cat' are not a JSON list"),
+        ('{"file_name": "a.jpg", "text": "cat"}\n', "file_name and one of tags, labels, label, not 'file_name,text'"),
+        ('{"file_name": "a.jpg", "tags": "cat"}\n{"tags": "cat"}\n', "line 2 has no file_name"),
+        ('{"file_name": "a.jpg", "tags": "cat"}\n[1]\n', "line 2 is not a JSON object"),
+        ('{"file_name": "a.jpg", "tags": "cat"}\n', r"no row for 2 images beside its images, first c\.JPG"),
+    ],
+)
+def test_bad_metadata(album, text, message):
+    (album / "metadata.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        FolderDataModule(album, tags="metadata.jsonl")
+    assert "metadata.jsonl" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg,cat\n", r"must start with the line 'file,tags'.* not 'a\.jpg,cat'"),
+        ("file,tags\na.jpg,cat\nnone.jpg,dog\nc.JPG,\nd.jpg,\n", r"contains none, and there is no image .*none\.jpg"),
+        ("file,tags\na.jpg,cat\n", r"no row for 2 images beside its images, first c\.JPG"),
+        ("file,tags\na.jpg,cat\nc.JPG,\nd.jpg,\na.jpg,dog\n", "two images of the split 'all' have the id 'a'"),
+        ("file,tags\n", "contains no image"),
+        ("", "must start with"),
+        ('file,tags\n"a.jpg,cat\n', "is not a UTF-8 CSV"),
+        ("file,tags\nc.JPG,\na.jpg,cat,dog\n", "line 3: 'dog' is beyond the columns of the header"),
+    ],
+)
+def test_bad_csv(album, text, message):
+    (album / "tags.csv").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        FolderDataModule(album).samples("all")
+    assert "tags.csv" in str(caught.value)
+
+
+def test_empty_cells_at_the_end_of_a_row_lose_nothing(album):
+    (album / "tags.csv").write_text("file,tags\na.jpg,cat,,\nc.JPG, , \nd.jpg\nsub/b.png,dog\n")
+    assert tags_of(read_table(album / "tags.csv")) == {"a": {"cat"}, "c": set(), "d": set(), "sub/b": {"dog"}}
+
+
+def test_images_by_uri(album):
+    """An image may lie in object storage; its id is the path without the suffix."""
+    (album / "remote.csv").write_text(f"file,tags\nfile://{album}/a.jpg,cat\nmemory://bucket/x/y.png,dog\n")
+    samples = read_table(album / "remote.csv")
+    assert [sample.id for sample in samples] == [f"{album}/a"[1:], "x/y"]
+    data = FolderDataModule(album, tags="remote.csv", size=8, num_workers=0, val_fraction=0)
+    batch = next(iter(data.eval_loader(data.samples("all")[:1])))
+    assert batch["size"].tolist() == [[8, 12]]
+
+
+def test_csv_missing(album, tmp_path):
+    with pytest.raises(InputError, match=r"labels\.csv cannot be read"):
+        FolderDataModule(album, tags="labels.csv")
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        FolderDataModule(tmp_path / "nowhere")
+    (album / "tags.csv").write_bytes("file,tags\na.jpg,Käse\n".encode("latin1"))
+    with pytest.raises(InputError, match="is not a UTF-8 CSV"):
+        FolderDataModule(album)
+
+
+def test_csv_without_any_tag(album):
+    (album / "tags.csv").write_text("file,tags\na.jpg,\nc.JPG,\nd.jpg,\n")
+    with pytest.raises(InputError, match="gives no image any tag"):
+        FolderDataModule(album)
+
+
+def test_classes_txt_finds_misspelt_tags(album):
+    (album / "classes.txt").write_text("dog\ncat\ntraffic light\n")
+    assert FolderDataModule(album).classes == ("dog", "cat", "traffic light")
+    (album / "classes.txt").write_text("dog\nccat\ntraffic light\n")
+    with pytest.raises(InputError, match=r"'cat' does not exist .* did you mean 'ccat'"):
+        FolderDataModule(album)
+
+
+def test_one_folder_a_tag(folders):
+    expected = {"cat/1": {"cat"}, "cat/2": {"cat", "dog"}, "dog/1": {"dog"}, "dog/3": {"dog"}}
+    assert tags_of(read_folders(folders)) == expected
+    data = FolderDataModule(folders)
+    assert data.classes == ("cat", "dog")
+    assert data.hparams["tags"] == "folders"
+
+
+def test_no_image_in_any_folder(tmp_path):
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(InputError, match="contains no image"):
+        FolderDataModule(tmp_path)
+
+
+def test_masks_beside_the_images(folders):
+    for name in ("cat/1", "cat/2", "dog/3"):
+        (folders / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_mask(folders / "masks" / f"{name}.png", np.ones((8, 12)))
+    data = FolderDataModule(folders, classes=["dog"])
+    assert data.known_classes() == ("cat", "dog")
+    assert data.mask_lut[:3].tolist() == [0, 255, 1]
+    masks = [sample.mask for sample in data.samples("all")]
+    assert masks == [str(folders / f"masks/{name}.png") for name in ("cat/1", "cat/2")] + [
+        None, str(folders / "masks/dog/3.png"),
+    ]  # fmt: skip
+    assert all(sample.mask is None for sample in data.samples("all", masks=False))
+    assert all(sample.mask is None for sample in FolderDataModule(folders, masks=None).samples("all"))
+    with pytest.raises(InputError, match=r"no folder of masks .*annotations"):
+        FolderDataModule(folders, masks="annotations")
+
+
+def test_the_split_is_a_partition_that_new_images_do_not_change(tmp_path):
+    for i in range(60):
+        write_image(tmp_path / f"cat/{i}.jpg", i)
+
+    def ids(split):
+        return {sample.id for sample in FolderDataModule(tmp_path, val_fraction=0.3).samples(split)}
+
+    train, val = ids("train"), ids("val")
+    assert train | val == {f"cat/{i}" for i in range(60)}
+    assert not train & val
+    assert 8 <= len(val) <= 28  # 18 ± 3 standard deviations
+    for i in range(60, 80):
+        write_image(tmp_path / f"cat/{i}.jpg", i)
+    assert val <= ids("val")
+    assert not train & ids("val")
+
+
+def test_loaders_of_both_splits(folders):
+    for i in range(20):
+        write_image(folders / f"dog/more{i}.jpg", i)
+    data = FolderDataModule(folders, val_fraction=0.4, size=32, batch_size=2, num_workers=0)
+    data.setup("fit")
+    train, val = ({name for batch in loader for name in batch["id"]} for loader in
+                  (data.train_dataloader(), data.val_dataloader()))  # fmt: skip
+    assert train
+    assert not train & val
+    batch = next(iter(data.val_dataloader()))
+    assert "mask" not in batch
+    assert (batch["labels"].sum(1) >= 1).all()
+
+
+def test_no_validation(album):
+    data = FolderDataModule(album, val_fraction=0, num_workers=0)
+    data.setup("fit")
+    assert data.val_dataloader() == []
+    assert len(data.samples("train")) == 4
+
+
+@pytest.mark.parametrize(
+    ("split", "settings", "message"),
+    [
+        ("tset", {}, "no split 'tset'"),
+        ("val", {"val_fraction": 0.0}, "none of the 4 images .* belongs to 'val'"),
+        ("all", {"classes": ["dgo"]}, "'dgo' does not exist .* did you mean 'dog'"),
+    ],
+)
+def test_bad_settings(folders, split, settings, message):
+    with pytest.raises(InputError, match=message):
+        FolderDataModule(folders, **settings).samples(split)

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from datamodules.errors import InputError
+from datamodules.sample import Sample, file_samples, multi_hot, require_masks, require_tags
+
+
+def test_multi_hot():
+    samples = [
+        Sample("a", "a.jpg", frozenset({"cat", "zebra"})),
+        Sample("b", "b.jpg"),
+        Sample("c", "c.jpg", frozenset()),
+    ]
+    labels = multi_hot(samples, ["dog", "cat"])
+    assert labels.dtype == np.float32
+    assert labels.tolist() == [[0, 1], [0, 0], [0, 0]]
+    assert multi_hot([], ["dog", "cat"]).shape == (0, 2)
+
+
+def test_files(tmp_path):
+    paths = [tmp_path / "b.jpg", tmp_path / "a.png"]
+    for path in paths:
+        path.touch()
+    assert file_samples(paths) == [Sample("b", str(paths[0])), Sample("a", str(paths[1]))]
+    with pytest.raises(InputError, match=r"no image .*nowhere"):
+        file_samples([tmp_path / "nowhere.jpg"])
+    with pytest.raises(InputError, match="have the same id 'b'"):
+        file_samples([paths[0], paths[0]])
+
+
+def test_a_tag_of_the_classes_is_required():
+    samples = [Sample("a", "a.jpg", frozenset({"zebra"})), Sample("b", "b.jpg")]
+    require_tags(samples, ["cat", "zebra"], "some file")
+    with pytest.raises(InputError, match=r"all 2 images are zero: some file gives no image any of .* ant, bat"):
+        require_tags(samples, ["ant", "bat"], "some file")
+
+
+def test_masks_are_required():
+    samples = [Sample("a", "a.jpg", mask="a.png"), Sample("b", "b.jpg"), Sample("c", "c.jpg")]
+    assert require_masks(samples[:1], "a score") == ["a.png"]
+    with pytest.raises(InputError, match="2 of 3 masks are missing, first that of b; a score needs"):
+        require_masks(samples, "a score")

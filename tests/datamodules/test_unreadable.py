@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from datamodules.errors import InputError
+from datamodules.masks import write_mask
+from datamodules.unreadable import UnreadableImages, readable
+from datamodules.voc import VOCDataModule
+
+
+def test_readable_images_stay_in_their_order(voc):
+    samples = VOCDataModule(voc).samples("train")
+    assert readable(samples, UnreadableImages(0.0)) == samples
+    for path in (voc / "JPEGImages/p1.jpg", voc / "SegmentationClass/p4.png"):
+        path.write_bytes(b"not an image")
+    unreadable = UnreadableImages(0.5)
+    assert [sample.id for sample in readable(samples, unreadable)] == ["p0", "p2", "p3", "p5"]
+    assert list(unreadable.found) == ["p1", "p4"]
+    assert "p4.png cannot be read" in unreadable.found["p4"]
+
+
+def test_sizes_of_masks_are_checked(voc):
+    data = VOCDataModule(voc)
+    write_mask(voc / "SegmentationClass/p2.png", np.zeros((56, 60)))
+    with pytest.raises(InputError, match=r"p2\.png is 60x56, and its image .*p2\.jpg is 64x56"):
+        readable(data.samples("train"), UnreadableImages(0.0))
+    assert len(readable(data.samples("train", masks=False), UnreadableImages(0.0))) == 6
+
+
+def test_too_many_unreadable_images(capsys):
+    unreadable = UnreadableImages(0.02)
+    unreadable.expect(100)
+    for name in ("a", "a", "b"):
+        unreadable.add(name, f"image {name} is cut short")
+    assert capsys.readouterr().err.count("left out: a: image a is cut short") == 1
+    with pytest.raises(InputError, match=r"3 of 100 images cannot be read, and max_unreadable .*; the first: image a"):
+        unreadable.add("c", "image c is cut short")
+    with pytest.raises(InputError, match=r"max_unreadable is 1\.5"):
+        UnreadableImages(1.5)
