@@ -30,6 +30,7 @@ class CacheOutput:
 
     Attributes:
         path: the folder.
+        classes: names of the classes 1..C.
         blocks: the ids of each shard's images, those that may turn out unusable included.
     """
 
@@ -51,7 +52,7 @@ class CacheOutput:
             inputs: where the inputs are, as plain JSON values.
         """
         self.path, self.blocks = path, blocks
-        self._classes, self._inputs = tuple(classes), dict(inputs or {})
+        self.classes, self._inputs = tuple(classes), dict(inputs or {})
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
 
     def missing(
@@ -111,7 +112,7 @@ class CacheOutput:
 
     def _is_written(self, shard: Shard, *, strict: bool, expected: Container[str]) -> bool:
         """Return whether a shard is what would be written; raise an InputError if it has other settings."""
-        wanted = {**self._settings, "classes": list(self._classes), "shards": len(self.blocks)}
+        wanted = {**self._settings, "classes": list(self.classes), "shards": len(self.blocks)}
         found = {**shard.settings, "classes": list(shard.classes), "shards": shard.shards}
         for key, one, other in differences(found, wanted):
             package = key.removeprefix("source.")
