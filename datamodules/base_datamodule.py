@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 
-from datamodules.cache import SeedCache
+from datamodules.seed_cache import SeedCache
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
@@ -227,11 +227,11 @@ class BaseDataModule(pl.LightningDataModule):
             samples = covered_samples(cues, samples, self.classes)
             checkpoint = hp["cues_checkpoint"]
             try:
-                same = checkpoint is None or file_sha256(checkpoint) == cues.manifest.get("checkpoint_sha256")
+                same = checkpoint is None or file_sha256(checkpoint) == cues.settings.get("checkpoint_sha256")
             except OSError as error:
                 raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}.") from error
             if not same:
-                recorded = cues.manifest.get("checkpoint", "not recorded")
+                recorded = cues.inputs.get("checkpoint", "not recorded")
                 raise InputError(
                     f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint} as it is now: "
                     "generate the seeds again, or leave cues_checkpoint out."

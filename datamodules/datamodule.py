@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.cache import SeedCache
+from datamodules.seed_cache import SeedCache
 from datamodules.class_names import check_classes
 from datamodules.dataset import TagDataset, collate, one_thread
 from datamodules.errors import InputError
@@ -309,9 +309,9 @@ def check_maker(cache: SeedCache, checkpoint: str | None) -> None:
         digest = file_sha256(checkpoint)
     except OSError as error:
         raise InputError(f"cues_made_by: {checkpoint} cannot be read: {error.strerror}.") from error
-    if cache.manifest.get("checkpoint_sha256") != digest:
+    if cache.settings.get("checkpoint_sha256") != digest:
         raise InputError(
-            f"the seed cache was made by another checkpoint ({cache.manifest.get('checkpoint', 'not recorded')}) than "
+            f"the seed cache was made by another checkpoint ({cache.inputs.get('checkpoint', 'not recorded')}) than "
             f"{checkpoint} as it is now: make the seeds anew, or leave cues_made_by out."
         )
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.utils.data import Sampler
 
-    from datamodules.cache import SeedCache
+    from datamodules.seed_cache import SeedCache
     from datamodules.photos import PhotoSet
     from datamodules.sample import Sample
     from datamodules.transforms import Augment

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,8 @@ def file_sha256(path: str | Path) -> str:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all, and outlives a loss of power once this returns.
 
-    The content goes to a neighbour ``.NAME.PID.part``, to the disk, and then gets its name.
+    The content goes to a neighbour ``.NAME.PID.RANDOM.part``, to the disk, and then gets its name: processes of several
+    machines that write the same file have different neighbours.
 
     Raises:
         InputError: it cannot be written; the neighbour is removed.
@@ -79,7 +81,7 @@ def remove_lock(lock: BaseFileLock) -> None:
 
 
 def _neighbour(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
 
 
 def _unwritten(path: Path, error: OSError) -> InputError:

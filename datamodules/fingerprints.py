@@ -1,14 +1,12 @@
 """What is on disk, as short texts that change when it does: cheap enough to look at a whole data set each time."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.cache.format import MANIFEST, digest
-from datamodules.cache.making import FREE
 from datamodules.files import file_sha256
+from datamodules.seed_cache import cache_fingerprint
 
 __all__ = ["fingerprint", "sizes"]
 
@@ -18,8 +16,7 @@ READ = (".csv", ".json", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and lab
 def fingerprint(path: Path, leave_out: Path | None = None) -> str | None:
     """What a file or a folder holds.
 
-    A file is told by its bytes. A seed cache is told by its manifest, which holds the checksums of all that is in it,
-    less where its makers' files lay and when it was made. Any other folder, such as images with their labels, is told
+    A file is told by its bytes. A seed cache is told by the checksums of its shards. Any other folder, such as images with their labels, is told
     by the names and sizes of all files in it and beneath (hidden ones left out), and the bytes of those that are lists
     or labels (``.csv .json .npy .txt .xml .yaml``): an image that is changed and keeps its size to the byte is not
     noticed.
@@ -38,8 +35,8 @@ def fingerprint(path: Path, leave_out: Path | None = None) -> str | None:
         return file_sha256(path)
     if not path.is_dir():
         return None
-    if (path / MANIFEST).is_file():
-        return _manifest(path / MANIFEST)
+    if found := cache_fingerprint(path):
+        return found
     told = hashlib.sha256()
     for name, file in _files(path, leave_out):
         content = file_sha256(file) if file.suffix.lower() in READ else ""
@@ -56,14 +53,6 @@ def sizes(path: Path) -> dict[str, int]:
     if path.is_file():
         return {".": path.stat().st_size}
     return {name: file.stat().st_size for name, file in _files(path, None)}
-
-
-def _manifest(path: Path) -> str:
-    try:
-        content = json.loads(path.read_bytes())
-        return digest({key: value for key, value in content.items() if key not in (*FREE, "checksum")})
-    except (ValueError, AttributeError, RecursionError):  # of something else, or damaged: whoever reads it will say so
-        return file_sha256(path)
 
 
 def _files(folder: Path, leave_out: Path | None) -> Iterator[tuple[str, Path]]:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.cache import NO_CUE
+from datamodules.seed_cache import NO_CUE
 
 
 def foreground_cues(maps: NDArray[np.float32], threshold: float = 0.2) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 
-from datamodules.cache import NO_CUE, SeedCache
+from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.errors import InputError
 from datamodules.files import new_folder
 from datamodules.images import image_size
@@ -74,7 +74,7 @@ def _write_irn(seeds: SeedCache, folder: Path, root: str | None, split: str | No
     from datamodules.datamodule import TagDataModule, covered
     from seeds.data import data_settings
 
-    settings = data_settings(seeds.manifest.get("data"), seeds.classes, root=root, train_split=split)
+    settings = data_settings(seeds.inputs.get("data"), seeds.classes, root=root, train_split=split)
     data = TagDataModule(**settings)
     photos = data.photos(data.hparams["train_split"], labels=False, masks=False)
     photos = covered(seeds, photos)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.cache import SHARD_SIZE, as_stored
+from datamodules.seed_cache import as_stored
+from datamodules.seed_shard import SHARD_SIZE
 from datamodules.errors import InputError
 from datamodules.unreadable import MAX_UNREADABLE
 from seeds.activations import find_layer

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.cache import NO_CUE, CacheWriter
+from datamodules.seed_cache import NO_CUE
+from datamodules.seed_cache_writer import CacheOutput, new_cache_folder
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.errors import InputError
 from datamodules.files import file_sha256

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from datamodules.cache import SHARD_SIZE, SeedCache, as_stored
+from datamodules.seed_cache import SeedCache, as_stored
+from datamodules.seed_shard import SHARD_SIZE
 from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from datamodules.cache import CacheWriter, SeedCache
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache_writer import CacheOutput, new_cache_folder
 from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.progress import track

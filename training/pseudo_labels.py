@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.cache import NO_CUE, SHARD_SIZE, SeedCache, as_stored
+from datamodules.seed_cache import NO_CUE, SeedCache, as_stored
+from datamodules.seed_shard import SHARD_SIZE
 from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize

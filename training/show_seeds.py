@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from datamodules.cache import NO_CUE, SeedCache
+from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
@@ -85,7 +85,7 @@ def show_seeds(
         raise InputError(f"num_images {num_images} is not a positive number")
     opened = [SeedCache(path) for path in caches]
     settings = data_settings(
-        opened[0].manifest.get("data"), opened[0].classes, root=root, train_split=split, masks=masks
+        opened[0].inputs.get("data"), opened[0].classes, root=root, train_split=split, masks=masks
     )
     data = TagDataModule(**settings)
     photos = data.photos(data.hparams["train_split"], labels=False)

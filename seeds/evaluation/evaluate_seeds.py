@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.cache import NO_CUE, SeedCache
+from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
@@ -77,7 +77,7 @@ def evaluate_seeds(
             scores a pixel.
     """
     seeds = SeedCache(cache)
-    settings = data_settings(seeds.manifest.get("data"), seeds.classes, root=root, train_split=split, masks=masks)
+    settings = data_settings(seeds.inputs.get("data"), seeds.classes, root=root, train_split=split, masks=masks)
     data = TagDataModule(**settings)
     split = data.hparams["train_split"]
     photos = covered(seeds, data.photos(split, labels=False))
@@ -86,7 +86,7 @@ def evaluate_seeds(
     lut, listed, photos = photos.lut, len(photos), photos.with_masks()
     if len(photos) < listed:
         print_message(f"{len(photos)} of {listed} images of {split!r} have a mask; the others are not scored")
-    fixed = float(seeds.manifest.get("fg_threshold", 0.2) if threshold is None else threshold)
+    fixed = float(seeds.settings.get("fg_threshold", 0.2) if threshold is None else threshold)
     if num_images is not None and num_images < 1:
         raise InputError(f"num_images {num_images} is not a positive number")
     explainer = _explainer(seeds, checkpoint, names_of(faithfulness)) if faithfulness else None
@@ -113,7 +113,7 @@ def evaluate_seeds(
 
 def _explainer(seeds: SeedCache, checkpoint: Path | None, methods: list[str]) -> Explainer:
     """The classifier a cache was made with, or another of the same classes."""
-    path = checkpoint or seeds.manifest.get("checkpoint")
+    path = checkpoint or seeds.inputs.get("checkpoint")
     if path is None:
         raise InputError(f"{seeds.path} does not say which classifier made it; give a checkpoint")
     explainer = Explainer(Path(path), methods)

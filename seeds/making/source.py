@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from datamodules.cache import SeedCache
+from datamodules.seed_cache import SeedCache
 from datamodules.datamodule import TagDataModule, covered
 from datamodules.files import file_sha256
 from datamodules.photos import PhotoSet, check_labels

@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.cache import CacheWriter, SeedCache
+from datamodules.seed_cache import SeedCache
+from tests.seed_caches import CacheWriter
 from datamodules.cache.writer import write_manifest
 from datamodules.datamodule import TagDataModule
 from datamodules.synthetic import synthesize

@@ -15,7 +15,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.cache import CacheWriter
+from tests.seed_caches import CacheWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH = [sys.executable, "-c", "import torch"]

@@ -26,11 +26,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.cache import CacheWriter
 from datamodules.sample import multi_hot
 from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
 from tests.benchmarks.stopwatch import NETWORK, PARTS, Stopwatch
+from tests.seed_caches import CacheWriter
 from training.cli import main as tag2mask
 
 ROOT = Path(__file__).resolve().parents[2]

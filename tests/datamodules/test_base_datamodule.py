@@ -11,13 +11,13 @@ import torch
 from pytorch_lightning.cli import LightningArgumentParser
 
 from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
-from datamodules.cache import CacheWriter
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
 from datamodules.sample import Sample, file_samples, multi_hot
 from datamodules.transforms import Augment
 from datamodules.voc import VOCDataModule
+from tests.seed_caches import CacheWriter
 
 
 def data_of(root, **settings):
@@ -26,8 +26,8 @@ def data_of(root, **settings):
     )
 
 
-def cache_of(path, ids, classes=("ant", "bat", "cow"), **manifest):
-    with CacheWriter(path, list(classes), manifest) as writer:
+def cache_of(path, ids, classes=("ant", "bat", "cow"), **settings):
+    with CacheWriter(path, list(classes), settings, inputs=settings) as writer:
         for name in ids:
             writer.add(name, np.ones((4, 4), np.uint8))
     return str(path)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.cache import CacheWriter, SeedCache
 from datamodules.dataset import ImageDataset, collate, image_loader, pad_masks
 from datamodules.errors import InputError
 from datamodules.images import normalize
 from datamodules.masks import write_mask
+from datamodules.seed_cache import SeedCache
+from tests.seed_caches import CacheWriter
 from datamodules.sampling import Draw
 from datamodules.transforms import Augment
 from datamodules.voc import VOCDataModule

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.cache import SeedCache
+from datamodules.seed_cache import SeedCache
 from seeds import crf_refinement
 from seeds.crf_refinement import PIXELS, crf_settings, labelled, refined
 from seeds.generate import generate_seeds
@@ -96,9 +96,9 @@ def test_in_the_generator(checkpoint, tmp_path):
     generate_seeds(checkpoint, tmp_path / "plain")
     generate_seeds(checkpoint, tmp_path / "crf", refine="crf", conf_fg=0.4)
     plain, crf = SeedCache(tmp_path / "plain"), SeedCache(tmp_path / "crf")
-    said = crf.manifest["refinement"]
+    said = crf.settings["refinement"]
     assert (said["method"], said["conf_fg"], said["conf_bg"], said["bilateral_srgb"]) == ("crf", 0.4, 0.05, 5)
-    assert plain.manifest["refinement"] is None
+    assert plain.settings["refinement"] is None
     for name in plain.ids:
         for one, other in zip(plain.maps(name), crf.maps(name), strict=True):
             np.testing.assert_array_equal(one, other)

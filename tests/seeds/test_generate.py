@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from datamodules.cache import SeedCache
+from datamodules.seed_cache import SeedCache
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.images import normalize, read_image
@@ -128,7 +128,7 @@ def test_a_broken_picture_is_left_out_and_told(voc, checkpoint, tmp_path, capsys
     assert "1 images were left out; the manifest names each" in told
     cache = SeedCache(tmp_path / "cache")
     assert cache.ids == tuple(name for name in IDS if name != "p4")
-    assert "p4.jpg cannot be read" in cache.manifest["left_out"]["p4"]
+    assert "p4.jpg cannot be read" in cache.settings["left_out"]["p4"]
     with pytest.raises(InputError, match="it was left out when the cache was made, because image"):
         cache.cues("p4")
     assert evaluate_seeds(tmp_path / "cache")["images"] == 5
@@ -247,18 +247,18 @@ def test_an_existing_folder_is_kept(checkpoint, tmp_path):
     generate_seeds(checkpoint, tmp_path / "cache")
     with pytest.raises(InputError, match="exists already"):
         generate_seeds(checkpoint, tmp_path / "cache", fg_threshold=0.5)
-    assert SeedCache(tmp_path / "cache").manifest["fg_threshold"] == 0.2
+    assert SeedCache(tmp_path / "cache").settings["fg_threshold"] == 0.2
     generate_seeds(checkpoint, tmp_path / "cache", fg_threshold=0.5, overwrite=True)
-    assert SeedCache(tmp_path / "cache").manifest["fg_threshold"] == 0.5
+    assert SeedCache(tmp_path / "cache").settings["fg_threshold"] == 0.5
 
 
 def test_a_cache_of_other_code_is_not_taken_for_one_of_this(voc, checkpoint, tmp_path, monkeypatch):
     generate_seeds(checkpoint, tmp_path / "cache")
     before = (tmp_path / "cache/manifest.json").read_bytes()
-    assert SeedCache(tmp_path / "cache").manifest["source"] == source_revision(SEED_PACKAGES)
+    assert SeedCache(tmp_path / "cache").settings["source"] == source_revision(SEED_PACKAGES)
     monkeypatch.setattr(source, "source_revision", lambda packages: dict.fromkeys(packages, "another"))
     with pytest.raises(InputError, match="made with another revision of the code in datamodules/"):
         generate_seeds(checkpoint, tmp_path / "cache")
     assert (tmp_path / "cache/manifest.json").read_bytes() == before
     generate_seeds(checkpoint, tmp_path / "cache", overwrite=True)
-    assert SeedCache(tmp_path / "cache").manifest["source"] == dict.fromkeys(SEED_PACKAGES, "another")
+    assert SeedCache(tmp_path / "cache").settings["source"] == dict.fromkeys(SEED_PACKAGES, "another")

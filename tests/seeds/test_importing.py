@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.cache import CacheWriter, SeedCache
+from datamodules.seed_cache import SeedCache
+from tests.seed_caches import CacheWriter
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.masks import read_mask, write_mask

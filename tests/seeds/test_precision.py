@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import seeds.precision
-from datamodules.cache import SeedCache
+from datamodules.seed_cache import SeedCache
 from seeds.generate import generate_seeds
 from seeds.precision import computes_bfloat16, resolve_precision
 
@@ -86,6 +86,6 @@ def test_seeds_are_generated_in_it_and_say_so(checkpoint, tmp_path, monkeypatch,
     generate_seeds(checkpoint, tmp_path / "auto")
     generate_seeds(checkpoint, tmp_path / "given", precision=expected)
     for name in ("auto", "given"):
-        assert SeedCache(tmp_path / name).manifest["precision"] == expected
+        assert SeedCache(tmp_path / name).settings["precision"] == expected
     one, other = ((tmp_path / name / "shard-00000.safetensors").read_bytes() for name in ("auto", "given"))
     assert one == other

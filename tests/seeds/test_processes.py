@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.cache import SeedCache
-from datamodules.cache.check import verify_cache
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache_check import verify_cache
 from seeds.generate import generate_seeds
 from tests.processes import child, kill, ranks
 from training.cli import main

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from datamodules.cache import SeedCache
-from datamodules.cache.check import print_info
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache_check import print_info
 from datamodules.errors import InputError
 from seeds import provenance as module
 from seeds.generate import generate_seeds
@@ -119,7 +119,7 @@ def test_a_cache_keeps_the_revision_and_goes_on_under_another(checkpoint, tmp_pa
     generate_seeds(checkpoint, tmp_path / "cache")
     monkeypatch.setattr(module, "git_revision", lambda _root: "b" * 40)
     generate_seeds(checkpoint, tmp_path / "cache")
-    assert SeedCache(tmp_path / "cache").manifest["git"] == "a" * 40
+    assert SeedCache(tmp_path / "cache").settings["git"] == "a" * 40
     capsys.readouterr()
     print_info(tmp_path / "cache")
     assert json.loads(capsys.readouterr().out)["git"] == "a" * 40

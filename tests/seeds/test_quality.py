@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from datamodules.cache import CacheWriter
+from tests.seed_caches import CacheWriter
 from datamodules.errors import InputError
 from datamodules.masks import read_mask
 from seeds.evaluation.confusion_matrix import Confusion

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from datamodules.cache import CacheWriter, SeedCache
-from datamodules.cache.check import verify_cache
+from datamodules.seed_cache import SeedCache
+from tests.seed_caches import CacheWriter
+from datamodules.seed_cache_check import verify_cache
 from datamodules.errors import InputError
 from datamodules.images import image_size, normalize, read_image
 from datamodules.irn_maps import read_irn
@@ -90,7 +91,7 @@ def test_pictures_of_wildly_different_sizes(wild, checkpoint, tmp_path, capsys):
     assert "left out" not in capsys.readouterr().err
     verify_cache(tmp_path / "c")
     cache, model = SeedCache(tmp_path / "c"), load_task(checkpoint, ClassifierTask).model
-    assert cache.manifest["grid"] == [16, 16]
+    assert cache.settings["grid"] == [16, 16]
     method = GradCAM(model, "features")
     for name in WILD:
         wanted, found = torch.ones(1, 2), []
@@ -108,7 +109,7 @@ def test_pictures_of_wildly_different_sizes(wild, checkpoint, tmp_path, capsys):
 
 def of_many_shapes(old, path):
     """A cache as another, each image on a grid of its own: caches that are imported or written from Python may be."""
-    with CacheWriter(path, old.classes, old.manifest) as writer:
+    with CacheWriter(path, old.classes, old.settings) as writer:
         for number, name in enumerate(old.ids):
             grid, (classes, maps) = (16 - number, 14 + number), old.maps(name)
             larger = to_grid(torch.from_numpy(maps)[None], grid)[0].numpy()

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from datamodules.cache import CacheWriter, SeedCache
+from datamodules.seed_cache import SeedCache
+from tests.seed_caches import CacheWriter
 from datamodules.fingerprints import fingerprint
 from seeds.cues import label_map
 from tests.seeds.conftest import IDS
@@ -29,9 +30,9 @@ def test_the_same_bytes_as_a_network_asked_again(caches, tmp_path):
     for number in range(2):
         name = f"shard-0000{number}.safetensors"
         assert (tmp_path / "new" / name).read_bytes() == (caches / "other" / name).read_bytes()
-    assert (new.manifest["fg_threshold"], new.manifest["bg_fraction"]) == (0.5, 0.3)
-    assert new.manifest["thresholded"]["from"] == fingerprint(caches / "first")
-    assert new.manifest["checkpoint_sha256"] == first.manifest["checkpoint_sha256"]
+    assert (new.settings["fg_threshold"], new.manifest["bg_fraction"]) == (0.5, 0.3)
+    assert new.settings["thresholded"]["from"] == fingerprint(caches / "first")
+    assert new.settings["checkpoint_sha256"] == first.manifest["checkpoint_sha256"]
     assert any((new.cues(name) != first.cues(name)).any() for name in IDS)
     maps, saliency = first.maps(IDS[2]), first.saliency(IDS[2])
     assert np.array_equal(new.cues(IDS[2]), label_map(*maps, saliency, 0.5, 0.3))

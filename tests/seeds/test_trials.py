@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.cache import CacheWriter
+from tests.seed_caches import CacheWriter
 from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.masks import read_mask

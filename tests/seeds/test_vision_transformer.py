@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from datamodules.cache import SeedCache
+from datamodules.seed_cache import SeedCache
 from datamodules.errors import InputError
 from seeds.affinity.affinity_task import BoundaryNetwork
 from seeds.backbones import build_backbone

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from datamodules.cache import CacheWriter
+from tests.seed_caches import CacheWriter
 from datamodules.datamodule import TagDataModule
 from datamodules.masks import read_class_mask
 from datamodules.synthetic import synthesize

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from datamodules.cache import SeedCache
+from datamodules.seed_cache import SeedCache
 from training.cli import FUNCTIONS, LIGHTNING, main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

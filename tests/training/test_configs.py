@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from datamodules.cache import CacheWriter
+from tests.seed_caches import CacheWriter
 from datamodules.synthetic import synthesize
 from tests.training.fits import fit
 from training.cli import FUNCTIONS, main

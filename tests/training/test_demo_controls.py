@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.cache import NO_CUE, CacheWriter, SeedCache
+from datamodules.seed_cache import NO_CUE, SeedCache
+from tests.seed_caches import CacheWriter
 from training.cli import main
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,7 @@ def shuffle_tags(data: Path) -> None:
 def random_cues(cache: Path, output: Path) -> Path:
     """As many positions with a cue in every image, anywhere in it, each of any class or background."""
     seeds, rng = SeedCache(cache), np.random.default_rng(0)
-    with CacheWriter(output, seeds.classes, {"checkpoint_sha256": seeds.manifest["checkpoint_sha256"]}) as drawn:
+    with CacheWriter(output, seeds.classes, {"checkpoint_sha256": seeds.settings["checkpoint_sha256"]}) as drawn:
         for name in seeds.ids:
             cues = rng.permutation(seeds.cues(name).ravel()).reshape(seeds.cues(name).shape)
             anything = rng.integers(0, len(seeds.classes) + 1, cues.shape)

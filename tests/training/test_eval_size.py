@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datamodules.cache import SeedCache
+from datamodules.seed_cache import SeedCache
 from datamodules.errors import InputError
 from seeds.classifier import ClassifierTask
 from seeds.explainer import Explainer
@@ -34,7 +34,7 @@ def test_labels_of_a_network(checkpoint, tmp_path):
     larger = of_eval_size(checkpoint, tmp_path)
     for given, size in (({}, LARGER), ({"size": SIZE}, SIZE)):
         pseudo_label(larger, tmp_path / str(size), **given, crf=False, num_workers=0, accelerator="cpu")
-        assert SeedCache(tmp_path / str(size)).manifest["size"] == size
+        assert SeedCache(tmp_path / str(size)).settings["size"] == size
 
 
 def test_labels_of_a_walk(cues, boundaries, tmp_path):
@@ -42,7 +42,7 @@ def test_labels_of_a_walk(cues, boundaries, tmp_path):
     for given, size in (({}, LARGER), ({"size": SIZE}, SIZE)):
         options = {"crf": False, "steps": 1, "num_workers": 0, "accelerator": "cpu"}
         refine_seeds(cues, larger, tmp_path / str(size), **given, **options)
-        assert SeedCache(tmp_path / str(size)).manifest["size"] == size
+        assert SeedCache(tmp_path / str(size)).settings["size"] == size
 
 
 def test_explanations(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from datamodules.cache import NO_CUE, CacheWriter, SeedCache
+from datamodules.seed_cache import NO_CUE, SeedCache
+from tests.seed_caches import CacheWriter
 from datamodules.files import file_sha256
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize, read_image
@@ -120,7 +121,7 @@ def test_every_option_counts(labels, voc, checkpoint, tmp_path):
     wanted = np.where(probs.amax(0) < 0.5, NO_CUE, probs.argmax(0))
     assert (cache.cues(name) == wanted).mean() > 0.95
     assert (wanted == NO_CUE).any()
-    assert cache.manifest["crf"] is None
+    assert cache.settings["crf"] is None
 
 
 def test_the_crf_is_asked_for(labels, checkpoint, tmp_path):
@@ -135,8 +136,8 @@ def test_a_cache_of_the_networks_own_labels(labels, voc, checkpoint):
     cache, trained = SeedCache(labels), load_trained(checkpoint)
     photos = data_of(voc).photos("train")
     assert cache.ids == photos.ids
-    assert cache.manifest["checkpoint_sha256"] == file_sha256(checkpoint)
-    assert cache.manifest["grid"] == [SIZE // 4, SIZE // 4]
+    assert cache.settings["checkpoint_sha256"] == file_sha256(checkpoint)
+    assert cache.settings["grid"] == [SIZE // 4, SIZE // 4]
     for name, own in zip(photos.ids, photos.labels, strict=True):
         present = np.flatnonzero(own)
         assert cache.maps(name)[0].tolist() == present.tolist()
@@ -168,7 +169,7 @@ def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
     words += ["--accelerator", "cpu", "--consensus"]
     assert main([*words, str(tmp_path / "other")]) == 0
     new, other = SeedCache(tmp_path / "new"), SeedCache(tmp_path / "other")
-    assert new.manifest["consensus"] == fingerprint(tmp_path / "other")
+    assert new.settings["consensus"] == fingerprint(tmp_path / "other")
     for name in first.ids:
         coarse = other.cues(name).repeat(2, axis=0).repeat(2, axis=1)
         assert np.array_equal(new.cues(name), np.where(first.cues(name) == coarse, first.cues(name), NO_CUE))

@@ -13,6 +13,7 @@ import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
 from datamodules.files import file_sha256
+from datamodules.seed_cache import SeedCache
 from seeds.provenance import git_revision
 from tests.training.conftest import data_of
 from tests.training.fits import CONFIGS, fit
@@ -48,7 +49,7 @@ def test_the_folder_says_what_made_the_run(run, voc, cues):
         assert attempt["data"]["images_sha256"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
         labels = data_of(voc).photos("train").labels
         assert attempt["data"]["labels_sha256"] == hashlib.sha256(labels.tobytes()).hexdigest()
-        assert attempt["cache"]["manifest_sha256"] == file_sha256(cues / "manifest.json")
+        assert attempt["cache"]["fingerprint"] == SeedCache(cues).fingerprint
     assert (first["config"]["trainer"]["gradient_clip_val"], second["config"]["trainer"]["gradient_clip_val"]) == (
         None,
         100,
@@ -92,7 +93,7 @@ def test_evaluate_tells_it(run, tmp_path, capsys):
     page = html.unescape((tmp_path / "index.html").read_text())
     attempt = metrics["provenance"]["attempts"][-1]
     for fact in (
-        attempt["cache"]["manifest_sha256"][:12],
+        attempt["cache"]["fingerprint"][:12],
         f"torch {attempt['packages']['torch']}",
         f"from step {BATCHES}",
     ):

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from datamodules.cache import CacheWriter, SeedCache
+from datamodules.seed_cache import SeedCache
+from tests.seed_caches import CacheWriter
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
 from seeds.affinity.affinity_task import AffinityTask
@@ -82,7 +83,7 @@ def refine(cache, boundaries, output, *words):
 def copied(old, path, *, maps_of=None, left_out=None):
     """A cache as another; some maps under other classes, some images left out."""
     left_out = left_out or {}
-    with CacheWriter(path, old.classes, old.manifest, left_out=left_out) as writer:
+    with CacheWriter(path, old.classes, old.settings, left_out=left_out) as writer:
         for name in old.ids:
             if name not in left_out:
                 classes, maps = old.maps(name)
@@ -105,7 +106,7 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
     assert refine(varied, boundaries, tmp_path / "walked", *words) == 0
     new, old, photos = SeedCache(tmp_path / "walked"), SeedCache(varied), data_of(voc).photos("train", labels=False)
     assert new.ids == photos.ids
-    assert (new.manifest["steps"], new.manifest["cache"]) == (8, fingerprint(varied))
+    assert (new.settings["steps"], new.manifest["cache"]) == (8, fingerprint(varied))
     task = load_task(boundaries, AffinityTask)
     name = photos.ids[4]
     image = next(iter(data_of(voc).eval_loader(photos.subset([4]))))["image"]

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from datamodules.cache import CacheWriter
+from tests.seed_caches import CacheWriter
 from datamodules.masks import read_class_mask
 from datamodules.transforms import resize_nearest
 from tests.training.conftest import data_of

@@ -11,7 +11,7 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
-from datamodules.cache import CacheWriter
+from tests.seed_caches import CacheWriter
 from tests.seeds.test_importing import irn_folder
 from training.cli import FUNCTIONS
 from training.signatures import read_signature

@@ -21,11 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from datamodules.cache.format import MANIFEST
-from datamodules.cache.making import PLAN
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
 from datamodules.fingerprints import fingerprint, sizes
+from datamodules.seed_cache_index import list_shards
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.recipes.recipe import STAGES, Stage, leaves, references
 
@@ -196,8 +195,8 @@ class StagePlace:
             return ["--ckpt_path=last"] if (self.folder / "last.ckpt").is_file() else None
         if stage.command == "fit":
             return []
-        if (self.folder / PLAN).is_file() and not (self.folder / MANIFEST).is_file():
-            return ["--overwrite=true"]  # a cache half made: gone on with, or, if other packages began it, made anew
+        if self.folder.is_dir() and list_shards(self.folder):
+            return ["--overwrite=true"]  # shards of the same settings are kept, others are replaced
         return None
 
     def clear(self) -> None:

@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 
-from datamodules.cache.format import MANIFEST
 from datamodules.files import file_sha256, write_atomically
 from datamodules.sampling import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
@@ -112,8 +111,8 @@ def this_attempt(trainer: pl.Trainer, task: pl.LightningModule) -> dict[str, Any
     if data.cues is not None:
         found["cache"] = {
             "path": str(data.cues.path),
-            "manifest_sha256": file_sha256(data.cues.path / MANIFEST),
-            "classifier_sha256": data.cues.manifest.get("checkpoint_sha256"),  # None: imported
+            "fingerprint": data.cues.fingerprint,
+            "classifier_sha256": data.cues.settings.get("checkpoint_sha256"),  # None: imported
         }
     if weights.is_file():
         found["weights"] = {"path": str(weights), "sha256": file_sha256(weights)}
@@ -154,7 +153,7 @@ def provenance_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "pictures", f"{data.get('pictures')} (list {short(data.get('images_sha256'))})"
     if cache := last.get("cache"):
         classifier = short(cache.get("classifier_sha256"))
-        yield "seed cache", f"{cache.get('path')} (manifest {short(cache.get('manifest_sha256'))}, by {classifier})"
+        yield "seed cache", f"{cache.get('path')} (fingerprint {short(cache.get('fingerprint'))}, by {classifier})"
 
 
 def short(checksum: object) -> str:

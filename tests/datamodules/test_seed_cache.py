@@ -1,7 +1,7 @@
 import errno
-import hashlib
 import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from datamodules.cache import CacheWriter, SeedCache, as_stored
-from datamodules.cache import reader as module
-from datamodules.cache.format import good_id
-from datamodules.cache.index import Index, index_bytes
+from datamodules import seed_cache as module
 from datamodules.errors import InputError
+from datamodules.seed_cache import SeedCache, as_stored, cache_fingerprint
+from datamodules.seed_cache_index import INDEX
+from datamodules.seed_shard import is_valid_id, shard_name
+from tests.seed_caches import CacheWriter
 
 CLASSES = ("cat", "dog", "person")
 
 
-def picture(seed: int, shape=None):
+def image(seed: int, shape=None):
     generator = np.random.default_rng(seed)
     h, w = shape or generator.integers(1, 7, 2)
     k = int(generator.integers(0, 4))
@@ -34,7 +35,7 @@ def picture(seed: int, shape=None):
 def write(path, count, **settings):
     with CacheWriter(path, CLASSES, {"made": "by a test"}, **settings) as cache:
         for i in range(count):
-            entry = picture(i)
+            entry = image(i)
             cache.add(f"id{i}", **{part: value for part, value in entry.items() if value is not None})
     return SeedCache(path)
 
@@ -47,10 +48,10 @@ def test_what_is_read_is_what_was_written(tmp_path_factory, count, shard_size):
     assert cache.ids == tuple(f"id{i}" for i in range(count))
     assert len(cache) == count
     assert cache.classes == CLASSES
-    assert cache.manifest["made"] == "by a test"
-    assert len(list(path.glob("shard-*"))) == -(-count // shard_size)
+    assert cache.settings["made"] == "by a test"
+    assert cache.num_shards == len(list(path.glob("shard-*"))) == max(1, -(-count // shard_size))
     for i in reversed(range(count)):
-        entry = picture(i)
+        entry = image(i)
         np.testing.assert_array_equal(cache.cues(f"id{i}"), entry["cues"])
         classes, maps = cache.maps(f"id{i}")
         np.testing.assert_array_equal(classes, entry["map_classes"])
@@ -99,19 +100,21 @@ def test_in_workers_and_through_pickle(tmp_path):
     np.testing.assert_array_equal(again.cues("id3"), cache.cues("id3"))
 
 
-def test_files_are_the_same_for_the_same_pictures(tmp_path):
+def shards(path):
+    """The bytes of all shards; the index has the times of the files in it."""
+    return {file.name: file.read_bytes() for file in path.glob("shard-*")}
+
+
+def test_files_are_the_same_for_the_same_images(tmp_path):
     write(tmp_path / "a", 5)
     write(tmp_path / "b", 5)
-    for file in (tmp_path / "a").iterdir():
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+    assert shards(tmp_path / "a") == shards(tmp_path / "b")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
 def test_an_error_leaves_nothing(tmp_path, error):
-    writer = CacheWriter(tmp_path / "c", CLASSES, {}, shard_size=1)
-
     def fail():
-        with writer:
+        with CacheWriter(tmp_path / "c", CLASSES, {}, shard_size=1) as writer:
             writer.add("a", np.zeros((2, 2), np.uint8))
             raise error
 
@@ -139,7 +142,7 @@ def test_an_overwriting_that_fails_at_its_last_step_gives_the_old_cache_back(tmp
     replace = Path.replace
 
     def refuse(path, target):
-        if path.name.endswith(".part") and Path(target).name == "c":
+        if path.name.endswith(".new") and Path(target).name == "c":
             raise PermissionError(errno.EACCES, "Permission denied")
         return replace(path, target)
 
@@ -161,20 +164,20 @@ def test_no_permission(tmp_path, monkeypatch):
 
 def test_overwriting(tmp_path):
     write(tmp_path / "c", 2)
-    with pytest.raises(InputError, match="exists already; ask for it to be overwritten"):
+    with pytest.raises(InputError, match="exists already and is not to be overwritten"):
         write(tmp_path / "c", 3)
     assert len(write(tmp_path / "c", 3, overwrite=True)) == 3
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(InputError, match="not a seed cache"):
+    with pytest.raises(InputError, match="mine exists already and contains letter.txt"):
         write(tmp_path / "mine", 1, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "mine"]
 
 
 @pytest.mark.parametrize(
     ("entry", "words"),
-    [({"cues": np.zeros((2, 2), np.int64)}, "no label map"), ({"cues": np.full((2, 2), 4, np.uint8)}, "no label map"),
-     ({"cues": np.zeros(4, np.uint8)}, "no label map"),
+    [({"cues": np.zeros((2, 2), np.int64)}, "not a label map"), ({"cues": np.full((2, 2), 4, np.uint8)}, "not a label map"),
+     ({"cues": np.zeros(4, np.uint8)}, "not a label map"),
      ({"maps": np.full((1, 2, 2), np.nan, np.float32), "map_classes": np.array([0])}, "not all finite"),
      ({"saliency": np.full((2, 2), np.inf, np.float32)}, "not all finite"),
      ({"maps": -np.ones((1, 2, 2), np.float32), "map_classes": np.array([0])}, "not all finite and positive"),
@@ -187,16 +190,18 @@ def test_entries_that_are_refused(tmp_path, entry, words):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_twice(tmp_path):
-    with CacheWriter(tmp_path / "c", CLASSES, {}) as cache:
-        cache.add("a", np.zeros((2, 2), np.uint8))
-        with pytest.raises(InputError, match="image a comes twice"):
-            cache.add("a", np.zeros((2, 2), np.uint8))
+def test_an_image_twice(tmp_path):
+    for names in ("aa", "aba"):
+        with CacheWriter(tmp_path / names, CLASSES, {}, shard_size=1) as cache:
+            for name in names:
+                cache.add(name, np.zeros((2, 2), np.uint8))
+        with pytest.raises(InputError, match="image a occurs twice"):
+            SeedCache(tmp_path / names)
 
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a/../b", "a//b", ".", "", "a\nb", "a\x00", "..\\a", "a/", "\ud800"])
-def test_names_that_are_none(tmp_path, name):
-    with pytest.raises(InputError, match="name"), CacheWriter(tmp_path / "c", CLASSES, {}) as cache:
+def test_invalid_ids(tmp_path, name):
+    with pytest.raises(InputError, match="valid id|name"), CacheWriter(tmp_path / "c", CLASSES, {}) as cache:
         cache.add(name, np.zeros((2, 2), np.uint8))
     assert list(tmp_path.iterdir()) == []
 
@@ -216,30 +221,112 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
     cache = write(tmp_path / "c", 8, shard_size=1)
     before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
     for i in (*range(8), *reversed(range(8))):
-        np.testing.assert_array_equal(cache.cues(f"id{i}"), picture(i)["cues"])
+        np.testing.assert_array_equal(cache.cues(f"id{i}"), image(i)["cues"])
         assert len(cache._open) <= 2
     if before:
         assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.sets(st.text("abcé/._", min_size=1, max_size=4).filter(lambda s: good_id(s.encode())), max_size=40))
-def test_the_index_finds_each_and_nothing_else(tmp_path_factory, names):
-    path = tmp_path_factory.mktemp("index") / "index"
-    content = index_bytes([sorted(names)])
-    path.write_bytes(content)
-    index = Index(path, len(names), len(content), hashlib.sha256(content).hexdigest())
-    assert index.ids() == tuple(sorted(names))
-    assert [index.find(name) for name in sorted(names)] == list(range(len(names)))
-    assert not [name for name in ("ab", "a", "", "\ud800", "abcab", *(f"{n}c" for n in names))
-                if (index.find(name) is not None) != (name in names)]  # fmt: skip
+@settings(max_examples=20, deadline=None)
+@given(st.sets(st.text("abcé/._", min_size=1, max_size=4).filter(lambda s: is_valid_id(s.encode())), max_size=40))
+def test_the_index_finds_each_id_and_nothing_else(tmp_path_factory, names):
+    path = tmp_path_factory.mktemp("index") / "cache"
+    with CacheWriter(path, CLASSES, {}, shard_size=7) as writer:
+        for name in sorted(names):
+            writer.add(name, np.zeros((1, 1), np.uint8))
+    for _ in range(2):  # built, then read
+        cache = SeedCache(path)
+        assert cache.ids == tuple(sorted(names))
+        assert [cache._index.find(name) for name in sorted(names)] == [divmod(i, 7) for i in range(len(names))]
+        assert not [name for name in ("ab", "a", "", "\ud800", "abcab", *(f"{n}c" for n in names))
+                    if (name in cache) != (name in names)]  # fmt: skip
 
 
-def test_a_picture_that_is_not_there(tmp_path):
+def same(one, other):
+    assert one.ids == other.ids
+    assert (one.classes, one.settings, one.inputs) == (other.classes, other.settings, other.inputs)
+    assert (one.left_out, one.fingerprint, len(one)) == (other.left_out, other.fingerprint, len(other))
+    for name in one.ids:
+        np.testing.assert_array_equal(one.cues(name), other.cues(name))
+
+
+def test_the_index_is_derived(tmp_path):
+    """It is written once, and built again where it is missing, damaged in any byte, or older than a shard."""
+    cache = write(tmp_path / "c", 5, shard_size=2, left_out={"torn": "it is torn"}, inputs={"data": {"root": "x"}})
+    index = tmp_path / "c" / INDEX
+    content, written = index.read_bytes(), index.stat().st_mtime_ns
+    same(SeedCache(tmp_path / "c"), cache)
+    assert index.stat().st_mtime_ns == written
+    index.unlink()
+    same(SeedCache(tmp_path / "c"), cache)
+    assert index.read_bytes() == content
+    for offset in range(0, len(content), 7):
+        index.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
+        same(SeedCache(tmp_path / "c"), cache)
+        assert index.read_bytes() == content
+    for damaged in (b"", content[:-1], b"\xff" * 100):
+        index.write_bytes(damaged)
+        same(SeedCache(tmp_path / "c"), cache)
+    os.utime(tmp_path / "c" / shard_name(1), ns=(0, 0))
+    same(SeedCache(tmp_path / "c"), cache)
+    assert index.read_bytes() != content
+    (tmp_path / "c" / shard_name(1)).unlink()
+    with pytest.raises(InputError, match=r"lacks 1 of 3 shards, first shard-00001\.safetensors; run the command"):
+        SeedCache(tmp_path / "c")
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    cache = write(tmp_path / "c", 5, shard_size=2)
+    (tmp_path / "c" / INDEX).unlink()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
+    same(SeedCache(tmp_path / "c"), cache)
+    assert not (tmp_path / "c" / INDEX).exists()
+
+
+def test_a_shard_replaced_while_the_cache_is_open(tmp_path):
+    cache = write(tmp_path / "c", 2)
+    with CacheWriter(tmp_path / "other", CLASSES, {}) as writer:
+        writer.add("id0", np.zeros((2, 2), np.uint8))
+    (tmp_path / "other" / shard_name(0)).replace(tmp_path / "c" / shard_name(0))
+    with pytest.raises(InputError, match="has been replaced since the seed cache was opened"):
+        cache.cues("id0")
+
+
+def test_shards_of_different_settings(tmp_path):
+    for name, value in (("a", 1), ("b", 2)):
+        with CacheWriter(tmp_path / name, CLASSES, {"threshold": value}, shard_size=1) as writer:
+            writer.add("x", np.zeros((1, 1), np.uint8))
+            writer.add("y", np.zeros((1, 1), np.uint8))
+    (tmp_path / "b" / shard_name(1)).replace(tmp_path / "a" / shard_name(1))
+    with pytest.raises(InputError, match="different settings: threshold is 1 in shard-00000.*2 in shard-00001"):
+        SeedCache(tmp_path / "a")
+
+
+def test_the_fingerprint(tmp_path):
+    """It depends on the result and not on where the inputs were, when it was made, or on the index."""
+
+    def cache(name, value, inputs="x.ckpt", **settings):
+        with CacheWriter(tmp_path / name, ("a",), settings, inputs={"checkpoint": inputs}) as writer:
+            writer.add("p", np.full((2, 2), value, np.uint8))
+        return cache_fingerprint(tmp_path / name)
+
+    first = cache("first", 0)
+    time.sleep(0.01)
+    assert cache("later", 0, inputs="y.ckpt") == first == SeedCache(tmp_path / "later").fingerprint
+    assert cache("cues", 1) != first
+    assert cache("settings", 0, fg_threshold=0.3) != first
+    (tmp_path / "later" / shard_name(0)).write_bytes(b"damaged")
+    assert cache_fingerprint(tmp_path / "later") not in (None, first)
+    (tmp_path / "empty").mkdir()
+    assert cache_fingerprint(tmp_path / "empty") is None
+    assert cache_fingerprint(tmp_path / "nowhere") is None
+
+
+def test_an_image_that_is_not_there(tmp_path):
     cache = write(tmp_path / "c", 1)
     assert "id0" in cache
     assert "other" not in cache
     with pytest.raises(InputError, match="has no image other"):
         cache.cues("other")
-    with pytest.raises(InputError, match="nowhere is not a finished seed cache"):
+    with pytest.raises(InputError, match="nowhere is not a seed cache: No such file"):
         SeedCache(tmp_path / "nowhere")

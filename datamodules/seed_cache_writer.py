@@ -1,0 +1,183 @@
+"""Write a seed cache shard by shard: in one process or several, on one machine or several, in any number of attempts.
+
+A shard appears by renaming a finished file, and its bytes follow from the settings and the inputs alone. Processes can
+therefore be killed at any moment, and two that write the same shard do no harm.
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import InputError
+from datamodules.files import new_folder, write_atomically
+from datamodules.seed_cache_index import INDEX, list_shards
+from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
+from datamodules.settings import differences
+
+STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
+
+_CACHE_FILE = re.compile(r"\.?(?:shard-\d{5,9}|index)\.safetensors(?:\..*part)?")
+
+
+class CacheOutput:
+    """The folder that a seed cache is written to.
+
+    Attributes:
+        path: the folder.
+        classes: names of the classes 1..C.
+        blocks: the ids of each shard's images, those that may turn out unusable included.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        classes: Sequence[str],
+        settings: Mapping[str, Any],
+        blocks: Sequence[Sequence[str]],
+        inputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Prepare; nothing is read or written yet.
+
+        Args:
+            path: the folder.
+            classes: names of the classes 1..C.
+            settings: everything the result depends on, as plain JSON values.
+            blocks: the ids of each shard's images.
+            inputs: where the inputs are, as plain JSON values.
+        """
+        self.path, self.blocks = path, blocks
+        self.classes, self._inputs = tuple(classes), dict(inputs or {})
+        self._settings: dict[str, Any] = json.loads(json.dumps(settings))
+
+    def missing(
+        self,
+        numbers: Sequence[int] | None = None,
+        *,
+        overwrite: bool = False,
+        strict: bool = False,
+        expected: Container[str] = (),
+    ) -> list[int]:
+        """Create the folder where necessary, and find the shards that are still to be written.
+
+        A shard that exists is kept if every byte of it is sound and it was made with the same settings.
+
+        Args:
+            numbers: the shards in question; all by default.
+            overwrite: remove shards of other settings.
+            strict: refuse shards that lack an image.
+            expected: images that shards may lack all the same.
+
+        Returns:
+            Numbers out of ``numbers``.
+
+        Raises:
+            InputError: the folder contains shards of other settings or foreign files, or cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for file in self.path.iterdir():
+                if not _CACHE_FILE.fullmatch(file.name):
+                    raise InputError(
+                        f"{self.path} exists already and contains {file.name}, which is not part of a seed cache; "
+                        "choose another output"
+                    )
+                with suppress(FileNotFoundError):
+                    if file.name.endswith("part") and file.stat().st_mtime < time.time() - STALE:
+                        file.unlink()
+        except OSError as error:
+            raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror}") from error
+        existing = list_shards(self.path)
+        beyond = [number for number in existing if number >= len(self.blocks)]
+        todo = []
+        for number in [*(range(len(self.blocks)) if numbers is None else numbers), *beyond]:
+            path = self.path / shard_name(number)
+            try:
+                if number in existing and self._is_written(Shard(path), strict=strict, expected=expected):
+                    continue
+            except DamagedError:  # written again
+                pass
+            except InputError:
+                if not overwrite:
+                    raise
+                path.unlink(missing_ok=True)
+            if number < len(self.blocks):
+                todo.append(number)
+        return todo
+
+    def _is_written(self, shard: Shard, *, strict: bool, expected: Container[str]) -> bool:
+        """Return whether a shard is what would be written; raise an InputError if it has other settings."""
+        wanted = {**self._settings, "classes": list(self.classes), "shards": len(self.blocks)}
+        found = {**shard.settings, "classes": list(shard.classes), "shards": shard.shards}
+        for key, one, other in differences(found, wanted):
+            package = key.removeprefix("source.")
+            if package != key:
+                raise InputError(
+                    f"{self.path} exists already, made with another revision of the code in {package}/; overwrite it, "
+                    "or choose another output"
+                )
+            raise InputError(
+                f"{self.path} exists already, made with {key} {one!r}, not {other!r}; give that value, overwrite it, "
+                "or choose another output"
+            )
+        shard.verify()
+        lost = [name for name in shard.left_out if name not in expected]
+        if strict and lost:
+            raise InputError(f"image {lost[0]} was left out before: {shard.left_out[lost[0]]}")
+        return shard.ids == [name for name in self.blocks[shard.number] if name not in shard.left_out]
+
+    def write(self, number: int, shard: ShardBuilder, left_out: Mapping[str, str]) -> None:
+        """Write a shard.
+
+        Args:
+            number: of the shard.
+            shard: its images.
+            left_out: the other images of its block: id and reason.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        content = shard.tobytes(number, len(self.blocks), self._settings, self._inputs, left_out)
+        write_atomically(self.path / shard_name(number), content)
+
+
+@contextmanager
+def new_cache_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Make a folder for a seed cache that appears with all its shards or not at all.
+
+    Args:
+        path: the folder to be.
+        overwrite: replace a seed cache that is there already; it stays until the new one is complete.
+
+    Raises:
+        InputError: something other than an empty folder is there that may not be replaced, or the disk is full.
+    """
+    if not path.is_dir() or not any(path.iterdir()):
+        with new_folder(path) as folder:
+            yield folder
+        return
+    foreign = [file.name for file in path.iterdir() if not _CACHE_FILE.fullmatch(file.name)]
+    if foreign or not overwrite:
+        why = f"contains {foreign[0]}, which is not part of a seed cache" if foreign else "is not to be overwritten"
+        raise InputError(f"{path} exists already and {why}; choose another output")
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{name}") for name in ("new", "old"))
+    try:
+        with new_folder(new) as folder:
+            yield folder
+        path.replace(old)
+        try:
+            new.replace(path)
+        except OSError:
+            old.replace(path)
+            raise
+    except OSError as error:
+        raise InputError(f"the seed cache {path} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)

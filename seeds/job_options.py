@@ -1,0 +1,66 @@
+"""The options shared by all jobs that write a seed cache: ``seeds generate``, ``seeds refine`` and ``pseudo-label``."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from datamodules.errors import InputError
+from datamodules.seed_shard import MAX_IMAGES, SHARD_SIZE
+from datamodules.unreadable import MAX_UNREADABLE, check_share
+from seeds.precision import Precision
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job reads images, shares the work and writes shards.
+
+    Attributes:
+        batch_size: images per batch; by default as in the training of the network.
+        num_workers: processes that read images, for each process with a network; by default as in the training.
+        shard_size: images per file.
+        accelerator: where the network runs: auto, cpu, gpu, …
+        devices: processes on each machine, each with a GPU or on the CPU; auto: one process on the CPU, all GPUs, and
+            under torchrun as many as torchrun starts.
+        num_nodes: machines, where SLURM starts the processes.
+        partition: i/N: write every N-th shard only, starting with the i-th; N independent jobs write the whole cache.
+        threads: torch's threads in each process; their number changes the last bits of the result, the number of
+            processes does not. More processes are faster than more threads.
+        precision: floating-point precision of the network: auto, 32-true or bf16-mixed. auto is bf16-mixed where the
+            processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
+        max_unreadable: share of images that may be unreadable: they are left out and listed on the terminal and in
+            the cache. With more of them the job stops.
+        strict: stop at the first unreadable image.
+        overwrite: replace shards that were made with other settings.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    batch_size: int | None = None
+    num_workers: int | None = None
+    shard_size: int = SHARD_SIZE
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = "auto"
+    num_nodes: int = 1
+    partition: str = "1/1"
+    threads: int = 1
+    precision: Precision = "auto"
+    max_unreadable: float = MAX_UNREADABLE
+    strict: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("shard_size", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.shard_size > MAX_IMAGES:
+            raise InputError(f"shard_size must be at most {MAX_IMAGES}, not {self.shard_size}")
+        check_share(self.max_unreadable)
+        match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.partition)
+        if match is None or int(match[1]) > int(match[2]):
+            raise InputError(f"partition must be i/N with i from 1 to N, such as 3/10, not {self.partition!r}")
+
+    def own_shards(self, shards: int) -> range:
+        """Return the numbers of the shards of this partition out of all ``shards``."""
+        part, parts = map(int, self.partition.split("/"))
+        return range(part - 1, shards, parts)

@@ -1,0 +1,202 @@
+"""Caches that are damaged, or made to do harm: one sentence, and nothing is read beyond what is there."""
+
+import json
+import resource
+import struct
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from datamodules import seed_shard
+from datamodules.errors import InputError
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache_check import print_info, verify_cache
+from datamodules.seed_shard import VERSION, Shard, plain_json
+from tests.seed_caches import CacheWriter
+
+SHARD = "shard-00000.safetensors"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Three images in two shards."""
+    generator = np.random.default_rng(0)
+    with CacheWriter(tmp_path / "c", ["cat", "dog"], {"made": "by a test"}, shard_size=2) as writer:
+        for name in ("a", "b", "c"):
+            maps, saliency = (generator.random(shape, np.float32) for shape in ((2, 3, 4), (3, 4)))
+            cues = generator.choice([0, 1, 2, 255], (3, 4)).astype(np.uint8)
+            writer.add(name, cues, map_classes=np.array([0, 1]), maps=maps, saliency=saliency)
+    return tmp_path / "c"
+
+
+def read_all(path):
+    """Whatever a reader of all images gets."""
+    cache = SeedCache(path)
+    for name in ("a", "b", "c"):
+        cache.cues(name)
+        cache.maps(name)
+        cache.saliency(name)
+
+
+def tensors(path):
+    return safetensors.numpy.load((path / SHARD).read_bytes())
+
+
+def header(path):
+    content = (path / SHARD).read_bytes()
+    return json.loads(json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])["__metadata__"]["seeds"])
+
+
+def signed(path, changes, arrays=None, **values):
+    """Write a shard of other contents whose checksum is right."""
+    content = header(path) | values
+    arrays = tensors(path) | {name: change(tensors(path)[name]) for name, change in (arrays or {}).items()}
+    content |= {name: change(content[name]) for name, change in changes.items()}
+    content["checksum"] = seed_shard._checksums(content, arrays["rows"], arrays["checks"])[1]
+    (path / SHARD).write_bytes(safetensors.numpy.save(arrays, {"seeds": plain_json(content)}))
+
+
+def says(**values):
+    return lambda path: signed(path, {}, **values)
+
+
+def with_tensors(**changes):
+    return lambda path: signed(path, {}, changes)
+
+
+def with_row(column, value):
+    def change_rows(rows):
+        rows = rows.copy()
+        rows[0, column] = value
+        return rows
+
+    return with_tensors(rows=change_rows)
+
+
+def with_metadata(text):
+    return lambda path: (path / SHARD).write_bytes(safetensors.numpy.save(tensors(path), {"seeds": text}))
+
+
+def declared(shape, size=None):
+    """A safetensors header that declares a tensor, and after it nothing, or a sparse file of that size."""
+
+    def damage(path):
+        span = int(np.prod(shape)) if size is None else size
+        text = {"__metadata__": {"seeds": plain_json(header(path))}}
+        content = json.dumps(text | {"cues": {"dtype": "U8", "shape": shape, "data_offsets": [0, span]}}).encode()
+        with (path / SHARD).open("wb") as file:
+            file.write(struct.pack("<Q", len(content)) + content)
+            if size is not None:
+                file.truncate(8 + len(content) + size)
+
+    return damage
+
+
+def ten_gigabytes(path):
+    """A file that is mostly a hole: none of it is on the disk."""
+    with (path / SHARD).open("r+b") as content:
+        content.truncate(10_000_000_000)
+
+
+def long_header(path):
+    """A header that claims to be 10 GB long, in a file as large."""
+    ten_gigabytes(path)
+    with (path / SHARD).open("r+b") as content:
+        content.write(struct.pack("<Q", 9_999_000_000))
+
+
+DAMAGES = {
+    "no shard": (lambda p: (p / SHARD).unlink(), "lacks 1 of 2 shards, first shard-00000.safetensors"),
+    "no shards": (lambda p: [f.unlink() for f in p.iterdir()], "is not a seed cache: it contains no shard-00000"),
+    "half a header": (with_metadata("{"), "shard-00000.safetensors is damaged"),
+    "a list": (with_metadata("[]"), "shard-00000.safetensors is damaged"),
+    "nested": (with_metadata("[" * 100_000), "shard-00000.safetensors is damaged"),
+    "no header": (lambda p: (p / SHARD).write_bytes(safetensors.numpy.save(tensors(p))), "has no header of a shard"),
+    "newer": (says(version=VERSION + 1), f"version {VERSION + 1}, newer than {VERSION}"),
+    "older": (says(version=1), f"version 1, older than {VERSION}"),
+    "other format": (says(format="other"), "not what was written"),
+    "edited": (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes().replace(b"cat", b"cow")), "not what was"),
+    "other spaces": (lambda p: with_metadata(json.dumps(header(p)))(p), "not what was written"),
+    "another number": (says(shard=1), "it is shard 1|different settings"),
+    "number too large": (says(shard=2), "contradicts itself"),
+    "endless cache": (says(shards=1 << 60), "shards is"),
+    "no number": (says(shard="many"), "its header is incomplete"),
+    "settings of a list": (says(settings=[1]), "its header is incomplete"),
+    "truncated": (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes()[:-1]), "is damaged"),
+    "empty": (lambda p: (p / SHARD).write_bytes(b""), "is damaged"),
+    "noise": (lambda p: (p / SHARD).write_bytes(b"\xff" * (p / SHARD).stat().st_size), "is damaged"),
+    "swapped": (says(ids=["b", "a"]), "image b is not what was written"),
+    "renamed": (says(ids=["x", "y"]), "image x is not what was written"),
+    "other type": (with_tensors(cues=lambda v: v.astype(np.int8)), "other types"),
+    "not flat": (with_tensors(cues=lambda v: v[:, None]), "not flat"),
+    "fewer rows": (with_tensors(rows=lambda v: v[:1]), "not those of 2 images"),
+    "more ids": (says(ids=["a", "b", "x"]), "not those of 3 images"),
+    "huge": (with_row(1, 1 << 40), "image a is not what was written"),
+    "overflowing": (with_row(4, (1 << 63) - 1), "image a is not what was written"),
+    "negative side": (with_row(2, -4), "image a is not what was written"),
+    "before the start": (with_row(0, -1), "image a is not what was written"),
+    "wrong class": (with_tensors(map_classes=lambda v: v + 2), "image a is not what was written"),
+    "traversal": (says(ids=["a", "../../etc/passwd"]), "'../../etc/passwd' is not a valid id of an image"),
+    "absolute": (says(ids=["/etc/passwd", "b"]), "'/etc/passwd' is not a valid id of an image"),
+    "two ids in one": (says(ids=["a\nx", "b"]), "contradicts itself"),
+    "surrogate": (says(ids=["a", "\ud800"]), "its header is incomplete"),
+    "twice": (says(ids=["a", "a"]), "image a is not what was written"),
+    "10 GB": (ten_gigabytes, "is damaged"),
+    "10 GB of header": (long_header, "no header of a shard .9999000000 bytes"),
+    "absurd shape": (declared([1 << 40, 1 << 40], 16), "is damaged"),
+    "10 GB, not there": (declared([10_000_000_000]), "is damaged"),
+    "10 GB of nothing": (declared([10_000_000_000], 10_000_000_000), "is damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_reported_in_one_sentence(cache, kind):
+    damage, words = DAMAGES[kind]
+    damage(cache)
+    before = sorted((file.name, file.stat().st_mtime_ns) for file in cache.glob("shard-*"))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=words) as caught:
+        verify_cache(cache)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(InputError):
+        read_all(cache)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 1 << 17  # kB: no 10 GB
+    assert sorted((file.name, file.stat().st_mtime_ns) for file in cache.glob("shard-*")) == before
+
+
+def test_a_flipped_bit_of_a_shard_is_found_and_the_shard_named(cache):
+    """In each byte of a shard: by verifying it, and by reading its images."""
+    whole = (cache / SHARD).read_bytes()
+    for offset in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[offset] ^= 1 << (offset % 8)
+        (cache / SHARD).write_bytes(flipped)
+        with pytest.raises(InputError, match=SHARD):
+            Shard(cache / SHARD).verify()
+        if offset % 10 == 0:
+            with pytest.raises(InputError, match=SHARD):
+                verify_cache(cache)
+            with pytest.raises(InputError, match=SHARD):
+                read_all(cache)
+
+
+def test_every_damaged_shard_is_named(cache):
+    for shard in cache.glob("shard-*"):
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.write_bytes(content)
+    with pytest.raises(InputError, match=r"2 of 2 shards are damaged: .*shard-00000\.s.*; .*shard-00001\.s"):
+        verify_cache(cache)
+
+
+def test_what_verify_and_info_print_of_a_sound_cache(cache, capsys):
+    verify_cache(cache)
+    assert "3 images in 2 shards; every byte is sound" in capsys.readouterr().out
+    print_info(cache)
+    info = json.loads(capsys.readouterr().out)
+    assert (info["settings"], info["images"], info["shards"], info["classes"]) == (
+        {"made": "by a test"}, 3, 2, ["cat", "dog"],
+    )  # fmt: skip
+    assert info["bytes"] == sum(f.stat().st_size for f in cache.glob("shard-*"))
+    assert info["left_out"] == {}

@@ -1,0 +1,259 @@
+"""Writing a cache shard by shard: what is kept, what is written again, what is refused; killed, and several at once."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from datamodules.errors import InputError
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache_check import verify_cache
+from datamodules.seed_cache_writer import STALE, CacheOutput
+from datamodules.seed_shard import ShardBuilder, shard_name
+from tests.seed_caches import CacheWriter
+
+BLOCKS = [["a", "b"], ["c", "d"], ["e"]]
+SETTINGS = {
+    "fg_threshold": 0.2, "packages": {"torch": "2.1"}, "source": {"seeds": "0123"}, "scales": (1.0,), "extra": None
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """A killed process loses nothing that it wrote; waiting for the disk is for a loss of power."""
+    monkeypatch.setattr(os, "fsync", lambda _handle: None)
+
+
+def make(path, numbers=None, *, settings=SETTINGS, classes=("cat",), blocks=BLOCKS, inputs=None, left_out=(), **how):
+    """Write the missing ones of some shards, or of all; return which they were."""
+    output = CacheOutput(path, classes, settings, blocks, inputs)
+    missing = output.missing(numbers, **how)
+    for number in missing:
+        shard = ShardBuilder(classes)
+        for name in blocks[number]:
+            if name not in left_out:
+                shard.add(name, np.full((2, 2), ord(name) % 2, np.uint8))
+        output.write(number, shard, {name: "it is broken" for name in blocks[number] if name in left_out})
+    return missing
+
+
+def shards(path):
+    return {file.name: file.read_bytes() for file in path.glob("shard-*")} if path.exists() else {}
+
+
+def test_a_cache_written_in_one_go(tmp_path):
+    assert make(tmp_path / "c") == [0, 1, 2]
+    cache = SeedCache(tmp_path / "c")
+    assert cache.ids == tuple("abcde")
+    assert cache.settings["fg_threshold"] == 0.2
+    assert cache.settings["scales"] == [1.0]
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == [
+        "index.safetensors", *(shard_name(i) for i in range(3))
+    ]  # fmt: skip
+    verify_cache(tmp_path / "c")
+    with CacheWriter(tmp_path / "w", ["cat"], SETTINGS, shard_size=2) as writer:
+        for name in "abcde":
+            writer.add(name, np.full((2, 2), ord(name) % 2, np.uint8))
+    assert shards(tmp_path / "c") == shards(tmp_path / "w")
+
+
+def test_finished_shards_are_kept(tmp_path):
+    make(tmp_path / "whole")
+    make(tmp_path / "c", [0, 2])
+    with pytest.raises(InputError, match=r"lacks 1 of 3 shards, first shard-00001\.safetensors"):
+        SeedCache(tmp_path / "c")
+    kept = (tmp_path / "c" / shard_name(0)).stat().st_mtime_ns
+    for overwrite in (False, True):
+        assert make(tmp_path / "c", overwrite=overwrite) == ([] if overwrite else [1])
+        assert (tmp_path / "c" / shard_name(0)).stat().st_mtime_ns == kept
+        assert shards(tmp_path / "c") == shards(tmp_path / "whole")
+
+
+def test_where_the_inputs_are_does_not_count(tmp_path):
+    make(tmp_path / "c", [0], inputs={"checkpoint": "here"})
+    assert make(tmp_path / "c", inputs={"checkpoint": "there"}) == [1, 2]
+    assert SeedCache(tmp_path / "c").inputs == {"checkpoint": "here"}
+
+
+def test_a_damaged_shard_is_written_again(tmp_path):
+    """Wherever it is damaged."""
+    make(tmp_path / "whole")
+    make(tmp_path / "c")
+    content = (tmp_path / "c" / shard_name(1)).read_bytes()
+    for offset in (0, 20, len(content) // 2, len(content) - 1):
+        damaged = bytearray(content)
+        damaged[offset] ^= 4
+        (tmp_path / "c" / shard_name(1)).write_bytes(damaged)
+        assert make(tmp_path / "c") == [1]
+        assert shards(tmp_path / "c") == shards(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"fg_threshold": 0.3}, "fg_threshold 0.2, not 0.3"), ({"new": 1}, "new None, not 1"),
+     ({"scales": (1.0, 2.0)}, r"scales \[1.0\], not \[1.0, 2.0\]"),
+     ({"packages": {"torch": "2.2"}}, r"packages.torch '2.1', not '2.2'"),
+     ({"packages": {}}, r"packages.torch '2.1', not None"),
+     ({"source": {"seeds": "4567"}}, "another revision of the code in seeds/; overwrite it"),
+     ({"packages": None}, r"packages {'torch': '2.1'}, not None")],
+)  # fmt: skip
+def test_other_settings_are_refused_by_name(tmp_path, change, words):
+    for numbers in ([1], None):
+        make(tmp_path / "c", numbers)
+        before = shards(tmp_path / "c")
+        with pytest.raises(InputError, match=f"exists already, made with {words}") as caught:
+            make(tmp_path / "c", settings=SETTINGS | change)
+        assert len(str(caught.value).splitlines()) == 1
+        assert shards(tmp_path / "c") == before
+
+
+def test_other_classes_or_more_shards_are_refused(tmp_path):
+    make(tmp_path / "c")
+    with pytest.raises(InputError, match=r"made with classes \['cat'\], not \['dog'\]"):
+        make(tmp_path / "c", classes=("dog",))
+    with pytest.raises(InputError, match="made with shards 3, not 2"):
+        make(tmp_path / "c", blocks=BLOCKS[:2])
+    (tmp_path / "c" / shard_name(0)).unlink()
+    (tmp_path / "c" / shard_name(1)).unlink()
+    with pytest.raises(InputError, match="made with shards 3, not 2"):  # the one beyond the last
+        make(tmp_path / "c", blocks=BLOCKS[:2])
+    assert make(tmp_path / "c", blocks=BLOCKS[:2], overwrite=True) == [0, 1]
+    assert SeedCache(tmp_path / "c").ids == tuple("abcd")
+
+
+def test_overwriting(tmp_path):
+    other = SETTINGS | {"fg_threshold": 0.3}
+    make(tmp_path / "c", [0])
+    assert make(tmp_path / "c", [0, 1], settings=other, overwrite=True) == [0, 1]
+    assert make(tmp_path / "c", settings=other, overwrite=True) == [2]  # its own work is kept
+    assert SeedCache(tmp_path / "c").settings["fg_threshold"] == 0.3
+    verify_cache(tmp_path / "c")
+
+
+def test_foreign_files(tmp_path):
+    make(tmp_path / "c")
+    for name, folder in (("mine", tmp_path / "mine"), ("c", tmp_path / "c")):
+        folder.mkdir(exist_ok=True)
+        (folder / "letter.txt").write_text("dear")
+        before = sorted(folder.iterdir())
+        with pytest.raises(InputError, match=f"{name} exists already and contains letter.txt, which is not part of"):
+            make(folder, overwrite=True)
+        assert sorted(folder.iterdir()) == before
+    (tmp_path / "file").write_text("dear")
+    with pytest.raises(InputError, match="file cannot be written: File exists"):
+        make(tmp_path / "file", overwrite=True)
+
+
+def test_a_shard_of_another_version(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodules.seed_shard.VERSION", 2)
+        make(tmp_path / "c")
+    with pytest.raises(InputError, match="is of version 2, older than 3"):
+        make(tmp_path / "c")
+    assert make(tmp_path / "c", overwrite=True) == [0, 1, 2]
+
+
+def test_temporary_files_of_killed_processes(tmp_path):
+    """They are removed once nobody has written to them for an hour."""
+    make(tmp_path / "c", [0])
+    old, new = (tmp_path / "c" / f".{shard_name(1)}.{i}.part" for i in range(2))
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * STALE,) * 2)
+    make(tmp_path / "c")
+    assert not old.exists()
+    assert new.exists()
+    assert SeedCache(tmp_path / "c").ids == tuple("abcde")
+
+
+def test_images_left_out(tmp_path):
+    make(tmp_path / "c", [1], left_out=("d",))
+    with pytest.raises(InputError, match="d was left out before: it is broken"):
+        make(tmp_path / "c", strict=True)
+    make(tmp_path / "c", strict=True, expected=("d",), left_out=("a", "b"))
+    cache = SeedCache(tmp_path / "c")
+    assert cache.ids == ("c", "e")
+    assert cache.left_out == dict.fromkeys("abd", "it is broken")
+    verify_cache(tmp_path / "c")
+    with pytest.raises(InputError, match="has no image d: it was left out when the cache was made, because it is b"):
+        cache.cues("d")
+
+
+def child(work):
+    """Run something in a forked process; its id."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def test_killed_at_any_moment(tmp_path):
+    """Forty times, seeded; each time the next goes on where it was, and the end is that of an undisturbed run."""
+    make(tmp_path / "whole")
+    whole, counts = shards(tmp_path / "whole"), set()
+    for delay in np.random.default_rng(0).uniform(0, 0.015, 40):
+        pid = child(lambda: make(tmp_path / "c"))
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        found = shards(tmp_path / "c")
+        counts.add(len(found))
+        assert found.items() <= whole.items()  # what there is is finished
+        if found == whole:
+            assert make(tmp_path / "c") == []
+            for file in (tmp_path / "c").iterdir():
+                file.unlink()
+    make(tmp_path / "c")
+    assert shards(tmp_path / "c") == whole
+    verify_cache(tmp_path / "c")
+    assert len(counts) > 1
+
+
+def test_an_overwriting_that_is_killed(tmp_path):
+    """At every file operation: the next run with the new settings ends as an undisturbed one."""
+    new = SETTINGS | {"fg_threshold": 0.3}
+    make(tmp_path / "whole", settings=new)
+    for step in range(9):
+        make(tmp_path / f"c{step}")
+
+        def die_at(step=step):
+            count = 0
+
+            def counted(real):
+                def call(*args, **kwargs):
+                    nonlocal count
+                    if count == step:
+                        os._exit(1)
+                    count += 1
+                    return real(*args, **kwargs)
+
+                return call
+
+            os.replace, os.unlink = counted(os.replace), counted(os.unlink)
+            make(tmp_path / f"c{step}", settings=new, overwrite=True)
+
+        os.waitpid(child(die_at), 0)
+        make(tmp_path / f"c{step}", settings=new, overwrite=True)
+        assert shards(tmp_path / f"c{step}") == shards(tmp_path / "whole")
+        assert SeedCache(tmp_path / f"c{step}").settings["fg_threshold"] == 0.3
+
+
+def test_several_processes_write_the_same_shards_at_once(tmp_path):
+    """As two machines that are given the same command: neither waits for the other, and readers see whole shards."""
+    make(tmp_path / "whole")
+    whole = shards(tmp_path / "whole")
+    for _ in range(10):
+        pids = [child(lambda: make(tmp_path / "c")) for _ in range(4)]
+        while any(os.waitpid(pid, os.WNOHANG)[0] == 0 for pid in pids[-1:]):
+            assert shards(tmp_path / "c").items() <= whole.items()
+        for pid in pids[:-1]:
+            os.waitpid(pid, 0)
+        assert shards(tmp_path / "c") == whole
+        assert not list((tmp_path / "c").glob("*.part"))
+        for file in (tmp_path / "c").iterdir():
+            file.unlink()
