@@ -1,5 +1,5 @@
 """The dense CRF of Krähenbühl & Koltun: batched, on any device, without a compiler."""
 
-from seeds.crf.door import dense_crf
+from seeds.crf.dense_crf import dense_crf
 
 __all__ = ["dense_crf"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from seeds.crf.kernels import Kernels
+from seeds.crf.gaussian_kernels import Kernels
 
 CHUNK_BYTES = 1 << 30
 """Kernel matrices of as many images as fit in this are held at a time (170 MB for fifteen of 41 by 41)."""

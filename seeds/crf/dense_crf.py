@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from seeds.crf.exact import exact_mean_field
-from seeds.crf.kernels import Kernels
-from seeds.crf.lattice import compiled_mean_field
-from seeds.crf.torch_lattice import lattice_mean_field
+from seeds.crf.exact_mean_field import exact_mean_field
+from seeds.crf.gaussian_kernels import Kernels
+from seeds.crf.lattice_mean_field import lattice_mean_field
+from seeds.crf.torch_lattice_mean_field import torch_lattice_mean_field
 
 Engine = Literal["auto", "exact", "lattice"]
 DIMENSIONS = 4
@@ -65,9 +65,9 @@ def dense_crf(
     unary = logits.detach().to(torch.float32)
     accelerator = logits.device.type != "cpu"
     if engine != "exact" and not accelerator:
-        return compiled_mean_field(image, unary, kernels, iterations)
+        return lattice_mean_field(image, unary, kernels, iterations)
     exact = engine == "exact" or (engine == "auto" and logits[0, 0].numel() <= EXACT_CELLS)
-    mean_field = exact_mean_field if exact else lattice_mean_field
+    mean_field = exact_mean_field if exact else torch_lattice_mean_field
     with torch.autocast(logits.device.type, enabled=False):
         return mean_field(image, unary, kernels, iterations)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from seeds.crf.kernels import Kernels
+from seeds.crf.gaussian_kernels import Kernels
 
 REMAINDER_SHIFT = 60
 
@@ -48,7 +48,7 @@ class Lattice:
         return result
 
 
-def lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations: int) -> Tensor:
+def torch_lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations: int) -> Tensor:
     """Mean field with both kernels as lattices, the whole batch at once.
 
     Args:

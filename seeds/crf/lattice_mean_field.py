@@ -1,0 +1,257 @@
+"""Mean field on the CPU with both kernels as lattices; images, or parts of one image, run on threads.
+
+The labels of a pixel lie side by side in rows padded to a multiple of eight, one vector register after the other.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seeds.crf.gaussian_kernels import Kernels
+from seeds.crf.lattice_build import Lattice, build_lattice
+from seeds.crf.thread_pool import map_on_threads
+from seeds.crf.vector_instructions import (
+    WIDTH,
+    add,
+    element,
+    exp_of_difference,
+    fill,
+    largest_lane,
+    load,
+    maximum,
+    multiply_add,
+    store,
+    sum_of_lanes,
+)
+from seeds.numba_compile import compiled
+
+Array = np.ndarray[Any, Any]
+SPLIT_PIXELS = 16384
+"""An image of so many pixels is divided among threads; with fewer the synchronisation costs more than it gains."""
+NO_LABEL = np.float32(-1e30)  # score of the padding
+GROUP = 8  # pixels worked on together: the processor computes for one while it waits for another's data
+TILE = 128  # pixels transposed together, so that both layouts stay in the cache
+
+
+def lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations: int) -> Tensor:
+    """Run mean field with both kernels as lattices, on as many threads as torch uses.
+
+    Args:
+        image: uint8 (B, 3, H, W), on the CPU.
+        logits: float32 (B, K, H, W), finite, on the CPU.
+        kernels: the two kernels.
+        iterations: number of mean-field updates.
+
+    Returns:
+        Probabilities, float32 (B, K, H, W).
+
+    Raises:
+        InputError: a kernel is so narrow, beside the size of the image, that vertices do not fit their keys.
+    """
+    probs = torch.empty(logits.shape, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    b, k, h, w = logits.shape
+    gaussian = _gaussian_lattice(h, w, kernels.gaussian_sxy, kernels.gaussian_weight)
+    images, unary, results = (t.contiguous().numpy().reshape(b, -1, h * w) for t in (image, logits, probs))
+
+    def infer(i: int, parts: int = 1) -> None:
+        edges = [h * w * part // parts // 16 * 16 for part in range(parts)] + [h * w]  # whole cache lines apart
+        ranges = list(zip(edges, edges[1:], strict=False))
+        bilateral = build_lattice(
+            images[i], w, kernels.bilateral_sxy, kernels.bilateral_srgb, kernels.bilateral_weight, ranges
+        )
+        _infer_image(unary[i], results[i], bilateral, gaussian, iterations, ranges)
+
+    if b < threads and h * w >= SPLIT_PIXELS:
+        for i in range(b):
+            infer(i, threads)
+    else:
+        map_on_threads(infer, range(b), threads)
+    return probs
+
+
+@functools.lru_cache(maxsize=8)
+def _gaussian_lattice(h: int, w: int, sxy: float, weight: float) -> Lattice:
+    """Build the lattice of the Gaussian kernel, the same for all images of a size.
+
+    A kernel too narrow to reach another pixel, as in training, is the identity after normalisation. Its lattice has
+    one vertex for each pixel and no axes.
+    """
+    n = h * w
+    lattice = build_lattice(np.empty((0, n), np.uint8), w, sxy, 1.0, weight, [(0, n)])
+    m = lattice.neighbors.shape[1]
+    pixel = np.append(np.arange(m) // 3, -1)  # of each vertex, where no two pixels share one
+    linked = (lattice.neighbors < m) & (pixel[lattice.neighbors] != pixel[:m, None])
+    if m < 3 * n or linked.any():
+        return lattice
+    own_vertices = np.arange(n, dtype=np.int32)[:, None]
+    return Lattice(own_vertices, np.full((n, 1), weight**0.5, np.float32), np.empty((0, n, 2), np.int32))
+
+
+def _infer_image(
+    logits: Array, probs: Array, bilateral: Lattice, gaussian: Lattice, iterations: int, ranges: list[tuple[int, int]]
+) -> None:
+    """Run mean field on one image: logits and probabilities (K, N)."""
+    parts = len(ranges)
+    lanes = -(-len(logits) // WIDTH) * WIDTH
+    sizes = [lattice.neighbors.shape[1] + 1 for lattice in (bilateral, gaussian)]  # the last row stays 0
+    scores = np.empty((logits.shape[1], lanes), np.float32)
+    nodes = [np.zeros((size, lanes), np.float32) for size in sizes]
+    spare = [np.zeros((size, lanes), np.float32) for size in sizes]
+    sums = [np.zeros((parts, size, lanes), np.float32) for size in sizes]
+
+    map_on_threads(lambda pixels: to_rows(logits, *pixels, scores), ranges, parts)
+    for iteration in range(iterations + 1):
+
+        def step(part: int, final: bool = iteration == iterations) -> None:
+            update(
+                final,
+                *ranges[part],
+                scores,
+                bilateral.vertices,
+                bilateral.weights,
+                nodes[0],
+                sums[0][part],
+                gaussian.vertices,
+                gaussian.weights,
+                nodes[1],
+                sums[1][part],
+            )
+
+        map_on_threads(step, range(parts), parts)
+        if iteration < iterations:
+            map_on_threads(
+                lambda i: blur(sums[i], (bilateral, gaussian)[i].neighbors, nodes[i], spare[i]), range(2), parts
+            )
+    map_on_threads(lambda pixels: to_planes(scores, *pixels, probs), ranges, parts)
+
+
+@compiled
+def to_rows(logits: Array, start: int, stop: int, scores: Array) -> None:
+    """Transpose logits (K, N) to scores (N, lanes) for the pixels start..stop; the largest score of a pixel is 0."""
+    labels, lanes = len(logits), scores.shape[1]
+    largest = np.empty(TILE, np.float32)
+    for tile in range(start, stop, TILE):
+        pixels = min(TILE, stop - tile)
+        largest[:pixels] = logits[0, tile : tile + pixels]
+        for label in range(1, labels):
+            for p in range(pixels):
+                largest[p] = max(largest[p], logits[label, tile + p])
+        for label in range(labels):
+            for p in range(pixels):
+                scores[tile + p, label] = logits[label, tile + p] - largest[p]
+        for p in range(pixels):
+            scores[tile + p, labels:lanes] = NO_LABEL
+
+
+@compiled
+def to_planes(scores: Array, start: int, stop: int, probs: Array) -> None:
+    """Transpose probabilities (N, lanes) to (K, N) for the pixels start..stop."""
+    for tile in range(start, stop, TILE):
+        for label in range(len(probs)):
+            for i in range(tile, min(tile + TILE, stop)):
+                probs[label, i] = scores[i, label]
+
+
+@compiled
+def update(
+    final: bool,
+    start: int,
+    stop: int,
+    scores: Array,
+    vertices: Array,
+    weights: Array,
+    nodes: Array,
+    sums: Array,
+    gaussian_vertices: Array,
+    gaussian_weights: Array,
+    gaussian_nodes: Array,
+    gaussian_sums: Array,
+) -> None:
+    """Update the pixels start..stop in one pass: slice the messages, take the softmax, splat the probabilities.
+
+    Args:
+        final: write the probabilities over the scores, and splat nothing.
+        start: the first pixel.
+        stop: the pixel after the last.
+        scores: (N, lanes), the unary scores.
+        vertices: int32 (N, 6), of the bilateral lattice.
+        weights: (N, 6).
+        nodes: (m + 1, lanes), the blurred values at its vertices.
+        sums: (m + 1, lanes), where probabilities are added up.
+        gaussian_vertices: int32 (N, 3), or (N, 1) for the identity; this and the following as above.
+        gaussian_weights: (N, 3).
+        gaussian_nodes: (m + 1, lanes).
+        gaussian_sums: (m + 1, lanes).
+    """
+    lanes, corners = scores.shape[1], gaussian_vertices.shape[1]
+    buffer = np.empty((GROUP, lanes), np.float32)
+    for begin in range(start, stop, GROUP):
+        count = min(GROUP, stop - begin)
+        for g in range(count):
+            i = begin + g
+            for lane in range(0, lanes, WIDTH):
+                score = load(scores, i * lanes + lane)
+                for j in range(i * 6, i * 6 + 6):
+                    values = load(nodes, element(vertices, j) * lanes + lane)
+                    score = multiply_add(fill(element(weights, j)), values, score)
+                for j in range(i * corners, i * corners + corners):
+                    values = load(gaussian_nodes, element(gaussian_vertices, j) * lanes + lane)
+                    score = multiply_add(fill(element(gaussian_weights, j)), values, score)
+                store(buffer, g * lanes + lane, score)
+        for g in range(count):
+            top = load(buffer, g * lanes)
+            for lane in range(WIDTH, lanes, WIDTH):
+                top = maximum(top, load(buffer, g * lanes + lane))
+            top = fill(largest_lane(top))
+            total = fill(np.float32(0))
+            for lane in range(0, lanes, WIDTH):
+                belief = exp_of_difference(load(buffer, g * lanes + lane), top)
+                total = add(total, belief)
+                store(buffer, g * lanes + lane, belief)
+            share = np.float32(1) / sum_of_lanes(total)
+            i = begin + g
+            if final:
+                for lane in range(lanes):
+                    scores[i, lane] = share * buffer[g, lane]
+                continue
+            for j in range(i * 6, i * 6 + 6):
+                weight = fill(share * element(weights, j))
+                place = element(vertices, j) * lanes
+                for lane in range(0, lanes, WIDTH):
+                    belief = load(buffer, g * lanes + lane)
+                    store(sums, place + lane, multiply_add(weight, belief, load(sums, place + lane)))
+            for j in range(i * corners, i * corners + corners):
+                weight = fill(share * element(gaussian_weights, j))
+                place = element(gaussian_vertices, j) * lanes
+                for lane in range(0, lanes, WIDTH):
+                    belief = load(buffer, g * lanes + lane)
+                    store(gaussian_sums, place + lane, multiply_add(weight, belief, load(gaussian_sums, place + lane)))
+
+
+@compiled
+def blur(sums: Array, neighbors: Array, nodes: Array, spare: Array) -> None:
+    """Add up all parts' sums (parts, m + 1, lanes), which become 0, and blur them along every axis into `nodes`."""
+    parts, rows, lanes = sums.shape
+    axes, m = neighbors.shape[:2]
+    zero, half = fill(np.float32(0)), fill(np.float32(0.5))
+    source, target = (nodes, spare) if axes % 2 == 0 else (spare, nodes)
+    for i in range(0, m * lanes, WIDTH):
+        value = load(sums, i)
+        store(sums, i, zero)
+        for other in range(i + rows * lanes, parts * rows * lanes, rows * lanes):
+            value = add(value, load(sums, other))
+            store(sums, other, zero)
+        store(source, i, value)
+    for axis in range(axes):
+        for vertex in range(m):
+            link = 2 * (axis * m + vertex)
+            up, down = element(neighbors, link) * lanes, element(neighbors, link + 1) * lanes
+            for lane in range(0, lanes, WIDTH):
+                both = add(load(source, up + lane), load(source, down + lane))
+                place = vertex * lanes + lane
+                store(target, place, multiply_add(half, both, load(source, place)))
+        source, target = target, source
