@@ -1,7 +1,6 @@
-"""Weakly-supervised localization: a box from a map, and how often it is right (ImageNet's localization task)."""
+"""Weakly supervised localization: a box from a map, and the top-1 and top-5 localization error of ImageNet."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -9,64 +8,53 @@ from numpy.typing import NDArray
 
 from datamodules.bounding_boxes import Box
 
-SHARE = 0.15  # of a map's maximum (Grad-CAM, section 4.1)
-OVERLAP = 0.5  # intersection over union from which on a box is right (ImageNet, VOC)
-
-Map = NDArray[np.floating]
+THRESHOLD = 0.15  # of the map's maximum (Grad-CAM, section 4.1)
+MIN_IOU = 0.5  # of a correct box (ImageNet, VOC)
 
 
-def box_of(heat: Map, label: int = 0, share: float = SHARE) -> Box | None:
-    """The box of the largest connected part of a map above a share of its maximum; None where nothing is above 0.
+def box_from_map(cam: NDArray[np.floating], label: int = 0, threshold: float = THRESHOLD) -> Box | None:
+    """Return the box of the largest connected component above a fraction of the map's maximum; None for a zero map.
 
     Args:
-        heat: (H, W), of the image's size.
+        cam: map (H, W) at the image's size.
         label: the box's class, 0..C-1.
-        share: fraction of the maximum.
+        threshold: fraction of the maximum.
     """
-    peak = float(heat.max())
+    peak = float(cam.max())
     if not peak > 0:
         return None
-    above = (heat > share * peak).astype(np.uint8)
+    above = (cam > threshold * peak).astype(np.uint8)
     _, _, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     left, top, width, height = stats[largest, :4].tolist()
     return Box(label, left, top, left + width, top + height)
 
 
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(one.right, other.right) - max(one.left, other.left)
-    height = min(one.bottom, other.bottom) - max(one.top, other.top)
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = sum((box.right - box.left) * (box.bottom - box.top) for box in (one, other))
-    return shared / (areas - shared) if areas > shared else 0.0
+def box_iou(first: Box, second: Box) -> float:
+    """Return the intersection over union of two boxes; 0 for two empty ones."""
+    width = min(first.right, second.right) - max(first.left, second.left)
+    height = min(first.bottom, second.bottom) - max(first.top, second.top)
+    intersection = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box.right - box.left) * (box.bottom - box.top) for box in (first, second))
+    return intersection / (areas - intersection) if areas > intersection else 0.0
 
 
-def is_right(box: Box | None, truth: Sequence[Box]) -> bool:
-    """Whether a box overlaps a true box of its own class by half or more."""
-    return box is not None and any(own.label == box.label and overlap(box, own) >= OVERLAP for own in truth)
+def is_correct(box: Box | None, truth: Sequence[Box]) -> bool:
+    """Return whether a box has an IoU of at least ``MIN_IOU`` with a true box of the same class."""
+    return box is not None and any(true.label == box.label and box_iou(box, true) >= MIN_IOU for true in truth)
 
 
-class Localization(NamedTuple):
-    """Errors as fractions of images.
+def localization_error(boxes: Sequence[Sequence[Box | None]], truths: Sequence[Sequence[Box]]) -> tuple[float, float]:
+    """Return the top-1 and the top-5 localization error, as fractions of images.
 
-    Attributes:
-        top1: the box of the class of the highest score is wrong, or the class is not there.
-        top5: so are those of the five classes of the highest scores.
-    """
-
-    top1: float
-    top5: float
-
-
-def localization_error(guesses: Sequence[Sequence[Box | None]], truths: Sequence[Sequence[Box]]) -> Localization:
-    """Top-1 and top-5 localization error over images.
+    An image is right at top 1 if the box of the class with the highest score is correct, and at top 5 if the box of one
+    of the five classes with the highest scores is.
 
     Args:
-        guesses: of each image, the boxes of its classes of the highest scores, in that order.
-        truths: of each image, the true boxes.
+        boxes: for each image, the boxes of its classes by descending score.
+        truths: for each image, the true boxes.
     """
-    right = [[is_right(box, truth) for box in boxes[:5]] for boxes, truth in zip(guesses, truths, strict=True)]
-    wrong = [(not any(each[:1]), not any(each)) for each in right]
+    correct = [[is_correct(box, truth) for box in own[:5]] for own, truth in zip(boxes, truths, strict=True)]
+    wrong = [(not any(image[:1]), not any(image)) for image in correct]
     top1, top5 = np.mean(wrong, axis=0) if wrong else (float("nan"), float("nan"))
-    return Localization(float(top1), float(top5))
+    return float(top1), float(top5)
