@@ -21,7 +21,7 @@ from datamodules.cache.shard import ShardBuilder
 from datamodules.cache.writer import write_manifest, write_shard
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, remove_lock, write_atomically
-from datamodules.settings import differences
+from datamodules.files import differences
 
 PLAN, LOCK, STOP = "plan.json", "lock", "stopped"
 PLAN_FORMAT, RECORD_FORMAT = f"{FORMAT}-plan", f"{FORMAT}-record"

@@ -15,7 +15,7 @@ from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
 from datamodules.masks import read_class_mask
-from datamodules.messages import print_message
+from datamodules.progress import print_message
 from datamodules.photos import all_masks
 from datamodules.progress import track
 from datamodules.sampling import evenly
