@@ -18,8 +18,8 @@ from datamodules.dataset import TagDataset, collate, one_thread
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.folder_listing import MASK_FOLDER, Listing, listing_classes, listing_photos, read_csv, read_tag_folders
-from datamodules.messages import print_message
 from datamodules.photos import PhotoSet, all_masks, check_labels
+from datamodules.progress import print_message
 from datamodules.sampling import EvalSampler, TrainSampler, run_seed
 from datamodules.transforms import Augment
 from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, leave_out_unreadable

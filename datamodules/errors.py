@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""Exceptions for what a user can mend."""
 
 
 class InputError(ValueError):
@@ -17,3 +17,9 @@ class InputError(ValueError):
 
 class UnreadableError(InputError):
     """A file cannot be read as an image or a mask: it is missing, cut short, or something else."""
+
+
+class UsageError(InputError):
+    """The command line or a YAML file is wrong: an unknown key, a value of the wrong type, no such file."""
+
+    status = 2

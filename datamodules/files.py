@@ -1,38 +1,96 @@
-"""Files and folders that appear whole or not at all, checksums, and lock files."""
+"""Files and folders: written whole or not at all, and compared by checksums and sizes."""
 
 import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock
 
 from datamodules.errors import InputError
 
+__all__ = [
+    "differences", "file_sha256", "file_sizes", "folder_fingerprint", "new_folder", "remove_lock", "write_atomically",
+]  # fmt: skip
+
+_HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
+
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal.
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, and outlives a loss of power once this returns.
+def folder_fingerprint(path: Path, leave_out: Path | None = None) -> str | None:
+    """Return a digest of a file's bytes, or of what a folder contains.
 
-    The content goes to a neighbour ``.NAME.PID.RANDOM.part``, to the disk, and then gets its name: processes of several
-    machines that write the same file have different neighbours.
+    A folder's digest covers the names and sizes of all files in it and beneath (hidden ones left out) and the bytes of
+    lists and labels (``.csv .json .jsonl .npy .txt .xml .yaml``). It is cheap for a whole data set, and does not notice
+    an image that changes and keeps its size to the byte.
+
+    Args:
+        path: the file or folder; links are followed.
+        leave_out: a folder not to look into.
+
+    Returns:
+        Hexadecimal digits, or None where nothing has that name.
 
     Raises:
-        InputError: it cannot be written; the neighbour is removed.
+        OSError: something cannot be read.
     """
-    part = _neighbour(path)
+    if path.is_file():
+        return file_sha256(path)
+    if not path.is_dir():
+        return None
+    total = hashlib.sha256()
+    for name, file in _files(path, leave_out):
+        content = file_sha256(file) if file.suffix.lower() in _HASHED else ""
+        total.update(f"{name}\0{file.stat().st_size}\0{content}\n".encode(errors="surrogateescape"))
+    return total.hexdigest()
+
+
+def file_sizes(path: Path) -> dict[str, int]:
+    """Return the size in bytes of each file in a folder and beneath by name, hidden ones left out.
+
+    Raises:
+        OSError: something cannot be read.
+    """
+    return {name: file.stat().st_size for name, file in _files(path, None)}
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Compare two nested settings.
+
+    Yields:
+        The name of a setting that differs, such as ``model.init_args.lr``, and both values; None where it is missing.
+    """
+    for key in {**wanted, **found}:
+        one, other = found.get(key), wanted.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from ((f"{key}.{name}", *values) for name, *values in differences(one, other))
+        elif one != other:
+            yield key, one, other
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, and is on the disk when this returns.
+
+    The content is written to a neighbour ``.NAME.PID.RANDOM.part``, synced, and renamed: processes of several machines
+    that write the same file have different neighbours.
+
+    Raises:
+        InputError: the file cannot be written; the neighbour is removed.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as file:
             file.write(content)
@@ -41,22 +99,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         part.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _unwritten(path, error) from error
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # it has its name by now, or its folder is no folder
+        with suppress(OSError):  # it is renamed by now, or its folder is no folder
             part.unlink()
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears with all its files or not at all: within the context it is a neighbour ``.NAME.PID.part``.
+    """Make a folder that appears with all its files or not at all; within the context it is ``.NAME.PID.part``.
 
     Raises:
-        InputError: there is something under its name already other than an empty folder, or the disk does not take it.
+        InputError: the name is taken by something other than an empty folder, or the folder cannot be written.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already and is not an empty folder; choose another output")
-    part = _neighbour(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         part.mkdir(parents=True)
         yield part
@@ -64,7 +122,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             path.rmdir()  # it is empty; Windows renames nothing to the name of a folder
         part.replace(path)
     except OSError as error:
-        raise _unwritten(path, error) from error
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -80,23 +138,25 @@ def remove_lock(lock: BaseFileLock) -> None:
     lock.release()
 
 
-def _neighbour(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-
-
-def _unwritten(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path} cannot be written: {error.strerror or error}")
-
-
 def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a loss of power, where the system can."""
-    try:
+    """Sync the names in a folder to the disk, where the system can: Windows and some network file systems cannot."""
+    with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # a system that opens no folders
-        return
-    try:
-        os.fsync(handle)
-    except OSError:  # nor a network file system
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _files(folder: Path, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
+    """Yield names relative to the folder, sorted, and files; a folder reached by several links is visited once."""
+    visited = {os.path.realpath(leave_out)} if leave_out else set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(place))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) not in visited
+        )
+        for name in sorted(names):
+            file = Path(place, name)
+            if not name.startswith(".") and file.is_file():
+                yield file.relative_to(folder).as_posix(), file

@@ -1,4 +1,4 @@
-"""How far long work is, on standard error: a bar on a terminal, plain lines in a log file."""
+"""Progress of long work on standard error: a bar on a terminal, plain lines in a log file."""
 
 import math
 import os
@@ -10,41 +10,36 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
+import rich.progress
+from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-__all__ = ["STAGE", "Progress", "duration", "track"]
+__all__ = ["STAGE", "Progress", "duration", "print_message", "track"]
 
-STAGE = "TAG2MASK_STAGE"  # environment: the recipe stage that this process is, with which its lines begin
-INTERVAL = 20.0  # seconds between two lines; half a minute without any looks like a job that hangs
-BAR_WIDTH = 30  # characters
+STAGE = "TAG2MASK_STAGE"  # environment variable: the recipe stage that this process runs; its lines begin with it
+INTERVAL = 20.0  # seconds between two lines of a log file
 
 Item = TypeVar("Item")
 
 
 class Progress:
-    """Reports how far a task is, while it is used as a context manager or between `start` and `stop`.
+    """Progress of one task, reported while it is used as a context manager or between `start` and `stop`.
 
-    On a terminal that is a bar. In a log file it is a line at the start, one every `INTERVAL` seconds whether or not an
-    item was done in that time, and one at the end. Only the process that started it writes; forked workers do not.
+    On a terminal the report is a bar of ``rich``. In a log file it is a line at the start, one every `INTERVAL` seconds
+    whether or not an item was done in that time, and one at the end. Only the process that called `start` writes.
 
+    Args:
+        description: what is being done.
+        total: number of items; None or infinite where it is not known.
+        unit: what the items are, in the plural.
+        done: items that an earlier process has done; they do not count for the speed.
+        status: further text, such as the loss.
     """
 
     def __init__(
         self, description: str, total: float | None = None, unit: str = "images", *, done: int = 0, status: str = ""
     ) -> None:
-        """Prepare; nothing is written yet.
-
-        Args:
-            description: what is being done.
-            total: items in all; None or infinite where that is not known.
-            unit: what the items are, in the plural.
-            done: items that were done by an earlier process; its speed does not count.
-            status: what else there is to report at the start.
-        """
         stage = os.environ.get(STAGE)
         self._title = f"[{stage}] {description}" if stage else description
         self._total = int(total) if total is not None and math.isfinite(total) else None
@@ -53,9 +48,9 @@ class Progress:
         self._state = done, status  # one object: the thread that writes lines never reads half of a change
         self._start = time.monotonic()
         self._process: int | None = None
-        self._live: Live | None = None
+        self._bar: rich.progress.Progress | None = None
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
+        self._thread = threading.Thread(target=self._write_lines, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
         """Start."""
@@ -71,75 +66,62 @@ class Progress:
     def start(self) -> None:
         """Show the bar, or write the first line."""
         self._start, self._process = time.monotonic(), os.getpid()
+        done, status = self._state
         console = Console(stderr=True)
         if console.is_terminal and not console.is_dumb_terminal:
-            self._live = Live(get_renderable=self._bar, console=console)
-            self._live.start()
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                       TextColumn(self._unit), TimeRemainingColumn(), TextColumn("{task.fields[status]}", markup=False))  # fmt: skip
+            self._bar = rich.progress.Progress(*columns, console=console)
+            self._bar.add_task(self._title, total=self._total, completed=done, status=status)
+            self._bar.start()
         else:
             write_line(self._line())
             self._thread.start()
 
     def advance(self, count: int = 1) -> None:
-        """Count items that are done."""
-        done, status = self._state
-        self._state = done + count, status
+        """Add to the number of items that are done."""
+        self.update(done=self._state[0] + count)
 
-    def update(self, *, done: int | None = None, status: str) -> None:
-        """Replace the status, such as the loss, and the number of items done, where it is given."""
-        self._state = self._state[0] if done is None else done, status
+    def update(self, *, done: int | None = None, status: str | None = None) -> None:
+        """Replace the number of items that are done, and the status, where they are given."""
+        old_done, old_status = self._state
+        self._state = done, status = old_done if done is None else done, old_status if status is None else status
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, status=status)
 
     def stop(self, *, finished: bool = True) -> None:
-        """Leave the bar, or write the last line; nothing is written from then on.
+        """Leave the bar, or write the last line; nothing is written afterwards.
 
         Args:
-            finished: whether the task came to its end.
+            finished: whether the task reached its end.
         """
         if self._ended.is_set() or self._process != os.getpid():
             return
         self._ended.set()
-        if self._live is not None:
-            self._live.stop()
+        if self._bar is not None:
+            self._bar.stop()
         else:
             self._thread.join()
-            how = "in" if finished else "done, stopped after"
-            items = self._state[0]
-            done = f"{self._count(items)} {how} {duration(time.monotonic() - self._start)}"
-            write_line(f"{self._title}: {', '.join([done, *self._speed(items)])}")
+            time_taken = duration(time.monotonic() - self._start)
+            write_line(self._line(f" in {time_taken}" if finished else f" done, stopped after {time_taken}"))
 
-    def _repeat(self) -> None:
+    def _write_lines(self) -> None:
         while not self._ended.wait(INTERVAL):
             write_line(self._line())
 
-    def _line(self) -> str:
-        return f"{self._title}: {self._report(*self._state)}"
-
-    def _bar(self) -> Table:
-        row = Table.grid(padding=(0, 1))
+    def _line(self, end: str | None = None) -> str:
+        """Return the count, the speed and, before the end, the time left and the status, as far as they are known."""
         done, status = self._state
-        bar = ProgressBar(self._total, done, width=BAR_WIDTH)
-        row.add_row(Text(self._title), bar, Text(self._report(done, status)))
-        return row
-
-    def _count(self, done: int) -> str:
-        return f"{done} {self._unit}" if self._total is None else f"{done}/{self._total} {self._unit}"
-
-    def _rate(self, done: int) -> float:
-        """Items a second since the start."""
-        return (done - self._first) / max(time.monotonic() - self._start, 1e-3)  # clocks tick, some slowly
-
-    def _speed(self, done: int) -> Iterator[str]:
-        """The speed, once it is known."""
+        parts = [f"{done} {self._unit}" if self._total is None else f"{done}/{self._total} {self._unit}"]
+        parts[0] += end or ""
         if done > self._first:
-            rate = self._rate(done)
-            digits = f"{rate:.1f}" if rate >= 10 else f"{rate:.2g}"
-            yield f"{digits} {self._unit}/s"
-
-    def _report(self, done: int, status: str) -> str:
-        """The count, and speed, time left and status as far as they are known."""
-        details = [self._count(done), *self._speed(done)]
-        if self._total is not None and self._first < done < self._total:
-            details.append(f"about {duration((self._total - done) / self._rate(done))} left")
-        return ", ".join([*details, status] if status else details)
+            rate = (done - self._first) / max(time.monotonic() - self._start, 1e-3)  # some clocks tick slowly
+            parts.append(f"{rate:.1f} {self._unit}/s" if rate >= 10 else f"{rate:.2g} {self._unit}/s")
+            if end is None and self._total is not None and done < self._total:
+                parts.append(f"about {duration((self._total - done) / rate)} left")
+        if end is None and status:
+            parts.append(status)
+        return f"{self._title}: {', '.join(parts)}"
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, unit: str = "images") -> Iterator[Item]:
@@ -148,7 +130,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
     Args:
         items: what is worked on, one after the other.
         description: what is being done.
-        total: how many items there are; their own length if not given.
+        total: number of items; their length if not given.
         unit: what the items are, in the plural.
     """
     if total is None and isinstance(items, Sized):
@@ -160,15 +142,21 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it: ``40 s``, ``12 min``, ``2 h 5 min``."""
+    """Return a time in words: ``40 s``, ``12 min``, ``2 h 5 min``."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{math.ceil(seconds)} s"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+@rank_zero_only
+def print_message(line: str) -> None:
+    """Print a line on standard error, once for all processes."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
+
+
 def write_line(line: str) -> None:
-    """Write a line to standard error at once. A log that is gone must not end the work."""
+    """Write a line to standard error at once. A log that is closed must not end the work."""
     with suppress(OSError, ValueError):
         sys.stderr.write(line + "\n")
         sys.stderr.flush()

@@ -9,7 +9,7 @@ import numpy as np
 
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import image_size
-from datamodules.messages import print_message
+from datamodules.progress import print_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,29 +1,98 @@
-"""What several processes that train together must agree on."""
+"""Several processes that work together: how many were launched, and values they exchange."""
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, distributed
+from datamodules.errors import InputError
 
-__all__ = ["everyones", "mean_over_processes"]
+if TYPE_CHECKING:  # torch takes a second to import, and the command line checks processes before any command
+    from torch import Tensor
+
+__all__ = ["check_process_count", "gather_objects", "launched_devices", "mean_over_processes", "require_one_process"]
+
+# For each launcher, a variable that it always sets and the variable that holds its number of processes.
+_LAUNCHERS = {"TORCHELASTIC_RUN_ID": "WORLD_SIZE", "SLURM_STEP_ID": "SLURM_STEP_NUM_TASKS"}
 
 
-def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+def launched_devices(devices: Any, num_nodes: int) -> tuple[Any, int]:
+    """Return Lightning's ``devices`` and ``num_nodes``, taken from torchrun where it launched this process.
+
+    torchrun's numbers replace ``devices`` of ``auto`` or 1 (the value in every YAML) only.
+    """
+    if devices in ("auto", 1, "1") and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
+        each = int(os.environ["LOCAL_WORLD_SIZE"])
+        return each, int(os.environ["WORLD_SIZE"]) // each
+    return devices, num_nodes
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a number over the processes, float32, without gradient; to be asked for by all of them."""
+def check_process_count(world_size: int) -> None:
+    """Check that as many processes were launched as will work together.
+
+    Otherwise each process would do all of the work and overwrite the files of the others.
+
+    Args:
+        world_size: processes that Lightning expects.
+
+    Raises:
+        InputError: torchrun or srun launched another number of processes.
+    """
+    count, variable = _launched_processes()
+    if count not in (1, world_size):
+        raise InputError(
+            f"{count} processes were started ({variable}={count}), and devices and num_nodes make {world_size}: give "
+            "the number of processes on each machine as devices, and of machines as num_nodes"
+        )
+
+
+def require_one_process(command: str) -> None:
+    """Check that a command that runs in one process was launched once.
+
+    Args:
+        command: its name, for the message.
+
+    Raises:
+        InputError: torchrun or srun launched several processes.
+    """
+    count, variable = _launched_processes()
+    if count > 1:
+        raise InputError(
+            f"{command} works in one process, and {count} were started ({variable}={count}): start it once, without "
+            "torchrun or srun; fit, validate, test, seeds generate, seeds refine and pseudo-label share their work "
+            "among several"
+        )
+
+
+def mean_over_processes(value: "Tensor") -> "Tensor":
+    """Return the mean of a scalar tensor over all processes: float32, without gradient. All processes must call it."""
+    from torch import distributed
+
     mean = value.detach().float().clone()
-    if _together():
+    if _several_processes():
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()
     return mean
 
 
-def everyones(thing: Any) -> list[Any]:
-    """What each process gives, in their order; to be asked for by all of them."""
-    if not _together():
-        return [thing]
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, thing)
-    return found
+def gather_objects(value: Any) -> list[Any]:
+    """Return the values of all processes in order of rank. All processes must call it."""
+    from torch import distributed
+
+    if not _several_processes():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def _launched_processes() -> tuple[int, str]:
+    """Return how many processes torchrun or srun launched, 1 without them, and the variable that holds the number."""
+    for mark, variable in _LAUNCHERS.items():
+        if mark in os.environ and variable in os.environ:
+            return int(os.environ[variable]), variable
+    return 1, ""
+
+
+def _several_processes() -> bool:
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

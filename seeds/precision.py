@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from datamodules.messages import print_message
+from datamodules.progress import print_message
 
 __all__ = ["Chosen", "Precision", "computes_bfloat16", "resolve_precision"]
 

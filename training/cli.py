@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from datamodules.errors import InputError
-from seeds.process_launch import one_process
+from seeds.distributed import require_one_process
 from training.allocator import keep_freed_memory
 
 # No command speaks to the network unasked; albumentations would look for a newer self on import.
@@ -139,7 +139,8 @@ def run_command(words: list[str]) -> None:
     keep_freed_memory()
     from training.messages import nearest
     from training.parsers import run_function
-    from training.yaml_files import UsageError, find_configs
+    from datamodules.errors import UsageError
+    from training.yaml_files import find_configs
 
     length = 2 if words[0] == "seeds" else 1
     name = " ".join(words[:length])
@@ -149,7 +150,7 @@ def run_command(words: list[str]) -> None:
         run_lightning(find_configs(words))
     elif name in FUNCTIONS:
         if name not in SHARED:
-            one_process(name)
+            require_one_process(name)
         target, about = FUNCTIONS[name]
         run_function(target, about, name, find_configs(words[length:]))
     else:

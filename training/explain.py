@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_atomically
 from datamodules.images import read_image
-from datamodules.messages import print_message
+from datamodules.progress import print_message
 from datamodules.photos import file_photos
 from datamodules.progress import track
 from seeds.explainer import Explainer, names_of

@@ -22,7 +22,7 @@ from seeds.base_task import BaseTask
 from seeds.checkpoints import read_checkpoint
 from seeds.classifier import ClassifierTask
 from seeds.precision import Precision, resolve_precision
-from seeds.process_launch import as_started, check_started, one_process
+from seeds.distributed import launched_devices, check_process_count, require_one_process
 from training.parsers import OneSentenceErrors
 from training.runs.progress import progress_bar
 from training.runs.repeated_runs import fit_repeatedly, seed_list
@@ -130,7 +130,7 @@ class TagToMaskCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.seeds:
-            one_process("fit --random_seeds")
+            require_one_process("fit --random_seeds")
             fit_repeatedly(self.words, self.plain_config(), self.seeds)
         else:
             super()._run_subcommand(subcommand)
@@ -142,7 +142,7 @@ class TagToMaskCLI(LightningCLI):
         own = given.logger if given.logger is not None else fits
         kwargs["default_root_dir"] = given.default_root_dir or str(folder)
         kwargs["logger"] = run_loggers(folder, self._get(self.config, "wandb")) if own is True else own
-        kwargs["devices"], kwargs["num_nodes"] = as_started(given.devices, given.num_nodes)
+        kwargs["devices"], kwargs["num_nodes"] = launched_devices(given.devices, given.num_nodes)
         kwargs["plugins"] = [CheckpointFiles(), *(given.plugins or [])]
         callbacks = list(given.callbacks or [])
         if fits:
@@ -156,7 +156,7 @@ class TagToMaskCLI(LightningCLI):
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except ValueError as error:  # Lightning's answer to SLURM's tasks that do not match its devices
             raise InputError(f"trainer: {error}") from error
-        check_started(trainer.world_size)
+        check_process_count(trainer.world_size)
         check_trainer(trainer, sync_batchnorm=given.sync_batchnorm)
         return trainer
 

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from training.messages import one_sentence
 from training.signatures import read_signature
-from training.yaml_files import UsageError
+from datamodules.errors import UsageError
 
 
 class OneSentenceErrors:

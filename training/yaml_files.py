@@ -4,16 +4,10 @@ from pathlib import Path
 
 import yaml
 
-from datamodules.errors import InputError
+from datamodules.errors import UsageError
 from training.messages import nearest
 
-__all__ = ["UsageError", "config_path", "find_configs"]
-
-
-class UsageError(InputError):
-    """The command line or a YAML file is wrong: an unknown key, a value of the wrong type, no such file."""
-
-    status = 2
+__all__ = ["config_path", "find_configs"]
 
 
 def find_configs(words: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from seeds.making.resize import ResizePolicy
 from seeds.making.shards import Asked, CueRule, SeedTask, ShardWriter
 from seeds.making.source import Source
 from seeds.precision import Chosen, Precision, resolve_precision
-from seeds.process_launch import as_started, check_started
+from seeds.distributed import launched_devices, check_process_count
 
 
 class SeedProgress(pl.Callback):
@@ -77,7 +77,7 @@ def make_trainer(
     Raises:
         InputError: there is no such thing here, or torchrun or srun started another number of processes.
     """
-    devices, num_nodes = as_started(devices, num_nodes)
+    devices, num_nodes = launched_devices(devices, num_nodes)
     try:
         trainer = pl.Trainer(
             accelerator=accelerator,
@@ -97,7 +97,7 @@ def make_trainer(
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         line = str(error).strip().splitlines()[0]
         raise InputError(f"accelerator {accelerator} with devices {devices} cannot be used: {line}") from error
-    check_started(trainer.world_size)
+    check_process_count(trainer.world_size)
     return trainer
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from datamodules.cache.making import Making
 from datamodules.cache.shard import Parts, ShardBuilder
 from datamodules.errors import InputError
-from datamodules.messages import print_message
+from datamodules.progress import print_message
 from datamodules.unreadable import too_many
 from seeds.making.asking import Seed
 from seeds.making.batches import Batches, BatchLoader, ImageBatch

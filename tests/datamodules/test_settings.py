@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.settings import differences
+from datamodules.files import differences
 
 PLAIN = st.recursive(
     st.none() | st.integers(0, 3),

@@ -10,7 +10,7 @@ from torch import nn
 from datamodules.errors import InputError
 from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
-from seeds.process_launch import one_process
+from seeds.distributed import require_one_process
 from tests.processes import ranks
 from tests.training.conftest import data_of, trainer_of
 from tests.training.fits import fit
@@ -238,7 +238,7 @@ def test_commands_of_one_process(monkeypatch, capsys):
     for mark, name in (("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")):
         with monkeypatch.context() as patch:
             patch.setenv(name, "2")
-            one_process("evaluate")
+            require_one_process("evaluate")
             patch.setenv(mark, "1")
             assert main(["evaluate", "--checkpoint=x"]) == 1
             assert f"evaluate works in one process, and 2 were started ({name}=2)" in capsys.readouterr().err

@@ -20,7 +20,8 @@ from training.recipes.recipe import STAGES, Recipe, Stage, read_recipe
 from training.recipes.run_summary import figures_of, summary_table, why
 from training.recipes.stage_process import Ended, check_options, run_process
 from training.recipes.stages import Inputs, StagePlace, key_of
-from training.yaml_files import UsageError, config_path
+from datamodules.errors import UsageError
+from training.yaml_files import config_path
 
 __all__ = ["run_recipe"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from datamodules.settings import differences
+from datamodules.files import differences
 from training.evaluation.tables import percent
 
 __all__ = ["figures_of", "summary_table", "why"]

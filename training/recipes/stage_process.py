@@ -18,7 +18,7 @@ import psutil
 
 from datamodules.errors import InputError
 from datamodules.progress import STAGE
-from training.yaml_files import UsageError
+from datamodules.errors import UsageError
 
 __all__ = ["CHECK", "WATCHED", "Ended", "check_options", "run_process", "same_modules"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from seeds.distributed import everyones
+from seeds.distributed import gather_objects
 
 __all__ = ["LossGuard"]
 
@@ -41,7 +41,7 @@ class LossGuard(pl.Callback):
         """
         bad = not torch.isfinite(loss)
         if trainer.strategy.reduce_boolean_decision(bad, all=False):  # all processes stop together
-            found = [each for each in everyones((loss.item(), self._ids) if bad else None) if each]
+            found = [each for each in gather_objects((loss.item(), self._ids) if bad else None) if each]
             names = [name for _, ids in found for name in ids]
             raise InputError(
                 f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {found[0][0]}; "

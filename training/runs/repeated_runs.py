@@ -15,7 +15,7 @@ from rich.text import Text
 
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
-from datamodules.settings import differences
+from datamodules.files import differences
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.evaluation.tables import average, sample_std
 from training.recipes.stage_process import same_modules

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from datamodules.messages import print_message
+from datamodules.progress import print_message
 
 __all__ = ["UpdateCount"]
 
