@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 
-from datamodules.seed_cache import SeedCache
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
-from datamodules.messages import print_message
+from datamodules.progress import print_message
 from datamodules.sample import Sample, require_masks, require_tags
 from datamodules.sampling import EvalSampler, TrainSampler, run_seed
+from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, readable
 

@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.seed_cache import SeedCache
 from datamodules.class_names import check_classes
 from datamodules.dataset import TagDataset, collate, one_thread
 from datamodules.errors import InputError
@@ -21,6 +20,7 @@ from datamodules.folder_listing import MASK_FOLDER, Listing, listing_classes, li
 from datamodules.photos import PhotoSet, all_masks, check_labels
 from datamodules.progress import print_message
 from datamodules.sampling import EvalSampler, TrainSampler, run_seed
+from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, leave_out_unreadable
 from datamodules.voc import require_voc, voc_classes, voc_photos

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.utils.data import Sampler
 
-    from datamodules.seed_cache import SeedCache
     from datamodules.photos import PhotoSet
     from datamodules.sample import Sample
+    from datamodules.seed_cache import SeedCache
     from datamodules.transforms import Augment
 
 _ATTEMPTS = 16  # images that are tried, one after the other, in place of an unreadable one

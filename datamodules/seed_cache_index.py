@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import differences, write_atomically
 from datamodules.seed_shard import DamagedError, Shard, check_ids, plain_json, shard_name
-from datamodules.settings import differences
 
 INDEX = "index.safetensors"
 VERSION = 1
@@ -88,7 +87,9 @@ class CacheIndex:
             "ids": self._text.shape[:1], "order": (images,), "buckets": (2**bits + 1,), "first": (shards + 1,),
             "stamps": (shards, 2), "digests": (shards, 32),
         }  # fmt: skip
-        sound = all(arrays[name].dtype == dtype and arrays[name].shape == shapes[name] for name, dtype in _TYPES.items())
+        sound = all(
+            arrays[name].dtype == dtype and arrays[name].shape == shapes[name] for name, dtype in _TYPES.items()
+        )
         positions = self._order.astype(np.int64)
         sound &= len(self._ends) == images == self.first[-1] and bool((np.diff(self.first) >= 0).all())
         sound &= not images or bool(positions.min() >= 0 and positions.max() < images)

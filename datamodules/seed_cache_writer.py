@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.files import new_folder, write_atomically
-from datamodules.seed_cache_index import INDEX, list_shards
+from datamodules.files import differences, new_folder, write_atomically
+from datamodules.seed_cache_index import list_shards
 from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
-from datamodules.settings import differences
 
 STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
 

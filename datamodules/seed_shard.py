@@ -310,7 +310,11 @@ class Shard:
             raise DamagedError(f"{path} is damaged: its header is incomplete") from error
         if not sound:
             raise DamagedError(f"{path} is damaged: its header is not what was written")
-        if not 0 <= self.number < self.shards or len(self.ids) != len(self._rows) or names.count(b"\n") != len(self.ids):
+        if (
+            not 0 <= self.number < self.shards
+            or len(self.ids) != len(self._rows)
+            or names.count(b"\n") != len(self.ids)
+        ):
             raise DamagedError(f"{path} is damaged: its header contradicts itself")
         check_ids(names, f"{path} is refused")
         self._legal = _legal_cues(min(len(self.classes), NO_CUE - 1))

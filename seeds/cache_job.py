@@ -29,8 +29,7 @@ from datamodules.base_datamodule import BaseDataModule, covered_samples, datamod
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
-from datamodules.messages import print_message
-from datamodules.progress import Progress
+from datamodules.progress import Progress, print_message
 from datamodules.sample import Sample, multi_hot, require_tags
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache_index import list_shards
@@ -40,10 +39,9 @@ from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.unreadable import too_many
 from seeds.base_task import BaseTask
 from seeds.checkpoints import load_task, read_checkpoint
-from seeds.distributed import everyones
+from seeds.distributed import check_process_count, gather_objects, launched_devices
 from seeds.job_options import JobOptions
 from seeds.precision import resolve_precision
-from seeds.process_launch import as_started, check_started
 from seeds.provenance import ids_sha256, package_versions
 
 LISTED = 10  # left-out images that are printed one by one; the cache lists all
@@ -193,7 +191,7 @@ def write_seed_cache(
     images = ImageDataset(source.samples, source.data.classes, image_size)
     shards = MissingShards(cache, images, job, hp, left_out or {})
     writer = ShardWriter(shards)
-    devices, num_nodes = as_started(job.devices, job.num_nodes)
+    devices, num_nodes = launched_devices(job.devices, job.num_nodes)
     threads = torch.get_num_threads()
     try:
         with _quiet_lightning():
@@ -215,11 +213,13 @@ def write_seed_cache(
                 )
             except (ValueError, RuntimeError, MisconfigurationException) as error:
                 line = str(error).strip().splitlines()[0]
-                raise InputError(f"accelerator {job.accelerator} with devices {devices} cannot be used: {line}") from error
-            check_started(trainer.world_size)
+                raise InputError(
+                    f"accelerator {job.accelerator} with devices {devices} cannot be used: {line}"
+                ) from error
+            check_process_count(trainer.world_size)
             trainer.predict(module, datamodule=shards, return_predictions=False)
         writer.wait(module)
-        problems = [problem for problem in everyones(module.problem) if problem]
+        problems = [problem for problem in gather_objects(module.problem) if problem]
         if trainer.is_global_zero:
             if problems:
                 raise InputError(problems[0])
@@ -326,7 +326,9 @@ class MissingShards(pl.LightningDataModule):
         """Yield the batches of this process until the network has failed."""
         assert self.trainer is not None
         sampler: Any = [
-            [index for index in indices if self.images.samples[index].id not in self.excluded] if self.excluded else indices
+            [index for index in indices if self.images.samples[index].id not in self.excluded]
+            if self.excluded
+            else indices
             for _, indices in self.batches
         ]
         loader = image_loader(

@@ -5,7 +5,6 @@ from typing import get_args
 
 import numpy as np
 
-from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.errors import InputError
 from datamodules.files import new_folder
 from datamodules.images import image_size
@@ -13,6 +12,7 @@ from datamodules.irn_maps import write_irn
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.sec_cues import sec_files
+from datamodules.seed_cache import NO_CUE, SeedCache
 from seeds.import_seeds import Format
 
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.errors import InputError
 from datamodules.seed_cache import as_stored
 from datamodules.seed_shard import SHARD_SIZE
-from datamodules.errors import InputError
 from datamodules.unreadable import MAX_UNREADABLE
 from seeds.activations import find_layer
 from seeds.background_saliency import check_saliency

@@ -9,8 +9,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.seed_cache import NO_CUE
-from datamodules.seed_cache_writer import CacheOutput, new_cache_folder
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
@@ -18,6 +16,7 @@ from datamodules.irn_maps import read_irn
 from datamodules.masks import read_class_mask
 from datamodules.progress import track
 from datamodules.sec_cues import INPUT_LIST, SecCues
+from datamodules.seed_cache import NO_CUE
 from datamodules.voc import read_ids, voc_classes
 from seeds.cues import foreground_cues, label_map, resolve_conflicts
 from seeds.provenance import ids_sha256, provenance

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from datamodules.seed_cache import SeedCache, as_stored
-from datamodules.seed_shard import SHARD_SIZE
 from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
+from datamodules.seed_cache import SeedCache, as_stored
+from datamodules.seed_shard import SHARD_SIZE
 from datamodules.unreadable import MAX_UNREADABLE
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache_writer import CacheOutput, new_cache_folder
 from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.progress import track
+from datamodules.seed_cache import SeedCache
 from seeds.cues import label_map
 from seeds.provenance import provenance
 

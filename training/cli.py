@@ -137,9 +137,9 @@ def run_command(words: list[str]) -> None:
     """Run a command proper. Imports happen here: torch and Lightning take seconds, and help should not."""
     quiet_known_warnings()
     keep_freed_memory()
+    from datamodules.errors import UsageError
     from training.messages import nearest
     from training.parsers import run_function
-    from datamodules.errors import UsageError
     from training.yaml_files import find_configs
 
     length = 2 if words[0] == "seeds" else 1

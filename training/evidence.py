@@ -46,12 +46,12 @@ class Evidence(NamedTuple):
 def weigh(explainer: Explainer, path: Path, label: int) -> Evidence:
     """The evidence of one photo."""
     image = read_image(path)
-    seen, small = explainer.see(image), shrink(image, LONGEST)
+    seen, small = explainer.preprocess(image), shrink(image, LONGEST)
     probability = float(explainer.scores(seen[None])[0, label].sigmoid())
     sums, pictures = [], []
     for method in (FOR, AGAINST):
         sums.append(float(explainer.maps(method, seen, [label]).sum()))
-        heats = explainer.heats(method, seen, [label], (small.shape[0], small.shape[1]))
+        heats = explainer.cams(method, seen, [label], (small.shape[0], small.shape[1]))
         pictures.append(heat_picture(small, heats[0]))
     return Evidence(path, probability, (sums[0], sums[1]), (pictures[0], pictures[1]))
 

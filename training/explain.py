@@ -11,10 +11,9 @@ from torch import Tensor
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_atomically
 from datamodules.images import read_image
-from datamodules.progress import print_message
 from datamodules.photos import file_photos
-from datamodules.progress import track
-from seeds.explainer import Explainer, names_of
+from datamodules.progress import print_message, track
+from seeds.explainer import Explainer, split_names
 from training.drawings import LONGEST, gradient_picture, grid, heat_picture
 from training.evidence import AGAINST, FOR, evidence_page, weigh
 from training.image_overlays import shrink
@@ -61,12 +60,12 @@ def explain(
             that would replace a photo, or photos that cannot be read: they are skipped, and listed in ``skipped.csv``.
     """
     paths = list(photo_files(photos))
-    chosen = [FOR, AGAINST] if page is not None else names_of(methods)
+    chosen = [FOR, AGAINST] if page is not None else split_names(methods)
     if not chosen:
         raise InputError("no method is given")
     explainer = Explainer(checkpoint, chosen, layer=layer, size=size)
     names = file_photos(paths, explainer.classes).ids
-    wanted = [class_index(explainer, name) for name in names_of(classes if page is None else [page])]
+    wanted = [class_index(explainer, name) for name in split_names(classes if page is None else [page])]
     targets = [output / f"{page}.html"] if page is not None else [output / f"{name}.png" for name in names]
     originals = {path.resolve() for path in paths}
     for target in targets:
@@ -112,7 +111,7 @@ def class_index(explainer: Explainer, name: str) -> int:
 def figure(explainer: Explainer, path: Path, wanted: Sequence[int]) -> Image:
     """One photo's figure, uint8 (H, W, 3): a row a class with its probability and score, a column a method."""
     image = read_image(path)
-    seen = explainer.see(image)
+    seen = explainer.preprocess(image)
     scores = explainer.scores(seen[None])[0]
     probabilities = scores.sigmoid()
     likely = [int(c) for c in scores.argsort(descending=True)]
@@ -132,5 +131,5 @@ def panels_of(explainer: Explainer, method: str, seen: Tensor, shown: Sequence[i
     maps = explainer.maps(method, seen, shown)
     if maps.dim() == 4:
         return [gradient_picture(each.numpy(), height, width) for each in maps]
-    heats = explainer.heats(method, seen, shown, (height, width))
+    heats = explainer.cams(method, seen, shown, (height, width))
     return [heat_picture(small, heat) for heat in heats]

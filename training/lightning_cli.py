@@ -21,8 +21,8 @@ from seeds.affinity.affinity_task import AffinityTask
 from seeds.base_task import BaseTask
 from seeds.checkpoints import read_checkpoint
 from seeds.classifier import ClassifierTask
+from seeds.distributed import check_process_count, launched_devices, require_one_process
 from seeds.precision import Precision, resolve_precision
-from seeds.distributed import launched_devices, check_process_count, require_one_process
 from training.parsers import OneSentenceErrors
 from training.runs.progress import progress_bar
 from training.runs.repeated_runs import fit_repeatedly, seed_list

@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from datamodules.errors import UsageError
 from training.messages import one_sentence
 from training.signatures import read_signature
-from datamodules.errors import UsageError
 
 
 class OneSentenceErrors:

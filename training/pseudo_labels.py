@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.seed_cache import NO_CUE, SeedCache, as_stored
-from datamodules.seed_shard import SHARD_SIZE
 from datamodules.errors import InputError
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
+from datamodules.seed_cache import NO_CUE, SeedCache, as_stored
+from datamodules.seed_shard import SHARD_SIZE
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable import MAX_UNREADABLE

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from seeds.base_task import BaseTask
 from seeds.crf import dense_crf
 from seeds.distributed import mean_over_processes
-from seeds.evaluation.confusion_matrix import IGNORE, Confusion
+from seeds.evaluation.confusion_matrix import ConfusionMatrix
 from training.grids import label_map, resize_maps, small_images
 from training.losses import balanced_cross_entropy, constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
@@ -95,7 +96,7 @@ class SegmentationTask(BaseTask):
         channels = len(self.classes) + 1
         self.network = build_network(architecture, channels, encoder, output_stride, weights, network_args)
         self.network.freeze(freeze_stride)
-        self.confusion = Confusion(channels)
+        self.confusion = ConfusionMatrix(channels)
 
     def network_and_head(self) -> tuple[nn.Module, list[nn.Module]]:
         """Return the network, and its decoder and head."""
@@ -167,7 +168,7 @@ class SegmentationTask(BaseTask):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the confusion matrix."""
-        self.confusion = Confusion(len(self.classes) + 1)
+        self.confusion = ConfusionMatrix(len(self.classes) + 1)
 
     def validation_step(self, batch: Batch, _batch_index: int) -> None:
         """Update the confusion matrix with a batch, at the masks' own size."""

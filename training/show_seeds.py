@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.datamodule import TagDataModule, covered
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
@@ -21,10 +20,11 @@ from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.photos import PhotoSet
 from datamodules.progress import track
+from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable import UnreadableImages
 from seeds.data import data_settings
-from seeds.evaluation.confusion_matrix import Confusion
+from seeds.evaluation.confusion_matrix import ConfusionMatrix
 from training.drawings import heat_picture
 from training.image_overlays import cue_picture, jpeg, label_picture, shrink
 from training.inference import Trained, data_module, load_trained, predictions
@@ -84,9 +84,7 @@ def show_seeds(
     if num_images < 1:
         raise InputError(f"num_images {num_images} is not a positive number")
     opened = [SeedCache(path) for path in caches]
-    settings = data_settings(
-        opened[0].inputs.get("data"), opened[0].classes, root=root, train_split=split, masks=masks
-    )
+    settings = data_settings(opened[0].inputs.get("data"), opened[0].classes, root=root, train_split=split, masks=masks)
     data = TagDataModule(**settings)
     photos = data.photos(data.hparams["train_split"], labels=False)
     for cache in opened:
@@ -121,7 +119,7 @@ def _truth(photos: PhotoSet, index: int) -> NDArray[np.uint8] | None:
 def _iou(cues: NDArray[np.integer], truth: NDArray[np.integer], classes: Sequence[str]) -> float | None:
     """Mean IoU of an image's cues over its classes; cells without a cue count as background."""
     labels = resize_nearest(np.where(cues == NO_CUE, 0, cues).astype(np.uint8), *truth.shape).astype(np.int64)
-    confusion = Confusion(len(classes) + 1)
+    confusion = ConfusionMatrix(len(classes) + 1)
     confusion.update(torch.from_numpy(labels), torch.from_numpy(truth.astype(np.int64)))
     miou = confusion.miou()
     return None if math.isnan(miou) else miou

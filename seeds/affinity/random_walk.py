@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from seeds.affinity.pair_affinities import affinities, pair_offsets
-from seeds.crf.simd import compiled
+from seeds.numba_compile import compiled
 
 Floats = NDArray[np.float32]
 Array = np.ndarray[Any, Any]

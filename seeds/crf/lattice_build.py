@@ -162,7 +162,7 @@ def _find_slot(table: Array, key: int) -> int:
     """Return the row of a hash table (key, vertex) that holds a key, or the free row where it belongs."""
     mask = len(table) - 1
     slot = ((key ^ (key >> 32)) * HASH_FACTOR >> 33) & mask
-    while table[slot, 0] != key and table[slot, 0] != FREE:  # noqa: PLR1714  numba compiles this to faster code
+    while table[slot, 0] != key and table[slot, 0] != FREE:
         slot = (slot + 1) & mask
     return slot
 

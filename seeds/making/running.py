@@ -11,19 +11,19 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-
 from datamodules.cache.format import MAX_PICTURES
 from datamodules.cache.making import Making
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
 from datamodules.errors import InputError
 from datamodules.progress import Progress
 from datamodules.unreadable import check_share
+from seeds.distributed import check_process_count, launched_devices
 from seeds.making.batches import Batches, ImageBatch
 from seeds.making.resize import ResizePolicy
 from seeds.making.shards import Asked, CueRule, SeedTask, ShardWriter
 from seeds.making.source import Source
 from seeds.precision import Chosen, Precision, resolve_precision
-from seeds.distributed import launched_devices, check_process_count
 
 
 class SeedProgress(pl.Callback):

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from datamodules.cache.making import Making
+from datamodules.cache.shard import Parts, ShardBuilder
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import nn
 
-from datamodules.cache.making import Making
-from datamodules.cache.shard import Parts, ShardBuilder
 from datamodules.errors import InputError
 from datamodules.progress import print_message
 from datamodules.unreadable import too_many

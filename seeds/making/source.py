@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from datamodules.seed_cache import SeedCache
 from datamodules.datamodule import TagDataModule, covered
 from datamodules.files import file_sha256
 from datamodules.photos import PhotoSet, check_labels
+from datamodules.seed_cache import SeedCache
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.checkpoints import read_checkpoint
 from seeds.data import data_settings

@@ -16,13 +16,12 @@ from unittest import mock
 
 import numpy as np
 import torch
+from datamodules.cache.writer import write_manifest
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.seed_cache import SeedCache
-from tests.seed_caches import CacheWriter
-from datamodules.cache.writer import write_manifest
 from datamodules.datamodule import TagDataModule
+from datamodules.seed_cache import SeedCache
 from datamodules.synthetic import synthesize
 from seeds.classifier import ClassifierTask
 from seeds.generate import generate_seeds, thresholded
@@ -30,6 +29,7 @@ from seeds.making.asking import CamSettings, Seed, extract_cams
 from seeds.making.batches import Batches, BatchLoader
 from seeds.making.resize import ResizePolicy
 from seeds.making.shards import ShardWriter
+from tests.seed_caches import CacheWriter
 
 VOC, MILLION = 10_582, 1_000_000
 SIZE, BATCH, SHARD = 320, 16, 64

@@ -8,12 +8,12 @@ from datamodules.dataset import ImageDataset, collate, image_loader, pad_masks
 from datamodules.errors import InputError
 from datamodules.images import normalize
 from datamodules.masks import write_mask
-from datamodules.seed_cache import SeedCache
-from tests.seed_caches import CacheWriter
 from datamodules.sampling import Draw
+from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.voc import VOCDataModule
 from tests.datamodules.conftest import COLOURS, IDS, PRESENT
+from tests.seed_caches import CacheWriter
 
 
 @pytest.fixture

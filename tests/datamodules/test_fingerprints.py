@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from datamodules.fingerprints import fingerprint, sizes
 from datamodules.seed_cache import SeedCache
 from tests.seed_caches import CacheWriter
-from datamodules.fingerprints import fingerprint, sizes
 
 
 @pytest.fixture

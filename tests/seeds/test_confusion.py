@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from datamodules.errors import InputError
-from seeds.evaluation.confusion_matrix import Confusion
+from seeds.evaluation.confusion_matrix import ConfusionMatrix
 
 
 def test_worked_by_hand():
-    confusion = Confusion(4)
+    confusion = ConfusionMatrix(4)
     confusion.update(torch.tensor([[0, 0, 1], [1, 2, 2]]), torch.tensor([[0, 1, 1], [1, 255, 0]]))
     assert confusion.matrix.tolist() == [[1, 0, 1, 0], [1, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     # 0: 1 hit of {3 pixels}; 1: 2 of 3; 2: predicted, never there: 0 of 1; 3: nowhere
@@ -19,14 +19,14 @@ def test_worked_by_hand():
 
 
 def test_a_class_present_and_never_hit_counts_zero():
-    confusion = Confusion(2)
+    confusion = ConfusionMatrix(2)
     confusion.update(np.zeros(4, np.uint8), np.array([0, 0, 0, 1], np.uint8))
     assert confusion.iou().tolist() == [0.75, 0.0]
     assert confusion.miou() == 0.375
 
 
 def test_nothing_counted_is_nan():
-    confusion = Confusion(3)
+    confusion = ConfusionMatrix(3)
     confusion.update(np.zeros(2, np.int64), np.full(2, 255))
     assert np.isnan(confusion.miou())
 
@@ -36,7 +36,7 @@ def test_nothing_counted_is_nan():
     arrays(np.uint8, 60, elements=st.sampled_from([0, 1, 2, 3, 4, 255])),
 )
 def test_equals_counting_sets_and_adds_up(pred, target):
-    whole, left, right = Confusion(5), Confusion(5), Confusion(5)
+    whole, left, right = ConfusionMatrix(5), ConfusionMatrix(5), ConfusionMatrix(5)
     whole.update(pred, target)
     left.update(pred[:23], target[:23])
     right.update(pred[23:], target[23:])
@@ -56,4 +56,4 @@ def test_equals_counting_sets_and_adds_up(pred, target):
 )  # fmt: skip
 def test_bad_input(pred, target, words):
     with pytest.raises(InputError, match=words):
-        Confusion(3).update(np.array(pred), np.array(target))
+        ConfusionMatrix(3).update(np.array(pred), np.array(target))

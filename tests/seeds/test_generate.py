@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from datamodules.seed_cache import SeedCache
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.images import normalize, read_image
+from datamodules.seed_cache import SeedCache
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.transforms import Transform
 from seeds.background_saliency import background_saliency

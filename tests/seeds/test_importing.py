@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.seed_cache import SeedCache
-from tests.seed_caches import CacheWriter
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.masks import read_mask, write_mask
+from datamodules.seed_cache import SeedCache
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
 from seeds.export_seeds import export_seeds
 from seeds.import_seeds import import_seeds
+from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS
 
 NAMES = ("ant", "bat", "cow")

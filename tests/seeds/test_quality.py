@@ -9,12 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tests.seed_caches import CacheWriter
 from datamodules.errors import InputError
 from datamodules.masks import read_mask
-from seeds.evaluation.confusion_matrix import Confusion
+from seeds.evaluation.confusion_matrix import ConfusionMatrix
 from seeds.evaluation.evaluate_seeds import CueScore, Sweep, evaluate_seeds
 from seeds.evaluation.threshold_sweep import otsus_threshold
+from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS
 
 
@@ -30,7 +30,7 @@ def test_one_pass_equals_a_confusion_matrix_for_each_threshold(seed, fixed):
         maps = np.maximum(generator.normal(size=(len(classes), 3, 4)), 0).astype(np.float32)
         truth = generator.choice([0, 1, 2, 3, 255], (9, 13)).astype(np.uint8)
         sweep.update(classes, maps, truth)
-        confusions = confusions or [Confusion(4) for _ in sweep.thresholds]
+        confusions = confusions or [ConfusionMatrix(4) for _ in sweep.thresholds]
         for confusion, threshold in zip(confusions, sweep.thresholds, strict=True):
             scores = np.full((4, 9, 13), -1.0, np.float32)
             scores[0] = threshold

@@ -8,12 +8,11 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from datamodules.seed_cache import SeedCache
-from tests.seed_caches import CacheWriter
-from datamodules.seed_cache_check import verify_cache
 from datamodules.errors import InputError
 from datamodules.images import image_size, normalize, read_image
 from datamodules.irn_maps import read_irn
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache_check import verify_cache
 from datamodules.transforms import resize_nearest
 from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
@@ -23,6 +22,7 @@ from seeds.generate import generate_seeds
 from seeds.gradcam import GradCAM
 from seeds.making.batches import Batches, BatchLoader, resized
 from seeds.making.resize import ResizePolicy
+from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS, data_of
 
 WILD = ("strip", "large", "gray", "cmyk", "turned", "upright")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from datamodules.seed_cache import SeedCache
-from tests.seed_caches import CacheWriter
 from datamodules.fingerprints import fingerprint
+from datamodules.seed_cache import SeedCache
 from seeds.cues import label_map
+from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS
 from training.cli import main
 

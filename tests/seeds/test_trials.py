@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.seed_caches import CacheWriter
 from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.masks import read_mask
@@ -14,6 +13,7 @@ from datamodules.voc import voc_photos
 from seeds.evaluation import compare_cam_methods as trials
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
 from seeds.explainer import Explainer, names_of
+from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 import yaml
 
-from datamodules.seed_cache import SeedCache
 from datamodules.errors import InputError
+from datamodules.seed_cache import SeedCache
 from seeds.affinity.affinity_task import BoundaryNetwork
 from seeds.backbones import build_backbone
 from seeds.classifier import Classifier

@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from tests.seed_caches import CacheWriter
 from datamodules.datamodule import TagDataModule
 from datamodules.masks import read_class_mask
 from datamodules.synthetic import synthesize
+from tests.seed_caches import CacheWriter
 from tests.training.fits import CONFIGS
 from training.cli import main
 from training.networks import SegmentationNetwork

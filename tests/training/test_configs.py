@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from tests.seed_caches import CacheWriter
 from datamodules.synthetic import synthesize
+from tests.seed_caches import CacheWriter
 from tests.training.fits import fit
 from training.cli import FUNCTIONS, main
 from training.runs.provenance_record import read_record
@@ -74,7 +74,12 @@ def test_two_steps_of_the_papers_configuration(tmp_path):
             cache.add(f"train_{index:05d}", cues)
     words = ["fit", f"--config={CONFIGS / 'sec_voc12_vgg16.yaml'}", f"--output={tmp_path / 'run'}"]
     words += ["--model.init_args.weights=none", f"--data.root={tmp_path / 'data'}", f"--data.cues={tmp_path / 'seeds'}"]
-    words += ["--data.cues_checkpoint=null", "--data.labels=imagesets", "--data.train_split=train", "--data.batch_size=2"]
+    words += [
+        "--data.cues_checkpoint=null",
+        "--data.labels=imagesets",
+        "--data.train_split=train",
+        "--data.batch_size=2",
+    ]
     words += [
         "--data.num_workers=0",
         "--trainer.max_steps=2",

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from datamodules.seed_cache import SeedCache
 from datamodules.errors import InputError
+from datamodules.seed_cache import SeedCache
 from seeds.classifier import ClassifierTask
 from seeds.explainer import Explainer
 from seeds.refine import refine_seeds

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from datamodules.seed_cache import NO_CUE, SeedCache
-from tests.seed_caches import CacheWriter
 from datamodules.files import file_sha256
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize, read_image
+from datamodules.seed_cache import NO_CUE, SeedCache
 from seeds.making.asking import Seed
 from seeds.making.batches import ImageBatch, resized
+from tests.seed_caches import CacheWriter
 from tests.training.conftest import SIZE, data_of
 from tests.training.fits import fit
 from training.cli import main

@@ -12,7 +12,6 @@ import torch
 import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
-from datamodules.files import file_sha256
 from datamodules.seed_cache import SeedCache
 from seeds.provenance import git_revision
 from tests.training.conftest import data_of

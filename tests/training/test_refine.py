@@ -3,16 +3,16 @@
 import numpy as np
 import torch
 
-from datamodules.seed_cache import SeedCache
-from tests.seed_caches import CacheWriter
 from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
+from datamodules.seed_cache import SeedCache
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
 from seeds.checkpoints import load_task
 from seeds.making.asking import Seed
 from seeds.making.batches import ImageBatch
 from seeds.refine import refined_label_map, walked
+from tests.seed_caches import CacheWriter
 from tests.training.conftest import data_of
 from tests.training.fits import fit
 from training.cli import main

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from tests.seed_caches import CacheWriter
 from datamodules.masks import read_class_mask
 from datamodules.transforms import resize_nearest
+from tests.seed_caches import CacheWriter
 from tests.training.conftest import data_of
 from training.cli import main
 

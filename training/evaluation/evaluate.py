@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from datamodules.seed_cache import SeedCache
 from datamodules.datamodule import TagDataModule
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
 from datamodules.photos import PhotoSet
 from datamodules.progress import track
 from datamodules.sampling import evenly
+from datamodules.seed_cache import SeedCache
 from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages
 from seeds.precision import Precision
 from training.evaluation.metrics import Tally, figures

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seeds.evaluation.confusion_matrix import Confusion, iou_of, mean_iou
+from seeds.evaluation.confusion_matrix import ConfusionMatrix, class_iou, mean_iou
 from training.evaluation.boundary_iou import boundary_counts
 
 __all__ = ["CONFUSED", "LEVEL", "RESAMPLES", "SEED", "Tally", "confused_pairs", "figures", "miou_interval"]
@@ -46,7 +46,7 @@ class Tally:
         Raises:
             InputError: the shapes differ, or an index is none of a class.
         """
-        own = Confusion(len(self.names))
+        own = ConfusionMatrix(len(self.names))
         own.update(pred, truth)
         matrix = own.matrix.numpy()
         self.matrix += matrix
@@ -66,7 +66,7 @@ def figures(tally: Tally) -> dict[str, Any]:
     """
     matrix, names = tally.matrix, tally.names
     hits, both, true, called = matrix.diagonal(), tally.boundary[0], matrix.sum(1), matrix.sum(0)
-    iou = iou_of(matrix)
+    iou = class_iou(matrix)
     recall = _ratio(hits, true)
     boundary = _ratio(both, tally.boundary[1] + tally.boundary[2] - both)
     by_class = _by_class(names, iou)

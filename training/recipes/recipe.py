@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from training.messages import nearest
 from datamodules.errors import UsageError
+from training.messages import nearest
 from training.yaml_files import config_path
 
 __all__ = ["STAGES", "Recipe", "Stage", "leaves", "read_recipe", "references"]

@@ -13,14 +13,13 @@ import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UsageError
 from datamodules.files import remove_lock, write_atomically
 from training.recipes.estimates import Estimates
 from training.recipes.recipe import STAGES, Recipe, Stage, read_recipe
 from training.recipes.run_summary import figures_of, summary_table, why
 from training.recipes.stage_process import Ended, check_options, run_process
 from training.recipes.stages import Inputs, StagePlace, key_of
-from datamodules.errors import UsageError
 from training.yaml_files import config_path
 
 __all__ = ["run_recipe"]

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UsageError
 from datamodules.progress import STAGE
-from datamodules.errors import UsageError
 
 __all__ = ["CHECK", "WATCHED", "Ended", "check_options", "run_process", "same_modules"]
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
-from datamodules.fingerprints import fingerprint, sizes
+from datamodules.files import file_sizes, write_atomically
+from datamodules.fingerprints import fingerprint
 from datamodules.seed_cache_index import list_shards
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.recipes.recipe import STAGES, Stage, leaves, references
@@ -149,7 +149,7 @@ class StagePlace:
 
     def lost(self, record: Mapping[str, Any]) -> str | None:
         """The first of the record's files that is missing or of another size, or None."""
-        there = sizes(self.folder)
+        there = file_sizes(self.folder)
         return next((name for name, size in record["files"].items() if there.get(name) != size), None)
 
     def refuse_others(self) -> None:
@@ -213,7 +213,7 @@ class StagePlace:
             InputError: the disk does not take it.
         """
         write_atomically(self._begun, str(record["key"]).encode())
-        content = {**record, "files": sizes(self.folder)}
+        content = {**record, "files": file_sizes(self.folder)}
         write_atomically(self._record, (json.dumps(content, indent=1) + "\n").encode())
         remove(self._old)
         self._begun.unlink()

@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
-from datamodules.files import differences
+from datamodules.files import differences, write_atomically
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.evaluation.tables import average, sample_std
 from training.recipes.stage_process import same_modules
