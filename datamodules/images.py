@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from datamodules.errors import InputError, UnreadableError
 
@@ -24,9 +24,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes (lower case) of image files."""
-
-_TRANSPOSED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
-_ORIENTATION = 0x0112
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -65,22 +62,18 @@ def read_image(path: str | Path) -> np.ndarray:
             data = file.read()
         except OSError as error:
             raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
-    if data.startswith(b"\xff\xd8") and _ends_properly(data):
+    # OpenCV is faster than Pillow, but fills the missing part of a truncated JPEG with gray, without a warning. Inside
+    # a scan 0xff is always escaped, so an end-of-image marker after the last start-of-scan marker means that the scan
+    # is complete. Where there is none (or where a camera appended other data) Pillow decides.
+    if data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
         pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if pixels is not None:  # faster than Pillow
+        if pixels is not None:
             return pixels
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
-
-
-def _ends_properly(data: bytes) -> bool:
-    # OpenCV fills the missing part of a truncated JPEG with gray, without a warning. Inside a scan 0xff is always
-    # escaped, so an end-of-image marker after the last start-of-scan marker means that the scan is complete. Where
-    # there is none (or where a camera appended other data) Pillow decides.
-    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -93,8 +86,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         try:
             with Image.open(file) as image:
                 width, height = image.size
-                # getexif parses the whole block; most images carry none
-                turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in _TRANSPOSED
+                # getexif parses the whole block; most images carry none. Orientations 5 to 8 swap width and height
+                turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
     return (width, height) if turned else (height, width)

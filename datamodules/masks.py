@@ -1,10 +1,8 @@
 """Reading and writing masks: palette PNGs in which the index is the class; colours are ignored."""
 
-from __future__ import annotations
-
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -14,9 +12,6 @@ from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_atomically
 from datamodules.images import open_file
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def mask_folder(root: Path, masks: str | None, candidates: Sequence[str]) -> Path | None:
@@ -63,9 +58,8 @@ def read_mask(path: str | Path) -> np.ndarray:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadableError(f"mask {path} cannot be read, it is truncated or not a PNG ({error}).") from error
     if mode not in ("P", "L"):
-        raise InputError(
-            f"mask {path} contains {mode} values, not class indices: save it as a palette or 8-bit gray PNG."
-        )
+        hint = "save it as a palette or 8-bit gray PNG"
+        raise InputError(f"mask {path} contains {mode} values, not class indices: {hint}.")
     return indices
 
 
@@ -85,11 +79,8 @@ def read_class_mask(path: str | Path, lut: np.ndarray) -> np.ndarray:
     indices = read_mask(path)
     mask: np.ndarray = cv2.LUT(indices, lut)
     if (mask == ILLEGAL).any():
-        highest = int(np.flatnonzero(lut == ILLEGAL)[0]) - 1
-        offender = int(indices[mask == ILLEGAL].min())
-        raise InputError(
-            f"mask {path} contains the index {offender}, and its classes end at {highest} (255 is ignored)."
-        )
+        index, highest = indices[mask == ILLEGAL].min(), np.flatnonzero(lut == ILLEGAL)[0] - 1
+        raise InputError(f"mask {path} contains the index {index}, and its classes end at {highest} (255 is ignored).")
     return mask
 
 

@@ -1,7 +1,5 @@
 """The embedded data set: `SyntheticDataModule`, and `write_synthetic_voc`, which writes it as a VOC folder."""
 
-from __future__ import annotations
-
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
