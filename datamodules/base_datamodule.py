@@ -90,37 +90,29 @@ class BaseDataModule(pl.LightningDataModule):
         max_unreadable: float = MAX_UNREADABLE,
         strict: bool = False,
     ) -> None:
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         # a checkpoint stores the augmentation as a dictionary
         self.augment = Augment(**augment) if isinstance(augment, dict) else augment
         self.unreadable = UnreadableImages(max_unreadable, strict=strict)
         if targets == "cues" and cues is None:
             raise InputError("targets is cues, and no seed cache is given: set cues to its folder.")
-        numbers = {
-            "size": size, "eval_size": size if eval_size is None else eval_size, "cue_stride": cue_stride,
-            "batch_size": batch_size, "num_workers": num_workers,
-        }  # fmt: skip
-        for name, value in numbers.items():
-            least = 0 if name == "num_workers" else 1
-            if value < least:
-                raise InputError(f"{name} is {value}, and must be at least {least}.")
+        settings["eval_size"] = size if eval_size is None else eval_size
+        for name, least in (("size", 1), ("eval_size", 1), ("cue_stride", 1), ("batch_size", 1), ("num_workers", 0)):
+            if settings[name] < least:
+                raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
         self.root = Path(root).expanduser()
         known = self.known_classes()
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
         self.classes: tuple[str, ...] = known if classes is None else check_classes(classes, known, where)
         self.mask_lut = mask_lut(known, self.classes)
-        self.save_hyperparameters(
-            # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then
-            # tells the meaning of its channels, and Lightning finds the same value in the task's settings
-            {
-                "class_path": f"{type(self).__module__}.{type(self).__qualname__}", "root": str(root),
-                "classes": list(self.classes), "train_split": train_split, "val_split": val_split,
-                "test_split": test_split, "targets": targets, "cues": None if cues is None else str(cues),
-                "cues_checkpoint": None if cues_checkpoint is None else str(cues_checkpoint),
-                "augment": None if self.augment is None else json.loads(json.dumps(asdict(self.augment))),
-                "max_unreadable": max_unreadable, "strict": strict, **numbers,
-            }
-        )  # fmt: skip
+        # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then tells the
+        # meaning of its channels, and Lightning finds the same value in the task's settings
+        settings |= {name: str(settings[name]) for name in ("root", "cues", "cues_checkpoint") if settings[name]}
+        settings["classes"] = list(self.classes)
+        settings["augment"] = None if self.augment is None else json.loads(json.dumps(asdict(self.augment)))
+        settings["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        self.save_hyperparameters(settings)
         self._datasets: dict[str, ImageDataset] = {}
         self._epoch = 0  # the epoch in which training starts
 
@@ -224,10 +216,8 @@ class BaseDataModule(pl.LightningDataModule):
                 raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}.") from error
             if digest not in (None, cues.settings.get("checkpoint_sha256")):
                 recorded = cues.inputs.get("checkpoint", "not recorded")
-                raise InputError(
-                    f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint} as it is now: "
-                    "generate the seeds again, or leave cues_checkpoint out."
-                )
+                problem = f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint} as it is now"
+                raise InputError(f"{problem}: generate the seeds again, or leave cues_checkpoint out.")
         samples = readable(samples, self.unreadable)
         if not with_masks:
             require_tags(samples, self.classes, self.source)
@@ -318,9 +308,8 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
             importlib.import_module(module)
     found = getattr(sys.modules.get(module), class_name, None)
     if not (isinstance(found, type) and issubclass(found, BaseDataModule)):
-        raise InputError(
-            f"the data module {class_path} is not known: put its file into the package datamodules, or import it first."
-        )
+        hint = "put its file into the package datamodules, or import it first"
+        raise InputError(f"the data module {class_path} is not known: {hint}.")
     ancestors = [each for each in found.__mro__ if issubclass(each, BaseDataModule)]
     known = {name for each in ancestors for name in inspect.signature(each).parameters}
     if unknown := given.keys() - known:
@@ -338,21 +327,15 @@ def covered_samples(cache: SeedCache, samples: Sequence[Sample], classes: Sequen
         InputError: The cache has other classes, lacks an image without recording it as left out, or lacks all.
     """
     if tuple(cache.classes) != tuple(classes):
-        raise InputError(
-            f"the seed cache was made for the classes {', '.join(cache.classes)}, not {', '.join(classes)}: "
-            "choose the same classes in the same order, or generate the seeds again."
-        )
+        problem = f"the seed cache was made for the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
+        raise InputError(f"{problem}: choose the same classes in the same order, or generate the seeds again.")
     covered = [sample for sample in samples if sample.id in cache]
     lacking = [sample.id for sample in samples if sample.id not in cache]
     missing = [name for name in lacking if name not in cache.left_out] or ([] if covered else lacking)
     if missing:
-        raise InputError(
-            f"the seed cache lacks {len(missing)} of the {len(samples)} images, first {missing[0]}: "
-            "generate seeds of this split."
-        )
+        problem = f"the seed cache lacks {len(missing)} of the {len(samples)} images, first {missing[0]}"
+        raise InputError(f"{problem}: generate seeds of this split.")
     if lacking:
-        print_message(
-            f"{len(lacking)} of {len(samples)} images are left out because the seed cache has no cues of them; first "
-            f"{lacking[0]}: {cache.left_out[lacking[0]]}"
-        )
+        problem = f"{len(lacking)} of {len(samples)} images are left out because the seed cache has no cues of them"
+        print_message(f"{problem}; first {lacking[0]}: {cache.left_out[lacking[0]]}")
     return covered

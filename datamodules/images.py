@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -13,6 +14,8 @@ from PIL import ExifTags, Image, ImageOps
 from datamodules.errors import InputError, UnreadableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from torch import Tensor
 
@@ -40,9 +43,19 @@ def open_file(path: str | Path) -> BinaryIO:
 
         return cast("BinaryIO", fsspec.open(str(path), "rb").open())
     except OSError as error:
-        raise UnreadableError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
     except (ImportError, ValueError) as error:  # such as s3fs, which is not installed
         raise InputError(f"{path} cannot be read: {error}.") from error
+
+
+@contextmanager
+def decode(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
+    """Open a file with Pillow; an error of the context becomes an UnreadableError that names ``path``."""
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -69,11 +82,8 @@ def read_image(path: str | Path) -> np.ndarray:
         pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is not None:
             return pixels
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
+    with decode(io.BytesIO(data), path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -82,15 +92,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         UnreadableError: The file is missing or not an image.
     """
-    with open_file(path) as file:
-        try:
-            with Image.open(file) as image:
-                width, height = image.size
-                # getexif parses the whole block; most images carry none. Orientations 5 to 8 swap width and height
-                turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
-    return (width, height) if turned else (height, width)
+    with open_file(path) as file, decode(file, path) as image:
+        # getexif parses the whole block; most images carry none. Orientations 5 to 8 swap width and height
+        turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def normalize(images: Tensor) -> Tensor:

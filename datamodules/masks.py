@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from datamodules.class_names import ILLEGAL, voc_palette
-from datamodules.errors import InputError, UnreadableError
+from datamodules.errors import InputError
 from datamodules.files import write_atomically
-from datamodules.images import open_file
+from datamodules.images import decode, open_file
 
 
 def mask_folder(root: Path, masks: str | None, candidates: Sequence[str]) -> Path | None:
@@ -51,12 +51,8 @@ def read_mask(path: str | Path) -> np.ndarray:
         UnreadableError: The file is missing, truncated or not a PNG.
         InputError: The file contains colours instead of indices.
     """
-    with open_file(path) as file:
-        try:
-            with Image.open(file) as image:
-                mode, indices = image.mode, np.array(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableError(f"mask {path} cannot be read, it is truncated or not a PNG ({error}).") from error
+    with open_file(path) as file, decode(file, path) as image:
+        mode, indices = image.mode, np.array(image)
     if mode not in ("P", "L"):
         hint = "save it as a palette or 8-bit gray PNG"
         raise InputError(f"mask {path} contains {mode} values, not class indices: {hint}.")

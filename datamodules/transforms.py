@@ -72,7 +72,6 @@ class Transform:
     """
 
     def __init__(self, size: int, augment: Augment | None = None) -> None:
-        self.random = augment is not None
         steps: list[A.BasicTransform] = []
         how = {"mask_interpolation": _NEAREST, "area_for_downscale": "image"}
         if augment is not None and augment.crop is not None:
@@ -104,8 +103,7 @@ class Transform:
         data = {"image": image} if mask is None else {"image": image, "mask": mask}
         if cues is not None:
             data["cues"] = resize_nearest(cues, *image.shape[:2])
-        if self.random:
-            self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
+        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
         result: dict[str, np.ndarray] = self.pipeline(**data)
         return result
 

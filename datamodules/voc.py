@@ -99,6 +99,13 @@ def voc_classes(root: Path) -> tuple[str, ...]:
 # OLD: used by datamodules.datamodule until its users are converted
 
 
+def require_voc(root: Path) -> None:
+    """Raise an InputError unless a folder contains JPEGImages."""
+    if not (root / "JPEGImages").is_dir():
+        what = "has no JPEGImages" if root.is_dir() else "does not exist"
+        raise InputError(f"folder {root} {what}: give the folder that holds JPEGImages, ImageSets and the masks.")
+
+
 def voc_photos(
     root: Path,
     split: str,
