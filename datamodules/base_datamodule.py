@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.progress import print_message
 from datamodules.sample import Sample, require_masks, require_tags
-from datamodules.sampling import EvalSampler, TrainSampler, run_seed
+from datamodules.sampling import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, readable
@@ -114,6 +115,7 @@ class BaseDataModule(pl.LightningDataModule):
         settings["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         self.save_hyperparameters(settings)
         self._datasets: dict[str, ImageDataset] = {}
+        self._loader = partial(image_loader, batch_size=batch_size, num_workers=num_workers)
         self._epoch = 0  # the epoch in which training starts
 
     def known_classes(self) -> tuple[str, ...]:
@@ -238,7 +240,7 @@ class BaseDataModule(pl.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed(), accumulate)
         sampler.set_epoch(self._epoch)
-        return self._loader(data, sampler, persistent=True)
+        return self._loader(data, sampler=sampler, persistent=True)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """Batches of the validation split; none where ``val_split`` is None."""
@@ -264,17 +266,6 @@ class BaseDataModule(pl.LightningDataModule):
         """
         side = self.hparams["eval_size"] if size is None else size
         return self._loader(ImageDataset(samples, self.classes, side, mask_lut=self.mask_lut, originals=originals))
-
-    def _loader(
-        self, data: ImageDataset, sampler: TrainSampler | None = None, *, persistent: bool = False
-    ) -> DataLoader[dict[str, Any]]:
-        return image_loader(
-            data,
-            batch_size=self.hparams["batch_size"],
-            num_workers=self.hparams["num_workers"],
-            persistent=persistent,
-            sampler=sampler or EvalSampler(len(data)),
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores: the number of finished epochs."""

@@ -16,7 +16,7 @@ from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask
 from datamodules.photos import PhotoSet
 from datamodules.sample import Sample, multi_hot
-from datamodules.sampling import Draw
+from datamodules.sampling import Draw, EvalSampler
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment, Transform, resize_nearest
 
@@ -131,14 +131,14 @@ def image_loader(
         dataset: What to read.
         batch_size: Images per batch; ignored with ``batch_sampler``.
         num_workers: Processes that read images, at most one per image.
-        sampler: Order of the images; None for the order of the samples.
+        sampler: Order of the images; None for the order of the samples, shared among processes (`EvalSampler`).
         batch_sampler: Indices of each batch, in place of ``sampler``.
         persistent: Whether workers live on after an epoch.
     """
     workers = min(num_workers, len(dataset))
-    order = (
-        {"batch_size": batch_size, "sampler": sampler} if batch_sampler is None else {"batch_sampler": batch_sampler}
-    )
+    order: dict[str, Any] = {"batch_sampler": batch_sampler}
+    if batch_sampler is None:
+        order = {"batch_size": batch_size, "sampler": sampler or EvalSampler(len(dataset))}
     return DataLoader(
         dataset,
         **order,
