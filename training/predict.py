@@ -16,7 +16,7 @@ from datamodules.progress import track
 from datamodules.unreadable import UnreadableImages
 from seeds.precision import Precision
 from training.exported import is_exported, load_exported
-from training.image_overlays import jpeg, label_picture
+from training.image_overlays import encode_image, label_overlay
 from training.inference import load_trained, predictions
 
 __all__ = ["check_skipped", "photo_files", "predict", "write_skipped"]
@@ -80,7 +80,7 @@ def predict(
             mask = each.final.numpy().astype(np.uint8)
             write_mask(targets[each.name], mask)
             if overlay:
-                picture = jpeg(label_picture(each.image, mask), quality=OVERLAY_QUALITY)
+                picture = encode_image(label_overlay(each.image, mask), "jpeg", quality=OVERLAY_QUALITY)
                 write_atomically(output / f"{each.name}_overlay.jpg", picture)
     finally:
         files = dict(zip(photos.ids, photos.images, strict=True))

@@ -14,8 +14,7 @@ from PIL import Image
 
 from seeds.classifier import ClassifierTask
 from training.cli import main
-from training.drawings import gradient_picture, grid, heat_picture
-from training.image_overlays import panel
+from training.image_overlays import gradient_image, heat_overlay, side_by_side, figure_grid
 
 
 @pytest.fixture(scope="module")
