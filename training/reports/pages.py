@@ -1,4 +1,4 @@
-"""Render HTML pages from the jinja2 templates in ``templates``; a page is one file with its images, style and script."""
+"""Render HTML pages from the templates in ``templates``; a page is one file with its images, style and script."""
 
 import base64
 from dataclasses import dataclass
