@@ -11,8 +11,8 @@ import pytest
 import training.reports
 
 VOID = ("area", "base", "br", "col", "hr", "img", "input", "link", "meta")
-HOSTILE = "'\"><img src=x onerror=\"window.injected=1\"><script>window.injected=1<\\script>{{ 7 * 7 }}"
-"""A name that sets a variable of the page where it becomes markup; a valid name of a file, too."""
+HOSTILE = '\'"><img src=x onerror="window.injected=1"><script>window.injected=1</script>{{ 7 * 7 }}'
+"""A name that sets a variable of the page if it becomes markup; without "/" it is a valid name of a file."""
 
 
 class PageReader(HTMLParser):
