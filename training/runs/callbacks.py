@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger
 
 from datamodules.images import to_uint8
-from training.grids import label_map
+from training.score_maps import label_map
 from training.image_overlays import cue_picture, label_picture, panel
 from training.segmentation_task import SegmentationTask
 
