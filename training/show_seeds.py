@@ -17,9 +17,10 @@ from datamodules.progress import track
 from datamodules.sample import Sample
 from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.transforms import resize_nearest
+from datamodules.unreadable import UnreadableImages
 from seeds.evaluation.confusion_matrix import ConfusionMatrix
 from training.image_overlays import cue_overlay, heat_overlay, label_overlay, shrink
-from training.inference import crf_label_map, load_trained
+from training.inference import load_trained, predictions
 from training.reports.example_selection import Gallery, Row
 from training.reports.pages import EmbeddedImage, embed, render
 
@@ -79,9 +80,9 @@ def show_seeds(
     predicted: dict[str, NDArray[np.uint8]] = {}
     if trained is not None:
         chosen = [by_id[row.name] for section in sections for row in section.rows]
-        for batch in data.eval_loader(chosen, size=trained.size, originals=True):
-            for name, image, scores in zip(batch["id"], batch["original"], trained.scores(batch["image"]), strict=True):
-                predicted[name] = crf_label_map(scores, image).cpu().numpy().astype(np.uint8)
+        loader = data.eval_loader(chosen, size=trained.size, originals=True)
+        for each in predictions(trained, loader, crf=True, unreadable=UnreadableImages(1.0)):
+            predicted[each.name] = each.final.numpy().astype(np.uint8)
     content = render(
         "seeds.html",
         names=("background cue", *data.classes),

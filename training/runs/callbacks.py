@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger
 
 from datamodules.images import to_uint8
-from training.grids import label_map
 from training.image_overlays import cue_overlay, label_overlay, side_by_side
+from training.score_maps import label_map
 from training.segmentation_task import SegmentationTask
 
 __all__ = ["PicturePanel"]
