@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from datamodules.images import to_uint8
 from training.grids import label_map
-from training.image_overlays import cue_picture, label_picture, panel
+from training.image_overlays import cue_overlay, label_overlay, side_by_side
 from training.segmentation_task import SegmentationTask
 
 __all__ = ["ImagePanels"]
@@ -77,13 +77,13 @@ def batch_panel(batch: Batch, scores: torch.Tensor, index: int) -> NDArray[np.ui
     if "cues" in batch:
         cues = batch["cues"][index]  # (C+1, h, w)
         labels = torch.where(cues.any(dim=0), cues.int().argmax(dim=0), 255)
-        shown.append(cue_picture(image, labels.cpu().numpy()))
-    shown.append(label_picture(image, label_map(scores[index], side).cpu().numpy()))
+        shown.append(cue_overlay(image, labels.cpu().numpy()))
+    shown.append(label_overlay(image, label_map(scores[index], side).cpu().numpy()))
     if "mask" in batch:
         mask = batch["mask"][index]
         if "size" in batch and tuple(mask.shape) != side:
             height, width = batch["size"][index].tolist()
             mask = mask[:height, :width]
         truth = cv2.resize(mask.cpu().numpy().astype(np.uint8), side[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        shown.append(label_picture(image, np.asarray(truth)))
-    return panel(shown)
+        shown.append(label_overlay(image, np.asarray(truth)))
+    return side_by_side(shown)
