@@ -32,6 +32,12 @@ def voc_palette() -> list[int]:
     return [int(value) for value in palette.ravel()]
 
 
+def voc_classes(root: Path) -> tuple[str, ...]:
+    """Return the classes of a folder's masks and labels: those of ``classes.txt`` if it is there, else VOC's 20."""
+    path = root / "classes.txt"
+    return read_classes(path) if path.is_file() else VOC_CLASSES
+
+
 def mask_lut(source: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """Return the lookup table from an index in a mask file to a class index.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.base_datamodule import BaseDataModule
-from datamodules.class_names import VOC_CLASSES, check_classes, mask_lut, read_classes
+from datamodules.class_names import check_classes, mask_lut, voc_classes
 from datamodules.errors import InputError
 from datamodules.masks import find_mask, mask_folder
 from datamodules.photos import PhotoSet, all_masks, find_masks, one_hot
@@ -88,12 +88,6 @@ class VOCDataModule(BaseDataModule):
         if not masks:
             samples = [replace(sample, mask=None) for sample in samples]
         return [replace(sample, tags=own) for sample, own in zip(samples, found, strict=True)]
-
-
-def voc_classes(root: Path) -> tuple[str, ...]:
-    """Return the classes of a folder's masks and labels: those of ``classes.txt`` if it is there, else VOC's 20."""
-    path = root / "classes.txt"
-    return read_classes(path) if path.is_file() else VOC_CLASSES
 
 
 # OLD: used by datamodules.datamodule until its users are converted
