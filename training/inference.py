@@ -22,7 +22,7 @@ from training.score_maps import label_map, resize_maps
 from training.segmentation_task import CrfSettings, SegmentationTask
 
 __all__ = [
-    "PROBABILITY_FLOOR", "TEST_CRF", "Predicted", "Trained", "Views", "crf_label_map", "load_trained", "predictions",
+    "PROBABILITY_FLOOR", "SINGLE_VIEW", "TEST_CRF", "Predicted", "Trained", "Views", "crf_label_map", "load_trained", "predictions",
     "view_scores",
 ]  # fmt: skip
 

@@ -102,4 +102,3 @@ def otsus_threshold(histogram: NDArray[np.int64]) -> float:
         variance = (moment[-1] * below - moment[:-1]) ** 2 / (below * (1 - below))
     variance = np.nan_to_num(variance, nan=0.0, posinf=0.0)
     return round((int(variance.argmax()) + 1) / len(histogram), 6) if variance.any() else 0.0
-

@@ -195,7 +195,8 @@ def _read_predictions(
         InputError: there is no sample, or a prediction is missing; later also one of the wrong size or class.
     """
     if not samples:
-        raise InputError(f"the split {data.hparams['test_split']!r} of {data.root} has no masks to score {folder} against")
+        split = data.hparams["test_split"]
+        raise InputError(f"the split {split!r} of {data.root} has no masks to score {folder} against")
     missing = [sample.id for sample in samples if not (folder / f"{sample.id}.png").is_file()]
     if missing:
         raise InputError(
@@ -256,17 +257,15 @@ def _training_images(
 
 def _cue_cache(cues: Path | None, trained: Trained | None, classes: Sequence[str]) -> SeedCache | None:
     """Return the given seed cache, or that of the training if it still exists and has the same classes."""
-    stored = trained.data.get("cues") if trained else None
-    if cues is None and stored is None:
-        return None
-    try:
-        cache = SeedCache(cues if cues is not None else Path(stored))
+    if cues is not None:
+        cache = SeedCache(cues)
         if tuple(cache.classes) != tuple(classes):
             raise InputError(
-                f"the seed cache {cache.path} has the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
+                f"the seed cache {cues} has the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
             )
-    except InputError:
-        if cues is not None:
-            raise
-        return None
-    return cache
+        return cache
+    stored = trained.data.get("cues") if trained else None
+    with suppress(InputError):
+        cache = SeedCache(stored) if stored else None
+        return cache if cache and tuple(cache.classes) == tuple(classes) else None
+    return None

@@ -93,7 +93,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         console.print(f"{metrics['split']}: {metrics['images']} images without masks, so there are no metrics")
         return
     if metrics["images_with_mask"] < metrics["images"]:
-        console.print(f"{metrics['images_with_mask']} of {metrics['images']} images have a mask; the others do not count")
+        console.print(f"{metrics['images_with_mask']} of {metrics['images']} images have a mask and are scored")
     table = Table("class", title=f"{metrics['split']}, {metrics['images']} images, per cent")
     for title in [column.title for column in COLUMNS.values()] + ["IoU without CRF"] * ("without_crf" in metrics):
         table.add_column(title, justify="right")
@@ -108,16 +108,13 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     for pair in metrics["confused"][:5]:
         confused.add_row(Text(pair["truth"]), Text(pair["predicted"]), f"{percent(pair['share'])} %")
     console.print(confused)
-    lines = [
-        f"pixel accuracy {percent(metrics['pixel_accuracy'])}, mean over classes {percent(metrics['mean_accuracy'])}"
-    ]
     if interval := metrics["miou_interval"]:
-        lines.insert(
-            0,
-            f"mean IoU {percent(metrics['miou'])}, {100 * interval['level']:.0f} % interval {percent(interval['low'])} "
-            f"to {percent(interval['high'])} ({interval['resamples']} draws of the images)",
-        )
-    console.print("\n".join(lines), highlight=False)
+        low, high = percent(interval["low"]), percent(interval["high"])
+        level, draws = f"{100 * interval['level']:.0f} %", interval["resamples"]
+        line = f"mean IoU {percent(metrics['miou'])}, {level} interval {low} to {high} ({draws} draws of the images)"
+        console.print(line, highlight=False)
+    accuracy, mean_accuracy = percent(metrics["pixel_accuracy"]), percent(metrics["mean_accuracy"])
+    console.print(f"pixel accuracy {accuracy}, mean over classes {mean_accuracy}", highlight=False)
     if record := metrics.get("provenance"):
         facts = Table.grid(padding=(0, 2))
         for name, value in provenance_lines(record):
