@@ -52,8 +52,8 @@ def export(
 ) -> None:
     """Write a trained segmentation network for use without this project.
 
-    Every format takes ``image`` float32 (B, 3, H, W) and contains metadata as JSON: classes, size, mean and standard
-    deviation of the normalisation. Before the file is written, its scores are compared with those of the network for
+    Every format takes ``image`` float32 (B, 3, H, W) and contains metadata as JSON: classes, size, mean and std of
+    the normalisation. Before the file is written, its scores are compared with those of the network for
     a second batch size and a second shape.
 
     Args:
@@ -72,7 +72,7 @@ def export(
     if output.is_dir() and (format != "smp" or any(output.iterdir())):
         raise InputError(f"{output} is a folder{' that holds something' if format == 'smp' else ''}: name another")
     metadata = {
-        "made_by": f"tag2mask {version('tag2mask')}",
+        "producer": f"tag2mask {version('tag2mask')}",
         "checkpoint_sha256": file_sha256(checkpoint),
         "classes": list(trained.classes),
         "size": trained.size,
@@ -186,13 +186,13 @@ def _noise(trained: Trained, batch: int, more_rows: int = 0) -> Tensor:
 
 
 def _verify(exported: Callable[[Tensor], Tensor], trained: Trained, form: str) -> bool:
-    """Compare scores with those of the network for two images; return whether they also agree for another shape.
+    """Compare scores with those of the network for two images; return whether they are equal for another shape, too.
 
     Raises:
         InputError: the scores of the two images differ.
     """
 
-    def agrees(images: Tensor) -> bool:
+    def is_close(images: Tensor) -> bool:
         try:
             with torch.inference_mode():
                 scores = exported(images)
@@ -200,6 +200,6 @@ def _verify(exported: Callable[[Tensor], Tensor], trained: Trained, form: str) -
         except Exception:  # noqa: BLE001  a shape that one of them does not accept; each runtime has its own errors
             return False
 
-    if not agrees(_noise(trained, 2)):
+    if not is_close(_noise(trained, 2)):
         raise InputError(f"the {form} export of this network is wrong: its scores differ by more than {TOLERANCE}")
-    return agrees(_noise(trained, 1, OTHER_HEIGHT))
+    return is_close(_noise(trained, 1, OTHER_HEIGHT))

@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 __all__ = ["compare"]
 
 MEANS = {"mean": "miou", "boundary mean": "boundary_miou", "pixel accuracy": "pixel_accuracy"}
-COMPARABLE = ("split", "images", "classes")  # evaluations that differ in one of these measure different things
+COMPARABLE = ("split", "images", "classes")  # results that differ in one of these are not comparable
 
 Group = Sequence[dict[str, Any]]
 
@@ -49,12 +49,12 @@ def compare(*results: Path, mean: bool = False) -> None:
         table.add_column(Text(title), justify="right", overflow="fold")
     compared = [group for _, group in columns]
     for name in dict.fromkeys(name for group in compared for metrics in group for name in metrics["iou"]):
-        table.add_row(Text(name), *_cells([[metrics["iou"].get(name) for metrics in group] for group in compared]))
+        table.add_row(Text(name), *_columns([[metrics["iou"].get(name) for metrics in group] for group in compared]))
     table.add_section()
     for title, key in MEANS.items():
         means = [[metrics.get(key) for metrics in group] for group in compared]
         if any(value is not None for group in means for value in group):
-            table.add_row(title, *_cells(means), style="bold" if key == "miou" else None)
+            table.add_row(title, *_columns(means), style="bold" if key == "miou" else None)
     intervals = [group[0].get("miou_interval") if len(group) == 1 else None for group in compared]
     if any(intervals):
         shown = [f"{100 * each['low']:.1f} to {100 * each['high']:.1f}" if each else "" for each in intervals]
@@ -87,24 +87,24 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     return dict(metrics)
 
 
-def _cells(values: Sequence[Sequence[float | None]]) -> list[str]:
-    """Return the cells of a row: each group's mean ± standard deviation, and the difference from the first mean.
+def _columns(values: Sequence[Sequence[float | None]]) -> list[str]:
+    """Return a row, for each group: mean ± standard deviation, and the difference from the first mean.
 
-    A cell is empty where a value of the group is missing.
+    The text is empty where a value of the group is missing.
     """
-    cells: list[str] = []
+    texts: list[str] = []
     first: float | None = None
     for index, group in enumerate(values):
         known = [value for value in group if value is not None]
         mean = fmean(known) if len(known) == len(group) else None
         first = mean if index == 0 else first
         if mean is None:
-            cells.append("")
+            texts.append("")
             continue
         spread = f" ± {100 * stdev(known):.1f}" if len(known) > 1 else ""
         difference = "" if index == 0 or first is None else f" {100 * (mean - first):+.1f}"
-        cells.append(f"{100 * mean:.1f}{spread}{difference}")
-    return cells
+        texts.append(f"{100 * mean:.1f}{spread}{difference}")
+    return texts
 
 
 def _titles(files: Sequence[Path]) -> list[str]:

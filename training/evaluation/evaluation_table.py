@@ -78,7 +78,7 @@ def compute_metrics(counts: SegmentationCounts) -> dict[str, Any]:
 def metrics_csv(metrics: Mapping[str, Any]) -> str:
     """Return the metrics of each class as fractions: ``class``, `COLUMNS`, with the CRF also ``iou_without_crf``.
 
-    A cell is empty where a metric is undefined; the last row, ``mean``, contains the means.
+    An undefined metric is empty; the last row, ``mean``, contains the means.
     """
     file = io.StringIO()
     header = ["class", *COLUMNS, *(["iou_without_crf"] if "without_crf" in metrics else [])]
