@@ -66,6 +66,7 @@ def run_process(words: Sequence[str], title: str) -> Ended:
                 process.wait(PATIENCE)
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.kill()
+                process.wait()
             raise
     code = process.returncode
     return Ended(code if code >= 0 else 128 - code, time.monotonic() - start, peak)
