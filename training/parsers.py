@@ -118,8 +118,7 @@ def read_signature(target: str) -> Callable[..., Any]:
     function = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
     if function is None:
         raise ImportError(f"the module {module} has no function {name}")
-    function.body = [node for node in function.body[:1] if isinstance(node, ast.Expr)] or [ast.Pass()]
-    function.body.append(ast.Pass())
+    del function.body[1:]  # all but the docstring
     names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
     needed: list[ast.stmt] = []
     for node in reversed(tree.body):  # an assignment may need names that are defined before it

@@ -1,7 +1,5 @@
 """Images for loggers while a network is trained."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 from pytorch_lightning.loggers import CSVLogger
@@ -9,11 +7,11 @@ from pytorch_lightning.loggers import CSVLogger
 from datamodules.images import normalize
 from tests.training.conftest import TINY, data_of, trainer_of
 from training.image_overlays import class_colour
-from training.runs.callbacks import PicturePanel, batch_panel, takes_pictures
+from training.runs.image_panels import ImagePanels, batch_panel
 from training.segmentation_task import SegmentationTask
 
 
-class Wall(CSVLogger):
+class ImageLogger(CSVLogger):
     """A logger that takes images as wandb's does."""
 
     def __init__(self, folder):
@@ -26,36 +24,35 @@ class Wall(CSVLogger):
 
 
 def test_panels_of_training_and_validation(voc, cues, tmp_path):
-    wall = Wall(tmp_path)
+    logger = ImageLogger(tmp_path)
     data = data_of(voc, targets="cues", cues=str(cues))
     task = SegmentationTask(list(data.classes), **TINY, lr=1e-4, freeze_stride=2)
     modes = []
 
-    class Modes(PicturePanel):
+    class Modes(ImagePanels):
         def on_train_batch_end(self, trainer, pl_module, *args):
             before = {name: module.training for name, module in pl_module.named_modules()}
             super().on_train_batch_end(trainer, pl_module, *args)
             modes.append(before == {name: module.training for name, module in pl_module.named_modules()})
 
-    callbacks = [Modes(pictures=2)]
-    trainer_of(tmp_path, max_steps=-1, max_epochs=1, logger=wall, callbacks=callbacks).fit(task, data)
-    assert set(wall.shown) == {"train/pictures", "val/pictures"}
-    (images, captions), *more = wall.shown["train/pictures"]
+    callbacks = [Modes(images=2)]
+    trainer_of(tmp_path, max_steps=-1, max_epochs=1, logger=logger, callbacks=callbacks).fit(task, data)
+    assert set(logger.shown) == {"train/images", "val/images"}
+    (images, captions), *more = logger.shown["train/images"]
     assert not more
     assert len(images) == len(captions) == 2
     assert all(image.shape == (64, 3 * 64 + 2 * 4, 3) for image in images)  # image, cues, prediction
-    assert wall.shown["val/pictures"][0][0][0].shape == (64, 3 * 64 + 2 * 4, 3)  # image, prediction, truth
+    assert logger.shown["val/images"][0][0][0].shape == (64, 3 * 64 + 2 * 4, 3)  # image, prediction, truth
     assert modes == [True] * 3
-    assert wall.steps == [0, 2]  # of the first batch, and of the last, after which validation is
+    assert logger.steps == [0, 2]  # of the first batch, and of the last, after which validation is
 
 
-def test_loggers_that_take_no_pictures_are_left_alone(voc, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.runs.callbacks.batch_panel", None)
+def test_other_loggers_get_no_images(voc, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.runs.image_panels.batch_panel", None)
     data = data_of(voc, targets="masks")
     task = SegmentationTask(list(data.classes), **TINY, loss="cross_entropy")
     logger = CSVLogger(tmp_path)
-    assert not takes_pictures(logger)
-    trainer_of(tmp_path, max_steps=1, logger=logger, callbacks=[PicturePanel()], limit_val_batches=1).fit(task, data)
+    trainer_of(tmp_path, max_steps=1, logger=logger, callbacks=[ImagePanels()], limit_val_batches=1).fit(task, data)
 
 
 def test_a_panel_shows_the_truth_at_its_place():
@@ -68,7 +65,3 @@ def test_a_panel_shows_the_truth_at_its_place():
     truth = shown[:, -32:]
     assert truth[16, 4].tolist() == [0, 0, 0]
     assert truth[16, 28].tolist() == [round(0.62 * c) for c in class_colour(1)]
-
-
-def test_tensorboard_takes_pictures():
-    assert takes_pictures(SimpleNamespace(experiment=SimpleNamespace(add_image=None)))
