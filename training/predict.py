@@ -17,7 +17,7 @@ from datamodules.sample import file_samples
 from datamodules.unreadable import UnreadableImages
 from seeds.precision import Precision
 from training.exported import is_exported, load_exported
-from training.image_overlays import jpeg, label_picture
+from training.image_overlays import encode_image, label_overlay
 from training.inference import load_trained, predictions
 
 __all__ = ["check_skipped", "photo_files", "predict", "write_skipped"]
@@ -81,7 +81,7 @@ def predict(
             mask = each.final.numpy().astype(np.uint8)
             write_mask(masks[each.name], mask)
             if overlay:
-                blended = jpeg(label_picture(each.image, mask), quality=OVERLAY_QUALITY)
+                blended = encode_image(label_overlay(each.image, mask), "jpeg", quality=OVERLAY_QUALITY)
                 write_atomically(output / f"{each.name}_overlay.jpg", blended)
     finally:
         write_skipped(output, {files[name]: reason for name, reason in skipped.found.items()})
