@@ -38,16 +38,12 @@ class VOCDataModule(BaseDataModule):
     ) -> None:  # fmt: skip
         super().__init__(root, **common)
         labels = None if labels is None else str(labels)
+        self.source = f"{self.root} (labels: {labels})"
         self.save_hyperparameters({"labels": labels, "masks": masks, "download": download})
 
     def known_classes(self) -> tuple[str, ...]:
         """Return the classes of ``classes.txt`` if it is there, else VOC's 20."""
         return voc_classes(self.root)
-
-    @property
-    def source(self) -> str:
-        """The folder and the source of the tags."""
-        return f"{self.root} (labels: {self.hparams['labels']})" if "labels" in self.hparams else str(self.root)
 
     def prepare_data(self) -> None:
         """Download VOC where ``download`` is set."""
