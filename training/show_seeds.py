@@ -77,24 +77,18 @@ def show_seeds(
         selector.offer(Example(sample.id, NOT_READ, cues, truth, cues, _cue_iou(cues, truth, len(data.classes))))
     sections = selector.sections()
     by_id = {sample.id: sample for sample in samples}
+    chosen = [example for section in sections for example in section.examples]
     predicted: dict[str, NDArray[np.uint8]] = {}
     if trained is not None:
-        chosen = [by_id[example.name] for section in sections for example in section.examples]
-        loader = data.eval_loader(chosen, size=trained.size, originals=True)
+        loader = data.eval_loader([by_id[each.name] for each in chosen], size=trained.size, originals=True)
         for each in predictions(trained, loader, crf=True, unreadable=UnreadableImages(1.0)):
             predicted[each.name] = each.final.numpy().astype(np.uint8)
     content = render(
         "seeds.html",
         names=("background cue", *data.classes),
         checkpoint=checkpoint,
-        sections=[
-            (
-                each.title,
-                each.about,
-                [_stages(by_id[example.name], example.truth, opened, predicted) for example in each.examples],
-            )
-            for each in sections
-        ],
+        sections=sections,
+        stages={each.name: _stages(by_id[each.name], each.truth, opened, predicted) for each in chosen},
         facts=[("seed cache", path) for path in caches] + [("checkpoint", checkpoint)] * (trained is not None),
     )
     output.mkdir(parents=True, exist_ok=True)
@@ -105,9 +99,9 @@ def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.integer] | None, num_cla
     """Return the mean IoU of an image's cues (h, w) over its classes, positions without a cue taken as background.
 
     Args:
-        cues: label map (h, w), 255 = no cue.
-        truth: mask (H, W), 255 = not scored; None where there is none.
-        num_classes: number of classes without background.
+        cues: Label map (h, w), 255 = no cue.
+        truth: Mask (H, W), 255 = not scored; None where there is none.
+        num_classes: Number of classes without background.
 
     Returns:
         Mean IoU; None where no pixel is scored.
