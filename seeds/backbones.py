@@ -162,8 +162,8 @@ def build_encoder(name: str, depth: int = FULL_DEPTH) -> nn.Module:
         return Trunk(torchvision.models.get_model(name).features)
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(
-            f"there is no backbone {name} ({error}); use a VGG (vgg16, vgg16_bn), a segmentation_models_pytorch encoder "
-            "(mobilenet_v2, resnet50, tu-…), or a torchvision model with a 'features' trunk"
+            f"there is no backbone {name} ({error}); use a VGG (vgg16, vgg16_bn), an encoder of "
+            "segmentation_models_pytorch (mobilenet_v2, resnet50, tu-…), or a torchvision model with a 'features' trunk"
         ) from error
 
 

@@ -43,5 +43,5 @@ def token_map(vit: VisionTransformer, image: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     if height % patch or width % patch:
         raise InputError(f"images of {height}x{width} pixels do not divide into patches of {patch}: choose such a size")
-    (tokens,) = vit.forward_intermediates(image, indices=1, norm=True, intermediates_only=True)
-    return cast("Tensor", tokens)
+    tokens: Tensor = vit.forward_features(image)[:, vit.num_prefix_tokens :]  # (B, h * w, K)
+    return tokens.transpose(1, 2).unflatten(2, (height // patch, width // patch))
