@@ -63,7 +63,7 @@ def test_compare_of_what_evaluate_wrote(voc, predicted_masks, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "+0.0" in printed
     assert "interval" in printed
-    assert "mind" not in printed
+    assert "note" not in printed
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_scales_that_are_none(scales):
         Views(scales)
 
 
-def test_a_network_of_one_size_says_so():
+def test_a_network_of_one_size_is_named():
     def rigid(images):
         assert images.shape[-1] == 32
         return pointwise(images)
