@@ -85,7 +85,7 @@ def test_the_page_holds_everything(evaluated):
     for title in ("Best images", "Worst images", "Random images", "Training images"):
         assert title in page
     interval = evaluated[1]["miou_interval"]
-    assert f"95 % interval {100 * interval['low']:.1f} to {100 * interval['high']:.1f}" in page
+    assert f"95 % interval: {100 * interval['low']:.1f} to {100 * interval['high']:.1f}" in page
 
 
 def test_training_images_are_shown_where_some_have_no_mask(voc, checkpoint, cues, tmp_path):
