@@ -29,7 +29,7 @@ from training.evaluation.metrics import SegmentationCounts
 from training.evaluation.voc_submission import check_voc_classes, write_submission
 from training.inference import TEST_CRF, Predicted, Trained, Views, load_trained
 from training.reports.evaluation_report import render_page
-from training.reports.example_selection import Gallery, Row, Section
+from training.reports.example_selection import Example, ExampleSelector, Section
 
 __all__ = ["evaluate"]
 
@@ -142,12 +142,12 @@ def evaluate(
 
     class_names = ("background", *data.classes)
     final, plain = SegmentationCounts(class_names), SegmentationCounts(class_names)
-    gallery, images, label_maps = Gallery(len(samples), num_images), 0, dict[str, NDArray[np.uint8]]()
+    selector, images, label_maps = ExampleSelector(len(samples), num_images), 0, dict[str, NDArray[np.uint8]]()
     for each in track(stream, "scoring", len(samples)):
         images += 1
         if crf_on and each.truth is not None:
             plain.update(each.plain, each.truth)
-        gallery.offer(_row(each, final, cache))
+        selector.offer(_example(each, final, cache))
         if submission:
             label_maps[each.name] = each.final.numpy().astype(np.uint8)
     metrics: dict[str, Any] = {"miou": None, "iou": {}, "background_iou": None}
@@ -163,7 +163,7 @@ def evaluate(
         "data": {key: data.hparams[key] for key in recorded if key in data.hparams},
         "classes": list(data.classes),
     }
-    page = render_page(metrics, data.classes, gallery.sections() + _training_images(trained, data, cache, crf=crf_on))
+    page = render_page(metrics, data.classes, selector.sections() + _training_images(trained, data, cache, crf=crf_on))
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "index.html", page.encode())
     if metrics["iou"]:
@@ -223,10 +223,10 @@ def _read_predictions(
     return map(read, samples)
 
 
-def _row(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Row:
+def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
     """Count a prediction, and return the image as the page shows it."""
     truth = predicted.truth
-    return Row(
+    return Example(
         predicted.name,
         predicted.image,
         predicted.final.numpy().astype(np.uint8),
@@ -251,8 +251,8 @@ def _training_images(
     loader = data.eval_loader(chosen, originals=True)
     counts = SegmentationCounts(("background", *data.classes))
     stream = inference.predictions(trained, loader, crf=crf, unreadable=UnreadableImages(1.0))
-    rows = [_row(each, counts, cache) for each in stream]
-    return [Section("Training images", "Training images, with the cues made from their tags.", rows)] if rows else []
+    shown = [_example(each, counts, cache) for each in stream]
+    return [Section("Training images", "Training images, with the cues made from their tags.", shown)] if shown else []
 
 
 def _cue_cache(cues: Path | None, trained: Trained | None, classes: Sequence[str]) -> SeedCache | None:
