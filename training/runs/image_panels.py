@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.images import to_uint8
-from training.grids import label_map
+from training.score_maps import label_map
 from training.image_overlays import cue_overlay, label_overlay, side_by_side
 from training.segmentation_task import SegmentationTask
 
