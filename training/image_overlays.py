@@ -42,7 +42,7 @@ def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer
     """Return a label map as a layer: classes in colour with a light outline, the background darkened.
 
     Args:
-        labels: (H, W), 0 background, 1..C, 255 not scored (drawn light).
+        labels: Label map (H, W), 0 background, 1..C, 255 not scored (drawn light).
         strength: Share of the class's colour in a pixel.
 
     Returns:
@@ -68,7 +68,7 @@ def cue_layer(cues: NDArray[np.integer]) -> Layer:
     """Return cues as a layer: classes in colour, background cues slate, positions without a cue pale.
 
     Args:
-        cues: label map (h, w), 0 background, 1..C, 255 no cue.
+        cues: Label map (h, w), 0 background, 1..C, 255 no cue.
 
     Returns:
         float32 (h, w, 4), as `label_layer`.
@@ -104,8 +104,8 @@ def heat_overlay(image: Image, heat: NDArray[np.floating], *, strength: float = 
     """Draw a map over its image, from clear (0) to dark red (the map's maximum); a map of zeros gives a gray image.
 
     Args:
-        image: uint8 (H, W, 3).
-        heat: (H, W), not negative.
+        image: Image uint8 (H, W, 3).
+        heat: Map (H, W), not negative.
         strength: Share of the colour in a pixel where the map is highest.
     """
     peak = float(heat.max())

@@ -21,7 +21,7 @@ from datamodules.unreadable import UnreadableImages
 from seeds.evaluation.confusion_matrix import ConfusionMatrix
 from training.image_overlays import cue_overlay, heat_overlay, label_overlay, shrink
 from training.inference import load_trained, predictions
-from training.reports.example_selection import Gallery, Row
+from training.reports.example_selection import Example, ExampleSelector
 from training.reports.pages import EmbeddedImage, embed, render
 
 __all__ = ["show_seeds"]
@@ -70,40 +70,38 @@ def show_seeds(
     if trained is not None and tuple(trained.classes) != data.classes:
         raise InputError(f"{checkpoint} has other classes than the seed caches: {', '.join(trained.classes)}")
 
-    gallery = Gallery(len(samples), num_images)
+    selector = ExampleSelector(len(samples), num_images)
     for sample in track(samples, "selecting images"):
         cues = last.cues(sample.id)
         truth = None if sample.mask is None else read_class_mask(sample.mask, data.mask_lut)
-        gallery.offer(Row(sample.id, NOT_READ, cues, truth, cues, cue_iou(cues, truth, len(data.classes))))
-    sections = gallery.sections()
+        selector.offer(Example(sample.id, NOT_READ, cues, truth, cues, _cue_iou(cues, truth, len(data.classes))))
+    sections = selector.sections()
     by_id = {sample.id: sample for sample in samples}
+    chosen = [example for section in sections for example in section.examples]
     predicted: dict[str, NDArray[np.uint8]] = {}
     if trained is not None:
-        chosen = [by_id[row.name] for section in sections for row in section.rows]
-        loader = data.eval_loader(chosen, size=trained.size, originals=True)
+        loader = data.eval_loader([by_id[each.name] for each in chosen], size=trained.size, originals=True)
         for each in predictions(trained, loader, crf=True, unreadable=UnreadableImages(1.0)):
             predicted[each.name] = each.final.numpy().astype(np.uint8)
     content = render(
         "seeds.html",
         names=("background cue", *data.classes),
         checkpoint=checkpoint,
-        sections=[
-            (each.title, each.about, [stages(by_id[row.name], row, opened, predicted) for row in each.rows])
-            for each in sections
-        ],
+        sections=sections,
+        stages={each.name: _stages(by_id[each.name], each.truth, opened, predicted) for each in chosen},
         facts=[("seed cache", path) for path in caches] + [("checkpoint", checkpoint)] * (trained is not None),
     )
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "index.html", content.encode())
 
 
-def cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.integer] | None, num_classes: int) -> float | None:
+def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.integer] | None, num_classes: int) -> float | None:
     """Return the mean IoU of an image's cues (h, w) over its classes, positions without a cue taken as background.
 
     Args:
-        cues: label map (h, w), 255 = no cue.
-        truth: mask (H, W), 255 = not scored; None where there is none.
-        num_classes: number of classes without background.
+        cues: Label map (h, w), 255 = no cue.
+        truth: Mask (H, W), 255 = not scored; None where there is none.
+        num_classes: Number of classes without background.
 
     Returns:
         Mean IoU; None where no pixel is scored.
@@ -117,8 +115,11 @@ def cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.integer] | None, num_clas
     return None if math.isnan(miou) else miou
 
 
-def stages(
-    sample: Sample, row: Row, caches: dict[Path, SeedCache], predicted: dict[str, NDArray[np.uint8]]
+def _stages(
+    sample: Sample,
+    truth: NDArray[np.integer] | None,
+    caches: dict[Path, SeedCache],
+    predicted: dict[str, NDArray[np.uint8]],
 ) -> list[EmbeddedImage]:
     """Return one image's row of the page: the image, maps, cues of each cache, prediction, mask."""
     image = shrink(read_image(sample.image), LONGEST)
@@ -132,10 +133,10 @@ def stages(
             shown.append(embed(heat_overlay(image, cam), f"map of {first.classes[index]}"))
     for path, cache in caches.items():
         cues = cache.cues(sample.id)
-        iou = cue_iou(cues, row.truth, len(cache.classes))
+        iou = _cue_iou(cues, truth, len(cache.classes))
         caption = path.name if iou is None else f"{path.name}, IoU {100 * iou:.0f} %"
         shown.append(embed(cue_overlay(image, cues), caption))
-    for labels, caption in ((predicted.get(sample.id), "prediction"), (row.truth, "truth")):
+    for labels, caption in ((predicted.get(sample.id), "prediction"), (truth, "truth")):
         if labels is not None:
             shown.append(embed(label_overlay(image, resize_nearest(labels.astype(np.uint8), *shape)), caption))
     return shown

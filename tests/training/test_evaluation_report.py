@@ -9,19 +9,21 @@ import pytest
 
 from tests.training.html_pages import HOSTILE, PageReader, check_page, run_chromium
 from training.reports.evaluation_report import render_page
-from training.reports.example_selection import Row, Section
+from training.reports.example_selection import Example, Section
 
 CLASSES = ["<cat>", "dog", HOSTILE, *(f"creature number {i}" for i in range(15))]
 
 
-def row(name: str, index: int, *, cues: bool = False, size: tuple[int, int] = (40, 60), iou: float | None = 0.5) -> Row:
+def example(
+    name: str, index: int, *, cues: bool = False, size: tuple[int, int] = (40, 60), iou: float | None = 0.5
+) -> Example:
     """An image with a square of class ``index``."""
     labels = np.zeros(size, np.uint8)
     labels[10:30, 10:30] = index
     truth = labels.copy()
     truth[:5] = 255
     noise = np.random.default_rng(index).integers(0, 256, (*size, 3), np.uint8)
-    return Row(name, noise, labels, truth, np.full((8, 8), index, np.uint8) if cues else None, iou)
+    return Example(name, noise, labels, truth, np.full((8, 8), index, np.uint8) if cues else None, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,8 @@ def page() -> str:
         "checkpoint": {"path": "a&b.ckpt", "sha256": "0" * 64}, "data": {"root": "x" * 200, "eval_size": 64},
         "classes": CLASSES,
     }  # fmt: skip
-    best = [row("p<1>", 1), row("tall", 2, size=(80, 40)), row("an-id-without-any-space-" * 5, 2)]
-    sections = [Section("Best images", "Good.", best), Section("Taught", "Cues.", [row(HOSTILE, 1, cues=True)])]
+    best = [example("p<1>", 1), example("tall", 2, size=(80, 40)), example("an-id-without-any-space-" * 5, 2)]
+    sections = [Section("Best images", "Good.", best), Section("Taught", "Cues.", [example(HOSTILE, 1, cues=True)])]
     return render_page(metrics, CLASSES, sections)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from datamodules.class_names import IGNORE
 from datamodules.transforms import resize_nearest
-from training.evaluation.tables import COLUMNS, TITLES, shown_classes
+from training.evaluation.evaluation_table import COLUMNS, shown_classes
 from training.image_overlays import cue_layer, label_layer, layer_pixels, shrink
-from training.reports.example_selection import Row, Section
+from training.reports.example_selection import Example, Section
 from training.reports.pages import data_uri, embed, render
 from training.runs.provenance_record import provenance_lines
 
@@ -24,48 +24,52 @@ def render_page(metrics: Mapping[str, Any], classes: Sequence[str], sections: Se
     Args:
         metrics: Content of ``metrics.json``, see `training.evaluation.evaluate.evaluate`.
         classes: Class names without background.
-        sections: Images to show, see `training.reports.example_selection.Gallery`.
+        sections: Images to show, see `training.reports.example_selection.ExampleSelector`.
 
     Returns:
         HTML without any link to another file; images, style and script are embedded.
     """
-    rows = [row for section in sections for row in section.rows]
-    shown = [(each.title, each.about, [_example(row, classes) for row in each.rows]) for each in sections]
-    examples = [example for *_, own in shown for example in own]
-    contained = {index for example in examples for index in example["classes"]}
+    examples = [example for section in sections for example in section.examples]
+    cards = [(each.title, each.about, [_card(example, classes) for example in each.examples]) for each in sections]
+    shown = [card for *_, own in cards for card in own]
+    contained = {index for card in shown for index in card["classes"]}
     pixels = (metrics.get("confusion") or {}).get("pixels", [])
     return render(
         "evaluation.html",
         metrics=metrics,
         names=("background", *classes),
-        columns={column: TITLES[column] for column in COLUMNS},
+        columns={key: column.title for key, column in COLUMNS.items()},
         scored_classes=shown_classes({**metrics, "classes": classes}),
         confusion_classes=[i for i, row in enumerate(pixels) if any(row) or any(other[i] for other in pixels)],
-        sections=shown,
+        sections=cards,
         legend=[(index, name) for index, name in enumerate(classes, start=1) if index in contained],
-        has_background_cues=any(row.cues is not None and (row.cues == 0).any() for row in rows),
-        has_unscored=any(row.truth is not None and (row.truth == IGNORE).any() for row in rows),
-        kinds=list(dict.fromkeys(kind for example in examples for kind in example["layers"])),
+        has_background_cues=any(each.cues is not None and (each.cues == 0).any() for each in examples),
+        has_unscored=any(each.truth is not None and (each.truth == IGNORE).any() for each in examples),
+        kinds=list(dict.fromkeys(kind for card in shown for kind in card["layers"])),
         facts=_facts(metrics),
     )
 
 
-def _example(row: Row, classes: Sequence[str]) -> dict[str, Any]:
-    """Return an image for the template: the image, a layer for each label map, and the classes in it."""
-    small = shrink(row.image, LONGEST)
-    layers, text, contained = {}, row.name, set[int]()
-    for kind, labels in (("prediction", row.prediction), ("truth", row.truth)):
+def _card(example: Example, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what the template needs of an image: the image, a layer for each label map, and the classes in it."""
+    small = shrink(example.image, LONGEST)
+    layers, text, contained = {}, example.name, set[int]()
+    for kind, labels in (("prediction", example.prediction), ("truth", example.truth)):
         if labels is not None:
             resized = resize_nearest(labels.astype(np.uint8), *small.shape[:2])
             layers[kind] = data_uri(layer_pixels(label_layer(resized)), "png", optimize=True)
             found = [int(index) for index in np.unique(labels) if 0 < index <= len(classes)]
             contained.update(found)
             text += f"; {kind}: {', '.join(classes[index - 1] for index in found) or 'only background'}"
-    if row.cues is not None:
-        layers["cues"] = data_uri(layer_pixels(cue_layer(row.cues)), "png", optimize=True)
+    if example.cues is not None:
+        layers["cues"] = data_uri(layer_pixels(cue_layer(example.cues)), "png", optimize=True)
     return {
-        "name": row.name, "iou": row.iou, "image": embed(small, text), "layers": layers, "classes": sorted(contained),
-    }  # fmt: skip
+        "name": example.name,
+        "iou": example.iou,
+        "image": embed(small, text),
+        "layers": layers,
+        "classes": sorted(contained),
+    }
 
 
 def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

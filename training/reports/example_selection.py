@@ -1,18 +1,18 @@
 """Select the images that a page shows: the best, the worst, and images drawn at random."""
 
-import heapq
+from bisect import insort
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Gallery", "Row", "Section"]
+__all__ = ["Example", "ExampleSelector", "Section"]
 
 SEED = 0  # of the random draw
 
 
 @dataclass(frozen=True)
-class Row:
+class Example:
     """An image with its label maps.
 
     Attributes:
@@ -38,10 +38,10 @@ class Section:
 
     title: str
     about: str
-    rows: list[Row]
+    examples: list[Example]
 
 
-class Gallery:
+class ExampleSelector:
     """Selects images from a stream; keeps at most twice the wanted number in memory.
 
     A third has the highest IoU, a third the lowest, the rest is drawn with a fixed seed. Without IoU all are drawn.
@@ -54,34 +54,31 @@ class Gallery:
     def __init__(self, total: int, wanted: int) -> None:
         self.wanted = max(0, min(total, wanted))
         drawn = np.random.default_rng(SEED).permutation(total)[: self.wanted].tolist()
-        self._drawn: dict[int, Row | None] = dict.fromkeys(drawn)  # None: not offered yet
-        self._best: list[tuple[float, int, Row]] = []  # heaps; the index orders images of equal IoU
-        self._worst: list[tuple[float, int, Row]] = []
+        self._drawn: dict[int, Example | None] = dict.fromkeys(drawn)  # None: not offered yet
+        self._ranked: list[tuple[float, int, Example]] = []  # the worst and the best so far, by ascending IoU
         self._offered = 0
 
-    def offer(self, row: Row) -> None:
+    def offer(self, example: Example) -> None:
         """Take the next image of the stream."""
         index, self._offered = self._offered, self._offered + 1
         if index in self._drawn:
-            self._drawn[index] = row
-        if row.iou is not None:
-            for heap, entry in ((self._best, (row.iou, -index, row)), (self._worst, (-row.iou, index, row))):
-                heapq.heappush(heap, entry)
-                if len(heap) > self.wanted // 3:
-                    heapq.heappop(heap)
+            self._drawn[index] = example
+        if example.iou is not None:
+            insort(self._ranked, (example.iou, -index, example), key=lambda entry: entry[:2])
+            third = self.wanted // 3
+            del self._ranked[third : len(self._ranked) - third]
 
     def sections(self) -> list[Section]:
         """Return the selected images; no image occurs twice, and no section is empty."""
-        best, worst = (
-            [row for *_, row in sorted(heap, key=lambda entry: entry[:2], reverse=True)]
-            for heap in (self._best, self._worst)
-        )
-        ranked = {row.name for row in (*best, *worst)}
-        drawn = [row for row in self._drawn.values() if row is not None and row.name not in ranked]
+        ranked = [example for *_, example in self._ranked]
+        best = ranked[::-1][: self.wanted // 3]
+        worst = ranked[: len(ranked) - len(best)]
+        names = {example.name for example in ranked}
+        drawn = [example for example in self._drawn.values() if example is not None and example.name not in names]
         source = "all other images" if ranked else "all images"
         sections = [
             Section("Best images", "Images with the highest mean IoU over the classes in the image.", best),
             Section("Worst images", "Images with the lowest mean IoU, the lowest first.", worst),
             Section("Random images", f"Drawn from {source} with a fixed seed.", drawn[: self.wanted - len(ranked)]),
         ]
-        return [section for section in sections if section.rows]
+        return [section for section in sections if section.examples]
