@@ -14,10 +14,12 @@ import yaml
 from PIL import Image
 
 from datamodules.seed_cache import SeedCache
+from datamodules.synthetic import write_synthetic_voc
 from training.cli import FUNCTIONS, LIGHTNING, main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SMALL = ["--data.size=48", "--data.batch_size=4", "--data.num_workers=0", "--trainer.max_epochs=1"]
+DATA = ["--data.train=8", "--data.val=4", "--data.image_size=48", "--data.size=48"]
+SMALL = [*DATA, "--data.batch_size=4", "--data.num_workers=0", "--trainer.max_epochs=1"]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 
@@ -26,7 +28,7 @@ def made(tmp_path_factory):
     """A folder in which the whole pipeline has run on a tiny data set, each step by its command."""
     folder = tmp_path_factory.mktemp("pipeline")
     data, run = folder / "data", lambda *words: main([str(word) for word in words])
-    assert run("synthesize", "--output", data, "--train", 8, "--val", 4, "--size", 48) == 0
+    write_synthetic_voc(data, train=8, val=4, size=48)
     common = [f"--data.root={data}", *SMALL, *QUIET]
     classifier = ["fit", f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={folder / 'classifier'}", *common]
     assert run(*classifier) == 0
@@ -36,7 +38,7 @@ def made(tmp_path_factory):
     assert run("seeds", "evaluate", "--cache", folder / "seeds", "--output", folder / "quality") == 0
     sec = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder / 'sec'}", *common]
     sec += [f"--data.cues={folder / 'seeds'}", f"--model.weights={checkpoint}"]
-    sec += [f"--data.cues_made_by={checkpoint}"]
+    sec += [f"--data.cues_checkpoint={checkpoint}"]
     assert run(*sec) == 0
     assert run("evaluate", "--checkpoint", folder / "sec/last.ckpt", "--output", folder / "val") == 0
     photos = data / "JPEGImages"
@@ -125,12 +127,12 @@ def test_training_on_imported_cues(made, tmp_path):
     assert second["miou_cues"] == first["miou_cues"]
     assert second["miou_fixed"] is None
     fit = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={tmp_path / 'sec'}", *SMALL, *QUIET]
-    fit += [f"--data.root={made / 'data'}", f"--data.cues={back}", "--data.cues_made_by=null"]
+    fit += [f"--data.root={made / 'data'}", f"--data.cues={back}", "--data.cues_checkpoint=null"]
     fit += [f"--model.weights={made / 'classifier/last.ckpt'}", "--trainer.max_steps=1"]
     assert main(fit) == 0
     assert (tmp_path / "sec/last.ckpt").is_file()
     fit[2] = f"--output={tmp_path / 'other'}"
-    assert main([*fit, f"--data.cues_made_by={made / 'classifier/last.ckpt'}"]) == 1
+    assert main([*fit, f"--data.cues_checkpoint={made / 'classifier/last.ckpt'}"]) == 1
 
 
 def test_a_hostile_file_of_cues(tmp_path, capsys):
@@ -232,7 +234,7 @@ def test_a_cache_of_another_classifier(made, capsys):
     """Cues are refused when the classifier they should come from is another file than made them."""
     other = made / "sec/last.ckpt"
     words = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={made / 'sec2'}", *SMALL, *QUIET]
-    words += [f"--data.root={made / 'data'}", f"--data.cues={made / 'seeds'}", f"--data.cues_made_by={other}"]
+    words += [f"--data.root={made / 'data'}", f"--data.cues={made / 'seeds'}", f"--data.cues_checkpoint={other}"]
     assert main([*words, "--model.weights=none"]) == 1
     assert "another checkpoint" in capsys.readouterr().err
 
