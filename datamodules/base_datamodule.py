@@ -92,6 +92,7 @@ class BaseDataModule(pl.LightningDataModule):
         max_unreadable: float = MAX_UNREADABLE,
         strict: bool = False,
     ) -> None:
+        # all arguments by name; what follows makes them plain
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         # a checkpoint stores the augmentation as a dictionary

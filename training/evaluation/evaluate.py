@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
-from datamodules.class_names import IGNORE, mask_lut, read_classes
+from datamodules.class_names import IGNORE, mask_lut, read_classes, voc_classes
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, write_atomically
 from datamodules.images import read_image
@@ -21,7 +21,7 @@ from datamodules.sample import Sample
 from datamodules.sampling import evenly
 from datamodules.seed_cache import SeedCache
 from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, readable
-from datamodules.voc import VOCDataModule, voc_classes
+from datamodules.voc import VOCDataModule
 from seeds.precision import Precision
 from training import inference
 from training.evaluation.evaluation_table import compute_metrics, metrics_csv, print_metrics
