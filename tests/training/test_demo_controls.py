@@ -25,8 +25,8 @@ def run(*words: object) -> None:
 def fit(config: str, data: Path, output: Path, *words: object) -> Path:
     """Train by one of the demo's YAMLs, smaller; the last checkpoint."""
     small = ["--data.size=96", "--data.batch_size=8", "--data.num_workers=0", f"--trainer.max_epochs={EPOCHS[config]}"]
-    small += ["--data.train=200", "--data.val=40", "--data.image_size=96"]  # as the test writes the data set
     common = [f"--config={CONFIGS / config}", f"--data.root={data}", f"--output={output}", *small, *QUIET]
+    common += ["--data.train=200", "--data.val=40", "--data.image_size=96"]  # as the test writes them
     run("fit", *common, "--trainer.limit_val_batches=0", *words)
     return output / "last.ckpt"
 
