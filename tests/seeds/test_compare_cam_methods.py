@@ -19,8 +19,8 @@ from tests.seeds.conftest import IDS, data_of
 @pytest.fixture
 def cache(voc, checkpoint, tmp_path):
     path = tmp_path / "cache"
-    settings = {"data": {"root": str(voc), "train_split": "train"}, "checkpoint": str(checkpoint)}
-    with CacheWriter(path, ("red", "blue"), settings) as writer:
+    inputs = {"data": {"root": str(voc), "train_split": "train"}, "checkpoint": str(checkpoint)}
+    with CacheWriter(path, ("red", "blue"), {}, inputs=inputs) as writer:
         for name in IDS:
             writer.add(name, read_mask(voc / f"SegmentationClass/{name}.png"))
     return path
@@ -31,19 +31,19 @@ def test_every_metric_of_every_method(cache, capsys):
     assert json.loads((cache / "metrics.json").read_text()) == metrics
     found = metrics["faithfulness"]
     assert (found["images"], found["size"], list(found["methods"])) == (1, 64, ["gradcam", "gradient"])
-    for metrics_of_method in found["methods"].values():
-        assert metrics_of_method["pairs"] == 1  # the first image shows red alone
-        assert set(metrics_of_method["pointing_by_class"]) == {"red"}
+    for own in found["methods"].values():
+        assert own["pairs"] == 1  # the first image shows red alone
+        assert set(own["pointing_by_class"]) == {"red"}
         fractions = ["pointing", "localization_error_top1", "localization_error_top5", "localization_error_given",
                      "deletion", "insertion", "energy_inside", "miou_fixed", "miou_oracle"]  # fmt: skip
-        assert all(0 <= metrics_of_method[key] <= 1 for key in fractions)
-        assert -1 <= metrics_of_method["occlusion_rank_correlation"] <= 1
+        assert all(0 <= own[key] <= 1 for key in fractions)
+        assert -1 <= own["occlusion_rank_correlation"] <= 1
     assert "methods on 1 images" in capsys.readouterr().out
     assert "faithfulness" not in evaluate_seeds(cache)
 
 
 class Oracle(Explainer):
-    """An explainer with the masks: its maps are the masks themselves, and its scores count the pixels of a class's colour."""
+    """Its maps are the masks themselves, and its scores count the pixels of a class's colour."""
 
     def __init__(self, voc):
         self.classes, self.size, self.methods = ("red", "blue"), 64, {"truth": None, "lie": None}
@@ -86,7 +86,7 @@ def test_the_truth_wins(voc):
     assert (lie["energy_inside"], lie["miou_fixed"]) == (0, pytest.approx(0, abs=0.01))
     assert lie["localization_error_given"] == 1
     assert truth["deletion"] < lie["deletion"] - 0.2
-    assert all(0 < metrics_of_method[name] < 1 for metrics_of_method in (truth, lie) for name in ("deletion", "insertion"))
+    assert all(0 < own[name] < 1 for own in (truth, lie) for name in ("deletion", "insertion"))
     assert truth["occlusion_rank_correlation"] > 0.3 > -0.3 > lie["occlusion_rank_correlation"]
     assert truth["pairs"] == 8
     assert truth["pointing_difficult"] == 1  # both classes, each small, in two images
@@ -94,7 +94,7 @@ def test_the_truth_wins(voc):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"faithfulness": "gradcamm"}, "did you mean 'gradcam'"), ({"checkpoint": "/no/where"}, "no checkpoint"),
+    [({"faithfulness": "gradcamm"}, "did you mean gradcam"), ({"checkpoint": "/no/where"}, "no checkpoint"),
      ({"num_images": 0}, "num_images 0 is not")],
 )  # fmt: skip
 def test_bad_input(cache, options, words):

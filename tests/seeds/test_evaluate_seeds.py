@@ -45,7 +45,7 @@ def perfect(voc, tmp_path):
     """A cache whose maps and cues are the masks themselves."""
     path = tmp_path / "perfect"
     settings = {"root": str(voc), "train_split": "train", "labels": "imagesets", "num_workers": 0}
-    with CacheWriter(path, ("red", "blue"), {"data": settings, "fg_threshold": 0.2}) as cache:
+    with CacheWriter(path, ("red", "blue"), {"fg_threshold": 0.2}, inputs={"data": settings}) as cache:
         for name in IDS:
             mask = read_mask(voc / f"SegmentationClass/{name}.png")
             classes = np.unique(mask[mask > 0]) - 1
@@ -68,12 +68,12 @@ def test_perfect_seeds_score_one(perfect, tmp_path, capsys):
 
 def test_the_threshold_is_recorded_in_the_cache(voc, tmp_path):
     settings = {"root": str(voc), "train_split": "val", "labels": "imagesets", "num_workers": 0}
-    with CacheWriter(tmp_path / "c", ("red", "blue"), {"data": settings, "fg_threshold": 0.35}) as cache:
+    with CacheWriter(tmp_path / "c", ("red", "blue"), {"fg_threshold": 0.35}, inputs={"data": settings}) as cache:
         for name in IDS[:2]:
             cache.add(name, read_mask(voc / f"SegmentationClass/{name}.png"))
     assert evaluate_seeds(tmp_path / "c")["threshold_fixed"] is None  # there is no map to score
     maps = np.array([[[1.0, 0.3], [0.4, 0.0]]], np.float32)
-    with CacheWriter(tmp_path / "maps", ("red", "blue"), {"data": settings, "fg_threshold": 0.35}) as cache:
+    with CacheWriter(tmp_path / "maps", ("red", "blue"), {"fg_threshold": 0.35}, inputs={"data": settings}) as cache:
         for c, name in enumerate(IDS[:2]):
             cache.add(name, np.zeros((2, 2), np.uint8), map_classes=np.array([c]), maps=maps)
     own, same, other = (evaluate_seeds(tmp_path / "maps", threshold=t) for t in (None, 0.35, 0.25))
@@ -98,7 +98,8 @@ def test_bad_input(perfect, arguments, words):
 
 
 def test_a_cache_that_lacks_images(voc, tmp_path):
-    with CacheWriter(tmp_path / "few", ("red", "blue"), {"data": {"root": str(voc), "train_split": "train"}}) as cache:
+    inputs = {"data": {"root": str(voc), "train_split": "train"}}
+    with CacheWriter(tmp_path / "few", ("red", "blue"), {}, inputs=inputs) as cache:
         cache.add("p0", np.zeros((2, 2), np.uint8))
     with pytest.raises(InputError, match="lacks 5 of the 6"):
         evaluate_seeds(tmp_path / "few")

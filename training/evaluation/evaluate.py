@@ -264,8 +264,8 @@ def _cue_cache(cues: Path | None, trained: Trained | None, classes: Sequence[str
                 f"the seed cache {cues} has the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
             )
         return cache
-    stored = trained.data.get("cues") if trained else None
-    with suppress(InputError):
-        cache = SeedCache(stored) if stored else None
-        return cache if cache and tuple(cache.classes) == tuple(classes) else None
+    if trained is not None and trained.data.get("cues") is not None:
+        with suppress(InputError):
+            cache = SeedCache(trained.data["cues"])
+            return cache if tuple(cache.classes) == tuple(classes) else None
     return None
