@@ -150,8 +150,8 @@ def test_a_hostile_file_of_cues(tmp_path, capsys):
 
 MISTAKES = {
     "key in a YAML": (["fit", "--config={bad_key}"], "there is no option 'wieght_decay'; did you mean 'weight_decay'?"),
-    "data key": (["fit", "--config={classifier}", "--data.sise=3"], "'data.sise'; did you mean 'size'?"),
-    "type": (["fit", "--config={classifier}", "--data.size=large"], "data.size: expected int, got large"),
+    "data key": (["fit", "--config={classifier}", "--data.sise=3"], "no option 'sise'; did you mean 'size'?"),
+    "type": (["fit", "--config={classifier}", "--data.size=large"], "data: size: expected int, got large"),
     "string for a boolean": (
         ["predict", "--checkpoint=x", "--images=[x]", "--output=y", "--crf=maybe"],
         "crf: expected bool",
@@ -163,9 +163,12 @@ MISTAKES = {
     "no command": (["evalute"], "no command 'evalute'; did you mean 'evaluate'?"),
     "missing": (["seeds", "generate"], "required: checkpoint, output"),
     "another format": (["seeds", "import", "--format=mat", "--source=x", "--output=y"], "format"),
-    "nothing to export": (["seeds", "export", "--format=sec", "--cache=none", "--output=y"], "none is not a finished"),
+    "nothing to export": (["seeds", "export", "--format=sec", "--cache=none", "--output=y"], "none is not a seed cache"),
     "no class": (["fit", "--config={classifier}", "--model=seeds.classifier.Clasifier"], "Clasifier"),
-    "no data": (["fit", "--config={classifier}", "--data.root=/no/such", "--output={new}"], "/no/such does not exist"),
+    "no data": (
+        ["fit", "--config={voc}", "--data.root=no/such", "--output={new}", "--model.init_args.weights=none"],
+        "no/such does not exist",
+    ),
     "no checkpoint": (["evaluate", "--checkpoint=no.ckpt", "--output=x"], "no.ckpt"),
 }
 
@@ -182,6 +185,7 @@ def test_a_mistake_is_one_sentence(name, tmp_path, capsys):
     places = {
         "new": tmp_path / "run",
         "classifier": classifier,
+        "voc": CONFIGS / "classifier_voc_animals.yaml",
         "bad_key": tmp_path / "bad.yaml",
         "broken": tmp_path / "broken.yaml",
         "day": tmp_path / "day.yaml",
