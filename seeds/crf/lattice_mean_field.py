@@ -105,9 +105,9 @@ def _infer_image(
     sums = [np.zeros((parts, size, lanes), np.float32) for size in sizes]
 
     def step(part: int, first: bool, final: bool) -> None:
-        start, stop = ranges[part]
-        filters = bilateral.vertices, bilateral.weights, gaussian.vertices, gaussian.weights
-        update(registers, first, final, start, stop, scores, *filters, *nodes, sums[0][part], sums[1][part])
+        filters = [bilateral.vertices, bilateral.weights, gaussian.vertices, gaussian.weights]
+        arrays = [scores, *filters, *nodes, sums[0][part], sums[1][part]]
+        update(registers, first, final, *ranges[part], *arrays)
 
     map_on_threads(lambda pixels: to_rows(logits, *pixels, scores), ranges, parts)
     for iteration in range(iterations + 1):

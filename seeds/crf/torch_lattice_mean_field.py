@@ -111,7 +111,7 @@ def _places(h: int, w: int, device: torch.device) -> Tensor:
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the simplex of each point: keys int64 (n, d + 1) by remainder, and barycentric weights float32 (n, d + 1)."""
+    """Return the simplex of each point: keys int64 (n, d + 1) and barycentric weights float32 (n, d + 1)."""
     n, d = features.shape
     elevated = _elevate(features)  # (n, d + 1)
     quotient = torch.round(elevated / (d + 1))

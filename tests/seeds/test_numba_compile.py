@@ -4,8 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from seeds import numba_compile
 from seeds.numba_compile import compiled
@@ -13,7 +13,7 @@ from seeds.numba_compile import compiled
 
 def test_without_a_folder_for_machine_code_functions_still_compile() -> None:
     """A function without a file has no place where numba could keep its code, as on a read-only system."""
-    scope: dict[str, Callable[[int], int]] = {}
+    scope: dict[str, Any] = {}
     exec("def double(x): return 2 * x", scope)
     assert compiled(scope["double"])(21) == 42
 
