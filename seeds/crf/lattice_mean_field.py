@@ -100,21 +100,30 @@ def _infer_image(
     registers = (0,) * -(-len(logits) // WIDTH)
     lanes = len(registers) * WIDTH
     scores = np.empty((logits.shape[1], lanes), np.float32)
-    sizes = [lattice.neighbors.shape[1] + 1 for lattice in lattices]  # the last row stays 0
-    nodes, spare = ([np.zeros((size, lanes), np.float32) for size in sizes] for _ in range(2))
-    sums = [np.zeros((parts, size, lanes), np.float32) for size in sizes]
+    shapes = [(lattice.neighbors.shape[1] + 1, lanes) for lattice in lattices]  # the last row stays 0
+    nodes = [np.zeros(shape, np.float32) for shape in shapes]
+    sums = [[np.zeros(shape, np.float32) for _ in range(parts)] for shape in shapes]
 
-    def step(part: int, first: bool, final: bool) -> None:
+    def update_part(part: int, first: bool, final: bool) -> None:
         filters = [bilateral.vertices, bilateral.weights, gaussian.vertices, gaussian.weights]
         arrays = [scores, *filters, *nodes, sums[0][part], sums[1][part]]
         update(registers, first, final, *ranges[part], *arrays)
 
+    def blur_sums(i: int) -> None:
+        for other in sums[i][1:]:
+            sums[i][0] += other
+            other.fill(0)
+        blur(registers, lattices[i].neighbors, sums[i][0], nodes[i])
+        if len(lattices[i].neighbors) % 2 == 0:
+            nodes[i], sums[i][0] = sums[i][0], nodes[i]
+        sums[i][0].fill(0)
+
     map_on_threads(lambda pixels: to_rows(logits, *pixels, scores), ranges, parts)
     for iteration in range(iterations + 1):
         first, final = iteration == 0, iteration == iterations
-        map_on_threads(functools.partial(step, first=first, final=final), range(parts), parts)
+        map_on_threads(functools.partial(update_part, first=first, final=final), range(parts), parts)
         if not final:
-            map_on_threads(lambda i: blur(registers, sums[i], lattices[i].neighbors, nodes[i], spare[i]), (0, 1), parts)
+            map_on_threads(blur_sums, range(2), parts)
     map_on_threads(lambda pixels: to_planes(scores, *pixels, probs), ranges, parts)
 
 
@@ -217,19 +226,14 @@ def update(
 
 
 @compiled
-def blur(registers: Registers, sums: Array, neighbors: Array, nodes: Array, spare: Array) -> None:
-    """Add up all parts' sums (parts, m + 1, lanes), which become 0, and blur them along every axis into `nodes`."""
-    parts, rows, lanes = sums.shape
+def blur(registers: Registers, neighbors: Array, source: Array, target: Array) -> None:
+    """Blur values (m + 1, lanes) at the vertices along every axis, alternately from one array into the other.
+
+    The result is in `source` after an even number of axes, and in `target` after an odd number.
+    """
     axes, m = neighbors.shape[:2]
-    zero, half = fill(np.float32(0), registers), fill(np.float32(0.5), registers)
-    source, target = (nodes, spare) if axes % 2 == 0 else (spare, nodes)
-    for i in range(0, m * lanes, lanes):
-        value = load(sums, i, registers)
-        store(sums, i, zero)
-        for other in range(i + rows * lanes, parts * rows * lanes, rows * lanes):
-            value = add(value, load(sums, other, registers))
-            store(sums, other, zero)
-        store(source, i, value)
+    lanes = source.shape[1]
+    half = fill(np.float32(0.5), registers)
     for axis in range(axes):
         for vertex in range(m):
             link = 2 * (axis * m + vertex)

@@ -40,7 +40,7 @@ CASES = (  # images, labels, height, width, scale, turns
 
 
 def example_batch(count: int, labels: int, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """Return images, and logits like a network's in mid-training: the mask, blurred, under smooth noise in every label."""
+    """Return images, and logits like a network's in mid-training: the blurred mask plus smooth noise in every label."""
     generator = torch.Generator().manual_seed(0)
     pairs = [_voc(name, labels, h, w) for name in _names()[:count]]
     images = [image for image, _ in pairs] or [_synthetic(h, w, generator) for _ in range(count)]

@@ -1,7 +1,7 @@
 """Plain numba loops for the two functions of the dense CRF that use vector instructions, to measure the difference.
 
-The loops are the fastest plain ones that were found: the compiler knows the number of labels, indices are unsigned (numba
-then omits the test for negative ones), additions may be reordered, and pixels are processed in groups.
+The loops are the fastest plain ones that were found: arrays are flat, indices are unsigned (numba then omits the test
+for negative ones), additions may be reordered, and pixels are processed in groups.
 """
 
 from typing import Any
@@ -35,88 +35,82 @@ def update(  # noqa: C901, PLR0912 - the same single pass as the function it rep
     gaussian_sums: Array,
 ) -> None:
     """Do the same as `seeds.crf.lattice_mean_field.update`."""
-    lanes, corners = 8 * len(registers), gaussian_vertices.shape[1]
-    buffer, tops = np.empty((GROUP, lanes), np.float32), np.empty(GROUP, np.float32)
-    exponents = np.empty((GROUP, lanes), np.int32)
+    row, corners = U(scores.shape[1]), U(gaussian_vertices.shape[1])
+    scores, nodes, gaussian_nodes = scores.reshape(-1), nodes.reshape(-1), gaussian_nodes.reshape(-1)
+    sums, gaussian_sums = sums.reshape(-1), gaussian_sums.reshape(-1)
+    v6, w6 = vertices.reshape(-1), weights.reshape(-1)
+    v3, w3 = gaussian_vertices.reshape(-1), gaussian_weights.reshape(-1)
+    buffer, tops = np.empty(U(GROUP) * row, np.float32), np.empty(GROUP, np.float32)
+    exponents = np.empty(U(GROUP) * row, np.int32)
     powers = exponents.view(np.float32)
     for begin in range(U(start), U(stop), U(GROUP)):
         count = min(U(GROUP), U(stop) - begin)
         for g in range(count):
-            i = begin + g
-            for lane in range(lanes):
-                buffer[g, lane] = scores[i, lane]
+            i, b = begin + g, g * row
+            for lane in range(row):
+                buffer[b + lane] = scores[i * row + lane]
             if not first:
-                v0, v1, v2 = U(vertices[i, 0]), U(vertices[i, 1]), U(vertices[i, 2])
-                v3, v4, v5 = U(vertices[i, 3]), U(vertices[i, 4]), U(vertices[i, 5])
-                w0, w1, w2, w3, w4, w5 = weights[i]
-                for lane in range(lanes):
-                    buffer[g, lane] += (
-                        w0 * nodes[v0, lane]
-                        + w1 * nodes[v1, lane]
-                        + w2 * nodes[v2, lane]
-                        + w3 * nodes[v3, lane]
-                        + w4 * nodes[v4, lane]
-                        + w5 * nodes[v5, lane]
-                    )
-                for j in range(corners):
-                    vertex, weight = U(gaussian_vertices[i, j]), gaussian_weights[i, j]
-                    for lane in range(lanes):
-                        buffer[g, lane] += weight * gaussian_nodes[vertex, lane]
-            top = buffer[g, 0]
-            for lane in range(lanes):
-                top = max(top, buffer[g, lane])
+                x = i * U(6)
+                a0, a1, a2 = U(v6[x]) * row, U(v6[x + U(1)]) * row, U(v6[x + U(2)]) * row
+                a3, a4, a5 = U(v6[x + U(3)]) * row, U(v6[x + U(4)]) * row, U(v6[x + U(5)]) * row
+                b0, b1, b2, b3, b4, b5 = w6[x], w6[x + U(1)], w6[x + U(2)], w6[x + U(3)], w6[x + U(4)], w6[x + U(5)]
+                for lane in range(row):
+                    near = b0 * nodes[a0 + lane] + b1 * nodes[a1 + lane] + b2 * nodes[a2 + lane]
+                    buffer[b + lane] += near + b3 * nodes[a3 + lane] + b4 * nodes[a4 + lane] + b5 * nodes[a5 + lane]
+                for j in range(i * corners, (i + U(1)) * corners):
+                    place, weight = U(v3[j]) * row, w3[j]
+                    for lane in range(row):
+                        buffer[b + lane] += weight * gaussian_nodes[place + lane]
+            top = buffer[b]
+            for lane in range(row):
+                top = max(top, buffer[b + lane])
             tops[g] = top
         for g in range(count):
-            for lane in range(lanes):
-                x = max(buffer[g, lane] - tops[g], F(-50))
-                exponent = np.int32(x * F(1.4426950408889634) - F(0.5))
-                rest = x - F(exponent) * F(0.6931471805599453)
+            top, b = tops[g], g * row
+            for lane in range(row):
+                difference = max(buffer[b + lane] - top, F(-50))
+                exponent = np.int32(difference * F(1.4426950408889634) - F(0.5))
+                rest = difference - F(exponent) * F(0.6931471805599453)
                 value = F(1.3981999507e-3) * rest + F(8.3334519073e-3)
                 value = value * rest + F(4.1665795894e-2)
                 value = value * rest + F(1.6666665459e-1)
                 value = value * rest + F(0.5)
                 value = value * rest + F(1.0)
-                buffer[g, lane] = value * rest + F(1.0)
-                exponents[g, lane] = (exponent + np.int32(127)) << np.int32(23)
+                buffer[b + lane] = value * rest + F(1.0)
+                exponents[b + lane] = (exponent + np.int32(127)) << np.int32(23)
         for g in range(count):
-            i, total = begin + g, F(0)
-            for lane in range(lanes):
-                buffer[g, lane] *= powers[g, lane]
-                total += buffer[g, lane]
+            i, b, total = begin + g, g * row, F(0)
+            for lane in range(row):
+                belief = buffer[b + lane] * powers[b + lane]
+                buffer[b + lane] = belief
+                total += belief
             share = F(1) / total
             if final:
-                for lane in range(lanes):
-                    scores[i, lane] = share * buffer[g, lane]
+                for lane in range(row):
+                    scores[i * row + lane] = share * buffer[b + lane]
                 continue
-            for j in range(6):
-                vertex, weight = U(vertices[i, j]), share * weights[i, j]
-                for lane in range(lanes):
-                    sums[vertex, lane] += weight * buffer[g, lane]
-            for j in range(corners):
-                vertex, weight = U(gaussian_vertices[i, j]), share * gaussian_weights[i, j]
-                for lane in range(lanes):
-                    gaussian_sums[vertex, lane] += weight * buffer[g, lane]
+            for j in range(i * U(6), i * U(6) + U(6)):
+                place, weight = U(v6[j]) * row, share * w6[j]
+                for lane in range(row):
+                    sums[place + lane] += weight * buffer[b + lane]
+            for j in range(i * corners, (i + U(1)) * corners):
+                place, weight = U(v3[j]) * row, share * w3[j]
+                for lane in range(row):
+                    gaussian_sums[place + lane] += weight * buffer[b + lane]
 
 
 @plain
-def blur(registers: tuple[int, ...], sums: Array, neighbors: Array, nodes: Array, spare: Array) -> None:
+def blur(registers: tuple[int, ...], neighbors: Array, source: Array, target: Array) -> None:
     """Do the same as `seeds.crf.lattice_mean_field.blur`."""
-    lanes = 8 * len(registers)
-    axes, m = neighbors.shape[:2]
-    source, target = (nodes, spare) if axes % 2 == 0 else (spare, nodes)
-    for vertex in range(U(m)):
-        for lane in range(lanes):
-            source[vertex, lane] = sums[0, vertex, lane]
-            sums[0, vertex, lane] = 0
-        for part in range(1, len(sums)):
-            for lane in range(lanes):
-                source[vertex, lane] += sums[part, vertex, lane]
-                sums[part, vertex, lane] = 0
-    for axis in range(axes):
-        for vertex in range(U(m)):
-            up, down = U(neighbors[axis, vertex, 0]), U(neighbors[axis, vertex, 1])
-            for lane in range(lanes):
-                target[vertex, lane] = source[vertex, lane] + F(0.5) * (source[up, lane] + source[down, lane])
+    row, m = U(source.shape[1]), U(neighbors.shape[1])
+    links, x = neighbors.reshape(-1), U(0)
+    source, target = source.reshape(-1), target.reshape(-1)
+    for _ in range(neighbors.shape[0]):
+        for here in range(U(0), m * row, row):
+            up, down = U(links[x]) * row, U(links[x + U(1)]) * row
+            x += U(2)
+            for lane in range(row):
+                target[here + lane] = source[here + lane] + F(0.5) * (source[up + lane] + source[down + lane])
         source, target = target, source
 
 
