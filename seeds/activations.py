@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import InputError, unknown_name
+from datamodules.errors import InputError, first_line, unknown_name
 from seeds.activation_layout import MAP_DIMS, as_map, restore_layout
 
 Model = nn.Module | partial[Any]
@@ -160,9 +160,8 @@ def run_model(model: Model, images: Tensor) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:  # torch's checks, and those of networks for one image size
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
-        raise InputError(f"the {type(module).__name__} cannot take {what}: {reason}") from error
+        raise InputError(f"the {type(module).__name__} cannot take {what}: {first_line(error)}") from error
 
 
 def gradient(
