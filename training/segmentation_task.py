@@ -136,8 +136,8 @@ class SegmentationTask(BaseTask):
         if self.loss_weights["seed"]:
             losses["seed"] = seed_loss(probs, cues)
         if self.loss_weights["expand"]:
-            decays = {name: self.hparams[name] for name in ("decay_fg", "decay_bg")}
-            losses["expand"] = expand_loss(probs, labels, **decays)
+            decay_fg, decay_bg = self.hparams["decay_fg"], self.hparams["decay_bg"]
+            losses["expand"] = expand_loss(probs, labels, decay_fg=decay_fg, decay_bg=decay_bg)
         if self.loss_weights["constrain"]:
             crf_probs = dense_crf(small_images(images, cues.shape[-2:]), logits.detach(), **self.crf)
             losses["constrain"] = constrain_loss(probs, crf_probs)
@@ -175,8 +175,7 @@ class SegmentationTask(BaseTask):
         if "mask" not in batch:  # no image of the batch can be read, or none of the split has a mask
             return
         logits = self(batch["image"]).float()
-        for scores, mask, size in zip(logits, batch["mask"], batch["size"].tolist(), strict=True):
-            height, width = size
+        for scores, mask, (height, width) in zip(logits, batch["mask"], batch["size"].tolist(), strict=True):
             self.confusion.update(label_map(scores, (height, width)), mask[:height, :width])
 
     def on_validation_epoch_end(self) -> None:
