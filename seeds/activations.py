@@ -160,8 +160,8 @@ def run_model(model: Model, images: Tensor) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:  # torch's checks, and those of networks for one image size
-        what = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
-        raise InputError(f"the {type(module).__name__} cannot take {what}: {first_line(error)}") from error
+        given = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
+        raise InputError(f"the {type(module).__name__} cannot take {given}: {first_line(error)}") from error
 
 
 def gradient(

@@ -124,7 +124,7 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
         name: see the head of this file.
         output_stride: later stages are computed with dilation instead of striding (DeepLab).
         weights: ``none`` (random), ``imagenet`` (downloaded) or a file; see :mod:`seeds.pretrained_weights`.
-        depth: number of stages, each of which halves the map; only segmentation_models_pytorch's allow fewer than 5.
+        depth: number of stages; each halves the map. Only segmentation_models_pytorch's encoders allow fewer than 5.
 
     Raises:
         InputError: no such backbone or depth, an output stride that the backbone cannot have, or weights that do not

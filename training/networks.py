@@ -49,12 +49,13 @@ class SmpNetwork(FreezableNetwork):
         """Load the weights, and replace SMP's dilated encoder by the published one, dilated here."""
         built = self.model.encoder
         published = get_encoder(name, weights=None, depth=built._depth)  # noqa: SLF001  SMP has no public name for it
-        self.strides, unused = {}, []
+        strides: dict[str, int] = {}
+        unused: list[str] = []
         try:
             strides, unused, *_ = measure_encoder(published)
-            self.strides = {f"model.encoder.{block}": stride for block, stride in strides.items()}
         except (AssertionError, AttributeError, RuntimeError):
             published.train()  # transformers of one image size have no stages to freeze
+        self.strides = {f"model.encoder.{block}": stride for block, stride in strides.items()}
         if name.startswith("tu-"):  # timm's own dilation keeps what weights mean
             load_weights(built, weights, name)
         else:
