@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.errors import InputError, first_line
@@ -71,6 +71,11 @@ class BaseTask(pl.LightningModule):
     @abstractmethod
     def network_and_head(self) -> tuple[nn.Module, Sequence[nn.Module]]:
         """Return the network to train and its newly initialised layers."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the network's scores, before softmax or sigmoid, of normalised images (B, 3, H, W)."""
+        scores: Tensor = self.network_and_head()[0](images)
+        return scores
 
     def setup(self, stage: str) -> None:
         """Apply ``channels_last`` and ``compile`` before training.

@@ -102,11 +102,6 @@ class SegmentationTask(BaseTask):
         """Return the network, and its decoder and head."""
         return self.network, self.network.head_layers
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return class scores (B, C+1, h, w) on the network's own grid, of normalised images (B, 3, H, W)."""
-        scores: Tensor = self.network(images)
-        return scores
-
     def training_step(self, batch: Batch, _batch_index: int) -> Tensor:
         """Return the loss of a batch; it and each of its terms are logged."""
         is_sec = self.hparams["loss"] == "sec"
