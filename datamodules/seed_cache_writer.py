@@ -222,3 +222,4 @@ def write_cache(
                     cues, parts = next(found)
                     shard.add(name, cues, **parts)
             output.write(number, shard, reasons)
+        next(found, None)  # a generator with a progress line ends it
