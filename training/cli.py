@@ -48,8 +48,8 @@ FUNCTIONS = {
         "training.show_seeds:show_seeds",
         "a page of images by stages: the cues of several seed caches",
     ),
-    "seeds verify": ("datamodules.seed_cache_check:verify_cache", "check every byte of a seed cache"),
-    "seeds info": ("datamodules.seed_cache_check:print_info", "print the settings and sources of a seed cache"),
+    "seeds verify": ("datamodules.seed_cache:verify_cache", "check every byte of a seed cache"),
+    "seeds info": ("datamodules.seed_cache:print_info", "print the settings and sources of a seed cache"),
     "pseudo-label": (
         "training.pseudo_labels:pseudo_label",
         "label training images by a trained network and their tags, as a seed cache to train on again",

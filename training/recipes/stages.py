@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.files import file_sizes, write_atomically
-from datamodules.fingerprints import fingerprint
-from datamodules.seed_cache_index import list_shards
+from datamodules.files import file_sizes, folder_fingerprint, write_atomically
+from datamodules.seed_cache import cache_fingerprint, list_shards
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.recipes.recipe import STAGES, Stage, leaves, references
 
@@ -53,7 +52,7 @@ class Inputs:
         """All that a stage's result depends on.
 
         These are the command, its options, the source of the packages that run it, the keys of the stages it refers
-        to, and the content of the files and folders that its options name; see `datamodules.fingerprints.fingerprint`.
+        to, and the content of the files and folders that its options name; see `datamodules.files.folder_fingerprint`.
 
         Args:
             stage: the stage.
@@ -234,7 +233,7 @@ def occupied(path: Path) -> bool:
 
 def _fingerprint(path: Path, leave_out: Path | None) -> str | None:
     try:
-        return fingerprint(path, leave_out)
+        return cache_fingerprint(path) or folder_fingerprint(path, leave_out)
     except PermissionError as error:
         raise InputError(f"{error.filename or path} cannot be read: {error.strerror}") from error
 
