@@ -16,7 +16,7 @@ from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from training.views import Views, view_scores
+from training.inference import Views, view_scores
 
 __all__ = [
     "KEY",

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJac
 from datamodules.errors import InputError
 from training.evaluation.boundary_iou import boundary_counts
 from training.evaluation.metrics import RESAMPLES, SEED, Tally, confused_pairs, figures, miou_interval
-from training.views import Views, view_scores
+from training.inference import Views, view_scores
 
 NAMES = ("background", "cat", "dog", "owl")
 

@@ -16,7 +16,7 @@ from datamodules.masks import write_mask
 from training.cli import main
 from training.evaluation.evaluate import evaluate
 from training.evaluation.voc_submission import write_submission
-from training.views import view_scores
+from training.inference import view_scores
 
 
 def run(*words) -> int:

@@ -26,7 +26,7 @@ from training.inference import Predicted, predictions
 from training.reports.evaluation_report import render_page
 from training.reports.example_selection import Gallery, Row, Section
 from training.runs.provenance_record import provenance_lines
-from training.views import Views
+from training.inference import Views
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

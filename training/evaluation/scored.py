@@ -19,7 +19,7 @@ from datamodules.unreadable import UnreadableImages, leave_out_unreadable
 from datamodules.voc import voc_classes
 from seeds.precision import Precision
 from training.inference import TEST_CRF, Predicted, Trained, data_module, load_trained, predictions
-from training.views import Views
+from training.inference import Views
 
 __all__ = ["Scored", "scored_folder", "scored_network"]
 

@@ -1,4 +1,4 @@
-"""Quick answers: options without the imports of a command, and commands that need no network without torch."""
+"""Options of a command without its imports, job options, and commands that need no network without torch."""
 
 import importlib
 import inspect
@@ -11,10 +11,12 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
+from datamodules.errors import InputError
+from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
 from tests.seeds.test_importing import irn_folder
 from training.cli import FUNCTIONS
-from training.signatures import read_signature
+from training.parsers import read_signature, run_function
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "pytorch_lightning", "torchvision", "albumentations", "numba", "segmentation_models_pytorch")
@@ -34,7 +36,7 @@ def in_a_process(*commands: list[str]) -> tuple[list[int], list[str]]:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_signature_that_is_read_is_the_function_s(name):
+def test_a_signature_that_is_read_is_that_of_the_function(name):
     target = FUNCTIONS[name][0]
     module, function = target.split(":")
     real = getattr(importlib.import_module(module), function)
@@ -42,10 +44,10 @@ def test_a_signature_that_is_read_is_the_function_s(name):
     assert inspect.signature(stub) == inspect.signature(real, eval_str=True)
     assert get_type_hints(stub) == get_type_hints(real)
     assert inspect.getdoc(stub) == inspect.getdoc(real)
-    assert len(stub.__code__.co_code) < 40  # and nothing of what it does
+    assert len(stub.__code__.co_code) < 40  # without the body
 
 
-def test_what_cannot_be_read(tmp_path, monkeypatch):
+def test_a_signature_that_cannot_be_read(tmp_path, monkeypatch):
     (tmp_path / "commands_of_a_test.py").write_text("import torch as t\n\ndef one(x: t.Tensor, y=unknown): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match="no function two"):
@@ -54,6 +56,44 @@ def test_what_cannot_be_read(tmp_path, monkeypatch):
         read_signature("commands_of_nobody:one")
     with pytest.raises(NameError, match="unknown"):
         read_signature("commands_of_a_test:one")
+
+
+JOB = '''
+from pathlib import Path
+from seeds.job_options import JobOptions
+called = []
+def command(cache: Path, *, size: int = 3, job: JobOptions = JobOptions()) -> None:
+    """Do it.
+
+    Args:
+        cache: a cache.
+        size: a side.
+        job: options of the job.
+    """
+    called.append((cache, size, job))
+'''
+
+
+def test_fields_of_a_job_are_plain_options(tmp_path, monkeypatch, capsys):
+    """On the command line and in YAML, with their help, types and defaults."""
+    (tmp_path / "job_of_a_test.py").write_text(JOB)
+    (tmp_path / "job.yaml").write_text("cache: c\ndevices: 2\nstrict: true\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    target = "job_of_a_test:command"
+    run_function(target, "a test", "test", [f"--config={tmp_path / 'job.yaml'}", "--threads=3", "--size=4"])
+    module = importlib.import_module("job_of_a_test")
+    assert module.called == [(Path("c"), 4, JobOptions(devices=2, strict=True, threads=3))]
+    for words, message in (
+        (["--cache=c", "--devics=2"], "there is no option 'devics'; did you mean 'devices'"),
+        (["--cache=c", "--job.devices=2"], "there is no option 'job.devices'"),
+        (["--cache=c", "--threads=many"], "threads: expected int"),
+        (["--cache=c", "--threads=0"], "threads must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_function(target, "a test", "test", words)
+    with pytest.raises(SystemExit):
+        run_function(target, "a test", "test", ["--help"])
+    assert "images per file. (type: int, default: 256)" in capsys.readouterr().out
 
 
 def test_help_imports_no_network():

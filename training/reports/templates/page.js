@@ -1,26 +1,27 @@
 "use strict";
-// Works on what is on the page; without it every image shows its prediction, and radio buttons still choose layers.
+// Works on what the page contains: a toolbar and cards with overlays. Without a script every image shows its first
+// layer, and radio buttons still choose layers.
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const toolbar = document.querySelector(".toolbar");
-  const cards = all("article");
-  const fade = (card, value) => card.style.setProperty("--fade", value / 100);
+  if (!toolbar) return;
+  const cards = all("section.images article");
+  const slider = (root) => root.querySelector("input[type=range]");
+  const fade = (card, value) => {
+    slider(card).value = value;
+    card.style.setProperty("--fade", value / 100);
+  };
 
   cards.forEach((card) => {
-    const range = card.querySelector("input[type=range]");
-    range.addEventListener("input", () => fade(card, range.value));
+    slider(card).addEventListener("input", () => fade(card, slider(card).value));
     // choosing a layer shows it, also where the overlay was faded out
     all("input[type=radio]", card).forEach((radio) => radio.addEventListener("change", () => {
-      if (Number(range.value) === 0) { range.value = 100; fade(card, 100); }
+      if (Number(slider(card).value) === 0) fade(card, 100);
     }));
   });
-  if (!toolbar) return;
 
-  const strength = toolbar.querySelector("input[type=range]");
-  const fadeAll = () => cards.forEach((card) => {
-    card.querySelector("input[type=range]").value = strength.value;
-    fade(card, strength.value);
-  });
+  const strength = slider(toolbar);
+  const fadeAll = () => cards.forEach((card) => fade(card, strength.value));
   strength.addEventListener("input", fadeAll);
   all("input[type=radio]", toolbar).forEach((radio) => radio.addEventListener("change", () => {
     if (Number(strength.value) === 0) { strength.value = 100; fadeAll(); }

@@ -1,4 +1,4 @@
-"""What a run says of itself, wherever it says it: folder, checkpoint, Weights & Biases, evaluation."""
+"""The record of a run in its folder, its checkpoints, at Weights & Biases and in evaluations."""
 
 import csv
 import hashlib
@@ -12,6 +12,7 @@ import torch
 import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
+from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
 from seeds.provenance import git_revision
 from tests.training.conftest import data_of
@@ -24,7 +25,7 @@ BATCHES = 3  # an epoch: nine images, three a batch
 
 @pytest.fixture(scope="module")
 def run(voc, cues, tmp_path_factory):
-    """A run of one epoch, gone on with to a second at another rate of logging; kept at Weights & Biases, offline."""
+    """A run of one epoch, resumed for a second one with other options; logged to Weights & Biases, offline."""
     folder = tmp_path_factory.mktemp("experiment") / "run"
     assert fit(voc, cues, folder, "--wandb=offline") == 0
     words = ("--wandb=offline", "--trainer.max_epochs=2", "--trainer.gradient_clip_val=100", "--ckpt_path=last")
@@ -32,7 +33,7 @@ def run(voc, cues, tmp_path_factory):
     return folder
 
 
-def test_the_folder_says_what_made_the_run(run, voc, cues):
+def test_the_folder_records_what_made_the_run(run, voc, cues):
     record = read_record(run)
     first, second = record["attempts"]
     assert (first["from_step"], second["from_step"]) == (0, BATCHES)
@@ -44,9 +45,10 @@ def test_the_folder_says_what_made_the_run(run, voc, cues):
         assert {"pytorch-lightning", "numpy", "python"} <= attempt["packages"].keys()
         assert attempt.get("git") == git_revision(CONFIGS.parent)
         names = (voc / "ImageSets/Segmentation/train.txt").read_text().split()
-        assert attempt["data"]["pictures"] == len(names) == 9
+        assert attempt["data"]["images"] == len(names) == 9
         assert attempt["data"]["images_sha256"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
-        labels = data_of(voc).photos("train").labels
+        data = data_of(voc)
+        labels = multi_hot(data.samples("train"), data.classes)
         assert attempt["data"]["labels_sha256"] == hashlib.sha256(labels.tobytes()).hexdigest()
         assert attempt["cache"]["fingerprint"] == SeedCache(cues).fingerprint
     assert (first["config"]["trainer"]["gradient_clip_val"], second["config"]["trainer"]["gradient_clip_val"]) == (
@@ -56,10 +58,10 @@ def test_the_folder_says_what_made_the_run(run, voc, cues):
 
 
 def test_the_configuration_is_the_whole_one(run):
-    """What is recorded of an attempt is what config.yaml says, with which it can be run again."""
-    said = yaml.safe_load((run / "config.yaml").read_text())
+    """The recorded configuration of an attempt is that of config.yaml, with which it can be run again."""
+    written = yaml.safe_load((run / "config.yaml").read_text())
     recorded = read_record(run)["attempts"][-1]["config"]
-    assert {key: recorded[key] for key in said} == said
+    assert {key: recorded[key] for key in written} == written
     assert recorded["model"]["init_args"]["lr"] == 1e-3
 
 
@@ -84,9 +86,9 @@ def test_validation_leaves_the_trainings_record_alone(run, voc, cues):
 # --- evaluate
 
 
-def test_evaluate_tells_it(run, tmp_path, capsys):
+def test_evaluate_prints_it(run, tmp_path, capsys):
     assert main(["evaluate", f"--checkpoint={run / 'last.ckpt'}", f"--output={tmp_path}", "--num_images=2"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["provenance"] == torch.load(run / "last.ckpt", weights_only=True)["provenance"]
     page = html.unescape((tmp_path / "index.html").read_text())
@@ -96,12 +98,12 @@ def test_evaluate_tells_it(run, tmp_path, capsys):
         f"torch {attempt['packages']['torch']}",
         f"from step {BATCHES}",
     ):
-        assert fact in said
+        assert fact in printed
         assert fact in page
-    assert attempt.get("git", "no git revision") in said
+    assert attempt.get("git", "no git revision") in printed
 
 
-def test_a_checkpoint_of_before_is_still_evaluated(run, tmp_path, capsys):
+def test_a_checkpoint_without_record_is_evaluated(run, tmp_path, capsys):
     old = torch.load(run / "last.ckpt", weights_only=True)
     del old["provenance"]
     torch.save(old, tmp_path / "old.ckpt")
@@ -123,11 +125,11 @@ def test_a_checkpoint_of_before_is_still_evaluated(run, tmp_path, capsys):
         {"attempts": [{"a": float("nan")}]},
     ],
 )
-def test_what_is_no_record_is_none(record):
+def test_an_invalid_record_is_none(record):
     assert read_provenance({"provenance": record}) is None
 
 
-def test_attempts_of_different_code_are_told_apart():
+def test_revisions_of_all_attempts_are_listed():
     attempts = [{"git": "a" * 40, "from_step": 0}, {"git": "a" * 40, "from_step": 3}, {"from_step": 6}]
     lines = dict(provenance_lines({"attempts": attempts}))
     assert lines["code"] == f"{'a' * 40}, then no git revision"
@@ -177,11 +179,11 @@ def offline(run):
     return found
 
 
-def test_both_goes_are_one_run(run, offline):
-    """The same id, kept in the folder, and rows that do not overlap, so that the later ones are added."""
-    kept = (run / "wandb-id").read_text().strip()
-    assert re.fullmatch("[0-9a-f]{8}", kept)
-    assert [folder.name.rpartition("-")[2] for folder, _, _ in offline] == [kept, kept]
+def test_both_attempts_are_one_run(offline):
+    """The same id, and rows that do not overlap, so that `wandb sync --append` adds the later ones."""
+    one, other = (folder.name.rpartition("-")[2] for folder, _, _ in offline)
+    assert one == other
+    assert re.fullmatch("[0-9a-z]{8}", one)
     first, second = ([row["_step"] for row in history] for _, _, history in offline)
     assert first == sorted(set(first))
     assert second == sorted(set(second))
@@ -213,10 +215,10 @@ def test_it_holds_the_curves(run, offline):
         )
 
 
-def test_it_holds_the_pictures(offline):
+def test_it_holds_the_images(offline):
     """Panels of training and validation, of both attempts, are named in the history and on disk."""
     for folder, _, history in offline:
-        for key in ("train/pictures", "val/pictures"):
+        for key in ("train/images", "val/images"):
             names = [row[f"{key}/filenames"] for row in history if f"{key}/filenames" in row]
             assert names, key
             assert all((folder / "files" / name).stat().st_size > 100 for each in names for name in each)
