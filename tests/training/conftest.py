@@ -8,8 +8,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from PIL import Image
 
-from datamodules.masks import read_class_mask
+from datamodules.masks import read_class_mask, write_mask
 from datamodules.sample import multi_hot
 from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
@@ -114,3 +115,19 @@ def boundaries(voc, cues, tmp_path_factory) -> Path:
     assert not (folder / "run/best.ckpt").exists()
     assert "train/loss" in (folder / "run/metrics.csv").read_text().splitlines()[0]
     return folder / "run/last.ckpt"
+
+
+@pytest.fixture
+def predicted_masks(voc, tmp_path):
+    """Somebody's predictions of the validation images: the masks, moved, the void filled; gray and palette."""
+    folder = tmp_path / "predicted_masks"
+    folder.mkdir()
+    ids = (voc / "ImageSets/Segmentation/val.txt").read_text().split()
+    for number, name in enumerate(ids):
+        mask = np.roll(np.array(Image.open(voc / f"SegmentationClass/{name}.png")), 5, axis=number % 2)
+        mask[mask == 255] = 1
+        if number % 2:
+            Image.fromarray(mask).save(folder / f"{name}.png")
+        else:
+            write_mask(folder / f"{name}.png", mask)
+    return folder, ids

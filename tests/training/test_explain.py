@@ -62,7 +62,7 @@ def test_a_folder_and_its_page(classifier, photos, tmp_path):
     assert main([*words, "--page", "red", "--strongest", "2"]) == 0
     text = (out / "red.html").read_text()
     assert [path.name for path in out.iterdir()] == ["red.html"]
-    shown = re.findall(r"<span>(p\d.jpg)</span><span class="score">(for|against) ([\d.]+)", text)
+    shown = re.findall(r'<span>(p\d.jpg)</span><span class="score">(for|against) ([\d.]+)', text)
     assert [side for _, side, _ in shown] == ["for", "against"] * 2
     for side in ("for", "against"):
         values = [float(value) for _, own, value in shown if own == side]

@@ -7,7 +7,7 @@ import numpy as np
 
 from datamodules.class_names import IGNORE
 from datamodules.transforms import resize_nearest
-from training.evaluation.tables import COLUMNS, TITLES, shown_classes
+from training.evaluation.evaluation_table import COLUMNS, shown_classes
 from training.image_overlays import cue_layer, label_layer, layer_pixels, shrink
 from training.reports.example_selection import Row, Section
 from training.reports.pages import data_uri, embed, render
@@ -38,7 +38,7 @@ def render_page(metrics: Mapping[str, Any], classes: Sequence[str], sections: Se
         "evaluation.html",
         metrics=metrics,
         names=("background", *classes),
-        columns={column: TITLES[column] for column in COLUMNS},
+        columns={key: column.title for key, column in COLUMNS.items()},
         scored_classes=shown_classes({**metrics, "classes": classes}),
         confusion_classes=[i for i, row in enumerate(pixels) if any(row) or any(other[i] for other in pixels)],
         sections=shown,

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,6 @@ from datamodules.errors import InputError
 from datamodules.files import differences, write_atomically
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.command_process import run_process
-from training.evaluation.tables import average, sample_std
 from training.runs.provenance_record import read_record
 
 __all__ = ["fit_repeatedly", "seed_list"]
@@ -108,7 +108,7 @@ def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None
     rows: list[list[Any]] = []
     for name in names:
         values = [run[name] for run in runs.values()]
-        rows.append([name, average(values), sample_std(values), *values])
+        rows.append([name, fmean(values), stdev(values) if len(values) > 1 else None, *values])
     content = {
         "random_seeds": list(runs),
         "figures": {name: {"mean": mean, "std": std} for name, mean, std, *_ in rows},

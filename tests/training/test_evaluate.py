@@ -1,6 +1,5 @@
-"""Figures and the page of `evaluate`, masks of `predict`."""
+"""`tag2mask evaluate` of a checkpoint and of a folder of masks: metrics, files, the page, and refused input."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,23 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import dataset
-from datamodules.class_names import voc_palette
+from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
-from datamodules.images import read_image
-from datamodules.masks import read_class_mask, read_mask
+from datamodules.masks import read_class_mask, write_mask
 from datamodules.unreadable import UnreadableImages
 from seeds.checkpoints import load_task
-from seeds.crf import dense_crf
 from tests.training.conftest import data_of, trainer_of
 from training.cli import main
 from training.evaluation.evaluate import evaluate
-from training.inference import crf_label_map, data_module, load_trained, predictions
-from training.predict import predict
+from training.inference import load_trained, predictions, view_scores
 from training.segmentation_task import SegmentationTask
 
-READING = {"batch_size": 3, "num_workers": 0, "unreadable": UnreadableImages(0.0)}
+
+def run(*words) -> int:
+    return main([str(word) for word in words])
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +48,12 @@ def test_figures_agree_with_a_count_by_hand(checkpoint, evaluated):
     folder, metrics = evaluated
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     trained = load_trained(checkpoint)
-    data = data_module(trained, num_workers=0)
-    photos = data.photos("val", labels=False)
-    found = list(predictions(trained, photos, **READING, size=data.hparams["eval_size"], crf=True))
-    truths = [read_class_mask(path, photos.lut) for path in photos.masks]
-    names = ("background", *photos.classes)
+    data = datamodule_from_settings(trained.data, num_workers=0)
+    samples = data.samples("val", tags=False)
+    loader = data.eval_loader(samples, originals=True)
+    found = list(predictions(trained, loader, crf=True, unreadable=UnreadableImages(0.0)))
+    truths = [read_class_mask(sample.mask, data.mask_lut) for sample in samples]
+    names = ("background", *data.classes)
     for maps, figures in (("final", metrics), ("plain", metrics["without_crf"])):
         iou = numpy_iou([getattr(p, maps).numpy() for p in found], truths, len(names))
         assert figures["iou"] == pytest.approx({names[i]: value for i, value in iou.items()}, rel=1e-12)
@@ -76,27 +74,6 @@ def test_test_agrees_with_evaluate_without_crf(voc, checkpoint, evaluated, tmp_p
     assert evaluated[1]["without_crf"] == {key: alone[key] for key in evaluated[1]["without_crf"]}
     assert alone["crf"] is None
     assert "without_crf" not in alone
-
-
-def test_the_crf_at_test_time_is_the_papers():
-    """Softmax, bilinear, floor 1e-5, logarithm, scale 1, ten iterations."""
-    generator = torch.Generator().manual_seed(0)
-    scores = 4 * torch.randn(3, 5, 6, generator=generator)
-    image = torch.randint(0, 256, (23, 31, 3), generator=generator).to(torch.uint8)
-    probs = torch.nn.functional.interpolate(scores.softmax(0)[None], (23, 31), mode="bilinear", align_corners=False)
-    unary = torch.log(torch.clamp(probs, min=1e-5))
-    expected = dense_crf(image.permute(2, 0, 1)[None].contiguous(), unary, iterations=10, scale=1.0)[0].argmax(0)
-    assert torch.equal(crf_label_map(scores, image.numpy()), expected)
-
-
-def test_large_photos_come_out_at_their_own_size():
-    image = np.zeros((1100, 1300, 3), np.uint8)
-    image[:, 650:] = 255
-    scores = torch.tensor([[[3.0, -3.0]], [[-3.0, 3.0]]])
-    labels = crf_label_map(scores, image)
-    assert labels.shape == (1100, 1300)
-    assert (labels[:, :600] == 0).all()
-    assert (labels[:, 700:] == 1).all()
 
 
 def test_the_page_holds_everything(evaluated):
@@ -135,7 +112,7 @@ def test_pictures_without_masks_get_a_page_and_no_figures(voc, checkpoint, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "words"),
     [
         ({"split": "nosuch"}, "nosuch"),
         ({"root": "/no/such/folder"}, "/no/such/folder"),
@@ -143,8 +120,8 @@ def test_pictures_without_masks_get_a_page_and_no_figures(voc, checkpoint, tmp_p
         ({"cues": "nocache"}, "nocache"),
     ],
 )
-def test_bad_input_writes_nothing(checkpoint, tmp_path, settings, says):
-    with pytest.raises(InputError, match=says):
+def test_bad_input_writes_nothing(checkpoint, tmp_path, settings, words):
+    with pytest.raises(InputError, match=words):
         evaluate(checkpoint, output=tmp_path / "out", num_workers=0, crf=False, **settings)
     assert not (tmp_path / "out").exists()
 
@@ -153,110 +130,6 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}, "tag2mask": {"task": "classifier", "version": 1}}, tmp_path / "c.ckpt")
     with pytest.raises(InputError, match="classifier"):
         evaluate(tmp_path / "c.ckpt", output=tmp_path / "out")
-
-
-def test_a_checkpoint_from_before_eval_size_is_read(checkpoint, tmp_path):
-    content = torch.load(checkpoint, weights_only=True)
-    size = content["datamodule_hyper_parameters"].pop("eval_size")
-    torch.save(content, tmp_path / "old.ckpt")
-    trained = load_trained(tmp_path / "old.ckpt")
-    assert trained.size == size
-    assert data_module(trained).hparams["eval_size"] == size
-
-
-# --- predict
-
-
-@pytest.fixture
-def photos(voc, tmp_path):
-    """A folder with two photos, one of them turned by its EXIF orientation, and a file that is none."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    files = sorted((voc / "JPEGImages").iterdir())[:2]
-    Image.open(files[0]).save(folder / "a.jpg")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(files[1]).resize((80, 50)).save(folder / "b.jpeg", exif=exif)
-    (folder / "notes.txt").write_text("no photo")
-    return folder
-
-
-@pytest.mark.parametrize("crf", [False, True])
-def test_predict_writes_palette_masks_of_the_photos_size(checkpoint, photos, tmp_path, crf):
-    out = tmp_path / "out"
-    written = predict(checkpoint, [photos], out, crf=crf, overlay=True, num_workers=0)
-    assert [path.name for path in written] == ["a.png", "b.png"]
-    assert {path.name for path in out.iterdir()} == {"a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg", "classes.txt"}
-    for name, photo in (("a", "a.jpg"), ("b", "b.jpeg")):
-        with Image.open(out / f"{name}.png") as mask:
-            assert mask.mode == "P"
-            assert mask.getpalette()[:63] == voc_palette()[:63]
-        assert read_mask(out / f"{name}.png").shape == read_image(photos / photo).shape[:2]
-    assert read_mask(out / "b.png").shape == (80, 50)  # upright
-
-
-def test_predict_agrees_with_evaluate(voc, checkpoint, tmp_path):
-    trained = load_trained(checkpoint)
-    data = data_module(trained, num_workers=0)
-    photos = data.photos("val", labels=False)
-    for crf in (False, True):
-        predict(checkpoint, list(photos.images), tmp_path / str(crf), crf=crf, num_workers=0)
-    for found in predictions(trained, photos, **READING, size=data.hparams["eval_size"], crf=True):
-        assert (read_mask(tmp_path / f"False/{found.name}.png") == found.plain.numpy()).mean() > 0.999
-        assert (read_mask(tmp_path / f"True/{found.name}.png") == found.final.numpy()).mean() > 0.999
-
-
-@pytest.mark.parametrize("content", ["header", "pixels"])
-def test_photos_that_cannot_be_read_are_skipped_and_listed(checkpoint, photos, tmp_path, capsys, content):
-    """All others get their masks, the same as without the broken ones; exit status 1; the next run clears the list."""
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    words = ["predict", f"--checkpoint={checkpoint}", f"--images={photos}", "--num_workers=0", "--batch_size=2"]
-    assert main([*words, f"--output={whole}"]) == 0
-    for name in ("a1", "z"):
-        broken = b"not a photo" if content == "header" else (photos / "a.jpg").read_bytes()[:-200]
-        (photos / f"{name}.jpg").write_bytes(broken)
-    assert main([*words, f"--output={out}"]) == 1
-    said = capsys.readouterr().err
-    assert "2 of 4 images were skipped" in said.splitlines()[-1]
-    assert "left out: z: image" in said
-    with (out / "skipped.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [Path(row["file"]).name for row in rows] == ["a1.jpg", "z.jpg"]
-    assert all("cannot be read" in row["reason"] for row in rows)
-    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()} | {"skipped.csv"}
-    for path in whole.iterdir():
-        assert (out / path.name).read_bytes() == path.read_bytes()
-    for name in ("a1", "z"):
-        (photos / f"{name}.jpg").unlink()
-    assert main([*words, f"--output={out}"]) == 0
-    assert not (out / "skipped.csv").exists()
-
-
-def test_each_mask_is_written_as_it_is_done_and_each_photo_read_once(checkpoint, photos, tmp_path, monkeypatch):
-    read, out = [], tmp_path / "out"
-    read_image = dataset.read_image
-
-    def counted(path):
-        read.append((path.name, len(list(out.glob("*.png")))))
-        return read_image(path)
-
-    monkeypatch.setattr(dataset, "read_image", counted)
-    predict(checkpoint, [photos], out, num_workers=0, batch_size=1, overlay=True)
-    assert read == [("a.jpg", 0), ("b.jpeg", 1)]
-
-
-def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):
-    out = tmp_path / "out"
-    shutil.copy(photos / "a.jpg", photos / "a.png")
-    with pytest.raises(InputError, match=r"a\.jpg and .*a\.png"):
-        predict(checkpoint, [photos], out)
-    with pytest.raises(InputError, match="no photo"):
-        predict(checkpoint, [tmp_path / "photos" / ".."], out)
-    with pytest.raises(InputError, match=r"nowhere\.jpg"):
-        predict(checkpoint, [tmp_path / "nowhere.jpg"], out)
-    with pytest.raises(InputError, match="batch_size 0"):
-        predict(checkpoint, [photos], out, batch_size=0)
-    assert not out.exists()
 
 
 def test_images_of_a_split_that_cannot_be_read(voc, checkpoint, tmp_path):
@@ -309,10 +182,133 @@ def test_images_without_a_mask_are_shown_and_not_scored(voc, checkpoint, tmp_pat
     assert evaluate(checkpoint, output=tmp_path / "other", **how)["confusion"] == metrics["confusion"]
 
 
-def test_a_photo_is_never_overwritten(checkpoint, photos):
-    (photos / "a.jpg").unlink()
-    Image.new("RGB", (40, 40)).save(photos / "a.png")
-    before = (photos / "a.png").read_bytes()
-    with pytest.raises(InputError, match="would replace"):
-        predict(checkpoint, [photos], photos)
-    assert (photos / "a.png").read_bytes() == before
+def count(folder, masks, ids, classes):
+    """IoU of each class over two folders of PNGs, counted as sets of pixels."""
+    iou = {}
+    pairs = [(np.array(Image.open(folder / f"{i}.png")), np.array(Image.open(masks / f"{i}.png"))) for i in ids]
+    for c in range(classes):
+        hits = sum(int(((pred == c) & (true == c)).sum()) for pred, true in pairs)
+        union = sum(int((((pred == c) | (true == c)) & (true != 255)).sum()) for pred, true in pairs)
+        if union:
+            iou[c] = hits / union
+    return iou
+
+
+def test_a_folder_of_predictions(voc, predicted_masks, tmp_path):
+    folder, ids = predicted_masks
+    out = tmp_path / "out"
+    assert run("evaluate", "--predictions", folder, "--root", voc, "--output", out, "--num_images", 2) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    names = ("background", *metrics["classes"])
+    expected = count(folder, voc / "SegmentationClass", ids, len(names))
+    assert metrics["iou"] == pytest.approx({names[c]: value for c, value in expected.items()}, abs=1e-9)
+    assert metrics["miou"] == pytest.approx(np.mean(list(expected.values())), abs=1e-9)
+    assert 0 < metrics["miou"] < 1
+    assert metrics["images"] == len(ids)
+    assert metrics["predictions"] == {"path": str(folder)}
+    assert "checkpoint" not in metrics
+    lines = [line.split(",") for line in (out / "metrics.csv").read_text().splitlines()]
+    assert lines[0] == ["class", "iou", "precision", "recall", "boundary_iou"]
+    assert {line[0]: float(line[1]) for line in lines[1:-1]} == metrics["iou"]
+    assert float(lines[-1][1]) == metrics["miou"]
+    assert (out / "index.html").read_text().count("<article") == 2
+
+
+def test_classes_of_predictions_go_by_their_names(voc, predicted_masks, tmp_path):
+    """With a classes.txt that names them backwards, indices are translated; fewer classes leave pixels out."""
+    folder, ids = predicted_masks
+    plain = evaluate(predictions=folder, root=str(voc), output=tmp_path / "plain", num_images=0)
+    names = plain["classes"]
+    (folder / "classes.txt").write_text("\n".join(reversed(names)))
+    back = np.array([0, *range(len(names), 0, -1)], np.uint8)
+    for name in ids:
+        write_mask(folder / f"{name}.png", back[np.array(Image.open(folder / f"{name}.png"))])
+    turned = evaluate(predictions=folder, root=str(voc), output=tmp_path / "turned", num_images=0)
+    assert turned["iou"] == plain["iou"]
+    assert turned["classes"] == names[::-1]
+    straight = evaluate(predictions=folder, root=str(voc), output=tmp_path / "s", num_images=0, classes=names)
+    assert list(straight["iou"].items()) == list(plain["iou"].items())
+
+
+def test_what_predict_writes_scores_as_evaluate_does(voc, checkpoint, tmp_path):
+    photos = [voc / f"JPEGImages/{name}.jpg" for name in (voc / "ImageSets/Segmentation/val.txt").read_text().split()]
+    listed = json.dumps([str(photo) for photo in photos])
+    common = ("--checkpoint", checkpoint, "--crf", "false", "--num_workers", 0)
+    assert run("predict", *common, "--images", listed, "--output", tmp_path / "masks") == 0
+    assert run("evaluate", *common, "--num_images", 0, "--batch_size", 1, "--output", tmp_path / "a") == 0
+    scored = evaluate(predictions=tmp_path / "masks", root=str(voc), output=tmp_path / "b", num_images=0)
+    direct = json.loads((tmp_path / "a/metrics.json").read_text())
+    assert scored["confusion"] == direct["confusion"]
+    assert scored["boundary_iou"] == direct["boundary_iou"]
+    assert scored["miou_interval"] == direct["miou_interval"]
+
+
+def spoil(folder, ids, how):
+    path = folder / f"{ids[1]}.png"
+    mask = np.array(Image.open(path))
+    if how == "missing":
+        path.unlink()
+    elif how == "size":
+        write_mask(path, mask[:, 1:])
+    elif how == "void":
+        mask[0, 0] = 255
+        write_mask(path, mask)
+    elif how == "index":
+        mask[0, 0] = 77
+        write_mask(path, mask)
+    else:
+        Image.fromarray(mask).convert("RGB").save(path)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("missing", "1 of 4 predictions are missing"), ("size", "is 71x96"), ("void", "holds 255"), ("index", "index 77"),
+     ("colours", "RGB")],
+)  # fmt: skip
+def test_predictions_that_cannot_be_scored(voc, predicted_masks, tmp_path, capsys, how, words):
+    folder, ids = predicted_masks
+    spoil(folder, ids, how)
+    assert run("evaluate", "--predictions", folder, "--root", voc, "--output", tmp_path / "out") == 1
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in printed
+    assert f"{ids[1]}.png" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({}, "either"), ({"checkpoint": "x", "predictions": "y"}, "either"), ({"predictions": Path("y")}, "--root"),
+     ({"checkpoint": "x", "classes": ["cat"]}, "classes are for"),
+     ({"predictions": Path("y"), "root": "z"}, "no folder of predictions y")],
+)  # fmt: skip
+def test_options_that_do_not_go_together(tmp_path, given, words):
+    with pytest.raises(InputError, match=words):
+        evaluate(**given, output=tmp_path / "out")
+
+
+def test_masks_must_be_there(voc, predicted_masks, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(voc, bare)
+    shutil.rmtree(bare / "SegmentationClass")
+    with pytest.raises(InputError, match="no masks to score"):
+        evaluate(predictions=predicted_masks[0], root=str(bare), output=tmp_path / "out")
+
+
+def test_scales_and_flip(checkpoint, tmp_path, monkeypatch):
+    shown = []
+
+    def spy(network, images, views, **more):
+        sides = []
+        scores = view_scores(lambda seen: sides.append(seen.shape[-1]) or network(seen), images, views, **more)
+        shown.append((sides, scores.shape[-1]))
+        return scores
+
+    monkeypatch.setattr("training.inference.view_scores", spy)
+    words = ("--checkpoint", checkpoint, "--crf", "false", "--num_workers", 0, "--num_images", 0, "--batch_size", 4)
+    assert run("evaluate", *words, "--output", tmp_path / "a", "--scales", "[0.55, 1]", "--flip", "true") == 0
+    assert run("evaluate", *words, "--output", tmp_path / "b") == 0
+    assert shown[0] == ([32, 32, 64, 64], 16)  # 35.2 to a multiple of 16; its grid is a quarter of the side
+    assert shown[-1] == ([64], 16)
+    several, plain = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
+    assert (several["scales"], several["flip"]) == ([0.55, 1.0], True)
+    assert (plain["scales"], plain["flip"]) == ([1.0], False)
