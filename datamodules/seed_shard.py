@@ -30,7 +30,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 from zlib import crc32
 
 import numpy as np
@@ -48,7 +48,7 @@ SHARD_SIZE = 256
 
 FORMAT, VERSION = "tag2mask-seeds", 3
 MAX_IMAGES = 1 << 16  # per shard
-MAX_HEADER = 1 << 25  # bytes: a hostile file is refused before memory is allocated for more
+MAX_HEADER = 1 << 25  # characters of the metadata
 
 _METADATA = "seeds"
 _PARTS = ("cues", "maps", "saliency")
@@ -191,6 +191,15 @@ class ShardBuilder:
         return content
 
 
+class _Image(NamedTuple):
+    """The entry of an image in the header."""
+
+    classes: NDArray[np.int64]
+    maxima: Floats
+    saliency_maximum: np.float32
+    crc: dict[str, int]
+
+
 class Shard:
     """An open shard: its header is in memory, and its tensors are mapped and read image by image.
 
@@ -214,12 +223,9 @@ class Shard:
         """
         self.path = path
         try:
-            with path.open("rb") as file:
-                if int.from_bytes(file.read(8), "little") > MAX_HEADER:
-                    raise DamagedError(f"{path} is damaged: its header is longer than {MAX_HEADER} bytes")
             self._file: Any = safe_open(path, framework="numpy")
             self._text: str = (self._file.metadata() or {})[_METADATA]
-            header = json.loads(self._text)
+            header = json.loads(self._text[:MAX_HEADER])  # a longer one is cut, and does not parse
             kind, version = header["format"], int(header["version"])
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing") from error
@@ -237,9 +243,12 @@ class Shard:
             self.inputs: dict[str, Any] = dict(header["inputs"])
             self.ids = list(map(str, header["ids"]))
             self.left_out = {str(name): str(reason) for name, reason in header["left_out"].items()}
-            self._images: list[dict[str, Any]] = list(header["images"])
-            pairs = zip(self.ids, self._images, strict=True)
-            keys = {f"{name}:{part}" for name, image in pairs for part in image["crc"]}
+            self._images = [
+                _Image(np.array(image["classes"], np.int64), np.array(image["maxima"], np.float32),
+                       np.float32(image["saliency_maximum"]), dict(image["crc"]))
+                for image in header["images"]
+            ]  # fmt: skip
+            keys = {f"{name}:{part}" for name, image in zip(self.ids, self._images, strict=True) for part in image.crc}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedError(f"{path} is damaged: its header is incomplete") from error
         if not sound:
@@ -277,22 +286,20 @@ class Shard:
 
     def maps(self, row: int) -> tuple[NDArray[np.int64], Floats]:
         """Return the classes (k,) of an image and its maps, float32 (k, h, w); errors as :meth:`cues`."""
-        image = self._images[row]
-        classes, maxima = np.array(image["classes"], np.int64), np.array(image["maxima"], np.float32)
-        if not len(classes):
-            return classes, np.zeros((0, *self.cues(row).shape), np.float32)
-        fractions = self._read(row, "maps", np.float16, 3)
+        classes, maxima, _, crc = self._images[row]
+        fractions = np.zeros((0, *self.cues(row).shape), np.float16)
+        if "maps" in crc:
+            fractions = self._read(row, "maps", np.float16, 3)
         if not np.isin(classes, range(len(self.classes))).all() or not len(fractions) == len(classes) == len(maxima):
             raise self._damaged(row)
         return classes, fractions.astype(np.float32) * maxima[:, None, None]
 
     def saliency(self, row: int) -> Floats | None:
         """Return the background saliency of an image, float32 (h, w), or None; errors as :meth:`cues`."""
-        if "saliency" not in self._images[row]["crc"]:
+        _, _, maximum, crc = self._images[row]
+        if "saliency" not in crc:
             return None
-        return self._read(row, "saliency", np.float16, 2).astype(np.float32) * np.float32(
-            self._images[row]["saliency_maximum"]
-        )
+        return self._read(row, "saliency", np.float16, 2).astype(np.float32) * maximum
 
     def _read(self, row: int, part: str, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
         """Read a tensor and compare it with its CRC; safetensors allocates no more than the file has."""
@@ -300,7 +307,7 @@ class Shard:
         try:
             array: NDArray[Any] = self._file.get_tensor(f"{name}:{part}")
             sound = array.dtype == dtype and array.ndim == dimensions
-            if sound and _crc(name, part, array) == self._images[row]["crc"][part]:
+            if sound and _crc(name, part, array) == self._images[row].crc[part]:
                 return array
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
             pass
