@@ -225,7 +225,7 @@ class Shard:
         try:
             self._file: Any = safe_open(path, framework="numpy")
             self._text: str = (self._file.metadata() or {})[_METADATA]
-            header = json.loads(self._text[:MAX_HEADER])  # a longer one is cut, and does not parse
+            header = json.loads(self._text) if len(self._text) <= MAX_HEADER else {}
             kind, version = header["format"], int(header["version"])
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing") from error

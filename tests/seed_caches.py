@@ -1,10 +1,13 @@
-"""Seed caches for tests: image by image, in one go."""
+"""Seed caches for tests: image by image, in one go; and jobs with flat options."""
 
 from contextlib import suppress
+from dataclasses import fields
 
 from datamodules.errors import InputError
 from datamodules.seed_cache_writer import CacheOutput
 from datamodules.seed_shard import SHARD_SIZE, ShardBuilder, shard_name
+from seeds.generate import generate_seeds
+from seeds.job_options import JobOptions
 
 
 class CacheWriter:
@@ -36,3 +39,13 @@ class CacheWriter:
             output.missing()
             for number, shard in enumerate(self.shards):
                 output.write(number, shard, {} if number else self.left_out)
+
+
+def job_options(options):
+    """Take the options of a job out of a dictionary."""
+    return JobOptions(**{field.name: options.pop(field.name) for field in fields(JobOptions) if field.name in options})
+
+
+def generate(checkpoint, output, **options):
+    """Run `generate_seeds` with the options of the job beside the others."""
+    generate_seeds(checkpoint, output, job=job_options(options), **options)

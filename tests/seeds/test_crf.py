@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-from seeds.crf import dense_crf, lattice, simd
 from seeds.crf.kernels import Kernels
 from seeds.crf.lattice import compiled_mean_field
 from seeds.crf.simd import compiled
 from seeds.crf.torch_lattice import lattice_mean_field
+
+from seeds.crf import dense_crf, lattice, simd
 
 ENGINES = ("exact", "lattice")
 SEC = {"scale": 12.0}

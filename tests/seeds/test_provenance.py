@@ -6,10 +6,10 @@ import shutil
 import subprocess
 
 import pytest
+from datamodules.seed_cache_check import print_info
 
 from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache_check import print_info
 from seeds import provenance as module
 from seeds.generate import generate_seeds
 from seeds.provenance import git_revision, ids_sha256, package_versions, provenance

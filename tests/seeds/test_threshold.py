@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from datamodules.fingerprints import fingerprint
+
 from datamodules.seed_cache import SeedCache
 from seeds.cues import label_map
 from tests.seed_caches import CacheWriter
