@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -219,8 +218,14 @@ def write_seed_cache(
             loader = image_loader(
                 images, batch_size=hp["batch_size"], num_workers=hp["num_workers"], batch_sampler=writer.batches
             )
-            until_error = takewhile(lambda _: not module.problem, loader)  # reads no image after an error
-            trainer.predict(module, until_error, return_predictions=False)
+
+            def batches() -> Iterator[dict[str, Any]]:
+                for batch in loader:
+                    if module.problem:
+                        return
+                    yield batch
+
+            trainer.predict(module, batches(), return_predictions=False)
         writer.wait(module)
         problems = [problem for problem in gather_objects(module.problem) if problem]
         if trainer.is_global_zero:

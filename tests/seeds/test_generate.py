@@ -353,7 +353,7 @@ def test_images_of_wildly_different_sizes(wild, checkpoint, tmp_path, capsys):
 
 def of_many_shapes(old, path):
     """A cache as another, but each image has another grid, as imported caches may have."""
-    with CacheWriter(path, old.classes, old.settings) as writer:
+    with CacheWriter(path, old.classes, old.settings, inputs=old.inputs) as writer:
         for number, name in enumerate(old.ids):
             grid, (classes, maps) = (16 - number, 14 + number), old.maps(name)
             larger = functional.interpolate(torch.from_numpy(maps)[None], grid, mode="bilinear")[0].numpy()
