@@ -58,7 +58,9 @@ class FolderDataModule(BaseDataModule):
         self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
         if not self.images:
             raise InputError(f"{self.table or folder} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
-        super().__init__(root, **common | ({"val_split": None} if val_fraction == 0 else {}))
+        if val_fraction == 0:
+            common["val_split"] = None
+        super().__init__(root, **common)  # passed on as it is: jsonargparse finds the common options this way
         self.save_hyperparameters({"tags": tags, "masks": masks, "val_fraction": val_fraction})
 
     @property
