@@ -21,7 +21,8 @@ from docstring_parser import parse
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from datamodules.base_datamodule import BaseDataModule  # noqa: E402  after the path is set
+from datamodules import seed_cache_index, seed_shard  # noqa: E402  after the path is set
+from datamodules.base_datamodule import BaseDataModule  # noqa: E402
 from datamodules.transforms import Augment  # noqa: E402
 from seeds.base_task import BaseTask  # noqa: E402
 from seeds.job_options import JobOptions  # noqa: E402
@@ -279,6 +280,44 @@ def configuration() -> str:
     )
 
 
+def seed_cache() -> str:
+    """Return the page of the seed cache's format: the docstrings of the modules that read and write it."""
+    return "\n".join(
+        [
+            GENERATED,
+            "# Seed cache\n",
+            "A seed cache is a folder of shards `shard-00000.safetensors`, `shard-00001.safetensors`, … Each shard "
+            "describes itself. The index is derived from the shards and may be deleted. "
+            "[`SeedCache`][datamodules.seed_cache.SeedCache] reads a cache; `seeds verify` checks every byte.\n",
+            "## Shards\n",
+            with_markdown_tables(seed_shard.__doc__ or ""),
+            "## Index\n",
+            with_markdown_tables(seed_cache_index.__doc__ or ""),
+        ]
+    )
+
+
+def with_markdown_tables(text: str) -> str:
+    """Return a docstring with two-column tables of reStructuredText turned into Markdown."""
+    lines: list[str] = []
+    column: int | None = None  # where the second column begins, inside a table
+    for line in markdown(text).splitlines():
+        if re.fullmatch(r"=+  =+", line):
+            if column is None:
+                lines += ["| | |", "|---|---|"]
+            column = line.index("  ") + 2 if column is None else None
+        elif column is None:
+            lines.append(line)
+        elif line[:1].strip():
+            name, _, meaning = line.partition("  ")
+            lines.append(f"| {name} | {cell(meaning)} |")
+        else:  # a row that continues
+            lines[-1] = f"{lines[-1].removesuffix(' |')} {cell(line)} |"
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
-    for name, text in (("command-line.md", command_line()), ("configuration.md", configuration())):
-        (PAGES / name).write_text(text, encoding="utf-8")
+    for name, page in (
+        ("command-line.md", command_line), ("configuration.md", configuration), ("seed-cache.md", seed_cache)
+    ):  # fmt: skip
+        (PAGES / name).write_text(page(), encoding="utf-8")
