@@ -107,7 +107,7 @@ def type_name(action: argparse.Action) -> str:
     return text if len(text) < 60 else "…"
 
 
-def cell(text: str) -> str:
+def column(text: str) -> str:
     """Return a text as the content of a table's column."""
     return markdown(" ".join(text.split())).replace("|", "\\|")
 
@@ -131,13 +131,13 @@ def table(actions: Iterable[argparse.Action], parser: Any, prefix: str) -> str:
             shown = "–"
         else:
             value = yaml.safe_dump(plain(default), default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
-            shown = f"`{cell(value)}`"
+            shown = f"`{column(value)}`"
         shown_name = f"{prefix}{name}" if action.option_strings else f"{action.dest} …"
-        meaning = cell(action.help or "")
+        meaning = column(action.help or "")
         if action.dest.startswith("trainer."):  # Lightning's own documentation has the rest
             meaning = meaning.split(". ")[0].rstrip(".") + "."
         meaning = meaning[:1].upper() + meaning[1:]
-        rows.append(f"| `{shown_name}` | {cell(type_name(action))} | {shown} | {meaning} |")
+        rows.append(f"| `{shown_name}` | {column(type_name(action))} | {shown} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 
@@ -253,7 +253,7 @@ def configuration() -> str:
         comments = re.match(r"(?:#.*\n)*", path.read_text(encoding="utf-8"))
         lines = [line.lstrip("# ") for line in (comments[0] if comments else "").splitlines()]
         text = " ".join(line for line in lines if not line.startswith("tag2mask "))
-        files.append(f"| `{path.name}` | {cell(text)} |")
+        files.append(f"| `{path.name}` | {column(text)} |")
     return "\n".join(
         [
             GENERATED,
@@ -300,19 +300,18 @@ def seed_cache() -> str:
 def with_markdown_tables(text: str) -> str:
     """Return a docstring with two-column tables of reStructuredText turned into Markdown."""
     lines: list[str] = []
-    column: int | None = None  # where the second column begins, inside a table
+    inside = False
     for line in markdown(text).splitlines():
         if re.fullmatch(r"=+  =+", line):
-            if column is None:
-                lines += ["| | |", "|---|---|"]
-            column = line.index("  ") + 2 if column is None else None
-        elif column is None:
+            inside = not inside
+            lines += ["| | |", "|---|---|"] if inside else []
+        elif not inside:
             lines.append(line)
         elif line[:1].strip():
             name, _, meaning = line.partition("  ")
-            lines.append(f"| {name} | {cell(meaning)} |")
+            lines.append(f"| {name} | {column(meaning)} |")
         else:  # a row that continues
-            lines[-1] = f"{lines[-1].removesuffix(' |')} {cell(line)} |"
+            lines[-1] = f"{lines[-1].removesuffix(' |')} {column(line)} |"
     return "\n".join(lines) + "\n"
 
 
