@@ -22,9 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from datamodules import seed_cache_index, seed_shard  # noqa: E402  after the path is set
-from datamodules.base_datamodule import BaseDataModule  # noqa: E402
 from datamodules.transforms import Augment  # noqa: E402
-from seeds.base_task import BaseTask  # noqa: E402
 from seeds.job_options import JobOptions  # noqa: E402
 from training import cli  # noqa: E402
 from training.lightning_cli import DATA_MODULES, TASKS  # noqa: E402
@@ -32,7 +30,45 @@ from training.lightning_cli import DATA_MODULES, TASKS  # noqa: E402
 PAGES = ROOT / "docs" / "pages" / "reference"
 JOBS = ("seeds generate", "seeds refine", "pseudo-label")
 JOB_OPTIONS = {field.name for field in dataclasses.fields(JobOptions)}
-GENERATED = "<!-- Written by docs/reference.py from the code: do not edit. -->\n"
+COMMAND_LINE = """<!-- Written by docs/reference.py from the code: do not edit. -->
+# Command line
+
+A command is `tag2mask COMMAND --option value …`. Every option can also be written in a YAML file, which `--config FILE`
+reads; an option on the command line overrides the file. `--help` lists the options of a command and `--print_config`
+writes them as YAML. A file that does not exist is looked up by its name among the
+[configurations of the package](configuration.md#configurations-of-the-package).
+
+The exit status is 0 for success, 1 for input that cannot be used, 2 for a wrong option or YAML file, and 130 after an
+interrupt. A wrong input is reported in one sentence on standard error.
+"""
+CONFIGURATION = """<!-- Written by docs/reference.py from the code: do not edit. -->
+# Configuration
+
+The YAML of `fit`, `validate` and `test` has the keys `model`, `data` and `trainer`, and the options of
+[`fit`](command-line.md#fit). A class is named by `class_path`, its arguments by `init_args`. The classes of this page
+need no module in front of their names; a class of your own needs its full path.
+
+```yaml
+model:
+  class_path: ClassifierTask
+  init_args: {backbone: mobilenet_v2, lr: 2.0e-4}
+data:
+  class_path: FolderDataModule
+  init_args: {root: photos, size: 320}
+trainer:
+  max_epochs: 8
+```
+
+On the command line the same options are `--model.init_args.lr 2e-4`, `--data.root photos` and `--trainer.max_epochs 8`.
+The YAML of every other command has the command's own options as its keys.
+"""
+SEED_CACHE = """<!-- Written by docs/reference.py from the code: do not edit. -->
+# Seed cache
+
+A seed cache is a folder of shards `shard-00000.safetensors`, `shard-00001.safetensors`, … Each shard describes itself.
+The index is derived from the shards and may be deleted. [`SeedCache`][datamodules.seed_cache.SeedCache] reads a cache;
+`seeds verify` checks every byte.
+"""
 
 
 class ParsedError(Exception):
@@ -119,7 +155,7 @@ def markdown(text: str) -> str:
 
 def table(actions: Iterable[argparse.Action], parser: Any, prefix: str) -> str:
     """Return a Markdown table of options with type, default and meaning."""
-    rows = ["| option | type | default | meaning |", "|---|---|---|---|"]
+    rows = ["| option | default | meaning |", "|---|---|---|"]
     defaults = parser.get_defaults() if isinstance(parser, jsonargparse.ArgumentParser) else {}
     for action in actions:
         name = action.option_strings[-1] if prefix and action.option_strings else action.dest
@@ -128,7 +164,7 @@ def table(actions: Iterable[argparse.Action], parser: Any, prefix: str) -> str:
         if action.required or not action.option_strings:
             shown = "required"
         elif default is None or default == argparse.SUPPRESS:
-            shown = "–"
+            shown = ""
         else:
             value = yaml.safe_dump(plain(default), default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
             shown = f"`{column(value)}`"
@@ -137,7 +173,7 @@ def table(actions: Iterable[argparse.Action], parser: Any, prefix: str) -> str:
         if action.dest.startswith("trainer."):  # Lightning's own documentation has the rest
             meaning = meaning.split(". ")[0].rstrip(".") + "."
         meaning = meaning[:1].upper() + meaning[1:]
-        rows.append(f"| `{shown_name}` | {column(type_name(action))} | {shown} | {meaning} |")
+        rows.append(f"| `{shown_name}`<br>{column(type_name(action))} | {shown} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 
@@ -169,16 +205,7 @@ def description(text: str) -> str:
 
 def command_line() -> str:
     """Return the page of the commands and their options."""
-    parts = [
-        GENERATED,
-        "# Command line\n",
-        "A command is `tag2mask COMMAND --option value …`. Every option can also be written in a YAML file, which "
-        "`--config FILE` reads; an option on the command line overrides the file. `--help` lists the options of a "
-        "command and `--print_config` writes them as YAML. A file that does not exist is looked up by its name among "
-        "the [configurations of the package](configuration.md#configurations-of-the-package).\n",
-        "The exit status is 0 for success, 1 for input that cannot be used, 2 for a wrong option or YAML file, and "
-        "130 after an interrupt. A wrong input is reported in one sentence on standard error.\n",
-    ]
+    parts = [COMMAND_LINE]
     shared: tuple[list[argparse.Action], Any] | None = None
     for name in cli.OVERVIEW:
         words = name.split()
@@ -199,14 +226,9 @@ def command_line() -> str:
                 action for action in actions
                 if not action.dest.startswith(("trainer.", "optimizer", "lr_scheduler", "weights_only"))
             ]  # fmt: skip
-            parts += [
-                "`model` and `data` name a class by `class_path` and its arguments by `init_args`: see "
-                "[Configuration](configuration.md).\n",
-                table(own, parser, "--"),
-                "### Trainer\n",
-                "These options are Lightning's.\n",
-                table(trainer, parser, "--"),
-            ]
+            parts.append("`model` and `data` name a class by `class_path`: see [Configuration](configuration.md).\n")
+            parts += [table(own, parser, "--"), "### Trainer\n", "These options are Lightning's.\n"]
+            parts.append(table(trainer, parser, "--"))
             continue
         actions = options_of(parser)
         if name in cli.RECIPE:
@@ -237,17 +259,16 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def class_section(documented: type, level: str = "###") -> str:
+def class_section(documented: type) -> str:
     """Return a section with a class's description and its arguments."""
     parser = jsonargparse.ArgumentParser()
     parser.add_class_arguments(documented, as_group=False, fail_untyped=False)
-    return f"{level} {documented.__name__}\n\n{description(inspect.getdoc(documented) or '')}\n{table(options_of(parser), parser, '')}"
+    text = description(inspect.getdoc(documented) or "")
+    return f"### {documented.__name__}\n\n{text}\n{table(options_of(parser), parser, '')}"
 
 
 def configuration() -> str:
     """Return the page of the classes that YAML files name, and of the package's configurations."""
-    common = jsonargparse.ArgumentParser()
-    common.add_class_arguments(BaseTask, as_group=False, fail_untyped=False)
     files = ["| file | content |", "|---|---|"]
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         comments = re.match(r"(?:#.*\n)*", path.read_text(encoding="utf-8"))
@@ -256,17 +277,7 @@ def configuration() -> str:
         files.append(f"| `{path.name}` | {column(text)} |")
     return "\n".join(
         [
-            GENERATED,
-            "# Configuration\n",
-            "The YAML of `fit`, `validate` and `test` has the keys `model`, `data` and `trainer`, and the options of "
-            "[`fit`](command-line.md#fit). A class is named by `class_path`, its arguments by `init_args`. The classes "
-            "of this page need no module in front of their names; a class of your own needs its full path.\n",
-            "```yaml\nmodel:\n  class_path: ClassifierTask\n  init_args: {backbone: mobilenet_v2, lr: 2.0e-4}\n"
-            "data:\n  class_path: FolderDataModule\n  init_args: {root: photos, size: 320}\ntrainer:\n"
-            "  max_epochs: 8\n```\n",
-            "On the command line the same options are `--model.init_args.lr 2e-4`, `--data.root photos` and "
-            "`--trainer.max_epochs 8`.\n",
-            "The YAML of every other command has the command's own options as its keys.\n",
+            CONFIGURATION,
             "## Models\n",
             *[class_section(task) for task in TASKS],
             "## Data\n",
@@ -284,11 +295,7 @@ def seed_cache() -> str:
     """Return the page of the seed cache's format: the docstrings of the modules that read and write it."""
     return "\n".join(
         [
-            GENERATED,
-            "# Seed cache\n",
-            "A seed cache is a folder of shards `shard-00000.safetensors`, `shard-00001.safetensors`, … Each shard "
-            "describes itself. The index is derived from the shards and may be deleted. "
-            "[`SeedCache`][datamodules.seed_cache.SeedCache] reads a cache; `seeds verify` checks every byte.\n",
+            SEED_CACHE,
             "## Shards\n",
             with_markdown_tables(seed_shard.__doc__ or ""),
             "## Index\n",

@@ -1,4 +1,4 @@
-"""The documentation: its commands are parsed, its Python code runs, its links exist, its generated pages are complete."""
+"""The documentation: commands are parsed, Python code runs, links exist, generated pages are complete."""
 
 import contextlib
 import importlib.util
@@ -19,7 +19,10 @@ PAGES = ROOT / "docs" / "pages"
 GENERATED = ("command-line.md", "configuration.md", "seed-cache.md")  # in docs/pages/reference, by docs/reference.py
 FILES = [ROOT / "README.md", *(path for path in sorted(PAGES.rglob("*.md")) if path.name not in GENERATED)]
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
-FENCE = re.compile(r"^(?P<indent> *)(?P<mark><!-- [\w /.]+ -->\n *)?```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.M | re.S)
+FENCE = re.compile(
+    r"^(?P<indent> *)(?P<mark><!-- [\w /.]+ -->\n *)?```(?P<language>\w*)\n(?P<code>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 class Block(NamedTuple):
@@ -43,7 +46,9 @@ def commands(code: str) -> list[list[str]]:
     """The words after ``tag2mask`` of each command in a block; variables have the first value of their loop."""
     code = code.replace("\\\n", " ")
     values = dict(re.findall(r"for (\w+) in (\S+)", code))
-    lines = [part for line in code.splitlines() if not line.startswith("#") for part in re.split(r";\s*(?:do\b)?", line)]
+    lines = [
+        part for line in code.splitlines() if not line.startswith("#") for part in re.split(r";\s*(?:do\b)?", line)
+    ]
     found = []
     for line in lines:
         filled = re.sub(r"\$\{?(\w+)\}?", lambda match: values.get(match[1], "1"), line)
@@ -98,8 +103,11 @@ def test_commands_are_parsed(name, reference, monkeypatch):
 
 def test_commands_are_found():
     """The test above sees loops, launchers, variables and continued lines; a wrong option is an error."""
-    code = "for s in 3 4; do A=1 tag2mask run --seed $s \\\n  --root x; done  # twice\nsrun tag2mask evaluate --output a/$s"
-    assert commands(code) == [["run", "--seed", "3", "--root", "x"], ["evaluate", "--output", "a/3"]]
+    loop = "for s in 3 4; do A=1 tag2mask run --seed $s \\\n  --root x; done  # twice"
+    assert commands(f"{loop}\nsrun tag2mask evaluate --output a/$s") == [
+        ["run", "--seed", "3", "--root", "x"],
+        ["evaluate", "--output", "a/3"],
+    ]
     assert sum(len(commands(block.code)) for path in FILES for block in blocks(path, "sh")) > 60
 
 
@@ -107,7 +115,11 @@ def test_wrong_commands_are_refused(reference):
     """Parsing a page's commands is no formality."""
     from datamodules.errors import UsageError
 
-    for words in (["seeds", "generate", "--no_such_option", "1"], ["fit", "--data.class_path", "NoSuchData"], ["paint"]):
+    for words in (
+        ["seeds", "generate", "--no_such_option", "1"],
+        ["fit", "--data.class_path", "NoSuchData"],
+        ["paint"],
+    ):
         with pytest.raises(UsageError):
             reference.parse_command(words)
 
@@ -146,7 +158,7 @@ def test_the_recipe_of_the_how_to_is_valid(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_links_exist(name):
     """Links to files name files that exist; the site's strict build checks anchors and names of the Python API."""
-    text = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.S)
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         file = target.partition("#")[0]
         if file and "://" not in target and Path(file).name not in GENERATED:
@@ -161,14 +173,14 @@ def test_reference_pages_are_complete(reference):
     for command in cli.OVERVIEW:
         assert f"\n## {command}\n" in page
     for option in ("--partition", "--method", "--fg_threshold", "--random_seeds", "--trainer.devices", "--consensus"):
-        assert f"| `{option}` |" in page
+        assert f"| `{option}`<br>" in page
     classes = reference.configuration()
     for name in ("ClassifierTask", "AffinityTask", "SegmentationTask", "VOCDataModule", "FolderDataModule", "Augment"):
         section = classes.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
         assert section.count("\n| `") >= 3, name
     folder = classes.partition("\n### FolderDataModule\n")[2].partition("\n### ")[0]
-    assert "| `val_fraction` |" in folder
-    assert "| `eval_size` |" in folder  # an option of the base class
+    assert "| `val_fraction`<br>" in folder
+    assert "| `eval_size`<br>" in folder  # an option of the base class
     assert all(path.name in classes for path in (ROOT / "configs").glob("*.yaml"))
     cache = reference.seed_cache()
     assert cache.count("| `cues` |") == 1
@@ -178,5 +190,3 @@ def test_reference_pages_are_complete(reference):
 def test_readme_is_short():
     """One page: at most 1,000 words."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
-
-
