@@ -170,7 +170,9 @@ def table(actions: Iterable[argparse.Action], parser: Any, prefix: str) -> str:
             shown = f"`{column(value)}`"
         shown_name = f"{prefix}{name}" if action.option_strings else f"{action.dest} …"
         meaning = column(action.help or "")
-        if action.dest.startswith("trainer."):  # Lightning's own documentation has the rest
+        if (
+            action.dest.startswith("trainer.") or action.dest == "ckpt_path"
+        ):  # Lightning's own documentation has the rest
             meaning = meaning.split(". ")[0].rstrip(".") + "."
         meaning = meaning[:1].upper() + meaning[1:]
         rows.append(f"| `{shown_name}`<br>{column(type_name(action))} | {shown} | {meaning} |")
