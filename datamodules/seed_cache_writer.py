@@ -9,15 +9,18 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from datamodules.errors import InputError
 from datamodules.files import differences, new_folder, write_atomically
 from datamodules.seed_cache_index import list_shards
-from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
+from datamodules.seed_shard import DamagedError, Parts, Shard, ShardBuilder, shard_name
 
 STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
 
@@ -180,3 +183,42 @@ def new_cache_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def write_cache(
+    path: Path,
+    classes: Sequence[str],
+    settings: Mapping[str, Any],
+    blocks: Sequence[Sequence[str]],
+    images: Iterable[tuple[NDArray[np.uint8], Parts]],
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    left_out: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a whole cache in one process; it appears with all its shards or not at all.
+
+    Args:
+        path: the folder.
+        classes: names of the classes 1..C.
+        settings: everything the result depends on, as plain JSON values.
+        blocks: the ids of each shard's images, those left out included.
+        images: cues and parts of each image that is not left out, in the order of ``blocks``.
+        inputs: where the inputs are, as plain JSON values.
+        left_out: images that could not be used: id and reason.
+        overwrite: replace a seed cache that is there already; it stays until the new one is complete.
+
+    Raises:
+        InputError: as :func:`new_cache_folder` and :meth:`datamodules.seed_shard.ShardBuilder.add`.
+    """
+    found = iter(images)
+    with new_cache_folder(path, overwrite=overwrite) as folder:
+        output = CacheOutput(folder, classes, settings, blocks, inputs)
+        for number, block in enumerate(blocks):
+            reasons = {name: left_out[name] for name in block if left_out and name in left_out}
+            shard = ShardBuilder(classes)
+            for name in block:
+                if name not in reasons:
+                    cues, parts = next(found)
+                    shard.add(name, cues, **parts)
+            output.write(number, shard, reasons)

@@ -1,10 +1,11 @@
-"""A seed cache in the files of others."""
+"""``seeds export``: convert a seed cache to files of other tools."""
 
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
+from datamodules.base_datamodule import covered_samples, datamodule_from_settings
 from datamodules.errors import InputError
 from datamodules.files import new_folder
 from datamodules.images import image_size
@@ -12,8 +13,11 @@ from datamodules.irn_maps import write_irn
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.sec_cues import sec_files
-from datamodules.seed_cache import NO_CUE, SeedCache
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_shard import NO_CUE
 from seeds.import_seeds import Format
+
+__all__ = ["export_seeds"]
 
 
 def export_seeds(
@@ -24,23 +28,23 @@ def export_seeds(
     root: str | None = None,
     split: str | None = None,
 ) -> None:
-    """Write a seed cache in the files of others, with a ``classes.txt`` that names the classes 1..C.
+    """Convert a seed cache to files of another tool, with a ``classes.txt`` that lists the classes 1..C.
 
-    ``sec`` is the pickle and list that the SEC authors' code reads (theirs expects a grid of 41x41 and VOC's 20
-    classes); an image's labels are the classes it has maps or cues of. ``irn`` is a ``.npy`` file an image with its
-    maps, as irn's later steps read them. ``png`` is a palette PNG an image with its label map: 0 = background,
-    1..C = class, 255 = no cue.
+    ``sec`` is the pickle and list that the code of the SEC authors reads (it expects a grid of 41x41 and the 20
+    classes of VOC); the labels of an image are the classes of its maps and cues. ``irn`` is a ``.npy`` file per image
+    with its maps, as the later steps of irn read them. ``png`` is a palette PNG per image with its label map: 0 =
+    background, 1..C = class, 255 = no cue.
 
     Args:
         cache: a seed cache.
-        output: the folder to be, which must not hold anything yet.
+        output: the folder to write, which must be new or empty.
         format: sec, irn or png.
-        root: irn: folder of the images, whose sizes its maps take; as recorded in the cache if not given.
-        split: irn: which list of images; as recorded if not given.
+        root: irn: folder of the images, whose sizes the maps get; by default as recorded in the cache.
+        split: irn: the images; by default the split recorded in the cache.
 
     Raises:
-        InputError: no such cache, one that does not fit the format (cues of several sizes, no maps), images that
-            are missing, a folder that holds something. Nothing is left behind then.
+        InputError: there is no such cache, it does not fit the format (cues of several sizes, no maps), images are
+            missing, or the folder is not empty. Nothing is left behind then.
     """
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}, and must be one of {', '.join(get_args(Format))}")
@@ -57,32 +61,26 @@ def export_seeds(
 
 
 def _write_sec(seeds: SeedCache, folder: Path) -> None:
-    pictures, shapes = [], set()
+    images, shapes = [], set()
     for name in track(seeds.ids, "exporting"):
         cues = seeds.cues(name)
         classes, _ = seeds.maps(name)
-        labels = np.union1d(classes + 1, np.setdiff1d(cues, (0, NO_CUE)))
-        pictures.append((name, labels, cues))
+        images.append((name, np.union1d(classes + 1, np.setdiff1d(cues, (0, NO_CUE))), cues))
         shapes.add(cues.shape)
     if len(shapes) != 1:
-        raise InputError(f"{seeds.path} has cues of {len(shapes)} different sizes, and SEC's file holds but one")
-    for file, content in sec_files(pictures).items():
+        raise InputError(f"{seeds.path} has cues of {len(shapes)} different sizes, and a file of SEC has one size")
+    for file, content in sec_files(images).items():
         (folder / file).write_bytes(content)
 
 
 def _write_irn(seeds: SeedCache, folder: Path, root: str | None, split: str | None) -> None:
-    from datamodules.datamodule import TagDataModule, covered
-    from seeds.data import data_settings
-
-    settings = data_settings(seeds.inputs.get("data"), seeds.classes, root=root, train_split=split)
-    data = TagDataModule(**settings)
-    photos = data.photos(data.hparams["train_split"], labels=False, masks=False)
-    photos = covered(seeds, photos)
-    some = False
-    pairs = list(zip(photos.ids, photos.images, strict=True))
-    for name, path in track(pairs, "exporting"):
-        classes, maps = seeds.maps(name)
-        some |= len(maps) > 0
-        write_irn(folder / f"{name}.npy", classes, maps, image_size(path))
-    if not some:
-        raise InputError(f"{seeds.path} holds cues without maps, and irn's files hold maps")
+    settings = seeds.inputs.get("data")
+    data = datamodule_from_settings(settings, classes=list(seeds.classes), root=root, train_split=split)
+    samples = covered_samples(seeds, data.samples(data.hparams["train_split"], tags=False, masks=False), data.classes)
+    has_maps = False
+    for sample in track(samples, "exporting"):
+        classes, maps = seeds.maps(sample.id)
+        has_maps |= len(maps) > 0
+        write_irn(folder / f"{sample.id}.npy", classes, maps, image_size(sample.image))
+    if not has_maps:
+        raise InputError(f"{seeds.path} has cues without maps, and the files of irn contain maps")

@@ -1,30 +1,31 @@
-"""Making a seed cache: a trained classifier is asked where it looks, image by image."""
+"""``seeds generate``: write the class activation maps, background saliency and cues of a split as a seed cache."""
 
-from dataclasses import dataclass
-from functools import partial
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
 from datamodules.errors import InputError
-from datamodules.seed_cache import as_stored
-from datamodules.seed_shard import SHARD_SIZE
-from datamodules.unreadable import MAX_UNREADABLE
-from seeds.activations import find_layer
-from seeds.background_saliency import check_saliency
-from seeds.checkpoints import load_task
+from datamodules.images import to_uint8
+from datamodules.seed_shard import as_stored
+from seeds.activations import find_layer, record_activations
+from seeds.background_saliency import background_saliency, check_saliency, saliency_map
+from seeds.cache_job import JobSource, Seed, SeedModule, cue_grid, write_seed_cache
+from seeds.cam_methods.input_gradients import heat
+from seeds.cam_methods.registry import method_class
+from seeds.cam_methods.targets import class_scores
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.crf_refinement import crf_settings, refined
 from seeds.cues import label_map
-from seeds.making.asking import CamSettings, Seed, extract_cams
-from seeds.making.batches import ImageBatch
-from seeds.making.resize import ResizePolicy
-from seeds.making.running import Run, make_cache
-from seeds.making.shards import Asked, CueRule
-from seeds.making.source import Source
-from seeds.precision import Precision
+from seeds.gradcam import gradcam_maps
+from seeds.job_options import JobOptions
+
+__all__ = ["CamModule", "CamSettings", "generate_seeds"]
 
 
 def generate_seeds(
@@ -33,6 +34,7 @@ def generate_seeds(
     *,
     root: str | None = None,
     split: str | None = None,
+    method: str = "gradcam",
     layer: str | None = None,
     saliency_layer: str | None = None,
     scales: tuple[float, ...] = (1.0,),
@@ -44,133 +46,157 @@ def generate_seeds(
     refine: Literal["none", "crf"] = "none",
     conf_fg: float = 0.30,
     conf_bg: float = 0.05,
-    batch_size: int | None = None,
-    num_workers: int | None = None,
-    shard_size: int = SHARD_SIZE,
-    accelerator: str = "auto",
-    devices: int | Literal["auto"] = "auto",
-    num_nodes: int = 1,
-    threads: int = 1,
-    precision: Precision = "auto",
-    max_unreadable: float = MAX_UNREADABLE,
-    strict: bool = False,
-    overwrite: bool = False,
+    job: JobOptions = JobOptions(),
 ) -> None:
-    """Make the seeds of every image of a split, for its own labels, and keep them as a seed cache.
+    """Write the seeds of all images of a split, for the tags of each image, as a seed cache.
 
-    The result depends on the settings alone, to the bit, and not on how many processes share the work. A run that was
-    stopped, however it was, goes on where it was when the same command is given again: finished shards are kept.
+    Every bit of the result follows from the settings; the number of processes does not matter. The same command
+    resumes a job that was stopped: finished shards are kept.
 
     Args:
-        checkpoint: a classifier's.
-        output: the cache's folder, which must not exist, or be one that the same command began.
-        root: folder of the images; the classifier's own if not given.
-        split: which list of images; the one the classifier was trained on if not given.
-        layer: name of the layer whose Grad-CAM maps are taken, within the network; its last map if not given.
-        saliency_layer: name of the layer for the background's saliency; the last of stride 8 if not given (of a network
-            that ends there, the last of the stage before).
-        scales: the maps at these sizes of the image, relative to ``size``, are averaged.
-        flip: average with the maps of the mirrored image, too.
-        size: side in pixels to which images are warped at scale 1; the classifier's if not given.
-        cue_stride: pixels a cell of the cues: a side has ⌈size / cue_stride⌉ cells.
-        fg_threshold: a class's cue is where its map exceeds this fraction of its own maximum.
-        bg_fraction: the background's cue is this fraction of the cells, those of the lowest saliency.
-        refine: crf: the cues are made by the dense CRF and not by the two thresholds, as irn does: confident
-            foreground, confident background, the rest open. The raw maps are kept as they are.
-        conf_fg: for crf: a class is confident where it wins against a background of this score, a fraction of the
-            maps' own maxima.
-        conf_bg: for crf: the background is confident where it wins with this score.
-        batch_size: images at once; the classifier's if not given.
-        num_workers: processes that read images, for each that asks; the classifier's if not given.
-        shard_size: images a file.
-        accelerator: where the network runs: auto, cpu, gpu, …
-        devices: how many processes on each machine, each with a GPU or on the CPU; auto: a process on the CPU, all
-            GPUs, and under torchrun as that says.
-        num_nodes: how many machines, where SLURM starts the processes.
-        threads: torch's in each process; their number changes the last bits of the result, that of processes does
-            not, and more processes are faster than more threads.
-        precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
-            processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
-        max_unreadable: the share of images that may be unreadable: they are left out, and listed on the terminal and
-            in the manifest. With more of them the run stops.
-        strict: stop at the first image that cannot be read.
-        overwrite: replace a cache that is already there, or one half made with other settings.
+        checkpoint: checkpoint of a classifier.
+        output: folder of the cache: a new folder, or a cache of the same settings to resume.
+        root: folder of the images; by default that of the training.
+        split: the images; by default the split that the classifier was trained on.
+        method: CAM method, a name in `seeds.cam_methods.registry.METHODS`.
+        layer: layer of the network whose maps are computed; by default the last feature map.
+        saliency_layer: layer of the network for background saliency; by default the last layer of stride 8 (of a
+            network that ends there, the last layer of the stage before).
+        scales: sizes of the image relative to ``size``; the maps of all scales are averaged before any normalisation.
+        flip: average the maps with those of the mirrored image.
+        size: side in pixels to which images are resized at scale 1; by default that of the classifier.
+        cue_stride: pixels per position of the cue grid, which has ⌈size / cue_stride⌉ positions on a side.
+        fg_threshold: foreground cues are the positions where a map exceeds this fraction of its own maximum.
+        bg_fraction: background cues are this fraction of the positions, those of the lowest saliency.
+        refine: crf: make the cues by the dense CRF instead of the two thresholds, as irn does (Ahn et al., CVPR
+            2019): confident foreground, confident background, and no cue elsewhere. The maps stay as they are.
+        conf_fg: crf: score of the background, as a fraction of the maxima of the maps, that a confident class exceeds.
+        conf_bg: crf: score of the background that exceeds all classes where the background is confident.
+        job: how the job reads images, shares the work and writes shards.
 
     Raises:
-        InputError: a checkpoint, folder, layer or number that is not usable; another process that makes the same
-            cache; a classifier whose maps are not finite; a disk that is full. Finished shards stay then.
+        InputError: a checkpoint, folder, layer or number is not usable, the maps are not finite, or the disk is full.
+            Finished shards stay.
     """
-    run = Run(
-        shard_size,
-        threads,
-        accelerator,
-        devices,
-        num_nodes,
-        precision,
-        max_unreadable,
-        strict=strict,
-        overwrite=overwrite,
-    )
-    task = load_task(checkpoint, ClassifierTask)
-    given = {"root": root, "train_split": split, "size": size, "batch_size": batch_size, "num_workers": num_workers}
-    source = Source.of(checkpoint, ClassifierTask.task_name, task.classes, **given)
-    cams = CamSettings(layer or task.model.default_layer, saliency_layer or task.model.saliency_layer, flip)
-    policy = ResizePolicy(source.data.hparams["size"], tuple(scales), cue_stride)
-    settings = Settings(cams, fg_threshold, bg_fraction, refine, conf_fg, conf_bg)
-    settings.check(task.model)
+    source = JobSource.load(checkpoint, ClassifierTask, job, root=root, train_split=split, size=size)
+    task, side = source.task, source.data.hparams["size"]
+    settings = CamSettings(
+        method, layer or task.model.default_layer, saliency_layer or task.model.saliency_layer, tuple(scales), flip,
+        side, cue_stride, fg_threshold, bg_fraction, refine, conf_fg, conf_bg,
+    )  # fmt: skip
+    module = CamModule(task.model, settings)
     backbone = {name: task.hparams[name] for name in ("backbone", "output_stride")}
-    plan = source.provenance() | backbone | settings.plan()
-    make_cache(output, plan, source, Asked(task.model, settings.ask), settings.rule(), policy, run)
+    recorded = source.settings() | backbone | settings.recorded()
+    write_seed_cache(output, module, source, recorded, job, image_size=max(module.sides))
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How maps are extracted from the classifier, and cues made of them; see :func:`generate_seeds`."""
+class CamSettings:
+    """How maps are computed and cues are made of them; see :func:`generate_seeds`.
 
-    cams: CamSettings
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    method: str
+    layer: str
+    saliency_layer: str
+    scales: tuple[float, ...]
+    flip: bool
+    size: int
+    cue_stride: int
     fg_threshold: float
     bg_fraction: float
     refine: Literal["none", "crf"]
     conf_fg: float
     conf_bg: float
 
-    def check(self, network: Classifier) -> None:
-        """Raises an InputError for a number out of range, or a layer that the network does not have."""
+    def __post_init__(self) -> None:
         for name in ("fg_threshold", "bg_fraction", "conf_fg", "conf_bg"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is outside 0..1")
-        for layer in (self.cams.layer, self.cams.saliency_layer):
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise InputError(f"scales {list(self.scales)} must be positive, at least one")
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings as the cache records them."""
+        settings = asdict(self)
+        crf = {"method": settings.pop("refine")} | {name: settings.pop(name) for name in ("conf_fg", "conf_bg")}
+        return settings | {"refinement": crf | crf_settings() if self.refine == "crf" else None}
+
+
+class CamModule(SeedModule):
+    """Computes class activation maps and background saliency, and makes cues by SEC's rule or by the dense CRF.
+
+    Attributes:
+        sides: side in pixels of the image at each scale.
+    """
+
+    def __init__(self, network: Classifier, settings: CamSettings) -> None:
+        """Prepare; raise an InputError where the network lacks a layer or the method does not exist."""
+        super().__init__()
+        self.grid = cue_grid(settings.size, settings.cue_stride)
+        self.network, self.settings = network, settings
+        self.sides = [max(1, round(settings.size * scale)) for scale in settings.scales]
+        self.method = method_class(settings.method)(network, settings.layer)
+        for layer in (settings.layer, settings.saliency_layer):
             find_layer(network, layer)
-        if self.bg_fraction and self.refine == "none":
-            check_saliency(network, self.cams.saliency_layer, network.head.out_features)
+        if settings.bg_fraction and settings.refine == "none":
+            check_saliency(network, settings.saliency_layer, network.head.out_features)
 
-    def plan(self) -> dict[str, Any]:
-        """What the manifest says of these settings."""
-        crf = {"method": "crf", "conf_fg": self.conf_fg, "conf_bg": self.conf_bg} | crf_settings()
-        return {
-            "method": "gradcam", "layer": self.cams.layer, "saliency_layer": self.cams.saliency_layer,
-            "refinement": crf if self.refine == "crf" else None, "flip": self.cams.flip,
-            "fg_threshold": self.fg_threshold, "bg_fraction": self.bg_fraction,
-        }  # fmt: skip
+    def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
+        """Return maps averaged over scales and mirror images, and the saliency of the image at the first scale.
 
-    def ask(self, network: Classifier, batch: ImageBatch) -> list[Seed]:
-        """Return the maps and the saliency of a batch."""
-        return extract_cams(network, batch, self.cams)
+        Images of the smaller scales are resized from those of the largest, so that each image is read once.
+        """
+        images, labels = batch["image"], batch["labels"]  # (B, 3, S, S) at the largest scale, (B, C)
+        views = [_resize(images, (side, side), antialias=True) for side in self.sides]
+        first, saliency = self._maps_and_saliency(views[0], labels)
+        found = [first, *(self._maps(view, labels) for view in views[1:])]
+        if self.settings.flip:
+            found += [self._maps(view.flip(-1), labels).flip(-1) for view in views]
+        total = sum(_resize(maps[None], self.grid)[0] for maps in found)  # (n, h, w), n labels of the batch
+        maps = (total / len(found)).cpu().numpy()
+        spread = _resize(saliency[None], self.grid)[0].cpu().numpy()  # (B, h, w)
+        pixels = to_uint8(images).cpu() if self.settings.refine == "crf" else [None] * len(images)
+        rows, classes = (part.cpu().numpy() for part in (labels != 0).nonzero(as_tuple=True))
+        seeds = []
+        for row, name in enumerate(batch["id"]):
+            own = rows == row
+            if not (np.isfinite(maps[own]).all() and np.isfinite(spread[row]).all()):
+                raise InputError(f"the classifier's maps of image {name} are not finite; train it again")
+            seeds.append(Seed(name, classes[own], maps[own], spread[row], pixels[row]))
+        return seeds
 
-    def rule(self) -> CueRule:
-        """Return the rule by which cues are made of maps and saliency."""
-        if self.refine == "crf":
-            return partial(refined_by_crf, conf_fg=self.conf_fg, conf_bg=self.conf_bg)
-        return partial(thresholded, fg_threshold=self.fg_threshold, bg_fraction=self.bg_fraction)
+    def _maps_and_saliency(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return maps (n, h, w) and saliency (B, h, w) at the layers' sizes: of Grad-CAM from one forward pass."""
+        layers = self.settings.layer, self.settings.saliency_layer
+        if self.settings.method != "gradcam":
+            return self._maps(images, labels), background_saliency(self.network, layers[1], images, labels)
+        with record_activations(self.network, layers) as activations:
+            scores = class_scores(self.network, images, labels)
+            maps = gradcam_maps(scores, activations[0], labels, layers[0], keep_graph=True)
+            return maps[labels != 0], saliency_map(scores, activations[1], labels, layers[1])
+
+    def _maps(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return maps (n, h, w) of the n labels of a batch, not negative."""
+        return heat(self.method(images, labels))[labels != 0].clamp(min=0)
+
+    def cues(self, seed: Seed) -> NDArray[np.uint8]:
+        """Return the cues of an image, made of its maps as the cache returns them."""
+        settings, maps = self.settings, as_stored(seed.maps)
+        if settings.refine == "crf":
+            assert seed.image is not None
+            return refined(seed.classes, maps, seed.image, settings.conf_fg, settings.conf_bg)
+        assert seed.saliency is not None
+        saliency = as_stored(seed.saliency[None])[0]
+        return label_map(seed.classes, maps, saliency, settings.fg_threshold, settings.bg_fraction)
 
 
-def thresholded(seed: Seed, *, fg_threshold: float, bg_fraction: float) -> NDArray[np.uint8]:
-    """The cues of an image by SEC's rule, from its maps as they will come back from the cache."""
-    assert seed.saliency is not None
-    saliency = as_stored(seed.saliency[None])[0]
-    return label_map(seed.classes, as_stored(seed.maps), saliency, fg_threshold, bg_fraction)
-
-
-def refined_by_crf(seed: Seed, *, conf_fg: float, conf_bg: float) -> NDArray[np.uint8]:
-    """The cues of an image refined by the CRF, from its maps as they will come back from the cache."""
-    return refined(seed.classes, as_stored(seed.maps), seed.image, conf_fg, conf_bg)
+def _resize(maps: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:
+    """Resize maps (B, K, h, w) bilinearly, also where there are none."""
+    if maps.shape[-2:] == size:
+        return maps
+    if not maps.shape[1]:
+        return maps.new_zeros(*maps.shape[:2], *size)
+    return functional.interpolate(maps, size, mode="bilinear", antialias=antialias)

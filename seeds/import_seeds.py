@@ -1,9 +1,9 @@
-"""Seeds that others made, brought into a seed cache."""
+"""``seeds import``: convert the seeds of other tools to a seed cache."""
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -16,21 +16,16 @@ from datamodules.irn_maps import read_irn
 from datamodules.masks import read_class_mask
 from datamodules.progress import track
 from datamodules.sec_cues import INPUT_LIST, SecCues
-from datamodules.seed_cache import NO_CUE
+from datamodules.seed_cache_writer import write_cache
+from datamodules.seed_shard import NO_CUE, SHARD_SIZE, Parts
+from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.voc import read_ids, voc_classes
 from seeds.cues import foreground_cues, label_map, resolve_conflicts
-from seeds.provenance import ids_sha256, provenance
+from seeds.provenance import ids_sha256, package_versions
+
+__all__ = ["Format", "import_seeds"]
 
 Format = Literal["sec", "irn", "png"]
-
-
-class Imported(NamedTuple):
-    """An image's seeds in terms of the source's classes: label map uint8 (h, w), maps (k, h', w') of classes (k,)."""
-
-    name: str
-    cues: NDArray[np.uint8]
-    classes: NDArray[np.int64]
-    maps: NDArray[np.float32]
 
 
 def import_seeds(
@@ -46,123 +41,102 @@ def import_seeds(
     bg_threshold: float = 0.05,
     overwrite: bool = False,
 ) -> None:
-    """Turn seeds that others made into a seed cache; nothing that their files may carry is run.
+    """Convert the seeds of another tool to a seed cache; no code in its files is run.
 
-    ``sec`` is the pickle of the SEC authors: its cues are kept as they are. ``irn`` is a folder of ``.npy`` files as
-    irn or psa write them: their maps are kept, and cues made of them. ``png`` is a folder of label maps as 8-bit PNGs:
-    0 = background, 1..C = class, 255 = no cue; they are kept at their own size.
+    ``sec`` is the pickle of the SEC authors: its cues are kept. ``irn`` is a folder of ``.npy`` files as irn or psa
+    write them: their maps are kept, and cues are made of them. ``png`` is a folder of label maps as 8-bit PNGs: 0 =
+    background, 1..C = class, 255 = no cue; the label maps keep their size.
 
-    The source's classes are those of a ``classes.txt`` beside its files, else VOC's 20 in their order.
+    The classes of the source are listed in a ``classes.txt`` beside its files; by default they are the 20 of VOC.
 
     Args:
         source: the pickle (gzipped or not), or the folder of .npy files or PNGs.
-        output: the cache's folder, which must not exist.
-        format: whose files they are: sec, irn or png.
-        classes: which of the source's classes to keep, in this order; cues of others become no cue. All if not given.
-        ids: a list of the images to take, one a line; all of the source if not given.
-        input_list: sec: which image has which number; input_list.txt beside the pickle if not given.
-        grid: cells a side of the cues: those the pickle was made for (sec), or those to make (irn).
-        fg_threshold: irn: a class's cue is where its map exceeds this fraction of its own maximum.
-        bg_threshold: irn: the background's cue is where no map exceeds this fraction of its own maximum.
+        output: folder of the cache, which must not exist.
+        format: sec, irn or png.
+        classes: classes of the source to keep, in this order; cues of others become no cue. By default all.
+        ids: list of the images to convert, one per line; by default all of the source.
+        input_list: sec: list of the images' numbers; by default input_list.txt beside the pickle.
+        grid: positions on a side of the cue grid: of the pickle (sec), or of the cues to make (irn).
+        fg_threshold: irn: foreground cues are the positions where a map exceeds this fraction of its own maximum.
+        bg_threshold: irn: background cues are the positions where no map exceeds this fraction of its own maximum.
         overwrite: replace a cache that is already there.
 
     Raises:
-        InputError: files that are missing, damaged, hostile or of another kind; an image of the list that is not
-            there; an unknown class. Nothing is left behind then.
+        InputError: a file is missing, damaged, hostile or of another format; an image of the list is missing; a
+            class is unknown. Nothing is left behind then.
     """
-    _check_options(format, grid, fg_threshold, bg_threshold)
-    known = voc_classes(source if source.is_dir() else source.parent)
-    chosen = known if classes is None else check_classes(classes, known, f"of {source}")
-    release = _open_sec(source, input_list, len(known), grid) if format == "sec" else None
-    there = release.ids if release else _file_ids(source, "npy" if format == "irn" else "png")
-    wanted = _wanted(there, ids, source)
-    manifest = _origin(source, format, wanted, ids) | {"grid": None if format == "png" else [grid, grid]}
-    if release:
-        found = _sec(release, wanted)
-    elif format == "irn":
-        manifest |= {"fg_threshold": fg_threshold, "bg_threshold": bg_threshold}
-        found = _irn(source, wanted, len(known), grid, fg_threshold, bg_threshold)
-    else:
-        found = _png(source, wanted, mask_lut(known, known))
-    lut = mask_lut(known, chosen)
-    with CacheWriter(output, chosen, manifest, overwrite=overwrite) as cache:
-        for name, cues, kinds, maps in track(found, "importing", len(wanted)):
-            kept = np.isin(lut[kinds + 1], (0, NO_CUE), invert=True)  # maps of the classes that are kept
-            cache.add(name, lut[cues], map_classes=lut[kinds[kept] + 1].astype(np.int64) - 1, maps=maps[kept])
-
-
-def _check_options(form: str, grid: int, fg_threshold: float, bg_threshold: float) -> None:
-    if form not in get_args(Format):
-        raise InputError(f"format is {form!r}, and must be one of {', '.join(get_args(Format))}")
+    if format not in get_args(Format):
+        raise InputError(f"format is {format!r}, and must be one of {', '.join(get_args(Format))}")
     if grid < 1 or not 0 <= bg_threshold <= fg_threshold < 1:
         raise InputError(
             f"grid {grid} must be positive, and bg_threshold {bg_threshold} and fg_threshold {fg_threshold} in 0..1, "
             "the first not above the second"
         )
+    known = voc_classes(source if source.is_dir() else source.parent)
+    chosen = known if classes is None else check_classes(classes, known, f"of {source}")
+    suffix = "npy" if format == "irn" else "png"
+    sec: SecCues | None = None
+    if format == "sec":
+        if source.is_dir():
+            raise InputError(f"{source} is a folder; format sec needs the pickle")
+        sec = SecCues(source, input_list or source.with_name(INPUT_LIST), len(known), grid)
+        names = sec.ids
+    elif source.is_dir():
+        names = tuple(sorted(path.stem for path in source.glob(f"*.{suffix}")))
+    else:
+        raise InputError(f"there is no folder {source} of .{suffix} files")
+    if not names:
+        raise InputError(f"the folder {source} contains no .{suffix} files")
+    if ids is not None:
+        listed = tuple(Path(name).stem for name in read_ids(ids))
+        lacking = sorted(set(listed) - set(names))
+        if lacking:
+            raise InputError(f"{source} lacks {len(lacking)} of the {len(listed)} images of {ids}, first {lacking[0]}")
+        names = listed
+    lut, own_lut = mask_lut(known, chosen), mask_lut(known, known)
 
+    def images() -> Iterator[tuple[NDArray[np.uint8], Parts]]:
+        for name in track(names, "importing"):
+            if sec is not None:
+                yield lut[sec_label_map(sec, name)], Parts()
+            elif format == "png":
+                yield lut[read_class_mask(source / f"{name}.png", own_lut)], Parts()
+            else:
+                found, maps = read_irn(source / f"{name}.npy", len(known))
+                kept = np.isin(lut[found + 1], (0, NO_CUE), invert=True)  # maps of the chosen classes
+                parts = Parts(map_classes=lut[found[kept] + 1].astype(np.int64) - 1, maps=maps[kept])
+                yield lut[irn_label_map(found, maps, grid, fg_threshold, bg_threshold)], parts
 
-def _open_sec(source: Path, input_list: Path | None, num_classes: int, grid: int) -> SecCues:
-    if source.is_dir():
-        raise InputError(f"{source} is a folder; format sec wants the pickle itself")
-    return SecCues(source, input_list or source.with_name(INPUT_LIST), num_classes, grid)
-
-
-def _sec(release: SecCues, names: tuple[str, ...]) -> Iterator[Imported]:
-    for name in names:
-        cells = release.cells(name)[None]  # (1, C+1, h, w)
-        cues = resolve_conflicts(cells[:, 1:], cells[:, 0])[0]
-        yield Imported(name, cues, np.zeros(0, np.int64), np.zeros((0, *cues.shape), np.float32))
-
-
-def _irn(
-    folder: Path, names: tuple[str, ...], num_classes: int, grid: int, fg_threshold: float, bg_threshold: float
-) -> Iterator[Imported]:
-    for name in names:
-        classes, maps = read_irn(folder / f"{name}.npy", num_classes)
-        cues = np.full((grid, grid), NO_CUE, np.uint8)
-        if len(maps):
-            cells = np.stack([cv2.resize(each, (grid, grid), interpolation=cv2.INTER_LINEAR) for each in maps])
-            cues = label_map(classes, cells, None, fg_threshold)  # (h, w)
-            cues[~foreground_cues(cells[None], bg_threshold)[0].any(axis=0)] = 0
-        yield Imported(name, cues, classes, maps)
-
-
-def _png(folder: Path, names: tuple[str, ...], lut: NDArray[np.uint8]) -> Iterator[Imported]:
-    for name in names:
-        cues = read_class_mask(folder / f"{name}.png", lut)
-        yield Imported(name, cues, np.zeros(0, np.int64), np.zeros((0, *cues.shape), np.float32))
-
-
-def _file_ids(folder: Path, ending: str) -> tuple[str, ...]:
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder} of .{ending} files")
-    found = tuple(sorted(path.stem for path in folder.glob(f"*.{ending}")))
-    if not found:
-        raise InputError(f"the folder {folder} holds no .{ending} files")
-    return found
-
-
-def _wanted(there: tuple[str, ...], ids: Path | None, source: Path) -> tuple[str, ...]:
-    """The images of the list, or all there are."""
-    if ids is None:
-        return there
-    names = tuple(Path(name).stem for name in read_ids(ids))
-    lacking = sorted(set(names) - set(there))
-    if lacking:
-        raise InputError(f"{source} lacks {len(lacking)} of the {len(names)} images of {ids}, first {lacking[0]}")
-    return names
-
-
-def _origin(source: Path, form: Format, names: tuple[str, ...], ids: Path | None) -> dict[str, Any]:
-    """What the cache remembers of where it came from."""
-    if form == "sec":
+    if sec is not None:
         digest = file_sha256(source)
-    else:  # of the files' own digests, in the order of the images
-        ending = "npy" if form == "irn" else "png"
-        files = "".join(f"{name} {file_sha256(source / f'{name}.{ending}')}\n" for name in names)
+    else:  # over the digests of the files, in the order of the images
+        files = "".join(f"{name} {file_sha256(source / f'{name}.{suffix}')}\n" for name in names)
         digest = hashlib.sha256(files.encode()).hexdigest()
-    return {
-        "method": "imported", "source_format": form, "source": source.name, "source_sha256": digest,
-        "ids": None if ids is None else str(ids),
-        "images_sha256": ids_sha256(names), **provenance(),
+    settings = {
+        "method": "imported", "source_format": format, "source_sha256": digest, "ids_sha256": ids_sha256(names),
+        "grid": None if format == "png" else [grid, grid], "packages": package_versions(),
+        "source": source_revision(SEED_PACKAGES),
     }  # fmt: skip
+    if format == "irn":
+        settings |= {"fg_threshold": fg_threshold, "bg_threshold": bg_threshold}
+    blocks = [names[first : first + SHARD_SIZE] for first in range(0, len(names), SHARD_SIZE)]
+    inputs = {"seeds": str(source), "ids": None if ids is None else str(ids)}
+    write_cache(output, chosen, settings, blocks, images(), inputs=inputs, overwrite=overwrite)
+
+
+def sec_label_map(sec: SecCues, name: str) -> NDArray[np.uint8]:
+    """Return the cues of an image of the SEC authors, uint8 (h, w), with one class per position."""
+    cells = sec.cells(name)[None]  # (1, C+1, h, w)
+    return resolve_conflicts(cells[:, 1:], cells[:, 0])[0]
+
+
+def irn_label_map(
+    classes: NDArray[np.int64], maps: NDArray[np.float32], grid: int, fg_threshold: float, bg_threshold: float
+) -> NDArray[np.uint8]:
+    """Return cues uint8 (grid, grid) made of maps (k, h, w); see :func:`import_seeds`."""
+    if not len(maps):
+        return np.full((grid, grid), NO_CUE, np.uint8)
+    resized = np.stack([cv2.resize(each, (grid, grid), interpolation=cv2.INTER_LINEAR) for each in maps])
+    cues = label_map(classes, resized, None, fg_threshold)
+    cues[~foreground_cues(resized[None], bg_threshold)[0].any(axis=0)] = 0
+    return cues

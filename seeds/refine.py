@@ -1,38 +1,27 @@
-"""Refining a seed cache by affinities: its maps walk over each image, and what they reach becomes its labels."""
+"""``seeds refine``: spread the maps of a seed cache by a random walk along learned affinities, and label each position.
 
-from collections.abc import Callable
-from functools import partial
+After irn's step for semantic segmentation (Ahn, Cho & Kwak, CVPR 2019, ``step/make_sem_seg_labels.py``).
+"""
+
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional
 
 from datamodules.errors import InputError
-from datamodules.fingerprints import fingerprint
-from datamodules.images import normalize
-from datamodules.seed_cache import SeedCache, as_stored
-from datamodules.seed_shard import SHARD_SIZE
-from datamodules.unreadable import MAX_UNREADABLE
+from datamodules.images import to_uint8
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_shard import Floats, as_stored
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
-from seeds.checkpoints import load_task
+from seeds.cache_job import JobSource, Seed, SeedModule, cue_grid, write_seed_cache
 from seeds.crf_refinement import crf_settings, labelled, of_maximum_one
-from seeds.making.asking import Seed
-from seeds.making.batches import ImageBatch
-from seeds.making.resize import ResizePolicy
-from seeds.making.running import Run, make_cache
-from seeds.making.shards import Asked
-from seeds.making.source import Source
-from seeds.precision import Precision
+from seeds.job_options import JobOptions
 
-__all__ = ["refine_seeds"]
-
-Floats = NDArray[np.float32]
-Walk = Callable[[Floats, Floats], Floats]
+__all__ = ["RandomWalkModule", "refine_seeds"]
 
 
 def refine_seeds(
@@ -49,158 +38,128 @@ def refine_seeds(
     crf: bool = True,
     size: int | None = None,
     cue_stride: int = 4,
-    batch_size: int | None = None,
-    num_workers: int | None = None,
-    shard_size: int = SHARD_SIZE,
-    accelerator: str = "auto",
-    devices: int | Literal["auto"] = "auto",
-    num_nodes: int = 1,
-    threads: int = 1,
-    precision: Precision = "auto",
-    max_unreadable: float = MAX_UNREADABLE,
-    strict: bool = False,
-    overwrite: bool = False,
+    job: JobOptions = JobOptions(),
 ) -> None:
-    """Let the maps of a seed cache walk along learned affinities, and label every cell by what arrives there.
+    """Spread the maps of a seed cache by a random walk along learned affinities, and label each position.
 
-    After irn's step for semantic segmentation (Ahn, Cho & Kwak, CVPR 2019, ``step/make_sem_seg_labels.py``): a random
-    walk that boundaries hold up spreads each class's map over its thing, and the background wins where no map exceeds
-    its score. Two things differ: a map is divided by its own maximum, for the tag says that its thing is there (irn
-    divides all maps of an image by their common one); and the CRF follows. The cache holds the walked maps, and is
-    made as `seeds generate` makes one: by any number of processes, and resumed. Images that ``cache`` has left out
-    are left out.
+    Boundaries hold up the walk, so that the map of a class fills its object. The background wins where no map exceeds
+    its score. There are two differences from irn: a map is divided by its own maximum, because the tag proves that the
+    class is in the image (irn divides all maps of an image by their common maximum); and the dense CRF follows. The
+    new cache contains the spread maps. The job runs as ``seeds generate`` does, in any number of processes, and can be
+    resumed. Images that ``cache`` has left out are left out.
 
     Args:
-        cache: the seed cache whose maps set out: Grad-CAM's, or the probabilities that `pseudo-label` keeps.
-        checkpoint: of ``tag2mask fit`` with `seeds.affinity.affinity_task.AffinityTask`.
-        output: the new cache's folder, which must not exist, or be one that the same command began.
-        root: folder of the images; that of the training if not given.
-        split: which list of images; the one of the training if not given.
-        radius: a step of the walk leads to cells nearer than this.
-        beta: exponent of the affinities: the higher, the fewer cross a weak boundary.
-        steps: of the walk.
-        fg_threshold: a class wins where its map exceeds this fraction of its own maximum; 0.25 is irn's number.
-        crf: sharpen the labels with the dense CRF, by the numbers with which irn makes cues (`seeds.crf_refinement`).
-        size: side in pixels to which images are warped; the one validation had if not given.
-        cue_stride: pixels a cell of the cues and of the walk.
-        batch_size: images at once; that of the training if not given.
-        num_workers: processes that read images; as in training if not given.
-        shard_size: images a file.
-        accelerator: where the network runs: auto, cpu, gpu, …
-        devices: how many processes on each machine.
-        num_nodes: how many machines, where SLURM starts the processes.
-        threads: torch's in each process; their number changes the last bits of the result.
-        precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
-            processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
-        max_unreadable: the share of images that may be unreadable: they are left out, and listed on the terminal and
-            in the manifest. With more of them the run stops.
-        strict: stop at the first image that cannot be read.
-        overwrite: replace a cache that is already there, or one half made with other settings.
+        cache: the seed cache whose maps are spread: CAMs, or the probabilities of ``pseudo-label``.
+        checkpoint: checkpoint of an `seeds.affinity.affinity_task.AffinityTask`.
+        output: folder of the new cache: a new folder, or a cache of the same settings to resume.
+        root: folder of the images; by default that of the training.
+        split: the images; by default the split of the training.
+        radius: a step of the walk leads to positions nearer than this.
+        beta: exponent of the affinities: with a higher one less crosses a weak boundary.
+        steps: number of steps of the walk.
+        fg_threshold: a class wins where its map exceeds this fraction of its own maximum; 0.25 in irn.
+        crf: sharpen the labels by the dense CRF, with the numbers of `seeds.crf_refinement`.
+        size: side in pixels to which images are resized; by default that of the validation.
+        cue_stride: pixels per position of the cue grid, on which the walk takes place.
+        job: how the job reads images, shares the work and writes shards.
 
     Raises:
-        InputError: a checkpoint, cache, folder or number that is not usable; another process that makes the same
-            cache; a disk that is full. Finished shards stay then.
+        InputError: a checkpoint, cache, folder or number is not usable, or the disk is full. Finished shards stay.
     """
     if radius < 2 or steps < 1 or beta <= 0:
         raise InputError(f"radius {radius}, steps {steps} or beta {beta} is too small for a walk")
     if not 0 < fg_threshold < 1:
         raise InputError(f"fg_threshold {fg_threshold} is not between 0 and 1")
-    run = Run(
-        shard_size,
-        threads,
-        accelerator,
-        devices,
-        num_nodes,
-        precision,
-        max_unreadable,
-        strict=strict,
-        overwrite=overwrite,
-    )
-    task = load_task(checkpoint, AffinityTask)
-    given = {"root": root, "train_split": split, "batch_size": batch_size, "num_workers": num_workers}
-    source = Source.of(checkpoint, task.task_name, task.classes, **given)
+    source = JobSource.load(checkpoint, AffinityTask, job, root=root, train_split=split)
     start = SeedCache(cache)
-    policy = ResizePolicy(source.data.hparams["eval_size"] if size is None else size, (1.0,), cue_stride)
-    plan = source.provenance() | {
-        "method": "refine", "backbone": task.hparams["backbone"], "cache": fingerprint(cache),
-        "radius": radius, "beta": beta, "steps": steps, "fg_threshold": fg_threshold,
-        "crf": crf_settings() if crf else None,
+    size = source.data.hparams["eval_size"] if size is None else size
+    walk = {"radius": radius, "beta": beta, "steps": steps}
+    module = RandomWalkModule(source.task, start, cue_grid(size, cue_stride), walk, fg_threshold, crf=crf)
+    settings = source.settings() | walk | {
+        "method": "refine", "backbone": source.task.hparams["backbone"], "cache": start.fingerprint, "size": size,
+        "cue_stride": cue_stride, "fg_threshold": fg_threshold, "crf": crf_settings() if crf else None,
     }  # fmt: skip
-    walk = partial(random_walk, radius=radius, beta=beta, steps=steps)
-    ask = partial(walked, start=start, walk=walk)
-    rule = partial(refined_label_map, fg_threshold=fg_threshold, crf=crf)
-    make_cache(output, plan, source, Asked(task, ask), rule, policy, run, without=source.left_out_of(start))
+    write_seed_cache(
+        output, module, source, settings, job, image_size=size, inputs={"cache": str(cache)},
+        left_out=source.left_out_of(start),
+    )  # fmt: skip
 
 
-def walked(network: nn.Module, batch: ImageBatch, *, start: SeedCache, walk: Walk) -> list[Seed]:
-    """The maps of a batch's images after their walk.
+class RandomWalkModule(SeedModule):
+    """Spreads the maps of a seed cache along the boundaries that a network predicts, and labels each position."""
 
-    Args:
-        network: boundaries (B, h, w) of normalised images (B, 3, H, W).
-        batch: the images, on the network's device.
-        start: the maps that set out.
-        walk: takes maps (k, h, w) and a boundary (h, w), and gives such maps.
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        start: SeedCache,
+        grid: tuple[int, int],
+        walk: dict[str, Any],
+        fg_threshold: float,
+        *,
+        crf: bool,
+    ) -> None:
+        """Prepare.
 
-    Raises:
-        InputError: boundaries that are not finite, or an image without the map of a class that it is tagged with.
-    """
-    if not batch.images:
-        return []
-    images = batch.images[0]
-    boundary = (network(normalize(images)) + network(normalize(images).flip(-1)).flip(-1)) / 2
-    boundary = functional.interpolate(boundary[:, None].float(), batch.grid, mode="bilinear")[:, 0]
-    if not boundary.isfinite().all():
-        raise InputError(f"the network's boundaries of image {batch.names[0]} or its neighbours are not finite")
-    found, tags = [], batch.labels.cpu().numpy() != 0
-    for name, image, edge, own in zip(batch.names, images.cpu(), boundary.cpu().numpy(), tags, strict=True):
-        classes = np.flatnonzero(own)
-        found.append(Seed(name, classes, walk(_at(_maps(start, name, classes), batch.grid), edge), None, image))
-    return found
+        Args:
+            network: returns boundaries (B, h, w), 0..1, of normalised images (B, 3, H, W).
+            start: the maps before the walk.
+            grid: height and width of the cue grid.
+            walk: keyword arguments of `seeds.affinity.random_walk.random_walk`.
+            fg_threshold: score of the background beside maps of maximum 1.
+            crf: sharpen the labels by the dense CRF.
+        """
+        super().__init__()
+        self.network, self.start, self.grid = network, start, grid
+        self.walk, self.fg_threshold, self.crf = walk, fg_threshold, crf
 
+    def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
+        """Return the maps after the walk, along boundaries averaged with those of the mirrored image.
 
-def _maps(start: SeedCache, name: str, classes: NDArray[np.int64]) -> Floats:
-    """An image's maps (k, h, w) of the classes that it is tagged with now, in the order of ``classes``.
+        Raises:
+            InputError: boundaries are not finite, or an image has no map of one of its tags.
+        """
+        images = batch["image"]
+        boundaries = (self.network(images) + self.network(images.flip(-1)).flip(-1)) / 2  # (B, h, w)
+        boundaries = functional.interpolate(boundaries[:, None].float(), self.grid, mode="bilinear")[:, 0]
+        if not boundaries.isfinite().all():
+            raise InputError(f"the network's boundaries of image {batch['id'][0]} or its neighbours are not finite")
+        pixels, labels = to_uint8(images).cpu(), batch["labels"].cpu().numpy() != 0
+        seeds = []
+        for name, image, boundary, tags in zip(batch["id"], pixels, boundaries.cpu().numpy(), labels, strict=True):
+            classes = np.flatnonzero(tags)
+            maps = np.zeros((0, *self.grid), np.float32)
+            if len(classes):
+                maps = self._start_maps(name, classes)
+                maps = functional.interpolate(torch.from_numpy(maps)[None], self.grid, mode="bilinear")[0].numpy()
+            seeds.append(Seed(name, classes, random_walk(maps, boundary, **self.walk), None, image))
+        return seeds
 
-    A cache may hold them in another order: imported maps lie in the order of their source.
+    def _start_maps(self, name: str, classes: NDArray[np.int64]) -> Floats:
+        """Return the maps (k, h, w) of an image's tags in the order of ``classes``.
 
-    Raises:
-        InputError: the cache has none of one of them.
-    """
-    there, maps = start.maps(name)
-    lacking = np.setdiff1d(classes, there)
-    if len(lacking) and not len(there):
-        raise InputError(f"the seed cache {start.path} has no maps of image {name}; it was made of labels only")
-    if len(lacking):
-        raise InputError(
-            f"the seed cache {start.path} has no map of class {start.classes[lacking[0]]} of image {name}, which is "
-            "tagged with it: make the seeds anew"
-        )
-    index = {label: position for position, label in enumerate(there.tolist())}
-    return maps[[index[label] for label in classes.tolist()]]
+        A cache may have another order: imported maps are in the order of their source.
 
+        Raises:
+            InputError: the cache lacks one of them.
+        """
+        path, (found, maps) = self.start.path, self.start.maps(name)
+        lacking = np.setdiff1d(classes, found)
+        if len(lacking) and not len(found):
+            raise InputError(f"the seed cache {path} has no maps of image {name}; it was made of labels only")
+        if len(lacking):
+            raise InputError(
+                f"the seed cache {path} has no map of class {self.start.classes[lacking[0]]} of image {name}, which is "
+                "tagged with it: generate the seeds again"
+            )
+        return maps[[found.tolist().index(label) for label in classes]]
 
-def refined_label_map(seed: Seed, *, fg_threshold: float, crf: bool) -> NDArray[np.uint8]:
-    """The label map of an image, from its walked maps as they will come back from the cache.
-
-    Args:
-        seed: the maps (k, h, w) of its classes, and the image.
-        fg_threshold: see :func:`refine_seeds`.
-        crf: sharpen with the dense CRF.
-
-    Returns:
-        uint8 (h, w): 0 = background, 1..C = class.
-    """
-    maps = as_stored(seed.maps)
-    if crf or not len(maps):
-        return labelled(seed.classes, maps, seed.image, fg_threshold)
-    scores = np.concatenate([np.full((1, *maps.shape[1:]), fg_threshold, np.float32), of_maximum_one(maps)])
-    labels: NDArray[np.uint8] = np.array([0, *(seed.classes + 1)], np.uint8)[scores.argmax(axis=0)]
-    return labels
-
-
-def _at(maps: Floats, grid: tuple[int, int]) -> Floats:
-    """Maps (k, h, w) at another size, bilinearly."""
-    if not len(maps):
-        return np.zeros((0, *grid), np.float32)
-    large: Floats = functional.interpolate(torch.from_numpy(maps)[None], grid, mode="bilinear")[0].numpy()
-    return large
+    def cues(self, seed: Seed) -> NDArray[np.uint8]:
+        """Return the label map of an image, made of its maps as the cache returns them."""
+        maps = as_stored(seed.maps)
+        if self.crf or not len(maps):
+            assert seed.image is not None
+            return labelled(seed.classes, maps, seed.image, self.fg_threshold)
+        background = np.full((1, *maps.shape[1:]), self.fg_threshold, np.float32)
+        winners = np.concatenate([background, of_maximum_one(maps)]).argmax(axis=0)
+        labels: NDArray[np.uint8] = np.array([0, *(seed.classes + 1)], np.uint8)[winners]
+        return labels

@@ -1,9 +1,10 @@
 """Parsers that take YAML and options alike, and answer a mistake with one sentence."""
 
 import importlib
+from dataclasses import fields
 from inspect import signature
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -58,10 +59,15 @@ def run_function(target: str, about: str, name: str, words: list[str]) -> None:
     )
     if loose:
         parser.add_argument(loose, nargs="+", type=Path, help="files and folders")
-    parser.add_function_arguments(function, as_group=False, sub_configs=True)
+    job = get_type_hints(function).get("job")  # a dataclass whose fields are plain options: --devices, not --job.devices
+    parser.add_function_arguments(function, as_group=False, sub_configs=True, skip={"job"} if job else set())
+    if job:
+        parser.add_class_arguments(job, as_group=False)
     parsed = parser.instantiate_classes(parser.parse_args(gathered(words) if loose else words))
     options: dict[str, Any] = {key: value for key, value in parsed.items(branches=True) if "." not in key}
     options.pop("config", None)
+    if job:
+        options["job"] = job(**{field.name: options.pop(field.name) for field in fields(job)})
     module, function_name = target.split(":")
     command = getattr(importlib.import_module(module), function_name)
     command(*options.pop(loose, ()), **options)
