@@ -170,7 +170,7 @@ def test_reference_pages_are_complete(reference):
     from training import cli
 
     page = reference.command_line()
-    for command in cli.OVERVIEW:
+    for command in (*cli.LIGHTNING, *cli.FUNCTIONS, *cli.RECIPE):
         assert f"\n## {command}\n" in page
     for option in ("--partition", "--method", "--fg_threshold", "--random_seeds", "--trainer.devices", "--consensus"):
         assert f"| `{option}`<br>" in page
