@@ -54,7 +54,7 @@ def commands(code: str) -> list[list[str]]:
         filled = re.sub(r"\$\{?(\w+)\}?", lambda match: values.get(match[1], "1"), line)
         words = shlex.split(filled, comments=True)
         program = next((i for i, word in enumerate(words) if word in ("tag2mask", "training.cli")), None)
-        if program is not None:
+        if program is not None and words[0] != "pip":
             found.append(words[program + 1 :])
     return found
 
