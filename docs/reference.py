@@ -118,14 +118,12 @@ def parse_command(words: Sequence[str], *, read: bool = True) -> ParsedError:
 
 def options_of(parser: Any) -> list[argparse.Action]:
     """Return the options of a parser that take a value, without those of jsonargparse itself."""
-    hidden = ("help", "config", "print_config")
+    hidden = ("help", "print_config")
     return [
         action
         for action in parser._actions  # noqa: SLF001  neither argparse nor jsonargparse lists its options
         if action.dest not in hidden and not action.dest.endswith(".help") and action.help != argparse.SUPPRESS
-        and not type(action).__name__.startswith("_ActionConfigLoad")
-        and not type(action).__name__.startswith("_ActionSubCommands")
-        and not type(action).__name__.startswith("ActionLink")
+        and type(action).__name__ not in ("ActionConfigFile", "_ActionConfigLoad", "_ActionSubCommands", "ActionLink")
     ]  # fmt: skip
 
 
@@ -163,7 +161,7 @@ def table(actions: Iterable[argparse.Action], parser: Any, prefix: str) -> str:
         default = defaults.get(action.dest, action.default)
         if action.required or not action.option_strings:
             shown = "required"
-        elif default is None or default == argparse.SUPPRESS:
+        elif default in (None, "", argparse.SUPPRESS):
             shown = ""
         else:
             value = yaml.safe_dump(plain(default), default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
@@ -174,7 +172,9 @@ def table(actions: Iterable[argparse.Action], parser: Any, prefix: str) -> str:
             action.dest.startswith("trainer.") or action.dest == "ckpt_path"
         ):  # Lightning's own documentation has the rest
             meaning = meaning.split(". ")[0].rstrip(".") + "."
-        meaning = meaning[:1].upper() + meaning[1:]
+        if re.match(r"[a-z]+\b[^:/]", meaning):  # not "crf: …", "i/N …"
+            meaning = meaning[0].upper() + meaning[1:]
+        meaning += "" if meaning.endswith((".", "…")) or not meaning else "."
         rows.append(f"| `{shown_name}`<br>{column(type_name(action))} | {shown} | {meaning} |")
     return "\n".join(rows) + "\n"
 
