@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -147,8 +148,21 @@ def column(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return a docstring's text with the markup of reStructuredText turned into Markdown."""
-    return re.sub(r"``([^`]+)``", r"`\1`", re.sub(r":\w+:`~?\.?([^`]+)`", r"`\1`", text))
+    """Return a docstring's text as Markdown, with links to what the page of the Python API documents."""
+    text = re.sub(r"``([^`]+)``", r"`\1`", re.sub(r":\w+:`~?\.?([^`]+)`", r"`\1`", text))
+    return re.sub(r"`([\w.]+)`", lambda name: f"[{name[0]}][{name[1]}]" if name[1] in documented() else name[0], text)
+
+
+@cache
+def documented() -> set[str]:
+    """Return the names that the page of the Python API documents."""
+    page = (PAGES / "python.md").read_text(encoding="utf-8")
+    names = set()
+    for block in page.split("\n::: ")[1:]:
+        name, _, options = block.partition("\n")
+        members = re.search(r"members: \[(.*?)\]", options.partition("\n\n")[0])
+        names |= {name, *(f"{name}.{member}" for member in members[1].split(", "))} if members else {name}
+    return names
 
 
 def table(actions: Iterable[argparse.Action], parser: Any, prefix: str) -> str:
@@ -261,12 +275,12 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def class_section(documented: type) -> str:
+def class_section(named: type) -> str:
     """Return a section with a class's description and its arguments."""
     parser = jsonargparse.ArgumentParser()
-    parser.add_class_arguments(documented, as_group=False, fail_untyped=False)
-    text = description(inspect.getdoc(documented) or "")
-    return f"### {documented.__name__}\n\n{text}\n{table(options_of(parser), parser, '')}"
+    parser.add_class_arguments(named, as_group=False, fail_untyped=False, skip={"classes"} if named in TASKS else set())
+    text = description(inspect.getdoc(named) or "")
+    return f"### {named.__name__}\n\n{text}\n{table(options_of(parser), parser, '')}"
 
 
 def configuration() -> str:
@@ -281,6 +295,7 @@ def configuration() -> str:
         [
             CONFIGURATION,
             "## Models\n",
+            "The names of the classes come from the data.\n",
             *[class_section(task) for task in TASKS],
             "## Data\n",
             *[class_section(datamodule) for datamodule in DATA_MODULES],
