@@ -328,7 +328,7 @@ def with_markdown_tables(text: str) -> str:
     for line in markdown(text).splitlines():
         if re.fullmatch(r"=+  =+", line):
             inside = not inside
-            lines += ["| | |", "|---|---|"] if inside else []
+            lines += ["| name | content |", "|---|---|"] if inside else []
         elif not inside:
             lines.append(line)
         elif line[:1].strip():
