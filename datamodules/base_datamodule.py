@@ -3,17 +3,19 @@
 A new data set is one file with a subclass of `BaseDataModule` that implements `known_classes` and `read_samples`.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
+from torch.utils.data import DataLoader
 
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
@@ -21,15 +23,10 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.progress import print_message
 from datamodules.sample import Sample, require_masks, require_tags
-from datamodules.sampling import EvalSampler, TrainSampler, run_seed
+from datamodules.sampling import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, readable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch.utils.data import DataLoader
 
 TRAINING_ONLY = ("augment", "cues", "cues_checkpoint", "download", "targets")
 """Settings that only a training uses; `BaseDataModule.settings` and `datamodule_from_settings` leave them out."""
@@ -94,37 +91,31 @@ class BaseDataModule(pl.LightningDataModule):
         max_unreadable: float = MAX_UNREADABLE,
         strict: bool = False,
     ) -> None:
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         # a checkpoint stores the augmentation as a dictionary
         self.augment = Augment(**augment) if isinstance(augment, dict) else augment
         self.unreadable = UnreadableImages(max_unreadable, strict=strict)
         if targets == "cues" and cues is None:
             raise InputError("targets is cues, and no seed cache is given: set cues to its folder.")
-        sizes = {"size": size, "eval_size": size if eval_size is None else eval_size, "cue_stride": cue_stride}
-        for name, value in (sizes | {"batch_size": batch_size}).items():
-            if value < 1:
-                raise InputError(f"{name} is {value}, and must be at least 1.")
-        if num_workers < 0:
-            raise InputError(f"num_workers is {num_workers}, and must be at least 0.")
+        settings["eval_size"] = size if eval_size is None else eval_size
+        for name, least in (("size", 1), ("eval_size", 1), ("cue_stride", 1), ("batch_size", 1), ("num_workers", 0)):
+            if settings[name] < least:
+                raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
         self.root = Path(root).expanduser()
         known = self.known_classes()
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
         self.classes: tuple[str, ...] = known if classes is None else check_classes(classes, known, where)
         self.mask_lut = mask_lut(known, self.classes)
-        self.save_hyperparameters(
-            # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then
-            # tells the meaning of its channels, and Lightning finds the same value in the task's settings
-            {
-                "class_path": f"{type(self).__module__}.{type(self).__qualname__}", "root": str(root),
-                "classes": list(self.classes), "train_split": train_split, "val_split": val_split,
-                "test_split": test_split, "targets": targets, "cues": None if cues is None else str(cues),
-                "cues_checkpoint": None if cues_checkpoint is None else str(cues_checkpoint), **sizes,
-                "augment": None if self.augment is None else json.loads(json.dumps(asdict(self.augment))),
-                "batch_size": batch_size, "num_workers": num_workers, "max_unreadable": max_unreadable,
-                "strict": strict,
-            }
-        )  # fmt: skip
+        # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then tells the
+        # meaning of its channels, and Lightning finds the same value in the task's settings
+        settings |= {name: str(settings[name]) for name in ("root", "cues", "cues_checkpoint") if settings[name]}
+        settings["classes"] = list(self.classes)
+        settings["augment"] = None if self.augment is None else json.loads(json.dumps(asdict(self.augment)))
+        settings["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        self.save_hyperparameters(settings)
         self._datasets: dict[str, ImageDataset] = {}
+        self._loader = partial(image_loader, batch_size=batch_size, num_workers=num_workers)
         self._epoch = 0  # the epoch in which training starts
 
     def known_classes(self) -> tuple[str, ...]:
@@ -178,17 +169,12 @@ class BaseDataModule(pl.LightningDataModule):
         samples = self.read_samples(split, tags=tags, masks=masks)
         if not samples:
             raise InputError(f"the split {split!r} of {self.source} contains no image.")
-        seen: set[str] = set()
+        where, seen = f"the split {split!r} of {self.source} contains", set[str]()
         for sample in samples:
             if sample.id in seen:
-                raise InputError(
-                    f"{self.source}: two images of the split {split!r} have the id {sample.id!r}; rename one of them "
-                    "or remove its second row."
-                )
+                raise InputError(f"{where} two images with the id {sample.id!r}: rename or remove one of them.")
             if "://" not in sample.image and not Path(sample.image).is_file():
-                raise InputError(
-                    f"the split {split!r} of {self.source} contains {sample.id}, and there is no image {sample.image}."
-                )
+                raise InputError(f"{where} {sample.id}, and there is no image {sample.image}.")
             seen.add(sample.id)
         return samples
 
@@ -227,15 +213,13 @@ class BaseDataModule(pl.LightningDataModule):
             samples = covered_samples(cues, samples, self.classes)
             checkpoint = hp["cues_checkpoint"]
             try:
-                same = checkpoint is None or file_sha256(checkpoint) == cues.settings.get("checkpoint_sha256")
+                digest = None if checkpoint is None else file_sha256(checkpoint)
             except OSError as error:
                 raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}.") from error
-            if not same:
+            if digest not in (None, cues.settings.get("checkpoint_sha256")):
                 recorded = cues.inputs.get("checkpoint", "not recorded")
-                raise InputError(
-                    f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint} as it is now: "
-                    "generate the seeds again, or leave cues_checkpoint out."
-                )
+                problem = f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint} as it is now"
+                raise InputError(f"{problem}: generate the seeds again, or leave cues_checkpoint out.")
         samples = readable(samples, self.unreadable)
         if not with_masks:
             require_tags(samples, self.classes, self.source)
@@ -256,7 +240,7 @@ class BaseDataModule(pl.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed(), accumulate)
         sampler.set_epoch(self._epoch)
-        return self._loader(data, sampler, persistent=True)
+        return self._loader(data, sampler=sampler, persistent=True)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """Batches of the validation split; none where ``val_split`` is None."""
@@ -266,7 +250,7 @@ class BaseDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of the test split."""
-        return self._loader(self._datasets["test"], persistent=False)
+        return self._loader(self._datasets["test"])
 
     predict_dataloader = test_dataloader
 
@@ -281,18 +265,7 @@ class BaseDataModule(pl.LightningDataModule):
             originals: Whether batches contain ``original``, the images as they are on disk.
         """
         side = self.hparams["eval_size"] if size is None else size
-        return self._loader(
-            ImageDataset(samples, self.classes, side, mask_lut=self.mask_lut, originals=originals), persistent=False
-        )
-
-    def _loader(
-        self, data: ImageDataset, sampler: TrainSampler | None = None, *, persistent: bool
-    ) -> DataLoader[dict[str, Any]]:
-        hp = self.hparams
-        return image_loader(
-            data, batch_size=hp["batch_size"], num_workers=hp["num_workers"], persistent=persistent,
-            sampler=sampler or EvalSampler(len(data)),
-        )  # fmt: skip
+        return self._loader(ImageDataset(samples, self.classes, side, mask_lut=self.mask_lut, originals=originals))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores: the number of finished epochs."""
@@ -320,23 +293,18 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
     stored = dict(settings or {})
     given = {key: value for key, value in overrides.items() if value is not None}
     class_path = str(stored.get("class_path", "datamodules.voc.VOCDataModule"))
-    module_name, _, class_name = class_path.rpartition(".")
-    module = sys.modules.get(module_name)
-    if module is None and module_name.startswith("datamodules."):  # a file must not decide what else is imported
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise InputError(f"the data module {class_path} cannot be imported: {error}.") from error
-    found = getattr(module, class_name, None)
+    module, _, class_name = class_path.rpartition(".")
+    if module.startswith("datamodules."):  # a file must not decide what else is imported
+        with suppress(ImportError):
+            importlib.import_module(module)
+    found = getattr(sys.modules.get(module), class_name, None)
     if not (isinstance(found, type) and issubclass(found, BaseDataModule)):
-        raise InputError(
-            f"the data module {class_path} is not known: put its file into the package datamodules, or import it first."
-        )
+        hint = "put its file into the package datamodules, or import it first"
+        raise InputError(f"the data module {class_path} is not known: {hint}.")
     ancestors = [each for each in found.__mro__ if issubclass(each, BaseDataModule)]
     known = {name for each in ancestors for name in inspect.signature(each).parameters}
-    unknown = next((name for name in given if name not in known), None)
-    if unknown is not None:
-        raise InputError(f"{found.__name__} has no setting {unknown!r}.")
+    if unknown := given.keys() - known:
+        raise InputError(f"{found.__name__} has no setting {min(unknown)!r}.")
     merged = {key: value for key, value in stored.items() if key in known and key not in TRAINING_ONLY} | given
     if not merged.get("root"):
         raise InputError("the folder of the images is not recorded: give it as 'root'.")
@@ -350,22 +318,15 @@ def covered_samples(cache: SeedCache, samples: Sequence[Sample], classes: Sequen
         InputError: The cache has other classes, lacks an image without recording it as left out, or lacks all.
     """
     if tuple(cache.classes) != tuple(classes):
-        raise InputError(
-            f"the seed cache was made for the classes {', '.join(cache.classes)}, not {', '.join(classes)}: "
-            "choose the same classes in the same order, or generate the seeds again."
-        )
+        problem = f"the seed cache was made for the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
+        raise InputError(f"{problem}: choose the same classes in the same order, or generate the seeds again.")
     covered = [sample for sample in samples if sample.id in cache]
     lacking = [sample.id for sample in samples if sample.id not in cache]
-    unknown = [name for name in lacking if name not in cache.left_out]
-    if unknown or not covered:
-        missing = unknown or lacking
-        raise InputError(
-            f"the seed cache lacks {len(missing)} of the {len(samples)} images, first {missing[0]}: "
-            "generate seeds of this split."
-        )
+    missing = [name for name in lacking if name not in cache.left_out] or ([] if covered else lacking)
+    if missing:
+        problem = f"the seed cache lacks {len(missing)} of the {len(samples)} images, first {missing[0]}"
+        raise InputError(f"{problem}: generate seeds of this split.")
     if lacking:
-        print_message(
-            f"{len(lacking)} of {len(samples)} images are left out because the seed cache has no cues of them; first "
-            f"{lacking[0]}: {cache.left_out[lacking[0]]}"
-        )
+        problem = f"{len(lacking)} of {len(samples)} images are left out because the seed cache has no cues of them"
+        print_message(f"{problem}; first {lacking[0]}: {cache.left_out[lacking[0]]}")
     return covered

@@ -1,20 +1,14 @@
 """Bounding boxes of objects: from XML annotations of VOC or ImageNet, or around the connected parts of a mask."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from datamodules.errors import InputError
 from datamodules.voc_labels import read_annotation
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Box(NamedTuple):
@@ -53,7 +47,8 @@ def xml_boxes(path: Path, classes: Sequence[str]) -> list[Box]:
         if name not in classes:
             continue
         try:
-            left, top, right, bottom = (float(element.findtext(f"bndbox/{corner}") or "") for corner in CORNERS)
+            corners = (element.findtext(f"bndbox/{name}") or "" for name in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = map(float, corners)
         except ValueError as error:
             raise InputError(f"annotation {path} has no box of four numbers for a {name}.") from error
         if right < left or bottom < top:

@@ -1,17 +1,12 @@
 """Names of classes, and the lookup table from the indices of a mask to classes."""
 
-from __future__ import annotations
-
 import difflib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from datamodules.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -30,14 +25,17 @@ MAX_CLASSES = 253
 
 def voc_palette() -> list[int]:
     """Return the colours of VOC's masks (``VOClabelcolormap`` of the devkit): 768 ints, (r, g, b) of index 0, 1, …."""
-    palette = []
-    for index in range(256):
-        colour = [0, 0, 0]
-        for bit in range(8):  # three bits of the index at a time, one to each channel, highest bit first
-            for channel in range(3):
-                colour[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-        palette += colour
-    return palette
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")  # (256, 8)
+    palette = np.zeros((256, 3), int)
+    for bit in range(8):  # three bits of the index at a time, one for each channel, highest bit first
+        palette[:, bit % 3] |= bits[:, bit].astype(int) << (7 - bit // 3)
+    return [int(value) for value in palette.ravel()]
+
+
+def voc_classes(root: Path) -> tuple[str, ...]:
+    """Return the classes of a folder's masks and labels: those of ``classes.txt`` if it is there, else VOC's 20."""
+    path = root / "classes.txt"
+    return read_classes(path) if path.is_file() else VOC_CLASSES
 
 
 def mask_lut(source: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -52,8 +50,7 @@ def mask_lut(source: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         255, ``ILLEGAL`` for every index above ``len(source)``.
     """
     table = np.full(256, ILLEGAL, np.uint8)
-    table[0] = 0
-    table[IGNORE] = IGNORE
+    table[[0, IGNORE]] = 0, IGNORE
     for index, name in enumerate(source, start=1):
         table[index] = list(classes).index(name) + 1 if name in classes else IGNORE
     return table

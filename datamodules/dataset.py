@@ -1,35 +1,201 @@
 """Images, labels, masks and cues as items and batches."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask
-from datamodules.sample import multi_hot
-from datamodules.sampling import Draw
-from datamodules.transforms import Transform, resize_nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-    from torch.utils.data import Sampler
-
-    from datamodules.photos import PhotoSet
-    from datamodules.sample import Sample
-    from datamodules.seed_cache import SeedCache
-    from datamodules.transforms import Augment
+from datamodules.photos import PhotoSet
+from datamodules.sample import Sample, multi_hot
+from datamodules.sampling import Draw, EvalSampler
+from datamodules.seed_cache import SeedCache
+from datamodules.transforms import Augment, Transform, resize_nearest
 
 _ATTEMPTS = 16  # images that are tried, one after the other, in place of an unreadable one
+
+
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Reads images with their labels, masks and cues.
+
+    An item contains ``image`` uint8 (S, S, 3); ``labels`` float32 (C,); ``id`` str; ``size`` (H, W) of the image on
+    disk; where ``mask_lut`` is given and a sample has a mask ``mask`` uint8, (S, S) in training and (H, W) otherwise,
+    all 255 for an image without a mask; where ``cues`` is given ``cues`` uint8 (h, w), a label map (0 background,
+    1..C, 255 no cue) with h = w = ⌈S / cue_stride⌉. `collate` makes batches.
+
+    ``unreadable`` lists ids and reasons of images that cannot be read. In training the next readable image takes the
+    place; otherwise the item contains nothing else.
+
+    The random changes of an item follow from the seed of a `Draw`; for a bare index the seed is drawn from torch's
+    generator.
+
+    Args:
+        samples: What to read.
+        classes: The C classes of the labels.
+        size: S.
+        mask_lut: uint8 (256,), see `datamodules.class_names.mask_lut`; None to read no masks.
+        training: Masks are resized and augmented with the image; otherwise they keep their own size.
+        augment: Random changes; None for resizing only.
+        cues: Cache with the cues of every image.
+        cue_stride: Pixels of the transformed image per position of the cues.
+        originals: Whether items contain ``original``, the image uint8 (H, W, 3) as it is on disk.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        classes: Sequence[str],
+        size: int,
+        *,
+        mask_lut: NDArray[np.uint8] | None = None,
+        training: bool = False,
+        augment: Augment | None = None,
+        cues: SeedCache | None = None,
+        cue_stride: int = 8,
+        originals: bool = False,
+    ) -> None:
+        self.samples = samples
+        self.labels = multi_hot(samples, classes)
+        self.mask_lut = mask_lut if any(sample.mask for sample in samples) else None
+        self.training = training
+        self.transform = Transform(size, augment)
+        self.cues = cues
+        self.grid = math.ceil(size / cue_stride)
+        self.originals = originals
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, wanted: int | Draw) -> dict[str, Any]:
+        """Read one image, or in training the next readable one.
+
+        Raises:
+            InputError: A mask or cue map is unusable, or many images in a row are unreadable.
+        """
+        index, seed = wanted if isinstance(wanted, Draw) else (wanted, int(torch.randint(2**62, ())))
+        unreadable: list[tuple[str, str]] = []
+        for step in range(_ATTEMPTS if self.training else 1):
+            place = (index + step) % len(self)
+            try:
+                return self._read(place, seed) | {"unreadable": unreadable}
+            except UnreadableError as error:
+                unreadable.append((self.samples[place].id, str(error)))
+        if self.training:
+            raise InputError(f"{_ATTEMPTS} images in a row cannot be read, first: {unreadable[0][1]}")
+        return {"unreadable": unreadable}
+
+    def _read(self, index: int, seed: int) -> dict[str, Any]:
+        sample = self.samples[index]
+        image = read_image(sample.image)  # (H, W, 3)
+        mask: np.ndarray | None = None
+        if self.mask_lut is not None:
+            unknown = np.full(image.shape[:2], IGNORE, np.uint8)
+            mask = unknown if sample.mask is None else read_class_mask(sample.mask, self.mask_lut)
+            if mask.shape != image.shape[:2]:
+                raise InputError(
+                    f"mask {sample.mask} is {mask.shape[1]}x{mask.shape[0]}, "
+                    f"and its image {sample.image} is {image.shape[1]}x{image.shape[0]}."
+                )
+        cues = None if self.cues is None else self.cues.cues(sample.id)
+        moved = self.transform(image, seed=seed, mask=mask if self.training else None, cues=cues)
+        item = {"image": moved["image"], "labels": self.labels[index], "id": sample.id, "size": image.shape[:2]}
+        if mask is not None:
+            item["mask"] = moved["mask"] if self.training else mask
+        if cues is not None:
+            item["cues"] = resize_nearest(moved["cues"], self.grid, self.grid)
+        if self.originals:
+            item["original"] = image
+        return item
+
+
+def image_loader(
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    sampler: Sampler[Any] | None = None,
+    batch_sampler: Sampler[list[Any]] | None = None,
+    persistent: bool = False,
+) -> DataLoader[dict[str, Any]]:
+    """Return a loader of batches as `collate` makes them.
+
+    Args:
+        dataset: What to read.
+        batch_size: Images per batch; ignored with ``batch_sampler``.
+        num_workers: Processes that read images, at most one per image.
+        sampler: Order of the images; None for the order of the samples, shared among processes (`EvalSampler`).
+        batch_sampler: Indices of each batch, in place of ``sampler``.
+        persistent: Whether workers live on after an epoch.
+    """
+    workers = min(num_workers, len(dataset))
+    order: dict[str, Any] = {"batch_sampler": batch_sampler}
+    if batch_sampler is None:
+        order = {"batch_size": batch_size, "sampler": sampler or EvalSampler(len(dataset))}
+    return DataLoader(
+        dataset,
+        **order,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=one_thread,
+        persistent_workers=persistent and workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a batch of the items of an `ImageDataset`.
+
+    Returns:
+        ``image`` float32 (B, 3, S, S), ImageNet-normalised RGB; ``labels`` float32 (B, C); ``id`` list of B str;
+        ``size`` int64 (B, 2), (H, W) of the images on disk; where items have them ``mask`` int64 (B, Hmax, Wmax),
+        padded with 255 to the right and below, ``cues`` bool (B, C+1, h, w), channel 0 = background, and
+        ``original``, a list of uint8 (H, W, 3). ``unreadable`` lists ids and reasons of unreadable images, if there
+        are any; images that were not replaced are missing from the batch. Where B is 0, the batch contains only
+        ``image`` (0, 3, 0, 0), ``id`` and ``unreadable``.
+    """
+    unreadable = [each for item in items for each in item["unreadable"]]
+    items = [item for item in items if "image" in item]
+    if not items:
+        return {"image": torch.empty(0, 3, 0, 0), "id": [], "unreadable": unreadable}
+    images = torch.from_numpy(np.stack([item["image"] for item in items]))  # (B, S, S, 3)
+    labels = torch.from_numpy(np.stack([item["labels"] for item in items]))  # (B, C)
+    batch: dict[str, Any] = {
+        "image": normalize(images.permute(0, 3, 1, 2)),
+        "labels": labels,
+        "id": [item["id"] for item in items],
+        "size": torch.tensor([item["size"] for item in items]),
+    }
+    if unreadable:
+        batch["unreadable"] = unreadable
+    if "mask" in items[0]:
+        height, width = np.max([item["mask"].shape for item in items], axis=0)
+        batch["mask"] = torch.full((len(items), height, width), IGNORE, dtype=torch.int64)
+        for padded, item in zip(batch["mask"], items, strict=True):
+            height, width = item["mask"].shape
+            padded[:height, :width] = torch.from_numpy(item["mask"])
+    if "original" in items[0]:
+        batch["original"] = [item["original"] for item in items]
+    if "cues" in items[0]:
+        maps = torch.from_numpy(np.stack([item["cues"] for item in items]))  # (B, h, w)
+        classes = torch.arange(labels.shape[1] + 1, dtype=torch.uint8)
+        batch["cues"] = maps[:, None] == classes[:, None, None]  # (B, C+1, h, w)
+    return batch
+
+
+def one_thread(_worker: int) -> None:
+    """Turn off OpenCV's threads in a worker: the workers run in parallel already."""
+    cv2.setNumThreads(0)
+
+
+# OLD: used by datamodules.datamodule and training.inference until they are converted
 
 
 class TagDataset(Dataset[dict[str, Any]]):
@@ -123,180 +289,3 @@ class TagDataset(Dataset[dict[str, Any]]):
         if self.originals:
             item["original"] = image
         return item
-
-
-class ImageDataset(Dataset[dict[str, Any]]):
-    """Reads images with their labels, masks and cues.
-
-    An item contains ``image`` uint8 (S, S, 3); ``labels`` float32 (C,); ``id`` str; ``size`` (H, W) of the image on
-    disk; where ``mask_lut`` is given and a sample has a mask ``mask`` uint8, (S, S) in training and (H, W) otherwise,
-    all 255 for an image without a mask; where ``cues`` is given ``cues`` uint8 (h, w), a label map (0 background,
-    1..C, 255 no cue) with h = w = ⌈S / cue_stride⌉. `collate` makes batches.
-
-    ``unreadable`` lists ids and reasons of images that cannot be read. In training the next readable image takes the
-    place; otherwise the item contains nothing else.
-
-    The random changes of an item follow from the seed of a `Draw`; for a bare index the seed is drawn from torch's
-    generator.
-
-    Args:
-        samples: What to read.
-        classes: The C classes of the labels.
-        size: S.
-        mask_lut: uint8 (256,), see `datamodules.class_names.mask_lut`; None to read no masks.
-        training: Masks are resized and augmented with the image; otherwise they keep their own size.
-        augment: Random changes; None for resizing only.
-        cues: Cache with the cues of every image.
-        cue_stride: Pixels of the transformed image per position of the cues.
-        originals: Whether items contain ``original``, the image uint8 (H, W, 3) as it is on disk.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        classes: Sequence[str],
-        size: int,
-        *,
-        mask_lut: NDArray[np.uint8] | None = None,
-        training: bool = False,
-        augment: Augment | None = None,
-        cues: SeedCache | None = None,
-        cue_stride: int = 8,
-        originals: bool = False,
-    ) -> None:
-        self.samples = samples
-        self.labels = multi_hot(samples, classes)
-        self.mask_lut = mask_lut if any(sample.mask for sample in samples) else None
-        self.training = training
-        self.transform = Transform(size, augment)
-        self.cues = cues
-        self.grid = math.ceil(size / cue_stride)
-        self.originals = originals
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, wanted: int | Draw) -> dict[str, Any]:
-        """Read one image, or in training the next readable one.
-
-        Raises:
-            InputError: A mask or cue map is unusable, or many images in a row are unreadable.
-        """
-        index, seed = wanted if isinstance(wanted, Draw) else (wanted, int(torch.randint(2**62, ())))
-        unreadable: list[tuple[str, str]] = []
-        for step in range(_ATTEMPTS if self.training else 1):
-            place = (index + step) % len(self)
-            try:
-                return self._read(place, seed) | {"unreadable": unreadable}
-            except UnreadableError as error:
-                unreadable.append((self.samples[place].id, str(error)))
-        if self.training:
-            raise InputError(f"{_ATTEMPTS} images in a row cannot be read, first: {unreadable[0][1]}")
-        return {"unreadable": unreadable}
-
-    def _read(self, index: int, seed: int) -> dict[str, Any]:
-        sample = self.samples[index]
-        image = read_image(sample.image)  # (H, W, 3)
-        mask: np.ndarray | None = None
-        if self.mask_lut is not None and sample.mask is None:
-            mask = np.full(image.shape[:2], IGNORE, np.uint8)
-        elif self.mask_lut is not None and sample.mask is not None:
-            mask = read_class_mask(sample.mask, self.mask_lut)
-            if mask.shape != image.shape[:2]:
-                raise InputError(
-                    f"mask {sample.mask} is {mask.shape[1]}x{mask.shape[0]}, "
-                    f"and its image {sample.image} is {image.shape[1]}x{image.shape[0]}."
-                )
-        cues = None if self.cues is None else self.cues.cues(sample.id)
-        moved = self.transform(image, seed=seed, mask=mask if self.training else None, cues=cues)
-        item = {"image": moved["image"], "labels": self.labels[index], "id": sample.id, "size": image.shape[:2]}
-        if mask is not None:
-            item["mask"] = moved["mask"] if self.training else mask
-        if cues is not None:
-            item["cues"] = resize_nearest(moved["cues"], self.grid, self.grid)
-        if self.originals:
-            item["original"] = image
-        return item
-
-
-def image_loader(
-    dataset: ImageDataset,
-    *,
-    batch_size: int,
-    num_workers: int,
-    sampler: Sampler[Any] | None = None,
-    batch_sampler: Sampler[list[Any]] | None = None,
-    persistent: bool = False,
-) -> DataLoader[dict[str, Any]]:
-    """Return a loader of batches as `collate` makes them.
-
-    Args:
-        dataset: What to read.
-        batch_size: Images per batch; ignored with ``batch_sampler``.
-        num_workers: Processes that read images, at most one per image.
-        sampler: Order of the images; None for the order of the samples.
-        batch_sampler: Indices of each batch, in place of ``sampler``.
-        persistent: Whether workers live on after an epoch.
-    """
-    workers = min(num_workers, len(dataset))
-    batches: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler}
-    return DataLoader(
-        dataset,
-        **(batches if batch_sampler is None else {"batch_sampler": batch_sampler}),
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=one_thread,
-        persistent_workers=persistent and workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return a batch of the items of an `ImageDataset`.
-
-    Returns:
-        ``image`` float32 (B, 3, S, S), ImageNet-normalised RGB; ``labels`` float32 (B, C); ``id`` list of B str;
-        ``size`` int64 (B, 2), (H, W) of the images on disk; where items have them ``mask`` int64 (B, Hmax, Wmax),
-        padded with 255 to the right and below, ``cues`` bool (B, C+1, h, w), channel 0 = background, and
-        ``original``, a list of uint8 (H, W, 3). ``unreadable`` lists ids and reasons of unreadable images, if there
-        are any; images that were not replaced are missing from the batch. Where B is 0, the batch contains only
-        ``image`` (0, 3, 0, 0), ``id`` and ``unreadable``.
-    """
-    unreadable = [each for item in items for each in item["unreadable"]]
-    items = [item for item in items if "image" in item]
-    if not items:
-        return {"image": torch.empty(0, 3, 0, 0), "id": [], "unreadable": unreadable}
-    images = torch.from_numpy(np.stack([item["image"] for item in items]))  # (B, S, S, 3)
-    labels = torch.from_numpy(np.stack([item["labels"] for item in items]))  # (B, C)
-    batch: dict[str, Any] = {
-        "image": normalize(images.permute(0, 3, 1, 2)),
-        "labels": labels,
-        "id": [item["id"] for item in items],
-        "size": torch.tensor([item["size"] for item in items]),
-    }
-    if unreadable:
-        batch["unreadable"] = unreadable
-    if "mask" in items[0]:
-        batch["mask"] = pad_masks([item["mask"] for item in items])
-    if "original" in items[0]:
-        batch["original"] = [item["original"] for item in items]
-    if "cues" in items[0]:
-        maps = torch.from_numpy(np.stack([item["cues"] for item in items]))  # (B, h, w)
-        classes = torch.arange(labels.shape[1] + 1, dtype=torch.uint8)
-        batch["cues"] = maps[:, None] == classes[:, None, None]  # (B, C+1, h, w)
-    return batch
-
-
-def pad_masks(masks: Sequence[np.ndarray]) -> torch.Tensor:
-    """Return masks uint8 (H, W) of several sizes as one int64 (B, Hmax, Wmax), padded with 255."""
-    height = max(mask.shape[0] for mask in masks)
-    width = max(mask.shape[1] for mask in masks)
-    padded = torch.full((len(masks), height, width), IGNORE, dtype=torch.int64)
-    for row, mask in zip(padded, masks, strict=True):
-        row[: mask.shape[0], : mask.shape[1]] = torch.from_numpy(mask)
-    return padded
-
-
-def one_thread(_worker: int) -> None:
-    """Turn off OpenCV's threads in a worker: the workers run in parallel already."""
-    cv2.setNumThreads(0)

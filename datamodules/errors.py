@@ -1,5 +1,8 @@
 """Exceptions for what a user can mend."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something handed in (a file, a key, a shape) is not usable.
@@ -23,3 +26,11 @@ class UsageError(InputError):
     """The command line or a YAML file is wrong: an unknown key, a value of the wrong type, no such file."""
 
     status = 2
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """Return the error for a name that is none of the known ones; its message names the nearest."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20])}"
+    return InputError(f"there is no {kind} {name!r}; {hint}")

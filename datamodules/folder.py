@@ -1,7 +1,5 @@
 """A folder of images with a table of tags (CSV, metadata.csv, metadata.jsonl), or one folder a tag."""
 
-from __future__ import annotations
-
 import csv
 import filecmp
 import hashlib
@@ -74,29 +72,29 @@ class FolderDataModule(BaseDataModule):
         Raises:
             InputError: A tag is not in ``classes.txt``, or there are neither classes nor tags.
         """
-        found = sorted(set().union(*(sample.tags or () for sample in self.images)))
+        tags = sorted(set().union(*(sample.tags or () for sample in self.images)))
         path = self.root / "classes.txt"
-        if path.is_file():
-            known = read_classes(path)
-            if found:
-                check_classes(found, known, f"in {path}")
-            return known
-        if not found:
+        if not tags and not path.is_file():
             raise InputError(f"{self.source} gives no image any tag.")
-        return check_classes(found, found, f"in {self.source}")
+        known = read_classes(path) if path.is_file() else tuple(tags)
+        if tags:
+            check_classes(tags, known, f"in {path if path.is_file() else self.source}")
+        return known
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
         """Return the samples of ``train``, ``val`` or ``all``."""
         if split not in ("train", "val", "all"):
             raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all.")
-        fraction = self.hparams["val_fraction"]
-        chosen = [each for each in self.images if split == "all" or (_hash(each.id) < fraction) == (split == "val")]
+        chosen = []
+        for image in self.images:
+            number = int.from_bytes(hashlib.sha256(image.id.encode()).digest()[:6]) / 256**6  # in [0, 1)
+            if split in ("all", "val" if number < self.hparams["val_fraction"] else "train"):
+                mask = find_mask(self.masks, image.id) if masks else None
+                chosen.append(Sample(image.id, image.image, image.tags if tags else None, mask))
         if not chosen:
-            raise InputError(
-                f"none of the {len(self.images)} images of {self.root} belongs to {split!r}: change val_fraction."
-            )
-        folder = self.masks if masks else None
-        return [Sample(each.id, each.image, each.tags if tags else None, find_mask(folder, each.id)) for each in chosen]
+            total = f"{len(self.images)} images of {self.root}"
+            raise InputError(f"none of the {total} belongs to {split!r}: change val_fraction.")
+        return chosen
 
 
 def read_table(path: Path) -> list[Sample]:
@@ -126,51 +124,40 @@ def read_table(path: Path) -> list[Sample]:
     file_column = next((name for name in FILE_COLUMNS if name in header), None)
     tag_column = next((name for name in TAG_COLUMNS if name in header), None)
     if file_column is None or tag_column is None:
-        raise InputError(
-            f"{path} must start with the line 'file,tags', or have file_name and one of {', '.join(TAG_COLUMNS)}, not "
-            f"{','.join(header)!r}."
-        )
+        columns = f"'file,tags', or have file_name and one of {', '.join(TAG_COLUMNS)}"
+        raise InputError(f"{path} must start with the line {columns}, not {','.join(header)!r}.")
     samples = []
     for line, row in rows:
         where = f"{path}, line {line}"
         if not isinstance(row, dict):
             raise InputError(f"{where} is not a JSON object.")
         # csv.DictReader stores columns beyond the header under None: "a.jpg,cat,dog" would lose its dog
-        beyond = [text for text in row.get(None, ()) if text.strip()]
-        if beyond:
-            raise InputError(
-                f"{where}: {beyond[0].strip()!r} is beyond the columns of the header; "
-                "separate the tags of an image by ';', or put them in quotes."
-            )
-        name = row.get(file_column)
+        if beyond := [text for text in row.get(None, ()) if text.strip()]:
+            problem = f"{beyond[0].strip()!r} is beyond the columns of the header"
+            raise InputError(f"{where}: {problem}; separate the tags of an image by ';', or put them in quotes.")
+        name, tags = row.get(file_column), row.get(tag_column)
         if not isinstance(name, str):
             raise InputError(f"{where} has no {file_column}.")
+        if isinstance(tags, str) and tags.strip().startswith("["):
+            try:
+                tags = json.loads(tags)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{where}: the tags {tags!r} are not a JSON list: {error}.") from error
+        names = re.split("[;|,]", tags or "") if isinstance(tags, str | None) else tags
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names.")
         if name := name.strip():
             remote = "://" in name
             stem = PurePosixPath(urlsplit(name).path.lstrip("/") if remote else name).with_suffix("").as_posix()
-            samples.append(Sample(stem, name if remote else str(path.parent / name), _tags(row.get(tag_column), where)))
-    named = {Path(sample.image) for sample in samples if "://" not in sample.image}
-    beside = (image for folder in sorted({image.parent for image in named}) for image in _images(folder))
-    untagged = [image for image in beside if image not in named]
+            found = frozenset(each.strip() for each in names if each.strip())
+            samples.append(Sample(stem, name if remote else str(path.parent / name), found))
+    listed = {Path(sample.image) for sample in samples if "://" not in sample.image}
+    folders = sorted({image.parent for image in listed if image.parent.is_dir()})
+    untagged = [image for folder in folders for image in _images(folder) if image not in listed]
     if untagged:
-        raise InputError(
-            f"{path} has no row for {len(untagged)} images beside its images, first {untagged[0].name}: "
-            "give each a row, with empty tags if it shows none of the classes."
-        )
+        problem = f"no row for {len(untagged)} images beside its images, first {untagged[0].name}"
+        raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes.")
     return samples
-
-
-def _tags(value: Any, where: str) -> frozenset[str]:
-    """Return the tags of a row: a JSON list, or names separated by ``;``, ``|`` or ``,``."""
-    if isinstance(value, str) and value.strip().startswith("["):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: the tags {value!r} are not a JSON list: {error}.") from error
-    names = re.split("[;|,]", value or "") if isinstance(value, str | None) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{where}: the tags {value!r} are neither text nor a list of names.")
-    return frozenset(name.strip() for name in names if name.strip())
 
 
 def read_folders(root: Path, masks: Path | None = None) -> list[Sample]:
@@ -183,26 +170,20 @@ def read_folders(root: Path, masks: Path | None = None) -> list[Sample]:
         root: The folder of folders; hidden folders and folders without an image are skipped.
         masks: A folder in ``root`` that is not a tag.
     """
-    samples: list[Sample] = []
-    by_name: dict[str, list[int]] = {}
+    tags: dict[Path, set[str]] = {}
+    by_name: dict[str, list[Path]] = {}
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and p != masks):
         for image in _images(folder):
-            same = [i for i in by_name.get(image.name, []) if filecmp.cmp(samples[i].image, image, shallow=False)]
-            if same:
-                first = samples[same[0]]
-                samples[same[0]] = Sample(first.id, first.image, (first.tags or frozenset()) | {folder.name})
-                continue
-            by_name.setdefault(image.name, []).append(len(samples))
-            name = image.relative_to(root).with_suffix("").as_posix()
-            samples.append(Sample(name, str(image), frozenset({folder.name})))
-    return samples
+            same_name = by_name.setdefault(image.name, [])
+            first = next((each for each in same_name if filecmp.cmp(each, image, shallow=False)), image)
+            if first is image:
+                same_name.append(image)
+            tags.setdefault(first, set()).add(folder.name)
+    return [
+        Sample(image.relative_to(root).with_suffix("").as_posix(), str(image), frozenset(names))
+        for image, names in tags.items()
+    ]
 
 
 def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-
-
-def _hash(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 256**6

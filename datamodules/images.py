@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from datamodules.errors import InputError, UnreadableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from torch import Tensor
 
@@ -24,9 +27,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes (lower case) of image files."""
-
-_TRANSPOSED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
-_ORIENTATION = 0x0112
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -43,9 +43,19 @@ def open_file(path: str | Path) -> BinaryIO:
 
         return cast("BinaryIO", fsspec.open(str(path), "rb").open())
     except OSError as error:
-        raise UnreadableError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
     except (ImportError, ValueError) as error:  # such as s3fs, which is not installed
         raise InputError(f"{path} cannot be read: {error}.") from error
+
+
+@contextmanager
+def decode(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
+    """Open a file with Pillow; an error of the context becomes an UnreadableError that names ``path``."""
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -65,22 +75,15 @@ def read_image(path: str | Path) -> np.ndarray:
             data = file.read()
         except OSError as error:
             raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
-    if data.startswith(b"\xff\xd8") and _ends_properly(data):
+    # OpenCV is faster than Pillow, but fills the missing part of a truncated JPEG with gray, without a warning. Inside
+    # a scan 0xff is always escaped, so an end-of-image marker after the last start-of-scan marker means that the scan
+    # is complete. Where there is none (or where a camera appended other data) Pillow decides.
+    if data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
         pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if pixels is not None:  # faster than Pillow
+        if pixels is not None:
             return pixels
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
-
-
-def _ends_properly(data: bytes) -> bool:
-    # OpenCV fills the missing part of a truncated JPEG with gray, without a warning. Inside a scan 0xff is always
-    # escaped, so an end-of-image marker after the last start-of-scan marker means that the scan is complete. Where
-    # there is none (or where a camera appended other data) Pillow decides.
-    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+    with decode(io.BytesIO(data), path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -89,15 +92,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         UnreadableError: The file is missing or not an image.
     """
-    with open_file(path) as file:
-        try:
-            with Image.open(file) as image:
-                width, height = image.size
-                # getexif parses the whole block; most images carry none
-                turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in _TRANSPOSED
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
-    return (width, height) if turned else (height, width)
+    with open_file(path) as file, decode(file, path) as image:
+        # getexif parses the whole block; most images carry none. Orientations 5 to 8 swap width and height
+        turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def normalize(images: Tensor) -> Tensor:

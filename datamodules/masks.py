@@ -1,22 +1,17 @@
 """Reading and writing masks: palette PNGs in which the index is the class; colours are ignored."""
 
-from __future__ import annotations
-
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from datamodules.class_names import ILLEGAL, voc_palette
-from datamodules.errors import InputError, UnreadableError
+from datamodules.errors import InputError
 from datamodules.files import write_atomically
-from datamodules.images import open_file
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from datamodules.images import decode, open_file
 
 
 def mask_folder(root: Path, masks: str | None, candidates: Sequence[str]) -> Path | None:
@@ -56,16 +51,11 @@ def read_mask(path: str | Path) -> np.ndarray:
         UnreadableError: The file is missing, truncated or not a PNG.
         InputError: The file contains colours instead of indices.
     """
-    with open_file(path) as file:
-        try:
-            with Image.open(file) as image:
-                mode, indices = image.mode, np.array(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableError(f"mask {path} cannot be read, it is truncated or not a PNG ({error}).") from error
+    with open_file(path) as file, decode(file, path) as image:
+        mode, indices = image.mode, np.array(image)
     if mode not in ("P", "L"):
-        raise InputError(
-            f"mask {path} contains {mode} values, not class indices: save it as a palette or 8-bit gray PNG."
-        )
+        hint = "save it as a palette or 8-bit gray PNG"
+        raise InputError(f"mask {path} contains {mode} values, not class indices: {hint}.")
     return indices
 
 
@@ -85,11 +75,8 @@ def read_class_mask(path: str | Path, lut: np.ndarray) -> np.ndarray:
     indices = read_mask(path)
     mask: np.ndarray = cv2.LUT(indices, lut)
     if (mask == ILLEGAL).any():
-        highest = int(np.flatnonzero(lut == ILLEGAL)[0]) - 1
-        offender = int(indices[mask == ILLEGAL].min())
-        raise InputError(
-            f"mask {path} contains the index {offender}, and its classes end at {highest} (255 is ignored)."
-        )
+        index, highest = indices[mask == ILLEGAL].min(), np.flatnonzero(lut == ILLEGAL)[0] - 1
+        raise InputError(f"mask {path} contains the index {index}, and its classes end at {highest} (255 is ignored).")
     return mask
 
 

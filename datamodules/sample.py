@@ -1,19 +1,13 @@
-"""A sample: what is known about one image before a pixel is read; and the checks of lists of samples."""
+"""Samples: what is known about images before a pixel is read, and the checks of lists of samples."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +33,21 @@ def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.f
     return np.array(rows, np.float32).reshape(len(samples), len(classes))
 
 
+def read_ids(path: Path) -> tuple[str, ...]:
+    """Return the ids of a list of images: the first word of each line.
+
+    Raises:
+        InputError: The list cannot be read, or contains an id twice.
+    """
+    try:
+        ids = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if len(set(ids)) < len(ids):
+        raise InputError(f"the list {path} contains {next(i for i in ids if ids.count(i) > 1)} more than once.")
+    return ids
+
+
 def file_samples(paths: Sequence[str | Path]) -> list[Sample]:
     """Return samples of single image files without tags or masks; an id is the file's name without its suffix.
 
@@ -57,11 +66,9 @@ def file_samples(paths: Sequence[str | Path]) -> list[Sample]:
 
 def require_tags(samples: Sequence[Sample], classes: Sequence[str], source: str) -> None:
     """Raise an InputError unless a sample has a tag of ``classes``; ``source`` names the origin of the tags."""
-    if not any(sample.tags and not sample.tags.isdisjoint(classes) for sample in samples):
-        raise InputError(
-            f"the labels of all {len(samples)} images are zero: {source} gives no image any of the classes "
-            f"{', '.join(classes)}."
-        )
+    if all(sample.tags is None or sample.tags.isdisjoint(classes) for sample in samples):
+        problem = f"{source} gives no image any of the classes {', '.join(classes)}"
+        raise InputError(f"the labels of all {len(samples)} images are zero: {problem}.")
 
 
 def require_masks(samples: Sequence[Sample], purpose: str) -> list[str]:
@@ -71,10 +78,8 @@ def require_masks(samples: Sequence[Sample], purpose: str) -> list[str]:
         InputError: A sample has no mask; the message names ``purpose``, which needs the masks.
     """
     masks = [sample.mask for sample in samples if sample.mask is not None]
-    if len(masks) < len(samples):
-        missing = next(sample for sample in samples if sample.mask is None)
-        raise InputError(
-            f"{len(samples) - len(masks)} of {len(samples)} masks are missing, first that of {missing.id}; {purpose} "
-            "needs a mask of every image."
-        )
+    missing = [sample.id for sample in samples if sample.mask is None]
+    if missing:
+        problem = f"{len(missing)} of {len(samples)} masks are missing, first that of {missing[0]}"
+        raise InputError(f"{problem}; {purpose} needs a mask of every image.")
     return masks

@@ -1,7 +1,5 @@
 """The embedded data set: `SyntheticDataModule`, and `write_synthetic_voc`, which writes it as a VOC folder."""
 
-from __future__ import annotations
-
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,8 +20,6 @@ from datamodules.voc import VOCDataModule
 RECORD = "synthetic.json"
 """File in the folder with the numbers and the digest of the code that made it."""
 
-_QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 92)
-
 
 class SyntheticDataModule(VOCDataModule):
     """The embedded data set: textured cut-outs of five classes, see `datamodules.synthetic_scenes`.
@@ -38,15 +34,9 @@ class SyntheticDataModule(VOCDataModule):
     """
 
     def __init__(
-        self,
-        root: str = "data/synthetic",
-        *,
-        train: int = 600,
-        val: int = 150,
-        image_size: int = 128,
-        data_seed: int = 0,
-        **common: Any,
-    ) -> None:
+        self, root: str = "data/synthetic", *, train: int = 600, val: int = 150, image_size: int = 128,
+        data_seed: int = 0, **common: Any,
+    ) -> None:  # fmt: skip
         super().__init__(root, download=False, **common)
         self.save_hyperparameters({"train": train, "val": val, "image_size": image_size, "data_seed": data_seed})
 
@@ -66,10 +56,8 @@ class SyntheticDataModule(VOCDataModule):
         if not record.is_file():
             write_synthetic_voc(self.root, **numbers)
         elif json.loads(record.read_text(encoding="utf-8")) != _record(numbers):
-            raise InputError(
-                f"{self.root} contains an embedded data set of other numbers, or of another version of the code: "
-                "remove it, or choose another root."
-            )
+            problem = "contains an embedded data set of other numbers, or of another version of the code"
+            raise InputError(f"{self.root} {problem}: remove it, or choose another root.")
 
 
 def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> None:
@@ -101,7 +89,19 @@ def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size:
         (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
         for number, (split, count) in enumerate((("train", train), ("val", val))):
-            _write_split(folder, split, [(seed, number, i) for i in range(count)], size)
+            ids = [f"{split}_{i:05d}" for i in range(count)]
+            pool = ThreadPoolExecutor()
+            try:
+                seeds = [(seed, number, i) for i in range(count)]
+                drawn = pool.map(partial(_write_image, folder, size=size), ids, seeds)
+                indices = list(track(drawn, f"drawing {split}", count))
+            finally:
+                pool.shutdown(cancel_futures=True)  # after Ctrl-C, too
+            lists = folder / "ImageSets"
+            (lists / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+            for index, label in enumerate(CLASSES, start=1):
+                lines = (f"{name} {1 if index in found else -1:2d}\n" for name, found in zip(ids, indices, strict=True))
+                (lists / "Main" / f"{label}_{split}.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _record(numbers: dict[str, int]) -> dict[str, Any]:
@@ -110,28 +110,13 @@ def _record(numbers: dict[str, int]) -> dict[str, Any]:
     return numbers | {"source": [file_sha256(module) for module in modules]}
 
 
-synthesize = write_synthetic_voc
-
-
-def _write_split(folder: Path, split: str, seeds: list[tuple[int, ...]], size: int) -> None:
-    ids = [f"{split}_{seed[-1]:05d}" for seed in seeds]
-    pool = ThreadPoolExecutor()
-    try:
-        drawn = pool.map(partial(_write_image, folder, size=size), ids, seeds)
-        shown = list(track(drawn, f"drawing {split}", len(ids)))
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C, too
-    lists = folder / "ImageSets"
-    (lists / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
-    for index, label in enumerate(CLASSES, start=1):
-        lines = [f"{name} {1 if index in classes else -1:2d}\n" for name, classes in zip(ids, shown, strict=True)]
-        (lists / "Main" / f"{label}_{split}.txt").write_text("".join(lines), encoding="utf-8")
-
-
 def _write_image(folder: Path, name: str, seed: tuple[int, ...], size: int) -> set[int]:
     """Write one image and its mask; return the mask's indices."""
     scene = draw_scene(seed, size)
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), _QUALITY)[1]
-    (folder / "JPEGImages" / f"{name}.jpg").write_bytes(encoded.tobytes())
+    jpeg = cv2.imencode(".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
+    (folder / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg.tobytes())
     write_mask(folder / "SegmentationClass" / f"{name}.png", scene.mask)
     return set(np.unique(scene.mask).tolist())
+
+
+synthesize = write_synthetic_voc  # OLD: used by training.cli until it is converted

@@ -11,46 +11,31 @@ Everything is drawn at twice the size and averaged down: edges are smooth, and a
 object covers at least half of it. Lengths are fractions of the longer side of the image unless stated otherwise.
 """
 
-from __future__ import annotations
-
 import colorsys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from datamodules import synthetic_textures as textures
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.random import Generator
-
-    Texture = Callable[[Generator, np.ndarray, np.ndarray, float], np.ndarray]
-    Colours = tuple[np.ndarray, np.ndarray]
+Texture = Callable[[Generator, np.ndarray, np.ndarray, float], np.ndarray]
 
 CLASSES = ("bee", "fish", "kite", "ladybird", "starfish")
 """Index i of a mask is ``CLASSES[i - 1]``."""
 
 _HUES = (0.14, 0.57, 0.36, 0.01, 0.83)  # typical hue of each class: yellow, blue, green, red, violet
-_TEXTURES: tuple[Texture, ...] = (
-    textures.stripes, textures.scales, textures.checks, textures.dots, textures.speckles,
-)  # fmt: skip
-_CLUTTER: tuple[Texture, ...] = (
-    textures.plain,
-    textures.marble,
-    textures.lattice,
-    textures.squiggles,
-)
+_TEXTURES = (textures.stripes, textures.scales, textures.checks, textures.dots, textures.speckles)
+_CLUTTER = (textures.plain, textures.marble, textures.lattice, textures.squiggles)
 _ZOOM = 2
 _MUTED = 0.7  # fraction of the clutter's colours that belong to no class
 _OVERLAP = 0.15  # fraction of an object that later ones may hide
 _ATTEMPTS = 40
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """One image: ``image`` uint8 (H, W, 3) RGB, ``mask`` uint8 (H, W), 0 = background, i = ``CLASSES[i - 1]``."""
 
     image: np.ndarray
@@ -108,18 +93,30 @@ def _place(rng: Generator, canvas: np.ndarray, mask: np.ndarray, kind: int) -> N
         hidden = np.bincount(mask[inside], minlength=len(CLASSES) + 1)
         if (hidden <= _OVERLAP * np.bincount(mask.ravel(), minlength=len(CLASSES) + 1))[1:].all():
             colour = _tone(rng, _HUES[kind])
-            _paint(rng, canvas, cover, _TEXTURES[kind], (colour, _contrast(rng, colour)))
+            level = rng.uniform(0.05, 0.3) if rng.random() < 0.5 else rng.uniform(0.8, 1.0)  # nearly black or white
+            contrast = np.asarray(0.8 * level + 0.2 * level * colour / colour.max(), np.float32)
+            _paint(rng, canvas, cover, _TEXTURES[kind], (colour, contrast))
             mask[inside] = kind + 1
             return
 
 
-def _paint(rng: Generator, canvas: np.ndarray, cover: np.ndarray, texture: Texture, colours: Colours) -> None:
-    """Fill the area of ``cover``, working only within its bounding box for speed."""
-    x, y, w, h = cv2.boundingRect((cover > 0).astype(np.uint8))
+def _paint(
+    rng: Generator, canvas: np.ndarray, cover: np.ndarray, texture: Texture, colours: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Fill the area of ``cover`` with a texture on a rotated, shifted and slightly curved grid."""
+    x, y, w, h = cv2.boundingRect((cover > 0).astype(np.uint8))  # nothing else is drawn, for speed
+    if not (w and h):
+        return
+    rows, columns = np.mgrid[:h, :w].astype(np.float32)
+    turn, shift = rng.uniform(0, 2 * np.pi), rng.uniform(0, 100, 2).astype(np.float32)
+    c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    u, v = columns * c + rows * s, rows * c - columns * s
+    wave = np.float32(2 * np.pi / (max(h, w) * rng.uniform(0.5, 1)))
+    depth = np.float32(0.35) / wave  # a slope of 0.35 at most
+    u, v = u + depth * np.sin(v * wave) + shift[0], v + depth * np.sin(u * wave) + shift[1]
+    fill = textures.blend(texture(rng, u, v, max(cover.shape) / 128), *colours)
     window = slice(y, y + h), slice(x, x + w)
-    if w and h:
-        fill = textures.blend(texture(rng, *_grid(rng, h, w), max(cover.shape) / 128), *colours)
-        canvas[window] += cover[window][..., None] * (fill - canvas[window])
+    canvas[window] += cover[window][..., None] * (fill - canvas[window])
 
 
 def _cover(outline: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -127,17 +124,6 @@ def _cover(outline: np.ndarray, height: int, width: int) -> np.ndarray:
     cover = np.zeros((height, width), np.uint8)
     cv2.fillPoly(cover, [np.round(outline * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
     return cover.astype(np.float32) / 255
-
-
-def _grid(rng: Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return coordinates float32 (height, width) of a rotated, shifted and slightly curved grid, in pixels."""
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    turn, shift = rng.uniform(0, 2 * np.pi), rng.uniform(0, 100, 2).astype(np.float32)
-    c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-    u, v = x * c + y * s, y * c - x * s
-    wave = np.float32(2 * np.pi / (max(height, width) * rng.uniform(0.5, 1)))
-    depth = np.float32(0.35) / wave  # a slope of 0.35 at most
-    return u + depth * np.sin(v * wave) + shift[0], v + depth * np.sin(u * wave) + shift[1]
 
 
 def _light(rng: Generator, canvas: np.ndarray) -> np.ndarray:
@@ -160,12 +146,6 @@ def _tone(rng: Generator, hue: float | None = None) -> np.ndarray:
         hue = _HUES[rng.integers(len(_HUES))]
     turned = rng.normal(hue, 0.04) % 1
     return np.array(colorsys.hsv_to_rgb(turned, rng.uniform(0.55, 0.95), rng.uniform(0.6, 0.95)), np.float32)
-
-
-def _contrast(rng: Generator, colour: np.ndarray) -> np.ndarray:
-    """Return the colour nearly black or nearly white, for the other half of a texture."""
-    other = rng.uniform(0.05, 0.3) if rng.random() < 0.5 else rng.uniform(0.8, 1.0)
-    return np.asarray(0.8 * other + 0.2 * other * colour / colour.max(), np.float32)
 
 
 def _turned(outline: np.ndarray, angle: float) -> np.ndarray:

@@ -4,18 +4,12 @@ A texture takes a random generator, coordinates ``u``, ``v`` float32 (H, W) in p
 128th of the image's longer side; it returns float32 (H, W). The first five belong to the classes, the rest to clutter.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import cv2
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.random import Generator
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
 
 def stripes(rng: Generator, u: Floats, _v: Floats, scale: float) -> Floats:
@@ -58,7 +52,8 @@ def speckles(rng: Generator, u: Floats, v: Floats, scale: float) -> Floats:
     grain = rng.uniform(3, 4) * scale
     tones = rng.random((64, 64)).astype(np.float32)
     tones = (tones > 0.5).astype(np.float32) * 0.8 + tones * 0.2
-    return _look_up(tones, u / grain, v / grain)
+    rows, columns = (np.floor(each / grain).astype(np.intp) % 64 for each in (v, u))  # the table repeats
+    return np.asarray(tones[rows, columns])
 
 
 def plain(rng: Generator, u: Floats, v: Floats, scale: float) -> Floats:  # noqa: ARG001
@@ -102,9 +97,3 @@ def blend(texture: Floats, one: Floats, other: Floats) -> Floats:
 def _step(value: Floats) -> Floats:
     """Return 0 below zero and 1 above, with a soft edge."""
     return np.asarray(np.clip(value * 2.5 + 0.5, 0, 1), np.float32)
-
-
-def _look_up(table: Floats, u: Floats, v: Floats) -> Floats:
-    """Return values of a square table that repeats in both directions."""
-    size = len(table)
-    return np.asarray(table[np.floor(v).astype(np.intp) % size, np.floor(u).astype(np.intp) % size])

@@ -1,7 +1,5 @@
 """Resizing and random augmentation of an image together with its mask and cues."""
 
-from __future__ import annotations
-
 import math
 import os
 import random
@@ -69,19 +67,17 @@ class Transform:
     they shrink); masks and cues take the nearest value.
 
     Args:
-        size: Side of a square output in pixels, or height and width, (H, W).
+        size: Side of the square output in pixels.
         augment: Random augmentation; None for resizing only.
     """
 
-    def __init__(self, size: int | tuple[int, int], augment: Augment | None = None) -> None:
-        height, width = (size, size) if isinstance(size, int) else size
-        self.random = augment is not None
+    def __init__(self, size: int, augment: Augment | None = None) -> None:
         steps: list[A.BasicTransform] = []
         how = {"mask_interpolation": _NEAREST, "area_for_downscale": "image"}
         if augment is not None and augment.crop is not None:
-            steps.append(_RelativeCrop((height, width), scale=augment.crop, ratio=(3 / 4, 4 / 3), **how))
+            steps.append(_RelativeCrop((size, size), scale=augment.crop, ratio=(3 / 4, 4 / 3), **how))
         else:
-            steps.append(A.Resize(height, width, **how))
+            steps.append(A.Resize(size, size, **how))
         if augment is not None and augment.flip:
             steps.append(A.HorizontalFlip(p=0.5))
         if augment is not None and augment.color > 0:
@@ -102,16 +98,12 @@ class Transform:
             cues: uint8 label map (h, w) of any size that covers the image.
 
         Returns:
-            ``image`` uint8 (H, W, 3) at the output size, and ``mask``, ``cues`` uint8 (H, W) where given.
+            ``image`` uint8 (S, S, 3), and ``mask``, ``cues`` uint8 (S, S) where given.
         """
-        data: dict[str, Any] = {"image": image}
-        if mask is not None:
-            data["mask"] = mask
+        data = {"image": image} if mask is None else {"image": image, "mask": mask}
         if cues is not None:
-            height, width = image.shape[:2]
-            data["cues"] = resize_nearest(cues, height, width)
-        if self.random:
-            self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
+            data["cues"] = resize_nearest(cues, *image.shape[:2])
+        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
         result: dict[str, np.ndarray] = self.pipeline(**data)
         return result
 

@@ -1,7 +1,6 @@
 """Unreadable images: left out and listed, up to a share of all images."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -10,15 +9,10 @@ import numpy as np
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import image_size
 from datamodules.progress import print_message
+from datamodules.sample import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from datamodules.photos import PhotoSet
-    from datamodules.sample import Sample
-
-__all__ = ["MAX_UNREADABLE", "UnreadableImages", "check_share", "leave_out_unreadable", "readable", "too_many"]
 
 MAX_UNREADABLE = 0.01
 """Default share of the images that may be unreadable."""
@@ -35,16 +29,13 @@ class UnreadableImages:
 
     Attributes:
         found: Reason by id.
+        total: Number of images that ``share`` refers to; whoever reads images adds their number.
     """
 
     def __init__(self, share: float = MAX_UNREADABLE, *, strict: bool = False) -> None:
         check_share(share)
         self.share, self.total = 0.0 if strict else share, 0
         self.found: dict[str, str] = {}
-
-    def expect(self, images: int) -> None:
-        """Add images to the total that ``share`` refers to."""
-        self.total += images
 
     def add(self, name: str, reason: str) -> None:
         """Record an unreadable image, once.
@@ -91,9 +82,9 @@ def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sa
     Raises:
         InputError: A mask has another size than its image, or too many images are unreadable.
     """
-    unreadable.expect(len(samples))
+    unreadable.total += len(samples)
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(_header_problem, [each.image for each in samples], [each.mask for each in samples]))
+        problems = list(pool.map(_header_problem, samples))
     for sample, problem in zip(samples, problems, strict=True):
         if problem:
             unreadable.add(sample.id, problem)
@@ -102,38 +93,29 @@ def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sa
     return [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
 
 
-def leave_out_unreadable(photos: PhotoSet, unreadable: UnreadableImages) -> PhotoSet:
-    """Look at the header of every image and mask, before any time is spent on them.
-
-    Args:
-        photos: a split.
-        unreadable: receives the images whose header, or whose mask's header, cannot be read.
-
-    Returns:
-        The others, in their order.
-
-    Raises:
-        InputError: a mask has another size than its image, or too many images are unreadable.
-    """
-    unreadable.expect(len(photos))
-    masks = photos.masks or (None,) * len(photos)
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(_header_problem, photos.images, masks))
-    for name, problem in zip(photos.ids, problems, strict=True):
-        if problem:
-            unreadable.add(name, problem)
-    if len(unreadable.found) > _LISTED:
-        print_message(f"left out in all: {len(unreadable.found)} images that cannot be read")
-    return photos.subset(np.flatnonzero([not problem for problem in problems])) if any(problems) else photos
-
-
-def _header_problem(image: str | Path, mask: str | Path | None) -> str:
-    """Return the reason why an image or its mask is unreadable, by their headers; empty where both are readable."""
+def _header_problem(sample: Sample) -> str:
+    """Return the reason why the header of an image or of its mask is unreadable; empty where both are readable."""
     try:
-        height, width = image_size(image)
-        mask_height, mask_width = (height, width) if mask is None else image_size(mask)
+        height, width = image_size(sample.image)
+        mask_height, mask_width = image_size(sample.mask) if sample.mask else (height, width)
     except UnreadableError as error:
         return str(error)
     if (mask_height, mask_width) != (height, width):
-        raise InputError(f"mask {mask} is {mask_width}x{mask_height}, and its image {image} is {width}x{height}.")
+        raise InputError(
+            f"mask {sample.mask} is {mask_width}x{mask_height}, and its image {sample.image} is {width}x{height}."
+        )
     return ""
+
+
+# OLD: used by datamodules.datamodule and training.evaluation.scored until they are converted
+
+
+def leave_out_unreadable(photos: "PhotoSet", unreadable: UnreadableImages) -> "PhotoSet":
+    """Return the images with readable headers."""
+    masks = photos.masks or (None,) * len(photos)
+    samples = [
+        Sample(name, str(image), mask=None if mask is None else str(mask))
+        for name, image, mask in zip(photos.ids, photos.images, masks, strict=True)
+    ]
+    kept = {sample.id for sample in readable(samples, unreadable)}
+    return photos.subset(np.flatnonzero([name in kept for name in photos.ids]))

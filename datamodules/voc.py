@@ -1,24 +1,20 @@
 """A folder laid out as PASCAL VOC: JPEGImages, SegmentationClass, ImageSets, Annotations."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from datamodules.base_datamodule import BaseDataModule
-from datamodules.class_names import VOC_CLASSES, check_classes, mask_lut, read_classes
+from datamodules.class_names import check_classes, mask_lut, voc_classes
 from datamodules.errors import InputError
 from datamodules.masks import find_mask, mask_folder
 from datamodules.photos import PhotoSet, all_masks, find_masks, one_hot
-from datamodules.sample import Sample, require_masks
+from datamodules.sample import Sample, read_ids, require_masks
 from datamodules.voc_download import download_voc
 from datamodules.voc_labels import list_tags, mask_tags, npy_tags, xml_tags
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 """Where ``masks="auto"`` looks, in this order."""
@@ -41,14 +37,9 @@ class VOCDataModule(BaseDataModule):
     """
 
     def __init__(
-        self,
-        root: str,
-        *,
-        labels: str | None = "imagesets",
-        masks: str | None = "auto",
-        download: bool = False,
+        self, root: str, *, labels: str | None = "imagesets", masks: str | None = "auto", download: bool = False,
         **common: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(root, **common)
         labels = None if labels is None else str(labels)
         self.save_hyperparameters({"labels": labels, "masks": masks, "download": download})
@@ -70,7 +61,9 @@ class VOCDataModule(BaseDataModule):
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
         """Return the samples of a list, in its order."""
         hp, root = self.hparams, self.root
-        require_voc(root)
+        if not (root / "JPEGImages").is_dir():
+            problem = "contains no JPEGImages" if root.is_dir() else "does not exist"
+            raise InputError(f"folder {root} {problem}: give the folder of JPEGImages, ImageSets and the masks.")
         path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not path.is_file():
             existing = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
@@ -79,35 +72,29 @@ class VOCDataModule(BaseDataModule):
         labels = hp["labels"] if tags else None
         folder = mask_folder(root, hp["masks"], MASK_FOLDERS) if masks or labels == "masks" else None
         samples = [Sample(name, str(root / "JPEGImages" / f"{name}.jpg"), mask=find_mask(folder, name)) for name in ids]
-        found: Sequence[frozenset[str] | None] = [None] * len(ids)
-        if labels == "xml":
+        found: Sequence[frozenset[str] | None]
+        if labels is None:
+            found = [None] * len(ids)
+        elif labels == "xml":
             found = xml_tags(root, ids)
         elif labels == "imagesets":
             found = list_tags(root, split, ids, self.classes)
         elif labels == "masks":
             found = mask_tags(require_masks(samples, "labels: masks"), self.mask_lut, self.classes)
-        elif labels is not None and labels.endswith(".npy"):
+        elif labels.endswith(".npy"):
             found = npy_tags(Path(labels), ids, self.known_classes())
-        elif labels is not None:
+        else:
             raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file.")
-        return [
-            replace(sample, tags=own, mask=sample.mask if masks else None)
-            for sample, own in zip(samples, found, strict=True)
-        ]
+        if not masks:
+            samples = [replace(sample, mask=None) for sample in samples]
+        return [replace(sample, tags=own) for sample, own in zip(samples, found, strict=True)]
 
 
-def voc_classes(root: Path) -> tuple[str, ...]:
-    """The classes of a folder's masks and label files: those of ``classes.txt`` if it is there, else VOC's 20."""
-    path = root / "classes.txt"
-    return read_classes(path) if path.is_file() else VOC_CLASSES
+# OLD: used by datamodules.datamodule until its users are converted
 
 
 def require_voc(root: Path) -> None:
-    """See that a folder is one of images.
-
-    Raises:
-        InputError: It is not there, or has no ``JPEGImages``.
-    """
+    """Raise an InputError unless a folder contains JPEGImages."""
     if not (root / "JPEGImages").is_dir():
         what = "has no JPEGImages" if root.is_dir() else "does not exist"
         raise InputError(f"folder {root} {what}: give the folder that holds JPEGImages, ImageSets and the masks.")
@@ -135,7 +122,6 @@ def voc_photos(
     Raises:
         InputError: Something is missing or malformed, see there.
     """
-    require_voc(root)
     source = voc_classes(root)
     chosen = source if classes is None else check_classes(classes, source, f"of {root}")
     ids = _split_ids(root, split)
@@ -158,24 +144,6 @@ def _split_ids(root: Path, split: str) -> tuple[str, ...]:
         there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise InputError(f"there is no list {path}; the splits there are: {there}.")
     return read_ids(path)
-
-
-def read_ids(path: Path) -> tuple[str, ...]:
-    """The images of a list: the first word of each line.
-
-    Raises:
-        InputError: It cannot be read, is empty, or names an image twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    ids = tuple(line.split()[0] for line in lines if line.strip())
-    if not ids:
-        raise InputError(f"the list {path} is empty.")
-    if len(set(ids)) < len(ids):
-        raise InputError(f"the list {path} names {next(i for i in ids if ids.count(i) > 1)} more than once.")
-    return ids
 
 
 def _find_masks(root: Path, masks: str | None, ids: Sequence[str]) -> tuple[Path | None, ...] | None:

@@ -1,25 +1,18 @@
 """Download of PASCAL VOC 2012 and of the Semantic Boundaries Dataset (SBD), for the split trainaug."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from datamodules.errors import InputError
+from datamodules.files import write_atomically
 from datamodules.masks import write_mask
 from datamodules.progress import track
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
-
-LAYOUT = ("VOCdevkit", "VOC2012")
+from datamodules.sample import read_ids
 
 
 def download_voc(root: Path) -> None:
@@ -34,25 +27,23 @@ def download_voc(root: Path) -> None:
     Raises:
         InputError: ``root`` ends differently, or a download fails.
     """
-    if root.parts[-2:] != LAYOUT:
-        raise InputError(f"VOC is downloaded into a folder ending in {'/'.join(LAYOUT)}: root cannot be {root}.")
+    if root.parts[-2:] != ("VOCdevkit", "VOC2012"):
+        raise InputError(f"VOC is downloaded into a folder ending in VOCdevkit/VOC2012: root cannot be {root}.")
     lists = root / "ImageSets" / "Segmentation"
     if (lists / "trainaug.txt").is_file():
         return
     base = root.parent.parent
+    sbd = base / "sbd"
     try:
-        base.mkdir(parents=True, exist_ok=True)
         if not (lists / "val.txt").is_file():
+            base.mkdir(parents=True, exist_ok=True)
             VOCSegmentation(str(base), year="2012", image_set="train", download=True)
-        sbd = base / "sbd"
         if not (sbd / "val.txt").is_file():
-            sbd.mkdir(exist_ok=True)
+            sbd.mkdir(parents=True, exist_ok=True)
             SBDataset(str(sbd), image_set="train", mode="segmentation", download=True)
     except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"VOC 2012 and SBD cannot be downloaded into {base} ({error}): check the connection and the disk, "
-            f"or put VOC into {root} by hand."
-        ) from error
+        hint = f"check the connection and the disk, or put VOC into {root} by hand"
+        raise InputError(f"VOC 2012 and SBD cannot be downloaded into {base} ({error}): {hint}.") from error
     add_sbd(root, sbd)
 
 
@@ -69,40 +60,25 @@ def add_sbd(root: Path, sbd: Path) -> None:
         InputError: A list or mask is missing.
     """
     lists = root / "ImageSets" / "Segmentation"
-    train, val = (_ids(lists / f"{split}.txt") for split in ("train", "val"))
-    trainaug = trainaug_ids(train, val, _ids(sbd / "train.txt") | _ids(sbd / "val.txt"))
+    train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
+    sbd_ids = {name for split in ("train", "val") for name in read_ids(sbd / f"{split}.txt")}
+    trainaug = sorted((train | sbd_ids) - val)
     target = root / "SegmentationClassAug"
     with tempfile.TemporaryDirectory(prefix=".aug", dir=root) as temporary:
-        folder = root / temporary / target.name
+        folder = Path(temporary) / target.name
         folder.mkdir()
         for name in track(sorted(val | set(trainaug)), "writing SegmentationClassAug", unit="masks"):
             if name in train or name in val:
                 shutil.copyfile(root / "SegmentationClass" / f"{name}.png", folder / f"{name}.png")
-            else:
-                write_mask(folder / f"{name}.png", _read_sbd(sbd / "cls" / f"{name}.mat"))
+                continue
+            path = sbd / "cls" / f"{name}.mat"
+            try:
+                mask = loadmat(path)["GTcls"][0]["Segmentation"][0]  # uint8 (H, W)
+            except (OSError, ValueError, KeyError, TypeError, IndexError, MatReadError) as error:
+                raise InputError(f"the SBD mask {path} cannot be read ({error}).") from error
+            write_mask(folder / f"{name}.png", mask)
         if target.exists():
             shutil.rmtree(target)
         folder.replace(target)
-    partial = lists / "trainaug.txt.tmp"
-    partial.write_text("".join(f"{name}\n" for name in trainaug), encoding="utf-8")
-    partial.replace(lists / "trainaug.txt")  # last: marks the folder as complete
-
-
-def trainaug_ids(train: set[str], val: set[str], sbd: set[str]) -> list[str]:
-    """Return the images of ``trainaug``, sorted: VOC's train and all of SBD, without VOC's val."""
-    return sorted((train | sbd) - val)
-
-
-def _ids(path: Path) -> set[str]:
-    try:
-        return set(path.read_text(encoding="utf-8").split())
-    except OSError as error:
-        raise InputError(f"the list {path} cannot be read: {error.strerror}.") from error
-
-
-def _read_sbd(path: Path) -> np.ndarray:
-    try:
-        mask: np.ndarray = loadmat(path)["GTcls"][0]["Segmentation"][0]  # uint8 (H, W)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, MatReadError) as error:
-        raise InputError(f"the SBD mask {path} cannot be read ({error}).") from error
-    return mask
+    # the list comes last: it marks the folder as complete
+    write_atomically(lists / "trainaug.txt", "".join(f"{name}\n" for name in trainaug).encode())

@@ -3,10 +3,9 @@
 Objects that VOC marks as difficult count: they are in the image and in its mask.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -16,10 +15,6 @@ from datamodules.errors import InputError
 from datamodules.masks import read_class_mask
 from datamodules.safe_pickle import load_npy_dict
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
 
 def xml_tags(root: Path, ids: Sequence[str]) -> list[frozenset[str]]:
     """Return the tags of images: the objects in ``Annotations/<id>.xml``.
@@ -27,8 +22,8 @@ def xml_tags(root: Path, ids: Sequence[str]) -> list[frozenset[str]]:
     Raises:
         InputError: A file is missing or is not XML.
     """
-    names = (read_annotation(root / "Annotations" / f"{each}.xml").findall("object/name") for each in ids)
-    return [frozenset(name.text.strip() for name in found if name.text) for found in names]
+    trees = (read_annotation(root / "Annotations" / f"{each}.xml") for each in ids)
+    return [frozenset(each.text.strip() for each in tree.findall("object/name") if each.text) for tree in trees]
 
 
 def read_annotation(path: Path) -> ET.Element:
@@ -61,33 +56,26 @@ def list_tags(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]
         InputError: A list is missing or malformed, or lacks one of the images.
     """
     folder = root / "ImageSets" / "Main"
-    tags: list[set[str]] = [set() for _ in ids]
+    tags: dict[str, set[str]] = {image: set() for image in ids}
     for name in classes:
         path = next((p for s in (split, "trainval") if (p := folder / f"{name}_{s}.txt").is_file()), None)
         if path is None:
-            raise InputError(
-                f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing; "
-                "the labels can also come from xml, masks or a .npy file."
-            )
-        states = {}
+            problem = f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing"
+            raise InputError(f"{problem}; the labels can also come from xml, masks or a .npy file.")
+        states: dict[str, str] = {}
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            match line.split():
-                case []:
-                    continue
-                case [image, "1" | "0" | "-1" as state]:
-                    states[image] = int(state)
-                case _:
-                    raise InputError(f"{path}, line {number}: expected an id and 1, 0 or -1, found {line!r}.")
-        lacking = [i for i in ids if i not in states]
-        if lacking:
-            raise InputError(
-                f"{path} lacks {len(lacking)} of the {len(ids)} images of {split}, first {lacking[0]}; "
-                "labels: xml covers images that VOC's lists leave out."
-            )
-        for image, found in zip(ids, tags, strict=True):
-            if states[image] >= 0:
-                found.add(name)
-    return [frozenset(found) for found in tags]
+            words = line.split()
+            if words and (len(words) != 2 or words[1] not in ("1", "0", "-1")):
+                raise InputError(f"{path}, line {number}: expected an id and 1, 0 or -1, found {line!r}.")
+            if words:
+                states[words[0]] = words[1]
+        if lacking := [image for image in ids if image not in states]:
+            problem = f"{path} lacks {len(lacking)} of the {len(ids)} images of {split}, first {lacking[0]}"
+            raise InputError(f"{problem}; labels: xml covers images that VOC's lists leave out.")
+        for image in ids:
+            if states[image] != "-1":
+                tags[image].add(name)
+    return [frozenset(tags[image]) for image in ids]
 
 
 def mask_tags(masks: Sequence[str | Path], lut: np.ndarray, classes: Sequence[str]) -> list[frozenset[str]]:
@@ -117,21 +105,19 @@ def npy_tags(path: Path, ids: Sequence[str], source: Sequence[str]) -> list[froz
     Raises:
         InputError: The file is missing or of another kind, lacks an image, or has rows of another length or kind.
     """
-    table = load_npy_dict(path)
-    rows = {
-        (f"{k:010d}"[:4] + "_" + f"{k:010d}"[4:] if isinstance(k, int | np.integer) else str(k)): v
-        for k, v in table.items()
-    }
-    lacking = [name for name in ids if name not in rows]
-    if lacking:
+    rows = {}
+    for key, row in load_npy_dict(path).items():
+        digits = f"{key:010d}" if isinstance(key, int | np.integer) else ""
+        rows[f"{digits[:4]}_{digits[4:]}" if digits else str(key)] = row
+    if lacking := [name for name in ids if name not in rows]:
         raise InputError(f"{path} lacks {len(lacking)} of {len(ids)} images, first {lacking[0]}.")
     tags = []
     for image in ids:
-        found = rows[image]
-        plain = isinstance(found, list | tuple) and all(isinstance(each, int | float) for each in found)
-        if not (plain or isinstance(found, np.ndarray)):  # nested sequences of a hostile file can fill the memory
+        row = rows[image]
+        plain = isinstance(row, list | tuple) and all(isinstance(each, int | float) for each in row)
+        if not (plain or isinstance(row, np.ndarray)):  # nested sequences of a hostile file can fill the memory
             raise InputError(f"{path} has no row of numbers for {image}.")
-        values = np.asarray(found)
+        values = np.asarray(row)
         if values.shape != (len(source),):
             raise InputError(f"{path} has {values.shape} labels for {image}, and there are {len(source)} classes.")
         tags.append(frozenset(name for name, value in zip(source, values, strict=True) if value > 0))

@@ -1,6 +1,5 @@
 """Recording of layer activations in a forward pass, ready to be differentiated."""
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -9,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
-from seeds.activation_layout import MAP_DIMS, layout_of
+from datamodules.errors import InputError, unknown_name
+from seeds.activation_layout import MAP_DIMS, as_map, restore_layout
 
 Model = nn.Module | partial[Any]
 """A network, or ``functools.partial`` of a network that fixes inputs besides the images."""
@@ -43,9 +42,7 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
         return wanted
     if layer and layer in modules:
         return module_of(modules[layer])
-    near = difflib.get_close_matches(layer, [name for name in modules if name], n=3, cutoff=0.3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise InputError(f"the {type(model).__name__} has no layer {layer!r}{hint}")
+    raise unknown_name("layer", layer, filter(None, modules))
 
 
 @contextmanager
@@ -62,12 +59,11 @@ def forward_hooks(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Ite
 class Activations:
     """The activations of some layers in one forward pass, indexed in the order of the layers."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[str | nn.Module], grid: tuple[int, int] | None) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str | nn.Module]) -> None:
         self.layers = [find_layer(model, layer) for layer in layers]
         self._names = [layer if isinstance(layer, str) else type(layer).__name__ for layer in layers]
-        self._grid = grid
         self._recorded: dict[nn.Module, Tensor] = {}
-        self._images: tuple[int, int, int] | None = None  # number, height, width
+        self._images = torch.Size()
 
     def __getitem__(self, index: int) -> Tensor:
         """Return the activation (B, K, h, w) of a layer; scores can be differentiated with respect to it.
@@ -79,29 +75,24 @@ class Activations:
             raise InputError(f"layer {self._names[index]} takes no part in the forward pass")
         return self._recorded[self.layers[index]]
 
-    def record_image_size(self, _model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Record the size of the images, from which the layout of an output is inferred (a forward pre-hook)."""
-        for value in (*inputs, *named.values()):
-            if isinstance(value, Tensor) and value.dim() == MAP_DIMS:
-                self._images = (value.shape[0], value.shape[2], value.shape[3])
-                return
+    def record_image_shape(self, _model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Record the shape of the images, from which the layout of an output is inferred (a forward pre-hook)."""
+        shapes = (value.shape for value in (*inputs, *named.values()) if isinstance(value, Tensor))
+        self._images = next((shape for shape in shapes if len(shape) == MAP_DIMS), self._images)
 
     def record(self, layer: nn.Module, _inputs: object, output: object) -> Tensor:
         """Record a layer's output and return a copy, which later layers may change in place (a forward hook)."""
         name = self._names[self.layers.index(layer)]
-        layout = layout_of(output, self._images and self._images[1:], self._grid)
-        if isinstance(output, Tensor) and self._images is not None and len(output) != self._images[0]:
-            layout = None
-        if layout is None or not isinstance(output, Tensor):
+        # the first recorded layer cuts the graph: nothing below it needs a gradient
+        values = output.detach() if isinstance(output, Tensor) and not output.requires_grad else output
+        activation = as_map(values, self._images)
+        if activation is None or not isinstance(output, Tensor):
             what = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(f"layer {name} gives no map (B, K, h, w) but an output {what}; choose a layer before it")
         if layer in self._recorded:
             raise InputError(f"layer {name} runs more than once a forward pass; choose one that runs once")
-        # the first recorded layer cuts the graph: nothing below it needs a gradient
-        output = output if output.requires_grad else output.detach()
-        activation = layout.to_map(output)
         self._recorded[layer] = activation if activation.requires_grad else activation.requires_grad_()
-        return layout.from_map(self._recorded[layer], output)
+        return restore_layout(self._recorded[layer], output)
 
     def clear(self) -> None:
         """Release the activations and their graph."""
@@ -109,9 +100,7 @@ class Activations:
 
 
 @contextmanager
-def record_activations(
-    model: Model, layers: Sequence[str | nn.Module], grid: tuple[int, int] | None = None
-) -> Iterator[Activations]:
+def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Iterator[Activations]:
     """Record the activations of ``layers`` in a forward pass run inside this context.
 
     Inside, the model is in eval mode and its parameters need no gradient, so the forward pass builds a graph only
@@ -122,22 +111,20 @@ def record_activations(
     Args:
         model: the network.
         layers: submodules or their names; an empty sequence leaves the graph uncut.
-        grid: height and width of the layers' maps, if the output's shape does not determine them (tokens of an image
-            that is not square and whose sides the patches do not divide).
 
     Raises:
         InputError: as :func:`find_layer`; and in the forward pass, a layer whose output is no map.
     """
     module = module_of(model)
-    activations = Activations(module, layers, grid)
+    activations = Activations(module, layers)
     modes = [(each, each.training) for each in module.modules()]
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     compiled = (hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in module.modules())
     with ExitStack() as contexts:
         contexts.callback(activations.clear)
         contexts.enter_context(forward_hooks(dict.fromkeys(activations.layers), activations.record))
-        size_hook = module.register_forward_pre_hook(activations.record_image_size, with_kwargs=True)
-        contexts.callback(size_hook.remove)
+        shape_hook = module.register_forward_pre_hook(activations.record_image_shape, with_kwargs=True)
+        contexts.callback(shape_hook.remove)
         if any(compiled):
             contexts.enter_context(torch.compiler.set_stance("force_eager"))
         contexts.enter_context(torch.inference_mode(False))
@@ -154,13 +141,6 @@ def record_activations(
                 each.training = mode
 
 
-def check_images(images: Tensor) -> None:
-    """Raise an InputError unless images have the shape (B, 3, H, W)."""
-    if not isinstance(images, Tensor) or images.dim() != MAP_DIMS:
-        what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(f"images must have shape (B, 3, H, W), not {what}")
-
-
 def run_model(model: Model, images: Tensor) -> Any:
     """Return the model's output for images (B, 3, H, W); to be called within :func:`record_activations`.
 
@@ -168,7 +148,9 @@ def run_model(model: Model, images: Tensor) -> Any:
         InputError: images of another shape, or images that the model cannot take: another number of channels, another
             size, too small, of another dtype or device.
     """
-    check_images(images)
+    if not isinstance(images, Tensor) or images.dim() != MAP_DIMS:
+        what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"images must have shape (B, 3, H, W), not {what}")
     # a tensor made in inference mode must not be changed in place outside of it
     images = images.clone() if images.is_inference() else images
     images = images if images.is_leaf and images.requires_grad else images.detach()

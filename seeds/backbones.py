@@ -6,8 +6,8 @@ Names are looked up in this order: the VGGs (:mod:`seeds.vgg`), timm's plain vis
 (``convnext_tiny``, ``efficientnet_b0`` …).
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Self
 
 import torch
 import torchvision
@@ -19,7 +19,7 @@ from seeds.activation_layout import MAP_DIMS
 from seeds.activations import forward_hooks
 from seeds.pretrained_weights import load_weights
 from seeds.vgg import VGG_NAMES, Trunk, dilate_vgg, vgg_trunk
-from seeds.vision_transformer import VisionTransformer, build_vit, is_vit, patch_side, token_map
+from seeds.vision_transformer import VisionTransformer, build_vit, is_vit, token_map
 
 STRIDES = (8, 16, 32)
 SALIENCY_STRIDE = 8
@@ -85,9 +85,11 @@ class Backbone(FreezableNetwork):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
-        strides, self.out_channels = block_strides(encoder)
-        self.strides = {f"encoder.{name}": stride for name, stride in strides.items()}
-        freeze_unused_blocks(encoder)
+        measured = measure_encoder(encoder)
+        self.strides = {f"encoder.{name}": stride for name, stride in measured.strides.items()}
+        self.out_channels = measured.channels
+        for name in measured.unused:
+            encoder.get_submodule(name).requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the last feature map (B, out_channels, h, w) of images (B, 3, H, W)."""
@@ -128,38 +130,85 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
         InputError: no such backbone or depth, an output stride that the backbone cannot have, or weights that do not
             exist or do not fit.
     """
+    if output_stride not in STRIDES:
+        raise InputError(f"output_stride {output_stride} is none of 8, 16, 32")
     encoder = build_encoder(name, depth)
     load_weights(encoder, weights, name)
     try:
         backbone = Backbone(encoder)  # measured before dilation: strides as published
     except (AssertionError, RuntimeError) as error:
         raise InputError(f"backbone {name} does not take images of any size: {error}") from error
-    dilate(encoder, output_stride)
+    if name in VGG_NAMES:
+        dilate_vgg(encoder, output_stride)
+    elif not isinstance(encoder, VisionTransformer):
+        dilate(encoder, output_stride)
+    elif output_stride < (patch := encoder.patch_embed.patch_size[0]):
+        raise InputError(f"this backbone has patches of {patch} pixels: output_stride {output_stride} is less")
     return backbone
 
 
 def build_encoder(name: str, depth: int = FULL_DEPTH) -> nn.Module:
     """Build the encoder of that name as published (stride 2^depth), with random weights."""
-    is_smp = (name in encoders or name.startswith("tu-")) and not is_vit(name)
-    if not (MIN_DEPTH <= depth <= FULL_DEPTH) or (depth < FULL_DEPTH and (name in VGG_NAMES or not is_smp)):
+    is_smp = (name in encoders or name.startswith("tu-")) and not is_vit(name) and name not in VGG_NAMES
+    if not MIN_DEPTH <= depth <= FULL_DEPTH or (depth < FULL_DEPTH and not is_smp):
         raise InputError(f"backbone {name} cannot be built at depth {depth}")
     if name in VGG_NAMES:
         return vgg_trunk(name)
     if is_vit(name):
         return build_vit(name)
-    if is_smp:
-        try:
+    try:
+        if is_smp:
             return get_encoder(name, depth=depth, weights=None)  # type: ignore[no-any-return]
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise InputError(f"backbone {name} cannot be built: {error}") from error
-    if name in torchvision.models.list_models(module=torchvision.models):
-        model = torchvision.models.get_model(name)
-        if isinstance(getattr(model, "features", None), nn.Module):
-            return Trunk(model.features)
-    raise InputError(
-        f"there is no backbone {name}; use a segmentation_models_pytorch encoder (mobilenet_v2, resnet50, tu-…), "
-        "a VGG (vgg16, vgg16_bn), or a torchvision model with a 'features' trunk"
-    )
+        return Trunk(torchvision.models.get_model(name).features)
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"there is no backbone {name} ({error}); use a VGG (vgg16, vgg16_bn), an encoder of "
+            "segmentation_models_pytorch (mobilenet_v2, resnet50, tu-…), or a torchvision model with a 'features' trunk"
+        ) from error
+
+
+class MeasuredEncoder(NamedTuple):
+    """What a blank image shows about an encoder.
+
+    Attributes:
+        strides: stride of each block's output by the block's name, in the order of execution.
+        unused: names of blocks that never run, such as SMP's beyond the encoder's depth. They must be frozen:
+            distributed training would wait forever for their gradients.
+        channels: of the last map.
+        output_stride: of the last map.
+    """
+
+    strides: dict[str, int]
+    unused: list[str]
+    channels: int
+    output_stride: int
+
+
+def measure_encoder(encoder: nn.Module) -> MeasuredEncoder:
+    """Measure a newly built encoder with a blank image, in eval mode; the encoder is in training mode afterwards.
+
+    A block whose output is no map has the stride of the stage around it. All blocks of a vision transformer have the
+    stride of its patches.
+    """
+    if isinstance(encoder, VisionTransformer):
+        patch = int(encoder.patch_embed.patch_size[0])
+        strides = {f"blocks.{index}": patch for index in range(len(encoder.blocks))}
+        return MeasuredEncoder(strides, [], int(encoder.embed_dim), patch)
+    blocks = {block: name for name, block in _blocks(encoder)}
+    strides, ran = {}, set()
+
+    def measure(module: nn.Module, _inputs: object, output: object) -> None:
+        ran.add(module)
+        if module in blocks:
+            side = output.shape[-2] if isinstance(output, Tensor) and output.dim() == MAP_DIMS else 0
+            strides[blocks[module]] = BLANK_SIZE // side if side else max(strides.values(), default=1)
+
+    encoder.eval()
+    with torch.no_grad(), forward_hooks(encoder.modules(), measure):
+        last = last_map(encoder, torch.zeros(1, 3, BLANK_SIZE, BLANK_SIZE))
+    encoder.train()
+    unused = [name for block, name in blocks.items() if ran.isdisjoint(block.modules())]
+    return MeasuredEncoder(strides, unused, last.shape[1], BLANK_SIZE // last.shape[-2])
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -174,51 +223,6 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield path, child
 
 
-def _run_blank_image(encoder: nn.Module, hook: Callable[..., None] = lambda *_: None) -> Tensor:
-    """Return the encoder's map of a blank image, with a hook on all modules; modes and statistics stay unchanged."""
-    modes = [(module, module.training) for module in encoder.modules()]
-    side = 2 * patch_side(encoder) if isinstance(encoder, VisionTransformer) else BLANK_SIZE
-    try:
-        encoder.eval()
-        with torch.no_grad(), forward_hooks(encoder.modules(), hook):
-            return last_map(encoder, torch.zeros(1, 3, side, side))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def block_strides(encoder: nn.Module) -> tuple[dict[str, int], int]:
-    """Return the stride of each block's output by name, in the order of execution, and the last map's channels.
-
-    A blank image measures them. A block whose output is no map has the stride of the stage around it. All blocks of a
-    vision transformer have the stride of its patches.
-    """
-    if isinstance(encoder, VisionTransformer):
-        patch = patch_side(encoder)
-        return {f"blocks.{index}": patch for index in range(len(encoder.blocks))}, int(encoder.embed_dim)
-    names = {block: name for name, block in _blocks(encoder)}
-    strides: dict[str, int] = {}
-
-    def measure(block: nn.Module, _inputs: object, output: object) -> None:
-        if block in names:
-            side = output.shape[-2] if isinstance(output, Tensor) and output.dim() == MAP_DIMS else 0
-            strides[names[block]] = BLANK_SIZE // side if side else max(strides.values(), default=1)
-
-    return strides, int(_run_blank_image(encoder, measure).shape[1])
-
-
-def freeze_unused_blocks(encoder: nn.Module) -> None:
-    """Freeze blocks that never run, such as SMP's beyond the encoder's depth.
-
-    Distributed training would wait forever for their gradients.
-    """
-    used: set[nn.Module] = set()
-    _run_blank_image(encoder, lambda module, *_: used.add(module))
-    for _, block in _blocks(encoder):
-        if used.isdisjoint(block.modules()):
-            block.requires_grad_(False)
-
-
 def dilate(encoder: nn.Module, output_stride: int) -> None:
     """Lower the output stride of an encoder, as published, to 16 or 8, in place, keeping what its weights mean.
 
@@ -227,22 +231,11 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
     also dilates the strided convolution, for which pretrained weights were not made.)
 
     Raises:
-        InputError: an output stride other than 8, 16, 32, or an encoder that reduces its maps by other operations than
-            strided convolutions.
+        InputError: an encoder that reduces its maps by other operations than strided convolutions.
     """
-    if output_stride not in STRIDES:
-        raise InputError(f"output_stride {output_stride} is none of 8, 16, 32")
-    if isinstance(encoder, Trunk) and encoder.is_vgg:
-        dilate_vgg(encoder, output_stride)
-        return
-    if isinstance(encoder, VisionTransformer):
-        patch = patch_side(encoder)
-        if output_stride < patch:
-            raise InputError(f"this backbone has patches of {patch} pixels: output_stride {output_stride} is less")
-        return
-    published = BLANK_SIZE // _run_blank_image(encoder).shape[-2]
+    published = measure_encoder(encoder)
     rate, before = 1, 1
-    for name, stride in block_strides(encoder)[0].items():
+    for name, stride in published.strides.items():
         if stride > output_stride:
             factor, reach = max(1, stride // before), rate
             for module in encoder.get_submodule(name).modules():
@@ -257,9 +250,12 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
                     reach = rate * factor
             rate *= factor
         before = max(before, stride)
+    wanted = min(output_stride, published.output_stride)
     try:
-        side = _run_blank_image(encoder).shape[-2]
+        reached = measure_encoder(encoder).output_stride
     except RuntimeError:  # the two branches of a block have different sizes
-        side = 0
-    if side != BLANK_SIZE // min(output_stride, published):
-        raise InputError(f"this backbone cannot be built at output stride {output_stride}, only at {published}")
+        reached = 0
+    if reached != wanted:
+        raise InputError(
+            f"this backbone cannot be built at output stride {output_stride}, only at {published.output_stride}"
+        )

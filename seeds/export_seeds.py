@@ -5,7 +5,6 @@ from typing import get_args
 
 import numpy as np
 
-from datamodules.base_datamodule import covered_samples, datamodule_from_settings
 from datamodules.errors import InputError
 from datamodules.files import new_folder
 from datamodules.images import image_size
@@ -74,6 +73,8 @@ def _write_sec(seeds: SeedCache, folder: Path) -> None:
 
 
 def _write_irn(seeds: SeedCache, folder: Path, root: str | None, split: str | None) -> None:
+    from datamodules.base_datamodule import covered_samples, datamodule_from_settings  # torch, for this format only
+
     settings = seeds.inputs.get("data")
     data = datamodule_from_settings(settings, classes=list(seeds.classes), root=root, train_split=split)
     samples = covered_samples(seeds, data.samples(data.hparams["train_split"], tags=False, masks=False), data.classes)

@@ -9,17 +9,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.class_names import check_classes, mask_lut
+from datamodules.class_names import check_classes, mask_lut, voc_classes
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.irn_maps import read_irn
 from datamodules.masks import read_class_mask
 from datamodules.progress import track
+from datamodules.sample import read_ids
 from datamodules.sec_cues import INPUT_LIST, SecCues
 from datamodules.seed_cache_writer import write_cache
 from datamodules.seed_shard import NO_CUE, SHARD_SIZE, Parts
 from datamodules.source_revision import SEED_PACKAGES, source_revision
-from datamodules.voc import read_ids, voc_classes
 from seeds.cues import foreground_cues, label_map, resolve_conflicts
 from seeds.provenance import ids_sha256, package_versions
 

@@ -1,25 +1,30 @@
 """Initial weights of a backbone: none, a library's ImageNet weights, or a file."""
 
+import textwrap
 from pathlib import Path
 
 import torchvision
 from segmentation_models_pytorch.encoders import encoders, get_encoder
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from seeds.base_task import HEADER
 from seeds.checkpoints import read_file
-from seeds.vision_transformer import VisionTransformer, build_vit, is_vit, weights_for_vit
+from seeds.vision_transformer import VisionTransformer, build_vit, is_vit
 
-HEADS = ("classifier.", "fc.", "head.", "heads.", "last_linear.")  # ImageNet classifiers, not needed here
+HEADS = ("classifier.", "fc.", "head", "last_linear.", "mask_token")  # of pretraining, not needed here
 CLASSIFIER_PREFIX = "model.features.encoder."  # of the encoder's weights in a ClassifierTask
-MAX_NAMES = 3  # names quoted in an error
+MAX_REASON = 160  # characters of torch's message in an error
 
 State = dict[str, Tensor]
 
 
 def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     """Load weights into an encoder, in place.
+
+    A vision transformer takes the files of timm, DINO, DINOv2 and CLIP; position embeddings of another grid are
+    resampled.
 
     Args:
         encoder: an encoder of :func:`seeds.backbones.build_encoder` or a module with the same parameter names.
@@ -34,19 +39,20 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     if weights == "none":
         return
     state = imagenet_weights(name) if weights == "imagenet" else read_weights(weights)
-    source = f"the ImageNet weights of {name}" if weights == "imagenet" else weights
-    own = encoder.state_dict()
     if isinstance(encoder, VisionTransformer):
-        state = weights_for_vit(state, encoder)
+        state = checkpoint_filter_fn(state, encoder)
+    own = encoder.state_dict()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(HEADS)}
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in state if key not in own]
-    other = [key for key in own if key in state and state[key].shape != own[key].shape]
-    for keys, what in ((missing, "lacks"), (unknown, "has unknown"), (other, "has other shapes for")):
-        if keys:
-            more = f" and {len(keys) - MAX_NAMES} more" if len(keys) > MAX_NAMES else ""
-            raise InputError(f"{source} does not fit backbone {name}: it {what} {', '.join(keys[:MAX_NAMES])}{more}")
-    encoder.load_state_dict(state, strict=False)
+    load_fitting(encoder, state, f"weights {weights} do not fit backbone {name}")
+
+
+def load_fitting(network: nn.Module, state: State, message: str) -> None:
+    """Load a state dict with exactly the keys and shapes of a network, or raise an InputError with that message."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        _, reason, *_ = str(error).splitlines()  # the first line names the class only
+        raise InputError(f"{message}: {textwrap.shorten(reason, MAX_REASON)}") from error
 
 
 def read_weights(path: str | Path) -> State:
@@ -63,8 +69,8 @@ def read_weights(path: str | Path) -> State:
         task = content[HEADER].get("task") if isinstance(content[HEADER], dict) else None
         if task != "classifier":
             raise InputError(f"{path} is a checkpoint of a {task}; weights come from a classifier or a plain file")
-        start = len(CLASSIFIER_PREFIX)
-        state = {key[start:]: value for key, value in state.items() if key.startswith(CLASSIFIER_PREFIX)}
+        prefix = CLASSIFIER_PREFIX
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds no weights: a dictionary of tensors is needed")
     return dict(state)

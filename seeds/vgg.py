@@ -3,8 +3,6 @@
 import torchvision
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
-
 LAYOUTS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # the columns of the paper's table
 VGG_NAMES = (*LAYOUTS, *(f"{name}_bn" for name in LAYOUTS))
 
@@ -12,10 +10,9 @@ VGG_NAMES = (*LAYOUTS, *(f"{name}_bn" for name in LAYOUTS))
 class Trunk(nn.Module):
     """Convolutional layers under the name ``features``, so that keys are those of torchvision's weight files."""
 
-    def __init__(self, features: nn.Module, *, is_vgg: bool = False) -> None:
+    def __init__(self, features: nn.Module) -> None:
         super().__init__()
         self.features = features
-        self.is_vgg = is_vgg
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the last feature map (B, K, h, w) of images (B, 3, H, W)."""
@@ -24,7 +21,7 @@ class Trunk(nn.Module):
 
 def vgg_trunk(name: str = "vgg16", output_stride: int = 32) -> Trunk:
     """Build a VGG trunk from the first convolution to pool5, with random weights; the map has 512 channels."""
-    trunk = Trunk(vgg_layers(name, output_stride), is_vgg=True)
+    trunk = Trunk(vgg_layers(name, output_stride))
     init_convolutions(trunk)
     return trunk
 
@@ -55,12 +52,7 @@ def dilate_vgg(layers: nn.Module, output_stride: int) -> None:
 
     At 16 and 8 it is DeepLab's (Chen et al. 2015, and SEC after it): pools of 3x3 with padding 1, so that odd sides are
     rounded up (321 → 161 → 81 → 41), pool5 (and pool4) of stride 1, and conv5 of dilation 2 behind an unstrided pool4.
-
-    Raises:
-        InputError: another output stride.
     """
-    if output_stride not in (8, 16, 32):
-        raise InputError(f"output_stride {output_stride} is none of 8, 16, 32")
     if output_stride == 32:
         return
     stride, rate = 1, 1

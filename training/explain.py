@@ -1,29 +1,24 @@
-"""Why a classifier says what it says: a figure a photo, or a page of the evidence for and against a class."""
+"""`tag2mask explain`: where a classifier looks, as a figure of each photo or as a page of evidence for one class."""
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import NamedTuple
 
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_atomically
 from datamodules.images import read_image
-from datamodules.photos import file_photos
 from datamodules.progress import print_message, track
+from datamodules.sample import file_samples
 from seeds.explainer import Explainer, split_names
-from training.drawings import LONGEST, gradient_picture, grid, heat_picture
-from training.evidence import AGAINST, FOR, evidence_page, weigh
-from training.image_overlays import shrink
+from training.image_overlays import Image, encode_image, figure_grid, gradient_image, heat_overlay, shrink
 from training.predict import check_skipped, photo_files, write_skipped
+from training.reports.pages import EmbeddedImage, embed, render
 
 __all__ = ["explain"]
 
-THERE = 0.5  # probability from which on a class counts as seen
-
-Image = NDArray[np.uint8]
+MIN_PROBABILITY = 0.5  # of the classes in a figure
+LONGEST = 300  # pixels of an image's longer side in figures and on the page
+SIDES = {"for": "gradcam", "against": "counterfactual"}  # CAM methods of the page
 
 
 def explain(
@@ -37,99 +32,131 @@ def explain(
     layer: str | None = None,
     size: int | None = None,
 ) -> list[Path]:
-    """Write a figure of each photo, classes by methods, as ``<photo>.png``; or a page of the evidence in all of them.
+    """Write a figure of each photo, classes by CAM methods, as ``<photo>.png``; or one page of evidence for a class.
 
     Args:
-        photos: photos, and folders of them.
-        checkpoint: a classifier's.
-        output: folder for the figures; made if need be.
-        methods: names with commas between: gradcam, cam, counterfactual, gradcam++, layercam, hirescam,
+        photos: Photos, and folders of photos.
+        checkpoint: Checkpoint of a classifier.
+        output: Folder for the figures; created if necessary.
+        methods: Names of CAM methods, separated by commas: gradcam, cam, counterfactual, gradcam++, layercam, hirescam,
             guided-backprop, deconvolution, guided-gradcam, deconvolution-gradcam, gradient, mwp, c-mwp.
-        classes: names with commas between; those of probability 0.5 and more if not given, at least the likeliest.
-        page: a class; in place of figures ``<class>.html`` is written: the photos with the strongest evidence for
-            the class beside those with the strongest against it (Grad-CAM's, and its counterfactual's).
-        strongest: how many photos the page shows of either kind.
-        layer: the layer to ask, within the network; its last map if not given.
-        size: side in pixels to which photos are warped; the classifier's if not given.
+        classes: Names of classes, separated by commas. Default: the classes with probability 0.5 or more, or the most
+            probable class.
+        page: Name of a class. Write ``<class>.html`` instead of figures: the photos with the strongest evidence for the
+            class (sum of the Grad-CAM map) beside those with the strongest evidence against it (counterfactual map).
+        strongest: Number of photos on each side of the page.
+        layer: Name of the layer within the network. Default: the layer with the last map.
+        size: Side in pixels to which photos are resized. Default: the size of the classifier's validation.
 
     Returns:
-        The files written.
+        The files that were written.
 
     Raises:
-        InputError: no photo, two of the same name, a method, class, layer or checkpoint that does not exist, a figure
-            that would replace a photo, or photos that cannot be read: they are skipped, and listed in ``skipped.csv``.
+        InputError: There is no photo, two photos have the same name, a method, class, layer or checkpoint does not
+            exist, or a figure would replace a photo. Also after photos were skipped as unreadable; ``skipped.csv``
+            lists them.
     """
     paths = list(photo_files(photos))
-    chosen = [FOR, AGAINST] if page is not None else split_names(methods)
-    if not chosen:
+    names = list(SIDES.values()) if page is not None else split_names(methods)
+    if not names:
         raise InputError("no method is given")
-    explainer = Explainer(checkpoint, chosen, layer=layer, size=size)
-    names = file_photos(paths, explainer.classes).ids
-    wanted = [class_index(explainer, name) for name in split_names(classes if page is None else [page])]
-    targets = [output / f"{page}.html"] if page is not None else [output / f"{name}.png" for name in names]
+    explainer = Explainer(checkpoint, names, layer=layer, size=size)
+    samples = file_samples(paths)
+    wanted = split_names(classes) if page is None else [page]
+    for name in wanted:
+        if name not in explainer.classes:
+            raise InputError(f"the classifier has no class {name!r}; its classes are {', '.join(explainer.classes)}")
+    labels = [explainer.classes.index(name) for name in wanted]
+    page_file = None if page is None else output / f"{page.replace('/', '_')}.html"
+    targets = [output / f"{sample.id}.png" for sample in samples] if page_file is None else [page_file]
     originals = {path.resolve() for path in paths}
     for target in targets:
         if target.resolve() in originals:
             raise InputError(f"the figure {target} would replace a photo: choose another output folder")
     output.mkdir(parents=True, exist_ok=True)
-    evidence, skipped = [], dict[Path, str]()
-    for path, name in zip(track(paths, "explaining"), names, strict=True):
+    evidence, skipped = list[dict[str, Evidence]](), dict[Path, str]()
+    for path in track(paths, "explaining"):
         try:
-            if page is not None:
-                evidence.append(weigh(explainer, path, wanted[0]))
+            image = read_image(path)
+            if page is None:
+                figure = explain_image(explainer, image, path.name, labels)
+                write_atomically(output / f"{path.stem}.png", encode_image(figure, "png"))
             else:
-                write_png(output / f"{name}.png", figure(explainer, path, wanted))
+                evidence.append(find_evidence(explainer, image, path.name, labels[0]))
         except UnreadableError as error:
             skipped[path] = str(error)
-            print_message(f"left out: {name}: {error}")
-    if page is not None and evidence:
-        write_atomically(targets[0], evidence_page(page, evidence, strongest, str(checkpoint)).encode())
+            print_message(f"skipped {path.name}: {error}")
+    if page_file is not None and evidence:
+        sides = [sorted((each[side] for each in evidence), key=lambda one: -one.strength)[:strongest] for side in SIDES]
+        content = render(
+            "evidence.html", label=page, pairs=list(zip(*sides, strict=True)), total=len(evidence),
+            facts=[("checkpoint", checkpoint)],
+        )  # fmt: skip
+        write_atomically(page_file, content.encode())
     write_skipped(output, skipped)
     check_skipped(output, list(skipped.values()), len(paths))
     return targets
 
 
-def write_png(path: Path, image: Image) -> None:
-    """Write an image uint8 (H, W, 3) as PNG, whole or not at all."""
-    done, data = cv2.imencode(".png", image[..., ::-1])
-    if not done:
-        raise InputError(f"the figure {path} cannot be written as PNG")
-    write_atomically(path, data.tobytes())
+def explain_image(explainer: Explainer, image: Image, title: str, labels: Sequence[int]) -> Image:
+    """Return the figure of an image uint8 (H, W, 3): a row for each class with its score, a column for each method.
 
+    Args:
+        explainer: A classifier with its CAM methods.
+        image: uint8 (H, W, 3).
+        title: Line above the figure.
+        labels: Indices 0..C-1 of the classes. If empty, the classes with probability 0.5 or more, or the most probable.
 
-def class_index(explainer: Explainer, name: str) -> int:
-    """The index 0..C-1 of a class.
-
-    Raises:
-        InputError: the classifier does not know it.
+    Returns:
+        uint8 (H', W', 3).
     """
-    if name not in explainer.classes:
-        raise InputError(f"the classifier knows no class {name!r}; it knows {', '.join(explainer.classes)}")
-    return explainer.classes.index(name)
-
-
-def figure(explainer: Explainer, path: Path, wanted: Sequence[int]) -> Image:
-    """One photo's figure, uint8 (H, W, 3): a row a class with its probability and score, a column a method."""
-    image = read_image(path)
-    seen = explainer.preprocess(image)
-    scores = explainer.scores(seen[None])[0]
-    probabilities = scores.sigmoid()
-    likely = [int(c) for c in scores.argsort(descending=True)]
-    shown = list(wanted) or [c for c in likely if probabilities[c] >= THERE] or likely[:1]
-    small = shrink(image, LONGEST)
-    by_method = [panels_of(explainer, method, seen, shown, small) for method in explainer.methods]
-    rows = [[small, *panels] for panels in zip(*by_method, strict=True)]
-    captions = [
-        (explainer.classes[c], f"p {float(probabilities[c]):.2f}", f"score {float(scores[c]):+.1f}") for c in shown
-    ]
-    return grid(["photo", *explainer.methods], captions, rows, path.name)
-
-
-def panels_of(explainer: Explainer, method: str, seen: Tensor, shown: Sequence[int], small: Image) -> list[Image]:
-    """A method's images, uint8 (h, w, 3), of some classes."""
+    network_input, small = explainer.preprocess(image), shrink(image, LONGEST)
     height, width = small.shape[:2]
-    maps = explainer.maps(method, seen, shown)
-    if maps.dim() == 4:
-        return [gradient_picture(each.numpy(), height, width) for each in maps]
-    heats = explainer.cams(method, seen, shown, (height, width))
-    return [heat_picture(small, heat) for heat in heats]
+    scores = explainer.scores(network_input[None])[0]
+    probabilities = scores.sigmoid()
+    if not labels:
+        ranked = scores.argsort(descending=True).tolist()
+        labels = [c for c in ranked if probabilities[c] >= MIN_PROBABILITY] or ranked[:1]
+    columns = []
+    for method in explainer.methods:
+        maps = explainer.maps(method, network_input, labels)
+        if maps.dim() == 4:  # (k, 3, S, S): signed gradients of the pixels
+            columns.append([gradient_image(each.numpy(), height, width) for each in maps])
+        else:
+            cams = explainer.cams(method, network_input, labels, (height, width))
+            columns.append([heat_overlay(small, cam) for cam in cams])
+    captions = [f"{explainer.classes[c]}\np {probabilities[c]:.2f}\nscore {scores[c]:+.1f}" for c in labels]
+    images = [[small, *row] for row in zip(*columns, strict=True)]
+    return figure_grid(["photo", *explainer.methods], captions, images, title)
+
+
+class Evidence(NamedTuple):
+    """The evidence for or against a class in one photo.
+
+    Attributes:
+        name: Name of the photo.
+        kind: ``for`` or ``against``.
+        strength: Sum of the map. This project's classifiers end in average pooling and a linear layer, so the score
+            of the class is the evidence for it minus the evidence against it plus the bias.
+        probability: Probability of the class.
+        image: The photo under the map.
+    """
+
+    name: str
+    kind: str
+    strength: float
+    probability: float
+    image: EmbeddedImage
+
+
+def find_evidence(explainer: Explainer, image: Image, name: str, label: int) -> dict[str, Evidence]:
+    """Return the evidence for and against the class of index ``label`` in an image uint8 (H, W, 3)."""
+    network_input, small = explainer.preprocess(image), shrink(image, LONGEST)
+    probability = float(explainer.scores(network_input[None])[0, label].sigmoid())
+    found = {}
+    for side, method in SIDES.items():
+        strength = float(explainer.maps(method, network_input, [label]).sum())
+        cam = explainer.cams(method, network_input, [label], (small.shape[0], small.shape[1]))[0]
+        text = f"{name}: evidence {side} {explainer.classes[label]}"
+        found[side] = Evidence(name, side, strength, probability, embed(heat_overlay(small, cam), text))
+    return found

@@ -1,4 +1,4 @@
-"""Networks as `tag2mask export` writes them, read back: TorchScript, ONNX, or a folder of SMP's."""
+"""Networks written by `tag2mask export`, loaded again: TorchScript, ONNX, or a folder of SMP."""
 
 import io
 import json
@@ -16,31 +16,21 @@ from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from training.views import Views, view_scores
+from training.inference import SINGLE_VIEW, Views, view_scores
 
-__all__ = [
-    "KEY",
-    "SIDECAR",
-    "Exported",
-    "is_exported",
-    "load_exported",
-    "onnx_run",
-    "onnx_session",
-    "read_smp",
-    "restore_smp",
-]
+__all__ = ["KEY", "SIDECAR", "Exported", "is_exported", "load_exported", "load_smp", "onnx_network", "restore_smp"]
 
-KEY = "tag2mask"  # of what is said of a network, in ONNX's metadata
-SIDECAR = "tag2mask.json"  # the same as a file, inside TorchScript's archive and in SMP's folder
+KEY = "tag2mask"  # of the JSON in ONNX's metadata
+SIDECAR = "tag2mask.json"  # the JSON as a file, in TorchScript's archive and in SMP's folder
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A network that needs none of the code that trained it.
+    """A network that runs without the code that trained it.
 
     Attributes:
         classes: its classes, without background.
-        size: side in pixels of the images it was trained on.
+        size: side in pixels of the images of its training.
         run: class scores float32 (B, C+1, h, w) of normalised images (B, 3, size, size).
     """
 
@@ -49,38 +39,58 @@ class Exported:
     run: Callable[[Tensor], Tensor]
 
     @torch.inference_mode()
-    def scores(self, images: Tensor, views: Views = Views()) -> Tensor:  # noqa: B008  it is frozen
-        """Class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
-        return view_scores(lambda seen: self.run(seen).float(), images, views)
+    def scores(self, images: Tensor, views: Views = SINGLE_VIEW) -> Tensor:
+        """Return class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
+        return view_scores(lambda view: self.run(view).float(), images, views)
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a path looks like something that `tag2mask export` wrote, rather than a checkpoint."""
-    return path.is_dir() or path.suffix == ".onnx" or _is_script(path)
+    """Return whether a path looks like the output of `tag2mask export`, not like a checkpoint."""
+    if path.is_dir() or path.suffix == ".onnx":
+        return True
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:  # checkpoints are archives too, but contain no constants
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def load_exported(path: Path) -> Exported:
-    """Read an exported network, onto the CPU.
+    """Load an exported network onto the CPU.
 
     Raises:
-        InputError: it is damaged, was not written by ``tag2mask export``, or a package to run it is missing.
+        InputError: the file is damaged, was not written by ``tag2mask export``, or a package to run it is missing.
     """
-    reader = _read_smp if path.is_dir() else _read_onnx if path.suffix == ".onnx" else _read_script
     if not path.exists():
         raise InputError(f"there is no exported network {path}")
     try:
-        text, run = reader(path)
-        said = json.loads(text)
-        return Exported(tuple(said["classes"]), int(said["size"]), run)
+        if path.is_dir():
+            sidecar = path / SIDECAR
+            text = sidecar.read_text(encoding="utf-8") if sidecar.is_file() else ""
+            run: Any = restore_smp(load_smp(path), json.loads(text).get("convolutions", {})) if text else None
+        elif path.suffix == ".onnx":
+            text, run = onnx_network(path.read_bytes())
+        else:
+            files = {SIDECAR: ""}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch calls its deprecated functions itself
+                run = torch.jit.load(str(path), map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
+            text = files[SIDECAR]
+        metadata = json.loads(text) if text else None
+        network = metadata and Exported(tuple(metadata["classes"]), int(metadata["size"]), run)
     except InputError:
         raise
-    except Exception as error:  # each runtime has its own; whatever it is, the file is of no use
+    except Exception as error:  # each runtime has its own errors; the file is not usable in any case
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} cannot be read as a network of 'tag2mask export': {reason}") from error
+    if network is None:
+        raise InputError(f"{path} was not written by 'tag2mask export': it contains no {SIDECAR} with its classes")
+    return network
 
 
-def onnx_session(source: Path | bytes) -> Any:
-    """An onnxruntime session on the CPU, with as many threads as torch.
+def onnx_network(content: bytes) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """Return the JSON metadata (empty if missing) of an ONNX file, and its network as a function of images.
+
+    The network runs on the CPU with as many threads as torch.
 
     Raises:
         InputError: onnxruntime is not installed.
@@ -91,27 +101,23 @@ def onnx_session(source: Path | bytes) -> Any:
         raise InputError("ONNX needs the packages onnx and onnxruntime: pip install 'tag2mask[export]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    content = source if isinstance(source, bytes) else source.read_bytes()
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    text = session.get_modelmeta().custom_metadata_map.get(KEY, "")
+    return text, lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
 
 
-def onnx_run(session: Any) -> Callable[[Tensor], Tensor]:
-    """A session as a function of normalised images (B, 3, H, W) to scores (B, C+1, h, w)."""
-    return lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
-
-
-def read_smp(folder: Path) -> nn.Module:
-    """The network that ``smp.from_pretrained`` makes of a folder, without what that prints."""
+def load_smp(folder: Path) -> nn.Module:
+    """Return the network that ``smp.from_pretrained`` loads from a folder, without its messages."""
     with redirect_stdout(io.StringIO()):
         model: nn.Module = from_pretrained(str(folder))
     return model
 
 
 def restore_smp(model: nn.Module, convolutions: Mapping[str, Mapping[str, Any]]) -> nn.Module:
-    """An SMP network as it was trained here: its convolutions' settings, and scores on its own grid.
+    """Change an SMP network to the form in which it was trained: settings of convolutions, scores on its own grid.
 
     Args:
-        model: as ``smp.from_pretrained`` gives it; changed in place.
+        model: loaded by ``smp.from_pretrained``; changed in place.
         convolutions: settings by name, ``convolutions`` of ``tag2mask.json``.
     """
     for name, settings in convolutions.items():
@@ -121,37 +127,3 @@ def restore_smp(model: nn.Module, convolutions: Mapping[str, Mapping[str, Any]])
     if isinstance(head, SegmentationHead):
         head[1] = nn.Identity()  # the upsampling
     return model.eval()
-
-
-def _is_script(path: Path) -> bool:
-    """Whether a file is an archive of TorchScript; checkpoints are archives, too, but hold no constants."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _read_script(path: Path) -> tuple[str, Callable[[Tensor], Tensor]]:
-    files = {SIDECAR: ""}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls TorchScript the old way
-        model = torch.jit.load(str(path), map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
-    if not files[SIDECAR]:
-        raise InputError(f"{path} was not written by 'tag2mask export': it does not say what its classes are")
-    return files[SIDECAR], model
-
-
-def _read_onnx(path: Path) -> tuple[str, Callable[[Tensor], Tensor]]:
-    session = onnx_session(path)
-    text = session.get_modelmeta().custom_metadata_map.get(KEY)
-    if text is None:
-        raise InputError(f"{path} was not written by 'tag2mask export': it does not say what its classes are")
-    return text, onnx_run(session)
-
-
-def _read_smp(path: Path) -> tuple[str, Callable[[Tensor], Tensor]]:
-    sidecar = path / SIDECAR
-    if not sidecar.is_file():
-        raise InputError(f"the folder {path} holds no {SIDECAR}: it was not written by 'tag2mask export --format smp'")
-    text = sidecar.read_text(encoding="utf-8")
-    return text, restore_smp(read_smp(path), json.loads(text).get("convolutions", {}))

@@ -1,42 +1,49 @@
-"""Images for people: label maps and cues in colour over an image."""
+"""Draw label maps, cues, heat maps and gradients in colour over images; put images together; encode them as files."""
 
+import io
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
+
+from datamodules.class_names import IGNORE
+from datamodules.seed_cache import NO_CUE
+from datamodules.transforms import resize_nearest
 
 __all__ = [
-    "BACKGROUND_COLOUR", "class_colour", "cue_layer", "cue_picture", "jpeg", "label_layer", "label_picture",
-    "layer_png", "panel", "shrink",
+    "BACKGROUND_COLOUR", "class_colour", "cue_layer", "cue_overlay", "encode_image", "figure_grid", "gradient_image",
+    "heat_overlay", "label_layer", "label_overlay", "layer_pixels", "shrink", "side_by_side",
 ]  # fmt: skip
 
 Image = NDArray[np.uint8]
 Layer = NDArray[np.float32]
 
-NEAREST = cv2.INTER_NEAREST_EXACT  # of label maps, whose pixels and cells are squares
-
-# Twenty hues that stay apart side by side and on photographs; VOC's own palette holds near-blacks and look-alikes.
+# Twenty hues that stay apart side by side and on photographs; VOC's own palette contains near-blacks and look-alikes.
 COLOURS = (
     (230, 57, 70), (38, 132, 255), (255, 183, 3), (46, 196, 102), (155, 81, 224), (255, 120, 45), (0, 190, 200),
     (240, 98, 170), (140, 200, 50), (90, 90, 235), (176, 110, 60), (0, 150, 120), (255, 145, 145), (120, 190, 255),
     (205, 170, 30), (190, 60, 150), (100, 160, 100), (200, 140, 255), (255, 205, 130), (70, 120, 150),
 )  # fmt: skip
 BACKGROUND_COLOUR = (84, 98, 122)  # of background cues
-NONE = 255  # no cue; not scored
+GAP, CAPTION, MARGIN = 6, 24, 96  # pixels of `figure_grid`: gap between images, height of captions, width of row labels
+BRIGHTEST = 99.5  # percentile of a gradient's values that is shown at full contrast: a few pixels exceed all others
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
-    """The colour (red, green, blue) of class 1, 2, …; they come round after twenty."""
-    return COLOURS[(index - 1) % len(COLOURS)]
+    """Return the colour (red, green, blue) of class 1, 2, …, repeated after twenty; 0 is the background cue."""
+    return COLOURS[(index - 1) % len(COLOURS)] if index else BACKGROUND_COLOUR
 
 
 def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer:
-    """A label map as something to lay over its image: classes in colour, lightly outlined, the background darkened.
+    """Return a label map as a layer: classes in colour with a light outline, the background darkened.
 
     Args:
-        labels: (H, W), 0 background, 1..C, 255 not scored (made light).
-        strength: how much of a pixel is the class's colour.
+        labels: Label map (H, W), 0 background, 1..C, 255 not scored (drawn light).
+        strength: Share of the class's colour in a pixel.
 
     Returns:
         float32 (H, W, 4): red, green, blue 0..255, opacity 0..1.
@@ -44,13 +51,13 @@ def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer
     layer = np.zeros((*labels.shape, 4), np.float32)
     layer[..., 3] = 0.5  # black
     for index in np.unique(labels):
-        if index == NONE:
+        if index == IGNORE:
             layer[labels == index] = (235, 235, 235, 0.5)
         elif index > 0:
             layer[labels == index] = (*class_colour(int(index)), strength)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     border = cv2.morphologyEx(labels.astype(np.uint8), cv2.MORPH_GRADIENT, cross) > 0
-    border &= (labels != 0) & (labels != NONE)  # the last pixel of a class, so that outlines stay thin
+    border &= (labels != 0) & (labels != IGNORE)  # the last pixel of a class, so that outlines stay thin
     opacity = 1 - 0.4 * (1 - strength)  # 60 % white over the class's colour
     layer[border, :3] = (0.4 * strength * layer[border, :3] + 0.6 * 255.0) / opacity
     layer[border, 3] = opacity
@@ -58,77 +65,109 @@ def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer
 
 
 def cue_layer(cues: NDArray[np.integer]) -> Layer:
-    """Cues to lay over their image: classes in colour, background cues slate, cells without a cue pale.
+    """Return cues as a layer: classes in colour, background cues slate, positions without a cue pale.
 
     Args:
-        cues: label map (h, w), 0 background, 1..C, 255 none.
+        cues: Label map (h, w), 0 background, 1..C, 255 no cue.
 
     Returns:
-        float32 (h, w, 4) as `label_layer`.
+        float32 (h, w, 4), as `label_layer`.
     """
     layer = np.full((*cues.shape, 4), (245, 245, 245, 0.55), np.float32)
     for index in np.unique(cues):
-        if index != NONE:
-            layer[cues == index] = (*(class_colour(int(index)) if index else BACKGROUND_COLOUR), 0.7)
+        if index != NO_CUE:
+            layer[cues == index] = (*class_colour(int(index)), 0.7)
     return layer
 
 
-def blend(image: Image, layer: Layer) -> Image:
-    """An image uint8 (H, W, 3) under a layer (H, W, 4)."""
+def layer_pixels(layer: Layer) -> Image:
+    """Return a layer (H, W, 4) as an image with transparency: uint8 (H, W, 4), red, green, blue, opacity."""
+    return (layer * (1, 1, 1, 255)).round().astype(np.uint8)
+
+
+def label_overlay(image: Image, labels: NDArray[np.integer], *, strength: float = 0.62) -> Image:
+    """Draw a label map (H, W) over its image, uint8 (H, W, 3), see `label_layer`."""
+    return _blend(image, label_layer(labels, strength=strength))
+
+
+def cue_overlay(image: Image, cues: NDArray[np.integer]) -> Image:
+    """Draw cues (h, w) of any grid over their image, uint8 (H, W, 3), see `cue_layer`."""
+    return _blend(image, cue_layer(resize_nearest(cues.astype(np.uint8), *image.shape[:2])))
+
+
+def _blend(image: Image, layer: Layer) -> Image:
     opacity = layer[..., 3:]
-    shown: Image = ((1 - opacity) * image + opacity * layer[..., :3]).round().astype(np.uint8)
-    return shown
+    return ((1 - opacity) * image + opacity * layer[..., :3]).round().astype(np.uint8)
 
 
-def label_picture(image: Image, labels: NDArray[np.integer], *, strength: float = 0.62) -> Image:
-    """A label map over its image, see `label_layer`: uint8 (H, W, 3) of an image uint8 (H, W, 3)."""
-    return blend(image, label_layer(labels, strength=strength))
-
-
-def cue_picture(image: Image, cues: NDArray[np.integer]) -> Image:
-    """Cues over their image, cell by cell, see `cue_layer`.
+def heat_overlay(image: Image, heat: NDArray[np.floating], *, strength: float = 0.75) -> Image:
+    """Draw a map over its image, from clear (0) to dark red (the map's maximum); a map of zeros gives a gray image.
 
     Args:
-        image: uint8 (H, W, 3).
-        cues: label map (h, w) of any size that covers the image, 0 background, 1..C, 255 none.
-
-    Returns:
-        uint8 (H, W, 3).
+        image: Image uint8 (H, W, 3).
+        heat: Map (H, W), not negative.
+        strength: Share of the colour in a pixel where the map is highest.
     """
-    height, width = image.shape[:2]
-    full = np.asarray(cv2.resize(cues.astype(np.uint8), (width, height), interpolation=NEAREST), dtype=np.uint8)
-    return blend(image, cue_layer(full))
+    peak = float(heat.max())
+    share = (heat / peak if peak > 0 else np.zeros_like(heat)).astype(np.float32)
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float32)
+    colour = cv2.applyColorMap((share * 255).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    weight = strength * np.sqrt(share)[..., None]
+    return ((1 - weight) * (0.4 * image + 0.6 * gray) + weight * colour).round().astype(np.uint8)
 
 
-def layer_png(layer: Layer) -> bytes:
-    """A layer (H, W, 4) as a PNG file with transparency."""
-    pixels = np.concatenate([layer[..., 2::-1], 255 * layer[..., 3:]], axis=2).round().astype(np.uint8)
-    done, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    if not done:
-        raise RuntimeError(f"a layer of shape {layer.shape} could not be written as PNG")
-    return bytes(data.tobytes())
+def gradient_image(gradient: NDArray[np.floating], height: int, width: int) -> Image:
+    """Draw signed values (3, h, w) as an image uint8 (H, W, 3): 0 is gray, as papers show guided backpropagation."""
+    peak = float(np.percentile(np.abs(gradient), BRIGHTEST)) or 1.0
+    shown = (127.5 + 127.5 * np.clip(gradient / peak, -1, 1)).round().astype(np.uint8).transpose(1, 2, 0)
+    return np.asarray(cv2.resize(shown, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def shrink(image: Image, longest: int) -> Image:
-    """The image with its longer side at most ``longest`` pixels."""
+    """Return the image with its longer side at most ``longest`` pixels."""
     factor = longest / max(image.shape[:2])
     if factor >= 1:
         return image
     size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-    small: Image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return small
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def panel(pictures: Sequence[Image], *, gap: int = 4) -> Image:
-    """Images of one size side by side, with a white gap."""
-    between = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
-    parts = [part for picture in pictures for part in (picture, between)]
+def side_by_side(images: Sequence[Image], *, gap: int = 4) -> Image:
+    """Return images of one height side by side, with a white gap in pixels."""
+    white = np.full((images[0].shape[0], gap, 3), 255, np.uint8)
+    parts = [part for image in images for part in (image, white)]
     return np.concatenate(parts[:-1], axis=1)
 
 
-def jpeg(image: Image, *, quality: int) -> bytes:
-    """The image uint8 (H, W, 3) as a JPEG file."""
-    done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise RuntimeError(f"an image of shape {image.shape} could not be written as JPEG")
-    return bytes(data.tobytes())
+def figure_grid(columns: Sequence[str], rows: Sequence[str], images: Sequence[Sequence[Image]], title: str) -> Image:
+    """Return images of one size in rows and columns with captions.
+
+    Args:
+        columns: Caption above each column.
+        rows: Caption left of each row, of several lines.
+        images: For each row an image uint8 (H, W, 3) per column.
+        title: Line above all images.
+
+    Returns:
+        uint8 (H', W', 3).
+    """
+    height, width = images[0][0].shape[:2]
+    size = (MARGIN + len(columns) * (width + GAP) + GAP, 2 * CAPTION + GAP + len(rows) * (height + GAP))
+    page = Pillow.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    draw.text((GAP, GAP), title, fill="black", font=ImageFont.load_default(16))
+    for c, caption in enumerate(columns):
+        draw.text((MARGIN + c * (width + GAP), CAPTION + GAP), caption, fill="black", font=font)
+    for r, (caption, row) in enumerate(zip(rows, images, strict=True)):
+        top = 2 * CAPTION + GAP + r * (height + GAP)
+        draw.multiline_text((GAP, top + GAP), caption, fill="black", font=font)
+        for c, image in enumerate(row):
+            page.paste(Pillow.fromarray(image), (MARGIN + c * (width + GAP), top))
+    return np.asarray(page)
+
+
+def encode_image(image: Image, kind: Literal["jpeg", "png"], **options: Any) -> bytes:
+    """Return an image uint8 (H, W, 3), or (H, W, 4) with transparency, as a file; ``options`` are Pillow's."""
+    file = io.BytesIO()
+    Pillow.fromarray(image).save(file, kind, **options)
+    return file.getvalue()

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
 from seeds.backbones import FreezableNetwork
-from seeds.pretrained_weights import imagenet_weights, read_weights
+from seeds.pretrained_weights import imagenet_weights, load_fitting, read_weights
 from seeds.vgg import init_convolutions, vgg_layers
 
 FC_CHANNELS = 1024
@@ -69,12 +68,8 @@ class LargeFOV(FreezableNetwork):
         if weights == "none":
             return
         state = largefov_state(imagenet_weights("vgg16") if weights == "imagenet" else read_weights(weights))
-        own = self.state_dict()
-        wrong = [k for k in own if k.startswith("features.") and (k not in state or state[k].shape != own[k].shape)]
-        wrong += [key for key in state if key not in own]
-        if wrong:
-            raise InputError(f"weights {weights} are not a VGG-16's: {wrong[0]} is missing or does not fit")
-        self.load_state_dict(state, strict=False)
+        head = {key: value for key, value in self.state_dict().items() if not key.startswith("features.")}
+        load_fitting(self, {**head, **state}, f"weights {weights} are not a VGG-16's")
 
 
 def largefov_state(vgg16: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,15 +1,17 @@
-"""`fit`, `validate` and `test`: Lightning's command line over the project's tasks and data modules."""
+"""``fit``, ``validate`` and ``test``: Lightning's command line for the project's tasks and data modules."""
 
 import json
 from inspect import signature
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.connector import _PRECISION_INPUT  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import Accelerator
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from rich.console import Console
 
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
@@ -24,38 +26,47 @@ from seeds.classifier import ClassifierTask
 from seeds.distributed import check_process_count, launched_devices, require_one_process
 from seeds.precision import Precision, resolve_precision
 from training.parsers import OneSentenceErrors
-from training.runs.progress import progress_bar
+from training.runs.callbacks import LossGuard, StepSeed, UpdateCount
+from training.runs.checkpoint_files import CheckpointIO, checkpoint_callbacks
+from training.runs.image_panels import ImagePanels
+from training.runs.loggers import ResumableCSVLogger, ResumableWandbLogger
+from training.runs.progress import LogProgress
+from training.runs.provenance_record import RunRecord
 from training.runs.repeated_runs import fit_repeatedly, seed_list
-from training.runs.run_folder import CheckpointFiles, Wandb, run_callbacks, run_loggers
 from training.segmentation_task import SegmentationTask
 
-# imported, so that a YAML may name them without their modules
+# imported, so that a YAML can name them without their modules
 TASKS = (ClassifierTask, AffinityTask, SegmentationTask)
 DATA_MODULES = (VOCDataModule, FolderDataModule, SyntheticDataModule)
 
+Wandb = Literal["disabled", "offline", "online"]
+
 
 class LightningParser(OneSentenceErrors, LightningArgumentParser):
-    """Lightning's parser."""
+    """Lightning's parser, whose errors are one sentence."""
 
     def known_keys(self) -> set[str]:
-        """As of the other parsers (`lr` of `model.init_args.lr`).
+        """Return the last parts of all keys, such as ``lr`` of ``model.init_args.lr``.
 
-        Arguments of classes named in a YAML are not actions of the parser, so those are read off the classes.
+        The parser has no actions for arguments of classes that a YAML names, so the keys include those of the classes.
         """
         parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
         keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
-        named = (BaseTask, *TASKS, *DATA_MODULES, BaseDataModule, Augment)
+        named = (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment)
         return keys.union(*(signature(known).parameters for known in named))
 
 
 class AutoPrecisionTrainer(pl.Trainer):
-    """Lightning's Trainer, whose precision is by default the one that suits the processor.
+    """Lightning's Trainer, whose default precision is the one that suits the processor.
 
     Args:
-        accelerator: Lightning's.
-        precision: Lightning's, or ``auto``: bf16-mixed where the processor computes bfloat16 natively, else 32-true;
-            see `seeds.precision`.
+        accelerator: as of Lightning's Trainer.
+        precision: as of Lightning's Trainer, or ``auto``: bf16-mixed where the processor computes bfloat16 natively,
+            else 32-true; see `seeds.precision`.
         **kwargs: as of Lightning's Trainer.
+
+    Raises:
+        InputError: options that torch does not support, or that would spoil a training unnoticed.
     """
 
     def __init__(
@@ -68,17 +79,28 @@ class AutoPrecisionTrainer(pl.Trainer):
         if precision == "auto":
             precision = resolve_precision("auto", str(accelerator))
         super().__init__(accelerator=accelerator, precision=precision, **kwargs)
+        check_process_count(self.world_size)
+        if kwargs.get("sync_batchnorm") and self.world_size > 1 and self.strategy.root_device.type == "cpu":
+            raise InputError(
+                "sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out, and each process "
+                "normalises by its own batch"
+            )
+        if str(self.precision) in ("16-true", "bf16-true"):
+            raise InputError(
+                f"precision {self.precision} would round weights and images to 16 bits, and the CRF would see wrong "
+                "colours: choose bf16-mixed, auto, or 16-mixed on GPUs"
+            )
 
 
 class TagToMaskCLI(LightningCLI):
-    """Lightning's CLI with the run's folder and its loggers as one line of YAML each.
+    """Lightning's CLI with the folder of the run, its loggers and repeated runs as one option each.
 
-    The names of the classes go from the data to the model, so that they are written once.
+    The classes of the data are linked to the model, so that they are given once.
     """
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The Trainer's methods that are commands, each with the arguments the CLI itself provides."""
+        """Return the Trainer's methods that are commands, each with the arguments that the CLI itself provides."""
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": {"model", "dataloaders", "datamodule"},
@@ -91,7 +113,7 @@ class TagToMaskCLI(LightningCLI):
             "--output",
             type=str,
             default="runs/latest",
-            help="folder of the run: config.yaml, provenance.json (what made it), metrics.csv, best.ckpt (by the "
+            help="folder of the run: config.yaml, provenance.json (what made the run), metrics.csv, best.ckpt (by the "
             "validation's figure), last.ckpt",
         )
         parser.add_argument(
@@ -110,21 +132,21 @@ class TagToMaskCLI(LightningCLI):
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate", compute_fn=list)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the words given and those alone (Lightning's own warns when it is called from Python)."""
+        """Parse the given words only (Lightning warns when it is called from Python)."""
         self.words = cast("list[str]", args)
         self.config = parser.parse_args(self.words)
         command = self.config["subcommand"]
         self.seeds = seed_list(self.config[command]["random_seeds"]) if command == "fit" else []
 
     def _parse_ckpt_path(self) -> None:
-        """The YAML says what the model is; a checkpoint's own account of it is not merged over that."""
+        """Do nothing: the YAML describes the model; a checkpoint's hyperparameters are not merged over it."""
 
     def _set_seed(self) -> None:
         if not self.seeds:
             super()._set_seed()
 
     def instantiate_classes(self) -> None:
-        """Build task, data and trainer; not where several trainings, each in a process of its own, are asked for."""
+        """Create task, data and trainer, except for several trainings, which have their own processes."""
         if not self.seeds:
             super().instantiate_classes()
 
@@ -136,32 +158,39 @@ class TagToMaskCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The Trainer, which keeps the run in the folder `output` unless the YAML's `trainer` says otherwise."""
+        """Return the Trainer, which keeps the run in the folder ``output`` unless options of the Trainer differ."""
         folder, given = Path(self._get(self.config, "output")), self._get(self.config_init, "trainer")
         fits = self.subcommand == "fit" and not given.fast_dev_run
-        own = given.logger if given.logger is not None else fits
-        kwargs["default_root_dir"] = given.default_root_dir or str(folder)
-        kwargs["logger"] = run_loggers(folder, self._get(self.config, "wandb")) if own is True else own
-        kwargs["devices"], kwargs["num_nodes"] = launched_devices(given.devices, given.num_nodes)
-        kwargs["plugins"] = [CheckpointFiles(), *(given.plugins or [])]
-        callbacks = list(given.callbacks or [])
+        logger, wandb = given.logger if given.logger is not None else fits, self._get(self.config, "wandb")
+        if logger is True:
+            logger = [ResumableCSVLogger(folder)]
+            logger += [] if wandb == "disabled" else [ResumableWandbLogger(folder, offline=wandb == "offline")]
+        callbacks: list[Callback] = list(given.callbacks or [])
         if fits:
-            checkpoints = given.enable_checkpointing is not False
-            callbacks += run_callbacks(folder, self.model, self.plain_config(), checkpoints=checkpoints, logs=bool(own))
+            callbacks += [StepSeed(), LossGuard(), RunRecord(folder, self.plain_config()), UpdateCount()]
+            callbacks += [LearningRateMonitor("epoch"), ImagePanels()] if logger else []
+            if given.enable_checkpointing is not False:
+                callbacks += checkpoint_callbacks(folder, str(self.model.task_name))
         else:
             self.save_config_callback = None  # config.yaml is the training's
-        if given.enable_progress_bar is not False:
-            callbacks.append(progress_bar())  # after what is printed before a training starts
+        if given.enable_progress_bar is not False:  # last: after what other callbacks print before a training
+            terminal = Console().is_terminal
+            kwargs["enable_progress_bar"] = terminal
+            callbacks.append(RichProgressBar(leave=False) if terminal else LogProgress())
+        devices, num_nodes = launched_devices(given.devices, given.num_nodes)
+        kwargs |= {
+            "default_root_dir": given.default_root_dir or str(folder), "logger": logger, "callbacks": callbacks,
+            "devices": devices, "num_nodes": num_nodes, "plugins": [CheckpointIO(), *(given.plugins or [])],
+        }  # fmt: skip
         try:
-            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except ValueError as error:  # Lightning's answer to SLURM's tasks that do not match its devices
+            return super().instantiate_trainer(**kwargs)
+        except InputError:
+            raise
+        except ValueError as error:  # of Lightning, where SLURM's tasks do not match its devices
             raise InputError(f"trainer: {error}") from error
-        check_process_count(trainer.world_size)
-        check_trainer(trainer, sync_batchnorm=given.sync_batchnorm)
-        return trainer
 
     def plain_config(self) -> dict[str, Any]:
-        """The whole configuration of the command, in plain JSON values."""
+        """Return the whole configuration of the command, in plain JSON values."""
         command = str(self.subcommand)
         text = self._parser(command).dump(self.config[command], format="json", skip_none=False)
         return dict(json.loads(text))
@@ -172,12 +201,12 @@ class TagToMaskCLI(LightningCLI):
         if (folder / "config.yaml").exists() and not self._get(self.config, "ckpt_path"):
             raise InputError(
                 f"{folder} already holds a run: remove it, name another folder (--output), "
-                f"or go on with it (--ckpt_path last)",
+                f"or resume it (--ckpt_path last)",
             )
         self.before_validate()
 
     def before_validate(self) -> None:
-        """Look at a checkpoint that is given: that it is of this task, and carries no code."""
+        """Check that a given checkpoint is of this task, and carries no code."""
         path = self._get(self.config, "ckpt_path")
         if path and str(path) not in ("last", "best", "hpc", "registry"):
             read_checkpoint(path, str(self.model.task_name))
@@ -185,36 +214,14 @@ class TagToMaskCLI(LightningCLI):
     before_test = before_validate
 
 
-def check_trainer(trainer: pl.Trainer, *, sync_batchnorm: bool) -> None:
-    """Look at what a Trainer is asked to do.
-
-    Args:
-        trainer: Lightning's.
-        sync_batchnorm: whether batch norms are to take their statistics over all processes.
-
-    Raises:
-        InputError: something that torch cannot do, or that would spoil a training silently.
-    """
-    if sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
-        raise InputError(
-            "sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out, and each process "
-            "normalises by its own batch"
-        )
-    if str(trainer.precision) in ("16-true", "bf16-true"):
-        raise InputError(
-            f"precision {trainer.precision} would round weights and images to 16 bits, and the CRF would see wrong "
-            "colours: choose bf16-mixed, auto, or 16-mixed on GPUs"
-        )
-
-
 def run_lightning(words: list[str]) -> None:
-    """Run `fit`, `validate` or `test`.
+    """Run ``fit``, ``validate`` or ``test``.
 
     Args:
-        words: the command line from the command's name on.
+        words: command line from the command's name on.
 
     Raises:
-        InputError: something handed in is unusable; a `UsageError` where the command line or a YAML is.
+        InputError: unusable input; a `UsageError` for a mistake on the command line or in a YAML.
     """
     try:
         TagToMaskCLI(
@@ -225,8 +232,8 @@ def run_lightning(words: list[str]) -> None:
             subclass_mode_data=True,
             parser_class=LightningParser,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},  # before_fit has looked already
-            load_from_checkpoint_support=False,  # the tasks save plain arguments themselves: loaded with weights_only
+            save_config_kwargs={"overwrite": True},  # before_fit has checked already
+            load_from_checkpoint_support=False,  # tasks save plain arguments, which load with weights_only
             parser_kwargs={"prog": "tag2mask"},
             args=words,
         )

@@ -1,6 +1,5 @@
 """Segmentation networks by name: any architecture of segmentation_models_pytorch, or SEC's LargeFOV."""
 
-import difflib
 import inspect
 from typing import Any
 
@@ -9,8 +8,8 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
-from seeds.backbones import FreezableNetwork, block_strides, dilate, freeze_unused_blocks
+from datamodules.errors import InputError, unknown_name
+from seeds.backbones import FreezableNetwork, dilate, measure_encoder
 from seeds.pretrained_weights import load_weights
 from training.largefov import LargeFOV
 
@@ -40,16 +39,14 @@ class SmpNetwork(FreezableNetwork):
         network_args: dict[str, Any],
     ) -> None:
         super().__init__()
-        known = inspect.signature(cls).parameters
         arguments: dict[str, Any] = {**network_args, "encoder_name": encoder, "encoder_weights": None}
         if output_stride is not None:
-            if "encoder_output_stride" not in known:
-                raise InputError(f"{cls.__name__} has no choice of output_stride: leave it out")
             arguments["encoder_output_stride"] = output_stride
-        unknown = [key for key in network_args if key not in known]
-        if unknown and not encoder.startswith("tu-"):  # timm's encoders take arguments that the architecture does not
-            choices = ", ".join(key for key in known if key not in ("kwargs", *arguments))
-            raise InputError(f"{cls.__name__} takes no {unknown[0]!r}; there are {choices}")
+        # SMP ignores unknown arguments; timm's encoders take arguments that the architecture does not
+        known = [key for key in inspect.signature(cls).parameters if key != "kwargs"]
+        foreign = set(arguments) - set(known) - (set(network_args) if encoder.startswith("tu-") else set())
+        if foreign:
+            raise InputError(f"{cls.__name__} takes no {min(foreign)}; there are {', '.join(known)}")
         self.model: Any
         try:
             self.model = cls(classes=num_classes, **arguments)
@@ -68,10 +65,12 @@ class SmpNetwork(FreezableNetwork):
         """Load the weights, and replace SMP's dilated encoder by the published one, dilated here."""
         built = self.model.encoder
         published = get_encoder(name, weights=None, depth=built._depth)  # noqa: SLF001  SMP has no public name for it
+        self.strides, unused = {}, []
         try:
-            strides = block_strides(published)[0]
-        except (AssertionError, AttributeError, RuntimeError):  # transformers of one image size, which have no stages
-            strides = {}
+            strides, unused, *_ = measure_encoder(published)
+            self.strides = {f"model.encoder.{block}": stride for block, stride in strides.items()}
+        except (AssertionError, AttributeError, RuntimeError):
+            published.train()  # transformers of one image size have no stages to freeze
         if name.startswith("tu-"):  # timm's own dilation keeps what weights mean
             load_weights(built, weights, name)
         else:
@@ -80,9 +79,8 @@ class SmpNetwork(FreezableNetwork):
                 dilate(published, built.output_stride)
                 published._output_stride = built._output_stride  # noqa: SLF001
             self.model.encoder = published
-        if strides:
-            freeze_unused_blocks(self.model.encoder)
-        self.strides = {f"model.encoder.{block}": stride for block, stride in strides.items()}
+        for block in unused:
+            self.model.encoder.get_submodule(block).requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class scores (B, K, h, w) of images (B, 3, H, W).
@@ -134,9 +132,7 @@ def build_network(
         network.load_weights(weights)
         return network
     if architecture not in SMP_CLASSES:
-        near = difflib.get_close_matches(architecture, ARCHITECTURES, n=3, cutoff=0.3) or ARCHITECTURES
-        raise InputError(f"there is no architecture {architecture!r}; the nearest are {', '.join(near)}")
+        raise unknown_name("architecture", architecture, ARCHITECTURES)
     if encoder not in encoders and not encoder.startswith("tu-"):
-        near = difflib.get_close_matches(encoder, encoders, n=3, cutoff=0.3) or ["mobilenet_v2", "resnet50", "tu-…"]
-        raise InputError(f"there is no encoder {encoder!r}; the nearest are {', '.join(near)}")
+        raise unknown_name("encoder", encoder, encoders)
     return SmpNetwork(SMP_CLASSES[architecture], num_classes, encoder, output_stride, weights, network_args or {})

@@ -17,10 +17,9 @@ from datamodules.transforms import resize_nearest
 from seeds.cache_job import JobSource, Seed, SeedModule, cue_grid, write_seed_cache
 from seeds.crf import dense_crf
 from seeds.job_options import JobOptions
-from training.grids import resize_maps
-from training.inference import PROBABILITY_FLOOR, TEST_CRF
+from training.inference import PROBABILITY_FLOOR, TEST_CRF, Views, view_scores
+from training.score_maps import resize_maps
 from training.segmentation_task import SegmentationTask
-from training.views import Views, view_scores
 
 __all__ = ["PseudoLabelModule", "pseudo_label"]
 

@@ -1,57 +1,33 @@
-"""A page of images by stages: what each seed cache says of them, one after the other, a network, and the truth."""
+"""`tag2mask seeds show`: a page of images with the maps and cues of seed caches, a prediction and the mask."""
 
-import base64
 import math
-from collections.abc import Iterator, Sequence
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from datamodules.datamodule import TagDataModule, covered
+from datamodules.base_datamodule import covered_samples, datamodule_from_settings
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
 from datamodules.images import read_image
 from datamodules.masks import read_class_mask
-from datamodules.photos import PhotoSet
 from datamodules.progress import track
+from datamodules.sample import Sample
 from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable import UnreadableImages
-from seeds.data import data_settings
 from seeds.evaluation.confusion_matrix import ConfusionMatrix
-from training.drawings import heat_picture
-from training.image_overlays import cue_picture, jpeg, label_picture, shrink
-from training.inference import Trained, data_module, load_trained, predictions
-from training.reports.charts import css_colour
-from training.reports.example_selection import Gallery, Row, Section
+from training.image_overlays import cue_overlay, heat_overlay, label_overlay, shrink
+from training.inference import load_trained, predictions
+from training.reports.example_selection import Example, ExampleSelector
+from training.reports.pages import EmbeddedImage, embed, render
 
 __all__ = ["show_seeds"]
 
-LONGEST = 200  # pixels of a panel's longer side
-JPEG_QUALITY = 82
-STYLE = """main { max-width: 1560px; }
-.steps { display: grid; gap: 16px; }
-.steps .row { display: flex; flex-wrap: wrap; gap: 10px; }
-.steps figure { margin: 0; }
-@media (min-width: 1000px) { .steps .row { flex-wrap: nowrap; } .steps figure { min-width: 0; } }
-.steps img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
-.steps figcaption { color: var(--soft); font-size: 13px; margin-top: 4px; }
-"""
-
-Image = NDArray[np.uint8]
-
-
-class Panel(NamedTuple):
-    """An image uint8 (h, w, 3) and the line under it."""
-
-    image: Image
-    caption: str
+LONGEST = 200  # pixels of an image's longer side on the page
+NOT_READ = np.zeros((0, 0, 3), np.uint8)
 
 
 def show_seeds(
@@ -63,147 +39,104 @@ def show_seeds(
     checkpoint: Path | None = None,
     num_images: int = 24,
 ) -> None:
-    """Write ``index.html``: a row an image, with the first cache's maps, each cache's cues, a prediction, the truth.
+    """Write ``index.html``: for each image the first cache's maps, each cache's cues, a prediction and the mask.
 
-    A third of the images are those of which the last cache is most right, a third those of which it is least, by the
-    mean IoU of its cues over the image's classes; the others are drawn by a fixed seed. Without masks all are.
+    A third of the images have the highest mean IoU of the last cache's cues over the classes in the image, a third the
+    lowest; the others are drawn with a fixed seed. Without masks all are drawn.
 
     Args:
-        caches: seed caches in the order they were made in, each with the IoU of its cues under them.
-        output: folder for the page; made if need be.
-        root: folder of the images and masks; as recorded in the first cache if not given.
-        split: which list of images, all of them in every cache; as recorded if not given.
-        masks: name of the folder of masks; as recorded if not given.
-        checkpoint: a segmentation network's, to show what it predicts of the images; with the dense CRF.
-        num_images: how many to show.
+        caches: Seed caches in the order of their making; the page contains the IoU of each cache's cues.
+        output: Folder for the page; created if necessary.
+        root: Folder of the images and masks. Default: as recorded in the first cache.
+        split: Split of the data set; every cache contains all of its images. Default: as recorded.
+        masks: Name of the folder of masks. Default: as recorded.
+        checkpoint: Checkpoint of a segmentation network; the page contains its predictions after the dense CRF.
+        num_images: Number of images on the page.
 
     Raises:
-        InputError: caches of different classes, images that one of them lacks, or a checkpoint of other
-            classes.
+        InputError: The caches or the checkpoint have different classes, or a cache lacks images.
     """
     if num_images < 1:
         raise InputError(f"num_images {num_images} is not a positive number")
-    opened = [SeedCache(path) for path in caches]
-    settings = data_settings(opened[0].inputs.get("data"), opened[0].classes, root=root, train_split=split, masks=masks)
-    data = TagDataModule(**settings)
-    photos = data.photos(data.hparams["train_split"], labels=False)
-    for cache in opened:
-        photos = covered(cache, photos)
+    opened = {path: SeedCache(path) for path in caches}
+    first, last = opened[caches[0]], opened[caches[-1]]
+    data = datamodule_from_settings(
+        first.inputs.get("data"), classes=list(first.classes), root=root, train_split=split, masks=masks
+    )
+    samples = data.samples(data.hparams["train_split"], tags=False)
+    for cache in opened.values():
+        samples = covered_samples(cache, samples, data.classes)
     trained = None if checkpoint is None else load_trained(checkpoint)
-    if trained is not None and tuple(trained.classes) != photos.classes:
-        raise InputError(f"{checkpoint} knows other classes than the seed caches: {', '.join(trained.classes)}")
-    gallery = Gallery(len(photos), num_images)
-    for row in track(_rows(opened[-1], photos), "choosing images", len(photos)):
-        gallery.offer(row)
-    sections = gallery.sections()
-    chosen = [photos.ids.index(row.name) for section in sections for row in section.rows]
-    seen = {} if trained is None else _predicted(trained, photos.subset(chosen), root)
-    body = "\n".join(_section(section, caches, opened, photos, seen) for section in sections)
+    if trained is not None and tuple(trained.classes) != data.classes:
+        raise InputError(f"{checkpoint} has other classes than the seed caches: {', '.join(trained.classes)}")
+
+    selector = ExampleSelector(len(samples), num_images)
+    for sample in track(samples, "selecting images"):
+        cues = last.cues(sample.id)
+        truth = None if sample.mask is None else read_class_mask(sample.mask, data.mask_lut)
+        selector.offer(Example(sample.id, NOT_READ, cues, truth, cues, _cue_iou(cues, truth, len(data.classes))))
+    sections = selector.sections()
+    by_id = {sample.id: sample for sample in samples}
+    chosen = [example for section in sections for example in section.examples]
+    predicted: dict[str, NDArray[np.uint8]] = {}
+    if trained is not None:
+        loader = data.eval_loader([by_id[each.name] for each in chosen], size=trained.size, originals=True)
+        for each in predictions(trained, loader, crf=True, unreadable=UnreadableImages(1.0)):
+            predicted[each.name] = each.final.numpy().astype(np.uint8)
+    content = render(
+        "seeds.html",
+        names=("background cue", *data.classes),
+        checkpoint=checkpoint,
+        sections=sections,
+        stages={each.name: _stages(by_id[each.name], each.truth, opened, predicted) for each in chosen},
+        facts=[("seed cache", path) for path in caches] + [("checkpoint", checkpoint)] * (trained is not None),
+    )
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "index.html", _page(body, photos.classes, caches).encode())
+    write_atomically(output / "index.html", content.encode())
 
 
-def _rows(cache: SeedCache, photos: PhotoSet) -> Iterator[Row]:
-    """Each image with a cache's cues, and how right they are."""
-    for index, name in enumerate(photos.ids):
-        cues, truth = cache.cues(name), _truth(photos, index)
-        blank = np.zeros((0, 0, 3), np.uint8)  # read when it is shown
-        yield Row(name, blank, cues, truth, cues, None if truth is None else _iou(cues, truth, photos.classes))
+def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.integer] | None, num_classes: int) -> float | None:
+    """Return the mean IoU of an image's cues (h, w) over its classes, positions without a cue taken as background.
 
+    Args:
+        cues: Label map (h, w), 255 = no cue.
+        truth: Mask (H, W), 255 = not scored; None where there is none.
+        num_classes: Number of classes without background.
 
-def _truth(photos: PhotoSet, index: int) -> NDArray[np.uint8] | None:
-    path = photos.masks[index] if photos.masks else None
-    return None if path is None or photos.lut is None else read_class_mask(path, photos.lut)
-
-
-def _iou(cues: NDArray[np.integer], truth: NDArray[np.integer], classes: Sequence[str]) -> float | None:
-    """Mean IoU of an image's cues over its classes; cells without a cue count as background."""
-    labels = resize_nearest(np.where(cues == NO_CUE, 0, cues).astype(np.uint8), *truth.shape).astype(np.int64)
-    confusion = ConfusionMatrix(len(classes) + 1)
-    confusion.update(torch.from_numpy(labels), torch.from_numpy(truth.astype(np.int64)))
+    Returns:
+        Mean IoU; None where no pixel is scored.
+    """
+    if truth is None:
+        return None
+    labels = resize_nearest(np.where(cues == NO_CUE, 0, cues).astype(np.uint8), *truth.shape)
+    confusion = ConfusionMatrix(num_classes + 1)
+    confusion.update(labels, truth)
     miou = confusion.miou()
     return None if math.isnan(miou) else miou
 
 
-def _predicted(trained: Trained, photos: PhotoSet, root: str | None) -> dict[str, NDArray[np.uint8]]:
-    """What the network predicts of images, by their ids: label maps (H, W)."""
-    hp = data_module(trained, root=root).hparams
-    stream = predictions(
-        trained, photos, size=hp["eval_size"], batch_size=hp["batch_size"], num_workers=hp["num_workers"], crf=True,
-        unreadable=UnreadableImages(1.0),
-    )  # fmt: skip
-    return {each.name: each.final.numpy().astype(np.uint8) for each in stream}
-
-
-def _section(
-    section: Section,
-    paths: Sequence[Path],
-    caches: Sequence[SeedCache],
-    photos: PhotoSet,
-    seen: dict[str, NDArray[np.uint8]],
-) -> str:
-    rows = "\n".join(_row(row, paths, caches, photos, seen.get(row.name)) for row in section.rows)
-    return (
-        f"<section>\n<h2>{escape(section.title)}</h2>\n<p class=note>{escape(section.about)}</p>\n"
-        f"<div class=steps>\n{rows}\n</div>\n</section>"
-    )
-
-
-def _row(
-    row: Row,
-    paths: Sequence[Path],
-    caches: Sequence[SeedCache],
-    photos: PhotoSet,
-    prediction: NDArray[np.uint8] | None,
-) -> str:
-    image = shrink(read_image(photos.images[photos.ids.index(row.name)]), LONGEST)
-    panels = [Panel(image, row.name), *_heats(image, caches[0], row.name)]
-    for path, cache in zip(paths, caches, strict=True):
-        cues = cache.cues(row.name)
-        iou = None if row.truth is None else _iou(cues, row.truth, photos.classes)
-        panels.append(Panel(cue_picture(image, cues), path.name + _said(iou)))
-    for labels, caption in ((prediction, "prediction"), (row.truth, "truth")):
+def _stages(
+    sample: Sample,
+    truth: NDArray[np.integer] | None,
+    caches: dict[Path, SeedCache],
+    predicted: dict[str, NDArray[np.uint8]],
+) -> list[EmbeddedImage]:
+    """Return one image's row of the page: the image, maps, cues of each cache, prediction, mask."""
+    image = shrink(read_image(sample.image), LONGEST)
+    shape = (image.shape[0], image.shape[1])
+    shown = [embed(image, sample.id)]
+    first = next(iter(caches.values()))
+    classes, maps = first.maps(sample.id)
+    if len(maps):
+        resized = functional.interpolate(torch.from_numpy(maps.astype(np.float32))[None], shape, mode="bilinear")[0]
+        for index, cam in zip(classes, resized.numpy(), strict=True):
+            shown.append(embed(heat_overlay(image, cam), f"map of {first.classes[index]}"))
+    for path, cache in caches.items():
+        cues = cache.cues(sample.id)
+        iou = _cue_iou(cues, truth, len(cache.classes))
+        caption = path.name if iou is None else f"{path.name}, IoU {100 * iou:.0f} %"
+        shown.append(embed(cue_overlay(image, cues), caption))
+    for labels, caption in ((predicted.get(sample.id), "prediction"), (truth, "truth")):
         if labels is not None:
-            panels.append(Panel(label_picture(image, resize_nearest(labels, *image.shape[:2])), caption))
-    return f"<article><div class=row>{''.join(map(_figure, panels))}</div></article>"
-
-
-def _heats(image: Image, cache: SeedCache, name: str) -> Iterator[Panel]:
-    """The maps of a cache over the image, a panel a class."""
-    classes, maps = cache.maps(name)
-    if not len(maps):
-        return
-    large = functional.interpolate(torch.from_numpy(maps.astype(np.float32))[None], image.shape[:2], mode="bilinear")[0]
-    for index, heat in zip(classes, large.numpy(), strict=True):
-        yield Panel(heat_picture(image, heat), f"map of {cache.classes[index]}")
-
-
-def _said(iou: float | None) -> str:
-    return "" if iou is None else f", IoU {100 * iou:.0f}"
-
-
-def _figure(panel: Panel) -> str:
-    source = base64.b64encode(jpeg(panel.image, quality=JPEG_QUALITY)).decode("ascii")
-    height, width = panel.image.shape[:2]
-    caption = escape(panel.caption, quote=True)
-    return (
-        f"<figure><img src='data:image/jpeg;base64,{source}' width={width} height={height} loading=lazy "
-        f"alt='{caption}'><figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _page(body: str, classes: Sequence[str], caches: Sequence[Path]) -> str:
-    style = files("training.reports").joinpath("report.css").read_text(encoding="utf-8")
-    chips = "".join(
-        f"<span class=chip><i style='background:{css_colour(index)}'></i>{escape(name)}</span>"
-        for index, name in enumerate(("background cue", *classes))
-    )
-    made = "".join(f"<div><dt>cache</dt><dd>{escape(str(path))}</dd></div>" for path in caches)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>tag2mask: stages</title>\n<style>\n{style}{STYLE}'
-        "</style>\n</head>\n<body>\n<main>\n<header>\n<p class=brand>tag2mask</p>\n<h1>What each stage says</h1>\n"
-        f"<div class=chips>{chips}</div>\n</header>\n{body}\n<footer><dl>{made}</dl></footer>\n"
-        "</main>\n</body>\n</html>\n"
-    )
+            shown.append(embed(label_overlay(image, resize_nearest(labels.astype(np.uint8), *shape)), caption))
+    return shown

@@ -11,7 +11,7 @@ from datamodules.errors import InputError
 from seeds.activation_layout import MAP_DIMS
 from seeds.activations import forward_hooks
 from seeds.affinity.pair_affinities import IGNORE, affinities, affinity_loss
-from seeds.backbones import BLANK_SIZE, FULL_DEPTH, Backbone, build_backbone
+from seeds.backbones import BLANK_SIZE, FULL_DEPTH, Backbone, FreezableNetwork, build_backbone
 from seeds.base_task import BaseTask
 
 STRIDE = 4  # pixels between positions of the boundary map, as in irn
@@ -19,7 +19,7 @@ WIDTH = 32  # irn's channels of a stage
 GROUPS = 4  # irn's groups of the group normalisation
 
 
-class BoundaryNetwork(nn.Module):
+class BoundaryNetwork(FreezableNetwork):
     """Boundary scores from the maps at the end of each stage of a frozen backbone (irn's ``net``).
 
     Attributes:
@@ -32,11 +32,11 @@ class BoundaryNetwork(nn.Module):
     def __init__(self, features: Backbone) -> None:
         super().__init__()
         self.features = features.requires_grad_(False)
+        self._frozen = ["features"]
         last = {stride: name for name, stride in features.strides.items()}
         self.stages = [name for stride, name in sorted(last.items()) if stride >= STRIDE] or list(features.strides)[-1:]
-        features.eval()
-        with torch.no_grad():
-            maps = self._stage_maps(torch.zeros(1, 3, BLANK_SIZE, BLANK_SIZE))
+        self.train()
+        maps = self._stage_maps(torch.zeros(1, 3, BLANK_SIZE, BLANK_SIZE))
         if any(each.dim() != MAP_DIMS for each in maps):
             raise InputError("a boundary network needs a backbone of convolutions, whose stages give maps")
         self.looks = nn.ModuleList(
@@ -44,27 +44,20 @@ class BoundaryNetwork(nn.Module):
             for each in maps
         )
         self.head = nn.Conv2d(WIDTH * len(self.stages), 1, 1)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "BoundaryNetwork":
-        """Set the mode as ``nn.Module.train`` does, but keep the backbone in eval mode."""
-        super().train(mode)
-        self.features.eval()
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Return boundary scores before the sigmoid, float32 (B, h, w) at stride 4, of images (B, 3, H, W)."""
-        with torch.no_grad():
-            maps = self._stage_maps(images)
         grid = tuple(-(-side // STRIDE) for side in images.shape[-2:])
         resized = [
             functional.interpolate(look(each), grid, mode="bilinear")
-            for look, each in zip(self.looks, maps, strict=True)
+            for look, each in zip(self.looks, self._stage_maps(images), strict=True)
         ]
         scores: Tensor = self.head(torch.cat(resized, dim=1))
         return scores[:, 0].float()
 
+    @torch.no_grad()
     def _stage_maps(self, images: Tensor) -> list[Tensor]:
+        """Return the map (B, K, h, w) at the end of each stage."""
         names = {self.features.get_submodule(name): name for name in self.stages}
         maps: dict[str, Tensor] = {}
         with forward_hooks(names, lambda block, _inputs, output: maps.__setitem__(names[block], output)):

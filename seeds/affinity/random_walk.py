@@ -16,7 +16,8 @@ Array = np.ndarray[Any, Any]
 def random_walk(maps: Floats, boundary: Floats, *, radius: int = 5, beta: float = 10.0, steps: int = 256) -> Floats:
     """Spread the values of maps to near positions by a random walk that rarely crosses a boundary.
 
-    irn squares the matrix of transitions eight times; here a step is taken ``steps`` = 2^8 times, with the same result
+    A step replaces each value by the mean of the position and its neighbours, weighted by affinity^beta. irn squares
+    the matrix of these weights eight times; here a step is taken ``steps`` = 2^8 times, with the same result
     and without a matrix of all positions by all positions.
 
     Args:
@@ -29,36 +30,21 @@ def random_walk(maps: Floats, boundary: Floats, *, radius: int = 5, beta: float 
     Returns:
         float32 (k, h, w).
     """
-    shares, own = transitions(boundary, radius=radius, beta=beta)
-    side = radius - 1
-    offsets = np.array(pair_offsets(radius), np.int64)
-    values = np.pad((maps * (1 - boundary)).astype(np.float32), ((0, 0), (side, side), (side, side)))
-    walk(values, np.zeros_like(values), shares, own, np.concatenate([offsets, -offsets]), side, steps)
-    return np.ascontiguousarray(values[:, side : side + boundary.shape[0], side : side + boundary.shape[1]])
-
-
-def transitions(boundary: Floats, *, radius: int, beta: float) -> tuple[Floats, Floats]:
-    """Compute a step of the walk: the mean of a position and its neighbours, weighted by affinity^beta.
-
-    Args:
-        boundary: (h, w), 0..1.
-        radius: neighbours are nearer than this.
-        beta: exponent of the affinities; the affinity of a position with itself is 1.
-
-    Returns:
-        The neighbours' shares (h, 2 P, w), at the P offsets of :func:`pair_offsets` and then at the opposite ones, and
-        each position's own share (h, w); at every position they sum to 1.
-    """
     h, w = boundary.shape
+    offsets, side = np.array(pair_offsets(radius), np.int64), radius - 1
     ahead = affinities(torch.from_numpy(boundary.astype(np.float32))[None], radius)[0].numpy() ** beta  # (P, h, w)
-    behind = np.zeros_like(ahead)
-    for offset, (down, right) in enumerate(pair_offsets(radius)):
+    behind = np.zeros_like(ahead)  # the same at the position where the offset ends
+    for offset, (down, right) in enumerate(offsets):
         if down < h and abs(right) < w:  # otherwise the offset ends outside the map everywhere
             left, end = max(0, -right), w - max(0, right)
             behind[offset, down:, left + right : end + right] = ahead[offset, : h - down, left:end]
-    both = np.concatenate([ahead, behind]).transpose(1, 0, 2)
-    own = 1 / (1 + both.sum(axis=1))
-    return np.ascontiguousarray(both * own[:, None], dtype=np.float32), own.astype(np.float32)
+    both = np.concatenate([ahead, behind]).transpose(1, 0, 2)  # (h, 2 P, w)
+    own = 1 / (1 + both.sum(axis=1))  # a position's affinity with itself is 1
+    shares = np.ascontiguousarray(both * own[:, None], dtype=np.float32)
+    values = np.pad((maps * (1 - boundary)).astype(np.float32), ((0, 0), (side, side), (side, side)))
+    neighbours = np.concatenate([offsets, -offsets])
+    walk(values, np.zeros_like(values), shares, own.astype(np.float32), neighbours, side, steps)
+    return np.ascontiguousarray(values[:, side : side + h, side : side + w])
 
 
 @compiled

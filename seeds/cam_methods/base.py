@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seeds.activations import Model, check_images, gradient, record_activations, run_model
-from seeds.cam_methods.targets import Target, TargetScores, check_target, select_scores
+from seeds.activations import Model, gradient, record_activations, run_model
+from seeds.cam_methods.targets import Target, TargetScores, select_scores
 from seeds.default_layer import default_layer
 
 BATCHED_FROM = 4  # groups that share a backward pass: the weights of a large head are then read once for all of them
@@ -19,18 +19,15 @@ MAX_GRADIENT_NUMBERS = 2**25  # numbers in all gradients that are held at once (
 class LayerMethod:
     """A method that makes maps (B, C, h, w) at one layer. A subclass implements :meth:`combine` or :meth:`maps`."""
 
-    def __init__(
-        self, model: Model, layer: str | nn.Module | None = None, *, grid: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, model: Model, layer: str | nn.Module | None = None) -> None:
         """Bind a model to a layer.
 
         Args:
             model: takes images (B, 3, H, W); ``functools.partial`` of the model if it takes more inputs.
             layer: a submodule's name or the submodule; its output is a map (B, K, h, w), (B, h, w, K) or tokens
                 (B, N, K). None for :func:`seeds.default_layer.default_layer`.
-            grid: height and width of the map, if the output's shape does not determine them.
         """
-        self.model, self.layer, self.grid = model, layer, grid
+        self.model, self.layer = model, layer
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
         """Return maps float32 (B, C, h, w) on the layer's grid, not normalised, 0 where no score is selected.
@@ -45,11 +42,9 @@ class LayerMethod:
             InputError: no such layer, a layer that gives no map or on which no score depends, a wrong shape, an
                 index out of range, a function that does not return one number an image.
         """
-        check_images(images)
-        check_target(targets, len(images))
         if self.layer is None:
             self.layer = default_layer(self.model, images[:1])
-        with record_activations(self.model, [self.layer], self.grid) as activations:
+        with record_activations(self.model, [self.layer]) as activations:
             with self.forward_context():
                 output = run_model(self.model, images)
             name = self.layer if isinstance(self.layer, str) else type(self.layer).__name__

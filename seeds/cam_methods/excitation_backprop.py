@@ -17,14 +17,16 @@ from torch.overrides import TorchFunctionMode
 from datamodules.errors import InputError
 from seeds.activation_layout import MAP_DIMS
 from seeds.cam_methods.base import LayerMethod, score_gradients
-from seeds.cam_methods.input_gradients import RECTIFIERS
-from seeds.cam_methods.targets import Target, TargetScores
+from seeds.cam_methods.input_gradients import RECTIFIERS, replace_values
+from seeds.cam_methods.linear_head import single_parent
+from seeds.cam_methods.targets import TargetScores
 
 WEIGHTED = {"linear", "conv2d"}
 AVERAGING = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
 ADDING = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 MULTIPLYING = {"mul", "mul_", "__mul__", "__imul__", "__rmul__", "div", "div_", "__truediv__"}
 MONOTONE = {function.__name__ for function in RECTIFIERS} | {"hardtanh", "sigmoid", "hardsigmoid", "tanh"}
+WITH_RULE = WEIGHTED | AVERAGING | ADDING | MULTIPLYING | MONOTONE | {"batch_norm"}
 # functions that move values without changing them; a maximum's own derivative leads to the winner
 MOVING = {
     "flatten", "view", "reshape", "permute", "transpose", "contiguous", "clone", "cat", "concat", "unsqueeze",
@@ -42,27 +44,22 @@ class MWP(LayerMethod):
 
     contrastive = False
 
-    def __call__(self, images: Tensor, targets: Target) -> Tensor:
-        """Return the maps, as :class:`seeds.cam_methods.base.LayerMethod`.
-
-        Raises:
-            InputError: also for a target that is a function, and for a network with a layer that has no rule.
-        """
-        if not isinstance(targets, Tensor):
-            raise InputError("MWP explains class scores: give labels or class indices, not a function")
-        return super().__call__(images, targets)
-
     def forward_context(self) -> AbstractContextManager[Any]:
         """Return the context in which derivatives are shares of probability."""
         return _Excitation()
 
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
-        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.maps`."""
-        if self.contrastive and targets.output is not None:
+        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.maps`.
+
+        Raises:
+            InputError: also for a target that is a function, and for scores that no linear layer gives (c-MWP).
+        """
+        if targets.output is None:
+            raise InputError("MWP explains class scores: give labels or class indices, not a function")
+        if self.contrastive:
             node: Any = targets.output.grad_fn
-            while node is not None and not getattr(node, "weighted", False):
-                parents = [parent for parent, _ in node.next_functions if parent is not None]
-                node = parents[0] if len(parents) == 1 else None
+            while node is not None and getattr(node, "weight", None) is None:
+                node = single_parent(node)
             if node is None:
                 raise InputError("c-MWP needs class scores that come from one linear layer or convolution")
             node.contrast = True
@@ -94,129 +91,66 @@ class _Excitation(TorchFunctionMode):
         Raises:
             InputError: there is no rule for it.
         """
-        named = dict(kwargs or {})
+        named, name = dict(kwargs or {}), func.__name__
         value = args[0] if args else named.pop("input", None)
-        rest, name = args[1:], func.__name__
-        if not _needs_gradient(value) and not any(_needs_gradient(other) for other in rest):
-            return func(*args, **(kwargs or {}))
+        rest = args[1:]
+        inputs = [each for each in (value, *rest[:1]) if isinstance(each, Tensor) and each.requires_grad]
+        if name not in WITH_RULE or not inputs:
+            output = func(*args, **(kwargs or {}))
+            if inputs and isinstance(output, Tensor) and output.requires_grad and name not in MOVING:
+                raise InputError(
+                    f"excitation backpropagation has no rule for {name}: it is for networks of convolutions, "
+                    "linear layers, ReLUs and pooling"
+                )
+            return output
+        with torch.no_grad():  # functions that work in place get a copy
+            output = func(value.clone() if isinstance(value, Tensor) else value, *rest, **named)
         if name in WEIGHTED:
-            weight = rest[0] if rest else named["weight"]
-            settings = {key: setting for key, setting in named.items() if key not in ("weight", "bias")}
-            output = _compute(func, value, rest, named)
-            # the bias excites nothing
-            return _Share.apply(value, weight, output, lambda x, w: func(x, w, None, *rest[2:], **settings))
-        if name == "batch_norm":
-            return _batch_norm(func, value, rest, named)
+            weight = rest[0] if rest else named.pop("weight")
+            named.pop("bias", None)  # it excites nothing
+            return _Share.apply(output, lambda x, w: func(x, w, None, *rest[2:], **named), weight, value)
         if name in AVERAGING:
-            output = _compute(func, value, rest, named)
-            return _Share.apply(value, None, output, lambda x, _weight: func(x, *rest, **named))
-        if name in ADDING or name in MULTIPLYING:
-            return _combine(func, value, rest[0], adding=name in ADDING)
-        if name in MONOTONE:
-            named.pop("inplace", None)
-            return _Pass.apply(value, _compute(func, value.clone(), rest, named))
-        output = func(*args, **(kwargs or {}))
-        if isinstance(output, Tensor) and output.requires_grad and name not in MOVING:
-            raise InputError(
-                f"excitation backpropagation has no rule for {name}: it is for networks of convolutions, "
-                "linear layers, ReLUs and pooling"
-            )
-        return output
-
-
-def _needs_gradient(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_needs_gradient(each) for each in value)
-    return isinstance(value, Tensor) and value.requires_grad
-
-
-@torch.no_grad()
-def _compute(func: Callable[..., Tensor], value: Tensor, rest: Sequence[Any], named: dict[str, Any]) -> Tensor:
-    return func(value, *rest, **named)
-
-
-def _batch_norm(func: Callable[..., Tensor], value: Tensor, rest: Sequence[Any], named: dict[str, Any]) -> Any:
-    """Compute a batch norm: as part of the convolution before it, or else as a function of each number."""
-    output, node = _compute(func, value, rest, named), value.grad_fn
-    if not getattr(node, "weighted", False) or output.dim() != MAP_DIMS:
-        return _Pass.apply(value, output)
-    source, weight = node.saved_tensors  # type: ignore[union-attr]
-    zero, one = (torch.full((1, value.shape[1], 1, 1), number, device=value.device) for number in (0.0, 1.0))
-    factor = (_compute(func, one, rest, named) - _compute(func, zero, rest, named)).view(-1, 1, 1, 1)  # of each channel
-    return _Share.apply(source, weight * factor, output, node.spread)  # type: ignore[union-attr]
-
-
-def _combine(func: Callable[..., Tensor], one: Any, other: Any, *, adding: bool) -> Any:
-    """Compute a sum, shared by the summands' excitations, or a product, whose probability the gated factor gets."""
-    output = _compute(func, one.clone() if isinstance(one, Tensor) else one, (other,), {})
-    both = _needs_gradient(one) and _needs_gradient(other)
-    if adding and both and one.shape == other.shape:
-        return _Split.apply(one, other, output)
-    main = one if _needs_gradient(one) and not (both and other.numel() > one.numel()) else other
-    if main.shape != output.shape or (adding and both):
-        raise InputError("excitation backpropagation has no rule for sums of different shapes")
-    return _Pass.apply(main, output)
+            return _Share.apply(output, lambda x, _weight: func(x, *rest, **named), None, value)
+        if name in ADDING and len(inputs) == 2 and inputs[0].shape == inputs[1].shape:
+            return _Share.apply(output, lambda x, y, _weight: x + y, None, *inputs)
+        node: Any = value.grad_fn if name == "batch_norm" else None
+        if getattr(node, "weight", None) is not None and output.dim() == MAP_DIMS:  # a part of the convolution before
+            with torch.no_grad():
+                one = torch.ones(1, value.shape[1], 1, 1, device=value.device)
+                factor = func(one, *rest, **named) - func(torch.zeros_like(one), *rest, **named)
+            (source,) = node.saved_tensors
+            return _Share.apply(output, node.spread, node.weight * factor.view(-1, 1, 1, 1), source)
+        main = max(inputs, key=Tensor.numel)  # of a product, the factor that the other one scales
+        if main.shape != output.shape or (name in ADDING and len(inputs) == 2):
+            raise InputError("excitation backpropagation has no rule for sums and products of different shapes")
+        return replace_values(main, output)
 
 
 class _Share(torch.autograd.Function):
-    """A function that is linear in its input; with the weights' positive part, it shares a unit's probability."""
+    """A function that is linear in its inputs; with the weights' positive part, it shares a unit's probability."""
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, weight: Tensor | None, output: Tensor, spread: Callable[..., Tensor]
+        ctx: Any, output: Tensor, spread: Callable[..., Tensor], weight: Tensor | None, *values: Tensor
     ) -> Tensor:
-        """Return the output computed before; ``spread(value, weight)`` is the function without its bias."""
-        ctx.save_for_backward(value, weight)
-        ctx.spread, ctx.weighted, ctx.contrast = spread, weight is not None, False
+        """Return the output computed before; ``spread(*values, weight)`` is the function without its bias."""
+        ctx.save_for_backward(*values)
+        ctx.spread, ctx.weight, ctx.contrast = spread, weight, False
         return output.clone()
 
     @staticmethod
-    def backward(ctx: Any, *probabilities: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the shares, in the input's shape."""
-        value, weight = ctx.saved_tensors
+    def backward(ctx: Any, *probabilities: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the shares, in the inputs' shapes."""
 
-        def shares(positive: Tensor | None) -> Tensor:
+        def shares(weight: Tensor | None) -> list[Tensor]:
             with torch.enable_grad():
-                excitation = value.detach().clamp(min=0).requires_grad_()
-                total = ctx.spread(excitation, positive)
+                excitations = [value.detach().clamp(min=0).requires_grad_() for value in ctx.saved_tensors]
+                total = ctx.spread(*excitations, weight)
                 part = torch.where(total > 0, probabilities[0].to(total.dtype) / total, 0).detach()
-                (back,) = torch.autograd.grad(total, excitation, part)
-            found: Tensor = (excitation.detach() * back).to(value.dtype)
-            return found
+                gradients = torch.autograd.grad(total, excitations, part)
+            return [(x.detach() * slope).to(x.dtype) for x, slope in zip(excitations, gradients, strict=True)]
 
-        total = shares(None if weight is None else weight.clamp(min=0))
+        found = shares(None if ctx.weight is None else ctx.weight.clamp(min=0))
         if ctx.contrast:
-            total = total - shares(weight.neg().clamp_(min=0))
-        return total, None, None, None
-
-
-class _Split(torch.autograd.Function):
-    """A sum of two: their positive parts share the probability, evenly if both are 0."""
-
-    @staticmethod
-    def forward(ctx: Any, one: Tensor, other: Tensor, output: Tensor) -> Tensor:
-        """Return the sum computed before."""
-        ctx.save_for_backward(one, other)
-        return output.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *probabilities: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return both shares."""
-        one, other = (summand.clamp(min=0) for summand in ctx.saved_tensors)
-        total = one + other
-        share = torch.where(total > 0, one / total, 0.5) * probabilities[0]
-        return share, probabilities[0] - share, None
-
-
-class _Pass(torch.autograd.Function):
-    """A function of each number by itself: the probability passes unchanged."""
-
-    @staticmethod
-    def forward(_ctx: Any, _value: Tensor, output: Tensor) -> Tensor:
-        """Return the output computed before."""
-        return output.clone()
-
-    @staticmethod
-    def backward(_ctx: Any, *probabilities: Tensor) -> tuple[Tensor, None]:
-        """Return the same probability."""
-        return probabilities[0], None
+            found = [one - other for one, other in zip(found, shares(ctx.weight.neg().clamp_(min=0)), strict=True)]
+        return None, None, None, *found

@@ -1,7 +1,7 @@
 """Methods with maps at the image's resolution: gradients of the input, plain or through changed ReLUs."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from seeds.activations import Model, check_images, gradient, record_activations, run_model
-from seeds.cam_methods.targets import Target, check_target, select_scores
+from seeds.activations import Model, record_activations, run_model
+from seeds.cam_methods.base import LayerMethod, score_gradients
+from seeds.cam_methods.targets import Target, select_scores
 from seeds.gradcam import GradCAM
 
 RECTIFIERS = (
@@ -19,39 +20,28 @@ RECTIFIERS = (
 )  # fmt: skip
 
 
-class InputGradient:
+class InputGradient(LayerMethod):
     """The gradient of a score with respect to the image (B, C, 3, H, W), signed; see :func:`heat` for maps.
 
     Without a rule for the ReLUs it is the gradient saliency of Simonyan et al. (2013). Each group of scores takes one
-    backward pass through the whole network.
+    backward pass through the whole network. The layer is not used.
     """
 
     rule: Literal["plain", "guided", "deconvolution"] = "plain"
 
-    def __init__(self, model: Model, layer: str | nn.Module | None = None) -> None:
-        """Bind a model.
-
-        Args:
-            model: takes images (B, 3, H, W); ``functools.partial`` of the model if it takes more inputs.
-            layer: not used; all methods have the same signature.
-        """
-        self.model, self.layer = model, layer
-
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
         """Return gradients float32 (B, C, 3, H, W), 0 where no score is selected; as :class:`GradCAM` otherwise."""
-        check_images(images)
-        check_target(targets, len(images))
-        rule = nullcontext() if self.rule == "plain" else _RectifierRule(self.rule)
-        with record_activations(self.model, []), rule:
+        with record_activations(self.model, []), self.forward_context():
             leaf = images.detach().clone().requires_grad_()
-            selected = select_scores(run_model(self.model, leaf), targets, len(images))
-            maps = torch.zeros(*selected.selected.shape, *images.shape[1:], device=images.device)
-            groups = selected.groups()
-            for g, (image, column) in enumerate(groups, start=1):
-                total = selected.scores[image, column].float().sum()
-                gradients = gradient(total, leaf, "'' (the image)", keep_graph=g < len(groups))
-                maps[image, column] = gradients.detach().float()[image]
+            scores = select_scores(run_model(self.model, leaf), targets, len(images))
+        maps = torch.zeros(*scores.selected.shape, *images.shape[1:], device=images.device)
+        for image, column, gradients in score_gradients(scores, leaf, "'' (the image)", batched=False):
+            maps[image, column] = gradients[image]
         return maps
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Return the context in which ReLUs have other derivatives."""
+        return nullcontext() if self.rule == "plain" else _RectifierRule(self.rule)
 
 
 class GuidedBackprop(InputGradient):
@@ -74,11 +64,9 @@ class GuidedGradCAM:
 
     pixel_method: type[InputGradient] = GuidedBackprop
 
-    def __init__(
-        self, model: Model, layer: str | nn.Module | None = None, *, grid: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, model: Model, layer: str | nn.Module | None = None) -> None:
         """Bind a model to the layer of the Grad-CAM maps; arguments as for :class:`seeds.gradcam.GradCAM`."""
-        self.gradcam = GradCAM(model, layer, grid=grid)
+        self.gradcam = GradCAM(model, layer)
         self.gradients = self.pixel_method(model)
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
@@ -122,23 +110,14 @@ class _RectifierRule(TorchFunctionMode):
         if not (func in RECTIFIERS or is_relu6) or not (isinstance(value, Tensor) and value.requires_grad):
             return func(*args, **named)
         named.pop("inplace", None)
-        in_place = func in (torch.relu_, Tensor.relu_)
+        func = functional.relu if func in (torch.relu_, Tensor.relu_) else func
+        output = func(*args, **named)
         if self.rule == "deconvolution":
-            return _PassPositive.apply(value, functional.relu if in_place else func, args[1:], named)
-        output = functional.relu(value) if in_place else func(*args, **named)
+            output = replace_values(value, output)
         output.register_hook(lambda gradients: gradients.clamp(min=0))
         return output
 
 
-class _PassPositive(torch.autograd.Function):
-    """Any function; the backward pass is a ReLU of the incoming gradient."""
-
-    @staticmethod
-    def forward(_ctx: Any, value: Tensor, func: Callable[..., Tensor], rest: tuple[Any, ...], named: Any) -> Tensor:
-        """Compute the function."""
-        return func(value, *rest, **named)
-
-    @staticmethod
-    def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the positive part of the incoming gradient."""
-        return gradients[0].clamp(min=0), None, None, None
+def replace_values(value: Tensor, output: Tensor) -> Tensor:
+    """Return the values of ``output`` with the derivative of ``value``: as if the function between them were linear."""
+    return output.detach() + (value - value.detach()).to(output.dtype)  # the second term is 0

@@ -28,22 +28,22 @@ def linear_head(scores: Tensor, activation: Tensor) -> Tensor | None:
     weight = getattr(product, "_saved_mat2", None)  # (K, C)
     if weight is None or getattr(product, "_saved_alpha", 1) != 1:
         return None
-    node = _skip(_only_parent(product), AFTER_POOLING)
+    node = _skip(single_parent(product), AFTER_POOLING)
     if node is not None and node.name() == "AsStridedBackward1":  # pooling of channels_last: (B, K, 1, 1) in its order
         size, stride = node._saved_size, node._saved_stride  # noqa: SLF001
         if len(size) == 4 and tuple(size[2:]) == (1, 1) and tuple(stride[:2]) == (size[1], 1):
-            node = _only_parent(node)
+            node = single_parent(node)
     if node is None or node.name() != "MeanBackward1":
         return None
     dims = {dim - 2**64 if dim >= 2**63 else dim for dim in getattr(node, "_saved_dim", None) or ()}
     if {dim % 4 for dim in dims} != SPATIAL or len(weight) != activation.shape[1]:
         return None
-    source = _skip(_only_parent(node), BEFORE_POOLING)
+    source = _skip(single_parent(node), BEFORE_POOLING)
     is_here = source is not None and (source is activation.grad_fn or getattr(source, "variable", None) is activation)
     return weight.detach().t() if is_here else None
 
 
-def _only_parent(node: Any) -> Any:
+def single_parent(node: Any) -> Any:
     """Return the node that a node's input comes from; None if there are several."""
     parents = [parent for parent, _ in node.next_functions if parent is not None]
     return parents[0] if len(parents) == 1 else None
@@ -52,5 +52,5 @@ def _only_parent(node: Any) -> Any:
 def _skip(node: Any, names: set[str]) -> Any:
     """Return the first node at or above ``node`` whose name is not among ``names``."""
     while node is not None and node.name() in names:
-        node = _only_parent(node)
+        node = single_parent(node)
     return node

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from seeds.activations import Model, check_images, run_model
+from seeds.activations import Model, run_model
 
 Target = Tensor | Callable[[Any], Tensor]
 """Labels (B, C), not 0 for the classes to explain; or one class index an image, int64 (B,); or a function of the
@@ -50,39 +50,23 @@ def label_scores(scores: Tensor, labels: Tensor) -> TargetScores:
     return TargetScores(scores, labels.to(scores.device) != 0, classes, scores)
 
 
-def check_target(target: Target, count: int) -> None:
-    """Check a target before the network runs.
+def select_scores(output: Any, target: Target, count: int) -> TargetScores:
+    """Select the scores that a target names in a network's output.
+
+    Args:
+        output: the network's output for the images; scores (B, C) for labels and class indices.
+        target: as :data:`Target`.
+        count: number of images, B.
 
     Raises:
-        InputError: a tensor that is neither labels nor class indices of ``count`` images, or another type.
+        InputError: an output that is no scores, labels of another shape, an index out of range, or a function that
+            does not return one number an image.
     """
     if not isinstance(target, Tensor):
         if not callable(target):
             raise InputError(
                 f"a target is labels (B, C), class indices (B,) or a function, not a {type(target).__name__}"
             )
-        return
-    is_indices = target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
-    if not (is_indices or target.dim() == 2) or len(target) != count:
-        raise InputError(
-            f"labels must have shape ({count}, C), a row an image, or be {count} integer class indices, "
-            f"not {tuple(target.shape)} of {target.dtype}"
-        )
-
-
-def select_scores(output: Any, target: Target, count: int) -> TargetScores:
-    """Select the scores that a target names in a network's output.
-
-    Args:
-        output: the network's output for the images; scores (B, C) for labels and class indices.
-        target: as :data:`Target`, checked by :func:`check_target`.
-        count: number of images, B.
-
-    Raises:
-        InputError: an output that is no scores, labels of another number of classes, an index out of range, or a
-            function that does not return one number an image.
-    """
-    if not isinstance(target, Tensor):
         value = target(output)
         if not isinstance(value, Tensor) or value.shape not in ((count,), (count, 1)):
             shape = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -91,18 +75,23 @@ def select_scores(output: Any, target: Target, count: int) -> TargetScores:
             raise InputError(f"a target must give real numbers, not {value.dtype}")
         scores = value.reshape(count, 1)
         return TargetScores(scores, torch.ones_like(scores, dtype=torch.bool), None, None)
-    what = f"labels of shape {tuple(target.shape)}" if target.dim() > 1 else "class indices"
+    are_indices = target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
+    if not (are_indices or target.dim() == 2) or len(target) != count:
+        raise InputError(
+            f"labels must have shape ({count}, C), a row an image, or be {count} integer class indices, "
+            f"not {tuple(target.shape)} of {target.dtype}"
+        )
+    what = "class indices" if are_indices else f"labels of shape {tuple(target.shape)}"
     if not isinstance(output, Tensor):
         raise InputError(f"{what} do not fit the model, which gives a {type(output).__name__}")
-    if output.dim() != 2 or len(output) != count or (target.dim() > 1 and output.shape != target.shape):
+    if output.dim() != 2 or len(output) != count or not (are_indices or output.shape == target.shape):
         raise InputError(f"{what} do not fit the model, which gives scores {tuple(output.shape)}")
-    if target.dim() > 1:
+    if not are_indices:
         return label_scores(output, target)
-    indices = target.to(output.device).long()
-    wrong = indices[(indices < 0) | (indices >= output.shape[1])]
+    classes = target.to(output.device).long().unsqueeze(1)
+    wrong = classes[(classes < 0) | (classes >= output.shape[1])]
     if len(wrong):
         raise InputError(f"class index {int(wrong[0])} is out of range: the model gives {output.shape[1]} scores")
-    classes = indices.unsqueeze(1)
     return TargetScores(output.gather(1, classes), torch.ones_like(classes, dtype=torch.bool), classes, output)
 
 
@@ -112,6 +101,4 @@ def class_scores(model: Model, images: Tensor, labels: Tensor) -> Tensor:
     Raises:
         InputError: images, labels or scores of other shapes.
     """
-    check_images(images)
-    check_target(labels, len(images))
     return select_scores(run_model(model, images), labels, len(images)).scores

@@ -15,13 +15,13 @@ from seeds.crf.lattice_build import Lattice, build_lattice
 from seeds.crf.thread_pool import map_on_threads
 from seeds.crf.vector_instructions import (
     WIDTH,
+    Registers,
     add,
     element,
     exp_of_difference,
     fill,
     largest_lane,
     load,
-    maximum,
     multiply_add,
     store,
     sum_of_lanes,
@@ -96,7 +96,8 @@ def _infer_image(
 ) -> None:
     """Run mean field on one image: logits and probabilities (K, N)."""
     parts = len(ranges)
-    lanes = -(-len(logits) // WIDTH) * WIDTH
+    registers = (0,) * -(-len(logits) // WIDTH)
+    lanes = len(registers) * WIDTH
     sizes = [lattice.neighbors.shape[1] + 1 for lattice in (bilateral, gaussian)]  # the last row stays 0
     scores = np.empty((logits.shape[1], lanes), np.float32)
     nodes = [np.zeros((size, lanes), np.float32) for size in sizes]
@@ -106,8 +107,10 @@ def _infer_image(
     map_on_threads(lambda pixels: to_rows(logits, *pixels, scores), ranges, parts)
     for iteration in range(iterations + 1):
 
-        def step(part: int, final: bool = iteration == iterations) -> None:
+        def step(part: int, first: bool = iteration == 0, final: bool = iteration == iterations) -> None:
             update(
+                registers,
+                first,
                 final,
                 *ranges[part],
                 scores,
@@ -124,7 +127,7 @@ def _infer_image(
         map_on_threads(step, range(parts), parts)
         if iteration < iterations:
             map_on_threads(
-                lambda i: blur(sums[i], (bilateral, gaussian)[i].neighbors, nodes[i], spare[i]), range(2), parts
+                lambda i: blur(registers, sums[i], (bilateral, gaussian)[i].neighbors, nodes[i], spare[i]), range(2), parts
             )
     map_on_threads(lambda pixels: to_planes(scores, *pixels, probs), ranges, parts)
 
@@ -158,6 +161,8 @@ def to_planes(scores: Array, start: int, stop: int, probs: Array) -> None:
 
 @compiled
 def update(
+    registers: Registers,
+    first: bool,
     final: bool,
     start: int,
     stop: int,
@@ -174,6 +179,8 @@ def update(
     """Update the pixels start..stop in one pass: slice the messages, take the softmax, splat the probabilities.
 
     Args:
+        registers: as many zeros as a row has registers.
+        first: there are no messages yet.
         final: write the probabilities over the scores, and splat nothing.
         start: the first pixel.
         stop: the pixel after the last.
@@ -193,65 +200,54 @@ def update(
         count = min(GROUP, stop - begin)
         for g in range(count):
             i = begin + g
-            for lane in range(0, lanes, WIDTH):
-                score = load(scores, i * lanes + lane)
+            score = load(scores, i * lanes, registers)
+            if not first:
                 for j in range(i * 6, i * 6 + 6):
-                    values = load(nodes, element(vertices, j) * lanes + lane)
-                    score = multiply_add(fill(element(weights, j)), values, score)
+                    values = load(nodes, element(vertices, j) * lanes, registers)
+                    score = multiply_add(fill(element(weights, j), registers), values, score)
                 for j in range(i * corners, i * corners + corners):
-                    values = load(gaussian_nodes, element(gaussian_vertices, j) * lanes + lane)
-                    score = multiply_add(fill(element(gaussian_weights, j)), values, score)
-                store(buffer, g * lanes + lane, score)
+                    values = load(gaussian_nodes, element(gaussian_vertices, j) * lanes, registers)
+                    score = multiply_add(fill(element(gaussian_weights, j), registers), values, score)
+            store(buffer, g * lanes, score)
         for g in range(count):
-            top = load(buffer, g * lanes)
-            for lane in range(WIDTH, lanes, WIDTH):
-                top = maximum(top, load(buffer, g * lanes + lane))
-            top = fill(largest_lane(top))
-            total = fill(np.float32(0))
-            for lane in range(0, lanes, WIDTH):
-                belief = exp_of_difference(load(buffer, g * lanes + lane), top)
-                total = add(total, belief)
-                store(buffer, g * lanes + lane, belief)
-            share = np.float32(1) / sum_of_lanes(total)
+            score = load(buffer, g * lanes, registers)
+            store(buffer, g * lanes, exp_of_difference(score, fill(largest_lane(score), registers)))
+        for g in range(count):
             i = begin + g
+            belief = load(buffer, g * lanes, registers)
+            share = np.float32(1) / sum_of_lanes(belief)
             if final:
                 for lane in range(lanes):
                     scores[i, lane] = share * buffer[g, lane]
                 continue
             for j in range(i * 6, i * 6 + 6):
-                weight = fill(share * element(weights, j))
+                weight = fill(share * element(weights, j), registers)
                 place = element(vertices, j) * lanes
-                for lane in range(0, lanes, WIDTH):
-                    belief = load(buffer, g * lanes + lane)
-                    store(sums, place + lane, multiply_add(weight, belief, load(sums, place + lane)))
+                store(sums, place, multiply_add(weight, belief, load(sums, place, registers)))
             for j in range(i * corners, i * corners + corners):
-                weight = fill(share * element(gaussian_weights, j))
+                weight = fill(share * element(gaussian_weights, j), registers)
                 place = element(gaussian_vertices, j) * lanes
-                for lane in range(0, lanes, WIDTH):
-                    belief = load(buffer, g * lanes + lane)
-                    store(gaussian_sums, place + lane, multiply_add(weight, belief, load(gaussian_sums, place + lane)))
+                store(gaussian_sums, place, multiply_add(weight, belief, load(gaussian_sums, place, registers)))
 
 
 @compiled
-def blur(sums: Array, neighbors: Array, nodes: Array, spare: Array) -> None:
+def blur(registers: Registers, sums: Array, neighbors: Array, nodes: Array, spare: Array) -> None:
     """Add up all parts' sums (parts, m + 1, lanes), which become 0, and blur them along every axis into `nodes`."""
     parts, rows, lanes = sums.shape
     axes, m = neighbors.shape[:2]
-    zero, half = fill(np.float32(0)), fill(np.float32(0.5))
+    zero, half = fill(np.float32(0), registers), fill(np.float32(0.5), registers)
     source, target = (nodes, spare) if axes % 2 == 0 else (spare, nodes)
-    for i in range(0, m * lanes, WIDTH):
-        value = load(sums, i)
+    for i in range(0, m * lanes, lanes):
+        value = load(sums, i, registers)
         store(sums, i, zero)
         for other in range(i + rows * lanes, parts * rows * lanes, rows * lanes):
-            value = add(value, load(sums, other))
+            value = add(value, load(sums, other, registers))
             store(sums, other, zero)
         store(source, i, value)
     for axis in range(axes):
         for vertex in range(m):
             link = 2 * (axis * m + vertex)
-            up, down = element(neighbors, link) * lanes, element(neighbors, link + 1) * lanes
-            for lane in range(0, lanes, WIDTH):
-                both = add(load(source, up + lane), load(source, down + lane))
-                place = vertex * lanes + lane
-                store(target, place, multiply_add(half, both, load(source, place)))
+            up = load(source, element(neighbors, link) * lanes, registers)
+            down = load(source, element(neighbors, link + 1) * lanes, registers)
+            store(target, vertex * lanes, multiply_add(half, add(up, down), load(source, vertex * lanes, registers)))
         source, target = target, source

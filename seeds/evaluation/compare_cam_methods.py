@@ -1,4 +1,4 @@
-"""CAM methods compared on images with masks: segmentation, pointing game, localization, occlusion, deletion, insertion."""
+"""CAM methods compared by segmentation, pointing game, localization, occlusion, deletion and insertion."""
 
 from collections import defaultdict
 from collections.abc import Sequence

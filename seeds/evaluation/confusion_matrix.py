@@ -1,5 +1,9 @@
 """The confusion matrix of a segmentation, and the intersection over union computed from it."""
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -7,7 +11,7 @@ from numpy.typing import NDArray
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 
-__all__ = ["ConfusionMatrix", "class_iou", "mean_iou", "ratio"]
+__all__ = ["ConfusionMatrix", "by_name", "class_iou", "mean_iou", "none_if_nan", "ratio"]
 
 Indices = torch.Tensor | NDArray[np.generic]
 
@@ -70,8 +74,18 @@ def mean_iou(iou: NDArray[np.float64]) -> float:
     return float(present.mean()) if present.size else float("nan")
 
 
-def ratio(part: NDArray[np.generic], whole: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Return ``part / whole`` with broadcasting, float64; nan where ``whole`` is 0."""
+def ratio(part: Any, whole: Any) -> NDArray[np.float64]:
+    """Return ``part / whole`` of numbers or arrays, with broadcasting, float64; nan where ``whole`` is 0."""
     part, whole = np.broadcast_arrays(part, whole)
     quotient: NDArray[np.float64] = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return quotient
+
+
+def none_if_nan(value: float) -> float | None:
+    """Return the number as JSON can hold it: None in place of nan."""
+    return None if math.isnan(value) else float(value)
+
+
+def by_name(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Return values (K,) by their K names, None in place of nan."""
+    return {name: none_if_nan(value) for name, value in zip(names, values.tolist(), strict=True)}

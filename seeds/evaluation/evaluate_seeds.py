@@ -20,8 +20,8 @@ from datamodules.sampling import evenly
 from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.transforms import resize_nearest
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
-from seeds.evaluation.confusion_matrix import class_iou, mean_iou
-from seeds.evaluation.threshold_sweep import ThresholdSweep, by_name, none_if_nan
+from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan
+from seeds.evaluation.threshold_sweep import ThresholdSweep
 from seeds.explainer import Explainer, split_names
 
 METHOD_COLUMNS = {  # short titles, so that a terminal of 80 columns shows the whole table

@@ -45,7 +45,7 @@ def is_difficult(region: NDArray[np.bool_], others: NDArray[np.bool_]) -> bool:
 
 
 def energy_inside(cam: Map, region: NDArray[np.bool_]) -> float:
-    """Return the fraction of a map's sum inside the object (H, W). Negative values count as 0; an all-zero map gives 0."""
+    """Return the fraction of a map's positive sum inside the object (H, W); 0 for a map without positive values."""
     positive = np.maximum(cam, 0)
     total = float(positive.sum(dtype=np.float64))
     return float(positive[region].sum(dtype=np.float64)) / total if total > 0 else 0.0
@@ -65,7 +65,7 @@ def occlusion_maps(scores: Callable[[Tensor], Tensor], image: Tensor, patches: i
     Args:
         scores: images (n, 3, H, W) to scores (n, C).
         image: (3, H, W), normalised: 0 is the mean colour.
-        patches: patches per side; their centres are the centres of a patches × patches grid.
+        patches: patches per side; their centres are the centres of a square grid.
     """
     height, width = image.shape[1:]
     half = (PATCH_SHARE * height / 2, PATCH_SHARE * width / 2)

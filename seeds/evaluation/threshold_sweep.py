@@ -1,6 +1,5 @@
 """The IoU of localization maps as a segmentation, at every background threshold in one pass over the images."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch.nn import functional
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
-from seeds.evaluation.confusion_matrix import class_iou, mean_iou
+from seeds.evaluation.confusion_matrix import by_name, class_iou, mean_iou, none_if_nan
 
 GRID_STEP = 0.01  # between the oracle's thresholds: 0.00, 0.01, … 0.99
 
@@ -74,7 +73,8 @@ class ThresholdSweep:
         on_grid = np.isin(self.thresholds, self.grid.astype(np.float32))
         oracle = int(np.argmax(np.where(on_grid, np.nan_to_num(means, nan=-1.0), -2.0)))
         otsu_threshold = otsus_threshold(self.histogram)
-        fixed, otsu = np.searchsorted(self.thresholds, np.float32([self.fixed, otsu_threshold]))
+        at = np.searchsorted(self.thresholds, np.array([self.fixed, otsu_threshold], np.float32))
+        fixed, otsu = at.tolist()
         return {
             "miou_fixed": none_if_nan(means[fixed]), "threshold_fixed": self.fixed,
             "miou_otsu": none_if_nan(means[otsu]), "threshold_otsu": otsu_threshold,
@@ -102,13 +102,3 @@ def otsus_threshold(histogram: NDArray[np.int64]) -> float:
         variance = (moment[-1] * below - moment[:-1]) ** 2 / (below * (1 - below))
     variance = np.nan_to_num(variance, nan=0.0, posinf=0.0)
     return round((int(variance.argmax()) + 1) / len(histogram), 6) if variance.any() else 0.0
-
-
-def none_if_nan(value: float) -> float | None:
-    """Return the number as JSON can hold it: None in place of nan."""
-    return None if math.isnan(value) else float(value)
-
-
-def by_name(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
-    """Return values (K,) by their K names, None in place of nan."""
-    return {name: none_if_nan(value) for name, value in zip(names, values, strict=True)}

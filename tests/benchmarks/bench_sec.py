@@ -28,7 +28,7 @@ from datamodules.images import normalize
 from seeds.crf import dense_crf
 from seeds.precision import resolve_precision
 from tests.benchmarks.bench_crf import pictures
-from training.grids import resize_maps, small_images
+from training.score_maps import resize_maps, small_images
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.segmentation_task import SegmentationTask
 

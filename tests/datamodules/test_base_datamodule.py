@@ -391,7 +391,7 @@ def test_settings_do_not_decide_what_is_imported(voc, plug_in, class_path):
     ("samples", "message"),
     [
         ([], "the split 'train' of .* contains no image"),
-        ([Sample("p1", "JPEGImages/p1.jpg"), Sample("p1", "JPEGImages/p2.jpg")], "have the id 'p1'"),
+        ([Sample("p1", "JPEGImages/p1.jpg"), Sample("p1", "JPEGImages/p2.jpg")], "two images with the id 'p1'"),
         ([Sample("p9", "JPEGImages/p9.jpg")], r"contains p9, and there is no image JPEGImages/p9\.jpg"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.dataset import ImageDataset, collate, image_loader, pad_masks
+from datamodules.dataset import ImageDataset, collate, image_loader
 from datamodules.errors import InputError
 from datamodules.images import normalize
 from datamodules.masks import write_mask
@@ -74,9 +74,11 @@ def test_evaluation_keeps_masks_as_they_are(voc):
     assert "mask" not in batch_of(dataset_of(voc, "val", 32, masks=False), [0])
 
 
-def test_padding():
-    padded = pad_masks([np.array([[1, 2]], np.uint8), np.array([[3], [4]], np.uint8)])
-    assert padded.tolist() == [[[1, 2], [255, 255]], [[3, 255], [4, 255]]]
+def test_masks_of_several_sizes_are_padded():
+    masks = [np.array([[1, 2]], np.uint8), np.array([[3], [4]], np.uint8)]
+    image, labels = np.zeros((2, 2, 3), np.uint8), np.zeros(1, np.float32)
+    items = [{"image": image, "labels": labels, "id": "a", "size": (2, 2), "unreadable": [], "mask": m} for m in masks]
+    assert collate(items)["mask"].tolist() == [[[1, 2], [255, 255]], [[3, 255], [4, 255]]]
 
 
 def test_cues_are_one_hot_where_a_position_has_a_cue(voc, cache):

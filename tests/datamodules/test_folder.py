@@ -111,7 +111,7 @@ def test_bad_metadata(album, text, message):
         ("a.jpg,cat\n", r"must start with the line 'file,tags'.* not 'a\.jpg,cat'"),
         ("file,tags\na.jpg,cat\nnone.jpg,dog\nc.JPG,\nd.jpg,\n", r"contains none, and there is no image .*none\.jpg"),
         ("file,tags\na.jpg,cat\n", r"no row for 2 images beside its images, first c\.JPG"),
-        ("file,tags\na.jpg,cat\nc.JPG,\nd.jpg,\na.jpg,dog\n", "two images of the split 'all' have the id 'a'"),
+        ("file,tags\na.jpg,cat\nc.JPG,\nd.jpg,\na.jpg,dog\n", "'all' of .* contains two images with the id 'a'"),
         ("file,tags\n", "contains no image"),
         ("", "must start with"),
         ('file,tags\n"a.jpg,cat\n', "is not a UTF-8 CSV"),

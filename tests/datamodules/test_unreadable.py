@@ -28,7 +28,7 @@ def test_sizes_of_masks_are_checked(voc):
 
 def test_too_many_unreadable_images(capsys):
     unreadable = UnreadableImages(0.02)
-    unreadable.expect(100)
+    unreadable.total = 100
     for name in ("a", "a", "b"):
         unreadable.add(name, f"image {name} is cut short")
     assert capsys.readouterr().err.count("left out: a: image a is cut short") == 1

@@ -82,8 +82,8 @@ def _empty(root):
     [
         (_no_image, {}, r"the split 'train' of .* contains p3, and there is no image .*p3\.jpg"),
         (_no_mask, {"labels": "masks"}, r"1 of 6 masks are missing, first that of p4"),
-        (_twice, {}, "names p1 more than once"),
-        (_empty, {}, "is empty"),
+        (_twice, {}, "contains p1 more than once"),
+        (_empty, {}, "the split 'train' of .* contains no image"),
         (None, {"split": "tarin"}, r"no list .*tarin\.txt; the existing splits are: train, val"),
         (None, {"classes": ["bta"]}, "'bta' does not exist .* did you mean 'bat'"),
         (None, {"labels": "xlm"}, "labels is 'xlm', and must be xml, imagesets, masks"),
@@ -102,7 +102,7 @@ def test_errors_name_the_cause(voc, spoil, settings, message):
 def test_no_such_folder(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         VOCDataModule(tmp_path / "nowhere").samples("train")
-    with pytest.raises(InputError, match="has no JPEGImages"):
+    with pytest.raises(InputError, match="contains no JPEGImages"):
         VOCDataModule(tmp_path).samples("train")
     with pytest.raises(InputError, match=r"folder .*nowhere does not exist"):
         VOCDataModule(tmp_path / "nowhere", classes=["bee"])

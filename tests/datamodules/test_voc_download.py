@@ -73,10 +73,22 @@ def test_the_folder_must_be_named_as_in_the_archive(tmp_path):
         download.download_voc(tmp_path / "photos")
 
 
-def test_the_usual_list_of_10582(real_data):
+def test_the_usual_list_of_10582(real_data, tmp_path, monkeypatch):
     """SBD is all of the usual list that is not VOC's train, and some of VOC's val."""
     lists = real_data / "voc-lists"
     train, val, usual = ((lists / f"{name}.txt").read_text().split() for name in ("train", "val", "train_aug"))
-    sbd = (set(usual) - set(train[::2])) | set(val[::3])
-    assert download.trainaug_ids(set(train), set(val), sbd) == sorted(usual)
+    sbd = sorted((set(usual) - set(train[::2])) | set(val[::3]))
+    root = tmp_path / "VOCdevkit/VOC2012"
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (tmp_path / "sbd").mkdir()
+    for path, names in {
+        root / "ImageSets/Segmentation/train.txt": train, root / "ImageSets/Segmentation/val.txt": val,
+        tmp_path / "sbd/train.txt": sbd[:9000], tmp_path / "sbd/val.txt": sbd[9000:],
+    }.items():  # fmt: skip
+        path.write_text("\n".join(names))
+    monkeypatch.setattr(download.shutil, "copyfile", lambda *_: None)
+    monkeypatch.setattr(download, "loadmat", lambda _: {"GTcls": [{"Segmentation": [None]}]})
+    monkeypatch.setattr(download, "write_mask", lambda *_: None)
+    download.add_sbd(root, tmp_path / "sbd")
+    assert (root / "ImageSets/Segmentation/trainaug.txt").read_text().split() == sorted(usual)
     assert len(set(usual)) == 10582

@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from datamodules.datamodule import TagDataModule
 from datamodules.masks import write_mask
+from datamodules.voc import VOCDataModule
 from seeds.classifier import ClassifierTask
 
 IDS = [f"p{i}" for i in range(6)]
@@ -42,8 +42,8 @@ def voc(tmp_path_factory) -> Path:
     return root
 
 
-def data_of(voc: Path, **settings) -> TagDataModule:
-    return TagDataModule(str(voc), train_split="train", size=64, batch_size=4, num_workers=0, **settings)
+def data_of(voc: Path, **settings) -> VOCDataModule:
+    return VOCDataModule(str(voc), size=64, batch_size=4, num_workers=0, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -42,27 +42,6 @@ def test_layer_found_in_timm(name, layer):
     assert maps.max() > 0
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [("torchvision:vit_b_16", "encoder.layers.encoder_layer_11.ln_1"), ("timm:mixer_s32_224", "norm")],
-)  # fmt: skip
-def test_layer_found_behind_a_head_of_zeros(name, layer):
-    """As these networks are made; the head is as it was afterwards."""
-    library, name = name.split(":")
-    model = torchvision.models.get_model(name) if library == "torchvision" else timm_model(name)
-    head = model.heads.head if library == "torchvision" else model.head
-    assert not head.weight.any()
-    assert default_layer(model, torch.randn(1, 3, 224, 224)) == layer
-    assert not head.weight.any()
-    assert all(weight.grad is None for weight in model.parameters())
-
-
-def timm_model(name):
-    model = pytest.importorskip("timm").create_model(name, num_classes=5)
-    nn.init.zeros_(model.head.weight)
-    return model
-
-
 def test_tokens_by_the_formula():
     """A ViT's first norm of its last block: the class token apart, the tokens on their grid."""
     torch.manual_seed(0)

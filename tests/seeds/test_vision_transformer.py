@@ -103,7 +103,7 @@ def test_mistakes(tmp_path):
     with pytest.raises(InputError, match="backbone of convolutions"):
         BoundaryNetwork(build_backbone(TINY, 16))
     torch.save(build_vit("tu-vit_small_patch16_224").state_dict(), tmp_path / "small.pth")
-    with pytest.raises(InputError, match="does not fit backbone"):
+    with pytest.raises(InputError, match="do not fit backbone"):
         build_backbone(TINY, 16, str(tmp_path / "small.pth"))
 
 

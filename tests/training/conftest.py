@@ -1,4 +1,4 @@
-"""A small data set with cues, and networks trained on it for a few steps: a segmentation's, and one of boundaries."""
+"""A small data set with cues, and networks trained on it for a few steps: for segmentation, and for affinities."""
 
 from pathlib import Path
 
@@ -8,10 +8,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from PIL import Image
 
-from datamodules.datamodule import TagDataModule
-from datamodules.masks import read_class_mask
-from datamodules.synthetic import synthesize
+from datamodules.masks import read_class_mask, write_mask
+from datamodules.sample import multi_hot
+from datamodules.synthetic import write_synthetic_voc
+from datamodules.voc import VOCDataModule
 from tests.seed_caches import CacheWriter
 from tests.training.fits import CONFIGS
 from training.cli import main
@@ -22,9 +24,9 @@ SIZE = 64
 TINY = {"architecture": "DeepLabV3Plus", "output_stride": 16, "network_args": {"decoder_channels": 16}}
 
 
-def data_of(root: Path, **settings) -> TagDataModule:
-    settings = {"train_split": "train", "size": SIZE, "batch_size": 3, "num_workers": 0, **settings}
-    return TagDataModule(str(root), **settings)
+def data_of(root: Path, **settings) -> VOCDataModule:
+    settings = {"size": SIZE, "batch_size": 3, "num_workers": 0, **settings}
+    return VOCDataModule(str(root), **settings)
 
 
 def trainer_of(folder: Path, **settings) -> pl.Trainer:
@@ -63,7 +65,7 @@ def amplify_scores(network: SegmentationNetwork, images: torch.Tensor) -> None:
 def voc(tmp_path_factory) -> Path:
     """The embedded data set, very small."""
     root = tmp_path_factory.mktemp("data") / "voc"
-    synthesize(root, train=9, val=4, size=96)
+    write_synthetic_voc(root, train=9, val=4, size=96)
     return root
 
 
@@ -71,14 +73,14 @@ def voc(tmp_path_factory) -> Path:
 def cues(voc, tmp_path_factory) -> Path:
     """A seed cache of the training images: eroded masks, and background far from the objects."""
     data = data_of(voc)
-    photos = data.photos("train")
+    samples = data.samples("train")
     path = tmp_path_factory.mktemp("cues") / "cache"
     with CacheWriter(path, data.classes, {"made": "from masks, for tests"}) as writer:
-        for name, file, own in zip(photos.ids, photos.masks, photos.labels, strict=True):
-            mask = cv2.resize(read_class_mask(file, photos.lut), (8, 8), interpolation=cv2.INTER_NEAREST)
-            cells = np.where(mask == 0, np.where(np.arange(64).reshape(8, 8) % 3 == 0, 0, 255), mask).astype(np.uint8)
-            classes = np.flatnonzero(own)
-            writer.add(name, cells, map_classes=classes, maps=np.ones((len(classes), 8, 8), np.float32))
+        for sample, tags in zip(samples, multi_hot(samples, data.classes), strict=True):
+            mask = cv2.resize(read_class_mask(sample.mask, data.mask_lut), (8, 8), interpolation=cv2.INTER_NEAREST)
+            grid = np.where(mask == 0, np.where(np.arange(64).reshape(8, 8) % 3 == 0, 0, 255), mask).astype(np.uint8)
+            classes = np.flatnonzero(tags)
+            writer.add(sample.id, grid, map_classes=classes, maps=np.ones((len(classes), 8, 8), np.float32))
     return path
 
 
@@ -91,7 +93,7 @@ def checkpoint(voc, cues, tmp_path_factory) -> Path:
     task = SegmentationTask(list(data.classes), **TINY, optimizer="adamw", lr=1e-3, schedule="poly")
     trainer = trainer_of(folder)
     trainer.fit(task, data)
-    seen = torch.cat([batch["image"] for batch in data.eval_loader(data.photos("val"))])
+    seen = torch.cat([batch["image"] for batch in data.eval_loader(data.samples("val"))])
     amplify_scores(task.network, seen)
     trainer.save_checkpoint(folder / "sec.ckpt")
     return folder / "sec.ckpt"
@@ -99,7 +101,7 @@ def checkpoint(voc, cues, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def boundaries(voc, cues, tmp_path_factory) -> Path:
-    """The checkpoint of an epoch by the configuration for VOC's animals, on nine images."""
+    """The affinity checkpoint after an epoch by the configuration of VOC animals, on nine images."""
     folder = tmp_path_factory.mktemp("affinity")
     config = yaml.safe_load((CONFIGS / "affinity_voc_animals.yaml").read_text())
     del config["data"]["init_args"]["classes"], config["trainer"]["precision"]
@@ -113,3 +115,19 @@ def boundaries(voc, cues, tmp_path_factory) -> Path:
     assert not (folder / "run/best.ckpt").exists()
     assert "train/loss" in (folder / "run/metrics.csv").read_text().splitlines()[0]
     return folder / "run/last.ckpt"
+
+
+@pytest.fixture
+def predicted_masks(voc, tmp_path):
+    """Somebody's predictions of the validation images: the masks, moved, the void filled; gray and palette."""
+    folder = tmp_path / "predicted_masks"
+    folder.mkdir()
+    ids = (voc / "ImageSets/Segmentation/val.txt").read_text().split()
+    for number, name in enumerate(ids):
+        mask = np.roll(np.array(Image.open(voc / f"SegmentationClass/{name}.png")), 5, axis=number % 2)
+        mask[mask == 255] = 1
+        if number % 2:
+            Image.fromarray(mask).save(folder / f"{name}.png")
+        else:
+            write_mask(folder / f"{name}.png", mask)
+    return folder, ids

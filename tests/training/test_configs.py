@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from datamodules.synthetic import synthesize
+from datamodules.synthetic import write_synthetic_voc
 from tests.seed_caches import CacheWriter
 from tests.training.fits import fit
 from training.cli import FUNCTIONS, main
@@ -66,7 +66,7 @@ def test_the_recommended_recipe():
 def test_two_steps_of_the_papers_configuration(tmp_path):
     """The YAML as it is, but for weights and data: two iterations train, and a checkpoint is left."""
     classes = ["bee", "fish", "kite", "ladybird", "starfish"]
-    synthesize(tmp_path / "data", train=4, val=2, size=64)
+    write_synthetic_voc(tmp_path / "data", train=4, val=2, size=64)
     with CacheWriter(tmp_path / "seeds", classes, {}) as cache:
         for index in range(4):
             cues = np.full((41, 41), 255, np.uint8)

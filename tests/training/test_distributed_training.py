@@ -15,7 +15,7 @@ from tests.processes import ranks
 from tests.training.conftest import data_of, trainer_of
 from tests.training.fits import fit
 from training.cli import main
-from training.runs.step_seed import StepSeed
+from training.runs.callbacks import StepSeed
 from training.segmentation_task import SegmentationTask
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")

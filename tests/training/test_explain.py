@@ -1,9 +1,7 @@
-"""`tag2mask explain`: figures of photos, and the page of a folder."""
+"""`tag2mask explain`: figures of photos, and the page of evidence for a class."""
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +11,15 @@ import torch
 from PIL import Image
 
 from seeds.classifier import ClassifierTask
+from tests.training.html_pages import HOSTILE, check_page, run_chromium
 from training.cli import main
-from training.drawings import gradient_picture, grid, heat_picture
-from training.image_overlays import panel
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("classifier") / "classifier.ckpt"
-    task = ClassifierTask(["red", "blue"], backbone="mobilenet_v2", depth=3, output_stride=8)
+    task = ClassifierTask(["red", "blue", HOSTILE], backbone="mobilenet_v2", depth=3, output_stride=8)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.strategy.connect(task)
     trainer.save_checkpoint(path)
@@ -65,15 +62,32 @@ def test_a_folder_and_its_page(classifier, photos, tmp_path):
     assert main([*words, "--page", "red", "--strongest", "2"]) == 0
     text = (out / "red.html").read_text()
     assert [path.name for path in out.iterdir()] == ["red.html"]
-    shown = re.findall(r"<span>(p\d.jpg)</span><span class=score>(for|against) ([\d.]+)", text)
+    shown = re.findall(r'<span>(p\d.jpg)</span><span class="score">(for|against) ([\d.]+)', text)
     assert [side for _, side, _ in shown] == ["for", "against"] * 2
     for side in ("for", "against"):
         values = [float(value) for _, own, value in shown if own == side]
         assert values == sorted(values, reverse=True)
     assert text.count("data:image/jpeg;base64,") == 4
-    assert not re.search(r"(src|href)=(?![\"']?data:)", text)
+    check_page(text)
 
 
+def test_names_of_files_and_classes_run_no_code(classifier, photos, tmp_path):
+    photo = photos / (HOSTILE.replace("/", "") + ".jpg")
+    (photos / "p0.jpg").rename(photo)
+    words = ["explain", str(photo), "--checkpoint", str(classifier), "--output", str(tmp_path / "out"), "--size", "64"]
+    assert main([*words, "--page", HOSTILE]) == 0
+    page = tmp_path / "out" / (HOSTILE.replace("/", "_") + ".html")
+    text = " ".join(check_page(page.read_text()).text)
+    assert HOSTILE in text
+    assert photo.name in text
+    page.with_name("page.html").write_text(page.read_text().replace("</body>", INJECTED + "</body>"))
+    document = run_chromium(str(page.with_name("page.html")), folder=tmp_path)
+    assert re.search("<title>(.*?)</title>", document).group(1) == "not injected"
+
+
+INJECTED = """<script>addEventListener("load", () => {
+  document.title = window.injected ? "injected" : "not injected";
+});</script>"""
 PLACES = """<script>addEventListener("load", () => {
   const box = (card) => { const r = card.getBoundingClientRect(); return [r.left, r.top, r.right]; };
   document.title = JSON.stringify([...document.querySelectorAll(".pair")].map((pair) => [...pair.children].map(box)));
@@ -81,15 +95,11 @@ PLACES = """<script>addEventListener("load", () => {
 
 
 def test_for_and_against_stand_side_by_side(classifier, photos, tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("there is no Chromium here")
     words = ["explain", str(photos), "--checkpoint", str(classifier), "--output", str(tmp_path), "--size", "64"]
     assert main([*words, "--page", "red"]) == 0
     page = tmp_path / "red.html"
     page.write_text(page.read_text().replace("</body>", PLACES + "</body>"))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
-    dom = subprocess.run([*command, str(page)], capture_output=True, text=True, timeout=180, check=True).stdout
+    dom = run_chromium(str(page), folder=tmp_path)
     pairs = json.loads(re.search("<title>(.*?)</title>", dom).group(1))
     assert len(pairs) == 3
     for (_, top, right), (left, other, _) in pairs:
@@ -97,20 +107,20 @@ def test_for_and_against_stand_side_by_side(classifier, photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("words", "status", "message"),
     [(["{photos}/p0.jpg", "--methods", "gradcan"], 1, "no method 'gradcan': did you mean 'gradcam'"),
-     (["{photos}/p0.jpg", "--classes", "green"], 1, "no class 'green'; it knows red, blue"),
+     (["{photos}/p0.jpg", "--classes", "green"], 1, "no class 'green'; its classes are red, blue"),
      (["{photos}/p0.jpg", "--page", "green"], 1, "no class 'green'"),
      (["{photos}/p0.jpg", "--layer", "featurs"], 1, "no layer 'featurs'; did you mean features"),
      (["{photos}/nothing.jpg"], 1, "nothing.jpg"), ([], 2, ""),
      (["{photos}/p0.jpg", "--method", "gradcam"], 2, "method")],
 )  # fmt: skip
-def test_mistakes(classifier, photos, tmp_path, capsys, words, status, said):
+def test_mistakes(classifier, photos, tmp_path, capsys, words, status, message):
     words = [word.format(photos=photos) for word in words]
     out = tmp_path / "out"
     assert main(["explain", *words, "--checkpoint", str(classifier), "--output", str(out)]) == status
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
     assert not out.exists()
 
@@ -121,31 +131,3 @@ def test_a_figure_never_replaces_a_photo(classifier, photos, capsys):
     assert main(["explain", str(photos / "p9.png"), "--checkpoint", str(classifier), "--output", str(photos)]) == 1
     assert "would replace a photo" in capsys.readouterr().err
     assert (photos / "p9.png").read_bytes() == before
-
-
-def test_heat_is_where_the_map_is():
-    image = np.full((20, 30, 3), 128, np.uint8)
-    heat = np.zeros((20, 30), np.float32)
-    heat[5:10, 5:10] = 2.0
-    shown = heat_picture(image, heat).astype(int)
-    assert (abs(shown - 128).max(axis=2) > 20).sum() == 25
-    assert (heat_picture(image, np.zeros((20, 30))) == 128).all()
-
-
-def test_gradients_around_gray():
-    gradient = np.zeros((3, 10, 10))
-    gradient[0, 2, 2], gradient[1, 4, 4] = 1.0, -1.0
-    shown = gradient_picture(gradient, 10, 10)
-    assert shown[0, 0].tolist() == [128, 128, 128]
-    assert shown[2, 2].tolist() == [255, 128, 128]
-    assert shown[4, 4].tolist() == [128, 0, 128]
-    assert (gradient_picture(np.zeros((3, 4, 4)), 8, 6) == 128).all()
-
-
-def test_a_grid_holds_its_panels():
-    panels = [[np.full((20, 30, 3), 10 * (2 * r + c), np.uint8) for c in range(2)] for r in range(2)]
-    page = grid(["a", "b"], [("one",), ("two", "p 0.5")], panels, "title")
-    for row in panels:
-        for each in row:
-            assert ((page == each[0, 0]).all(axis=2)).sum() >= 600
-    assert panel(panels[0]).shape == (20, 64, 3)

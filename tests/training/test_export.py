@@ -158,10 +158,10 @@ def test_smp_of_an_undilated_network_loads_as_it_is(voc, tmp_path, capsys):
 
 def test_a_wrong_export_is_not_written(network, tmp_path, monkeypatch):
     monkeypatch.setattr("training.export.torch.jit.trace", lambda *_, **__: lambda images: images)
-    with pytest.raises(InputError, match="does not come out of TorchScript"):
+    with pytest.raises(InputError, match="TorchScript export of this network is wrong"):
         export(network, tmp_path / "net.pt", "torchscript")
     monkeypatch.setattr("training.export.restore_smp", lambda model, _: model)
-    with pytest.raises(InputError, match="does not come out of segmentation_models"):
+    with pytest.raises(InputError, match="segmentation_models_pytorch export of this network is wrong"):
         export(network, tmp_path / "net", "smp")
     assert not list(tmp_path.iterdir())
 

@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules.masks import read_mask, write_mask
-from datamodules.synthetic import synthesize
+from datamodules.synthetic import write_synthetic_voc
 from seeds.classifier import ClassifierTask
 from tests.training.conftest import TINY, data_of, trainer_of
-from training.runs.loss_guard import LossGuard
+from training.runs.callbacks import LossGuard
 from training.segmentation_task import SegmentationTask
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without its processes")
@@ -31,7 +31,7 @@ AUGMENT = {"crop": [0.5, 1.0], "flip": True, "color": 0.2}
 def five(tmp_path_factory):
     """The images of ``voc`` to train on, five to validate on."""
     root = tmp_path_factory.mktemp("five") / "voc"
-    synthesize(root, train=9, val=5, size=96)
+    write_synthetic_voc(root, train=9, val=5, size=96)
     return root
 
 

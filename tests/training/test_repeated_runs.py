@@ -1,8 +1,7 @@
-"""The same seed gives the same network; several seeds by one command, and how far they differ."""
+"""The same seed gives the same network; several seeds by one command, and how much their figures differ."""
 
 import csv
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -11,9 +10,10 @@ import torch
 from datamodules.errors import InputError
 from tests.training.fits import fit
 from training.cli import main
+from training.command_process import Ended
 from training.runs import repeated_runs
 from training.runs.provenance_record import read_record
-from training.runs.repeated_runs import run_fit, seed_list
+from training.runs.repeated_runs import seed_list
 from training.segmentation_task import SegmentationTask
 
 STEPS = 6  # two epochs of three
@@ -33,17 +33,17 @@ class Processes:
 
     def __init__(self):
         self.started = []
-        self.fails = {}  # place in the order of starting: what to do instead
+        self.fails = {}  # place in the order of starting: what to run instead
 
-    def __call__(self, words):
+    def __call__(self, words, _title):
         self.started.append(list(words))
-        return self.fails.get(len(self.started), main)(list(words))
+        return Ended(self.fails.get(len(self.started), main)(list(words)), 1.0, 0)
 
 
 @pytest.fixture
 def processes(monkeypatch):
     found = Processes()
-    monkeypatch.setattr(repeated_runs, "run_fit", found)
+    monkeypatch.setattr(repeated_runs, "run_process", found)
     return found
 
 
@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_weights(voc, cues, tmp_path):
 
 
 def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatch):
-    """The second training fails midway; the same command again leaves the first alone, goes on with the second."""
+    """The second training fails midway; the same command again keeps the first one and resumes the second one."""
     folder, words = tmp_path / "runs", ["--random_seeds=0,1", TWO]
     processes.fails = {2: dies_in_the_second_epoch}
     assert fit(voc, cues, folder, *words) == 1
@@ -103,14 +103,14 @@ def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatc
 
 
 def test_a_training_that_is_killed(voc, cues, tmp_path, processes, capsys):
-    processes.fails = {1: lambda _words: -9}
+    processes.fails = {1: lambda _words: 128 + 9}
     assert fit(voc, cues, tmp_path / "runs", "--random_seeds=3,4") == 1
     assert "the training with seed 3 was ended by signal 9; the same command" in capsys.readouterr().err
     assert len(processes.started) == 1
 
 
 def check_figures(folder):
-    """Mean and standard deviation are numpy's of what the runs' own logs say."""
+    """Mean and standard deviation are numpy's of the figures in the runs' logs."""
     finals = []
     for seed in (0, 1):
         with (folder / f"seed-{seed}/metrics.csv").open(newline="") as file:
@@ -146,7 +146,7 @@ def test_seeds_as_written():
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--random_seeds=1,1"], "different numbers"),
         (["--random_seeds=-1,2"], "different numbers"),
@@ -154,19 +154,8 @@ def test_seeds_as_written():
         (["--random_seeds=1,2", "--ckpt_path=last"], "leave ckpt_path out"),
     ],
 )
-def test_seeds_that_cannot_be(voc, cues, tmp_path, processes, capsys, words, says):
+def test_seeds_that_cannot_be(voc, cues, tmp_path, processes, capsys, words, message):
     assert fit(voc, cues, tmp_path / "runs", *words) in (1, 2)
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert processes.started == []
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_process_of_its_own_runs_the_same_program(tmp_path, monkeypatch, capfd):
-    """Though the folder it is started in holds a package of the same name; its exit status comes back."""
-    (tmp_path / "training").mkdir()
-    (tmp_path / "training/__init__.py").write_text("raise SystemExit('the wrong one')\n")
-    monkeypatch.chdir(tmp_path)
-    assert run_fit(["--version"]) == 0
-    assert "tag2mask" in capfd.readouterr().out
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert run_fit(["--version"]) == 1

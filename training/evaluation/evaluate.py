@@ -1,39 +1,39 @@
-"""Scoring a segmentation checkpoint, or a folder of masks: figures, and a page of images."""
+"""`tag2mask evaluate`: score a segmentation checkpoint, or a folder of predicted masks, on a split with masks."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from rich.console import Console
+import torch
+from numpy.typing import NDArray
 
-from datamodules.datamodule import TagDataModule
+from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
+from datamodules.class_names import IGNORE, mask_lut, read_classes
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
-from datamodules.photos import PhotoSet
+from datamodules.files import file_sha256, write_atomically
+from datamodules.images import read_image
+from datamodules.masks import read_class_mask
 from datamodules.progress import track
+from datamodules.sample import Sample
 from datamodules.sampling import evenly
 from datamodules.seed_cache import SeedCache
-from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages
+from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, readable
+from datamodules.voc import VOCDataModule, voc_classes
 from seeds.precision import Precision
-from training.evaluation.metrics import Tally, figures
-from training.evaluation.scored import Scored, scored_folder, scored_network
-from training.evaluation.tables import class_csv, class_table, confused_table, facts_table, summary_lines
+from training import inference
+from training.evaluation.evaluation_table import compute_metrics, metrics_csv, print_metrics
+from training.evaluation.metrics import SegmentationCounts
 from training.evaluation.voc_submission import check_voc_classes, write_submission
-from training.inference import Predicted, predictions
+from training.inference import TEST_CRF, Predicted, Trained, Views, load_trained
 from training.reports.evaluation_report import render_page
-from training.reports.example_selection import Gallery, Row, Section
-from training.runs.provenance_record import provenance_lines
-from training.views import Views
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from training.reports.example_selection import Example, ExampleSelector, Section
 
 __all__ = ["evaluate"]
 
-TAUGHT_PICTURES = 8  # training images with cues on the page
+TRAINING_IMAGES = 8  # with their cues, on the page
 
 
 def evaluate(
@@ -61,37 +61,36 @@ def evaluate(
     """Score a segmentation checkpoint, or a folder of predicted masks, on a split at the masks' own size.
 
     Writes ``metrics.json``, ``metrics.csv`` and ``index.html`` (a page of images) into a folder, and prints tables.
-    The figures of ``metrics.json`` are fractions: ``miou``, ``iou`` (class to figure, background included; a class that
-    is neither in the masks nor predicted is left out), ``background_iou``, ``images``, and those of
-    `training.evaluation.metrics.figures`; with the CRF, ``without_crf`` holds the same for the network alone.
-    ``provenance`` is what the checkpoint says of its making (`RunRecord`), null where it says
-    nothing. An image without a mask is shown on the page and not scored: ``images_with_mask`` of the ``images`` are.
+    All metrics are fractions: ``miou``, ``iou`` (by class, background included; a class that is neither in the masks
+    nor predicted is left out), ``background_iou``, ``images``, and the others of
+    `training.evaluation.evaluation_table.compute_metrics`. With the CRF, ``without_crf`` contains the same metrics of
+    the network alone. ``provenance`` is how the checkpoint was made (`RunRecord`), null where it is not recorded. An
+    image without a mask is shown on the page and not scored: ``images_with_mask`` of the ``images`` are scored.
 
     Args:
-        checkpoint: a checkpoint of ``tag2mask fit`` with a segmentation task.
-        output: folder for what is written; made if need be.
-        predictions: in place of a checkpoint, a folder of masks ``<id>.png`` (palette or gray, read by index; their
-            classes are those of the ``classes.txt`` in it, or else of the data's masks), for data of VOC layout. The
-            options on the CRF, scales, flip, batches and workers are not looked at then.
-        root: folder of the data, where it is not the one of the training; needed with predictions.
-        split: list to score, where it is not the training's test split (``val`` with predictions).
-        masks: name of the folder of masks, where it is not the training's.
-        classes: with predictions, the classes to score, where these are not all that the predictions may hold.
+        checkpoint: a segmentation checkpoint of ``tag2mask fit``.
+        output: folder for the results; created if necessary.
+        predictions: instead of a checkpoint, a folder of masks ``<id>.png`` (palette or gray, read by index) for data
+            of VOC's layout. The classes are those of ``classes.txt`` in the folder, or else those of the data's masks.
+            The options crf, scales, flip, eval_size, precision, batch_size and num_workers are ignored then.
+        root: folder of the data; by default that of the training. Required with predictions.
+        split: split to score; by default the test split of the training (``val`` with predictions).
+        masks: name of the folder of masks; by default that of the training.
+        classes: with predictions, the classes to score; by default all classes of the predictions.
         crf: smooth predictions with the dense CRF.
-        scales: factors on the side of images at which the network looks at each; the softmax is averaged. 1 alone
-            if not given.
+        scales: factors on the side of images; the softmax is averaged over them. Default: 1 alone.
         flip: average over each image and its mirror image, too.
         submission: write ``submission.tar``, the archive for VOC's server, and its files into ``results``.
-        cues: seed cache to show cues from, where it is not the training's.
-        num_images: how many images of the split the page shows.
-        eval_size: side to which images are warped for the network, where it is not the training's.
-        precision: what the network computes in: auto, 32-true or bf16-mixed. auto takes bf16-mixed where the
+        cues: seed cache whose cues the page shows; by default that of the training.
+        num_images: number of images of the split on the page.
+        eval_size: side to which images are resized for the network; by default that of the training.
+        precision: precision of the network's computation: auto, 32-true or bf16-mixed. auto is bf16-mixed where the
             processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
-        batch_size: images at a time through the network, where it is not the training's.
-        num_workers: processes that read images, where it is not the training's.
-        max_unreadable: the share of images that may be unreadable: they are left out, listed on the terminal and
-            named in ``metrics.json`` under ``unreadable``. With more of them nothing is written.
-        strict: accept no unreadable image; so it is with submission.
+        batch_size: images per batch; by default that of the training.
+        num_workers: processes that read images; by default that of the training.
+        max_unreadable: share of the images that may be unreadable: they are left out, and listed on the terminal and
+            in ``metrics.json`` under ``unreadable``. With more of them nothing is written.
+        strict: allow no unreadable image; always the case with submission.
 
     Returns:
         The content of ``metrics.json``.
@@ -99,150 +98,174 @@ def evaluate(
     Raises:
         InputError: the checkpoint, the data, a mask or a prediction is not usable; nothing is written then.
     """
-    reading: dict[str, Any] = {"max_unreadable": max_unreadable, "strict": strict or submission}
+    limits: dict[str, Any] = {"max_unreadable": max_unreadable, "strict": strict or submission}
+    trained: Trained | None = None
     if checkpoint is not None and predictions is None:
         if classes is not None:
-            raise InputError("classes are for --predictions: a checkpoint knows its own")
+            raise InputError("classes are for --predictions: a checkpoint has its own")
+        trained, crf_on = load_trained(checkpoint, precision), crf
+        data = datamodule_from_settings(
+            trained.data, classes=list(trained.classes), root=root, test_split=split, masks=masks, eval_size=eval_size,
+            batch_size=batch_size, num_workers=num_workers, **limits,
+        )  # fmt: skip
+        samples = _split_samples(data)
         views = Views(tuple(scales) if scales is not None else (1.0,), flip)
-        given = {
-            "root": root, "test_split": split, "masks": masks, "eval_size": eval_size, "batch_size": batch_size,
-            "num_workers": num_workers, **reading,
-        }  # fmt: skip
-        scored = scored_network(checkpoint, crf=crf, views=views, precision=precision, **given)
+        loader = data.eval_loader(samples, originals=True)
+        stream = inference.predictions(trained, loader, crf=crf, views=views, unreadable=data.unreadable)
+        source = {
+            "crf": dict(TEST_CRF) if crf else None,
+            "scales": list(views.scales),
+            "flip": flip,
+            "compute_precision": trained.precision,
+            "checkpoint": {"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
+            "provenance": trained.provenance,
+        }
     elif predictions is not None and checkpoint is None:
-        scored = scored_folder(predictions, root=root, split=split, masks=masks, classes=classes, **reading)
+        if root is None:
+            raise InputError("the images and masks are not given: give --root as well as --predictions")
+        if not predictions.is_dir():
+            raise InputError(f"there is no folder of predictions {predictions}")
+        names = predictions / "classes.txt"
+        predicted_classes = read_classes(names) if names.is_file() else voc_classes(Path(root).expanduser())
+        data = VOCDataModule(
+            root, labels=None, masks=masks or "auto", classes=list(classes or predicted_classes),
+            test_split=split or "val", **limits,
+        )  # fmt: skip
+        samples = [sample for sample in _split_samples(data) if sample.mask is not None]
+        stream, crf_on = _read_predictions(predictions, predicted_classes, samples, data), False
+        source = {"crf": None, "predictions": {"path": str(predictions)}}
     else:
         raise InputError("give either --checkpoint, a network to score, or --predictions, a folder of masks to score")
     if submission:
-        check_voc_classes(scored.photos.classes)
-    return _evaluate(scored, output, _cache(scored, cues), num_images=num_images, submission=submission)
+        check_voc_classes(data.classes)
+    cache = _cue_cache(cues, trained, data.classes)
 
-
-def _evaluate(
-    scored: Scored, output: Path, cache: SeedCache | None, *, num_images: int, submission: bool
-) -> dict[str, Any]:
-    """Go through the predictions once, and write everything at the end."""
-    photos = scored.photos
-    names = ("background", *photos.classes)
-    tallies = {"plain": Tally(names), "final": Tally(names)} if scored.crf else {"final": Tally(names)}
-    kept: dict[str, NDArray[np.uint8]] | None = {} if submission else None
-    gallery, images, with_mask = Gallery(len(photos), num_images), 0, 0
-    for predicted, row in track(_score(scored.stream, tallies, cache), "scoring", len(photos)):
-        gallery.offer(row)
-        images, with_mask = images + 1, with_mask + (predicted.truth is not None)
-        if kept is not None:
-            kept[predicted.name] = predicted.final.numpy().astype(np.uint8)
-    metrics = {
-        **_figures(tallies, masks=photos.masks is not None),
+    class_names = ("background", *data.classes)
+    final, plain = SegmentationCounts(class_names), SegmentationCounts(class_names)
+    selector, images, label_maps = ExampleSelector(len(samples), num_images), 0, dict[str, NDArray[np.uint8]]()
+    for each in track(stream, "scoring", len(samples)):
+        images += 1
+        if crf_on and each.truth is not None:
+            plain.update(each.plain, each.truth)
+        selector.offer(_example(each, final, cache))
+        if submission:
+            label_maps[each.name] = each.final.numpy().astype(np.uint8)
+    metrics: dict[str, Any] = {"miou": None, "iou": {}, "background_iou": None}
+    if any(sample.mask is not None for sample in samples):
+        metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf_on else {})
+    recorded = ("class_path", "root", "masks", *(["eval_size"] if trained else []))
+    metrics |= {
         "images": images,
-        "images_with_mask": with_mask,
-        "unreadable": scored.unreadable.found,
-        "split": scored.split,
-        **scored.origin,
-        "classes": list(photos.classes),
+        "images_with_mask": len(final.per_image),
+        "unreadable": data.unreadable.found,
+        "split": data.hparams["test_split"],
+        **source,
+        "data": {key: data.hparams[key] for key in recorded if key in data.hparams},
+        "classes": list(data.classes),
     }
-    sections = [*gallery.sections(), *_taught(scored, cache)]
-    _write(output, render_page(metrics, photos.classes, sections), metrics)
-    if kept is not None:
-        write_submission(output, scored.split, kept)
-    _print(metrics)
-    return metrics
-
-
-def _write(output: Path, page: str, metrics: dict[str, Any]) -> None:
+    page = render_page(metrics, data.classes, selector.sections() + _training_images(trained, data, cache, crf=crf_on))
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "index.html", page.encode())
     if metrics["iou"]:
-        write_atomically(output / "metrics.csv", class_csv(metrics).encode())
+        write_atomically(output / "metrics.csv", metrics_csv(metrics).encode())
     write_atomically(output / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+    if submission:
+        write_submission(output, metrics["split"], label_maps)
+    print_metrics(metrics)
+    return metrics
 
 
-def _print(metrics: dict[str, Any]) -> None:
-    console = Console()
-    if not metrics["iou"]:
-        console.print(f"{metrics['split']}: {metrics['images']} images without masks, so no figures")
-        return
-    if metrics["images_with_mask"] < metrics["images"]:
-        console.print(f"{metrics['images_with_mask']} of {metrics['images']} images have a mask, and are scored")
-    console.print(class_table(metrics))
-    console.print(confused_table(metrics))
-    for line in summary_lines(metrics):
-        console.print(line, highlight=False)
-    if record := metrics.get("provenance"):
-        console.print(facts_table(provenance_lines(record)))
+def _split_samples(data: BaseDataModule) -> list[Sample]:
+    """Return the readable samples of the test split, without tags."""
+    return readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
 
 
-def _figures(tallies: dict[str, Tally], *, masks: bool) -> dict[str, Any]:
-    if not masks:
-        return {"miou": None, "iou": {}, "background_iou": None}
-    plain = {"without_crf": figures(tallies["plain"])} if "plain" in tallies else {}
-    return {**figures(tallies["final"]), **plain}
+def _read_predictions(
+    folder: Path, classes: Sequence[str], samples: Sequence[Sample], data: BaseDataModule
+) -> Iterator[Predicted]:
+    """Return the predicted masks ``<id>.png`` of a folder, beside the true masks.
+
+    Args:
+        folder: the predictions.
+        classes: classes of their indices 1, 2, …; classes that are not scored must not occur.
+        samples: images with masks.
+        data: their data module, with the classes to score.
+
+    Raises:
+        InputError: there is no sample, or a prediction is missing; later also one of the wrong size or class.
+    """
+    if not samples:
+        split = data.hparams["test_split"]
+        raise InputError(f"the split {split!r} of {data.root} has no masks to score {folder} against")
+    missing = [sample.id for sample in samples if not (folder / f"{sample.id}.png").is_file()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(samples)} predictions are missing in {folder}, first {missing[0]}.png"
+        )
+    lut = mask_lut(classes, data.classes)
+
+    def read(sample: Sample) -> Predicted:
+        path = folder / f"{sample.id}.png"
+        labels, truth = read_class_mask(path, lut), read_class_mask(str(sample.mask), data.mask_lut)
+        if labels.shape != truth.shape:
+            raise InputError(
+                f"prediction {path} is {labels.shape[1]}x{labels.shape[0]}, and the mask {sample.mask} is "
+                f"{truth.shape[1]}x{truth.shape[0]}"
+            )
+        if (labels == IGNORE).any():
+            raise InputError(
+                f"prediction {path} holds 255 or a class that is not scored; each pixel needs one of background, "
+                f"{', '.join(data.classes)}"
+            )
+        final = torch.from_numpy(labels.astype(np.int64))
+        return Predicted(sample.id, read_image(sample.image), final, final, torch.from_numpy(truth.astype(np.int64)))
+
+    return map(read, samples)
 
 
-def _score(
-    stream: Iterable[Predicted], tallies: dict[str, Tally], cache: SeedCache | None
-) -> Iterator[tuple[Predicted, Row]]:
-    """Count images into ``tallies`` (by the name of the label map) as they come, and pass them on."""
-    for predicted in stream:
-        iou = None
-        if predicted.truth is not None:
-            for which, tally in tallies.items():
-                iou = tally.add(getattr(predicted, which), predicted.truth)
-        yield predicted, _row(predicted, iou, cache)
-
-
-def _row(predicted: Predicted, iou: float | None, cache: SeedCache | None) -> Row:
-    return Row(
+def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
+    """Count a prediction, and return the image as the page shows it."""
+    truth = predicted.truth
+    return Example(
         predicted.name,
         predicted.image,
         predicted.final.numpy().astype(np.uint8),
-        None if predicted.truth is None else predicted.truth.numpy().astype(np.uint8),
+        None if truth is None else truth.numpy().astype(np.uint8),
         cache.cues(predicted.name) if cache and predicted.name in cache else None,
-        iou,
+        None if truth is None else counts.update(predicted.final, truth),
     )
 
 
-def _taught(scored: Scored, cache: SeedCache | None) -> list[Section]:
-    """Some training images with their cues; none where the training's data are not here."""
-    if cache is None or scored.trained is None:
+def _training_images(
+    trained: Trained | None, data: BaseDataModule, cache: SeedCache | None, *, crf: bool
+) -> list[Section]:
+    """Return some training images with their cues; none where the training data or the cache are missing."""
+    if cache is None or trained is None:
         return []
-    photos = _training_photos(scored.data)
-    if photos is None:
+    samples: list[Sample] = []
+    with suppress(InputError):
+        samples = [each for each in data.samples(data.hparams["train_split"], tags=False) if each.id in cache]
+    chosen = [samples[index] for index in evenly(len(samples), TRAINING_IMAGES)]
+    if not chosen:
         return []
-    cued = [index for index, name in enumerate(photos.ids) if name in cache]
-    chosen = photos.subset([cued[i] for i in evenly(len(cued), TAUGHT_PICTURES)])
-    stream = predictions(
-        scored.trained, chosen, size=scored.data.hparams["eval_size"], batch_size=len(chosen), num_workers=0,
-        crf=scored.crf, unreadable=UnreadableImages(1.0),
-    )  # fmt: skip
-    rows = [row for _, row in _score(stream, {"final": Tally(("background", *photos.classes))}, cache)]
-    title, about = "What it learned from", "Training images, with the cues made from their tags."
-    return [Section(title, about, rows)] if rows else []
+    loader = data.eval_loader(chosen, originals=True)
+    counts = SegmentationCounts(("background", *data.classes))
+    stream = inference.predictions(trained, loader, crf=crf, unreadable=UnreadableImages(1.0))
+    shown = [_example(each, counts, cache) for each in stream]
+    return [Section("Training images", "Training images, with the cues made from their tags.", shown)] if shown else []
 
 
-def _training_photos(data: TagDataModule) -> PhotoSet | None:
-    """The training's images, where they are here: with masks if all have one, as need not be, or else without."""
-    for masks in (True, False):
-        with suppress(InputError):
-            return data.photos(str(data.hparams["train_split"]), labels=False, masks=masks)
-    return None
-
-
-def _cache(scored: Scored, cues: Path | None) -> SeedCache | None:
-    """The cache that was asked for, or the training's if it is still there."""
-    classes = scored.photos.classes
+def _cue_cache(cues: Path | None, trained: Trained | None, classes: Sequence[str]) -> SeedCache | None:
+    """Return the given seed cache, or that of the training if it still exists and has the same classes."""
     if cues is not None:
         cache = SeedCache(cues)
-        if tuple(cache.classes) != classes:
+        if tuple(cache.classes) != tuple(classes):
             raise InputError(
-                f"the seed cache {cues} is of the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
+                f"the seed cache {cues} has the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
             )
         return cache
-    stored = scored.trained.data.get("cues") if scored.trained else None
-    if stored is None:
-        return None
-    try:
-        cache = SeedCache(stored)
-    except InputError:
-        return None
-    return cache if tuple(cache.classes) == classes else None
+    stored = trained.data.get("cues") if trained else None
+    with suppress(InputError):
+        cache = SeedCache(stored) if stored else None
+        return cache if cache and tuple(cache.classes) == tuple(classes) else None
+    return None

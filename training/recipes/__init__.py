@@ -1,1 +1,1 @@
-"""Whole experiments: stages that are commands, kept while nothing that they depend on has changed."""
+"""Recipes: whole experiments as stages, each a command of this program; unchanged stages are kept."""

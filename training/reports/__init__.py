@@ -1,1 +1,1 @@
-"""HTML pages: evaluation, seeds by stage, evidence for and against a class."""
+"""HTML pages: the evaluation report, the evidence for a class, seeds by stage; see ``templates``."""

@@ -1,176 +1,96 @@
-"""The page of an evaluation: one HTML file that holds everything it shows."""
+"""The HTML page of an evaluation: metrics, results by class, confusion matrix, images with overlays."""
 
-import base64
 from collections.abc import Mapping, Sequence
-from html import escape
-from importlib.resources import files
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from training.image_overlays import cue_layer, jpeg, label_layer, layer_png, shrink
-from training.reports.charts import class_figures, confusion_matrix, css_colour, summary
-from training.reports.example_selection import Row, Section
+from datamodules.class_names import IGNORE
+from datamodules.transforms import resize_nearest
+from training.evaluation.evaluation_table import COLUMNS, shown_classes
+from training.image_overlays import cue_layer, label_layer, layer_pixels, shrink
+from training.reports.example_selection import Example, Section
+from training.reports.pages import data_uri, embed, render
 from training.runs.provenance_record import provenance_lines
 
 __all__ = ["render_page"]
 
 LONGEST = 420  # pixels of an image's longer side on the page
-JPEG_QUALITY = 82
-NONE = 255
-STAGE = 4 / 3  # a card's width to its height
 
 
 def render_page(metrics: Mapping[str, Any], classes: Sequence[str], sections: Sequence[Section]) -> str:
-    """Write the page.
+    """Return the page of an evaluation.
 
     Args:
-        metrics: as in ``metrics.json``, see `training.evaluation.evaluate.evaluate`.
-        classes: class names without background.
-        sections: images, see `training.reports.example_selection.Gallery`.
+        metrics: Content of ``metrics.json``, see `training.evaluation.evaluate.evaluate`.
+        classes: Class names without background.
+        sections: Images to show, see `training.reports.example_selection.ExampleSelector`.
 
     Returns:
-        HTML without any link to elsewhere; images, style and script are embedded.
+        HTML without any link to another file; images, style and script are embedded.
     """
-    style, script = (
-        files("training.reports").joinpath(f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js")
-    )
-    rows = [row for section in sections for row in section.rows]
-    parts = [
-        summary(metrics),
-        class_figures(metrics, classes),
-        confusion_matrix(metrics),
-        _toolbar(classes, rows) if rows else "",
-        *(_section(section, classes, number) for number, section in enumerate(sections)),
-        _foot(metrics),
-    ]
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>tag2mask: {escape(str(metrics['split']))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"{body}\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
-    )
-
-
-def _toolbar(classes: Sequence[str], rows: Sequence[Row]) -> str:
-    """What the colours mean, each a button that leaves the class's images only; and the overlay of all images."""
-    seen = {index for row in rows for index in _classes(row)}
-    chips = [
-        f"<button type=button class=chip aria-pressed=false data-class={i}><i style='background:{css_colour(i)}'></i>"
-        f"{escape(name)}</button>"
-        for i, name in enumerate(classes, start=1)
-        if i in seen
-    ]
-    if any(row.cues is not None and (row.cues == 0).any() for row in rows):
-        chips.append(f"<span class=chip><i style='background:{css_colour(0)}'></i>background cue</span>")
-    if any(row.truth is not None and (row.truth == NONE).any() for row in rows):
-        chips.append("<span class='chip pale'><i></i>not scored</span>")
-    kinds = [kind for kind in ("prediction", "truth", "cues") if any(kind in _layers(row) for row in rows)]
-    return (
-        "<div class=toolbar role=group aria-label='All images'>"
-        f"<div class=chips role=group aria-label='Only images with'>{''.join(chips)}</div>"
-        f"<div class=controls>{_choice('all', kinds, 'Overlay of all images')}</div>"
-        "<p class=count role=status aria-live=polite></p></div>"
+    examples = [example for section in sections for example in section.examples]
+    cards = [(each.title, each.about, [_card(example, classes) for example in each.examples]) for each in sections]
+    shown = [card for *_, own in cards for card in own]
+    contained = {index for card in shown for index in card["classes"]}
+    pixels = (metrics.get("confusion") or {}).get("pixels", [])
+    return render(
+        "evaluation.html",
+        metrics=metrics,
+        names=("background", *classes),
+        columns={key: column.title for key, column in COLUMNS.items()},
+        scored_classes=shown_classes({**metrics, "classes": classes}),
+        confusion_classes=[i for i, row in enumerate(pixels) if any(row) or any(other[i] for other in pixels)],
+        sections=cards,
+        legend=[(index, name) for index, name in enumerate(classes, start=1) if index in contained],
+        has_background_cues=any(each.cues is not None and (each.cues == 0).any() for each in examples),
+        has_unscored=any(each.truth is not None and (each.truth == IGNORE).any() for each in examples),
+        kinds=list(dict.fromkeys(kind for card in shown for kind in card["layers"])),
+        facts=_facts(metrics),
     )
 
 
-def _section(section: Section, classes: Sequence[str], number: int) -> str:
-    cards = "\n".join(_card(row, classes, f"{number}-{index}") for index, row in enumerate(section.rows))
-    return (
-        f"<section class=images>\n<h2>{escape(section.title)}</h2>\n<p class=note>{escape(section.about)}</p>\n"
-        f"<p class=none hidden>None of them shows this class.</p>\n<div class=grid>\n{cards}\n</div>\n</section>"
-    )
-
-
-def _card(row: Row, classes: Sequence[str], key: str) -> str:
-    image = shrink(row.image, LONGEST)
-    height, width = image.shape[:2]
-    name = escape(row.name, quote=True)
-    layers = "".join(
-        f"<img class='layer {kind}' src='{_data_uri(png, 'png')}' alt='' loading=lazy>"
-        for kind, png in _layers(row, (width, height)).items()
-    )
-    fit = "wide" if width >= STAGE * height else "tall"
-    score = f"<span class=score>IoU {100 * row.iou:.0f}</span>" if row.iou is not None else ""
-    return (
-        f"<article data-classes='{' '.join(map(str, _classes(row)))}'><h3><span>{name}</span>{score}</h3>"
-        f"<div class=stage><div class='frame {fit}' style='aspect-ratio:{width}/{height}'>"
-        f"<img src='{_data_uri(jpeg(image, quality=JPEG_QUALITY), 'jpeg')}' width={width} height={height} loading=lazy "
-        f"alt='{escape(_described(row, classes), quote=True)}'>{layers}</div></div>"
-        f"<div class=controls>{_choice(key, list(_layers(row)), f'Overlay of {row.name}')}</div></article>"
-    )
-
-
-def _choice(key: str, kinds: Sequence[str], label: str) -> str:
-    """Which layer lies over the image, and how strongly."""
-    said = escape(label, quote=True)
-    options = "".join(
-        f"<label><input type=radio name='layer-{key}' value={kind}{' checked' if kind == kinds[0] else ''}>"
-        f"<span>{kind}</span></label>"
-        for kind in kinds
-    )
-    return (
-        f"<div class=choice role=radiogroup aria-label='{said}'>{options}</div>"
-        f"<label class=fade><span>image</span><input type=range min=0 max=100 value=100 "
-        f"aria-label='{said}: strength'><span>overlay</span></label>"
-    )
-
-
-def _layers(row: Row, size: tuple[int, int] | None = None) -> dict[str, bytes]:
-    """Each layer of an image as a PNG of ``size`` (width, height); empty files where no size is asked for."""
-    maps = {"prediction": row.prediction, "truth": row.truth, "cues": row.cues}
-    there = {kind: labels for kind, labels in maps.items() if labels is not None}
-    if size is None:
-        return dict.fromkeys(there, b"")
+def _card(example: Example, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what the template needs of an image: the image, a layer for each label map, and the classes in it."""
+    small = shrink(example.image, LONGEST)
+    layers, text, contained = {}, example.name, set[int]()
+    for kind, labels in (("prediction", example.prediction), ("truth", example.truth)):
+        if labels is not None:
+            resized = resize_nearest(labels.astype(np.uint8), *small.shape[:2])
+            layers[kind] = data_uri(layer_pixels(label_layer(resized)), "png", optimize=True)
+            found = [int(index) for index in np.unique(labels) if 0 < index <= len(classes)]
+            contained.update(found)
+            text += f"; {kind}: {', '.join(classes[index - 1] for index in found) or 'only background'}"
+    if example.cues is not None:
+        layers["cues"] = data_uri(layer_pixels(cue_layer(example.cues)), "png", optimize=True)
     return {
-        kind: layer_png(cue_layer(labels) if kind == "cues" else label_layer(_resized(labels, size)))
-        for kind, labels in there.items()
+        "name": example.name,
+        "iou": example.iou,
+        "image": embed(small, text),
+        "layers": layers,
+        "classes": sorted(contained),
     }
 
 
-def _resized(labels: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.asarray(cv2.resize(labels.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
-
-
-def _classes(row: Row) -> list[int]:
-    """The classes predicted or true in an image."""
-    maps = [labels for labels in (row.prediction, row.truth) if labels is not None]
-    return sorted({int(index) for labels in maps for index in np.unique(labels)} - {0, NONE})
-
-
-def _described(row: Row, classes: Sequence[str]) -> str:
-    said = [row.name]
-    for kind, labels in (("predicted", row.prediction), ("true", row.truth)):
-        if labels is not None:
-            found = [classes[int(i) - 1] for i in np.unique(labels) if 0 < i <= len(classes)]
-            said.append(f"{kind}: {', '.join(found) or 'nothing but background'}")
-    return "; ".join(said)
-
-
-def _foot(metrics: Mapping[str, Any]) -> str:
+def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the results depend on, as names and values: data, checkpoint, options, training."""
     data = metrics.get("data") or {}
-    warped = f", images warped to {data['eval_size']} pixels" if "eval_size" in data else ""
-    facts = {"data": f"{data.get('root', '')}, split {metrics['split']}{warped}"}
+    resized = f", images resized to {data['eval_size']} pixels" if "eval_size" in data else ""
+    facts = [("data", f"{data.get('root', '')}, split {metrics['split']}{resized}")]
     with_mask, unreadable = metrics.get("images_with_mask", metrics["images"]), metrics.get("unreadable", {})
     if with_mask < metrics["images"] or unreadable:
-        facts["images"] = f"{with_mask} of {metrics['images']} have a mask; {len(unreadable)} more cannot be read"
+        counts = f"{with_mask} of {metrics['images']} have a mask; {len(unreadable)} more cannot be read"
+        facts.append(("images", counts))
     if checkpoint := metrics.get("checkpoint"):
-        facts["checkpoint"] = f"{checkpoint['path']} (SHA-256 {checkpoint['sha256'][:12]}…)"
-        facts["CRF"] = ", ".join(f"{k} {v}" for k, v in metrics["crf"].items()) if metrics.get("crf") else "none"
-        facts["computed in"] = metrics.get("compute_precision", "not recorded")
-        facts["views"] = f"scales {metrics.get('scales', [1.0])}, flip {'yes' if metrics.get('flip') else 'no'}"
+        crf = metrics.get("crf") or {"none": ""}
+        facts += [
+            ("checkpoint", f"{checkpoint['path']} (SHA-256 {checkpoint['sha256'][:12]}…)"),
+            ("CRF", ", ".join(f"{name} {value}" for name, value in crf.items())),
+            ("precision", metrics.get("compute_precision", "not recorded")),
+            ("views", f"scales {metrics.get('scales', [1.0])}, flip {'yes' if metrics.get('flip') else 'no'}"),
+        ]
     if predictions := metrics.get("predictions"):
-        facts["predictions"] = str(predictions["path"])
-    if span := metrics.get("miou_interval"):
-        facts["interval"] = f"bootstrap over images: {span['resamples']} draws, seed {span['seed']}"
-    facts |= dict(provenance_lines(record)) if (record := metrics.get("provenance")) else {}
-    lines = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    return f"<footer><dl>{lines}</dl></footer>"
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
+        facts.append(("predictions", str(predictions["path"])))
+    if interval := metrics.get("miou_interval"):
+        facts.append(("interval", f"bootstrap over images: {interval['resamples']} draws, seed {interval['seed']}"))
+    return facts + (list(provenance_lines(record)) if (record := metrics.get("provenance")) else [])

@@ -1,27 +1,27 @@
-"""Which images a page shows: the best, the worst, and some drawn by chance."""
+"""Select the images that a page shows: the best, the worst, and images drawn at random."""
 
-import heapq
+from bisect import insort
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Gallery", "Row", "Section"]
+__all__ = ["Example", "ExampleSelector", "Section"]
 
-SEED = 0  # of what is drawn by chance
+SEED = 0  # of the random draw
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is shown of one image.
+class Example:
+    """An image with its label maps.
 
     Attributes:
-        name: its id.
+        name: Id of the image.
         image: uint8 (H, W, 3).
-        prediction: label map (H, W).
-        truth: label map (H, W), where known.
-        cues: label map (h, w), where there are any.
-        iou: mean IoU over the classes in this image, where the truth is known.
+        prediction: Label map (H, W).
+        truth: Label map (H, W); None where there is no mask.
+        cues: Label map (h, w); None where there are no cues.
+        iou: Mean IoU over the classes in the image; None where there is no mask.
     """
 
     name: str
@@ -38,51 +38,47 @@ class Section:
 
     title: str
     about: str
-    rows: list[Row]
+    examples: list[Example]
 
 
-class Gallery:
-    """Chooses among images that come one by one, holding no more than twice those wanted.
+class ExampleSelector:
+    """Selects images from a stream; keeps at most twice the wanted number in memory.
 
-    A third are those of the highest IoU, a third those of the lowest; the others are drawn from the rest by a fixed
-    seed. Without IoU all are drawn.
+    A third has the highest IoU, a third the lowest, the rest is drawn with a fixed seed. Without IoU all are drawn.
 
     Args:
-        total: how many images will come.
-        wanted: how many to show.
+        total: Number of images in the stream.
+        wanted: Number of images to select.
     """
 
     def __init__(self, total: int, wanted: int) -> None:
         self.wanted = max(0, min(total, wanted))
-        self.order = np.random.default_rng(SEED).permutation(total)[: self.wanted].tolist()
-        self._likely = set(self.order)
-        self._drawn: dict[int, Row] = {}
-        self._best: list[tuple[float, int, Row]] = []  # heaps; the index keeps equal ones apart
-        self._worst: list[tuple[float, int, Row]] = []
-        self._came = 0
+        drawn = np.random.default_rng(SEED).permutation(total)[: self.wanted].tolist()
+        self._drawn: dict[int, Example | None] = dict.fromkeys(drawn)  # None: not offered yet
+        self._ranked: list[tuple[float, int, Example]] = []  # the worst and the best so far, by ascending IoU
+        self._offered = 0
 
-    def offer(self, row: Row) -> None:
-        """Take the next image, or pass it over."""
-        index, self._came = self._came, self._came + 1
-        if index in self._likely:
-            self._drawn[index] = row
-        if row.iou is not None:
-            for heap, entry in ((self._best, (row.iou, -index, row)), (self._worst, (-row.iou, index, row))):
-                heapq.heappush(heap, entry)
-                if len(heap) > self.wanted // 3:
-                    heapq.heappop(heap)
+    def offer(self, example: Example) -> None:
+        """Take the next image of the stream."""
+        index, self._offered = self._offered, self._offered + 1
+        if index in self._drawn:
+            self._drawn[index] = example
+        if example.iou is not None:
+            insort(self._ranked, (example.iou, -index, example), key=lambda entry: entry[:2])
+            third = self.wanted // 3
+            del self._ranked[third : len(self._ranked) - third]
 
     def sections(self) -> list[Section]:
-        """What was chosen, no image twice; without sections that are empty."""
-        best = [row for *_, row in sorted(self._best, key=lambda entry: entry[:2], reverse=True)]
-        worst = [row for *_, row in sorted(self._worst, key=lambda entry: entry[:2], reverse=True)]
-        shown = {row.name for row in (*best, *worst)}
-        drawn = [self._drawn[index] for index in self.order if index in self._drawn]  # fewer may have come
-        rest = [row for row in drawn if row.name not in shown]
-        about = "Neither the best nor the worst: drawn from the rest" if shown else "Drawn from all of them"
+        """Return the selected images; no image occurs twice, and no section is empty."""
+        ranked = [example for *_, example in self._ranked]
+        best = ranked[::-1][: self.wanted // 3]
+        worst = ranked[: len(ranked) - len(best)]
+        names = {example.name for example in ranked}
+        drawn = [example for example in self._drawn.values() if example is not None and example.name not in names]
+        source = "all other images" if ranked else "all images"
         sections = [
-            Section("Best images", "The highest mean IoU over the classes in the image.", best),
-            Section("Worst images", "The lowest, the lowest first.", worst),
-            Section("Images drawn by chance", f"{about}, by a fixed seed.", rest[: self.wanted - len(shown)]),
+            Section("Best images", "Images with the highest mean IoU over the classes in the image.", best),
+            Section("Worst images", "Images with the lowest mean IoU, the lowest first.", worst),
+            Section("Random images", f"Drawn from {source} with a fixed seed.", drawn[: self.wanted - len(ranked)]),
         ]
-        return [section for section in sections if section.rows]
+        return [section for section in sections if section.examples]

@@ -1,1 +1,1 @@
-"""What a training run leaves behind, and what ends it: its record, figures, checkpoints, and several seeds."""
+"""What a training run writes and prints: checkpoints, figures, provenance, progress; repeated runs."""

@@ -1,119 +1,85 @@
-"""What a logger shows while training: images, cues, predictions, truth."""
+"""Callbacks of every training: reproducible randomness, a stop at a bad loss, and the effective batch size."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from numpy.typing import NDArray
-from pytorch_lightning.loggers import Logger
+from torch import Tensor
 
-from datamodules.images import to_uint8
-from training.grids import label_map
-from training.image_overlays import cue_picture, label_picture, panel
-from training.segmentation_task import SegmentationTask
+from datamodules.errors import InputError
+from datamodules.progress import print_message
+from datamodules.sampling import run_seed
+from seeds.distributed import gather_objects
 
-__all__ = ["PicturePanel"]
-
-Image = NDArray[np.uint8]
-Batch = Mapping[str, Any]
+__all__ = ["LossGuard", "StepSeed", "UpdateCount"]
 
 
-class PicturePanel(pl.Callback):
-    """Logs panels of a few images: image, cues, prediction in training; image, prediction, truth in validation.
+class StepSeed(pl.Callback):
+    """Seeds torch before every training batch from the run's seed, the epoch, the batch's number and the rank.
 
-    They go to every logger that takes images (Weights & Biases, TensorBoard). With other loggers, or while another
-    task than segmentation is trained, it does nothing. A panel shows images of the epoch's first batch.
-
-    Args:
-        pictures: images of each kind.
-        every_n_epochs: epochs between panels.
+    Dropout is then the same whether the run was interrupted or not. (`datamodules.sampling` does the same for the
+    augmentation of images.)
     """
 
-    def __init__(self, pictures: int = 4, every_n_epochs: int = 1) -> None:
-        self.pictures = pictures
-        self.every_n_epochs = max(1, every_n_epochs)
+    def on_train_batch_start(self, trainer: pl.Trainer, *hook: Any) -> None:
+        """Seed torch on all devices."""
+        entropy = [run_seed(), trainer.current_epoch, hook[-1], trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,  # noqa: ARG002
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
-        """Log the first batch of an epoch."""
-        if batch_idx == 0 and self._due(trainer, pl_module):
-            self._log(trainer, pl_module, batch, "train/pictures")
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,  # noqa: ARG002
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Log the first batch of a validation."""
-        if batch_idx == 0 and dataloader_idx == 0 and not trainer.sanity_checking and self._due(trainer, pl_module):
-            self._log(trainer, pl_module, batch, "val/pictures")
+class LossGuard(pl.Callback):
+    """Stops a training at the first loss that is NaN or infinite, before it changes a weight.
 
-    def _due(self, trainer: pl.Trainer, task: pl.LightningModule) -> bool:
-        return (
-            isinstance(task, SegmentationTask)
-            and trainer.is_global_zero
-            and trainer.current_epoch % self.every_n_epochs == 0
-            and any(takes_pictures(logger) for logger in trainer.loggers)
-        )
+    Checkpoints are written after an epoch, so the last one has good weights. All processes stop together.
+    """
 
-    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, key: str) -> None:
-        if not len(batch["image"]):  # none of the batch can be read
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+
+    def on_train_batch_start(self, _trainer: pl.Trainer, _task: pl.LightningModule, batch: Mapping[str, Any], _: int) -> None:
+        """Remember the images of the batch."""
+        self._ids = [str(name) for name in batch["id"]]
+
+    def on_before_backward(self, trainer: pl.Trainer, _task: pl.LightningModule, loss: Tensor) -> None:
+        """Check the loss.
+
+        Raises:
+            InputError: it is NaN or infinite; the message names the step and its images.
+        """
+        bad = not torch.isfinite(loss)
+        if trainer.strategy.reduce_boolean_decision(bad, all=False):
+            found = [each for each in gather_objects((loss.item(), self._ids) if bad else None) if each]
+            names = [name for _, ids in found for name in ids]
+            raise InputError(
+                f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {found[0][0]}; "
+                f"its images: {', '.join(names)}. The run ends here, checkpoints of earlier epochs are kept; "
+                "a lower learning rate (lr) often helps"
+            )
+
+
+class UpdateCount(pl.Callback):
+    """Prints the effective batch size and the number of updates before a training starts.
+
+    Several processes and accumulated batches enlarge the effective batch; at a fixed number of epochs the network is
+    then updated less often.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
+        """Print both numbers and, where the effective batch is larger, those of one process."""
+        loader: Any = trainer.train_dataloader
+        images, batch_size = len(loader.dataset), loader.batch_size
+        processes, batches = trainer.world_size, trainer.accumulate_grad_batches
+        effective, total = batch_size * processes * batches, trainer.estimated_stepping_batches
+        print_message(f"training on {images} images, effective batch size {effective}: {total} updates of the weights")
+        if effective == batch_size:
             return
-        few = {name: value[: self.pictures] for name, value in batch.items()}
-        modes = {module: module.training for module in pl_module.modules()}
-        pl_module.eval()
-        with torch.no_grad():
-            scores = pl_module(few["image"])
-        for module, mode in modes.items():
-            module.training = mode
-        panels = [batch_panel(few, scores, index) for index in range(len(few["image"]))]
-        step = max(trainer.global_step - 1, 0)  # the number under which Lightning logs the figures of this batch
-        log_pictures(trainer.loggers, key, panels, [str(name) for name in few["id"]], step)
-
-
-def batch_panel(batch: Batch, scores: torch.Tensor, index: int) -> Image:
-    """Image, cues if there are any, prediction, and the truth if it is known, side by side at the network's size."""
-    image = to_uint8(batch["image"][index]).permute(1, 2, 0).cpu().numpy()  # (S, S, 3)
-    side = (image.shape[0], image.shape[1])
-    shown = [image]
-    if "cues" in batch:
-        cues = batch["cues"][index]  # (C+1, h, w)
-        labels = torch.where(cues.any(dim=0), cues.int().argmax(dim=0), 255)
-        shown.append(cue_picture(image, labels.cpu().numpy()))
-    shown.append(label_picture(image, label_map(scores[index], side).cpu().numpy()))
-    if "mask" in batch:
-        mask = batch["mask"][index]
-        if "size" in batch and tuple(mask.shape) != side:
-            height, width = batch["size"][index].tolist()
-            mask = mask[:height, :width]
-        truth = cv2.resize(mask.cpu().numpy().astype(np.uint8), side[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        shown.append(label_picture(image, np.asarray(truth)))
-    return panel(shown)
-
-
-def takes_pictures(logger: Logger) -> bool:
-    """Whether a logger shows images: it has wandb's ``log_image``, or TensorBoard's ``experiment.add_image``."""
-    return hasattr(logger, "log_image") or hasattr(getattr(logger, "experiment", None), "add_image")
-
-
-def log_pictures(loggers: Iterable[Logger], key: str, pictures: list[Image], captions: list[str], step: int) -> None:
-    """Give images uint8 (H, W, 3) to every logger that takes them."""
-    for logger in loggers:
-        if hasattr(logger, "log_image"):
-            logger.log_image(key=key, images=pictures, step=step, caption=captions)
-        elif (board := getattr(logger, "experiment", None)) is not None and hasattr(board, "add_image"):
-            for caption, picture in zip(captions, pictures, strict=True):
-                board.add_image(f"{key}/{caption}", picture, step, dataformats="HWC")
+        print_message(
+            f"a step sees {batch_size} (batch_size) x {processes} (processes) x {batches} (accumulate_grad_batches) "
+            "images; the learning rate stays as it is"
+        )
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            updates = trainer.max_epochs * max(1, images // batch_size)
+            alone = min(updates, trainer.max_steps) if trainer.max_steps > 0 else updates
+            print_message(f"one process without accumulated batches would make {alone} updates of {batch_size} images")

@@ -1,40 +1,32 @@
-"""Several trainings that differ in their seed alone, and how far their figures differ."""
+"""Several trainings that differ only in their seed, and mean and standard deviation of their figures."""
 
 import csv
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from datamodules.errors import InputError
 from datamodules.files import differences, write_atomically
 from datamodules.source_revision import ALL_PACKAGES, source_revision
-from training.evaluation.tables import average, sample_std
-from training.recipes.stage_process import same_modules
+from training.command_process import run_process
 from training.runs.provenance_record import read_record
 
 __all__ = ["fit_repeatedly", "seed_list"]
 
-FREE = (
-    "config",
-    "ckpt_path",
-    "random_seeds",
-    "wandb",
-)  # of a configuration: a finished run stays the one that was asked for
+FREE = ("config", "ckpt_path", "random_seeds", "wandb")  # a finished run is kept though these settings differ
 
 
 def seed_list(given: str | list[int] | None) -> list[int]:
-    """Seeds as written: ``0,1,2``, or a list.
+    """Return seeds given as ``0,1,2`` or as a list.
 
     Raises:
-        InputError: it is something else, or a seed comes twice or is negative.
+        InputError: they are something else, or a seed comes twice or is negative.
     """
     try:
         seeds = [int(word) for word in given.split(",")] if isinstance(given, str) else list(given or [])
@@ -46,15 +38,14 @@ def seed_list(given: str | list[int] | None) -> list[int]:
 
 
 def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Sequence[int]) -> None:
-    """Train once for each seed, one after the other, each in a process and a folder ``seed-N`` of its own.
+    """Train once for each seed, one after the other, each in its own process and folder ``seed-N``.
 
-    A run that is finished is left as it is, one that was stopped resumes from its last checkpoint, so that the same
-    command again does what is still to be done. Then mean and sample standard deviation over the seeds of each figure
-    of the last validations are printed, and written to ``repeated_runs.json`` and ``repeated_runs.csv``.
+    A finished run is kept, an interrupted one resumes from its last checkpoint. Then mean and sample standard deviation
+    over the seeds of each figure of the last validations are printed and written, see `write_figures`.
 
     Args:
-        words: the command line, from ``fit`` on.
-        config: what it says, in plain values.
+        words: command line, from ``fit`` on.
+        config: its configuration, in plain values.
         seeds: the seeds.
 
     Raises:
@@ -62,30 +53,31 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
     """
     if config["ckpt_path"]:
         raise InputError("--random_seeds resumes what was stopped by itself: leave ckpt_path out")
-    output = Path(config["output"])
-    for seed in seeds:
-        folder = output / f"seed-{seed}"
+    console, output = Console(highlight=False), Path(config["output"])
+    folders = {seed: output / f"seed-{seed}" for seed in seeds}
+    for seed, folder in folders.items():
         if is_finished(folder, {**config, "output": str(folder), "seed_everything": seed}):
-            Console().print(f"seed {seed}: finished already, in {folder}", highlight=False)
+            console.print(f"seed {seed}: finished already, in {folder}")
             continue
-        own = [f"--output={folder}", f"--seed_everything={seed}", "--random_seeds=[]"]
-        begun = (folder / "config.yaml").exists()
-        Console().print(f"seed {seed}: {'resumes' if begun else 'begins'}, in {folder}", highlight=False)
-        if status := run_fit([*words, *own, *(["--ckpt_path=last"] if begun else [])]):
-            why = f"was ended by signal {-status}" if status < 0 else f"ended with status {status} (see above)"
-            raise InputError(f"the training with seed {seed} {why}; the same command resumes there")
-    write_figures(output, {seed: read_record(output / f"seed-{seed}").get("figures", {}) for seed in seeds})
+        resumes = (folder / "config.yaml").exists()
+        console.print(f"seed {seed}: {'resumes' if resumes else 'begins'}, in {folder}")
+        arguments = [f"--output={folder}", f"--seed_everything={seed}", "--random_seeds=[]"]
+        arguments += ["--ckpt_path=last"] if resumes else []
+        if status := run_process([*words, *arguments], f"seed {seed}").status:
+            how = f"was ended by signal {status - 128}" if status > 128 else f"ended with status {status} (see above)"
+            raise InputError(f"the training with seed {seed} {how}; the same command resumes there")
+    write_figures(output, {seed: read_record(folder).get("figures", {}) for seed, folder in folders.items()})
 
 
 def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a folder holds a run that reached its end.
+    """Return whether a folder holds a finished run.
 
     Args:
-        folder: the run's.
-        wanted: the configuration it must have been of.
+        folder: folder of the run.
+        wanted: the configuration that a finished run must have.
 
     Raises:
-        InputError: it was of another, or of other code; names the first setting that differs.
+        InputError: a finished run has another configuration, or is from another revision of the code.
     """
     record = read_record(folder)
     if not record.get("finished") or not record["attempts"]:
@@ -95,23 +87,12 @@ def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
         raise InputError(
             f"{folder} holds a finished run of another revision of the code; remove it, or choose another output"
         )
-    configs = (last["config"], wanted)
-    settings = ({key: value for key, value in each.items() if key not in FREE} for each in configs)
-    for key, found, asked in differences(*settings):
+    settings = [{key: value for key, value in each.items() if key not in FREE} for each in (last["config"], wanted)]
+    for key, found, now in differences(*settings):
         raise InputError(
-            f"{folder} holds a finished run with {key} {found!r}, not {asked!r}; give that, or choose another output"
+            f"{folder} holds a finished run with {key} {found!r}, not {now!r}; give that, or choose another output"
         )
     return True
-
-
-def run_fit(words: Sequence[str]) -> int:
-    """Run a command line of ``tag2mask`` in a process of its own that finds the same modules as this one.
-
-    Returns:
-        Its exit status.
-    """
-    # as a module, which Lightning knows how to start again for further processes
-    return subprocess.run([sys.executable, "-m", "training.cli", *words], env=same_modules(), check=False).returncode  # noqa: S603
 
 
 def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None:
@@ -119,27 +100,25 @@ def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None
 
     Args:
         output: folder for ``repeated_runs.json`` and ``repeated_runs.csv``.
-        runs: each seed's figures by name.
+        runs: figures of each seed by name.
     """
     output.mkdir(parents=True, exist_ok=True)
-    first = next(iter(runs.values()))
-    values = {name: [run[name] for run in runs.values()] for name in first if all(name in run for run in runs.values())}
-    figures = {name: {"mean": average(each), "std": sample_std(each)} for name, each in values.items()}
+    names = [name for name in next(iter(runs.values())) if all(name in run for run in runs.values())]
+    titles = ["figure", "mean", "std", *(f"seed-{seed}" for seed in runs)]
+    rows: list[list[Any]] = []
+    for name in names:
+        values = [run[name] for run in runs.values()]
+        rows.append([name, fmean(values), stdev(values) if len(values) > 1 else None, *values])
     content = {
         "random_seeds": list(runs),
-        "figures": figures,
+        "figures": {name: {"mean": mean, "std": std} for name, mean, std, *_ in rows},
         "runs": {str(seed): dict(run) for seed, run in runs.items()},
     }
     write_atomically(output / "repeated_runs.json", (json.dumps(content, indent=1) + "\n").encode())
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["figure", "mean", "std", *(f"seed-{seed}" for seed in runs)])
-    table = Table("figure", title=f"last validation, {len(runs)} seeds")
-    for title in ("mean", "std", *(f"seed {seed}" for seed in runs)):
-        table.add_column(title, justify="right")
-    for name, each in values.items():
-        cells = [average(each), sample_std(each), *each]
-        writer.writerow([name, *cells])
-        table.add_row(Text(name), *("" if value is None else f"{value:.4f}" for value in cells))
+    csv.writer(file, lineterminator="\n").writerows([titles, *rows])
     write_atomically(output / "repeated_runs.csv", file.getvalue().encode())
-    Console().print(table if values else "the validations gave no figures")
+    table = Table(*titles, title=f"last validation, {len(runs)} seeds")
+    for name, *values in rows:
+        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
+    Console().print(table if rows else "the validations gave no figures")

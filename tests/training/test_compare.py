@@ -1,0 +1,84 @@
+"""Evaluations side by side, by the command."""
+
+import json
+
+import numpy as np
+import pytest
+
+from training.cli import main
+from training.evaluation.evaluate import evaluate
+
+
+def run(*words) -> int:
+    return main([str(word) for word in words])
+
+
+def write_metrics(folder, iou, **more):
+    folder.mkdir()
+    metrics = {"iou": iou, "miou": float(np.mean(list(iou.values()))), "images": 3, "split": "val", **more}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def test_compare_shows_differences_from_the_first(tmp_path, capsys):
+    first = write_metrics(tmp_path / "first", {"background": 0.9, "cat": 0.5})
+    second = write_metrics(tmp_path / "second", {"background": 0.8, "cat": 0.625, "[dog]": 0.1}, split="train")
+    assert run("compare", first, second / "metrics.json") == 0
+    printed = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in printed.splitlines() if line.count("│") > 2}
+    assert [cell.split() for cell in rows["cat"]] == [["50.0"], ["62.5", "+12.5"]]
+    assert [cell.split() for cell in rows["background"]] == [["90.0"], ["80.0", "-10.0"]]
+    assert [cell.split() for cell in rows["[dog]"]] == [[], ["10.0"]]
+    assert [cell.split() for cell in rows["mean"]] == [["70.0"], ["50.8", "-19.2"]]
+    assert "differ in their split: val | train" in printed
+    assert "first" in printed
+    assert "second" in printed
+
+
+def test_compare_of_seeds_shows_mean_and_deviation(tmp_path, capsys):
+    """Two seeds of one experiment against one of another; a class that one seed lacks has no mean."""
+    for name, cat in (("a", (0.5, 0.6)), ("b", (0.7,))):
+        for seed, value in enumerate(cat):
+            (tmp_path / name / f"seed-{seed}").mkdir(parents=True)
+            iou = {"background": 0.9, "cat": value} | ({"dog": 0.2} if seed == 0 else {})
+            write_metrics(tmp_path / name / f"seed-{seed}/val", iou)
+    every = sorted(tmp_path.glob("*/seed-*/val"))
+    assert run("compare", "--mean", "true", *every, every[0]) == 0
+    printed = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in printed.splitlines() if line.count("│") > 2}
+    spread = 100 * np.std([0.5, 0.6], ddof=1)
+    assert [cell.split() for cell in rows["cat"]] == [["55.0", "±", f"{spread:.1f}"], ["70.0", "+15.0"]]
+    assert [cell.split() for cell in rows["background"]] == [["90.0", "±", "0.0"], ["90.0", "+0.0"]]
+    assert [cell.split() for cell in rows["dog"]] == [[], ["20.0"]]
+    assert "a/seed-*/val" in printed
+    assert run("compare", every[0], every[0]) == 0
+    assert "±" not in capsys.readouterr().out
+
+
+def test_compare_of_what_evaluate_wrote(voc, predicted_masks, tmp_path, capsys):
+    for name in ("a", "b"):
+        evaluate(predictions=predicted_masks[0], root=str(voc), output=tmp_path / name, num_images=0)
+    capsys.readouterr()
+    assert run("compare", tmp_path / "a", tmp_path / "b") == 0
+    printed = capsys.readouterr().out
+    assert "+0.0" in printed
+    assert "interval" in printed
+    assert "mind" not in printed
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "there is no"), ("{", "is not JSON"), ('{"a": 1}', "holds no IoU")]
+)
+def test_compare_of_something_else(tmp_path, capsys, content, words):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    assert run("compare", path) == 1
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert "x.json" in printed
+
+
+def test_compare_of_nothing(capsys):
+    assert run("compare") == 2
+    assert "results" in capsys.readouterr().err

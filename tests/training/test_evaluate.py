@@ -1,0 +1,314 @@
+"""`tag2mask evaluate` of a checkpoint and of a folder of masks: metrics, files, the page, and refused input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.base_datamodule import datamodule_from_settings
+from datamodules.errors import InputError
+from datamodules.files import file_sha256
+from datamodules.masks import read_class_mask, write_mask
+from datamodules.unreadable import UnreadableImages
+from seeds.checkpoints import load_task
+from tests.training.conftest import data_of, trainer_of
+from training.cli import main
+from training.evaluation.evaluate import evaluate
+from training.inference import load_trained, predictions, view_scores
+from training.segmentation_task import SegmentationTask
+
+
+def run(*words) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.fixture(scope="session")
+def evaluated(checkpoint, tmp_path_factory):
+    """(folder, what `evaluate` returned), with the CRF."""
+    folder = tmp_path_factory.mktemp("evaluated") / "new" / "folder"
+    return folder, evaluate(checkpoint, output=folder, num_images=3, num_workers=0)
+
+
+def numpy_iou(predicted, truths, classes):
+    """One confusion matrix over the set, 255 left out; counted here by hand."""
+    counts = np.zeros((classes, classes), np.int64)
+    for guess, truth in zip(predicted, truths, strict=True):
+        keep = truth != 255
+        np.add.at(counts, (truth[keep], guess[keep]), 1)
+    hits = np.diag(counts)
+    union = counts.sum(0) + counts.sum(1) - hits
+    return {i: hits[i] / union[i] for i in range(classes) if union[i]}
+
+
+def test_figures_agree_with_a_count_by_hand(checkpoint, evaluated):
+    folder, metrics = evaluated
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    trained = load_trained(checkpoint)
+    data = datamodule_from_settings(trained.data, num_workers=0)
+    samples = data.samples("val", tags=False)
+    loader = data.eval_loader(samples, originals=True)
+    found = list(predictions(trained, loader, crf=True, unreadable=UnreadableImages(0.0)))
+    truths = [read_class_mask(sample.mask, data.mask_lut) for sample in samples]
+    names = ("background", *data.classes)
+    for maps, figures in (("final", metrics), ("plain", metrics["without_crf"])):
+        iou = numpy_iou([getattr(p, maps).numpy() for p in found], truths, len(names))
+        assert figures["iou"] == pytest.approx({names[i]: value for i, value in iou.items()}, rel=1e-12)
+        assert figures["miou"] == pytest.approx(np.mean(list(iou.values())), rel=1e-12)
+        assert figures["background_iou"] == figures["iou"]["background"]
+    assert metrics["images"] == len(truths) == 4
+    assert metrics["split"] == "val"
+    assert metrics["checkpoint"]["sha256"] == file_sha256(checkpoint)
+
+
+def test_test_agrees_with_evaluate_without_crf(voc, checkpoint, evaluated, tmp_path):
+    alone = evaluate(checkpoint, output=tmp_path, crf=False, num_workers=0, num_images=0)
+    task = load_task(checkpoint, SegmentationTask)
+    tested = trainer_of(tmp_path).test(task, data_of(voc), verbose=False)[0]
+    assert tested["test/miou"] == pytest.approx(alone["miou"], rel=1e-6)
+    for name, value in alone["iou"].items():
+        assert tested[f"test/iou/{name}"] == pytest.approx(value, abs=1e-6)
+    assert evaluated[1]["without_crf"] == {key: alone[key] for key in evaluated[1]["without_crf"]}
+    assert alone["crf"] is None
+    assert "without_crf" not in alone
+
+
+def test_the_page_holds_everything(evaluated):
+    page = (evaluated[0] / "index.html").read_text()
+    assert page.count("<article") == 3 + 8  # of val, and training images with cues (8 of 9)
+    assert page.count("<img class='layer prediction'") == 11
+    assert page.count("<img class='layer cues'") == 8
+    assert page.count("<img class='layer truth'") == 11
+    for title in ("Best images", "Worst images", "Images drawn by chance", "What it learned from"):
+        assert title in page
+    interval = evaluated[1]["miou_interval"]
+    assert f"95 % interval {100 * interval['low']:.1f} to {100 * interval['high']:.1f}" in page
+
+
+def test_training_pictures_are_shown_where_some_have_no_mask(voc, checkpoint, cues, tmp_path):
+    some = tmp_path / "some"
+    shutil.copytree(voc, some)
+    next(iter(sorted((some / "SegmentationClass").glob("train*.png")))).unlink()
+    evaluate(checkpoint, output=tmp_path / "out", root=str(some), cues=cues, num_workers=0, crf=False, num_images=0)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<img class='layer cues'") == 8
+    assert page.count("<img class='layer truth'") == 7
+
+
+def test_pictures_without_masks_get_a_page_and_no_figures(voc, checkpoint, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(voc, bare)
+    shutil.rmtree(bare / "SegmentationClass")
+    metrics = evaluate(checkpoint, output=tmp_path / "out", root=str(bare), num_workers=0, crf=False)
+    assert metrics["miou"] is None
+    assert metrics["images"] == 4
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "layer truth" not in page
+    assert "Best images" not in page
+    assert page.count("<article") >= 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"split": "nosuch"}, "nosuch"),
+        ({"root": "/no/such/folder"}, "/no/such/folder"),
+        ({"masks": "NoMasks"}, "NoMasks"),
+        ({"cues": "nocache"}, "nocache"),
+    ],
+)
+def test_bad_input_writes_nothing(checkpoint, tmp_path, settings, words):
+    with pytest.raises(InputError, match=words):
+        evaluate(checkpoint, output=tmp_path / "out", num_workers=0, crf=False, **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    torch.save({"state_dict": {}, "tag2mask": {"task": "classifier", "version": 1}}, tmp_path / "c.ckpt")
+    with pytest.raises(InputError, match="classifier"):
+        evaluate(tmp_path / "c.ckpt", output=tmp_path / "out")
+
+
+def test_images_of_a_split_that_cannot_be_read(voc, checkpoint, tmp_path):
+    """Left out and named, up to the share; the figures are those of the others."""
+    some = tmp_path / "some"
+    shutil.copytree(voc, some)
+    names = (some / "ImageSets/Segmentation/val.txt").read_text().split()
+    path = some / f"JPEGImages/{names[1]}.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    (some / f"JPEGImages/{names[2]}.jpg").write_bytes(b"no image")
+    how = {"root": str(some), "num_workers": 0, "crf": False}
+    for settings in ({}, {"max_unreadable": 0.25}, {"max_unreadable": 1.0, "strict": True}):
+        with pytest.raises(InputError, match="of 4 images cannot be read"):
+            evaluate(checkpoint, output=tmp_path / "out", **how, **settings)
+        assert not (tmp_path / "out").exists()
+    metrics = evaluate(checkpoint, output=tmp_path / "out", max_unreadable=0.5, **how)
+    assert (metrics["images"], metrics["images_with_mask"]) == (2, 2)
+    assert sorted(metrics["unreadable"]) == sorted(names[1:3])
+    for name in names[1:3]:
+        shutil.copy(voc / f"JPEGImages/{name}.jpg", some / "JPEGImages")
+    (some / "ImageSets/Segmentation/val.txt").write_text(f"{names[0]}\n{names[3]}\n")
+    assert evaluate(checkpoint, output=tmp_path / "out", **how)["miou"] == metrics["miou"]
+
+
+def test_a_training_image_that_cannot_be_read_is_not_shown(voc, checkpoint, cues, tmp_path):
+    """Nothing is lost by it: the page has the other training images, and the figures are the same."""
+    some = tmp_path / "some"
+    shutil.copytree(voc, some)
+    name = (some / "ImageSets/Segmentation/train.txt").read_text().split()[0]
+    (some / f"JPEGImages/{name}.jpg").write_bytes(b"no image")
+    how = {"num_workers": 0, "crf": False, "num_images": 0, "cues": cues}
+    metrics = evaluate(checkpoint, output=tmp_path / "out", root=str(some), **how)
+    assert (tmp_path / "out/index.html").read_text().count("<img class='layer cues'") == 7
+    assert metrics["miou"] == evaluate(checkpoint, output=tmp_path / "other", root=str(voc), **how)["miou"]
+
+
+def test_images_without_a_mask_are_shown_and_not_scored(voc, checkpoint, tmp_path, capsys):
+    some = tmp_path / "some"
+    shutil.copytree(voc, some)
+    names = (some / "ImageSets/Segmentation/val.txt").read_text().split()
+    (some / f"SegmentationClass/{names[1]}.png").unlink()
+    how = {"root": str(some), "num_workers": 0, "crf": False}
+    metrics = evaluate(checkpoint, output=tmp_path / "out", **how)
+    assert (metrics["images"], metrics["images_with_mask"]) == (4, 3)
+    assert "3 of 4 images have a mask" in capsys.readouterr().out
+    page = (tmp_path / "out/index.html").read_text()
+    assert "<dt>images</dt><dd>3 of 4 have a mask; 0 more cannot be read</dd>" in page
+    assert "<dt>computed in</dt><dd>32-true</dd>" in page
+    (some / "ImageSets/Segmentation/val.txt").write_text("".join(f"{name}\n" for name in names if name != names[1]))
+    assert evaluate(checkpoint, output=tmp_path / "other", **how)["confusion"] == metrics["confusion"]
+
+
+def count(folder, masks, ids, classes):
+    """IoU of each class over two folders of PNGs, counted as sets of pixels."""
+    iou = {}
+    pairs = [(np.array(Image.open(folder / f"{i}.png")), np.array(Image.open(masks / f"{i}.png"))) for i in ids]
+    for c in range(classes):
+        hits = sum(int(((pred == c) & (true == c)).sum()) for pred, true in pairs)
+        union = sum(int((((pred == c) | (true == c)) & (true != 255)).sum()) for pred, true in pairs)
+        if union:
+            iou[c] = hits / union
+    return iou
+
+
+def test_a_folder_of_predictions(voc, predicted_masks, tmp_path):
+    folder, ids = predicted_masks
+    out = tmp_path / "out"
+    assert run("evaluate", "--predictions", folder, "--root", voc, "--output", out, "--num_images", 2) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    names = ("background", *metrics["classes"])
+    expected = count(folder, voc / "SegmentationClass", ids, len(names))
+    assert metrics["iou"] == pytest.approx({names[c]: value for c, value in expected.items()}, abs=1e-9)
+    assert metrics["miou"] == pytest.approx(np.mean(list(expected.values())), abs=1e-9)
+    assert 0 < metrics["miou"] < 1
+    assert metrics["images"] == len(ids)
+    assert metrics["predictions"] == {"path": str(folder)}
+    assert "checkpoint" not in metrics
+    lines = [line.split(",") for line in (out / "metrics.csv").read_text().splitlines()]
+    assert lines[0] == ["class", "iou", "precision", "recall", "boundary_iou"]
+    assert {line[0]: float(line[1]) for line in lines[1:-1]} == metrics["iou"]
+    assert float(lines[-1][1]) == metrics["miou"]
+    assert (out / "index.html").read_text().count("<article") == 2
+
+
+def test_classes_of_predictions_go_by_their_names(voc, predicted_masks, tmp_path):
+    """With a classes.txt that names them backwards, indices are translated; fewer classes leave pixels out."""
+    folder, ids = predicted_masks
+    plain = evaluate(predictions=folder, root=str(voc), output=tmp_path / "plain", num_images=0)
+    names = plain["classes"]
+    (folder / "classes.txt").write_text("\n".join(reversed(names)))
+    back = np.array([0, *range(len(names), 0, -1)], np.uint8)
+    for name in ids:
+        write_mask(folder / f"{name}.png", back[np.array(Image.open(folder / f"{name}.png"))])
+    turned = evaluate(predictions=folder, root=str(voc), output=tmp_path / "turned", num_images=0)
+    assert turned["iou"] == plain["iou"]
+    assert turned["classes"] == names[::-1]
+    straight = evaluate(predictions=folder, root=str(voc), output=tmp_path / "s", num_images=0, classes=names)
+    assert list(straight["iou"].items()) == list(plain["iou"].items())
+
+
+def test_what_predict_writes_scores_as_evaluate_does(voc, checkpoint, tmp_path):
+    photos = [voc / f"JPEGImages/{name}.jpg" for name in (voc / "ImageSets/Segmentation/val.txt").read_text().split()]
+    listed = json.dumps([str(photo) for photo in photos])
+    common = ("--checkpoint", checkpoint, "--crf", "false", "--num_workers", 0)
+    assert run("predict", *common, "--images", listed, "--output", tmp_path / "masks") == 0
+    assert run("evaluate", *common, "--num_images", 0, "--batch_size", 1, "--output", tmp_path / "a") == 0
+    scored = evaluate(predictions=tmp_path / "masks", root=str(voc), output=tmp_path / "b", num_images=0)
+    direct = json.loads((tmp_path / "a/metrics.json").read_text())
+    assert scored["confusion"] == direct["confusion"]
+    assert scored["boundary_iou"] == direct["boundary_iou"]
+    assert scored["miou_interval"] == direct["miou_interval"]
+
+
+def spoil(folder, ids, how):
+    path = folder / f"{ids[1]}.png"
+    mask = np.array(Image.open(path))
+    if how == "missing":
+        path.unlink()
+    elif how == "size":
+        write_mask(path, mask[:, 1:])
+    elif how == "void":
+        mask[0, 0] = 255
+        write_mask(path, mask)
+    elif how == "index":
+        mask[0, 0] = 77
+        write_mask(path, mask)
+    else:
+        Image.fromarray(mask).convert("RGB").save(path)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("missing", "1 of 4 predictions are missing"), ("size", "is 71x96"), ("void", "holds 255"), ("index", "index 77"),
+     ("colours", "RGB")],
+)  # fmt: skip
+def test_predictions_that_cannot_be_scored(voc, predicted_masks, tmp_path, capsys, how, words):
+    folder, ids = predicted_masks
+    spoil(folder, ids, how)
+    assert run("evaluate", "--predictions", folder, "--root", voc, "--output", tmp_path / "out") == 1
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in printed
+    assert f"{ids[1]}.png" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({}, "either"), ({"checkpoint": "x", "predictions": "y"}, "either"), ({"predictions": Path("y")}, "--root"),
+     ({"checkpoint": "x", "classes": ["cat"]}, "classes are for"),
+     ({"predictions": Path("y"), "root": "z"}, "no folder of predictions y")],
+)  # fmt: skip
+def test_options_that_do_not_go_together(tmp_path, given, words):
+    with pytest.raises(InputError, match=words):
+        evaluate(**given, output=tmp_path / "out")
+
+
+def test_masks_must_be_there(voc, predicted_masks, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(voc, bare)
+    shutil.rmtree(bare / "SegmentationClass")
+    with pytest.raises(InputError, match="no masks to score"):
+        evaluate(predictions=predicted_masks[0], root=str(bare), output=tmp_path / "out")
+
+
+def test_scales_and_flip(checkpoint, tmp_path, monkeypatch):
+    shown = []
+
+    def spy(network, images, views, **more):
+        sides = []
+        scores = view_scores(lambda seen: sides.append(seen.shape[-1]) or network(seen), images, views, **more)
+        shown.append((sides, scores.shape[-1]))
+        return scores
+
+    monkeypatch.setattr("training.inference.view_scores", spy)
+    words = ("--checkpoint", checkpoint, "--crf", "false", "--num_workers", 0, "--num_images", 0, "--batch_size", 4)
+    assert run("evaluate", *words, "--output", tmp_path / "a", "--scales", "[0.55, 1]", "--flip", "true") == 0
+    assert run("evaluate", *words, "--output", tmp_path / "b") == 0
+    assert shown[0] == ([32, 32, 64, 64], 16)  # 35.2 to a multiple of 16; its grid is a quarter of the side
+    assert shown[-1] == ([64], 16)
+    several, plain = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
+    assert (several["scales"], several["flip"]) == ([0.55, 1.0], True)
+    assert (plain["scales"], plain["flip"]) == ([1.0], False)

@@ -1,0 +1,177 @@
+"""The page of an evaluation: its content, and its behaviour in a browser."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.training.html_pages import HOSTILE, PageReader, check_page, run_chromium
+from training.reports.evaluation_report import render_page
+from training.reports.example_selection import Example, Section
+
+CLASSES = ["<cat>", "dog", HOSTILE, *(f"creature number {i}" for i in range(15))]
+
+
+def example(
+    name: str, index: int, *, cues: bool = False, size: tuple[int, int] = (40, 60), iou: float | None = 0.5
+) -> Example:
+    """An image with a square of class ``index``."""
+    labels = np.zeros(size, np.uint8)
+    labels[10:30, 10:30] = index
+    truth = labels.copy()
+    truth[:5] = 255
+    noise = np.random.default_rng(index).integers(0, 256, (*size, 3), np.uint8)
+    return Example(name, noise, labels, truth, np.full((8, 8), index, np.uint8) if cues else None, 0.5)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """A page of 19 classes and a few images, with names that need escaping."""
+    names, generator = ("background", *CLASSES), np.random.default_rng(0)
+    pixels = generator.integers(0, 100, (19, 19)) + 2000 * np.eye(19, dtype=int)
+    by_class = {
+        key: dict(zip(names, generator.random(19).tolist(), strict=True))
+        for key in ("iou", "precision", "recall", "boundary_iou")
+    }
+    figures = {
+        **by_class, "miou": 0.5, "background_iou": 0.9, "boundary_miou": 0.4, "pixel_accuracy": 0.8,
+        "miou_interval": {"low": 0.4, "high": 0.6, "level": 0.95, "resamples": 1000, "seed": 0},
+        "confusion": {"classes": list(names), "pixels": pixels.tolist()},
+        "confused": [{"truth": "<cat>", "predicted": HOSTILE, "pixels": 99, "share": 0.03}],
+    }  # fmt: skip
+    metrics = {
+        **figures, "without_crf": figures, "images": 3, "split": "v<al", "crf": {"scale": 1.0},
+        "checkpoint": {"path": "a&b.ckpt", "sha256": "0" * 64}, "data": {"root": "x" * 200, "eval_size": 64},
+        "classes": CLASSES,
+    }  # fmt: skip
+    best = [example("p<1>", 1), example("tall", 2, size=(80, 40)), example("an-id-without-any-space-" * 5, 2)]
+    sections = [Section("Best images", "Good.", best), Section("Taught", "Cues.", [example(HOSTILE, 1, cues=True)])]
+    return render_page(metrics, CLASSES, sections)
+
+
+def test_the_page_is_well_formed_and_links_nowhere(page):
+    check_page(page)
+
+
+def test_names_are_escaped(page):
+    for unsafe in ("<cat>", "v<al", "p<1>", "a&b", "<script>window", "<img src=x"):
+        assert unsafe not in page
+    text = " ".join(PageReader(page).text)
+    for shown in ("<cat>", "v<al", "p<1>", "a&b", HOSTILE):
+        assert shown in text
+
+
+def test_images_and_controls_have_names_for_readers_who_do_not_see_them(page):
+    read = PageReader(page)
+    bases = [attrs for attrs in read.of("img") if attrs.get("alt")]
+    assert len(bases) == 4
+    assert bases[0]["alt"] == "p<1>; prediction: <cat>; truth: <cat>"
+    assert all(attrs.get("aria-label") for attrs in read.of("input") if attrs["type"] == "range")
+    groups = [attrs for attrs in read.of("div") if attrs.get("role") in ("radiogroup", "group", "region")]
+    assert all(attrs["aria-label"] for attrs in groups)
+    radios = [attrs for attrs in read.of("input") if attrs["type"] == "radio"]
+    names = {attrs["name"] for attrs in radios}
+    assert len(names) == 1 + 4  # all images, and each
+    assert sum("checked" in attrs for attrs in radios) == len(names)
+
+
+def test_without_images_or_masks_the_page_has_no_controls():
+    bare = {"miou": None, "iou": {}, "images": 2, "split": "test", "crf": None, "predictions": {"path": "p"}}
+    read = PageReader(render_page(bare, ["cat"], []))
+    assert not read.of("table")
+    assert not read.of("button")
+    assert not read.of("input")
+
+
+# --- in a browser
+
+PROBE = """
+<script>
+const errors = [], seen = {};
+addEventListener("error", (event) => errors.push(event.message));
+addEventListener("load", () => {
+  const get = (selector) => document.querySelector(selector);
+  const opacity = (selector) => Number(getComputedStyle(get(selector)).opacity);
+  const cards = [...document.querySelectorAll("article")];
+  const visible = () => cards.filter((card) => card.checkVisibility()).length;
+  seen.overflow = document.documentElement.scrollWidth - innerWidth;
+  seen.width = innerWidth;
+  seen.start = [opacity("article .prediction"), opacity("article .truth")];
+  get("article input[value=truth]").click();
+  seen.one = [opacity("article .prediction"), opacity("article .truth"), opacity("article + article .truth")];
+  get(".toolbar input[value=truth]").click();
+  seen.all = opacity("article + article .truth");
+  const range = get(".toolbar input[type=range]");
+  range.value = 25;
+  range.dispatchEvent(new Event("input"));
+  seen.faded = opacity("article .truth");
+  get(".toolbar input[value=cues]").click();
+  seen.cues = [opacity("section:last-of-type .cues"), opacity("article .truth")];
+  const chip = get("button[data-class='2']");
+  chip.focus();
+  seen.focused = document.activeElement === chip;
+  chip.click();
+  seen.filtered = [visible(), chip.getAttribute("aria-pressed"), get(".count").textContent];
+  seen.empty = get("section:last-of-type .none").checkVisibility();
+  get("button[data-class='1']").click();
+  seen.other = [visible(), chip.getAttribute("aria-pressed")];
+  get("button[data-class='1']").click();
+  seen.unfiltered = [visible(), get(".count").textContent];
+  const [base, layer] = document.querySelectorAll("article + article .frame img");
+  const [a, b] = [base.getBoundingClientRect(), layer.getBoundingClientRect()];
+  seen.aligned = [a.width === b.width && a.height === b.height, Math.round(100 * a.width / a.height)];
+  seen.errors = errors;
+  seen.injected = window.injected ?? null;
+  scrollTo(0, 0);
+  parent.postMessage(seen, "*");
+});
+</script>
+"""
+WIDTHS = (1280, 375)  # a desk's, a phone's; Chromium's own window is never narrower than 500 pixels, a frame may be
+FRAMES = """
+<!doctype html><body style="margin: 0; background: #fff"><script>
+const all = {};
+addEventListener("message", ({data}) => { all[data.width] = data; document.title = JSON.stringify(all); });
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def probed(page, tmp_path_factory):
+    """What the probe finds on the page at each width, and a screenshot of both."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "probe.html").write_text(page.replace("<body>", "<body>" + PROBE))
+    frames = "".join(f'<iframe src="probe.html" style="border: 0" width={w} height=1400></iframe>' for w in WIDTHS)
+    (folder / "frames.html").write_text(FRAMES + frames)
+    options = ("--window-size=1655,1400", "--virtual-time-budget=2000", f"--screenshot={folder / 'page.png'}")
+    document = run_chromium(*options, str(folder / "frames.html"), folder=folder)
+    title = re.search(r"<title>(.*?)</title>", document, re.DOTALL).group(1)
+    return json.loads(title), cv2.imread(str(folder / "page.png"))
+
+
+def test_screenshots_show_something(probed):
+    shown = probed[1]
+    assert shown.shape[1] == sum(WIDTHS)
+    for part in np.split(shown, [WIDTHS[0]], axis=1):
+        assert len(np.unique(part.reshape(-1, 3), axis=0)) > 200  # bars, a matrix, letters: not a blank
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_works_in_a_browser(probed, width):
+    seen = probed[0][str(width)]
+    assert seen["errors"] == []
+    assert seen["injected"] is None  # no name became markup
+    assert seen["overflow"] <= 0  # no scrolling to the side
+    assert seen["start"] == [1, 0]
+    assert seen["one"] == [0, 1, 0]
+    assert seen["all"] == 1
+    assert seen["faded"] == 0.25
+    assert seen["cues"] == [0.25, 0.25]  # images without cues keep the layer they had
+    assert seen["focused"]
+    assert seen["filtered"] == [2, "true", "2 of 4 images"]
+    assert seen["empty"]
+    assert seen["other"] == [2, "false"]
+    assert seen["unfiltered"] == [4, ""]
+    assert seen["aligned"] == [True, 50]

@@ -1,0 +1,138 @@
+"""Options of a command without its imports, job options, and commands that need no network without torch."""
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
+import pytest
+
+from datamodules.errors import InputError
+from seeds.job_options import JobOptions
+from tests.seed_caches import CacheWriter
+from tests.seeds.test_importing import irn_folder
+from training.cli import FUNCTIONS
+from training.parsers import read_signature, run_function
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "pytorch_lightning", "torchvision", "albumentations", "numba", "segmentation_models_pytorch")
+RUN = """
+import json, sys
+from training.cli import main
+statuses = [main(words) for words in json.loads(sys.argv[1])]
+print(json.dumps([statuses, [name for name in json.loads(sys.argv[2]) if name in sys.modules]]))
+"""
+
+
+def in_a_process(*commands: list[str]) -> tuple[list[int], list[str]]:
+    """Exit statuses of commands run one after the other in a process, and the heavy modules it imported."""
+    words = [sys.executable, "-c", RUN, json.dumps(commands), json.dumps(HEAVY)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_signature_that_is_read_is_that_of_the_function(name):
+    target = FUNCTIONS[name][0]
+    module, function = target.split(":")
+    real = getattr(importlib.import_module(module), function)
+    stub = read_signature(target)
+    assert inspect.signature(stub) == inspect.signature(real, eval_str=True)
+    assert get_type_hints(stub) == get_type_hints(real)
+    assert inspect.getdoc(stub) == inspect.getdoc(real)
+    assert len(stub.__code__.co_code) < 40  # without the body
+
+
+def test_a_signature_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "commands_of_a_test.py").write_text("import torch as t\n\ndef one(x: t.Tensor, y=unknown): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="no function two"):
+        read_signature("commands_of_a_test:two")
+    with pytest.raises(ImportError, match="no module commands_of_nobody"):
+        read_signature("commands_of_nobody:one")
+    with pytest.raises(NameError, match="unknown"):
+        read_signature("commands_of_a_test:one")
+
+
+JOB = '''
+from pathlib import Path
+from seeds.job_options import JobOptions
+called = []
+def command(cache: Path, *, size: int = 3, job: JobOptions = JobOptions()) -> None:
+    """Do it.
+
+    Args:
+        cache: a cache.
+        size: a side.
+        job: options of the job.
+    """
+    called.append((cache, size, job))
+'''
+
+
+def test_fields_of_a_job_are_plain_options(tmp_path, monkeypatch, capsys):
+    """On the command line and in YAML, with their help, types and defaults."""
+    (tmp_path / "job_of_a_test.py").write_text(JOB)
+    (tmp_path / "job.yaml").write_text("cache: c\ndevices: 2\nstrict: true\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    target = "job_of_a_test:command"
+    run_function(target, "a test", "test", [f"--config={tmp_path / 'job.yaml'}", "--threads=3", "--size=4"])
+    module = importlib.import_module("job_of_a_test")
+    assert module.called == [(Path("c"), 4, JobOptions(devices=2, strict=True, threads=3))]
+    for words, message in (
+        (["--cache=c", "--devics=2"], "there is no option 'devics'; did you mean 'devices'"),
+        (["--cache=c", "--job.devices=2"], "there is no option 'job.devices'"),
+        (["--cache=c", "--threads=many"], "threads: expected int"),
+        (["--cache=c", "--threads=0"], "threads must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_function(target, "a test", "test", words)
+    with pytest.raises(SystemExit):
+        run_function(target, "a test", "test", ["--help"])
+    assert "images per file. (type: int, default: 256)" in capsys.readouterr().out
+
+
+def test_help_imports_no_network():
+    names = [*(name.split() for name in FUNCTIONS), ["run"]]
+    statuses, imported = in_a_process(["--help"], ["seeds"], ["--version"], *([*name, "--help"] for name in names))
+    assert set(statuses) == {0}
+    assert imported == []
+
+
+def test_mistakes_are_found_without_a_network():
+    statuses, imported = in_a_process(
+        ["evaluate", "--chekpoint=x"], ["seeds", "generate", "--flip=perhaps"], ["predit"]
+    )
+    assert statuses == [2, 2, 2]
+    assert imported == []
+
+
+def test_commands_that_need_no_network_import_none(tmp_path):
+    generator = np.random.default_rng(0)
+    with CacheWriter(tmp_path / "cache", ("ant", "bat", "cow"), {}) as writer:
+        for name in "abc":
+            maps = generator.random((1, 5, 5), np.float32)
+            cues = generator.choice([0, 2, 255], (5, 5)).astype(np.uint8)
+            writer.add(name, cues, map_classes=np.array([1]), maps=maps, saliency=generator.random((5, 5), np.float32))
+    (tmp_path / "metrics.json").write_text(json.dumps({"miou": 0.5, "iou": {"ant": 0.5}, "images": 3}))
+    irn_folder(tmp_path)
+    cache = f"--cache={tmp_path / 'cache'}"
+    source = tmp_path / "sec/localization_cues.pickle"
+    commands = [
+        ["compare", str(tmp_path / "metrics.json"), str(tmp_path / "metrics.json")],
+        ["seeds", "info", cache],
+        ["seeds", "verify", cache],
+        ["seeds", "threshold", cache, f"--output={tmp_path / 'thresholded'}", "--fg_threshold=0.3"],
+        ["seeds", "export", cache, "--format=sec", f"--output={tmp_path / 'sec'}"],
+        ["seeds", "export", cache, "--format=png", f"--output={tmp_path / 'png'}"],
+        ["seeds", "import", "--format=sec", f"--source={source}", f"--output={tmp_path / 'a'}", "--grid=5"],
+        ["seeds", "import", "--format=png", f"--source={tmp_path / 'png'}", f"--output={tmp_path / 'b'}"],
+        ["seeds", "import", "--format=irn", f"--source={tmp_path / 'npy'}", f"--output={tmp_path / 'c'}"],
+    ]
+    statuses, imported = in_a_process(*commands)
+    assert statuses == [0] * len(commands)
+    assert imported == []

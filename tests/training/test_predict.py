@@ -1,0 +1,121 @@
+"""Masks of `tag2mask predict`."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from datamodules import dataset
+from datamodules.base_datamodule import datamodule_from_settings
+from datamodules.class_names import voc_palette
+from datamodules.errors import InputError
+from datamodules.images import read_image
+from datamodules.masks import read_mask
+from datamodules.unreadable import UnreadableImages
+from training.cli import main
+from training.inference import load_trained, predictions
+from training.predict import predict
+
+
+@pytest.fixture
+def photos(voc, tmp_path):
+    """A folder with two photos, one of them turned by its EXIF orientation, and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    files = sorted((voc / "JPEGImages").iterdir())[:2]
+    Image.open(files[0]).save(folder / "a.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(files[1]).resize((80, 50)).save(folder / "b.jpeg", exif=exif)
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_predict_writes_palette_masks_of_the_photos_size(checkpoint, photos, tmp_path, crf):
+    out = tmp_path / "out"
+    written = predict(checkpoint, [photos], out, crf=crf, overlay=True, num_workers=0)
+    assert [path.name for path in written] == ["a.png", "b.png"]
+    assert {path.name for path in out.iterdir()} == {"a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg", "classes.txt"}
+    for name, photo in (("a", "a.jpg"), ("b", "b.jpeg")):
+        with Image.open(out / f"{name}.png") as mask:
+            assert mask.mode == "P"
+            assert mask.getpalette()[:63] == voc_palette()[:63]
+        assert read_mask(out / f"{name}.png").shape == read_image(photos / photo).shape[:2]
+    assert read_mask(out / "b.png").shape == (80, 50)  # upright
+
+
+def test_predict_agrees_with_evaluate(voc, checkpoint, tmp_path):
+    trained = load_trained(checkpoint)
+    data = datamodule_from_settings(trained.data, num_workers=0)
+    samples = data.samples("val", tags=False)
+    loader = data.eval_loader(samples, originals=True)
+    for crf in (False, True):
+        predict(checkpoint, [Path(sample.image) for sample in samples], tmp_path / str(crf), crf=crf, num_workers=0)
+    for found in predictions(trained, loader, crf=True, unreadable=UnreadableImages(0.0)):
+        assert (read_mask(tmp_path / f"False/{found.name}.png") == found.plain.numpy()).mean() > 0.999
+        assert (read_mask(tmp_path / f"True/{found.name}.png") == found.final.numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize("content", ["header", "pixels"])
+def test_photos_that_cannot_be_read_are_skipped_and_listed(checkpoint, photos, tmp_path, capsys, content):
+    """All others get their masks, the same as without the broken ones; exit status 1; the next run clears the list."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    words = ["predict", f"--checkpoint={checkpoint}", f"--images={photos}", "--num_workers=0", "--batch_size=2"]
+    assert main([*words, f"--output={whole}"]) == 0
+    for name in ("a1", "z"):
+        broken = b"not a photo" if content == "header" else (photos / "a.jpg").read_bytes()[:-200]
+        (photos / f"{name}.jpg").write_bytes(broken)
+    assert main([*words, f"--output={out}"]) == 1
+    printed = capsys.readouterr().err
+    assert "2 of 4 images were skipped" in printed.splitlines()[-1]
+    assert "left out: z: image" in printed
+    with (out / "skipped.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name for row in rows] == ["a1.jpg", "z.jpg"]
+    assert all("cannot be read" in row["reason"] for row in rows)
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()} | {"skipped.csv"}
+    for path in whole.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    for name in ("a1", "z"):
+        (photos / f"{name}.jpg").unlink()
+    assert main([*words, f"--output={out}"]) == 0
+    assert not (out / "skipped.csv").exists()
+
+
+def test_each_mask_is_written_as_it_is_done_and_each_photo_read_once(checkpoint, photos, tmp_path, monkeypatch):
+    read, out = [], tmp_path / "out"
+    read_image = dataset.read_image
+
+    def counted(path):
+        read.append((path.name, len(list(out.glob("*.png")))))
+        return read_image(path)
+
+    monkeypatch.setattr(dataset, "read_image", counted)
+    predict(checkpoint, [photos], out, num_workers=0, batch_size=1, overlay=True)
+    assert read == [("a.jpg", 0), ("b.jpeg", 1)]
+
+
+def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):
+    out = tmp_path / "out"
+    shutil.copy(photos / "a.jpg", photos / "a.png")
+    with pytest.raises(InputError, match=r"a\.jpg and .*a\.png"):
+        predict(checkpoint, [photos], out)
+    with pytest.raises(InputError, match="no photo"):
+        predict(checkpoint, [tmp_path / "photos" / ".."], out)
+    with pytest.raises(InputError, match=r"nowhere\.jpg"):
+        predict(checkpoint, [tmp_path / "nowhere.jpg"], out)
+    with pytest.raises(InputError, match="batch_size 0"):
+        predict(checkpoint, [photos], out, batch_size=0)
+    assert not out.exists()
+
+
+def test_a_photo_is_never_overwritten(checkpoint, photos):
+    (photos / "a.jpg").unlink()
+    Image.new("RGB", (40, 40)).save(photos / "a.png")
+    before = (photos / "a.png").read_bytes()
+    with pytest.raises(InputError, match="would replace"):
+        predict(checkpoint, [photos], photos)
+    assert (photos / "a.png").read_bytes() == before

@@ -1,0 +1,83 @@
+"""Running a command of this program in its own process, which ends when the process that started it does."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from datamodules.progress import STAGE
+
+__all__ = ["Ended", "exit_with_starter", "run_process"]
+
+WATCH = "TAG2MASK_EXIT_WITH_STDIN"  # environment variable: the process ends when its standard input does
+PATIENCE = 20.0  # seconds that a process has after Ctrl-C before it is killed
+SAMPLE = 0.1  # seconds between two measurements of memory
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended.
+
+    Attributes:
+        status: exit status, or 128 and the number of the signal.
+        seconds: wall-clock time.
+        peak_memory: bytes of memory at the highest of all samples, without the processes that read images.
+    """
+
+    status: int
+    seconds: float
+    peak_memory: int
+
+
+def run_process(words: Sequence[str], title: str) -> Ended:
+    """Run a command line of this program in a new process with the same output streams, and wait for it.
+
+    The process imports the same modules as this one, whatever the working folder contains. Its standard input is a pipe
+    that only this process holds open, so that it closes in whatever way this process ends; see `exit_with_starter`.
+
+    Args:
+        words: command line after ``tag2mask``.
+        title: name of the process, with which the lines of its progress begin.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the other process has ended by then.
+    """
+    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", WATCH: "1", STAGE: title}
+    start, peak = time.monotonic(), 0
+    # as a module: Lightning can start it again for further processes
+    command = [sys.executable, "-m", "training.cli", *words]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as process:  # noqa: S603
+        try:
+            while process.poll() is None:
+                with suppress(psutil.Error):  # it has just ended
+                    peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(SAMPLE)
+        except BaseException:
+            try:  # a terminal sends Ctrl-C to both processes
+                process.wait(PATIENCE)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                process.kill()
+                process.wait()
+            raise
+    code = process.returncode
+    return Ended(code if code >= 0 else 128 - code, time.monotonic() - start, peak)
+
+
+def exit_with_starter() -> None:
+    """End this process at the end of its standard input, if `run_process` started it."""
+    if os.environ.pop(WATCH, None):  # removed: processes that this one starts have another standard input
+
+        def wait_for_end() -> None:
+            os.read(sys.stdin.fileno(), 1)
+            os._exit(1)  # all files on disk are whole, and the same command resumes from them
+
+        threading.Thread(target=wait_for_end, daemon=True).start()

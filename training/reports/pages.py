@@ -1,0 +1,55 @@
+"""Render HTML pages from the templates in ``templates``; a page is one file with its images, style and script."""
+
+import base64
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from training.evaluation.evaluation_table import percent
+from training.image_overlays import class_colour, encode_image
+
+__all__ = ["EmbeddedImage", "data_uri", "embed", "render"]
+
+JPEG_QUALITY = 82
+
+ENVIRONMENT = Environment(  # autoescape: names of files and classes never become markup
+    loader=PackageLoader("training.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True,
+)  # fmt: skip
+ENVIRONMENT.filters["percent"] = percent
+ENVIRONMENT.filters["css_colour"] = lambda index: "rgb({},{},{})".format(*class_colour(index))
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """An image inside a page.
+
+    Attributes:
+        source: Its content as a data URI.
+        width: Width in pixels.
+        height: Height in pixels.
+        text: Description for readers who do not see it, and caption.
+    """
+
+    source: str
+    width: int
+    height: int
+    text: str
+
+
+def data_uri(image: NDArray[np.uint8], kind: Literal["jpeg", "png"], **options: Any) -> str:
+    """Return an image uint8 (H, W, 3 or 4) as a data URI; ``options`` are Pillow's."""
+    return f"data:image/{kind};base64," + base64.b64encode(encode_image(image, kind, **options)).decode("ascii")
+
+
+def embed(image: NDArray[np.uint8], text: str) -> EmbeddedImage:
+    """Return an image uint8 (H, W, 3) as a JPEG inside a page."""
+    return EmbeddedImage(data_uri(image, "jpeg", quality=JPEG_QUALITY), image.shape[1], image.shape[0], text)
+
+
+def render(template: str, **context: Any) -> str:
+    """Return the page of a template, such as ``evaluation.html``, without any link to another file."""
+    return ENVIRONMENT.get_template(template).render(context)

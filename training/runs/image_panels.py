@@ -1,0 +1,89 @@
+"""Images in a logger while a segmentation network is trained: image, cues, prediction and ground truth side by side."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+
+from datamodules.images import to_uint8
+from training.image_overlays import cue_overlay, label_overlay, side_by_side
+from training.score_maps import label_map
+from training.segmentation_task import SegmentationTask
+
+__all__ = ["ImagePanels"]
+
+Batch = Mapping[str, Any]
+
+
+class ImagePanels(pl.Callback):
+    """Logs a few images of each epoch's first batch: cues and predictions in training, ground truth in validation.
+
+    The panels go to every logger with Lightning's ``log_image``, such as Weights & Biases. Nothing is done without such
+    a logger, or while another task than segmentation is trained.
+
+    Args:
+        images: number of images.
+    """
+
+    def __init__(self, images: int = 4) -> None:
+        self.images = images
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, _out: Any, batch: Batch, index: int) -> None:
+        """Log the first batch of an epoch."""
+        if index == 0:
+            self._log(trainer, task, batch, "train/images")
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *hook: Any) -> None:
+        """Log the first batch of a validation."""
+        _outputs, batch, *indices = hook
+        if not any(indices) and not trainer.sanity_checking:
+            self._log(trainer, task, batch, "val/images")
+
+    def _log(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Batch, key: str) -> None:
+        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+        if not (loggers and isinstance(task, SegmentationTask) and trainer.is_global_zero and len(batch["image"])):
+            return
+        few = {name: value[: self.images] for name, value in batch.items()}
+        modes = {module: module.training for module in task.modules()}
+        task.eval()
+        with torch.no_grad():
+            scores = task(few["image"])
+        for module, mode in modes.items():
+            module.training = mode
+        panels = [batch_panel(few, scores, index) for index in range(len(few["image"]))]
+        step = max(trainer.global_step - 1, 0)  # the step under which Lightning logs the figures of this batch
+        for logger in loggers:
+            logger.log_image(key=key, images=panels, step=step, caption=[str(name) for name in few["id"]])
+
+
+def batch_panel(batch: Batch, scores: torch.Tensor, index: int) -> NDArray[np.uint8]:
+    """Return image, cues if there are any, prediction, and ground truth if there is a mask, side by side.
+
+    Args:
+        batch: a batch of a data module.
+        scores: class scores (B, C+1, h, w).
+        index: place of the image in the batch.
+
+    Returns:
+        uint8 (S, W, 3), with S the side of the network's input.
+    """
+    image = to_uint8(batch["image"][index]).permute(1, 2, 0).cpu().numpy()  # (S, S, 3)
+    side = (image.shape[0], image.shape[1])
+    shown = [image]
+    if "cues" in batch:
+        cues = batch["cues"][index]  # (C+1, h, w)
+        labels = torch.where(cues.any(dim=0), cues.int().argmax(dim=0), 255)
+        shown.append(cue_overlay(image, labels.cpu().numpy()))
+    shown.append(label_overlay(image, label_map(scores[index], side).cpu().numpy()))
+    if "mask" in batch:
+        mask = batch["mask"][index]
+        if "size" in batch and tuple(mask.shape) != side:
+            height, width = batch["size"][index].tolist()
+            mask = mask[:height, :width]
+        truth = cv2.resize(mask.cpu().numpy().astype(np.uint8), side[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        shown.append(label_overlay(image, np.asarray(truth)))
+    return side_by_side(shown)
