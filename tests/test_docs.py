@@ -190,3 +190,12 @@ def test_reference_pages_are_complete(reference):
 def test_readme_is_short():
     """One page: at most 1,000 words."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
+
+
+def test_files_named_in_the_readme_exist():
+    """Names of files and folders of the packages in code spans of the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:datamodules|seeds|training|configs|tests)/[\w./*]*)`", text)
+    assert len(named) > 8
+    for name in named:
+        assert any(ROOT.glob(name.rstrip("/"))), name
