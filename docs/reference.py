@@ -182,9 +182,7 @@ def table(actions: Iterable[argparse.Action], parser: Any, prefix: str) -> str:
             shown = f"`{column(value)}`"
         shown_name = f"{prefix}{name}" if action.option_strings else f"{action.dest} …"
         meaning = column(action.help or "")
-        if (
-            action.dest.startswith("trainer.") or action.dest == "ckpt_path"
-        ):  # Lightning's own documentation has the rest
+        if action.dest.startswith(("trainer.", "ckpt_path")):  # Lightning's own documentation has the rest
             meaning = meaning.split(". ")[0].rstrip(".") + "."
         if re.match(r"[a-z]+\b[^:/]", meaning):  # not "crf: …", "i/N …"
             meaning = meaning[0].upper() + meaning[1:]
