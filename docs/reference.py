@@ -22,7 +22,7 @@ from docstring_parser import parse
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from datamodules import seed_cache_index, seed_shard  # noqa: E402  after the path is set
+from datamodules import seed_shard  # noqa: E402  after the path is set
 from datamodules.transforms import Augment  # noqa: E402
 from seeds.job_options import JobOptions  # noqa: E402
 from training import cli  # noqa: E402
@@ -67,8 +67,7 @@ SEED_CACHE = """<!-- Written by docs/reference.py from the code: do not edit. --
 # Seed cache
 
 A seed cache is a folder of shards `shard-00000.safetensors`, `shard-00001.safetensors`, … Each shard describes itself.
-The index is derived from the shards and may be deleted. [`SeedCache`][datamodules.seed_cache.SeedCache] reads a cache;
-`seeds verify` checks every byte.
+[`SeedCache`][datamodules.seed_cache.SeedCache] reads a cache; `seeds verify` checks every byte.
 """
 
 
@@ -307,16 +306,8 @@ def configuration() -> str:
 
 
 def seed_cache() -> str:
-    """Return the page of the seed cache's format: the docstrings of the modules that read and write it."""
-    return "\n".join(
-        [
-            SEED_CACHE,
-            "## Shards\n",
-            with_markdown_tables(seed_shard.__doc__ or ""),
-            "## Index\n",
-            with_markdown_tables(seed_cache_index.__doc__ or ""),
-        ]
-    )
+    """Return the page of the seed cache's format: the docstring of the module that reads and writes a shard."""
+    return f"{SEED_CACHE}\n## A shard\n\n{with_markdown_tables(seed_shard.__doc__ or '')}"
 
 
 def with_markdown_tables(text: str) -> str:
