@@ -9,12 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock
-
 from datamodules.errors import InputError
 
 __all__ = [
-    "differences", "file_sha256", "file_sizes", "folder_fingerprint", "new_folder", "remove_lock", "write_atomically",
+    "differences", "file_sha256", "file_sizes", "folder_fingerprint", "new_folder", "write_atomically",
 ]  # fmt: skip
 
 _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
@@ -125,17 +123,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def remove_lock(lock: BaseFileLock) -> None:
-    """Release a lock that this process holds, and remove its file, which `filelock` leaves behind on POSIX.
-
-    The file is removed first: a process that opened it before sees that its name is gone, and does not take a lock that
-    no other process can see.
-    """
-    with suppress(PermissionError):  # Windows removes no open file; there `filelock` removes it on release
-        Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
 
 
 def _sync_folder(folder: Path) -> None:

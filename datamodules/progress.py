@@ -69,9 +69,9 @@ class Progress:
         done, status = self._state
         console = Console(stderr=True)
         if console.is_terminal and not console.is_dumb_terminal:
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-                       TextColumn(self._unit), TimeRemainingColumn(), TextColumn("{task.fields[status]}", markup=False))  # fmt: skip
-            self._bar = rich.progress.Progress(*columns, console=console)
+            title, text = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[status]"))
+            count = (BarColumn(), MofNCompleteColumn(), TextColumn(self._unit), TimeRemainingColumn())
+            self._bar = rich.progress.Progress(title, *count, text, console=console)
             self._bar.add_task(self._title, total=self._total, completed=done, status=status)
             self._bar.start()
         else:

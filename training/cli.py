@@ -29,7 +29,7 @@ LIGHTNING = {
 FUNCTIONS = {
     "seeds generate": ("seeds.generate:generate_seeds", "localize the tags of images by a classifier and Grad-CAM"),
     "seeds threshold": ("seeds.threshold:threshold_seeds", "threshold the maps of a seed cache again"),
-    "seeds refine": ("seeds.refine:refine_seeds", "refine a seed cache by a random walk along learned affinities and a CRF"),
+    "seeds refine": ("seeds.refine:refine_seeds", "refine a seed cache by a random walk along affinities and a CRF"),
     "seeds evaluate": ("seeds.evaluation.evaluate_seeds:evaluate_seeds", "score a seed cache against masks"),
     "seeds show": ("training.show_seeds:show_seeds", "write a page that compares the cues of several seed caches"),
     "seeds verify": ("datamodules.seed_cache_check:verify_cache", "check every byte of a seed cache"),

@@ -40,7 +40,8 @@ def one_sentence(message: str, keys: Iterable[str]) -> str:
         each = [_in_one_line(reason) for reason in re.split(r"^    - ", reasons[1], flags=re.MULTILINE)]
         kept = [reason for reason in each if reason and reason != NOT_NONE]
         value = message.rpartition("Given value: ")[2]
-        given = "" if value.startswith("{") or any("Got value" in reason for reason in kept) else f"; got {value}"
+        repeated = value.startswith(("{", "NestedArg")) or any("Got value" in reason for reason in kept)
+        given = "" if repeated else f"; got {value}"
         text = f"{key[1]}: {'; or '.join(kept)}{given}"
     for pattern, replacement in REPLACEMENTS:
         text = re.sub(pattern, replacement, text)

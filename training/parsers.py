@@ -59,10 +59,9 @@ def run_function(target: str, about: str, name: str, words: Sequence[str]) -> No
     function = read_signature(target)
     parser = FunctionParser(prog=f"tag2mask {name}", description=about[0].upper() + about[1:] + ".")
     parser.add_argument("-c", "--config", action="config", help="a YAML file with these same options")
-    paths = next((each.name for each in signature(function).parameters.values() if each.kind is each.VAR_POSITIONAL), "")
-    if paths:
+    parameters = signature(function).parameters.values()
+    if paths := next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), ""):
         parser.add_argument(paths, nargs="+", type=Path, help="files and folders")
-        words = _positional_first(words)
     job = get_type_hints(function).get("job")
     parser.add_function_arguments(function, as_group=False, sub_configs=True, skip={"job"} if job else set())
     if job:
@@ -75,26 +74,6 @@ def run_function(target: str, about: str, name: str, words: Sequence[str]) -> No
     module, function_name = target.split(":")
     command = getattr(importlib.import_module(module), function_name)
     command(*options.pop(paths, ()), **options)
-
-
-def _positional_first(words: Sequence[str]) -> list[str]:
-    """Return a command line with the words that belong to no option first: argparse takes only one run of them.
-
-    Every option of this program has a value, except those that only print.
-    """
-    positional: list[str] = []
-    options: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == "--":  # no word after it is an option
-            positional += rest
-        elif not word.startswith("-"):
-            positional.append(word)
-        else:
-            options.append(word)
-            if "=" not in word and word not in ("-h", "--help", "--print_config"):
-                options += [value for value in [next(rest, None)] if value is not None]
-    return [*positional, *options]
 
 
 def read_signature(target: str) -> Callable[..., Any]:
@@ -129,7 +108,8 @@ def read_signature(target: str) -> Callable[..., Any]:
             names |= {each.id for each in ast.walk(node.value) if isinstance(each, ast.Name)}
             needed.append(node)
     namespace: dict[str, Any] = {"__name__": __name__}  # jsonargparse imports the module that a function names
-    exec(compile(ast.Module([*reversed(needed), function], []), spec.origin, "exec"), namespace)  # noqa: S102  our source
+    code = compile(ast.Module([*reversed(needed), function], []), spec.origin, "exec")
+    exec(code, namespace)  # noqa: S102  the program's source
     stub: Callable[..., Any] = namespace[name]
     return stub
 

@@ -1,4 +1,4 @@
-"""The command line, in-process and as a process: every command on a tiny data set, and what it says of mistakes."""
+"""The command line, in-process and as a process: every command on a tiny data set, and messages for mistakes."""
 
 import json
 import pickle
@@ -17,7 +17,10 @@ from datamodules.seed_cache import SeedCache
 from training.cli import FUNCTIONS, LIGHTNING, main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SMALL = ["--data.size=48", "--data.batch_size=4", "--data.num_workers=0", "--trainer.max_epochs=1"]
+SMALL = [
+    *("--data.train=8", "--data.val=4", "--data.image_size=48", "--data.size=48", "--data.batch_size=4"),
+    *("--data.num_workers=0", "--trainer.max_epochs=1"),
+]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 
@@ -26,7 +29,6 @@ def made(tmp_path_factory):
     """A folder in which the whole pipeline has run on a tiny data set, each step by its command."""
     folder = tmp_path_factory.mktemp("pipeline")
     data, run = folder / "data", lambda *words: main([str(word) for word in words])
-    assert run("synthesize", "--output", data, "--train", 8, "--val", 4, "--size", 48) == 0
     common = [f"--data.root={data}", *SMALL, *QUIET]
     classifier = ["fit", f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={folder / 'classifier'}", *common]
     assert run(*classifier) == 0
@@ -36,7 +38,7 @@ def made(tmp_path_factory):
     assert run("seeds", "evaluate", "--cache", folder / "seeds", "--output", folder / "quality") == 0
     sec = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder / 'sec'}", *common]
     sec += [f"--data.cues={folder / 'seeds'}", f"--model.weights={checkpoint}"]
-    sec += [f"--data.cues_made_by={checkpoint}"]
+    sec += [f"--data.cues_checkpoint={checkpoint}"]
     assert run(*sec) == 0
     assert run("evaluate", "--checkpoint", folder / "sec/last.ckpt", "--output", folder / "val") == 0
     photos = data / "JPEGImages"
@@ -46,8 +48,8 @@ def made(tmp_path_factory):
     return folder
 
 
-def test_every_step_leaves_what_it_says(made):
-    """Checkpoints, figures, a page and masks are where the README says, and hold what it says."""
+def test_every_step_writes_its_files(made):
+    """Checkpoints, figures, a page and masks are where the README lists them, with the content it describes."""
     for run in ("classifier", "sec"):
         assert {"config.yaml", "metrics.csv", "last.ckpt", "best.ckpt"} <= {
             path.name for path in (made / run).iterdir()
@@ -61,9 +63,9 @@ def test_every_step_leaves_what_it_says(made):
     assert np.isclose(metrics["miou"], np.mean(list(metrics["iou"].values())))
     assert (made / "val/index.html").read_text().startswith("<!doctype html>")
     for photo in (made / "data/JPEGImages").glob("*.jpg"):
-        with Image.open(photo) as picture, Image.open(made / "masks" / f"{photo.stem}.png") as mask:
+        with Image.open(photo) as image, Image.open(made / "masks" / f"{photo.stem}.png") as mask:
             assert mask.mode == "P"
-            assert mask.size == picture.size
+            assert mask.size == image.size
 
 
 def test_checkpoints_hold_no_code(made):
@@ -72,7 +74,7 @@ def test_checkpoints_hold_no_code(made):
         assert torch.load(path, weights_only=True)["tag2mask"]["version"] == 1
 
 
-def test_a_disk_that_takes_no_checkpoint(made, tmp_path):
+def test_a_disk_without_space_for_a_checkpoint(made, tmp_path):
     """A process that may write files of 1 MB only: one sentence naming the checkpoint, and nothing half-written."""
     words = ["fit", f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--data.root={made / 'data'}", *SMALL, *QUIET]
     words.append(f"--output={tmp_path / 'run'}")
@@ -99,8 +101,8 @@ def test_a_run_is_not_trained_over(made, capsys):
     assert (made / "classifier/last.ckpt").read_bytes() == before
 
 
-def test_resuming_goes_on_counting_epochs(made):
-    """A finished run of one epoch goes on to two, and validates from its checkpoint with the figures it logged."""
+def test_a_resumed_run_counts_all_epochs(made):
+    """A finished run of one epoch resumes for a second one, and its checkpoint is validated."""
     words = [f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={made / 'classifier'}", *SMALL, *QUIET]
     words += [f"--data.root={made / 'data'}", "--trainer.max_epochs=2"]
     assert main(["fit", *words, "--ckpt_path=last"]) == 0
@@ -109,7 +111,7 @@ def test_resuming_goes_on_counting_epochs(made):
 
 
 def test_training_on_imported_cues(made, tmp_path):
-    """A cache goes out in SEC's files, comes back in another cache of the same cues, and a network trains on it."""
+    """Export in SEC's format and import give a cache of the same cues, on which a network trains."""
     out, back = tmp_path / "sec-files", tmp_path / "seeds"
     words = ["--format", "sec", "--output", str(out), "--cache", str(made / "seeds")]
     assert main(["seeds", "export", *words]) == 0
@@ -125,31 +127,31 @@ def test_training_on_imported_cues(made, tmp_path):
     assert second["miou_cues"] == first["miou_cues"]
     assert second["miou_fixed"] is None
     fit = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={tmp_path / 'sec'}", *SMALL, *QUIET]
-    fit += [f"--data.root={made / 'data'}", f"--data.cues={back}", "--data.cues_made_by=null"]
+    fit += [f"--data.root={made / 'data'}", f"--data.cues={back}", "--data.cues_checkpoint=null"]
     fit += [f"--model.weights={made / 'classifier/last.ckpt'}", "--trainer.max_steps=1"]
     assert main(fit) == 0
     assert (tmp_path / "sec/last.ckpt").is_file()
     fit[2] = f"--output={tmp_path / 'other'}"
-    assert main([*fit, f"--data.cues_made_by={made / 'classifier/last.ckpt'}"]) == 1
+    assert main([*fit, f"--data.cues_checkpoint={made / 'classifier/last.ckpt'}"]) == 1
 
 
 def test_a_hostile_file_of_cues(tmp_path, capsys):
-    """Nothing in a pickle runs; one sentence says so, and no cache is left."""
+    """No code in a pickle runs; one sentence reports it, and no cache is written."""
     (tmp_path / "input_list.txt").write_text("x.jpg 0\n")
     (tmp_path / "cues.pickle").write_bytes(pickle.dumps({"0_cues": Hostile()}, 2))
     words = ["seeds", "import", "--format=sec", f"--source={tmp_path / 'cues.pickle'}", f"--output={tmp_path / 'c'}"]
     assert main(words) == 1
-    said = capsys.readouterr()
-    assert "print, which saved arrays never need: nothing of it was run" in said.err
-    assert len(said.err.strip().splitlines()) == 1
-    assert "code was run" not in said.out
+    printed = capsys.readouterr()
+    assert "print, which saved arrays never need: nothing of it was run" in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert "code was run" not in printed.out
     assert not (tmp_path / "c").exists()
 
 
 MISTAKES = {
     "key in a YAML": (["fit", "--config={bad_key}"], "there is no option 'wieght_decay'; did you mean 'weight_decay'?"),
-    "data key": (["fit", "--config={classifier}", "--data.sise=3"], "'data.sise'; did you mean 'size'?"),
-    "type": (["fit", "--config={classifier}", "--data.size=large"], "data.size: expected int, got large"),
+    "data key": (["fit", "--config={classifier}", "--data.sise=3"], "no option 'sise'; did you mean 'size'?"),
+    "type": (["fit", "--config={classifier}", "--data.size=large"], "data: size: expected int, got large"),
     "string for a boolean": (
         ["predict", "--checkpoint=x", "--images=[x]", "--output=y", "--crf=maybe"],
         "crf: expected bool",
@@ -161,9 +163,12 @@ MISTAKES = {
     "no command": (["evalute"], "no command 'evalute'; did you mean 'evaluate'?"),
     "missing": (["seeds", "generate"], "required: checkpoint, output"),
     "another format": (["seeds", "import", "--format=mat", "--source=x", "--output=y"], "format"),
-    "nothing to export": (["seeds", "export", "--format=sec", "--cache=none", "--output=y"], "none is not a finished"),
+    "nothing to export": (["seeds", "export", "--format=sec", "--cache=none", "--output=y"], "none is not a seed cache"),
     "no class": (["fit", "--config={classifier}", "--model=seeds.classifier.Clasifier"], "Clasifier"),
-    "no data": (["fit", "--config={classifier}", "--data.root=/no/such", "--output={new}"], "/no/such does not exist"),
+    "no data": (
+        ["fit", "--config={voc}", "--data.root=no/such", "--output={new}", "--model.init_args.weights=none"],
+        "no/such does not exist",
+    ),
     "no checkpoint": (["evaluate", "--checkpoint=no.ckpt", "--output=x"], "no.ckpt"),
 }
 
@@ -180,20 +185,21 @@ def test_a_mistake_is_one_sentence(name, tmp_path, capsys):
     places = {
         "new": tmp_path / "run",
         "classifier": classifier,
+        "voc": CONFIGS / "classifier_voc_animals.yaml",
         "bad_key": tmp_path / "bad.yaml",
         "broken": tmp_path / "broken.yaml",
         "day": tmp_path / "day.yaml",
         "bell": tmp_path / "bell.yaml",
     }
     status = main([word.format(**places) for word in words])
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+    message = capsys.readouterr().err.strip().splitlines()[-1]
     assert status in (1, 2)
-    assert expected in said
-    assert "Traceback" not in said
+    assert expected in message
+    assert "Traceback" not in message
 
 
 def test_the_wrong_checkpoint(made, capsys):
-    """A classifier is not evaluated as a segmentation network, and says what it is."""
+    """A classifier is not evaluated as a segmentation network; the message names its task."""
     words = ["evaluate", "--checkpoint", str(made / "classifier/last.ckpt"), "--output", str(made / "nothing")]
     assert main(words) == 1
     assert "classifier" in capsys.readouterr().err
@@ -201,7 +207,7 @@ def test_the_wrong_checkpoint(made, capsys):
 
 
 class Hostile:
-    """What a pickle may carry: a call."""
+    """A pickle can contain a call."""
 
     def __reduce__(self):
         return (print, ("code was run",))
@@ -209,7 +215,7 @@ class Hostile:
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
 @pytest.mark.parametrize("kind", ["missing", "code", "another task", "another network"])
-def test_checkpoints_not_to_go_on_from(made, tmp_path, capsys, command, kind):
+def test_checkpoints_that_are_refused(made, tmp_path, capsys, command, kind):
     """One sentence each, and no code is run."""
     torch.save({"state_dict": Hostile()}, tmp_path / "code.ckpt")
     path = {
@@ -222,17 +228,17 @@ def test_checkpoints_not_to_go_on_from(made, tmp_path, capsys, command, kind):
         ["--model.init_args.backbone=mobilenet_v2", "--model.init_args.depth=5"] if kind == "another network" else []
     )
     assert main(words) == 1
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    assert str(path) in said.err or "another network" in said.err
-    assert "code was run" not in said.out
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    assert str(path) in printed.err or "another network" in printed.err
+    assert "code was run" not in printed.out
 
 
 def test_a_cache_of_another_classifier(made, capsys):
-    """Cues are refused when the classifier they should come from is another file than made them."""
+    """Cues are refused when they come from another checkpoint than the given one."""
     other = made / "sec/last.ckpt"
     words = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={made / 'sec2'}", *SMALL, *QUIET]
-    words += [f"--data.root={made / 'data'}", f"--data.cues={made / 'seeds'}", f"--data.cues_made_by={other}"]
+    words += [f"--data.root={made / 'data'}", f"--data.cues={made / 'seeds'}", f"--data.cues_checkpoint={other}"]
     assert main([*words, "--model.weights=none"]) == 1
     assert "another checkpoint" in capsys.readouterr().err
 
@@ -251,9 +257,9 @@ def test_a_process_without_traceback(tmp_path):
 def test_help_names_options(command, capsys):
     """Each command's help lists its options, and the way to write them as YAML."""
     assert main([*command.split(), "--help"]) == 0
-    said = capsys.readouterr().out
-    assert "--config" in said
-    assert "--print_config" in said
+    printed = capsys.readouterr().out
+    assert "--config" in printed
+    assert "--print_config" in printed
 
 
 COMMANDS = {"seeds": "seeds generate", "refine": "seeds refine", "pseudo": "pseudo-label"}  # by a word of a YAML's name
@@ -264,7 +270,7 @@ def test_every_yaml_parses(path, capsys):
     """No YAML that is shipped has a key its command does not know; printing it gives it back."""
     content = yaml.safe_load(path.read_text())
     if "stages" in content:
-        pytest.skip("a recipe: see test_run.py")
+        pytest.skip("a recipe: see test_run_recipe.py")
     command = next((COMMANDS[word] for word in path.stem.split("_") if word in COMMANDS), "fit")
     assert main([*command.split(), f"--config={path}", "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
@@ -274,7 +280,7 @@ def test_every_yaml_parses(path, capsys):
 
 
 def test_a_log_file_has_each_line_at_once():
-    """Python holds lines back that go to a file or a pipe, unless it is told not to."""
+    """Python buffers lines that go to a file or a pipe, unless line buffering is on."""
     code = "import sys; from training.cli import main; main(['--help']); sys.exit(not sys.stdout.line_buffering)"
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, stdout=subprocess.PIPE, check=False).returncode

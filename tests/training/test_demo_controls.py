@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from datamodules.seed_cache import NO_CUE, SeedCache
+from datamodules.synthetic import write_synthetic_voc
 from tests.seed_caches import CacheWriter
 from training.cli import main
 
@@ -25,6 +26,7 @@ def fit(config: str, data: Path, output: Path, *words: object) -> Path:
     """Train by one of the demo's YAMLs, smaller; the last checkpoint."""
     small = ["--data.size=96", "--data.batch_size=8", "--data.num_workers=0", f"--trainer.max_epochs={EPOCHS[config]}"]
     common = [f"--config={CONFIGS / config}", f"--data.root={data}", f"--output={output}", *small, *QUIET]
+    common += ["--data.train=200", "--data.val=40", "--data.image_size=96"]  # as the test writes them
     run("fit", *common, "--trainer.limit_val_batches=0", *words)
     return output / "last.ckpt"
 
@@ -68,7 +70,7 @@ def random_cues(cache: Path, output: Path) -> Path:
 def test_without_tags_or_seeds_it_is_far_worse(tmp_path):
     """True tags and seeds beat shuffled tags, and random seeds, by a wide margin, with all else the same."""
     for name in ("data", "shuffled"):
-        run("synthesize", "--output", tmp_path / name, "--train", 200, "--val", 40, "--size", 96)
+        write_synthetic_voc(tmp_path / name, train=200, val=40, size=96)
     shuffle_tags(tmp_path / "shuffled")
     classifier = fit("demo_classifier.yaml", tmp_path / "data", tmp_path / "classifier")
     cache = generate(classifier, tmp_path / "seeds")

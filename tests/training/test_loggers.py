@@ -32,7 +32,13 @@ def test_rows_are_on_disk_when_a_training_is_killed(voc, cues, tmp_path):
     """Killed in its second epoch: the rows of all steps before are on disk, and still are after a second kill."""
     words = [
         *("fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={tmp_path / 'run'}", "--model.weights=none"),
-        *(f"--data.root={voc}", f"--data.cues={cues}", "--data.cues_checkpoint=null", "--data.size=64", "--data.cue_stride=8"),
+        *(
+            f"--data.root={voc}",
+            f"--data.cues={cues}",
+            "--data.cues_checkpoint=null",
+            "--data.size=64",
+            "--data.cue_stride=8",
+        ),
         *("--data.train=9", "--data.val=4", "--data.image_size=96"),  # as the fixture `voc` writes it
         *("--data.batch_size=3", "--data.num_workers=0", "--trainer.max_epochs=3", "--trainer.accelerator=cpu"),
         *("--trainer.log_every_n_steps=1", "--trainer.enable_model_summary=false"),

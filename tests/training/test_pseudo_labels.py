@@ -152,7 +152,7 @@ def test_a_cache_of_the_networks_own_labels(labels, voc, checkpoint):
 
 def test_it_is_trained_on_again(labels, voc, checkpoint, tmp_path, capsys):
     words = ["--model.expand_weight=0", "--model.constrain_weight=0", "--data.cue_stride=4"]
-    assert fit(voc, labels, tmp_path / "again", *words, f"--data.cues_made_by={checkpoint}") == 0
+    assert fit(voc, labels, tmp_path / "again", *words, f"--data.cues_checkpoint={checkpoint}") == 0
     assert main(["seeds", "evaluate", "--cache", str(labels), "--output", str(tmp_path / "quality")]) == 0
     assert "coverage" in capsys.readouterr().out
 

@@ -45,7 +45,11 @@ def test_a_mistake_in_a_stage(name, tmp_path, capsys):
         ("output: o\nstage: {}", [], "there is no option 'stage'; did you mean 'stages'?"),
         ("output: o\nstages: {stages: {command: fit}}", [], "choose another name"),
         ("output: o\nstages: {../a: {command: fit}}", [], "choose another name"),
-        ("output: o\nsettings: {output: a}\nstages: {a: {command: fit}}", [], "'output' cannot be the name of a setting"),
+        (
+            "output: o\nsettings: {output: a}\nstages: {a: {command: fit}}",
+            [],
+            "'output' cannot be the name of a setting",
+        ),
         ("output: o\nstages: {a: {command: fit}}", ["--stages=b"], "has no stage 'b'"),
         ("output: o\nstages: {a: {command: fit}}", ["--root=b"], "there is no option or setting 'root'"),
         ("output: o\nstages: {a: {command: fit}}", ["root"], "'root' is no option with a value"),

@@ -90,7 +90,8 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, Any]) -
         UsageError: the recipe is invalid; the message names the file and the stage.
     """
     with _locate_mistakes(str(path)):
-        content = _mapping(yaml.load(path.read_text(), _UniqueKeyLoader), "it", ("output", "settings", STAGES))  # noqa: S506  a SafeLoader
+        read = yaml.load(path.read_text(), _UniqueKeyLoader)  # noqa: S506  a SafeLoader
+        content = _mapping(read, "it", ("output", "settings", STAGES))
         settings = _mapping(content.get("settings"), "'settings'")
         for name in settings:
             if name in RUN_OPTIONS or not _NAME.fullmatch(name):
@@ -181,9 +182,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        nested = isinstance(old, dict) and isinstance(value, Mapping)
-        if nested and value.get("class_path", old.get("class_path")) == old.get("class_path"):
-            merged[key] = _merge(old, value)
+        if isinstance(old, dict) and isinstance(value, Mapping):
+            same = value.get("class_path", old.get("class_path")) == old.get("class_path")
+            merged[key] = _merge(old, value) if same else dict(value)
         else:
             merged[key] = value
     return merged

@@ -53,15 +53,6 @@ refer to that folder as {STAGE}. A stage is kept as long as its options, the sta
 program's code stay the same. A recipe that was stopped resumes. The recipe's 'settings' are options of this command."""
 
 
-class StageError(InputError):
-    """A stage failed; this program exits with the stage's status."""
-
-    def __init__(self, stage: Stage, status: int) -> None:
-        how = f"was killed by signal {status - 128}" if status > 128 else f"failed with exit status {status}"
-        super().__init__(f"stage '{stage.name}' (tag2mask {stage.command}) {how}; the same command resumes here")
-        self.status = status
-
-
 class RunParser(argparse.ArgumentParser):
     """The parser of ``tag2mask run``; its errors are one sentence."""
 
@@ -261,7 +252,7 @@ class Runner:
             later: the stages that will run after it.
 
         Raises:
-            StageError: the stage failed; what it wrote stays, to resume from.
+            InputError: the stage failed, with its exit status; what it wrote stays, to resume from.
         """
         result, dependencies = StageResult(self.output, stage), self._dependencies(stage)
         key = self.keys[stage.name] = key_of(dependencies)
@@ -274,7 +265,11 @@ class Runner:
         resume_arguments = result.begin(key)
         ended = run_process(self._words(stage, result.yaml) + (resume_arguments or []), title)
         if ended.status:
-            raise StageError(stage, ended.status)
+            killed, status = ended.status > 128, ended.status
+            how = f"was killed by signal {status - 128}" if killed else f"failed with exit status {status}"
+            error = InputError(f"stage '{stage.name}' (tag2mask {stage.command}) {how}; the same command resumes here")
+            error.status = status
+            raise error
         self._fingerprints.clear()  # the stage may have downloaded data
         dependencies = self._dependencies(stage) | {"source": dependencies["source"]}  # the code as it started
         self.keys[stage.name] = key_of(dependencies)

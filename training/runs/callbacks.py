@@ -1,6 +1,5 @@
 """Callbacks of every training: reproducible randomness, a stop at a bad loss, and the effective batch size."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,9 +37,9 @@ class LossGuard(pl.Callback):
     def __init__(self) -> None:
         self._ids: list[str] = []
 
-    def on_train_batch_start(self, _trainer: pl.Trainer, _task: pl.LightningModule, batch: Mapping[str, Any], _: int) -> None:
+    def on_train_batch_start(self, *hook: Any) -> None:
         """Remember the images of the batch."""
-        self._ids = [str(name) for name in batch["id"]]
+        self._ids = [str(name) for name in hook[2]["id"]]
 
     def on_before_backward(self, trainer: pl.Trainer, _task: pl.LightningModule, loss: Tensor) -> None:
         """Check the loss.

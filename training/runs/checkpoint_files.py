@@ -11,7 +11,7 @@ from datamodules.errors import InputError
 
 __all__ = ["CheckpointIO", "checkpoint_callbacks"]
 
-BEST_BY = {"classifier": "val/map", "segmentation": "val/miou"}  # by the name of the task; other tasks have no best.ckpt
+BEST_BY = {"classifier": "val/map", "segmentation": "val/miou"}  # by task; other tasks have no best.ckpt
 
 
 class BestCheckpoint(ModelCheckpoint):

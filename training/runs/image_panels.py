@@ -32,8 +32,9 @@ class ImagePanels(pl.Callback):
     def __init__(self, images: int = 4) -> None:
         self.images = images
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, _out: Any, batch: Batch, index: int) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *hook: Any) -> None:
         """Log the first batch of an epoch."""
+        _outputs, batch, index = hook
         if index == 0:
             self._log(trainer, task, batch, "train/images")
 

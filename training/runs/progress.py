@@ -93,7 +93,9 @@ class LogProgress(pl.Callback):
         self._batches += 1
         self._update(done=self._batches)
 
-    on_test_end = on_train_end
+    def on_test_end(self, *_hook: Any) -> None:
+        """Stop."""
+        self._end()
 
     def on_exception(self, *_hook: Any) -> None:
         """Stop where the run does."""
