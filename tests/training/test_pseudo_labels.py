@@ -86,6 +86,7 @@ def labels(checkpoint, tmp_path_factory):
 def test_another_setting_is_refused_by_name(labels, checkpoint, voc, tmp_path, capsys):
     """What was made with the CRF is not what was asked for without; and so on."""
     words = ["--checkpoint", str(checkpoint), "--num_workers", "0", "--shard_size", "4", "--accelerator", "cpu"]
+    shutil.copytree(labels, tmp_path / "copy")
     tags = tmp_path / "other tags"
     shutil.copytree(voc, tags)
     first = next((tags / "ImageSets/Main").glob("*_train.txt"))
@@ -98,7 +99,7 @@ def test_another_setting_is_refused_by_name(labels, checkpoint, voc, tmp_path, c
         "precision": "bf16-mixed",
         "size": "32",
     }
-    others |= {"cue_stride": "8", "consensus": str(labels), "root": str(tags)}
+    others |= {"cue_stride": "8", "consensus": str(tmp_path / "copy"), "root": str(tags)}
     for option, value in others.items():
         assert main(["pseudo-label", *words, "--output", str(labels), f"--{option}", value]) == 1
         setting = "labels_sha256" if option == "root" else option

@@ -1,5 +1,7 @@
 """`fit` on affinities and `tag2mask seeds refine`: a cache whose maps have walked."""
 
+import shutil
+
 import numpy as np
 import torch
 
@@ -128,8 +130,9 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
     assert np.array_equal(new.cues(name), wanted)
     assert set(np.unique(wanted)) == {0, *(classes + 1)}
     assert main(["seeds", "verify", "--cache", str(tmp_path / "walked")]) == 0
+    shutil.copytree(tmp_path / "walked", tmp_path / "copy")
     others = {"steps": "9", "radius": "4", "beta": "3", "fg_threshold": "0.5", "crf": "true", "precision": "bf16-mixed"}
-    others |= {"size": "32", "cue_stride": "8", "cache": str(tmp_path / "walked")}
+    others |= {"size": "32", "cue_stride": "8", "cache": str(tmp_path / "copy")}
     for option, value in others.items():
         assert refine(varied, boundaries, tmp_path / "walked", *words, f"--{option}", value) == 1
         assert f"exists already, made with {option}" in capsys.readouterr().err
