@@ -1,6 +1,6 @@
 """The seed cache: ``python -m tests.benchmarks.bench_cache [--quick]``.
 
-Speed of seed generation beside the bare network, its bottleneck, its memory, speed of reading cues, time to open a cache
+Speed of seed generation beside the bare network, its bottleneck and memory, speed of reading cues, time to open a cache
 of many images, and bytes per image on disk beside the files of irn.
 """
 
@@ -75,8 +75,8 @@ def generation_time(checkpoint: Path, output: Path, workers: int) -> float:
     moments = {}
     setup, close = ShardWriter.setup, ShardWriter.close
 
-    def first(writer: ShardWriter, *arguments) -> None:
-        setup(writer, *arguments)
+    def first(writer: ShardWriter, *arguments, **options) -> None:
+        setup(writer, *arguments, **options)
         moments["start"] = time.perf_counter()
 
     def last(writer: ShardWriter) -> None:
