@@ -97,7 +97,8 @@ def test_in_the_generator(checkpoint, tmp_path):
     generate_seeds(checkpoint, tmp_path / "crf", refine="crf", conf_fg=0.4)
     plain, crf = SeedCache(tmp_path / "plain"), SeedCache(tmp_path / "crf")
     recorded = crf.settings["refinement"]
-    assert (recorded["method"], recorded["conf_fg"], recorded["conf_bg"], recorded["bilateral_srgb"]) == ("crf", 0.4, 0.05, 5)
+    expected = {"method": "crf", "conf_fg": 0.4, "conf_bg": 0.05, "bilateral_srgb": 5}
+    assert {key: recorded[key] for key in expected} == expected
     assert plain.settings["refinement"] is None
     for name in plain.ids:
         for one, other in zip(plain.maps(name), crf.maps(name), strict=True):
