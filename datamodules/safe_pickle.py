@@ -56,7 +56,7 @@ def _as_array(content: Any, dtype: Any, shape: Any, order: Any = "C") -> NDArray
     _need(isinstance(dtype, _DType) and "O" not in dtype.code, "holds an array of objects or of no type")
     _need(_is_shape(shape), "holds an array without a proper shape")
     fits = isinstance(raw, bytes) and len(raw) == math.prod(shape) * np.dtype(dtype.code).itemsize
-    _need(fits, "holds an array whose shape and contents do not agree")
+    _need(fits, "holds an array whose shape does not fit its contents")
     return np.ndarray(shape, dtype.code, raw, order=order)
 
 
@@ -91,7 +91,7 @@ class _Array:
 
 
 def _storage(content: Any) -> NDArray[Any]:
-    """Return the elements (n,) of torch's old format: five pickles, of which the fourth names the type; n; elements."""
+    """Return the elements (n,) of torch's old format: five pickles, the fourth with the type; n; elements."""
     stream = io.BytesIO(_need(isinstance(content, bytes), "holds a tensor without contents", content))
     pickles = [[(op.name, value) for op, value, _ in pickletools.genops(stream)] for _ in range(5)]  # runs nothing
     names = [str(value) for name, value in pickles[3] if name == "GLOBAL"]
@@ -107,7 +107,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _ho
     _need(proper, "holds a tensor in an unknown form")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=False))
     fits = len(shape) == len(strides) and math.prod(shape) <= storage.size and (0 in shape or last < storage.size)
-    _need(fits, "holds a tensor whose shape and contents do not agree")
+    _need(fits, "holds a tensor whose shape does not fit its contents")
     start, steps = offset * storage.itemsize, [stride * storage.itemsize for stride in strides]
     return np.ndarray(shape, storage.dtype, storage, start, steps).copy()
 
@@ -175,10 +175,10 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001
 
     def find_class(self, module: Any, name: Any) -> Any:
         """Return the stand-in for a name; refuse all other names."""
-        _need(isinstance(module, str) and isinstance(name, str), "asks for something that is not a name")
+        _need(isinstance(module, str) and isinstance(name, str), "names something that is not a name")
         path = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # NumPy 2 renamed it
         shown = ascii(path[:80])[1:-1][:80]
-        _need(path in self.stand_ins, f"asks for {shown}, which saved arrays never need: nothing of it was run")
+        _need(path in self.stand_ins, f"names {shown}, which saved arrays never need: nothing of it was run")
         return self.stand_ins[path]
 
     def call(self, function: Any, given: Any) -> None:

@@ -1,10 +1,10 @@
-"""The cue files of SEC (Kolesnikov & Lampert, ECCV 2016), as its authors released them and as their code reads them.
+"""Cue files of the authors of SEC (Kolesnikov & Lampert, ECCV 2016): reading, and writing for their code.
 
 One pickle of Python 2 holds a dictionary; ``input_list.txt`` numbers the images: ``2008_007028.jpg 0``. Of image n:
 
 ================  ============================================================================================
 ``"n_labels"``    int64 (k,): the classes in the image, 1..C, ascending
-``"n_cues"``      int64 (3, m): class (0 = background), row and column of each cued cell, ascending, on a 41x41 grid
+``"n_cues"``      int64 (3, m): class (0 = background), row and column of each cued position, ascending, on a 41x41 grid
 ================  ============================================================================================
 """
 
@@ -30,7 +30,7 @@ class SecCues:
     """A file of cues, read and checked an image at a time.
 
     Attributes:
-        ids: the images in the list's order: their file names without the end.
+        ids: the images in the list's order: their file names without the suffix.
     """
 
     def __init__(self, path: Path, input_list: Path, num_classes: int, grid: int) -> None:
@@ -40,7 +40,7 @@ class SecCues:
             path: the pickle, gzipped or not.
             input_list: which image has which number.
             num_classes: C, without background.
-            grid: cells a side.
+            grid: positions on a side.
 
         Raises:
             InputError: a file that is missing, damaged or of another kind; a pickle that holds anything but arrays.
@@ -52,11 +52,11 @@ class SecCues:
         if not isinstance(self._entries, dict):
             raise InputError(f"{path} is no file of SEC's cues: it holds no dictionary.")
 
-    def cells(self, name: str) -> NDArray[np.bool_]:
-        """The cues of an image.
+    def positions(self, name: str) -> NDArray[np.bool_]:
+        """Return the cues of an image.
 
         Returns:
-            bool (C+1, grid, grid), channel 0 = background; a cell may be cued for several classes.
+            bool (C+1, grid, grid), channel 0 = background; a position may be cued for several classes.
 
         Raises:
             InputError: the image has none in the file, or they are not arrays as described above.
@@ -74,11 +74,11 @@ class SecCues:
             )
         if not np.isin(cues[0], np.append(labels, 0)).all():
             raise InputError(f"{where} a class has cues and is not among the labels.")
-        cells = np.zeros(limits, np.bool_)
-        cells[tuple(cues)] = True
-        if cells.sum() != cues.shape[1]:
-            raise InputError(f"{where} a cell is cued for the same class twice.")
-        return cells
+        cued = np.zeros(limits, np.bool_)
+        cued[tuple(cues)] = True
+        if cued.sum() != cues.shape[1]:
+            raise InputError(f"{where} a position is cued for the same class twice.")
+        return cued
 
     def _integers(self, key: str, dimensions: int) -> NDArray[np.int64]:
         value = self._entries.get(key)
@@ -90,7 +90,7 @@ class SecCues:
 
 
 def read_input_list(path: Path) -> dict[str, int]:
-    """Each image's number, by its file name without the end.
+    """Return the number of each image, by its file name without the suffix.
 
     Raises:
         InputError: the list is missing, malformed, empty, or names an image or a number twice.
@@ -113,27 +113,27 @@ def read_input_list(path: Path) -> dict[str, int]:
     return numbers
 
 
-def sec_files(pictures: Sequence[tuple[str, NDArray[np.integer], NDArray[np.uint8]]]) -> dict[str, bytes]:
-    """The two files of SEC, for the images in their order, byte for byte the types that the authors' files have.
+def sec_files(images: Sequence[tuple[str, NDArray[np.integer], NDArray[np.uint8]]]) -> dict[str, bytes]:
+    """Return the contents of SEC's two files for images in their order, with the types of the authors' files.
 
     Args:
-        pictures: id, labels 1..C (k,), and label map uint8 (h, w) of each: 0 = background, 1..C, 255 = no cue.
+        images: id, labels 1..C (k,), and label map uint8 (h, w) of each: 0 = background, 1..C, 255 = no cue.
 
     Returns:
         Content by file name.
     """
     entries, lines = [], []
-    for number, (name, labels, cues) in enumerate(pictures):
+    for number, (name, labels, cues) in enumerate(images):
         cued = np.flatnonzero(cues.ravel() != 255)
         order = cued[np.argsort(cues.ravel()[cued], kind="stable")]
-        cells = np.stack([cues.ravel()[order], *np.divmod(order, cues.shape[1])])
-        entries += [(f"{number}_labels", np.sort(labels)), (f"{number}_cues", cells)]
+        positions = np.stack([cues.ravel()[order], *np.divmod(order, cues.shape[1])])
+        entries += [(f"{number}_labels", np.sort(labels)), (f"{number}_cues", positions)]
         lines.append(f"{name}.jpg {number}\n")
     return {PICKLE: dump_python2(entries), INPUT_LIST: "".join(lines).encode()}
 
 
 def dump_python2(entries: Sequence[tuple[str, NDArray[np.integer]]]) -> bytes:
-    """A pickle of ``{key: array}`` such as Python 2 itself writes: for its cPickle, and Python 3 with latin1.
+    """Return a pickle of ``{key: array}`` as Python 2 writes it: for its cPickle, and Python 3 with latin1.
 
     Args:
         entries: keys, ASCII, and arrays of integers; written as int64, little endian, in C's order.

@@ -53,7 +53,7 @@ class CacheOutput:
             inputs: where the inputs are, as plain JSON values.
 
         Raises:
-            InputError: the folder is one of its own inputs.
+            InputError: the folder is also an input.
         """
         self.path, self.blocks = path, blocks
         self.classes, self._inputs = tuple(classes), dict(inputs or {})

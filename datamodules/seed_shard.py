@@ -30,7 +30,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack, cast
 from zlib import crc32
 
 import numpy as np
@@ -74,13 +74,13 @@ def shard_name(number: int) -> str:
 
 
 def as_stored(maps: Floats) -> Floats:
-    """Return maps (k, h, w) rounded as a cache returns them; cues are made of these, so that thresholds agree."""
+    """Return maps (k, h, w) rounded as a cache returns them; cues are made of these maps."""
     fractions, maxima = _fractions(maps)
     return fractions.astype(np.float32) * maxima[:, None, None]
 
 
 def _fractions(maps: Floats) -> tuple[NDArray[np.float16], Floats]:
-    """Return maps (k, h, w) as float16 fractions of their own maxima, and the maxima float32 (k,)."""
+    """Return maps (k, h, w) as float16 fractions of their maxima, and the maxima float32 (k,)."""
     maxima = maps.max(axis=(1, 2), initial=0.0).astype(np.float32)
     return (maps / np.where(maxima > 0, maxima, 1)[:, None, None]).astype(np.float16), maxima
 
@@ -223,7 +223,7 @@ class Shard:
         """
         self.path = path
         try:
-            self._file: Any = safe_open(path, framework="numpy")
+            self._file = cast("Any", safe_open(path, framework="numpy"))
             self._text: str = (self._file.metadata() or {})[_METADATA]
             header = json.loads(self._text) if len(self._text) <= MAX_HEADER else {}
             kind, version = header["format"], int(header["version"])

@@ -1,7 +1,7 @@
-"""Background saliency: where an image's classes care least about what is there (SEC's background cue).
+"""Background saliency, from which SEC makes background cues: low values are background.
 
-Simonyan et al. 2013 as the SEC authors use it: the channel maximum of |d(sum of class scores)/d(conv4 activation)|,
-smoothed with a 3x3 median. Low values are background.
+Gradient saliency (Simonyan et al. 2013) as the SEC authors use it: the channel maximum of
+|d(sum of class scores)/d(conv4 activation)|, smoothed by a 3x3 median.
 """
 
 import torch
@@ -16,7 +16,7 @@ PROBE = (224, 224)  # height and width of the image of noise: patches of 14 and 
 
 
 def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Saliency float32 (B, h, w) on the layer's grid, not normalised; low where the background is.
+    """Return saliency float32 (B, h, w) on the layer's grid, not normalised; low values are background.
 
     The model runs in eval mode and is afterwards exactly as it was; see :func:`seeds.activations.record_activations`.
 
@@ -35,9 +35,9 @@ def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor
 
 
 def check_saliency(model: nn.Module, layer: str, classes: int) -> None:
-    """Raises an InputError if saliency at a layer is the same all over any image, and so tells no background.
+    """Raise an InputError if saliency at a layer is the same everywhere, measured on an image of noise.
 
-    So it is where only the average over the map follows. Asked with an image of noise.
+    This is the case where the layer is followed by nothing but global average pooling and a linear layer.
     """
     images = torch.rand(1, 3, *PROBE, generator=torch.Generator().manual_seed(0))
     saliency = background_saliency(model, layer, images, torch.ones(1, classes))
@@ -49,7 +49,7 @@ def check_saliency(model: nn.Module, layer: str, classes: int) -> None:
 
 
 def saliency_map(scores: Tensor, activation: Tensor, labels: Tensor, name: str = "") -> Tensor:
-    """Background saliency float32 (B, h, w) from a forward pass made within ``record_activations``.
+    """Return background saliency float32 (B, h, w) from a forward pass made within ``record_activations``.
 
     Args:
         scores: (B, C), with a graph back to ``activation``, which is used up.
@@ -67,7 +67,7 @@ def saliency_map(scores: Tensor, activation: Tensor, labels: Tensor, name: str =
 
 
 def median3(maps: Tensor) -> Tensor:
-    """Median of each cell's 3x3 neighbourhood of maps (B, h, w); beyond the edge, the edge goes on."""
+    """Return the 3x3 median of maps (B, h, w), whose edges are replicated."""
     h, w = maps.shape[-2:]
     padded = functional.pad(maps.unsqueeze(1), (1, 1, 1, 1), mode="replicate").squeeze(1)
     around = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]

@@ -37,6 +37,7 @@ class BaseTask(pl.LightningModule):
     """
 
     task_name: str  # the name of the task in its checkpoints
+    classes: tuple[str, ...]  # names of the classes, without background
 
     def __init__(
         self,

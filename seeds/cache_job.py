@@ -215,8 +215,9 @@ def write_seed_cache(
                     f"accelerator {job.accelerator} with devices {devices} cannot be used: {line}"
                 ) from error
             check_process_count(trainer.world_size)
+            sampler: Any = writer.batches
             loader = image_loader(
-                images, batch_size=hp["batch_size"], num_workers=hp["num_workers"], batch_sampler=writer.batches
+                images, batch_size=hp["batch_size"], num_workers=hp["num_workers"], batch_sampler=sampler
             )
 
             def batches() -> Iterator[dict[str, Any]]:

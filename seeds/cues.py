@@ -1,4 +1,4 @@
-"""From maps to localization cues: the rules of SEC (Kolesnikov & Lampert, ECCV 2016)."""
+"""Localization cues from class activation maps and saliency, by the rules of SEC (Kolesnikov & Lampert, ECCV 2016)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ from datamodules.seed_cache import NO_CUE
 
 
 def foreground_cues(maps: NDArray[np.float32], threshold: float = 0.2) -> NDArray[np.bool_]:
-    """Positions where a class's map exceeds ``threshold`` times that map's own maximum.
+    """Return the positions where a map exceeds ``threshold`` times its maximum.
 
     Args:
         maps: (B, C, h, w) on the output grid, not negative and not normalised; all 0 for absent classes.
@@ -21,10 +21,9 @@ def foreground_cues(maps: NDArray[np.float32], threshold: float = 0.2) -> NDArra
 
 
 def background_cues(saliency: NDArray[np.float32], fraction: float = 0.1) -> NDArray[np.bool_]:
-    """The ``fraction`` of each image's positions that are lowest in saliency.
+    """Return the ``fraction`` of each image's positions with the lowest saliency, their number rounded down.
 
-    Exactly so many positions, rounded down; but none where the saliency is the same everywhere, as it then tells
-    nothing apart.
+    There are none where the saliency is the same everywhere.
 
     Args:
         saliency: (B, h, w) on the output grid.
@@ -42,7 +41,7 @@ def background_cues(saliency: NDArray[np.float32], fraction: float = 0.1) -> NDA
 
 
 def resolve_conflicts(foreground: NDArray[np.bool_], background: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Give each position to one class: of two, the one with fewer positions in the image; any class before background.
+    """Return one class per position: the class with fewer positions in the image wins, any class over the background.
 
     Args:
         foreground: bool (B, C, h, w); of classes equally small the first wins.
@@ -66,12 +65,12 @@ def label_map(
     fg_threshold: float = 0.2,
     bg_fraction: float = 0.1,
 ) -> NDArray[np.uint8]:
-    """The cues of one image from what a cache keeps of it.
+    """Return the cues of one image from its maps and saliency.
 
     Args:
         classes: the maps' classes 0..C-1, (k,).
         maps: (k, h, w).
-        saliency: (h, w) or None, which gives no background cue.
+        saliency: (h, w); None for no background cues.
         fg_threshold: see :func:`foreground_cues`.
         bg_fraction: see :func:`background_cues`.
 
@@ -83,9 +82,9 @@ def label_map(
         background = np.zeros((1, *maps.shape[1:]), np.bool_)
     else:
         background = background_cues(saliency[None], bg_fraction)
-    places = resolve_conflicts(foreground, background)[0]  # 1..k stands for the maps' order
+    winners = resolve_conflicts(foreground, background)[0]  # 1..k is the order of the maps
     names = np.full(256, NO_CUE, np.uint8)
     names[0] = 0
     names[1 : len(classes) + 1] = classes + 1
-    cues: NDArray[np.uint8] = names[places]
+    cues: NDArray[np.uint8] = names[winners]
     return cues

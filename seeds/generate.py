@@ -67,7 +67,7 @@ def generate_seeds(
         flip: average the maps with those of the mirrored image.
         size: side in pixels to which images are resized at scale 1; by default that of the classifier.
         cue_stride: pixels per position of the cue grid, which has ⌈size / cue_stride⌉ positions on a side.
-        fg_threshold: foreground cues are the positions where a map exceeds this fraction of its own maximum.
+        fg_threshold: foreground cues are the positions where a map exceeds this fraction of its maximum.
         bg_fraction: background cues are this fraction of the positions, those of the lowest saliency.
         refine: crf: make the cues by the dense CRF instead of the two thresholds, as irn does (Ahn et al., CVPR
             2019): confident foreground, confident background, and no cue elsewhere. The maps stay as they are.
@@ -156,7 +156,8 @@ class CamModule(SeedModule):
         found = [first, *(self._maps(view, labels) for view in views[1:])]
         if self.settings.flip:
             found += [self._maps(view.flip(-1), labels).flip(-1) for view in views]
-        total = sum(_resize(maps[None], self.grid)[0] for maps in found)  # (n, h, w), n labels of the batch
+        resized = (_resize(maps[None], self.grid)[0] for maps in found)  # (n, h, w), n labels of the batch
+        total = sum(resized, start=images.new_zeros(()))
         maps = (total / len(found)).cpu().numpy()
         spread = _resize(saliency[None], self.grid)[0].cpu().numpy()  # (B, h, w)
         pixels = to_uint8(images).cpu() if self.settings.refine == "crf" else [None] * len(images)

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -55,8 +55,8 @@ def import_seeds(
         ids: list of the images to convert, one per line; by default all of the source.
         input_list: sec: list of the images' numbers; by default input_list.txt beside the pickle.
         grid: positions on a side of the cue grid: of the pickle (sec), or of the cues to make (irn).
-        fg_threshold: irn: foreground cues are the positions where a map exceeds this fraction of its own maximum.
-        bg_threshold: irn: background cues are the positions where no map exceeds this fraction of its own maximum.
+        fg_threshold: irn: foreground cues are the positions where a map exceeds this fraction of its maximum.
+        bg_threshold: irn: background cues are the positions where no map exceeds this fraction of its maximum.
         overwrite: replace a cache of other settings.
 
     Raises:
@@ -108,7 +108,7 @@ def import_seeds(
     else:  # over the digests of the files, in the order of the images
         files = "".join(f"{name} {file_sha256(source / f'{name}.{suffix}')}\n" for name in names)
         digest = hashlib.sha256(files.encode()).hexdigest()
-    settings = {
+    settings: dict[str, Any] = {
         "method": "imported", "source_format": format, "source_sha256": digest, "ids_sha256": ids_sha256(names),
         "grid": None if format == "png" else [grid, grid], "packages": package_versions(),
         "source": source_revision(SEED_PACKAGES),
@@ -122,8 +122,9 @@ def import_seeds(
 
 def sec_label_map(sec: SecCues, name: str) -> NDArray[np.uint8]:
     """Return the cues of an image of the SEC authors, uint8 (h, w), with one class per position."""
-    cells = sec.cells(name)[None]  # (1, C+1, h, w)
-    return resolve_conflicts(cells[:, 1:], cells[:, 0])[0]
+    cued = sec.positions(name)[None]  # (1, C+1, h, w)
+    cues: NDArray[np.uint8] = resolve_conflicts(cued[:, 1:], cued[:, 0])[0]
+    return cues
 
 
 def irn_label_map(

@@ -57,7 +57,7 @@ def refine_seeds(
         radius: a step of the walk leads to positions nearer than this.
         beta: exponent of the affinities: with a higher one less crosses a weak boundary.
         steps: number of steps of the walk.
-        fg_threshold: a class wins where its map exceeds this fraction of its own maximum; 0.25 in irn.
+        fg_threshold: a class wins where its map exceeds this fraction of its maximum; 0.25 in irn.
         crf: sharpen the labels by the dense CRF, with the numbers of `seeds.crf_refinement`.
         size: side in pixels to which images are resized; by default that of the validation.
         cue_stride: pixels per position of the cue grid, on which the walk takes place.

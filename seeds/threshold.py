@@ -27,7 +27,7 @@ def threshold_seeds(
     Args:
         cache: a seed cache with maps and saliency, such as those of ``seeds generate``.
         output: folder of the new cache: a new folder, or a cache of the same settings to resume.
-        fg_threshold: foreground cues are the positions where a map exceeds this fraction of its own maximum.
+        fg_threshold: foreground cues are the positions where a map exceeds this fraction of its maximum.
         bg_fraction: background cues are this fraction of the positions, those of the lowest saliency.
         overwrite: replace a cache of other settings.
 

@@ -54,17 +54,25 @@ class Views:
 SINGLE_VIEW = Views()
 
 
-def view_scores(network: Callable[[Tensor], Tensor], images: Tensor, views: Views, *, multiple: int = 1) -> Tensor:
+def view_scores(
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    views: Views,
+    *,
+    multiple: int = 1,
+    grid: tuple[int, int] | None = None,
+) -> Tensor:
     """Return class scores averaged over views.
 
     For the single plain view these are the network's scores. Otherwise the softmax of each view is flipped back and
-    resized bilinearly to the finest grid; the result is the logarithm of the mean, so that its softmax is the mean.
+    resized bilinearly to one grid; the result is the logarithm of the mean, so that its softmax is the mean.
 
     Args:
         network: scores (B, K, h, w) of normalised images (B, 3, S, S).
         images: float32 (B, 3, S, S).
         views: scales and flips.
         multiple: scaled sides are rounded to multiples of this number.
+        grid: height and width of the averaged maps; by default those of the finest. Not used for the single plain view.
 
     Returns:
         float32 (B, K, h, w).
@@ -86,8 +94,8 @@ def view_scores(network: Callable[[Tensor], Tensor], images: Tensor, views: View
             raise InputError(
                 f"this network accepts no images of {side}x{side} pixels: leave scale {scale} out"
             ) from error
-    finest = max((tuple(probs.shape[-2:]) for probs in maps), key=math.prod)
-    mean = torch.stack([resize_maps(probs, finest) for probs in maps]).mean(dim=0)
+    grid = grid or max((tuple(probs.shape[-2:]) for probs in maps), key=math.prod)
+    mean = torch.stack([resize_maps(probs, grid) for probs in maps]).mean(dim=0)
     return mean.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 

@@ -124,7 +124,8 @@ class PseudoLabelModule(SeedModule):
             scores: Tensor = self.network(view).float().masked_fill(absent, -torch.inf)
             return scores
 
-        probs = resize_maps(view_scores(network, images, self.views).softmax(dim=1), self.grid).cpu().numpy()
+        scores = view_scores(network, images, self.views, grid=self.grid)
+        probs = resize_maps(scores.softmax(dim=1), self.grid).cpu().numpy()
         if not np.isfinite(probs).all():
             raise InputError(f"the network's scores of image {batch['id'][0]} or its neighbours are not finite")
         pixels, tags = to_uint8(images).cpu(), labels.cpu().numpy() != 0

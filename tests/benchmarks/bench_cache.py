@@ -1,7 +1,7 @@
 """The seed cache: ``python -m tests.benchmarks.bench_cache [--quick]``.
 
-How fast the generator is beside the bare network, which part is the bottleneck, how much memory it takes, how fast cues
-are read, how long a cache of a million images takes to open, and what an image takes on disk beside irn's files.
+Speed of seed generation beside the bare network, its bottleneck and memory, speed of reading cues, time to open a cache
+of many images, and bytes per image on disk beside the files of irn.
 """
 
 import argparse
@@ -16,29 +16,27 @@ from unittest import mock
 
 import numpy as np
 import torch
-from datamodules.cache.writer import write_manifest
-from datamodules.datamodule import TagDataModule
 from rich.console import Console
 from rich.table import Table
-from seeds.making.asking import CamSettings, Seed, extract_cams
-from seeds.making.batches import Batches, BatchLoader
-from seeds.making.resize import ResizePolicy
-from seeds.making.shards import ShardWriter
+from torch.utils.data import DataLoader
 
+from datamodules.dataset import ImageDataset, image_loader
 from datamodules.seed_cache import SeedCache
 from datamodules.synthetic import write_synthetic_voc
+from datamodules.voc import VOCDataModule
+from seeds.cache_job import Seed, ShardWriter
 from seeds.classifier import ClassifierTask
-from seeds.generate import generate_seeds, thresholded
-from tests.seed_caches import CacheWriter
+from seeds.generate import CamModule, CamSettings
+from tests.seed_caches import CacheWriter, generate
 
-VOC, MILLION = 10_582, 1_000_000
+VOC, MANY = 10_582, 100_000
 SIZE, BATCH, SHARD = 320, 16, 64
 FEW = 32  # images
 BACKBONE, CHECKPOINT = "mobilenet_v2", "classifier.ckpt"  # quick: of others the network takes a greater part yet
 PARTS = ("bare, in memory", "decoding", "cues, writing")
 
 
-def checkpoint_of(folder: Path, data: TagDataModule) -> tuple[Path, ClassifierTask]:
+def checkpoint_of(folder: Path, data: VOCDataModule) -> tuple[Path, ClassifierTask]:
     """An untrained classifier: the work is the same as a trained one's."""
     task = ClassifierTask(list(data.classes), backbone=BACKBONE)
     content = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
@@ -48,73 +46,76 @@ def checkpoint_of(folder: Path, data: TagDataModule) -> tuple[Path, ClassifierTa
     return folder / CHECKPOINT, task.eval()
 
 
-def bare(task: ClassifierTask, read: list, cams: CamSettings) -> float:
+def bare(module: CamModule, batches: list) -> float:
     """Seconds of forward pass and Grad-CAM of images in memory."""
     start = time.perf_counter()
-    for batch in read:
-        extract_cams(task.model, batch, cams)
+    for batch in batches:
+        module.predict_seeds(batch)
     return time.perf_counter() - start
 
 
-def decoding(batches: Batches) -> float:
-    """Seconds of one worker that reads and warps the images."""
+def decoding(loader: DataLoader) -> float:
+    """Seconds of one worker that reads and resizes the images."""
     start = time.perf_counter()
-    list(BatchLoader(batches, 1, lambda: False))
+    list(loader)
     return time.perf_counter() - start
 
 
-def writing(folder: Path, seeds: list[Seed], classes: list[str]) -> float:
+def writing(folder: Path, module: CamModule, seeds: list[Seed], classes: list[str]) -> float:
     """Seconds of making cues and writing shards."""
     start = time.perf_counter()
     with CacheWriter(folder, classes, {}, overwrite=True) as writer:
         for seed in seeds:
-            cues = thresholded(seed, fg_threshold=0.2, bg_fraction=0.1)
-            writer.add(seed.name, cues, map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
+            writer.add(seed.name, module.cues(seed), map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
     return time.perf_counter() - start
 
 
-def generator(checkpoint: Path, output: Path, workers: int) -> float:
-    """Seconds of the generator from the first image asked for to the last shard on disk; not its start."""
+def generation_time(checkpoint: Path, output: Path, workers: int) -> float:
+    """Seconds of `generate_seeds` from the deal of the shards to the last shard on disk, without its start."""
     moments = {}
-    iterate, close = BatchLoader.__iter__, ShardWriter.close
+    setup, close = ShardWriter.setup, ShardWriter.close
 
-    def first(loader: BatchLoader):
+    def first(writer: ShardWriter, *arguments, **options) -> None:
+        setup(writer, *arguments, **options)
         moments["start"] = time.perf_counter()
-        return iterate(loader)
 
-    def last(writer: ShardWriter, trainer) -> None:
-        close(writer, trainer)
+    def last(writer: ShardWriter) -> None:
+        close(writer)
         moments["end"] = time.perf_counter()
 
-    with mock.patch.object(BatchLoader, "__iter__", first), mock.patch.object(ShardWriter, "close", last):
-        generate_seeds(checkpoint, output, overwrite=True, num_workers=workers, accelerator="cpu", shard_size=SHARD)
+    for file in output.glob("shard-*"):
+        file.unlink()
+    with mock.patch.object(ShardWriter, "setup", first), mock.patch.object(ShardWriter, "close", last):
+        generate(checkpoint, output, num_workers=workers, accelerator="cpu", shard_size=SHARD)
     return moments["end"] - moments["start"]
 
 
-def generation(folder: Path, pictures: int, turns: int) -> Table:
-    """The generator beside its parts, images a second; network and generator in turns, each as often the first."""
-    data = TagDataModule(str(folder / "data"), train_split="train", size=SIZE, batch_size=BATCH)
-    policy = ResizePolicy(SIZE, (1.0,), 8)
-    batches = Batches(data.photos("train", masks=False), range(-(-pictures // SHARD)), SHARD, BATCH, policy)
-    read = list(BatchLoader(batches, 0, lambda: False))
+def generation(folder: Path, count: int, turns: int) -> Table:
+    """Return images per second of generation and of its parts, measured in turns."""
+    data = VOCDataModule(str(folder / "data"), train_split="train", size=SIZE, batch_size=BATCH)
+    images = ImageDataset(data.samples("train", masks=False), data.classes, SIZE)
+    loader = image_loader(images, batch_size=BATCH, num_workers=1)
+    read = list(image_loader(images, batch_size=BATCH, num_workers=0))
     table = Table(title=f"generation, 1 thread, 1 worker, {SIZE}x{SIZE}, images/s, medians of {turns} turns")
-    for column in ("network", *PARTS, "generator", "of the network's", "least..most", "bottleneck"):
+    for column in ("network", *PARTS, "generation", "share of the network's speed", "least..most", "bottleneck"):
         table.add_column(column, justify="right")
     checkpoint, task = checkpoint_of(folder, data)
-    cams = CamSettings(task.model.default_layer, task.model.saliency_layer, flip=False)
-    seeds = [seed for batch in read for seed in extract_cams(task.model, batch, cams)]
+    layers = (task.model.default_layer, task.model.saliency_layer)
+    settings = CamSettings("gradcam", *layers, (1.0,), False, SIZE, 8, 0.2, 0.1, "none", 0.3, 0.05)
+    module = CamModule(task.model, settings)
+    seeds = [seed for batch in read for seed in module.predict_seeds(batch)]
     measures = {
-        PARTS[0]: partial(bare, task, read, cams),
-        PARTS[1]: partial(decoding, batches),
-        PARTS[2]: partial(writing, folder / "written", seeds, list(data.classes)),
-        "generator": partial(generator, checkpoint, folder / "cache", 1),
+        PARTS[0]: partial(bare, module, read),
+        PARTS[1]: partial(decoding, loader),
+        PARTS[2]: partial(writing, folder / "written", module, seeds, list(data.classes)),
+        "generation": partial(generation_time, checkpoint, folder / "cache", 1),
     }
     runs: dict[str, list[float]] = {name: [] for name in measures}
     for turn in range(turns):
         for name in (measures, reversed(measures))[turn % 2]:
             runs[name].append(measures[name]())
-    speeds = {name: pictures / np.median(times) for name, times in runs.items()}
-    ratios = np.array(runs[PARTS[0]]) / np.array(runs["generator"])
+    speeds = {name: count / np.median(times) for name, times in runs.items()}
+    ratios = np.array(runs[PARTS[0]]) / np.array(runs["generation"])
     shown = (f"{np.median(ratios):.2f}", f"{ratios.min():.2f}..{ratios.max():.2f}")
     slowest = min(PARTS, key=speeds.__getitem__)
     table.add_row(BACKBONE, *(f"{speed:.0f}" for speed in speeds.values()), *shown, slowest)
@@ -122,40 +123,37 @@ def generation(folder: Path, pictures: int, turns: int) -> Table:
 
 
 def in_a_process(code: str, *words: object) -> tuple[list[str], float]:
-    """What a program prints, and the most memory that it took, in MB: the whole process, which counts from its start.
-
-    ``resource.getrusage`` would tell the parent's memory, too.
-    """
+    """Return the words that a program prints, and the peak memory of its process in MB."""
     code += "\nprint(open('/proc/self/status').read())"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     command = [sys.executable, "-c", code, *map(str, words)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
-    return told, int(told[told.index("VmHWM:") + 1]) / 1024  # kB
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
+    return printed, int(printed[printed.index("VmHWM:") + 1]) / 1024  # kB
 
 
-def memory(folder: Path, pictures: int) -> str:
-    """The most memory of the generator, for a few images and for many; its readers are other processes."""
+def memory(folder: Path, count: int) -> str:
+    """Return the peak memory of generation, for a few images and for many, without the processes that read images."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom seeds.generate import generate_seeds\n"
-        "generate_seeds(*map(Path, sys.argv[1:3]), root=sys.argv[3], accelerator='cpu', num_workers=1)"
+        "import sys\nfrom pathlib import Path\nfrom tests.seed_caches import generate\n"
+        "generate(*map(Path, sys.argv[1:3]), root=sys.argv[3], accelerator='cpu', num_workers=1)"
     )
     most = [
         in_a_process(code, folder / CHECKPOINT, folder / f"of-{data}", folder / data)[1] for data in ("few", "data")
     ]
-    return f"most memory of the generator, {BACKBONE}: {FEW} images {most[0]:.0f} MB, {pictures} {most[1]:.0f} MB"
+    return f"peak memory of generation, {BACKBONE}: {FEW} images {most[0]:.0f} MB, {count} images {most[1]:.0f} MB"
 
 
-def made_up(path: Path, pictures: int) -> list[dict]:
-    """A cache of smooth maps on 41x41 cells, one to three classes an image; the last of its entries."""
+def made_up(path: Path, count: int) -> list[dict]:
+    """A cache of smooth maps on a 41x41 grid, one to three classes an image; the last of its entries."""
     generator = np.random.default_rng(0)
     entries = []
-    for count in (1, 1, 1, 2, 2, 3):  # VOC's images have 1.5 classes on average
-        coarse = torch.from_numpy(generator.random((1, count + 1, 6, 6), np.float32))
+    for number in (1, 1, 1, 2, 2, 3):  # VOC's images have 1.5 classes on average
+        coarse = torch.from_numpy(generator.random((1, number + 1, 6, 6), np.float32))
         smooth = torch.nn.functional.interpolate(coarse, (41, 41), mode="bicubic")[0].clamp(0).numpy()
         cues = np.where(smooth[0] < 0.2, 0, np.where(smooth[1] > 0.6, 1, 255)).astype(np.uint8)
-        entries.append({"cues": cues, "map_classes": np.arange(count), "maps": smooth[1:], "saliency": smooth[0]})
+        entries.append({"cues": cues, "map_classes": np.arange(number), "maps": smooth[1:], "saliency": smooth[0]})
     with CacheWriter(path, [f"class{i}" for i in range(20)], {}) as cache:
-        for i in range(pictures):
+        for i in range(count):
             cache.add(f"2007_{i:06d}", **entries[i % len(entries)])
     return entries
 
@@ -193,20 +191,18 @@ def on_disk(path: Path, entries: list[dict]) -> str:
     )
 
 
-def million(folder: Path) -> str:
-    """Open a cache of a million images in a process of its own; opening looks at no shard."""
-    names = [f"train/{i % 1000:03d}/{i:012d}" for i in range(MILLION)]
-    blocks = [names[first : first + 256] for first in range(0, MILLION, 256)]
-    shards = [{"sha256": "0" * 64, "bytes": 1, "pictures": len(block)} for block in blocks]
-    folder.mkdir()
-    write_manifest(folder, {"classes": ["cat"]}, shards, blocks, {})
+def opening(folder: Path) -> str:
+    """Return the time and memory of opening a cache of many images, in another process."""
+    with mock.patch("os.fsync"), CacheWriter(folder, ["cat"], {}) as cache:
+        for i in range(MANY):
+            cache.add(f"train/{i % 1000:03d}/{i:012d}", np.zeros((1, 1), np.uint8))
     code = (
-        "import sys, time\nfrom datamodules.cache import SeedCache\nstart = time.perf_counter()\n"
+        "import sys, time\nfrom datamodules.seed_cache import SeedCache\nstart = time.perf_counter()\n"
         "cache = SeedCache(sys.argv[1])\nassert 'train/345/000000012345' in cache and 'train/345/1' not in cache\n"
         "print(time.perf_counter() - start)"
     )
-    told, most = in_a_process(code, folder)
-    return f"opening {MILLION:,} images: {float(told[0]):.2f} s, {most:.0f} MB at most for the whole process"
+    printed, most = in_a_process(code, folder)
+    return f"opening {MANY:,} images: {float(printed[0]):.2f} s, {most:.0f} MB at most for the whole process"
 
 
 def main() -> None:
@@ -216,14 +212,14 @@ def main() -> None:
     quick = parser.parse_args().quick
     console = Console(width=130)
     torch.set_num_threads(1)  # the generator's default; a core is left for its reader
-    pictures, turns = (64, 3) if quick else (192, 5)
+    count, turns = (64, 3) if quick else (192, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_synthetic_voc(folder / "data", train=pictures, val=2, size=SIZE)
+        write_synthetic_voc(folder / "data", train=count, val=2, size=SIZE)
         write_synthetic_voc(folder / "few", train=FEW, val=2, size=SIZE)
-        console.print(generation(folder, pictures, turns), memory(folder, pictures), sep="\n", highlight=False)
+        console.print(generation(folder, count, turns), memory(folder, count), sep="\n", highlight=False)
         entries = made_up(folder / "voc", VOC)
-        for line in (reading(folder / "voc"), on_disk(folder / "voc", entries), million(folder / "million")):
+        for line in (reading(folder / "voc"), on_disk(folder / "voc", entries), opening(folder / "many")):
             console.print(line, highlight=False)
 
 

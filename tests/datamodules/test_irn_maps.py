@@ -53,9 +53,9 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_files(tmp_path, name):
-    content, says = WRONG[name]
+    content, words = WRONG[name]
     np.save(tmp_path / "a.npy", content)
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=words) as caught:
         read_irn(tmp_path / "a.npy", 5)
     assert "a.npy" in str(caught.value)
 
@@ -92,7 +92,7 @@ def test_written_as_irn_writes_and_read_as_irn_reads(tmp_path):
     np.testing.assert_array_equal(maps, found["cam"].numpy())
 
 
-def test_a_picture_without_classes(tmp_path):
+def test_an_image_without_classes(tmp_path):
     write_irn(tmp_path / "a.npy", np.zeros(0, np.int64), np.zeros((0, 3, 4), np.float32), (33, 50))
     classes, maps = read_irn(tmp_path / "a.npy", 5)
     assert (classes.shape, maps.shape) == ((0,), (0, 9, 13))

@@ -21,16 +21,16 @@ def write(folder, labels=LABELS, cues=CUES, lines="a_1.jpg 0\n", **others):
 
 def test_cells_by_hand(tmp_path):
     release = write(tmp_path)
-    cells = release.cells("a_1")
+    positions = release.positions("a_1")
     assert release.ids == ("a_1",)
-    assert cells.shape == (4, 4, 4)
-    assert np.argwhere(cells).tolist() == [[0, 0, 1], [0, 3, 3], [2, 1, 2]]
+    assert positions.shape == (4, 4, 4)
+    assert np.argwhere(positions).tolist() == [[0, 0, 1], [0, 3, 3], [2, 1, 2]]
 
 
-def test_a_cell_of_two_classes_and_a_picture_without_cues(tmp_path):
+def test_a_cell_of_two_classes_and_an_image_without_cues(tmp_path):
     both = np.array([[0, 2], [1, 1], [2, 2]])
-    assert write(tmp_path, cues=both).cells("a_1")[:, 1, 2].tolist() == [True, False, True, False]
-    assert not write(tmp_path, labels=np.zeros(0, int), cues=np.zeros((3, 0), int)).cells("a_1").any()
+    assert write(tmp_path, cues=both).positions("a_1")[:, 1, 2].tolist() == [True, False, True, False]
+    assert not write(tmp_path, labels=np.zeros(0, int), cues=np.zeros((3, 0), int)).positions("a_1").any()
 
 
 WRONG = {
@@ -53,9 +53,9 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_cues(tmp_path, name):
-    changed, says = WRONG[name]
-    with pytest.raises(InputError, match=says):
-        write(tmp_path, **changed).cells("a_1")
+    changed, words = WRONG[name]
+    with pytest.raises(InputError, match=words):
+        write(tmp_path, **changed).positions("a_1")
 
 
 def test_no_dictionary(tmp_path):
@@ -66,7 +66,7 @@ def test_no_dictionary(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "words"),
     [
         ("a.jpg 0\na.jpg 1\n", "line 2: expected a new image"),
         ("a.jpg 0\nb.jpg 0\n", "gives a number twice"),
@@ -76,9 +76,9 @@ def test_no_dictionary(tmp_path):
         ("\n", "is empty"),
     ],
 )
-def test_wrong_lists(tmp_path, content, says):
+def test_wrong_lists(tmp_path, content, words):
     (tmp_path / "list.txt").write_text(content)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=words):
         read_input_list(tmp_path / "list.txt")
     with pytest.raises(InputError, match="cannot be read"):
         read_input_list(tmp_path / "nothing.txt")

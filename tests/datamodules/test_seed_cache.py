@@ -109,7 +109,8 @@ def test_files_are_the_same_for_the_same_images(tmp_path):
 
 @pytest.mark.parametrize(
     ("entry", "words"),
-    [({"cues": np.zeros((2, 2), np.int64)}, "not a label map"), ({"cues": np.full((2, 2), 4, np.uint8)}, "not a label map"),
+    [({"cues": np.zeros((2, 2), np.int64)}, "not a label map"),
+     ({"cues": np.full((2, 2), 4, np.uint8)}, "not a label map"),
      ({"cues": np.zeros(4, np.uint8)}, "not a label map"),
      ({"maps": np.full((1, 2, 2), np.nan, np.float32), "map_classes": np.array([0])}, "not all finite"),
      ({"saliency": np.full((2, 2), np.inf, np.float32)}, "not all finite"),
@@ -163,7 +164,7 @@ def test_a_missing_shard(tmp_path):
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a/../b", "a//b", ".", "", "a\nb", "a\x00", "..\\a", "a/", "\ud800"])
 def test_invalid_ids(tmp_path, name):
-    with pytest.raises(InputError, match="valid id|name"), CacheWriter(tmp_path / "c", CLASSES, {}) as cache:
+    with pytest.raises(InputError, match=r"valid id|name"), CacheWriter(tmp_path / "c", CLASSES, {}) as cache:
         cache.add(name, np.zeros((2, 2), np.uint8))
     assert list(tmp_path.iterdir()) == []
 
@@ -204,7 +205,7 @@ def test_shards_of_different_settings(tmp_path):
             writer.add("x", np.zeros((1, 1), np.uint8))
             writer.add("y", np.zeros((1, 1), np.uint8))
     (tmp_path / "b" / shard_name(1)).replace(tmp_path / "a" / shard_name(1))
-    with pytest.raises(InputError, match="different settings: threshold is 1 in shard-00000.*2 in shard-00001"):
+    with pytest.raises(InputError, match=r"different settings: threshold is 1 in shard-00000.*2 in shard-00001"):
         SeedCache(tmp_path / "a")
 
 

@@ -16,26 +16,26 @@ def test_confident_and_open_cells_by_hand(monkeypatch):
     monkeypatch.setattr(crf_refinement, "PIXELS", 1)
     first = np.array([[10, 3.1, 2.9, 0.6, 0.4, 0]], np.float32)
     second = np.array([[0, 0.35, 0.29, 0.04, 0.06, 1]], np.float32)
-    cells = refined(np.array([4, 1]), np.stack([first, second]), GREY)
-    assert cells.tolist() == [[5, 2, 255, 255, 255, 2]]
+    positions = refined(np.array([4, 1]), np.stack([first, second]), GREY)
+    assert positions.tolist() == [[5, 2, 255, 255, 255, 2]]
     assert refined(np.array([4]), first[None], GREY).tolist() == [[5, 5, 255, 255, 0, 0]]
     assert refined(np.array([4]), first[None], GREY, conf_fg=0.28, conf_bg=0.07).tolist() == [[5, 5, 5, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(("number", "others"), [(1, [0.3]), (2, [0.15, 0.15]), (3, [0.1, 0.1, 0.1])])
 def test_what_the_crf_is_told(monkeypatch, number, others):
-    """A winner is right by 0.7, and the others share the rest; maps are enlarged bilinearly, four pixels a cell."""
+    """A winner is right by 0.7, and the others share the rest; maps are enlarged bilinearly, four pixels a position."""
     seen = {}
 
-    def spy(picture, logits, **numbers):
-        seen.update(picture=picture, probs=logits.double().exp().numpy()[0], numbers=numbers)
+    def spy(photo, logits, **numbers):
+        seen.update(photo=photo, probs=logits.double().exp().numpy()[0], numbers=numbers)
         return logits.softmax(dim=1)
 
     monkeypatch.setattr(crf_refinement, "dense_crf", spy)
     maps = np.zeros((number, 1, 2), np.float32)
     maps[-1] = [0, 2]
     assert labelled(np.arange(number), maps, GREY, 0.5).tolist() == [[0, number]]
-    assert seen["picture"].shape == (1, 3, 4, 8)
+    assert seen["photo"].shape == (1, 3, 4, 8)
     winners = seen["probs"][:, 0].argmax(0)
     assert winners.tolist() == [0] * 4 + [number] * 4  # values 0 0 1/8 3/8 | 5/8 7/8 1 1
     assert labelled(np.arange(number), maps, GREY, 0.3).tolist() == [[0, number]]
@@ -44,12 +44,12 @@ def test_what_the_crf_is_told(monkeypatch, number, others):
         np.testing.assert_allclose(np.sort(pixel), [*others, 0.7], rtol=1e-5)
 
 
-def test_a_picture_without_maps_or_with_empty_ones():
+def test_an_image_without_maps_or_with_empty_ones():
     assert (refined(np.zeros(0, np.int64), np.zeros((0, 3, 4), np.float32), GREY) == 255).all()
     assert (refined(np.array([0]), np.zeros((1, 3, 4), np.float32), GREY) == 0).all()
 
 
-def picture(side):
+def photo(side):
     """A red disc on green, and a map that is a blur to its right, as uint8 (3, S, S) and float32 (1, S/8, S/8)."""
     y, x = np.mgrid[:side, :side] / side
     disc = (x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.3**2
@@ -60,21 +60,21 @@ def picture(side):
     return torch.from_numpy(image.astype(np.uint8)), blob[None], (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.3**2
 
 
-def test_labels_follow_the_picture():
+def test_labels_follow_the_image():
     """A blur beside the object becomes the object; what stays open lies about its edge."""
-    image, maps, truth = picture(128)
-    cells = refined(np.array([2]), maps, image)
+    image, maps, truth = photo(128)
+    positions = refined(np.array([2]), maps, image)
     plain = maps[0] > 0.3
-    assert ((cells == 3) & ~truth).sum() < (plain & ~truth).sum() / 3
-    assert ((cells == 3) & truth).sum() > 0.9 * truth.sum()
-    assert (truth[cells == 0]).sum() == 0
-    assert (cells == 0).sum() > 0.3 * cells.size
+    assert ((positions == 3) & ~truth).sum() < (plain & ~truth).sum() / 3
+    assert ((positions == 3) & truth).sum() > 0.9 * truth.sum()
+    assert (truth[positions == 0]).sum() == 0
+    assert (positions == 0).sum() > 0.3 * positions.size
 
 
 def test_as_irn_does_with_pydensecrf():
     """The same steps with pydensecrf2, at the same size."""
     library = pytest.importorskip("pydensecrf.densecrf")
-    image, maps, _ = picture(128)
+    image, maps, _ = photo(128)
     side, found = 16 * PIXELS, []
     share = torch.nn.functional.interpolate(torch.from_numpy(maps / maps.max())[None], (side, side), mode="bilinear")
     small = np.ascontiguousarray(image.numpy().reshape(3, side, 2, side, 2).mean((2, 4)).round().transpose(1, 2, 0))
@@ -96,8 +96,9 @@ def test_in_the_generator(checkpoint, tmp_path):
     generate_seeds(checkpoint, tmp_path / "plain")
     generate_seeds(checkpoint, tmp_path / "crf", refine="crf", conf_fg=0.4)
     plain, crf = SeedCache(tmp_path / "plain"), SeedCache(tmp_path / "crf")
-    said = crf.settings["refinement"]
-    assert (said["method"], said["conf_fg"], said["conf_bg"], said["bilateral_srgb"]) == ("crf", 0.4, 0.05, 5)
+    recorded = crf.settings["refinement"]
+    expected = {"method": "crf", "conf_fg": 0.4, "conf_bg": 0.05, "bilateral_srgb": 5}
+    assert {key: recorded[key] for key in expected} == expected
     assert plain.settings["refinement"] is None
     for name in plain.ids:
         for one, other in zip(plain.maps(name), crf.maps(name), strict=True):

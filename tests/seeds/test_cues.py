@@ -13,7 +13,7 @@ def test_foreground_is_relative_to_each_maps_own_maximum():
 
 
 def test_min_max_normalised_maps_would_give_other_cues():
-    """The mistake of a port: with 1 subtracted first, the middle cell falls under 20 % of the maximum."""
+    """The mistake of a port: with 1 subtracted first, the middle position falls under 20 % of the maximum."""
     maps = np.array([[[[1.0, 1.1, 2.0]]]], np.float32)
     assert foreground_cues(maps).all()
     low, high = maps.min(), maps.max()
@@ -34,7 +34,7 @@ def test_background_is_the_lowest_part(saliency, fraction):
 def test_conflicts_by_hand():
     foreground = np.array([[[[1, 1, 1, 0, 0]], [[0, 1, 1, 0, 0]], [[0, 0, 1, 1, 0]]]], np.bool_)
     background = np.array([[[1, 0, 0, 0, 1]]], np.bool_)
-    # class 1 has three cells; 2 and 3 have two: the first of them takes the cell that all claim
+    # class 1 has three positions; 2 and 3 have two: the first of them takes the position that all claim
     assert resolve_conflicts(foreground, background).tolist() == [[[1, 2, 2, 3, 0]]]
     assert resolve_conflicts(foreground, background).dtype == np.uint8
 

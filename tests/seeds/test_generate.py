@@ -47,8 +47,8 @@ def test_seeds_are_grad_cam_of_the_labels_of_each_image(voc, checkpoint, tmp_pat
     assert cache.ids == tuple(IDS)
     model = load_task(checkpoint, ClassifierTask).model
     for name, labels in zip(IDS, LABELS, strict=True):
-        picture = Transform(64)(read_image(voc / f"JPEGImages/{name}.jpg"))["image"]
-        image = normalize(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        photo = Transform(64)(read_image(voc / f"JPEGImages/{name}.jpg"))["image"]
+        image = normalize(torch.from_numpy(photo).permute(2, 0, 1)[None])
         wanted = torch.zeros(1, 2)
         wanted[0, labels] = 1
         maps = to_grid(GradCAM(model, "features")(image, wanted), 8)[0, labels].numpy()
@@ -57,13 +57,15 @@ def test_seeds_are_grad_cam_of_the_labels_of_each_image(voc, checkpoint, tmp_pat
         assert classes.tolist() == labels
         np.testing.assert_allclose(stored, maps, rtol=1e-2, atol=2e-3 * maps.max())
         np.testing.assert_allclose(cache.saliency(name), saliency, rtol=1e-2, atol=2e-3 * saliency.max())
-        # the cues kept are those that the kept maps give, to the cell
+        # the cues kept are those that the kept maps give, to the position
         np.testing.assert_array_equal(cache.cues(name), label_map(classes, stored, cache.saliency(name), 0.2, 0.1))
         assert set(np.unique(cache.cues(name))) - {0, 255} == {c + 1 for c in labels}
 
 
 def test_scales_and_the_mirrored_image_are_averaged(voc, checkpoint, tmp_path):
-    generate(checkpoint, tmp_path / "cache", split="val", scales=(1.0, 1.5), flip=True, layer="features.encoder.layer3")
+    generate(
+        checkpoint, tmp_path / "cache", split="val", scales=(1.0, 1.5), flip=True, layer="features.encoder.layer3"
+    )
     cache = SeedCache(tmp_path / "cache")
     assert len(cache) == 2
     method = GradCAM(load_task(checkpoint, ClassifierTask).model, "features.encoder.layer3")
@@ -153,18 +155,16 @@ def test_a_broken_image_is_left_out_and_reported(voc, checkpoint, tmp_path, caps
     with pytest.raises(InputError, match=r"1 of 6 images cannot be read, and max_unreadable allows a share of 0.01"):
         generate(checkpoint, tmp_path / "cache", root=str(root))
     generate(checkpoint, tmp_path / "cache", root=str(root), max_unreadable=0.2)
-    told = capsys.readouterr().err
-    assert "left out: p4: image" in told
-    assert "1 images were left out; tag2mask seeds info lists all" in told
+    printed = capsys.readouterr().err
+    assert "left out: p4: image" in printed
+    assert "1 images were left out; tag2mask seeds info lists all" in printed
     cache = SeedCache(tmp_path / "cache")
     assert cache.ids == tuple(name for name in IDS if name != "p4")
     assert "p4.jpg cannot be read" in cache.left_out["p4"]
     with pytest.raises(InputError, match="it was left out when the cache was made, because image"):
         cache.cues("p4")
     assert evaluate_seeds(tmp_path / "cache")["images"] == 5
-    assert (
-        "1 of 6 images are left out because the seed cache has no cues of them; first p4: " in capsys.readouterr().err
-    )
+    assert "1 of 6 images are left out because the seed cache has no cues of them; first p4" in capsys.readouterr().err
     data = data_of(voc, targets="cues", cues=str(tmp_path / "cache"))
     data.setup("fit")
     assert len(data.train_dataloader().dataset) == 5
@@ -243,7 +243,7 @@ def test_bad_arguments(checkpoint, tmp_path, arguments, words):
 
 
 def test_another_setting_is_refused_by_name(voc, checkpoint, tmp_path):
-    """Whichever it is: the cache that is there is not the one asked for."""
+    """Whichever it is: the cache that is there is not the one requested."""
     tags = tmp_path / "other tags"
     shutil.copytree(voc, tags)
     (tags / "ImageSets/Main/red_train.txt").write_text("".join(f"{name} 1\n" for name in IDS))
@@ -314,18 +314,18 @@ def wild(tmp_path_factory):
         (root / folder).mkdir(parents=True)
     generator = np.random.default_rng(0)
 
-    def picture(height, width):
+    def photo(height, width):
         coarse = generator.integers(0, 256, (-(-height // 40), -(-width // 40), 3), dtype=np.uint8)
         return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
 
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned by 90 degrees
-    pictures = {
-        "strip": (picture(1, 500), {}), "large": (picture(3000, 4000), {}), "gray": (picture(40, 100).convert("L"), {}),
-        "cmyk": (picture(90, 60).convert("CMYK"), {}), "turned": (picture(50, 100), {"exif": turned}),
-        "upright": (picture(100, 50), {}),
+    photos = {
+        "strip": (photo(1, 500), {}), "large": (photo(3000, 4000), {}), "gray": (photo(40, 100).convert("L"), {}),
+        "cmyk": (photo(90, 60).convert("CMYK"), {}), "turned": (photo(50, 100), {"exif": turned}),
+        "upright": (photo(100, 50), {}),
     }  # fmt: skip
-    for name, (image, extra) in pictures.items():
+    for name, (image, extra) in photos.items():
         path = root / f"JPEGImages/{name}.jpg"
         image.save(path, **extra)
         Image.fromarray(np.ones(image_size(path), np.uint8)).save(root / f"SegmentationClass/{name}.png")
@@ -357,9 +357,8 @@ def of_many_shapes(old, path):
         for number, name in enumerate(old.ids):
             grid, (classes, maps) = (16 - number, 14 + number), old.maps(name)
             larger = functional.interpolate(torch.from_numpy(maps)[None], grid, mode="bilinear")[0].numpy()
-            saliency = functional.interpolate(torch.from_numpy(old.saliency(name))[None, None], grid, mode="bilinear")[
-                0, 0
-            ].numpy()
+            saliency = torch.from_numpy(old.saliency(name))[None, None]
+            saliency = functional.interpolate(saliency, grid, mode="bilinear")[0, 0].numpy()
             cues = resize_nearest(old.cues(name), *grid)
             writer.add(name, cues, map_classes=classes, maps=larger, saliency=saliency)
 

@@ -31,7 +31,7 @@ def same(one: SeedCache, other: SeedCache) -> None:
 
 @pytest.fixture
 def cache(tmp_path):
-    """Random cues on 5 x 5 cells of three classes; the last image has none."""
+    """Random cues on 5 x 5 positions of three classes; the last image has none."""
     generator = np.random.default_rng(0)
     with CacheWriter(tmp_path / "cache", NAMES, {}) as writer:
         for name in "abc":
@@ -69,22 +69,22 @@ def sec_file(folder, cues, labels=(1, 2, 3)):
 
 
 def test_overlaps_go_to_the_smaller_class_and_from_the_background(tmp_path):
-    cells = [(0, 0, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (2, 0, 1), (2, 1, 0), (0, 1, 1)]
-    import_seeds(sec_file(tmp_path, cells), tmp_path / "cache", "sec", grid=2)
-    # ant has 3 cells, bat 2: bat takes (0, 1); ant takes (0, 0) and (1, 1) from the background
+    positions = [(0, 0, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (2, 0, 1), (2, 1, 0), (0, 1, 1)]
+    import_seeds(sec_file(tmp_path, positions), tmp_path / "cache", "sec", grid=2)
+    # ant has 3 positions, bat 2: bat takes (0, 1); ant takes (0, 0) and (1, 1) from the background
     assert SeedCache(tmp_path / "cache").cues("x").tolist() == [[1, 2], [2, 1]]
 
 
 def test_a_choice_of_classes_in_another_order(tmp_path):
-    cells = [(0, 0, 0), (1, 0, 1), (3, 1, 0), (2, 1, 1)]
-    import_seeds(sec_file(tmp_path, cells), tmp_path / "cache", "sec", grid=2, classes=["cow", "ant"])
+    positions = [(0, 0, 0), (1, 0, 1), (3, 1, 0), (2, 1, 1)]
+    import_seeds(sec_file(tmp_path, positions), tmp_path / "cache", "sec", grid=2, classes=["cow", "ant"])
     cache = SeedCache(tmp_path / "cache")
     assert cache.classes == ("cow", "ant")
     assert cache.cues("x").tolist() == [[0, 2], [1, 255]]
 
 
 def irn_folder(folder):
-    """Classes a row of cells each: ant falls from left to right, cow the other way and twice as high."""
+    """Classes a row of positions each: ant falls from left to right, cow the other way and twice as high."""
     maps = np.stack([np.tile([8.0, 6, 1, 0], (4, 1)), np.tile([0, 0.1, 1, 16.0], (4, 1))]).astype(np.float32)
     (folder / "npy").mkdir()
     np.save(folder / "npy/x.npy", {"keys": torch.tensor([0, 2]), "cam": torch.from_numpy(maps), "high_res": maps})
@@ -98,7 +98,7 @@ def test_irn_by_hand(tmp_path):
     import_seeds(folder, tmp_path / "cache", "irn", grid=4, fg_threshold=0.2, bg_threshold=0.13)
     cache = SeedCache(tmp_path / "cache")
     for name in "xy":
-        # above 0.2 of its own maximum: ant in columns 0, 1, cow in 3; column 2 holds 0.125 and 0.0625: background
+        # above 0.2 of the map's maximum: ant in columns 0, 1, cow in 3; column 2 holds 0.125 and 0.0625: background
         assert cache.cues(name).tolist() == [[1, 1, 0, 3]] * 4
         classes, found = cache.maps(name)
         assert classes.tolist() == [0, 2]
@@ -107,7 +107,7 @@ def test_irn_by_hand(tmp_path):
     assert SeedCache(tmp_path / "less").cues("x").tolist() == [[1, 1, 255, 3]] * 4
     import_seeds(folder, tmp_path / "cow", "irn", grid=2, classes=["bat", "cow"], fg_threshold=0.5, bg_threshold=0.0)
     only = SeedCache(tmp_path / "cow")
-    assert only.cues("x").tolist() == [[255, 2]] * 2  # the ant's cells are no cue, and no background either
+    assert only.cues("x").tolist() == [[255, 2]] * 2  # the ant's positions are no cue, and no background either
     classes, found = only.maps("x")
     assert classes.tolist() == [1]
     np.testing.assert_allclose(found, maps[1:], rtol=1e-3)
@@ -198,22 +198,19 @@ def test_mistakes(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("form", "says"), [("sec", "cues of 2 different sizes"), ("irn", "has cues without maps"), ("gif", "format is")]
+    ("form", "words"), [("sec", "cues of 2 different sizes"), ("irn", "has cues without maps"), ("gif", "format is")]
 )
-def test_what_cannot_be_exported(voc, form, says, tmp_path):
+def test_what_cannot_be_exported(voc, form, words, tmp_path):
     with CacheWriter(tmp_path / "cache", ("red", "blue"), {}) as writer:
         for i, name in enumerate(IDS):
             writer.add(name, np.zeros((2, 2 + i % 2), np.uint8))
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=words):
         export_seeds(tmp_path / "cache", tmp_path / "out", form, root=str(voc), split="train")
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_nothing_is_written_outside_or_over(cache, tmp_path):
-    with (
-        pytest.raises(InputError, match="not a valid id of an image"),
-        CacheWriter(tmp_path / "evil", NAMES, {}) as writer,
-    ):
+    with pytest.raises(InputError, match="not a valid id"), CacheWriter(tmp_path / "evil", NAMES, {}) as writer:
         writer.add("../outside", np.zeros((2, 2), np.uint8))
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious").touch()
@@ -241,14 +238,14 @@ def test_the_released_cues(released):
     assert cache.classes == VOC_CLASSES
     assert cache.ids == tuple(line.split(".")[0] for line in listed.read_text().splitlines())
     assert len(cache) == 10_582 == len(entries) / 2
-    cells = 0
+    positions = 0
     for number, name in enumerate(cache.ids):
         cues, theirs = cache.cues(name), entries[f"{number}_cues"]
         cued = cues != 255
-        cells += cued.sum()
-        assert cued.sum() == theirs.shape[1]  # no cell is cued twice
+        positions += cued.sum()
+        assert cued.sum() == theirs.shape[1]  # no position is cued twice
         assert (cues[theirs[1], theirs[2]] == theirs[0]).all()
-    assert cells / len(cache) == pytest.approx(403.53, abs=0.01)
+    assert positions / len(cache) == pytest.approx(403.53, abs=0.01)
 
 
 def test_the_released_cues_go_back(released, tmp_path):

@@ -55,14 +55,14 @@ def test_mistakes(caches, tmp_path, capsys):
     with CacheWriter(tmp_path / "labels", ("a",), {}) as writer:
         writer.add("p0", np.zeros((4, 4), np.uint8))
     first = str(caches / "first")
-    for words, says in (
+    for words, message in (
         (["--cache", first, "--fg_threshold", "1"], "fg_threshold 1.0 is outside"),
         (["--cache", first, "--bg_fraction", "-0.1"], "bg_fraction -0.1 is outside"),
         (["--cache", str(tmp_path / "labels")], "has no saliency of image p0"),
         (["--cache", str(tmp_path)], "is not a seed cache"),
     ):
         assert main(["seeds", "threshold", "--output", str(tmp_path / "new"), *words]) == 1
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"labels"}
     assert main(["seeds", "threshold", "--cache", first, "--output", str(tmp_path / "labels")]) == 1
     assert "exists already" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A network's labels of its own training images: from tags, scores and the CRF; a cache to train on again."""
+"""Labels of a network for its training images: from tags, scores and the CRF; a cache to train on again."""
 
 import shutil
 
@@ -61,13 +61,13 @@ def test_labels_by_hand():
     assert label_map(seed_of(np.zeros((0, 2, 2))), crf=False, min_confidence=0.5).tolist() == [[0, 0], [0, 0]]
 
 
-def test_the_crf_follows_the_picture():
-    """A weak map on the left half, an edge a cell further right: the label goes up to the edge."""
+def test_the_crf_follows_the_image():
+    """A weak map on the left half, an edge a position further right: the label reaches the edge."""
     maps = np.full((1, 8, 8), 0.4)
     maps[0, :, :4] = 0.9
-    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    picture[:, :, :20] = 255
-    seed = Seed("a", np.array([1]), maps.astype(np.float32), None, picture)
+    photo = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    photo[:, :, :20] = 255
+    seed = Seed("a", np.array([1]), maps.astype(np.float32), None, photo)
     assert (label_map(seed, crf=False, min_confidence=0.0) == 2).sum() == 32
     found = label_map(seed, crf=True, min_confidence=0.0)
     assert (found[:, :5] == 2).all()
@@ -84,8 +84,9 @@ def labels(checkpoint, tmp_path_factory):
 
 
 def test_another_setting_is_refused_by_name(labels, checkpoint, voc, tmp_path, capsys):
-    """What was made with the CRF is not what was asked for without; and so on."""
+    """What was made with the CRF is not what was requested without; and so on."""
     words = ["--checkpoint", str(checkpoint), "--num_workers", "0", "--shard_size", "4", "--accelerator", "cpu"]
+    shutil.copytree(labels, tmp_path / "copy")
     tags = tmp_path / "other tags"
     shutil.copytree(voc, tags)
     first = next((tags / "ImageSets/Main").glob("*_train.txt"))
@@ -98,7 +99,7 @@ def test_another_setting_is_refused_by_name(labels, checkpoint, voc, tmp_path, c
         "precision": "bf16-mixed",
         "size": "32",
     }
-    others |= {"cue_stride": "8", "consensus": str(labels), "root": str(tags)}
+    others |= {"cue_stride": "8", "consensus": str(tmp_path / "copy"), "root": str(tags)}
     for option, value in others.items():
         assert main(["pseudo-label", *words, "--output", str(labels), f"--{option}", value]) == 1
         setting = "labels_sha256" if option == "root" else option
@@ -113,7 +114,7 @@ def labelled(voc):
 
 
 def test_every_option_counts(labels, voc, checkpoint, tmp_path):
-    """A cache of other options beside what the same network says, asked here view by view."""
+    """A cache of other options beside the predictions of the same network, view by view."""
     given = {"scales": (1.0, 1.5), "flip": True, "crf": False, "min_confidence": 0.5, "size": 32}
     pseudo_label(checkpoint, tmp_path / "c", **given, job=JobOptions(num_workers=0, accelerator="cpu"))
     cache, trained = SeedCache(tmp_path / "c"), load_trained(checkpoint)
@@ -172,7 +173,7 @@ def test_it_is_trained_on_again(labels, voc, checkpoint, tmp_path, capsys):
 
 
 def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
-    """Of each image the upper half as it will be labelled, of another class below; on a grid of half the cells."""
+    """Of each image the upper half as it will be labelled, of another class below; on a grid of half the positions."""
     first = SeedCache(labels)
     with CacheWriter(tmp_path / "other", first.classes, {}) as writer:
         for name in first.ids:
@@ -190,22 +191,22 @@ def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
         assert (new.cues(name)[SIZE // 8 :] == NO_CUE).all()
     with CacheWriter(tmp_path / "lacking", first.classes, {}) as writer:
         writer.add(first.ids[0], first.cues(first.ids[0]))
-    for bad, says in (("lacking", "lacks"), ("nothing", "is not a seed cache")):
+    for bad, message in (("lacking", "lacks"), ("nothing", "is not a seed cache")):
         assert main([*words, str(tmp_path / bad), "--overwrite", "true"]) == 1
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [(["--size", "0"], "size must be"), (["--scales", "[.nan]"], "scales"), (["--num_workers", "-1"], "num_workers"),
      (["--min_confidence", "1.0"], "min_confidence 1.0 is outside"), (["--scales", "[]"], "scales"),
      (["--cue_stride", "0"], "cue_stride"),
      (["--split", "night"], "night"), (["--threads", "0"], "threads")],
 )  # fmt: skip
-def test_bad_arguments(checkpoint, tmp_path, words, says, capsys):
+def test_bad_arguments(checkpoint, tmp_path, words, message, capsys):
     command = ["pseudo-label", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x"), "--num_workers", "0"]
     assert main([*command, *words]) == 1
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

@@ -1,5 +1,7 @@
 """`fit` on affinities and `tag2mask seeds refine`: a cache whose maps have walked."""
 
+import shutil
+
 import numpy as np
 import torch
 
@@ -33,9 +35,9 @@ def test_labels_by_hand():
 def test_the_crf_follows_the_image():
     maps = np.zeros((1, 8, 8), np.float32)
     maps[0, :, :4] = 1
-    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    picture[:, :, :20] = 255
-    found = refined_label_map(Seed("a", np.array([1]), maps, None, picture), fg_threshold=0.25, crf=True)
+    photo = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    photo[:, :, :20] = 255
+    found = refined_label_map(Seed("a", np.array([1]), maps, None, photo), fg_threshold=0.25, crf=True)
     assert (found == np.where(np.arange(8) < 5, 2, 0)).all()
 
 
@@ -44,8 +46,8 @@ def test_the_threshold_counts_with_the_crf_too():
     maps = np.zeros((1, 8, 8), np.float32)
     maps[0, :, :2], maps[0, :, 2:4] = 1, 0.5
     seed = Seed("a", np.array([1]), maps, None, torch.full((3, 32, 32), 90, dtype=torch.uint8))
-    cells = [(refined_label_map(seed, fg_threshold=t, crf=True) == 2).sum() for t in (0.3, 0.7)]
-    assert cells[0] > cells[1] + 8
+    positions = [(refined_label_map(seed, fg_threshold=t, crf=True) == 2).sum() for t in (0.3, 0.7)]
+    assert positions[0] > positions[1] + 8
 
 
 class Edges(torch.nn.Module):
@@ -128,8 +130,9 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
     assert np.array_equal(new.cues(name), wanted)
     assert set(np.unique(wanted)) == {0, *(classes + 1)}
     assert main(["seeds", "verify", "--cache", str(tmp_path / "walked")]) == 0
+    shutil.copytree(tmp_path / "walked", tmp_path / "copy")
     others = {"steps": "9", "radius": "4", "beta": "3", "fg_threshold": "0.5", "crf": "true", "precision": "bf16-mixed"}
-    others |= {"size": "32", "cue_stride": "8", "cache": str(tmp_path / "walked")}
+    others |= {"size": "32", "cue_stride": "8", "cache": str(tmp_path / "copy")}
     for option, value in others.items():
         assert refine(varied, boundaries, tmp_path / "walked", *words, f"--{option}", value) == 1
         assert f"exists already, made with {option}" in capsys.readouterr().err
@@ -138,7 +141,7 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
 def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
     with CacheWriter(tmp_path / "lacking", SeedCache(cues).classes, {}) as writer:
         writer.add(SeedCache(cues).ids[0], np.zeros((2, 2), np.uint8))
-    for given, says in (
+    for given, message in (
         ((cues, boundaries, "--steps", "0"), "steps 0"), ((cues, boundaries, "--fg_threshold", "1"), "fg_threshold 1"),
         ((cues, boundaries, "--radius", "1"), "radius 1"), ((cues, boundaries, "--size", "-8"), "size must be"),
         ((cues, boundaries, "--beta", "0"), "beta 0.0"),
@@ -146,7 +149,7 @@ def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
         ((tmp_path / "lacking", boundaries), "lacks"), ((tmp_path / "none", boundaries), "is not a seed cache"),
     ):  # fmt: skip
         assert refine(given[0], given[1], tmp_path / "out", *given[2:]) == 1
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
 
