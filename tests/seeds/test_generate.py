@@ -63,9 +63,7 @@ def test_seeds_are_grad_cam_of_the_labels_of_each_image(voc, checkpoint, tmp_pat
 
 
 def test_scales_and_the_mirrored_image_are_averaged(voc, checkpoint, tmp_path):
-    generate(
-        checkpoint, tmp_path / "cache", split="val", scales=(1.0, 1.5), flip=True, layer="features.encoder.layer3"
-    )
+    generate(checkpoint, tmp_path / "cache", split="val", scales=(1.0, 1.5), flip=True, layer="features.encoder.layer3")
     cache = SeedCache(tmp_path / "cache")
     assert len(cache) == 2
     method = GradCAM(load_task(checkpoint, ClassifierTask).model, "features.encoder.layer3")
@@ -164,7 +162,9 @@ def test_a_broken_image_is_left_out_and_reported(voc, checkpoint, tmp_path, caps
     with pytest.raises(InputError, match="it was left out when the cache was made, because image"):
         cache.cues("p4")
     assert evaluate_seeds(tmp_path / "cache")["images"] == 5
-    assert "1 of 6 images are left out because the seed cache has no cues of them; first p4: " in capsys.readouterr().err
+    assert (
+        "1 of 6 images are left out because the seed cache has no cues of them; first p4: " in capsys.readouterr().err
+    )
     data = data_of(voc, targets="cues", cues=str(tmp_path / "cache"))
     data.setup("fit")
     assert len(data.train_dataloader().dataset) == 5
@@ -357,7 +357,9 @@ def of_many_shapes(old, path):
         for number, name in enumerate(old.ids):
             grid, (classes, maps) = (16 - number, 14 + number), old.maps(name)
             larger = functional.interpolate(torch.from_numpy(maps)[None], grid, mode="bilinear")[0].numpy()
-            saliency = functional.interpolate(torch.from_numpy(old.saliency(name))[None, None], grid, mode="bilinear")[0, 0].numpy()
+            saliency = functional.interpolate(torch.from_numpy(old.saliency(name))[None, None], grid, mode="bilinear")[
+                0, 0
+            ].numpy()
             cues = resize_nearest(old.cues(name), *grid)
             writer.add(name, cues, map_classes=classes, maps=larger, saliency=saliency)
 

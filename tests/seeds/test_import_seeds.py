@@ -210,7 +210,10 @@ def test_what_cannot_be_exported(voc, form, says, tmp_path):
 
 
 def test_nothing_is_written_outside_or_over(cache, tmp_path):
-    with pytest.raises(InputError, match="not a valid id of an image"), CacheWriter(tmp_path / "evil", NAMES, {}) as writer:
+    with (
+        pytest.raises(InputError, match="not a valid id of an image"),
+        CacheWriter(tmp_path / "evil", NAMES, {}) as writer,
+    ):
         writer.add("../outside", np.zeros((2, 2), np.uint8))
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious").touch()
