@@ -46,5 +46,5 @@ bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybod
 	$(BIN)/python -m tests.benchmarks.bench_precision
 	$(BIN)/python -m tests.benchmarks.bench_start
 
-clean: ## remove the environment and what the demo made
-	rm -rf $(VENV) $(DEMO)
+clean: ## remove the environment, the demo and the site
+	rm -rf $(VENV) $(DEMO) docs/site docs/.cache

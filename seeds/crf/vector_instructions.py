@@ -1,9 +1,10 @@
 # ruff: noqa: ARG001 - numba passes the typing context to every intrinsic
 """Vector instructions for numba: a type that holds the labels of a pixel in registers of eight float32 each.
 
-LLVM's optimiser does not turn loops over the 8 to 24 labels of a pixel into efficient vector instructions.
-`docs/dense_crf.md` explains why, with measurements. LLVM compiles the operations below for the processor that runs the
-program: eight float32 are one AVX register, or two SSE or NEON registers. Array offsets are not checked.
+LLVM's optimiser does not turn loops over the 8 to 24 labels of a pixel into efficient vector instructions;
+`docs/pages/reference/dense-crf.md` explains why, with measurements. LLVM compiles the operations below for the
+processor that runs the program: eight float32 are one AVX register, or two SSE or NEON registers. Array offsets are
+not checked.
 
 The number of registers must be known when a function is compiled. It is therefore the length of a tuple, which is part
 of the argument's type: numba compiles a function once for each length.
