@@ -208,7 +208,7 @@ def test_a_setting_on_the_command_line(copied, ran):
     ],
 )
 def test_a_damaged_result_is_made_again(copied, ran, path, content, expected):
-    """A result of which files are missing or have changed is made again."""
+    """A result is made again if its files are missing or have changed."""
     file = copied.output / path
     if content is None:
         file.unlink()

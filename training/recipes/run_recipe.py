@@ -163,7 +163,7 @@ class StageResult:
         record = _read_record(self._record)
         if record.get("key") == key and "files" not in record:
             if self.stage.command == "fit":
-                if self.stage.options.get("random_seeds"):  # resumes without being asked
+                if self.stage.options.get("random_seeds"):  # it resumes by itself
                     return []
                 if (self.folder / "last.ckpt").is_file():
                     return ["--ckpt_path=last"]
