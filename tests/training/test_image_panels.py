@@ -1,6 +1,5 @@
 """Images for loggers while a network is trained."""
 
-import numpy as np
 import torch
 from pytorch_lightning.loggers import CSVLogger
 
