@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: help demo test bench clean
+.PHONY: help demo test docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -13,7 +13,7 @@ help: ## list the targets
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("tag2mask needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 # The libraries the tests compare with. pydensecrf2 is compiled on installation: without a C++ compiler those tests skip.
@@ -26,11 +26,15 @@ demo: $(VENV)/.installed ## tags to masks on the embedded data set, in minutes: 
 	$(BIN)/tag2mask run --config configs/demo.yaml --output $(DEMO)
 	@echo 'done: $(DEMO)/metrics.json, and $(DEMO)/index.html to open in a browser'
 
-test: $(VENV)/.installed $(VENV)/.peers ## ruff, mypy and pytest
+test: $(VENV)/.installed $(VENV)/.peers docs ## ruff, mypy, pytest and the documentation's strict build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+docs: $(VENV)/.installed ## the documentation site: docs/site/index.html; every warning is an error
+	$(BIN)/python docs/reference.py
+	$(BIN)/zensical build --clean --strict --config-file docs/zensical.toml
 
 bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybody uses, as ratios; where a training step's time goes
 	$(BIN)/python -m tests.benchmarks.bench_crf

@@ -65,6 +65,7 @@ class BaseDataModule(pl.LightningDataModule):
     Attributes:
         classes: Names of the chosen classes.
         mask_lut: uint8 (256,): index in a mask file -> class index, see `datamodules.class_names.mask_lut`.
+        source: Name of the file or folder that lists images and tags, for messages; a subclass may set it.
         unreadable: Unreadable images of all splits that were set up.
 
     Raises:
@@ -91,6 +92,7 @@ class BaseDataModule(pl.LightningDataModule):
         max_unreadable: float = MAX_UNREADABLE,
         strict: bool = False,
     ) -> None:
+        # all arguments by name; what follows makes them plain
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         # a checkpoint stores the augmentation as a dictionary
@@ -103,6 +105,7 @@ class BaseDataModule(pl.LightningDataModule):
             if settings[name] < least:
                 raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
         self.root = Path(root).expanduser()
+        self.source = str(self.root)
         known = self.known_classes()
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
         self.classes: tuple[str, ...] = known if classes is None else check_classes(classes, known, where)
@@ -135,11 +138,6 @@ class BaseDataModule(pl.LightningDataModule):
             masks: Whether masks are needed; they may be None otherwise.
         """
         raise NotImplementedError
-
-    @property
-    def source(self) -> str:
-        """Name of the file or folder that lists images and tags, for messages."""
-        return str(self.root)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from datamodules.class_names import IGNORE
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask
-from datamodules.photos import PhotoSet
 from datamodules.sample import Sample, multi_hot
 from datamodules.sampling import Draw, EvalSampler
 from datamodules.seed_cache import SeedCache
@@ -193,99 +192,3 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def one_thread(_worker: int) -> None:
     """Turn off OpenCV's threads in a worker: the workers run in parallel already."""
     cv2.setNumThreads(0)
-
-
-# OLD: used by datamodules.datamodule and training.inference until they are converted
-
-
-class TagDataset(Dataset[dict[str, Any]]):
-    """Reads the images of a `PhotoSet` one by one.
-
-    An item holds ``image`` uint8 (S, S, 3), ``labels`` float32 (C,), ``id`` str, ``size`` (H, W) of the image on
-    disk; where the photo set has masks ``mask`` uint8, (S, S) when training and (H, W) else, all 255 for an image
-    without one; where ``cues`` is given ``cues`` uint8 (h, w), a label map (0 background, 1..C, 255 none) with
-    h = w = ⌈S / cue_stride⌉. `collate` makes batches of them.
-
-    An image that cannot be read is named under ``unreadable``, a list of ids and reasons. When training, the next
-    image that can be read takes its place; else the item holds nothing more.
-
-    Asked for a `Draw`, an item's random changes are those of the draw's seed; asked for a bare index, of a seed from
-    torch's generator.
-
-    Args:
-        photos: What to read.
-        size: S.
-        training: Masks are warped and augmented with the image; else they keep their own size.
-        augment: Random changes; None for the plain warp.
-        cues: Cache with the cues of every image.
-        cue_stride: Pixels of the transformed image to a cell of the cues.
-        originals: Whether items hold ``original``, the image uint8 (H, W, 3) as it is on disk, too.
-    """
-
-    def __init__(
-        self,
-        photos: PhotoSet,
-        size: int,
-        *,
-        training: bool = False,
-        augment: Augment | None = None,
-        cues: SeedCache | None = None,
-        cue_stride: int = 8,
-        originals: bool = False,
-    ) -> None:
-        self.photos = photos
-        self.originals = originals
-        self.training = training
-        self.transform = Transform(size, augment)
-        self.cues = cues
-        self.cells = math.ceil(size / cue_stride)
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, wanted: int | Draw) -> dict[str, Any]:
-        """Reads one image, or when training the next that can be read.
-
-        Raises:
-            InputError: A file cannot be used though it can be read, or none of many images can be read.
-        """
-        index, seed = wanted if isinstance(wanted, Draw) else (wanted, int(torch.randint(2**62, ())))
-        unreadable: list[tuple[str, str]] = []
-        for step in range(_ATTEMPTS if self.training else 1):
-            place = (index + step) % len(self)
-            try:
-                return self._read(place, seed) | {"unreadable": unreadable}
-            except UnreadableError as error:
-                unreadable.append((self.photos.ids[place], str(error)))
-        if self.training:
-            raise InputError(f"{_ATTEMPTS} images in a row cannot be read, first: {unreadable[0][1]}")
-        return {"unreadable": unreadable}
-
-    def _read(self, index: int, seed: int) -> dict[str, Any]:
-        """Reads one image; raises an InputError that names the file if it cannot be used."""
-        photos = self.photos
-        image = read_image(photos.images[index])  # (H, W, 3)
-        mask: np.ndarray | None = None
-        if photos.masks is not None and photos.lut is not None:
-            path = photos.masks[index]
-            mask = np.full(image.shape[:2], IGNORE, np.uint8) if path is None else read_class_mask(path, photos.lut)
-            if mask.shape != image.shape[:2]:
-                raise InputError(
-                    f"mask {photos.masks[index]} is {mask.shape[1]}x{mask.shape[0]}, "
-                    f"and its image {photos.images[index]} is {image.shape[1]}x{image.shape[0]}."
-                )
-        cues = None if self.cues is None else self.cues.cues(photos.ids[index])
-        moved = self.transform(image, seed=seed, mask=mask if self.training else None, cues=cues)
-        item = {
-            "image": moved["image"],
-            "labels": photos.labels[index],
-            "id": photos.ids[index],
-            "size": image.shape[:2],
-        }
-        if mask is not None:
-            item["mask"] = moved["mask"] if self.training else mask
-        if cues is not None:
-            item["cues"] = resize_nearest(moved["cues"], self.cells, self.cells)
-        if self.originals:
-            item["original"] = image
-        return item

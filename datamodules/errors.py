@@ -34,3 +34,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20])}"
     return InputError(f"there is no {kind} {name!r}; {hint}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's error message; the name of its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

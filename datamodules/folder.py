@@ -16,12 +16,11 @@ from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_mask, mask_folder
 from datamodules.sample import Sample
 
-MASK_FOLDER = "masks"
 TABLES = ("tags.csv", "metadata.csv", "metadata.jsonl")
 """Where ``tags: auto`` looks."""
 
-FILE_COLUMNS = ("file", "file_name")
 TAG_COLUMNS = ("tags", "labels", "label")
+"""Columns of a table that may contain the tags; the first that exists does."""
 
 
 class FolderDataModule(BaseDataModule):
@@ -52,19 +51,15 @@ class FolderDataModule(BaseDataModule):
         if tags == "auto":
             tags = next((name for name in TABLES if (folder / name).is_file()), "folders")
         self.table = None if tags == "folders" else folder / tags
-        self.masks = mask_folder(folder, masks, (MASK_FOLDER,))
+        self.masks = mask_folder(folder, masks, ("masks",))
         self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
         if not self.images:
             raise InputError(f"{self.table or folder} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
         if val_fraction == 0:
             common["val_split"] = None
         super().__init__(root, **common)  # passed on as it is: jsonargparse finds the common options this way
+        self.source = str(self.table or self.root)
         self.save_hyperparameters({"tags": tags, "masks": masks, "val_fraction": val_fraction})
-
-    @property
-    def source(self) -> str:
-        """The table of tags, or the folder."""
-        return str(self.table or self.root)
 
     def known_classes(self) -> tuple[str, ...]:
         """Return the classes of ``classes.txt`` if it is there, else all tags, sorted.
@@ -75,10 +70,10 @@ class FolderDataModule(BaseDataModule):
         tags = sorted(set().union(*(sample.tags or () for sample in self.images)))
         path = self.root / "classes.txt"
         if not tags and not path.is_file():
-            raise InputError(f"{self.source} gives no image any tag.")
+            raise InputError(f"{self.table or self.root} gives no image any tag.")
         known = read_classes(path) if path.is_file() else tuple(tags)
         if tags:
-            check_classes(tags, known, f"in {path if path.is_file() else self.source}")
+            check_classes(tags, known, f"in {path if path.is_file() else self.table or self.root}")
         return known
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
@@ -121,7 +116,7 @@ def read_table(path: Path) -> list[Sample]:
         raise InputError(f"tag file {path} cannot be read: {error.strerror}.") from error
     except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"tag file {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}.") from error
-    file_column = next((name for name in FILE_COLUMNS if name in header), None)
+    file_column = next((name for name in ("file", "file_name") if name in header), None)
     tag_column = next((name for name in TAG_COLUMNS if name in header), None)
     if file_column is None or tag_column is None:
         columns = f"'file,tags', or have file_name and one of {', '.join(TAG_COLUMNS)}"

@@ -49,7 +49,7 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 @contextmanager
-def decode(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
+def open_image(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
     """Open a file with Pillow; an error of the context becomes an UnreadableError that names ``path``."""
     try:
         with Image.open(file) as image:
@@ -82,7 +82,7 @@ def read_image(path: str | Path) -> np.ndarray:
         pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is not None:
             return pixels
-    with decode(io.BytesIO(data), path) as image:
+    with open_image(io.BytesIO(data), path) as image:
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
@@ -92,7 +92,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         UnreadableError: The file is missing or not an image.
     """
-    with open_file(path) as file, decode(file, path) as image:
+    with open_file(path) as file, open_image(file, path) as image:
         # getexif parses the whole block; most images carry none. Orientations 5 to 8 swap width and height
         turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.width, image.height) if turned else (image.height, image.width)

@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
-from datamodules.images import decode, open_file
+from datamodules.images import open_file, open_image
 
 
 def mask_folder(root: Path, masks: str | None, candidates: Sequence[str]) -> Path | None:
@@ -51,7 +51,7 @@ def read_mask(path: str | Path) -> np.ndarray:
         UnreadableError: The file is missing, truncated or not a PNG.
         InputError: The file contains colours instead of indices.
     """
-    with open_file(path) as file, decode(file, path) as image:
+    with open_file(path) as file, open_image(file, path) as image:
         mode, indices = image.mode, np.array(image)
     if mode not in ("P", "L"):
         hint = "save it as a palette or 8-bit gray PNG"

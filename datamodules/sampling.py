@@ -35,15 +35,18 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
 
 
-def _world() -> tuple[int, int]:
-    """Return the number of processes and the rank of this one."""
-    together = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_world_size(), distributed.get_rank()) if together else (1, 0)
+def _processes(length: int) -> tuple[int, int]:
+    """Return the number of processes and the rank of this one.
 
-
-def _check_share(length: int, replicas: int) -> None:
-    if replicas > 1 and length < replicas:
+    Raises:
+        InputError: There are images, but fewer than processes.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1, 0
+    replicas = distributed.get_world_size()
+    if 0 < length < replicas:
         raise InputError(f"{length} images cannot be distributed over {replicas} processes.")
+    return replicas, distributed.get_rank()
 
 
 # Both are subclasses of DistributedSampler, because Lightning replaces other samplers by a DistributedSampler.
@@ -68,8 +71,7 @@ class TrainSampler(DistributedSampler[Draw]):
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, accumulate: int = 1) -> None:
-        replicas, rank = _world()
-        _check_share(length, replicas)
+        replicas, rank = _processes(length)
         step = batch_size * accumulate
         if accumulate > 1 and length < step * replicas:
             raise InputError(
@@ -100,9 +102,7 @@ class EvalSampler(DistributedSampler[int]):
     """
 
     def __init__(self, length: int) -> None:
-        replicas, rank = _world()
-        if length:
-            _check_share(length, replicas)
+        replicas, rank = _processes(length)
         super().__init__(range(length), num_replicas=replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.places = range(rank, length, replicas)
         self.num_samples = len(self.places)

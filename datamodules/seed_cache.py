@@ -1,78 +1,116 @@
-"""Read a seed cache: the localization cues, class activation maps and background saliency of images, by their ids.
+"""Read, verify and describe a seed cache: the cues, class activation maps and background saliency of images, by id.
 
 A seed cache is a folder of shards ``shard-00000.safetensors`` …, each of some hundreds of images; their format is in
-:mod:`datamodules.seed_shard`. There may be an index beside them (:mod:`datamodules.seed_cache_index`).
+:mod:`datamodules.seed_shard`.
 """
 
 import hashlib
+import json
+import re
+from bisect import bisect_right
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from datamodules.errors import InputError
-from datamodules.seed_cache_index import CacheIndex, list_shards
-from datamodules.seed_shard import NO_CUE, Floats, Shard, as_stored, shard_name
+from datamodules.files import differences
+from datamodules.progress import track
+from datamodules.seed_shard import NO_CUE, DamagedError, Floats, Shard, as_stored, shard_name
 
-__all__ = ["NO_CUE", "OPEN_SHARDS", "SeedCache", "as_stored", "cache_fingerprint"]
+__all__ = ["NO_CUE", "SeedCache", "as_stored", "cache_fingerprint", "list_shards", "print_info", "verify_cache"]
 
 OPEN_SHARDS = 128
-"""Shards that are open at a time, each a mapping of its file and some 50 kB."""
+"""Shards that are open at a time, each a mapping of its file and some 500 kB."""
+
+_SHARD_FILE = re.compile(r"shard-(\d{5,9})\.safetensors")
+
+
+def list_shards(folder: Path) -> list[int]:
+    """Return the sorted numbers of the shards in a folder.
+
+    Raises:
+        InputError: the folder does not exist or cannot be read.
+    """
+    try:
+        names = [_SHARD_FILE.fullmatch(file.name) for file in folder.iterdir()]
+    except OSError as error:
+        raise InputError(f"{folder} is not a seed cache: {error.strerror}") from error
+    return sorted(int(match[1]) for match in names if match)
 
 
 class SeedCache:
     """Reads a complete cache by the ids of its images.
 
-    Every array that is read is compared with its checksum. Memory stays what it is after opening: about 15 bytes per
-    image besides its id, and the `OPEN_SHARDS` shards last read from. A cache may be passed to other processes: those
-    that are not forked open it again.
+    Opening reads the headers of all shards, a few milliseconds for each. Every array that is read is compared with
+    its checksum. A cache may be passed to other processes: those that are not forked open it again.
 
     Attributes:
         path: the folder.
+        ids: the images in order.
         classes: names of the classes 1..C of the label maps.
         settings: everything the result depends on, such as ``method``, ``fg_threshold`` and ``checkpoint_sha256``.
         inputs: where the inputs were when the first shard was written, such as ``checkpoint`` and ``data``.
         left_out: images that could not be used: id and reason.
+        num_shards: number of shards.
         fingerprint: SHA-256 over all shards; equal for caches whose shards differ only in ``inputs``.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open a cache by its index, which is built from the headers of the shards where necessary.
+        """Open a cache.
 
         Raises:
-            InputError: there is no cache in the folder, a shard is missing or damaged, or the shards have different
-                settings.
+            InputError: there is no cache in the folder, a shard is missing or damaged, the shards have different
+                settings, or an image occurs twice.
         """
         self.path = Path(path)
-        self._index = CacheIndex.open(self.path)
-        common = self._index.common
-        self.classes: tuple[str, ...] = tuple(common["classes"])
-        self.settings: dict[str, Any] = common["settings"]
-        self.inputs: dict[str, Any] = common["inputs"]
-        self.left_out: dict[str, str] = common["left_out"]
-        self.fingerprint: str = common["fingerprint"]
+        numbers = list_shards(self.path)
+        if not numbers:
+            raise InputError(f"{path} is not a seed cache: it contains no {shard_name(0)}")
+        first = Shard(self.path / shard_name(numbers[0]))
+        wanted = {**first.settings, "classes": first.classes, "shards": first.shards}
+        self.classes, self.settings, self.inputs = first.classes, first.settings, first.inputs
+        self.left_out: dict[str, str] = {}
+        self._positions: dict[str, int] = {}  # of each image in the cache
+        self._starts: list[int] = []  # position of the first image of each shard
+        self._digests: list[bytes] = []
+        for number in numbers:
+            shard = Shard(self.path / shard_name(number))
+            if shard.number != number:
+                raise DamagedError(f"{shard.path} is damaged: it is shard {shard.number}")
+            found = {**shard.settings, "classes": shard.classes, "shards": shard.shards}
+            for key, here, there in differences(wanted, found):
+                raise InputError(
+                    f"{path} contains shards of different settings: {key} is {here!r} in {first.path.name} and "
+                    f"{there!r} in {shard.path.name}; make the cache again, with overwrite"
+                )
+            self._starts.append(len(self._positions))
+            for name in shard.ids:
+                if name in self._positions:
+                    raise InputError(f"{path}: image {name} occurs twice")
+                self._positions[name] = len(self._positions)
+            self._digests.append(shard.digest)
+            self.left_out |= shard.left_out
+        if first.shards > len(numbers):
+            missing = next(number for number in range(first.shards) if number not in numbers)
+            raise InputError(
+                f"{path} lacks {first.shards - len(numbers)} of {first.shards} shards, first {shard_name(missing)}; "
+                "run the command that makes it again"
+            )
+        self.ids, self.num_shards = tuple(self._positions), len(numbers)
+        self.fingerprint = hashlib.sha256(b"".join(self._digests)).hexdigest()
         self._open: OrderedDict[int, Shard] = OrderedDict()
 
     def __reduce__(self) -> tuple[type["SeedCache"], tuple[Path]]:
         return SeedCache, (self.path,)
 
     def __len__(self) -> int:
-        return int(self._index.first[-1])
+        return len(self.ids)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._index.find(name) is not None
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The images in order, as new strings at each call."""
-        return self._index.ids()
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards."""
-        return len(self._index.digests)
+        return name in self._positions
 
     def shard(self, number: int) -> Shard:
         """Return a shard, opened if necessary; of too many open shards the one not read for longest is closed.
@@ -84,20 +122,21 @@ class SeedCache:
             self._open.move_to_end(number)
             return self._open[number]
         shard = Shard(self.path / shard_name(number))
-        if shard.digest != self._index.digests[number].tobytes():
+        if shard.digest != self._digests[number]:
             raise InputError(f"{shard.path} has been replaced since the seed cache was opened; open the cache again")
         if len(self._open) >= OPEN_SHARDS:
             self._open.popitem(last=False)
         self._open[number] = shard
         return shard
 
-    def _find(self, name: str) -> tuple[Shard, int, str]:
-        place = self._index.find(name)
-        if place is None:
+    def _find(self, name: str) -> tuple[Shard, int]:
+        position = self._positions.get(name)
+        if position is None:
             reason = self.left_out.get(name)
             why = f": it was left out when the cache was made, because {reason}" if reason else ""
             raise InputError(f"the seed cache {self.path} has no image {name}{why}")
-        return self.shard(place[0]), place[1], name
+        number = bisect_right(self._starts, position) - 1
+        return self.shard(number), position - self._starts[number]
 
     def cues(self, name: str) -> NDArray[np.uint8]:
         """Return the cues of an image, uint8 (h, w): 0 = background, 1..C = class, 255 = no cue.
@@ -105,8 +144,8 @@ class SeedCache:
         Raises:
             InputError: there is no such image, or its shard is damaged.
         """
-        shard, row, name = self._find(name)
-        return shard.cues(row, name)
+        shard, row = self._find(name)
+        return shard.cues(row)
 
     def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
         """Return the raw maps of an image, rounded by :func:`datamodules.seed_shard.as_stored`.
@@ -117,8 +156,8 @@ class SeedCache:
         Raises:
             InputError: there is no such image, or its shard is damaged.
         """
-        shard, row, name = self._find(name)
-        return shard.maps(row, name)
+        shard, row = self._find(name)
+        return shard.maps(row)
 
     def saliency(self, name: str) -> Floats | None:
         """Return the background saliency of an image, float32 (h, w), or None where the cache has none.
@@ -126,19 +165,64 @@ class SeedCache:
         Raises:
             InputError: there is no such image, or its shard is damaged.
         """
-        shard, row, name = self._find(name)
-        return shard.saliency(row, name)
+        shard, row = self._find(name)
+        return shard.saliency(row)
 
 
 def cache_fingerprint(path: Path) -> str | None:
     """Return the fingerprint of a seed cache, another text for a damaged or incomplete one, or None for no cache."""
     try:
-        shards = list_shards(path)
+        numbers = list_shards(path)
     except InputError:
         return None
-    if not shards:
+    if not numbers:
         return None
     try:
         return SeedCache(path).fingerprint
     except InputError:
-        return hashlib.sha256(f"incomplete: {sorted(shards.items())}".encode()).hexdigest()
+        files = [(path / shard_name(number)).stat() for number in numbers]
+        state = [(number, file.st_size, file.st_mtime_ns) for number, file in zip(numbers, files, strict=True)]
+        return hashlib.sha256(f"incomplete: {state}".encode()).hexdigest()
+
+
+def verify_cache(cache: Path) -> None:
+    """Check every byte of every shard of a seed cache, and that the shards form one complete cache.
+
+    Args:
+        cache: a seed cache.
+
+    Raises:
+        InputError: shards are damaged, missing or of different settings; all damaged shards are named.
+    """
+    numbers, problems = list_shards(cache), []
+    for number in track(numbers, "verifying", unit="shards"):
+        try:
+            Shard(cache / shard_name(number)).verify()
+        except InputError as error:
+            problems.append(str(error).removesuffix("; make the cache again"))
+    if problems:
+        raise InputError(f"{len(problems)} of {len(numbers)} shards are damaged: " + "; ".join(problems))
+    seeds = SeedCache(cache)
+    left_out = f", {len(seeds.left_out)} left out" if seeds.left_out else ""
+    Console(soft_wrap=True).print(
+        f"{cache}: {len(seeds)} images in {len(numbers)} shards{left_out}; every byte is sound", highlight=False
+    )
+
+
+def print_info(cache: Path) -> None:
+    """Print a seed cache's classes, settings, inputs, numbers of images, shards and bytes, and left-out images as JSON.
+
+    Args:
+        cache: a seed cache.
+
+    Raises:
+        InputError: there is no cache in the folder, or a shard is missing or damaged.
+    """
+    seeds = SeedCache(cache)
+    files = [cache / shard_name(number) for number in range(seeds.num_shards)]
+    info = {
+        "classes": seeds.classes, "images": len(seeds), "shards": len(files),
+        "bytes": sum(file.stat().st_size for file in files), "fingerprint": seeds.fingerprint,
+        "settings": seeds.settings, "inputs": seeds.inputs, "left_out": seeds.left_out,
+    }  # fmt: skip
+    Console().print_json(json.dumps(info))

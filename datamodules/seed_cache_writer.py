@@ -5,12 +5,10 @@ therefore be killed at any moment, and two that write the same shard do no harm.
 """
 
 import json
-import os
 import re
-import shutil
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.files import differences, new_folder, write_atomically
-from datamodules.seed_cache_index import list_shards
+from datamodules.files import differences, write_atomically
+from datamodules.progress import Progress
+from datamodules.seed_cache import list_shards
 from datamodules.seed_shard import DamagedError, Parts, Shard, ShardBuilder, shard_name
 
 STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
 
-_CACHE_FILE = re.compile(r"\.?(?:shard-\d{5,9}|index)\.safetensors(?:\..*part)?")
+_CACHE_FILE = re.compile(r"\.?shard-\d{5,9}\.safetensors(?:\..*part)?")
 
 
 class CacheOutput:
-    """The folder that a seed cache is written to.
+    """Finds the missing shards of a seed cache, and writes them.
 
     Attributes:
         path: the folder.
@@ -52,10 +51,15 @@ class CacheOutput:
             settings: everything the result depends on, as plain JSON values.
             blocks: the ids of each shard's images.
             inputs: where the inputs are, as plain JSON values.
+
+        Raises:
+            InputError: the folder is one of its own inputs.
         """
         self.path, self.blocks = path, blocks
         self.classes, self._inputs = tuple(classes), dict(inputs or {})
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
+        if any(isinstance(value, str) and Path(value).resolve() == path.resolve() for value in self._inputs.values()):
+            raise InputError(f"{path} exists already and is an input of the new seed cache; choose another output")
 
     def missing(
         self,
@@ -147,78 +151,39 @@ class CacheOutput:
         content = shard.tobytes(number, len(self.blocks), self._settings, self._inputs, left_out)
         write_atomically(self.path / shard_name(number), content)
 
+    def write_missing(
+        self,
+        image: Callable[[str], tuple[NDArray[np.uint8], Parts]],
+        title: str,
+        *,
+        left_out: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write all missing shards in this process, with a progress line.
 
-@contextmanager
-def new_cache_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Make a folder for a seed cache that appears with all its shards or not at all.
+        Args:
+            image: returns cues and parts of an image by its id.
+            title: of the progress line.
+            left_out: images that cannot be used: id and reason.
+            overwrite: replace shards of other settings.
 
-    Args:
-        path: the folder to be.
-        overwrite: replace a seed cache that is there already; it stays until the new one is complete.
-
-    Raises:
-        InputError: something other than an empty folder is there that may not be replaced, or the disk is full.
-    """
-    if not path.is_dir() or not any(path.iterdir()):
-        with new_folder(path) as folder:
-            yield folder
-        return
-    foreign = [file.name for file in path.iterdir() if not _CACHE_FILE.fullmatch(file.name)]
-    if foreign or not overwrite:
-        why = f"contains {foreign[0]}, which is not part of a seed cache" if foreign else "is not to be overwritten"
-        raise InputError(f"{path} exists already and {why}; choose another output")
-    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{name}") for name in ("new", "old"))
-    try:
-        with new_folder(new) as folder:
-            yield folder
-        path.replace(old)
+        Raises:
+            InputError: as :meth:`missing`, :meth:`datamodules.seed_shard.ShardBuilder.add` and ``image``. Finished
+                shards stay.
+        """
+        left_out = left_out or {}
         try:
-            new.replace(path)
-        except OSError:
-            old.replace(path)
-            raise
-    except OSError as error:
-        raise InputError(f"the seed cache {path} cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def write_cache(
-    path: Path,
-    classes: Sequence[str],
-    settings: Mapping[str, Any],
-    blocks: Sequence[Sequence[str]],
-    images: Iterable[tuple[NDArray[np.uint8], Parts]],
-    *,
-    inputs: Mapping[str, Any] | None = None,
-    left_out: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a whole cache in one process; it appears with all its shards or not at all.
-
-    Args:
-        path: the folder.
-        classes: names of the classes 1..C.
-        settings: everything the result depends on, as plain JSON values.
-        blocks: the ids of each shard's images, those left out included.
-        images: cues and parts of each image that is not left out, in the order of ``blocks``.
-        inputs: where the inputs are, as plain JSON values.
-        left_out: images that could not be used: id and reason.
-        overwrite: replace a seed cache that is there already; it stays until the new one is complete.
-
-    Raises:
-        InputError: as :func:`new_cache_folder` and :meth:`datamodules.seed_shard.ShardBuilder.add`.
-    """
-    found = iter(images)
-    with new_cache_folder(path, overwrite=overwrite) as folder:
-        output = CacheOutput(folder, classes, settings, blocks, inputs)
-        for number, block in enumerate(blocks):
-            reasons = {name: left_out[name] for name in block if left_out and name in left_out}
-            shard = ShardBuilder(classes)
-            for name in block:
-                if name not in reasons:
-                    cues, parts = next(found)
-                    shard.add(name, cues, **parts)
-            output.write(number, shard, reasons)
+            missing = self.missing(overwrite=overwrite, expected=left_out)
+            with Progress(title, sum(len(self.blocks[number]) for number in missing)) as progress:
+                for number in missing:
+                    shard = ShardBuilder(self.classes)
+                    for name in self.blocks[number]:
+                        if name not in left_out:
+                            cues, parts = image(name)
+                            shard.add(name, cues, **parts)
+                        progress.advance()
+                    reasons = {name: left_out[name] for name in self.blocks[number] if name in left_out}
+                    self.write(number, shard, reasons)
+        finally:
+            with suppress(OSError):
+                self.path.rmdir()  # where no shard was finished

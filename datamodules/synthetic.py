@@ -117,6 +117,3 @@ def _write_image(folder: Path, name: str, seed: tuple[int, ...], size: int) -> s
     (folder / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg.tobytes())
     write_mask(folder / "SegmentationClass" / f"{name}.png", scene.mask)
     return set(np.unique(scene.mask).tolist())
-
-
-synthesize = write_synthetic_voc  # OLD: used by training.cli until it is converted

@@ -83,7 +83,7 @@ def _place(rng: Generator, canvas: np.ndarray, mask: np.ndarray, kind: int) -> N
     diameter = rng.uniform(0.35, 0.65)
     for attempt in range(_ATTEMPTS):
         across = max(0.25, diameter * 0.97**attempt) * max(height, width)
-        outline = _turned(_OUTLINES[kind](rng), rng.uniform(0, 2 * np.pi))
+        outline = _turned(_object_outline(rng, kind), rng.uniform(0, 2 * np.pi))
         outline *= across / np.ptp(outline, axis=0).max()
         outline -= (outline.min(axis=0) + outline.max(axis=0)) / 2
         margin = np.maximum((width, height) - np.ptp(outline, axis=0) * 0.9, 0) / 2  # a tenth may leave the image
@@ -161,33 +161,25 @@ def _polar(radius: Callable[[np.ndarray], np.ndarray], flat: float) -> np.ndarra
     return outline
 
 
-def _bee(rng: Generator) -> np.ndarray:
-    sting = rng.uniform(0.15, 0.35)
-    return _polar(lambda a: 1 + sting * np.exp(-((np.cos(a) - 1) ** 2) * 300), rng.uniform(0.55, 0.7))
-
-
-def _fish(rng: Generator) -> np.ndarray:
-    half, tail = rng.uniform(0.42, 0.55), rng.uniform(0.35, 0.5)
-    angle = np.linspace(np.pi - 0.35, -np.pi + 0.35, 64)
-    body = np.stack((np.cos(angle), np.sin(angle) * half), axis=1)
-    return np.concatenate((body, [(-1.5, -tail), (-1.3, 0), (-1.5, tail)]))
-
-
-def _kite(rng: Generator) -> np.ndarray:
-    return np.array(((0, -1), (rng.uniform(0.6, 0.8), -0.25), (0, 1), (-rng.uniform(0.6, 0.8), -0.25)))
-
-
-def _ladybird(rng: Generator) -> np.ndarray:
-    head = rng.uniform(0.15, 0.25)
-    return _polar(lambda a: 1 + head * np.exp(-(((a - np.pi) / 0.35) ** 4)), rng.uniform(0.8, 0.95))
-
-
-def _starfish(rng: Generator) -> np.ndarray:
-    depth, phase = rng.uniform(0.28, 0.38), rng.uniform(-0.2, 0.2)
-    return _polar(lambda a: 1 - depth + depth * np.cos(5 * (a + phase * np.sin(a))), rng.uniform(0.85, 1))
-
-
-_OUTLINES: tuple[Callable[[Generator], np.ndarray], ...] = (_bee, _fish, _kite, _ladybird, _starfish)
+def _object_outline(rng: Generator, kind: int) -> np.ndarray:
+    """Return the silhouette of an object of class ``kind``, (K, 2), of any size."""
+    match CLASSES[kind]:
+        case "bee":
+            sting = rng.uniform(0.15, 0.35)
+            return _polar(lambda a: 1 + sting * np.exp(-((np.cos(a) - 1) ** 2) * 300), rng.uniform(0.55, 0.7))
+        case "fish":
+            half, tail = rng.uniform(0.42, 0.55), rng.uniform(0.35, 0.5)
+            angle = np.linspace(np.pi - 0.35, -np.pi + 0.35, 64)
+            body = np.stack((np.cos(angle), np.sin(angle) * half), axis=1)
+            return np.concatenate((body, [(-1.5, -tail), (-1.3, 0), (-1.5, tail)]))
+        case "kite":
+            return np.array(((0, -1), (rng.uniform(0.6, 0.8), -0.25), (0, 1), (-rng.uniform(0.6, 0.8), -0.25)))
+        case "ladybird":
+            head = rng.uniform(0.15, 0.25)
+            return _polar(lambda a: 1 + head * np.exp(-(((a - np.pi) / 0.35) ** 4)), rng.uniform(0.8, 0.95))
+        case _:  # a starfish
+            depth, phase = rng.uniform(0.28, 0.38), rng.uniform(-0.2, 0.2)
+            return _polar(lambda a: 1 - depth + depth * np.cos(5 * (a + phase * np.sin(a))), rng.uniform(0.85, 1))
 
 
 def _clutter_outline(rng: Generator) -> np.ndarray:

@@ -2,17 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import image_size
 from datamodules.progress import print_message
 from datamodules.sample import Sample
-
-if TYPE_CHECKING:
-    from datamodules.photos import PhotoSet
 
 MAX_UNREADABLE = 0.01
 """Default share of the images that may be unreadable."""
@@ -105,17 +99,3 @@ def _header_problem(sample: Sample) -> str:
             f"mask {sample.mask} is {mask_width}x{mask_height}, and its image {sample.image} is {width}x{height}."
         )
     return ""
-
-
-# OLD: used by datamodules.datamodule and training.evaluation.scored until they are converted
-
-
-def leave_out_unreadable(photos: "PhotoSet", unreadable: UnreadableImages) -> "PhotoSet":
-    """Return the images with readable headers."""
-    masks = photos.masks or (None,) * len(photos)
-    samples = [
-        Sample(name, str(image), mask=None if mask is None else str(mask))
-        for name, image, mask in zip(photos.ids, photos.images, masks, strict=True)
-    ]
-    kept = {sample.id for sample in readable(samples, unreadable)}
-    return photos.subset(np.flatnonzero([name in kept for name in photos.ids]))

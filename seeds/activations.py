@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import InputError, unknown_name
+from datamodules.errors import InputError, first_line, unknown_name
 from seeds.activation_layout import MAP_DIMS, as_map, restore_layout
 
 Model = nn.Module | partial[Any]
@@ -62,7 +62,7 @@ class Activations:
     def __init__(self, model: nn.Module, layers: Sequence[str | nn.Module]) -> None:
         self.layers = [find_layer(model, layer) for layer in layers]
         self._names = [layer if isinstance(layer, str) else type(layer).__name__ for layer in layers]
-        self._recorded: dict[nn.Module, Tensor] = {}
+        self.recorded: dict[nn.Module, Tensor] = {}
         self._images = torch.Size()
 
     def __getitem__(self, index: int) -> Tensor:
@@ -71,9 +71,9 @@ class Activations:
         Raises:
             InputError: the layer takes no part in the forward pass.
         """
-        if self.layers[index] not in self._recorded:
+        if self.layers[index] not in self.recorded:
             raise InputError(f"layer {self._names[index]} takes no part in the forward pass")
-        return self._recorded[self.layers[index]]
+        return self.recorded[self.layers[index]]
 
     def record_image_shape(self, _model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Record the shape of the images, from which the layout of an output is inferred (a forward pre-hook)."""
@@ -89,14 +89,10 @@ class Activations:
         if activation is None or not isinstance(output, Tensor):
             what = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(f"layer {name} gives no map (B, K, h, w) but an output {what}; choose a layer before it")
-        if layer in self._recorded:
+        if layer in self.recorded:
             raise InputError(f"layer {name} runs more than once a forward pass; choose one that runs once")
-        self._recorded[layer] = activation if activation.requires_grad else activation.requires_grad_()
-        return restore_layout(self._recorded[layer], output)
-
-    def clear(self) -> None:
-        """Release the activations and their graph."""
-        self._recorded.clear()
+        self.recorded[layer] = activation if activation.requires_grad else activation.requires_grad_()
+        return restore_layout(self.recorded[layer], output)
 
 
 @contextmanager
@@ -121,7 +117,7 @@ def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Itera
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     compiled = (hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in module.modules())
     with ExitStack() as contexts:
-        contexts.callback(activations.clear)
+        contexts.callback(activations.recorded.clear)  # and so release the graph
         contexts.enter_context(forward_hooks(dict.fromkeys(activations.layers), activations.record))
         shape_hook = module.register_forward_pre_hook(activations.record_image_shape, with_kwargs=True)
         contexts.callback(shape_hook.remove)
@@ -160,9 +156,8 @@ def run_model(model: Model, images: Tensor) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:  # torch's checks, and those of networks for one image size
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        what = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
-        raise InputError(f"the {type(module).__name__} cannot take {what}: {reason}") from error
+        given = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
+        raise InputError(f"the {type(module).__name__} cannot take {given}: {first_line(error)}") from error
 
 
 def gradient(

@@ -18,7 +18,7 @@ from datamodules.errors import InputError
 from seeds.activation_layout import MAP_DIMS
 from seeds.activations import forward_hooks
 from seeds.pretrained_weights import load_weights
-from seeds.vgg import VGG_NAMES, Trunk, dilate_vgg, vgg_trunk
+from seeds.vgg import VGG_NAMES, Trunk, dilate_vgg, init_convolutions, vgg_layers
 from seeds.vision_transformer import VisionTransformer, build_vit, is_vit, token_map
 
 STRIDES = (8, 16, 32)
@@ -124,7 +124,7 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
         name: see the head of this file.
         output_stride: later stages are computed with dilation instead of striding (DeepLab).
         weights: ``none`` (random), ``imagenet`` (downloaded) or a file; see :mod:`seeds.pretrained_weights`.
-        depth: number of stages, each of which halves the map; only segmentation_models_pytorch's allow fewer than 5.
+        depth: number of stages; each halves the map. Only segmentation_models_pytorch's encoders allow fewer than 5.
 
     Raises:
         InputError: no such backbone or depth, an output stride that the backbone cannot have, or weights that do not
@@ -153,7 +153,9 @@ def build_encoder(name: str, depth: int = FULL_DEPTH) -> nn.Module:
     if not MIN_DEPTH <= depth <= FULL_DEPTH or (depth < FULL_DEPTH and not is_smp):
         raise InputError(f"backbone {name} cannot be built at depth {depth}")
     if name in VGG_NAMES:
-        return vgg_trunk(name)
+        trunk = Trunk(vgg_layers(name))
+        init_convolutions(trunk)
+        return trunk
     if is_vit(name):
         return build_vit(name)
     try:

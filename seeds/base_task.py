@@ -6,10 +6,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, first_line
 from seeds.optimizers import Optimizer, Schedule, parameter_groups, rate_factor
 
 HEADER = "tag2mask"  # the key in a checkpoint under which a task signs it
@@ -72,6 +72,11 @@ class BaseTask(pl.LightningModule):
     def network_and_head(self) -> tuple[nn.Module, Sequence[nn.Module]]:
         """Return the network to train and its newly initialised layers."""
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the network's scores, before softmax or sigmoid, of normalised images (B, 3, H, W)."""
+        scores: Tensor = self.network_and_head()[0](images)
+        return scores
+
     def setup(self, stage: str) -> None:
         """Apply ``channels_last`` and ``compile`` before training.
 
@@ -93,21 +98,16 @@ class BaseTask(pl.LightningModule):
         """
         options = self.hparams
         network, head = self.network_and_head()
-        rates = {name: options[name] for name in ("lr", "weight_decay", "head_lr_scale", "bias_lr_scale")}
-        groups = parameter_groups(network, head, **rates)
+        names = ("lr", "weight_decay", "head_lr_scale", "bias_lr_scale")
+        groups = parameter_groups(network, head, **{name: options[name] for name in names})
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups)
         if options["optimizer"] == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=options["momentum"])
         schedule, total = options["schedule"], float(self.trainer.estimated_stepping_batches)
         if schedule in ("poly", "cosine") and total == float("inf"):
-            raise InputError(
-                f"schedule {schedule!r} needs an end of training: set the trainer's max_epochs or max_steps"
-            )
-        numbers = {"step_size": options["step_size"], "step_gamma": options["step_gamma"]}
-        scheduler = LambdaLR(
-            optimizer,
-            lambda iteration: rate_factor(iteration, schedule, total=total, warmup=options["warmup_steps"], **numbers),
-        )
+            raise InputError(f"schedule {schedule!r} needs the trainer's max_epochs or max_steps: an end of training")
+        numbers = {name: options[name] for name in ("step_size", "step_gamma", "warmup_steps")}
+        scheduler = LambdaLR(optimizer, lambda iteration: rate_factor(iteration, schedule, total=total, **numbers))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -121,8 +121,7 @@ def check_compiler(device: torch.device) -> None:
         # without the results of earlier runs, which would hide that the compiler is missing
         torch.compile(torch.square, options={"force_disable_caches": True})(torch.ones(2, device=device))
     except RuntimeError as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
-            f"compile: torch cannot compile for {device.type} on this machine ({line}); it needs a C++ compiler such "
-            "as g++, and Triton for GPUs: install them, or leave compile out"
+            f"compile: torch cannot compile for {device.type} on this machine ({first_line(error)}); it needs a C++ "
+            "compiler such as g++, and Triton for GPUs: install them, or leave compile out"
         ) from error

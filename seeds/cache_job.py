@@ -31,8 +31,7 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.progress import Progress, print_message
 from datamodules.sample import Sample, multi_hot, require_tags
-from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache_index import list_shards
+from datamodules.seed_cache import SeedCache, list_shards
 from datamodules.seed_cache_writer import CacheOutput
 from datamodules.seed_shard import Parts, ShardBuilder
 from datamodules.source_revision import SEED_PACKAGES, source_revision
@@ -179,7 +178,7 @@ def write_seed_cache(
         InputError: the folder cannot be used, an image or the network is not usable, or the disk is full.
         KeyboardInterrupt: a person stopped the job.
     """
-    hp, size = source.data.hparams, job.shard_size
+    hp, size, left_out = source.data.hparams, job.shard_size, left_out or {}
     precision = resolve_precision(job.precision, job.accelerator)
     settings = {
         **settings, "batch_size": hp["batch_size"], "shard_size": size, "threads": job.threads, "precision": precision
@@ -189,8 +188,7 @@ def write_seed_cache(
     blocks = [ids[first : first + size] for first in range(0, len(ids), size)]
     cache = CacheOutput(output, source.data.classes, settings, blocks, inputs)
     images = ImageDataset(source.samples, source.data.classes, image_size)
-    shards = MissingShards(cache, images, job, hp, left_out or {})
-    writer = ShardWriter(shards)
+    writer = ShardWriter(cache, images.samples, job, hp["batch_size"], left_out)
     devices, num_nodes = launched_devices(job.devices, job.num_nodes)
     threads = torch.get_num_threads()
     try:
@@ -217,13 +215,23 @@ def write_seed_cache(
                     f"accelerator {job.accelerator} with devices {devices} cannot be used: {line}"
                 ) from error
             check_process_count(trainer.world_size)
-            trainer.predict(module, datamodule=shards, return_predictions=False)
+            loader = image_loader(
+                images, batch_size=hp["batch_size"], num_workers=hp["num_workers"], batch_sampler=writer.batches
+            )
+
+            def batches() -> Iterator[dict[str, Any]]:
+                for batch in loader:
+                    if module.problem:
+                        return
+                    yield batch
+
+            trainer.predict(module, batches(), return_predictions=False)
         writer.wait(module)
         problems = [problem for problem in gather_objects(module.problem) if problem]
         if trainer.is_global_zero:
             if problems:
                 raise InputError(problems[0])
-            _report(cache, len(ids), job, left_out or {})
+            _report(cache, len(ids), job, left_out)
     except SystemExit as leave:  # Lightning raises it for Ctrl-C, after it has stopped the other processes
         if leave.code:
             raise KeyboardInterrupt from leave
@@ -258,57 +266,60 @@ def _report(cache: CacheOutput, images: int, job: JobOptions, expected: Mapping[
         print_message(f"{len(seeds.left_out)} images were left out; tag2mask seeds info lists all")
 
 
-class MissingShards(pl.LightningDataModule):
-    """The images of the shards that are missing, every n-th shard for each of n processes.
+class ShardWriter(BasePredictionWriter):
+    """Makes cues of seeds, and writes each shard when it is complete, in a thread beside the network.
 
     Attributes:
-        cache: the folder that they are missing in.
-        excluded: images that are not read, and why.
-        batches: the batches of this process in order: number of the shard and indices of the images.
+        batches: indices of the images in each batch of this process; known after :meth:`setup`.
     """
 
     def __init__(
         self,
         cache: CacheOutput,
-        images: ImageDataset,
+        samples: Sequence[Sample],
         job: JobOptions,
-        loading: Mapping[str, Any],
+        batch_size: int,
         excluded: Mapping[str, str],
     ) -> None:
         """Prepare; the folder is read in :meth:`setup`.
 
         Args:
             cache: the folder.
-            images: all images, in the order of the shards.
+            samples: all images, in the order of the shards.
             job: options of the job.
-            loading: ``batch_size`` and ``num_workers``.
+            batch_size: images per batch.
             excluded: images that are not read, and why.
         """
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be more processes than shards
-        self.cache, self.images, self.job, self.excluded = cache, images, job, excluded
-        self._loading = loading
-        self.batches: list[tuple[int, Sequence[int]]] = []
+        super().__init__("batch")
+        self.cache, self.samples, self.job, self.excluded = cache, samples, job, excluded
+        self.batches: list[list[int]] = []
+        self._shards: list[int] = []  # the shard of each batch
+        self._batch_size = batch_size
+        self._thread = ThreadPoolExecutor(1)
+        self._work: Future[None] | None = None
+        self._progress: Progress | None = None
+        self._unreadable: dict[str, str] = {}  # of this process
+        self._builder = ShardBuilder(cache.classes)  # of the shard at hand; used by the thread alone
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Find the missing shards in the first process, and deal them to all.
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find the missing shards in the first process, and deal them to all: every n-th to each of n processes.
 
         Raises:
             InputError: the folder cannot be used; the other processes leave quietly.
         """
-        assert self.trainer is not None
+        super().setup(trainer, pl_module, stage)
         torch.set_num_threads(self.job.threads)  # Lightning has divided the processors by the processes
         problem, missing = "", []
-        numbers = self.job.own_shards(len(self.cache.blocks))
-        if self.trainer.is_global_zero:
+        numbers, blocks = self.job.own_shards(len(self.cache.blocks)), self.cache.blocks
+        if trainer.is_global_zero:
             try:
                 missing = self.cache.missing(
                     numbers, overwrite=self.job.overwrite, strict=self.job.strict, expected=self.excluded
                 )
             except InputError as error:
                 problem = str(error)
-        problem, missing = self.trainer.strategy.broadcast((problem, missing))
-        if problem and self.trainer.is_global_zero:
+        problem, missing = trainer.strategy.broadcast((problem, missing))
+        if problem and trainer.is_global_zero:
             raise InputError(problem)
         if problem:
             raise SystemExit(0)
@@ -316,60 +327,16 @@ class MissingShards(pl.LightningDataModule):
             print_message(f"{self.cache.path} is there already, made with these settings")
         elif len(missing) < len(numbers):
             print_message(f"{len(numbers) - len(missing)} of {len(numbers)} shards are there already, and sound")
-        step = self._loading["batch_size"]
-        for number in missing[self.trainer.global_rank :: self.trainer.world_size]:
-            first = number * self.job.shard_size
-            stop = first + len(self.cache.blocks[number])
-            self.batches += [(number, range(start, min(start + step, stop))) for start in range(first, stop, step)]
-
-    def predict_dataloader(self) -> Iterator[dict[str, Any]]:
-        """Yield the batches of this process until the network has failed."""
-        assert self.trainer is not None
-        sampler: Any = [
-            [index for index in indices if self.images.samples[index].id not in self.excluded]
-            if self.excluded
-            else indices
-            for _, indices in self.batches
-        ]
-        loader = image_loader(
-            self.images,
-            batch_size=self._loading["batch_size"],
-            num_workers=self._loading["num_workers"],
-            batch_sampler=sampler,
-        )
-        module: Any = self.trainer.lightning_module
-        for batch in loader:
-            if module.problem:
-                return
-            yield batch
-
-
-class ShardWriter(BasePredictionWriter):
-    """Makes cues of seeds, and writes each shard when it is complete, in a thread beside the network."""
-
-    def __init__(self, shards: MissingShards) -> None:
-        """Prepare to write ``shards``."""
-        super().__init__("batch")
-        self._shards = shards
-        self._thread = ThreadPoolExecutor(1)
-        self._work: Future[None] | None = None
-        self._progress: Progress | None = None
-        self._unreadable: dict[str, str] = {}  # of this process
-        self._left_out: dict[str, str] = {}  # of the shard at hand
-        self._builder: ShardBuilder | None = None  # of the shard at hand; used by the thread alone
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Start the progress line of the first process."""
+        for number in missing[trainer.global_rank :: trainer.world_size]:
+            start = number * self.job.shard_size
+            for first in range(start, start + len(blocks[number]), self._batch_size):
+                indices = range(first, min(first + self._batch_size, start + len(blocks[number])))
+                self.batches.append([index for index in indices if self.samples[index].id not in self.excluded])
+                self._shards.append(number)
         if trainer.is_global_zero:
             others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
-            images = sum(len(indices) for _, indices in self._shards.batches)
-            self._progress = Progress(f"seeds{others}", images)
+            self._progress = Progress(f"seeds{others}", sum(map(len, self.batches)))
             self._progress.start()
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Stop the progress line."""
-        if self._progress is not None:
-            self._progress.stop()
 
     def write_on_batch_end(
         self,
@@ -382,39 +349,31 @@ class ShardWriter(BasePredictionWriter):
         dataloader_idx: int,  # noqa: ARG002
     ) -> None:
         """Pass the seeds of a batch to the thread; the last batch of a shard completes it."""
-        shards, job = self._shards, self._shards.job
-        number, indices = shards.batches[batch_idx]
         if self._progress is not None:
-            self._progress.advance(len(indices))
+            self._progress.advance(len(self.batches[batch_idx]))
         unreadable = dict(batch.get("unreadable", ()))
-        names = [shards.images.samples[index].id for index in indices]
         self._unreadable |= unreadable
-        self._left_out |= {name: shards.excluded[name] for name in names if name in shards.excluded} | unreadable
         self.wait(pl_module)  # so that no more than one batch of images is in memory
-        problem = next(iter(unreadable.values()), "") if job.strict else ""
-        pl_module.problem = (
-            pl_module.problem or problem or too_many(self._unreadable, len(shards.images), job.max_unreadable)
-        )
-        if pl_module.problem:
-            return
-        last = shards.batches[batch_idx + 1 : batch_idx + 2]
-        left_out = None
-        if not last or last[0][0] != number:
-            left_out, self._left_out = self._left_out, {}
-        self._work = self._thread.submit(self._add, pl_module, prediction, number, left_out)
+        problem = next(iter(unreadable.values()), "") if self.job.strict else ""
+        problem = problem or too_many(self._unreadable, len(self.samples), self.job.max_unreadable)
+        pl_module.problem = pl_module.problem or problem
+        if not pl_module.problem:
+            number = self._shards[batch_idx]
+            complete = number not in self._shards[batch_idx + 1 : batch_idx + 2]
+            self._work = self._thread.submit(self._add, pl_module, prediction, number, complete=complete)
 
-    def _add(self, module: SeedModule, seeds: list[Seed], number: int, left_out: dict[str, str] | None) -> None:
-        """Make the cues of a batch; write its shard where ``left_out`` tells that it is complete."""
-        cache = self._shards.cache
-        self._builder = self._builder or ShardBuilder(cache.classes)
+    def _add(self, module: SeedModule, seeds: list[Seed], number: int, *, complete: bool) -> None:
+        """Make the cues of a batch; write its shard if it is complete."""
         for seed in seeds:
             parts = Parts(map_classes=seed.classes, maps=seed.maps)
             if seed.saliency is not None:
                 parts["saliency"] = seed.saliency
             self._builder.add(seed.name, module.cues(seed), **parts)
-        if left_out is not None:
-            cache.write(number, self._builder, left_out)
-            self._builder = None
+        if complete:
+            reasons = {**self._unreadable, **self.excluded}
+            left_out = {name: reasons[name] for name in self.cache.blocks[number] if name in reasons}
+            self.cache.write(number, self._builder, left_out)
+            self._builder = ShardBuilder(self.cache.classes)
 
     def wait(self, module: SeedModule) -> None:
         """Wait for the thread; an error in it becomes that of the module."""
@@ -424,6 +383,11 @@ class ShardWriter(BasePredictionWriter):
                 work.result()
         except InputError as error:
             module.problem = module.problem or str(error)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Stop the progress line."""
+        if self._progress is not None:
+            self._progress.stop()
 
     def close(self) -> None:
         """End the thread and the progress line, also after an error or Ctrl-C; finished shards stay."""

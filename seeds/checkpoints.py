@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, first_line
 from seeds.base_task import HEADER, VERSION, BaseTask
 
 Task = TypeVar("Task", bound=BaseTask)
@@ -29,14 +29,10 @@ def read_file(path: str | Path) -> dict[str, Any]:
             f"{path} is refused: it is not a checkpoint of plain tensors and settings (it carries code, or is damaged)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+        raise InputError(f"{path} cannot be read as a checkpoint: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_checkpoint(path: str | Path, task: str) -> dict[str, Any]:
@@ -81,5 +77,5 @@ def load_task(path: str | Path, cls: type[Task]) -> Task:
     except InputError:
         raise
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"{path} does not fit the network its own settings describe: {_first_line(error)}") from error
+        raise InputError(f"{path} does not fit the network its own settings describe: {first_line(error)}") from error
     return task.eval()

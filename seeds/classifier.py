@@ -104,11 +104,6 @@ class ClassifierTask(BaseTask):
         """Return the classifier and its linear layer."""
         return self.model, [self.model.head]
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return scores (B, C) of images (B, 3, H, W)."""
-        scores: Tensor = self.model(image)
-        return scores
-
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Return the mean binary cross-entropy of scores (B, C), before the sigmoid, and labels (B, C)."""
         if scores.shape != labels.shape:

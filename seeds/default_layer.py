@@ -47,7 +47,9 @@ def default_layer(model: Model, image: Tensor) -> str:
     with record_activations(model, []):
         with forward_hooks(module.modules(), note_candidate):
             peak = _maximum(run_model(model, image.detach().clone().requires_grad_()))
-        for layer, output in reversed(candidates if peak is not None else []):
+        for layer, output in reversed(candidates):
+            if peak is None:
+                break
             (gradient,) = torch.autograd.grad(peak, output, retain_graph=True, allow_unused=True)
             found = as_map(gradient, image.shape)
             if found is not None and found.any():

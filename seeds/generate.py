@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -180,7 +181,8 @@ class CamModule(SeedModule):
 
     def _maps(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return maps (n, h, w) of the n labels of a batch, not negative."""
-        return heat(self.method(images, labels))[labels != 0].clamp(min=0)
+        with torch.enable_grad():  # Lightning predicts without gradients
+            return heat(self.method(images, labels)).detach()[labels != 0].clamp(min=0)
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
         """Return the cues of an image, made of its maps as the cache returns them."""

@@ -1,7 +1,6 @@
 """``seeds import``: convert the seeds of other tools to a seed cache."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,10 +13,9 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.irn_maps import read_irn
 from datamodules.masks import read_class_mask
-from datamodules.progress import track
 from datamodules.sample import read_ids
 from datamodules.sec_cues import INPUT_LIST, SecCues
-from datamodules.seed_cache_writer import write_cache
+from datamodules.seed_cache_writer import CacheOutput
 from datamodules.seed_shard import NO_CUE, SHARD_SIZE, Parts
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import foreground_cues, label_map, resolve_conflicts
@@ -51,7 +49,7 @@ def import_seeds(
 
     Args:
         source: the pickle (gzipped or not), or the folder of .npy files or PNGs.
-        output: folder of the cache, which must not exist.
+        output: folder of the cache: a new folder, or a cache of the same settings to resume.
         format: sec, irn or png.
         classes: classes of the source to keep, in this order; cues of others become no cue. By default all.
         ids: list of the images to convert, one per line; by default all of the source.
@@ -59,11 +57,11 @@ def import_seeds(
         grid: positions on a side of the cue grid: of the pickle (sec), or of the cues to make (irn).
         fg_threshold: irn: foreground cues are the positions where a map exceeds this fraction of its own maximum.
         bg_threshold: irn: background cues are the positions where no map exceeds this fraction of its own maximum.
-        overwrite: replace a cache that is already there.
+        overwrite: replace a cache of other settings.
 
     Raises:
         InputError: a file is missing, damaged, hostile or of another format; an image of the list is missing; a
-            class is unknown. Nothing is left behind then.
+            class is unknown. Finished shards stay.
     """
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}, and must be one of {', '.join(get_args(Format))}")
@@ -95,17 +93,15 @@ def import_seeds(
         names = listed
     lut, own_lut = mask_lut(known, chosen), mask_lut(known, known)
 
-    def images() -> Iterator[tuple[NDArray[np.uint8], Parts]]:
-        for name in track(names, "importing"):
-            if sec is not None:
-                yield lut[sec_label_map(sec, name)], Parts()
-            elif format == "png":
-                yield lut[read_class_mask(source / f"{name}.png", own_lut)], Parts()
-            else:
-                found, maps = read_irn(source / f"{name}.npy", len(known))
-                kept = np.isin(lut[found + 1], (0, NO_CUE), invert=True)  # maps of the chosen classes
-                parts = Parts(map_classes=lut[found[kept] + 1].astype(np.int64) - 1, maps=maps[kept])
-                yield lut[irn_label_map(found, maps, grid, fg_threshold, bg_threshold)], parts
+    def image(name: str) -> tuple[NDArray[np.uint8], Parts]:
+        if sec is not None:
+            return lut[sec_label_map(sec, name)], Parts()
+        if format == "png":
+            return lut[read_class_mask(source / f"{name}.png", own_lut)], Parts()
+        found, maps = read_irn(source / f"{name}.npy", len(known))
+        kept = np.isin(lut[found + 1], (0, NO_CUE), invert=True)  # maps of the chosen classes
+        parts = Parts(map_classes=lut[found[kept] + 1].astype(np.int64) - 1, maps=maps[kept])
+        return lut[irn_label_map(found, maps, grid, fg_threshold, bg_threshold)], parts
 
     if sec is not None:
         digest = file_sha256(source)
@@ -121,7 +117,7 @@ def import_seeds(
         settings |= {"fg_threshold": fg_threshold, "bg_threshold": bg_threshold}
     blocks = [names[first : first + SHARD_SIZE] for first in range(0, len(names), SHARD_SIZE)]
     inputs = {"seeds": str(source), "ids": None if ids is None else str(ids)}
-    write_cache(output, chosen, settings, blocks, images(), inputs=inputs, overwrite=overwrite)
+    CacheOutput(output, chosen, settings, blocks, inputs).write_missing(image, "importing", overwrite=overwrite)
 
 
 def sec_label_map(sec: SecCues, name: str) -> NDArray[np.uint8]:

@@ -35,7 +35,7 @@ def compiled(function: Function) -> Function:
 
     Numba stores machine code beside the source file, or in the user's cache folder where the source folder is
     read-only. Where neither can be written, every process compiles the function again. A compiled function may call
-    compiled functions of its own folder; calls into other folders escape the check for changes.
+    compiled functions of the same folder only: the cache does not notice changes in other folders.
     """
     dispatcher: Any = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
     with suppress(RuntimeError):  # numba's "no locator available": no folder can be written

@@ -66,7 +66,7 @@ def rate_factor(
     total: float,
     step_size: float = 2000,
     step_gamma: float = 0.1,
-    warmup: float = 0,
+    warmup_steps: float = 0,
 ) -> float:
     """Return the factor on all learning rates at an iteration, counted from 0.
 
@@ -78,12 +78,12 @@ def rate_factor(
         total: updates of the whole training, may be infinite; used by ``poly`` and ``cosine``.
         step_size: see ``step``.
         step_gamma: see ``step``.
-        warmup: number of first updates during which the rate rises linearly, from 1 / (warmup + 1).
+        warmup_steps: number of first updates during which the rate rises linearly, from 1 / (warmup_steps + 1).
 
     Returns:
         The factor, at least 0.
     """
-    rise = min(1.0, (iteration + 1) / (warmup + 1))
+    rise = min(1.0, (iteration + 1) / (warmup_steps + 1))
     if schedule == "step":
         return rise * step_gamma ** math.floor(iteration / step_size)
     if schedule == "constant":

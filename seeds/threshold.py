@@ -1,15 +1,13 @@
 """``seeds threshold``: make the cues of a seed cache again with other thresholds, without the network."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.progress import track
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache_writer import write_cache
+from datamodules.seed_cache_writer import CacheOutput
 from datamodules.seed_shard import Parts
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import label_map
@@ -28,13 +26,13 @@ def threshold_seeds(
 
     Args:
         cache: a seed cache with maps and saliency, such as those of ``seeds generate``.
-        output: folder of the new cache, which must not exist.
+        output: folder of the new cache: a new folder, or a cache of the same settings to resume.
         fg_threshold: foreground cues are the positions where a map exceeds this fraction of its own maximum.
         bg_fraction: background cues are this fraction of the positions, those of the lowest saliency.
-        overwrite: replace a cache that is there already.
+        overwrite: replace a cache of other settings.
 
     Raises:
-        InputError: a cache, folder or number is not usable. Nothing is left behind then.
+        InputError: a cache, folder or number is not usable. Finished shards stay.
     """
     thresholds = {"fg_threshold": fg_threshold, "bg_fraction": bg_fraction}
     for name, value in thresholds.items():
@@ -45,16 +43,13 @@ def threshold_seeds(
     settings = seeds.settings | thresholds | {"refinement": None, "thresholded": origin}
     shards = map(seeds.shard, range(seeds.num_shards))
     blocks = [[*shard.ids, *shard.left_out] for shard in shards]
+    writer = CacheOutput(output, seeds.classes, settings, blocks, seeds.inputs | {"cache": str(cache)})
 
-    def images() -> Iterator[tuple[NDArray[np.uint8], Parts]]:
-        for name in track(seeds.ids, "cues"):
-            (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)
-            if saliency is None:
-                raise InputError(f"the seed cache {cache} has no saliency of image {name}, to make cues of")
-            cues = label_map(classes, maps, saliency, fg_threshold, bg_fraction)
-            yield cues, Parts(map_classes=classes, maps=maps, saliency=saliency)
+    def image(name: str) -> tuple[NDArray[np.uint8], Parts]:
+        (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)
+        if saliency is None:
+            raise InputError(f"the seed cache {cache} has no saliency of image {name}, to make cues of")
+        cues = label_map(classes, maps, saliency, fg_threshold, bg_fraction)
+        return cues, Parts(map_classes=classes, maps=maps, saliency=saliency)
 
-    write_cache(
-        output, seeds.classes, settings, blocks, images(),
-        inputs=seeds.inputs | {"cache": str(cache)}, left_out=seeds.left_out, overwrite=overwrite,
-    )  # fmt: skip
+    writer.write_missing(image, "cues", left_out=seeds.left_out, overwrite=overwrite)

@@ -19,24 +19,14 @@ class Trunk(nn.Module):
         return self.features(image)  # type: ignore[no-any-return]
 
 
-def vgg_trunk(name: str = "vgg16", output_stride: int = 32) -> Trunk:
-    """Build a VGG trunk from the first convolution to pool5, with random weights; the map has 512 channels."""
-    trunk = Trunk(vgg_layers(name, output_stride))
-    init_convolutions(trunk)
-    return trunk
+def vgg_layers(name: str) -> nn.Sequential:
+    """Build the layers of a published VGG trunk up to pool5, numbered as torchvision's ``features``; 512 channels.
 
-
-def vgg_layers(name: str, output_stride: int = 32) -> nn.Sequential:
-    """Build the layers of a VGG trunk, numbered as torchvision's ``features``.
-
-    Stride 32 is the published network: pools of 2x2, and odd sides are rounded down (321 → 10). Strides 16 and 8 are
-    DeepLab's: see :func:`dilate_vgg`.
+    Its stride is 32: pools of 2x2, and odd sides are rounded down (321 → 10). See :func:`dilate_vgg` for others.
     """
     # torchvision builds no trunk without the classifier's 120 million weights, but it has the plan of the layers
     layout = torchvision.models.vgg.cfgs[LAYOUTS[name.removesuffix("_bn")]]
-    layers: nn.Sequential = torchvision.models.vgg.make_layers(layout, batch_norm=name.endswith("_bn"))
-    dilate_vgg(layers, output_stride)
-    return layers
+    return torchvision.models.vgg.make_layers(layout, batch_norm=name.endswith("_bn"))  # type: ignore[no-any-return]
 
 
 def init_convolutions(network: nn.Module) -> None:

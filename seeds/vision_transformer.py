@@ -44,4 +44,4 @@ def token_map(vit: VisionTransformer, image: Tensor) -> Tensor:
     if height % patch or width % patch:
         raise InputError(f"images of {height}x{width} pixels do not divide into patches of {patch}: choose such a size")
     tokens: Tensor = vit.forward_features(image)[:, vit.num_prefix_tokens :]  # (B, h * w, K)
-    return tokens.transpose(1, 2).unflatten(2, (height // patch, width // patch))
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, height // patch, width // patch)

@@ -1,22 +1,24 @@
-"""Seed caches for tests: image by image, in one go."""
+"""Seed caches for tests: image by image, in one go; and jobs with flat options."""
 
-from contextlib import ExitStack
+from contextlib import suppress
+from dataclasses import fields
 
-from datamodules.seed_cache_writer import CacheOutput, new_cache_folder
-from datamodules.seed_shard import SHARD_SIZE, ShardBuilder
+from datamodules.errors import InputError
+from datamodules.seed_cache_writer import CacheOutput
+from datamodules.seed_shard import SHARD_SIZE, ShardBuilder, shard_name
+from seeds.generate import generate_seeds
+from seeds.job_options import JobOptions
 
 
 class CacheWriter:
-    """A context manager: the cache appears when it is left without an error."""
+    """A context manager: the cache is written when it is left without an error."""
 
     def __init__(self, path, classes, settings, *, inputs=None, overwrite=False, shard_size=SHARD_SIZE, left_out=None):
         self.path, self.classes, self.settings, self.inputs = path, classes, settings, inputs
         self.overwrite, self.shard_size, self.left_out = overwrite, shard_size, left_out or {}
         self.shards = [ShardBuilder(classes)]
-        self.stack = ExitStack()
 
     def __enter__(self):
-        self.folder = self.stack.enter_context(new_cache_folder(self.path, overwrite=self.overwrite))
         return self
 
     def add(self, name, cues, **parts):
@@ -25,14 +27,25 @@ class CacheWriter:
         self.shards[-1].add(name, cues, **parts)
 
     def __exit__(self, kind, error, trace):
-        try:
-            if kind is None:
-                blocks = [shard.ids for shard in self.shards]
-                output = CacheOutput(self.folder, self.classes, self.settings, blocks, self.inputs)
-                for number, shard in enumerate(self.shards):
-                    output.write(number, shard, {} if number else self.left_out)
-        except BaseException as failure:
-            if not self.stack.__exit__(type(failure), failure, failure.__traceback__):
-                raise
-            return False
-        return self.stack.__exit__(kind, error, trace)
+        if kind is None:
+            blocks = [[*shard.ids, *({} if number else self.left_out)] for number, shard in enumerate(self.shards)]
+            output = CacheOutput(self.path, self.classes, self.settings, blocks, self.inputs)
+            if self.overwrite:
+                for number in range(len(blocks) + 100):
+                    with suppress(OSError):
+                        (self.path / shard_name(number)).unlink()
+            elif self.path.is_dir() and any(self.path.iterdir()):
+                raise InputError(f"{self.path} exists already")
+            output.missing()
+            for number, shard in enumerate(self.shards):
+                output.write(number, shard, {} if number else self.left_out)
+
+
+def job_options(options):
+    """Take the options of a job out of a dictionary."""
+    return JobOptions(**{field.name: options.pop(field.name) for field in fields(JobOptions) if field.name in options})
+
+
+def generate(checkpoint, output, **options):
+    """Run `generate_seeds` with the options of the job beside the others."""
+    generate_seeds(checkpoint, output, job=job_options(options), **options)

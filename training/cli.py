@@ -32,8 +32,8 @@ FUNCTIONS = {
     "seeds refine": ("seeds.refine:refine_seeds", "refine a seed cache by a random walk along affinities and a CRF"),
     "seeds evaluate": ("seeds.evaluation.evaluate_seeds:evaluate_seeds", "score a seed cache against masks"),
     "seeds show": ("training.show_seeds:show_seeds", "write a page that compares the cues of several seed caches"),
-    "seeds verify": ("datamodules.seed_cache_check:verify_cache", "check every byte of a seed cache"),
-    "seeds info": ("datamodules.seed_cache_check:print_info", "print the settings and sources of a seed cache"),
+    "seeds verify": ("datamodules.seed_cache:verify_cache", "check every byte of a seed cache"),
+    "seeds info": ("datamodules.seed_cache:print_info", "print the settings and sources of a seed cache"),
     "seeds import": ("seeds.import_seeds:import_seeds", "convert seeds of other tools to a seed cache"),
     "seeds export": ("seeds.export_seeds:export_seeds", "convert a seed cache to files of other tools"),
     "pseudo-label": (

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import math
-import tempfile
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -83,9 +82,8 @@ def export(
         "output": "scores float32 (B, 1 + classes, h, w), background first: resize bilinearly to the image, argmax",
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    details = {"torchscript": _write_torchscript, "onnx": _write_onnx, "smp": _write_smp}[format](
-        trained, metadata, output
-    )
+    write = {"torchscript": _write_torchscript, "onnx": _write_onnx, "smp": _write_smp}[format]
+    details = write(trained, metadata, output)
     sides = f"any size in multiples of {network.multiple}" if metadata["any_size"] else f"{trained.size} pixels"
     Console().print(f"{output}: {format}, images of {sides}{details}", highlight=False, markup=False, soft_wrap=True)
 
@@ -108,19 +106,17 @@ def _write_onnx(trained: Trained, metadata: dict[str, Any], output: Path) -> str
         raise InputError("ONNX needs the packages onnx and onnxruntime: pip install 'tag2mask[export]'") from error
     for any_size in (True, False):  # if the network works at its own size only, the file has that fixed size
         axes = {2: "height", 3: "width"} if any_size else {}
+        image_axes = {0: "batch", **axes}
+        scores_axes = {0: "batch", **{axis: f"scores_{name}" for axis, name in axes.items()}}
         file = io.BytesIO()
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _inner_network(trained), (_noise(trained, 1),), f"{folder}/network.onnx", input_names=["image"],
-                output_names=["scores"], opset_version=OPSET,
-                dynamic_axes={
-                    "image": {0: "batch", **axes},
-                    "scores": {0: "batch", **{axis: f"scores_{name}" for axis, name in axes.items()}},
-                },
+                _inner_network(trained), (_noise(trained, 1),), f=file,  # type: ignore[arg-type]  # tracing takes it
+                input_names=["image"], output_names=["scores"], opset_version=OPSET,
+                dynamic_axes={"image": image_axes, "scores": scores_axes},
                 dynamo=False,  # the newer exporter takes a minute, needs one more package and writes a second file
             )  # fmt: skip
-            file.write(Path(folder, "network.onnx").read_bytes())
         model = onnx.load_from_string(file.getvalue())
         metadata["any_size"] = any_size
         onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from seeds.backbones import FreezableNetwork
 from seeds.pretrained_weights import imagenet_weights, load_fitting, read_weights
-from seeds.vgg import init_convolutions, vgg_layers
+from seeds.vgg import dilate_vgg, init_convolutions, vgg_layers
 
 FC_CHANNELS = 1024
 FC6_DILATION = 12
@@ -17,7 +17,7 @@ class LargeFOV(FreezableNetwork):
     """VGG-16 DeepLab-LargeFOV: 41x41 scores from a 321x321 image (stride 8).
 
     Chen et al., *Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs*, ICLR 2015, in the
-    form that SEC's released code trains: the trunk of :func:`seeds.vgg.vgg_layers` at stride 8, a 3x3 average after
+    form that SEC's released code trains: the trunk of :func:`seeds.vgg.dilate_vgg` at stride 8, a 3x3 average after
     pool5, fc6 a 3x3 convolution dilated by 12 with 1024 channels, fc7 1x1 with 1024, dropout 0.5 after both, fc8 the
     only newly initialised layer. ``features`` has torchvision's numbering, so its VGG-16 loads by name.
 
@@ -33,7 +33,8 @@ class LargeFOV(FreezableNetwork):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.features = vgg_layers("vgg16", output_stride=8)
+        self.features = vgg_layers("vgg16")
+        dilate_vgg(self.features, 8)
         self.strides, stride = {}, 1
         for index, layer in enumerate(self.features):
             stride *= 2 if isinstance(layer, nn.MaxPool2d) else 1  # as published

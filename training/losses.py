@@ -6,7 +6,7 @@ classes, with background as channel 0, and returns a scalar. Every image of a ba
 does not apply to an image (no cue, no present class, no absent class) is 0 for that image.
 
 All losses are computed in float32 (float64 for float64 probabilities), also under autocast, without loops over images
-or classes.
+or classes. To add a term, write its function here and add it to `training.segmentation_task.SegmentationTask`.
 """
 
 from functools import lru_cache
@@ -28,7 +28,7 @@ def sec_probabilities(logits: Tensor) -> Tensor:
     Returns:
         Probabilities (B, K, h, w), each at least about 1e-4; float32, or float64 if the logits are.
     """
-    probs = _at_least_float32(logits).softmax(dim=1)
+    probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
     return (probs + PROBABILITY_FLOOR) / (1.0 + PROBABILITY_FLOOR * logits.shape[1])
 
 
@@ -169,17 +169,13 @@ def _check(probs: Tensor, loss: str, **others: Tensor) -> Tensor:
     for name, other in others.items():
         if other.shape != probs.shape:
             raise ValueError(f"{loss}: {name} {tuple(other.shape)} must have the shape of probs {shape}")
-    return _at_least_float32(probs)
+    return probs.to(torch.promote_types(probs.dtype, torch.float32))
 
 
 def _mean_at(probs: Tensor, cues: Tensor) -> Tensor:
     """Return -mean over images of the mean log p at an image's cues; both (B, K, h, w)."""
     log_likelihood = (cues * _log(probs)).sum(dim=(1, 2, 3))  # (B,)
     return -_ratio(log_likelihood, cues.sum(dim=(1, 2, 3))).mean()
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _log(probs: Tensor) -> Tensor:

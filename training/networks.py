@@ -8,7 +8,7 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
-from datamodules.errors import InputError, unknown_name
+from datamodules.errors import InputError, first_line, unknown_name
 from seeds.backbones import FreezableNetwork, dilate, measure_encoder
 from seeds.pretrained_weights import load_weights
 from training.largefov import LargeFOV
@@ -20,8 +20,8 @@ ARCHITECTURES = ("LargeFOV", *SMP_CLASSES)  # names that `build_network` knows
 class SmpNetwork(FreezableNetwork):
     """A network of segmentation_models_pytorch without the upsampling at its end.
 
-    The encoder is dilated by `seeds.backbones.dilate`, which keeps what pretrained weights mean. The arguments and
-    errors are those of `build_network`; ``cls`` is the architecture.
+    The encoder is dilated by `seeds.backbones.dilate`, which keeps what pretrained weights mean. ``cls`` is the
+    architecture and ``arguments`` are those of its class; the others are as for `build_network`.
 
     Attributes:
         model: SMP's network.
@@ -29,29 +29,13 @@ class SmpNetwork(FreezableNetwork):
         multiple: sides of images must be multiples of this.
     """
 
-    def __init__(
-        self,
-        cls: type[nn.Module],
-        num_classes: int,
-        encoder: str,
-        output_stride: int | None,
-        weights: str,
-        network_args: dict[str, Any],
-    ) -> None:
+    def __init__(self, cls: type[nn.Module], num_classes: int, encoder: str, weights: str, **arguments: Any) -> None:
         super().__init__()
-        arguments: dict[str, Any] = {**network_args, "encoder_name": encoder, "encoder_weights": None}
-        if output_stride is not None:
-            arguments["encoder_output_stride"] = output_stride
-        # SMP ignores unknown arguments; timm's encoders take arguments that the architecture does not
-        known = [key for key in inspect.signature(cls).parameters if key != "kwargs"]
-        foreign = set(arguments) - set(known) - (set(network_args) if encoder.startswith("tu-") else set())
-        if foreign:
-            raise InputError(f"{cls.__name__} takes no {min(foreign)}; there are {', '.join(known)}")
         self.model: Any
         try:
-            self.model = cls(classes=num_classes, **arguments)
+            self.model = cls(classes=num_classes, encoder_name=encoder, encoder_weights=None, **arguments)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            reason = (str(error.args[0]) if error.args else type(error).__name__).strip().splitlines()[0]
+            reason = first_line(error).strip("'\"")  # the message of a KeyError is quoted
             raise InputError(f"{cls.__name__} with the encoder {encoder} cannot be built: {reason}") from error
         self._prepare_encoder(encoder, weights)
         if isinstance(self.model.segmentation_head, SegmentationHead):
@@ -65,12 +49,13 @@ class SmpNetwork(FreezableNetwork):
         """Load the weights, and replace SMP's dilated encoder by the published one, dilated here."""
         built = self.model.encoder
         published = get_encoder(name, weights=None, depth=built._depth)  # noqa: SLF001  SMP has no public name for it
-        self.strides, unused = {}, []
+        strides: dict[str, int] = {}
+        unused: list[str] = []
         try:
             strides, unused, *_ = measure_encoder(published)
-            self.strides = {f"model.encoder.{block}": stride for block, stride in strides.items()}
         except (AssertionError, AttributeError, RuntimeError):
             published.train()  # transformers of one image size have no stages to freeze
+        self.strides = {f"model.encoder.{block}": stride for block, stride in strides.items()}
         if name.startswith("tu-"):  # timm's own dilation keeps what weights mean
             load_weights(built, weights, name)
         else:
@@ -135,4 +120,13 @@ def build_network(
         raise unknown_name("architecture", architecture, ARCHITECTURES)
     if encoder not in encoders and not encoder.startswith("tu-"):
         raise unknown_name("encoder", encoder, encoders)
-    return SmpNetwork(SMP_CLASSES[architecture], num_classes, encoder, output_stride, weights, network_args or {})
+    cls, arguments = SMP_CLASSES[architecture], dict(network_args or {})
+    known = [key for key in inspect.signature(cls).parameters if key != "kwargs"]
+    # SMP ignores unknown arguments; timm's encoders take arguments that the architecture does not
+    foreign = set() if encoder.startswith("tu-") else arguments.keys() - set(known)
+    if output_stride is not None:
+        arguments["encoder_output_stride"] = output_stride
+        foreign |= {"encoder_output_stride"} - set(known)
+    if foreign:
+        raise InputError(f"{cls.__name__} takes no {min(foreign)}; there are {', '.join(known)}")
+    return SmpNetwork(cls, num_classes, encoder, weights, **arguments)

@@ -14,9 +14,9 @@ from seeds.base_task import BaseTask
 from seeds.crf import dense_crf
 from seeds.distributed import mean_over_processes
 from seeds.evaluation.confusion_matrix import ConfusionMatrix
-from training.score_maps import label_map, resize_maps, small_images
 from training.losses import balanced_cross_entropy, constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
+from training.score_maps import label_map, resize_maps, small_images
 
 Batch = Mapping[str, Any]
 
@@ -102,11 +102,6 @@ class SegmentationTask(BaseTask):
         """Return the network, and its decoder and head."""
         return self.network, self.network.head_layers
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return class scores (B, C+1, h, w) on the network's own grid, of normalised images (B, 3, H, W)."""
-        scores: Tensor = self.network(images)
-        return scores
-
     def training_step(self, batch: Batch, _batch_index: int) -> Tensor:
         """Return the loss of a batch; it and each of its terms are logged."""
         is_sec = self.hparams["loss"] == "sec"
@@ -136,8 +131,8 @@ class SegmentationTask(BaseTask):
         if self.loss_weights["seed"]:
             losses["seed"] = seed_loss(probs, cues)
         if self.loss_weights["expand"]:
-            decays = {name: self.hparams[name] for name in ("decay_fg", "decay_bg")}
-            losses["expand"] = expand_loss(probs, labels, **decays)
+            decay_fg, decay_bg = self.hparams["decay_fg"], self.hparams["decay_bg"]
+            losses["expand"] = expand_loss(probs, labels, decay_fg=decay_fg, decay_bg=decay_bg)
         if self.loss_weights["constrain"]:
             crf_probs = dense_crf(small_images(images, cues.shape[-2:]), logits.detach(), **self.crf)
             losses["constrain"] = constrain_loss(probs, crf_probs)
@@ -175,8 +170,7 @@ class SegmentationTask(BaseTask):
         if "mask" not in batch:  # no image of the batch can be read, or none of the split has a mask
             return
         logits = self(batch["image"]).float()
-        for scores, mask, size in zip(logits, batch["mask"], batch["size"].tolist(), strict=True):
-            height, width = size
+        for scores, mask, (height, width) in zip(logits, batch["mask"], batch["size"].tolist(), strict=True):
             self.confusion.update(label_map(scores, (height, width)), mask[:height, :width])
 
     def on_validation_epoch_end(self) -> None:

@@ -7,6 +7,7 @@ from datamodules.errors import InputError
 from seeds.cam_methods.base import LayerMethod
 from seeds.cam_methods.linear_head import linear_head
 from seeds.cam_methods.targets import TargetScores
+from seeds.gradcam import weighted_maps
 
 
 class CAM(LayerMethod):
@@ -21,19 +22,13 @@ class CAM(LayerMethod):
         Raises:
             InputError: the head is another, or the target is a function.
         """
-        head = None if targets.output is None else linear_head(targets.output, activation)
-        if head is None or targets.classes is None:
+        if targets.output is None or linear_head(targets.output, activation) is None:
             raise InputError(
                 f"CAM needs class scores that are global average pooling and one linear layer of layer {name}; "
                 "elsewhere use Grad-CAM, which is the same there"
             )
-        maps = torch.zeros(*targets.selected.shape, *activation.shape[2:], device=activation.device)
-        features = activation.detach().float()
-        with torch.autocast(activation.device.type, enabled=False):
-            for image, column in targets.groups():
-                weights = head.float()[targets.classes[image, column]]  # (n, K)
-                maps[image, column] = torch.einsum("nk,nkhw->nhw", weights, features[image])
-        return maps
+        # Grad-CAM's weights are the head's, divided by the number of positions
+        return weighted_maps(targets, activation, name).mul_(activation[0, 0].numel())
 
 
 class GradCAMPlusPlus(LayerMethod):

@@ -6,7 +6,6 @@ maximum passes the probability to the winner, a ReLU passes it unchanged; a batc
 the convolution's weights. Probability is lost only at units that no unit below excites.
 """
 
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -31,7 +30,7 @@ WITH_RULE = WEIGHTED | AVERAGING | ADDING | MULTIPLYING | MONOTONE | {"batch_nor
 MOVING = {
     "flatten", "view", "reshape", "permute", "transpose", "contiguous", "clone", "cat", "concat", "unsqueeze",
     "squeeze", "unflatten", "__getitem__", "chunk", "split", "max_pool2d", "adaptive_max_pool2d", "amax", "to", "float",
-    "type", "dropout", "dropout2d", "pad", "channel_shuffle",
+    "type", "dropout", "dropout2d", "pad", "channel_shuffle", "requires_grad_",
 }  # fmt: skip
 
 
@@ -79,13 +78,7 @@ class ContrastiveMWP(MWP):
 class _Excitation(TorchFunctionMode):
     """Make derivatives shares of probability; functions of inputs that need no gradient run unchanged."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch with the rule for its kind.
 
         Raises:
@@ -97,11 +90,8 @@ class _Excitation(TorchFunctionMode):
         inputs = [each for each in (value, *rest[:1]) if isinstance(each, Tensor) and each.requires_grad]
         if name not in WITH_RULE or not inputs:
             output = func(*args, **(kwargs or {}))
-            if inputs and isinstance(output, Tensor) and output.requires_grad and name not in MOVING:
-                raise InputError(
-                    f"excitation backpropagation has no rule for {name}: it is for networks of convolutions, "
-                    "linear layers, ReLUs and pooling"
-                )
+            if isinstance(output, Tensor) and output.requires_grad and name not in MOVING:
+                raise InputError(f"excitation backpropagation has no rule for {name}, only for convolutions, ReLUs, …")
             return output
         with torch.no_grad():  # functions that work in place get a copy
             output = func(value.clone() if isinstance(value, Tensor) else value, *rest, **named)
@@ -130,9 +120,7 @@ class _Share(torch.autograd.Function):
     """A function that is linear in its inputs; with the weights' positive part, it shares a unit's probability."""
 
     @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, spread: Callable[..., Tensor], weight: Tensor | None, *values: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, output: Tensor, spread: Any, weight: Tensor | None, *values: Tensor) -> Tensor:
         """Return the output computed before; ``spread(*values, weight)`` is the function without its bias."""
         ctx.save_for_backward(*values)
         ctx.spread, ctx.weight, ctx.contrast = spread, weight, False

@@ -1,6 +1,5 @@
 """Methods with maps at the image's resolution: gradients of the input, plain or through changed ReLUs."""
 
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -96,13 +95,7 @@ class _RectifierRule(TorchFunctionMode):
         super().__init__()
         self.rule = rule
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch, or its replacement."""
         named = dict(kwargs or {})
         value = args[0] if args else named.get("input")

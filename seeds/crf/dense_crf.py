@@ -1,4 +1,4 @@
-"""The one way in to the dense CRF: checks, choice of engine."""
+"""The function `dense_crf`: it checks its arguments and chooses the engine."""
 
 import math
 from typing import Literal
@@ -14,8 +14,8 @@ from seeds.crf.torch_lattice_mean_field import torch_lattice_mean_field
 
 Engine = Literal["auto", "exact", "lattice"]
 DIMENSIONS = 4
-EXACT_CELLS = 4096
-"""Up to so many cells "auto" takes the exact engine on an accelerator: a kernel matrix of 67 MB an image."""
+EXACT_PIXELS = 4096
+"""Largest image for which "auto" uses the exact engine on an accelerator; its kernel matrix takes 67 MB per image."""
 
 
 @torch.no_grad()
@@ -45,57 +45,41 @@ def dense_crf(
         iterations: number of mean-field updates; 0 gives the softmax of the logits.
         scale: divides both standard deviations over position, for grids much smaller than the image.
         bilateral_weight: weight of the kernel over position and colour.
-        bilateral_sxy: its standard deviation over position in cells, before `scale`.
-        bilateral_srgb: its standard deviation over colour in grey levels.
+        bilateral_sxy: standard deviation of the bilateral kernel over position in pixels, before `scale`.
+        bilateral_srgb: standard deviation of the bilateral kernel over colour in grey levels.
         gaussian_weight: weight of the kernel over position alone.
-        gaussian_sxy: its standard deviation in cells, before `scale`.
-        engine: "exact" sums over all pairs of cells; "lattice" filters on the permutohedral lattice, as densecrf does,
-            and allows any size; "auto" is exact on an accelerator for up to 4096 cells, and the lattice elsewhere.
+        gaussian_sxy: standard deviation of the Gaussian kernel in pixels, before `scale`.
+        engine: "exact" sums over all pairs of pixels; "lattice" filters on the permutohedral lattice, as densecrf does,
+            and allows any size; "auto" is exact on an accelerator for up to 4096 pixels, and the lattice elsewhere.
             On the CPU the lattice runs on `torch.get_num_threads()` threads.
 
     Returns:
         Probabilities, float32 (B, K, H, W), without gradient.
 
     Raises:
-        InputError: shapes, dtypes or devices do not go together, input is empty, logits are not finite, or a setting
-            is out of range.
+        InputError: shapes, dtypes or devices do not fit, the input is empty, logits are not finite, or a setting is
+            out of range.
     """
-    _check(image, logits, iterations, engine)
-    kernels = _kernels(scale, bilateral_weight, bilateral_sxy, bilateral_srgb, gaussian_weight, gaussian_sxy)
+    _check_inputs(image, logits, iterations, engine)
+    positive = {"scale": scale, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
+    for name, value in {**positive, "gaussian_sxy": gaussian_sxy}.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} of the CRF must be a positive number, not {value}")
+    for name, value in {"bilateral_weight": bilateral_weight, "gaussian_weight": gaussian_weight}.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name} of the CRF must not be negative, not {value}")
+    kernels = Kernels(bilateral_weight, bilateral_sxy / scale, bilateral_srgb, gaussian_weight, gaussian_sxy / scale)
     unary = logits.detach().to(torch.float32)
     accelerator = logits.device.type != "cpu"
     if engine != "exact" and not accelerator:
         return lattice_mean_field(image, unary, kernels, iterations)
-    exact = engine == "exact" or (engine == "auto" and logits[0, 0].numel() <= EXACT_CELLS)
+    exact = engine == "exact" or (engine == "auto" and logits[0, 0].numel() <= EXACT_PIXELS)
     mean_field = exact_mean_field if exact else torch_lattice_mean_field
     with torch.autocast(logits.device.type, enabled=False):
         return mean_field(image, unary, kernels, iterations)
 
 
-def _kernels(
-    scale: float,
-    bilateral_weight: float,
-    bilateral_sxy: float,
-    bilateral_srgb: float,
-    gaussian_weight: float,
-    gaussian_sxy: float,
-) -> Kernels:
-    deviations = {
-        "scale": scale,
-        "bilateral_sxy": bilateral_sxy,
-        "bilateral_srgb": bilateral_srgb,
-        "gaussian_sxy": gaussian_sxy,
-    }
-    for name, value in deviations.items():
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} of the CRF must be a positive number, not {value}")
-    for name, value in {"bilateral_weight": bilateral_weight, "gaussian_weight": gaussian_weight}.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise InputError(f"{name} of the CRF must not be negative, not {value}")
-    return Kernels(bilateral_weight, bilateral_sxy / scale, bilateral_srgb, gaussian_weight, gaussian_sxy / scale)
-
-
-def _check(image: Tensor, logits: Tensor, iterations: int, engine: str) -> None:
+def _check_inputs(image: Tensor, logits: Tensor, iterations: int, engine: str) -> None:
     shapes = f"image {tuple(image.shape)} {image.dtype}, logits {tuple(logits.shape)} {logits.dtype}"
     if engine not in ("auto", "exact", "lattice"):
         raise InputError(f"the CRF's engine is 'auto', 'exact' or 'lattice', not {engine!r}")
@@ -106,10 +90,10 @@ def _check(image: Tensor, logits: Tensor, iterations: int, engine: str) -> None:
     if image.ndim != DIMENSIONS or logits.ndim != DIMENSIONS or image.shape[1] != 3:
         raise InputError(f"the CRF takes an image (B, 3, H, W) and logits (B, K, H, W), got {shapes}")
     if image.shape[0] != logits.shape[0] or image.shape[2:] != logits.shape[2:]:
-        raise InputError(f"the CRF's image and logits must agree in number and size, got {shapes}")
+        raise InputError(f"the CRF's image and logits must have the same batch size, height and width, got {shapes}")
     if logits.numel() == 0:
         raise InputError(f"the CRF's input is empty, got {shapes}")
     if image.device != logits.device:
         raise InputError(f"the CRF's image is on {image.device}, its logits on {logits.device}")
-    if (logits.device.type != "cpu" or engine == "exact") and not torch.isfinite(logits).all():  # else seen on the way
-        raise InputError(f"the CRF's logits hold NaN or infinity, got {shapes}")
+    if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():  # the sum is fast, but may overflow
+        raise InputError(f"the CRF's logits contain NaN or infinity, got {shapes}")

@@ -1,4 +1,4 @@
-"""Mean field with the full kernel matrix: exact, quadratic in the number of cells, at home on a GPU."""
+"""Mean field with the full kernel matrix: exact, quadratic in the number of pixels, made for GPUs."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch import Tensor
 from seeds.crf.gaussian_kernels import Kernels
 
 CHUNK_BYTES = 1 << 30
-"""Kernel matrices of as many images as fit in this are held at a time (170 MB for fifteen of 41 by 41)."""
+"""Memory for the kernel matrices of the images that are processed together (fifteen of 41 by 41 take 170 MB)."""
 
 
 def exact_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations: int) -> Tensor:
-    """Mean field with every pair of cells, for grids up to some thousands of cells.
+    """Run mean field with the kernel values of all pairs of pixels, for images up to some thousands of pixels.
 
     Args:
         image: uint8 (B, 3, H, W).
@@ -23,14 +23,14 @@ def exact_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations
     """
     b, k, h, w = logits.shape
     n = h * w
-    square = _square_distances(h, w, image.device)  # (N, N), in cells
+    square = _square_distances(h, w, image.device)  # (N, N), in pixels²
     # Differences of whole numbers up to 255 are exact in float32, even as a matrix product, and even in TF32.
     smooth = kernels.gaussian_weight * _normalise(torch.exp(square * (-0.5 / kernels.gaussian_sxy**2)))
     near = square.mul_(-0.5 / kernels.bilateral_sxy**2)
-    pictures = max(1, CHUNK_BYTES // (4 * n * n))
+    images = max(1, CHUNK_BYTES // (4 * n * n))
     probs = torch.empty((b, n, k), dtype=torch.float32, device=logits.device)
-    for start in range(0, b, pictures):
-        part = slice(start, start + pictures)
+    for start in range(0, b, images):
+        part = slice(start, start + images)
         matrix = _color_distances(image[part]).mul_(-0.5 / kernels.bilateral_srgb**2).add_(near).exp_()  # (b, N, N)
         matrix = _normalise(matrix).mul_(kernels.bilateral_weight).add_(smooth)
         unary = logits[part].flatten(2).transpose(1, 2).contiguous()  # (b, N, K)
@@ -54,6 +54,6 @@ def _color_distances(image: Tensor) -> Tensor:
 
 
 def _normalise(matrix: Tensor) -> Tensor:
-    """Divide by the square root of the row sums on both sides; in place. The +1e-20 is densecrf's."""
+    """Divide rows and columns by the square roots of the row sums, in place; densecrf adds the same 1e-20."""
     norm = (matrix.sum(-1) + 1e-20).rsqrt_()
     return matrix.mul_(norm[..., :, None]).mul_(norm[..., None, :])

@@ -89,56 +89,18 @@ def find_simplices(
     bias = 1 << (bits - 1)
     feature, elevated = np.zeros((d, TILE), np.float32), np.zeros((corners, TILE), np.float32)
     quotient, rank = np.zeros((corners, TILE), np.int32), np.zeros((corners, TILE), np.int32)
-    excess, above = np.zeros(TILE, np.int32), np.zeros(TILE, np.float32)
     rest, step = np.zeros(corners, np.float32), np.zeros(corners, np.int64)
     for tile in range(start, stop, TILE):
         pixels = min(TILE, stop - tile)
-        y, x = tile // width, tile % width
         for p in range(pixels):
-            feature[0, p] = np.float32(x) / np.float32(sxy)
-            feature[1, p] = np.float32(y) / np.float32(sxy)
-            x += 1
-            if x == width:
-                y, x = y + 1, 0
+            feature[0, p] = np.float32((tile + p) % width) / np.float32(sxy)
+            feature[1, p] = np.float32((tile + p) // width) / np.float32(sxy)
         for channel in range(d - 2):
             for p in range(pixels):
                 feature[2 + channel, p] = np.float32(image[channel, tile + p]) / np.float32(srgb)
-        # Embed the pixels in the hyperplane of the lattice.
-        above[:] = 0
-        for i in range(d, 0, -1):
-            scale = np.float32(math.sqrt(2 / 3) * corners / math.sqrt(i * (i + 1)))
-            for p in range(TILE):
-                scaled = feature[i - 1, p] * scale
-                elevated[i, p] = above[p] - np.float32(i) * scaled
-                above[p] += scaled
-        elevated[0] = above
-        # Find the nearest vertex with remainder 0, and rank the coordinates by their distance from it.
-        excess[:] = 0
-        for i in range(corners):
-            for p in range(TILE):
-                whole = np.rint(elevated[i, p] * np.float32(1 / corners))
-                elevated[i, p] -= whole * np.float32(corners)
-                quotient[i, p] = np.int32(whole)
-                excess[p] += np.int32(whole)
-                rank[i, p] = 0
-        for i in range(d):
-            for j in range(i + 1, corners):
-                for p in range(TILE):
-                    less = np.int32(elevated[i, p] < elevated[j, p])
-                    rank[i, p] += less
-                    rank[j, p] += np.int32(1) - less
-        largest = np.int32(0)
-        for i in range(corners):
-            for p in range(TILE):
-                moved = rank[i, p] + excess[p]
-                shift = np.int32(moved < 0) - np.int32(moved > d)
-                rank[i, p] = moved + shift * np.int32(corners)
-                quotient[i, p] += shift
-                elevated[i, p] = elevated[i, p] * np.float32(1 / corners) - np.float32(shift)
-                largest = max(largest, abs(quotient[i, p]))
-        if largest > bias - 3:
+        if _locate(feature, elevated, quotient, rank) > bias - 3:
             return False
-        # Walk from that vertex through the simplex, largest coordinate first.
+        # Walk from the nearest vertex with remainder 0 through the simplex, largest coordinate first.
         for p in range(pixels):
             key = 0
             for i in range(corners):
@@ -155,6 +117,55 @@ def find_simplices(
                 keys[tile + p, corner] = key
                 key += (1 << REMAINDER_SHIFT) - step[corner]
     return True
+
+
+@compiled
+def _locate(feature: Array, elevated: Array, quotient: Array, rank: Array) -> int:
+    """Find the nearest vertex with remainder 0 for each point of a tile, and rank the coordinates.
+
+    The compiler turns the loops over a tile, which have a fixed length, into vector instructions.
+
+    Args:
+        feature: float32 (d, TILE).
+        elevated: float32 (d + 1, TILE), receives the points' coordinates relative to that vertex, over d + 1.
+        quotient: int32 (d + 1, TILE), receives the coordinates of that vertex, over d + 1.
+        rank: int32 (d + 1, TILE), receives the places of the relative coordinates in descending order.
+
+    Returns:
+        The largest absolute quotient.
+    """
+    d, corners = len(feature), len(elevated)
+    excess, above = np.zeros(TILE, np.int32), np.zeros(TILE, np.float32)
+    for i in range(d, 0, -1):
+        scale = np.float32(math.sqrt(2 / 3) * corners / math.sqrt(i * (i + 1)))
+        for p in range(TILE):
+            scaled = feature[i - 1, p] * scale
+            elevated[i, p] = above[p] - np.float32(i) * scaled
+            above[p] += scaled
+    elevated[0] = above
+    for i in range(corners):
+        for p in range(TILE):
+            whole = np.rint(elevated[i, p] * np.float32(1 / corners))
+            elevated[i, p] -= whole * np.float32(corners)
+            quotient[i, p] = np.int32(whole)
+            excess[p] += np.int32(whole)
+            rank[i, p] = 0
+    for i in range(d):
+        for j in range(i + 1, corners):
+            for p in range(TILE):
+                less = np.int32(elevated[i, p] < elevated[j, p])
+                rank[i, p] += less
+                rank[j, p] += np.int32(1) - less
+    largest = np.int32(0)
+    for i in range(corners):
+        for p in range(TILE):
+            moved = rank[i, p] + excess[p]
+            shift = np.int32(moved < 0) - np.int32(moved > d)
+            rank[i, p] = moved + shift * np.int32(corners)
+            quotient[i, p] += shift
+            elevated[i, p] = elevated[i, p] * np.float32(1 / corners) - np.float32(shift)
+            largest = max(largest, abs(quotient[i, p]))
+    return int(largest)
 
 
 @compiled
@@ -183,7 +194,7 @@ def number_vertices(keys: Array) -> tuple[Array, Array]:
     """Number the keys (n, d + 1) in order of first appearance: int32 (n, d + 1), and the m different keys."""
     n, corners = keys.shape
     vertices, unique, count = np.empty((n, corners), np.int32), np.empty(2048, np.int64), 0
-    table = _hash_table(unique[:0], 2 * len(unique))
+    table = _hash_table(unique[:0], 4 * len(unique))
     for i in range(n):
         for j in range(corners):
             key = keys[i, j]
@@ -196,7 +207,7 @@ def number_vertices(keys: Array) -> tuple[Array, Array]:
                     grown = np.empty(2 * count, np.int64)
                     grown[:count] = unique
                     unique = grown
-                    table = _hash_table(unique[:count], 2 * len(unique))
+                    table = _hash_table(unique[:count], 4 * len(unique))
                     slot = _find_slot(table, key)
                 table[slot, 0] = key
                 table[slot, 1] = count
@@ -211,7 +222,7 @@ def find_neighbors(unique: Array, d: int) -> Array:
     """Find the neighbours of the vertices along each axis: int32 (d + 1, m, 2), see `Lattice`."""
     m, bits = len(unique), REMAINDER_SHIFT // d
     size = 4096
-    while size < 2 * m:
+    while size < 4 * m:
         size *= 2
     table = _hash_table(unique, size)
     ones = 0

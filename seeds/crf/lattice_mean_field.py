@@ -4,6 +4,7 @@ The labels of a pixel lie side by side in rows padded to a multiple of eight, on
 """
 
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,13 @@ def lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iteratio
     """
     probs = torch.empty(logits.shape, dtype=torch.float32)
     threads = torch.get_num_threads()
-    b, k, h, w = logits.shape
+    b, _, h, w = logits.shape
     gaussian = _gaussian_lattice(h, w, kernels.gaussian_sxy, kernels.gaussian_weight)
     images, unary, results = (t.contiguous().numpy().reshape(b, -1, h * w) for t in (image, logits, probs))
 
     def infer(i: int, parts: int = 1) -> None:
         edges = [h * w * part // parts // 16 * 16 for part in range(parts)] + [h * w]  # whole cache lines apart
-        ranges = list(zip(edges, edges[1:], strict=False))
+        ranges = list(itertools.pairwise(edges))
         bilateral = build_lattice(
             images[i], w, kernels.bilateral_sxy, kernels.bilateral_srgb, kernels.bilateral_weight, ranges
         )
@@ -95,40 +96,34 @@ def _infer_image(
     logits: Array, probs: Array, bilateral: Lattice, gaussian: Lattice, iterations: int, ranges: list[tuple[int, int]]
 ) -> None:
     """Run mean field on one image: logits and probabilities (K, N)."""
-    parts = len(ranges)
+    parts, lattices = len(ranges), (bilateral, gaussian)
     registers = (0,) * -(-len(logits) // WIDTH)
     lanes = len(registers) * WIDTH
-    sizes = [lattice.neighbors.shape[1] + 1 for lattice in (bilateral, gaussian)]  # the last row stays 0
     scores = np.empty((logits.shape[1], lanes), np.float32)
-    nodes = [np.zeros((size, lanes), np.float32) for size in sizes]
-    spare = [np.zeros((size, lanes), np.float32) for size in sizes]
-    sums = [np.zeros((parts, size, lanes), np.float32) for size in sizes]
+    shapes = [(lattice.neighbors.shape[1] + 1, lanes) for lattice in lattices]  # the last row stays 0
+    nodes = [np.zeros(shape, np.float32) for shape in shapes]
+    sums = [[np.zeros(shape, np.float32) for _ in range(parts)] for shape in shapes]
+
+    def update_part(part: int, first: bool, final: bool) -> None:
+        filters = [bilateral.vertices, bilateral.weights, gaussian.vertices, gaussian.weights]
+        arrays = [scores, *filters, *nodes, sums[0][part], sums[1][part]]
+        update(registers, first, final, *ranges[part], *arrays)
+
+    def blur_sums(i: int) -> None:
+        for other in sums[i][1:]:
+            sums[i][0] += other
+            other.fill(0)
+        blur(registers, lattices[i].neighbors, sums[i][0], nodes[i])
+        if len(lattices[i].neighbors) % 2 == 0:
+            nodes[i], sums[i][0] = sums[i][0], nodes[i]
+        sums[i][0].fill(0)
 
     map_on_threads(lambda pixels: to_rows(logits, *pixels, scores), ranges, parts)
     for iteration in range(iterations + 1):
-
-        def step(part: int, first: bool = iteration == 0, final: bool = iteration == iterations) -> None:
-            update(
-                registers,
-                first,
-                final,
-                *ranges[part],
-                scores,
-                bilateral.vertices,
-                bilateral.weights,
-                nodes[0],
-                sums[0][part],
-                gaussian.vertices,
-                gaussian.weights,
-                nodes[1],
-                sums[1][part],
-            )
-
-        map_on_threads(step, range(parts), parts)
-        if iteration < iterations:
-            map_on_threads(
-                lambda i: blur(registers, sums[i], (bilateral, gaussian)[i].neighbors, nodes[i], spare[i]), range(2), parts
-            )
+        first, final = iteration == 0, iteration == iterations
+        map_on_threads(functools.partial(update_part, first=first, final=final), range(parts), parts)
+        if not final:
+            map_on_threads(blur_sums, range(2), parts)
     map_on_threads(lambda pixels: to_planes(scores, *pixels, probs), ranges, parts)
 
 
@@ -169,11 +164,11 @@ def update(
     scores: Array,
     vertices: Array,
     weights: Array,
-    nodes: Array,
-    sums: Array,
     gaussian_vertices: Array,
     gaussian_weights: Array,
+    nodes: Array,
     gaussian_nodes: Array,
+    sums: Array,
     gaussian_sums: Array,
 ) -> None:
     """Update the pixels start..stop in one pass: slice the messages, take the softmax, splat the probabilities.
@@ -186,13 +181,13 @@ def update(
         stop: the pixel after the last.
         scores: (N, lanes), the unary scores.
         vertices: int32 (N, 6), of the bilateral lattice.
-        weights: (N, 6).
-        nodes: (m + 1, lanes), the blurred values at its vertices.
-        sums: (m + 1, lanes), where probabilities are added up.
-        gaussian_vertices: int32 (N, 3), or (N, 1) for the identity; this and the following as above.
-        gaussian_weights: (N, 3).
-        gaussian_nodes: (m + 1, lanes).
-        gaussian_sums: (m + 1, lanes).
+        weights: (N, 6), of the bilateral lattice.
+        gaussian_vertices: int32 (N, 3), of the Gaussian lattice, or (N, 1) for the identity.
+        gaussian_weights: the same shape.
+        nodes: (m + 1, lanes), the blurred values at the vertices of the bilateral lattice.
+        gaussian_nodes: the same for the Gaussian lattice.
+        sums: (m + 1, lanes), receives the sums of probabilities at the vertices of the bilateral lattice.
+        gaussian_sums: the same for the Gaussian lattice.
     """
     lanes, corners = scores.shape[1], gaussian_vertices.shape[1]
     buffer = np.empty((GROUP, lanes), np.float32)
@@ -231,19 +226,14 @@ def update(
 
 
 @compiled
-def blur(registers: Registers, sums: Array, neighbors: Array, nodes: Array, spare: Array) -> None:
-    """Add up all parts' sums (parts, m + 1, lanes), which become 0, and blur them along every axis into `nodes`."""
-    parts, rows, lanes = sums.shape
+def blur(registers: Registers, neighbors: Array, source: Array, target: Array) -> None:
+    """Blur values (m + 1, lanes) at the vertices along every axis, alternately from one array into the other.
+
+    The result is in `source` after an even number of axes, and in `target` after an odd number.
+    """
     axes, m = neighbors.shape[:2]
-    zero, half = fill(np.float32(0), registers), fill(np.float32(0.5), registers)
-    source, target = (nodes, spare) if axes % 2 == 0 else (spare, nodes)
-    for i in range(0, m * lanes, lanes):
-        value = load(sums, i, registers)
-        store(sums, i, zero)
-        for other in range(i + rows * lanes, parts * rows * lanes, rows * lanes):
-            value = add(value, load(sums, other, registers))
-            store(sums, other, zero)
-        store(source, i, value)
+    lanes = source.shape[1]
+    half = fill(np.float32(0.5), registers)
     for axis in range(axes):
         for vertex in range(m):
             link = 2 * (axis * m + vertex)

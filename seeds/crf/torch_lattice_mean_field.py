@@ -1,4 +1,4 @@
-"""The permutohedral lattice in torch operations: any device, made for GPUs.
+"""Mean field on the permutohedral lattice with torch operations: any device, made for GPUs.
 
 The lattice of Adams et al. (Eurographics 2010) as Krähenbühl & Koltun's densecrf uses it: every point of a feature
 space of d dimensions lies in a simplex of d + 1 lattice vertices. Values are splatted to these with barycentric
@@ -21,8 +21,8 @@ REMAINDER_SHIFT = 60
 
 
 @dataclass(frozen=True)
-class Lattice:
-    """A filter ``weight · D^-1/2 S' B S D^-1/2`` over n points (of one image or of several, side by side).
+class TorchLattice:
+    """A filter ``weight · D^-1/2 S' B S D^-1/2`` over n points of one image or of several.
 
     Attributes:
         vertices: int64 (n, d + 1), the vertices of each point's simplex, 0..m-1.
@@ -35,7 +35,7 @@ class Lattice:
     neighbors: Tensor
 
     def filter(self, values: Tensor) -> Tensor:
-        """Filter values (n, K), float32; a new tensor of the same shape."""
+        """Return the filtered values: float32 (n, K), as `values`."""
         m = self.neighbors.shape[2]
         nodes = values.new_zeros((m + 1, values.shape[1]))  # the last row stays zero: it stands for missing vertices
         for j in range(self.vertices.shape[1]):
@@ -49,7 +49,7 @@ class Lattice:
 
 
 def torch_lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations: int) -> Tensor:
-    """Mean field with both kernels as lattices, the whole batch at once.
+    """Run mean field with both kernels as lattices, the whole batch at once.
 
     Args:
         image: uint8 (B, 3, H, W).
@@ -65,12 +65,12 @@ def torch_lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, it
     """
     b, k, h, w = logits.shape
     places = _places(h, w, image.device)  # (N, 2)
-    smooth = build_lattice(places / kernels.gaussian_sxy, kernels.gaussian_weight)
+    smooth = build_torch_lattice(places / kernels.gaussian_sxy, kernels.gaussian_weight)
     colors = image.flatten(2).transpose(1, 2) / kernels.bilateral_srgb  # (B, N, 3)
     near = places / kernels.bilateral_sxy
     lattices = [
-        join([build_lattice(torch.cat((near, color), 1), kernels.bilateral_weight) for color in colors]),
-        join([smooth] * b),
+        join_lattices([build_torch_lattice(torch.cat((near, color), 1), kernels.bilateral_weight) for color in colors]),
+        join_lattices([smooth] * b),
     ]
     unary = logits.permute(0, 2, 3, 1).reshape(b * h * w, k)
     q = torch.softmax(unary, dim=1)
@@ -79,20 +79,20 @@ def torch_lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, it
     return q.reshape(b, h, w, k).permute(0, 3, 1, 2).contiguous()
 
 
-def build_lattice(features: Tensor, weight: float) -> Lattice:
-    """The lattice filter of one image's features (n, d), float32, normalised on both sides and scaled by a weight."""
+def build_torch_lattice(features: Tensor, weight: float) -> TorchLattice:
+    """Build the lattice filter of one image's features, float32 (n, d), with symmetric normalisation and a weight."""
     n, d = features.shape
     keys, barycentric = _simplices(features)
     unique, vertices = torch.unique(keys, return_inverse=True)
-    lattice = Lattice(vertices, barycentric, _neighbors(unique, d))
+    lattice = TorchLattice(vertices, barycentric, _neighbors(unique, d))
     alpha = 1 / (1 + 2.0**-d)  # densecrf's constant for the gain of the blur
     norm = lattice.filter(features.new_ones((n, 1))) * alpha
     share = (norm + 1e-20).rsqrt_() * math.sqrt(alpha * weight)
-    return Lattice(vertices, barycentric * share, lattice.neighbors)
+    return TorchLattice(vertices, barycentric * share, lattice.neighbors)
 
 
-def join(lattices: list[Lattice]) -> Lattice:
-    """Several images' lattices, side by side, as one."""
+def join_lattices(lattices: list[TorchLattice]) -> TorchLattice:
+    """Return one lattice that filters the points of several images, one image after the other."""
     sizes = [lattice.neighbors.shape[2] for lattice in lattices]
     total = sum(sizes)
     vertices, neighbors, first = [], [], 0
@@ -102,7 +102,7 @@ def join(lattices: list[Lattice]) -> Lattice:
         neighbors.append((lattice.neighbors + first).masked_fill_(missing, total))
         first += size
     weights = torch.cat([lattice.weights for lattice in lattices])
-    return Lattice(torch.cat(vertices), weights, torch.cat(neighbors, 2))
+    return TorchLattice(torch.cat(vertices), weights, torch.cat(neighbors, 2))
 
 
 def _places(h: int, w: int, device: torch.device) -> Tensor:
@@ -111,7 +111,7 @@ def _places(h: int, w: int, device: torch.device) -> Tensor:
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The enclosing simplex of each point: keys int64 (n, d + 1) by remainder, and barycentric weights float32."""
+    """Return the simplex of each point: keys int64 (n, d + 1) and barycentric weights float32 (n, d + 1)."""
     n, d = features.shape
     elevated = _elevate(features)  # (n, d + 1)
     quotient = torch.round(elevated / (d + 1))
@@ -132,7 +132,7 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
 
     bits = REMAINDER_SHIFT // d
     if quotient.abs().amax() >= 2 ** (bits - 1) - 2:
-        raise InputError(f"the CRF's kernels are too narrow for an image of {n} cells: raise sxy or srgb")
+        raise InputError(f"the CRF's kernels are too narrow for an image of {n} pixels: raise sxy or srgb")
     fields = torch.tensor([1 << (bits * i) for i in range(d)], device=features.device)
     remainder = torch.arange(d + 1, device=features.device)
     wrapped = rank[:, None, :d].long() > d - remainder[:, None]  # (n, remainder, coordinate)
@@ -141,17 +141,20 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _elevate(features: Tensor) -> Tensor:
-    """Embed the points in the hyperplane of R^(d+1) the lattice lies in, blur's standard deviation divided out."""
+    """Embed the points in the lattice's hyperplane of R^(d+1), in units of the blur's standard deviation."""
     d = features.shape[1]
-    deviation = math.sqrt(2 / 3) * (d + 1)
-    scaled = features * torch.tensor([deviation / math.sqrt((i + 1) * (i + 2)) for i in range(d)]).to(features)
+    std = math.sqrt(2 / 3) * (d + 1)
+    scaled = features * torch.tensor([std / math.sqrt((i + 1) * (i + 2)) for i in range(d)]).to(features)
     sums = torch.cat((scaled.flip(1).cumsum(1).flip(1), torch.zeros_like(scaled[:, :1])), 1)  # over coordinates ≥ i
     steps = torch.arange(1, d + 1, device=features.device) * scaled
     return sums - torch.cat((torch.zeros_like(scaled[:, :1]), steps), 1)
 
 
 def _neighbors(unique: Tensor, d: int) -> Tensor:
-    """One step down axis j adds 1 to every coordinate and takes d + 1 from coordinate j; keys are sorted."""
+    """Find the neighbours of the vertices, whose keys are sorted: int64 (d + 1, 2, m), see `TorchLattice`.
+
+    One step down axis j adds 1 to every coordinate and takes d + 1 from coordinate j.
+    """
     bits = REMAINDER_SHIFT // d
     m = len(unique)
     ones = sum(1 << (bits * i) for i in range(d))

@@ -2,8 +2,8 @@
 """Vector instructions for numba: a type that holds the labels of a pixel in registers of eight float32 each.
 
 LLVM's optimiser does not turn loops over the 8 to 24 labels of a pixel into efficient vector instructions.
-`docs/dense_crf.md` explains why, and has the measurements. LLVM compiles the operations below for the processor at hand:
-eight float32 are one AVX register, or two SSE or NEON registers. Array offsets are not checked.
+`docs/dense_crf.md` explains why, with measurements. LLVM compiles the operations below for the processor that runs the
+program: eight float32 are one AVX register, or two SSE or NEON registers. Array offsets are not checked.
 
 The number of registers must be known when a function is compiled. It is therefore the length of a tuple, which is part
 of the argument's type: numba compiles a function once for each length.
@@ -48,9 +48,10 @@ def intrinsic(function: Intrinsic) -> Intrinsic:
     return cast("Intrinsic", numba_intrinsic(function))
 
 
-def _addresses(context: Any, builder: Any, array_type: Any, array: Any, offset: Any, registers: int) -> list[Any]:
-    data = context.make_array(array_type)(context, builder, array).data
-    first = builder.bitcast(builder.gep(data, [offset]), _REGISTER.as_pointer())
+def _addresses(context: Any, builder: Any, signature: Any, args: Any, registers: int) -> list[Any]:
+    """Return the addresses of so many registers in an array, the first argument, from an offset on, the second."""
+    data = context.make_array(signature.args[0])(context, builder, args[0]).data
+    first = builder.bitcast(builder.gep(data, [args[1]]), _REGISTER.as_pointer())
     return [builder.gep(first, [_INT32(i)]) for i in range(registers)]
 
 
@@ -92,7 +93,7 @@ def load(typing: Any, array: Any, offset: Any, registers: Any) -> Any:
     """Return the numbers from `offset` on of a contiguous float32 array, counted as if it were flat."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses = _addresses(context, builder, signature.args[0], *args[:2], registers.count)
+        addresses = _addresses(context, builder, signature, args, registers.count)
         return _join(builder, [builder.load(address, align=4) for address in addresses])
 
     return VectorType(registers.count)(array, types.intp, registers), code
@@ -103,7 +104,7 @@ def store(typing: Any, array: Any, offset: Any, vector: Any) -> Any:
     """Write a vector into a contiguous float32 array from `offset` on, counted as if it were flat."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses = _addresses(context, builder, signature.args[0], *args[:2], vector.registers)
+        addresses = _addresses(context, builder, signature, args, vector.registers)
         for address, register in zip(addresses, _split(builder, args[2]), strict=True):
             builder.store(register, address, align=4)
         return context.get_dummy_value()

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,27 +33,6 @@ from seeds.explainer import Explainer
 TOP = 5  # classes with the highest scores whose boxes are scored, as for ImageNet
 
 
-@dataclass(frozen=True)
-class LabelledImage:
-    """An image, its truth, and what every method is compared with.
-
-    Attributes:
-        image: the network's input (3, S, S).
-        truth: mask uint8 (H, W).
-        boxes: its true boxes.
-        present: its classes, 0..C-1.
-        ranked: the classes with the highest scores, in descending order.
-        occlusion: (C, P, P), the drops of scores when a patch is gray.
-    """
-
-    image: Tensor
-    truth: NDArray[np.uint8]
-    boxes: list[Box]
-    present: list[int]
-    ranked: list[int]
-    occlusion: NDArray[np.float32]
-
-
 class MethodMetrics:
     """The metrics of one CAM method, accumulated over images."""
 
@@ -68,29 +46,45 @@ class MethodMetrics:
         self.boxes: list[list[Box | None]] = []
         self.true_boxes: list[list[Box]] = []
 
-    def update(self, labelled: LabelledImage) -> None:
-        """Compute the method's maps of an image and count them."""
-        classes = sorted({*labelled.present, *labelled.ranked})
-        shape = (labelled.truth.shape[0], labelled.truth.shape[1])
-        cams = dict(zip(classes, self.explainer.cams(self.method, labelled.image, classes, shape), strict=True))
-        self.boxes.append([box_from_map(cams[c], c) for c in labelled.ranked])
-        self.true_boxes.append(labelled.boxes)
-        self.sweep.update(np.array(labelled.present), np.stack([cams[c] for c in labelled.present]), labelled.truth)
-        for c in labelled.present:
-            cam, region = cams[c], labelled.truth == c + 1
+    def update(
+        self,
+        image: Tensor,
+        truth: NDArray[np.uint8],
+        boxes: list[Box],
+        present: list[int],
+        ranked: list[int],
+        occlusion: NDArray[np.float32],
+    ) -> None:
+        """Compute the method's maps of an image and count them.
+
+        Args:
+            image: the network's input (3, S, S).
+            truth: mask (H, W).
+            boxes: the true boxes.
+            present: the classes in the image, 0..C-1.
+            ranked: the classes with the highest scores, in descending order.
+            occlusion: (C, P, P), the drops of scores when a patch is gray.
+        """
+        classes, (height, width) = sorted({*present, *ranked}), truth.shape
+        cams = dict(zip(classes, self.explainer.cams(self.method, image, classes, (height, width)), strict=True))
+        self.boxes.append([box_from_map(cams[c], c) for c in ranked])
+        self.true_boxes.append(boxes)
+        self.sweep.update(np.array(present), np.stack([cams[c] for c in present]), truth)
+        for c in present:
+            cam, region = cams[c], truth == c + 1
             hit = points_at(cam, region)
             self.hits[c].append(hit)
-            if is_difficult(region, ~np.isin(labelled.truth, (0, c + 1, IGNORE))):
+            if is_difficult(region, ~np.isin(truth, (0, c + 1, IGNORE))):
                 self.difficult_hits[c].append(hit)
             self.values["energy_inside"].append(energy_inside(cam, region))
-            self.values["localization_error_given"].append(not is_correct(box_from_map(cam, c), labelled.boxes))
+            self.values["localization_error_given"].append(not is_correct(box_from_map(cam, c), boxes))
             batched = torch.from_numpy(cam)[None, None]
             patches = functional.interpolate(batched, (PATCHES, PATCHES), mode="area")[0, 0].numpy()
-            self.values["occlusion_rank_correlation"].append(rank_correlation(patches, labelled.occlusion[c]))
-            resized = functional.interpolate(batched, labelled.image.shape[1:], mode="bilinear")[0, 0]
+            self.values["occlusion_rank_correlation"].append(rank_correlation(patches, occlusion[c]))
+            resized = functional.interpolate(batched, image.shape[1:], mode="bilinear")[0, 0]
             deletion, insertion = deletion_insertion(
                 lambda images, c=c: self.explainer.scores(images)[:, c].sigmoid(),  # type: ignore[misc]
-                labelled.image,
+                image,
                 resized,
             )
             self.values["deletion"].append(deletion)
@@ -149,7 +143,7 @@ def compare_cam_methods(
         occlusion = occlusion_maps(explainer.scores, image).numpy()
         boxes = true_boxes(sample.image, truth, explainer.classes)
         for each in metrics:
-            each.update(LabelledImage(image, truth, boxes, present, ranked, occlusion))
+            each.update(image, truth, boxes, present, ranked, occlusion)
     if not scored:
         raise InputError("none of the images shows any of the classes, so the methods cannot be compared")
     return {each.method: each.compute() for each in metrics}

@@ -20,7 +20,7 @@ from datamodules.sampling import evenly
 from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.transforms import resize_nearest
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
-from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan
+from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan, ratio
 from seeds.evaluation.threshold_sweep import ThresholdSweep
 from seeds.explainer import Explainer, split_names
 
@@ -112,7 +112,7 @@ def evaluate_seeds(
         truth = read_class_mask(str(sample.mask), data.mask_lut)
         sweep.update(*seeds.maps(sample.id), truth)
         cue_metrics.update(seeds.cues(sample.id), truth)
-    if not cue_metrics.pixels.any():
+    if not cue_metrics.confusion.matrix.any():
         raise InputError(f"the masks of split {split!r} score no pixel: all of them are {IGNORE}")
     metrics: dict[str, Any] = {"images": len(samples), "split": split}
     metrics |= sweep.compute(names) | cue_metrics.compute(names)
@@ -134,41 +134,35 @@ class CueMetrics:
     """Precision, recall, coverage and IoU of cues; each cue covers the pixels of its grid position.
 
     Attributes:
-        pixels: int64 (K, K+1), pixels by true class and cue; the last column counts pixels without a cue.
+        confusion: pixels by true class and cue; the last index of cues counts pixels without a cue.
         positions: int64 (K+1,), positions of the cue grid by their cue, the last without one.
     """
 
     def __init__(self, num_classes: int) -> None:
         """Start from zero; ``num_classes`` includes the background."""
-        self.pixels = np.zeros((num_classes, num_classes + 1), np.int64)
+        self.confusion = ConfusionMatrix(num_classes + 1)
         self.positions = np.zeros(num_classes + 1, np.int64)
 
     def update(self, cues: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
         """Count one image: cues as a label map (h, w), and its mask (H, W)."""
-        columns = len(self.positions)
-        self.positions += np.bincount(np.where(cues == NO_CUE, columns - 1, cues).ravel(), minlength=columns)
-        kept = truth != IGNORE
-        resized = resize_nearest(cues, *truth.shape)[kept].astype(np.int64)
-        resized[resized == NO_CUE] = columns - 1
-        flat = truth[kept].astype(np.int64) * columns + resized
-        self.pixels += np.bincount(flat, minlength=self.pixels.size).reshape(self.pixels.shape)
+        none = len(self.positions) - 1
+        labels = np.where(cues == NO_CUE, none, cues).astype(np.uint8)
+        self.positions += np.bincount(labels.ravel(), minlength=none + 1)
+        self.confusion.update(resize_nearest(labels, *truth.shape), truth)
 
     def compute(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the metrics over all pixels, of background and foreground, and by class; None where undefined."""
-        with_cue, without = self.pixels[:, :-1], self.pixels[:, -1]
-        right, cued, true = with_cue.diagonal(), with_cue.sum(0), self.pixels.sum(1)
-        segmentation = with_cue.copy()
-        segmentation[:, 0] += without
+        pixels = self.confusion.matrix.numpy()[:-1]  # (K, K+1)
+        right, cued, true = pixels.diagonal(), pixels.sum(0)[:-1], pixels.sum(1)
+        segmentation = pixels[:, :-1].copy()
+        segmentation[:, 0] += pixels[:, -1]
         iou = class_iou(segmentation)
 
         def metrics(classes: slice) -> dict[str, float | None]:
-            hits, predicted, present = (int(counts[classes].sum()) for counts in (right, cued, true))
-            covered, positions = int(self.positions[:-1][classes].sum()), int(self.positions.sum())
-            return {
-                "precision": hits / predicted if predicted else None,
-                "recall": hits / present if present else None,
-                "coverage": covered / positions if positions else None,
-            }
+            hits, covered = right[classes].sum(), self.positions[:-1][classes].sum()
+            totals = {"precision": cued[classes].sum(), "recall": true[classes].sum()}
+            quotients = {name: none_if_nan(float(ratio(hits, total))) for name, total in totals.items()}
+            return quotients | {"coverage": none_if_nan(float(ratio(covered, self.positions.sum())))}
 
         return {
             **metrics(slice(None)),
@@ -182,17 +176,15 @@ class CueMetrics:
 def print_seed_metrics(metrics: Mapping[str, Any]) -> None:
     """Print the metrics of seeds as a table, in per cent."""
     table = Table(title=f"seeds of {metrics['images']} images of {metrics['split']}, per cent")
-    columns = ("IoU, fixed", "IoU, oracle*", "IoU, cues", "precision", "recall", "coverage")
     table.add_column("class", no_wrap=True)
-    for column in columns:
+    for column in ("IoU, fixed", "IoU, oracle*", "IoU, cues", "precision", "recall", "coverage"):
         table.add_column(column, justify="right", min_width=max(map(len, column.split())))
-    cues = {"background": metrics["cues"]["background"]} | metrics["cues_by_class"]
-    for name, own in cues.items():
-        ious = [metrics[key][name] for key in ("iou_fixed", "iou_oracle", "iou_cues")]
-        table.add_row(name, *map(_percent, [*ious, *own.values()]))
+    kinds, cue_keys = ("fixed", "oracle", "cues"), ("precision", "recall", "coverage")
+    by_class = {"background": metrics["cues"]["background"]} | metrics["cues_by_class"]
+    for name, cues in by_class.items():
+        table.add_row(name, *(_percent(metrics[f"iou_{kind}"][name]) for kind in kinds), *map(_percent, cues.values()))
     table.add_section()
-    means = [metrics[key] for key in ("miou_fixed", "miou_oracle", "miou_cues", "precision", "recall", "coverage")]
-    table.add_row("all", *map(_percent, means))
+    table.add_row("all", *(_percent(metrics[key]) for key in (*(f"miou_{kind}" for kind in kinds), *cue_keys)))
     console = Console()
     console.print(table)
     console.print("precision, recall, coverage: of the cues")

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
-from torch.nn import functional
 
 TOLERANCE = 15.0  # pixels (Zhang et al., ECCV 2016, the pointing game)
 SMALL = 0.25  # of the image: a class below it is small, and difficult if another class is present too (ibid.)
@@ -106,11 +105,9 @@ def deletion_insertion(
 
     sigma = BLUR * max(image.shape[1:])
     reach = min(int(3 * sigma), min(image.shape[1:]) - 1)
-    kernel = torch.exp(-(torch.arange(-reach, reach + 1, device=image.device) ** 2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    padded = functional.pad(image[:, None], (reach, reach, reach, reach), mode="reflect")  # channels as a batch
-    blurred = functional.conv2d(functional.conv2d(padded, kernel), kernel.transpose(2, 3))[:, 0]
-
+    kernel = (2 * reach + 1, 2 * reach + 1)
+    smooth = cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), kernel, sigma, borderType=cv2.BORDER_REFLECT_101)
+    blurred = torch.from_numpy(smooth).permute(2, 0, 1).to(image)
     deleted = probability(torch.where(changed, 0.0, image))
     inserted = probability(torch.where(changed, image, blurred))
     return float(torch.trapezoid(deleted).item() / steps), float(torch.trapezoid(inserted).item() / steps)

@@ -17,18 +17,18 @@ from unittest import mock
 import numpy as np
 import torch
 from datamodules.cache.writer import write_manifest
+from datamodules.datamodule import TagDataModule
 from rich.console import Console
 from rich.table import Table
-
-from datamodules.datamodule import TagDataModule
-from datamodules.seed_cache import SeedCache
-from datamodules.synthetic import synthesize
-from seeds.classifier import ClassifierTask
-from seeds.generate import generate_seeds, thresholded
 from seeds.making.asking import CamSettings, Seed, extract_cams
 from seeds.making.batches import Batches, BatchLoader
 from seeds.making.resize import ResizePolicy
 from seeds.making.shards import ShardWriter
+
+from datamodules.seed_cache import SeedCache
+from datamodules.synthetic import write_synthetic_voc
+from seeds.classifier import ClassifierTask
+from seeds.generate import generate_seeds, thresholded
 from tests.seed_caches import CacheWriter
 
 VOC, MILLION = 10_582, 1_000_000
@@ -219,8 +219,8 @@ def main() -> None:
     pictures, turns = (64, 3) if quick else (192, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        synthesize(folder / "data", train=pictures, val=2, size=SIZE)
-        synthesize(folder / "few", train=FEW, val=2, size=SIZE)
+        write_synthetic_voc(folder / "data", train=pictures, val=2, size=SIZE)
+        write_synthetic_voc(folder / "few", train=FEW, val=2, size=SIZE)
         console.print(generation(folder, pictures, turns), memory(folder, pictures), sep="\n", highlight=False)
         entries = made_up(folder / "voc", VOC)
         for line in (reading(folder / "voc"), on_disk(folder / "voc", entries), million(folder / "million")):

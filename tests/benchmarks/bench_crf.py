@@ -1,7 +1,8 @@
-"""The dense CRF beside pydensecrf2: ``python -m tests.benchmarks.bench_crf [--quick]``.
+"""Measure the dense CRF against pydensecrf2: ``python -m tests.benchmarks.bench_crf [--quick] [--plain]``.
 
-Both run in turn, kernels included, and each ratio is the median over the turns, so that whatever else keeps the machine
-busy weighs on both. Images are VOC's where the folder named by TAG2MASK_DATA holds them, and synthetic otherwise.
+Both run alternately, kernels included, and each ratio is the median over the turns, so that the load of other programs
+affects both alike. Images are VOC's if the folder named by TAG2MASK_DATA contains them, and synthetic otherwise.
+``--plain`` measures the CPU time of one thread, with vector instructions and with plain numba loops.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seeds.crf import dense_crf
+from tests.benchmarks.crf_plain_loops import use_plain_loops
 
 DATA = Path(os.environ.get("TAG2MASK_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 CASES = (  # images, labels, height, width, scale, turns
@@ -37,8 +39,8 @@ CASES = (  # images, labels, height, width, scale, turns
 )
 
 
-def pictures(count: int, labels: int, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """Images, and logits like a network's in mid-training: the mask, blurred, under smooth noise in every label."""
+def example_batch(count: int, labels: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """Return images, and logits like a network's in mid-training: the blurred mask plus smooth noise in every label."""
     generator = torch.Generator().manual_seed(0)
     pairs = [_voc(name, labels, h, w) for name in _names()[:count]]
     images = [image for image, _ in pairs] or [_synthetic(h, w, generator) for _ in range(count)]
@@ -72,37 +74,37 @@ def _synthetic(h: int, w: int, generator: torch.Generator) -> Tensor:
     return ((smooth + 0.04 * torch.randn(3, h, w, generator=generator)).clamp(0, 1) * 255).to(torch.uint8)
 
 
-def peer(image: Tensor, logits: Tensor, scale: float) -> Tensor:
-    """pydensecrf2, image by image."""
+def pydensecrf(image: Tensor, logits: Tensor, scale: float) -> Tensor:
+    """Run pydensecrf2 on one image after the other."""
     import pydensecrf.densecrf as library
 
     kind = {"kernel": library.DIAG_KERNEL, "normalization": library.NORMALIZE_SYMMETRIC}
     probs = []
-    for picture, scores in zip(image.numpy(), logits.numpy(), strict=True):
+    for pixels, scores in zip(image.numpy(), logits.numpy(), strict=True):
         k, h, w = scores.shape
         crf = library.DenseCRF2D(w, h, k)
         crf.setUnaryEnergy(np.ascontiguousarray(-scores.reshape(k, -1)))
         crf.addPairwiseGaussian(sxy=3 / scale, compat=3, **kind)
-        rgb = np.ascontiguousarray(picture.transpose(1, 2, 0))
+        rgb = np.ascontiguousarray(pixels.transpose(1, 2, 0))
         crf.addPairwiseBilateral(sxy=80 / scale, srgb=13, rgbim=rgb, compat=10, **kind)
         probs.append(np.array(crf.inference(10)).reshape(k, h, w))
     return torch.from_numpy(np.stack(probs))
 
 
 def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Seconds, and the result."""
+    """Return seconds, and the result."""
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
 
 
 def compare(count: int, labels: int, h: int, w: int, scale: float, turns: int) -> list[str]:
-    """One row of the table."""
-    image, logits = pictures(count, labels, h, w)
+    """Return one row of the table."""
+    image, logits = example_batch(count, labels, h, w)
     dense_crf(image, logits, scale=scale)
     seconds = []
     for _ in range(turns):
-        theirs, expected = timed(lambda: peer(image, logits, scale))
+        theirs, expected = timed(lambda: pydensecrf(image, logits, scale))
         ours, probs = timed(lambda: dense_crf(image, logits, scale=scale))
         seconds.append((theirs, ours))
     theirs, ours = np.array(seconds).T
@@ -118,32 +120,53 @@ def compare(count: int, labels: int, h: int, w: int, scale: float, turns: int) -
     ]
 
 
+def compare_loops(count: int, labels: int, h: int, w: int, scale: float, turns: int) -> list[str]:
+    """Return one row of the table of `--plain`: the least CPU time of one thread over the turns."""
+    image, logits = example_batch(count, labels, h, w)
+    seconds, results = np.empty((turns, 3)), []
+    for turn in range(-1, turns):  # the first turn compiles
+        for column, run in enumerate((pydensecrf, dense_crf, dense_crf)):
+            use_plain_loops(column == 2)
+            start = time.thread_time()
+            results.append(run(image, logits, scale=scale))
+            seconds[turn, column] = time.thread_time() - start
+    use_plain_loops(False)
+    theirs, vectors, plain = seconds.min(0)
+    return [
+        f"{count} x {h}x{w}x{labels}",
+        *(f"{value * 1e3:.1f}" for value in (theirs, vectors, plain)),
+        f"{theirs / vectors:.1f}",
+        f"{theirs / plain:.1f}",
+        f"{(results[-2] - results[-1]).abs().max().item():.1e}",
+    ]
+
+
 def child(*arguments: str, **environment: str) -> str:
-    """What this script prints in a process of its own."""
+    """Return what this script prints in another process."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_crf", *arguments]
     return subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True).stdout
 
 
 def first_call() -> None:
     """Print how long the first call of a process takes."""
-    image, logits = pictures(1, 21, 41, 41)
+    image, logits = example_batch(1, 21, 41, 41)
     print(timed(lambda: dense_crf(image, logits, scale=12.0))[0])  # noqa: T201
 
 
 def peak_memory(engine: str) -> None:
     """Print by how many megabytes a call at 375x500x21 raises the resident size at its highest (Linux)."""
-    run = peer if engine == "peer" else lambda image, logits, scale: dense_crf(image, logits, scale=scale)
-    run(*pictures(1, 21, 41, 41), 12.0)
-    image, logits = pictures(1, 21, 375, 500)
-    ctypes.CDLL(None).malloc_trim(0)  # what making the inputs left behind would hide what the call takes
-    Path("/proc/self/clear_refs").write_text("5")  # the highest size begins anew
+    run = pydensecrf if engine == "pydensecrf" else lambda image, logits, scale: dense_crf(image, logits, scale=scale)
+    run(*example_batch(1, 21, 41, 41), 12.0)
+    image, logits = example_batch(1, 21, 375, 500)
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free but not returned would hide what the call takes
+    Path("/proc/self/clear_refs").write_text("5")  # resets the highest size
     before = _status("VmRSS")
     run(image, logits, 1.0)
     print((_status("VmHWM") - before) / 1024)  # noqa: T201
 
 
 def _status(name: str) -> int:
-    """A line of this process's status, in kB."""
+    """Return a line of this process's status, in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
@@ -152,7 +175,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="leave out batches of large images")
-    parser.add_argument("--child", choices=["first", "ours", "peer"], help=argparse.SUPPRESS)
+    parser.add_argument("--plain", action="store_true", help="compare vector instructions with plain loops")
+    parser.add_argument("--child", choices=["first", "ours", "pydensecrf"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child == "first":
         first_call()
@@ -160,8 +184,18 @@ def main() -> None:
     if arguments.child:
         peak_memory(arguments.child)
         return
+    if arguments.plain:
+        torch.set_num_threads(1)
+        table = Table(title="dense CRF, 10 iterations, one thread; CPU milliseconds, minima")
+        for column in ("images", "pydensecrf2", "vectors", "plain", "ratio of vectors", "ratio of plain", "max |dp|"):
+            table.add_column(column, justify="right")
+        for case in CASES:
+            if case[1:4] in ((21, 41, 41), (7, 41, 41), (21, 375, 500)) and case[0] * case[2] < 1000:
+                table.add_row(*compare_loops(*case))
+        Console(width=100).print(table)
+        return
     table = Table(title=f"dense CRF, 10 iterations, {torch.get_num_threads()} threads; milliseconds, medians")
-    for column in ("pictures", "pydensecrf2", "tag2mask", "ratio", "of minima", "labels agree", "mean |dp|"):
+    for column in ("images", "pydensecrf2", "tag2mask", "ratio", "of minima", "equal labels", "mean |dp|"):
         table.add_column(column, justify="right")
     for case in CASES:
         if not (arguments.quick and case[0] > 1 and case[2] > 100):
@@ -171,7 +205,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         compiling, loading = (float(child("--child", "first", NUMBA_CACHE_DIR=folder)) for _ in range(2))
     console.print(f"first call at 41x41x21: {compiling:.1f} s compiling, {loading:.2f} s from the cache on disk")
-    ours, theirs = (float(child("--child", engine)) for engine in ("ours", "peer"))
+    ours, theirs = (float(child("--child", engine)) for engine in ("ours", "pydensecrf"))
     console.print(f"peak memory at 375x500x21, inputs apart: {ours:.0f} MB; pydensecrf2 {theirs:.0f} MB")
 
 

@@ -27,9 +27,9 @@ from datamodules.class_names import VOC_CLASSES
 from datamodules.images import normalize
 from seeds.crf import dense_crf
 from seeds.precision import resolve_precision
-from tests.benchmarks.bench_crf import pictures
-from training.score_maps import resize_maps, small_images
+from tests.benchmarks.bench_crf import example_batch
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
+from training.score_maps import resize_maps, small_images
 from training.segmentation_task import SegmentationTask
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -41,7 +41,7 @@ def batch_of(data: dict[str, Any], classes: int, count: int, device: torch.devic
     """A batch like the data module's, and scores like a network's in mid-training."""
     side = data["size"]
     h = -(side // GRID)
-    images, scores = pictures(count, classes + 1, side, side)
+    images, scores = example_batch(count, classes + 1, side, side)
     scores = functional.interpolate(scores, (h, h), mode="bilinear")
     images = torch.cat([images] * -(-count // len(images)))[:count]
     scores = torch.cat([scores] * -(-count // len(scores)))[:count]

@@ -1,9 +1,9 @@
-"""Where a training step's time goes: ``python -m tests.benchmarks.bench_step [--quick]``.
+"""The parts of a training step by their time: ``python -m tests.benchmarks.bench_step [--quick]``.
 
 The step is that of a real `fit` of a configuration as it stands, through the command line, on real images where
 ``data/`` has them (else on the embedded data set, as large); only the cues are made up, and validation is left out.
-*Wall* is what passes in the training process; its *CPU* counts all of its threads, and the loader's workers have a row
-of their own. Shares are of the whole step; what is not the network's is summed up below: on the wall's clock, and by
+*Wall* is what passes in the training process; its *CPU* counts all of its threads, and the loader's workers have a
+separate row. Shares are of the whole step; what is not the network's is summed up below: on the wall's clock, and by
 CPU time with the workers, which on a machine without idle cores is what they cost.
 
 Figures of a machine that does other work at the same time are worth little, shares of CPU time excepted.
@@ -151,7 +151,7 @@ def measure(name: str, words: list[str], folder: Path, steps: int, warm: int = W
 
 
 def apart(*arguments) -> Measured:
-    """`measure` in a process of its own, whose memory is the run's alone."""
+    """Run `measure` in another process, so that the peak memory is the run's alone."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()
 
@@ -181,12 +181,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="twelve steps of four images, on the embedded data set")
     quick = parser.parse_args(arguments).quick
-    steps, pictures = (12, 76) if quick else (20, 432)  # a multiple of log_every_n_steps
+    steps, images = (12, 76) if quick else (20, 432)  # a multiple of log_every_n_steps
     console = Console(width=110)
     for name in CASES:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            settings = available_data(read_config(name), folder, pictures, embedded=quick)
+            settings = available_data(read_config(name), folder, images, embedded=quick)
             words = words_of(settings | ({"batch_size": 4} if quick else {}))
             console.print(split_table(name, apart(name, words, folder / "run", steps)))
 

@@ -66,7 +66,7 @@ def test_inside_the_loader(settings):
     assert "same pixels: 0" in same[-1]
 
 
-def test_costs_are_of_a_picture(monkeypatch):
+def test_costs_are_per_image(monkeypatch):
     ticks = iter(np.cumsum([0, 3, 0, 5, 0, 4]).tolist())
     monkeypatch.setattr("tests.benchmarks.bench_loader.time.process_time", lambda: next(ticks))
     table = bench_loader.costs("", {"part": lambda: None}, 3, 1000)

@@ -1,11 +1,9 @@
 """What a fingerprint notices, and what it is not meant to."""
 
-import numpy as np
 import pytest
 
-from datamodules.fingerprints import fingerprint, sizes
-from datamodules.seed_cache import SeedCache
-from tests.seed_caches import CacheWriter
+from datamodules.files import file_sizes as sizes
+from datamodules.files import folder_fingerprint as fingerprint
 
 
 @pytest.fixture
@@ -55,9 +53,3 @@ def test_the_folder_left_out_links_and_what_is_not_there(folder, tmp_path):
     assert fingerprint(tmp_path / "nothing") is None
     assert fingerprint(folder / "a.jpg") != fingerprint(folder / "deep/list.txt")
     assert sizes(folder / "a.jpg") == {".": 4}
-
-
-def test_a_cache_counts_by_its_shards(tmp_path):
-    with CacheWriter(tmp_path / "c", ("a",), {}) as writer:
-        writer.add("p", np.zeros((2, 2), np.uint8))
-    assert fingerprint(tmp_path / "c") == SeedCache(tmp_path / "c").fingerprint

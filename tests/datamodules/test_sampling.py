@@ -1,5 +1,7 @@
 """Order and randomness of training images."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,9 @@ def shares(monkeypatch, replicas, make):
     """Return the share of each of several processes."""
     found = []
     for rank in range(replicas):
-        monkeypatch.setattr(sampling, "_world", lambda rank=rank: (replicas, rank))
+        group = {"is_available": True, "is_initialized": True, "get_world_size": replicas, "get_rank": rank}
+        stub = SimpleNamespace(**{name: lambda value=value: value for name, value in group.items()})
+        monkeypatch.setattr(sampling, "distributed", stub)
         found.append(make())
     return found
 
@@ -64,7 +68,7 @@ def test_evaluation_takes_every_image_once(monkeypatch):
     parts = shares(monkeypatch, 3, lambda: EvalSampler(7))
     assert [list(part) for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]
     assert [len(part) for part in parts] == [3, 2, 2]
-    monkeypatch.setattr(sampling, "_world", lambda: (1, 0))
+    monkeypatch.undo()
     assert list(EvalSampler(3)) == [0, 1, 2]
 
 

@@ -7,7 +7,7 @@ from torchvision.models.vgg import make_layers
 
 
 def small_vgg(classes: int = 4, *, norm: bool = False) -> nn.Module:
-    """Build a network like a VGG: 3x3 convolutions and pools under ``features``, a fixed grid, linear layers with ReLUs.
+    """Build a VGG-like network: 3x3 convolutions and pools under ``features``, a fixed grid, linear layers with ReLUs.
 
     ``features.4`` is the ReLU before the second pool, ``features.7`` (with batch norms ``features.10``) the last one.
     """

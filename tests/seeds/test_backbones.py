@@ -6,7 +6,6 @@ from torch import nn
 from datamodules.errors import InputError
 from seeds import pretrained_weights as weights
 from seeds.backbones import build_backbone
-from seeds.vgg import vgg_trunk
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "tu-resnet18"])
@@ -25,7 +24,7 @@ def test_dilation_computes_the_published_network_at_more_places(name, stride):
 
 
 def test_vgg16_of_deeplab():
-    trunk = vgg_trunk("vgg16", output_stride=8)
+    trunk = build_backbone("vgg16", 8).encoder
     pools = [m for m in trunk.modules() if isinstance(m, nn.MaxPool2d)]
     convs = [m for m in trunk.modules() if isinstance(m, nn.Conv2d)]
     assert [pool.stride for pool in pools] == [2, 2, 2, 1, 1]

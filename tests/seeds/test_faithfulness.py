@@ -1,9 +1,11 @@
+"""Measures of one explanation, by hand."""
+
 import numpy as np
 import pytest
 import torch
 
 from seeds.evaluation.faithfulness import (
-    curves,
+    deletion_insertion,
     energy_inside,
     is_difficult,
     occlusion_maps,
@@ -19,16 +21,16 @@ def region(shape, rows, columns):
 
 
 def test_the_pointing_game_allows_fifteen_pixels():
-    thing = region((60, 60), slice(0, 10), slice(0, 10))
-    for place, hit in (((5, 5), True), ((9, 24), True), ((9, 25), False), ((18, 21), True), ((21, 21), False)):
-        heat = np.zeros((60, 60))
-        heat[place] = 1.0
-        assert points_at(heat, thing) == hit, place
-    assert not points_at(np.ones((60, 60)), thing)
+    target = region((60, 60), slice(0, 10), slice(0, 10))
+    for position, hit in (((5, 5), True), ((9, 24), True), ((9, 25), False), ((18, 21), True), ((21, 21), False)):
+        cam = np.zeros((60, 60))
+        cam[position] = 1.0
+        assert points_at(cam, target) == hit, position
+    assert not points_at(np.ones((60, 60)), target)
     assert not points_at(np.eye(60), np.zeros((60, 60), bool))
-    heat = np.zeros((60, 60))
-    heat[9, 24] = 1.0
-    assert not points_at(heat, thing, tolerance=14.9)
+    cam = np.zeros((60, 60))
+    cam[9, 24] = 1.0
+    assert not points_at(cam, target, tolerance=14.9)
 
 
 def test_difficult():
@@ -40,8 +42,8 @@ def test_difficult():
 
 
 def test_energy():
-    heat = np.array([[3.0, 1.0], [-5.0, 0.0]])
-    assert energy_inside(heat, np.array([[True, False], [True, True]])) == 0.75
+    cam = np.array([[3.0, 1.0], [-5.0, 0.0]])
+    assert energy_inside(cam, np.array([[True, False], [True, True]])) == 0.75
     assert energy_inside(np.zeros((2, 2)), np.ones((2, 2), bool)) == 0
 
 
@@ -70,7 +72,7 @@ def test_occlusion_finds_the_pixel_that_counts():
 
 
 def test_curves_by_hand():
-    """A probability that is the part of the image's left half that is as it was."""
+    """The probability is the unchanged share of the image's left half."""
     image = torch.rand(3, 8, 16, generator=torch.Generator().manual_seed(0)) + 0.1
 
     def probability(images):
@@ -78,7 +80,7 @@ def test_curves_by_hand():
 
     right_first = torch.zeros(8, 16)
     right_first[:, 8:] = 1.0
-    wrong, right = curves(probability, image, right_first, 4), curves(probability, image, -right_first, 4)
+    wrong, right = (deletion_insertion(probability, image, cam, 4) for cam in (right_first, -right_first))
     # 4 steps of a quarter each. Deleted from the right first: 1, 1, 1, 1/2, 0; from the left first: 1, 1/2, 0, 0, 0
     assert wrong[0] == pytest.approx((0.5 + 1 + 1 + 0.5) / 4)
     assert right[0] == pytest.approx((0.5 + 0.5) / 4)
@@ -87,9 +89,9 @@ def test_curves_by_hand():
     assert right[1] == pytest.approx((0.5 + 1 + 1 + 0.5) / 4)
 
 
-def test_a_blur_keeps_a_flat_picture():
+def test_a_blur_keeps_a_flat_image():
     image = torch.full((3, 20, 30), 0.7)
     seen = []
-    curves(lambda images: seen.append(images) or images.mean((1, 2, 3)), image, torch.rand(20, 30), 2)
+    deletion_insertion(lambda images: seen.append(images) or images.mean((1, 2, 3)), image, torch.rand(20, 30), 2)
     torch.testing.assert_close(seen[1], image.expand(3, 3, 20, 30))
     assert not seen[0][-1].any()

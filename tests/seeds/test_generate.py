@@ -7,26 +7,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
+from datamodules.dataset import image_loader
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
-from datamodules.images import normalize, read_image
-from datamodules.seed_cache import SeedCache
+from datamodules.images import image_size, normalize, read_image
+from datamodules.irn_maps import read_irn
+from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.source_revision import SEED_PACKAGES, source_revision
-from datamodules.transforms import Transform
+from datamodules.transforms import Transform, resize_nearest
+from seeds import cache_job
 from seeds.background_saliency import background_saliency
+from seeds.cam_methods.input_gradients import heat
+from seeds.cam_methods.registry import method_class
 from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
 from seeds.crf_refinement import refined
 from seeds.cues import label_map
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
-from seeds.generate import generate_seeds, thresholded
+from seeds.export_seeds import export_seeds
+from seeds.generate import CamModule, CamSettings
 from seeds.gradcam import GradCAM
-from seeds.making import source
-from seeds.making.asking import CamSettings, extract_cams
-from seeds.making.batches import Batches, BatchLoader
-from seeds.making.resize import ResizePolicy
+from seeds.provenance import ids_sha256
+from tests.seed_caches import CacheWriter, generate
 from tests.seeds.conftest import IDS, data_of
 
 LABELS = [[0], [1], [0, 1], [0], [1], [0, 1]]
@@ -36,8 +41,8 @@ def to_grid(maps, grid):
     return functional.interpolate(maps, (grid, grid), mode="bilinear")
 
 
-def test_seeds_are_grad_cam_of_each_pictures_own_labels(voc, checkpoint, tmp_path):
-    generate_seeds(checkpoint, tmp_path / "cache")
+def test_seeds_are_grad_cam_of_the_labels_of_each_image(voc, checkpoint, tmp_path):
+    generate(checkpoint, tmp_path / "cache")
     cache = SeedCache(tmp_path / "cache")
     assert cache.ids == tuple(IDS)
     model = load_task(checkpoint, ClassifierTask).model
@@ -57,42 +62,67 @@ def test_seeds_are_grad_cam_of_each_pictures_own_labels(voc, checkpoint, tmp_pat
         assert set(np.unique(cache.cues(name))) - {0, 255} == {c + 1 for c in labels}
 
 
-def test_scales_and_the_mirrored_picture_are_averaged(voc, checkpoint, tmp_path):
-    generate_seeds(
-        checkpoint, tmp_path / "cache", split="val", scales=[1.0, 1.5], flip=True, layer="features.encoder.layer3"
-    )
+def test_scales_and_the_mirrored_image_are_averaged(voc, checkpoint, tmp_path):
+    generate(checkpoint, tmp_path / "cache", split="val", scales=(1.0, 1.5), flip=True, layer="features.encoder.layer3")
     cache = SeedCache(tmp_path / "cache")
     assert len(cache) == 2
-    model = load_task(checkpoint, ClassifierTask).model
-    method = GradCAM(model, "features.encoder.layer3")
-    picture = read_image(voc / "JPEGImages/p0.jpg")
-    found = []
-    for size in (64, 96):
-        warped = torch.from_numpy(Transform(size)(picture)["image"]).permute(2, 0, 1)[None]
-        image, wanted = normalize(warped), torch.tensor([[1.0, 0.0]])
-        found += [to_grid(method(image, wanted), 8), to_grid(method(image.flip(3), wanted).flip(3), 8)]
-    expected = torch.stack(found).mean(0)[0, :1].numpy()
-    np.testing.assert_allclose(cache.maps("p0")[1], expected, rtol=1e-2, atol=2e-3 * expected.max())
+    method = GradCAM(load_task(checkpoint, ClassifierTask).model, "features.encoder.layer3")
+    np.testing.assert_allclose(cache.maps("p0")[1], averaged_maps(method, voc, "p0", [1.0, 0.0]), rtol=1e-2, atol=5e-4)
 
 
-def test_the_manifest_says_how_it_was_made(voc, checkpoint, tmp_path, capsys):
-    generate_seeds(checkpoint, tmp_path / "cache", fg_threshold=0.3, cue_stride=16)
-    manifest = SeedCache(tmp_path / "cache").manifest
+def averaged_maps(method, voc, name, labels, sides=(64, 96)):
+    """Maps of an image that is read at the larger side, and resized to the smaller one; with its mirror image."""
+    large = normalize(read_at(voc / f"JPEGImages/{name}.jpg", max(sides)))
+    wanted, found = torch.tensor([labels]), []
+    grid = -(-sides[0] // 8)
+    for side in sides:
+        image = functional.interpolate(large, (side, side), mode="bilinear", antialias=True)
+        found += [to_grid(method(image, wanted), grid), to_grid(method(image.flip(3), wanted).flip(3), grid)]
+    return torch.stack(found).mean(0)[0, torch.tensor(labels) > 0].numpy()
+
+
+def read_at(path, side):
+    """An image as a square of that side, uint8 (1, 3, side, side)."""
+    return torch.from_numpy(Transform(side)(read_image(path))["image"]).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("method", ["cam", "layercam", "gradcam++", "counterfactual", "gradient", "guided-gradcam"])
+def test_every_registered_method(voc, checkpoint, tmp_path, method):
+    """Maps are averaged before any normalisation, and negative evidence counts as none."""
+    generate(checkpoint, tmp_path / "cache", method=method, flip=True)
+    cache, model = SeedCache(tmp_path / "cache"), load_task(checkpoint, ClassifierTask).model
+    assert cache.settings["method"] == method
+
+    def positive(images, labels):
+        return heat(method_class(method)(model, "features")(images, labels)).clamp(min=0)
+
+    expected = averaged_maps(positive, voc, "p2", [1.0, 1.0], sides=(64,))
+    np.testing.assert_allclose(cache.maps("p2")[1], expected, rtol=1e-2, atol=2e-3 * expected.max())
+    plain = tmp_path / "plain"
+    generate(checkpoint, plain)
+    np.testing.assert_array_equal(cache.saliency("p2"), SeedCache(plain).saliency("p2"))
+
+
+def test_the_cache_records_its_settings(voc, checkpoint, tmp_path, capsys):
+    generate(checkpoint, tmp_path / "cache", fg_threshold=0.3, cue_stride=16)
+    cache = SeedCache(tmp_path / "cache")
     expected = {
         "checkpoint_sha256": file_sha256(checkpoint), "backbone": "resnet18", "layer": "features", "method": "gradcam",
-        "saliency_layer": "features.encoder.layer2.1", "scales": [1.0], "flip": False, "size": 64, "grid": [4, 4],
-        "fg_threshold": 0.3, "bg_fraction": 0.1, "classes": ["red", "blue"], "label_source": "imagesets",
-        "split": "train", "version": 2,
+        "saliency_layer": "features.encoder.layer2.1", "scales": [1.0], "flip": False, "size": 64, "cue_stride": 16,
+        "fg_threshold": 0.3, "bg_fraction": 0.1, "split": "train", "refinement": None,
     }  # fmt: skip
-    assert {key: manifest[key] for key in expected} == expected
-    assert manifest["data"]["root"] == str(voc)
-    assert {"torch", "python", "numpy"} <= set(manifest["packages"])
-    assert {"command", "date", "images_sha256"} <= set(manifest)
+    assert {key: cache.settings[key] for key in expected} == expected
+    assert cache.classes == ("red", "blue")
+    assert cache.inputs["checkpoint"] == str(checkpoint)
+    assert (cache.inputs["data"]["root"], cache.inputs["data"]["labels"]) == (str(voc), "imagesets")
+    assert {"torch", "python", "numpy"} <= set(cache.settings["packages"])
+    assert cache.settings["ids_sha256"] == ids_sha256(IDS)
+    assert cache.cues("p0").shape == (4, 4)
     assert re.search(r"^seeds: 6/6 images in \d+ s, \d+(\.\d+)? images/s$", capsys.readouterr().err, re.MULTILINE)
 
 
-def test_evaluation_finds_the_pictures_again(checkpoint, tmp_path):
-    generate_seeds(checkpoint, tmp_path / "cache")
+def test_evaluation_finds_the_images_again(checkpoint, tmp_path):
+    generate(checkpoint, tmp_path / "cache")
     metrics = evaluate_seeds(tmp_path / "cache")
     assert metrics["images"] == 6
     assert 0 < metrics["miou_fixed"] <= metrics["miou_oracle"] < 1
@@ -102,7 +132,7 @@ def nothing_left(folder: Path) -> bool:
     return list(folder.iterdir()) == []
 
 
-def test_a_broken_picture_stops_a_strict_run(voc, checkpoint, tmp_path):
+def test_a_broken_image_stops_a_strict_run(voc, checkpoint, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(voc, root)
     (root / "JPEGImages/p4.jpg").write_bytes((voc / "JPEGImages/p4.jpg").read_bytes()[:700])
@@ -110,63 +140,71 @@ def test_a_broken_picture_stops_a_strict_run(voc, checkpoint, tmp_path):
     out.mkdir()
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"p4\.jpg") as caught:
-            generate_seeds(checkpoint, out / "cache", root=str(root), num_workers=workers, strict=True)
+            generate(checkpoint, out / "cache", root=str(root), num_workers=workers, strict=True)
         assert len(str(caught.value).splitlines()) == 1
     assert nothing_left(out)
 
 
-def test_a_broken_picture_is_left_out_and_told(voc, checkpoint, tmp_path, capsys):
-    """By the manifest, the terminal, whoever asks the cache for it, and who trains or scores with the cache."""
+def test_a_broken_image_is_left_out_and_reported(voc, checkpoint, tmp_path, capsys):
+    """In the cache, on the terminal, and in training and scoring with the cache."""
     root = tmp_path / "copy"
     shutil.copytree(voc, root)
     (root / "JPEGImages/p4.jpg").write_bytes((voc / "JPEGImages/p4.jpg").read_bytes()[:700])
     with pytest.raises(InputError, match=r"1 of 6 images cannot be read, and max_unreadable allows a share of 0.01"):
-        generate_seeds(checkpoint, tmp_path / "cache", root=str(root))
-    generate_seeds(checkpoint, tmp_path / "cache", root=str(root), max_unreadable=0.2)
+        generate(checkpoint, tmp_path / "cache", root=str(root))
+    generate(checkpoint, tmp_path / "cache", root=str(root), max_unreadable=0.2)
     told = capsys.readouterr().err
     assert "left out: p4: image" in told
-    assert "1 images were left out; the manifest names each" in told
+    assert "1 images were left out; tag2mask seeds info lists all" in told
     cache = SeedCache(tmp_path / "cache")
     assert cache.ids == tuple(name for name in IDS if name != "p4")
-    assert "p4.jpg cannot be read" in cache.settings["left_out"]["p4"]
+    assert "p4.jpg cannot be read" in cache.left_out["p4"]
     with pytest.raises(InputError, match="it was left out when the cache was made, because image"):
         cache.cues("p4")
     assert evaluate_seeds(tmp_path / "cache")["images"] == 5
-    assert "1 of 6 images are left out, of which the seed cache has no cues; first p4: " in capsys.readouterr().err
+    assert (
+        "1 of 6 images are left out because the seed cache has no cues of them; first p4: " in capsys.readouterr().err
+    )
     data = data_of(voc, targets="cues", cues=str(tmp_path / "cache"))
     data.setup("fit")
     assert len(data.train_dataloader().dataset) == 5
     assert "1 of 6 images are left out" in capsys.readouterr().err
 
 
-def test_no_picture_can_be_read(voc, checkpoint, tmp_path):
+def test_no_image_can_be_read(voc, checkpoint, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(voc, root)
     for name in IDS:
         (root / f"JPEGImages/{name}.jpg").write_bytes(b"nothing")
     with pytest.raises(InputError, match="no image could be used; first p0: image"):
-        generate_seeds(checkpoint, tmp_path / "cache", root=str(root), max_unreadable=1.0)
+        generate(checkpoint, tmp_path / "cache", root=str(root), max_unreadable=1.0)
 
 
-def in_memory(voc, checkpoint, batch_size):
-    """What the classifier says of the six images, without a disk in between."""
-    policy = ResizePolicy(64, (1.0,), 8)
-    batches = Batches(data_of(voc).photos("train"), [0], 6, batch_size, policy)
-    cams = CamSettings("features", "features.encoder.layer2.1", flip=False)
-    model = load_task(checkpoint, ClassifierTask).model
-    return [seed for batch in BatchLoader(batches, 0, lambda: False) for seed in extract_cams(model, batch, cams)]
+def in_memory(voc, checkpoint, batch_size, **settings):
+    """The module, and its seeds of the six images, without a disk in between."""
+    given = {
+        "method": "gradcam", "layer": "features", "saliency_layer": "features.encoder.layer2.1", "scales": (1.0,),
+        "flip": False, "size": 64, "cue_stride": 8, "fg_threshold": 0.2, "bg_fraction": 0.1, "refine": "none",
+        "conf_fg": 0.3, "conf_bg": 0.05,
+    }  # fmt: skip
+    module = CamModule(load_task(checkpoint, ClassifierTask).model, CamSettings(**given | settings))
+    data = data_of(voc)
+    dataset = data.eval_loader(data.samples("train"), size=64).dataset
+    loader = image_loader(dataset, batch_size=batch_size, num_workers=0)
+    return module, [seed for batch in loader for seed in module.predict_seeds(batch)]
 
 
 def test_cues_of_the_cache_are_the_cues_of_memory(voc, checkpoint, tmp_path):
     """Rounding is part of the rule."""
-    generate_seeds(checkpoint, tmp_path / "cache", batch_size=3)
+    generate(checkpoint, tmp_path / "cache", batch_size=3)
     cache, names, differ = SeedCache(tmp_path / "cache"), [], 0
-    for seed in in_memory(voc, checkpoint, 3):
-        np.testing.assert_array_equal(cache.cues(seed.name), thresholded(seed, fg_threshold=0.2, bg_fraction=0.1))
+    module, seeds = in_memory(voc, checkpoint, 3)
+    for seed in seeds:
+        np.testing.assert_array_equal(cache.cues(seed.name), module.cues(seed))
         differ += (cache.cues(seed.name) != label_map(seed.classes, seed.maps, seed.saliency, 0.2, 0.1)).sum()
         names.append(seed.name)
     assert tuple(names) == cache.ids
-    assert differ <= 1  # of 384 cells, for a value that rounding moves over a threshold
+    assert differ <= 1  # of 384 positions, for a value that rounding moves over a threshold
 
 
 def test_maps_that_are_not_finite(checkpoint, tmp_path):
@@ -175,7 +213,7 @@ def test_maps_that_are_not_finite(checkpoint, tmp_path):
     torch.save(content, tmp_path / "broken.ckpt")
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="maps of image p0 are not finite"):
-        generate_seeds(tmp_path / "broken.ckpt", tmp_path / "out/cache")
+        generate(tmp_path / "broken.ckpt", tmp_path / "out/cache")
     assert nothing_left(tmp_path / "out")
 
 
@@ -185,7 +223,7 @@ def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
-        generate_seeds(checkpoint, tmp_path / "cache")
+        generate(checkpoint, tmp_path / "cache")
     assert nothing_left(tmp_path)
 
 
@@ -200,7 +238,7 @@ def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_bad_arguments(checkpoint, tmp_path, arguments, words):
     with pytest.raises(InputError, match=words):
-        generate_seeds(checkpoint, tmp_path / "cache", **arguments)
+        generate(checkpoint, tmp_path / "cache", **arguments)
     assert nothing_left(tmp_path)
 
 
@@ -209,7 +247,7 @@ def test_another_setting_is_refused_by_name(voc, checkpoint, tmp_path):
     tags = tmp_path / "other tags"
     shutil.copytree(voc, tags)
     (tags / "ImageSets/Main/red_train.txt").write_text("".join(f"{name} 1\n" for name in IDS))
-    generate_seeds(checkpoint, tmp_path / "cache", refine="crf")
+    generate(checkpoint, tmp_path / "cache", refine="crf")
     for change, name in (
         ({"refine": "none"}, "refinement"), ({"conf_fg": 0.4}, "refinement.conf_fg"),
         ({"conf_bg": 0.1}, "refinement.conf_bg"), ({"fg_threshold": 0.3}, "fg_threshold"),
@@ -219,13 +257,13 @@ def test_another_setting_is_refused_by_name(voc, checkpoint, tmp_path):
         ({"split": "val"}, "split"), ({"root": str(tags)}, "labels_sha256"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=f"exists already, made with ({name}|labels_sha256) "):
-            generate_seeds(checkpoint, tmp_path / "cache", **{"refine": "crf"} | change)
+            generate(checkpoint, tmp_path / "cache", **{"refine": "crf"} | change)
 
 
 def test_refined_cues_are_those_of_the_scores_asked_for(voc, checkpoint, tmp_path):
-    generate_seeds(checkpoint, tmp_path / "cache", refine="crf", conf_fg=0.5, conf_bg=0.2)
+    generate(checkpoint, tmp_path / "cache", refine="crf", conf_fg=0.5, conf_bg=0.2)
     cache, different = SeedCache(tmp_path / "cache"), 0
-    for seed in in_memory(voc, checkpoint, 6):
+    for seed in in_memory(voc, checkpoint, 6, refine="crf")[1]:
         classes, maps = cache.maps(seed.name)
         assert np.array_equal(cache.cues(seed.name), refined(classes, maps, seed.image, 0.5, 0.2))
         different += (cache.cues(seed.name) != refined(classes, maps, seed.image)).sum()
@@ -234,8 +272,8 @@ def test_refined_cues_are_those_of_the_scores_asked_for(voc, checkpoint, tmp_pat
 
 def test_bfloat16_is_computed_in(checkpoint, tmp_path):
     """The maps are other ones, and nearly the same."""
-    generate_seeds(checkpoint, tmp_path / "32")
-    generate_seeds(checkpoint, tmp_path / "bf16", precision="bf16-mixed")
+    generate(checkpoint, tmp_path / "32")
+    generate(checkpoint, tmp_path / "bf16", precision="bf16-mixed")
     full, half = SeedCache(tmp_path / "32"), SeedCache(tmp_path / "bf16")
     for name in full.ids:
         one, other = full.maps(name)[1], half.maps(name)[1]
@@ -244,21 +282,108 @@ def test_bfloat16_is_computed_in(checkpoint, tmp_path):
 
 
 def test_an_existing_folder_is_kept(checkpoint, tmp_path):
-    generate_seeds(checkpoint, tmp_path / "cache")
+    generate(checkpoint, tmp_path / "cache")
     with pytest.raises(InputError, match="exists already"):
-        generate_seeds(checkpoint, tmp_path / "cache", fg_threshold=0.5)
+        generate(checkpoint, tmp_path / "cache", fg_threshold=0.5)
     assert SeedCache(tmp_path / "cache").settings["fg_threshold"] == 0.2
-    generate_seeds(checkpoint, tmp_path / "cache", fg_threshold=0.5, overwrite=True)
+    generate(checkpoint, tmp_path / "cache", fg_threshold=0.5, overwrite=True)
     assert SeedCache(tmp_path / "cache").settings["fg_threshold"] == 0.5
 
 
-def test_a_cache_of_other_code_is_not_taken_for_one_of_this(voc, checkpoint, tmp_path, monkeypatch):
-    generate_seeds(checkpoint, tmp_path / "cache")
-    before = (tmp_path / "cache/manifest.json").read_bytes()
+def test_a_cache_of_other_code_is_refused(checkpoint, tmp_path, monkeypatch):
+    generate(checkpoint, tmp_path / "cache")
+    before = [file.read_bytes() for file in (tmp_path / "cache").iterdir()]
     assert SeedCache(tmp_path / "cache").settings["source"] == source_revision(SEED_PACKAGES)
-    monkeypatch.setattr(source, "source_revision", lambda packages: dict.fromkeys(packages, "another"))
+    monkeypatch.setattr(cache_job, "source_revision", lambda packages: dict.fromkeys(packages, "another"))
     with pytest.raises(InputError, match="made with another revision of the code in datamodules/"):
-        generate_seeds(checkpoint, tmp_path / "cache")
-    assert (tmp_path / "cache/manifest.json").read_bytes() == before
-    generate_seeds(checkpoint, tmp_path / "cache", overwrite=True)
+        generate(checkpoint, tmp_path / "cache")
+    assert [file.read_bytes() for file in (tmp_path / "cache").iterdir()] == before
+    generate(checkpoint, tmp_path / "cache", overwrite=True)
     assert SeedCache(tmp_path / "cache").settings["source"] == dict.fromkeys(SEED_PACKAGES, "another")
+
+
+WILD = ("strip", "large", "gray", "cmyk", "turned", "upright")
+LAYERS = {"layer": "features", "saliency_layer": "features.encoder.layer2.1"}
+
+
+@pytest.fixture(scope="module")
+def wild(tmp_path_factory):
+    """A VOC folder of a strip 1x500, an image of 3000x4000, gray, CMYK, one to be turned by its EXIF, a tall one."""
+    root = tmp_path_factory.mktemp("wild") / "VOC"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    generator = np.random.default_rng(0)
+
+    def picture(height, width):
+        coarse = generator.integers(0, 256, (-(-height // 40), -(-width // 40), 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
+
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    pictures = {
+        "strip": (picture(1, 500), {}), "large": (picture(3000, 4000), {}), "gray": (picture(40, 100).convert("L"), {}),
+        "cmyk": (picture(90, 60).convert("CMYK"), {}), "turned": (picture(50, 100), {"exif": turned}),
+        "upright": (picture(100, 50), {}),
+    }  # fmt: skip
+    for name, (image, extra) in pictures.items():
+        path = root / f"JPEGImages/{name}.jpg"
+        image.save(path, **extra)
+        Image.fromarray(np.ones(image_size(path), np.uint8)).save(root / f"SegmentationClass/{name}.png")
+    (root / "classes.txt").write_text("red\nblue\n")
+    (root / "ImageSets/Segmentation/train.txt").write_text("".join(f"{name}\n" for name in WILD))
+    for label in ("red", "blue"):
+        (root / f"ImageSets/Main/{label}_train.txt").write_text("".join(f"{name} 1\n" for name in WILD))
+    return root
+
+
+def test_images_of_wildly_different_sizes(wild, checkpoint, tmp_path, capsys):
+    """None is lost, and the maps of each are those of the image alone."""
+    given = {"scales": (1.0, 1.5), "flip": True, "size": 128}
+    generate(checkpoint, tmp_path / "c", root=str(wild), batch_size=4, **given, **LAYERS)
+    assert "left out" not in capsys.readouterr().err
+    verify_cache(tmp_path / "c")
+    cache = SeedCache(tmp_path / "c")
+    method = GradCAM(load_task(checkpoint, ClassifierTask).model, "features")
+    for name in WILD:
+        expected = averaged_maps(method, wild, name, [1.0, 1.0], sides=(128, 192))
+        np.testing.assert_allclose(cache.maps(name)[1], expected, rtol=1e-2, atol=2e-3 * expected.max())
+        assert cache.cues(name).shape == cache.saliency(name).shape == (16, 16)
+        assert set(np.unique(cache.cues(name))) & {1, 2}
+
+
+def of_many_shapes(old, path):
+    """A cache as another, but each image has another grid, as imported caches may have."""
+    with CacheWriter(path, old.classes, old.settings, inputs=old.inputs) as writer:
+        for number, name in enumerate(old.ids):
+            grid, (classes, maps) = (16 - number, 14 + number), old.maps(name)
+            larger = functional.interpolate(torch.from_numpy(maps)[None], grid, mode="bilinear")[0].numpy()
+            saliency = functional.interpolate(torch.from_numpy(old.saliency(name))[None, None], grid, mode="bilinear")[
+                0, 0
+            ].numpy()
+            cues = resize_nearest(old.cues(name), *grid)
+            writer.add(name, cues, map_classes=classes, maps=larger, saliency=saliency)
+
+
+def test_readers_of_a_cache_of_many_shapes(voc, checkpoint, tmp_path):
+    """Scoring, exporting and training: none expects one shape."""
+    generate(checkpoint, tmp_path / "square", size=128)
+    of_many_shapes(SeedCache(tmp_path / "square"), tmp_path / "c")
+    cache = SeedCache(tmp_path / "c")
+    assert len({cache.cues(name).shape for name in IDS}) > 1
+    assert evaluate_seeds(tmp_path / "c")["images"] == len(IDS)
+    export_seeds(tmp_path / "c", tmp_path / "irn", "irn")
+    for name in IDS:
+        height, width = image_size(voc / f"JPEGImages/{name}.jpg")
+        assert read_irn(tmp_path / f"irn/{name}.npy", 2)[1].shape[1:] == (-(-height // 4), -(-width // 4))
+    with pytest.raises(InputError, match=r"cues of [2-6] different sizes, and a file of SEC has one size"):
+        export_seeds(tmp_path / "c", tmp_path / "sec", "sec")
+    data = data_of(voc, targets="cues", cues=str(tmp_path / "c"))
+    data.setup("fit")
+    assert [batch["cues"].shape for batch in data.train_dataloader()] == [(4, 3, 8, 8)]
+
+
+def test_refined_cues_have_the_shape_of_the_maps(wild, checkpoint, tmp_path):
+    generate(checkpoint, tmp_path / "c", root=str(wild), refine="crf", size=128, **LAYERS)
+    cache = SeedCache(tmp_path / "c")
+    for name in WILD:
+        assert cache.cues(name).shape == cache.maps(name)[1].shape[1:]

@@ -163,7 +163,7 @@ def test_no_graph_and_no_activation_is_kept(model, monkeypatch):
 
     def watch(self, *args):
         out = record(self, *args)
-        kept.extend(weakref.ref(value) for value in self._recorded.values())
+        kept.extend(weakref.ref(value) for value in self.recorded.values())
         return out
 
     monkeypatch.setattr(Activations, "record", watch)

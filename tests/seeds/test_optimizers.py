@@ -29,7 +29,7 @@ def test_poly_and_warmup():
     assert rate_factor(25, "cosine", total=100) == pytest.approx((1 + math.sqrt(0.5)) / 2)
     assert rate_factor(100, "cosine", total=100) == pytest.approx(0)
     assert rate_factor(7, "constant", total=math.inf) == 1.0
-    assert [rate_factor(i, "constant", total=9, warmup=4) for i in range(5)] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert [rate_factor(i, "constant", total=9, warmup_steps=4) for i in range(5)] == [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm([4, 2, 2])])

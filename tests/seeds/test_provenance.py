@@ -9,7 +9,6 @@ import pytest
 
 from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache_check import print_info
 from seeds import provenance as module
 from seeds.generate import generate_seeds
 from seeds.provenance import git_revision, ids_sha256, package_versions, provenance
@@ -113,16 +112,13 @@ def test_the_checksum_of_a_list_of_images_depends_on_their_order():
     assert ids_sha256(["b", "a"]) != ids_sha256(["a", "b"])
 
 
-def test_a_cache_keeps_the_revision_and_goes_on_under_another(checkpoint, tmp_path, monkeypatch, capsys):
-    """The same command at another revision finds the cache finished; with another package it is refused."""
+def test_a_cache_does_not_depend_on_the_revision_but_on_packages(checkpoint, tmp_path, monkeypatch):
+    """The same command at another revision finds the cache complete; with another package it is refused."""
     monkeypatch.setattr(module, "git_revision", lambda _root: "a" * 40)
     generate_seeds(checkpoint, tmp_path / "cache")
     monkeypatch.setattr(module, "git_revision", lambda _root: "b" * 40)
     generate_seeds(checkpoint, tmp_path / "cache")
-    assert SeedCache(tmp_path / "cache").settings["git"] == "a" * 40
-    capsys.readouterr()
-    print_info(tmp_path / "cache")
-    assert json.loads(capsys.readouterr().out)["git"] == "a" * 40
-    monkeypatch.setattr(module, "package_versions", lambda *_more: {"torch": "0"})
+    assert SeedCache(tmp_path / "cache").settings["packages"] == package_versions()
+    monkeypatch.setattr("seeds.cache_job.package_versions", lambda *_more: {"torch": "0"})
     with pytest.raises(InputError, match=r"packages\.torch"):
         generate_seeds(checkpoint, tmp_path / "cache")

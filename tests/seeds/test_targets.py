@@ -97,9 +97,9 @@ def test_visual_question_answering():
 
 
 def test_the_code_of_the_docs_runs(model):
-    """The code of ``docs/cam_methods.md``, with networks of its names."""
+    """The code of ``docs/pages/reference/cam-methods.md``, with networks of its names."""
     torch.manual_seed(0)
-    page = (Path(__file__).parents[2] / "docs/cam_methods.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/pages/reference/cam-methods.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     network = torchvision.models.resnet18(num_classes=4)
     names: dict[str, Any] = {"model": network, "images": IMAGES, "targets": LABELS}

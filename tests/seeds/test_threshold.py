@@ -1,9 +1,8 @@
-"""`tag2mask seeds threshold`: other thresholds, the same bytes as a network asked again."""
+"""`tag2mask seeds threshold`: other thresholds give the cues of a new `seeds generate`."""
 
 import numpy as np
 import pytest
 
-from datamodules.fingerprints import fingerprint
 from datamodules.seed_cache import SeedCache
 from seeds.cues import label_map
 from tests.seed_caches import CacheWriter
@@ -23,23 +22,27 @@ def caches(voc, checkpoint, tmp_path_factory):
     return folder
 
 
-def test_the_same_bytes_as_a_network_asked_again(caches, tmp_path):
+def test_the_cues_of_a_new_generation(caches, tmp_path):
     words = ["--fg_threshold", "0.5", "--bg_fraction", "0.3", "--output", str(tmp_path / "new")]
     assert main(["seeds", "threshold", "--cache", str(caches / "first"), *words]) == 0
     new, first = SeedCache(tmp_path / "new"), SeedCache(caches / "first")
-    for number in range(2):
-        name = f"shard-0000{number}.safetensors"
-        assert (tmp_path / "new" / name).read_bytes() == (caches / "other" / name).read_bytes()
-    assert (new.settings["fg_threshold"], new.manifest["bg_fraction"]) == (0.5, 0.3)
-    assert new.settings["thresholded"]["from"] == fingerprint(caches / "first")
-    assert new.settings["checkpoint_sha256"] == first.manifest["checkpoint_sha256"]
+    other = SeedCache(caches / "other")
+    assert (new.ids, new.num_shards) == (other.ids, 2)
+    for name in new.ids:
+        for one, same in ((new.cues, other.cues), (new.saliency, other.saliency)):
+            np.testing.assert_array_equal(one(name), same(name))
+        for one, same in zip(new.maps(name), other.maps(name), strict=True):
+            np.testing.assert_array_equal(one, same)
+    assert (new.settings["fg_threshold"], new.settings["bg_fraction"]) == (0.5, 0.3)
+    assert new.settings["thresholded"]["cache"] == first.fingerprint
+    assert new.settings["checkpoint_sha256"] == first.settings["checkpoint_sha256"]
     assert any((new.cues(name) != first.cues(name)).any() for name in IDS)
     maps, saliency = first.maps(IDS[2]), first.saliency(IDS[2])
     assert np.array_equal(new.cues(IDS[2]), label_map(*maps, saliency, 0.5, 0.3))
     assert main(["seeds", "verify", "--cache", str(tmp_path / "new")]) == 0
 
 
-def test_pictures_left_out_stay_told(caches, tmp_path):
+def test_images_left_out_stay_recorded(caches, tmp_path):
     first = SeedCache(caches / "first")
     with CacheWriter(tmp_path / "few", first.classes, {}, left_out={"torn": "it is torn"}) as writer:
         maps = first.maps("p0")
@@ -56,10 +59,26 @@ def test_mistakes(caches, tmp_path, capsys):
         (["--cache", first, "--fg_threshold", "1"], "fg_threshold 1.0 is outside"),
         (["--cache", first, "--bg_fraction", "-0.1"], "bg_fraction -0.1 is outside"),
         (["--cache", str(tmp_path / "labels")], "has no saliency of image p0"),
-        (["--cache", str(tmp_path)], "is not a finished seed cache"),
+        (["--cache", str(tmp_path)], "is not a seed cache"),
     ):
         assert main(["seeds", "threshold", "--output", str(tmp_path / "new"), *words]) == 1
         assert says in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"labels"}
     assert main(["seeds", "threshold", "--cache", first, "--output", str(tmp_path / "labels")]) == 1
     assert "exists already" in capsys.readouterr().err
+    assert main(["seeds", "threshold", "--cache", first, "--output", first, "--overwrite=true"]) == 1
+    assert "is an input of the new seed cache" in capsys.readouterr().err
+    assert SeedCache(first).ids == tuple(IDS)
+
+
+def test_a_resumed_command(caches, tmp_path):
+    """Finished shards are kept, and the result is that of one run."""
+    words = ["seeds", "threshold", "--cache", str(caches / "first"), "--fg_threshold", "0.5"]
+    for output in ("one", "two"):
+        assert main([*words, "--output", str(tmp_path / output)]) == 0
+    (tmp_path / "two/shard-00000.safetensors").unlink()
+    kept = (tmp_path / "two/shard-00001.safetensors").stat().st_mtime_ns
+    assert main([*words, "--output", str(tmp_path / "two")]) == 0
+    assert (tmp_path / "two/shard-00001.safetensors").stat().st_mtime_ns == kept
+    for name in ("shard-00000.safetensors", "shard-00001.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

@@ -31,7 +31,7 @@ def test_boundary_is_the_authors(size):
 
 def test_boundary_is_one_for_a_perfect_prediction_and_below_iou_for_a_dented_one():
     truth = blobs(3, (150, 200), void=True)
-    perfect = torch.where(truth == 255, 2, truth)  # whatever it words of the void
+    perfect = torch.where(truth == 255, 2, truth)  # the void has any class
     assert set(compute_metrics(counts_of([(perfect, truth)]))["boundary_iou"].values()) == {1.0}
     square, dented = torch.zeros(2, 150, 200, dtype=torch.int64)
     square[20:130, 20:180] = 1

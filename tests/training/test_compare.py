@@ -26,10 +26,10 @@ def test_compare_shows_differences_from_the_first(tmp_path, capsys):
     assert run("compare", first, second / "metrics.json") == 0
     printed = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in printed.splitlines() if line.count("│") > 2}
-    assert [cell.split() for cell in rows["cat"]] == [["50.0"], ["62.5", "+12.5"]]
-    assert [cell.split() for cell in rows["background"]] == [["90.0"], ["80.0", "-10.0"]]
-    assert [cell.split() for cell in rows["[dog]"]] == [[], ["10.0"]]
-    assert [cell.split() for cell in rows["mean"]] == [["70.0"], ["50.8", "-19.2"]]
+    assert [text.split() for text in rows["cat"]] == [["50.0"], ["62.5", "+12.5"]]
+    assert [text.split() for text in rows["background"]] == [["90.0"], ["80.0", "-10.0"]]
+    assert [text.split() for text in rows["[dog]"]] == [[], ["10.0"]]
+    assert [text.split() for text in rows["mean"]] == [["70.0"], ["50.8", "-19.2"]]
     assert "differ in their split: val | train" in printed
     assert "first" in printed
     assert "second" in printed
@@ -47,9 +47,9 @@ def test_compare_of_seeds_shows_mean_and_deviation(tmp_path, capsys):
     printed = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in printed.splitlines() if line.count("│") > 2}
     spread = 100 * np.std([0.5, 0.6], ddof=1)
-    assert [cell.split() for cell in rows["cat"]] == [["55.0", "±", f"{spread:.1f}"], ["70.0", "+15.0"]]
-    assert [cell.split() for cell in rows["background"]] == [["90.0", "±", "0.0"], ["90.0", "+0.0"]]
-    assert [cell.split() for cell in rows["dog"]] == [[], ["20.0"]]
+    assert [text.split() for text in rows["cat"]] == [["55.0", "±", f"{spread:.1f}"], ["70.0", "+15.0"]]
+    assert [text.split() for text in rows["background"]] == [["90.0", "±", "0.0"], ["90.0", "+0.0"]]
+    assert [text.split() for text in rows["dog"]] == [[], ["20.0"]]
     assert "a/seed-*/val" in printed
     assert run("compare", every[0], every[0]) == 0
     assert "±" not in capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_compare_of_what_evaluate_wrote(voc, predicted_masks, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "+0.0" in printed
     assert "interval" in printed
-    assert "mind" not in printed
+    assert "note" not in printed
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def run(*words) -> int:
 
 @pytest.fixture(scope="session")
 def evaluated(checkpoint, tmp_path_factory):
-    """(folder, what `evaluate` returned), with the CRF."""
+    """Return the folder and the result of `evaluate` with the CRF."""
     folder = tmp_path_factory.mktemp("evaluated") / "new" / "folder"
     return folder, evaluate(checkpoint, output=folder, num_images=3, num_workers=0)
 
@@ -44,7 +44,7 @@ def numpy_iou(predicted, truths, classes):
     return {i: hits[i] / union[i] for i in range(classes) if union[i]}
 
 
-def test_figures_agree_with_a_count_by_hand(checkpoint, evaluated):
+def test_metrics_agree_with_a_count_by_hand(checkpoint, evaluated):
     folder, metrics = evaluated
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     trained = load_trained(checkpoint)
@@ -79,26 +79,26 @@ def test_test_agrees_with_evaluate_without_crf(voc, checkpoint, evaluated, tmp_p
 def test_the_page_holds_everything(evaluated):
     page = (evaluated[0] / "index.html").read_text()
     assert page.count("<article") == 3 + 8  # of val, and training images with cues (8 of 9)
-    assert page.count("<img class='layer prediction'") == 11
-    assert page.count("<img class='layer cues'") == 8
-    assert page.count("<img class='layer truth'") == 11
-    for title in ("Best images", "Worst images", "Images drawn by chance", "What it learned from"):
+    assert page.count('<img class="layer prediction"') == 11
+    assert page.count('<img class="layer cues"') == 8
+    assert page.count('<img class="layer truth"') == 11
+    for title in ("Best images", "Worst images", "Random images", "Training images"):
         assert title in page
     interval = evaluated[1]["miou_interval"]
-    assert f"95 % interval {100 * interval['low']:.1f} to {100 * interval['high']:.1f}" in page
+    assert f"95 % interval: {100 * interval['low']:.1f} to {100 * interval['high']:.1f}" in page
 
 
-def test_training_pictures_are_shown_where_some_have_no_mask(voc, checkpoint, cues, tmp_path):
+def test_training_images_are_shown_where_some_have_no_mask(voc, checkpoint, cues, tmp_path):
     some = tmp_path / "some"
     shutil.copytree(voc, some)
     next(iter(sorted((some / "SegmentationClass").glob("train*.png")))).unlink()
     evaluate(checkpoint, output=tmp_path / "out", root=str(some), cues=cues, num_workers=0, crf=False, num_images=0)
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("<img class='layer cues'") == 8
-    assert page.count("<img class='layer truth'") == 7
+    assert page.count('<img class="layer cues"') == 8
+    assert page.count('<img class="layer truth"') == 7
 
 
-def test_pictures_without_masks_get_a_page_and_no_figures(voc, checkpoint, tmp_path):
+def test_images_without_masks_get_a_page_and_no_metrics(voc, checkpoint, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(voc, bare)
     shutil.rmtree(bare / "SegmentationClass")
@@ -162,7 +162,7 @@ def test_a_training_image_that_cannot_be_read_is_not_shown(voc, checkpoint, cues
     (some / f"JPEGImages/{name}.jpg").write_bytes(b"no image")
     how = {"num_workers": 0, "crf": False, "num_images": 0, "cues": cues}
     metrics = evaluate(checkpoint, output=tmp_path / "out", root=str(some), **how)
-    assert (tmp_path / "out/index.html").read_text().count("<img class='layer cues'") == 7
+    assert (tmp_path / "out/index.html").read_text().count('<img class="layer cues"') == 7
     assert metrics["miou"] == evaluate(checkpoint, output=tmp_path / "other", root=str(voc), **how)["miou"]
 
 
@@ -177,7 +177,7 @@ def test_images_without_a_mask_are_shown_and_not_scored(voc, checkpoint, tmp_pat
     assert "3 of 4 images have a mask" in capsys.readouterr().out
     page = (tmp_path / "out/index.html").read_text()
     assert "<dt>images</dt><dd>3 of 4 have a mask; 0 more cannot be read</dd>" in page
-    assert "<dt>computed in</dt><dd>32-true</dd>" in page
+    assert "<dt>precision</dt><dd>32-true</dd>" in page
     (some / "ImageSets/Segmentation/val.txt").write_text("".join(f"{name}\n" for name in names if name != names[1]))
     assert evaluate(checkpoint, output=tmp_path / "other", **how)["confusion"] == metrics["confusion"]
 
@@ -214,7 +214,7 @@ def test_a_folder_of_predictions(voc, predicted_masks, tmp_path):
     assert (out / "index.html").read_text().count("<article") == 2
 
 
-def test_classes_of_predictions_go_by_their_names(voc, predicted_masks, tmp_path):
+def test_classes_of_predictions_are_matched_by_name(voc, predicted_masks, tmp_path):
     """With a classes.txt that names them backwards, indices are translated; fewer classes leave pixels out."""
     folder, ids = predicted_masks
     plain = evaluate(predictions=folder, root=str(voc), output=tmp_path / "plain", num_images=0)
@@ -230,7 +230,7 @@ def test_classes_of_predictions_go_by_their_names(voc, predicted_masks, tmp_path
     assert list(straight["iou"].items()) == list(plain["iou"].items())
 
 
-def test_what_predict_writes_scores_as_evaluate_does(voc, checkpoint, tmp_path):
+def test_masks_of_predict_score_as_evaluate_does(voc, checkpoint, tmp_path):
     photos = [voc / f"JPEGImages/{name}.jpg" for name in (voc / "ImageSets/Segmentation/val.txt").read_text().split()]
     listed = json.dumps([str(photo) for photo in photos])
     common = ("--checkpoint", checkpoint, "--crf", "false", "--num_workers", 0)

@@ -25,7 +25,7 @@ def test_worked_by_hand():
     assert found["pixel_accuracy"] == pytest.approx(4 / 7)
     assert found["mean_accuracy"] == pytest.approx((1 / 2 + 3 / 5) / 2)
     assert found["confusion"]["pixels"] == [[1, 1, 0, 0], [1, 3, 1, 0], [0] * 4, [0] * 4]
-    assert found["miou_interval"] is None  # one image words nothing of others
+    assert found["miou_interval"] is None  # one image has no interval
     assert [(pair["truth"], pair["predicted"], pair["pixels"], pair["share"]) for pair in found["confused"]] == [
         ("background", "cat", 1, 0.5), ("cat", "background", 1, 0.2), ("cat", "dog", 1, 0.2),
     ]  # fmt: skip
@@ -35,15 +35,12 @@ def test_iou_is_torchmetrics():
     """Per class and over the set; the mean over classes that occur, which torchmetrics' own mean is not."""
     pairs = [(blobs(i), blobs(i + 100, void=True)) for i in range(4)]
     settings = {"num_classes": 4, "ignore_index": 255}
-    jaccard, counts = MulticlassJaccardIndex(average=None, **settings), MulticlassConfusionMatrix(**settings)
+    jaccard, confusion = MulticlassJaccardIndex(average=None, **settings), MulticlassConfusionMatrix(**settings)
     for pred, truth in pairs:
         jaccard.update(pred[None], truth[None])
-        counts.update(pred[None], truth[None])
+        confusion.update(pred[None], truth[None])
     counts = counts_of(pairs)
-    assert counts.matrix.tolist() == counts.compute().tolist()
-    assert list(compute_metrics(counts)["iou"].values()) == pytest.approx(
-        jaccard.compute().tolist(), abs=1e-7
-    )  # float32 there
-    assert compute_metrics(counts)["miou"] == pytest.approx(
-        np.mean(list(compute_metrics(counts)["iou"].values())), abs=1e-12
-    )
+    assert counts.matrix.tolist() == confusion.compute().tolist()
+    metrics = compute_metrics(counts)
+    assert list(metrics["iou"].values()) == pytest.approx(jaccard.compute().tolist(), abs=1e-7)  # float32 there
+    assert metrics["miou"] == pytest.approx(np.mean(list(metrics["iou"].values())), abs=1e-12)

@@ -40,7 +40,7 @@ def blank_checkpoint(folder, voc, **settings):
 
 @pytest.fixture(scope="module")
 def network(voc, tmp_path_factory):
-    """A checkpoint whose encoder is dilated, with statistics of its own in its normalisation."""
+    """A checkpoint whose encoder is dilated, with statistics that differ between its normalisation layers."""
     folder = tmp_path_factory.mktemp("network")
     path = blank_checkpoint(
         folder, voc, architecture="DeepLabV3Plus", output_stride=16, network_args={"decoder_channels": 16}
@@ -108,21 +108,21 @@ print(json.dumps([json.loads(files["tag2mask.json"]), scores[1].flatten()[:50].t
 """
     words = [sys.executable, "-c", code, str(written / "net.pt")]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
-    said, scores = json.loads(done.stdout)
+    metadata, scores = json.loads(done.stdout)
     expected = load_trained(network).scores(torch.ones(2, 3, 64, 64))[1].flatten()[:50]
     assert scores == pytest.approx(expected.tolist(), abs=1e-4)
-    assert said["checkpoint_sha256"] == file_sha256(network)
-    assert (said["mean"], said["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    assert (said["size"], said["multiple"], said["any_size"]) == (64, 16, True)
+    assert metadata["checkpoint_sha256"] == file_sha256(network)
+    assert (metadata["mean"], metadata["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert (metadata["size"], metadata["multiple"], metadata["any_size"]) == (64, 16, True)
 
 
-def test_onnx_says_what_it_is(network, written):
+def test_onnx_contains_its_metadata(network, written):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(written / "net.onnx")
     onnx.checker.check_model(model)
     assert [opset.version for opset in model.opset_import if not opset.domain] == [17]
-    said = json.loads({entry.key: entry.value for entry in model.metadata_props}["tag2mask"])
-    assert said["classes"] == list(load_trained(network).classes)
+    metadata = json.loads({entry.key: entry.value for entry in model.metadata_props}["tag2mask"])
+    assert metadata["classes"] == list(load_trained(network).classes)
     shape = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     assert shape == ["batch", 3, "height", "width"]
 
@@ -130,8 +130,8 @@ def test_onnx_says_what_it_is(network, written):
 def test_smp_loads_with_its_own_function(network, written):
     """Dilated encoders need the lines of the README, which are run here as they stand there."""
     folder = written / "net"
-    said = json.loads((folder / SIDECAR).read_text())
-    assert list(said["convolutions"]) == ["encoder.features.14.conv.1.0"]  # the strided one of the dilated stage
+    metadata = json.loads((folder / SIDECAR).read_text())
+    assert list(metadata["convolutions"]) == ["encoder.features.14.conv.1.0"]  # the strided one of the dilated stage
     model = smp.from_pretrained(str(folder)).eval()
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     expected = load_trained(network).scores(images)
@@ -185,7 +185,7 @@ def test_what_cannot_be_exported(network, tmp_path, capsys, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"taken"}
 
 
-def test_largefov_is_none_of_smps(tmp_path, monkeypatch):
+def test_largefov_is_not_exported_as_smp(tmp_path, monkeypatch):
     """Without its 82 MB on disk: the refusal is by the network's kind."""
     task = SegmentationTask(["cat"], architecture="LargeFOV")
     trained = type("T", (), {"task": task, "classes": ("cat",), "size": 64})()
@@ -206,7 +206,7 @@ def test_files_that_are_no_exports(tmp_path, capsys, name):
     else:
         path.write_bytes(b"not a network")
     assert run("predict", "--checkpoint", path, "--images", tmp_path, "--output", tmp_path / "out") == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert name in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert name in message
     assert not (tmp_path / "out").exists()

@@ -25,7 +25,9 @@ def pointwise(images: torch.Tensor) -> torch.Tensor:
 def test_one_plain_view_is_the_network_alone_and_flipping_back_is_right(seed):
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(view_scores(pointwise, images, Views()), pointwise(images))
-    even = torch.nn.functional.interpolate(images[..., ::4, ::4], scale_factor=4)  # a flip moves whole cells
+    even = torch.nn.functional.interpolate(
+        images[..., ::4, ::4], scale_factor=4
+    )  # a flip moves whole positions of the grid
     flipped = view_scores(pointwise, even, Views(flip=True)).softmax(1)
     torch.testing.assert_close(flipped, pointwise(even).softmax(1))
 
@@ -52,7 +54,7 @@ def test_scales_that_are_none(scales):
         Views(scales)
 
 
-def test_a_network_of_one_size_says_so():
+def test_a_network_of_one_size_is_named():
     def rigid(images):
         assert images.shape[-1] == 32
         return pointwise(images)

@@ -90,7 +90,7 @@ def test_each_mask_is_written_as_it_is_done_and_each_photo_read_once(checkpoint,
     read_image = dataset.read_image
 
     def counted(path):
-        read.append((path.name, len(list(out.glob("*.png")))))
+        read.append((Path(path).name, len(list(out.glob("*.png")))))
         return read_image(path)
 
     monkeypatch.setattr(dataset, "read_image", counted)
@@ -103,7 +103,7 @@ def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):
     shutil.copy(photos / "a.jpg", photos / "a.png")
     with pytest.raises(InputError, match=r"a\.jpg and .*a\.png"):
         predict(checkpoint, [photos], out)
-    with pytest.raises(InputError, match="no photo"):
+    with pytest.raises(InputError, match="no image"):
         predict(checkpoint, [tmp_path / "photos" / ".."], out)
     with pytest.raises(InputError, match=r"nowhere\.jpg"):
         predict(checkpoint, [tmp_path / "nowhere.jpg"], out)

@@ -8,17 +8,18 @@ import torch
 from torch.nn import functional
 
 from datamodules.files import file_sha256
-from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize, read_image
+from datamodules.sample import multi_hot
 from datamodules.seed_cache import NO_CUE, SeedCache
-from seeds.making.asking import Seed
-from seeds.making.batches import ImageBatch, resized
+from datamodules.transforms import Transform
+from seeds.cache_job import Seed
+from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
 from tests.training.conftest import SIZE, data_of
 from tests.training.fits import fit
 from training.cli import main
-from training.inference import load_trained
-from training.pseudo_labels import predicted, pseudo_label, pseudo_label_map
+from training.inference import Views, load_trained
+from training.pseudo_labels import PseudoLabelModule, pseudo_label
 
 
 class Scores(torch.nn.Module):
@@ -30,17 +31,17 @@ class Scores(torch.nn.Module):
 
 def test_absent_classes_are_left_out_of_the_softmax():
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    labels = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    batch = ImageBatch(0, ["a", "b"], labels, [images], (2, 2), {})
-    first, second = predicted(Scores(), batch, flip=False)
-    scores = functional.avg_pool2d(normalize(images), 4).double()
+    images = normalize(torch.randint(0, 256, (2, 3, 8, 8), generator=generator, dtype=torch.uint8))
+    batch = {"id": ["a", "b"], "image": images, "labels": torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
+    first, second = PseudoLabelModule(Scores(), Views(), (2, 2), crf=False).predict_seeds(batch)
+    scores = functional.avg_pool2d(images, 4).double()
     expected = scores[0, :2].exp() / scores[0, :2].exp().sum(0)
     np.testing.assert_allclose(first.maps, expected[1:], rtol=1e-5)
     np.testing.assert_allclose(second.maps, scores[1].softmax(0)[1:], rtol=1e-5)
     assert (first.classes.tolist(), second.classes.tolist()) == ([0], [0, 1])
-    # a network that looks at each cell by itself says the same of a mirrored image
-    for one, other in zip(predicted(Scores(), batch, flip=True), (first, second), strict=True):
+    # a network that looks at each position alone predicts the same for a mirrored image
+    mirrored = PseudoLabelModule(Scores(), Views(flip=True), (2, 2), crf=False).predict_seeds(batch)
+    for one, other in zip(mirrored, (first, second), strict=True):
         np.testing.assert_allclose(one.maps, other.maps, rtol=1e-5)
 
 
@@ -49,11 +50,15 @@ def seed_of(maps):
     return Seed("a", classes, np.asarray(maps, np.float32), None, torch.zeros(3, 16, 16, dtype=torch.uint8))
 
 
+def label_map(seed, *, crf=False, min_confidence=0.0):
+    return PseudoLabelModule(Scores(), Views(), (2, 2), min_confidence, crf=crf).cues(seed)
+
+
 def test_labels_by_hand():
     seed = seed_of([[[0.75, 0.25], [0.5, 0.0]], [[0.0, 0.25], [0.25, 0.125]]])  # background 0.25 0.5 / 0.25 0.875
-    assert pseudo_label_map(seed, crf=False, min_confidence=0.0).tolist() == [[1, 0], [1, 0]]
-    assert pseudo_label_map(seed, crf=False, min_confidence=0.7).tolist() == [[1, NO_CUE], [NO_CUE, 0]]
-    assert pseudo_label_map(seed_of(np.zeros((0, 2, 2))), crf=False, min_confidence=0.5).tolist() == [[0, 0], [0, 0]]
+    assert label_map(seed, crf=False, min_confidence=0.0).tolist() == [[1, 0], [1, 0]]
+    assert label_map(seed, crf=False, min_confidence=0.7).tolist() == [[1, NO_CUE], [NO_CUE, 0]]
+    assert label_map(seed_of(np.zeros((0, 2, 2))), crf=False, min_confidence=0.5).tolist() == [[0, 0], [0, 0]]
 
 
 def test_the_crf_follows_the_picture():
@@ -63,8 +68,8 @@ def test_the_crf_follows_the_picture():
     picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
     picture[:, :, :20] = 255
     seed = Seed("a", np.array([1]), maps.astype(np.float32), None, picture)
-    assert (pseudo_label_map(seed, crf=False, min_confidence=0.0) == 2).sum() == 32
-    found = pseudo_label_map(seed, crf=True, min_confidence=0.0)
+    assert (label_map(seed, crf=False, min_confidence=0.0) == 2).sum() == 32
+    found = label_map(seed, crf=True, min_confidence=0.0)
     assert (found[:, :5] == 2).all()
     assert (found[:, 5:] == 0).all()
 
@@ -100,23 +105,32 @@ def test_another_setting_is_refused_by_name(labels, checkpoint, voc, tmp_path, c
         assert f"exists already, made with {setting} " in capsys.readouterr().err
 
 
+def labelled(voc):
+    """The training samples and their labels (N, C)."""
+    data = data_of(voc)
+    samples = data.samples("train")
+    return samples, multi_hot(samples, data.classes)
+
+
 def test_every_option_counts(labels, voc, checkpoint, tmp_path):
     """A cache of other options beside what the same network says, asked here view by view."""
     given = {"scales": (1.0, 1.5), "flip": True, "crf": False, "min_confidence": 0.5, "size": 32}
-    pseudo_label(checkpoint, tmp_path / "c", **given, num_workers=0, accelerator="cpu")
+    pseudo_label(checkpoint, tmp_path / "c", **given, job=JobOptions(num_workers=0, accelerator="cpu"))
     cache, trained = SeedCache(tmp_path / "c"), load_trained(checkpoint)
-    photos = data_of(voc).photos("train")
-    index = next(i for i, own in enumerate(photos.labels) if own.sum() > 1)
-    absent = torch.tensor([False, *(photos.labels[index] == 0)])
+    samples, labels = labelled(voc)
+    index = next(i for i, own in enumerate(labels) if own.sum() > 1)
+    absent = torch.tensor([False, *(labels[index] == 0)])
     found = []
-    for size in (32, 48):
-        image = normalize(resized(read_image(photos.images[index]), size)[None])
+    image = Transform(32)(read_image(samples[index].image))["image"]
+    read = normalize(torch.from_numpy(image).permute(2, 0, 1)[None])
+    for size in (32, 48):  # scaled from the image as it was read
+        image = functional.interpolate(read, (size, size), mode="bilinear", antialias=True)
         for mirrored in (False, True):
             scores = trained.scores(image.flip(-1) if mirrored else image)[0].masked_fill(absent[:, None, None], -1e9)
             probs = (scores.flip(-1) if mirrored else scores).softmax(0)[None]
             found.append(functional.interpolate(probs, (8, 8), mode="bilinear")[0])
     probs = torch.stack(found).mean(0)
-    name = photos.ids[index]
+    name = samples[index].id
     np.testing.assert_allclose(cache.maps(name)[1], probs[~absent][1:], atol=2e-3)
     wanted = np.where(probs.amax(0) < 0.5, NO_CUE, probs.argmax(0))
     assert (cache.cues(name) == wanted).mean() > 0.95
@@ -125,7 +139,7 @@ def test_every_option_counts(labels, voc, checkpoint, tmp_path):
 
 
 def test_the_crf_is_asked_for(labels, checkpoint, tmp_path):
-    pseudo_label(checkpoint, tmp_path / "c", crf=False, num_workers=0, shard_size=4, accelerator="cpu")
+    pseudo_label(checkpoint, tmp_path / "c", crf=False, job=JobOptions(num_workers=0, shard_size=4, accelerator="cpu"))
     plain, smoothed = SeedCache(tmp_path / "c"), SeedCache(labels)
     assert any((plain.cues(name) != smoothed.cues(name)).any() for name in plain.ids)
     for name in plain.ids:
@@ -134,25 +148,25 @@ def test_the_crf_is_asked_for(labels, checkpoint, tmp_path):
 
 def test_a_cache_of_the_networks_own_labels(labels, voc, checkpoint):
     cache, trained = SeedCache(labels), load_trained(checkpoint)
-    photos = data_of(voc).photos("train")
-    assert cache.ids == photos.ids
+    samples, labels_of_images = labelled(voc)
+    assert cache.ids == tuple(sample.id for sample in samples)
     assert cache.settings["checkpoint_sha256"] == file_sha256(checkpoint)
-    assert cache.settings["grid"] == [SIZE // 4, SIZE // 4]
-    for name, own in zip(photos.ids, photos.labels, strict=True):
+    assert cache.cues(cache.ids[0]).shape == (SIZE // 4, SIZE // 4)
+    for name, own in zip(cache.ids, labels_of_images, strict=True):
         present = np.flatnonzero(own)
         assert cache.maps(name)[0].tolist() == present.tolist()
         assert set(np.unique(cache.cues(name))) <= {0, *(present + 1)}
-    index = next(i for i, own in enumerate(photos.labels) if own.sum() == 1)
-    warped = data_of(voc).eval_loader(photos.subset([index]))
-    scores = trained.scores(next(iter(warped))["image"])[0]
-    keep = torch.tensor([True, *(photos.labels[index] > 0)])
+    index = next(i for i, own in enumerate(labels_of_images) if own.sum() == 1)
+    loader = data_of(voc).eval_loader([samples[index]])
+    scores = trained.scores(next(iter(loader))["image"])[0]
+    keep = torch.tensor([True, *(labels_of_images[index] > 0)])
     probs = functional.interpolate(scores[keep].softmax(0)[None], (SIZE // 4, SIZE // 4), mode="bilinear")[0, 1:]
-    np.testing.assert_allclose(cache.maps(photos.ids[index])[1], probs, atol=2e-3)
+    np.testing.assert_allclose(cache.maps(cache.ids[index])[1], probs, atol=2e-3)
 
 
 def test_it_is_trained_on_again(labels, voc, checkpoint, tmp_path, capsys):
     words = ["--model.expand_weight=0", "--model.constrain_weight=0", "--data.cue_stride=4"]
-    assert fit(voc, labels, tmp_path / "again", *words, f"--data.cues_made_by={checkpoint}") == 0
+    assert fit(voc, labels, tmp_path / "again", *words, f"--data.cues_checkpoint={checkpoint}") == 0
     assert main(["seeds", "evaluate", "--cache", str(labels), "--output", str(tmp_path / "quality")]) == 0
     assert "coverage" in capsys.readouterr().out
 
@@ -169,14 +183,14 @@ def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
     words += ["--accelerator", "cpu", "--consensus"]
     assert main([*words, str(tmp_path / "other")]) == 0
     new, other = SeedCache(tmp_path / "new"), SeedCache(tmp_path / "other")
-    assert new.settings["consensus"] == fingerprint(tmp_path / "other")
+    assert new.settings["consensus"] == other.fingerprint
     for name in first.ids:
         coarse = other.cues(name).repeat(2, axis=0).repeat(2, axis=1)
         assert np.array_equal(new.cues(name), np.where(first.cues(name) == coarse, first.cues(name), NO_CUE))
         assert (new.cues(name)[SIZE // 8 :] == NO_CUE).all()
     with CacheWriter(tmp_path / "lacking", first.classes, {}) as writer:
         writer.add(first.ids[0], first.cues(first.ids[0]))
-    for bad, says in (("lacking", "lacks"), ("nothing", "is not a finished seed cache")):
+    for bad, says in (("lacking", "lacks"), ("nothing", "is not a seed cache")):
         assert main([*words, str(tmp_path / bad), "--overwrite", "true"]) == 1
         assert says in capsys.readouterr().err
 

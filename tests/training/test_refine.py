@@ -3,19 +3,22 @@
 import numpy as np
 import torch
 
-from datamodules.fingerprints import fingerprint
 from datamodules.images import normalize
+from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
+from seeds.cache_job import Seed
 from seeds.checkpoints import load_task
-from seeds.making.asking import Seed
-from seeds.making.batches import ImageBatch
-from seeds.refine import refined_label_map, walked
+from seeds.refine import RandomWalkModule
 from tests.seed_caches import CacheWriter
 from tests.training.conftest import data_of
 from tests.training.fits import fit
 from training.cli import main
+
+
+def refined_label_map(seed, *, fg_threshold, crf):
+    return RandomWalkModule(torch.nn.Identity(), None, (8, 8), {}, fg_threshold, crf=crf).cues(seed)
 
 
 def test_labels_by_hand():
@@ -27,7 +30,7 @@ def test_labels_by_hand():
     assert refined_label_map(none, fg_threshold=0.3, crf=True).tolist() == [[0, 0], [0, 0]]
 
 
-def test_the_crf_follows_the_picture():
+def test_the_crf_follows_the_image():
     maps = np.zeros((1, 8, 8), np.float32)
     maps[0, :, :4] = 1
     picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
@@ -53,15 +56,17 @@ class Edges(torch.nn.Module):
         return grey * torch.linspace(0.2, 0.9, grey.shape[-1])
 
 
-def test_each_picture_walks_with_its_own_maps_and_boundary(tmp_path):
+def test_each_image_walks_with_its_own_maps_and_boundary(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     maps = generator.random((3, 4, 4), dtype=np.float32)
     with CacheWriter(tmp_path / "c", ["x", "y", "z"], {}) as writer:
         writer.add("a", np.zeros((4, 4), np.uint8), map_classes=np.array([0, 2]), maps=maps[:2])
         writer.add("b", np.zeros((4, 4), np.uint8), map_classes=np.array([1]), maps=maps[2:])
     images = torch.from_numpy(generator.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
-    batch = ImageBatch(0, ["a", "b"], torch.tensor([[1.0, 0, 1], [0, 1, 0]]), [images], (16, 16), {})
-    found = walked(Edges(), batch, start=SeedCache(tmp_path / "c"), walk=lambda own, edge: own + 10 * edge)
+    batch = {"id": ["a", "b"], "labels": torch.tensor([[1.0, 0, 1], [0, 1, 0]]), "image": normalize(images)}
+    monkeypatch.setattr("seeds.refine.random_walk", lambda own, edge, factor: own + factor * edge)
+    module = RandomWalkModule(Edges(), SeedCache(tmp_path / "c"), (16, 16), {"factor": 10}, 0.25, crf=False)
+    found = module.predict_seeds(batch)
     grey = torch.nn.functional.avg_pool2d(normalize(images), 4).mean(1).sigmoid().double().numpy()
     ramp = np.linspace(0.2, 0.9, 8)
     boundary = torch.from_numpy(grey * (ramp + ramp[::-1]) / 2)  # of the image and its mirror image
@@ -104,12 +109,12 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
         SeedCache(cues), tmp_path / "set out", maps_of=lambda _name, own, maps: (own, uneven(generator, maps))
     )
     assert refine(varied, boundaries, tmp_path / "walked", *words) == 0
-    new, old, photos = SeedCache(tmp_path / "walked"), SeedCache(varied), data_of(voc).photos("train", labels=False)
-    assert new.ids == photos.ids
-    assert (new.settings["steps"], new.manifest["cache"]) == (8, fingerprint(varied))
+    new, old, samples = SeedCache(tmp_path / "walked"), SeedCache(varied), data_of(voc).samples("train")
+    assert new.ids == tuple(sample.id for sample in samples)
+    assert (new.settings["steps"], new.settings["cache"]) == (8, old.fingerprint)
     task = load_task(boundaries, AffinityTask)
-    name = photos.ids[4]
-    image = next(iter(data_of(voc).eval_loader(photos.subset([4]))))["image"]
+    name = samples[4].id
+    image = next(iter(data_of(voc).eval_loader([samples[4]])))["image"]
     with torch.no_grad():
         boundary = ((task(image) + task(image.flip(-1)).flip(-1)) / 2)[0].numpy()
     classes, maps = old.maps(name)
@@ -138,7 +143,7 @@ def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
         ((cues, boundaries, "--radius", "1"), "radius 1"), ((cues, boundaries, "--size", "-8"), "size must be"),
         ((cues, boundaries, "--beta", "0"), "beta 0.0"),
         ((cues, checkpoint), "checkpoint of a segmentation; one of a boundary network"),
-        ((tmp_path / "lacking", boundaries), "lacks"), ((tmp_path / "none", boundaries), "is not a finished seed"),
+        ((tmp_path / "lacking", boundaries), "lacks"), ((tmp_path / "none", boundaries), "is not a seed cache"),
     ):  # fmt: skip
         assert refine(given[0], given[1], tmp_path / "out", *given[2:]) == 1
         assert says in capsys.readouterr().err
@@ -154,7 +159,7 @@ def test_labels_only_have_no_maps_to_walk(cues, boundaries, tmp_path, capsys):
     assert "has no maps" in capsys.readouterr().err
 
 
-def test_pictures_left_out_stay_so(cues, boundaries, checkpoint, tmp_path, capsys):
+def test_images_left_out_stay_so(cues, boundaries, checkpoint, tmp_path, capsys):
     """They could not be read when the first cache was made, and now they can."""
     old = SeedCache(cues)
     lost = {old.ids[1]: "it was on the moon"}
@@ -178,7 +183,8 @@ def test_pictures_left_out_stay_so(cues, boundaries, checkpoint, tmp_path, capsy
 
 def test_the_tags_of_today_decide(cues, boundaries, voc, tmp_path, capsys):
     """Maps of classes that an image is not tagged with stay behind; without the map of one that it is, none walks."""
-    old, photos = SeedCache(cues), data_of(voc).photos("train")
+    old, data = SeedCache(cues), data_of(voc)
+    labels = multi_hot(data.samples("train"), data.classes)
     number = len(old.classes)
 
     def more(_name, _classes, maps):
@@ -187,7 +193,7 @@ def test_the_tags_of_today_decide(cues, boundaries, voc, tmp_path, capsys):
     copied(old, tmp_path / "more", maps_of=more)
     assert refine(tmp_path / "more", boundaries, tmp_path / "walked", "--steps", "2", "--crf", "false") == 0
     new = SeedCache(tmp_path / "walked")
-    for name, own in zip(photos.ids, photos.labels, strict=True):
+    for name, own in zip(new.ids, labels, strict=True):
         assert new.maps(name)[0].tolist() == np.flatnonzero(own).tolist()
 
     def other(_name, classes, maps):
@@ -200,17 +206,18 @@ def test_the_tags_of_today_decide(cues, boundaries, voc, tmp_path, capsys):
 
 def test_maps_belong_to_class_ids_not_to_an_order(voc, boundaries, tmp_path):
     """Imported maps, refined and trained on: another order of the classes changes names of classes and nothing else."""
-    photos = data_of(voc).photos("train")
-    names = photos.classes
+    data = data_of(voc)
+    names, samples = data.classes, data.samples("train")
+    ids, labels = [sample.id for sample in samples], multi_hot(samples, data.classes)
     order = [names[i] for i in (3, 1, 4, 0, 2)]
     generator = np.random.default_rng(2)
     (tmp_path / "irn").mkdir()
     (tmp_path / "irn/classes.txt").write_text("".join(f"{name}\n" for name in names))
-    for name, own in zip(photos.ids, photos.labels, strict=True):
+    for name, own in zip(ids, labels, strict=True):
         classes = np.flatnonzero(own)
         maps = generator.random((len(classes), 8, 8), dtype=np.float32) ** 4
         np.save(tmp_path / "irn" / f"{name}.npy", {"keys": classes, "cam": maps}, allow_pickle=True)
-    assert (photos.labels.sum(1) > 1).any()  # an image of one class cannot have its maps exchanged
+    assert (labels.sum(1) > 1).any()  # an image of one class cannot have its maps exchanged
     content = torch.load(boundaries, weights_only=True)
     found = {}
     for key, classes in (("same", list(names)), ("other", order)):
@@ -227,7 +234,7 @@ def test_maps_belong_to_class_ids_not_to_an_order(voc, boundaries, tmp_path):
         batch = next(iter(data.train_dataloader()))
         found[key] = SeedCache(refined), batch
     back = np.array([0, *(names.index(name) + 1 for name in order)] + [255] * 250, np.uint8)
-    for name in photos.ids:
+    for name in ids:
         classes, maps = found["same"][0].maps(name)
         others, other_maps = found["other"][0].maps(name)
         place = {order[i]: row for row, i in enumerate(others)}

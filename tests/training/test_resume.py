@@ -31,7 +31,13 @@ def train(voc, cues, folder, *words, dies_at=-1):
     """Train three epochs of SEC in its own process, on one thread; dropout and augmentation are on."""
     arguments = [
         *("fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder}", "--model.weights=none"),
-        *(f"--data.root={voc}", f"--data.cues={cues}", "--data.cues_checkpoint=null", "--data.size=64", "--data.cue_stride=8"),
+        *(
+            f"--data.root={voc}",
+            f"--data.cues={cues}",
+            "--data.cues_checkpoint=null",
+            "--data.size=64",
+            "--data.cue_stride=8",
+        ),
         *("--data.train=9", "--data.val=4", "--data.image_size=96"),  # as the fixture `voc` writes it
         *("--data.batch_size=3", "--data.num_workers=2", f"--trainer.max_epochs={EPOCHS}", "--trainer.accelerator=cpu"),
         *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"),

@@ -1,6 +1,7 @@
 """`tag2mask compare`: several evaluations side by side."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,6 @@ __all__ = ["compare"]
 MEANS = {"mean": "miou", "boundary mean": "boundary_miou", "pixel accuracy": "pixel_accuracy"}
 COMPARABLE = ("split", "images", "classes")  # results that differ in one of these are not comparable
 
-Group = Sequence[dict[str, Any]]
-
 
 def compare(*results: Path, mean: bool = False) -> None:
     """Print the IoU of several evaluations side by side, with the differences from the first in percentage points.
@@ -36,19 +35,19 @@ def compare(*results: Path, mean: bool = False) -> None:
     if mean:  # a file that is given twice counts once
         files = list(dict.fromkeys(path.resolve() for path in files))
     every = [_read_metrics(path) for path in files]
-    columns: list[tuple[Path, Group]] = [(path, [metrics]) for path, metrics in zip(files, every, strict=True)]
-    if mean:
-        groups: dict[Path, list[dict[str, Any]]] = {}
-        for path, metrics in zip(files, every, strict=True):
-            pattern = Path(*(re.sub(r"^seed-\d+$", "seed-*", part) for part in path.parts))
-            groups.setdefault(pattern, []).append(metrics)
-        columns = list(groups.items())
+    groups: dict[tuple[Path, int], list[dict[str, Any]]] = {}
+    for index, (path, metrics) in enumerate(zip(files, every, strict=True)):
+        pattern = Path(*(re.sub(r"^seed-\d+$", "seed-*", part) for part in path.parts))
+        groups.setdefault((pattern, 0) if mean else (path, index), []).append(metrics)
 
     table = Table("class", title="IoU, per cent, and difference from the first")
-    for title in _titles([path for path, _ in columns]):
-        table.add_column(Text(title), justify="right", overflow="fold")
-    compared = [group for _, group in columns]
-    for name in dict.fromkeys(name for group in compared for metrics in group for name in metrics["iou"]):
+    resolved = [path.resolve() for path, _ in groups]
+    folders = [path.parent if path.name == "metrics.json" else path for path in resolved]
+    shared = os.path.commonpath([folder.parent for folder in folders])
+    for folder in folders:
+        table.add_column(Text(folder.relative_to(shared).as_posix()), justify="right", overflow="fold")
+    compared = list(groups.values())
+    for name in dict.fromkeys(name for metrics in every for name in metrics["iou"]):
         table.add_row(Text(name), *_columns([[metrics["iou"].get(name) for metrics in group] for group in compared]))
     table.add_section()
     for title, key in MEANS.items():
@@ -105,12 +104,3 @@ def _columns(values: Sequence[Sequence[float | None]]) -> list[str]:
         difference = "" if index == 0 or first is None else f" {100 * (mean - first):+.1f}"
         texts.append(f"{100 * mean:.1f}{spread}{difference}")
     return texts
-
-
-def _titles(files: Sequence[Path]) -> list[str]:
-    """Return the files' folders without their common beginning."""
-    folders = [path.resolve().parent.parts if path.name == "metrics.json" else path.resolve().parts for path in files]
-    shared = 0
-    while all(len(parts) > shared + 1 for parts in folders) and len({parts[shared] for parts in folders}) == 1:
-        shared += 1
-    return ["/".join(parts[shared:]) for parts in folders]

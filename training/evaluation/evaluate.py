@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
-from datamodules.class_names import IGNORE, mask_lut, read_classes
+from datamodules.class_names import IGNORE, mask_lut, read_classes, voc_classes
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, write_atomically
 from datamodules.images import read_image
@@ -21,7 +21,7 @@ from datamodules.sample import Sample
 from datamodules.sampling import evenly
 from datamodules.seed_cache import SeedCache
 from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, readable
-from datamodules.voc import VOCDataModule, voc_classes
+from datamodules.voc import VOCDataModule
 from seeds.precision import Precision
 from training import inference
 from training.evaluation.evaluation_table import compute_metrics, metrics_csv, print_metrics
@@ -264,8 +264,8 @@ def _cue_cache(cues: Path | None, trained: Trained | None, classes: Sequence[str
                 f"the seed cache {cues} has the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
             )
         return cache
-    stored = trained.data.get("cues") if trained else None
-    with suppress(InputError):
-        cache = SeedCache(stored) if stored else None
-        return cache if cache and tuple(cache.classes) == tuple(classes) else None
+    if trained is not None and trained.data.get("cues") is not None:
+        with suppress(InputError):
+            cache = SeedCache(trained.data["cues"])
+            return cache if tuple(cache.classes) == tuple(classes) else None
     return None

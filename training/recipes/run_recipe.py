@@ -33,6 +33,7 @@ from rich.text import Text
 from datamodules.errors import InputError, UsageError
 from datamodules.files import differences, file_sizes, folder_fingerprint, write_atomically
 from datamodules.progress import duration
+from datamodules.seed_cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.command_process import run_process
 from training.parsers import config_path
@@ -322,7 +323,7 @@ class Runner:
             path, found = Path(value).expanduser(), None
             try:
                 if path.resolve() not in Path.cwd().parents:
-                    found = folder_fingerprint(path, self.output)
+                    found = cache_fingerprint(path) or folder_fingerprint(path, self.output)
             except PermissionError as error:
                 raise InputError(f"{error.filename or path} cannot be read: {error.strerror}") from error
             except (OSError, ValueError):  # the value cannot be the name of a file

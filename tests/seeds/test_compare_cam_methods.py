@@ -1,4 +1,4 @@
-"""Methods put to the test by `tag2mask seeds evaluate --faithfulness`."""
+"""CAM methods compared by `tag2mask seeds evaluate --faithfulness`."""
 
 import json
 
@@ -9,49 +9,48 @@ import torch
 from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.masks import read_mask
-from datamodules.voc import voc_photos
-from seeds.evaluation import compare_cam_methods as trials
+from seeds.evaluation.compare_cam_methods import compare_cam_methods
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
-from seeds.explainer import Explainer, names_of
+from seeds.explainer import Explainer
 from tests.seed_caches import CacheWriter
-from tests.seeds.conftest import IDS
+from tests.seeds.conftest import IDS, data_of
 
 
 @pytest.fixture
 def cache(voc, checkpoint, tmp_path):
     path = tmp_path / "cache"
-    manifest = {"data": {"root": str(voc), "train_split": "train"}, "checkpoint": str(checkpoint)}
-    with CacheWriter(path, ("red", "blue"), manifest) as writer:
+    inputs = {"data": {"root": str(voc), "train_split": "train"}, "checkpoint": str(checkpoint)}
+    with CacheWriter(path, ("red", "blue"), {}, inputs=inputs) as writer:
         for name in IDS:
             writer.add(name, read_mask(voc / f"SegmentationClass/{name}.png"))
     return path
 
 
-def test_every_figure_of_every_method(cache, capsys):
+def test_every_metric_of_every_method(cache, capsys):
     metrics = evaluate_seeds(cache, faithfulness="gradcam, gradient", num_images=1)
     assert json.loads((cache / "metrics.json").read_text()) == metrics
     found = metrics["faithfulness"]
     assert (found["images"], found["size"], list(found["methods"])) == (1, 64, ["gradcam", "gradient"])
-    for figures in found["methods"].values():
-        assert figures["pairs"] == 1  # the first image shows red alone
-        assert set(figures["pointing_by_class"]) == {"red"}
+    for own in found["methods"].values():
+        assert own["pairs"] == 1  # the first image shows red alone
+        assert set(own["pointing_by_class"]) == {"red"}
         fractions = ["pointing", "localization_error_top1", "localization_error_top5", "localization_error_given",
                      "deletion", "insertion", "energy_inside", "miou_fixed", "miou_oracle"]  # fmt: skip
-        assert all(0 <= figures[key] <= 1 for key in fractions)
-        assert -1 <= figures["occlusion_rank_correlation"] <= 1
+        assert all(0 <= own[key] <= 1 for key in fractions)
+        assert -1 <= own["occlusion_rank_correlation"] <= 1
     assert "methods on 1 images" in capsys.readouterr().out
     assert "faithfulness" not in evaluate_seeds(cache)
 
 
 class Oracle(Explainer):
-    """Knows the masks: its maps are the masks themselves, and its scores count the pixels of a class's colour."""
+    """Its maps are the masks themselves, and its scores count the pixels of a class's colour."""
 
     def __init__(self, voc):
         self.classes, self.size, self.methods = ("red", "blue"), 64, {"truth": None, "lie": None}
         self.truth = None
         self._masks = [read_mask(voc / f"SegmentationClass/{name}.png") for name in IDS]
 
-    def see(self, image):
+    def preprocess(self, image):
         self.truth = next(mask for mask in self._masks if mask.shape == image.shape[:2])
         small = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 128 - 1
         return torch.nn.functional.interpolate(small, (64, 64))[0]
@@ -61,17 +60,17 @@ class Oracle(Explainer):
         count = torch.stack([(red - torch.maximum(green, blue) > 0.5), (blue - torch.maximum(green, red) > 0.5)], 1)
         return count.float().sum((2, 3)) / 50 - 2
 
-    def heats(self, method, _image, classes, _shape):
+    def cams(self, method, _image, classes, _shape):
         inside = np.stack([self.truth == c + 1 for c in classes]).astype(np.float32)
         return inside if method == "truth" else 1 - inside
 
 
-def test_heats_lie_where_their_maps_cells_lie(voc, checkpoint):
-    """Bilinear between the centres of cells, at the image's own size; nothing below 0."""
+def test_cams_are_resized_bilinearly(voc, checkpoint):
+    """Bilinear between the centres of positions, at the image's own size; nothing below 0."""
     explainer = Explainer(checkpoint, ["gradcam"])
-    image = explainer.see(read_image(voc / "JPEGImages/p2.jpg"))
+    image = explainer.preprocess(read_image(voc / "JPEGImages/p2.jpg"))
     maps = explainer.maps("gradcam", image, [1, 0])
-    found = explainer.heats("gradcam", image, [1, 0], (50, 70))
+    found = explainer.cams("gradcam", image, [1, 0], (50, 70))
     wanted = torch.nn.functional.interpolate(maps[None], (50, 70), mode="bilinear", align_corners=False)[0]
     np.testing.assert_allclose(found, wanted.detach().clamp(min=0), rtol=1e-5, atol=1e-8)
     assert found.shape == (2, 50, 70)
@@ -79,15 +78,15 @@ def test_heats_lie_where_their_maps_cells_lie(voc, checkpoint):
 
 
 def test_the_truth_wins(voc):
-    photos = voc_photos(voc, "train", labels=None)
-    found = trials.try_methods(Oracle(voc), photos, 0.2, range(6))
+    data = data_of(voc)
+    found = compare_cam_methods(Oracle(voc), data.samples("train", tags=False), data.mask_lut, 0.2)
     truth, lie = found["truth"], found["lie"]
     assert (truth["pointing"], truth["energy_inside"], truth["miou_fixed"]) == (1, 1, 1)
     assert (truth["localization_error_top1"], truth["localization_error_given"]) == (0, 0)
     assert (lie["energy_inside"], lie["miou_fixed"]) == (0, pytest.approx(0, abs=0.01))
     assert lie["localization_error_given"] == 1
     assert truth["deletion"] < lie["deletion"] - 0.2
-    assert all(0 < figures[name] < 1 for figures in (truth, lie) for name in ("deletion", "insertion"))
+    assert all(0 < own[name] < 1 for own in (truth, lie) for name in ("deletion", "insertion"))
     assert truth["occlusion_rank_correlation"] > 0.3 > -0.3 > lie["occlusion_rank_correlation"]
     assert truth["pairs"] == 8
     assert truth["pointing_difficult"] == 1  # both classes, each small, in two images
@@ -95,14 +94,10 @@ def test_the_truth_wins(voc):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"faithfulness": "gradcamm"}, "did you mean 'gradcam'"), ({"checkpoint": "/no/where"}, "no checkpoint"),
+    [({"faithfulness": "gradcamm"}, "did you mean gradcam"), ({"checkpoint": "/no/where"}, "no checkpoint"),
      ({"num_images": 0}, "num_images 0 is not")],
 )  # fmt: skip
 def test_bad_input(cache, options, words):
     with pytest.raises(InputError, match=words):
         evaluate_seeds(cache, **{"faithfulness": "gradcam"} | options)
     assert not (cache / "metrics.json").exists()
-
-
-def test_names():
-    assert names_of("a, b,") == names_of(["a", "b"]) == ["a", "b"]

@@ -1,3 +1,5 @@
+"""The confusion matrix against sets of pixels, and refused input."""
+
 import numpy as np
 import pytest
 import torch

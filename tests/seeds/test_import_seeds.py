@@ -50,12 +50,13 @@ def test_there_and_back(cache, form, tmp_path):
     export_seeds(back.path, tmp_path / "again", form)
     for path in (tmp_path / "out").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
-    manifest = back.manifest
-    assert (manifest["method"], manifest["source_format"], manifest["source"]) == ("imported", form, source.name)
-    assert manifest["packages"]["numpy"] == np.__version__
-    assert manifest["images_sha256"] == hashlib.sha256(b"a\nb\nc\nd").hexdigest()
+    settings = back.settings
+    assert (settings["method"], settings["source_format"]) == ("imported", form)
+    assert back.inputs["seeds"] == str(source)
+    assert settings["packages"]["numpy"] == np.__version__
+    assert settings["ids_sha256"] == hashlib.sha256(b"a\nb\nc\nd").hexdigest()
     if form == "sec":
-        assert manifest["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+        assert settings["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
 
 
 def sec_file(folder, cues, labels=(1, 2, 3)):
@@ -112,7 +113,7 @@ def test_irn_by_hand(tmp_path):
     np.testing.assert_allclose(found, maps[1:], rtol=1e-3)
 
 
-def test_irn_without_any_class_says_nothing(tmp_path):
+def test_irn_without_any_class_gives_no_cue(tmp_path):
     (tmp_path / "npy").mkdir()
     np.save(tmp_path / "npy/x.npy", {"keys": np.zeros(0, int), "cam": np.zeros((0, 3, 3), np.float32)})
     import_seeds(tmp_path / "npy", tmp_path / "cache", "irn", grid=3)
@@ -122,7 +123,7 @@ def test_irn_without_any_class_says_nothing(tmp_path):
 def test_to_irn_and_back(voc, tmp_path):
     generator = np.random.default_rng(0)
     settings = {"root": str(voc), "train_split": "train", "num_workers": 0}
-    with CacheWriter(tmp_path / "cache", ("red", "blue"), {"data": settings}) as writer:
+    with CacheWriter(tmp_path / "cache", ("red", "blue"), {}, inputs={"data": settings}) as writer:
         for name in IDS:
             maps = generator.random((2, 6, 6), np.float32)
             writer.add(name, np.zeros((6, 6), np.uint8), map_classes=np.array([0, 1]), maps=maps)
@@ -135,7 +136,7 @@ def test_to_irn_and_back(voc, tmp_path):
     assert back.classes == ("red", "blue")
     metrics = evaluate_seeds(back.path, root=str(voc), split="train")
     assert metrics["miou_fixed"] <= metrics["miou_oracle"]
-    with pytest.raises(InputError, match="say so with 'root'"):
+    with pytest.raises(InputError, match="give it as 'root'"):
         export_seeds(back.path, tmp_path / "more", "irn")
     assert not (tmp_path / "more").exists()
 
@@ -158,7 +159,7 @@ def test_cues_without_maps_are_scored(voc, tmp_path, capsys):
     assert metrics["cues"]["background"] == {"precision": None, "recall": 0, "coverage": 0}
 
 
-def test_a_list_of_pictures(cache, tmp_path):
+def test_a_list_of_images(cache, tmp_path):
     export_seeds(cache.path, tmp_path / "png", "png")
     (tmp_path / "some.txt").write_text("c\n\n/JPEGImages/a.jpg /SegmentationClass/a.png\n")
     import_seeds(tmp_path / "png", tmp_path / "some", "png", ids=tmp_path / "some.txt")
@@ -173,7 +174,7 @@ MISTAKES = {
     "no such file": ({"source": "nothing.pickle"}, "nothing.pickle|input_list"),
     "a folder for sec": ({"source": "."}, "is a folder"),
     "a file for png": ({"format": "png"}, "no folder"),
-    "an empty folder": ({"source": ".", "format": "irn"}, r"holds no \.npy"),
+    "an empty folder": ({"source": ".", "format": "irn"}, r"contains no \.npy"),
     "an unknown class": ({"classes": ["aunt"]}, "did you mean 'ant'"),
     "another grid": ({"grid": 1}, "a grid of 1x1"),
     "no grid": ({"grid": 0}, "grid 0 must be positive"),
@@ -197,7 +198,7 @@ def test_mistakes(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("form", "says"), [("sec", "cues of 2 different sizes"), ("irn", "holds cues without maps"), ("gif", "format is")]
+    ("form", "says"), [("sec", "cues of 2 different sizes"), ("irn", "has cues without maps"), ("gif", "format is")]
 )
 def test_what_cannot_be_exported(voc, form, says, tmp_path):
     with CacheWriter(tmp_path / "cache", ("red", "blue"), {}) as writer:
@@ -209,7 +210,10 @@ def test_what_cannot_be_exported(voc, form, says, tmp_path):
 
 
 def test_nothing_is_written_outside_or_over(cache, tmp_path):
-    with pytest.raises(InputError, match="no name of an image"), CacheWriter(tmp_path / "evil", NAMES, {}) as writer:
+    with (
+        pytest.raises(InputError, match="not a valid id of an image"),
+        CacheWriter(tmp_path / "evil", NAMES, {}) as writer,
+    ):
         writer.add("../outside", np.zeros((2, 2), np.uint8))
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious").touch()

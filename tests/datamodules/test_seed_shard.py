@@ -10,8 +10,7 @@ import safetensors.numpy
 
 from datamodules import seed_shard
 from datamodules.errors import InputError
-from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache_check import print_info, verify_cache
+from datamodules.seed_cache import SeedCache, print_info, verify_cache
 from datamodules.seed_shard import VERSION, Shard, plain_json
 from tests.seed_caches import CacheWriter
 
@@ -48,30 +47,35 @@ def header(path):
     return json.loads(json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])["__metadata__"]["seeds"])
 
 
-def signed(path, changes, arrays=None, **values):
+def signed(path, tensors, content):
     """Write a shard of other contents whose checksum is right."""
-    content = header(path) | values
-    arrays = tensors(path) | {name: change(tensors(path)[name]) for name, change in (arrays or {}).items()}
-    content |= {name: change(content[name]) for name, change in changes.items()}
-    content["checksum"] = seed_shard._checksums(content, arrays["rows"], arrays["checks"])[1]
-    (path / SHARD).write_bytes(safetensors.numpy.save(arrays, {"seeds": plain_json(content)}))
+    content["checksum"] = seed_shard._checksum(content)
+    (path / SHARD).write_bytes(safetensors.numpy.save(tensors, {"seeds": plain_json(content)}))
 
 
-def says(**values):
-    return lambda path: signed(path, {}, **values)
+def with_header(**values):
+    return lambda path: signed(path, tensors(path), header(path) | values)
 
 
-def with_tensors(**changes):
-    return lambda path: signed(path, {}, changes)
+def with_tensors(change):
+    return lambda path: signed(path, change(tensors(path)), header(path))
 
 
-def with_row(column, value):
-    def change_rows(rows):
-        rows = rows.copy()
-        rows[0, column] = value
-        return rows
+def with_image(**values):
+    """Other metadata and tensors of the first image; its CRC is right."""
 
-    return with_tensors(rows=change_rows)
+    def change(path):
+        content, arrays = header(path), tensors(path)
+        image = content["images"][0]
+        for key, value in values.items():
+            if key in ("cues", "maps", "saliency"):
+                arrays[f"a:{key}"] = value(arrays[f"a:{key}"])
+                image["crc"][key] = seed_shard._crc("a", key, arrays[f"a:{key}"])
+            else:
+                image[key] = value
+        signed(path, arrays, content)
+
+    return change
 
 
 def with_metadata(text):
@@ -109,41 +113,48 @@ def long_header(path):
 DAMAGES = {
     "no shard": (lambda p: (p / SHARD).unlink(), "lacks 1 of 2 shards, first shard-00000.safetensors"),
     "no shards": (lambda p: [f.unlink() for f in p.iterdir()], "is not a seed cache: it contains no shard-00000"),
+    "long": (with_metadata("[" + "[]," * 12_000_000 + "[]]"), "has no header of a shard"),
     "half a header": (with_metadata("{"), "shard-00000.safetensors is damaged"),
     "a list": (with_metadata("[]"), "shard-00000.safetensors is damaged"),
     "nested": (with_metadata("[" * 100_000), "shard-00000.safetensors is damaged"),
     "no header": (lambda p: (p / SHARD).write_bytes(safetensors.numpy.save(tensors(p))), "has no header of a shard"),
-    "newer": (says(version=VERSION + 1), f"version {VERSION + 1}, newer than {VERSION}"),
-    "older": (says(version=1), f"version 1, older than {VERSION}"),
-    "other format": (says(format="other"), "not what was written"),
+    "newer": (with_header(version=VERSION + 1), f"version {VERSION + 1}, newer than {VERSION}"),
+    "older": (with_header(version=1), f"version 1, older than {VERSION}"),
+    "other format": (with_header(format="other"), "not what was written"),
     "edited": (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes().replace(b"cat", b"cow")), "not what was"),
     "other spaces": (lambda p: with_metadata(json.dumps(header(p)))(p), "not what was written"),
-    "another number": (says(shard=1), "it is shard 1|different settings"),
-    "number too large": (says(shard=2), "contradicts itself"),
-    "endless cache": (says(shards=1 << 60), "shards is"),
-    "no number": (says(shard="many"), "its header is incomplete"),
-    "settings of a list": (says(settings=[1]), "its header is incomplete"),
+    "another number": (with_header(shard=1), "it is shard 1|different settings"),
+    "number too large": (with_header(shard=2), "contradicts itself"),
+    "endless cache": (with_header(shards=1 << 60), "shards is"),
+    "no number": (with_header(shard="many"), "its header is incomplete"),
+    "settings of a list": (with_header(settings=[1]), "its header is incomplete"),
     "truncated": (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes()[:-1]), "is damaged"),
     "empty": (lambda p: (p / SHARD).write_bytes(b""), "is damaged"),
     "noise": (lambda p: (p / SHARD).write_bytes(b"\xff" * (p / SHARD).stat().st_size), "is damaged"),
-    "swapped": (says(ids=["b", "a"]), "image b is not what was written"),
-    "renamed": (says(ids=["x", "y"]), "image x is not what was written"),
-    "other type": (with_tensors(cues=lambda v: v.astype(np.int8)), "other types"),
-    "not flat": (with_tensors(cues=lambda v: v[:, None]), "not flat"),
-    "fewer rows": (with_tensors(rows=lambda v: v[:1]), "not those of 2 images"),
-    "more ids": (says(ids=["a", "b", "x"]), "not those of 3 images"),
-    "huge": (with_row(1, 1 << 40), "image a is not what was written"),
-    "overflowing": (with_row(4, (1 << 63) - 1), "image a is not what was written"),
-    "negative side": (with_row(2, -4), "image a is not what was written"),
-    "before the start": (with_row(0, -1), "image a is not what was written"),
-    "wrong class": (with_tensors(map_classes=lambda v: v + 2), "image a is not what was written"),
-    "traversal": (says(ids=["a", "../../etc/passwd"]), "'../../etc/passwd' is not a valid id of an image"),
-    "absolute": (says(ids=["/etc/passwd", "b"]), "'/etc/passwd' is not a valid id of an image"),
-    "two ids in one": (says(ids=["a\nx", "b"]), "contradicts itself"),
-    "surrogate": (says(ids=["a", "\ud800"]), "its header is incomplete"),
-    "twice": (says(ids=["a", "a"]), "image a is not what was written"),
+    "swapped": (with_header(ids=["b", "a"]), "image b is not what was written"),
+    "renamed": (with_header(ids=["x", "y"]), "contradicts itself"),
+    "exchanged": (with_tensors(lambda t: t | {"a:cues": t["b:cues"], "b:cues": t["a:cues"]}), "image a is not what"),
+    "other type": (with_image(cues=lambda v: v.astype(np.int8)), "image a is not what was written"),
+    "type of torch": (with_image(maps=lambda v: v.view(np.uint16)), "image a is not what was written"),
+    "flat": (with_image(cues=lambda v: v.ravel()), "image a is not what was written"),
+    "no such class": (with_image(cues=lambda v: v * 0 + 3), "image a is not what was written"),
+    "a tensor less": (with_tensors(lambda t: {k: v for k, v in t.items() if k != "a:maps"}), "contradicts itself"),
+    "a tensor more": (with_tensors(lambda t: t | {"x": t["a:cues"]}), "contradicts itself"),
+    "more ids": (with_header(ids=["a", "b", "x"]), "its header is incomplete"),
+    "no images": (with_header(images=None), "its header is incomplete"),
+    "no checks": (with_image(crc={}), "contradicts itself"),
+    "checks of no number": (with_image(crc={"cues": "x", "maps": [], "saliency": None}), "image a is not what was"),
+    "wrong class": (with_image(classes=[0, 2]), "image a is not what was written"),
+    "no class": (with_image(classes=["cat", "dog"]), "is damaged"),
+    "one class": (with_image(classes=[0]), "image a is not what was written"),
+    "one maximum": (with_image(maxima=[1.0]), "image a is not what was written"),
+    "no maximum": (with_image(saliency_maximum="high"), "is damaged"),
+    "traversal": (with_header(ids=["a", "../../etc/passwd"]), "contradicts itself|is not a valid id of an image"),
+    "two ids in one": (with_header(ids=["a\nx", "b"]), "contradicts itself|is not a valid id"),
+    "surrogate": (with_header(ids=["a", "\ud800"]), "contradicts itself|incomplete"),
+    "twice": (with_header(ids=["a", "a"]), "contradicts itself"),
     "10 GB": (ten_gigabytes, "is damaged"),
-    "10 GB of header": (long_header, "no header of a shard .9999000000 bytes"),
+    "10 GB of header": (long_header, "has no header of a shard"),
     "absurd shape": (declared([1 << 40, 1 << 40], 16), "is damaged"),
     "10 GB, not there": (declared([10_000_000_000]), "is damaged"),
     "10 GB of nothing": (declared([10_000_000_000], 10_000_000_000), "is damaged"),
@@ -163,6 +174,15 @@ def test_damage_is_reported_in_one_sentence(cache, kind):
         read_all(cache)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 1 << 17  # kB: no 10 GB
     assert sorted((file.name, file.stat().st_mtime_ns) for file in cache.glob("shard-*")) == before
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\nx"])
+def test_ids_that_leave_the_folder_are_refused(cache, name):
+    content, arrays = header(cache), tensors(cache)
+    arrays = {key.replace("b:", f"{name}:"): value for key, value in arrays.items()}
+    signed(cache, arrays, content | {"ids": ["a", name]})
+    with pytest.raises(InputError, match=r"is refused: .* is not a valid id of an image"):
+        SeedCache(cache)
 
 
 def test_a_flipped_bit_of_a_shard_is_found_and_the_shard_named(cache):

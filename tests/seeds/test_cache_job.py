@@ -1,0 +1,186 @@
+"""The generator as processes: killed and resumed, two at once, one or several; always the same bytes."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from datamodules.errors import InputError
+from datamodules.seed_cache import SeedCache, verify_cache
+from datamodules.seed_cache_writer import CacheOutput
+from seeds.cache_job import SeedModule, ShardWriter, cue_grid
+from seeds.job_options import JobOptions
+from tests.processes import child, kill, ranks
+from tests.seed_caches import generate
+from tests.seeds.conftest import data_of
+from training.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = {"accelerator": "cpu", "num_workers": 0, "flip": True}
+
+
+def files(path):
+    return {file.name: file.read_bytes() for file in path.iterdir() if not file.name.endswith(".part")}
+
+
+def test_killed_at_twenty_moments(checkpoint, tmp_path):
+    """Each time the next run goes on where it was; the end is that of an undisturbed run."""
+    generate(checkpoint, tmp_path / "whole", shard_size=1, **SETTINGS)
+    start = time.perf_counter()  # in a process as those that are killed: on a busy machine they are slower
+    again = child(lambda: generate(checkpoint, tmp_path / "whole", shard_size=1, **SETTINGS, overwrite=True))
+    assert os.waitpid(again, 0)[1] == 0
+    took = time.perf_counter() - start
+    progress = set()
+    for delay in np.random.default_rng(0).uniform(0, 1.1 * took, 20):
+        pid = child(lambda: generate(checkpoint, tmp_path / "c", shard_size=1, **SETTINGS))
+        time.sleep(delay)
+        kill(pid)
+        progress.add(len(list((tmp_path / "c").glob("shard-*"))))
+        if len(list((tmp_path / "c").glob("shard-*"))) == 6:
+            generate(checkpoint, tmp_path / "c", shard_size=1, **SETTINGS)
+            assert files(tmp_path / "c") == files(tmp_path / "whole")
+            for file in (tmp_path / "c").iterdir():
+                file.unlink()
+    generate(checkpoint, tmp_path / "c", shard_size=1, **SETTINGS)
+    assert files(tmp_path / "c") == files(tmp_path / "whole")
+    assert len(progress) > 1  # some had finished shards, some had none
+
+
+def test_one_two_and_three_processes_write_the_same_bytes(checkpoint, tmp_path):
+    def run(name, **settings):
+        given = {"batch_size": 2, "shard_size": 2, "size": 128}
+        generate(checkpoint, tmp_path / name, **given, **SETTINGS, **settings)
+
+    run("1")
+    for world in (2, 3):
+        assert ranks(world, lambda world=world: run(str(world), devices=world)) == [0] * world
+        assert files(tmp_path / str(world)) == files(tmp_path / "1")
+    assert ranks(2, lambda: run("2", devices=2)) == [0, 0]  # there already
+    assert len(files(tmp_path / "1")) == 3
+
+
+def test_more_processes_than_shards_and_a_failure_among_several(voc, checkpoint, tmp_path):
+    def run(name, **settings):
+        generate(checkpoint, tmp_path / name, devices=2, **SETTINGS, **settings)
+
+    assert ranks(2, lambda: run("few")) == [0, 0]
+    verify_cache(tmp_path / "few")
+    # the second process has the broken image; the first tells it and fails, the second leaves quietly
+    shutil.copytree(voc, tmp_path / "broken")
+    (tmp_path / "broken/JPEGImages/p1.jpg").write_bytes((voc / "JPEGImages/p1.jpg").read_bytes()[:700])
+    strict = {"root": str(tmp_path / "broken"), "shard_size": 1, "strict": True}
+    assert ranks(2, lambda: run("strict", **strict)) == [1, 0]
+    with pytest.raises(InputError, match="lacks"):
+        SeedCache(tmp_path / "strict")
+    assert ranks(2, lambda: run("strict", **strict | {"strict": False, "max_unreadable": 0.2})) == [0, 0]
+    assert list(SeedCache(tmp_path / "strict").left_out) == ["p1"]
+
+
+def command(checkpoint, output, *more):
+    words = [
+        "seeds",
+        "generate",
+        f"--checkpoint={checkpoint}",
+        f"--output={output}",
+        "--accelerator=cpu",
+        "--precision=32-true",
+        *more,
+    ]
+    return [*words, "--shard_size=1", "--num_workers=1", "--flip=true"]
+
+
+def start(*words, **settings):
+    return subprocess.Popen([sys.executable, *words], env=os.environ | {"PYTHONPATH": str(ROOT)}, **settings)
+
+
+SLOWLY = """
+import time
+from datamodules.seed_cache_writer import CacheOutput
+from training.cli import run
+write = CacheOutput.write
+CacheOutput.write = lambda *arguments: (write(*arguments), time.sleep(1))
+run()
+"""
+
+
+def test_the_command_is_killed_and_resumed(checkpoint, tmp_path, capsys):
+    """Other settings are refused, while it runs and afterwards."""
+    process = start("-c", SLOWLY, *command(checkpoint, tmp_path / "c"), stdout=subprocess.DEVNULL)
+    while not list((tmp_path / "c").glob("shard-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    for running in (True, False):
+        assert main(command(checkpoint, tmp_path / "c", "--fg_threshold=0.3")) == 1
+        assert "c exists already, made with fg_threshold 0.2, not 0.3" in capsys.readouterr().err
+        if running:
+            process.kill()
+            process.wait()
+    with pytest.raises(InputError, match="lacks"):
+        SeedCache(tmp_path / "c")
+    assert main(command(checkpoint, tmp_path / "c")) == 0
+    assert "of 6 shards are there already, and sound" in capsys.readouterr().err
+    assert main(command(checkpoint, tmp_path / "whole")) == 0
+    assert files(tmp_path / "c") == files(tmp_path / "whole")
+    assert main(["seeds", "verify", f"--cache={tmp_path / 'c'}"]) == 0
+    assert main(["seeds", "info", f"--cache={tmp_path / 'c'}"]) == 0
+    assert '"fg_threshold": 0.2' in capsys.readouterr().out
+
+
+def test_two_jobs_at_once_and_partitions_write_the_same_bytes(checkpoint, tmp_path, capsys):
+    """Nobody waits: two jobs in one folder write the same shards, partitions others."""
+    generate(checkpoint, tmp_path / "whole", shard_size=1, **SETTINGS)
+    pids = [child(lambda: generate(checkpoint, tmp_path / "twice", shard_size=1, **SETTINGS)) for _ in range(2)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
+    assert files(tmp_path / "twice") == files(tmp_path / "whole")
+    for number in (3, 1, 2):
+        generate(checkpoint, tmp_path / "parts", shard_size=1, partition=f"{number}/3", **SETTINGS)
+        missing = {3: 4, 1: 2}.get(number)
+        assert (f"{missing} of 6 shards are still missing" in capsys.readouterr().err) == bool(missing)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    for partition in ("0/2", "3/2", "1", "a/b"):
+        with pytest.raises(InputError, match="partition must be i/N"):
+            generate(checkpoint, tmp_path / "none", partition=partition)
+
+
+def test_batches_follow_from_the_shard_alone(voc, tmp_path):
+    """No batch has images of two shards, so that every bit is the same for any number of processes."""
+    data = data_of(voc)
+    samples = data.samples("train")
+    blocks = [[sample.id for sample in samples[start : start + 4]] for start in (0, 4)]
+
+    def batches(rank, world, excluded):
+        cache = CacheOutput(tmp_path / "c", data.classes, {}, blocks)
+        writer = ShardWriter(cache, samples, JobOptions(shard_size=4), 3, excluded)
+        strategy = SimpleNamespace(broadcast=lambda value: ("", [0, 1]) if rank else value)
+        trainer = SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, global_rank=rank, world_size=world)
+        trainer.predict_loop = SimpleNamespace(return_predictions=False)
+        writer.setup(trainer, SeedModule(), "predict")
+        writer.close()
+        return writer.batches
+
+    assert batches(0, 1, {}) == [[0, 1, 2], [3], [4, 5]]
+    assert (batches(0, 2, {}), batches(1, 2, {})) == ([[0, 1, 2], [3]], [[4, 5]])
+    assert batches(0, 1, {"p1": "it is torn", "p3": "it is torn"}) == [[0, 2], [], [4, 5]]
+
+
+@pytest.mark.parametrize(("size", "stride", "side"), [(320, 8, 40), (321, 8, 41), (100, 3, 34), (4, 8, 1)])
+def test_grids_by_hand(size, stride, side):
+    assert cue_grid(size, stride) == (side, side)
+
+
+def test_the_command_starts_its_other_processes(checkpoint, tmp_path):
+    """As a module, with two processes."""
+    words = command(checkpoint, tmp_path / "two", "--devices=2")
+    process = start("-m", "training.cli", *words, stderr=subprocess.PIPE, text=True)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert err.count("seeds, process 1 of 2: 0/") == 1
+    assert "process 2 of 2" not in err
+    assert main(command(checkpoint, tmp_path / "one")) == 0
+    assert files(tmp_path / "two") == files(tmp_path / "one")

@@ -1,0 +1,123 @@
+"""Seeds compared with masks: metrics of cues by hand, whole caches, and refused input."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.errors import InputError
+from datamodules.masks import read_mask
+from seeds.evaluation.evaluate_seeds import CueMetrics, evaluate_seeds
+from tests.seed_caches import CacheWriter
+from tests.seeds.conftest import IDS
+
+
+def test_cue_metrics_by_hand():
+    score = CueMetrics(3)
+    cues = np.array([[0, 1], [255, 2]], np.uint8)
+    truth = np.array([[0, 0, 1, 255], [0, 1, 1, 1], [0, 0, 0, 2], [0, 0, 2, 2]], np.uint8)
+    score.update(cues, truth)  # a cue covers 2 x 2 pixels
+    result = score.compute(("background", "a", "b"))
+    # cued: background 4 (3 right), a 3 (3 right; one pixel is not scored), b 4 (3 right)
+    assert result["precision"] == pytest.approx(9 / 11)
+    assert result["recall"] == pytest.approx(9 / 15)
+    assert result["coverage"] == pytest.approx(3 / 4)
+    assert result["cues"]["background"] == {"precision": 3 / 4, "recall": 3 / 8, "coverage": 1 / 4}
+    # as a segmentation, the 4 pixels without a cue are background, all 4 truly so: 7 right of 8 cued and 8 true
+    assert result["iou_cues"]["background"] == pytest.approx(7 / 9)
+    assert result["iou_cues"]["a"] == pytest.approx(3 / 4)
+    assert result["cues"]["foreground"] == {"precision": 6 / 7, "recall": 6 / 7, "coverage": 1 / 2}
+    assert result["cues_by_class"]["a"] == {"precision": 1.0, "recall": 3 / 4, "coverage": 1 / 4}
+
+
+def test_no_cue_has_no_precision():
+    score = CueMetrics(2)
+    score.update(np.full((2, 2), 255, np.uint8), np.ones((4, 4), np.uint8))
+    result = score.compute(("background", "a"))
+    assert (result["precision"], result["recall"], result["coverage"]) == (None, 0.0, 0.0)
+    assert result["cues"]["background"]["recall"] is None
+
+
+@pytest.fixture
+def perfect(voc, tmp_path):
+    """A cache whose maps and cues are the masks themselves."""
+    path = tmp_path / "perfect"
+    settings = {"root": str(voc), "train_split": "train", "labels": "imagesets", "num_workers": 0}
+    with CacheWriter(path, ("red", "blue"), {"fg_threshold": 0.2}, inputs={"data": settings}) as cache:
+        for name in IDS:
+            mask = read_mask(voc / f"SegmentationClass/{name}.png")
+            classes = np.unique(mask[mask > 0]) - 1
+            maps = np.stack([(mask == c + 1) * 3.0 for c in classes]).astype(np.float32)
+            cache.add(name, mask, map_classes=classes, maps=maps)
+    return path
+
+
+def test_perfect_seeds_score_one(perfect, tmp_path, capsys):
+    metrics = evaluate_seeds(perfect, output=tmp_path / "out")
+    assert json.loads((tmp_path / "out/metrics.json").read_text()) == metrics
+    for key in ("miou_fixed", "miou_oracle", "precision", "recall", "coverage"):
+        assert metrics[key] == 1
+    assert metrics["threshold_fixed"] == 0.2
+    assert metrics["images"] == 6
+    assert metrics["iou_fixed"] == {"background": 1, "red": 1, "blue": 1}
+    shown = capsys.readouterr().out
+    assert "chosen by looking at the masks" in shown.replace("\n", " ")
+
+
+def test_the_threshold_is_recorded_in_the_cache(voc, tmp_path):
+    settings = {"root": str(voc), "train_split": "val", "labels": "imagesets", "num_workers": 0}
+    with CacheWriter(tmp_path / "c", ("red", "blue"), {"fg_threshold": 0.35}, inputs={"data": settings}) as cache:
+        for name in IDS[:2]:
+            cache.add(name, read_mask(voc / f"SegmentationClass/{name}.png"))
+    assert evaluate_seeds(tmp_path / "c")["threshold_fixed"] is None  # there is no map to score
+    maps = np.array([[[1.0, 0.3], [0.4, 0.0]]], np.float32)
+    with CacheWriter(tmp_path / "maps", ("red", "blue"), {"fg_threshold": 0.35}, inputs={"data": settings}) as cache:
+        for c, name in enumerate(IDS[:2]):
+            cache.add(name, np.zeros((2, 2), np.uint8), map_classes=np.array([c]), maps=maps)
+    own, same, other = (evaluate_seeds(tmp_path / "maps", threshold=t) for t in (None, 0.35, 0.25))
+    assert own["threshold_fixed"] == 0.35
+    assert own["miou_fixed"] == same["miou_fixed"] != other["miou_fixed"]
+
+
+def test_another_split_and_threshold(perfect):
+    metrics = evaluate_seeds(perfect, split="val", threshold=0.15)
+    assert (metrics["images"], metrics["split"], metrics["threshold_fixed"]) == (2, "val", 0.15)
+    assert (perfect / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"split": "test"}, "test"), ({"threshold": 1.5}, "threshold 1.5"), ({"root": "/no/where"}, "/no/where")],
+)
+def test_bad_input(perfect, arguments, words):
+    with pytest.raises(InputError, match=words):
+        evaluate_seeds(perfect, **arguments)
+    assert not (perfect / "metrics.json").exists()
+
+
+def test_a_cache_that_lacks_images(voc, tmp_path):
+    inputs = {"data": {"root": str(voc), "train_split": "train"}}
+    with CacheWriter(tmp_path / "few", ("red", "blue"), {}, inputs=inputs) as cache:
+        cache.add("p0", np.zeros((2, 2), np.uint8))
+    with pytest.raises(InputError, match="lacks 5 of the 6"):
+        evaluate_seeds(tmp_path / "few")
+
+
+def test_a_cache_without_the_folder_of_its_images(tmp_path):
+    with CacheWriter(tmp_path / "c", ("red", "blue"), {}) as cache:
+        cache.add("p0", np.zeros((2, 2), np.uint8))
+    with pytest.raises(InputError, match="give it as 'root'"):
+        evaluate_seeds(tmp_path / "c")
+
+
+def test_masks_that_score_nothing(voc, perfect, tmp_path):
+    """All pixels are 255: one sentence, and nothing is written."""
+    root = tmp_path / "VOC2012"
+    shutil.copytree(voc, root)
+    for path in (root / "SegmentationClass").glob("*.png"):
+        cv2.imwrite(str(path), np.full((8, 8), 255, np.uint8))
+    with pytest.raises(InputError, match="score no pixel"):
+        evaluate_seeds(perfect, root=str(root), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
