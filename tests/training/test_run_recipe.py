@@ -144,7 +144,8 @@ def test_stages_run_again_after_a_change_of_their_code(copied, ran, monkeypatch,
         assert f"the code in {package}/ has changed" in capsys.readouterr().out
     records = {name: json.loads((copied.output / f"stages/{name}.json").read_text()) for name in ALL}
     sources = {name: set(record["dependencies"]["source"]) for name, record in records.items()}
-    assert sources == dict.fromkeys(ALL, {"datamodules", "seeds"}) | {"classifier": set(ALL_PACKAGES)}
+    of_seeds = {"datamodules", "seeds"}
+    assert sources == {"classifier": set(ALL_PACKAGES), "seeds": of_seeds, "quality": of_seeds}
 
 
 def test_only_options_that_are_paths_count_as_files(copied, ran, monkeypatch):
