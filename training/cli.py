@@ -106,7 +106,7 @@ def dispatch(words: list[str]) -> None:
     elif first in RECIPE:
         from training.recipes.run_recipe import run_recipe
 
-        run_recipe(words[1:], [*LIGHTNING, *FUNCTIONS])
+        run_recipe(words[1:], [*LIGHTNING, *FUNCTIONS], dispatch)
     else:
         from training.parser_messages import nearest
         from training.parsers import find_configs, run_function

@@ -77,7 +77,7 @@ def ran(monkeypatch):
         return run_here(words, title)
 
     monkeypatch.setattr(run_recipe, "run_process", run_and_record)
-    monkeypatch.setattr(run_recipe, "check_options", len)
+    monkeypatch.setattr(run_recipe, "check_options", print)
     return commands
 
 
@@ -95,7 +95,7 @@ def whole(tmp_path_factory):
     recipe = RecipeFolder(folder, folder / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_recipe, "run_process", run_here)
-        patch.setattr(run_recipe, "check_options", len)
+        patch.setattr(run_recipe, "check_options", print)
         assert recipe.run() == 0
     return recipe
 
@@ -265,7 +265,7 @@ def test_an_earlier_result_survives_a_kill_while_it_is_set_aside_or_put_back(cop
         "write_atomically": (run_recipe, "write_atomically"), "rename": (Path, "rename"),
         "_remove": (run_recipe, "_remove"),
     }[interrupted]  # fmt: skip
-    monkeypatch.setattr(run_recipe, "check_options", len)
+    monkeypatch.setattr(run_recipe, "check_options", print)
 
     def killed(*_given):
         raise KeyboardInterrupt
@@ -366,7 +366,7 @@ def test_times_and_reasons_are_printed(tmp_path, whole, monkeypatch, capsys):
         return Ended(main(words), 60.0, 7_000_000)
 
     monkeypatch.setattr(run_recipe, "run_process", one_second_per_minute)
-    monkeypatch.setattr(run_recipe, "check_options", len)
+    monkeypatch.setattr(run_recipe, "check_options", print)
     recipe = RecipeFolder(tmp_path, whole.data)
     content = recipe.content()
     for name, minutes in (("classifier", 60), ("seeds", 90)):
