@@ -1,4 +1,4 @@
-"""Where a result comes from: the code that made it, by which command, when, from which images."""
+"""What made a result: the revision of the code, packages, command, date and list of images."""
 
 import hashlib
 import os
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("tag2mask", "torch", "torchvision", "segmentation_models_pytorch", "timm", "numpy", "albumentations")
-CHANGES = "+changes"  # behind the revision of a checkout whose tracked files are not those of the revision
+CHANGES = "+changes"  # appended to the revision of a checkout whose tracked files have changed
 GIT_SECONDS = 5
-_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks, of whichever repository runs them
+_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in the hooks of another repository
 
 
 def provenance(*more: str) -> dict[str, Any]:
-    """What made a result: ``packages`` (name: version), ``date`` (UTC), ``command`` and, from a checkout, ``git``.
+    """Return what made a result: ``packages`` (name: version), ``date`` (UTC), ``command`` and, in a checkout, ``git``.
 
     Args:
         *more: further packages that the result depends on.
@@ -32,7 +32,7 @@ def provenance(*more: str) -> dict[str, Any]:
 
 
 def package_versions(*more: str) -> dict[str, str]:
-    """The versions of Python and of the packages that seeds depend on, and of ``more``."""
+    """Return the versions of Python, of the packages that seeds depend on, and of ``more``."""
     found = {"python": sys.version.split(maxsplit=1)[0]}
     for package in (*PACKAGES, *more):
         try:
@@ -44,10 +44,10 @@ def package_versions(*more: str) -> dict[str, str]:
 
 @cache
 def git_revision(root: Path) -> str | None:
-    """The revision checked out in a folder, 40 digits, with ``+changes`` where tracked files have been changed since.
+    """Return the revision checked out in a folder, 40 digits, with ``+changes`` if tracked files have changed since.
 
-    Asked once a process. None where the folder is not a checkout's own (an installed package, though it be inside
-    somebody's checkout), has no commit, or git is missing, refuses, or takes longer than five seconds.
+    git runs once per process. None for an installed package (also inside another checkout), for a checkout without
+    commits, and where git is missing, fails, or takes longer than five seconds.
     """
     if not (root / ".git").exists():
         return None
@@ -55,7 +55,7 @@ def git_revision(root: Path) -> str | None:
                f"--dirty={CHANGES}"]  # fmt: skip
     here = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     try:
-        done = subprocess.run(  # noqa: S603  no word of it comes from outside
+        done = subprocess.run(  # noqa: S603  fixed words
             command, env=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=GIT_SECONDS, check=True
         )
     except (OSError, subprocess.SubprocessError):
@@ -64,5 +64,5 @@ def git_revision(root: Path) -> str | None:
 
 
 def ids_sha256(ids: Sequence[str]) -> str:
-    """SHA-256 of a list of images: their ids, in order, joined by line breaks."""
+    """Return the SHA-256 of a list of images: their ids, in order, joined by line breaks."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Several processes of a test: forked, for those have everything imported already."""
+"""Processes of a test, forked so that all modules are imported already."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import traceback
 
 
 def child(work):
-    """Run something in a forked process, which has everything imported already; its id."""
+    """Run a function in a forked process, in which all modules are imported; return its id."""
     pid = os.fork()
     if pid:
         return pid
@@ -16,7 +16,7 @@ def child(work):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         work()
         status = 0
-    except BaseException:  # noqa: BLE001 - told here, for pytest is not to go on in this process
+    except BaseException:  # noqa: BLE001 - printed here: pytest must not continue in this process
         traceback.print_exc()
     finally:
         os._exit(status)
@@ -34,7 +34,7 @@ def free_port():
 
 
 def ranks(world, work):
-    """Run something in several processes as Lightning starts them; their exit statuses."""
+    """Run a function in several processes as Lightning starts them; return their exit statuses."""
     port = str(free_port())
 
     def one(rank):

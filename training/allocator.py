@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep the large blocks that PyTorch frees."""
+"""Settings of the C library's memory allocator: large blocks that PyTorch frees are kept for the next operation."""
 
 import ctypes
 import os
@@ -6,20 +6,19 @@ import os
 __all__ = ["keep_freed_memory"]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
-LARGEST = 2**31 - 1  # bytes, the most that a C int says
+LARGEST = 2**31 - 1  # bytes, the largest C int
 
 
 def keep_freed_memory() -> None:
-    """Let blocks that were freed serve the next operation, in place of going back to the system.
+    """Keep freed blocks for the next operation instead of returning them to the system.
 
-    On a CPU a network's maps are tens of megabytes each. glibc maps such a block for every operation anew, and the
-    system clears it page by page: 40 % of an evaluation's time. Kept blocks cost some per cent of peak memory. Nothing
-    is done where the C library is another one, or the environment sets its allocator already (``MALLOC_…``, or
+    On a CPU the activations of a network are tens of megabytes each. glibc maps such a block anew for every operation,
+    and the system clears it page by page: 40 % of an evaluation's time. Kept blocks cost some per cent of peak memory.
+    Nothing is done for another C library, or where the environment configures the allocator (``MALLOC_…``, or
     ``GLIBC_TUNABLES`` of ``glibc.malloc``).
     """
-    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc." in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    ):
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc." in tunables:
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -17,7 +17,7 @@ from seeds.distributed import require_one_process
 from training.allocator import keep_freed_memory
 from training.command_process import exit_with_starter
 
-# No command uses the network unless it is asked to; albumentations would look for a newer version on import.
+# albumentations would look for a newer version on import, and no command uses the network without an option for it
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 LIGHTNING = {
@@ -106,7 +106,7 @@ def dispatch(words: list[str]) -> None:
     elif first in RECIPE:
         from training.recipes.run_recipe import run_recipe
 
-        run_recipe(words[1:], [*LIGHTNING, *FUNCTIONS])
+        run_recipe(words[1:], [*LIGHTNING, *FUNCTIONS], dispatch)
     else:
         from training.parser_messages import nearest
         from training.parsers import find_configs, run_function

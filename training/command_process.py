@@ -39,8 +39,8 @@ class Ended:
 def run_process(words: Sequence[str], title: str) -> Ended:
     """Run a command line of this program in a new process with the same output streams, and wait for it.
 
-    The process imports the same modules as this one, whatever the working folder contains. Its standard input is a pipe
-    that only this process holds open, so that it closes in whatever way this process ends; see `exit_with_starter`.
+    The process imports the same modules as this one, not those of the working folder. Its standard input is a pipe that
+    only this process holds open: the pipe closes when this process ends, also by a kill; see `exit_with_starter`.
 
     Args:
         words: command line after ``tag2mask``.

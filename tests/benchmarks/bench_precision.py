@@ -1,7 +1,7 @@
 """The default precision beside float32: ``python -m tests.benchmarks.bench_precision [--quick]``.
 
 Steps of `fit --config classifier_voc_animals.yaml` as it stands (``precision: auto``) and with
-``--trainer.precision 32-true``, in turn in one run, each in a process of its own; the last row is the ratio of the
+``--trainer.precision 32-true``, in turn in one run, each in its own process; the last row is the ratio of the
 medians, at most 1.1 on any processor. Images are real where they are there, else those of the embedded data set.
 """
 

@@ -1,4 +1,4 @@
-"""How soon commands answer: ``python -m tests.benchmarks.bench_start [--quick]``.
+"""Start-up time of commands: ``python -m tests.benchmarks.bench_start [--quick]``.
 
 Processor seconds of whole processes, each as a share of ``python -c "import torch"``, measured in turn; medians.
 """

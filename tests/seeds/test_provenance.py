@@ -1,4 +1,4 @@
-"""What is said of the code, packages and images behind a result; git is asked, and never in the way."""
+"""The recorded revision of the code, packages and list of images; a missing or slow git does no harm."""
 
 import hashlib
 import json
@@ -107,7 +107,7 @@ def test_packages_that_are_not_installed_are_named_too(monkeypatch):
     assert list(found) == ["python", "torch", "no_such_package", "pytest"]
 
 
-def test_a_list_of_pictures_is_known_by_its_ids_in_order():
+def test_the_checksum_of_a_list_of_images_depends_on_their_order():
     assert ids_sha256(["a", "b"]) == hashlib.sha256(b"a\nb").hexdigest()
     assert ids_sha256(["b", "a"]) != ids_sha256(["a", "b"])
 

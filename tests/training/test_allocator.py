@@ -1,4 +1,4 @@
-"""Memory that is freed is used again, not asked of the system anew."""
+"""Freed memory is used again instead of being mapped anew."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ print(twenty_blocks())
 
 
 def faults(**environment):
-    """Pages of which a process had to be given, for twenty blocks of 64 MB, after twenty others."""
+    """Return the page faults of a process for twenty blocks of 64 MB, after twenty others."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     done = subprocess.run(
         [sys.executable, "-c", CODE], env=inherited | environment, capture_output=True, text=True, check=True

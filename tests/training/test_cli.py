@@ -163,10 +163,7 @@ MISTAKES = {
     "no command": (["evalute"], "no command 'evalute'; did you mean 'evaluate'?"),
     "missing": (["seeds", "generate"], "required: checkpoint, output"),
     "another format": (["seeds", "import", "--format=mat", "--source=x", "--output=y"], "format"),
-    "nothing to export": (
-        ["seeds", "export", "--format=sec", "--cache=none", "--output=y"],
-        "none is not a seed cache",
-    ),
+    "nothing to export": (["seeds", "export", "--format=sec", "--cache=x", "--output=y"], "x is not a seed cache"),
     "no class": (["fit", "--config={classifier}", "--model=seeds.classifier.Clasifier"], "Clasifier"),
     "no data": (
         ["fit", "--config={voc}", "--data.root=no/such", "--output={new}", "--model.init_args.weights=none"],

@@ -116,13 +116,15 @@ def test_precision_and_processes_of_every_configuration(path):
 
 
 def test_precision_is_auto_in_every_command():
-    hints = {}
+    defaults = {}
     for name, (target, _) in FUNCTIONS.items():
         module, function = target.split(":")
         parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
-        if "precision" in parameters:
-            hints[name] = parameters["precision"].default
-    assert hints == dict.fromkeys(("seeds generate", "seeds refine", "pseudo-label", "evaluate", "predict"), "auto")
+        if "job" in parameters:
+            defaults[name] = parameters["job"].default.precision
+        elif "precision" in parameters:
+            defaults[name] = parameters["precision"].default
+    assert defaults == dict.fromkeys(("seeds generate", "seeds refine", "pseudo-label", "evaluate", "predict"), "auto")
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])

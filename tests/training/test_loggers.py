@@ -1,4 +1,4 @@
-"""`metrics.csv` while a run goes on, when it is killed, and when it resumes; Weights & Biases is in test_provenance_record."""
+"""`metrics.csv` during a run, after a kill and after resuming."""
 
 import csv
 import os

@@ -10,11 +10,11 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
-from tests.seeds.test_import_seeds import irn_folder
 
 from datamodules.errors import InputError
 from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
+from tests.seeds.test_import_seeds import irn_folder
 from training.cli import FUNCTIONS
 from training.parsers import read_signature, run_function
 

@@ -1,4 +1,4 @@
-"""Two processes that train together agree on what they validate, when they stop, and what a pixel is worth."""
+"""Two processes that train together: same gradients as one, same validation, and a common stop."""
 
 import copy
 import shutil
@@ -77,7 +77,7 @@ def test_masks_teach_two_processes_what_they_teach_one(part_labelled, tmp_path, 
 
 @pytest.mark.parametrize("kind", ["sec", "classifier"])
 def test_a_training_validates_with_the_network_that_it_saves(five, cues, tmp_path, kind):
-    """Though one process has fewer images and batches to validate, and batch-norm statistics of its own."""
+    """Also where one process has fewer images and batches to validate, and its own batch-norm statistics."""
     data = data_of(five, targets="cues", cues=str(cues), batch_size=2)
     pl.seed_everything(0)
     make = (

@@ -9,7 +9,7 @@ from training.recipes.recipe import references, substitute
 MISTAKES = {
     "command": ({"command": "fitt"}, "stage 'x': there is no command 'fitt'; did you mean 'fit'?"),
     "no command": ({"config": "demo_sec.yaml"}, "stage 'x': 'command' is missing"),
-    "reference": ({"command": "fit", "options": {"a": "{dat}"}}, "{dat}: no such stage or setting; did you mean 'data'?"),
+    "reference": ({"command": "fit", "options": {"a": "{dat}"}}, "{dat}: no such stage or setting; did you mean"),
     "later": ({"command": "fit", "options": {"a": ["{y}/b"]}}, "its options refer to {y}, which does not come before"),
     "key": ({"command": "fit", "option": {}}, "stage 'x': there is no option 'option'; did you mean 'options'?"),
     "output": ({"command": "fit", "options": {"output": "a"}}, "a stage's folder has the stage's name"),

@@ -28,7 +28,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def train(voc, cues, folder, *words, dies_at=-1):
-    """Train three epochs of SEC in a process of its own, on one thread; dropout and augmentation are on."""
+    """Train three epochs of SEC in its own process, on one thread; dropout and augmentation are on."""
     arguments = [
         *("fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder}", "--model.weights=none"),
         *(

@@ -77,7 +77,7 @@ def ran(monkeypatch):
         return run_here(words, title)
 
     monkeypatch.setattr(run_recipe, "run_process", run_and_record)
-    monkeypatch.setattr(run_recipe, "check_options", len)
+    monkeypatch.setattr(run_recipe, "check_options", print)
     return commands
 
 
@@ -95,7 +95,7 @@ def whole(tmp_path_factory):
     recipe = RecipeFolder(folder, folder / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_recipe, "run_process", run_here)
-        patch.setattr(run_recipe, "check_options", len)
+        patch.setattr(run_recipe, "check_options", print)
         assert recipe.run() == 0
     return recipe
 
@@ -144,7 +144,8 @@ def test_stages_run_again_after_a_change_of_their_code(copied, ran, monkeypatch,
         assert f"the code in {package}/ has changed" in capsys.readouterr().out
     records = {name: json.loads((copied.output / f"stages/{name}.json").read_text()) for name in ALL}
     sources = {name: set(record["dependencies"]["source"]) for name, record in records.items()}
-    assert sources == dict.fromkeys(ALL, {"datamodules", "seeds"}) | {"classifier": set(ALL_PACKAGES)}
+    of_seeds = {"datamodules", "seeds"}
+    assert sources == {"classifier": set(ALL_PACKAGES), "seeds": of_seeds, "quality": of_seeds}
 
 
 def test_only_options_that_are_paths_count_as_files(copied, ran, monkeypatch):
@@ -208,7 +209,7 @@ def test_a_setting_on_the_command_line(copied, ran):
     ],
 )
 def test_a_damaged_result_is_made_again(copied, ran, path, content, expected):
-    """A result of which files are missing or have changed is made again."""
+    """A result is made again if its files are missing or have changed."""
     file = copied.output / path
     if content is None:
         file.unlink()
@@ -264,7 +265,7 @@ def test_an_earlier_result_survives_a_kill_while_it_is_set_aside_or_put_back(cop
         "write_atomically": (run_recipe, "write_atomically"), "rename": (Path, "rename"),
         "_remove": (run_recipe, "_remove"),
     }[interrupted]  # fmt: skip
-    monkeypatch.setattr(run_recipe, "check_options", len)
+    monkeypatch.setattr(run_recipe, "check_options", print)
 
     def killed(*_given):
         raise KeyboardInterrupt
@@ -365,7 +366,7 @@ def test_times_and_reasons_are_printed(tmp_path, whole, monkeypatch, capsys):
         return Ended(main(words), 60.0, 7_000_000)
 
     monkeypatch.setattr(run_recipe, "run_process", one_second_per_minute)
-    monkeypatch.setattr(run_recipe, "check_options", len)
+    monkeypatch.setattr(run_recipe, "check_options", print)
     recipe = RecipeFolder(tmp_path, whole.data)
     content = recipe.content()
     for name, minutes in (("classifier", 60), ("seeds", 90)):

@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import UTC, datetime
@@ -62,12 +62,13 @@ class RunParser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def run_recipe(words: Sequence[str], commands: Sequence[str]) -> dict[str, Any]:
+def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable[[list[str]], None]) -> dict[str, Any]:
     """Run ``tag2mask run``.
 
     Args:
         words: command line after ``run``.
         commands: all commands that a stage may name.
+        dispatch: runs a command line of this program.
 
     Returns:
         The content of ``summary.json``.
@@ -95,7 +96,7 @@ def run_recipe(words: Sequence[str], commands: Sequence[str]) -> dict[str, Any]:
     recipe = read_recipe(Path(config_path(options.config)), commands, given)
     stages = recipe.chosen([name for name in options.stages.split(",") if name])
     with _lock(recipe.output):
-        return Runner(recipe).run(stages)
+        return Runner(recipe, dispatch).run(stages)
 
 
 @contextmanager
@@ -164,7 +165,7 @@ class StageResult:
         record = _read_record(self._record)
         if record.get("key") == key and "files" not in record:
             if self.stage.command == "fit":
-                if self.stage.options.get("random_seeds"):  # resumes without being asked
+                if self.stage.options.get("random_seeds"):  # it resumes by itself
                     return []
                 if (self.folder / "last.ckpt").is_file():
                     return ["--ckpt_path=last"]
@@ -196,8 +197,8 @@ class StageResult:
 class Runner:
     """Runs the stages of a recipe."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.output = recipe, recipe.output
+    def __init__(self, recipe: Recipe, dispatch: Callable[[list[str]], None]) -> None:
+        self.recipe, self.output, self._dispatch = recipe, recipe.output, dispatch
         self.keys: dict[str, str] = {}  # of the stages so far
         self._fingerprints: dict[str, str | None] = {}  # of files and folders since the last stage ran
         self._expected, self._actual = 0.0, 0.0  # seconds of finished stages: by the recipe's minutes, and measured
@@ -209,7 +210,7 @@ class Runner:
         if len(waiting) > 1:  # a single one finds mistakes in its options at once
             with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 lines = [(stage.name, self._words(stage, Path(folder) / stage.name)) for stage in waiting]
-                pool.submit(check_options, lines).result()  # in a process: it imports torch
+                pool.submit(check_options, lines, self._dispatch).result()  # in a process: it imports torch
         time = self._estimate(waiting) if waiting else "nothing to run"
         self._console.print(f"{self.output}: {len(stages)} stages, {len(waiting)} of them to run, {time}")
         for number, stage in enumerate(stages, 1):
@@ -351,10 +352,8 @@ class Runner:
         return f"about {duration(sum(seconds))}" + (f", without the {unknown} of unknown time" if unknown else "")
 
 
-def check_options(stages: Sequence[tuple[str, Sequence[str]]]) -> None:
+def check_options(stages: Sequence[tuple[str, Sequence[str]]], dispatch: Callable[[list[str]], None]) -> None:
     """Parse the options of stages, given as names and command lines; raise a UsageError for the first mistake."""
-    from training.cli import dispatch
-
     for name, words in stages:
         try:
             with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
