@@ -1,1 +1,1 @@
-"""A classifier, and what it reveals of where things are."""
+"""A classifier, and class activation maps, cues, and their refinement and evaluation."""

@@ -94,8 +94,8 @@ def view_scores(
             raise InputError(
                 f"this network accepts no images of {side}x{side} pixels: leave scale {scale} out"
             ) from error
-    grid = grid or max((tuple(probs.shape[-2:]) for probs in maps), key=math.prod)
-    mean = torch.stack([resize_maps(probs, grid) for probs in maps]).mean(dim=0)
+    finest = grid or max((tuple(probs.shape[-2:]) for probs in maps), key=math.prod)
+    mean = torch.stack([resize_maps(probs, finest) for probs in maps]).mean(dim=0)
     return mean.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 

@@ -1,4 +1,4 @@
-"""Where a training step's time goes: a profiler for Lightning that gives each moment to one part of the step."""
+"""A profiler for Lightning that assigns each moment of a training step to one part of the step."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ from training import segmentation_task as task
 NETWORK = ("forward", "backward", "optimizer")
 PARTS = ("data", *NETWORK, "losses", "CRF", "callbacks", "logging", "loop")
 FETCH = "train_dataloader_next"  # with this a step begins
-# What Lightning calls its actions, and the part they belong to; the others belong to whatever they are called in.
+# What Lightning calls its actions, and the part they belong to; nested actions count for the action that contains them.
 ACTIONS = (
     (FETCH, "data"),
     ("batch_to_device", "data"),
@@ -33,7 +33,7 @@ ACTIONS = (
 # Parts that are no actions of Lightning's.
 PLACES = (
     (task, "dense_crf", "CRF"),
-    (task, "small_pictures", "CRF"),
+    (task, "small_images", "CRF"),
     (pl.LightningModule, "log", "logging"),
     (pl.LightningModule, "log_dict", "logging"),
     (_LoggerConnector, "update_train_step_metrics", "logging"),

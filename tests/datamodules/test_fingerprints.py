@@ -26,7 +26,7 @@ def test_lists_and_labels_count_by_their_bytes(folder, name):
     assert fingerprint(folder) == before
 
 
-def test_pictures_count_by_name_and_size(folder):
+def test_images_count_by_name_and_size(folder):
     before = fingerprint(folder)
     (folder / "a.jpg").write_bytes(b"4321")
     (folder / ".hidden/c.txt").write_bytes(b"another")

@@ -190,7 +190,7 @@ def child(work):
 
 
 def test_killed_at_any_moment(tmp_path):
-    """Forty times, seeded; each time the next goes on where it was, and the end is that of an undisturbed run."""
+    """Forty attempts, seeded; each resumes the one before, and the result equals that of an undisturbed run."""
     make(tmp_path / "whole")
     whole, counts = shards(tmp_path / "whole"), set()
     for delay in np.random.default_rng(0).uniform(0, 0.015, 40):

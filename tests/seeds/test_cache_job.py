@@ -30,7 +30,7 @@ def files(path):
 
 
 def test_killed_at_twenty_moments(checkpoint, tmp_path):
-    """Each time the next run goes on where it was; the end is that of an undisturbed run."""
+    """Each run resumes the one before, and the result equals that of an undisturbed run."""
     generate(checkpoint, tmp_path / "whole", shard_size=1, **SETTINGS)
     start = time.perf_counter()  # in a process as those that are killed: on a busy machine they are slower
     again = child(lambda: generate(checkpoint, tmp_path / "whole", shard_size=1, **SETTINGS, overwrite=True))

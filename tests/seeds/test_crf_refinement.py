@@ -12,7 +12,7 @@ GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
 
 def test_confident_and_open_cells_by_hand(monkeypatch):
     """Without a CRF: 0.30 and above is the class, 0.05 and below background, the rest open; of two the higher."""
-    monkeypatch.setattr(crf_refinement, "dense_crf", lambda _picture, logits, **_numbers: logits.softmax(dim=1))
+    monkeypatch.setattr(crf_refinement, "dense_crf", lambda _image, logits, **_numbers: logits.softmax(dim=1))
     monkeypatch.setattr(crf_refinement, "PIXELS", 1)
     first = np.array([[10, 3.1, 2.9, 0.6, 0.4, 0]], np.float32)
     second = np.array([[0, 0.35, 0.29, 0.04, 0.06, 1]], np.float32)

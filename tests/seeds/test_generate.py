@@ -63,9 +63,7 @@ def test_seeds_are_grad_cam_of_the_labels_of_each_image(voc, checkpoint, tmp_pat
 
 
 def test_scales_and_the_mirrored_image_are_averaged(voc, checkpoint, tmp_path):
-    generate(
-        checkpoint, tmp_path / "cache", split="val", scales=(1.0, 1.5), flip=True, layer="features.encoder.layer3"
-    )
+    generate(checkpoint, tmp_path / "cache", split="val", scales=(1.0, 1.5), flip=True, layer="features.encoder.layer3")
     cache = SeedCache(tmp_path / "cache")
     assert len(cache) == 2
     method = GradCAM(load_task(checkpoint, ClassifierTask).model, "features.encoder.layer3")
