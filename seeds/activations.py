@@ -1,5 +1,9 @@
-"""Recording of layer activations in a forward pass, ready to be differentiated."""
+"""Recording of layer activations in a forward pass as maps (B, K, h, w), ready to be differentiated.
 
+Layers may give channels first, channels last, or a transformer's tokens.
+"""
+
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -9,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, first_line, unknown_name
-from seeds.activation_layout import MAP_DIMS, as_map, restore_layout
+
+MAP_DIMS = 4  # (B, K, h, w)
+TOKEN_DIMS = 3  # (B, N, K)
+MAX_PREFIX_TOKENS = 9  # a class token, a distillation token and registers stand before the image's tokens
 
 Model = nn.Module | partial[Any]
 """A network, or ``functools.partial`` of a network that fixes inputs besides the images."""
@@ -82,16 +89,14 @@ class Activations:
 
     def record(self, layer: nn.Module, _inputs: object, output: object) -> Tensor:
         """Record a layer's output and return a copy, which later layers may change in place (a forward hook)."""
-        name = self._names[self.layers.index(layer)]
-        # the first recorded layer cuts the graph: nothing below it needs a gradient
-        values = output.detach() if isinstance(output, Tensor) and not output.requires_grad else output
-        activation = as_map(values, self._images)
+        name, activation = self._names[self.layers.index(layer)], as_map(output, self._images)
         if activation is None or not isinstance(output, Tensor):
             what = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(f"layer {name} gives no map (B, K, h, w) but an output {what}; choose a layer before it")
         if layer in self.recorded:
             raise InputError(f"layer {name} runs more than once a forward pass; choose one that runs once")
-        self.recorded[layer] = activation if activation.requires_grad else activation.requires_grad_()
+        # the first recorded layer cuts the graph: nothing below it needs a gradient
+        self.recorded[layer] = activation if output.requires_grad else activation.detach().requires_grad_()
         return restore_layout(self.recorded[layer], output)
 
 
@@ -113,8 +118,6 @@ def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Itera
     """
     module = module_of(model)
     activations = Activations(module, layers)
-    modes = [(each, each.training) for each in module.modules()]
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     compiled = (hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in module.modules())
     with ExitStack() as contexts:
         contexts.callback(activations.recorded.clear)  # and so release the graph
@@ -125,16 +128,13 @@ def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Itera
             contexts.enter_context(torch.compiler.set_stance("force_eager"))
         contexts.enter_context(torch.inference_mode(False))
         contexts.enter_context(torch.enable_grad())
-        try:
-            module.eval()
-            for parameter in learning:
-                parameter.requires_grad_(False)
-            yield activations
-        finally:
-            for parameter in learning:
-                parameter.requires_grad_(True)
-            for each, mode in modes:
-                each.training = mode
+        for each in module.modules():
+            contexts.callback(setattr, each, "training", each.training)
+        module.eval()
+        for parameter in module.parameters():
+            contexts.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        yield activations
 
 
 def run_model(model: Model, images: Tensor) -> Any:
@@ -160,29 +160,69 @@ def run_model(model: Model, images: Tensor) -> Any:
         raise InputError(f"the {type(module).__name__} cannot take {given}: {first_line(error)}") from error
 
 
-def gradient(
-    score: Tensor, activation: Tensor, name: str, *, keep_graph: bool, weights: Tensor | None = None
-) -> Tensor:
-    """Return d(score)/d(activation).
+def gradient(scores: Tensor, weights: Tensor, activation: Tensor, name: str, keep_graph: bool = False) -> Tensor:
+    """Return d(weighted sum of scores)/d(activation) for N weighted sums, of one backward pass.
 
     Args:
-        score: a scalar, or a tensor of any shape if ``weights`` are given.
+        scores: of any shape.
+        weights: (N, *scores' shape), of the scores' dtype.
         activation: from :class:`Activations`.
         name: the layer's name, for the error.
         keep_graph: whether the graph is needed again.
-        weights: (N, *score's shape): N weighted sums of ``score`` are differentiated in one backward pass.
 
     Returns:
-        The activation's shape and dtype; with ``weights``, (N, *activation's shape).
+        (N, *activation's shape), in the activation's dtype.
 
     Raises:
-        InputError: the score does not depend on the layer.
+        InputError: the scores do not depend on the layer.
     """
-    found = None
-    if score.requires_grad:
-        (found,) = torch.autograd.grad(
-            score, activation, weights, retain_graph=keep_graph, allow_unused=True, is_grads_batched=weights is not None
-        )
+    found, is_one = None, len(weights) == 1
+    if scores.requires_grad:
+        options: dict[str, Any] = {"retain_graph": keep_graph, "allow_unused": True, "is_grads_batched": not is_one}
+        (found,) = torch.autograd.grad(scores, activation, weights[0] if is_one else weights, **options)
     if found is None:
         raise InputError(f"no score of the model depends on layer {name}")
-    return found
+    return found[None] if is_one else found
+
+
+def as_map(output: object, images: Sequence[int]) -> Tensor | None:
+    """Return a layer's output as a map (B, K, h, w), a view; None if it is no map.
+
+    Four dimensions are (B, K, h, w) unless only the second and third have the image's proportions, as in Swin's
+    (B, h, w, K). Three dimensions are tokens (B, N, K). The last h * w tokens must form a grid with the image's
+    proportions that divides the image into whole patches; the shortest prefix that allows this is left out.
+
+    Args:
+        output: the layer's output.
+        images: shape of the images, (B, 3, H, W).
+    """
+    if not isinstance(output, Tensor) or len(images) != MAP_DIMS or len(output) != images[0]:
+        return None
+    _, _, height, width = images
+    if output.dim() == MAP_DIMS:
+        _, first, second, last = output.shape
+        is_last = has_proportions((first, second), images) and not has_proportions((second, last), images)
+        return output.permute(0, 3, 1, 2) if is_last else output
+    if output.dim() != TOKEN_DIMS:
+        return None
+    for prefix in range(min(MAX_PREFIX_TOKENS, output.shape[1] - 1) + 1):
+        count = output.shape[1] - prefix
+        h = math.isqrt(count * height // width)
+        w = count // h if h else 0
+        if h and h * w == count and h * width == w * height and height % h == 0 and width % w == 0:
+            return output[:, prefix:].transpose(1, 2).reshape(len(output), -1, h, w)
+    return None
+
+
+def restore_layout(activation: Tensor, output: Tensor) -> Tensor:
+    """Return a copy of a layer's output in its own layout, with the values of its map (B, K, h, w)."""
+    if output.dim() == TOKEN_DIMS:
+        tokens = activation.flatten(2).transpose(1, 2)
+        return torch.cat([output[:, : -tokens.shape[1]], tokens], dim=1)
+    return (activation if activation.shape == output.shape else activation.permute(0, 2, 3, 1)).clone()
+
+
+def has_proportions(grid: Sequence[int], images: Sequence[int]) -> bool:
+    """Whether a grid (h, w) has the proportions of images (B, 3, H, W), up to the rounding of one position."""
+    height, width = images[2:]
+    return abs(grid[0] * width - grid[1] * height) <= max(height, width)

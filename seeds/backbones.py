@@ -7,16 +7,15 @@ Names are looked up in this order: the VGGs (:mod:`seeds.vgg`), timm's plain vis
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 import torchvision
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
-from seeds.activation_layout import MAP_DIMS
-from seeds.activations import forward_hooks
+from datamodules.errors import InputError, first_line
+from seeds.activations import MAP_DIMS, forward_hooks
 from seeds.pretrained_weights import load_weights
 from seeds.vgg import VGG_NAMES, Trunk, dilate_vgg, init_convolutions, vgg_layers
 from seeds.vision_transformer import VisionTransformer, build_vit, is_vit, token_map
@@ -85,10 +84,9 @@ class Backbone(FreezableNetwork):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
-        measured = measure_encoder(encoder)
-        self.strides = {f"encoder.{name}": stride for name, stride in measured.strides.items()}
-        self.out_channels = measured.channels
-        for name in measured.unused:
+        strides, unused, self.out_channels, _ = measure_encoder(encoder)
+        self.strides = {f"encoder.{name}": stride for name, stride in strides.items()}
+        for name in unused:
             encoder.get_submodule(name).requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -132,12 +130,27 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
     """
     if output_stride not in STRIDES:
         raise InputError(f"output_stride {output_stride} is none of 8, 16, 32")
-    encoder = build_encoder(name, depth)
+    is_smp = (name in encoders or name.startswith("tu-")) and not is_vit(name) and name not in VGG_NAMES
+    if not MIN_DEPTH <= depth <= FULL_DEPTH or (depth < FULL_DEPTH and not is_smp):
+        raise InputError(f"backbone {name} cannot be built at depth {depth}")
+    encoder: nn.Module
+    try:
+        if name in VGG_NAMES:
+            encoder = Trunk(vgg_layers(name))
+            init_convolutions(encoder)
+        elif is_vit(name):
+            encoder = build_vit(name)
+        elif is_smp:
+            encoder = get_encoder(name, depth=depth, weights=None)
+        else:
+            encoder = Trunk(torchvision.models.get_model(name).features)
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"there is no backbone {name} in the libraries: {first_line(error)}") from error
     load_weights(encoder, weights, name)
     try:
         backbone = Backbone(encoder)  # measured before dilation: strides as published
     except (AssertionError, RuntimeError) as error:
-        raise InputError(f"backbone {name} does not take images of any size: {error}") from error
+        raise InputError(f"backbone {name} does not take images of any size: {first_line(error)}") from error
     if name in VGG_NAMES:
         dilate_vgg(encoder, output_stride)
     elif not isinstance(encoder, VisionTransformer):
@@ -147,57 +160,23 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
     return backbone
 
 
-def build_encoder(name: str, depth: int = FULL_DEPTH) -> nn.Module:
-    """Build the encoder of that name as published (stride 2^depth), with random weights."""
-    is_smp = (name in encoders or name.startswith("tu-")) and not is_vit(name) and name not in VGG_NAMES
-    if not MIN_DEPTH <= depth <= FULL_DEPTH or (depth < FULL_DEPTH and not is_smp):
-        raise InputError(f"backbone {name} cannot be built at depth {depth}")
-    if name in VGG_NAMES:
-        trunk = Trunk(vgg_layers(name))
-        init_convolutions(trunk)
-        return trunk
-    if is_vit(name):
-        return build_vit(name)
-    try:
-        if is_smp:
-            return get_encoder(name, depth=depth, weights=None)  # type: ignore[no-any-return]
-        return Trunk(torchvision.models.get_model(name).features)
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"there is no backbone {name} ({error}); use a VGG (vgg16, vgg16_bn), an encoder of "
-            "segmentation_models_pytorch (mobilenet_v2, resnet50, tu-…), or a torchvision model with a 'features' trunk"
-        ) from error
-
-
-class MeasuredEncoder(NamedTuple):
-    """What a blank image shows about an encoder.
-
-    Attributes:
-        strides: stride of each block's output by the block's name, in the order of execution.
-        unused: names of blocks that never run, such as SMP's beyond the encoder's depth. They must be frozen:
-            distributed training would wait forever for their gradients.
-        channels: of the last map.
-        output_stride: of the last map.
-    """
-
-    strides: dict[str, int]
-    unused: list[str]
-    channels: int
-    output_stride: int
-
-
-def measure_encoder(encoder: nn.Module) -> MeasuredEncoder:
+def measure_encoder(encoder: nn.Module) -> tuple[dict[str, int], list[str], int, int]:
     """Measure a newly built encoder with a blank image, in eval mode; the encoder is in training mode afterwards.
 
     A block whose output is no map has the stride of the stage around it. All blocks of a vision transformer have the
     stride of its patches.
+
+    Returns:
+        The stride of each block's output by the block's name, in the order of execution; the names of blocks that never
+        run, such as SMP's beyond the encoder's depth, which must be frozen because distributed training would wait
+        forever for their gradients; the channels of the last map; its stride.
     """
     if isinstance(encoder, VisionTransformer):
         patch = int(encoder.patch_embed.patch_size[0])
-        strides = {f"blocks.{index}": patch for index in range(len(encoder.blocks))}
-        return MeasuredEncoder(strides, [], int(encoder.embed_dim), patch)
+        return {f"blocks.{index}": patch for index in range(len(encoder.blocks))}, [], int(encoder.embed_dim), patch
     blocks = {block: name for name, block in _blocks(encoder)}
-    strides, ran = {}, set()
+    strides: dict[str, int] = {}
+    ran = set()
 
     def measure(module: nn.Module, _inputs: object, output: object) -> None:
         ran.add(module)
@@ -210,7 +189,7 @@ def measure_encoder(encoder: nn.Module) -> MeasuredEncoder:
         last = last_map(encoder, torch.zeros(1, 3, BLANK_SIZE, BLANK_SIZE))
     encoder.train()
     unused = [name for block, name in blocks.items() if ran.isdisjoint(block.modules())]
-    return MeasuredEncoder(strides, unused, last.shape[1], BLANK_SIZE // last.shape[-2])
+    return strides, unused, last.shape[1], BLANK_SIZE // last.shape[-2]
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -235,9 +214,9 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
     Raises:
         InputError: an encoder that reduces its maps by other operations than strided convolutions.
     """
-    published = measure_encoder(encoder)
+    strides, _, _, published_stride = measure_encoder(encoder)
     rate, before = 1, 1
-    for name, stride in published.strides.items():
+    for name, stride in strides.items():
         if stride > output_stride:
             factor, reach = max(1, stride // before), rate
             for module in encoder.get_submodule(name).modules():
@@ -252,12 +231,9 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
                     reach = rate * factor
             rate *= factor
         before = max(before, stride)
-    wanted = min(output_stride, published.output_stride)
     try:
-        reached = measure_encoder(encoder).output_stride
+        *_, reached = measure_encoder(encoder)
     except RuntimeError:  # the two branches of a block have different sizes
         reached = 0
-    if reached != wanted:
-        raise InputError(
-            f"this backbone cannot be built at output stride {output_stride}, only at {published.output_stride}"
-        )
+    if reached != min(output_stride, published_stride):
+        raise InputError(f"this backbone cannot have output stride {output_stride}, only {published_stride}")

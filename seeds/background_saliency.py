@@ -62,7 +62,7 @@ def saliency_map(scores: Tensor, activation: Tensor, labels: Tensor, name: str =
     """
     wanted = labels.to(scores.device) != 0
     wanted = wanted | ~wanted.any(dim=1, keepdim=True)
-    slope = gradient(scores.float()[wanted].sum(), activation, name, keep_graph=False)
+    (slope,) = gradient(scores, wanted[None].to(scores.dtype), activation, name)
     return median3(slope.detach().float().abs().amax(dim=1))
 
 

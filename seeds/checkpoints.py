@@ -19,15 +19,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, it is truncated or of another kind, or it holds more than plain data.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} is refused: it is not a checkpoint of plain tensors and settings (it carries code, or is damaged)"
-        ) from error
+        raise InputError(f"{path} is refused: it carries code or is damaged, it is no file of plain tensors") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be read as a checkpoint: {first_line(error)}") from error
     if not isinstance(content, dict):
@@ -66,13 +63,10 @@ def load_task(path: str | Path, cls: type[Task]) -> Task:
         InputError: as :func:`read_checkpoint`, or the weights do not fit the settings saved beside them.
     """
     checkpoint = read_checkpoint(path, cls.task_name)
-    tasks = [base for base in cls.__mro__ if issubclass(base, BaseTask)]
-    known = {name for base in tasks for name in inspect.signature(base).parameters} - {"kwargs"}
+    known = {name for base in cls.__mro__ if issubclass(base, BaseTask) for name in inspect.signature(base).parameters}
     settings = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key in known}
-    if "weights" in known:
-        settings["weights"] = "none"
     try:
-        task = cls(**settings)
+        task = cls(**settings | {"weights": "none"})
         task.load_state_dict(checkpoint["state_dict"])
     except InputError:
         raise

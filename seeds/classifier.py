@@ -20,6 +20,7 @@ class Classifier(nn.Module):
 
     Attributes:
         default_layer: name of the layer whose maps localize best, the last one.
+        saliency_layer: name of the layer at which background saliency is computed by default.
     """
 
     default_layer = "features"
@@ -28,11 +29,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.features = features
         self.head = nn.Linear(features.out_channels, num_classes)
-
-    @property
-    def saliency_layer(self) -> str:
-        """The name of the layer at which background saliency is computed by default."""
-        return f"features.{self.features.saliency_layer}"
+        self.saliency_layer = f"features.{features.saliency_layer}"
 
     def forward(self, image: Tensor) -> Tensor:
         """Return scores (B, C), before the sigmoid, of images (B, 3, H, W); float32 also under autocast."""
@@ -108,8 +105,7 @@ class ClassifierTask(BaseTask):
         """Return the mean binary cross-entropy of scores (B, C), before the sigmoid, and labels (B, C)."""
         if scores.shape != labels.shape:
             raise InputError(
-                f"labels of shape {tuple(labels.shape)} for a classifier of {len(self.classes)} classes; "
-                "the data's classes must be the classifier's"
+                f"labels {tuple(labels.shape)} of other classes than the {len(self.classes)} of the classifier"
             )
         return functional.binary_cross_entropy_with_logits(scores, labels.float())
 

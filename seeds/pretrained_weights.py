@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from seeds.base_task import HEADER
-from seeds.checkpoints import read_file
+from seeds.checkpoints import read_checkpoint, read_file
 from seeds.vision_transformer import VisionTransformer, build_vit, is_vit
 
 HEADS = ("classifier.", "fc.", "head", "last_linear.", "mask_token")  # of pretraining, not needed here
@@ -41,7 +41,7 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     state = imagenet_weights(name) if weights == "imagenet" else read_weights(weights)
     if isinstance(encoder, VisionTransformer):
         state = checkpoint_filter_fn(state, encoder)
-    own = encoder.state_dict()
+    own = encoder.state_dict().keys()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(HEADS)}
     load_fitting(encoder, state, f"weights {weights} do not fit backbone {name}")
 
@@ -63,14 +63,11 @@ def read_weights(path: str | Path) -> State:
     """
     if not Path(path).is_file():
         raise InputError(f"weights {path} is neither 'none' nor 'imagenet' nor a file")
-    content = read_file(path)
-    state = content.get("state_dict", content)
-    if HEADER in content:
-        task = content[HEADER].get("task") if isinstance(content[HEADER], dict) else None
-        if task != "classifier":
-            raise InputError(f"{path} is a checkpoint of a {task}; weights come from a classifier or a plain file")
-        prefix = CLASSIFIER_PREFIX
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    state = read_file(path)
+    if HEADER in state:
+        checkpoint, prefix = read_checkpoint(path, "classifier")["state_dict"], CLASSIFIER_PREFIX
+        state = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
+    state = state.get("state_dict", state)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds no weights: a dictionary of tensors is needed")
     return dict(state)
@@ -91,6 +88,4 @@ def imagenet_weights(name: str) -> State:
     except KeyError as error:
         raise InputError(f"there are no ImageNet weights of {name}") from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"the ImageNet weights of {name} cannot be downloaded; without a network give 'weights' a file"
-        ) from error
+        raise InputError(f"ImageNet weights of {name} cannot be downloaded: give 'weights' a file") from error

@@ -1,6 +1,6 @@
 """timm's vision transformers as backbones, with their tokens arranged as a map; DINO and CLIP among them."""
 
-from typing import cast
+from typing import Any, cast
 
 import timm
 from timm.models.vision_transformer import VisionTransformer
@@ -10,14 +10,11 @@ from datamodules.errors import InputError
 
 __all__ = ["VisionTransformer", "build_vit", "is_vit", "token_map"]
 
-PREFIX = "tu-"  # segmentation_models_pytorch's prefix for networks of timm
-
 
 def is_vit(name: str) -> bool:
     """Whether a backbone's name is one of timm's plain vision transformers (``tu-vit_…``)."""
-    model = name.removeprefix(PREFIX).partition(".")[0]
     known = timm.list_models("vit*", module="vision_transformer")
-    return name.startswith(PREFIX) and model in known
+    return name.startswith("tu-") and name.removeprefix("tu-").partition(".")[0] in known
 
 
 def build_vit(name: str, *, pretrained: bool = False) -> VisionTransformer:
@@ -27,10 +24,8 @@ def build_vit(name: str, *, pretrained: bool = False) -> VisionTransformer:
         name: ``tu-`` and timm's name.
         pretrained: download timm's weights.
     """
-    vit = timm.create_model(
-        name.removeprefix(PREFIX), pretrained=pretrained, num_classes=0, global_pool="", dynamic_img_size=True
-    )
-    return cast("VisionTransformer", vit)
+    options: dict[str, Any] = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True}
+    return cast("VisionTransformer", timm.create_model(name.removeprefix("tu-"), pretrained=pretrained, **options))
 
 
 def token_map(vit: VisionTransformer, image: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from datamodules.errors import InputError
-from seeds.activation_layout import MAP_DIMS
-from seeds.activations import forward_hooks
+from seeds.activations import MAP_DIMS, forward_hooks
 from seeds.affinity.pair_affinities import IGNORE, affinities, affinity_loss
 from seeds.backbones import BLANK_SIZE, FULL_DEPTH, Backbone, FreezableNetwork, build_backbone
 from seeds.base_task import BaseTask

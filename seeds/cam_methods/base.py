@@ -1,31 +1,36 @@
 """The base class of the methods that make maps at a layer, and the gradients that they share."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from seeds.activations import Model, gradient, record_activations, run_model
 from seeds.cam_methods.targets import Target, TargetScores, select_scores
-from seeds.default_layer import default_layer
 
 BATCHED_FROM = 4  # groups that share a backward pass: the weights of a large head are then read once for all of them
 MAX_GRADIENT_NUMBERS = 2**25  # numbers in all gradients that are held at once (128 MB)
 
 
 class LayerMethod:
-    """A method that makes maps (B, C, h, w) at one layer. A subclass implements :meth:`combine` or :meth:`maps`."""
+    """A method that makes maps (B, C, h, w) at one layer. A subclass implements :meth:`combine` or :meth:`maps`.
 
-    def __init__(self, model: Model, layer: str | nn.Module | None = None) -> None:
+    Attributes:
+        forward_context: makes the context of the forward pass.
+    """
+
+    forward_context: ClassVar[Callable[[], AbstractContextManager[Any]]] = nullcontext
+
+    def __init__(self, model: Model, layer: str | nn.Module) -> None:
         """Bind a model to a layer.
 
         Args:
             model: takes images (B, 3, H, W); ``functools.partial`` of the model if it takes more inputs.
             layer: a submodule's name or the submodule; its output is a map (B, K, h, w), (B, h, w, K) or tokens
-                (B, N, K). None for :func:`seeds.default_layer.default_layer`.
+                (B, N, K).
         """
         self.model, self.layer = model, layer
 
@@ -42,17 +47,11 @@ class LayerMethod:
             InputError: no such layer, a layer that gives no map or on which no score depends, a wrong shape, an
                 index out of range, a function that does not return one number an image.
         """
-        if self.layer is None:
-            self.layer = default_layer(self.model, images[:1])
+        name = self.layer if isinstance(self.layer, str) else type(self.layer).__name__
         with record_activations(self.model, [self.layer]) as activations:
             with self.forward_context():
                 output = run_model(self.model, images)
-            name = self.layer if isinstance(self.layer, str) else type(self.layer).__name__
             return self.maps(select_scores(output, targets, len(images)), activations[0], name)
-
-    def forward_context(self) -> AbstractContextManager[Any]:
-        """Return the context of the forward pass."""
-        return nullcontext()
 
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
         """Return maps float32 (B, C, h, w) from a forward pass made within ``record_activations``.
@@ -95,20 +94,15 @@ def score_gradients(
     """
     # a power of two near the number of positions keeps half-precision gradients, which are means, out of the denormals
     scale = 2.0 ** round(math.log2(max(1, activation.shape[2] * activation.shape[3])))
-    groups = targets.groups()
-    at_once = 1
+    groups, at_once = targets.groups(), 1
     if batched and len(groups) >= BATCHED_FROM:
         at_once = max(1, MAX_GRADIENT_NUMBERS // max(1, activation.numel()))
     for start in range(0, len(groups), at_once):
         part = groups[start : start + at_once]
+        weights = targets.scores.new_zeros(len(part), *targets.scores.shape)
+        for g, (image, column) in enumerate(part):
+            weights[g, image, column] = scale
         keep = keep_graph or start + at_once < len(groups)
-        if len(part) == 1:
-            total = targets.scores[part[0]].float().sum() * scale
-            found = gradient(total, activation, name, keep_graph=keep).unsqueeze(0)
-        else:
-            weights = targets.scores.new_zeros(len(part), *targets.scores.shape)
-            for g, (image, column) in enumerate(part):
-                weights[g, image, column] = scale
-            found = gradient(targets.scores, activation, name, keep_graph=keep, weights=weights)
+        found = gradient(targets.scores, weights, activation, name, keep)
         for (image, column), gradients in zip(part, found, strict=True):
             yield image, column, gradients.detach().float() / scale

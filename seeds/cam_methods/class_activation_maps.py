@@ -5,9 +5,8 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from seeds.cam_methods.base import LayerMethod
-from seeds.cam_methods.linear_head import linear_head
 from seeds.cam_methods.targets import TargetScores
-from seeds.gradcam import weighted_maps
+from seeds.gradcam import linear_head, weighted_maps
 
 
 class CAM(LayerMethod):
@@ -23,10 +22,7 @@ class CAM(LayerMethod):
             InputError: the head is another, or the target is a function.
         """
         if targets.output is None or linear_head(targets.output, activation) is None:
-            raise InputError(
-                f"CAM needs class scores that are global average pooling and one linear layer of layer {name}; "
-                "elsewhere use Grad-CAM, which is the same there"
-            )
+            raise InputError(f"CAM needs scores that are global average pooling and one linear layer of layer {name}")
         # Grad-CAM's weights are the head's, divided by the number of positions
         return weighted_maps(targets, activation, name).mul_(activation[0, 0].numel())
 

@@ -6,7 +6,6 @@ maximum passes the probability to the winner, a ReLU passes it unchanged; a batc
 the convolution's weights. Probability is lost only at units that no unit below excites.
 """
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from datamodules.errors import InputError
-from seeds.activation_layout import MAP_DIMS
+from seeds.activations import MAP_DIMS
 from seeds.cam_methods.base import LayerMethod, score_gradients
 from seeds.cam_methods.input_gradients import RECTIFIERS, replace_values
-from seeds.cam_methods.linear_head import single_parent
 from seeds.cam_methods.targets import TargetScores
+from seeds.gradcam import single_parent
 
 WEIGHTED = {"linear", "conv2d"}
 AVERAGING = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
@@ -34,45 +33,32 @@ MOVING = {
 }  # fmt: skip
 
 
-class MWP(LayerMethod):
-    """Marginal winning probability of each position, not negative; a map's sum is at most 1.
+class _Share(torch.autograd.Function):
+    """A function that is linear in its inputs; with the weights' positive part, it shares a unit's probability."""
 
-    For networks of convolutions, linear layers, batch norms, ReLUs (smooth ones count as ReLUs), pooling, sums and
-    concatenations. Activations are the excitations; negative ones excite nothing.
-    """
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, spread: Any, weight: Tensor | None, *values: Tensor) -> Tensor:
+        """Return the output computed before; ``spread(*values, weight)`` is the function without its bias."""
+        ctx.save_for_backward(*values)
+        ctx.spread, ctx.weight, ctx.contrast = spread, weight, False
+        return output.clone()
 
-    contrastive = False
+    @staticmethod
+    def backward(ctx: Any, *probabilities: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the shares, in the inputs' shapes."""
 
-    def forward_context(self) -> AbstractContextManager[Any]:
-        """Return the context in which derivatives are shares of probability."""
-        return _Excitation()
+        def shares(weight: Tensor | None) -> list[Tensor]:
+            with torch.enable_grad():
+                excitations = [value.detach().clamp(min=0).requires_grad_() for value in ctx.saved_tensors]
+                total = ctx.spread(*excitations, weight)
+                part = torch.where(total > 0, probabilities[0].to(total.dtype) / total, 0).detach()
+                gradients = torch.autograd.grad(total, excitations, part)
+            return [(x.detach() * slope).to(x.dtype) for x, slope in zip(excitations, gradients, strict=True)]
 
-    def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
-        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.maps`.
-
-        Raises:
-            InputError: also for a target that is a function, and for scores that no linear layer gives (c-MWP).
-        """
-        if targets.output is None:
-            raise InputError("MWP explains class scores: give labels or class indices, not a function")
-        if self.contrastive:
-            node: Any = targets.output.grad_fn
-            while node is not None and getattr(node, "weight", None) is None:
-                node = single_parent(node)
-            if node is None:
-                raise InputError("c-MWP needs class scores that come from one linear layer or convolution")
-            node.contrast = True
-        maps = torch.zeros(*targets.selected.shape, *activation.shape[2:], device=activation.device)
-        for image, column, probability in score_gradients(targets, activation, name, batched=False):
-            summed = probability[image].sum(dim=1)  # (n, h, w)
-            maps[image, column] = summed.relu_() if self.contrastive else summed
-        return maps
-
-
-class ContrastiveMWP(MWP):
-    """c-MWP: the class's winning probability minus that of its dual, whose last weights are negated; rectified."""
-
-    contrastive = True
+        found = shares(None if ctx.weight is None else ctx.weight.clamp(min=0))
+        if ctx.contrast:
+            found = [one - other for one, other in zip(found, shares(ctx.weight.neg().clamp_(min=0)), strict=True)]
+        return None, None, None, *found
 
 
 class _Excitation(TorchFunctionMode):
@@ -116,29 +102,39 @@ class _Excitation(TorchFunctionMode):
         return replace_values(main, output)
 
 
-class _Share(torch.autograd.Function):
-    """A function that is linear in its inputs; with the weights' positive part, it shares a unit's probability."""
+class MWP(LayerMethod):
+    """Marginal winning probability of each position, not negative; a map's sum is at most 1.
 
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, spread: Any, weight: Tensor | None, *values: Tensor) -> Tensor:
-        """Return the output computed before; ``spread(*values, weight)`` is the function without its bias."""
-        ctx.save_for_backward(*values)
-        ctx.spread, ctx.weight, ctx.contrast = spread, weight, False
-        return output.clone()
+    For networks of convolutions, linear layers, batch norms, ReLUs (smooth ones count as ReLUs), pooling, sums and
+    concatenations. Activations are the excitations; negative ones excite nothing.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, *probabilities: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the shares, in the inputs' shapes."""
+    forward_context = _Excitation
+    contrastive = False
 
-        def shares(weight: Tensor | None) -> list[Tensor]:
-            with torch.enable_grad():
-                excitations = [value.detach().clamp(min=0).requires_grad_() for value in ctx.saved_tensors]
-                total = ctx.spread(*excitations, weight)
-                part = torch.where(total > 0, probabilities[0].to(total.dtype) / total, 0).detach()
-                gradients = torch.autograd.grad(total, excitations, part)
-            return [(x.detach() * slope).to(x.dtype) for x, slope in zip(excitations, gradients, strict=True)]
+    def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
+        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.maps`.
 
-        found = shares(None if ctx.weight is None else ctx.weight.clamp(min=0))
-        if ctx.contrast:
-            found = [one - other for one, other in zip(found, shares(ctx.weight.neg().clamp_(min=0)), strict=True)]
-        return None, None, None, *found
+        Raises:
+            InputError: also for a target that is a function, and for scores that no linear layer gives (c-MWP).
+        """
+        if targets.output is None:
+            raise InputError("MWP explains class scores: give labels or class indices, not a function")
+        if self.contrastive:
+            node: Any = targets.output.grad_fn
+            while node is not None and getattr(node, "weight", None) is None:
+                node = single_parent(node)
+            if node is None:
+                raise InputError("c-MWP needs class scores that come from one linear layer or convolution")
+            node.contrast = True
+        maps = torch.zeros(*targets.selected.shape, *activation.shape[2:], device=activation.device)
+        for image, column, probability in score_gradients(targets, activation, name, batched=False):
+            summed = probability[image].sum(dim=1)  # (n, h, w)
+            maps[image, column] = summed.relu_() if self.contrastive else summed
+        return maps
+
+
+class ContrastiveMWP(MWP):
+    """c-MWP: the class's winning probability minus that of its dual, whose last weights are negated; rectified."""
+
+    contrastive = True

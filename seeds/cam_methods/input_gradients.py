@@ -1,6 +1,5 @@
 """Methods with maps at the image's resolution: gradients of the input, plain or through changed ReLUs."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -9,7 +8,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from seeds.activations import Model, record_activations, run_model
-from seeds.cam_methods.base import LayerMethod, score_gradients
+from seeds.cam_methods.base import score_gradients
 from seeds.cam_methods.targets import Target, select_scores
 from seeds.gradcam import GradCAM
 
@@ -17,30 +16,30 @@ RECTIFIERS = (
     functional.relu, functional.relu6, functional.leaky_relu, functional.elu, functional.gelu, functional.silu,
     functional.hardswish, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_,
 )  # fmt: skip
+Rule = Literal["plain", "guided", "deconvolution"]
 
 
-class InputGradient(LayerMethod):
+class InputGradient:
     """The gradient of a score with respect to the image (B, C, 3, H, W), signed; see :func:`heat` for maps.
 
     Without a rule for the ReLUs it is the gradient saliency of Simonyan et al. (2013). Each group of scores takes one
     backward pass through the whole network. The layer is not used.
     """
 
-    rule: Literal["plain", "guided", "deconvolution"] = "plain"
+    rule: Rule = "plain"
+
+    def __init__(self, model: Model, _layer: object = None) -> None:
+        self.model = model
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
         """Return gradients float32 (B, C, 3, H, W), 0 where no score is selected; as :class:`GradCAM` otherwise."""
-        with record_activations(self.model, []), self.forward_context():
+        with record_activations(self.model, []), _RectifierRule(self.rule):
             leaf = images.detach().clone().requires_grad_()
             scores = select_scores(run_model(self.model, leaf), targets, len(images))
         maps = torch.zeros(*scores.selected.shape, *images.shape[1:], device=images.device)
         for image, column, gradients in score_gradients(scores, leaf, "'' (the image)", batched=False):
             maps[image, column] = gradients[image]
         return maps
-
-    def forward_context(self) -> AbstractContextManager[Any]:
-        """Return the context in which ReLUs have other derivatives."""
-        return nullcontext() if self.rule == "plain" else _RectifierRule(self.rule)
 
 
 class GuidedBackprop(InputGradient):
@@ -63,10 +62,9 @@ class GuidedGradCAM:
 
     pixel_method: type[InputGradient] = GuidedBackprop
 
-    def __init__(self, model: Model, layer: str | nn.Module | None = None) -> None:
+    def __init__(self, model: Model, layer: str | nn.Module) -> None:
         """Bind a model to the layer of the Grad-CAM maps; arguments as for :class:`seeds.gradcam.GradCAM`."""
-        self.gradcam = GradCAM(model, layer)
-        self.gradients = self.pixel_method(model)
+        self.gradcam, self.gradients = GradCAM(model, layer), self.pixel_method(model)
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
         """Return the product float32 (B, C, 3, H, W), 0 where no score is selected; as :class:`GradCAM` otherwise."""
@@ -88,10 +86,11 @@ def heat(maps: Tensor) -> Tensor:
 class _RectifierRule(TorchFunctionMode):
     """Replace the gradient of every ReLU-like function, module or not, in place or not, within this context.
 
-    Guided: (the function's gradient) · ReLU(incoming gradient). Deconvolution: ReLU(incoming gradient).
+    Plain: no change. Guided: (the function's gradient) · ReLU(incoming gradient). Deconvolution: ReLU(incoming
+    gradient).
     """
 
-    def __init__(self, rule: Literal["guided", "deconvolution"]) -> None:
+    def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.rule = rule
 
@@ -100,11 +99,11 @@ class _RectifierRule(TorchFunctionMode):
         named = dict(kwargs or {})
         value = args[0] if args else named.get("input")
         is_relu6 = func is functional.hardtanh and (*args[1:2], named.get("min_val"))[0] == 0
-        if not (func in RECTIFIERS or is_relu6) or not (isinstance(value, Tensor) and value.requires_grad):
+        is_differentiated = isinstance(value, Tensor) and value.requires_grad
+        if self.rule == "plain" or not (func in RECTIFIERS or is_relu6) or not is_differentiated:
             return func(*args, **named)
         named.pop("inplace", None)
-        func = functional.relu if func in (torch.relu_, Tensor.relu_) else func
-        output = func(*args, **named)
+        output = (functional.relu if func in (torch.relu_, Tensor.relu_) else func)(*args, **named)
         if self.rule == "deconvolution":
             output = replace_values(value, output)
         output.register_hook(lambda gradients: gradients.clamp(min=0))

@@ -12,6 +12,7 @@ from seeds.activations import Model, run_model
 Target = Tensor | Callable[[Any], Tensor]
 """Labels (B, C), not 0 for the classes to explain; or one class index an image, int64 (B,); or a function of the
 network's output, of any type, that returns one number an image (B,)."""
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class TargetScores(NamedTuple):
@@ -64,28 +65,23 @@ def select_scores(output: Any, target: Target, count: int) -> TargetScores:
     """
     if not isinstance(target, Tensor):
         if not callable(target):
-            raise InputError(
-                f"a target is labels (B, C), class indices (B,) or a function, not a {type(target).__name__}"
-            )
+            raise InputError(f"a target is labels, class indices or a function, not a {type(target).__name__}")
         value = target(output)
-        if not isinstance(value, Tensor) or value.shape not in ((count,), (count, 1)):
-            shape = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise InputError(f"a target must give one number an image, shape ({count},), not {shape}")
-        if not value.is_floating_point():
-            raise InputError(f"a target must give real numbers, not {value.dtype}")
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape not in ((count,), (count, 1)):
+            what = (
+                f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            )
+            raise InputError(f"a target function must give one real number an image, shape ({count},), not {what}")
         scores = value.reshape(count, 1)
         return TargetScores(scores, torch.ones_like(scores, dtype=torch.bool), None, None)
-    are_indices = target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
+    shape, are_indices = tuple(target.shape), target.dim() == 1 and target.dtype in INTEGERS
     if not (are_indices or target.dim() == 2) or len(target) != count:
-        raise InputError(
-            f"labels must have shape ({count}, C), a row an image, or be {count} integer class indices, "
-            f"not {tuple(target.shape)} of {target.dtype}"
-        )
-    what = "class indices" if are_indices else f"labels of shape {tuple(target.shape)}"
-    if not isinstance(output, Tensor):
-        raise InputError(f"{what} do not fit the model, which gives a {type(output).__name__}")
-    if output.dim() != 2 or len(output) != count or not (are_indices or output.shape == target.shape):
-        raise InputError(f"{what} do not fit the model, which gives scores {tuple(output.shape)}")
+        what = f"{shape} of {target.dtype}"
+        raise InputError(f"labels must have shape ({count}, C) or be {count} integer class indices, not {what}")
+    is_scores = isinstance(output, Tensor) and output.dim() == 2 and len(output) == count
+    if not is_scores or not (are_indices or output.shape == target.shape):
+        what = f"scores {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise InputError(f"labels of shape {shape} do not fit the model, which gives {what}")
     if not are_indices:
         return label_scores(output, target)
     classes = target.to(output.device).long().unsqueeze(1)

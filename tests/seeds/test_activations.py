@@ -1,13 +1,17 @@
-"""Every method restores the model, also after an error, and keeps no tensor."""
+"""Layouts of a layer's output. Every method restores the model, also after an error, and keeps no tensor."""
 
 import gc
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from datamodules.errors import InputError
+from seeds.activations import as_map, restore_layout
+from seeds.cam_methods.class_activation_maps import CAM
 from seeds.cam_methods.registry import METHODS
+from seeds.gradcam import GradCAM
 from tests.seeds.networks import small_vgg
 
 
@@ -96,3 +100,74 @@ def test_a_thousand_calls_keep_nothing():
         assert live_tensors() == before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "layout", "prefix"),
+    [((2, 8, 5, 7), (80, 112), "first", 0), ((2, 5, 7, 8), (80, 112), "last", 0),
+     ((2, 7, 7, 7), (224, 224), "first", 0), ((2, 8, 3, 9), (64, 64), "first", 0),
+     ((2, 11, 11, 64), (321, 321), "last", 0),
+     ((2, 11, 6, 64), (350, 187), "last", 0), ((2, 197, 8), (224, 224), "tokens 14 14", 1),
+     ((2, 198, 8), (224, 224), "tokens 14 14", 2), ((2, 201, 8), (224, 224), "tokens 14 14", 5),
+     ((2, 196, 8), (224, 224), "tokens 14 14", 0), ((2, 1 + 8 * 12, 8), (128, 192), "tokens 8 12", 1),
+     ((2, 30, 8), (224, 224), None, 0), ((2, 8), (64, 64), None, 0), ((3, 8, 5, 7), (80, 112), None, 0)],
+)  # fmt: skip
+def test_layouts(shape, size, layout, prefix):
+    output = torch.randn(shape)
+    found = as_map(output, (2, 3, *size))
+    if layout is None:
+        assert found is None
+        return
+    expected = {"first": output, "last": output.movedim(3, 1)}.get(layout) if output.dim() == 4 else None
+    if layout.startswith("tokens"):
+        grid = [int(side) for side in layout.split()[1:]]
+        expected = output[:, prefix:].movedim(2, 1).unflatten(2, grid)
+    assert torch.equal(found, expected)
+    assert found.data_ptr() == expected.data_ptr()  # a view
+    restored = restore_layout(found, output)
+    assert torch.equal(restored, output)
+    assert restored.data_ptr() != output.data_ptr()
+
+
+def test_outputs_that_are_no_tensors():
+    assert as_map([torch.zeros(2, 8, 5, 7)], (2, 3, 80, 112)) is None
+
+
+def test_tokens_by_the_formula():
+    """A ViT's first norm of its last block: the class token apart, the tokens on their grid."""
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()
+    nn.init.normal_(model.heads.head.weight)
+    images = torch.randn(2, 3, 32, 32)
+    kept = {}
+    block = model.encoder.layers[-1]
+    handle = block.ln_1.register_forward_hook(lambda _m, _i, out: kept.update(out=out))
+    score = model(images)[:, 1].sum()
+    handle.remove()
+    slope = torch.autograd.grad(score, kept["out"])[0][:, 1:]
+    value = kept["out"].detach()[:, 1:]
+    expected = (value * slope.mean(1, keepdim=True)).sum(2).relu().view(2, 1, 4, 4)
+    maps = GradCAM(model, "encoder.layers.encoder_layer_1.ln_1")(images, torch.tensor([1, 1]))
+    torch.testing.assert_close(maps, expected)
+    assert expected.max() > 0
+    with pytest.raises(InputError, match="no map"):
+        GradCAM(model, "heads")(images, torch.tensor([1, 1]))
+
+
+@pytest.mark.parametrize("how", ["function", "method", "part"])
+def test_compiled(how):
+    torch.manual_seed(0)
+    images, labels = torch.randn(2, 3, 48, 48), torch.ones(2, 4)
+    model = small_vgg().eval()
+    expected = GradCAM(model, "features.4")(images, labels)
+    if how == "part":
+        model.features = torch.compile(model.features, backend="eager")
+    elif how == "method":
+        model.compile(backend="eager")
+    else:
+        model = torch.compile(model, backend="eager")
+    scores = model(images)
+    assert torch.equal(GradCAM(model, "features.4")(images, labels), expected)
+    assert torch.equal(model(images), scores)
+    with pytest.raises(InputError, match="global average pooling"):
+        CAM(model, "features.4")(images, labels)

@@ -87,7 +87,7 @@ def test_freezing_by_stage_ignores_dilation():
     [(lambda: build_backbone("resnet5"), "no backbone resnet5"),
      (lambda: build_backbone("resnet18", 12), "output_stride 12"),
      (lambda: build_backbone("vgg11", 4), "output_stride 4"),
-     (lambda: build_backbone("convnext_tiny", 8), "output stride 8, only at 32"),
+     (lambda: build_backbone("convnext_tiny", 8), "output stride 8, only 32"),
      (lambda: build_backbone("resnet18").freeze(3), "freeze_stride 3"),
      (lambda: build_backbone("resnet18").freeze(32), "freezes the whole backbone"),
      (lambda: build_backbone("resnet18", 32, "/no/such.pth"), "neither 'none' nor 'imagenet' nor a file")],

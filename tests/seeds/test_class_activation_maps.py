@@ -12,9 +12,8 @@ from torch.nn import functional
 from datamodules.errors import InputError
 from seeds.activations import record_activations
 from seeds.cam_methods import base
-from seeds.cam_methods import linear_head as head
 from seeds.cam_methods.class_activation_maps import CAM, GradCAMPlusPlus, HiResCAM, LayerCAM
-from seeds.gradcam import Counterfactual, GradCAM
+from seeds.gradcam import Counterfactual, GradCAM, linear_head
 from tests.seeds.networks import small_vgg
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -95,13 +94,13 @@ def test_heads_are_recognised(kind, is_linear, monkeypatch):
     torch.manual_seed(0)
     model = Head(kind)
     with record_activations(model, ["conv"]) as activations:
-        found = head.linear_head(model(IMAGES), activations[0])
+        found = linear_head(model(IMAGES), activations[0])
     assert (found is not None) == is_linear
     ours = GradCAM(model, "conv")(IMAGES, LABELS)
     monkeypatch.setattr("seeds.gradcam.linear_head", lambda *_: None)
     torch.testing.assert_close(ours, GradCAM(model, "conv")(IMAGES, LABELS))
     if not is_linear:
-        with pytest.raises(InputError, match=r"CAM needs class scores that are global average pooling .* layer conv"):
+        with pytest.raises(InputError, match=r"CAM needs scores that are global average pooling .* layer conv"):
             CAM(model, "conv")(IMAGES, LABELS)
 
 
