@@ -66,11 +66,35 @@ def forward_hooks(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Ite
 class Activations:
     """The activations of some layers in one forward pass, indexed in the order of the layers."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[str | nn.Module]) -> None:
-        self.layers = [find_layer(model, layer) for layer in layers]
+    def __init__(self, model: Model, layers: Sequence[str | nn.Module]) -> None:
+        self.model, self.layers = model, [find_layer(module_of(model), layer) for layer in layers]
         self._names = [layer if isinstance(layer, str) else type(layer).__name__ for layer in layers]
         self.recorded: dict[nn.Module, Tensor] = {}
         self._images = torch.Size()
+
+    def run(self, images: Tensor) -> Any:
+        """Return the model's output for images (B, 3, H, W), and record the activations.
+
+        Raises:
+            InputError: images of another shape, or images that the model cannot take: another number of channels,
+                another size, too small, of another dtype or device.
+        """
+        if not isinstance(images, Tensor) or images.dim() != MAP_DIMS:
+            what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(f"images must have shape (B, 3, H, W), not {what}")
+        self._images, model = images.shape, self.model
+        # a tensor made in inference mode must not be changed in place outside of it
+        images = images.clone() if images.is_inference() else images
+        images = images if images.is_leaf and images.requires_grad else images.detach()
+        try:
+            return model(*model.args, images, **model.keywords) if isinstance(model, partial) else model(images)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError) as error:  # torch's checks, and those of networks for one image size
+            given = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
+            raise InputError(
+                f"the {type(module_of(model)).__name__} cannot take {given}: {first_line(error)}"
+            ) from error
 
     def __getitem__(self, index: int) -> Tensor:
         """Return the activation (B, K, h, w) of a layer; scores can be differentiated with respect to it.
@@ -81,11 +105,6 @@ class Activations:
         if self.layers[index] not in self.recorded:
             raise InputError(f"layer {self._names[index]} takes no part in the forward pass")
         return self.recorded[self.layers[index]]
-
-    def record_image_shape(self, _model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Record the shape of the images, from which the layout of an output is inferred (a forward pre-hook)."""
-        shapes = (value.shape for value in (*inputs, *named.values()) if isinstance(value, Tensor))
-        self._images = next((shape for shape in shapes if len(shape) == MAP_DIMS), self._images)
 
     def record(self, layer: nn.Module, _inputs: object, output: object) -> Tensor:
         """Record a layer's output and return a copy, which later layers may change in place (a forward hook)."""
@@ -102,7 +121,7 @@ class Activations:
 
 @contextmanager
 def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Iterator[Activations]:
-    """Record the activations of ``layers`` in a forward pass run inside this context.
+    """Record the activations of ``layers`` in a forward pass by :meth:`Activations.run` inside this context.
 
     Inside, the model is in eval mode and its parameters need no gradient, so the forward pass builds a graph only
     from the first of the layers on. Gradients are enabled, also within ``no_grad`` or ``inference_mode``. A compiled
@@ -116,14 +135,11 @@ def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Itera
     Raises:
         InputError: as :func:`find_layer`; and in the forward pass, a layer whose output is no map.
     """
-    module = module_of(model)
-    activations = Activations(module, layers)
+    module, activations = module_of(model), Activations(model, layers)
     compiled = (hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in module.modules())
     with ExitStack() as contexts:
         contexts.callback(activations.recorded.clear)  # and so release the graph
         contexts.enter_context(forward_hooks(dict.fromkeys(activations.layers), activations.record))
-        shape_hook = module.register_forward_pre_hook(activations.record_image_shape, with_kwargs=True)
-        contexts.callback(shape_hook.remove)
         if any(compiled):
             contexts.enter_context(torch.compiler.set_stance("force_eager"))
         contexts.enter_context(torch.inference_mode(False))
@@ -135,29 +151,6 @@ def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Itera
             contexts.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(False)
         yield activations
-
-
-def run_model(model: Model, images: Tensor) -> Any:
-    """Return the model's output for images (B, 3, H, W); to be called within :func:`record_activations`.
-
-    Raises:
-        InputError: images of another shape, or images that the model cannot take: another number of channels, another
-            size, too small, of another dtype or device.
-    """
-    if not isinstance(images, Tensor) or images.dim() != MAP_DIMS:
-        what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(f"images must have shape (B, 3, H, W), not {what}")
-    # a tensor made in inference mode must not be changed in place outside of it
-    images = images.clone() if images.is_inference() else images
-    images = images if images.is_leaf and images.requires_grad else images.detach()
-    module = module_of(model)
-    try:
-        return module(*model.args, images, **model.keywords) if isinstance(model, partial) else module(images)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, AssertionError) as error:  # torch's checks, and those of networks for one image size
-        given = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
-        raise InputError(f"the {type(module).__name__} cannot take {given}: {first_line(error)}") from error
 
 
 def gradient(scores: Tensor, weights: Tensor, activation: Tensor, name: str, keep_graph: bool = False) -> Tensor:

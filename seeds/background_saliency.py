@@ -30,7 +30,7 @@ def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor
         InputError: no such layer, a layer that gives no map or on which no score depends, or a wrong shape.
     """
     with record_activations(model, [layer]) as activations:
-        scores = class_scores(model, images, labels)
+        scores = class_scores(activations, images, labels)
         return saliency_map(scores, activations[0], labels, layer if isinstance(layer, str) else type(layer).__name__)
 
 

@@ -55,9 +55,8 @@ class BaseTask(pl.LightningModule):
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002  torch's name
     ) -> None:
-        options = dict(locals())
         super().__init__()
-        self.save_arguments(options)
+        self.save_arguments(locals())
 
     def save_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the arguments of ``__init__``, given as its ``locals()``, as hyperparameters.
@@ -97,18 +96,14 @@ class BaseTask(pl.LightningModule):
         Raises:
             InputError: a schedule over the whole training, and a training without end.
         """
-        options = self.hparams
-        network, head = self.network_and_head()
-        names = ("lr", "weight_decay", "head_lr_scale", "bias_lr_scale")
-        groups = parameter_groups(network, head, **{name: options[name] for name in names})
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups)
-        if options["optimizer"] == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=options["momentum"])
+        options, is_sgd = self.hparams, self.hparams["optimizer"] == "sgd"
+        groups = parameter_groups(*self.network_and_head(), options)
+        optimizer = torch.optim.SGD(groups, momentum=options["momentum"]) if is_sgd else torch.optim.AdamW(groups)
         schedule, total = options["schedule"], float(self.trainer.estimated_stepping_batches)
         if schedule in ("poly", "cosine") and total == float("inf"):
             raise InputError(f"schedule {schedule!r} needs the trainer's max_epochs or max_steps: an end of training")
         numbers = {name: options[name] for name in ("step_size", "step_gamma", "warmup_steps")}
-        scheduler = LambdaLR(optimizer, lambda iteration: rate_factor(iteration, schedule, total=total, **numbers))
+        scheduler = LambdaLR(optimizer, lambda iteration: rate_factor(iteration, schedule, total, **numbers))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -122,7 +117,5 @@ def check_compiler(device: torch.device) -> None:
         # without the results of earlier runs, which would hide that the compiler is missing
         torch.compile(torch.square, options={"force_disable_caches": True})(torch.ones(2, device=device))
     except RuntimeError as error:
-        raise InputError(
-            f"compile: torch cannot compile for {device.type} on this machine ({first_line(error)}); it needs a C++ "
-            "compiler such as g++, and Triton for GPUs: install them, or leave compile out"
-        ) from error
+        needed = f"torch cannot compile for {device.type} on this machine ({first_line(error)})"
+        raise InputError(f"compile: {needed}; it needs a C++ compiler such as g++, and Triton for GPUs") from error

@@ -84,11 +84,10 @@ class ClassifierTask(BaseTask):
         freeze_stride: int = 0,
         **kwargs: Any,
     ) -> None:
-        options = dict(locals())
         super().__init__(**kwargs)
+        self.save_arguments(locals())
         if not classes or len(set(classes)) != len(classes):
             raise InputError(f"classes must be different names, at least one; got {classes}")
-        self.save_arguments(options)
         self.classes = tuple(classes)
         features = build_backbone(backbone, output_stride, weights, depth)
         features.freeze(freeze_stride)

@@ -176,7 +176,7 @@ class CamModule(SeedModule):
         if self.settings.method != "gradcam":
             return self._maps(images, labels), background_saliency(self.network, layers[1], images, labels)
         with record_activations(self.network, layers) as activations:
-            scores = class_scores(self.network, images, labels)
+            scores = class_scores(activations, images, labels)
             maps = gradcam_maps(scores, activations[0], labels, layers[0], keep_graph=True)
             return maps[labels != 0], saliency_map(scores, activations[1], labels, layers[1])
 

@@ -1,7 +1,7 @@
 """Parameter groups with their learning rates and weight decays, and learning rate schedules."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -12,15 +12,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # noqa: SL
 POLY_POWER = 0.9  # DeepLab's
 
 
-def parameter_groups(
-    network: nn.Module,
-    head: Iterable[nn.Module],
-    *,
-    lr: float,
-    weight_decay: float,
-    head_lr_scale: float,
-    bias_lr_scale: float,
-) -> list[dict[str, Any]]:
+def parameter_groups(network: nn.Module, head: Iterable[nn.Module], options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Split the trained parameters into groups by learning rate and weight decay.
 
     SEC's solver file, after DeepLab's: rate x1 for weights and x2 for biases, x10 and x20 in the last layer, no decay
@@ -29,44 +21,31 @@ def parameter_groups(
     Args:
         network: the network; parameters without ``requires_grad`` are left out.
         head: its newly initialised layers.
-        lr: learning rate of the weights outside the head.
-        weight_decay: decay of weights (convolutions and matrices).
-        head_lr_scale: factor on the rate in the head.
-        bias_lr_scale: factor on the rate of biases.
+        options: ``lr`` of the weights outside the head, ``weight_decay`` of weights (convolutions and matrices), and
+            the factors ``head_lr_scale`` on the rate in the head and ``bias_lr_scale`` on the rate of biases.
 
     Returns:
         Non-empty groups for an optimizer, each with ``name``: body or head, and weight, norm or bias.
     """
     in_head = {id(parameter) for module in head for parameter in module.parameters()}
     groups: dict[str, dict[str, Any]] = {}
-    seen: set[int] = set()
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen or not parameter.requires_grad:
-                continue
-            seen.add(id(parameter))
-            part = "head" if id(parameter) in in_head else "body"
-            is_norm = isinstance(module, NORMS)
-            is_bias = name == "bias" and not is_norm
-            kind = "bias" if is_bias else "weight" if parameter.ndim > 1 and not is_norm else "norm"
-            group = {
-                "name": f"{part}.{kind}",
-                "params": [],
-                "lr": lr * (head_lr_scale if part == "head" else 1.0) * (bias_lr_scale if is_bias else 1.0),
-                "weight_decay": weight_decay if kind == "weight" else 0.0,
-            }
-            groups.setdefault(f"{part}.{kind}", group)["params"].append(parameter)
+    for path, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        owner, _, name = path.rpartition(".")
+        is_norm, is_head = isinstance(network.get_submodule(owner), NORMS), id(parameter) in in_head
+        is_bias = name == "bias" and not is_norm
+        kind = "bias" if is_bias else "weight" if parameter.ndim > 1 and not is_norm else "norm"
+        key = f"{'head' if is_head else 'body'}.{kind}"
+        scale = (options["head_lr_scale"] if is_head else 1.0) * (options["bias_lr_scale"] if is_bias else 1.0)
+        decay = options["weight_decay"] if kind == "weight" else 0.0
+        group = {"name": key, "params": [], "lr": options["lr"] * scale, "weight_decay": decay}
+        groups.setdefault(key, group)["params"].append(parameter)
     return list(groups.values())
 
 
 def rate_factor(
-    iteration: int,
-    schedule: Schedule,
-    *,
-    total: float,
-    step_size: float = 2000,
-    step_gamma: float = 0.1,
-    warmup_steps: float = 0,
+    iteration: int, schedule: Schedule, total: float, *, step_size: int, step_gamma: float, warmup_steps: int
 ) -> float:
     """Return the factor on all learning rates at an iteration, counted from 0.
 

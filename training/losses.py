@@ -94,10 +94,8 @@ def expand_loss(probs: Tensor, labels: Tensor, *, decay_fg: float = 0.996, decay
     """
     probs = _check(probs, "expand_loss")
     images, channels, height, width = probs.shape
-    if labels.shape != (images, channels - 1):
-        raise ValueError(
-            f"expand_loss: labels {tuple(labels.shape)} must be {(images, channels - 1)}, probs {tuple(probs.shape)}"
-        )
+    if labels.shape != (expected := (images, channels - 1)):
+        raise ValueError(f"expand_loss: labels {tuple(labels.shape)} must be {expected}, probs {tuple(probs.shape)}")
     ranked = probs.flatten(2).sort(dim=2, descending=True).values  # (B, C+1, n)
     weights_bg, weights_fg = (
         ranked_weights(height * width, decay, device=probs.device, dtype=probs.dtype) for decay in (decay_bg, decay_fg)

@@ -37,18 +37,8 @@ class SmpNetwork(FreezableNetwork):
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = first_line(error).strip("'\"")  # the message of a KeyError is quoted
             raise InputError(f"{cls.__name__} with the encoder {encoder} cannot be built: {reason}") from error
-        self._prepare_encoder(encoder, weights)
-        if isinstance(self.model.segmentation_head, SegmentationHead):
-            self.model.segmentation_head[1] = nn.Identity()  # the upsampling
-        self.head_layers: list[nn.Module] = [
-            module for name, module in self.model.named_children() if name != "encoder"
-        ]
-        self.multiple = int(self.model.encoder.output_stride) if self.model.requires_divisible_input_shape else 1
-
-    def _prepare_encoder(self, name: str, weights: str) -> None:
-        """Load the weights, and replace SMP's dilated encoder by the published one, dilated here."""
         built = self.model.encoder
-        published = get_encoder(name, weights=None, depth=built._depth)  # noqa: SLF001  SMP has no public name for it
+        published = get_encoder(encoder, weights=None, depth=built._depth)  # noqa: SLF001  SMP has no public name for it
         strides: dict[str, int] = {}
         unused: list[str] = []
         try:
@@ -56,16 +46,20 @@ class SmpNetwork(FreezableNetwork):
         except (AssertionError, AttributeError, RuntimeError):
             published.train()  # transformers of one image size have no stages to freeze
         self.strides = {f"model.encoder.{block}": stride for block, stride in strides.items()}
-        if name.startswith("tu-"):  # timm's own dilation keeps what weights mean
-            load_weights(built, weights, name)
-        else:
-            load_weights(published, weights, name)
+        if encoder.startswith("tu-"):  # timm's own dilation keeps what weights mean
+            load_weights(built, weights, encoder)
+        else:  # SMP's does not: its dilated encoder is replaced by the published one, dilated here
+            load_weights(published, weights, encoder)
             if built._output_stride != published._output_stride:  # noqa: SLF001
                 dilate(published, built.output_stride)
                 published._output_stride = built._output_stride  # noqa: SLF001
             self.model.encoder = published
         for block in unused:
             self.model.encoder.get_submodule(block).requires_grad_(False)
+        if isinstance(self.model.segmentation_head, SegmentationHead):
+            self.model.segmentation_head[1] = nn.Identity()  # the upsampling
+        self.head_layers = [module for name, module in self.model.named_children() if name != "encoder"]
+        self.multiple = int(self.model.encoder.output_stride) if self.model.requires_divisible_input_shape else 1
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class scores (B, K, h, w) of images (B, 3, H, W).
@@ -75,10 +69,8 @@ class SmpNetwork(FreezableNetwork):
         """
         stride, (height, width) = self.multiple, images.shape[-2:]
         if height % stride or width % stride:
-            raise InputError(
-                f"{type(self.model).__name__} needs images whose sides are multiples of {stride}, "
-                f"not {height}x{width}: choose a size such as {max(stride, round(height / stride) * stride)}"
-            )
+            near, name = max(stride, round(height / stride) * stride), type(self.model).__name__
+            raise InputError(f"{name} needs sides that are multiples of {stride}, not {height}x{width}: choose {near}")
         scores: Tensor = self.model(images)
         return scores
 

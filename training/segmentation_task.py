@@ -84,9 +84,8 @@ class SegmentationTask(BaseTask):
         crf: CrfSettings | None = None,
         **kwargs: Any,
     ) -> None:
-        options = dict(locals())
         super().__init__(**kwargs)
-        self.save_arguments(options)
+        self.save_arguments(locals())
         self.classes = tuple(classes)
         self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
         for name, weight in self.loss_weights.items():
@@ -104,10 +103,9 @@ class SegmentationTask(BaseTask):
 
     def training_step(self, batch: Batch, _batch_index: int) -> Tensor:
         """Return the loss of a batch; it and each of its terms are logged."""
-        is_sec = self.hparams["loss"] == "sec"
+        is_sec, size = self.hparams["loss"] == "sec", len(batch["image"])
         losses = self.sec_losses(batch) if is_sec else {"cross_entropy": self.cross_entropy(batch)}
         loss = torch.stack([self.loss_weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
-        size = len(batch["image"])
         terms = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(terms, batch_size=size, sync_dist=True)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
@@ -131,8 +129,8 @@ class SegmentationTask(BaseTask):
         if self.loss_weights["seed"]:
             losses["seed"] = seed_loss(probs, cues)
         if self.loss_weights["expand"]:
-            decay_fg, decay_bg = self.hparams["decay_fg"], self.hparams["decay_bg"]
-            losses["expand"] = expand_loss(probs, labels, decay_fg=decay_fg, decay_bg=decay_bg)
+            decays = {name: self.hparams[name] for name in ("decay_fg", "decay_bg")}
+            losses["expand"] = expand_loss(probs, labels, **decays)
         if self.loss_weights["constrain"]:
             crf_probs = dense_crf(small_images(images, cues.shape[-2:]), logits.detach(), **self.crf)
             losses["constrain"] = constrain_loss(probs, crf_probs)
@@ -177,9 +175,7 @@ class SegmentationTask(BaseTask):
         """Log ``miou`` and each class's IoU, over the whole set and all processes, as ``val/…`` or ``test/…``."""
         stage = "test" if self.trainer.testing else "val"
         counts = self.confusion.matrix.to(self.device)
-        if self.trainer.world_size > 1:
-            counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
-        self.confusion.matrix = counts.cpu()
+        self.confusion.matrix = self.trainer.strategy.reduce(counts, reduce_op="sum").cpu()
         if not self.confusion.matrix.any():
             return
         for name, iou in zip(("background", *self.classes), self.confusion.iou().tolist(), strict=True):

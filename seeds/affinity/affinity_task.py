@@ -94,11 +94,10 @@ class AffinityTask(BaseTask):
         radius: int = 10,
         **kwargs: Any,
     ) -> None:
-        options = dict(locals())
         super().__init__(**kwargs)
+        self.save_arguments(locals())
         if radius < 2:
             raise InputError(f"radius must be at least 2, not {radius}")
-        self.save_arguments(options)
         self.classes = tuple(classes)
         self.network = BoundaryNetwork(build_backbone(backbone, output_stride, weights, depth))
 

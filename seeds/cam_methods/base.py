@@ -1,14 +1,14 @@
 """The base class of the methods that make maps at a layer, and the gradients that they share."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from seeds.activations import Model, gradient, record_activations, run_model
+from seeds.activations import Model, gradient, record_activations
 from seeds.cam_methods.targets import Target, TargetScores, select_scores
 
 BATCHED_FROM = 4  # groups that share a backward pass: the weights of a large head are then read once for all of them
@@ -22,7 +22,7 @@ class LayerMethod:
         forward_context: makes the context of the forward pass.
     """
 
-    forward_context: ClassVar[Callable[[], AbstractContextManager[Any]]] = nullcontext
+    forward_context: ClassVar[type[AbstractContextManager[Any]]] = nullcontext
 
     def __init__(self, model: Model, layer: str | nn.Module) -> None:
         """Bind a model to a layer.
@@ -50,7 +50,7 @@ class LayerMethod:
         name = self.layer if isinstance(self.layer, str) else type(self.layer).__name__
         with record_activations(self.model, [self.layer]) as activations:
             with self.forward_context():
-                output = run_model(self.model, images)
+                output = activations.run(images)
             return self.maps(select_scores(output, targets, len(images)), activations[0], name)
 
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from seeds.activations import Model, record_activations, run_model
+from seeds.activations import Model, record_activations
 from seeds.cam_methods.base import score_gradients
 from seeds.cam_methods.targets import Target, select_scores
 from seeds.gradcam import GradCAM
@@ -33,9 +33,9 @@ class InputGradient:
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
         """Return gradients float32 (B, C, 3, H, W), 0 where no score is selected; as :class:`GradCAM` otherwise."""
-        with record_activations(self.model, []), _RectifierRule(self.rule):
+        with record_activations(self.model, []) as activations, _RectifierRule(self.rule):
             leaf = images.detach().clone().requires_grad_()
-            scores = select_scores(run_model(self.model, leaf), targets, len(images))
+            scores = select_scores(activations.run(leaf), targets, len(images))
         maps = torch.zeros(*scores.selected.shape, *images.shape[1:], device=images.device)
         for image, column, gradients in score_gradients(scores, leaf, "'' (the image)", batched=False):
             maps[image, column] = gradients[image]
@@ -99,8 +99,8 @@ class _RectifierRule(TorchFunctionMode):
         named = dict(kwargs or {})
         value = args[0] if args else named.get("input")
         is_relu6 = func is functional.hardtanh and (*args[1:2], named.get("min_val"))[0] == 0
-        is_differentiated = isinstance(value, Tensor) and value.requires_grad
-        if self.rule == "plain" or not (func in RECTIFIERS or is_relu6) or not is_differentiated:
+        is_ruled = self.rule != "plain" and (func in RECTIFIERS or is_relu6)
+        if not is_ruled or not isinstance(value, Tensor) or not value.requires_grad:
             return func(*args, **named)
         named.pop("inplace", None)
         output = (functional.relu if func in (torch.relu_, Tensor.relu_) else func)(*args, **named)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from seeds.activations import Model, run_model
+from seeds.activations import Activations
 
 Target = Tensor | Callable[[Any], Tensor]
 """Labels (B, C), not 0 for the classes to explain; or one class index an image, int64 (B,); or a function of the
@@ -91,10 +91,10 @@ def select_scores(output: Any, target: Target, count: int) -> TargetScores:
     return TargetScores(output.gather(1, classes), torch.ones_like(classes, dtype=torch.bool), classes, output)
 
 
-def class_scores(model: Model, images: Tensor, labels: Tensor) -> Tensor:
-    """Run the model within ``record_activations`` and return its class scores (B, C), checked against labels (B, C).
+def class_scores(activations: Activations, images: Tensor, labels: Tensor) -> Tensor:
+    """Run the model of the activations and return its class scores (B, C), checked against labels (B, C).
 
     Raises:
         InputError: images, labels or scores of other shapes.
     """
-    return select_scores(run_model(model, images), labels, len(images)).scores
+    return select_scores(activations.run(images), labels, len(images)).scores

@@ -94,7 +94,7 @@ def test_heads_are_recognised(kind, is_linear, monkeypatch):
     torch.manual_seed(0)
     model = Head(kind)
     with record_activations(model, ["conv"]) as activations:
-        found = linear_head(model(IMAGES), activations[0])
+        found = linear_head(activations.run(IMAGES), activations[0])
     assert (found is not None) == is_linear
     ours = GradCAM(model, "conv")(IMAGES, LABELS)
     monkeypatch.setattr("seeds.gradcam.linear_head", lambda *_: None)
@@ -171,7 +171,7 @@ def test_many_classes_share_backward_passes(name, layer, at_once, monkeypatch):
     expected = HiResCAM(model, layer)(IMAGES, labels)
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(1) or grad(*a, **k))
     with record_activations(model, [layer]) as activations:
-        model(IMAGES)
+        activations.run(IMAGES)
         monkeypatch.setattr(base, "MAX_GRADIENT_NUMBERS", at_once * activations[0].numel())
     monkeypatch.setattr(base, "BATCHED_FROM", 4)
     torch.testing.assert_close(HiResCAM(model, layer)(IMAGES, labels), expected)
