@@ -67,7 +67,9 @@ class Activations:
     """The activations of some layers in one forward pass, indexed in the order of the layers."""
 
     def __init__(self, model: Model, layers: Sequence[str | nn.Module]) -> None:
-        self.model, self.layers = model, [find_layer(module_of(model), layer) for layer in layers]
+        self.module = module_of(model)
+        self._args, self._keywords = (model.args, model.keywords) if isinstance(model, partial) else ((), {})
+        self.layers = [find_layer(self.module, layer) for layer in layers]
         self._names = [layer if isinstance(layer, str) else type(layer).__name__ for layer in layers]
         self.recorded: dict[nn.Module, Tensor] = {}
         self._images = torch.Size()
@@ -77,24 +79,20 @@ class Activations:
 
         Raises:
             InputError: images of another shape, or images that the model cannot take: another number of channels,
-                another size, too small, of another dtype or device.
+                another size, too small, too large for the memory, of another dtype or device.
         """
         if not isinstance(images, Tensor) or images.dim() != MAP_DIMS:
             what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise InputError(f"images must have shape (B, 3, H, W), not {what}")
-        self._images, model = images.shape, self.model
+        self._images = images.shape
         # a tensor made in inference mode must not be changed in place outside of it
         images = images.clone() if images.is_inference() else images
         images = images if images.is_leaf and images.requires_grad else images.detach()
         try:
-            return model(*model.args, images, **model.keywords) if isinstance(model, partial) else model(images)
-        except torch.OutOfMemoryError:
-            raise
+            return self.module(*self._args, images, **self._keywords)
         except (RuntimeError, AssertionError) as error:  # torch's checks, and those of networks for one image size
             given = f"images of shape {tuple(images.shape)}, {images.dtype} on {images.device}"
-            raise InputError(
-                f"the {type(module_of(model)).__name__} cannot take {given}: {first_line(error)}"
-            ) from error
+            raise InputError(f"the {type(self.module).__name__} cannot take {given}: {first_line(error)}") from error
 
     def __getitem__(self, index: int) -> Tensor:
         """Return the activation (B, K, h, w) of a layer; scores can be differentiated with respect to it.
@@ -135,7 +133,8 @@ def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Itera
     Raises:
         InputError: as :func:`find_layer`; and in the forward pass, a layer whose output is no map.
     """
-    module, activations = module_of(model), Activations(model, layers)
+    activations = Activations(model, layers)
+    module = activations.module
     compiled = (hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in module.modules())
     with ExitStack() as contexts:
         contexts.callback(activations.recorded.clear)  # and so release the graph

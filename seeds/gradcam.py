@@ -64,8 +64,6 @@ def weighted_maps(targets: TargetScores, activation: Tensor, name: str, *, keep_
     """Return Grad-CAM's sum of weight · activation before the ReLU, float32 (B, C, h, w)."""
     grid, depth = activation.shape[2:], targets.depth
     maps = torch.zeros(*targets.selected.shape, *grid, device=activation.device)
-    if not depth:
-        return maps
     with torch.autocast(activation.device.type, enabled=False):
         image, column = targets.selected.nonzero(as_tuple=True)
         order = (targets.selected.cumsum(1) - 1)[image, column]  # of a score among the image's selected ones
