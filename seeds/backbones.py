@@ -1,7 +1,7 @@
 """Backbones by name, at an output stride of 8, 16 or 32, and the freezing of their first stages.
 
 Names are looked up in this order: the VGGs (:mod:`seeds.vgg`), timm's plain vision transformers
-(``tu-vit_small_patch16_224.dino`` …; :mod:`seeds.vision_transformer`), segmentation_models_pytorch's encoders
+(``tu-vit_small_patch16_224.dino`` …, also those of DINO and CLIP), segmentation_models_pytorch's encoders
 (``mobilenet_v2``, ``resnet50``, ``tu-convnext_tiny`` …), and torchvision's classifiers with a trunk named ``features``
 (``convnext_tiny``, ``efficientnet_b0`` …).
 """
@@ -9,16 +9,17 @@ Names are looked up in this order: the VGGs (:mod:`seeds.vgg`), timm's plain vis
 from collections.abc import Iterator
 from typing import Any, Self
 
+import timm
 import torch
 import torchvision
 from segmentation_models_pytorch.encoders import encoders, get_encoder
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, first_line
 from seeds.activations import MAP_DIMS, forward_hooks
 from seeds.pretrained_weights import load_weights
 from seeds.vgg import VGG_NAMES, Trunk, dilate_vgg, init_convolutions, vgg_layers
-from seeds.vision_transformer import VisionTransformer, build_vit, is_vit, token_map
 
 STRIDES = (8, 16, 32)
 SALIENCY_STRIDE = 8
@@ -107,12 +108,22 @@ class Backbone(FreezableNetwork):
 
 
 def last_map(encoder: nn.Module, image: Tensor) -> Tensor:
-    """Return the last of an encoder's feature maps; SMP's encoders return a list, torchvision's trunks one map."""
-    if isinstance(encoder, VisionTransformer):
-        return token_map(encoder, image)
-    output: Any = encoder(image)
-    last: Tensor = output[-1] if isinstance(output, list | tuple) else output
-    return last
+    """Return the last feature map (B, K, h, w) of an encoder for images (B, 3, H, W).
+
+    SMP's encoders return a list of maps, torchvision's trunks one map. A vision transformer's normalised patch tokens
+    become a map.
+
+    Raises:
+        InputError: a side of the images is no multiple of a vision transformer's patches.
+    """
+    if not isinstance(encoder, VisionTransformer):
+        output: Any = encoder(image)
+        return output[-1] if isinstance(output, list | tuple) else output  # type: ignore[no-any-return]
+    patch, (height, width) = int(encoder.patch_embed.patch_size[0]), image.shape[-2:]
+    if height % patch or width % patch:
+        raise InputError(f"images of {height}x{width} pixels do not divide into patches of {patch}: choose such a size")
+    tokens: Tensor = encoder.forward_features(image)[:, encoder.num_prefix_tokens :]  # (B, h * w, K)
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, height // patch, width // patch)
 
 
 def build_backbone(name: str, output_stride: int = 32, weights: str = "none", depth: int = FULL_DEPTH) -> Backbone:
@@ -130,16 +141,18 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
     """
     if output_stride not in STRIDES:
         raise InputError(f"output_stride {output_stride} is none of 8, 16, 32")
-    is_smp = (name in encoders or name.startswith("tu-")) and not is_vit(name) and name not in VGG_NAMES
+    is_vgg, vits = name in VGG_NAMES, timm.list_models("vit*", module="vision_transformer")
+    is_vit = name.startswith("tu-") and name.removeprefix("tu-").partition(".")[0] in vits
+    is_smp = not is_vgg and not is_vit and (name in encoders or name.startswith("tu-"))
     if not MIN_DEPTH <= depth <= FULL_DEPTH or (depth < FULL_DEPTH and not is_smp):
         raise InputError(f"backbone {name} cannot be built at depth {depth}")
     encoder: nn.Module
     try:
-        if name in VGG_NAMES:
+        if is_vgg:
             encoder = Trunk(vgg_layers(name))
             init_convolutions(encoder)
-        elif is_vit(name):
-            encoder = build_vit(name)
+        elif is_vit:
+            encoder = timm.create_model(name.removeprefix("tu-"), num_classes=0, global_pool="", dynamic_img_size=True)
         elif is_smp:
             encoder = get_encoder(name, depth=depth, weights=None)
         else:
@@ -151,7 +164,7 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
         backbone = Backbone(encoder)  # measured before dilation: strides as published
     except (AssertionError, RuntimeError) as error:
         raise InputError(f"backbone {name} does not take images of any size: {first_line(error)}") from error
-    if name in VGG_NAMES:
+    if is_vgg:
         dilate_vgg(encoder, output_stride)
     elif not isinstance(encoder, VisionTransformer):
         dilate(encoder, output_stride)

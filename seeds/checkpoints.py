@@ -68,8 +68,6 @@ def load_task(path: str | Path, cls: type[Task]) -> Task:
     try:
         task = cls(**settings | {"weights": "none"})
         task.load_state_dict(checkpoint["state_dict"])
-    except InputError:
-        raise
     except (RuntimeError, TypeError) as error:
         raise InputError(f"{path} does not fit the network its own settings describe: {first_line(error)}") from error
     return task.eval()

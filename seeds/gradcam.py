@@ -62,11 +62,12 @@ def gradcam_maps(
 
 def weighted_maps(targets: TargetScores, activation: Tensor, name: str, *, keep_graph: bool = False) -> Tensor:
     """Return Grad-CAM's sum of weight · activation before the ReLU, float32 (B, C, h, w)."""
-    grid, depth = activation.shape[2:], targets.depth
+    grid = activation.shape[2:]
     maps = torch.zeros(*targets.selected.shape, *grid, device=activation.device)
     with torch.autocast(activation.device.type, enabled=False):
         image, column = targets.selected.nonzero(as_tuple=True)
         order = (targets.selected.cumsum(1) - 1)[image, column]  # of a score among the image's selected ones
+        depth = int(order.max()) + 1 if len(order) else 0
         weights = activation.new_zeros(len(maps), depth, activation.shape[1], dtype=torch.float32)
         head = None if targets.output is None else linear_head(targets.output, activation)
         if head is not None and targets.classes is not None:

@@ -3,15 +3,15 @@
 import textwrap
 from pathlib import Path
 
+import timm
 import torchvision
 from segmentation_models_pytorch.encoders import encoders, get_encoder
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from seeds.base_task import HEADER
 from seeds.checkpoints import read_checkpoint, read_file
-from seeds.vision_transformer import VisionTransformer, build_vit, is_vit
 
 HEADS = ("classifier.", "fc.", "head", "last_linear.", "mask_token")  # of pretraining, not needed here
 CLASSIFIER_PREFIX = "model.features.encoder."  # of the encoder's weights in a ClassifierTask
@@ -38,7 +38,7 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     """
     if weights == "none":
         return
-    state = imagenet_weights(name) if weights == "imagenet" else read_weights(weights)
+    state = imagenet_weights(name, encoder) if weights == "imagenet" else read_weights(weights)
     if isinstance(encoder, VisionTransformer):
         state = checkpoint_filter_fn(state, encoder)
     own = encoder.state_dict().keys()
@@ -73,15 +73,15 @@ def read_weights(path: str | Path) -> State:
     return dict(state)
 
 
-def imagenet_weights(name: str) -> State:
-    """Download the library's ImageNet weights of a backbone.
+def imagenet_weights(name: str, encoder: nn.Module | None = None) -> State:
+    """Download the library's ImageNet weights of a backbone, which is ``encoder`` if it is a vision transformer.
 
     Raises:
         InputError: the library has none, or the download failed.
     """
     try:
-        if is_vit(name):
-            return dict(build_vit(name, pretrained=True).state_dict())
+        if isinstance(encoder, VisionTransformer):
+            return dict(timm.create_model(name.removeprefix("tu-"), pretrained=True, num_classes=0).state_dict())
         if name.startswith("tu-") or (name in encoders and not name.startswith("vgg")):
             return dict(get_encoder(name, weights="imagenet").state_dict())
         return dict(torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from seeds.backbones import FreezableNetwork
+from seeds.backbones import FreezableNetwork, measure_encoder
 from seeds.pretrained_weights import imagenet_weights, load_fitting, read_weights
 from seeds.vgg import dilate_vgg, init_convolutions, vgg_layers
 
@@ -23,6 +23,11 @@ class LargeFOV(FreezableNetwork):
 
     Args:
         num_classes: channels of the output, background included.
+        weights: initial weights: ``none``, ``imagenet`` (torchvision's VGG-16, downloaded), a file with torchvision's
+            keys, or the checkpoint of a classifier whose backbone is ``vgg16``; see `largefov_state`.
+
+    Raises:
+        InputError: no such file, or its weights are not a VGG-16's.
 
     Attributes:
         head_layers: the layers that no ImageNet file initialises.
@@ -31,14 +36,12 @@ class LargeFOV(FreezableNetwork):
 
     multiple = 1
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, weights: str = "none") -> None:
         super().__init__()
         self.features = vgg_layers("vgg16")
+        strides, *_ = measure_encoder(self.features)  # as published
+        self.strides = {f"features.{name}": stride for name, stride in strides.items()}
         dilate_vgg(self.features, 8)
-        self.strides, stride = {}, 1
-        for index, layer in enumerate(self.features):
-            stride *= 2 if isinstance(layer, nn.MaxPool2d) else 1  # as published
-            self.strides[f"features.{index}"] = stride
         self.smooth = nn.AvgPool2d(3, stride=1, padding=1)
         self.fc6 = nn.Conv2d(512, FC_CHANNELS, 3, padding=FC6_DILATION, dilation=FC6_DILATION)
         self.fc7 = nn.Conv2d(FC_CHANNELS, FC_CHANNELS, 1)
@@ -47,6 +50,10 @@ class LargeFOV(FreezableNetwork):
         init_convolutions(self)
         nn.init.normal_(self.fc8.weight, std=HEAD_STD)
         self.head_layers: list[nn.Module] = [self.fc8]
+        if weights != "none":
+            state = largefov_state(imagenet_weights("vgg16") if weights == "imagenet" else read_weights(weights))
+            head = {key: value for key, value in self.state_dict().items() if not key.startswith("features.")}
+            load_fitting(self, {**head, **state}, f"weights {weights} are not a VGG-16's")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class scores of images (B, 3, H, W): (B, num_classes, h, w) with h = ceil(H / 8)."""
@@ -55,22 +62,6 @@ class LargeFOV(FreezableNetwork):
         x = self.dropout(self.fc7(x).relu())
         scores: Tensor = self.fc8(x)
         return scores
-
-    def load_weights(self, weights: str) -> None:
-        """Load the weights of a VGG-16.
-
-        Args:
-            weights: ``none``, ``imagenet`` (torchvision's, downloaded), a file with torchvision's keys, or the
-                checkpoint of a classifier whose backbone is ``vgg16``; see `largefov_state`.
-
-        Raises:
-            InputError: no such file, or its weights are not a VGG-16's.
-        """
-        if weights == "none":
-            return
-        state = largefov_state(imagenet_weights("vgg16") if weights == "imagenet" else read_weights(weights))
-        head = {key: value for key, value in self.state_dict().items() if not key.startswith("features.")}
-        load_fitting(self, {**head, **state}, f"weights {weights} are not a VGG-16's")
 
 
 def largefov_state(vgg16: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -97,9 +97,8 @@ def expand_loss(probs: Tensor, labels: Tensor, *, decay_fg: float = 0.996, decay
     if labels.shape != (expected := (images, channels - 1)):
         raise ValueError(f"expand_loss: labels {tuple(labels.shape)} must be {expected}, probs {tuple(probs.shape)}")
     ranked = probs.flatten(2).sort(dim=2, descending=True).values  # (B, C+1, n)
-    weights_bg, weights_fg = (
-        ranked_weights(height * width, decay, device=probs.device, dtype=probs.dtype) for decay in (decay_bg, decay_fg)
-    )  # (n,) each
+    weights_bg = ranked_weights(height * width, decay_bg, probs.device, probs.dtype)  # (n,)
+    weights_fg = ranked_weights(height * width, decay_fg, probs.device, probs.dtype)
     background = (ranked[:, 0] * weights_bg).sum(dim=1)  # (B,)
     foreground = (ranked[:, 1:] * weights_fg).sum(dim=2)  # (B, C)
     present = (labels > 0).to(probs.dtype)
@@ -132,7 +131,7 @@ def constrain_loss(probs: Tensor, crf_probs: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def ranked_weights(positions: int, decay: float, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+def ranked_weights(positions: int, decay: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the weights of global weighted rank pooling, for positions sorted from the most to the least probable.
 
     The weight of rank r (0 = most probable) is q^r / Z with q = decay^(1681 / positions). The decay is given for the

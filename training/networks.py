@@ -75,10 +75,6 @@ class SmpNetwork(FreezableNetwork):
         return scores
 
 
-SegmentationNetwork = LargeFOV | SmpNetwork
-"""Images (B, 3, H, W) in, class scores (B, K, h, w) on the network's own grid out."""
-
-
 def build_network(
     architecture: str,
     num_classes: int,
@@ -86,8 +82,8 @@ def build_network(
     output_stride: int | None = None,
     weights: str = "none",
     network_args: dict[str, Any] | None = None,
-) -> SegmentationNetwork:
-    """Build a segmentation network whose scores are on its own grid, without a last upsampling.
+) -> LargeFOV | SmpNetwork:
+    """Build a segmentation network: class scores (B, K, h, w) of images (B, 3, H, W), without a last upsampling.
 
     Args:
         architecture: ``LargeFOV`` (VGG-16, without further choices), or a class of segmentation_models_pytorch.
@@ -105,9 +101,7 @@ def build_network(
     if architecture == "LargeFOV":
         if network_args or output_stride not in (None, 8):
             raise InputError("LargeFOV has output_stride 8 and takes no network_args")
-        network = LargeFOV(num_classes)
-        network.load_weights(weights)
-        return network
+        return LargeFOV(num_classes, weights)
     if architecture not in SMP_CLASSES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)
     if encoder not in encoders and not encoder.startswith("tu-"):

@@ -47,10 +47,8 @@ class BoundaryNetwork(FreezableNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """Return boundary scores before the sigmoid, float32 (B, h, w) at stride 4, of images (B, 3, H, W)."""
         grid = tuple(-(-side // STRIDE) for side in images.shape[-2:])
-        resized = [
-            functional.interpolate(look(each), grid, mode="bilinear")
-            for look, each in zip(self.looks, self._stage_maps(images), strict=True)
-        ]
+        stages = zip(self.looks, self._stage_maps(images), strict=True)
+        resized = [functional.interpolate(look(maps), grid, mode="bilinear") for look, maps in stages]
         scores: Tensor = self.head(torch.cat(resized, dim=1))
         return scores[:, 0].float()
 

@@ -18,12 +18,8 @@ LOG_FLOOR = 1e-5  # irn's, within the logarithm
 @cache
 def pair_offsets(radius: int) -> tuple[Offset, ...]:
     """Return the offsets (down, right) nearer than ``radius``, one of each pair: down, or horizontally to the right."""
-    return tuple(
-        (down, right)
-        for down in range(radius)
-        for right in range(1 - radius, radius)
-        if down * down + right * right < radius * radius and (down > 0 or right > 0)
-    )
+    rectangle = [(down, right) for down in range(radius) for right in range(1 - radius, radius)]
+    return tuple((y, x) for y, x in rectangle if y * y + x * x < radius * radius and (y, x) > (0, 0))
 
 
 @cache

@@ -30,18 +30,14 @@ class TargetScores(NamedTuple):
     classes: Tensor | None
     output: Tensor | None
 
-    @property
-    def depth(self) -> int:
-        """The largest number of selected scores of one image."""
-        return int(self.selected.sum(1).max()) if self.selected.numel() else 0
-
     def groups(self) -> list[tuple[Tensor, Tensor]]:
         """Return (image, column) indices, int64 (n,): the first selected score of every image, then the second, ….
 
         A group has at most one score of each image, so that one backward pass serves all images.
         """
-        order = self.selected.cumsum(1)
-        indices = ((self.selected & (order == r)).nonzero(as_tuple=True) for r in range(1, self.depth + 1))
+        order = self.selected.cumsum(1) * self.selected  # of a score among the image's selected ones, from 1
+        depth = int(order.max()) if order.numel() else 0
+        indices = ((order == rank).nonzero(as_tuple=True) for rank in range(1, depth + 1))
         return [(image, column) for image, column in indices]
 
 

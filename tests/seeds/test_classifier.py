@@ -44,7 +44,7 @@ def test_the_validation_loss_is_the_mean_over_images(voc, tmp_path):
 
 
 def test_labels_of_other_classes():
-    with pytest.raises(InputError, match=r"labels of shape \(2, 4\) for a classifier of 3 classes"):
+    with pytest.raises(InputError, match=r"labels \(2, 4\) .* the 3 of the classifier"):
         ClassifierTask(["a", "b", "c"], backbone="resnet18").loss(torch.zeros(2, 3), torch.zeros(2, 4))
 
 

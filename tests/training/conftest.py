@@ -17,7 +17,6 @@ from datamodules.voc import VOCDataModule
 from tests.seed_caches import CacheWriter
 from tests.training.fits import CONFIGS
 from training.cli import main
-from training.networks import SegmentationNetwork
 from training.segmentation_task import SegmentationTask
 
 SIZE = 64
@@ -42,7 +41,7 @@ def trainer_of(folder: Path, **settings) -> pl.Trainer:
 
 
 @torch.no_grad()
-def amplify_scores(network: SegmentationNetwork, images: torch.Tensor) -> None:
+def amplify_scores(network: torch.nn.Module, images: torch.Tensor) -> None:
     """Amplify the scores of a hardly trained network, so that it predicts several classes in each image.
 
     Its predictions then differ between positions, images, sizes and mirror images, so a test sees a mix-up of them.

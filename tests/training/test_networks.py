@@ -133,9 +133,10 @@ def test_vgg16_becomes_largefov():
 def test_vgg16_without_its_fully_connected_layers_leaves_them_fresh(tmp_path):
     trunk = vgg16_features()
     torch.save({f"features.{key}": value for key, value in trunk.state_dict().items()}, tmp_path / "trunk.pth")
-    network = LargeFOV(3)
-    before = network.fc6.weight.clone()
-    network.load_weights(str(tmp_path / "trunk.pth"))
+    torch.manual_seed(0)
+    before = LargeFOV(3).fc6.weight
+    torch.manual_seed(0)
+    network = LargeFOV(3, str(tmp_path / "trunk.pth"))
     assert torch.equal(network.features[28].weight, trunk[28].weight)
     assert torch.equal(network.fc6.weight, before)
 
@@ -143,7 +144,7 @@ def test_vgg16_without_its_fully_connected_layers_leaves_them_fresh(tmp_path):
 def test_other_weights_are_refused(tmp_path):
     torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "bad.pth")
     with pytest.raises(InputError, match="not a VGG-16's"):
-        LargeFOV(3).load_weights(str(tmp_path / "bad.pth"))
+        LargeFOV(3, str(tmp_path / "bad.pth"))
 
 
 # --- weights of encoders
