@@ -192,9 +192,9 @@ def as_map(output: object, images: Sequence[int]) -> Tensor | None:
         return None
     _, _, height, width = images
     if output.dim() == MAP_DIMS:
-        _, first, second, last = output.shape
-        is_last = has_proportions((first, second), images) and not has_proportions((second, last), images)
-        return output.permute(0, 3, 1, 2) if is_last else output
+        grids = output.shape[1:3], output.shape[2:]  # equal proportions, up to the rounding of one position
+        is_last, is_first = (abs(h * width - w * height) <= max(height, width) for h, w in grids)
+        return output.permute(0, 3, 1, 2) if is_last and not is_first else output
     if output.dim() != TOKEN_DIMS:
         return None
     for prefix in range(min(MAX_PREFIX_TOKENS, output.shape[1] - 1) + 1):
@@ -212,9 +212,3 @@ def restore_layout(activation: Tensor, output: Tensor) -> Tensor:
         tokens = activation.flatten(2).transpose(1, 2)
         return torch.cat([output[:, : -tokens.shape[1]], tokens], dim=1)
     return (activation if activation.shape == output.shape else activation.permute(0, 2, 3, 1)).clone()
-
-
-def has_proportions(grid: Sequence[int], images: Sequence[int]) -> bool:
-    """Whether a grid (h, w) has the proportions of images (B, 3, H, W), up to the rounding of one position."""
-    height, width = images[2:]
-    return abs(grid[0] * width - grid[1] * height) <= max(height, width)

@@ -6,6 +6,7 @@ Names are looked up in this order: the VGGs (:mod:`seeds.vgg`), timm's plain vis
 (``convnext_tiny``, ``efficientnet_b0`` …).
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError, first_line
 from seeds.activations import MAP_DIMS, forward_hooks
 from seeds.pretrained_weights import load_weights
-from seeds.vgg import VGG_NAMES, Trunk, dilate_vgg, init_convolutions, vgg_layers
+from seeds.vgg import VGG_NAMES, dilate_vgg, init_convolutions, vgg_layers
 
 STRIDES = (8, 16, 32)
 SALIENCY_STRIDE = 8
@@ -62,8 +63,7 @@ class FreezableNetwork(nn.Module):
         for name in self._frozen:
             self.get_submodule(name).requires_grad_(False)
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            kind = type(self).__name__.lower()
-            raise InputError(f"freeze_stride {stride} freezes the whole {kind}, whose last stage has stride {stride}")
+            raise InputError(f"freeze_stride {stride} freezes the whole {type(self).__name__.lower()}")
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -91,8 +91,23 @@ class Backbone(FreezableNetwork):
             encoder.get_submodule(name).requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the last feature map (B, out_channels, h, w) of images (B, 3, H, W)."""
-        return last_map(self.encoder, image)
+        """Return the last feature map (B, out_channels, h, w) of images (B, 3, H, W).
+
+        SMP's encoders return a list of maps, torchvision's trunks one map. A vision transformer's normalised patch
+        tokens become a map.
+
+        Raises:
+            InputError: a side of the images is no multiple of a vision transformer's patches.
+        """
+        encoder = self.encoder
+        if not isinstance(encoder, VisionTransformer):
+            output: Any = encoder(image)
+            return output[-1] if isinstance(output, list | tuple) else output  # type: ignore[no-any-return]
+        patch, (height, width) = int(encoder.patch_embed.patch_size[0]), image.shape[-2:]
+        if height % patch or width % patch:
+            raise InputError(f"images of {height}x{width} pixels do not divide into patches of {patch}")
+        tokens: Tensor = encoder.forward_features(image)[:, encoder.num_prefix_tokens :]  # (B, h * w, K)
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, height // patch, width // patch)
 
     @property
     def saliency_layer(self) -> str:
@@ -105,25 +120,6 @@ class Backbone(FreezableNetwork):
         *names, last = self.strides
         limit = SALIENCY_STRIDE if self.strides[last] > SALIENCY_STRIDE else self.strides[last] // 2
         return ([name for name in names if self.strides[name] <= limit] or names or [last])[-1]
-
-
-def last_map(encoder: nn.Module, image: Tensor) -> Tensor:
-    """Return the last feature map (B, K, h, w) of an encoder for images (B, 3, H, W).
-
-    SMP's encoders return a list of maps, torchvision's trunks one map. A vision transformer's normalised patch tokens
-    become a map.
-
-    Raises:
-        InputError: a side of the images is no multiple of a vision transformer's patches.
-    """
-    if not isinstance(encoder, VisionTransformer):
-        output: Any = encoder(image)
-        return output[-1] if isinstance(output, list | tuple) else output  # type: ignore[no-any-return]
-    patch, (height, width) = int(encoder.patch_embed.patch_size[0]), image.shape[-2:]
-    if height % patch or width % patch:
-        raise InputError(f"images of {height}x{width} pixels do not divide into patches of {patch}: choose such a size")
-    tokens: Tensor = encoder.forward_features(image)[:, encoder.num_prefix_tokens :]  # (B, h * w, K)
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, height // patch, width // patch)
 
 
 def build_backbone(name: str, output_stride: int = 32, weights: str = "none", depth: int = FULL_DEPTH) -> Backbone:
@@ -149,14 +145,14 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
     encoder: nn.Module
     try:
         if is_vgg:
-            encoder = Trunk(vgg_layers(name))
+            encoder = nn.Sequential(OrderedDict(features=vgg_layers(name)))  # the keys are torchvision's
             init_convolutions(encoder)
         elif is_vit:
             encoder = timm.create_model(name.removeprefix("tu-"), num_classes=0, global_pool="", dynamic_img_size=True)
         elif is_smp:
             encoder = get_encoder(name, depth=depth, weights=None)
         else:
-            encoder = Trunk(torchvision.models.get_model(name).features)
+            encoder = nn.Sequential(OrderedDict(features=torchvision.models.get_model(name).features))
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"there is no backbone {name} in the libraries: {first_line(error)}") from error
     load_weights(encoder, weights, name)
@@ -199,8 +195,9 @@ def measure_encoder(encoder: nn.Module) -> tuple[dict[str, int], list[str], int,
 
     encoder.eval()
     with torch.no_grad(), forward_hooks(encoder.modules(), measure):
-        last = last_map(encoder, torch.zeros(1, 3, BLANK_SIZE, BLANK_SIZE))
+        output = encoder(torch.zeros(1, 3, BLANK_SIZE, BLANK_SIZE))
     encoder.train()
+    last = output[-1] if isinstance(output, list | tuple) else output
     unused = [name for block, name in blocks.items() if ran.isdisjoint(block.modules())]
     return strides, unused, last.shape[1], BLANK_SIZE // last.shape[-2]
 

@@ -68,9 +68,8 @@ class BaseTask(pl.LightningModule):
         They are saved by name: what Lightning would save under the command line lacks the classes, which come from the
         data.
         """
-        self.save_hyperparameters(
-            {name: value for name, value in arguments.items() if name not in ("self", "kwargs", "__class__")}
-        )
+        own = {name: value for name, value in arguments.items() if name not in ("self", "kwargs", "__class__")}
+        self.save_hyperparameters(own)
 
     @abstractmethod
     def network_and_head(self) -> tuple[nn.Module, Sequence[nn.Module]]:

@@ -42,11 +42,8 @@ class Classifier(nn.Module):
 class MeanAveragePrecision(MultilabelAveragePrecision):
     """Average precision (area under the precision-recall steps) over the classes that have a positive image.
 
-    torchmetrics' mean counts a class without a positive image as 0.
+    torchmetrics' mean counts a class without a positive image as 0; this one averages its ``average="none"``.
     """
-
-    def __init__(self, num_labels: int) -> None:
-        super().__init__(num_labels=num_labels, average="none", validate_args=False)
 
     def compute(self) -> Tensor:  # type: ignore[override]  # torchmetrics inherits a curve's signature
         """Return the mean as a fraction, a scalar; nan if no class has a positive image."""
@@ -92,7 +89,7 @@ class ClassifierTask(BaseTask):
         features = build_backbone(backbone, output_stride, weights, depth)
         features.freeze(freeze_stride)
         self.model = Classifier(features, len(classes))
-        self.val_map = MeanAveragePrecision(len(classes))
+        self.val_map = MeanAveragePrecision(len(classes), average="none", validate_args=False)
         # Lightning's own mean over several processes rounds the number of images
         self.val_loss = MeanMetric()
 

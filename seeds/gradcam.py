@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seeds.cam_methods.base import LayerMethod, score_gradients
-from seeds.cam_methods.targets import TargetScores, label_scores
+from seeds.cam_methods.targets import TargetScores, select_scores
 
 SPATIAL = {2, 3}
 # operations that keep the values: (B, K, 1, 1) as (B, K), or another dtype
@@ -42,9 +42,7 @@ class Counterfactual(LayerMethod):
         return weighted_maps(targets, activation, name).neg_().relu_()
 
 
-def gradcam_maps(
-    scores: Tensor, activation: Tensor, labels: Tensor, name: str = "", *, keep_graph: bool = False
-) -> Tensor:
+def gradcam_maps(scores: Tensor, activation: Tensor, labels: Tensor, name: str, *, keep_graph: bool = False) -> Tensor:
     """Return Grad-CAM maps float32 (B, C, h, w) from a forward pass made within ``record_activations``.
 
     Args:
@@ -57,7 +55,7 @@ def gradcam_maps(
     Raises:
         InputError: the scores do not depend on the activation.
     """
-    return weighted_maps(label_scores(scores, labels), activation, name, keep_graph=keep_graph).relu_()
+    return weighted_maps(select_scores(scores, labels, len(scores)), activation, name, keep_graph=keep_graph).relu_()
 
 
 def weighted_maps(targets: TargetScores, activation: Tensor, name: str, *, keep_graph: bool = False) -> Tensor:

@@ -15,7 +15,6 @@ from seeds.checkpoints import read_checkpoint, read_file
 
 HEADS = ("classifier.", "fc.", "head", "last_linear.", "mask_token")  # of pretraining, not needed here
 CLASSIFIER_PREFIX = "model.features.encoder."  # of the encoder's weights in a ClassifierTask
-MAX_REASON = 160  # characters of torch's message in an error
 
 State = dict[str, Tensor]
 
@@ -52,7 +51,7 @@ def load_fitting(network: nn.Module, state: State, message: str) -> None:
         network.load_state_dict(state)
     except RuntimeError as error:
         _, reason, *_ = str(error).splitlines()  # the first line names the class only
-        raise InputError(f"{message}: {textwrap.shorten(reason, MAX_REASON)}") from error
+        raise InputError(f"{message}: {textwrap.shorten(reason, 160)}") from error
 
 
 def read_weights(path: str | Path) -> State:

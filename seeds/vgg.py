@@ -1,22 +1,10 @@
 """VGG trunks as published and as DeepLab uses them, at output strides 8, 16 and 32."""
 
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 LAYOUTS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # the columns of the paper's table
 VGG_NAMES = (*LAYOUTS, *(f"{name}_bn" for name in LAYOUTS))
-
-
-class Trunk(nn.Module):
-    """Convolutional layers under the name ``features``, so that keys are those of torchvision's weight files."""
-
-    def __init__(self, features: nn.Module) -> None:
-        super().__init__()
-        self.features = features
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the last feature map (B, K, h, w) of images (B, 3, H, W)."""
-        return self.features(image)  # type: ignore[no-any-return]
 
 
 def vgg_layers(name: str) -> nn.Sequential:

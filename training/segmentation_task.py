@@ -156,12 +156,7 @@ class SegmentationTask(BaseTask):
         logits = resize_maps(self(batch["image"]).float(), mask.shape[-2:])  # (B, C+1, H, W)
         total = functional.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="sum")
         pixels = mean_over_processes((mask != IGNORE).sum())  # gradients are averaged over the processes
-        mean: Tensor = total / pixels.where(pixels > 0, 1.0)
-        return mean
-
-    def on_validation_epoch_start(self) -> None:
-        """Reset the confusion matrix."""
-        self.confusion = ConfusionMatrix(len(self.classes) + 1)
+        return total / pixels.where(pixels > 0, 1.0)
 
     def validation_step(self, batch: Batch, _batch_index: int) -> None:
         """Update the confusion matrix with a batch, at the masks' own size."""
@@ -172,17 +167,19 @@ class SegmentationTask(BaseTask):
             self.confusion.update(label_map(scores, (height, width)), mask[:height, :width])
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``miou`` and each class's IoU, over the whole set and all processes, as ``val/…`` or ``test/…``."""
+        """Log ``miou`` and each class's IoU, over the whole set and all processes, as ``val/…`` or ``test/…``.
+
+        The next epoch starts with an empty confusion matrix.
+        """
         stage = "test" if self.trainer.testing else "val"
-        counts = self.confusion.matrix.to(self.device)
-        self.confusion.matrix = self.trainer.strategy.reduce(counts, reduce_op="sum").cpu()
-        if not self.confusion.matrix.any():
+        confusion, self.confusion = self.confusion, ConfusionMatrix(len(self.classes) + 1)
+        confusion.matrix = self.trainer.strategy.reduce(confusion.matrix.to(self.device), reduce_op="sum").cpu()
+        if not confusion.matrix.any():
             return
-        for name, iou in zip(("background", *self.classes), self.confusion.iou().tolist(), strict=True):
+        for name, iou in zip(("background", *self.classes), confusion.iou().tolist(), strict=True):
             if not math.isnan(iou):  # nan: absent from both truth and prediction
                 self.log(f"{stage}/iou/{name}", iou, sync_dist=True)
-        self.log(f"{stage}/miou", self.confusion.miou(), prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/miou", confusion.miou(), prog_bar=True, sync_dist=True)
 
-    on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

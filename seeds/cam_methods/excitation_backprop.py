@@ -70,9 +70,8 @@ class _Excitation(TorchFunctionMode):
         Raises:
             InputError: there is no rule for it.
         """
-        named, name = dict(kwargs or {}), func.__name__
+        named, name, rest = dict(kwargs or {}), func.__name__, args[1:]
         value = args[0] if args else named.pop("input", None)
-        rest = args[1:]
         inputs = [each for each in (value, *rest[:1]) if isinstance(each, Tensor) and each.requires_grad]
         if name not in WITH_RULE or not inputs:
             output = func(*args, **(kwargs or {}))

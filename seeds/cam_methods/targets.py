@@ -41,12 +41,6 @@ class TargetScores(NamedTuple):
         return [(image, column) for image, column in indices]
 
 
-def label_scores(scores: Tensor, labels: Tensor) -> TargetScores:
-    """Select the scores (B, C) whose labels (B, C) are not 0."""
-    classes = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
-    return TargetScores(scores, labels.to(scores.device) != 0, classes, scores)
-
-
 def select_scores(output: Any, target: Target, count: int) -> TargetScores:
     """Select the scores that a target names in a network's output.
 
@@ -64,9 +58,7 @@ def select_scores(output: Any, target: Target, count: int) -> TargetScores:
             raise InputError(f"a target is labels, class indices or a function, not a {type(target).__name__}")
         value = target(output)
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape not in ((count,), (count, 1)):
-            what = (
-                f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            )
+            what = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise InputError(f"a target function must give one real number an image, shape ({count},), not {what}")
         scores = value.reshape(count, 1)
         return TargetScores(scores, torch.ones_like(scores, dtype=torch.bool), None, None)
@@ -79,7 +71,8 @@ def select_scores(output: Any, target: Target, count: int) -> TargetScores:
         what = f"scores {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise InputError(f"labels of shape {shape} do not fit the model, which gives {what}")
     if not are_indices:
-        return label_scores(output, target)
+        classes = torch.arange(output.shape[1], device=output.device).expand(output.shape)
+        return TargetScores(output, target.to(output.device) != 0, classes, output)
     classes = target.to(output.device).long().unsqueeze(1)
     wrong = classes[(classes < 0) | (classes >= output.shape[1])]
     if len(wrong):

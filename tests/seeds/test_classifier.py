@@ -55,7 +55,7 @@ def test_classes_must_be_names(classes):
 
 
 def test_mean_average_precision_by_hand():
-    metric = MeanAveragePrecision(3)
+    metric = MeanAveragePrecision(3, average="none", validate_args=False)
     scores = torch.tensor([[0.9, 0.1, 0.5], [0.8, 0.2, 0.4], [0.7, 0.3, 0.3], [0.6, 0.4, 0.2]])
     labels = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]])
     metric.update(scores[:3], labels[:3])

@@ -171,7 +171,7 @@ def test_memory_formats_and_mixed_precision(model, name, how):
      (torch.tensor([0.0, 1.0, 1.0]), "not \\(3,\\) of torch.float32"),
      (lambda scores: scores, r"one real number an image, shape \(3,\), not \(3, 4\)"),
      (lambda scores: scores.sum(), r"one real number an image, shape \(3,\), not \(\)"),
-     (lambda scores: scores.argmax(1), r"one real number .*, not \(3,\) of torch.int64"),
+     (lambda scores: scores.argmax(1), r"one real number .*, not \(3,\), torch.int64"),
      (lambda _: [1.0, 2.0], "not a list"), ("dog", "not a str"),
      (lambda _: torch.zeros(3), "no score of the model depends on layer features.4")],
 )  # fmt: skip
