@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from datamodules.errors import InputError
 from seeds.activations import gradient, record_activations
-from seeds.cam_methods.targets import class_scores
+from seeds.cam_methods.targets import select_scores
 
 PROBE = (224, 224)  # height and width of the image of noise: patches of 14 and of 16 divide it
 
@@ -30,7 +30,7 @@ def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor
         InputError: no such layer, a layer that gives no map or on which no score depends, or a wrong shape.
     """
     with record_activations(model, [layer]) as activations:
-        scores = class_scores(activations, images, labels)
+        scores = select_scores(activations.run(images), labels, len(images)).scores
         return saliency_map(scores, activations[0], labels, layer if isinstance(layer, str) else type(layer).__name__)
 
 

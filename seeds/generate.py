@@ -19,7 +19,7 @@ from seeds.background_saliency import background_saliency, check_saliency, salie
 from seeds.cache_job import JobSource, Seed, SeedModule, cue_grid, write_seed_cache
 from seeds.cam_methods.input_gradients import heat
 from seeds.cam_methods.registry import method_class
-from seeds.cam_methods.targets import class_scores
+from seeds.cam_methods.targets import select_scores
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.crf_refinement import crf_settings, refined
 from seeds.cues import label_map
@@ -176,7 +176,7 @@ class CamModule(SeedModule):
         if self.settings.method != "gradcam":
             return self._maps(images, labels), background_saliency(self.network, layers[1], images, labels)
         with record_activations(self.network, layers) as activations:
-            scores = class_scores(activations, images, labels)
+            scores = select_scores(activations.run(images), labels, len(images)).scores
             maps = gradcam_maps(scores, activations[0], labels, layers[0], keep_graph=True)
             return maps[labels != 0], saliency_map(scores, activations[1], labels, layers[1])
 

@@ -73,14 +73,19 @@ def read_weights(path: str | Path) -> State:
 
 
 def imagenet_weights(name: str, encoder: nn.Module | None = None) -> State:
-    """Download the library's ImageNet weights of a backbone, which is ``encoder`` if it is a vision transformer.
+    """Download the library's ImageNet weights of a backbone.
+
+    Args:
+        name: the backbone's name.
+        encoder: the network that takes the weights; a vision transformer gets those of timm.
 
     Raises:
         InputError: the library has none, or the download failed.
     """
     try:
         if isinstance(encoder, VisionTransformer):
-            return dict(timm.create_model(name.removeprefix("tu-"), pretrained=True, num_classes=0).state_dict())
+            vit = timm.create_model(name.removeprefix("tu-"), pretrained=True, num_classes=0, global_pool="")
+            return dict(vit.state_dict())
         if name.startswith("tu-") or (name in encoders and not name.startswith("vgg")):
             return dict(get_encoder(name, weights="imagenet").state_dict())
         return dict(torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True))

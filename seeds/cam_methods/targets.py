@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from seeds.activations import Activations
 
 Target = Tensor | Callable[[Any], Tensor]
 """Labels (B, C), not 0 for the classes to explain; or one class index an image, int64 (B,); or a function of the
@@ -78,12 +77,3 @@ def select_scores(output: Any, target: Target, count: int) -> TargetScores:
     if len(wrong):
         raise InputError(f"class index {int(wrong[0])} is out of range: the model gives {output.shape[1]} scores")
     return TargetScores(output.gather(1, classes), torch.ones_like(classes, dtype=torch.bool), classes, output)
-
-
-def class_scores(activations: Activations, images: Tensor, labels: Tensor) -> Tensor:
-    """Run the model of the activations and return its class scores (B, C), checked against labels (B, C).
-
-    Raises:
-        InputError: images, labels or scores of other shapes.
-    """
-    return select_scores(activations.run(images), labels, len(images)).scores
