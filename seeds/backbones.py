@@ -154,7 +154,8 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
         else:
             encoder = nn.Sequential(OrderedDict(features=torchvision.models.get_model(name).features))
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"there is no backbone {name} in the libraries: {first_line(error)}") from error
+        known = "vgg16 and its like, encoders of SMP, tu-… of timm, networks of torchvision with a trunk 'features'"
+        raise InputError(f"there is no backbone {name} ({first_line(error)}); there are {known}") from error
     load_weights(encoder, weights, name)
     try:
         backbone = Backbone(encoder)  # measured before dilation: strides as published
