@@ -1,4 +1,4 @@
-"""Whole images are resized to the validation size of the checkpoint, which may differ from the size of training crops."""
+"""Whole images are resized to the validation size of the checkpoint, not to the size of training crops."""
 
 import torch
 
