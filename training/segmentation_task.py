@@ -172,7 +172,9 @@ class SegmentationTask(BaseTask):
         The next epoch starts with an empty confusion matrix.
         """
         stage = "test" if self.trainer.testing else "val"
-        confusion, self.confusion = self.confusion, ConfusionMatrix(len(self.classes) + 1)
+        confusion = self.confusion
+        with torch.inference_mode(False):  # the next epoch may run outside of inference mode
+            self.confusion = ConfusionMatrix(len(self.classes) + 1)
         confusion.matrix = self.trainer.strategy.reduce(confusion.matrix.to(self.device), reduce_op="sum").cpu()
         if not confusion.matrix.any():
             return
