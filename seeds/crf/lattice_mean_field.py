@@ -30,6 +30,7 @@ from seeds.crf.vector_instructions import (
 from seeds.numba_compile import compiled
 
 Array = np.ndarray[Any, Any]
+Field = tuple[Array, Array, Array, Array]
 SPLIT_PIXELS = 16384
 """An image of so many pixels is divided among threads; with fewer the synchronisation costs more than it gains."""
 NO_LABEL = np.float32(-1e30)  # score of the padding
@@ -105,9 +106,8 @@ def _infer_image(
     sums = [[np.zeros(shape, np.float32) for _ in range(parts)] for shape in shapes]
 
     def update_part(part: int, first: bool, final: bool) -> None:
-        filters = [bilateral.vertices, bilateral.weights, gaussian.vertices, gaussian.weights]
-        arrays = [scores, *filters, *nodes, sums[0][part], sums[1][part]]
-        update(registers, first, final, *ranges[part], *arrays)
+        fields = [(lattice.vertices, lattice.weights, nodes[i], sums[i][part]) for i, lattice in enumerate(lattices)]
+        update(registers, first, final, *ranges[part], scores, tuple(fields))
 
     def blur_sums(i: int) -> None:
         for other in sums[i][1:]:
@@ -156,20 +156,7 @@ def to_planes(scores: Array, start: int, stop: int, probs: Array) -> None:
 
 @compiled
 def update(
-    registers: Registers,
-    first: bool,
-    final: bool,
-    start: int,
-    stop: int,
-    scores: Array,
-    vertices: Array,
-    weights: Array,
-    gaussian_vertices: Array,
-    gaussian_weights: Array,
-    nodes: Array,
-    gaussian_nodes: Array,
-    sums: Array,
-    gaussian_sums: Array,
+    registers: Registers, first: bool, final: bool, start: int, stop: int, scores: Array, fields: tuple[Field, Field]
 ) -> None:
     """Update the pixels start..stop in one pass: slice the messages, take the softmax, splat the probabilities.
 
@@ -180,15 +167,11 @@ def update(
         start: the first pixel.
         stop: the pixel after the last.
         scores: (N, lanes), the unary scores.
-        vertices: int32 (N, 6), of the bilateral lattice.
-        weights: (N, 6), of the bilateral lattice.
-        gaussian_vertices: int32 (N, 3), of the Gaussian lattice, or (N, 1) for the identity.
-        gaussian_weights: the same shape.
-        nodes: (m + 1, lanes), the blurred values at the vertices of the bilateral lattice.
-        gaussian_nodes: the same for the Gaussian lattice.
-        sums: (m + 1, lanes), receives the sums of probabilities at the vertices of the bilateral lattice.
-        gaussian_sums: the same for the Gaussian lattice.
+        fields: for the bilateral and the Gaussian lattice each: vertices int32 (N, 6), and (N, 3) or, for the
+            identity, (N, 1); weights of the same shape; the blurred values at the vertices (m + 1, lanes); and an
+            array (m + 1, lanes) that receives the sums of probabilities there.
     """
+    (vertices, weights, nodes, sums), (gaussian_vertices, gaussian_weights, gaussian_nodes, gaussian_sums) = fields
     lanes, corners = scores.shape[1], gaussian_vertices.shape[1]
     buffer = np.empty((GROUP, lanes), np.float32)
     for begin in range(start, stop, GROUP):
