@@ -60,26 +60,6 @@ def dense_crf(
         InputError: shapes, dtypes or devices do not fit, the input is empty, logits are not finite, or a setting is
             out of range.
     """
-    _check_inputs(image, logits, iterations, engine)
-    positive = {"scale": scale, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
-    for name, value in {**positive, "gaussian_sxy": gaussian_sxy}.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} of the CRF must be a positive number, not {value}")
-    for name, value in {"bilateral_weight": bilateral_weight, "gaussian_weight": gaussian_weight}.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name} of the CRF must not be negative, not {value}")
-    kernels = Kernels(bilateral_weight, bilateral_sxy / scale, bilateral_srgb, gaussian_weight, gaussian_sxy / scale)
-    unary = logits.detach().to(torch.float32)
-    accelerator = logits.device.type != "cpu"
-    if engine != "exact" and not accelerator:
-        return lattice_mean_field(image, unary, kernels, iterations)
-    exact = engine == "exact" or (engine == "auto" and logits[0, 0].numel() <= EXACT_PIXELS)
-    mean_field = exact_mean_field if exact else torch_lattice_mean_field
-    with torch.autocast(logits.device.type, enabled=False):
-        return mean_field(image, unary, kernels, iterations)
-
-
-def _check_inputs(image: Tensor, logits: Tensor, iterations: int, engine: str) -> None:
     shapes = f"image {tuple(image.shape)} {image.dtype}, logits {tuple(logits.shape)} {logits.dtype}"
     if engine not in ("auto", "exact", "lattice"):
         raise InputError(f"the CRF's engine is 'auto', 'exact' or 'lattice', not {engine!r}")
@@ -97,3 +77,15 @@ def _check_inputs(image: Tensor, logits: Tensor, iterations: int, engine: str) -
         raise InputError(f"the CRF's image is on {image.device}, its logits on {logits.device}")
     if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():  # the sum is fast, but may overflow
         raise InputError(f"the CRF's logits contain NaN or infinity, got {shapes}")
+    positive = {"scale": scale, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
+    weights = {"bilateral_weight": bilateral_weight, "gaussian_weight": gaussian_weight}
+    for name, value in {**positive, "gaussian_sxy": gaussian_sxy, **weights}.items():
+        if not 0 <= value < math.inf or (value == 0 and name not in weights):
+            raise InputError(f"{name} of the CRF must be positive (a weight may be 0) and finite, not {value}")
+    kernels = Kernels(bilateral_weight, bilateral_sxy / scale, bilateral_srgb, gaussian_weight, gaussian_sxy / scale)
+    unary = logits.detach().to(torch.float32)
+    if engine != "exact" and logits.device.type == "cpu":
+        return lattice_mean_field(image, unary, kernels, iterations)
+    exact = engine == "exact" or (engine == "auto" and logits[0, 0].numel() <= EXACT_PIXELS)
+    with torch.autocast(logits.device.type, enabled=False):
+        return (exact_mean_field if exact else torch_lattice_mean_field)(image, unary, kernels, iterations)

@@ -4,17 +4,22 @@
 (position and colour) and 2 for the Gaussian kernel (position).
 """
 
+import functools
 import math
-from typing import Any, NamedTuple
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from datamodules.errors import InputError
-from seeds.crf.thread_pool import map_on_threads
 from seeds.crf.vector_instructions import element
 from seeds.numba_compile import compiled
 
 Array = np.ndarray[Any, Any]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 REMAINDER_SHIFT = 60
 FREE = -1
 HASH_FACTOR = 0x1E3779B97F4A7C15  # an odd number without pattern: spreads keys over the table
@@ -64,6 +69,24 @@ def build_lattice(
     norm = filter_ones(vertices, weights, neighbors)
     map_on_threads(lambda pixels: normalize(vertices, weights, norm, weight, *pixels), ranges, len(ranges))
     return Lattice(vertices, weights, neighbors)
+
+
+def map_on_threads(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
+    """Return ``[function(item) for item in items]``, computed on so many threads; the first error is raised.
+
+    The functions are compiled and run without the interpreter lock. Python's threads replace numba's parallel loops:
+    they may be used from several threads at once, work in a forked process (a data loader's worker), and wait without
+    spinning, which matters where cores are shared.
+    """
+    if threads == 1 or len(items) == 1:
+        return [function(item) for item in items]
+    return list(_thread_pool(threads, os.getpid()).map(function, items))
+
+
+@functools.cache
+def _thread_pool(threads: int, _process: int) -> ThreadPoolExecutor:
+    """Return a pool of threads; a forked process makes its own, because it inherits no threads."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="crf")
 
 
 @compiled

@@ -11,22 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seeds.crf import vector_instructions as vec
 from seeds.crf.gaussian_kernels import Kernels
-from seeds.crf.lattice_build import Lattice, build_lattice
-from seeds.crf.thread_pool import map_on_threads
-from seeds.crf.vector_instructions import (
-    WIDTH,
-    Registers,
-    add,
-    element,
-    exp_of_difference,
-    fill,
-    largest_lane,
-    load,
-    multiply_add,
-    store,
-    sum_of_lanes,
-)
+from seeds.crf.lattice_build import Lattice, build_lattice, map_on_threads
 from seeds.numba_compile import compiled
 
 Array = np.ndarray[Any, Any]
@@ -98,8 +85,8 @@ def _infer_image(
 ) -> None:
     """Run mean field on one image: logits and probabilities (K, N)."""
     parts, lattices = len(ranges), (bilateral, gaussian)
-    registers = (0,) * -(-len(logits) // WIDTH)
-    lanes = len(registers) * WIDTH
+    registers = (0,) * -(-len(logits) // vec.WIDTH)
+    lanes = len(registers) * vec.WIDTH
     scores = np.empty((logits.shape[1], lanes), np.float32)
     shapes = [(lattice.neighbors.shape[1] + 1, lanes) for lattice in lattices]  # the last row stays 0
     nodes = [np.zeros(shape, np.float32) for shape in shapes]
@@ -156,7 +143,7 @@ def to_planes(scores: Array, start: int, stop: int, probs: Array) -> None:
 
 @compiled
 def update(
-    registers: Registers, first: bool, final: bool, start: int, stop: int, scores: Array, fields: tuple[Field, Field]
+    registers: vec.Registers, first: bool, final: bool, start: int, stop: int, scores: Array, fields: tuple[Field, ...]
 ) -> None:
     """Update the pixels start..stop in one pass: slice the messages, take the softmax, splat the probabilities.
 
@@ -178,49 +165,52 @@ def update(
         count = min(GROUP, stop - begin)
         for g in range(count):
             i = begin + g
-            score = load(scores, i * lanes, registers)
+            score = vec.load(scores, i * lanes, registers)
             if not first:
                 for j in range(i * 6, i * 6 + 6):
-                    values = load(nodes, element(vertices, j) * lanes, registers)
-                    score = multiply_add(fill(element(weights, j), registers), values, score)
+                    values = vec.load(nodes, vec.element(vertices, j) * lanes, registers)
+                    score = vec.multiply_add(vec.fill(vec.element(weights, j), registers), values, score)
                 for j in range(i * corners, i * corners + corners):
-                    values = load(gaussian_nodes, element(gaussian_vertices, j) * lanes, registers)
-                    score = multiply_add(fill(element(gaussian_weights, j), registers), values, score)
-            store(buffer, g * lanes, score)
+                    values = vec.load(gaussian_nodes, vec.element(gaussian_vertices, j) * lanes, registers)
+                    score = vec.multiply_add(vec.fill(vec.element(gaussian_weights, j), registers), values, score)
+            vec.store(buffer, g * lanes, score)
         for g in range(count):
-            score = load(buffer, g * lanes, registers)
-            store(buffer, g * lanes, exp_of_difference(score, fill(largest_lane(score), registers)))
+            score = vec.load(buffer, g * lanes, registers)
+            vec.store(buffer, g * lanes, vec.exp_of_difference(score, vec.fill(vec.largest_lane(score), registers)))
         for g in range(count):
             i = begin + g
-            belief = load(buffer, g * lanes, registers)
-            share = np.float32(1) / sum_of_lanes(belief)
+            belief = vec.load(buffer, g * lanes, registers)
+            share = np.float32(1) / vec.sum_of_lanes(belief)
             if final:
                 for lane in range(lanes):
                     scores[i, lane] = share * buffer[g, lane]
                 continue
             for j in range(i * 6, i * 6 + 6):
-                weight = fill(share * element(weights, j), registers)
-                place = element(vertices, j) * lanes
-                store(sums, place, multiply_add(weight, belief, load(sums, place, registers)))
+                weight = vec.fill(share * vec.element(weights, j), registers)
+                place = vec.element(vertices, j) * lanes
+                total = vec.load(sums, place, registers)
+                vec.store(sums, place, vec.multiply_add(weight, belief, total))
             for j in range(i * corners, i * corners + corners):
-                weight = fill(share * element(gaussian_weights, j), registers)
-                place = element(gaussian_vertices, j) * lanes
-                store(gaussian_sums, place, multiply_add(weight, belief, load(gaussian_sums, place, registers)))
+                weight = vec.fill(share * vec.element(gaussian_weights, j), registers)
+                place = vec.element(gaussian_vertices, j) * lanes
+                total = vec.load(gaussian_sums, place, registers)
+                vec.store(gaussian_sums, place, vec.multiply_add(weight, belief, total))
 
 
 @compiled
-def blur(registers: Registers, neighbors: Array, source: Array, target: Array) -> None:
+def blur(registers: vec.Registers, neighbors: Array, source: Array, target: Array) -> None:
     """Blur values (m + 1, lanes) at the vertices along every axis, alternately from one array into the other.
 
     The result is in `source` after an even number of axes, and in `target` after an odd number.
     """
     axes, m = neighbors.shape[:2]
     lanes = source.shape[1]
-    half = fill(np.float32(0.5), registers)
+    half = vec.fill(np.float32(0.5), registers)
     for axis in range(axes):
         for vertex in range(m):
             link = 2 * (axis * m + vertex)
-            up = load(source, element(neighbors, link) * lanes, registers)
-            down = load(source, element(neighbors, link + 1) * lanes, registers)
-            store(target, vertex * lanes, multiply_add(half, add(up, down), load(source, vertex * lanes, registers)))
+            up = vec.load(source, vec.element(neighbors, link) * lanes, registers)
+            down = vec.load(source, vec.element(neighbors, link + 1) * lanes, registers)
+            here = vec.load(source, vertex * lanes, registers)
+            vec.store(target, vertex * lanes, vec.multiply_add(half, vec.add(up, down), here))
         source, target = target, source

@@ -64,7 +64,8 @@ def torch_lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, it
         InputError: a kernel is so narrow, beside the size of the image, that vertices do not fit their keys.
     """
     b, k, h, w = logits.shape
-    places = _places(h, w, image.device)  # (N, 2)
+    y, x = torch.meshgrid(torch.arange(h, device=image.device), torch.arange(w, device=image.device), indexing="ij")
+    places = torch.stack((x.flatten(), y.flatten()), 1).to(torch.float32)  # (N, 2)
     smooth = build_torch_lattice(places / kernels.gaussian_sxy, kernels.gaussian_weight)
     colors = image.flatten(2).transpose(1, 2) / kernels.bilateral_srgb  # (B, N, 3)
     near = places / kernels.bilateral_sxy
@@ -93,27 +94,26 @@ def build_torch_lattice(features: Tensor, weight: float) -> TorchLattice:
 
 def join_lattices(lattices: list[TorchLattice]) -> TorchLattice:
     """Return one lattice that filters the points of several images, one image after the other."""
-    sizes = [lattice.neighbors.shape[2] for lattice in lattices]
-    total = sum(sizes)
+    total = sum(lattice.neighbors.shape[2] for lattice in lattices)
     vertices, neighbors, first = [], [], 0
-    for lattice, size in zip(lattices, sizes, strict=True):
+    for lattice in lattices:
+        size = lattice.neighbors.shape[2]
         vertices.append(lattice.vertices + first)
-        missing = lattice.neighbors == size
-        neighbors.append((lattice.neighbors + first).masked_fill_(missing, total))
+        neighbors.append((lattice.neighbors + first).masked_fill_(lattice.neighbors == size, total))
         first += size
     weights = torch.cat([lattice.weights for lattice in lattices])
     return TorchLattice(torch.cat(vertices), weights, torch.cat(neighbors, 2))
 
 
-def _places(h: int, w: int, device: torch.device) -> Tensor:
-    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-    return torch.stack((x.flatten(), y.flatten()), 1).to(torch.float32)
-
-
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return the simplex of each point: keys int64 (n, d + 1) and barycentric weights float32 (n, d + 1)."""
     n, d = features.shape
-    elevated = _elevate(features)  # (n, d + 1)
+    # embed the points in the lattice's hyperplane of R^(d+1), in units of the blur's standard deviation
+    std = math.sqrt(2 / 3) * (d + 1)
+    scaled = features * torch.tensor([std / math.sqrt((i + 1) * (i + 2)) for i in range(d)]).to(features)
+    zero = torch.zeros_like(scaled[:, :1])
+    sums = torch.cat((scaled.flip(1).cumsum(1).flip(1), zero), 1)  # over coordinates ≥ i
+    elevated = sums - torch.cat((zero, torch.arange(1, d + 1, device=features.device) * scaled), 1)  # (n, d + 1)
     quotient = torch.round(elevated / (d + 1))
     excess = quotient.sum(1, keepdim=True)
     rest = elevated - quotient * (d + 1)
@@ -138,16 +138,6 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
     wrapped = rank[:, None, :d].long() > d - remainder[:, None]  # (n, remainder, coordinate)
     fixed = ((quotient[:, None, :d].long() + 2 ** (bits - 1) - wrapped.long()) * fields).sum(2)
     return fixed + (remainder << REMAINDER_SHIFT), barycentric[:, : d + 1]
-
-
-def _elevate(features: Tensor) -> Tensor:
-    """Embed the points in the lattice's hyperplane of R^(d+1), in units of the blur's standard deviation."""
-    d = features.shape[1]
-    std = math.sqrt(2 / 3) * (d + 1)
-    scaled = features * torch.tensor([std / math.sqrt((i + 1) * (i + 2)) for i in range(d)]).to(features)
-    sums = torch.cat((scaled.flip(1).cumsum(1).flip(1), torch.zeros_like(scaled[:, :1])), 1)  # over coordinates ≥ i
-    steps = torch.arange(1, d + 1, device=features.device) * scaled
-    return sums - torch.cat((torch.zeros_like(scaled[:, :1]), steps), 1)
 
 
 def _neighbors(unique: Tensor, d: int) -> Tensor:
