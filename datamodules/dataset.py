@@ -99,10 +99,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             unknown = np.full(image.shape[:2], IGNORE, np.uint8)
             mask = unknown if sample.mask is None else read_class_mask(sample.mask, self.mask_lut)
             if mask.shape != image.shape[:2]:
-                raise InputError(
-                    f"mask {sample.mask} is {mask.shape[1]}x{mask.shape[0]}, "
-                    f"and its image {sample.image} is {image.shape[1]}x{image.shape[0]}."
-                )
+                size, mask_size = ("x".join(map(str, each.shape[1::-1])) for each in (image, mask))
+                raise InputError(f"mask {sample.mask} is {mask_size}, and its image {sample.image} is {size}.")
         cues = None if self.cues is None else self.cues.cues(sample.id)
         moved = self.transform(image, seed=seed, mask=mask if self.training else None, cues=cues)
         item = {"image": moved["image"], "labels": self.labels[index], "id": sample.id, "size": image.shape[:2]}

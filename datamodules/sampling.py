@@ -74,10 +74,8 @@ class TrainSampler(DistributedSampler[Draw]):
         replicas, rank = _processes(length)
         step = batch_size * accumulate
         if accumulate > 1 and length < step * replicas:
-            raise InputError(
-                f"{length} images do not fill one step of {accumulate} batches (accumulate_grad_batches) of "
-                f"{batch_size} images in each of {replicas} processes."
-            )
+            step_size = f"{accumulate} batches (accumulate_grad_batches) of {batch_size} images in {replicas} processes"
+            raise InputError(f"{length} images do not fill one step of {step_size}.")
         super().__init__(range(length), num_replicas=replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.length = length
         # fewer images than a batch: one smaller batch

@@ -75,6 +75,5 @@ class VOCDataModule(BaseDataModule):
             found = npy_tags(Path(labels), ids, self.known_classes())
         elif labels is not None:
             raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file.")
-        if not masks:
-            samples = [replace(sample, mask=None) for sample in samples]
-        return [replace(sample, tags=own) for sample, own in zip(samples, found, strict=True)]
+        shown = [sample.mask if masks else None for sample in samples]
+        return [replace(sample, tags=own, mask=mask) for sample, own, mask in zip(samples, found, shown, strict=True)]

@@ -1,7 +1,6 @@
 """Download of PASCAL VOC 2012 and of the Semantic Boundaries Dataset (SBD), for the split trainaug."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from scipy.io import loadmat
@@ -9,7 +8,7 @@ from scipy.io.matlab import MatReadError
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import new_folder, write_atomically
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.sample import read_ids
@@ -32,18 +31,16 @@ def download_voc(root: Path) -> None:
     lists = root / "ImageSets" / "Segmentation"
     if (lists / "trainaug.txt").is_file():
         return
-    base = root.parent.parent
-    sbd = base / "sbd"
+    base, sbd = root.parents[1], root.parents[1] / "sbd"
     try:
+        sbd.mkdir(parents=True, exist_ok=True)
         if not (lists / "val.txt").is_file():
-            base.mkdir(parents=True, exist_ok=True)
             VOCSegmentation(str(base), year="2012", image_set="train", download=True)
         if not (sbd / "val.txt").is_file():
-            sbd.mkdir(parents=True, exist_ok=True)
             SBDataset(str(sbd), image_set="train", mode="segmentation", download=True)
     except (OSError, RuntimeError) as error:
-        hint = f"check the connection and the disk, or put VOC into {root} by hand"
-        raise InputError(f"VOC 2012 and SBD cannot be downloaded into {base} ({error}): {hint}.") from error
+        problem = f"VOC 2012 and SBD cannot be downloaded into {base} ({error})"
+        raise InputError(f"{problem}: check the connection and the disk.") from error
     add_sbd(root, sbd)
 
 
@@ -64,9 +61,8 @@ def add_sbd(root: Path, sbd: Path) -> None:
     sbd_ids = {name for split in ("train", "val") for name in read_ids(sbd / f"{split}.txt")}
     trainaug = sorted((train | sbd_ids) - val)
     target = root / "SegmentationClassAug"
-    with tempfile.TemporaryDirectory(prefix=".aug", dir=root) as temporary:
-        folder = Path(temporary) / target.name
-        folder.mkdir()
+    shutil.rmtree(target, ignore_errors=True)  # of an earlier attempt that did not write the list
+    with new_folder(target) as folder:
         for name in track(sorted(val | set(trainaug)), "writing SegmentationClassAug", unit="masks"):
             if name in train or name in val:
                 shutil.copyfile(root / "SegmentationClass" / f"{name}.png", folder / f"{name}.png")
@@ -77,8 +73,5 @@ def add_sbd(root: Path, sbd: Path) -> None:
             except (OSError, ValueError, KeyError, TypeError, IndexError, MatReadError) as error:
                 raise InputError(f"the SBD mask {path} cannot be read ({error}).") from error
             write_mask(folder / f"{name}.png", mask)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.replace(target)
     # the list comes last: it marks the folder as complete
     write_atomically(lists / "trainaug.txt", "".join(f"{name}\n" for name in trainaug).encode())
