@@ -72,6 +72,8 @@ class BaseDataModule(pl.LightningDataModule):
         InputError: A setting is invalid. `setup` raises it for invalid files.
     """
 
+    source = ""
+
     def __init__(
         self,
         root: str,
@@ -105,7 +107,7 @@ class BaseDataModule(pl.LightningDataModule):
             if settings[name] < least:
                 raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
         self.root = Path(root).expanduser()
-        self.source = str(self.root)
+        self.source = self.source or str(self.root)
         known = self.known_classes()
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
         self.classes: tuple[str, ...] = known if classes is None else check_classes(classes, known, where)

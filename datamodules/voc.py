@@ -37,7 +37,6 @@ class VOCDataModule(BaseDataModule):
         **common: Any,
     ) -> None:  # fmt: skip
         super().__init__(root, **common)
-        labels = None if labels is None else str(labels)
         self.source = f"{self.root} (labels: {labels})"
         self.save_hyperparameters({"labels": labels, "masks": masks, "download": download})
 

@@ -12,8 +12,6 @@ from seeds.crf.gaussian_kernels import Kernels
 from seeds.crf.lattice_mean_field import lattice_mean_field
 from seeds.crf.torch_lattice_mean_field import torch_lattice_mean_field
 
-Engine = Literal["auto", "exact", "lattice"]
-DIMENSIONS = 4
 EXACT_PIXELS = 4096
 """Largest image for which "auto" uses the exact engine on an accelerator; its kernel matrix takes 67 MB per image."""
 
@@ -30,7 +28,7 @@ def dense_crf(
     bilateral_srgb: float = 13.0,
     gaussian_weight: float = 3.0,
     gaussian_sxy: float = 3.0,
-    engine: Engine = "auto",
+    engine: Literal["auto", "exact", "lattice"] = "auto",
 ) -> Tensor:
     """Sharpen label scores along the edges of an image: mean field in the fully connected CRF.
 
@@ -67,10 +65,9 @@ def dense_crf(
         raise InputError(f"iterations of the CRF must not be negative, not {iterations}")
     if image.dtype != torch.uint8 or not logits.dtype.is_floating_point:
         raise InputError(f"the CRF takes an image of uint8 and logits of floating point, got {shapes}")
-    if image.ndim != DIMENSIONS or logits.ndim != DIMENSIONS or image.shape[1] != 3:
-        raise InputError(f"the CRF takes an image (B, 3, H, W) and logits (B, K, H, W), got {shapes}")
-    if image.shape[0] != logits.shape[0] or image.shape[2:] != logits.shape[2:]:
-        raise InputError(f"the CRF's image and logits must have the same batch size, height and width, got {shapes}")
+    if logits.ndim != 4 or image.shape != (logits.shape[0], 3, *logits.shape[2:]):
+        same = "of the same batch size, height and width"
+        raise InputError(f"the CRF takes an image (B, 3, H, W) and logits (B, K, H, W) {same}, got {shapes}")
     if logits.numel() == 0:
         raise InputError(f"the CRF's input is empty, got {shapes}")
     if image.device != logits.device:

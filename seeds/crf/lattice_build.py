@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,6 @@ from seeds.crf.vector_instructions import element
 from seeds.numba_compile import compiled
 
 Array = np.ndarray[Any, Any]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 REMAINDER_SHIFT = 60
 FREE = -1
 HASH_FACTOR = 0x1E3779B97F4A7C15  # an odd number without pattern: spreads keys over the table
@@ -71,7 +69,7 @@ def build_lattice(
     return Lattice(vertices, weights, neighbors)
 
 
-def map_on_threads(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
+def map_on_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
     """Return ``[function(item) for item in items]``, computed on so many threads; the first error is raised.
 
     The functions are compiled and run without the interpreter lock. Python's threads replace numba's parallel loops:

@@ -105,17 +105,17 @@ def _infer_image(
             nodes[i], sums[i][0] = sums[i][0], nodes[i]
         sums[i][0].fill(0)
 
-    map_on_threads(lambda pixels: to_rows(logits, *pixels, scores), ranges, parts)
+    map_on_threads(lambda pixels: to_rows(logits, scores, *pixels), ranges, parts)
     for iteration in range(iterations + 1):
         first, final = iteration == 0, iteration == iterations
         map_on_threads(functools.partial(update_part, first=first, final=final), range(parts), parts)
         if not final:
             map_on_threads(blur_sums, range(2), parts)
-    map_on_threads(lambda pixels: to_planes(scores, *pixels, probs), ranges, parts)
+    map_on_threads(lambda pixels: to_planes(scores, probs, *pixels), ranges, parts)
 
 
 @compiled
-def to_rows(logits: Array, start: int, stop: int, scores: Array) -> None:
+def to_rows(logits: Array, scores: Array, start: int, stop: int) -> None:
     """Transpose logits (K, N) to scores (N, lanes) for the pixels start..stop; the largest score of a pixel is 0."""
     labels, lanes = len(logits), scores.shape[1]
     largest = np.empty(TILE, np.float32)
@@ -133,7 +133,7 @@ def to_rows(logits: Array, start: int, stop: int, scores: Array) -> None:
 
 
 @compiled
-def to_planes(scores: Array, start: int, stop: int, probs: Array) -> None:
+def to_planes(scores: Array, probs: Array, start: int, stop: int) -> None:
     """Transpose probabilities (N, lanes) to (K, N) for the pixels start..stop."""
     for tile in range(start, stop, TILE):
         for label in range(len(probs)):

@@ -85,7 +85,18 @@ def build_torch_lattice(features: Tensor, weight: float) -> TorchLattice:
     n, d = features.shape
     keys, barycentric = _simplices(features)
     unique, vertices = torch.unique(keys, return_inverse=True)
-    lattice = TorchLattice(vertices, barycentric, _neighbors(unique, d))
+    bits, m = REMAINDER_SHIFT // d, len(unique)
+    ones = sum(1 << (bits * i) for i in range(d))
+    last = (unique >> REMAINDER_SHIFT) == d
+    onward = torch.where(last, unique - (d << REMAINDER_SHIFT) + ones, unique + (1 << REMAINDER_SHIFT))
+    neighbors = torch.full((d + 1, 2, m + 1), m, dtype=torch.long, device=unique.device)
+    for j in range(d + 1):
+        # one step down axis j adds 1 to every coordinate and takes d + 1 from coordinate j
+        wanted = onward - (1 << (bits * j)) if j < d else onward
+        at = torch.searchsorted(unique, wanted).clamp_(max=m - 1)
+        neighbors[j, 1, :m] = down = torch.where(unique[at] == wanted, at, m)
+        neighbors[j, 0].scatter_(0, down, torch.arange(m, device=unique.device))
+    lattice = TorchLattice(vertices, barycentric, neighbors[:, :, :m].contiguous())
     alpha = 1 / (1 + 2.0**-d)  # densecrf's constant for the gain of the blur
     norm = lattice.filter(features.new_ones((n, 1))) * alpha
     share = (norm + 1e-20).rsqrt_() * math.sqrt(alpha * weight)
@@ -138,24 +149,3 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
     wrapped = rank[:, None, :d].long() > d - remainder[:, None]  # (n, remainder, coordinate)
     fixed = ((quotient[:, None, :d].long() + 2 ** (bits - 1) - wrapped.long()) * fields).sum(2)
     return fixed + (remainder << REMAINDER_SHIFT), barycentric[:, : d + 1]
-
-
-def _neighbors(unique: Tensor, d: int) -> Tensor:
-    """Find the neighbours of the vertices, whose keys are sorted: int64 (d + 1, 2, m), see `TorchLattice`.
-
-    One step down axis j adds 1 to every coordinate and takes d + 1 from coordinate j.
-    """
-    bits = REMAINDER_SHIFT // d
-    m = len(unique)
-    ones = sum(1 << (bits * i) for i in range(d))
-    last = (unique >> REMAINDER_SHIFT) == d
-    onward = torch.where(last, unique - (d << REMAINDER_SHIFT) + ones, unique + (1 << REMAINDER_SHIFT))
-    neighbors = torch.full((d + 1, 2, m + 1), m, dtype=torch.long, device=unique.device)
-    here = torch.arange(m, device=unique.device)
-    for j in range(d + 1):
-        wanted = onward - (1 << (bits * j)) if j < d else onward
-        at = torch.searchsorted(unique, wanted).clamp_(max=m - 1)
-        down = torch.where(unique[at] == wanted, at, m)
-        neighbors[j, 1, :m] = down
-        neighbors[j, 0].scatter_(0, down, here)
-    return neighbors[:, :, :m].contiguous()
