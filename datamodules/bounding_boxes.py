@@ -48,9 +48,8 @@ def xml_boxes(path: Path, classes: Sequence[str]) -> list[Box]:
         if name not in classes:
             continue
         try:
-            left, top, right, bottom = (
-                float(element.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
-            )
+            corners = (element.findtext(f"bndbox/{side}") or "" for side in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = map(float, corners)
         except ValueError as error:
             raise InputError(f"annotation {path} has no box of four numbers for a {name}.") from error
         if right < left or bottom < top:

@@ -49,18 +49,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self,
-        samples: Sequence[Sample],
-        classes: Sequence[str],
-        size: int,
-        *,
-        mask_lut: NDArray[np.uint8] | None = None,
-        training: bool = False,
-        augment: Augment | None = None,
-        cues: SeedCache | None = None,
-        cue_stride: int = 8,
-        originals: bool = False,
-    ) -> None:
+        self, samples: Sequence[Sample], classes: Sequence[str], size: int, *, training: bool = False,
+        mask_lut: NDArray[np.uint8] | None = None, augment: Augment | None = None, cues: SeedCache | None = None,
+        cue_stride: int = 8, originals: bool = False,
+    ) -> None:  # fmt: skip
         self.samples = samples
         self.labels = multi_hot(samples, classes)
         self.mask_lut = mask_lut if any(sample.mask for sample in samples) else None
@@ -114,14 +106,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 def image_loader(
-    dataset: ImageDataset,
-    *,
-    batch_size: int,
-    num_workers: int,
-    sampler: Sampler[Any] | None = None,
-    batch_sampler: Sampler[list[Any]] | None = None,
-    persistent: bool = False,
-) -> DataLoader[dict[str, Any]]:
+    dataset: ImageDataset, *, batch_size: int, num_workers: int, sampler: Sampler[Any] | None = None,
+    batch_sampler: Sampler[list[Any]] | None = None, persistent: bool = False,
+) -> DataLoader[dict[str, Any]]:  # fmt: skip
     """Return a loader of batches as `collate` makes them.
 
     Args:
@@ -137,14 +124,9 @@ def image_loader(
     if batch_sampler is None:
         order = {"batch_size": batch_size, "sampler": sampler or EvalSampler(len(dataset))}
     return DataLoader(
-        dataset,
-        **order,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=one_thread,
-        persistent_workers=persistent and workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+        dataset, **order, num_workers=workers, persistent_workers=persistent and workers > 0,
+        collate_fn=collate, worker_init_fn=one_thread, pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -16,9 +16,6 @@ from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_mask, mask_folder
 from datamodules.sample import Sample
 
-TABLES = ("tags.csv", "metadata.csv", "metadata.jsonl")
-"""Where ``tags: auto`` looks."""
-
 TAG_COLUMNS = ("tags", "labels", "label")
 """Columns of a table that may contain the tags; the first that exists does."""
 
@@ -49,7 +46,8 @@ class FolderDataModule(BaseDataModule):
         if not folder.is_dir():
             raise InputError(f"folder {folder} does not exist: give the folder that contains the images.")
         if tags == "auto":
-            tags = next((name for name in TABLES if (folder / name).is_file()), "folders")
+            tables = ("tags.csv", "metadata.csv", "metadata.jsonl")
+            tags = next((name for name in tables if (folder / name).is_file()), "folders")
         self.table = None if tags == "folders" else folder / tags
         self.masks = mask_folder(folder, masks, ("masks",))
         self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
@@ -86,8 +84,6 @@ class FolderDataModule(BaseDataModule):
             if split in ("all", "val" if number < self.hparams["val_fraction"] else "train"):
                 mask = find_mask(self.masks, image.id) if masks else None
                 chosen.append(Sample(image.id, image.image, image.tags if tags else None, mask))
-        if not chosen:
-            raise InputError(f"none of the {len(self.images)} images of {self.root} belongs to the split {split!r}.")
         return chosen
 
 
@@ -172,10 +168,8 @@ def read_folders(root: Path, masks: Path | None = None) -> list[Sample]:
             if first is image:
                 same_name.append(image)
             tags.setdefault(first, set()).add(folder.name)
-    return [
-        Sample(image.relative_to(root).with_suffix("").as_posix(), str(image), frozenset(names))
-        for image, names in tags.items()
-    ]
+    ids = {image: image.relative_to(root).with_suffix("").as_posix() for image in tags}
+    return [Sample(ids[image], str(image), frozenset(names)) for image, names in tags.items()]
 
 
 def _images(folder: Path) -> list[Path]:

@@ -30,8 +30,7 @@ def run_seed() -> int:
 
 def evenly(count: int, wanted: int) -> list[int]:
     """Return at most ``wanted`` of the numbers 0..count-1 in order, evenly spread, with the first and the last."""
-    if wanted >= count:
-        return list(range(count))
+    wanted = min(wanted, count)
     return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
 
 

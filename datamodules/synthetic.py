@@ -54,8 +54,7 @@ class SyntheticDataModule(VOCDataModule):
         if not record.is_file():
             write_synthetic_voc(self.root, **numbers)
         elif json.loads(record.read_text(encoding="utf-8")) != _record(numbers):
-            problem = "contains an embedded data set of other numbers, or of another version of the code"
-            raise InputError(f"{self.root} {problem}: remove it, or choose another root.")
+            raise InputError(f"{self.root} contains an embedded data set of other numbers or other code: remove it.")
 
 
 def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> None:
@@ -77,8 +76,7 @@ def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size:
         InputError: The folder is not empty or cannot be written, or a number is out of range.
     """
     if train < 1 or val < 1 or size < 32 or seed < 0:
-        numbers = f"train {train}, val {val}, size {size}, seed {seed}"
-        raise InputError(f"{numbers}: train and val must be at least 1, size at least 32, seed at least 0.")
+        raise InputError("train and val must be at least 1, size must be at least 32, and seed at least 0.")
     with new_folder(Path(output)) as folder:
         for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "ImageSets/Main"):
             (folder / name).mkdir(parents=True)
@@ -89,12 +87,11 @@ def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size:
             ids = [f"{split}_{i:05d}" for i in range(count)]
             indices = []  # of each mask
             for i, name in enumerate(track(ids, f"drawing {split}")):
-                scene = draw_scene((seed, number, i), size)
-                pixels = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
-                jpeg = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
+                image, mask = draw_scene((seed, number, i), size)
+                jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
                 (folder / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg.tobytes())
-                write_mask(folder / "SegmentationClass" / f"{name}.png", scene.mask)
-                indices.append(set(np.unique(scene.mask).tolist()))
+                write_mask(folder / "SegmentationClass" / f"{name}.png", mask)
+                indices.append(set(np.unique(mask).tolist()))
             lists = folder / "ImageSets"
             (lists / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
             for index, label in enumerate(CLASSES, start=1):

@@ -12,7 +12,6 @@ object covers at least half of it. Lengths are fractions of the longer side of t
 """
 
 import colorsys
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -34,14 +33,7 @@ _ATTEMPTS = 40
 _ANGLES = np.linspace(0, 2 * np.pi, 96, endpoint=False)
 
 
-class Scene(NamedTuple):
-    """One image: ``image`` uint8 (H, W, 3) RGB, ``mask`` uint8 (H, W), 0 = background, i = ``CLASSES[i - 1]``."""
-
-    image: np.ndarray
-    mask: np.ndarray
-
-
-def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
+def draw_scene(seed: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw the image of a seed.
 
     Args:
@@ -49,8 +41,9 @@ def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
         size: Longer side in pixels; the shorter side is as long or three quarters of it.
 
     Returns:
-        The image, with one to three objects of different classes, each 25 to 65 % of ``size`` across. They may
-        overlap a little; the mask shows the one in front.
+        The image uint8 (H, W, 3), RGB, with one to three objects of different classes, each 25 to 65 % of ``size``
+        across; and the mask uint8 (H, W), 0 = background, i = ``CLASSES[i - 1]``. Objects may overlap a little; the
+        mask shows the one in front.
     """
     behind, front = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
     short = round(size * 3 / 4)
@@ -61,7 +54,7 @@ def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
         _place(front, canvas, mask, int(kind))
     image = cv2.resize(_light(front, canvas), (width, height), interpolation=cv2.INTER_AREA)
     image = image + front.normal(0, 0.015, image.shape)
-    return Scene((image.clip(0, 1) * 255).round().astype(np.uint8), mask)
+    return (image.clip(0, 1) * 255).round().astype(np.uint8), mask
 
 
 def _background(rng: Generator, height: int, width: int) -> np.ndarray:
@@ -109,9 +102,7 @@ def _place(rng: Generator, canvas: np.ndarray, mask: np.ndarray, kind: int) -> N
             return
 
 
-def _paint(
-    rng: Generator, canvas: np.ndarray, cover: np.ndarray, texture: str, colours: tuple[np.ndarray, np.ndarray]
-) -> None:
+def _paint(rng: Generator, canvas: Floats, cover: Floats, texture: str, colours: tuple[Floats, Floats]) -> None:
     """Fill the area of ``cover`` with a texture on a rotated, shifted and slightly curved grid."""
     x, y, w, h = cv2.boundingRect((cover > 0).astype(np.uint8))  # nothing else is drawn, for speed
     if not (w and h):

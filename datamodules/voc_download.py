@@ -18,13 +18,14 @@ def download_voc(root: Path) -> None:
     """Download VOC 2012 (2 GB) and SBD (1.4 GB) with torchvision; add SegmentationClassAug and ``trainaug.txt``.
 
     Nothing is downloaded or written if ``trainaug.txt`` is there. SBD is stored beside ``VOCdevkit`` in ``sbd``.
-    ``Annotations`` has the tags of all images (``labels: xml``).
+    ``Annotations`` has the tags of all images (``labels: xml``). In SegmentationClassAug an image with a mask in VOC
+    keeps it, the others get the mask of SBD; ``trainaug`` has 10,582 images.
 
     Args:
         root: Folder of VOC; ends in ``VOCdevkit/VOC2012``, as in VOC's archive.
 
     Raises:
-        InputError: ``root`` ends differently, or a download fails.
+        InputError: ``root`` ends differently, a download fails, or a list or mask is missing.
     """
     if root.parts[-2:] != ("VOCdevkit", "VOC2012"):
         raise InputError(f"VOC is downloaded into a folder ending in VOCdevkit/VOC2012: root cannot be {root}.")
@@ -41,22 +42,6 @@ def download_voc(root: Path) -> None:
     except (OSError, RuntimeError) as error:
         problem = f"VOC 2012 and SBD cannot be downloaded into {base} ({error})"
         raise InputError(f"{problem}: check the connection and the disk.") from error
-    add_sbd(root, sbd)
-
-
-def add_sbd(root: Path, sbd: Path) -> None:
-    """Write SegmentationClassAug and ``trainaug.txt`` into a VOC folder.
-
-    An image with a mask in VOC keeps it; the others get the mask of SBD. ``trainaug`` has 10,582 images.
-
-    Args:
-        root: Folder of VOC 2012.
-        sbd: Folder of SBD, with ``cls``, ``train.txt`` and ``val.txt``.
-
-    Raises:
-        InputError: A list or mask is missing.
-    """
-    lists = root / "ImageSets" / "Segmentation"
     train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
     sbd_ids = {name for split in ("train", "val") for name in read_ids(sbd / f"{split}.txt")}
     trainaug = sorted((train | sbd_ids) - val)

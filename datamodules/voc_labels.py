@@ -106,8 +106,7 @@ def npy_tags(path: Path, ids: Sequence[str], source: Sequence[str]) -> list[froz
     """
     rows = {}
     for key, row in load_npy_dict(path).items():
-        digits = f"{key:010d}" if isinstance(key, int | np.integer) else ""
-        rows[f"{digits[:4]}_{digits[4:]}" if digits else str(key)] = row
+        rows[f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, int | np.integer) else str(key)] = row
     if lacking := [name for name in ids if name not in rows]:
         raise InputError(f"{path} lacks {len(lacking)} of {len(ids)} images, first {lacking[0]}.")
     tags = []

@@ -57,10 +57,8 @@ def build_lattice(
     n, corners = image.shape[1], len(image) + 3
     keys, weights = np.empty((n, corners), np.int64), np.empty((n, corners), np.float32)
 
-    def find(pixels: tuple[int, int]) -> bool:
-        return find_simplices(image, width, sxy, srgb, *pixels, keys, weights)
-
-    if not all(map_on_threads(find, ranges, len(ranges))):
+    features = image, width, sxy, srgb
+    if not all(map_on_threads(lambda pixels: find_simplices(*features, keys, weights, *pixels), ranges, len(ranges))):
         raise InputError(f"the CRF's kernels are too narrow for an image of {n} pixels: raise sxy or srgb")
     vertices, unique, table = number_vertices(keys)
     neighbors = find_neighbors(unique, table, corners - 1)
@@ -89,7 +87,7 @@ def _thread_pool(threads: int, _process: int) -> ThreadPoolExecutor:
 
 @compiled
 def find_simplices(
-    image: Array, width: int, sxy: float, srgb: float, start: int, stop: int, keys: Array, weights: Array
+    image: Array, width: int, sxy: float, srgb: float, keys: Array, weights: Array, start: int, stop: int
 ) -> bool:
     """Find the simplex around each of the pixels start..stop.
 
@@ -98,10 +96,10 @@ def find_simplices(
         width: pixels in a row of the image.
         sxy: standard deviation over position.
         srgb: standard deviation over colour.
-        start: the first pixel.
-        stop: the pixel after the last.
         keys: int64 (n, d + 1), receives the keys of the simplex's vertices.
         weights: float32 (n, d + 1), receives the barycentric weights.
+        start: the first pixel.
+        stop: the pixel after the last.
 
     Returns:
         Whether all coordinates fit the keys.

@@ -44,14 +44,13 @@ def lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iteratio
     threads = torch.get_num_threads()
     b, _, h, w = logits.shape
     gaussian = _gaussian_lattice(h, w, kernels.gaussian_sxy, kernels.gaussian_weight)
+    widths = kernels.bilateral_sxy, kernels.bilateral_srgb
     images, unary, results = (t.contiguous().numpy().reshape(b, -1, h * w) for t in (image, logits, probs))
 
     def infer(i: int, parts: int = 1) -> None:
         edges = [h * w * part // parts // 16 * 16 for part in range(parts)] + [h * w]  # whole cache lines apart
         ranges = list(itertools.pairwise(edges))
-        bilateral = build_lattice(
-            images[i], w, kernels.bilateral_sxy, kernels.bilateral_srgb, kernels.bilateral_weight, ranges
-        )
+        bilateral = build_lattice(images[i], w, *widths, kernels.bilateral_weight, ranges)
         _infer_image(unary[i], results[i], bilateral, gaussian, iterations, ranges)
 
     if b < threads and h * w >= SPLIT_PIXELS:

@@ -69,10 +69,8 @@ def torch_lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, it
     smooth = build_torch_lattice(places / kernels.gaussian_sxy, kernels.gaussian_weight)
     colors = image.flatten(2).transpose(1, 2) / kernels.bilateral_srgb  # (B, N, 3)
     near = places / kernels.bilateral_sxy
-    lattices = [
-        join_lattices([build_torch_lattice(torch.cat((near, color), 1), kernels.bilateral_weight) for color in colors]),
-        join_lattices([smooth] * b),
-    ]
+    bilateral = [build_torch_lattice(torch.cat((near, color), 1), kernels.bilateral_weight) for color in colors]
+    lattices = [join_lattices(bilateral), join_lattices([smooth] * b)]
     unary = logits.permute(0, 2, 3, 1).reshape(b * h * w, k)
     q = torch.softmax(unary, dim=1)
     for _ in range(iterations):
