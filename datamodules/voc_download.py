@@ -19,7 +19,7 @@ def download_voc(root: Path) -> None:
 
     Nothing is downloaded or written if ``trainaug.txt`` is there. SBD is stored beside ``VOCdevkit`` in ``sbd``.
     ``Annotations`` has the tags of all images (``labels: xml``). In SegmentationClassAug an image with a mask in VOC
-    keeps it, the others get the mask of SBD; ``trainaug`` has 10,582 images.
+    keeps it, the others get the mask of SBD; ``trainaug`` has 10,582 images. An older SegmentationClassAug is replaced.
 
     Args:
         root: Folder of VOC; ends in ``VOCdevkit/VOC2012``, as in VOC's archive.
