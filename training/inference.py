@@ -55,13 +55,9 @@ SINGLE_VIEW = Views()
 
 
 def view_scores(
-    network: Callable[[Tensor], Tensor],
-    images: Tensor,
-    views: Views,
-    *,
-    multiple: int = 1,
+    network: Callable[[Tensor], Tensor], images: Tensor, views: Views, *, multiple: int = 1,
     grid: tuple[int, int] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Return class scores averaged over views.
 
     For the single plain view these are the network's scores. Otherwise the softmax of each view is flipped back and
@@ -91,9 +87,7 @@ def view_scores(
             if views.flip:
                 maps.append(network(resized.flip(-1)).float().softmax(dim=1).flip(-1))
         except AssertionError as error:  # raised by timm's transformers
-            raise InputError(
-                f"this network accepts no images of {side}x{side} pixels: leave scale {scale} out"
-            ) from error
+            raise InputError(f"this network accepts no {side}x{side} images: leave scale {scale} out") from error
     finest = grid or max((tuple(probs.shape[-2:]) for probs in maps), key=math.prod)
     mean = torch.stack([resize_maps(probs, finest) for probs in maps]).mean(dim=0)
     return mean.clamp_min(torch.finfo(torch.float32).tiny).log()
@@ -148,7 +142,7 @@ class Trained:
     @property
     def size(self) -> int:
         """Side in pixels to which whole images are resized."""
-        return int(self.data.get("eval_size") or self.data["size"])  # older checkpoints record only one size
+        return int(self.data["eval_size"])
 
     @torch.inference_mode()
     def scores(self, images: Tensor, views: Views = SINGLE_VIEW) -> Tensor:
@@ -170,14 +164,14 @@ def load_trained(checkpoint: Path, precision: Precision = "32-true") -> Trained:
     task = load_task(checkpoint, SegmentationTask)
     content = read_checkpoint(checkpoint, SegmentationTask.task_name)
     data = content.get("datamodule_hyper_parameters")
-    if not isinstance(data, dict) or "size" not in data:
+    if not isinstance(data, dict) or "eval_size" not in data:
         raise InputError(f"{checkpoint} does not record the data of its training, such as the size of the images")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Trained(task.to(device), data, device, resolve_precision(precision), read_provenance(content))
 
 
 class Network(Protocol):
-    """The network that `predictions` takes: `Trained`, or `training.exported.Exported`."""
+    """The network that `predictions` takes: `Trained`, or `training.export.Exported`."""
 
     def scores(self, images: Tensor, views: Views = ...) -> Tensor:
         """Return class scores float32 (B, C+1, h, w) of normalised images (B, 3, S, S)."""
@@ -203,27 +197,22 @@ class Predicted:
 
 
 def predictions(
-    network: Network,
-    loader: DataLoader[Any],
-    *,
-    crf: bool,
-    views: Views = SINGLE_VIEW,
-    unreadable: UnreadableImages,
+    network: Network, loader: DataLoader[Any], unreadable: UnreadableImages, *, crf: bool, views: Views = SINGLE_VIEW
 ) -> Iterator[Predicted]:
     """Predict the images of a loader in their order.
 
     Args:
         network: the network of a checkpoint or of an exported file.
         loader: batches of a `datamodules.dataset.ImageDataset` with ``originals``.
+        unreadable: receives the images that cannot be read, for which there is no prediction.
         crf: smooth predictions with the dense CRF.
         views: scales and flips to average over.
-        unreadable: receives the images that cannot be read, for which there is no prediction.
 
     Raises:
         InputError: a mask is not usable, or more images are unreadable than allowed.
     """
-    dataset: Any = loader.dataset
-    with_mask = {sample.id for sample in dataset.samples if sample.mask is not None}
+    samples = loader.dataset.samples  # type: ignore[attr-defined]  # of an ImageDataset
+    with_mask = {sample.id for sample in samples if sample.mask is not None}
     for batch in loader:
         for name, reason in batch.get("unreadable", ()):
             unreadable.add(name, reason)
@@ -234,5 +223,5 @@ def predictions(
             height, width = image.shape[:2]
             plain = label_map(scores[index], (height, width)).cpu()
             final = crf_label_map(scores[index], image).cpu() if crf else plain
-            truth = batch["mask"][index, :height, :width] if "mask" in batch and name in with_mask else None
+            truth = batch["mask"][index, :height, :width] if name in with_mask else None
             yield Predicted(name, image, plain, final, truth)

@@ -51,7 +51,7 @@ def test_metrics_agree_with_a_count_by_hand(checkpoint, evaluated):
     data = datamodule_from_settings(trained.data, num_workers=0)
     samples = data.samples("val", tags=False)
     loader = data.eval_loader(samples, originals=True)
-    found = list(predictions(trained, loader, crf=True, unreadable=UnreadableImages(0.0)))
+    found = list(predictions(trained, loader, UnreadableImages(0.0), crf=True))
     truths = [read_class_mask(sample.mask, data.mask_lut) for sample in samples]
     names = ("background", *data.classes)
     for maps, figures in (("final", metrics), ("plain", metrics["without_crf"])):
@@ -262,8 +262,8 @@ def spoil(folder, ids, how):
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [("missing", "1 of 4 predictions are missing"), ("size", "is 71x96"), ("void", "holds 255"), ("index", "index 77"),
-     ("colours", "RGB")],
+    [("missing", "1 of 4 predictions are missing"), ("size", "the shape (96, 71)"), ("void", "holds 255"),
+     ("index", "index 77"), ("colours", "RGB")],
 )  # fmt: skip
 def test_predictions_that_cannot_be_scored(voc, predicted_masks, tmp_path, capsys, how, words):
     folder, ids = predicted_masks

@@ -129,5 +129,5 @@ def test_a_figure_never_replaces_a_photo(classifier, photos, capsys):
     Image.new("RGB", (30, 30)).save(photos / "p9.png")
     before = (photos / "p9.png").read_bytes()
     assert main(["explain", str(photos / "p9.png"), "--checkpoint", str(classifier), "--output", str(photos)]) == 1
-    assert "would replace a photo" in capsys.readouterr().err
+    assert "would replace an image" in capsys.readouterr().err
     assert (photos / "p9.png").read_bytes() == before

@@ -12,7 +12,6 @@ from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from training.cli import main
 from training.evaluation.evaluate import evaluate
-from training.evaluation.voc_submission import write_submission
 
 
 def run(*words) -> int:
@@ -48,16 +47,3 @@ def test_an_archive_of_other_classes_is_refused(checkpoint, tmp_path):
     with pytest.raises(InputError, match="VOC's 20 classes"):
         evaluate(checkpoint, output=tmp_path / "out", submission=True)
     assert not (tmp_path / "out").exists()
-
-
-def test_an_archive_that_reads_back_otherwise_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.evaluation.voc_submission.mask_png", lambda mask, _: gray_png(mask))
-    with pytest.raises(InputError, match="not read back"):
-        write_submission(tmp_path, "val", {"a": np.ones((3, 4), np.uint8)})
-    assert not list(tmp_path.iterdir())
-
-
-def gray_png(mask: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(mask).save(file, format="PNG")
-    return file.getvalue()

@@ -68,21 +68,14 @@ def compare(*results: Path, mean: bool = False) -> None:
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    """Return the content of a ``metrics.json``.
-
-    Raises:
-        InputError: the file is missing, is not JSON, or contains no IoU.
-    """
-    if not path.is_file():
-        raise InputError(f"there is no {path}")
+    """Return the content of a ``metrics.json``; raise an InputError if it is missing, no JSON, or contains no IoU."""
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error})") from error
-    iou = metrics.get("iou") if isinstance(metrics, dict) else None
-    numbers = [*iou.values(), metrics.get("miou")] if isinstance(iou, dict) else []
-    if not iou or not all(isinstance(value, (int, float)) for value in numbers):
-        raise InputError(f"{path} holds no IoU: a metrics.json of 'tag2mask evaluate' on images with masks is needed")
+        metrics = json.loads(path.read_bytes())
+        for value in (metrics["miou"], *metrics["iou"].values()):
+            float(value)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        purpose = "a metrics.json of 'tag2mask evaluate' on images with masks"
+        raise InputError(f"{path} cannot be read as {purpose}: {type(error).__name__} {error}") from error
     return dict(metrics)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
-from datamodules.class_names import IGNORE, mask_lut, read_classes, voc_classes
+from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, read_classes, voc_classes
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, write_atomically
 from datamodules.images import read_image
@@ -26,7 +26,7 @@ from seeds.precision import Precision
 from training import inference
 from training.evaluation.evaluation_table import compute_metrics, metrics_csv, print_metrics
 from training.evaluation.metrics import SegmentationCounts
-from training.evaluation.voc_submission import check_voc_classes, write_submission
+from training.evaluation.voc_submission import write_submission
 from training.inference import TEST_CRF, Predicted, Trained, Views, load_trained
 from training.reports.evaluation_report import render_page
 from training.reports.example_selection import Example, ExampleSelector, Section
@@ -103,15 +103,15 @@ def evaluate(
     if checkpoint is not None and predictions is None:
         if classes is not None:
             raise InputError("classes are for --predictions: a checkpoint has its own")
-        trained, crf_on = load_trained(checkpoint, precision), crf
+        trained = load_trained(checkpoint, precision)
         data = datamodule_from_settings(
             trained.data, classes=list(trained.classes), root=root, test_split=split, masks=masks, eval_size=eval_size,
             batch_size=batch_size, num_workers=num_workers, **limits,
         )  # fmt: skip
-        samples = _split_samples(data)
-        views = Views(tuple(scales) if scales is not None else (1.0,), flip)
+        samples = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
+        views = Views((1.0,) if scales is None else tuple(scales), flip)
         loader = data.eval_loader(samples, originals=True)
-        stream = inference.predictions(trained, loader, crf=crf, views=views, unreadable=data.unreadable)
+        stream = inference.predictions(trained, loader, data.unreadable, crf=crf, views=views)
         source = {
             "crf": dict(TEST_CRF) if crf else None,
             "scales": list(views.scales),
@@ -131,29 +131,35 @@ def evaluate(
             root, labels=None, masks=masks or "auto", classes=list(classes or predicted_classes),
             test_split=split or "val", **limits,
         )  # fmt: skip
-        samples = [sample for sample in _split_samples(data) if sample.mask is not None]
-        stream, crf_on = _read_predictions(predictions, predicted_classes, samples, data), False
+        listed = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
+        samples = [sample for sample in listed if sample.mask is not None]
+        stream, crf = _read_predictions(predictions, predicted_classes, samples, data), False
         source = {"crf": None, "predictions": {"path": str(predictions)}}
     else:
         raise InputError("give either --checkpoint, a network to score, or --predictions, a folder of masks to score")
-    if submission:
-        check_voc_classes(data.classes)
-    cache = _cue_cache(cues, trained, data.classes)
+    if submission and data.classes != VOC_CLASSES:
+        raise InputError(f"a submission needs VOC's 20 classes in their order, not {', '.join(data.classes)}")
+    cache, cues_folder = None, cues or (trained.data.get("cues") if trained else None)
+    if cues_folder:
+        with nullcontext() if cues else suppress(InputError):  # the cache of the training may be gone
+            found = SeedCache(cues_folder)
+            if tuple(found.classes) != data.classes:
+                raise InputError(f"the seed cache {cues} has other classes: {', '.join(found.classes)}")
+            cache = found
 
     class_names = ("background", *data.classes)
     final, plain = SegmentationCounts(class_names), SegmentationCounts(class_names)
-    selector, images, label_maps = ExampleSelector(len(samples), num_images), 0, dict[str, NDArray[np.uint8]]()
+    selector, images, label_maps = ExampleSelector(len(samples), num_images), 0, dict[str, NDArray[np.integer]]()
     for each in track(stream, "scoring", len(samples)):
         images += 1
-        if crf_on and each.truth is not None:
+        if crf and each.truth is not None:
             plain.update(each.plain, each.truth)
-        selector.offer(_example(each, final, cache))
+        example = _count(each, final, cache)
+        selector.offer(example)
         if submission:
-            label_maps[each.name] = each.final.numpy().astype(np.uint8)
-    metrics: dict[str, Any] = {"miou": None, "iou": {}, "background_iou": None}
-    if any(sample.mask is not None for sample in samples):
-        metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf_on else {})
+            label_maps[each.name] = example.prediction
     recorded = ("class_path", "root", "masks", *(["eval_size"] if trained else []))
+    metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf else {})
     metrics |= {
         "images": images,
         "images_with_mask": len(final.per_image),
@@ -163,9 +169,11 @@ def evaluate(
         "data": {key: data.hparams[key] for key in recorded if key in data.hparams},
         "classes": list(data.classes),
     }
-    page = render_page(metrics, data.classes, selector.sections() + _training_images(trained, data, cache, crf=crf_on))
+    sections = selector.sections()
+    if trained is not None and cache is not None:
+        sections += _training_images(trained, data, cache, crf=crf)
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "index.html", page.encode())
+    write_atomically(output / "index.html", render_page(metrics, sections).encode())
     if metrics["iou"]:
         write_atomically(output / "metrics.csv", metrics_csv(metrics).encode())
     write_atomically(output / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
@@ -175,15 +183,10 @@ def evaluate(
     return metrics
 
 
-def _split_samples(data: BaseDataModule) -> list[Sample]:
-    """Return the readable samples of the test split, without tags."""
-    return readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
-
-
 def _read_predictions(
     folder: Path, classes: Sequence[str], samples: Sequence[Sample], data: BaseDataModule
 ) -> Iterator[Predicted]:
-    """Return the predicted masks ``<id>.png`` of a folder, beside the true masks.
+    """Yield the predicted masks ``<id>.png`` of a folder, beside the true masks.
 
     Args:
         folder: the predictions.
@@ -192,39 +195,28 @@ def _read_predictions(
         data: their data module, with the classes to score.
 
     Raises:
-        InputError: there is no sample, or a prediction is missing; later also one of the wrong size or class.
+        InputError: there is no sample, or a prediction is missing, of the wrong size or of a class that is not scored.
     """
     if not samples:
         split = data.hparams["test_split"]
         raise InputError(f"the split {split!r} of {data.root} has no masks to score {folder} against")
-    missing = [sample.id for sample in samples if not (folder / f"{sample.id}.png").is_file()]
+    missing = [f"{sample.id}.png" for sample in samples if not (folder / f"{sample.id}.png").is_file()]
     if missing:
-        raise InputError(
-            f"{len(missing)} of {len(samples)} predictions are missing in {folder}, first {missing[0]}.png"
-        )
+        raise InputError(f"{len(missing)} of {len(samples)} predictions are missing in {folder}, first {missing[0]}")
     lut = mask_lut(classes, data.classes)
-
-    def read(sample: Sample) -> Predicted:
+    for sample in samples:
         path = folder / f"{sample.id}.png"
         labels, truth = read_class_mask(path, lut), read_class_mask(str(sample.mask), data.mask_lut)
         if labels.shape != truth.shape:
-            raise InputError(
-                f"prediction {path} is {labels.shape[1]}x{labels.shape[0]}, and the mask {sample.mask} is "
-                f"{truth.shape[1]}x{truth.shape[0]}"
-            )
+            raise InputError(f"prediction {path} has the shape {labels.shape}, and its mask {truth.shape}")
         if (labels == IGNORE).any():
-            raise InputError(
-                f"prediction {path} holds 255 or a class that is not scored; each pixel needs one of background, "
-                f"{', '.join(data.classes)}"
-            )
-        final = torch.from_numpy(labels.astype(np.int64))
-        return Predicted(sample.id, read_image(sample.image), final, final, torch.from_numpy(truth.astype(np.int64)))
-
-    return map(read, samples)
+            raise InputError(f"prediction {path} holds 255 or a class that is not scored")
+        final = torch.from_numpy(labels).long()
+        yield Predicted(sample.id, read_image(sample.image), final, final, torch.from_numpy(truth).long())
 
 
-def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
-    """Count a prediction, and return the image as the page shows it."""
+def _count(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
+    """Count a prediction where there is a mask, and return the image as the page shows it."""
     truth = predicted.truth
     return Example(
         predicted.name,
@@ -236,36 +228,14 @@ def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache 
     )
 
 
-def _training_images(
-    trained: Trained | None, data: BaseDataModule, cache: SeedCache | None, *, crf: bool
-) -> list[Section]:
-    """Return some training images with their cues; none where the training data or the cache are missing."""
-    if cache is None or trained is None:
-        return []
+def _training_images(trained: Trained, data: BaseDataModule, cache: SeedCache, *, crf: bool) -> list[Section]:
+    """Return some training images with their cues; none where the training data are missing."""
     samples: list[Sample] = []
     with suppress(InputError):
         samples = [each for each in data.samples(data.hparams["train_split"], tags=False) if each.id in cache]
     chosen = [samples[index] for index in evenly(len(samples), TRAINING_IMAGES)]
-    if not chosen:
-        return []
-    loader = data.eval_loader(chosen, originals=True)
     counts = SegmentationCounts(("background", *data.classes))
-    stream = inference.predictions(trained, loader, crf=crf, unreadable=UnreadableImages(1.0))
-    shown = [_example(each, counts, cache) for each in stream]
+    loader = data.eval_loader(chosen, originals=True)
+    stream = inference.predictions(trained, loader, UnreadableImages(1.0), crf=crf)
+    shown = [_count(each, counts, cache) for each in stream]
     return [Section("Training images", "Training images, with the cues made from their tags.", shown)] if shown else []
-
-
-def _cue_cache(cues: Path | None, trained: Trained | None, classes: Sequence[str]) -> SeedCache | None:
-    """Return the given seed cache, or that of the training if it still exists and has the same classes."""
-    if cues is not None:
-        cache = SeedCache(cues)
-        if tuple(cache.classes) != tuple(classes):
-            raise InputError(
-                f"the seed cache {cues} has the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
-            )
-        return cache
-    if trained is not None and trained.data.get("cues") is not None:
-        with suppress(InputError):
-            cache = SeedCache(trained.data["cues"])
-            return cache if tuple(cache.classes) == tuple(classes) else None
-    return None
