@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from seeds.evaluation.confusion_matrix import class_iou, mean_iou, none_if_nan, ratio
+from seeds.evaluation.confusion_matrix import class_iou, mean_iou, none_if_nan, percent, ratio
 from training.evaluation.metrics import SegmentationCounts, confused_pairs, miou_interval
 from training.runs.provenance_record import provenance_lines
 
-__all__ = ["COLUMNS", "compute_metrics", "metrics_csv", "percent", "print_metrics", "shown_classes"]
+__all__ = ["COLUMNS", "compute_metrics", "metrics_csv", "print_metrics"]
 
 
 class Column(NamedTuple):
@@ -127,15 +127,5 @@ def _rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
     tables = [(metrics[key], metrics[column.mean] if column.mean else None) for key, column in COLUMNS.items()]
     if plain := metrics.get("without_crf"):
         tables.append((plain["iou"], plain["miou"]))
-    rows = [[name, *(by_class.get(name) for by_class, _ in tables)] for name in shown_classes(metrics)]
+    rows = [[name, *(by_class.get(name) for by_class, _ in tables)] for name in metrics["iou"]]
     return [*rows, ["mean", *(mean for _, mean in tables)]]
-
-
-def shown_classes(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the classes that occur in masks or predictions, background first."""
-    return [name for name in ("background", *metrics["classes"]) if name in metrics["iou"]]
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction in per cent with one decimal; an empty string for None."""
-    return "" if value is None else f"{100 * value:.1f}"

@@ -8,7 +8,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from training.evaluation.evaluation_table import percent
+from seeds.evaluation.confusion_matrix import percent
 from training.image_overlays import class_colour, encode_image
 
 __all__ = ["EmbeddedImage", "data_uri", "embed", "render"]
