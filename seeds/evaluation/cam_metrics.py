@@ -104,7 +104,7 @@ def occlusion_maps(scores: Callable[[Tensor], Tensor], image: Tensor, patches: i
 
 @torch.no_grad()
 def deletion_insertion(
-    probability: Callable[[Tensor], Tensor], image: Tensor, cam: Tensor, steps: int = STEPS
+    scores: Callable[[Tensor], Tensor], label: int, image: Tensor, cam: Tensor, steps: int = STEPS
 ) -> tuple[float, float]:
     """Return the areas under the deletion curve (lower is better) and the insertion curve (higher is better).
 
@@ -113,7 +113,8 @@ def deletion_insertion(
     fraction of changed pixels, by the trapezoidal rule.
 
     Args:
-        probability: images (n, 3, H, W) to the class's probabilities (n,).
+        scores: images (n, 3, H, W) to scores (n, C), whose sigmoid are the probabilities.
+        label: the class, 0..C-1.
         image: (3, H, W), normalised.
         cam: map (H, W).
         steps: number of equal steps.
@@ -129,6 +130,6 @@ def deletion_insertion(
     kernel = (2 * reach + 1, 2 * reach + 1)
     smooth = cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), kernel, sigma, borderType=cv2.BORDER_REFLECT_101)
     blurred = torch.from_numpy(smooth).permute(2, 0, 1).to(image)
-    deleted = probability(torch.where(changed, 0.0, image))
-    inserted = probability(torch.where(changed, image, blurred))
+    deleted = scores(torch.where(changed, 0.0, image))[:, label].sigmoid()
+    inserted = scores(torch.where(changed, image, blurred))[:, label].sigmoid()
     return torch.trapezoid(deleted).item() / steps, torch.trapezoid(inserted).item() / steps

@@ -36,27 +36,20 @@ class MethodMetrics:
         self.hits: dict[int, list[bool]] = defaultdict(list)
         self.difficult_hits: dict[int, list[bool]] = defaultdict(list)
 
-    def update(
-        self,
-        image: Tensor,
-        truth: NDArray[np.uint8],
-        boxes: list[Box],
-        present: list[int],
-        ranked: list[int],
-        occlusion: NDArray[np.float32],
-    ) -> None:
+    def update(self, image: Tensor, truth: np.ndarray, boxes: list[Box], ranked: list[int], occlusion: Tensor) -> None:
         """Compute the method's maps of an image and count them.
 
         Args:
             image: the network's input (3, S, S).
-            truth: mask (H, W).
+            truth: mask uint8 (H, W) with at least one class.
             boxes: the true boxes.
-            present: the classes in the image, 0..C-1.
             ranked: the classes with the highest scores, in descending order.
             occlusion: (C, P, P), the drops of scores when a patch is gray.
         """
-        classes, (height, width) = sorted({*present, *ranked}), truth.shape
-        cams = dict(zip(classes, self.explainer.cams(self.method, image, classes, (height, width)), strict=True))
+        present = (np.setdiff1d(truth, (0, IGNORE)).astype(int) - 1).tolist()
+        classes = sorted({*present, *ranked})
+        shape = (truth.shape[0], truth.shape[1])
+        cams = dict(zip(classes, self.explainer.cams(self.method, image, classes, shape), strict=True))
         correct = {c: cam_metrics.is_correct(cam_metrics.box_from_map(cam, c), boxes) for c, cam in cams.items()}
         self.values["localization_error_top1"].append(not correct[ranked[0]])
         self.values["localization_error_top5"].append(not any(correct[c] for c in ranked))
@@ -71,13 +64,11 @@ class MethodMetrics:
             self.values["localization_error_given"].append(not correct[c])
             batched = torch.from_numpy(cam)[None, None]
             patches = functional.interpolate(batched, occlusion.shape[1:], mode="area")[0, 0].numpy()
-            self.values["occlusion_rank_correlation"].append(cam_metrics.rank_correlation(patches, occlusion[c]))
-            resized = functional.interpolate(batched, image.shape[1:], mode="bilinear")[0, 0]
-            deletion, insertion = cam_metrics.deletion_insertion(
-                lambda images, c=c: self.explainer.scores(images)[:, c].sigmoid(),  # type: ignore[misc]
-                image,
-                resized,
+            self.values["occlusion_rank_correlation"].append(
+                cam_metrics.rank_correlation(patches, occlusion[c].numpy())
             )
+            resized = functional.interpolate(batched, image.shape[1:], mode="bilinear")[0, 0]
+            deletion, insertion = cam_metrics.deletion_insertion(self.explainer.scores, c, image, resized)
             self.values["deletion"].append(deletion)
             self.values["insertion"].append(insertion)
 
@@ -122,16 +113,15 @@ def compare_cam_methods(
     for sample in track(samples, "comparing methods"):
         assert sample.mask is not None
         truth = read_class_mask(sample.mask, mask_lut)
-        present = [int(index) - 1 for index in np.unique(truth) if index not in (0, IGNORE)]
-        if not present:
+        if np.isin(truth, (0, IGNORE)).all():
             continue
         scored += 1
         image = explainer.preprocess(read_image(sample.image))
         ranked = explainer.scores(image[None])[0].argsort(descending=True)[:TOP].tolist()
-        occlusion = cam_metrics.occlusion_maps(explainer.scores, image).numpy()
+        occlusion = cam_metrics.occlusion_maps(explainer.scores, image)
         boxes = true_boxes(sample.image, truth, explainer.classes)
         for each in metrics:
-            each.update(image, truth, boxes, present, ranked, occlusion)
+            each.update(image, truth, boxes, ranked, occlusion)
     if not scored:
         raise InputError("none of the images shows any of the classes, so the methods cannot be compared")
     return {each.method: each.compute() for each in metrics}

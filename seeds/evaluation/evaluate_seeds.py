@@ -20,30 +20,14 @@ from datamodules.sampling import evenly
 from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.transforms import resize_nearest
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
-from seeds.evaluation.confusion_matrix import (
-    ConfusionMatrix,
-    by_name,
-    class_iou,
-    mean_iou,
-    none_if_nan,
-    percent,
-    ratio,
-)  # fmt: skip
+from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan, percent, ratio
 from seeds.evaluation.threshold_sweep import ThresholdSweep
 from seeds.explainer import Explainer, split_names
 
-METHOD_COLUMNS = {  # short titles, so that a terminal of 80 columns shows the whole table
-    "fix": ("miou_fixed", "mIoU at the fixed threshold"),
-    "orac": ("miou_oracle", "mIoU at the oracle threshold, chosen with the masks"),
-    "pnt": ("pointing", "pointing game, hits"),
-    "diff": ("pointing_difficult", "pointing game, difficult images"),
-    "top1": ("localization_error_top1", "localization error, top 1"),
-    "giv": ("localization_error_given", "localization error, class given"),
-    "del": ("deletion", "area under deletion, lower is better"),
-    "ins": ("insertion", "area under insertion"),
-    "occ": ("occlusion_rank_correlation", "rank correlation with occlusion, times 100"),
-    "ener": ("energy_inside", "share of the map inside the object"),
-}
+METHOD_METRICS = (  # on the terminal
+    "miou_fixed", "miou_oracle", "pointing", "pointing_difficult", "localization_error_top1",
+    "localization_error_given", "deletion", "insertion", "occlusion_rank_correlation", "energy_inside",
+)  # fmt: skip
 
 
 def evaluate_seeds(
@@ -201,13 +185,11 @@ def print_seed_metrics(metrics: Mapping[str, Any]) -> None:
             f"{percent(metrics['miou_otsu'])}"
         )
     if "faithfulness" in metrics:
-        table = Table(
-            title=f"methods on {metrics['faithfulness']['images']} images, per cent", box=None, padding=(0, 1, 0, 0)
-        )
-        table.add_column("method", no_wrap=True)
-        for title in METHOD_COLUMNS:
-            table.add_column(title, justify="right", no_wrap=True)
-        for method, found in metrics["faithfulness"]["methods"].items():
-            table.add_row(method, *(percent(found[key]) for key, _ in METHOD_COLUMNS.values()))
+        compared = metrics["faithfulness"]
+        table = Table("metric", title=f"CAM methods on {compared['images']} images, per cent")
+        for method in compared["methods"]:
+            table.add_column(method, justify="right")
+        for key in METHOD_METRICS:
+            table.add_row(key, *(percent(found[key]) for found in compared["methods"].values()))
         console.print(table)
-        console.print("; ".join(f"{title}: {meaning}" for title, (_, meaning) in METHOD_COLUMNS.items()))
+        console.print("low is better for deletion and the localization error; oracle: chosen by looking at the masks")

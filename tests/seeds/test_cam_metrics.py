@@ -69,12 +69,13 @@ def test_curves_by_hand():
     """The probability is the unchanged share of the image's left half."""
     image = torch.rand(3, 8, 16, generator=torch.Generator().manual_seed(0)) + 0.1
 
-    def probability(images):
-        return (images == image)[:, 0, :, :8].float().mean((1, 2))
+    def scores(images):
+        probability = (images == image)[:, 0, :, :8].float().mean((1, 2))
+        return torch.stack([-probability, probability.logit()], 1)
 
     right_first = torch.zeros(8, 16)
     right_first[:, 8:] = 1.0
-    wrong, right = (deletion_insertion(probability, image, cam, 4) for cam in (right_first, -right_first))
+    wrong, right = (deletion_insertion(scores, 1, image, cam, 4) for cam in (right_first, -right_first))
     # 4 steps of a quarter each. Deleted from the right first: 1, 1, 1, 1/2, 0; from the left first: 1, 1/2, 0, 0, 0
     assert wrong[0] == pytest.approx((0.5 + 1 + 1 + 0.5) / 4)
     assert right[0] == pytest.approx((0.5 + 0.5) / 4)
@@ -86,7 +87,7 @@ def test_curves_by_hand():
 def test_a_blur_keeps_a_flat_image():
     image = torch.full((3, 20, 30), 0.7)
     seen = []
-    deletion_insertion(lambda images: seen.append(images) or images.mean((1, 2, 3)), image, torch.rand(20, 30), 2)
+    deletion_insertion(lambda images: seen.append(images) or images.mean((2, 3)), 0, image, torch.rand(20, 30), 2)
     torch.testing.assert_close(seen[1], image.expand(3, 3, 20, 30))
     assert not seen[0][-1].any()
 
