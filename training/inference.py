@@ -109,8 +109,7 @@ def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
     shrink = min(1.0, (CRF_PIXELS / (height * width)) ** 0.5)
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(scores.device)  # (1, 3, H, W)
-    if size != (height, width):
-        pixels = resize_maps(pixels.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
+    pixels = resize_maps(pixels.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
     probs = resize_maps(scores.float().softmax(dim=0)[None], size)  # (1, K, h', w')
     smoothed = dense_crf(pixels.contiguous(), probs.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
     return label_map(smoothed[0], (height, width))

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError
+from seeds.evaluation.confusion_matrix import percent
 
 __all__ = ["compare"]
 
@@ -52,11 +53,10 @@ def compare(*results: Path, mean: bool = False) -> None:
     table.add_section()
     for title, key in MEANS.items():
         means = [[metrics.get(key) for metrics in group] for group in compared]
-        if any(value is not None for group in means for value in group):
-            table.add_row(title, *_columns(means), style="bold" if key == "miou" else None)
+        table.add_row(title, *_columns(means), style="bold" if key == "miou" else None)
     intervals = [group[0].get("miou_interval") if len(group) == 1 else None for group in compared]
     if any(intervals):
-        shown = [f"{100 * each['low']:.1f} to {100 * each['high']:.1f}" if each else "" for each in intervals]
+        shown = [f"{percent(each['low'])} to {percent(each['high'])}" if each else "" for each in intervals]
         table.add_row("mean, interval", *shown)
     console = Console()
     console.print(table)
@@ -79,21 +79,16 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     return dict(metrics)
 
 
-def _columns(values: Sequence[Sequence[float | None]]) -> list[str]:
+def _columns(values: Sequence[Sequence[Any]]) -> list[str]:
     """Return a row, for each group: mean ± standard deviation, and the difference from the first mean.
 
-    The text is empty where a value of the group is missing.
+    The text is empty where a value of the group is None.
     """
-    texts: list[str] = []
-    first: float | None = None
-    for index, group in enumerate(values):
-        known = [value for value in group if value is not None]
-        mean = fmean(known) if len(known) == len(group) else None
-        first = mean if index == 0 else first
-        if mean is None:
-            texts.append("")
-            continue
-        spread = f" ± {100 * stdev(known):.1f}" if len(known) > 1 else ""
-        difference = "" if index == 0 or first is None else f" {100 * (mean - first):+.1f}"
-        texts.append(f"{100 * mean:.1f}{spread}{difference}")
+    means = [None if None in group else fmean(group) for group in values]
+    texts = [percent(mean) for mean in means]
+    for index, (group, mean) in enumerate(zip(values, means, strict=True)):
+        if mean is not None and len(group) > 1:
+            texts[index] += f" ± {percent(stdev(group))}"
+        if mean is not None and index and means[0] is not None:
+            texts[index] += f" {100 * (mean - means[0]):+.1f}"
     return texts
