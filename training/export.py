@@ -89,12 +89,13 @@ def export(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     write = {"torchscript": _write_torchscript, "onnx": _write_onnx, "smp": _write_smp}[format]
-    details = write(network, metadata, output)
+    write(network, metadata, output)
+    details = "; after smp.from_pretrained run the lines of its README.md" if metadata.get("convolutions") else ""
     sides = f"any size in multiples of {network.multiple}" if metadata["any_size"] else f"{trained.size} pixels"
     Console().print(f"{output}: {format}, images of {sides}{details}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> str:
+def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> None:
     inner = network.model if isinstance(network, SmpNetwork) else network  # SMP's check of shapes cannot be traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of each shape that is read; `_verify` checks the result
@@ -104,10 +105,9 @@ def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> 
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files={SIDECAR: json.dumps(metadata)})
     write_atomically(output, buffer.getvalue())
-    return ""
 
 
-def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> str:
+def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
     onnx = _import_onnx("onnx")
     inner = network.model if isinstance(network, SmpNetwork) else network
     example = torch.zeros(1, 3, metadata["size"], metadata["size"])
@@ -130,10 +130,9 @@ def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> str:
         if _verify(_onnx_network(content)[1], network, metadata["size"], "ONNX") >= any_size:
             break
     write_atomically(output, content)
-    return f", opset {OPSET}"
 
 
-def _write_smp(network: Any, metadata: dict[str, Any], output: Path) -> str:
+def _write_smp(network: Any, metadata: dict[str, Any], output: Path) -> None:
     if not isinstance(network, SmpNetwork):
         kind = type(network).__name__
         raise InputError(f"{kind} is none of segmentation_models_pytorch's architectures: use torchscript or onnx")
@@ -158,7 +157,6 @@ def _write_smp(network: Any, metadata: dict[str, Any], output: Path) -> str:
             readme.write(card.format_map({**metadata, "classes": ", ".join(metadata["classes"]), "sidecar": SIDECAR}))
         for path in folder.iterdir():
             path.chmod(0o644)  # SMP makes weights readable for their owner only
-    return "; after smp.from_pretrained run the lines of its README.md" if convolutions else ""
 
 
 def _verify(exported: Callable[[Tensor], Tensor], network: Any, size: int, form: str) -> bool:

@@ -183,16 +183,16 @@ class Predicted:
     Attributes:
         name: id of the image.
         image: uint8 (H, W, 3).
-        plain: label map int64 (H, W) without the CRF.
-        final: label map int64 (H, W) after the CRF; ``plain`` if the CRF is off.
-        truth: mask int64 (H, W); None for an image without a mask.
+        plain: label map uint8 (H, W) without the CRF.
+        final: label map uint8 (H, W) after the CRF; ``plain`` if the CRF is off.
+        truth: mask uint8 (H, W); None for an image without a mask.
     """
 
     name: str
     image: NDArray[np.uint8]
-    plain: Tensor
-    final: Tensor
-    truth: Tensor | None
+    plain: NDArray[np.uint8]
+    final: NDArray[np.uint8]
+    truth: NDArray[np.uint8] | None
 
 
 def predictions(
@@ -220,7 +220,7 @@ def predictions(
         scores = network.scores(batch["image"], views)
         for index, (name, image) in enumerate(zip(batch["id"], batch["original"], strict=True)):
             height, width = image.shape[:2]
-            plain = label_map(scores[index], (height, width)).cpu()
-            final = crf_label_map(scores[index], image).cpu() if crf else plain
-            truth = batch["mask"][index, :height, :width] if name in with_mask else None
+            plain = label_map(scores[index], (height, width)).cpu().numpy().astype(np.uint8)
+            final = crf_label_map(scores[index], image).cpu().numpy().astype(np.uint8) if crf else plain
+            truth = batch["mask"][index, :height, :width].numpy().astype(np.uint8) if name in with_mask else None
             yield Predicted(name, image, plain, final, truth)

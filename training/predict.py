@@ -5,8 +5,6 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
@@ -73,10 +71,9 @@ def predict(
     dataset = ImageDataset(samples, network.classes, network.size, originals=True)
     loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
     for each in track(predictions(network, loader, skipped, crf=crf), "predicting", len(samples)):
-        mask = each.final.numpy().astype(np.uint8)
-        write_mask(masks[each.name], mask)
+        write_mask(masks[each.name], each.final)
         if overlay:
-            blended = encode_image(label_overlay(each.image, mask), "jpeg", quality=OVERLAY_QUALITY)
+            blended = encode_image(label_overlay(each.image, each.final), "jpeg", quality=OVERLAY_QUALITY)
             write_atomically(output / f"{each.name}_overlay.jpg", blended)
     report_skipped(output, samples, skipped.found)
     return list(masks.values())

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional
 
 from datamodules.base_datamodule import covered_samples, datamodule_from_settings
@@ -77,7 +76,7 @@ def show_seeds(
     sections = selector.sections()
     truths = {each.name: each.truth for section in sections for each in section.examples}
     chosen = [sample for sample in samples if sample.id in truths]
-    predicted: dict[str, Tensor] = {}
+    predicted: dict[str, NDArray[np.uint8]] = {}
     if trained is not None:
         loader = data.eval_loader(chosen, size=trained.size, originals=True)
         found = predictions(trained, loader, UnreadableImages(1.0), crf=True)
@@ -87,14 +86,14 @@ def show_seeds(
         names=("background cue", *classes),
         checkpoint=checkpoint,
         sections=sections,
-        stages={each.id: _stages(each, truths[each.id], opened, predicted.get(each.id)) for each in chosen},
+        stages={each.id: _stages(each, opened, truths[each.id], predicted.get(each.id)) for each in chosen},
         facts=[("seed cache", path) for path in caches] + [("checkpoint", checkpoint)] * (trained is not None),
     )
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "index.html", content.encode())
 
 
-def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.integer] | None, num_classes: int) -> float | None:
+def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.uint8] | None, num_classes: int) -> float | None:
     """Return the mean IoU of an image's cues (h, w) over its classes, positions without a cue taken as background.
 
     Args:
@@ -112,7 +111,7 @@ def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.integer] | None, num_cla
 
 
 def _stages(
-    sample: Sample, truth: NDArray[np.integer] | None, caches: Sequence[SeedCache], predicted: Tensor | None
+    sample: Sample, caches: Sequence[SeedCache], truth: NDArray[np.uint8] | None, predicted: NDArray[np.uint8] | None
 ) -> list[EmbeddedImage]:
     """Return one image's row of the page: the image, maps, cues of each cache, prediction, mask."""
     image = shrink(read_image(sample.image), LONGEST)
@@ -130,6 +129,5 @@ def _stages(
         shown.append(embed(cue_overlay(image, cues), caption))
     for labels, caption in ((predicted, "prediction"), (truth, "truth")):
         if labels is not None:
-            small = resize_nearest(np.asarray(labels).astype(np.uint8), *shape)
-            shown.append(embed(label_overlay(image, small), caption))
+            shown.append(embed(label_overlay(image, resize_nearest(labels, *shape)), caption))
     return shown

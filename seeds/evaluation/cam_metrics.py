@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 from torchvision.ops import box_iou
+from torchvision.transforms.functional import gaussian_blur
 
 from datamodules.bounding_boxes import Box
 
@@ -127,9 +128,7 @@ def deletion_insertion(
 
     sigma = BLUR * max(image.shape[1:])
     reach = min(int(3 * sigma), min(image.shape[1:]) - 1)
-    kernel = (2 * reach + 1, 2 * reach + 1)
-    smooth = cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), kernel, sigma, borderType=cv2.BORDER_REFLECT_101)
-    blurred = torch.from_numpy(smooth).permute(2, 0, 1).to(image)
+    blurred = gaussian_blur(image, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])
     deleted = scores(torch.where(changed, 0.0, image))[:, label].sigmoid()
     inserted = scores(torch.where(changed, image, blurred))[:, label].sigmoid()
     return torch.trapezoid(deleted).item() / steps, torch.trapezoid(inserted).item() / steps

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
-from seeds.evaluation.confusion_matrix import by_name, class_iou, mean_iou, none_if_nan
+from seeds.evaluation.confusion_matrix import by_name, class_iou, mean_iou, none_if_nan, ratio
 
 GRID_STEP = 0.01  # between the oracle's thresholds: 0.00, 0.01, … 0.99
 
@@ -95,7 +95,5 @@ def otsus_threshold(histogram: NDArray[np.int64]) -> float:
     share = histogram / histogram.sum()
     below = share.cumsum()[:-1]
     moment = (share * np.arange(len(share))).cumsum()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        variance = (moment[-1] * below - moment[:-1]) ** 2 / (below * (1 - below))
-    variance = np.nan_to_num(variance, nan=0.0, posinf=0.0)
+    variance = np.nan_to_num(ratio((moment[-1] * below - moment[:-1]) ** 2, below * (1 - below)))
     return round((int(variance.argmax()) + 1) / len(histogram), 6) if variance.any() else 0.0

@@ -42,8 +42,7 @@ def compare(*results: Path, mean: bool = False) -> None:
         groups.setdefault((pattern, 0) if mean else (path, index), []).append(metrics)
 
     table = Table("class", title="IoU, per cent, and difference from the first")
-    resolved = [path.resolve() for path, _ in groups]
-    folders = [path.parent if path.name == "metrics.json" else path for path in resolved]
+    folders = [path.resolve().parent if path.name == "metrics.json" else path.resolve() for path, _ in groups]
     shared = os.path.commonpath([folder.parent for folder in folders])
     for folder in folders:
         table.add_column(Text(folder.relative_to(shared).as_posix()), justify="right", overflow="fold")
@@ -61,10 +60,9 @@ def compare(*results: Path, mean: bool = False) -> None:
     console = Console()
     console.print(table)
     for key in COMPARABLE:
-        values = [metrics.get(key) for metrics in every]
-        shown = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
-        if len(set(shown)) > 1:
-            console.print(f"[bold]note:[/] the results differ in their {key}: {' | '.join(shown)}")
+        values = dict.fromkeys(str(metrics.get(key)) for metrics in every)
+        if len(values) > 1:
+            console.print(f"note: the results differ in their {key}: {' | '.join(values)}", markup=False)
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:

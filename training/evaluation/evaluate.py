@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
@@ -123,8 +122,6 @@ def evaluate(
     elif predictions is not None and checkpoint is None:
         if root is None:
             raise InputError("the images and masks are not given: give --root as well as --predictions")
-        if not predictions.is_dir():
-            raise InputError(f"there is no folder of predictions {predictions}")
         names = predictions / "classes.txt"
         predicted_classes = read_classes(names) if names.is_file() else voc_classes(Path(root).expanduser())
         data = VOCDataModule(
@@ -149,15 +146,14 @@ def evaluate(
 
     class_names = ("background", *data.classes)
     final, plain = SegmentationCounts(class_names), SegmentationCounts(class_names)
-    selector, images, label_maps = ExampleSelector(len(samples), num_images), 0, dict[str, NDArray[np.integer]]()
+    selector, images, label_maps = ExampleSelector(len(samples), num_images), 0, dict[str, NDArray[np.uint8]]()
     for each in track(stream, "scoring", len(samples)):
         images += 1
         if crf and each.truth is not None:
             plain.update(each.plain, each.truth)
-        example = _count(each, final, cache)
-        selector.offer(example)
+        selector.offer(_example(each, final, cache))
         if submission:
-            label_maps[each.name] = example.prediction
+            label_maps[each.name] = each.final
     recorded = ("class_path", "root", "masks", *(["eval_size"] if trained else []))
     metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf else {})
     metrics |= {
@@ -211,21 +207,14 @@ def _read_predictions(
             raise InputError(f"prediction {path} has the shape {labels.shape}, and its mask {truth.shape}")
         if (labels == IGNORE).any():
             raise InputError(f"prediction {path} holds 255 or a class that is not scored")
-        final = torch.from_numpy(labels).long()
-        yield Predicted(sample.id, read_image(sample.image), final, final, torch.from_numpy(truth).long())
+        yield Predicted(sample.id, read_image(sample.image), labels, labels, truth)
 
 
-def _count(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
+def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
     """Count a prediction where there is a mask, and return the image as the page shows it."""
-    truth = predicted.truth
-    return Example(
-        predicted.name,
-        predicted.image,
-        predicted.final.numpy().astype(np.uint8),
-        None if truth is None else truth.numpy().astype(np.uint8),
-        cache.cues(predicted.name) if cache and predicted.name in cache else None,
-        None if truth is None else counts.update(predicted.final, truth),
-    )
+    name, image, final, truth = predicted.name, predicted.image, predicted.final, predicted.truth
+    cues = cache.cues(name) if cache and name in cache else None
+    return Example(name, image, final, truth, cues, None if truth is None else counts.update(final, truth))
 
 
 def _training_images(trained: Trained, data: BaseDataModule, cache: SeedCache, *, crf: bool) -> list[Section]:
@@ -237,5 +226,5 @@ def _training_images(trained: Trained, data: BaseDataModule, cache: SeedCache, *
     counts = SegmentationCounts(("background", *data.classes))
     loader = data.eval_loader(chosen, originals=True)
     stream = inference.predictions(trained, loader, UnreadableImages(1.0), crf=crf)
-    shown = [_count(each, counts, cache) for each in stream]
+    shown = [_example(each, counts, cache) for each in stream]
     return [Section("Training images", "Training images, with the cues made from their tags.", shown)] if shown else []

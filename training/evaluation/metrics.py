@@ -7,7 +7,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from datamodules.class_names import IGNORE, ILLEGAL
 from seeds.evaluation.confusion_matrix import ConfusionMatrix, none_if_nan, ratio
@@ -38,7 +37,7 @@ class SegmentationCounts:
         self.per_image: list[NDArray[np.int64]] = []
         self.boundary = np.zeros((3, len(self.names)), np.int64)
 
-    def update(self, pred: Tensor, truth: Tensor) -> float | None:
+    def update(self, pred: NDArray[np.integer], truth: NDArray[np.integer]) -> float | None:
         """Count an image: label maps (H, W); pixels of 255 in ``truth`` are left out.
 
         Returns:
@@ -52,7 +51,7 @@ class SegmentationCounts:
         matrix = confusion.matrix.numpy()
         self.matrix += matrix
         self.per_image.append(np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)]))
-        self.boundary += boundary_counts(pred.numpy(), truth.numpy(), len(self.names))
+        self.boundary += boundary_counts(pred, truth, len(self.names))
         return none_if_nan(confusion.miou())
 
 

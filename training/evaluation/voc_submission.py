@@ -14,7 +14,7 @@ from datamodules.masks import mask_png
 __all__ = ["write_submission"]
 
 
-def write_submission(output: Path, split: str, masks: Mapping[str, NDArray[np.integer]]) -> None:
+def write_submission(output: Path, split: str, masks: Mapping[str, NDArray[np.uint8]]) -> None:
     """Write ``submission.tar``, and the same files as a folder ``results``.
 
     Both contain ``results/VOC2012/Segmentation/comp6_<split>_cls/<id>.png``, a palette PNG of the image's own size;

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.class_names import IGNORE
 from datamodules.transforms import resize_nearest
 from training.evaluation.evaluation_table import COLUMNS
 from training.image_overlays import cue_layer, label_layer, layer_pixels, shrink
@@ -39,8 +38,6 @@ def render_page(metrics: Mapping[str, Any], sections: Sequence[Section]) -> str:
         scored=[(index, name) for index, name in enumerate(names) if name in metrics["iou"]],
         sections=cards,
         legend=[(i, name) for i, name in enumerate(names) if any(i in card["classes"] for card in shown)],
-        has_background_cues=any(card["has_background_cues"] for card in shown),
-        has_unscored=any(card["has_unscored"] for card in shown),
         kinds=list(dict.fromkeys(kind for card in shown for kind in card["layers"])),
         facts=_facts(metrics),
     )
@@ -52,7 +49,7 @@ def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
     layers, text, contained = {}, example.name, set[int]()
     for kind, labels in (("prediction", example.prediction), ("truth", example.truth)):
         if labels is not None:
-            layers[kind] = label_layer(resize_nearest(labels.astype(np.uint8), *small.shape[:2]))
+            layers[kind] = label_layer(resize_nearest(labels, *small.shape[:2]))
             found = [int(index) for index in np.unique(labels) if 0 < index < len(names)]
             contained.update(found)
             text += f"; {kind}: {', '.join(names[index] for index in found) or 'only background'}"
@@ -64,8 +61,6 @@ def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
         "image": embed(small, text),
         "layers": {kind: data_uri(layer_pixels(each), "png", optimize=True) for kind, each in layers.items()},
         "classes": sorted(contained),
-        "has_background_cues": example.cues is not None and (example.cues == 0).any(),
-        "has_unscored": example.truth is not None and (example.truth == IGNORE).any(),
     }
 
 
