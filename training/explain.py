@@ -14,8 +14,6 @@ from training.image_overlays import Image, encode_image, figure_grid, gradient_i
 from training.predict import forbid_replacing, photo_samples, report_skipped
 from training.reports.pages import embed, render
 
-__all__ = ["explain"]
-
 MIN_PROBABILITY = 0.5  # of the classes in a figure
 LONGEST = 300  # pixels of an image's longer side in figures and on the page
 SIDES = {"for": "gradcam", "against": "counterfactual"}  # CAM methods of the page

@@ -22,10 +22,8 @@ from torch import Tensor, nn
 from datamodules.errors import InputError, first_line
 from datamodules.files import file_sha256, new_folder, write_atomically
 from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
-from training.inference import SINGLE_VIEW, Views, load_trained, view_scores
+from training.inference import load_trained
 from training.networks import SmpNetwork
-
-__all__ = ["Exported", "export", "load_exported"]
 
 KEY = "tag2mask"  # of the JSON in ONNX's metadata
 SIDECAR = "tag2mask.json"  # the JSON as a file, in TorchScript's archive and in SMP's folder
@@ -193,9 +191,9 @@ class Exported:
     run: Callable[[Tensor], Tensor]
 
     @torch.inference_mode()
-    def scores(self, images: Tensor, views: Views = SINGLE_VIEW) -> Tensor:
+    def scores(self, images: Tensor) -> Tensor:
         """Return class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
-        return view_scores(self.run, images, views)
+        return self.run(images).float()
 
 
 def load_exported(path: Path) -> Exported:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,6 @@ from seeds.precision import Chosen, Precision, resolve_precision
 from training.runs.provenance_record import read_provenance
 from training.score_maps import label_map, resize_maps
 from training.segmentation_task import CrfSettings, SegmentationTask
-
-__all__ = [
-    "PROBABILITY_FLOOR", "SINGLE_VIEW", "TEST_CRF", "Predicted", "Trained", "Views", "crf_label_map", "load_trained",
-    "predictions", "view_scores",
-]  # fmt: skip
 
 TEST_CRF: CrfSettings = {"iterations": 10, "scale": 1.0}  # SEC's at test time
 PROBABILITY_FLOOR = 1e-5  # under the logarithm, SEC's at test time
@@ -120,16 +115,14 @@ class Trained:
     """A segmentation network from a checkpoint, with the data settings of its training.
 
     Attributes:
-        task: the task in eval mode, on ``device``.
+        task: the task in eval mode, on the GPU if there is one.
         data: settings of the data module of the training.
-        device: the GPU if there is one, else the CPU.
         precision: precision of the computation: ``32-true`` or ``bf16-mixed``.
         provenance: how the checkpoint was made, see `provenance_record.RunRecord`; None if it is not recorded.
     """
 
     task: SegmentationTask
     data: dict[str, Any]
-    device: torch.device
     precision: Chosen
     provenance: dict[str, Any] | None
 
@@ -146,8 +139,9 @@ class Trained:
     @torch.inference_mode()
     def scores(self, images: Tensor, views: Views = SINGLE_VIEW) -> Tensor:
         """Return class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            return view_scores(self.task, images.to(self.device), views, multiple=self.task.network.multiple)
+        device = self.task.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            return view_scores(self.task, images.to(device), views, multiple=self.task.network.multiple)
 
 
 def load_trained(checkpoint: Path, precision: Precision = "32-true") -> Trained:
@@ -166,14 +160,7 @@ def load_trained(checkpoint: Path, precision: Precision = "32-true") -> Trained:
     if not isinstance(data, dict) or "eval_size" not in data:
         raise InputError(f"{checkpoint} does not record the data of its training, such as the size of the images")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Trained(task.to(device), data, device, resolve_precision(precision), read_provenance(content))
-
-
-class Network(Protocol):
-    """The network that `predictions` takes: `Trained`, or `training.export.Exported`."""
-
-    def scores(self, images: Tensor, views: Views = ...) -> Tensor:
-        """Return class scores float32 (B, C+1, h, w) of normalised images (B, 3, S, S)."""
+    return Trained(task.to(device), data, resolve_precision(precision), read_provenance(content))
 
 
 @dataclass(frozen=True)
@@ -196,16 +183,15 @@ class Predicted:
 
 
 def predictions(
-    network: Network, loader: DataLoader[Any], unreadable: UnreadableImages, *, crf: bool, views: Views = SINGLE_VIEW
+    network: Callable[[Tensor], Tensor], loader: DataLoader[Any], unreadable: UnreadableImages, *, crf: bool
 ) -> Iterator[Predicted]:
     """Predict the images of a loader in their order.
 
     Args:
-        network: the network of a checkpoint or of an exported file.
+        network: class scores float32 (B, C+1, h, w) of normalised images (B, 3, S, S), such as `Trained.scores`.
         loader: batches of a `datamodules.dataset.ImageDataset` with ``originals``.
         unreadable: receives the images that cannot be read, for which there is no prediction.
         crf: smooth predictions with the dense CRF.
-        views: scales and flips to average over.
 
     Raises:
         InputError: a mask is not usable, or more images are unreadable than allowed.
@@ -217,7 +203,7 @@ def predictions(
             unreadable.add(name, reason)
         if not batch["id"]:
             continue
-        scores = network.scores(batch["image"], views)
+        scores = network(batch["image"])
         for index, (name, image) in enumerate(zip(batch["id"], batch["original"], strict=True)):
             height, width = image.shape[:2]
             plain = label_map(scores[index], (height, width)).cpu().numpy().astype(np.uint8)

@@ -18,8 +18,6 @@ from training.export import load_exported
 from training.image_overlays import encode_image, label_overlay
 from training.inference import load_trained, predictions
 
-__all__ = ["forbid_replacing", "photo_samples", "predict", "report_skipped"]
-
 OVERLAY_QUALITY = 90
 
 
@@ -70,7 +68,7 @@ def predict(
     skipped = UnreadableImages(1.0)
     dataset = ImageDataset(samples, network.classes, network.size, originals=True)
     loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
-    for each in track(predictions(network, loader, skipped, crf=crf), "predicting", len(samples)):
+    for each in track(predictions(network.scores, loader, skipped, crf=crf), "predicting", len(samples)):
         write_mask(masks[each.name], each.final)
         if overlay:
             blended = encode_image(label_overlay(each.image, each.final), "jpeg", quality=OVERLAY_QUALITY)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,7 @@ from seeds.evaluation.confusion_matrix import ConfusionMatrix, none_if_nan
 from training.image_overlays import cue_overlay, heat_overlay, label_overlay, shrink
 from training.inference import load_trained, predictions
 from training.reports.example_selection import Example, ExampleSelector
-from training.reports.pages import EmbeddedImage, embed, render
-
-__all__ = ["show_seeds"]
+from training.reports.pages import embed, render
 
 LONGEST = 200  # pixels of an image's longer side on the page
 NOT_READ = np.zeros((0, 0, 3), np.uint8)
@@ -79,7 +78,7 @@ def show_seeds(
     predicted: dict[str, NDArray[np.uint8]] = {}
     if trained is not None:
         loader = data.eval_loader(chosen, size=trained.size, originals=True)
-        found = predictions(trained, loader, UnreadableImages(1.0), crf=True)
+        found = predictions(trained.scores, loader, UnreadableImages(1.0), crf=True)
         predicted = {each.name: each.final for each in found}
     content = render(
         "seeds.html",
@@ -112,7 +111,7 @@ def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.uint8] | None, num_class
 
 def _stages(
     sample: Sample, caches: Sequence[SeedCache], truth: NDArray[np.uint8] | None, predicted: NDArray[np.uint8] | None
-) -> list[EmbeddedImage]:
+) -> list[dict[str, Any]]:
     """Return one image's row of the page: the image, maps, cues of each cache, prediction, mask."""
     image = shrink(read_image(sample.image), LONGEST)
     shape = (image.shape[0], image.shape[1])

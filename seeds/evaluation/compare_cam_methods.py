@@ -33,8 +33,9 @@ class MethodMetrics:
         self.method, self.explainer = method, explainer
         self.sweep = ThresholdSweep(len(explainer.classes) + 1, threshold)
         self.values: dict[str, list[float]] = defaultdict(list)
-        self.hits: dict[int, list[bool]] = defaultdict(list)
-        self.difficult_hits: dict[int, list[bool]] = defaultdict(list)
+        self.hits: dict[str, dict[int, list[bool]]] = {
+            "pointing": defaultdict(list), "pointing_difficult": defaultdict(list)
+        }  # fmt: skip
 
     def update(self, image: Tensor, truth: np.ndarray, boxes: list[Box], ranked: list[int], occlusion: Tensor) -> None:
         """Compute the method's maps of an image and count them.
@@ -57,9 +58,9 @@ class MethodMetrics:
         for c in present:
             cam, region = cams[c], truth == c + 1
             hit = cam_metrics.points_at(cam, region)
-            self.hits[c].append(hit)
+            self.hits["pointing"][c].append(hit)
             if region.mean() < SMALL and len(present) > 1:
-                self.difficult_hits[c].append(hit)
+                self.hits["pointing_difficult"][c].append(hit)
             self.values["energy_inside"].append(cam_metrics.energy_inside(cam, region))
             self.values["localization_error_given"].append(not correct[c])
             batched = torch.from_numpy(cam)[None, None]
@@ -76,19 +77,17 @@ class MethodMetrics:
         """Return the metrics: fractions, except for the rank correlation; low is good where a name has ``error``."""
         names = self.explainer.classes
         segmentation = self.sweep.compute(("background", *names))
+        pointing = {  # the mean over classes of each class's rate, as the pointing game defines it
+            key: float(np.mean([np.mean(own) for own in hits.values()])) if hits else None
+            for key, hits in self.hits.items()
+        }
         return {
             **{key: segmentation[key] for key in ("miou_fixed", "threshold_fixed", "miou_oracle", "threshold_oracle")},
-            "pointing": _mean_over_classes(self.hits),
-            "pointing_difficult": _mean_over_classes(self.difficult_hits),
-            "pointing_by_class": {names[c]: float(np.mean(hits)) for c, hits in sorted(self.hits.items())},
-            "pairs": sum(len(hits) for hits in self.hits.values()),
+            **pointing,
+            "pointing_by_class": {names[c]: float(np.mean(hits)) for c, hits in sorted(self.hits["pointing"].items())},
+            "pairs": sum(map(len, self.hits["pointing"].values())),
             **{name: float(np.mean(values)) for name, values in self.values.items()},
         }
-
-
-def _mean_over_classes(hits: dict[int, list[bool]]) -> float | None:
-    """Return the mean over classes of each class's rate, as the pointing game defines it; None without a class."""
-    return float(np.mean([np.mean(own) for own in hits.values()])) if hits else None
 
 
 def compare_cam_methods(

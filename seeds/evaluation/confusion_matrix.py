@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 
-__all__ = ["ConfusionMatrix", "by_name", "class_iou", "mean_iou", "none_if_nan", "percent", "ratio"]
-
 
 class ConfusionMatrix:
     """Counts of pixels by true and predicted class. They are exact integers, so sums over processes are exact.

@@ -51,7 +51,7 @@ def test_metrics_agree_with_a_count_by_hand(checkpoint, evaluated):
     data = datamodule_from_settings(trained.data, num_workers=0)
     samples = data.samples("val", tags=False)
     loader = data.eval_loader(samples, originals=True)
-    found = list(predictions(trained, loader, UnreadableImages(0.0), crf=True))
+    found = list(predictions(trained.scores, loader, UnreadableImages(0.0), crf=True))
     truths = [read_class_mask(sample.mask, data.mask_lut) for sample in samples]
     names = ("background", *data.classes)
     for maps, figures in (("final", metrics), ("plain", metrics["without_crf"])):

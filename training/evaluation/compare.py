@@ -15,8 +15,6 @@ from rich.text import Text
 from datamodules.errors import InputError
 from seeds.evaluation.confusion_matrix import percent
 
-__all__ = ["compare"]
-
 MEANS = {"mean": "miou", "boundary mean": "boundary_miou", "pixel accuracy": "pixel_accuracy"}
 COMPARABLE = ("split", "images", "classes")  # results that differ in one of these are not comparable
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,6 @@ from training.evaluation.voc_submission import write_submission
 from training.inference import TEST_CRF, Predicted, Trained, Views, load_trained
 from training.reports.evaluation_report import render_page
 from training.reports.example_selection import Example, ExampleSelector, Section
-
-__all__ = ["evaluate"]
 
 TRAINING_IMAGES = 8  # with their cues, on the page
 
@@ -110,7 +109,7 @@ def evaluate(
         samples = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
         views = Views((1.0,) if scales is None else tuple(scales), flip)
         loader = data.eval_loader(samples, originals=True)
-        stream = inference.predictions(trained, loader, data.unreadable, crf=crf, views=views)
+        stream = inference.predictions(partial(trained.scores, views=views), loader, data.unreadable, crf=crf)
         source = {
             "crf": dict(TEST_CRF) if crf else None,
             "scales": list(views.scales),
@@ -225,6 +224,6 @@ def _training_images(trained: Trained, data: BaseDataModule, cache: SeedCache, *
     chosen = [samples[index] for index in evenly(len(samples), TRAINING_IMAGES)]
     counts = SegmentationCounts(("background", *data.classes))
     loader = data.eval_loader(chosen, originals=True)
-    stream = inference.predictions(trained, loader, UnreadableImages(1.0), crf=crf)
+    stream = inference.predictions(trained.scores, loader, UnreadableImages(1.0), crf=crf)
     shown = [_example(each, counts, cache) for each in stream]
     return [Section("Training images", "Training images, with the cues made from their tags.", shown)] if shown else []

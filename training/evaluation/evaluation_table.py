@@ -19,8 +19,6 @@ from seeds.evaluation.confusion_matrix import class_iou, mean_iou, none_if_nan, 
 from training.evaluation.metrics import SegmentationCounts, confused_pairs, miou_interval
 from training.runs.provenance_record import provenance_lines
 
-__all__ = ["COLUMNS", "compute_metrics", "metrics_csv", "print_metrics"]
-
 
 class Column(NamedTuple):
     """A metric of each class.

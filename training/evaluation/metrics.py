@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from datamodules.class_names import IGNORE, ILLEGAL
 from seeds.evaluation.confusion_matrix import ConfusionMatrix, none_if_nan, ratio
 
-__all__ = ["SegmentationCounts", "boundary_counts", "confused_pairs", "miou_interval"]
-
 BAND = 0.02  # width of the boundary relative to the image's diagonal, the authors' choice for every data set
 RESAMPLES = 1000  # of the bootstrap
 CHUNK = 50  # resamples that are computed together

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from datamodules.files import write_atomically
 from datamodules.masks import mask_png
 
-__all__ = ["write_submission"]
-
 
 def write_submission(output: Path, split: str, masks: Mapping[str, NDArray[np.uint8]]) -> None:
     """Write ``submission.tar``, and the same files as a folder ``results``.

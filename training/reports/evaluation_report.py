@@ -7,12 +7,10 @@ import numpy as np
 
 from datamodules.transforms import resize_nearest
 from training.evaluation.evaluation_table import COLUMNS
-from training.image_overlays import cue_layer, label_layer, layer_pixels, shrink
+from training.image_overlays import cue_layer, label_layer, shrink
 from training.reports.example_selection import Example, Section
 from training.reports.pages import data_uri, embed, render
 from training.runs.provenance_record import provenance_lines
-
-__all__ = ["render_page"]
 
 LONGEST = 420  # pixels of an image's longer side on the page
 
@@ -55,11 +53,12 @@ def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
             text += f"; {kind}: {', '.join(names[index] for index in found) or 'only background'}"
     if example.cues is not None:
         layers["cues"] = cue_layer(example.cues)
+    pixels = {kind: (layer * (1, 1, 1, 255)).round().astype(np.uint8) for kind, layer in layers.items()}
     return {
         "name": example.name,
         "iou": example.iou,
         "image": embed(small, text),
-        "layers": {kind: data_uri(layer_pixels(each), "png", optimize=True) for kind, each in layers.items()},
+        "layers": {kind: data_uri(each, "png", optimize=True) for kind, each in pixels.items()},
         "classes": sorted(contained),
     }
 
