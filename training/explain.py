@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.class_names import check_classes
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_atomically
 from datamodules.images import read_image
@@ -60,9 +61,8 @@ def explain(
         raise InputError("no method is given")
     explainer = Explainer(checkpoint, names, layer=layer, size=size)
     wanted = split_names(classes) if page is None else [page]
-    for name in wanted:
-        if name not in explainer.classes:
-            raise InputError(f"the classifier has no class {name!r}; its classes are {', '.join(explainer.classes)}")
+    if wanted:
+        check_classes(wanted, explainer.classes, "of the classifier")
     labels = [explainer.classes.index(name) for name in wanted]
     targets = [output / f"{sample.id}.png" for sample in samples]
     if page is not None:

@@ -22,6 +22,7 @@ from seeds.evaluation.threshold_sweep import ThresholdSweep
 from seeds.explainer import Explainer
 
 TOP = 5  # classes with the highest scores whose boxes are scored, as for ImageNet
+POINTING = ("pointing", "pointing_difficult")  # the pointing game on all images, on difficult images
 SMALL = 0.25  # of the image: a class below it is small, and difficult if another class is present too (pointing game)
 
 
@@ -33,9 +34,7 @@ class MethodMetrics:
         self.method, self.explainer = method, explainer
         self.sweep = ThresholdSweep(len(explainer.classes) + 1, threshold)
         self.values: dict[str, list[float]] = defaultdict(list)
-        self.hits: dict[str, dict[int, list[bool]]] = {
-            "pointing": defaultdict(list), "pointing_difficult": defaultdict(list)
-        }  # fmt: skip
+        self.hits: dict[str, dict[int, list[bool]]] = {name: defaultdict(list) for name in POINTING}
 
     def update(self, image: Tensor, truth: np.ndarray, boxes: list[Box], ranked: list[int], occlusion: Tensor) -> None:
         """Compute the method's maps of an image and count them.
@@ -65,9 +64,8 @@ class MethodMetrics:
             self.values["localization_error_given"].append(not correct[c])
             batched = torch.from_numpy(cam)[None, None]
             patches = functional.interpolate(batched, occlusion.shape[1:], mode="area")[0, 0].numpy()
-            self.values["occlusion_rank_correlation"].append(
-                cam_metrics.rank_correlation(patches, occlusion[c].numpy())
-            )
+            correlation = cam_metrics.rank_correlation(patches, occlusion[c].numpy())
+            self.values["occlusion_rank_correlation"].append(correlation)
             resized = functional.interpolate(batched, image.shape[1:], mode="bilinear")[0, 0]
             deletion, insertion = cam_metrics.deletion_insertion(self.explainer.scores, c, image, resized)
             self.values["deletion"].append(deletion)

@@ -1,7 +1,9 @@
 """`tag2mask evaluate` of a checkpoint and of a folder of masks: metrics, files, the page, and refused input."""
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 from datamodules.base_datamodule import datamodule_from_settings
+from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.masks import read_class_mask, write_mask
@@ -311,3 +314,34 @@ def test_scales_and_flip(checkpoint, tmp_path, monkeypatch):
     several, plain = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
     assert (several["scales"], several["flip"]) == ([0.55, 1.0], True)
     assert (plain["scales"], plain["flip"]) == ([1.0], False)
+
+
+@pytest.fixture
+def voc_like(predicted_masks, voc, tmp_path):
+    """The same images as if of VOC's classes: no classes.txt."""
+    root = tmp_path / "VOC2012"
+    shutil.copytree(voc, root)
+    (root / "classes.txt").unlink()
+    return root
+
+
+def test_the_archive_for_vocs_server(voc_like, predicted_masks, tmp_path):
+    folder, ids = predicted_masks
+    out = tmp_path / "out"
+    words = ("--predictions", folder, "--root", voc_like, "--output", out, "--submission", "true", "--num_images", 0)
+    assert run("evaluate", *words) == 0
+    with tarfile.open(out / "submission.tar") as archive:
+        assert archive.getnames() == [f"results/VOC2012/Segmentation/comp6_val_cls/{name}.png" for name in ids]
+        for name, member in zip(ids, archive.getmembers(), strict=True):
+            content = archive.extractfile(member).read()
+            assert (out / member.name).read_bytes() == content
+            image = Image.open(io.BytesIO(content))
+            assert image.mode == "P"
+            assert image.getpalette()[:63] == voc_palette()[:63]
+            assert np.array_equal(np.array(image), np.array(Image.open(folder / f"{name}.png")))
+
+
+def test_an_archive_of_other_classes_is_refused(checkpoint, tmp_path):
+    with pytest.raises(InputError, match="VOC's 20 classes"):
+        evaluate(checkpoint, output=tmp_path / "out", submission=True)
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,9 @@
 """`tag2mask evaluate`: score a segmentation checkpoint, or a folder of predicted masks, on a split with masks."""
 
+import io
 import json
-from collections.abc import Iterator, Sequence
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -11,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
-from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, read_classes, voc_classes
+from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, write_atomically
 from datamodules.images import read_image
-from datamodules.masks import read_class_mask
+from datamodules.masks import mask_png, read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
 from datamodules.sampling import evenly
@@ -26,7 +28,6 @@ from seeds.precision import Precision
 from training import inference
 from training.evaluation.evaluation_table import compute_metrics, metrics_csv, print_metrics
 from training.evaluation.metrics import SegmentationCounts
-from training.evaluation.voc_submission import write_submission
 from training.inference import TEST_CRF, Predicted, Trained, Views, load_trained
 from training.reports.evaluation_report import render_page
 from training.reports.example_selection import Example, ExampleSelector, Section
@@ -121,8 +122,8 @@ def evaluate(
     elif predictions is not None and checkpoint is None:
         if root is None:
             raise InputError("the images and masks are not given: give --root as well as --predictions")
-        names = predictions / "classes.txt"
-        predicted_classes = read_classes(names) if names.is_file() else voc_classes(Path(root).expanduser())
+        named = (predictions / "classes.txt").is_file()
+        predicted_classes = voc_classes(predictions if named else Path(root).expanduser())
         data = VOCDataModule(
             root, labels=None, masks=masks or "auto", classes=list(classes or predicted_classes),
             test_split=split or "val", **limits,
@@ -140,7 +141,7 @@ def evaluate(
         with nullcontext() if cues else suppress(InputError):  # the cache of the training may be gone
             found = SeedCache(cues_folder)
             if tuple(found.classes) != data.classes:
-                raise InputError(f"the seed cache {cues} has other classes: {', '.join(found.classes)}")
+                raise InputError(f"the seed cache {cues_folder} has other classes: {', '.join(found.classes)}")
             cache = found
 
     class_names = ("background", *data.classes)
@@ -173,7 +174,7 @@ def evaluate(
         write_atomically(output / "metrics.csv", metrics_csv(metrics).encode())
     write_atomically(output / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
     if submission:
-        write_submission(output, metrics["split"], label_maps)
+        _write_submission(output, metrics["split"], label_maps)
     print_metrics(metrics)
     return metrics
 
@@ -227,3 +228,28 @@ def _training_images(trained: Trained, data: BaseDataModule, cache: SeedCache, *
     stream = inference.predictions(trained.scores, loader, UnreadableImages(1.0), crf=crf)
     shown = [_example(each, counts, cache) for each in stream]
     return [Section("Training images", "Training images, with the cues made from their tags.", shown)] if shown else []
+
+
+def _write_submission(output: Path, split: str, masks: Mapping[str, NDArray[np.uint8]]) -> None:
+    """Write ``submission.tar``, and the same files as a folder ``results``.
+
+    Both contain ``results/VOC2012/Segmentation/comp6_<split>_cls/<id>.png``, a palette PNG of the image's own size;
+    comp6 is the server's name for training with data other than VOC's own, such as ImageNet weights.
+
+    Args:
+        output: an existing folder.
+        split: name of the split, ``test`` for the server.
+        masks: label map (H, W) of each image by its id.
+    """
+    folder = f"results/VOC2012/Segmentation/comp6_{split}_cls"
+    files = {f"{folder}/{name}.png": mask_png(mask, f"the mask of {name}") for name, mask in masks.items()}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o644
+            archive.addfile(member, io.BytesIO(content))
+    (output / folder).mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomically(output / name, content)
+    write_atomically(output / "submission.tar", buffer.getvalue())

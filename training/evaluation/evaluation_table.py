@@ -86,7 +86,7 @@ def metrics_csv(metrics: Mapping[str, Any]) -> str:
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Print the content of ``metrics.json`` to the terminal, in per cent."""
-    console = Console()
+    console = Console(highlight=False)
     if not metrics["iou"]:
         console.print(f"{metrics['split']}: {metrics['images']} images without masks, so there are no metrics")
         return
@@ -107,12 +107,10 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         confused.add_row(Text(pair["truth"]), Text(pair["predicted"]), f"{percent(pair['share'])} %")
     console.print(confused)
     if interval := metrics["miou_interval"]:
-        low, high = percent(interval["low"]), percent(interval["high"])
-        level, draws = f"{100 * interval['level']:.0f} %", interval["resamples"]
-        line = f"mean IoU {percent(metrics['miou'])}, {level} interval {low} to {high} ({draws} draws of the images)"
-        console.print(line, highlight=False)
+        bounds = f"{100 * interval['level']:.0f} % interval {percent(interval['low'])} to {percent(interval['high'])}"
+        console.print(f"mean IoU {percent(metrics['miou'])}, {bounds} ({interval['resamples']} draws of the images)")
     accuracy, mean_accuracy = percent(metrics["pixel_accuracy"]), percent(metrics["mean_accuracy"])
-    console.print(f"pixel accuracy {accuracy}, mean over classes {mean_accuracy}", highlight=False)
+    console.print(f"pixel accuracy {accuracy}, mean over classes {mean_accuracy}")
     if record := metrics.get("provenance"):
         facts = Table.grid(padding=(0, 2))
         for name, value in provenance_lines(record):

@@ -26,7 +26,7 @@ def data_uri(image: NDArray[np.uint8], kind: Literal["jpeg", "png"], **options: 
 
 
 def embed(image: NDArray[np.uint8], text: str) -> dict[str, Any]:
-    """Return an image uint8 (H, W, 3) as a JPEG for a template: ``source`` (a data URI), ``width``, ``height``, ``text``.
+    """Return an image uint8 (H, W, 3) for a template: ``source`` (a JPEG as data URI), ``width``, ``height``, ``text``.
 
     ``text`` is the caption, and the description for readers who do not see the image.
     """
