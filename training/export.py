@@ -24,28 +24,13 @@ from datamodules.files import file_sha256, new_folder, write_atomically
 from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
 from training.inference import load_trained
 from training.networks import SmpNetwork
+from training.reports.pages import render
 
 KEY = "tag2mask"  # of the JSON in ONNX's metadata
 SIDECAR = "tag2mask.json"  # the JSON as a file, in TorchScript's archive and in SMP's folder
 OPSET = 17  # of ONNX; onnxruntime supports it since 1.12
 TOLERANCE = 1e-4  # absolute and relative, between the network's scores and those of the exported network
 OTHER_HEIGHT = 64  # pixels by which the second tested shape is higher
-
-MODEL_CARD = """
-
-## Use
-Classes after the background: {classes}. Input: {input}, size {size}, mean
-{mean}, std {std}. The scores have the input's size. The same as JSON: `{sidecar}`.
-"""
-CONVOLUTIONS_CARD = """
-SMP dilates this encoder differently than in training. After loading, correct it:
-```python
-import json
-for name, settings in json.load(open("{sidecar}"))["convolutions"].items():
-    for key, value in settings.items():
-        setattr(model.get_submodule(name), key, tuple(value))
-```
-"""
 
 
 def export(
@@ -150,9 +135,8 @@ def _write_smp(network: Any, metadata: dict[str, Any], output: Path) -> None:
         restored = _restore_smp(loaded, convolutions)
         metadata["any_size"] = _verify(restored, network, metadata["size"], "segmentation_models_pytorch")
         write_atomically(folder / SIDECAR, (json.dumps(metadata, indent=2) + "\n").encode())
-        card = MODEL_CARD + (CONVOLUTIONS_CARD if convolutions else "")
         with (folder / "README.md").open("a", encoding="utf-8") as readme:
-            readme.write(card.format_map({**metadata, "classes": ", ".join(metadata["classes"]), "sidecar": SIDECAR}))
+            readme.write(render("smp_readme.md", sidecar=SIDECAR, **metadata))
         for path in folder.iterdir():
             path.chmod(0o644)  # SMP makes weights readable for their owner only
 

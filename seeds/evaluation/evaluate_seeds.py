@@ -24,11 +24,6 @@ from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_io
 from seeds.evaluation.threshold_sweep import ThresholdSweep
 from seeds.explainer import Explainer, split_names
 
-METHOD_METRICS = (  # on the terminal
-    "miou_fixed", "miou_oracle", "pointing", "pointing_difficult", "localization_error_top1",
-    "localization_error_given", "deletion", "insertion", "occlusion_rank_correlation", "energy_inside",
-)  # fmt: skip
-
 
 def evaluate_seeds(
     cache: Path,
@@ -189,7 +184,8 @@ def print_seed_metrics(metrics: Mapping[str, Any]) -> None:
         table = Table("metric", title=f"CAM methods on {compared['images']} images, per cent")
         for method in compared["methods"]:
             table.add_column(method, justify="right")
-        for key in METHOD_METRICS:
-            table.add_row(key, *(percent(found[key]) for found in compared["methods"].values()))
+        methods = list(compared["methods"].values())
+        for key in (key for key, value in methods[0].items() if value is None or isinstance(value, float)):
+            table.add_row(key, *(percent(found[key]) for found in methods))
         console.print(table)
         console.print("low is better for deletion and the localization error; oracle: chosen by looking at the masks")

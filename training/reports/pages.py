@@ -1,10 +1,10 @@
-"""Render HTML pages from the templates in ``templates``; a page is one file with its images, style and script."""
+"""Render the templates in ``templates``; an HTML page is one file with its images, style and script."""
 
 import base64
 from typing import Any, Literal
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from numpy.typing import NDArray
 
 from seeds.evaluation.confusion_matrix import percent
@@ -13,8 +13,8 @@ from training.image_overlays import class_colour, encode_image
 JPEG_QUALITY = 82
 
 ENVIRONMENT = Environment(  # autoescape: names of files and classes never become markup
-    loader=PackageLoader("training.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-    lstrip_blocks=True,
+    loader=PackageLoader("training.reports"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
 ENVIRONMENT.filters["percent"] = percent
 ENVIRONMENT.filters["css_colour"] = lambda index: "rgb({},{},{})".format(*class_colour(index))
@@ -35,5 +35,5 @@ def embed(image: NDArray[np.uint8], text: str) -> dict[str, Any]:
 
 
 def render(template: str, **context: Any) -> str:
-    """Return the page of a template, such as ``evaluation.html``, without any link to another file."""
+    """Return the text of a template, such as ``evaluation.html``; a page contains no link to another file."""
     return ENVIRONMENT.get_template(template).render(context)
