@@ -50,9 +50,9 @@ def box_from_map(cam: NDArray[np.floating], label: int = 0, threshold: float = T
     if not peak > 0:
         return None
     above = (cam > threshold * peak).astype(np.uint8)
-    _, _, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    left, top, width, height = stats[largest, :4].tolist()
+    _, _, parts, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+    largest = 1 + int(np.argmax(parts[1:, cv2.CC_STAT_AREA]))
+    left, top, width, height = parts[largest, :4].tolist()
     return Box(label, left, top, left + width, top + height)
 
 
