@@ -6,12 +6,13 @@ import torch
 import seeds.precision
 from datamodules.seed_cache import SeedCache
 from seeds.generate import generate_seeds
+from seeds.job_options import JobOptions
 from seeds.precision import computes_bfloat16, resolve_precision
 
 
 @pytest.fixture
 def processor(monkeypatch):
-    """Sets what torch knows of the processor, without any GPU."""
+    """Return a function that sets the capabilities that torch reports; no GPU is available."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
@@ -81,10 +82,10 @@ def test_the_choice_is_printed_and_can_be_overridden(monkeypatch, capsys, native
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_seeds_are_generated_in_it_and_say_so(checkpoint, tmp_path, monkeypatch, native, expected):
+def test_seeds_record_their_precision(checkpoint, tmp_path, monkeypatch, native, expected):
     monkeypatch.setattr(seeds.precision, "computes_bfloat16", lambda _accelerator: native)
     generate_seeds(checkpoint, tmp_path / "auto")
-    generate_seeds(checkpoint, tmp_path / "given", precision=expected)
+    generate_seeds(checkpoint, tmp_path / "given", job=JobOptions(precision=expected))
     for name in ("auto", "given"):
         assert SeedCache(tmp_path / name).settings["precision"] == expected
     one, other = ((tmp_path / name / "shard-00000.safetensors").read_bytes() for name in ("auto", "given"))

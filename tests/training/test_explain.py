@@ -48,11 +48,12 @@ def test_a_figure_a_photo(classifier, photos, tmp_path):
     assert shape[1] > 3 * 60
 
 
-def test_photos_may_stand_anywhere(classifier, photos, tmp_path):
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_images_before_between_and_after_options(classifier, photos, tmp_path, place):
     out = tmp_path / "out"
-    one, two, three = (str(photos / f"p{i}.jpg") for i in range(3))
-    words = [one, "--checkpoint", str(classifier), two, f"--output={out}", "--size", "64", "--", three]
-    assert main(["explain", "--methods", "gradcam", *words]) == 0
+    words = [["--methods", "gradcam"], ["--checkpoint", str(classifier)], [f"--output={out}", "--size", "64"]]
+    words.insert(place, [str(photos / f"p{i}.jpg") for i in range(3)])
+    assert main(["explain", *(word for group in words for word in group)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["p0.png", "p1.png", "p2.png"]
 
 
