@@ -72,6 +72,8 @@ class BaseDataModule(pl.LightningDataModule):
         InputError: A setting is invalid. `setup` raises it for invalid files.
     """
 
+    source = ""
+
     def __init__(
         self,
         root: str,
@@ -105,7 +107,7 @@ class BaseDataModule(pl.LightningDataModule):
             if settings[name] < least:
                 raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
         self.root = Path(root).expanduser()
-        self.source = str(self.root)
+        self.source = self.source or str(self.root)
         known = self.known_classes()
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
         self.classes: tuple[str, ...] = known if classes is None else check_classes(classes, known, where)
@@ -210,14 +212,11 @@ class BaseDataModule(pl.LightningDataModule):
             cues = SeedCache(hp["cues"])
             samples = covered_samples(cues, samples, self.classes)
             checkpoint = hp["cues_checkpoint"]
-            try:
-                digest = None if checkpoint is None else file_sha256(checkpoint)
-            except OSError as error:
-                raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}.") from error
-            if digest not in (None, cues.settings.get("checkpoint_sha256")):
+            if checkpoint and not Path(checkpoint).is_file():
+                raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: there is no such file.")
+            if checkpoint and file_sha256(checkpoint) != cues.settings.get("checkpoint_sha256"):
                 recorded = cues.inputs.get("checkpoint", "not recorded")
-                problem = f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint} as it is now"
-                raise InputError(f"{problem}: generate the seeds again, or leave cues_checkpoint out.")
+                raise InputError(f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint}.")
         samples = readable(samples, self.unreadable)
         if not with_masks:
             require_tags(samples, self.classes, self.source)
@@ -297,8 +296,7 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
             importlib.import_module(module)
     found = getattr(sys.modules.get(module), class_name, None)
     if not (isinstance(found, type) and issubclass(found, BaseDataModule)):
-        hint = "put its file into the package datamodules, or import it first"
-        raise InputError(f"the data module {class_path} is not known: {hint}.")
+        raise InputError(f"the data module {class_path} is not known: put its file into the package datamodules.")
     ancestors = [each for each in found.__mro__ if issubclass(each, BaseDataModule)]
     known = {name for each in ancestors for name in inspect.signature(each).parameters}
     if unknown := given.keys() - known:
@@ -316,14 +314,12 @@ def covered_samples(cache: SeedCache, samples: Sequence[Sample], classes: Sequen
         InputError: The cache has other classes, lacks an image without recording it as left out, or lacks all.
     """
     if tuple(cache.classes) != tuple(classes):
-        problem = f"the seed cache was made for the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
-        raise InputError(f"{problem}: choose the same classes in the same order, or generate the seeds again.")
+        raise InputError(f"the seed cache has the classes {', '.join(cache.classes)}, not {', '.join(classes)}.")
     covered = [sample for sample in samples if sample.id in cache]
     lacking = [sample.id for sample in samples if sample.id not in cache]
     missing = [name for name in lacking if name not in cache.left_out] or ([] if covered else lacking)
     if missing:
-        problem = f"the seed cache lacks {len(missing)} of the {len(samples)} images, first {missing[0]}"
-        raise InputError(f"{problem}: generate seeds of this split.")
+        raise InputError(f"the seed cache lacks {len(missing)} of the {len(samples)} images, first {missing[0]}.")
     if lacking:
         problem = f"{len(lacking)} of {len(samples)} images are left out because the seed cache has no cues of them"
         print_message(f"{problem}; first {lacking[0]}: {cache.left_out[lacking[0]]}")

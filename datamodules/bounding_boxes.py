@@ -7,6 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.voc_labels import read_annotation
 
@@ -47,7 +48,7 @@ def xml_boxes(path: Path, classes: Sequence[str]) -> list[Box]:
         if name not in classes:
             continue
         try:
-            corners = (element.findtext(f"bndbox/{name}") or "" for name in ("xmin", "ymin", "xmax", "ymax"))
+            corners = (element.findtext(f"bndbox/{side}") or "" for side in ("xmin", "ymin", "xmax", "ymax"))
             left, top, right, bottom = map(float, corners)
         except ValueError as error:
             raise InputError(f"annotation {path} has no box of four numbers for a {name}.") from error
@@ -66,9 +67,7 @@ def mask_boxes(mask: np.ndarray) -> list[Box]:
         mask: uint8 (H, W): 0 background, 1..C, 255 ignore.
     """
     boxes = []
-    for value in np.unique(mask):
-        if value in (0, 255):
-            continue
+    for value in np.setdiff1d(mask, (0, IGNORE)):
         _, _, stats, _ = cv2.connectedComponentsWithStats((mask == value).astype(np.uint8), connectivity=8)
         for left, top, width, height in stats[1:, :4].tolist():
             boxes.append(Box(int(value) - 1, left, top, left + width, top + height))

@@ -49,18 +49,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self,
-        samples: Sequence[Sample],
-        classes: Sequence[str],
-        size: int,
-        *,
-        mask_lut: NDArray[np.uint8] | None = None,
-        training: bool = False,
-        augment: Augment | None = None,
-        cues: SeedCache | None = None,
-        cue_stride: int = 8,
-        originals: bool = False,
-    ) -> None:
+        self, samples: Sequence[Sample], classes: Sequence[str], size: int, *, training: bool = False,
+        mask_lut: NDArray[np.uint8] | None = None, augment: Augment | None = None, cues: SeedCache | None = None,
+        cue_stride: int = 8, originals: bool = False,
+    ) -> None:  # fmt: skip
         self.samples = samples
         self.labels = multi_hot(samples, classes)
         self.mask_lut = mask_lut if any(sample.mask for sample in samples) else None
@@ -99,10 +91,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             unknown = np.full(image.shape[:2], IGNORE, np.uint8)
             mask = unknown if sample.mask is None else read_class_mask(sample.mask, self.mask_lut)
             if mask.shape != image.shape[:2]:
-                raise InputError(
-                    f"mask {sample.mask} is {mask.shape[1]}x{mask.shape[0]}, "
-                    f"and its image {sample.image} is {image.shape[1]}x{image.shape[0]}."
-                )
+                size, mask_size = ("x".join(map(str, each.shape[1::-1])) for each in (image, mask))
+                raise InputError(f"mask {sample.mask} is {mask_size}, and its image {sample.image} is {size}.")
         cues = None if self.cues is None else self.cues.cues(sample.id)
         moved = self.transform(image, seed=seed, mask=mask if self.training else None, cues=cues)
         item = {"image": moved["image"], "labels": self.labels[index], "id": sample.id, "size": image.shape[:2]}
@@ -116,14 +106,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 def image_loader(
-    dataset: ImageDataset,
-    *,
-    batch_size: int,
-    num_workers: int,
-    sampler: Sampler[Any] | None = None,
-    batch_sampler: Sampler[list[Any]] | None = None,
-    persistent: bool = False,
-) -> DataLoader[dict[str, Any]]:
+    dataset: ImageDataset, *, batch_size: int, num_workers: int, sampler: Sampler[Any] | None = None,
+    batch_sampler: Sampler[list[Any]] | None = None, persistent: bool = False,
+) -> DataLoader[dict[str, Any]]:  # fmt: skip
     """Return a loader of batches as `collate` makes them.
 
     Args:
@@ -139,14 +124,9 @@ def image_loader(
     if batch_sampler is None:
         order = {"batch_size": batch_size, "sampler": sampler or EvalSampler(len(dataset))}
     return DataLoader(
-        dataset,
-        **order,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=one_thread,
-        persistent_workers=persistent and workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+        dataset, **order, num_workers=workers, persistent_workers=persistent and workers > 0,
+        collate_fn=collate, worker_init_fn=one_thread, pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

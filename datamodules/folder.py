@@ -16,9 +16,6 @@ from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_mask, mask_folder
 from datamodules.sample import Sample
 
-TABLES = ("tags.csv", "metadata.csv", "metadata.jsonl")
-"""Where ``tags: auto`` looks."""
-
 TAG_COLUMNS = ("tags", "labels", "label")
 """Columns of a table that may contain the tags; the first that exists does."""
 
@@ -49,7 +46,8 @@ class FolderDataModule(BaseDataModule):
         if not folder.is_dir():
             raise InputError(f"folder {folder} does not exist: give the folder that contains the images.")
         if tags == "auto":
-            tags = next((name for name in TABLES if (folder / name).is_file()), "folders")
+            tables = ("tags.csv", "metadata.csv", "metadata.jsonl")
+            tags = next((name for name in tables if (folder / name).is_file()), "folders")
         self.table = None if tags == "folders" else folder / tags
         self.masks = mask_folder(folder, masks, ("masks",))
         self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
@@ -57,8 +55,8 @@ class FolderDataModule(BaseDataModule):
             raise InputError(f"{self.table or folder} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
         if val_fraction == 0:
             common["val_split"] = None
+        self.source = str(self.table or folder)
         super().__init__(root, **common)  # passed on as it is: jsonargparse finds the common options this way
-        self.source = str(self.table or self.root)
         self.save_hyperparameters({"tags": tags, "masks": masks, "val_fraction": val_fraction})
 
     def known_classes(self) -> tuple[str, ...]:
@@ -70,10 +68,10 @@ class FolderDataModule(BaseDataModule):
         tags = sorted(set().union(*(sample.tags or () for sample in self.images)))
         path = self.root / "classes.txt"
         if not tags and not path.is_file():
-            raise InputError(f"{self.table or self.root} gives no image any tag.")
+            raise InputError(f"{self.source} gives no image any tag.")
         known = read_classes(path) if path.is_file() else tuple(tags)
         if tags:
-            check_classes(tags, known, f"in {path if path.is_file() else self.table or self.root}")
+            check_classes(tags, known, f"in {path if path.is_file() else self.source}")
         return known
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
@@ -86,9 +84,6 @@ class FolderDataModule(BaseDataModule):
             if split in ("all", "val" if number < self.hparams["val_fraction"] else "train"):
                 mask = find_mask(self.masks, image.id) if masks else None
                 chosen.append(Sample(image.id, image.image, image.tags if tags else None, mask))
-        if not chosen:
-            total = f"{len(self.images)} images of {self.root}"
-            raise InputError(f"none of the {total} belongs to {split!r}: change val_fraction.")
         return chosen
 
 
@@ -127,9 +122,8 @@ def read_table(path: Path) -> list[Sample]:
         if not isinstance(row, dict):
             raise InputError(f"{where} is not a JSON object.")
         # csv.DictReader stores columns beyond the header under None: "a.jpg,cat,dog" would lose its dog
-        if beyond := [text for text in row.get(None, ()) if text.strip()]:
-            problem = f"{beyond[0].strip()!r} is beyond the columns of the header"
-            raise InputError(f"{where}: {problem}; separate the tags of an image by ';', or put them in quotes.")
+        if beyond := next(filter(str.strip, row.get(None, ())), None):
+            raise InputError(f"{where}: {beyond.strip()!r} is beyond the columns of the header; separate tags by ';'.")
         name, tags = row.get(file_column), row.get(tag_column)
         if not isinstance(name, str):
             raise InputError(f"{where} has no {file_column}.")
@@ -174,10 +168,8 @@ def read_folders(root: Path, masks: Path | None = None) -> list[Sample]:
             if first is image:
                 same_name.append(image)
             tags.setdefault(first, set()).add(folder.name)
-    return [
-        Sample(image.relative_to(root).with_suffix("").as_posix(), str(image), frozenset(names))
-        for image, names in tags.items()
-    ]
+    ids = {image: image.relative_to(root).with_suffix("").as_posix() for image in tags}
+    return [Sample(ids[image], str(image), frozenset(names)) for image, names in tags.items()]
 
 
 def _images(folder: Path) -> list[Path]:

@@ -54,8 +54,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     with open_file(path) as file, open_image(file, path) as image:
         mode, indices = image.mode, np.array(image)
     if mode not in ("P", "L"):
-        hint = "save it as a palette or 8-bit gray PNG"
-        raise InputError(f"mask {path} contains {mode} values, not class indices: {hint}.")
+        raise InputError(f"mask {path} contains {mode} values, not class indices: save a palette or 8-bit gray PNG.")
     return indices
 
 

@@ -67,8 +67,8 @@ def file_samples(paths: Sequence[str | Path]) -> list[Sample]:
 def require_tags(samples: Sequence[Sample], classes: Sequence[str], source: str) -> None:
     """Raise an InputError unless a sample has a tag of ``classes``; ``source`` names the origin of the tags."""
     if all(sample.tags is None or sample.tags.isdisjoint(classes) for sample in samples):
-        problem = f"{source} gives no image any of the classes {', '.join(classes)}"
-        raise InputError(f"the labels of all {len(samples)} images are zero: {problem}.")
+        zero = f"the labels of all {len(samples)} images are zero"
+        raise InputError(f"{zero}: {source} gives no image any of the classes {', '.join(classes)}.")
 
 
 def require_masks(samples: Sequence[Sample], purpose: str) -> list[str]:

@@ -30,8 +30,7 @@ def run_seed() -> int:
 
 def evenly(count: int, wanted: int) -> list[int]:
     """Return at most ``wanted`` of the numbers 0..count-1 in order, evenly spread, with the first and the last."""
-    if wanted >= count:
-        return list(range(count))
+    wanted = min(wanted, count)
     return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
 
 
@@ -74,10 +73,8 @@ class TrainSampler(DistributedSampler[Draw]):
         replicas, rank = _processes(length)
         step = batch_size * accumulate
         if accumulate > 1 and length < step * replicas:
-            raise InputError(
-                f"{length} images do not fill one step of {accumulate} batches (accumulate_grad_batches) of "
-                f"{batch_size} images in each of {replicas} processes."
-            )
+            step_size = f"{accumulate} batches (accumulate_grad_batches) of {batch_size} images in {replicas} processes"
+            raise InputError(f"{length} images do not fill one step of {step_size}.")
         super().__init__(range(length), num_replicas=replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.length = length
         # fewer images than a batch: one smaller batch

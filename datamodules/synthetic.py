@@ -1,15 +1,13 @@
 """The embedded data set: `SyntheticDataModule`, and `write_synthetic_voc`, which writes it as a VOC folder."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from datamodules import synthetic_scenes, synthetic_textures
+from datamodules import synthetic_scenes
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, new_folder
 from datamodules.masks import write_mask
@@ -56,8 +54,7 @@ class SyntheticDataModule(VOCDataModule):
         if not record.is_file():
             write_synthetic_voc(self.root, **numbers)
         elif json.loads(record.read_text(encoding="utf-8")) != _record(numbers):
-            problem = "contains an embedded data set of other numbers, or of another version of the code"
-            raise InputError(f"{self.root} {problem}: remove it, or choose another root.")
+            raise InputError(f"{self.root} contains an embedded data set of other numbers or other code: remove it.")
 
 
 def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> None:
@@ -79,9 +76,7 @@ def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size:
         InputError: The folder is not empty or cannot be written, or a number is out of range.
     """
     if train < 1 or val < 1 or size < 32 or seed < 0:
-        raise InputError(
-            f"train {train} and val {val} must be at least 1, size {size} at least 32, seed {seed} at least 0."
-        )
+        raise InputError("train and val must be at least 1, size must be at least 32, and seed at least 0.")
     with new_folder(Path(output)) as folder:
         for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "ImageSets/Main"):
             (folder / name).mkdir(parents=True)
@@ -90,13 +85,13 @@ def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size:
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
         for number, (split, count) in enumerate((("train", train), ("val", val))):
             ids = [f"{split}_{i:05d}" for i in range(count)]
-            pool = ThreadPoolExecutor()
-            try:
-                seeds = [(seed, number, i) for i in range(count)]
-                drawn = pool.map(partial(_write_image, folder, size=size), ids, seeds)
-                indices = list(track(drawn, f"drawing {split}", count))
-            finally:
-                pool.shutdown(cancel_futures=True)  # after Ctrl-C, too
+            indices = []  # of each mask
+            for i, name in enumerate(track(ids, f"drawing {split}")):
+                image, mask = draw_scene((seed, number, i), size)
+                jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
+                (folder / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg.tobytes())
+                write_mask(folder / "SegmentationClass" / f"{name}.png", mask)
+                indices.append(set(np.unique(mask).tolist()))
             lists = folder / "ImageSets"
             (lists / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
             for index, label in enumerate(CLASSES, start=1):
@@ -106,14 +101,4 @@ def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size:
 
 def _record(numbers: dict[str, int]) -> dict[str, Any]:
     """Return what determines the images: the numbers of the data set and the code that draws it."""
-    modules = (__file__, synthetic_scenes.__file__, synthetic_textures.__file__)
-    return numbers | {"source": [file_sha256(module) for module in modules]}
-
-
-def _write_image(folder: Path, name: str, seed: tuple[int, ...], size: int) -> set[int]:
-    """Write one image and its mask; return the mask's indices."""
-    scene = draw_scene(seed, size)
-    jpeg = cv2.imencode(".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
-    (folder / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg.tobytes())
-    write_mask(folder / "SegmentationClass" / f"{name}.png", scene.mask)
-    return set(np.unique(scene.mask).tolist())
+    return numbers | {"source": [file_sha256(module) for module in (__file__, synthetic_scenes.__file__)]}

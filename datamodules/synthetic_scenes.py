@@ -12,37 +12,28 @@ object covers at least half of it. Lengths are fractions of the longer side of t
 """
 
 import colorsys
-from collections.abc import Callable
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
-from datamodules import synthetic_textures as textures
-
-Texture = Callable[[Generator, np.ndarray, np.ndarray, float], np.ndarray]
+Floats = NDArray[np.float32]
 
 CLASSES = ("bee", "fish", "kite", "ladybird", "starfish")
 """Index i of a mask is ``CLASSES[i - 1]``."""
 
 _HUES = (0.14, 0.57, 0.36, 0.01, 0.83)  # typical hue of each class: yellow, blue, green, red, violet
-_TEXTURES = (textures.stripes, textures.scales, textures.checks, textures.dots, textures.speckles)
-_CLUTTER = (textures.plain, textures.marble, textures.lattice, textures.squiggles)
+_TEXTURES = ("stripes", "scales", "checks", "dots", "speckles")  # of each class
+_CLUTTER = ("plain", "marble", "net", "squiggles")  # textures of the background
 _ZOOM = 2
 _MUTED = 0.7  # fraction of the clutter's colours that belong to no class
 _OVERLAP = 0.15  # fraction of an object that later ones may hide
 _ATTEMPTS = 40
+_ANGLES = np.linspace(0, 2 * np.pi, 96, endpoint=False)
 
 
-class Scene(NamedTuple):
-    """One image: ``image`` uint8 (H, W, 3) RGB, ``mask`` uint8 (H, W), 0 = background, i = ``CLASSES[i - 1]``."""
-
-    image: np.ndarray
-    mask: np.ndarray
-
-
-def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
+def draw_scene(seed: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw the image of a seed.
 
     Args:
@@ -50,27 +41,38 @@ def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
         size: Longer side in pixels; the shorter side is as long or three quarters of it.
 
     Returns:
-        The image, with one to three objects of different classes, each 25 to 65 % of ``size`` across. They may
-        overlap a little; the mask shows the one in front.
+        The image uint8 (H, W, 3), RGB, with one to three objects of different classes, each 25 to 65 % of ``size``
+        across; and the mask uint8 (H, W), 0 = background, i = ``CLASSES[i - 1]``. Objects may overlap a little; the
+        mask shows the one in front.
     """
     behind, front = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
     short = round(size * 3 / 4)
     height, width = ((size, size), (size, short), (short, size))[behind.integers(3)]
     canvas = _background(behind, height * _ZOOM, width * _ZOOM)
     mask = np.zeros((height, width), np.uint8)
-    count = front.choice((1, 2, 3), p=(0.4, 0.4, 0.2))
-    for kind in front.choice(len(CLASSES), size=count, replace=False):
+    for kind in front.choice(len(CLASSES), size=front.choice((1, 2, 3), p=(0.4, 0.4, 0.2)), replace=False):
         _place(front, canvas, mask, int(kind))
     image = cv2.resize(_light(front, canvas), (width, height), interpolation=cv2.INTER_AREA)
     image = image + front.normal(0, 0.015, image.shape)
-    return Scene((image.clip(0, 1) * 255).round().astype(np.uint8), mask)
+    return (image.clip(0, 1) * 255).round().astype(np.uint8), mask
 
 
 def _background(rng: Generator, height: int, width: int) -> np.ndarray:
-    canvas = textures.blend(textures.noise(rng, height, width, octaves=4), _tone(rng), _tone(rng))
-    side = max(height, width)
+    """Return clouds of two colours under rectangles, triangles and blobs."""
+    canvas = _blend(_noise(rng, (height, width), octaves=4), _tone(rng), _tone(rng))
     for _ in range(rng.integers(3, 8)):
-        outline = _turned(_clutter_outline(rng), rng.uniform(0, 2 * np.pi)) * side * rng.uniform(0.08, 0.3)
+        match rng.integers(3):
+            case 0:
+                x, y = 1.4, rng.uniform(0.15, 0.5)
+                outline = np.array(((-x, -y), (x, -y), (x, y), (-x, y)))
+            case 1:
+                angle = np.arange(3) * 2 * np.pi / 3 + rng.uniform(-0.4, 0.4, 3)
+                outline = np.stack((np.cos(angle), np.sin(angle)), axis=1)
+            case _:
+                one, two = rng.uniform(-0.25, 0.25, (2, 2))
+                twice, thrice = (np.array((np.cos(k * _ANGLES), np.sin(k * _ANGLES))) for k in (2, 3))
+                outline = _polar(1 + one @ twice + two @ thrice, 1)
+        outline = _turned(outline, rng.uniform(0, 2 * np.pi)) * max(height, width) * rng.uniform(0.08, 0.3)
         outline += rng.uniform((0, 0), (width, height))
         texture = _CLUTTER[rng.integers(len(_CLUTTER))]
         _paint(rng, canvas, _cover(outline, height, width), texture, (_tone(rng), _tone(rng)))
@@ -100,9 +102,7 @@ def _place(rng: Generator, canvas: np.ndarray, mask: np.ndarray, kind: int) -> N
             return
 
 
-def _paint(
-    rng: Generator, canvas: np.ndarray, cover: np.ndarray, texture: Texture, colours: tuple[np.ndarray, np.ndarray]
-) -> None:
+def _paint(rng: Generator, canvas: Floats, cover: Floats, texture: str, colours: tuple[Floats, Floats]) -> None:
     """Fill the area of ``cover`` with a texture on a rotated, shifted and slightly curved grid."""
     x, y, w, h = cv2.boundingRect((cover > 0).astype(np.uint8))  # nothing else is drawn, for speed
     if not (w and h):
@@ -114,7 +114,7 @@ def _paint(
     wave = np.float32(2 * np.pi / (max(h, w) * rng.uniform(0.5, 1)))
     depth = np.float32(0.35) / wave  # a slope of 0.35 at most
     u, v = u + depth * np.sin(v * wave) + shift[0], v + depth * np.sin(u * wave) + shift[1]
-    fill = textures.blend(texture(rng, u, v, max(cover.shape) / 128), *colours)
+    fill = _blend(_texture(rng, texture, u, v, max(cover.shape) / 128), *colours)
     window = slice(y, y + h), slice(x, x + w)
     canvas[window] += cover[window][..., None] * (fill - canvas[window])
 
@@ -133,8 +133,7 @@ def _light(rng: Generator, canvas: np.ndarray) -> np.ndarray:
     direction, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)
     fall = 1 + strength * (x * np.cos(direction) + y * np.sin(direction))
     tint = rng.uniform(0.9, 1.05, 3).astype(np.float32)
-    lit: np.ndarray = (canvas * fall[..., None] * tint * rng.uniform(0.8, 1.1)).astype(np.float32)
-    return lit
+    return np.asarray(canvas * fall[..., None] * tint * rng.uniform(0.8, 1.1), np.float32)
 
 
 def _tone(rng: Generator, hue: float | None = None) -> np.ndarray:
@@ -149,16 +148,14 @@ def _tone(rng: Generator, hue: float | None = None) -> np.ndarray:
 
 
 def _turned(outline: np.ndarray, angle: float) -> np.ndarray:
+    """Return an outline (K, 2) turned by an angle in radians."""
     c, s = np.cos(angle), np.sin(angle)
-    turned: np.ndarray = outline @ np.array(((c, s), (-s, c)))
-    return turned
+    return np.asarray(outline @ np.array(((c, s), (-s, c))))
 
 
-def _polar(radius: Callable[[np.ndarray], np.ndarray], flat: float) -> np.ndarray:
-    """Return an outline (96, 2) with a radius for each angle, its second axis scaled by ``flat``."""
-    angle = np.linspace(0, 2 * np.pi, 96, endpoint=False)
-    outline: np.ndarray = np.stack((np.cos(angle), np.sin(angle) * flat), axis=1) * radius(angle)[:, None]
-    return outline
+def _polar(radius: np.ndarray, flat: float) -> np.ndarray:
+    """Return an outline (96, 2) with a radius for each of `_ANGLES`, its second axis scaled by ``flat``."""
+    return np.asarray(np.stack((np.cos(_ANGLES), np.sin(_ANGLES) * flat), axis=1) * radius[:, None])
 
 
 def _object_outline(rng: Generator, kind: int) -> np.ndarray:
@@ -166,7 +163,7 @@ def _object_outline(rng: Generator, kind: int) -> np.ndarray:
     match CLASSES[kind]:
         case "bee":
             sting = rng.uniform(0.15, 0.35)
-            return _polar(lambda a: 1 + sting * np.exp(-((np.cos(a) - 1) ** 2) * 300), rng.uniform(0.55, 0.7))
+            return _polar(1 + sting * np.exp(-((np.cos(_ANGLES) - 1) ** 2) * 300), rng.uniform(0.55, 0.7))
         case "fish":
             half, tail = rng.uniform(0.42, 0.55), rng.uniform(0.35, 0.5)
             angle = np.linspace(np.pi - 0.35, -np.pi + 0.35, 64)
@@ -176,23 +173,77 @@ def _object_outline(rng: Generator, kind: int) -> np.ndarray:
             return np.array(((0, -1), (rng.uniform(0.6, 0.8), -0.25), (0, 1), (-rng.uniform(0.6, 0.8), -0.25)))
         case "ladybird":
             head = rng.uniform(0.15, 0.25)
-            return _polar(lambda a: 1 + head * np.exp(-(((a - np.pi) / 0.35) ** 4)), rng.uniform(0.8, 0.95))
+            return _polar(1 + head * np.exp(-(((_ANGLES - np.pi) / 0.35) ** 4)), rng.uniform(0.8, 0.95))
         case _:  # a starfish
             depth, phase = rng.uniform(0.28, 0.38), rng.uniform(-0.2, 0.2)
-            return _polar(lambda a: 1 - depth + depth * np.cos(5 * (a + phase * np.sin(a))), rng.uniform(0.85, 1))
+            return _polar(1 - depth + depth * np.cos(5 * (_ANGLES + phase * np.sin(_ANGLES))), rng.uniform(0.85, 1))
 
 
-def _clutter_outline(rng: Generator) -> np.ndarray:
-    """Return a rectangle, a triangle or a blob, (K, 2), about 1 from its centre."""
-    match rng.integers(3):
-        case 0:
-            x, y = 1.4, rng.uniform(0.15, 0.5)
-            return np.array(((-x, -y), (x, -y), (x, y), (-x, y)))
-        case 1:
-            angle = np.arange(3) * 2 * np.pi / 3 + rng.uniform(-0.4, 0.4, 3)
-            return np.stack((np.cos(angle), np.sin(angle)), axis=1)
-        case _:
-            waves = rng.uniform(-0.25, 0.25, (2, 2))
-            return _polar(
-                lambda a: 1 + waves[0] @ (np.cos(2 * a), np.sin(2 * a)) + waves[1] @ (np.cos(3 * a), np.sin(3 * a)), 1
-            )
+def _texture(rng: Generator, name: str, u: Floats, v: Floats, scale: float) -> Floats:
+    """Return a texture, float32 (H, W) in [0, 1], which blends two colours.
+
+    Args:
+        rng: Random generator of the image.
+        name: One of `_TEXTURES` or `_CLUTTER`.
+        u: float32 (H, W), first coordinate of the grid in pixels.
+        v: float32 (H, W), second coordinate.
+        scale: Pixels per 128th of the image's longer side.
+    """
+    match name:
+        case "stripes":  # straight bands of equal width
+            value = np.sin(u * 2 * np.pi / (rng.uniform(8, 12) * scale))
+        case "checks":  # a chess board
+            period = rng.uniform(11, 14) * scale
+            value = np.sin(u * 2 * np.pi / period) * np.sin(v * 2 * np.pi / period) * 2
+        case "dots":  # round dots in staggered rows
+            period = rng.uniform(9, 12) * scale
+            row = np.floor(v / (period * 0.87))
+            du = (u / period + row % 2 / 2) % 1 - 0.5
+            dv = (v / (period * 0.87)) % 1 - 0.5
+            value = (np.hypot(du, dv * 0.87) - rng.uniform(0.27, 0.33)) * 8
+        case "scales":  # overlapping scales: each with a broad rim, row above row
+            period = rng.uniform(10, 13) * scale
+            rows = v / (period / 2)
+            fill = np.zeros_like(u)
+            for row in (np.floor(rows) - 1, np.floor(rows)):  # the row behind, then the row in front of it
+                across = ((u / period + row % 2 / 2) % 1 - 0.5) * 2  # -1 … 1 over a scale
+                distance = np.hypot(across, (rows - row) / 2)
+                fill = np.where(distance < 1, _step((0.72 - distance) * 6), fill)
+            return fill.astype(np.float32)
+        case "speckles":  # grains of random tone, like coarse sand
+            grain = rng.uniform(3, 4) * scale
+            tones = rng.random((64, 64)).astype(np.float32)
+            tones = (tones > 0.5).astype(np.float32) * 0.8 + tones * 0.2
+            rows, columns = (np.floor(each / grain).astype(np.intp) % 64 for each in (v, u))  # the table repeats
+            return np.asarray(tones[rows, columns])
+        case "plain":  # a soft ramp
+            return np.asarray(0.5 + 0.35 * np.sin(u / (60 * scale) + rng.uniform(0, 6)), np.float32)
+        case "marble":  # clouds
+            return _noise(rng, u.shape, octaves=3)
+        case "net":  # a wide net of thin lines
+            period = rng.uniform(12, 18) * scale
+            value = (np.minimum(np.abs((u / period) % 1 - 0.5), np.abs((v / period) % 1 - 0.5)) - 0.07) * 30
+        case _:  # squiggles: level lines of clouds, as on a map
+            clouds = _noise(rng, u.shape, octaves=2) * rng.uniform(2.5, 4)
+            value = np.abs(clouds % 1 - 0.5) * 20 - 2 * min(scale, 1.0)
+    return _step(value)
+
+
+def _noise(rng: Generator, shape: tuple[int, ...], octaves: int) -> Floats:
+    """Return smooth random values float32 of a shape (H, W), scaled to [0, 1], finer and weaker in each octave."""
+    total = np.zeros(shape, np.float32)
+    for octave in range(octaves):
+        side = 3 * 2**octave
+        coarse = rng.random((side, side)).astype(np.float32)
+        total += (cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC) / 1.7**octave).astype(np.float32)
+    return np.asarray((total - total.min()) / np.ptp(total), np.float32)
+
+
+def _blend(texture: Floats, one: Floats, other: Floats) -> Floats:
+    """Return colours float32 (H, W, 3): ``one`` where the texture is 1, ``other`` where it is 0."""
+    return (texture[..., None] * one + (1 - texture[..., None]) * other).astype(np.float32, copy=False)
+
+
+def _step(value: Floats) -> Floats:
+    """Return 0 below zero and 1 above, with a soft edge."""
+    return np.asarray(np.clip(value * 2.5 + 0.5, 0, 1), np.float32)

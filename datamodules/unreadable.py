@@ -95,7 +95,6 @@ def _header_problem(sample: Sample) -> str:
     except UnreadableError as error:
         return str(error)
     if (mask_height, mask_width) != (height, width):
-        raise InputError(
-            f"mask {sample.mask} is {mask_width}x{mask_height}, and its image {sample.image} is {width}x{height}."
-        )
+        size, mask_size = f"{width}x{height}", f"{mask_width}x{mask_height}"
+        raise InputError(f"mask {sample.mask} is {mask_size}, and its image {sample.image} is {size}.")
     return ""

@@ -12,9 +12,6 @@ from datamodules.sample import Sample, read_ids, require_masks
 from datamodules.voc_download import download_voc
 from datamodules.voc_labels import list_tags, mask_tags, npy_tags, xml_tags
 
-MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
-"""Where ``masks="auto"`` looks, in this order."""
-
 
 class VOCDataModule(BaseDataModule):
     """A folder of PASCAL VOC's layout: JPEGImages, ImageSets, SegmentationClass, Annotations.
@@ -37,7 +34,6 @@ class VOCDataModule(BaseDataModule):
         **common: Any,
     ) -> None:  # fmt: skip
         super().__init__(root, **common)
-        labels = None if labels is None else str(labels)
         self.source = f"{self.root} (labels: {labels})"
         self.save_hyperparameters({"labels": labels, "masks": masks, "download": download})
 
@@ -62,7 +58,8 @@ class VOCDataModule(BaseDataModule):
             raise InputError(f"there is no list {path}; the existing splits are: {existing}.")
         ids = read_ids(path)
         labels = hp["labels"] if tags else None
-        folder = mask_folder(root, hp["masks"], MASK_FOLDERS) if masks or labels == "masks" else None
+        usual = ("SegmentationClassAug", "SegmentationClass")
+        folder = mask_folder(root, hp["masks"], usual) if masks or labels == "masks" else None
         samples = [Sample(name, str(root / "JPEGImages" / f"{name}.jpg"), mask=find_mask(folder, name)) for name in ids]
         found: list[frozenset[str]] | list[None] = [None] * len(ids)
         if labels == "xml":
@@ -75,6 +72,5 @@ class VOCDataModule(BaseDataModule):
             found = npy_tags(Path(labels), ids, self.known_classes())
         elif labels is not None:
             raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file.")
-        if not masks:
-            samples = [replace(sample, mask=None) for sample in samples]
-        return [replace(sample, tags=own) for sample, own in zip(samples, found, strict=True)]
+        shown = [sample.mask if masks else None for sample in samples]
+        return [replace(sample, tags=own, mask=mask) for sample, own, mask in zip(samples, found, shown, strict=True)]

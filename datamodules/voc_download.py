@@ -1,7 +1,6 @@
 """Download of PASCAL VOC 2012 and of the Semantic Boundaries Dataset (SBD), for the split trainaug."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from scipy.io import loadmat
@@ -9,7 +8,7 @@ from scipy.io.matlab import MatReadError
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import new_folder, write_atomically
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.sample import read_ids
@@ -19,54 +18,36 @@ def download_voc(root: Path) -> None:
     """Download VOC 2012 (2 GB) and SBD (1.4 GB) with torchvision; add SegmentationClassAug and ``trainaug.txt``.
 
     Nothing is downloaded or written if ``trainaug.txt`` is there. SBD is stored beside ``VOCdevkit`` in ``sbd``.
-    ``Annotations`` has the tags of all images (``labels: xml``).
+    ``Annotations`` has the tags of all images (``labels: xml``). In SegmentationClassAug an image with a mask in VOC
+    keeps it, the others get the mask of SBD; ``trainaug`` has 10,582 images. An older SegmentationClassAug is replaced.
 
     Args:
         root: Folder of VOC; ends in ``VOCdevkit/VOC2012``, as in VOC's archive.
 
     Raises:
-        InputError: ``root`` ends differently, or a download fails.
+        InputError: ``root`` ends differently, a download fails, or a list or mask is missing.
     """
     if root.parts[-2:] != ("VOCdevkit", "VOC2012"):
         raise InputError(f"VOC is downloaded into a folder ending in VOCdevkit/VOC2012: root cannot be {root}.")
     lists = root / "ImageSets" / "Segmentation"
     if (lists / "trainaug.txt").is_file():
         return
-    base = root.parent.parent
-    sbd = base / "sbd"
+    base, sbd = root.parents[1], root.parents[1] / "sbd"
     try:
+        sbd.mkdir(parents=True, exist_ok=True)
         if not (lists / "val.txt").is_file():
-            base.mkdir(parents=True, exist_ok=True)
             VOCSegmentation(str(base), year="2012", image_set="train", download=True)
         if not (sbd / "val.txt").is_file():
-            sbd.mkdir(parents=True, exist_ok=True)
             SBDataset(str(sbd), image_set="train", mode="segmentation", download=True)
     except (OSError, RuntimeError) as error:
-        hint = f"check the connection and the disk, or put VOC into {root} by hand"
-        raise InputError(f"VOC 2012 and SBD cannot be downloaded into {base} ({error}): {hint}.") from error
-    add_sbd(root, sbd)
-
-
-def add_sbd(root: Path, sbd: Path) -> None:
-    """Write SegmentationClassAug and ``trainaug.txt`` into a VOC folder.
-
-    An image with a mask in VOC keeps it; the others get the mask of SBD. ``trainaug`` has 10,582 images.
-
-    Args:
-        root: Folder of VOC 2012.
-        sbd: Folder of SBD, with ``cls``, ``train.txt`` and ``val.txt``.
-
-    Raises:
-        InputError: A list or mask is missing.
-    """
-    lists = root / "ImageSets" / "Segmentation"
+        problem = f"VOC 2012 and SBD cannot be downloaded into {base} ({error})"
+        raise InputError(f"{problem}: check the connection and the disk.") from error
     train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
     sbd_ids = {name for split in ("train", "val") for name in read_ids(sbd / f"{split}.txt")}
     trainaug = sorted((train | sbd_ids) - val)
     target = root / "SegmentationClassAug"
-    with tempfile.TemporaryDirectory(prefix=".aug", dir=root) as temporary:
-        folder = Path(temporary) / target.name
-        folder.mkdir()
+    shutil.rmtree(target, ignore_errors=True)  # of an earlier attempt that did not write the list
+    with new_folder(target) as folder:
         for name in track(sorted(val | set(trainaug)), "writing SegmentationClassAug", unit="masks"):
             if name in train or name in val:
                 shutil.copyfile(root / "SegmentationClass" / f"{name}.png", folder / f"{name}.png")
@@ -77,8 +58,5 @@ def add_sbd(root: Path, sbd: Path) -> None:
             except (OSError, ValueError, KeyError, TypeError, IndexError, MatReadError) as error:
                 raise InputError(f"the SBD mask {path} cannot be read ({error}).") from error
             write_mask(folder / f"{name}.png", mask)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.replace(target)
     # the list comes last: it marks the folder as complete
     write_atomically(lists / "trainaug.txt", "".join(f"{name}\n" for name in trainaug).encode())

@@ -60,18 +60,17 @@ def list_tags(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]
     for name in classes:
         path = next((p for s in (split, "trainval") if (p := folder / f"{name}_{s}.txt").is_file()), None)
         if path is None:
-            problem = f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing"
-            raise InputError(f"{problem}; the labels can also come from xml, masks or a .npy file.")
+            raise InputError(f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing.")
         states: dict[str, str] = {}
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            words = line.split()
-            if words and (len(words) != 2 or words[1] not in ("1", "0", "-1")):
-                raise InputError(f"{path}, line {number}: expected an id and 1, 0 or -1, found {line!r}.")
-            if words:
-                states[words[0]] = words[1]
+            match line.split():
+                case [image, "1" | "0" | "-1" as state]:
+                    states[image] = state
+                case [_, *_]:
+                    raise InputError(f"{path}, line {number}: expected an id and 1, 0 or -1, found {line!r}.")
         if lacking := [image for image in ids if image not in states]:
-            problem = f"{path} lacks {len(lacking)} of the {len(ids)} images of {split}, first {lacking[0]}"
-            raise InputError(f"{problem}; labels: xml covers images that VOC's lists leave out.")
+            lacks = f"lacks {len(lacking)} of the {len(ids)} images of {split}, first {lacking[0]}"
+            raise InputError(f"{path} {lacks}; labels: xml covers images that VOC's lists leave out.")
         for image in ids:
             if states[image] != "-1":
                 tags[image].add(name)
@@ -107,8 +106,7 @@ def npy_tags(path: Path, ids: Sequence[str], source: Sequence[str]) -> list[froz
     """
     rows = {}
     for key, row in load_npy_dict(path).items():
-        digits = f"{key:010d}" if isinstance(key, int | np.integer) else ""
-        rows[f"{digits[:4]}_{digits[4:]}" if digits else str(key)] = row
+        rows[f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, int | np.integer) else str(key)] = row
     if lacking := [name for name in ids if name not in rows]:
         raise InputError(f"{path} lacks {len(lacking)} of {len(ids)} images, first {lacking[0]}.")
     tags = []

@@ -19,7 +19,7 @@ from seeds.checkpoints import load_task, read_checkpoint
 from seeds.classifier import ClassifierTask
 
 CHUNK = 16  # images at a time through the network
-DEFAULT_SIZE = 320  # for checkpoints that record no size
+DEFAULT_SIZE = 320  # for checkpoints of a training without this project's data modules
 
 
 class Explainer:
@@ -43,16 +43,15 @@ class Explainer:
     def __init__(
         self, checkpoint: Path, methods: Sequence[str], *, layer: str | None = None, size: int | None = None
     ) -> None:
-        classes_of_methods = {name: method_class(name) for name in methods}
         task = load_task(checkpoint, ClassifierTask)
-        settings = read_checkpoint(checkpoint, "classifier").get("datamodule_hyper_parameters") or {}
+        settings = read_checkpoint(checkpoint, ClassifierTask.task_name).get("datamodule_hyper_parameters", {})
         self.classes, self.network = task.classes, task.model
-        self.size = int(settings.get("eval_size") or settings.get("size") or DEFAULT_SIZE) if size is None else size
-        name = layer or self.network.default_layer
-        find_layer(self.network, name)
+        self.size = int(settings.get("eval_size", DEFAULT_SIZE)) if size is None else size
+        layer = layer or self.network.default_layer
+        find_layer(self.network, layer)
         if self.size < 1:
             raise InputError(f"size {self.size} is not a positive number of pixels")
-        self.methods: dict[str, Method] = {key: cls(self.network, name) for key, cls in classes_of_methods.items()}
+        self.methods: dict[str, Method] = {name: method_class(name)(self.network, layer) for name in methods}
         self._transform = Transform(self.size)
 
     def preprocess(self, image: NDArray[np.uint8]) -> Tensor:

@@ -24,10 +24,8 @@ class _PackageCache(FunctionCache):
         folder = Path(function.__code__.co_filename).parent
         files = [Path(__file__), *sorted(folder.glob("*.py"))]
         content = b"".join(file.name.encode() + file.read_bytes() for file in files)
-        stamp = hashlib.sha256(content).hexdigest()
-        self._cache_file = IndexDataCacheFile(  # type: ignore[no-untyped-call]
-            self._cache_path, self._impl.filename_base, stamp
-        )
+        name, stamp = self._impl.filename_base, hashlib.sha256(content).hexdigest()
+        self._cache_file = IndexDataCacheFile(self._cache_path, name, stamp)  # type: ignore[no-untyped-call]
 
 
 def compiled(function: Function) -> Function:

@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+from datamodules.class_names import check_classes
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_atomically
 from datamodules.images import read_image
-from datamodules.progress import print_message, track
-from datamodules.sample import file_samples
+from datamodules.progress import track
+from datamodules.unreadable import UnreadableImages
 from seeds.explainer import Explainer, split_names
 from training.image_overlays import Image, encode_image, figure_grid, gradient_image, heat_overlay, shrink
-from training.predict import check_skipped, photo_files, write_skipped
-from training.reports.pages import EmbeddedImage, embed, render
-
-__all__ = ["explain"]
+from training.predict import forbid_replacing, photo_samples, report_skipped
+from training.reports.pages import embed, render
 
 MIN_PROBABILITY = 0.5  # of the classes in a figure
 LONGEST = 300  # pixels of an image's longer side in figures and on the page
@@ -56,45 +55,39 @@ def explain(
             exist, or a figure would replace a photo. Also after photos were skipped as unreadable; ``skipped.csv``
             lists them.
     """
-    paths = list(photo_files(photos))
+    samples = photo_samples(photos)
     names = list(SIDES.values()) if page is not None else split_names(methods)
     if not names:
         raise InputError("no method is given")
     explainer = Explainer(checkpoint, names, layer=layer, size=size)
-    samples = file_samples(paths)
     wanted = split_names(classes) if page is None else [page]
-    for name in wanted:
-        if name not in explainer.classes:
-            raise InputError(f"the classifier has no class {name!r}; its classes are {', '.join(explainer.classes)}")
+    if wanted:
+        check_classes(wanted, explainer.classes, "of the classifier")
     labels = [explainer.classes.index(name) for name in wanted]
-    page_file = None if page is None else output / f"{page.replace('/', '_')}.html"
-    targets = [output / f"{sample.id}.png" for sample in samples] if page_file is None else [page_file]
-    originals = {path.resolve() for path in paths}
-    for target in targets:
-        if target.resolve() in originals:
-            raise InputError(f"the figure {target} would replace a photo: choose another output folder")
+    targets = [output / f"{sample.id}.png" for sample in samples]
+    if page is not None:
+        targets = [output / f"{page.replace('/', '_')}.html"]
+    forbid_replacing(samples, targets)
     output.mkdir(parents=True, exist_ok=True)
-    evidence, skipped = list[dict[str, Evidence]](), dict[Path, str]()
-    for path in track(paths, "explaining"):
+    skipped, evidence = UnreadableImages(1.0), {side: list[dict[str, Any]]() for side in SIDES}
+    for sample in track(samples, "explaining"):
         try:
-            image = read_image(path)
-            if page is None:
-                figure = explain_image(explainer, image, path.name, labels)
-                write_atomically(output / f"{path.stem}.png", encode_image(figure, "png"))
-            else:
-                evidence.append(find_evidence(explainer, image, path.name, labels[0]))
+            image, name = read_image(sample.image), Path(sample.image).name
         except UnreadableError as error:
-            skipped[path] = str(error)
-            print_message(f"skipped {path.name}: {error}")
-    if page_file is not None and evidence:
-        sides = [sorted((each[side] for each in evidence), key=lambda one: -one.strength)[:strongest] for side in SIDES]
-        content = render(
-            "evidence.html", label=page, pairs=list(zip(*sides, strict=True)), total=len(evidence),
-            facts=[("checkpoint", checkpoint)],
-        )  # fmt: skip
-        write_atomically(page_file, content.encode())
-    write_skipped(output, skipped)
-    check_skipped(output, list(skipped.values()), len(paths))
+            skipped.add(sample.id, str(error))
+            continue
+        if page is None:
+            figure = explain_image(explainer, image, name, labels)
+            write_atomically(output / f"{sample.id}.png", encode_image(figure, "png"))
+        else:
+            for each in find_evidence(explainer, image, name, labels[0]):
+                evidence[each["kind"]].append(each)
+    if total := len(evidence["for"]):
+        sides = [sorted(found, key=lambda each: -each["strength"])[:strongest] for found in evidence.values()]
+        pairs, facts = list(zip(*sides, strict=True)), [("checkpoint", checkpoint)]
+        content = render("evidence.html", label=page, pairs=pairs, total=total, facts=facts)
+        write_atomically(targets[0], content.encode())
+    report_skipped(output, samples, skipped.found)
     return targets
 
 
@@ -130,33 +123,22 @@ def explain_image(explainer: Explainer, image: Image, title: str, labels: Sequen
     return figure_grid(["photo", *explainer.methods], captions, images, title)
 
 
-class Evidence(NamedTuple):
-    """The evidence for or against a class in one photo.
+def find_evidence(explainer: Explainer, image: Image, name: str, label: int) -> list[dict[str, Any]]:
+    """Return the evidence for and against the class of index ``label`` in an image uint8 (H, W, 3).
 
-    Attributes:
-        name: Name of the photo.
-        kind: ``for`` or ``against``.
-        strength: Sum of the map. This project's classifiers end in average pooling and a linear layer, so the score
-            of the class is the evidence for it minus the evidence against it plus the bias.
-        probability: Probability of the class.
-        image: The photo under the map.
+    This project's classifiers end in average pooling and a linear layer, so the score of the class is the evidence for
+    it minus the evidence against it plus the bias.
+
+    Returns:
+        For each side ``name``, ``kind`` (``for`` or ``against``), ``strength`` (sum of the map), ``probability`` of the
+        class, and ``image``, the photo under the map.
     """
-
-    name: str
-    kind: str
-    strength: float
-    probability: float
-    image: EmbeddedImage
-
-
-def find_evidence(explainer: Explainer, image: Image, name: str, label: int) -> dict[str, Evidence]:
-    """Return the evidence for and against the class of index ``label`` in an image uint8 (H, W, 3)."""
     network_input, small = explainer.preprocess(image), shrink(image, LONGEST)
     probability = float(explainer.scores(network_input[None])[0, label].sigmoid())
-    found = {}
+    found = []
     for side, method in SIDES.items():
         strength = float(explainer.maps(method, network_input, [label]).sum())
         cam = explainer.cams(method, network_input, [label], (small.shape[0], small.shape[1]))[0]
-        text = f"{name}: evidence {side} {explainer.classes[label]}"
-        found[side] = Evidence(name, side, strength, probability, embed(heat_overlay(small, cam), text))
+        shown = embed(heat_overlay(small, cam), f"{name}: evidence {side} {explainer.classes[label]}")
+        found.append({"name": name, "kind": side, "strength": strength, "probability": probability, "image": shown})
     return found

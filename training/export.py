@@ -1,47 +1,36 @@
-"""`tag2mask export`: write a trained network as TorchScript, as ONNX, or for segmentation_models_pytorch (SMP)."""
+"""`tag2mask export`: write a trained network as TorchScript, ONNX or for segmentation_models_pytorch (SMP); load it."""
 
+import importlib
 import io
 import json
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from segmentation_models_pytorch import from_pretrained
+from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, first_line
 from datamodules.files import file_sha256, new_folder, write_atomically
 from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
-from training.exported import KEY, SIDECAR, load_smp, onnx_network, restore_smp
-from training.inference import Trained, load_trained
+from training.inference import load_trained
 from training.networks import SmpNetwork
+from training.reports.pages import render
 
-__all__ = ["export"]
-
+KEY = "tag2mask"  # of the JSON in ONNX's metadata
+SIDECAR = "tag2mask.json"  # the JSON as a file, in TorchScript's archive and in SMP's folder
 OPSET = 17  # of ONNX; onnxruntime supports it since 1.12
 TOLERANCE = 1e-4  # absolute and relative, between the network's scores and those of the exported network
 OTHER_HEIGHT = 64  # pixels by which the second tested shape is higher
-
-MODEL_CARD = """
-
-## Use
-Classes after the background: {classes}. Input: {input}, size {size}, mean
-{mean}, std {std}. The scores have the input's size. The same as JSON: `{sidecar}`.
-"""
-CONVOLUTIONS_CARD = """
-SMP dilates this encoder differently than in training. After loading, correct it:
-```python
-import json
-for name, settings in json.load(open("{sidecar}"))["convolutions"].items():
-    for key, value in settings.items():
-        setattr(model.get_submodule(name), key, tuple(value))
-```
-"""
 
 
 def export(
@@ -67,9 +56,9 @@ def export(
         InputError: the checkpoint is not usable, the network does not exist in that format, or the output is taken.
     """
     trained = load_trained(checkpoint)
-    network = trained.task.network.cpu()
-    if output.is_dir() and (format != "smp" or any(output.iterdir())):
-        raise InputError(f"{output} is a folder{' that holds something' if format == 'smp' else ''}: name another")
+    network: Any = trained.task.network.cpu()
+    if format != "smp" and output.is_dir():
+        raise InputError(f"{output} is a folder: name a file")
     metadata = {
         "producer": f"tag2mask {version('tag2mask')}",
         "checkpoint_sha256": file_sha256(checkpoint),
@@ -83,119 +72,169 @@ def export(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     write = {"torchscript": _write_torchscript, "onnx": _write_onnx, "smp": _write_smp}[format]
-    details = write(trained, metadata, output)
+    write(network, metadata, output)
+    details = "; after smp.from_pretrained run the lines of its README.md" if metadata.get("convolutions") else ""
     sides = f"any size in multiples of {network.multiple}" if metadata["any_size"] else f"{trained.size} pixels"
     Console().print(f"{output}: {format}, images of {sides}{details}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _write_torchscript(trained: Trained, metadata: dict[str, Any], output: Path) -> str:
+def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> None:
+    inner = network.model if isinstance(network, SmpNetwork) else network  # SMP's check of shapes cannot be traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of each shape that is read; `_verify` checks the result
-        traced = torch.jit.trace(_inner_network(trained), _noise(trained, 1), check_trace=False)  # type: ignore[no-untyped-call]
-        metadata["any_size"] = _verify(traced, trained, "TorchScript")
+        example = torch.zeros(1, 3, metadata["size"], metadata["size"])
+        traced = torch.jit.trace(inner, example, check_trace=False)  # type: ignore[no-untyped-call]
+        metadata["any_size"] = _verify(traced, network, metadata["size"], "TorchScript")
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files={SIDECAR: json.dumps(metadata)})
     write_atomically(output, buffer.getvalue())
-    return ""
 
 
-def _write_onnx(trained: Trained, metadata: dict[str, Any], output: Path) -> str:
-    try:
-        import onnx
-    except ImportError as error:
-        raise InputError("ONNX needs the packages onnx and onnxruntime: pip install 'tag2mask[export]'") from error
+def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
+    onnx = _import_onnx("onnx")
+    inner = network.model if isinstance(network, SmpNetwork) else network
+    example = torch.zeros(1, 3, metadata["size"], metadata["size"])
     for any_size in (True, False):  # if the network works at its own size only, the file has that fixed size
         axes = {2: "height", 3: "width"} if any_size else {}
-        image_axes = {0: "batch", **axes}
-        scores_axes = {0: "batch", **{axis: f"scores_{name}" for axis, name in axes.items()}}
+        scores_axes = {axis: f"scores_{name}" for axis, name in axes.items()}
         file = io.BytesIO()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _inner_network(trained), (_noise(trained, 1),), f=file,  # type: ignore[arg-type]  # tracing takes it
+                inner, (example,), f=file,  # type: ignore[arg-type]  # tracing takes it
                 input_names=["image"], output_names=["scores"], opset_version=OPSET,
-                dynamic_axes={"image": image_axes, "scores": scores_axes},
+                dynamic_axes={"image": {0: "batch", **axes}, "scores": {0: "batch", **scores_axes}},
                 dynamo=False,  # the newer exporter takes a minute, needs one more package and writes a second file
             )  # fmt: skip
         model = onnx.load_from_string(file.getvalue())
         metadata["any_size"] = any_size
         onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
         content = model.SerializeToString()
-        if _verify(onnx_network(content)[1], trained, "ONNX") >= any_size:
+        if _verify(_onnx_network(content)[1], network, metadata["size"], "ONNX") >= any_size:
             break
     write_atomically(output, content)
-    return f", opset {OPSET}"
 
 
-def _write_smp(trained: Trained, metadata: dict[str, Any], output: Path) -> str:
-    network = trained.task.network
+def _write_smp(network: Any, metadata: dict[str, Any], output: Path) -> None:
     if not isinstance(network, SmpNetwork):
-        raise InputError(
-            f"{type(network).__name__} is none of segmentation_models_pytorch's architectures: "
-            "export it as torchscript or onnx"
-        )
+        kind = type(network).__name__
+        raise InputError(f"{kind} is none of segmentation_models_pytorch's architectures: use torchscript or onnx")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with new_folder(output) as folder:
         network.model.save_pretrained(folder)
-        loaded = load_smp(folder)
-        metadata["convolutions"] = _changed_convolutions(network.model, loaded)
-        restored = restore_smp(loaded, metadata["convolutions"])
-        metadata["any_size"] = _verify(restored, trained, "segmentation_models_pytorch")
+        loaded = _load_smp(folder)
+        # SMP dilates encoders in a way that does not fit their weights, see `seeds.backbones.dilate`
+        convolutions = {}
+        for name, module in network.model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                keys = ("stride", "padding") if max(module.kernel_size) == 1 else ("stride", "padding", "dilation")
+                settings = {key: list(getattr(module, key)) for key in keys}
+                if settings != {key: list(getattr(loaded.get_submodule(name), key)) for key in keys}:
+                    convolutions[name] = settings
+        metadata["convolutions"] = convolutions
+        restored = _restore_smp(loaded, convolutions)
+        metadata["any_size"] = _verify(restored, network, metadata["size"], "segmentation_models_pytorch")
         write_atomically(folder / SIDECAR, (json.dumps(metadata, indent=2) + "\n").encode())
-        card = MODEL_CARD + (CONVOLUTIONS_CARD if metadata["convolutions"] else "")
-        card = card.format_map({**metadata, "classes": ", ".join(metadata["classes"]), "sidecar": SIDECAR})
         with (folder / "README.md").open("a", encoding="utf-8") as readme:
-            readme.write(card)
+            readme.write(render("smp_readme.md", sidecar=SIDECAR, **metadata))
         for path in folder.iterdir():
             path.chmod(0o644)  # SMP makes weights readable for their owner only
-    return "; after smp.from_pretrained run the lines of its README.md" if metadata["convolutions"] else ""
 
 
-def _changed_convolutions(trained: nn.Module, loaded: nn.Module) -> dict[str, dict[str, list[int]]]:
-    """Return the trained settings of convolutions that SMP builds differently.
-
-    SMP dilates encoders in a way that does not fit their weights, see `seeds.backbones.dilate`.
-    """
-    changed = {}
-    others = dict(loaded.named_modules())
-    for name, module in trained.named_modules():
-        other = others.get(name)
-        if isinstance(module, nn.Conv2d) and isinstance(other, nn.Conv2d):
-            keys = ("stride", "padding") if max(module.kernel_size) == 1 else ("stride", "padding", "dilation")
-            settings = {key: list(getattr(module, key)) for key in keys}
-            if settings != {key: list(getattr(other, key)) for key in keys}:
-                changed[name] = settings
-    return changed
-
-
-def _inner_network(trained: Trained) -> nn.Module:
-    """Return the network without this project's check of shapes, which cannot be traced."""
-    network = trained.task.network
-    return network.model if isinstance(network, SmpNetwork) else network
-
-
-def _noise(trained: Trained, batch: int, more_rows: int = 0) -> Tensor:
-    """Return noise in the shape of normalised images, higher by ``more_rows`` rounded up to the network's multiple."""
-    multiple = trained.task.network.multiple
-    height = trained.size + math.ceil(more_rows / multiple) * multiple
-    return torch.randn(batch, 3, height, trained.size, generator=torch.Generator().manual_seed(0))
-
-
-def _verify(exported: Callable[[Tensor], Tensor], trained: Trained, form: str) -> bool:
+def _verify(exported: Callable[[Tensor], Tensor], network: Any, size: int, form: str) -> bool:
     """Compare scores with those of the network for two images; return whether they are equal for another shape, too.
 
     Raises:
         InputError: the scores of the two images differ.
     """
-
-    def is_close(images: Tensor) -> bool:
+    equal, height = [], size + math.ceil(OTHER_HEIGHT / network.multiple) * network.multiple
+    for shape in ((2, 3, size, size), (1, 3, height, size)):
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         try:
             with torch.inference_mode():
-                scores = exported(images)
-                return torch.allclose(scores, trained.task.network(images), rtol=TOLERANCE, atol=TOLERANCE)
+                equal.append(torch.allclose(exported(images), network(images), rtol=TOLERANCE, atol=TOLERANCE))
         except Exception:  # noqa: BLE001  a shape that one of them does not accept; each runtime has its own errors
-            return False
-
-    if not is_close(_noise(trained, 2)):
+            equal.append(False)
+    if not equal[0]:
         raise InputError(f"the {form} export of this network is wrong: its scores differ by more than {TOLERANCE}")
-    return is_close(_noise(trained, 1, OTHER_HEIGHT))
+    return equal[1]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network that runs without the code that trained it.
+
+    Attributes:
+        classes: its classes, without background.
+        size: side in pixels of the images of its training.
+        run: class scores float32 (B, C+1, h, w) of normalised images (B, 3, size, size).
+    """
+
+    classes: tuple[str, ...]
+    size: int
+    run: Callable[[Tensor], Tensor]
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor) -> Tensor:
+        """Return class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
+        return self.run(images).float()
+
+
+def load_exported(path: Path) -> Exported:
+    """Load an exported network onto the CPU: a folder of SMP, a file ``.onnx``, or else TorchScript.
+
+    Raises:
+        InputError: the file is missing or damaged, was not written by `export`, or a package to run it is missing.
+    """
+    try:
+        if path.is_dir():
+            metadata = json.loads((path / SIDECAR).read_bytes())
+            run: Any = _restore_smp(_load_smp(path), metadata["convolutions"])
+        elif path.suffix == ".onnx":
+            text, run = _onnx_network(path.read_bytes())
+            metadata = json.loads(text)
+        else:
+            files = {SIDECAR: ""}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch calls its deprecated functions itself
+                run = torch.jit.load(str(path), map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
+            metadata = json.loads(files[SIDECAR])
+        return Exported(tuple(metadata["classes"]), int(metadata["size"]), run)
+    except InputError:
+        raise
+    except Exception as error:  # each runtime has its own errors; the file is not usable in any case
+        raise InputError(f"{path} is no intact network of 'tag2mask export': {first_line(error)}") from error
+
+
+def _import_onnx(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError("ONNX needs the packages onnx and onnxruntime: pip install 'tag2mask[export]'") from error
+
+
+def _onnx_network(content: bytes) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """Return the JSON metadata (empty if missing) of an ONNX file, and its network, on as many threads as torch."""
+    onnxruntime = _import_onnx("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    text = session.get_modelmeta().custom_metadata_map.get(KEY, "")
+    return text, lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
+
+
+def _load_smp(folder: Path) -> nn.Module:
+    with redirect_stdout(io.StringIO()):  # SMP prints where it loads weights from
+        model: nn.Module = from_pretrained(str(folder))
+    return model
+
+
+def _restore_smp(model: nn.Module, convolutions: Mapping[str, Mapping[str, Any]]) -> nn.Module:
+    """Change an SMP network in place to its form in training: settings of convolutions, scores on its own grid."""
+    for name, settings in convolutions.items():
+        for key, value in settings.items():
+            setattr(model.get_submodule(name), key, tuple(value))
+    head: Any = model.segmentation_head
+    if isinstance(head, SegmentationHead):
+        head[1] = nn.Identity()  # the upsampling
+    return model.eval()

@@ -14,11 +14,6 @@ from datamodules.class_names import IGNORE
 from datamodules.seed_cache import NO_CUE
 from datamodules.transforms import resize_nearest
 
-__all__ = [
-    "BACKGROUND_COLOUR", "class_colour", "cue_layer", "cue_overlay", "encode_image", "figure_grid", "gradient_image",
-    "heat_overlay", "label_layer", "label_overlay", "layer_pixels", "shrink", "side_by_side",
-]  # fmt: skip
-
 Image = NDArray[np.uint8]
 Layer = NDArray[np.float32]
 
@@ -78,11 +73,6 @@ def cue_layer(cues: NDArray[np.integer]) -> Layer:
         if index != NO_CUE:
             layer[cues == index] = (*class_colour(int(index)), 0.7)
     return layer
-
-
-def layer_pixels(layer: Layer) -> Image:
-    """Return a layer (H, W, 4) as an image with transparency: uint8 (H, W, 4), red, green, blue, opacity."""
-    return (layer * (1, 1, 1, 255)).round().astype(np.uint8)
 
 
 def label_overlay(image: Image, labels: NDArray[np.integer], *, strength: float = 0.62) -> Image:

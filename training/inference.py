@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,6 @@ from seeds.precision import Chosen, Precision, resolve_precision
 from training.runs.provenance_record import read_provenance
 from training.score_maps import label_map, resize_maps
 from training.segmentation_task import CrfSettings, SegmentationTask
-
-__all__ = [
-    "PROBABILITY_FLOOR", "SINGLE_VIEW", "TEST_CRF", "Predicted", "Trained", "Views", "crf_label_map", "load_trained",
-    "predictions", "view_scores",
-]  # fmt: skip
 
 TEST_CRF: CrfSettings = {"iterations": 10, "scale": 1.0}  # SEC's at test time
 PROBABILITY_FLOOR = 1e-5  # under the logarithm, SEC's at test time
@@ -55,13 +50,9 @@ SINGLE_VIEW = Views()
 
 
 def view_scores(
-    network: Callable[[Tensor], Tensor],
-    images: Tensor,
-    views: Views,
-    *,
-    multiple: int = 1,
+    network: Callable[[Tensor], Tensor], images: Tensor, views: Views, *, multiple: int = 1,
     grid: tuple[int, int] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Return class scores averaged over views.
 
     For the single plain view these are the network's scores. Otherwise the softmax of each view is flipped back and
@@ -91,9 +82,7 @@ def view_scores(
             if views.flip:
                 maps.append(network(resized.flip(-1)).float().softmax(dim=1).flip(-1))
         except AssertionError as error:  # raised by timm's transformers
-            raise InputError(
-                f"this network accepts no images of {side}x{side} pixels: leave scale {scale} out"
-            ) from error
+            raise InputError(f"this network accepts no {side}x{side} images: leave scale {scale} out") from error
     finest = grid or max((tuple(probs.shape[-2:]) for probs in maps), key=math.prod)
     mean = torch.stack([resize_maps(probs, finest) for probs in maps]).mean(dim=0)
     return mean.clamp_min(torch.finfo(torch.float32).tiny).log()
@@ -115,8 +104,7 @@ def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
     shrink = min(1.0, (CRF_PIXELS / (height * width)) ** 0.5)
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(scores.device)  # (1, 3, H, W)
-    if size != (height, width):
-        pixels = resize_maps(pixels.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
+    pixels = resize_maps(pixels.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
     probs = resize_maps(scores.float().softmax(dim=0)[None], size)  # (1, K, h', w')
     smoothed = dense_crf(pixels.contiguous(), probs.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
     return label_map(smoothed[0], (height, width))
@@ -127,16 +115,14 @@ class Trained:
     """A segmentation network from a checkpoint, with the data settings of its training.
 
     Attributes:
-        task: the task in eval mode, on ``device``.
+        task: the task in eval mode, on the GPU if there is one.
         data: settings of the data module of the training.
-        device: the GPU if there is one, else the CPU.
         precision: precision of the computation: ``32-true`` or ``bf16-mixed``.
         provenance: how the checkpoint was made, see `provenance_record.RunRecord`; None if it is not recorded.
     """
 
     task: SegmentationTask
     data: dict[str, Any]
-    device: torch.device
     precision: Chosen
     provenance: dict[str, Any] | None
 
@@ -148,13 +134,14 @@ class Trained:
     @property
     def size(self) -> int:
         """Side in pixels to which whole images are resized."""
-        return int(self.data.get("eval_size") or self.data["size"])  # older checkpoints record only one size
+        return int(self.data["eval_size"])
 
     @torch.inference_mode()
     def scores(self, images: Tensor, views: Views = SINGLE_VIEW) -> Tensor:
         """Return class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            return view_scores(self.task, images.to(self.device), views, multiple=self.task.network.multiple)
+        device = self.task.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            return view_scores(self.task, images.to(device), views, multiple=self.task.network.multiple)
 
 
 def load_trained(checkpoint: Path, precision: Precision = "32-true") -> Trained:
@@ -170,17 +157,10 @@ def load_trained(checkpoint: Path, precision: Precision = "32-true") -> Trained:
     task = load_task(checkpoint, SegmentationTask)
     content = read_checkpoint(checkpoint, SegmentationTask.task_name)
     data = content.get("datamodule_hyper_parameters")
-    if not isinstance(data, dict) or "size" not in data:
+    if not isinstance(data, dict) or "eval_size" not in data:
         raise InputError(f"{checkpoint} does not record the data of its training, such as the size of the images")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Trained(task.to(device), data, device, resolve_precision(precision), read_provenance(content))
-
-
-class Network(Protocol):
-    """The network that `predictions` takes: `Trained`, or `training.exported.Exported`."""
-
-    def scores(self, images: Tensor, views: Views = ...) -> Tensor:
-        """Return class scores float32 (B, C+1, h, w) of normalised images (B, 3, S, S)."""
+    return Trained(task.to(device), data, resolve_precision(precision), read_provenance(content))
 
 
 @dataclass(frozen=True)
@@ -190,49 +170,43 @@ class Predicted:
     Attributes:
         name: id of the image.
         image: uint8 (H, W, 3).
-        plain: label map int64 (H, W) without the CRF.
-        final: label map int64 (H, W) after the CRF; ``plain`` if the CRF is off.
-        truth: mask int64 (H, W); None for an image without a mask.
+        plain: label map uint8 (H, W) without the CRF.
+        final: label map uint8 (H, W) after the CRF; ``plain`` if the CRF is off.
+        truth: mask uint8 (H, W); None for an image without a mask.
     """
 
     name: str
     image: NDArray[np.uint8]
-    plain: Tensor
-    final: Tensor
-    truth: Tensor | None
+    plain: NDArray[np.uint8]
+    final: NDArray[np.uint8]
+    truth: NDArray[np.uint8] | None
 
 
 def predictions(
-    network: Network,
-    loader: DataLoader[Any],
-    *,
-    crf: bool,
-    views: Views = SINGLE_VIEW,
-    unreadable: UnreadableImages,
+    network: Callable[[Tensor], Tensor], loader: DataLoader[Any], unreadable: UnreadableImages, *, crf: bool
 ) -> Iterator[Predicted]:
     """Predict the images of a loader in their order.
 
     Args:
-        network: the network of a checkpoint or of an exported file.
+        network: class scores float32 (B, C+1, h, w) of normalised images (B, 3, S, S), such as `Trained.scores`.
         loader: batches of a `datamodules.dataset.ImageDataset` with ``originals``.
-        crf: smooth predictions with the dense CRF.
-        views: scales and flips to average over.
         unreadable: receives the images that cannot be read, for which there is no prediction.
+        crf: smooth predictions with the dense CRF.
 
     Raises:
         InputError: a mask is not usable, or more images are unreadable than allowed.
     """
-    dataset: Any = loader.dataset
-    with_mask = {sample.id for sample in dataset.samples if sample.mask is not None}
+    samples = loader.dataset.samples  # type: ignore[attr-defined]  # of an ImageDataset
+    with_mask = {sample.id for sample in samples if sample.mask is not None}
     for batch in loader:
         for name, reason in batch.get("unreadable", ()):
             unreadable.add(name, reason)
         if not batch["id"]:
             continue
-        scores = network.scores(batch["image"], views)
+        scores = network(batch["image"])
         for index, (name, image) in enumerate(zip(batch["id"], batch["original"], strict=True)):
             height, width = image.shape[:2]
-            plain = label_map(scores[index], (height, width)).cpu()
-            final = crf_label_map(scores[index], image).cpu() if crf else plain
-            truth = batch["mask"][index, :height, :width] if "mask" in batch and name in with_mask else None
+            plain = label_map(scores[index], (height, width)).cpu().numpy().astype(np.uint8)
+            final = crf_label_map(scores[index], image).cpu().numpy().astype(np.uint8) if crf else plain
+            truth = batch["mask"][index, :height, :width].numpy().astype(np.uint8) if name in with_mask else None
             yield Predicted(name, image, plain, final, truth)

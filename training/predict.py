@@ -2,10 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
@@ -13,17 +11,14 @@ from datamodules.files import write_atomically
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import write_mask
 from datamodules.progress import track
-from datamodules.sample import file_samples
+from datamodules.sample import Sample, file_samples
 from datamodules.unreadable import UnreadableImages
 from seeds.precision import Precision
-from training.exported import is_exported, load_exported
+from training.export import load_exported
 from training.image_overlays import encode_image, label_overlay
 from training.inference import load_trained, predictions
 
-__all__ = ["check_skipped", "photo_files", "predict", "write_skipped"]
-
 OVERLAY_QUALITY = 90
-SKIPPED = "skipped.csv"
 
 
 def predict(
@@ -44,7 +39,8 @@ def predict(
     ``skipped.csv`` list it with the reason, and the exit status is 1.
 
     Args:
-        checkpoint: a segmentation checkpoint of ``tag2mask fit``, or a network written by ``tag2mask export``.
+        checkpoint: a segmentation checkpoint of ``tag2mask fit``, named ``*.ckpt``, or else a network written by
+            ``tag2mask export``.
         images: an image, a folder of images, or a list of both.
         output: folder for the masks; created if necessary.
         crf: smooth predictions with the dense CRF.
@@ -63,64 +59,69 @@ def predict(
     """
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
-    network = load_exported(checkpoint) if is_exported(checkpoint) else load_trained(checkpoint, precision)
-    samples = file_samples(list(photo_files([images] if isinstance(images, Path) else images)))
-    files = {sample.id: Path(sample.image) for sample in samples}
-    masks = {name: output / f"{name}.png" for name in files}
-    originals = {path.resolve() for path in files.values()}
-    for path in masks.values():
-        if path.resolve() in originals:
-            raise InputError(f"the mask {path} would replace an image: choose another output folder")
+    network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
+    samples = photo_samples([images] if isinstance(images, Path) else images)
+    masks = {sample.id: output / f"{sample.id}.png" for sample in samples}
+    forbid_replacing(samples, masks.values())
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "classes.txt", "".join(f"{name}\n" for name in network.classes).encode())
     skipped = UnreadableImages(1.0)
     dataset = ImageDataset(samples, network.classes, network.size, originals=True)
     loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
-    try:
-        for each in track(predictions(network, loader, crf=crf, unreadable=skipped), "predicting", len(samples)):
-            mask = each.final.numpy().astype(np.uint8)
-            write_mask(masks[each.name], mask)
-            if overlay:
-                blended = encode_image(label_overlay(each.image, mask), "jpeg", quality=OVERLAY_QUALITY)
-                write_atomically(output / f"{each.name}_overlay.jpg", blended)
-    finally:
-        write_skipped(output, {files[name]: reason for name, reason in skipped.found.items()})
-    check_skipped(output, list(skipped.found.values()), len(samples))
+    for each in track(predictions(network.scores, loader, skipped, crf=crf), "predicting", len(samples)):
+        write_mask(masks[each.name], each.final)
+        if overlay:
+            blended = encode_image(label_overlay(each.image, each.final), "jpeg", quality=OVERLAY_QUALITY)
+            write_atomically(output / f"{each.name}_overlay.jpg", blended)
+    report_skipped(output, samples, skipped.found)
     return list(masks.values())
 
 
-def write_skipped(output: Path, skipped: Mapping[Path, str]) -> None:
-    """Write ``skipped.csv``, the images that cannot be read with the reasons; without any, remove an earlier one."""
-    if not skipped:
-        (output / SKIPPED).unlink(missing_ok=True)
-        return
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([("file", "reason"), *((str(path), reason) for path, reason in skipped.items())])
-    write_atomically(output / SKIPPED, file.getvalue().encode())
+def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None:
+    """Raise an InputError if one of the files to write is one of the images."""
+    originals = {Path(sample.image).resolve() for sample in samples}
+    for target in targets:
+        if target.resolve() in originals:
+            raise InputError(f"{target} would replace an image: choose another output folder")
 
 
-def check_skipped(output: Path, reasons: Sequence[str], total: int) -> None:
-    """Raise an InputError if images were skipped, so that the command ends with status 1."""
-    if reasons:
-        raise InputError(
-            f"{len(reasons)} of {total} images were skipped, {output / SKIPPED} lists them; the first: {reasons[0]}"
-        )
+def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str, str]) -> None:
+    """Write ``skipped.csv``, the images that cannot be read with the reasons; without any, remove an earlier one.
 
-
-def photo_files(images: Sequence[Path]) -> Iterator[Path]:
-    """Yield the given images, and the images in given folders by name.
+    Args:
+        output: the folder for the file.
+        samples: all images.
+        skipped: the reason for each skipped image by id.
 
     Raises:
-        InputError: no image is given, or a folder contains none.
+        InputError: images were skipped; the command then ends with status 1.
     """
-    if not images:
-        raise InputError("no image is given: name images or a folder of them")
-    for path in images:
-        if not path.is_dir():
-            yield path
-            continue
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    table = output / "skipped.csv"
+    if not skipped:
+        table.unlink(missing_ok=True)
+        return
+    rows = [(sample.image, skipped[sample.id]) for sample in samples if sample.id in skipped]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *rows])
+    write_atomically(table, text.getvalue().encode())
+    count = f"{len(rows)} of {len(samples)} images were skipped"
+    raise InputError(f"{count}, {table} lists them; the first: {rows[0][1]}")
+
+
+def photo_samples(paths: Sequence[Path]) -> list[Sample]:
+    """Return samples of the given images and of the images in the given folders, those of a folder by name.
+
+    Raises:
+        InputError: an image does not exist, a folder contains none, none is given, or two have the same name.
+    """
+    files = []
+    for path in paths:
+        found = [path]
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             raise InputError(f"there is no image in {path} ({', '.join(IMAGE_SUFFIXES)})")
-        yield from found
+        files += found
+    if not files:
+        raise InputError("no image is given: name images or a folder of them")
+    return file_samples(files)

@@ -6,8 +6,6 @@ from torch.nn import functional
 
 from datamodules.images import to_uint8
 
-__all__ = ["label_map", "resize_maps", "small_images"]
-
 
 def resize_maps(maps: Tensor, size: tuple[int, ...], *, antialias: bool = False) -> Tensor:
     """Resize maps (B, K, h, w) bilinearly to ``size`` (H, W); maps of that size are returned unchanged."""

@@ -1,7 +1,8 @@
 """`tag2mask seeds show`: a page of images with the maps and cues of seed caches, a prediction and the mask."""
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +19,11 @@ from datamodules.sample import Sample
 from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable import UnreadableImages
-from seeds.evaluation.confusion_matrix import ConfusionMatrix
+from seeds.evaluation.confusion_matrix import ConfusionMatrix, none_if_nan
 from training.image_overlays import cue_overlay, heat_overlay, label_overlay, shrink
 from training.inference import load_trained, predictions
 from training.reports.example_selection import Example, ExampleSelector
-from training.reports.pages import EmbeddedImage, embed, render
-
-__all__ = ["show_seeds"]
+from training.reports.pages import embed, render
 
 LONGEST = 200  # pixels of an image's longer side on the page
 NOT_READ = np.zeros((0, 0, 3), np.uint8)
@@ -56,46 +55,44 @@ def show_seeds(
     Raises:
         InputError: The caches or the checkpoint have different classes, or a cache lacks images.
     """
-    if num_images < 1:
-        raise InputError(f"num_images {num_images} is not a positive number")
-    opened = {path: SeedCache(path) for path in caches}
-    first, last = opened[caches[0]], opened[caches[-1]]
+    opened = [SeedCache(path) for path in caches]
+    classes = list(opened[0].classes)
     data = datamodule_from_settings(
-        first.inputs.get("data"), classes=list(first.classes), root=root, train_split=split, masks=masks
+        opened[0].inputs.get("data"), classes=classes, root=root, train_split=split, masks=masks
     )
     samples = data.samples(data.hparams["train_split"], tags=False)
-    for cache in opened.values():
-        samples = covered_samples(cache, samples, data.classes)
+    for cache in opened:
+        samples = covered_samples(cache, samples, classes)
     trained = None if checkpoint is None else load_trained(checkpoint)
-    if trained is not None and tuple(trained.classes) != data.classes:
+    if trained is not None and list(trained.classes) != classes:
         raise InputError(f"{checkpoint} has other classes than the seed caches: {', '.join(trained.classes)}")
 
     selector = ExampleSelector(len(samples), num_images)
     for sample in track(samples, "selecting images"):
-        cues = last.cues(sample.id)
+        cues = opened[-1].cues(sample.id)
         truth = None if sample.mask is None else read_class_mask(sample.mask, data.mask_lut)
-        selector.offer(Example(sample.id, NOT_READ, cues, truth, cues, _cue_iou(cues, truth, len(data.classes))))
+        selector.offer(Example(sample.id, NOT_READ, cues, truth, cues, _cue_iou(cues, truth, len(classes))))
     sections = selector.sections()
-    by_id = {sample.id: sample for sample in samples}
-    chosen = [example for section in sections for example in section.examples]
+    truths = {each.name: each.truth for section in sections for each in section.examples}
+    chosen = [sample for sample in samples if sample.id in truths]
     predicted: dict[str, NDArray[np.uint8]] = {}
     if trained is not None:
-        loader = data.eval_loader([by_id[each.name] for each in chosen], size=trained.size, originals=True)
-        for each in predictions(trained, loader, crf=True, unreadable=UnreadableImages(1.0)):
-            predicted[each.name] = each.final.numpy().astype(np.uint8)
+        loader = data.eval_loader(chosen, size=trained.size, originals=True)
+        found = predictions(trained.scores, loader, UnreadableImages(1.0), crf=True)
+        predicted = {each.name: each.final for each in found}
     content = render(
         "seeds.html",
-        names=("background cue", *data.classes),
+        names=("background cue", *classes),
         checkpoint=checkpoint,
         sections=sections,
-        stages={each.name: _stages(by_id[each.name], each.truth, opened, predicted) for each in chosen},
+        stages={each.id: _stages(each, opened, truths[each.id], predicted.get(each.id)) for each in chosen},
         facts=[("seed cache", path) for path in caches] + [("checkpoint", checkpoint)] * (trained is not None),
     )
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "index.html", content.encode())
 
 
-def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.integer] | None, num_classes: int) -> float | None:
+def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.uint8] | None, num_classes: int) -> float | None:
     """Return the mean IoU of an image's cues (h, w) over its classes, positions without a cue taken as background.
 
     Args:
@@ -106,37 +103,30 @@ def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.integer] | None, num_cla
     Returns:
         Mean IoU; None where no pixel is scored.
     """
-    if truth is None:
-        return None
-    labels = resize_nearest(np.where(cues == NO_CUE, 0, cues).astype(np.uint8), *truth.shape)
     confusion = ConfusionMatrix(num_classes + 1)
-    confusion.update(labels, truth)
-    miou = confusion.miou()
-    return None if math.isnan(miou) else miou
+    if truth is not None:
+        confusion.update(resize_nearest(np.where(cues == NO_CUE, 0, cues).astype(np.uint8), *truth.shape), truth)
+    return none_if_nan(confusion.miou())
 
 
 def _stages(
-    sample: Sample,
-    truth: NDArray[np.integer] | None,
-    caches: dict[Path, SeedCache],
-    predicted: dict[str, NDArray[np.uint8]],
-) -> list[EmbeddedImage]:
+    sample: Sample, caches: Sequence[SeedCache], truth: NDArray[np.uint8] | None, predicted: NDArray[np.uint8] | None
+) -> list[dict[str, Any]]:
     """Return one image's row of the page: the image, maps, cues of each cache, prediction, mask."""
     image = shrink(read_image(sample.image), LONGEST)
     shape = (image.shape[0], image.shape[1])
     shown = [embed(image, sample.id)]
-    first = next(iter(caches.values()))
-    classes, maps = first.maps(sample.id)
+    classes, maps = caches[0].maps(sample.id)
     if len(maps):
         resized = functional.interpolate(torch.from_numpy(maps.astype(np.float32))[None], shape, mode="bilinear")[0]
         for index, cam in zip(classes, resized.numpy(), strict=True):
-            shown.append(embed(heat_overlay(image, cam), f"map of {first.classes[index]}"))
-    for path, cache in caches.items():
+            shown.append(embed(heat_overlay(image, cam), f"map of {caches[0].classes[index]}"))
+    for cache in caches:
         cues = cache.cues(sample.id)
         iou = _cue_iou(cues, truth, len(cache.classes))
-        caption = path.name if iou is None else f"{path.name}, IoU {100 * iou:.0f} %"
+        caption = cache.path.name if iou is None else f"{cache.path.name}, IoU {100 * iou:.0f} %"
         shown.append(embed(cue_overlay(image, cues), caption))
-    for labels, caption in ((predicted.get(sample.id), "prediction"), (truth, "truth")):
+    for labels, caption in ((predicted, "prediction"), (truth, "truth")):
         if labels is not None:
-            shown.append(embed(label_overlay(image, resize_nearest(labels.astype(np.uint8), *shape)), caption))
+            shown.append(embed(label_overlay(image, resize_nearest(labels, *shape)), caption))
     return shown

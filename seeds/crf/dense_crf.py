@@ -12,8 +12,6 @@ from seeds.crf.gaussian_kernels import Kernels
 from seeds.crf.lattice_mean_field import lattice_mean_field
 from seeds.crf.torch_lattice_mean_field import torch_lattice_mean_field
 
-Engine = Literal["auto", "exact", "lattice"]
-DIMENSIONS = 4
 EXACT_PIXELS = 4096
 """Largest image for which "auto" uses the exact engine on an accelerator; its kernel matrix takes 67 MB per image."""
 
@@ -30,7 +28,7 @@ def dense_crf(
     bilateral_srgb: float = 13.0,
     gaussian_weight: float = 3.0,
     gaussian_sxy: float = 3.0,
-    engine: Engine = "auto",
+    engine: Literal["auto", "exact", "lattice"] = "auto",
 ) -> Tensor:
     """Sharpen label scores along the edges of an image: mean field in the fully connected CRF.
 
@@ -60,26 +58,6 @@ def dense_crf(
         InputError: shapes, dtypes or devices do not fit, the input is empty, logits are not finite, or a setting is
             out of range.
     """
-    _check_inputs(image, logits, iterations, engine)
-    positive = {"scale": scale, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
-    for name, value in {**positive, "gaussian_sxy": gaussian_sxy}.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} of the CRF must be a positive number, not {value}")
-    for name, value in {"bilateral_weight": bilateral_weight, "gaussian_weight": gaussian_weight}.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name} of the CRF must not be negative, not {value}")
-    kernels = Kernels(bilateral_weight, bilateral_sxy / scale, bilateral_srgb, gaussian_weight, gaussian_sxy / scale)
-    unary = logits.detach().to(torch.float32)
-    accelerator = logits.device.type != "cpu"
-    if engine != "exact" and not accelerator:
-        return lattice_mean_field(image, unary, kernels, iterations)
-    exact = engine == "exact" or (engine == "auto" and logits[0, 0].numel() <= EXACT_PIXELS)
-    mean_field = exact_mean_field if exact else torch_lattice_mean_field
-    with torch.autocast(logits.device.type, enabled=False):
-        return mean_field(image, unary, kernels, iterations)
-
-
-def _check_inputs(image: Tensor, logits: Tensor, iterations: int, engine: str) -> None:
     shapes = f"image {tuple(image.shape)} {image.dtype}, logits {tuple(logits.shape)} {logits.dtype}"
     if engine not in ("auto", "exact", "lattice"):
         raise InputError(f"the CRF's engine is 'auto', 'exact' or 'lattice', not {engine!r}")
@@ -87,13 +65,24 @@ def _check_inputs(image: Tensor, logits: Tensor, iterations: int, engine: str) -
         raise InputError(f"iterations of the CRF must not be negative, not {iterations}")
     if image.dtype != torch.uint8 or not logits.dtype.is_floating_point:
         raise InputError(f"the CRF takes an image of uint8 and logits of floating point, got {shapes}")
-    if image.ndim != DIMENSIONS or logits.ndim != DIMENSIONS or image.shape[1] != 3:
-        raise InputError(f"the CRF takes an image (B, 3, H, W) and logits (B, K, H, W), got {shapes}")
-    if image.shape[0] != logits.shape[0] or image.shape[2:] != logits.shape[2:]:
-        raise InputError(f"the CRF's image and logits must have the same batch size, height and width, got {shapes}")
+    if logits.ndim != 4 or image.shape != (logits.shape[0], 3, *logits.shape[2:]):
+        same = "of the same batch size, height and width"
+        raise InputError(f"the CRF takes an image (B, 3, H, W) and logits (B, K, H, W) {same}, got {shapes}")
     if logits.numel() == 0:
         raise InputError(f"the CRF's input is empty, got {shapes}")
     if image.device != logits.device:
         raise InputError(f"the CRF's image is on {image.device}, its logits on {logits.device}")
     if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():  # the sum is fast, but may overflow
         raise InputError(f"the CRF's logits contain NaN or infinity, got {shapes}")
+    positive = {"scale": scale, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
+    weights = {"bilateral_weight": bilateral_weight, "gaussian_weight": gaussian_weight}
+    for name, value in {**positive, "gaussian_sxy": gaussian_sxy, **weights}.items():
+        if not 0 <= value < math.inf or (value == 0 and name not in weights):
+            raise InputError(f"{name} of the CRF must be positive (a weight may be 0) and finite, not {value}")
+    kernels = Kernels(bilateral_weight, bilateral_sxy / scale, bilateral_srgb, gaussian_weight, gaussian_sxy / scale)
+    unary = logits.detach().to(torch.float32)
+    if engine != "exact" and logits.device.type == "cpu":
+        return lattice_mean_field(image, unary, kernels, iterations)
+    exact = engine == "exact" or (engine == "auto" and logits[0, 0].numel() <= EXACT_PIXELS)
+    with torch.autocast(logits.device.type, enabled=False):
+        return (exact_mean_field if exact else torch_lattice_mean_field)(image, unary, kernels, iterations)

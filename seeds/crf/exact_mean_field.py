@@ -23,7 +23,9 @@ def exact_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations
     """
     b, k, h, w = logits.shape
     n = h * w
-    square = _square_distances(h, w, image.device)  # (N, N), in pixels²
+    y, x = torch.meshgrid(torch.arange(h, device=image.device), torch.arange(w, device=image.device), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    square = ((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2).to(torch.float32)  # (N, N), in pixels²
     # Differences of whole numbers up to 255 are exact in float32, even as a matrix product, and even in TF32.
     smooth = kernels.gaussian_weight * _normalise(torch.exp(square * (-0.5 / kernels.gaussian_sxy**2)))
     near = square.mul_(-0.5 / kernels.bilateral_sxy**2)
@@ -31,7 +33,10 @@ def exact_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations
     probs = torch.empty((b, n, k), dtype=torch.float32, device=logits.device)
     for start in range(0, b, images):
         part = slice(start, start + images)
-        matrix = _color_distances(image[part]).mul_(-0.5 / kernels.bilateral_srgb**2).add_(near).exp_()  # (b, N, N)
+        colors = image[part].flatten(2).transpose(1, 2).to(torch.float32)  # (b, N, 3)
+        lengths = (colors**2).sum(2)  # (b, N)
+        matrix = torch.baddbmm(lengths[:, :, None] + lengths[:, None], colors, colors.transpose(1, 2), alpha=-2)
+        matrix = matrix.mul_(-0.5 / kernels.bilateral_srgb**2).add_(near).exp_()  # (b, N, N)
         matrix = _normalise(matrix).mul_(kernels.bilateral_weight).add_(smooth)
         unary = logits[part].flatten(2).transpose(1, 2).contiguous()  # (b, N, K)
         q = torch.softmax(unary, dim=2)
@@ -39,18 +44,6 @@ def exact_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations
             q = torch.softmax(torch.baddbmm(unary, matrix, q), dim=2)
         probs[part] = q
     return probs.transpose(1, 2).reshape(b, k, h, w)
-
-
-def _square_distances(h: int, w: int, device: torch.device) -> Tensor:
-    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-    y, x = y.flatten(), x.flatten()
-    return ((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2).to(torch.float32)  # (N, N)
-
-
-def _color_distances(image: Tensor) -> Tensor:
-    colors = image.flatten(2).transpose(1, 2).to(torch.float32)  # (b, N, 3)
-    lengths = (colors**2).sum(2)  # (b, N)
-    return torch.baddbmm(lengths[:, :, None] + lengths[:, None, :], colors, colors.transpose(1, 2), alpha=-2)
 
 
 def _normalise(matrix: Tensor) -> Tensor:

@@ -4,13 +4,17 @@
 (position and colour) and 2 for the Gaussian kernel (position).
 """
 
+import functools
 import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from datamodules.errors import InputError
-from seeds.crf.thread_pool import map_on_threads
+from seeds.crf.vector_instructions import element
 from seeds.numba_compile import compiled
 
 Array = np.ndarray[Any, Any]
@@ -53,21 +57,37 @@ def build_lattice(
     n, corners = image.shape[1], len(image) + 3
     keys, weights = np.empty((n, corners), np.int64), np.empty((n, corners), np.float32)
 
-    def find(pixels: tuple[int, int]) -> bool:
-        return find_simplices(image, width, sxy, srgb, *pixels, keys, weights)
-
-    if not all(map_on_threads(find, ranges, len(ranges))):
+    features = image, width, sxy, srgb
+    if not all(map_on_threads(lambda pixels: find_simplices(*features, keys, weights, *pixels), ranges, len(ranges))):
         raise InputError(f"the CRF's kernels are too narrow for an image of {n} pixels: raise sxy or srgb")
-    vertices, unique = number_vertices(keys)
-    neighbors = find_neighbors(unique, corners - 1)
+    vertices, unique, table = number_vertices(keys)
+    neighbors = find_neighbors(unique, table, corners - 1)
     norm = filter_ones(vertices, weights, neighbors)
     map_on_threads(lambda pixels: normalize(vertices, weights, norm, weight, *pixels), ranges, len(ranges))
     return Lattice(vertices, weights, neighbors)
 
 
+def map_on_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
+    """Return ``[function(item) for item in items]``, computed on so many threads; the first error is raised.
+
+    The functions are compiled and run without the interpreter lock. Python's threads replace numba's parallel loops:
+    they may be used from several threads at once, work in a forked process (a data loader's worker), and wait without
+    spinning, which matters where cores are shared.
+    """
+    if threads == 1 or len(items) == 1:
+        return [function(item) for item in items]
+    return list(_thread_pool(threads, os.getpid()).map(function, items))
+
+
+@functools.cache
+def _thread_pool(threads: int, _process: int) -> ThreadPoolExecutor:
+    """Return a pool of threads; a forked process makes its own, because it inherits no threads."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="crf")
+
+
 @compiled
 def find_simplices(
-    image: Array, width: int, sxy: float, srgb: float, start: int, stop: int, keys: Array, weights: Array
+    image: Array, width: int, sxy: float, srgb: float, keys: Array, weights: Array, start: int, stop: int
 ) -> bool:
     """Find the simplex around each of the pixels start..stop.
 
@@ -76,10 +96,10 @@ def find_simplices(
         width: pixels in a row of the image.
         sxy: standard deviation over position.
         srgb: standard deviation over colour.
-        start: the first pixel.
-        stop: the pixel after the last.
         keys: int64 (n, d + 1), receives the keys of the simplex's vertices.
         weights: float32 (n, d + 1), receives the barycentric weights.
+        start: the first pixel.
+        stop: the pixel after the last.
 
     Returns:
         Whether all coordinates fit the keys.
@@ -173,58 +193,57 @@ def _find_slot(table: Array, key: int) -> int:
     """Return the row of a hash table (key, vertex) that holds a key, or the free row where it belongs."""
     mask = len(table) - 1
     slot = ((key ^ (key >> 32)) * HASH_FACTOR >> 33) & mask
-    while table[slot, 0] != key and table[slot, 0] != FREE:
+    found = element(table, 2 * slot)
+    while found not in (key, FREE):
         slot = (slot + 1) & mask
+        found = element(table, 2 * slot)
     return slot
 
 
 @compiled
-def _hash_table(keys: Array, size: int) -> Array:
-    """Return a hash table of `size` rows (key, vertex), a power of two."""
-    table = np.full((size, 2), FREE, np.int64)
-    for vertex in range(len(keys)):
-        slot = _find_slot(table, keys[vertex])
-        table[slot, 0] = keys[vertex]
-        table[slot, 1] = vertex
-    return table
+def number_vertices(keys: Array) -> tuple[Array, Array, Array]:
+    """Number the vertices of a lattice.
 
+    Args:
+        keys: int64 (n, d + 1), the vertices of each pixel.
 
-@compiled
-def number_vertices(keys: Array) -> tuple[Array, Array]:
-    """Number the keys (n, d + 1) in order of first appearance: int32 (n, d + 1), and the m different keys."""
+    Returns:
+        int32 (n, d + 1), their numbers in order of first appearance; int64 (m,), the m different keys; and a hash
+        table of them, int64 (a power of two, 2), for `_find_slot`.
+    """
     n, corners = keys.shape
-    vertices, unique, count = np.empty((n, corners), np.int32), np.empty(2048, np.int64), 0
-    table = _hash_table(unique[:0], 4 * len(unique))
+    vertices, unique, count = np.empty((n, corners), np.int32), np.empty(n * corners, np.int64), 0
+    table = np.full((8192, 2), FREE, np.int64)
     for i in range(n):
         for j in range(corners):
             key = keys[i, j]
-            if i > 0 and key == keys[i - 1, j]:  # most often the pixel before has the same vertex
+            if i > 0 and key == keys[i - 1, j]:  # the pixel before often has the same vertex
                 vertices[i, j] = vertices[i - 1, j]
                 continue
             slot = _find_slot(table, key)
-            if table[slot, 0] == FREE:
-                if count == len(unique):
-                    grown = np.empty(2 * count, np.int64)
-                    grown[:count] = unique
-                    unique = grown
-                    table = _hash_table(unique[:count], 4 * len(unique))
-                    slot = _find_slot(table, key)
-                table[slot, 0] = key
-                table[slot, 1] = count
+            if element(table, 2 * slot) == FREE:
+                table[slot, 0], table[slot, 1] = key, count
                 unique[count] = key
                 count += 1
-            vertices[i, j] = table[slot, 1]
-    return vertices, unique[:count].copy()
+            vertices[i, j] = element(table, 2 * slot + 1)
+        if 4 * count > len(table):
+            table = np.full((2 * len(table), 2), FREE, np.int64)
+            for vertex in range(count):
+                slot = _find_slot(table, unique[vertex])
+                table[slot, 0], table[slot, 1] = unique[vertex], vertex
+    return vertices, unique[:count].copy(), table
 
 
 @compiled
-def find_neighbors(unique: Array, d: int) -> Array:
-    """Find the neighbours of the vertices along each axis: int32 (d + 1, m, 2), see `Lattice`."""
+def find_neighbors(unique: Array, table: Array, d: int) -> Array:
+    """Find the neighbours of the vertices along each axis: int32 (d + 1, m, 2), see `Lattice`.
+
+    Args:
+        unique: the keys of the vertices, as `number_vertices` returns them.
+        table: their hash table.
+        d: number of features.
+    """
     m, bits = len(unique), REMAINDER_SHIFT // d
-    size = 4096
-    while size < 4 * m:
-        size *= 2
-    table = _hash_table(unique, size)
     ones = 0
     for i in range(d):
         ones += 1 << (bits * i)
@@ -235,7 +254,7 @@ def find_neighbors(unique: Array, d: int) -> Array:
         onward += (1 << REMAINDER_SHIFT) if onward >> REMAINDER_SHIFT < d else ones - (d << REMAINDER_SHIFT)
         for axis in range(d + 1):
             key = onward - (1 << (bits * axis)) if axis < d else onward
-            down = table[_find_slot(table, key), 1]
+            down = element(table, 2 * _find_slot(table, key) + 1)
             if down != FREE:
                 neighbors[axis, vertex, 1] = down
                 neighbors[axis, down, 0] = vertex

@@ -11,25 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seeds.crf import vector_instructions as vec
 from seeds.crf.gaussian_kernels import Kernels
-from seeds.crf.lattice_build import Lattice, build_lattice
-from seeds.crf.thread_pool import map_on_threads
-from seeds.crf.vector_instructions import (
-    WIDTH,
-    Registers,
-    add,
-    element,
-    exp_of_difference,
-    fill,
-    largest_lane,
-    load,
-    multiply_add,
-    store,
-    sum_of_lanes,
-)
+from seeds.crf.lattice_build import Lattice, build_lattice, map_on_threads
 from seeds.numba_compile import compiled
 
 Array = np.ndarray[Any, Any]
+Field = tuple[Array, Array, Array, Array]
 SPLIT_PIXELS = 16384
 """An image of so many pixels is divided among threads; with fewer the synchronisation costs more than it gains."""
 NO_LABEL = np.float32(-1e30)  # score of the padding
@@ -56,14 +44,13 @@ def lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iteratio
     threads = torch.get_num_threads()
     b, _, h, w = logits.shape
     gaussian = _gaussian_lattice(h, w, kernels.gaussian_sxy, kernels.gaussian_weight)
+    widths = kernels.bilateral_sxy, kernels.bilateral_srgb
     images, unary, results = (t.contiguous().numpy().reshape(b, -1, h * w) for t in (image, logits, probs))
 
     def infer(i: int, parts: int = 1) -> None:
         edges = [h * w * part // parts // 16 * 16 for part in range(parts)] + [h * w]  # whole cache lines apart
         ranges = list(itertools.pairwise(edges))
-        bilateral = build_lattice(
-            images[i], w, kernels.bilateral_sxy, kernels.bilateral_srgb, kernels.bilateral_weight, ranges
-        )
+        bilateral = build_lattice(images[i], w, *widths, kernels.bilateral_weight, ranges)
         _infer_image(unary[i], results[i], bilateral, gaussian, iterations, ranges)
 
     if b < threads and h * w >= SPLIT_PIXELS:
@@ -97,17 +84,16 @@ def _infer_image(
 ) -> None:
     """Run mean field on one image: logits and probabilities (K, N)."""
     parts, lattices = len(ranges), (bilateral, gaussian)
-    registers = (0,) * -(-len(logits) // WIDTH)
-    lanes = len(registers) * WIDTH
+    registers = (0,) * -(-len(logits) // vec.WIDTH)
+    lanes = len(registers) * vec.WIDTH
     scores = np.empty((logits.shape[1], lanes), np.float32)
     shapes = [(lattice.neighbors.shape[1] + 1, lanes) for lattice in lattices]  # the last row stays 0
     nodes = [np.zeros(shape, np.float32) for shape in shapes]
     sums = [[np.zeros(shape, np.float32) for _ in range(parts)] for shape in shapes]
 
     def update_part(part: int, first: bool, final: bool) -> None:
-        filters = [bilateral.vertices, bilateral.weights, gaussian.vertices, gaussian.weights]
-        arrays = [scores, *filters, *nodes, sums[0][part], sums[1][part]]
-        update(registers, first, final, *ranges[part], *arrays)
+        fields = [(lattice.vertices, lattice.weights, nodes[i], sums[i][part]) for i, lattice in enumerate(lattices)]
+        update(registers, first, final, *ranges[part], scores, tuple(fields))
 
     def blur_sums(i: int) -> None:
         for other in sums[i][1:]:
@@ -118,17 +104,17 @@ def _infer_image(
             nodes[i], sums[i][0] = sums[i][0], nodes[i]
         sums[i][0].fill(0)
 
-    map_on_threads(lambda pixels: to_rows(logits, *pixels, scores), ranges, parts)
+    map_on_threads(lambda pixels: to_rows(logits, scores, *pixels), ranges, parts)
     for iteration in range(iterations + 1):
         first, final = iteration == 0, iteration == iterations
         map_on_threads(functools.partial(update_part, first=first, final=final), range(parts), parts)
         if not final:
             map_on_threads(blur_sums, range(2), parts)
-    map_on_threads(lambda pixels: to_planes(scores, *pixels, probs), ranges, parts)
+    map_on_threads(lambda pixels: to_planes(scores, probs, *pixels), ranges, parts)
 
 
 @compiled
-def to_rows(logits: Array, start: int, stop: int, scores: Array) -> None:
+def to_rows(logits: Array, scores: Array, start: int, stop: int) -> None:
     """Transpose logits (K, N) to scores (N, lanes) for the pixels start..stop; the largest score of a pixel is 0."""
     labels, lanes = len(logits), scores.shape[1]
     largest = np.empty(TILE, np.float32)
@@ -146,7 +132,7 @@ def to_rows(logits: Array, start: int, stop: int, scores: Array) -> None:
 
 
 @compiled
-def to_planes(scores: Array, start: int, stop: int, probs: Array) -> None:
+def to_planes(scores: Array, probs: Array, start: int, stop: int) -> None:
     """Transpose probabilities (N, lanes) to (K, N) for the pixels start..stop."""
     for tile in range(start, stop, TILE):
         for label in range(len(probs)):
@@ -156,20 +142,7 @@ def to_planes(scores: Array, start: int, stop: int, probs: Array) -> None:
 
 @compiled
 def update(
-    registers: Registers,
-    first: bool,
-    final: bool,
-    start: int,
-    stop: int,
-    scores: Array,
-    vertices: Array,
-    weights: Array,
-    gaussian_vertices: Array,
-    gaussian_weights: Array,
-    nodes: Array,
-    gaussian_nodes: Array,
-    sums: Array,
-    gaussian_sums: Array,
+    registers: vec.Registers, first: bool, final: bool, start: int, stop: int, scores: Array, fields: tuple[Field, ...]
 ) -> None:
     """Update the pixels start..stop in one pass: slice the messages, take the softmax, splat the probabilities.
 
@@ -180,64 +153,63 @@ def update(
         start: the first pixel.
         stop: the pixel after the last.
         scores: (N, lanes), the unary scores.
-        vertices: int32 (N, 6), of the bilateral lattice.
-        weights: (N, 6), of the bilateral lattice.
-        gaussian_vertices: int32 (N, 3), of the Gaussian lattice, or (N, 1) for the identity.
-        gaussian_weights: the same shape.
-        nodes: (m + 1, lanes), the blurred values at the vertices of the bilateral lattice.
-        gaussian_nodes: the same for the Gaussian lattice.
-        sums: (m + 1, lanes), receives the sums of probabilities at the vertices of the bilateral lattice.
-        gaussian_sums: the same for the Gaussian lattice.
+        fields: for the bilateral and the Gaussian lattice each: vertices int32 (N, 6), and (N, 3) or, for the
+            identity, (N, 1); weights of the same shape; the blurred values at the vertices (m + 1, lanes); and an
+            array (m + 1, lanes) that receives the sums of probabilities there.
     """
+    (vertices, weights, nodes, sums), (gaussian_vertices, gaussian_weights, gaussian_nodes, gaussian_sums) = fields
     lanes, corners = scores.shape[1], gaussian_vertices.shape[1]
     buffer = np.empty((GROUP, lanes), np.float32)
     for begin in range(start, stop, GROUP):
         count = min(GROUP, stop - begin)
         for g in range(count):
             i = begin + g
-            score = load(scores, i * lanes, registers)
+            score = vec.load(scores, i * lanes, registers)
             if not first:
                 for j in range(i * 6, i * 6 + 6):
-                    values = load(nodes, element(vertices, j) * lanes, registers)
-                    score = multiply_add(fill(element(weights, j), registers), values, score)
+                    values = vec.load(nodes, vec.element(vertices, j) * lanes, registers)
+                    score = vec.multiply_add(vec.fill(vec.element(weights, j), registers), values, score)
                 for j in range(i * corners, i * corners + corners):
-                    values = load(gaussian_nodes, element(gaussian_vertices, j) * lanes, registers)
-                    score = multiply_add(fill(element(gaussian_weights, j), registers), values, score)
-            store(buffer, g * lanes, score)
+                    values = vec.load(gaussian_nodes, vec.element(gaussian_vertices, j) * lanes, registers)
+                    score = vec.multiply_add(vec.fill(vec.element(gaussian_weights, j), registers), values, score)
+            vec.store(buffer, g * lanes, score)
         for g in range(count):
-            score = load(buffer, g * lanes, registers)
-            store(buffer, g * lanes, exp_of_difference(score, fill(largest_lane(score), registers)))
+            score = vec.load(buffer, g * lanes, registers)
+            vec.store(buffer, g * lanes, vec.exp_of_difference(score, vec.fill(vec.largest_lane(score), registers)))
         for g in range(count):
             i = begin + g
-            belief = load(buffer, g * lanes, registers)
-            share = np.float32(1) / sum_of_lanes(belief)
+            belief = vec.load(buffer, g * lanes, registers)
+            share = np.float32(1) / vec.sum_of_lanes(belief)
             if final:
                 for lane in range(lanes):
                     scores[i, lane] = share * buffer[g, lane]
                 continue
             for j in range(i * 6, i * 6 + 6):
-                weight = fill(share * element(weights, j), registers)
-                place = element(vertices, j) * lanes
-                store(sums, place, multiply_add(weight, belief, load(sums, place, registers)))
+                weight = vec.fill(share * vec.element(weights, j), registers)
+                place = vec.element(vertices, j) * lanes
+                total = vec.load(sums, place, registers)
+                vec.store(sums, place, vec.multiply_add(weight, belief, total))
             for j in range(i * corners, i * corners + corners):
-                weight = fill(share * element(gaussian_weights, j), registers)
-                place = element(gaussian_vertices, j) * lanes
-                store(gaussian_sums, place, multiply_add(weight, belief, load(gaussian_sums, place, registers)))
+                weight = vec.fill(share * vec.element(gaussian_weights, j), registers)
+                place = vec.element(gaussian_vertices, j) * lanes
+                total = vec.load(gaussian_sums, place, registers)
+                vec.store(gaussian_sums, place, vec.multiply_add(weight, belief, total))
 
 
 @compiled
-def blur(registers: Registers, neighbors: Array, source: Array, target: Array) -> None:
+def blur(registers: vec.Registers, neighbors: Array, source: Array, target: Array) -> None:
     """Blur values (m + 1, lanes) at the vertices along every axis, alternately from one array into the other.
 
     The result is in `source` after an even number of axes, and in `target` after an odd number.
     """
     axes, m = neighbors.shape[:2]
     lanes = source.shape[1]
-    half = fill(np.float32(0.5), registers)
+    half = vec.fill(np.float32(0.5), registers)
     for axis in range(axes):
         for vertex in range(m):
             link = 2 * (axis * m + vertex)
-            up = load(source, element(neighbors, link) * lanes, registers)
-            down = load(source, element(neighbors, link + 1) * lanes, registers)
-            store(target, vertex * lanes, multiply_add(half, add(up, down), load(source, vertex * lanes, registers)))
+            up = vec.load(source, vec.element(neighbors, link) * lanes, registers)
+            down = vec.load(source, vec.element(neighbors, link + 1) * lanes, registers)
+            here = vec.load(source, vertex * lanes, registers)
+            vec.store(target, vertex * lanes, vec.multiply_add(half, vec.add(up, down), here))
         source, target = target, source

@@ -64,14 +64,13 @@ def torch_lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, it
         InputError: a kernel is so narrow, beside the size of the image, that vertices do not fit their keys.
     """
     b, k, h, w = logits.shape
-    places = _places(h, w, image.device)  # (N, 2)
+    y, x = torch.meshgrid(torch.arange(h, device=image.device), torch.arange(w, device=image.device), indexing="ij")
+    places = torch.stack((x.flatten(), y.flatten()), 1).to(torch.float32)  # (N, 2)
     smooth = build_torch_lattice(places / kernels.gaussian_sxy, kernels.gaussian_weight)
     colors = image.flatten(2).transpose(1, 2) / kernels.bilateral_srgb  # (B, N, 3)
     near = places / kernels.bilateral_sxy
-    lattices = [
-        join_lattices([build_torch_lattice(torch.cat((near, color), 1), kernels.bilateral_weight) for color in colors]),
-        join_lattices([smooth] * b),
-    ]
+    bilateral = [build_torch_lattice(torch.cat((near, color), 1), kernels.bilateral_weight) for color in colors]
+    lattices = [join_lattices(bilateral), join_lattices([smooth] * b)]
     unary = logits.permute(0, 2, 3, 1).reshape(b * h * w, k)
     q = torch.softmax(unary, dim=1)
     for _ in range(iterations):
@@ -84,7 +83,18 @@ def build_torch_lattice(features: Tensor, weight: float) -> TorchLattice:
     n, d = features.shape
     keys, barycentric = _simplices(features)
     unique, vertices = torch.unique(keys, return_inverse=True)
-    lattice = TorchLattice(vertices, barycentric, _neighbors(unique, d))
+    bits, m = REMAINDER_SHIFT // d, len(unique)
+    ones = sum(1 << (bits * i) for i in range(d))
+    last = (unique >> REMAINDER_SHIFT) == d
+    onward = torch.where(last, unique - (d << REMAINDER_SHIFT) + ones, unique + (1 << REMAINDER_SHIFT))
+    neighbors = torch.full((d + 1, 2, m + 1), m, dtype=torch.long, device=unique.device)
+    for j in range(d + 1):
+        # one step down axis j adds 1 to every coordinate and takes d + 1 from coordinate j
+        wanted = onward - (1 << (bits * j)) if j < d else onward
+        at = torch.searchsorted(unique, wanted).clamp_(max=m - 1)
+        neighbors[j, 1, :m] = down = torch.where(unique[at] == wanted, at, m)
+        neighbors[j, 0].scatter_(0, down, torch.arange(m, device=unique.device))
+    lattice = TorchLattice(vertices, barycentric, neighbors[:, :, :m].contiguous())
     alpha = 1 / (1 + 2.0**-d)  # densecrf's constant for the gain of the blur
     norm = lattice.filter(features.new_ones((n, 1))) * alpha
     share = (norm + 1e-20).rsqrt_() * math.sqrt(alpha * weight)
@@ -93,27 +103,26 @@ def build_torch_lattice(features: Tensor, weight: float) -> TorchLattice:
 
 def join_lattices(lattices: list[TorchLattice]) -> TorchLattice:
     """Return one lattice that filters the points of several images, one image after the other."""
-    sizes = [lattice.neighbors.shape[2] for lattice in lattices]
-    total = sum(sizes)
+    total = sum(lattice.neighbors.shape[2] for lattice in lattices)
     vertices, neighbors, first = [], [], 0
-    for lattice, size in zip(lattices, sizes, strict=True):
+    for lattice in lattices:
+        size = lattice.neighbors.shape[2]
         vertices.append(lattice.vertices + first)
-        missing = lattice.neighbors == size
-        neighbors.append((lattice.neighbors + first).masked_fill_(missing, total))
+        neighbors.append((lattice.neighbors + first).masked_fill_(lattice.neighbors == size, total))
         first += size
     weights = torch.cat([lattice.weights for lattice in lattices])
     return TorchLattice(torch.cat(vertices), weights, torch.cat(neighbors, 2))
 
 
-def _places(h: int, w: int, device: torch.device) -> Tensor:
-    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-    return torch.stack((x.flatten(), y.flatten()), 1).to(torch.float32)
-
-
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return the simplex of each point: keys int64 (n, d + 1) and barycentric weights float32 (n, d + 1)."""
     n, d = features.shape
-    elevated = _elevate(features)  # (n, d + 1)
+    # embed the points in the lattice's hyperplane of R^(d+1), in units of the blur's standard deviation
+    std = math.sqrt(2 / 3) * (d + 1)
+    scaled = features * torch.tensor([std / math.sqrt((i + 1) * (i + 2)) for i in range(d)]).to(features)
+    zero = torch.zeros_like(scaled[:, :1])
+    sums = torch.cat((scaled.flip(1).cumsum(1).flip(1), zero), 1)  # over coordinates ≥ i
+    elevated = sums - torch.cat((zero, torch.arange(1, d + 1, device=features.device) * scaled), 1)  # (n, d + 1)
     quotient = torch.round(elevated / (d + 1))
     excess = quotient.sum(1, keepdim=True)
     rest = elevated - quotient * (d + 1)
@@ -138,34 +147,3 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
     wrapped = rank[:, None, :d].long() > d - remainder[:, None]  # (n, remainder, coordinate)
     fixed = ((quotient[:, None, :d].long() + 2 ** (bits - 1) - wrapped.long()) * fields).sum(2)
     return fixed + (remainder << REMAINDER_SHIFT), barycentric[:, : d + 1]
-
-
-def _elevate(features: Tensor) -> Tensor:
-    """Embed the points in the lattice's hyperplane of R^(d+1), in units of the blur's standard deviation."""
-    d = features.shape[1]
-    std = math.sqrt(2 / 3) * (d + 1)
-    scaled = features * torch.tensor([std / math.sqrt((i + 1) * (i + 2)) for i in range(d)]).to(features)
-    sums = torch.cat((scaled.flip(1).cumsum(1).flip(1), torch.zeros_like(scaled[:, :1])), 1)  # over coordinates ≥ i
-    steps = torch.arange(1, d + 1, device=features.device) * scaled
-    return sums - torch.cat((torch.zeros_like(scaled[:, :1]), steps), 1)
-
-
-def _neighbors(unique: Tensor, d: int) -> Tensor:
-    """Find the neighbours of the vertices, whose keys are sorted: int64 (d + 1, 2, m), see `TorchLattice`.
-
-    One step down axis j adds 1 to every coordinate and takes d + 1 from coordinate j.
-    """
-    bits = REMAINDER_SHIFT // d
-    m = len(unique)
-    ones = sum(1 << (bits * i) for i in range(d))
-    last = (unique >> REMAINDER_SHIFT) == d
-    onward = torch.where(last, unique - (d << REMAINDER_SHIFT) + ones, unique + (1 << REMAINDER_SHIFT))
-    neighbors = torch.full((d + 1, 2, m + 1), m, dtype=torch.long, device=unique.device)
-    here = torch.arange(m, device=unique.device)
-    for j in range(d + 1):
-        wanted = onward - (1 << (bits * j)) if j < d else onward
-        at = torch.searchsorted(unique, wanted).clamp_(max=m - 1)
-        down = torch.where(unique[at] == wanted, at, m)
-        neighbors[j, 1, :m] = down
-        neighbors[j, 0].scatter_(0, down, here)
-    return neighbors[:, :, :m].contiguous()

@@ -15,9 +15,8 @@ from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
+from numba import extending
 from numba.core import types
-from numba.extending import intrinsic as numba_intrinsic
-from numba.extending import models, register_model
 
 WIDTH = 8
 Registers = tuple[int, ...]
@@ -25,9 +24,8 @@ Registers = tuple[int, ...]
 _INT32 = ir.IntType(32)
 _REGISTER = ir.VectorType(ir.FloatType(), WIDTH)
 _INTEGERS = ir.VectorType(_INT32, WIDTH)
+intrinsic = cast("Callable[[Callable[..., Any]], Callable[..., Any]]", extending.intrinsic)
 _FUSE = ("contract",)  # a multiplication and an addition may become one instruction; rounding changes nowhere else
-
-Intrinsic = Callable[..., Any]
 
 
 class VectorType(types.Type):
@@ -38,15 +36,10 @@ class VectorType(types.Type):
         super().__init__(name=f"Vector({registers})")
 
 
-@register_model(VectorType)
-class _VectorModel(models.PrimitiveModel):
+@extending.register_model(VectorType)
+class _VectorModel(extending.models.PrimitiveModel):
     def __init__(self, manager: Any, numba_type: Any) -> None:
         super().__init__(manager, numba_type, ir.ArrayType(_REGISTER, numba_type.registers))  # type: ignore[no-untyped-call]
-
-
-def intrinsic(function: Intrinsic) -> Intrinsic:
-    """Return numba's intrinsic of a function that generates LLVM code; typed for mypy."""
-    return cast("Intrinsic", numba_intrinsic(function))
 
 
 def _addresses(context: Any, builder: Any, signature: Any, args: Any, registers: int) -> list[Any]:
@@ -69,6 +62,10 @@ def _join(builder: Any, registers: list[Any]) -> Any:
 
 def _constant(value: float) -> Any:
     return ir.Constant(_REGISTER, [np.float32(value)] * WIDTH)
+
+
+def _add(builder: Any, a: Any, b: Any) -> Any:
+    return builder.fadd(a, b)
 
 
 def _maximum(builder: Any, a: Any, b: Any) -> Any:
@@ -140,7 +137,7 @@ def fill(typing: Any, number: Any, registers: Any) -> Any:
 @intrinsic
 def add(typing: Any, a: Any, b: Any) -> Any:
     """Return a + b, lane by lane."""
-    return a(a, b), _for_each_register(lambda builder, a, b: builder.fadd(a, b))
+    return a(a, b), _for_each_register(_add)
 
 
 @intrinsic
@@ -149,31 +146,31 @@ def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return a(a, b, c), _for_each_register(_multiply_add)
 
 
-def _reduce(builder: Any, vector: Any, combine: Callable[[Any, Any, Any], Any]) -> Any:
-    """Combine all registers, and then all lanes pairwise: with those 4 lanes away, 2 away, 1 away."""
-    register, *others = _split(builder, vector)
-    for other in others:
-        register = combine(builder, register, other)
-    for step in (4, 2, 1):
-        order = ir.Constant(_INTEGERS, [lane ^ step for lane in range(WIDTH)])
-        register = combine(builder, register, builder.shuffle_vector(register, register, order))
-    return builder.extract_element(register, _INT32(0))
+def _reduce(combine: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the code generator that combines all registers, and then all lanes with those 4, 2 and 1 lanes away."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        register, *others = _split(builder, args[0])
+        for other in others:
+            register = combine(builder, register, other)
+        for step in (4, 2, 1):
+            order = ir.Constant(_INTEGERS, [lane ^ step for lane in range(WIDTH)])
+            register = combine(builder, register, builder.shuffle_vector(register, register, order))
+        return builder.extract_element(register, _INT32(0))
+
+    return code
 
 
 @intrinsic
 def largest_lane(typing: Any, vector: Any) -> Any:
     """Return the largest number of a vector, a float32."""
-    return types.float32(vector), lambda _context, builder, _signature, args: _reduce(builder, args[0], _maximum)
+    return types.float32(vector), _reduce(_maximum)
 
 
 @intrinsic
 def sum_of_lanes(typing: Any, vector: Any) -> Any:
     """Return the sum of the numbers of a vector, a float32."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _reduce(builder, args[0], lambda builder, a, b: builder.fadd(a, b))
-
-    return types.float32(vector), code
+    return types.float32(vector), _reduce(_add)
 
 
 def _exp_of_difference(builder: Any, a: Any, b: Any) -> Any:

@@ -17,20 +17,13 @@ from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
-from seeds.evaluation.faithfulness import (
-    PATCHES,
-    deletion_insertion,
-    energy_inside,
-    is_difficult,
-    occlusion_maps,
-    points_at,
-    rank_correlation,
-)
-from seeds.evaluation.localization import box_from_map, is_correct, localization_error
+from seeds.evaluation import cam_metrics
 from seeds.evaluation.threshold_sweep import ThresholdSweep
 from seeds.explainer import Explainer
 
 TOP = 5  # classes with the highest scores whose boxes are scored, as for ImageNet
+POINTING = ("pointing", "pointing_difficult")  # the pointing game on all images, on difficult images
+SMALL = 0.25  # of the image: a class below it is small, and difficult if another class is present too (pointing game)
 
 
 class MethodMetrics:
@@ -41,75 +34,58 @@ class MethodMetrics:
         self.method, self.explainer = method, explainer
         self.sweep = ThresholdSweep(len(explainer.classes) + 1, threshold)
         self.values: dict[str, list[float]] = defaultdict(list)
-        self.hits: dict[int, list[bool]] = defaultdict(list)
-        self.difficult_hits: dict[int, list[bool]] = defaultdict(list)
-        self.boxes: list[list[Box | None]] = []
-        self.true_boxes: list[list[Box]] = []
+        self.hits: dict[str, dict[int, list[bool]]] = {name: defaultdict(list) for name in POINTING}
 
-    def update(
-        self,
-        image: Tensor,
-        truth: NDArray[np.uint8],
-        boxes: list[Box],
-        present: list[int],
-        ranked: list[int],
-        occlusion: NDArray[np.float32],
-    ) -> None:
+    def update(self, image: Tensor, truth: np.ndarray, boxes: list[Box], ranked: list[int], occlusion: Tensor) -> None:
         """Compute the method's maps of an image and count them.
 
         Args:
             image: the network's input (3, S, S).
-            truth: mask (H, W).
+            truth: mask uint8 (H, W) with at least one class.
             boxes: the true boxes.
-            present: the classes in the image, 0..C-1.
             ranked: the classes with the highest scores, in descending order.
             occlusion: (C, P, P), the drops of scores when a patch is gray.
         """
-        classes, (height, width) = sorted({*present, *ranked}), truth.shape
-        cams = dict(zip(classes, self.explainer.cams(self.method, image, classes, (height, width)), strict=True))
-        self.boxes.append([box_from_map(cams[c], c) for c in ranked])
-        self.true_boxes.append(boxes)
+        present = (np.setdiff1d(truth, (0, IGNORE)).astype(int) - 1).tolist()
+        classes = sorted({*present, *ranked})
+        shape = (truth.shape[0], truth.shape[1])
+        cams = dict(zip(classes, self.explainer.cams(self.method, image, classes, shape), strict=True))
+        correct = {c: cam_metrics.is_correct(cam_metrics.box_from_map(cam, c), boxes) for c, cam in cams.items()}
+        self.values["localization_error_top1"].append(not correct[ranked[0]])
+        self.values["localization_error_top5"].append(not any(correct[c] for c in ranked))
         self.sweep.update(np.array(present), np.stack([cams[c] for c in present]), truth)
         for c in present:
             cam, region = cams[c], truth == c + 1
-            hit = points_at(cam, region)
-            self.hits[c].append(hit)
-            if is_difficult(region, ~np.isin(truth, (0, c + 1, IGNORE))):
-                self.difficult_hits[c].append(hit)
-            self.values["energy_inside"].append(energy_inside(cam, region))
-            self.values["localization_error_given"].append(not is_correct(box_from_map(cam, c), boxes))
+            hit = cam_metrics.points_at(cam, region)
+            self.hits["pointing"][c].append(hit)
+            if region.mean() < SMALL and len(present) > 1:
+                self.hits["pointing_difficult"][c].append(hit)
+            self.values["energy_inside"].append(cam_metrics.energy_inside(cam, region))
+            self.values["localization_error_given"].append(not correct[c])
             batched = torch.from_numpy(cam)[None, None]
-            patches = functional.interpolate(batched, (PATCHES, PATCHES), mode="area")[0, 0].numpy()
-            self.values["occlusion_rank_correlation"].append(rank_correlation(patches, occlusion[c]))
+            patches = functional.interpolate(batched, occlusion.shape[1:], mode="area")[0, 0].numpy()
+            correlation = cam_metrics.rank_correlation(patches, occlusion[c].numpy())
+            self.values["occlusion_rank_correlation"].append(correlation)
             resized = functional.interpolate(batched, image.shape[1:], mode="bilinear")[0, 0]
-            deletion, insertion = deletion_insertion(
-                lambda images, c=c: self.explainer.scores(images)[:, c].sigmoid(),  # type: ignore[misc]
-                image,
-                resized,
-            )
+            deletion, insertion = cam_metrics.deletion_insertion(self.explainer.scores, c, image, resized)
             self.values["deletion"].append(deletion)
             self.values["insertion"].append(insertion)
 
     def compute(self) -> dict[str, Any]:
         """Return the metrics: fractions, except for the rank correlation; low is good where a name has ``error``."""
         names = self.explainer.classes
-        top1, top5 = localization_error(self.boxes, self.true_boxes)
         segmentation = self.sweep.compute(("background", *names))
+        pointing = {  # the mean over classes of each class's rate, as the pointing game defines it
+            key: float(np.mean([np.mean(own) for own in hits.values()])) if hits else None
+            for key, hits in self.hits.items()
+        }
         return {
             **{key: segmentation[key] for key in ("miou_fixed", "threshold_fixed", "miou_oracle", "threshold_oracle")},
-            "pointing": _mean_over_classes(self.hits),
-            "pointing_difficult": _mean_over_classes(self.difficult_hits),
-            "pointing_by_class": {names[c]: float(np.mean(hits)) for c, hits in sorted(self.hits.items())},
-            "localization_error_top1": top1,
-            "localization_error_top5": top5,
-            "pairs": sum(len(hits) for hits in self.hits.values()),
+            **pointing,
+            "pointing_by_class": {names[c]: float(np.mean(hits)) for c, hits in sorted(self.hits["pointing"].items())},
+            "pairs": sum(map(len, self.hits["pointing"].values())),
             **{name: float(np.mean(values)) for name, values in self.values.items()},
         }
-
-
-def _mean_over_classes(hits: dict[int, list[bool]]) -> float | None:
-    """Return the mean over classes of each class's rate, as the pointing game defines it; None without a class."""
-    return float(np.mean([np.mean(own) for own in hits.values()])) if hits else None
 
 
 def compare_cam_methods(
@@ -134,16 +110,15 @@ def compare_cam_methods(
     for sample in track(samples, "comparing methods"):
         assert sample.mask is not None
         truth = read_class_mask(sample.mask, mask_lut)
-        present = [int(index) - 1 for index in np.unique(truth) if index not in (0, IGNORE)]
-        if not present:
+        if np.isin(truth, (0, IGNORE)).all():
             continue
         scored += 1
         image = explainer.preprocess(read_image(sample.image))
         ranked = explainer.scores(image[None])[0].argsort(descending=True)[:TOP].tolist()
-        occlusion = occlusion_maps(explainer.scores, image).numpy()
+        occlusion = cam_metrics.occlusion_maps(explainer.scores, image)
         boxes = true_boxes(sample.image, truth, explainer.classes)
         for each in metrics:
-            each.update(image, truth, boxes, present, ranked, occlusion)
+            each.update(image, truth, boxes, ranked, occlusion)
     if not scored:
         raise InputError("none of the images shows any of the classes, so the methods cannot be compared")
     return {each.method: each.compute() for each in metrics}

@@ -11,10 +11,6 @@ from numpy.typing import NDArray
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 
-__all__ = ["ConfusionMatrix", "by_name", "class_iou", "mean_iou", "none_if_nan", "ratio"]
-
-Indices = torch.Tensor | NDArray[np.generic]
-
 
 class ConfusionMatrix:
     """Counts of pixels by true and predicted class. They are exact integers, so sums over processes are exact.
@@ -28,7 +24,7 @@ class ConfusionMatrix:
         self.num_classes = num_classes
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
-    def update(self, pred: Indices, target: Indices) -> None:
+    def update(self, pred: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray) -> None:
         """Count every pixel of ``target`` that is not 255.
 
         Args:
@@ -44,9 +40,9 @@ class ConfusionMatrix:
         kept = truth != IGNORE
         truth, predicted = truth[kept].long(), predicted[kept].long()
         for name, indices in (("mask", truth), ("prediction", predicted)):
-            if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.num_classes:
-                bad = int(indices.max()) if int(indices.max()) >= self.num_classes else int(indices.min())
-                raise InputError(f"a {name} holds class index {bad}, outside 0..{self.num_classes - 1}")
+            outside = indices[(indices < 0) | (indices >= self.num_classes)]
+            if len(outside):
+                raise InputError(f"a {name} holds class index {outside[0]}, outside 0..{self.num_classes - 1}")
         counts = torch.bincount(truth * self.num_classes + predicted, minlength=self.num_classes**2)
         self.matrix += counts.view(self.num_classes, self.num_classes).to(self.matrix.device)
 
@@ -84,6 +80,11 @@ def ratio(part: Any, whole: Any) -> NDArray[np.float64]:
 def none_if_nan(value: float) -> float | None:
     """Return the number as JSON can hold it: None in place of nan."""
     return None if math.isnan(value) else float(value)
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction in per cent with one decimal; an empty string for None."""
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def by_name(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:

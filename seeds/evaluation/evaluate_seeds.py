@@ -20,22 +20,9 @@ from datamodules.sampling import evenly
 from datamodules.seed_cache import NO_CUE, SeedCache
 from datamodules.transforms import resize_nearest
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
-from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan, ratio
+from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan, percent, ratio
 from seeds.evaluation.threshold_sweep import ThresholdSweep
 from seeds.explainer import Explainer, split_names
-
-METHOD_COLUMNS = {  # short titles, so that a terminal of 80 columns shows the whole table
-    "fix": ("miou_fixed", "mIoU at the fixed threshold"),
-    "orac": ("miou_oracle", "mIoU at the oracle threshold, chosen with the masks"),
-    "pnt": ("pointing", "pointing game, hits"),
-    "diff": ("pointing_difficult", "pointing game, difficult images"),
-    "top1": ("localization_error_top1", "localization error, top 1"),
-    "giv": ("localization_error_given", "localization error, class given"),
-    "del": ("deletion", "area under deletion, lower is better"),
-    "ins": ("insertion", "area under insertion"),
-    "occ": ("occlusion_rank_correlation", "rank correlation with occlusion, times 100"),
-    "ener": ("energy_inside", "share of the map inside the object"),
-}
 
 
 def evaluate_seeds(
@@ -73,7 +60,7 @@ def evaluate_seeds(
         split: list of images, all of them in the cache; by default as recorded.
         masks: name of the folder of masks; by default as recorded.
         threshold: the fixed background threshold; by default the cache's foreground threshold.
-        output: a file ending in .json, or a folder for metrics.json; by default the cache's folder.
+        output: folder for ``metrics.json``; by default the cache's.
         faithfulness: CAM methods to compare, such as ``gradcam,c-mwp``; names as for ``tag2mask explain``.
         checkpoint: the classifier for ``faithfulness``; by default the one that made the cache.
         num_images: number of images for ``faithfulness``, evenly spread over the split; all by default.
@@ -85,8 +72,9 @@ def evaluate_seeds(
         InputError: no such cache, the cache lacks images of the split, the split has no masks, or all pixels are 255.
     """
     seeds = SeedCache(cache)
-    settings = seeds.inputs.get("data")
-    data = datamodule_from_settings(settings, classes=list(seeds.classes), root=root, train_split=split, masks=masks)
+    data = datamodule_from_settings(
+        seeds.inputs.get("data"), classes=list(seeds.classes), root=root, train_split=split, masks=masks
+    )
     split = data.hparams["train_split"]
     listed = covered_samples(seeds, data.samples(split, tags=False), seeds.classes)
     samples = [sample for sample in listed if sample.mask is not None]
@@ -95,8 +83,6 @@ def evaluate_seeds(
     if len(samples) < len(listed):
         print_message(f"{len(samples)} of {len(listed)} images of {split!r} have a mask; the others are not scored")
     fixed = float(seeds.settings.get("fg_threshold", 0.2) if threshold is None else threshold)
-    if num_images is not None and num_images < 1:
-        raise InputError(f"num_images {num_images} is not a positive number")
     explainer = None
     if methods := split_names(faithfulness):
         path = checkpoint or seeds.inputs.get("checkpoint")
@@ -120,13 +106,10 @@ def evaluate_seeds(
         chosen = [samples[i] for i in evenly(len(samples), len(samples) if num_images is None else num_images)]
         compared = compare_cam_methods(explainer, chosen, data.mask_lut, fixed)
         metrics["faithfulness"] = {"images": len(chosen), "size": explainer.size, "methods": compared}
-    target = output or cache
-    target = target if target.suffix == ".json" else target / "metrics.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, (json.dumps(metrics, indent=1) + "\n").encode())
+    folder = output or cache
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     print_seed_metrics(metrics)
-    if explainer is not None:
-        print_method_metrics(metrics["faithfulness"])
     return metrics
 
 
@@ -174,7 +157,7 @@ class CueMetrics:
 
 
 def print_seed_metrics(metrics: Mapping[str, Any]) -> None:
-    """Print the metrics of seeds as a table, in per cent."""
+    """Print the metrics of seeds, and of CAM methods where they were compared, as tables in per cent."""
     table = Table(title=f"seeds of {metrics['images']} images of {metrics['split']}, per cent")
     table.add_column("class", no_wrap=True)
     for column in ("IoU, fixed", "IoU, oracle*", "IoU, cues", "precision", "recall", "coverage"):
@@ -182,34 +165,27 @@ def print_seed_metrics(metrics: Mapping[str, Any]) -> None:
     kinds, cue_keys = ("fixed", "oracle", "cues"), ("precision", "recall", "coverage")
     by_class = {"background": metrics["cues"]["background"]} | metrics["cues_by_class"]
     for name, cues in by_class.items():
-        table.add_row(name, *(_percent(metrics[f"iou_{kind}"][name]) for kind in kinds), *map(_percent, cues.values()))
+        table.add_row(name, *(percent(metrics[f"iou_{kind}"][name]) for kind in kinds), *map(percent, cues.values()))
     table.add_section()
-    table.add_row("all", *(_percent(metrics[key]) for key in (*(f"miou_{kind}" for kind in kinds), *cue_keys)))
+    table.add_row("all", *(percent(metrics[key]) for key in (*(f"miou_{kind}" for kind in kinds), *cue_keys)))
     console = Console()
     console.print(table)
     console.print("precision, recall, coverage: of the cues")
     if metrics["threshold_fixed"] is None:
         console.print("the cache holds cues without maps, so there is no IoU at a threshold")
-        return
-    console.print(
-        f"fixed: background threshold {metrics['threshold_fixed']:.2f}; *oracle: {metrics['threshold_oracle']:.2f}, "
-        f"chosen by looking at the masks; Otsu's, from the maps alone: {metrics['threshold_otsu']:.2f}, mean IoU "
-        f"{100 * metrics['miou_otsu']:.1f}"
-    )
-
-
-def print_method_metrics(compared: Mapping[str, Any]) -> None:
-    """Print the metrics of CAM methods as a table, in per cent."""
-    table = Table(title=f"methods on {compared['images']} images, per cent", box=None, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
-    for title in METHOD_COLUMNS:
-        table.add_column(title, justify="right", no_wrap=True)
-    for method, metrics in compared["methods"].items():
-        table.add_row(method, *(_percent(metrics[key]) for key, _ in METHOD_COLUMNS.values()))
-    console = Console()
-    console.print(table)
-    console.print("; ".join(f"{title}: {meaning}" for title, (_, meaning) in METHOD_COLUMNS.items()))
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    else:
+        console.print(
+            f"fixed: background threshold {metrics['threshold_fixed']:.2f}; *oracle: {metrics['threshold_oracle']:.2f},"
+            f" chosen by looking at the masks; Otsu's, from the maps alone: {metrics['threshold_otsu']:.2f}, mean IoU "
+            f"{percent(metrics['miou_otsu'])}"
+        )
+    if "faithfulness" in metrics:
+        compared = metrics["faithfulness"]
+        table = Table("metric", title=f"CAM methods on {compared['images']} images, per cent")
+        for method in compared["methods"]:
+            table.add_column(method, justify="right")
+        methods = list(compared["methods"].values())
+        for key in (key for key, value in methods[0].items() if value is None or isinstance(value, float)):
+            table.add_row(key, *(percent(found[key]) for found in methods))
+        console.print(table)
+        console.print("low is better for deletion and the localization error; oracle: chosen by looking at the masks")

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
-from seeds.evaluation.confusion_matrix import by_name, class_iou, mean_iou, none_if_nan
+from seeds.evaluation.confusion_matrix import by_name, class_iou, mean_iou, none_if_nan, ratio
 
 GRID_STEP = 0.01  # between the oracle's thresholds: 0.00, 0.01, … 0.99
 
@@ -29,7 +29,6 @@ class ThresholdSweep:
         self.fixed, self.grid = fixed, np.arange(round(1 / GRID_STEP)) * GRID_STEP
         self.thresholds = np.unique(np.append(self.grid, fixed).astype(np.float32))
         self.counts = np.zeros((num_classes, num_classes, len(self.thresholds) + 1), np.int64)
-        self.maps = 0
         self.histogram = np.zeros(len(self.grid), np.int64)  # of the highest map at each position, for Otsu's method
 
     def update(self, classes: NDArray[np.int64], maps: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
@@ -40,7 +39,6 @@ class ThresholdSweep:
             maps: (k, h, w), not normalised.
             truth: mask (H, W): 0 = background, 1..C, 255 = ignore.
         """
-        self.maps += len(maps)
         winner, below = np.zeros(truth.shape, np.int64), np.zeros(truth.shape, np.int64)
         if len(maps):
             peak = maps.max(axis=(1, 2), keepdims=True)
@@ -64,7 +62,7 @@ class ThresholdSweep:
 
     def compute(self, names: Sequence[str]) -> dict[str, Any]:
         """Return mean and per-class IoU at the fixed, Otsu's and the oracle threshold; None if there was no map."""
-        if not self.maps:
+        if not self.histogram.any():
             undefined: dict[str, Any] = dict.fromkeys(names)
             keys = [f"{what}_{which}" for which in ("fixed", "otsu", "oracle") for what in ("miou", "threshold")]
             return dict.fromkeys(keys) | {"iou_fixed": undefined, "iou_oracle": dict(undefined)}
@@ -73,8 +71,7 @@ class ThresholdSweep:
         on_grid = np.isin(self.thresholds, self.grid.astype(np.float32))
         oracle = int(np.argmax(np.where(on_grid, np.nan_to_num(means, nan=-1.0), -2.0)))
         otsu_threshold = otsus_threshold(self.histogram)
-        at = np.searchsorted(self.thresholds, np.array([self.fixed, otsu_threshold], np.float32))
-        fixed, otsu = at.tolist()
+        fixed, otsu = np.searchsorted(self.thresholds, np.array([self.fixed, otsu_threshold], np.float32)).tolist()
         return {
             "miou_fixed": none_if_nan(means[fixed]), "threshold_fixed": self.fixed,
             "miou_otsu": none_if_nan(means[otsu]), "threshold_otsu": otsu_threshold,
@@ -98,7 +95,5 @@ def otsus_threshold(histogram: NDArray[np.int64]) -> float:
     share = histogram / histogram.sum()
     below = share.cumsum()[:-1]
     moment = (share * np.arange(len(share))).cumsum()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        variance = (moment[-1] * below - moment[:-1]) ** 2 / (below * (1 - below))
-    variance = np.nan_to_num(variance, nan=0.0, posinf=0.0)
+    variance = np.nan_to_num(ratio((moment[-1] * below - moment[:-1]) ** 2, below * (1 - below)))
     return round((int(variance.argmax()) + 1) / len(histogram), 6) if variance.any() else 0.0

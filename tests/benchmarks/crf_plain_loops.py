@@ -19,22 +19,11 @@ plain = numba.njit(nogil=True, error_model="numpy", fastmath={"contract", "nnan"
 
 @plain
 def update(  # noqa: C901, PLR0912 - the same single pass as the function it replaces
-    registers: tuple[int, ...],
-    first: bool,
-    final: bool,
-    start: int,
-    stop: int,
-    scores: Array,
-    vertices: Array,
-    weights: Array,
-    gaussian_vertices: Array,
-    gaussian_weights: Array,
-    nodes: Array,
-    gaussian_nodes: Array,
-    sums: Array,
-    gaussian_sums: Array,
-) -> None:
+    registers: tuple[int, ...], first: bool, final: bool, start: int, stop: int, scores: Array,
+    fields: tuple[tuple[Array, ...], ...],
+) -> None:  # fmt: skip
     """Do the same as `seeds.crf.lattice_mean_field.update`."""
+    (vertices, weights, nodes, sums), (gaussian_vertices, gaussian_weights, gaussian_nodes, gaussian_sums) = fields
     row, corners = U(scores.shape[1]), U(gaussian_vertices.shape[1])
     scores, nodes, gaussian_nodes = scores.reshape(-1), nodes.reshape(-1), gaussian_nodes.reshape(-1)
     sums, gaussian_sums = sums.reshape(-1), gaussian_sums.reshape(-1)

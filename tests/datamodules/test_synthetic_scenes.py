@@ -1,7 +1,18 @@
+from typing import NamedTuple
+
 import numpy as np
 
 from datamodules import synthetic_scenes as scenes
-from datamodules.synthetic_scenes import draw_scene
+
+
+class Scene(NamedTuple):
+    image: np.ndarray
+    mask: np.ndarray
+
+
+def draw_scene(seed, size):
+    return Scene(*scenes.draw_scene(seed, size))
+
 
 SIZE = 64
 SCENES = [draw_scene((0, 0, i), SIZE) for i in range(240)]

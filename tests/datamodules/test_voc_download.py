@@ -45,7 +45,7 @@ def test_trainaug_is_voc_s_train_and_sbd_without_voc_s_val(devkit):
 
 def test_what_is_there_is_left_alone(devkit, monkeypatch):
     (devkit / "ImageSets/Segmentation/trainaug.txt").write_text("p0\n")
-    monkeypatch.setattr(download, "add_sbd", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(download, "write_mask", lambda *_: pytest.fail("written again"))
     download.download_voc(devkit)
 
 
@@ -89,6 +89,6 @@ def test_the_usual_list_of_10582(real_data, tmp_path, monkeypatch):
     monkeypatch.setattr(download.shutil, "copyfile", lambda *_: None)
     monkeypatch.setattr(download, "loadmat", lambda _: {"GTcls": [{"Segmentation": [None]}]})
     monkeypatch.setattr(download, "write_mask", lambda *_: None)
-    download.add_sbd(root, tmp_path / "sbd")
+    download.download_voc(root)
     assert (root / "ImageSets/Segmentation/trainaug.txt").read_text().split() == sorted(usual)
     assert len(set(usual)) == 10582

@@ -21,5 +21,5 @@ def blobs(seed: int, size: tuple[int, int] = (60, 80), void: bool = False) -> to
 def counts_of(pairs) -> SegmentationCounts:
     counts = SegmentationCounts(NAMES)
     for pred, truth in pairs:
-        counts.update(pred, truth)
+        counts.update(pred.numpy(), truth.numpy())
     return counts

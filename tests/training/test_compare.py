@@ -67,7 +67,15 @@ def test_compare_of_what_evaluate_wrote(voc, predicted_masks, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "there is no"), ("{", "is not JSON"), ('{"a": 1}', "holds no IoU")]
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        ("{", "JSONDecodeError"),
+        ('{"a": 1}', "'miou'"),
+        ('{"iou": {}, "miou": null}', "TypeError"),
+        ('{"iou": {"cat": "x"}, "miou": 1}', "ValueError"),
+        ("[]", "TypeError"),
+    ],
 )
 def test_compare_of_something_else(tmp_path, capsys, content, words):
     path = tmp_path / "x.json"

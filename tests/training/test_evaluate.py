@@ -1,7 +1,9 @@
 """`tag2mask evaluate` of a checkpoint and of a folder of masks: metrics, files, the page, and refused input."""
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 from datamodules.base_datamodule import datamodule_from_settings
+from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.masks import read_class_mask, write_mask
@@ -51,11 +54,11 @@ def test_metrics_agree_with_a_count_by_hand(checkpoint, evaluated):
     data = datamodule_from_settings(trained.data, num_workers=0)
     samples = data.samples("val", tags=False)
     loader = data.eval_loader(samples, originals=True)
-    found = list(predictions(trained, loader, crf=True, unreadable=UnreadableImages(0.0)))
+    found = list(predictions(trained.scores, loader, UnreadableImages(0.0), crf=True))
     truths = [read_class_mask(sample.mask, data.mask_lut) for sample in samples]
     names = ("background", *data.classes)
     for maps, figures in (("final", metrics), ("plain", metrics["without_crf"])):
-        iou = numpy_iou([getattr(p, maps).numpy() for p in found], truths, len(names))
+        iou = numpy_iou([getattr(p, maps) for p in found], truths, len(names))
         assert figures["iou"] == pytest.approx({names[i]: value for i, value in iou.items()}, rel=1e-12)
         assert figures["miou"] == pytest.approx(np.mean(list(iou.values())), rel=1e-12)
         assert figures["background_iou"] == figures["iou"]["background"]
@@ -262,8 +265,8 @@ def spoil(folder, ids, how):
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [("missing", "1 of 4 predictions are missing"), ("size", "is 71x96"), ("void", "holds 255"), ("index", "index 77"),
-     ("colours", "RGB")],
+    [("missing", "1 of 4 predictions are missing"), ("size", "the shape (96, 71)"), ("void", "holds 255"),
+     ("index", "index 77"), ("colours", "RGB")],
 )  # fmt: skip
 def test_predictions_that_cannot_be_scored(voc, predicted_masks, tmp_path, capsys, how, words):
     folder, ids = predicted_masks
@@ -278,8 +281,7 @@ def test_predictions_that_cannot_be_scored(voc, predicted_masks, tmp_path, capsy
 @pytest.mark.parametrize(
     ("given", "words"),
     [({}, "either"), ({"checkpoint": "x", "predictions": "y"}, "either"), ({"predictions": Path("y")}, "--root"),
-     ({"checkpoint": "x", "classes": ["cat"]}, "classes are for"),
-     ({"predictions": Path("y"), "root": "z"}, "no folder of predictions y")],
+     ({"checkpoint": "x", "classes": ["cat"]}, "classes are for")]
 )  # fmt: skip
 def test_options_that_do_not_go_together(tmp_path, given, words):
     with pytest.raises(InputError, match=words):
@@ -312,3 +314,34 @@ def test_scales_and_flip(checkpoint, tmp_path, monkeypatch):
     several, plain = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
     assert (several["scales"], several["flip"]) == ([0.55, 1.0], True)
     assert (plain["scales"], plain["flip"]) == ([1.0], False)
+
+
+@pytest.fixture
+def voc_like(predicted_masks, voc, tmp_path):
+    """The same images as if of VOC's classes: no classes.txt."""
+    root = tmp_path / "VOC2012"
+    shutil.copytree(voc, root)
+    (root / "classes.txt").unlink()
+    return root
+
+
+def test_the_archive_for_vocs_server(voc_like, predicted_masks, tmp_path):
+    folder, ids = predicted_masks
+    out = tmp_path / "out"
+    words = ("--predictions", folder, "--root", voc_like, "--output", out, "--submission", "true", "--num_images", 0)
+    assert run("evaluate", *words) == 0
+    with tarfile.open(out / "submission.tar") as archive:
+        assert archive.getnames() == [f"results/VOC2012/Segmentation/comp6_val_cls/{name}.png" for name in ids]
+        for name, member in zip(ids, archive.getmembers(), strict=True):
+            content = archive.extractfile(member).read()
+            assert (out / member.name).read_bytes() == content
+            image = Image.open(io.BytesIO(content))
+            assert image.mode == "P"
+            assert image.getpalette()[:63] == voc_palette()[:63]
+            assert np.array_equal(np.array(image), np.array(Image.open(folder / f"{name}.png")))
+
+
+def test_an_archive_of_other_classes_is_refused(checkpoint, tmp_path):
+    with pytest.raises(InputError, match="VOC's 20 classes"):
+        evaluate(checkpoint, output=tmp_path / "out", submission=True)
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tests.training.html_pages import HOSTILE, PageReader, check_page, run_chromium
+from training.evaluation.evaluation_table import compute_metrics
+from training.evaluation.metrics import SegmentationCounts
 from training.reports.evaluation_report import render_page
 from training.reports.example_selection import Example, Section
 
@@ -42,13 +44,13 @@ def page() -> str:
         "confused": [{"truth": "<cat>", "predicted": HOSTILE, "pixels": 99, "share": 0.03}],
     }  # fmt: skip
     metrics = {
-        **figures, "without_crf": figures, "images": 3, "split": "v<al", "crf": {"scale": 1.0},
+        **figures, "without_crf": figures, "images": 3, "images_with_mask": 3, "unreadable": {}, "split": "v<al",
         "checkpoint": {"path": "a&b.ckpt", "sha256": "0" * 64}, "data": {"root": "x" * 200, "eval_size": 64},
-        "classes": CLASSES,
+        "classes": CLASSES, "crf": {"scale": 1.0}, "scales": [1.0], "flip": False, "compute_precision": "32-true",
     }  # fmt: skip
     best = [example("p<1>", 1), example("tall", 2, size=(80, 40)), example("an-id-without-any-space-" * 5, 2)]
     sections = [Section("Best images", "Good.", best), Section("Taught", "Cues.", [example(HOSTILE, 1, cues=True)])]
-    return render_page(metrics, CLASSES, sections)
+    return render_page(metrics, sections)
 
 
 def test_the_page_is_well_formed_and_links_nowhere(page):
@@ -78,8 +80,11 @@ def test_images_and_controls_have_names_for_readers_who_do_not_see_them(page):
 
 
 def test_without_images_or_masks_the_page_has_no_controls():
-    bare = {"miou": None, "iou": {}, "images": 2, "split": "test", "crf": None, "predictions": {"path": "p"}}
-    read = PageReader(render_page(bare, ["cat"], []))
+    bare = compute_metrics(SegmentationCounts(("background", "cat"))) | {
+        "images": 2, "images_with_mask": 0, "unreadable": {}, "split": "test", "crf": None, "classes": ["cat"],
+        "predictions": {"path": "p"}, "data": {"root": "r"},
+    }  # fmt: skip
+    read = PageReader(render_page(bare, []))
     assert not read.of("table")
     assert not read.of("button")
     assert not read.of("input")

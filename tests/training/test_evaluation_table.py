@@ -15,7 +15,7 @@ def test_worked_by_hand():
     truth = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 255]])
     counts = SegmentationCounts(NAMES)
     # background: 1 hit of {3}; cat: 3 of {6}; dog: called once, never there; owl: nowhere
-    assert counts.update(pred, truth) == pytest.approx((1 / 3 + 1 / 2 + 0) / 3)
+    assert counts.update(pred.numpy(), truth.numpy()) == pytest.approx((1 / 3 + 1 / 2 + 0) / 3)
     found = compute_metrics(counts)
     assert found["iou"] == pytest.approx({"background": 1 / 3, "cat": 1 / 2, "dog": 0})
     assert found["miou"] == pytest.approx((1 / 3 + 1 / 2) / 3)

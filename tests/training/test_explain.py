@@ -110,8 +110,8 @@ def test_for_and_against_stand_side_by_side(classifier, photos, tmp_path):
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [(["{photos}/p0.jpg", "--methods", "gradcan"], 1, "no method 'gradcan'; did you mean gradcam"),
-     (["{photos}/p0.jpg", "--classes", "green"], 1, "no class 'green'; its classes are red, blue"),
-     (["{photos}/p0.jpg", "--page", "green"], 1, "no class 'green'"),
+     (["{photos}/p0.jpg", "--classes", "green"], 1, "of the classifier: did you mean 'red'"),
+     (["{photos}/p0.jpg", "--page", "green"], 1, "class 'green' does not exist"),
      (["{photos}/p0.jpg", "--layer", "featurs"], 1, "no layer 'featurs'; did you mean features"),
      (["{photos}/nothing.jpg"], 1, "nothing.jpg"), ([], 2, ""),
      (["{photos}/p0.jpg", "--method", "gradcam"], 2, "method")],
@@ -130,5 +130,5 @@ def test_a_figure_never_replaces_a_photo(classifier, photos, capsys):
     Image.new("RGB", (30, 30)).save(photos / "p9.png")
     before = (photos / "p9.png").read_bytes()
     assert main(["explain", str(photos / "p9.png"), "--checkpoint", str(classifier), "--output", str(photos)]) == 1
-    assert "would replace a photo" in capsys.readouterr().err
+    assert "would replace an image" in capsys.readouterr().err
     assert (photos / "p9.png").read_bytes() == before

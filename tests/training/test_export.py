@@ -14,8 +14,7 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from tests.training.conftest import data_of, trainer_of
 from training.cli import main
-from training.export import export
-from training.exported import SIDECAR, load_exported
+from training.export import SIDECAR, export, load_exported
 from training.inference import load_trained
 from training.predict import predict
 from training.segmentation_task import SegmentationTask
@@ -160,7 +159,7 @@ def test_a_wrong_export_is_not_written(network, tmp_path, monkeypatch):
     monkeypatch.setattr("training.export.torch.jit.trace", lambda *_, **__: lambda images: images)
     with pytest.raises(InputError, match="TorchScript export of this network is wrong"):
         export(network, tmp_path / "net.pt", "torchscript")
-    monkeypatch.setattr("training.export.restore_smp", lambda model, _: model)
+    monkeypatch.setattr("training.export._restore_smp", lambda model, _: model)
     with pytest.raises(InputError, match="segmentation_models_pytorch export of this network is wrong"):
         export(network, tmp_path / "net", "smp")
     assert not list(tmp_path.iterdir())
@@ -170,7 +169,7 @@ def test_what_cannot_be_exported(network, tmp_path, capsys, monkeypatch):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "x").touch()
     assert run("export", "--checkpoint", network, "--format", "smp", "--output", tmp_path / "taken") == 1
-    assert "holds something" in capsys.readouterr().err
+    assert "not an empty folder" in capsys.readouterr().err
     assert run("export", "--checkpoint", network, "--format", "onnx", "--output", tmp_path / "taken") == 1
     assert "is a folder" in capsys.readouterr().err
     assert run("export", "--checkpoint", network, "--format", "tflite", "--output", tmp_path / "x") == 2

@@ -13,7 +13,6 @@ from training.image_overlays import (
     heat_overlay,
     label_layer,
     label_overlay,
-    layer_pixels,
     shrink,
     side_by_side,
 )
@@ -53,7 +52,8 @@ def test_a_layer_as_png_over_the_image_is_the_overlay():
     labels[8:16, 8:20], labels[20:] = 2, 255
     image = np.random.default_rng(0).integers(0, 256, (24, 30, 3), np.uint8)
     read = cv2.imdecode(
-        np.frombuffer(encode_image(layer_pixels(label_layer(labels)), "png"), np.uint8), cv2.IMREAD_UNCHANGED
+        np.frombuffer(encode_image((label_layer(labels) * (1, 1, 1, 255)).round().astype(np.uint8), "png"), np.uint8),
+        cv2.IMREAD_UNCHANGED,
     ).astype(float)
     opacity = read[..., 3:] / 255
     shown = (1 - opacity) * image + opacity * read[..., 2::-1]

@@ -84,15 +84,6 @@ def test_large_photos_come_out_at_their_own_size():
     assert (labels[:, 700:] == 1).all()
 
 
-def test_a_checkpoint_from_before_eval_size_is_read(checkpoint, tmp_path):
-    content = torch.load(checkpoint, weights_only=True)
-    size = content["datamodule_hyper_parameters"].pop("eval_size")
-    torch.save(content, tmp_path / "old.ckpt")
-    trained = load_trained(tmp_path / "old.ckpt")
-    assert trained.size == size
-    assert datamodule_from_settings(trained.data).hparams["eval_size"] == size
-
-
 def test_images_have_the_size_of_the_validation(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content["datamodule_hyper_parameters"]["eval_size"] = LARGER

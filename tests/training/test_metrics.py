@@ -1,14 +1,22 @@
-"""The bootstrap interval against a slow one, the most confused classes, and memory."""
+"""Boundary IoU against the authors' code, the bootstrap interval against a slow one, confused classes, memory."""
 
 import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from tests.training.label_maps import NAMES, blobs, counts_of
 from training.evaluation.evaluation_table import compute_metrics
-from training.evaluation.metrics import RESAMPLES, SEED, SegmentationCounts, confused_pairs, miou_interval
+from training.evaluation.metrics import (
+    RESAMPLES,
+    SEED,
+    SegmentationCounts,
+    boundary_counts,
+    confused_pairs,
+    miou_interval,
+)
 
 
 def test_the_interval_is_that_of_a_slow_bootstrap():
@@ -49,10 +57,10 @@ def test_memory_does_not_grow_with_images_times_squared_classes():
     counts = SegmentationCounts([str(number) for number in range(81)])
     generator = np.random.default_rng(0)
     pred, truth = (torch.from_numpy(generator.integers(0, 81, (8, 8))) for _ in range(2))
-    counts.update(pred, truth)
+    counts.update(pred.numpy(), truth.numpy())
     tracemalloc.start()
     for _ in range(500):
-        counts.update(pred, truth)
+        counts.update(pred.numpy(), truth.numpy())
     grown = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert grown < 500 * 4 * 81 * 8
@@ -67,3 +75,35 @@ def test_the_interval_of_many_images_needs_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000  # all draws at once: 64 MB
+
+
+def authors_boundary(mask: np.ndarray) -> np.ndarray:
+    """``mask_to_boundary`` as Cheng et al. released it: a binary mask less its erosion, step by step."""
+    height, width = mask.shape
+    dilation = max(1, round(0.02 * np.sqrt(height**2 + width**2)))
+    framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    eroded = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=dilation)
+    return mask - eroded[1:-1, 1:-1]
+
+
+@pytest.mark.parametrize("size", [(60, 80), (150, 200), (9, 7)])
+def test_boundary_is_the_authors(size):
+    pred, truth = blobs(1, size), blobs(2, size, void=True)
+    counts = boundary_counts(pred.numpy(), truth.numpy(), 4)
+    for c in range(4):
+        guess = authors_boundary(((pred == c) & (truth != 255)).numpy().astype(np.uint8)) > 0
+        true = authors_boundary((truth == c).numpy().astype(np.uint8)) > 0
+        assert counts[:, c].tolist() == [(guess & true).sum(), guess.sum(), true.sum()]
+
+
+def test_boundary_is_one_for_a_perfect_prediction_and_below_iou_for_a_dented_one():
+    truth = blobs(3, (150, 200), void=True)
+    perfect = torch.where(truth == 255, 2, truth)  # the void has any class
+    assert set(compute_metrics(counts_of([(perfect, truth)]))["boundary_iou"].values()) == {1.0}
+    square, dented = torch.zeros(2, 150, 200, dtype=torch.int64)
+    square[20:130, 20:180] = 1
+    dented[24:126, 24:176] = 1
+    found = compute_metrics(counts_of([(dented, square)]))
+    assert found["boundary_iou"]["cat"] < 0.3
+    assert found["iou"]["cat"] > 0.85
+    assert found["boundary_miou"] == pytest.approx(np.mean(list(found["boundary_iou"].values())))

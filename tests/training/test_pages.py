@@ -29,9 +29,9 @@ def test_a_missing_value_is_an_error():
 def test_an_embedded_image_is_a_jpeg_of_the_same_size():
     image = np.full((8, 12, 3), (250, 0, 0), np.uint8)
     embedded = embed(image, "red")
-    kind, _, content = embedded.source.partition(",")
+    kind, _, content = embedded["source"].partition(",")
     assert kind == "data:image/jpeg;base64"
     read = cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_COLOR)
-    assert (embedded.height, embedded.width) == read.shape[:2] == (8, 12)
+    assert (embedded["height"], embedded["width"]) == read.shape[:2] == (8, 12)
     assert np.abs(read[4, 4, ::-1].astype(int) - [250, 0, 0]).max() < 8
     assert data_uri(image, "png").startswith("data:image/png;base64,")

@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError
-
-__all__ = ["compare"]
+from seeds.evaluation.confusion_matrix import percent
 
 MEANS = {"mean": "miou", "boundary mean": "boundary_miou", "pixel accuracy": "pixel_accuracy"}
 COMPARABLE = ("split", "images", "classes")  # results that differ in one of these are not comparable
@@ -41,8 +40,7 @@ def compare(*results: Path, mean: bool = False) -> None:
         groups.setdefault((pattern, 0) if mean else (path, index), []).append(metrics)
 
     table = Table("class", title="IoU, per cent, and difference from the first")
-    resolved = [path.resolve() for path, _ in groups]
-    folders = [path.parent if path.name == "metrics.json" else path for path in resolved]
+    folders = [path.resolve().parent if path.name == "metrics.json" else path.resolve() for path, _ in groups]
     shared = os.path.commonpath([folder.parent for folder in folders])
     for folder in folders:
         table.add_column(Text(folder.relative_to(shared).as_posix()), justify="right", overflow="fold")
@@ -52,55 +50,41 @@ def compare(*results: Path, mean: bool = False) -> None:
     table.add_section()
     for title, key in MEANS.items():
         means = [[metrics.get(key) for metrics in group] for group in compared]
-        if any(value is not None for group in means for value in group):
-            table.add_row(title, *_columns(means), style="bold" if key == "miou" else None)
+        table.add_row(title, *_columns(means), style="bold" if key == "miou" else None)
     intervals = [group[0].get("miou_interval") if len(group) == 1 else None for group in compared]
     if any(intervals):
-        shown = [f"{100 * each['low']:.1f} to {100 * each['high']:.1f}" if each else "" for each in intervals]
+        shown = [f"{percent(each['low'])} to {percent(each['high'])}" if each else "" for each in intervals]
         table.add_row("mean, interval", *shown)
     console = Console()
     console.print(table)
     for key in COMPARABLE:
-        values = [metrics.get(key) for metrics in every]
-        shown = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
-        if len(set(shown)) > 1:
-            console.print(f"[bold]note:[/] the results differ in their {key}: {' | '.join(shown)}")
+        values = dict.fromkeys(str(metrics.get(key)) for metrics in every)
+        if len(values) > 1:
+            console.print(f"note: the results differ in their {key}: {' | '.join(values)}", markup=False)
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    """Return the content of a ``metrics.json``.
-
-    Raises:
-        InputError: the file is missing, is not JSON, or contains no IoU.
-    """
-    if not path.is_file():
-        raise InputError(f"there is no {path}")
+    """Return the content of a ``metrics.json``; raise an InputError if it is missing, no JSON, or contains no IoU."""
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error})") from error
-    iou = metrics.get("iou") if isinstance(metrics, dict) else None
-    numbers = [*iou.values(), metrics.get("miou")] if isinstance(iou, dict) else []
-    if not iou or not all(isinstance(value, (int, float)) for value in numbers):
-        raise InputError(f"{path} holds no IoU: a metrics.json of 'tag2mask evaluate' on images with masks is needed")
+        metrics = json.loads(path.read_bytes())
+        for value in (metrics["miou"], *metrics["iou"].values()):
+            float(value)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        purpose = "a metrics.json of 'tag2mask evaluate' on images with masks"
+        raise InputError(f"{path} cannot be read as {purpose}: {type(error).__name__} {error}") from error
     return dict(metrics)
 
 
-def _columns(values: Sequence[Sequence[float | None]]) -> list[str]:
+def _columns(values: Sequence[Sequence[Any]]) -> list[str]:
     """Return a row, for each group: mean ± standard deviation, and the difference from the first mean.
 
-    The text is empty where a value of the group is missing.
+    The text is empty where a value of the group is None.
     """
-    texts: list[str] = []
-    first: float | None = None
-    for index, group in enumerate(values):
-        known = [value for value in group if value is not None]
-        mean = fmean(known) if len(known) == len(group) else None
-        first = mean if index == 0 else first
-        if mean is None:
-            texts.append("")
-            continue
-        spread = f" ± {100 * stdev(known):.1f}" if len(known) > 1 else ""
-        difference = "" if index == 0 or first is None else f" {100 * (mean - first):+.1f}"
-        texts.append(f"{100 * mean:.1f}{spread}{difference}")
+    means = [None if None in group else fmean(group) for group in values]
+    texts = [percent(mean) for mean in means]
+    for index, (group, mean) in enumerate(zip(values, means, strict=True)):
+        if mean is not None and len(group) > 1:
+            texts[index] += f" ± {percent(stdev(group))}"
+        if mean is not None and index and means[0] is not None:
+            texts[index] += f" {100 * (mean - means[0]):+.1f}"
     return texts

@@ -1,21 +1,23 @@
 """`tag2mask evaluate`: score a segmentation checkpoint, or a folder of predicted masks, on a split with masks."""
 
+import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
-from datamodules.class_names import IGNORE, mask_lut, read_classes, voc_classes
+from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, write_atomically
 from datamodules.images import read_image
-from datamodules.masks import read_class_mask
+from datamodules.masks import mask_png, read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
 from datamodules.sampling import evenly
@@ -26,12 +28,9 @@ from seeds.precision import Precision
 from training import inference
 from training.evaluation.evaluation_table import compute_metrics, metrics_csv, print_metrics
 from training.evaluation.metrics import SegmentationCounts
-from training.evaluation.voc_submission import check_voc_classes, write_submission
 from training.inference import TEST_CRF, Predicted, Trained, Views, load_trained
 from training.reports.evaluation_report import render_page
 from training.reports.example_selection import Example, ExampleSelector, Section
-
-__all__ = ["evaluate"]
 
 TRAINING_IMAGES = 8  # with their cues, on the page
 
@@ -103,15 +102,15 @@ def evaluate(
     if checkpoint is not None and predictions is None:
         if classes is not None:
             raise InputError("classes are for --predictions: a checkpoint has its own")
-        trained, crf_on = load_trained(checkpoint, precision), crf
+        trained = load_trained(checkpoint, precision)
         data = datamodule_from_settings(
             trained.data, classes=list(trained.classes), root=root, test_split=split, masks=masks, eval_size=eval_size,
             batch_size=batch_size, num_workers=num_workers, **limits,
         )  # fmt: skip
-        samples = _split_samples(data)
-        views = Views(tuple(scales) if scales is not None else (1.0,), flip)
+        samples = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
+        views = Views((1.0,) if scales is None else tuple(scales), flip)
         loader = data.eval_loader(samples, originals=True)
-        stream = inference.predictions(trained, loader, crf=crf, views=views, unreadable=data.unreadable)
+        stream = inference.predictions(partial(trained.scores, views=views), loader, data.unreadable, crf=crf)
         source = {
             "crf": dict(TEST_CRF) if crf else None,
             "scales": list(views.scales),
@@ -123,37 +122,40 @@ def evaluate(
     elif predictions is not None and checkpoint is None:
         if root is None:
             raise InputError("the images and masks are not given: give --root as well as --predictions")
-        if not predictions.is_dir():
-            raise InputError(f"there is no folder of predictions {predictions}")
-        names = predictions / "classes.txt"
-        predicted_classes = read_classes(names) if names.is_file() else voc_classes(Path(root).expanduser())
+        named = (predictions / "classes.txt").is_file()
+        predicted_classes = voc_classes(predictions if named else Path(root).expanduser())
         data = VOCDataModule(
             root, labels=None, masks=masks or "auto", classes=list(classes or predicted_classes),
             test_split=split or "val", **limits,
         )  # fmt: skip
-        samples = [sample for sample in _split_samples(data) if sample.mask is not None]
-        stream, crf_on = _read_predictions(predictions, predicted_classes, samples, data), False
+        listed = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
+        samples = [sample for sample in listed if sample.mask is not None]
+        stream, crf = _read_predictions(predictions, predicted_classes, samples, data), False
         source = {"crf": None, "predictions": {"path": str(predictions)}}
     else:
         raise InputError("give either --checkpoint, a network to score, or --predictions, a folder of masks to score")
-    if submission:
-        check_voc_classes(data.classes)
-    cache = _cue_cache(cues, trained, data.classes)
+    if submission and data.classes != VOC_CLASSES:
+        raise InputError(f"a submission needs VOC's 20 classes in their order, not {', '.join(data.classes)}")
+    cache, cues_folder = None, cues or (trained.data.get("cues") if trained else None)
+    if cues_folder:
+        with nullcontext() if cues else suppress(InputError):  # the cache of the training may be gone
+            found = SeedCache(cues_folder)
+            if tuple(found.classes) != data.classes:
+                raise InputError(f"the seed cache {cues_folder} has other classes: {', '.join(found.classes)}")
+            cache = found
 
     class_names = ("background", *data.classes)
     final, plain = SegmentationCounts(class_names), SegmentationCounts(class_names)
     selector, images, label_maps = ExampleSelector(len(samples), num_images), 0, dict[str, NDArray[np.uint8]]()
     for each in track(stream, "scoring", len(samples)):
         images += 1
-        if crf_on and each.truth is not None:
+        if crf and each.truth is not None:
             plain.update(each.plain, each.truth)
         selector.offer(_example(each, final, cache))
         if submission:
-            label_maps[each.name] = each.final.numpy().astype(np.uint8)
-    metrics: dict[str, Any] = {"miou": None, "iou": {}, "background_iou": None}
-    if any(sample.mask is not None for sample in samples):
-        metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf_on else {})
+            label_maps[each.name] = each.final
     recorded = ("class_path", "root", "masks", *(["eval_size"] if trained else []))
+    metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf else {})
     metrics |= {
         "images": images,
         "images_with_mask": len(final.per_image),
@@ -163,27 +165,24 @@ def evaluate(
         "data": {key: data.hparams[key] for key in recorded if key in data.hparams},
         "classes": list(data.classes),
     }
-    page = render_page(metrics, data.classes, selector.sections() + _training_images(trained, data, cache, crf=crf_on))
+    sections = selector.sections()
+    if trained is not None and cache is not None:
+        sections += _training_images(trained, data, cache, crf=crf)
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "index.html", page.encode())
+    write_atomically(output / "index.html", render_page(metrics, sections).encode())
     if metrics["iou"]:
         write_atomically(output / "metrics.csv", metrics_csv(metrics).encode())
     write_atomically(output / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
     if submission:
-        write_submission(output, metrics["split"], label_maps)
+        _write_submission(output, metrics["split"], label_maps)
     print_metrics(metrics)
     return metrics
-
-
-def _split_samples(data: BaseDataModule) -> list[Sample]:
-    """Return the readable samples of the test split, without tags."""
-    return readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
 
 
 def _read_predictions(
     folder: Path, classes: Sequence[str], samples: Sequence[Sample], data: BaseDataModule
 ) -> Iterator[Predicted]:
-    """Return the predicted masks ``<id>.png`` of a folder, beside the true masks.
+    """Yield the predicted masks ``<id>.png`` of a folder, beside the true masks.
 
     Args:
         folder: the predictions.
@@ -192,80 +191,65 @@ def _read_predictions(
         data: their data module, with the classes to score.
 
     Raises:
-        InputError: there is no sample, or a prediction is missing; later also one of the wrong size or class.
+        InputError: there is no sample, or a prediction is missing, of the wrong size or of a class that is not scored.
     """
     if not samples:
         split = data.hparams["test_split"]
         raise InputError(f"the split {split!r} of {data.root} has no masks to score {folder} against")
-    missing = [sample.id for sample in samples if not (folder / f"{sample.id}.png").is_file()]
+    missing = [f"{sample.id}.png" for sample in samples if not (folder / f"{sample.id}.png").is_file()]
     if missing:
-        raise InputError(
-            f"{len(missing)} of {len(samples)} predictions are missing in {folder}, first {missing[0]}.png"
-        )
+        raise InputError(f"{len(missing)} of {len(samples)} predictions are missing in {folder}, first {missing[0]}")
     lut = mask_lut(classes, data.classes)
-
-    def read(sample: Sample) -> Predicted:
+    for sample in samples:
         path = folder / f"{sample.id}.png"
         labels, truth = read_class_mask(path, lut), read_class_mask(str(sample.mask), data.mask_lut)
         if labels.shape != truth.shape:
-            raise InputError(
-                f"prediction {path} is {labels.shape[1]}x{labels.shape[0]}, and the mask {sample.mask} is "
-                f"{truth.shape[1]}x{truth.shape[0]}"
-            )
+            raise InputError(f"prediction {path} has the shape {labels.shape}, and its mask {truth.shape}")
         if (labels == IGNORE).any():
-            raise InputError(
-                f"prediction {path} holds 255 or a class that is not scored; each pixel needs one of background, "
-                f"{', '.join(data.classes)}"
-            )
-        final = torch.from_numpy(labels.astype(np.int64))
-        return Predicted(sample.id, read_image(sample.image), final, final, torch.from_numpy(truth.astype(np.int64)))
-
-    return map(read, samples)
+            raise InputError(f"prediction {path} holds 255 or a class that is not scored")
+        yield Predicted(sample.id, read_image(sample.image), labels, labels, truth)
 
 
 def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
-    """Count a prediction, and return the image as the page shows it."""
-    truth = predicted.truth
-    return Example(
-        predicted.name,
-        predicted.image,
-        predicted.final.numpy().astype(np.uint8),
-        None if truth is None else truth.numpy().astype(np.uint8),
-        cache.cues(predicted.name) if cache and predicted.name in cache else None,
-        None if truth is None else counts.update(predicted.final, truth),
-    )
+    """Count a prediction where there is a mask, and return the image as the page shows it."""
+    name, image, final, truth = predicted.name, predicted.image, predicted.final, predicted.truth
+    cues = cache.cues(name) if cache and name in cache else None
+    return Example(name, image, final, truth, cues, None if truth is None else counts.update(final, truth))
 
 
-def _training_images(
-    trained: Trained | None, data: BaseDataModule, cache: SeedCache | None, *, crf: bool
-) -> list[Section]:
-    """Return some training images with their cues; none where the training data or the cache are missing."""
-    if cache is None or trained is None:
-        return []
+def _training_images(trained: Trained, data: BaseDataModule, cache: SeedCache, *, crf: bool) -> list[Section]:
+    """Return some training images with their cues; none where the training data are missing."""
     samples: list[Sample] = []
     with suppress(InputError):
         samples = [each for each in data.samples(data.hparams["train_split"], tags=False) if each.id in cache]
     chosen = [samples[index] for index in evenly(len(samples), TRAINING_IMAGES)]
-    if not chosen:
-        return []
-    loader = data.eval_loader(chosen, originals=True)
     counts = SegmentationCounts(("background", *data.classes))
-    stream = inference.predictions(trained, loader, crf=crf, unreadable=UnreadableImages(1.0))
+    loader = data.eval_loader(chosen, originals=True)
+    stream = inference.predictions(trained.scores, loader, UnreadableImages(1.0), crf=crf)
     shown = [_example(each, counts, cache) for each in stream]
     return [Section("Training images", "Training images, with the cues made from their tags.", shown)] if shown else []
 
 
-def _cue_cache(cues: Path | None, trained: Trained | None, classes: Sequence[str]) -> SeedCache | None:
-    """Return the given seed cache, or that of the training if it still exists and has the same classes."""
-    if cues is not None:
-        cache = SeedCache(cues)
-        if tuple(cache.classes) != tuple(classes):
-            raise InputError(
-                f"the seed cache {cues} has the classes {', '.join(cache.classes)}, not {', '.join(classes)}"
-            )
-        return cache
-    if trained is not None and trained.data.get("cues") is not None:
-        with suppress(InputError):
-            cache = SeedCache(trained.data["cues"])
-            return cache if tuple(cache.classes) == tuple(classes) else None
-    return None
+def _write_submission(output: Path, split: str, masks: Mapping[str, NDArray[np.uint8]]) -> None:
+    """Write ``submission.tar``, and the same files as a folder ``results``.
+
+    Both contain ``results/VOC2012/Segmentation/comp6_<split>_cls/<id>.png``, a palette PNG of the image's own size;
+    comp6 is the server's name for training with data other than VOC's own, such as ImageNet weights.
+
+    Args:
+        output: an existing folder.
+        split: name of the split, ``test`` for the server.
+        masks: label map (H, W) of each image by its id.
+    """
+    folder = f"results/VOC2012/Segmentation/comp6_{split}_cls"
+    files = {f"{folder}/{name}.png": mask_png(mask, f"the mask of {name}") for name, mask in masks.items()}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o644
+            archive.addfile(member, io.BytesIO(content))
+    (output / folder).mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomically(output / name, content)
+    write_atomically(output / "submission.tar", buffer.getvalue())

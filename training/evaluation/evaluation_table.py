@@ -15,11 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from seeds.evaluation.confusion_matrix import class_iou, mean_iou, none_if_nan, ratio
+from seeds.evaluation.confusion_matrix import class_iou, mean_iou, none_if_nan, percent, ratio
 from training.evaluation.metrics import SegmentationCounts, confused_pairs, miou_interval
 from training.runs.provenance_record import provenance_lines
-
-__all__ = ["COLUMNS", "compute_metrics", "metrics_csv", "percent", "print_metrics", "shown_classes"]
 
 
 class Column(NamedTuple):
@@ -88,7 +86,7 @@ def metrics_csv(metrics: Mapping[str, Any]) -> str:
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Print the content of ``metrics.json`` to the terminal, in per cent."""
-    console = Console()
+    console = Console(highlight=False)
     if not metrics["iou"]:
         console.print(f"{metrics['split']}: {metrics['images']} images without masks, so there are no metrics")
         return
@@ -109,12 +107,10 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         confused.add_row(Text(pair["truth"]), Text(pair["predicted"]), f"{percent(pair['share'])} %")
     console.print(confused)
     if interval := metrics["miou_interval"]:
-        low, high = percent(interval["low"]), percent(interval["high"])
-        level, draws = f"{100 * interval['level']:.0f} %", interval["resamples"]
-        line = f"mean IoU {percent(metrics['miou'])}, {level} interval {low} to {high} ({draws} draws of the images)"
-        console.print(line, highlight=False)
+        bounds = f"{100 * interval['level']:.0f} % interval {percent(interval['low'])} to {percent(interval['high'])}"
+        console.print(f"mean IoU {percent(metrics['miou'])}, {bounds} ({interval['resamples']} draws of the images)")
     accuracy, mean_accuracy = percent(metrics["pixel_accuracy"]), percent(metrics["mean_accuracy"])
-    console.print(f"pixel accuracy {accuracy}, mean over classes {mean_accuracy}", highlight=False)
+    console.print(f"pixel accuracy {accuracy}, mean over classes {mean_accuracy}")
     if record := metrics.get("provenance"):
         facts = Table.grid(padding=(0, 2))
         for name, value in provenance_lines(record):
@@ -127,15 +123,5 @@ def _rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
     tables = [(metrics[key], metrics[column.mean] if column.mean else None) for key, column in COLUMNS.items()]
     if plain := metrics.get("without_crf"):
         tables.append((plain["iou"], plain["miou"]))
-    rows = [[name, *(by_class.get(name) for by_class, _ in tables)] for name in shown_classes(metrics)]
+    rows = [[name, *(by_class.get(name) for by_class, _ in tables)] for name in metrics["iou"]]
     return [*rows, ["mean", *(mean for _, mean in tables)]]
-
-
-def shown_classes(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the classes that occur in masks or predictions, background first."""
-    return [name for name in ("background", *metrics["classes"]) if name in metrics["iou"]]
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction in per cent with one decimal; an empty string for None."""
-    return "" if value is None else f"{100 * value:.1f}"

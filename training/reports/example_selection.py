@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Example", "ExampleSelector", "Section"]
-
 SEED = 0  # of the random draw
 
 
@@ -18,17 +16,17 @@ class Example:
     Attributes:
         name: Id of the image.
         image: uint8 (H, W, 3).
-        prediction: Label map (H, W).
-        truth: Label map (H, W); None where there is no mask.
-        cues: Label map (h, w); None where there are no cues.
+        prediction: Label map uint8 (H, W).
+        truth: Label map uint8 (H, W); None where there is no mask.
+        cues: Label map uint8 (h, w); None where there are no cues.
         iou: Mean IoU over the classes in the image; None where there is no mask.
     """
 
     name: str
     image: NDArray[np.uint8]
-    prediction: NDArray[np.integer]
-    truth: NDArray[np.integer] | None = None
-    cues: NDArray[np.integer] | None = None
+    prediction: NDArray[np.uint8]
+    truth: NDArray[np.uint8] | None = None
+    cues: NDArray[np.uint8] | None = None
     iou: float | None = None
 
 

@@ -1,43 +1,23 @@
-"""Render HTML pages from the templates in ``templates``; a page is one file with its images, style and script."""
+"""Render the templates in ``templates``; an HTML page is one file with its images, style and script."""
 
 import base64
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from numpy.typing import NDArray
 
-from training.evaluation.evaluation_table import percent
+from seeds.evaluation.confusion_matrix import percent
 from training.image_overlays import class_colour, encode_image
-
-__all__ = ["EmbeddedImage", "data_uri", "embed", "render"]
 
 JPEG_QUALITY = 82
 
 ENVIRONMENT = Environment(  # autoescape: names of files and classes never become markup
-    loader=PackageLoader("training.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-    lstrip_blocks=True,
+    loader=PackageLoader("training.reports"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
 ENVIRONMENT.filters["percent"] = percent
 ENVIRONMENT.filters["css_colour"] = lambda index: "rgb({},{},{})".format(*class_colour(index))
-
-
-@dataclass(frozen=True)
-class EmbeddedImage:
-    """An image inside a page.
-
-    Attributes:
-        source: Its content as a data URI.
-        width: Width in pixels.
-        height: Height in pixels.
-        text: Description for readers who do not see it, and caption.
-    """
-
-    source: str
-    width: int
-    height: int
-    text: str
 
 
 def data_uri(image: NDArray[np.uint8], kind: Literal["jpeg", "png"], **options: Any) -> str:
@@ -45,11 +25,15 @@ def data_uri(image: NDArray[np.uint8], kind: Literal["jpeg", "png"], **options: 
     return f"data:image/{kind};base64," + base64.b64encode(encode_image(image, kind, **options)).decode("ascii")
 
 
-def embed(image: NDArray[np.uint8], text: str) -> EmbeddedImage:
-    """Return an image uint8 (H, W, 3) as a JPEG inside a page."""
-    return EmbeddedImage(data_uri(image, "jpeg", quality=JPEG_QUALITY), image.shape[1], image.shape[0], text)
+def embed(image: NDArray[np.uint8], text: str) -> dict[str, Any]:
+    """Return an image uint8 (H, W, 3) for a template: ``source`` (a JPEG as data URI), ``width``, ``height``, ``text``.
+
+    ``text`` is the caption, and the description for readers who do not see the image.
+    """
+    source = data_uri(image, "jpeg", quality=JPEG_QUALITY)
+    return {"source": source, "width": image.shape[1], "height": image.shape[0], "text": text}
 
 
 def render(template: str, **context: Any) -> str:
-    """Return the page of a template, such as ``evaluation.html``, without any link to another file."""
+    """Return the text of a template, such as ``evaluation.html``; a page contains no link to another file."""
     return ENVIRONMENT.get_template(template).render(context)

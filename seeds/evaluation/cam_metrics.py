@@ -1,6 +1,6 @@
-"""Measures of one explanation: pointing game, energy inside the object, occlusion, deletion and insertion."""
+"""Metrics of one map: pointing game, bounding box, energy inside the object, occlusion, deletion and insertion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -8,9 +8,13 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
+from torchvision.ops import box_iou
+
+from datamodules.bounding_boxes import Box
 
 TOLERANCE = 15.0  # pixels (Zhang et al., ECCV 2016, the pointing game)
-SMALL = 0.25  # of the image: a class below it is small, and difficult if another class is present too (ibid.)
+THRESHOLD = 0.15  # of the map's maximum, for boxes (Grad-CAM, section 4.1)
+MIN_IOU = 0.5  # of a correct box (ImageNet, VOC)
 PATCHES = 12  # occluding patches per side
 PATCH_SHARE = 0.2  # side of a patch relative to the image's
 STEPS = 16  # of deletion and insertion; RISE takes 28 (224 · 8 pixels each)
@@ -33,14 +37,31 @@ def points_at(cam: Map, region: NDArray[np.bool_], tolerance: float = TOLERANCE)
     return bool(distance[np.unravel_index(int(np.argmax(cam)), cam.shape)] <= tolerance)
 
 
-def is_difficult(region: NDArray[np.bool_], others: NDArray[np.bool_]) -> bool:
-    """Return whether the pointing game is difficult: the class covers less than a quarter, another one is present.
+def box_from_map(cam: NDArray[np.floating], label: int = 0, threshold: float = THRESHOLD) -> Box | None:
+    """Return the box of the largest connected component above a fraction of the map's maximum; None for a zero map.
 
     Args:
-        region: pixels of the class (H, W).
-        others: pixels of other classes (H, W).
+        cam: map (H, W) at the image's size.
+        label: the box's class, 0..C-1.
+        threshold: fraction of the maximum.
     """
-    return bool(region.mean() < SMALL and others.any())
+    peak = float(cam.max())
+    if not peak > 0:
+        return None
+    above = (cam > threshold * peak).astype(np.uint8)
+    _, _, parts, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+    largest = 1 + int(np.argmax(parts[1:, cv2.CC_STAT_AREA]))
+    left, top, width, height = parts[largest, :4].tolist()
+    return Box(label, left, top, left + width, top + height)
+
+
+def is_correct(box: Box | None, truth: Sequence[Box]) -> bool:
+    """Return whether a box has an IoU of at least ``MIN_IOU`` with a true box of the same class."""
+    same = [true[1:] for true in truth if box is not None and true.label == box.label]
+    if box is None or not same:
+        return False
+    iou = box_iou(torch.tensor([box[1:]], dtype=torch.float64), torch.tensor(same, dtype=torch.float64))
+    return bool((iou >= MIN_IOU).any())
 
 
 def energy_inside(cam: Map, region: NDArray[np.bool_]) -> float:
@@ -83,7 +104,7 @@ def occlusion_maps(scores: Callable[[Tensor], Tensor], image: Tensor, patches: i
 
 @torch.no_grad()
 def deletion_insertion(
-    probability: Callable[[Tensor], Tensor], image: Tensor, cam: Tensor, steps: int = STEPS
+    scores: Callable[[Tensor], Tensor], label: int, image: Tensor, cam: Tensor, steps: int = STEPS
 ) -> tuple[float, float]:
     """Return the areas under the deletion curve (lower is better) and the insertion curve (higher is better).
 
@@ -92,7 +113,8 @@ def deletion_insertion(
     fraction of changed pixels, by the trapezoidal rule.
 
     Args:
-        probability: images (n, 3, H, W) to the class's probabilities (n,).
+        scores: images (n, 3, H, W) to scores (n, C), whose sigmoid are the probabilities.
+        label: the class, 0..C-1.
         image: (3, H, W), normalised.
         cam: map (H, W).
         steps: number of equal steps.
@@ -107,7 +129,7 @@ def deletion_insertion(
     reach = min(int(3 * sigma), min(image.shape[1:]) - 1)
     kernel = (2 * reach + 1, 2 * reach + 1)
     smooth = cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), kernel, sigma, borderType=cv2.BORDER_REFLECT_101)
-    blurred = torch.from_numpy(smooth).permute(2, 0, 1).to(image)
-    deleted = probability(torch.where(changed, 0.0, image))
-    inserted = probability(torch.where(changed, image, blurred))
-    return float(torch.trapezoid(deleted).item() / steps), float(torch.trapezoid(inserted).item() / steps)
+    blurred = torch.from_numpy(smooth).permute(2, 0, 1).to(image)  # 60 times as fast as torchvision's
+    deleted = scores(torch.where(changed, 0.0, image))[:, label].sigmoid()
+    inserted = scores(torch.where(changed, image, blurred))[:, label].sigmoid()
+    return torch.trapezoid(deleted).item() / steps, torch.trapezoid(inserted).item() / steps

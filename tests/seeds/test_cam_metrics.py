@@ -1,13 +1,15 @@
-"""Measures of one explanation, by hand."""
+"""Metrics of one map, by hand."""
 
 import numpy as np
 import pytest
 import torch
 
-from seeds.evaluation.faithfulness import (
+from datamodules.bounding_boxes import Box
+from seeds.evaluation.cam_metrics import (
+    box_from_map,
     deletion_insertion,
     energy_inside,
-    is_difficult,
+    is_correct,
     occlusion_maps,
     points_at,
     rank_correlation,
@@ -31,14 +33,6 @@ def test_the_pointing_game_allows_fifteen_pixels():
     cam = np.zeros((60, 60))
     cam[9, 24] = 1.0
     assert not points_at(cam, target, tolerance=14.9)
-
-
-def test_difficult():
-    small, large = region((8, 8), slice(0, 3), slice(0, 5)), region((8, 8), slice(0, 4), slice(0, 4))
-    other = region((8, 8), 7, 7)
-    assert is_difficult(small, other)
-    assert not is_difficult(small, np.zeros((8, 8), bool))
-    assert not is_difficult(large, other)
 
 
 def test_energy():
@@ -75,12 +69,13 @@ def test_curves_by_hand():
     """The probability is the unchanged share of the image's left half."""
     image = torch.rand(3, 8, 16, generator=torch.Generator().manual_seed(0)) + 0.1
 
-    def probability(images):
-        return (images == image)[:, 0, :, :8].float().mean((1, 2))
+    def scores(images):
+        probability = (images == image)[:, 0, :, :8].float().mean((1, 2))
+        return torch.stack([-probability, probability.logit()], 1)
 
     right_first = torch.zeros(8, 16)
     right_first[:, 8:] = 1.0
-    wrong, right = (deletion_insertion(probability, image, cam, 4) for cam in (right_first, -right_first))
+    wrong, right = (deletion_insertion(scores, 1, image, cam, 4) for cam in (right_first, -right_first))
     # 4 steps of a quarter each. Deleted from the right first: 1, 1, 1, 1/2, 0; from the left first: 1, 1/2, 0, 0, 0
     assert wrong[0] == pytest.approx((0.5 + 1 + 1 + 0.5) / 4)
     assert right[0] == pytest.approx((0.5 + 0.5) / 4)
@@ -92,6 +87,30 @@ def test_curves_by_hand():
 def test_a_blur_keeps_a_flat_image():
     image = torch.full((3, 20, 30), 0.7)
     seen = []
-    deletion_insertion(lambda images: seen.append(images) or images.mean((1, 2, 3)), image, torch.rand(20, 30), 2)
+    deletion_insertion(lambda images: seen.append(images) or images.mean((2, 3)), 0, image, torch.rand(20, 30), 2)
     torch.testing.assert_close(seen[1], image.expand(3, 3, 20, 30))
     assert not seen[0][-1].any()
+
+
+def test_the_largest_component_above_a_fraction_of_the_maximum():
+    cam = np.zeros((6, 8))
+    cam[0, 0] = 10.0  # the highest, but a part of one pixel
+    cam[2:5, 3:6] = 1.6
+    cam[5, 6] = 1.6  # touches by a corner
+    cam[2:5, 1:3] = 1.4  # below 15 % of 10
+    assert box_from_map(cam, 3) == Box(3, 3, 2, 7, 6)
+    assert box_from_map(cam, threshold=0.13) == Box(0, 1, 2, 7, 6)
+    assert box_from_map(cam * 1e-6) == box_from_map(cam)
+    assert box_from_map(np.zeros((3, 3))) is None
+    assert box_from_map(np.full((3, 4), 2.0)) == Box(0, 0, 0, 4, 3)
+
+
+def test_correct_boxes_by_hand():
+    dog, cat, far = Box(0, 0, 0, 10, 10), Box(1, 0, 0, 10, 10), Box(0, 50, 50, 60, 60)
+    half = Box(0, 0, 0, 10, 5)
+    assert is_correct(half, [far, dog])  # half is enough
+    assert not is_correct(Box(0, 0, 0, 10, 4.9), [dog])
+    assert not is_correct(cat, [dog])
+    assert not is_correct(None, [dog])
+    assert not is_correct(dog, [])
+    assert not is_correct(Box(0, 1, 1, 1, 1), [Box(0, 1, 1, 1, 1)])  # empty boxes
