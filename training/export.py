@@ -203,7 +203,8 @@ def load_exported(path: Path) -> Exported:
     except InputError:
         raise
     except Exception as error:  # each runtime has its own errors; the file is not usable in any case
-        raise InputError(f"{path} is no intact network of 'tag2mask export': {first_line(error)}") from error
+        reason = f"is no intact network of 'tag2mask export', nor a checkpoint named *.ckpt: {first_line(error)}"
+        raise InputError(f"{path} {reason}") from error
 
 
 def _import_onnx(name: str) -> Any:

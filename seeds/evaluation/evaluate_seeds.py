@@ -60,7 +60,7 @@ def evaluate_seeds(
         split: list of images, all of them in the cache; by default as recorded.
         masks: name of the folder of masks; by default as recorded.
         threshold: the fixed background threshold; by default the cache's foreground threshold.
-        output: folder for ``metrics.json``; by default the cache's.
+        output: a file ending in .json, or a folder for ``metrics.json``; by default the cache's folder.
         faithfulness: CAM methods to compare, such as ``gradcam,c-mwp``; names as for ``tag2mask explain``.
         checkpoint: the classifier for ``faithfulness``; by default the one that made the cache.
         num_images: number of images for ``faithfulness``, evenly spread over the split; all by default.
@@ -83,6 +83,8 @@ def evaluate_seeds(
     if len(samples) < len(listed):
         print_message(f"{len(samples)} of {len(listed)} images of {split!r} have a mask; the others are not scored")
     fixed = float(seeds.settings.get("fg_threshold", 0.2) if threshold is None else threshold)
+    if num_images is not None and num_images < 1:
+        raise InputError(f"num_images {num_images} is not a positive number")
     explainer = None
     if methods := split_names(faithfulness):
         path = checkpoint or seeds.inputs.get("checkpoint")
@@ -106,9 +108,10 @@ def evaluate_seeds(
         chosen = [samples[i] for i in evenly(len(samples), len(samples) if num_images is None else num_images)]
         compared = compare_cam_methods(explainer, chosen, data.mask_lut, fixed)
         metrics["faithfulness"] = {"images": len(chosen), "size": explainer.size, "methods": compared}
-    folder = output or cache
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    target = output or cache
+    target = target if target.suffix == ".json" else target / "metrics.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, (json.dumps(metrics, indent=1) + "\n").encode())
     print_seed_metrics(metrics)
     return metrics
 
