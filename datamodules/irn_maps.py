@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.safe_pickle import TENSORS, load_npy_dict
+from datamodules.safe_pickle import load_dict
 
 STRIDE = 4  # of ``cam``
 MARGIN = 1e-5  # added to the maximum that maps are divided by, as irn does
@@ -39,7 +39,7 @@ def read_irn(path: Path, num_classes: int) -> tuple[NDArray[np.int64], NDArray[n
     Raises:
         InputError: the file is missing, damaged, of another kind, or holds anything but arrays and tensors.
     """
-    entries = load_npy_dict(path, TENSORS)
+    entries = load_dict(path)
     if "keys" in entries:
         classes, maps = entries["keys"], entries.get("cam", entries.get("high_res"))
     else:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.safe_pickle import load_file
+from datamodules.safe_pickle import load_dict
 
 PICKLE = "localization_cues.pickle"
 INPUT_LIST = "input_list.txt"
@@ -48,9 +48,7 @@ class SecCues:
         self.path, self.num_classes, self.grid = path, num_classes, grid
         self._numbers = read_input_list(input_list)
         self.ids = tuple(self._numbers)
-        self._entries = load_file(path)
-        if not isinstance(self._entries, dict):
-            raise InputError(f"{path} is no file of SEC's cues: it holds no dictionary.")
+        self._entries = load_dict(path)
 
     def positions(self, name: str) -> NDArray[np.bool_]:
         """Return the cues of an image.

@@ -61,7 +61,7 @@ def test_wrong_cues(tmp_path, name):
 def test_no_dictionary(tmp_path):
     write(tmp_path)
     (tmp_path / "cues.pickle").write_bytes(pickle.dumps([1], 2))
-    with pytest.raises(InputError, match="holds no dictionary"):
+    with pytest.raises(InputError, match="must contain one dictionary"):
         SecCues(tmp_path / "cues.pickle", tmp_path / "list.txt", 3, 4)
 
 
