@@ -388,7 +388,7 @@ def test_hostile_tensors():
     good = storage(torch.arange(4.0))
     wrong = {
         "unknown format": [good.replace(b"\x19", b"\x18", 1), good.replace(b"ctorch\nFloatStorage\n", b"]")],
-        "format or type": [good.replace(b"ctorch\n", b"cposix\n"), good.replace(b"FloatStorage", b"QInt8Storage")],
+        "format or type": [good.replace(b"FloatStorage", b"QInt8Storage")],
         "does not fit|buffer size": [good + b"x", good.replace(b"Float", b"Double")],
     }
     for message, contents in wrong.items():
