@@ -85,7 +85,7 @@ def _storage(content: bytes) -> NDArray[Any]:
     """Return the elements (n,) of torch's old format: five pickles, the fourth with the type; n; elements."""
     stream = io.BytesIO(content)
     opcodes = [each for _ in range(5) for each in islice(pickletools.genops(stream), 50)]  # runs nothing
-    names = [argument.split()[-1] for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"]
+    names = [str(argument).split()[-1] for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"]
     if opcodes[1][1] != MAGIC or len(names) != 1 or names[0] not in STORAGES:
         raise UnpicklingError("it contains a tensor of an unknown format or type")
     count, elements = int.from_bytes(stream.read(8), "little"), np.frombuffer(stream.read(), STORAGES[names[0]])
@@ -111,7 +111,7 @@ FUNCTIONS: dict[str, Any] = {
     "__builtin__.bytes": lambda: b"",
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,
-    "collections.OrderedDict": lambda: {},  # a tensor's hooks: none
+    "collections.OrderedDict": dict,  # a tensor's hooks: none
 }
 """The functions for all names in pickles of NumPy's arrays and torch's tensors."""
 
@@ -124,6 +124,7 @@ def _check_opcodes(content: bytes) -> None:
     """
     is_tuple: dict[int, bool] = {}  # by index in the memo
     last = ""
+    argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         name = opcode.name
         if count >= MAX_OPCODES:
@@ -183,7 +184,7 @@ def load(content: bytes, where: Path) -> Any:
 
 
 def load_dict(path: Path) -> dict[Any, Any]:
-    """Return the dictionary in a pickle, gzipped or not, or in a ``.npy`` file, as ``numpy.save(path, {...})`` writes it.
+    """Return the dictionary in a pickle, gzipped or not, or in a ``.npy`` file that ``numpy.save(path, {...})`` wrote.
 
     Raises:
         InputError: As `load`; or the file cannot be read, has more than `MAX_BYTES`, or contains something else.

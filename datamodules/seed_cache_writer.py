@@ -12,14 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from datamodules.errors import InputError
 from datamodules.files import differences, write_atomically
 from datamodules.progress import Progress
 from datamodules.seed_cache import list_shards
-from datamodules.seed_shard import DamagedError, Parts, Shard, ShardBuilder, shard_name
+from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
 
 STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
 
@@ -41,7 +38,7 @@ class CacheOutput:
         classes: Sequence[str],
         settings: Mapping[str, Any],
         blocks: Sequence[Sequence[str]],
-        inputs: Mapping[str, Any] | None = None,
+        inputs: Any = None,
     ) -> None:
         """Prepare; nothing is read or written yet.
 
@@ -62,12 +59,7 @@ class CacheOutput:
             raise InputError(f"{path} exists already and is an input of the new seed cache; choose another output")
 
     def missing(
-        self,
-        numbers: Sequence[int] | None = None,
-        *,
-        overwrite: bool = False,
-        strict: bool = False,
-        expected: Container[str] = (),
+        self, numbers: Sequence[int] | None = None, *, overwrite: bool = False, strict: bool = False, expected: Any = ()
     ) -> list[int]:
         """Create the folder where necessary, and find the shards that are still to be written.
 
@@ -89,10 +81,8 @@ class CacheOutput:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in self.path.iterdir():
                 if not _CACHE_FILE.fullmatch(file.name):
-                    raise InputError(
-                        f"{self.path} exists already and contains {file.name}, which is not part of a seed cache; "
-                        "choose another output"
-                    )
+                    problem = f"exists already and contains {file.name}, which is not part of a seed cache"
+                    raise InputError(f"{self.path} {problem}; choose another output")
                 with suppress(FileNotFoundError):
                     if file.name.endswith("part") and file.stat().st_mtime < time.time() - STALE:
                         file.unlink()
@@ -104,7 +94,7 @@ class CacheOutput:
         for number in [*(range(len(self.blocks)) if numbers is None else numbers), *beyond]:
             path = self.path / shard_name(number)
             try:
-                if number in existing and self._is_written(Shard(path), strict=strict, expected=expected):
+                if number in existing and self._is_written(Shard(path), strict, expected):
                     continue
             except DamagedError:  # written again
                 pass
@@ -116,21 +106,17 @@ class CacheOutput:
                 todo.append(number)
         return todo
 
-    def _is_written(self, shard: Shard, *, strict: bool, expected: Container[str]) -> bool:
+    def _is_written(self, shard: Shard, strict: bool, expected: Container[str]) -> bool:
         """Return whether a shard is what would be written; raise an InputError if it has other settings."""
         wanted = {**self._settings, "classes": list(self.classes), "shards": len(self.blocks)}
-        found = {**shard.settings, "classes": list(shard.classes), "shards": shard.shards}
-        for key, one, other in differences(found, wanted):
+        for key, one, other in differences(shard.result, wanted):
             package = key.removeprefix("source.")
-            if package != key:
-                raise InputError(
-                    f"{self.path} exists already, made with another revision of the code in {package}/; overwrite it, "
-                    "or choose another output"
-                )
-            raise InputError(
-                f"{self.path} exists already, made with {key} {one!r}, not {other!r}; give that value, overwrite it, "
-                "or choose another output"
+            reason = (
+                f"{key} {one!r}, not {other!r}; give that value"
+                if package == key
+                else f"another revision of the code in {package}/"
             )
+            raise InputError(f"{self.path} exists already, made with {reason}; overwrite it, or choose another output")
         shard.verify()
         lost = [name for name in shard.left_out if name not in expected]
         if strict and lost:
@@ -153,7 +139,7 @@ class CacheOutput:
 
     def write_missing(
         self,
-        image: Callable[[str], tuple[NDArray[np.uint8], Parts]],
+        image: Callable[[str], tuple[Any, ...]],
         title: str,
         *,
         left_out: Mapping[str, str] | None = None,
@@ -162,7 +148,7 @@ class CacheOutput:
         """Write all missing shards in this process, with a progress line.
 
         Args:
-            image: returns cues and parts of an image by its id.
+            image: returns the arguments of :meth:`datamodules.seed_shard.ShardBuilder.add` after the name.
             title: of the progress line.
             left_out: images that cannot be used: id and reason.
             overwrite: replace shards of other settings.
@@ -179,8 +165,7 @@ class CacheOutput:
                     shard = ShardBuilder(self.classes)
                     for name in self.blocks[number]:
                         if name not in left_out:
-                            cues, parts = image(name)
-                            shard.add(name, cues, **parts)
+                            shard.add(name, *image(name))
                         progress.advance()
                     reasons = {name: left_out[name] for name in self.blocks[number] if name in left_out}
                     self.write(number, shard, reasons)

@@ -115,7 +115,10 @@ def test_the_hand_made_array_is_one():
 
 
 HOSTILE = {
-    "a shape far beyond the bytes": (array(b"(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ft"), "not a pickle of arrays, or damaged"),
+    "a shape far beyond the bytes": (
+        array(b"(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ft"),
+        "not a pickle of arrays, or damaged",
+    ),
     "a shape of a billion digits": (array(b"(\x8a\x10" + b"\x7f" * 16 + b"t"), "not a pickle of arrays, or damaged"),
     "a negative side": (array(b"(J\xff\xff\xff\xfft"), "not a pickle of arrays, or damaged"),
     "a shape that is no tuple": (array(b"]"), "not a pickle of arrays, or damaged"),
@@ -170,14 +173,26 @@ HOSTILE = {
     "a text without quotes": (b"Sx\n.", "not a pickle of arrays, or damaged"),
     "a text that is none": (b"\x8c\x01\xff.", "not a pickle of arrays, or damaged"),
     "a frame beyond any file": (b"\x80\x04\x95" + b"\xff" * 8 + b"N.", "not a pickle of arrays, or damaged"),
-    "an integer as a key that shares its hash": (b"}" + pickle.dumps(2**61 - 1, 2)[2:-1] + b"Ns.", "not a pickle of arrays, or damaged"),
-    "sides that take long to multiply": (array(b"(" + 7 * (b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6) + b"t"), "not a pickle of arrays, or damaged"),
+    "an integer as a key that shares its hash": (
+        b"}" + pickle.dumps(2**61 - 1, 2)[2:-1] + b"Ns.",
+        "not a pickle of arrays, or damaged",
+    ),
+    "sides that take long to multiply": (
+        array(b"(" + 7 * (b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6) + b"t"),
+        "not a pickle of arrays, or damaged",
+    ),
     "bytes for a list of arguments": (b"cnumpy\ndtype\nU\x02f8R.", "not a pickle of arrays, or damaged"),
     "hundreds of arguments": (b"cnumpy\ndtype\n(" + b"N" * 300 + b"tR.", "not a pickle of arrays, or damaged"),
     "an array of no arguments": (b"cnumpy.core.multiarray\n_reconstruct\n)R.", "not a pickle of arrays, or damaged"),
     "a class with a type's state": (b"cnumpy\ndtype\n(NU\x01<NNNtb.", "not a pickle of arrays, or damaged"),
-    "a type's state as attributes": (FLOATS[: FLOATS.index(b"(K\x03")] + b"}U\x04codeU\x02O8sb.", "not a pickle of arrays, or damaged"),
-    "a type's state as slots": (FLOATS[: FLOATS.index(b"(K\x03")] + b"N}U\x04codeU\x02O8s\x86b.", "other than numbers|cut short"),
+    "a type's state as attributes": (
+        FLOATS[: FLOATS.index(b"(K\x03")] + b"}U\x04codeU\x02O8sb.",
+        "not a pickle of arrays, or damaged",
+    ),
+    "a type's state as slots": (
+        FLOATS[: FLOATS.index(b"(K\x03")] + b"N}U\x04codeU\x02O8s\x86b.",
+        "other than numbers|cut short",
+    ),
     "a type's state too short": (FLOATS[: FLOATS.index(b"(K\x03")] + b")b.", "not a pickle of arrays, or damaged"),
     "a list as a byte order": (FLOATS.replace(b"U\x01<", b"]") + b".", "not a pickle of arrays, or damaged"),
     "an array's state too short": (SHELL + b")b.", "not a pickle of arrays, or damaged"),
@@ -186,8 +201,14 @@ HOSTILE = {
     "a second state of an array": (array(b"(K\x01t")[:-1] + b"(K\x01)Ntb.", "not a pickle of arrays, or damaged"),
     "an item set in an array": (array(b"(K\x01t")[:-1] + b"K\x00K\x01s.", "not a pickle of arrays, or damaged"),
     "an item appended to an array": (array(b"(K\x01t")[:-1] + b"Na.", "not a pickle of arrays, or damaged"),
-    "a number of objects": (b"cnumpy.core.multiarray\nscalar\n(" + OBJECTS + b"]NatR.", "not a pickle of arrays, or damaged"),
-    "a number of many bytes": (b"cnumpy.core.multiarray\nscalar\n(" + FLOATS + b"U\x09" + bytes(9) + b"tR.", "not a pickle of arrays, or damaged"),
+    "a number of objects": (
+        b"cnumpy.core.multiarray\nscalar\n(" + OBJECTS + b"]NatR.",
+        "not a pickle of arrays, or damaged",
+    ),
+    "a number of many bytes": (
+        b"cnumpy.core.multiarray\nscalar\n(" + FLOATS + b"U\x09" + bytes(9) + b"tR.",
+        "not a pickle of arrays, or damaged",
+    ),
     "a name with a line's end": (b"\x80\x04\x8c\x01\n\x8c\x02\xc3\xa4\x93.", r"names \\n.\\xe4, which"),
 }
 
@@ -362,7 +383,7 @@ def test_hostile_tensors():
 
     def tensor(offset, shape, strides, content=None):
         inner = Call(from_bytes, storage(torch.arange(4.0)) if content is None else content)
-        strides = tuple(list(strides)) if isinstance(strides, tuple) else strides  # another one than the shape
+        strides = tuple(iter(strides))  # another object than the shape
         return pickle.dumps(Call(rebuild, inner, offset, shape, strides, False, OrderedDict()))
 
     assert read(tensor(1, (2,), (2,))).tolist() == [1.0, 3.0]
@@ -403,7 +424,10 @@ def test_hostile_tensors():
 
 def test_a_storage_is_shared_by_its_tensors():
     inner = Call(torch.storage._load_from_bytes, storage(torch.zeros(10_000)))
-    views = [Call(torch._utils._rebuild_tensor_v2, inner, 0, tuple([10_000]), tuple([1]), False) for _ in range(500)]
+    views = [
+        Call(torch._utils._rebuild_tensor_v2, inner, 0, tuple(iter([10_000])), tuple(iter([1])), False)
+        for _ in range(500)
+    ]
     tracemalloc.start()
     assert {each.shape for each in read(pickle.dumps(views))} == {(10_000,)}
     _, peak = tracemalloc.get_traced_memory()

@@ -185,7 +185,7 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
     before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
     for i in (*range(8), *reversed(range(8))):
         np.testing.assert_array_equal(cache.cues(f"id{i}"), image(i)["cues"])
-        assert len(cache._open) <= 2
+        assert cache._open.cache_info().currsize <= 2
     if before:
         assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 

@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 
@@ -118,7 +117,9 @@ def test_npy_runs_nothing(tmp_path, content):
 def test_npy_of_another_kind(tmp_path, content):
     path = tmp_path / "labels.npy"
     np.save(path, content)
-    with pytest.raises(InputError, match=r"labels\.npy must contain one dictionary|labels\.npy is not a pickle of arrays"):
+    with pytest.raises(
+        InputError, match=r"labels\.npy must contain one dictionary|labels\.npy is not a pickle of arrays"
+    ):
         npy_tags(path, ["p0"], ("bat",))
 
 

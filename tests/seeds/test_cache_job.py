@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch.nn import Identity
 
 from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.seed_cache_writer import CacheOutput
-from seeds.cache_job import SeedModule, ShardWriter, cue_grid
+from seeds.cache_job import SeedModule, ShardWriter
 from seeds.job_options import JobOptions
 from tests.processes import child, kill, ranks
 from tests.seed_caches import generate
@@ -160,7 +161,7 @@ def test_batches_follow_from_the_shard_alone(voc, tmp_path):
         strategy = SimpleNamespace(broadcast=lambda value: ("", [0, 1]) if rank else value)
         trainer = SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, global_rank=rank, world_size=world)
         trainer.predict_loop = SimpleNamespace(return_predictions=False)
-        writer.setup(trainer, SeedModule(), "predict")
+        writer.setup(trainer, SeedModule(Identity(), {"size": 64, "cue_stride": 8}), "predict")
         writer.close()
         return writer.batches
 
@@ -171,7 +172,7 @@ def test_batches_follow_from_the_shard_alone(voc, tmp_path):
 
 @pytest.mark.parametrize(("size", "stride", "side"), [(320, 8, 40), (321, 8, 41), (100, 3, 34), (4, 8, 1)])
 def test_grids_by_hand(size, stride, side):
-    assert cue_grid(size, stride) == (side, side)
+    assert SeedModule(Identity(), {"size": size, "cue_stride": stride}).grid == (side, side)
 
 
 def test_the_command_starts_its_other_processes(checkpoint, tmp_path):
