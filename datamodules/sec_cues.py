@@ -46,9 +46,8 @@ class SecCues:
             InputError: a file that is missing, damaged or of another kind; a pickle that holds anything but arrays.
         """
         self.path, self.num_classes, self.grid = path, num_classes, grid
-        self._numbers = read_input_list(input_list)
+        self._entries, self._numbers = load_dict(path), read_input_list(input_list)
         self.ids = tuple(self._numbers)
-        self._entries = load_dict(path)
 
     def positions(self, name: str) -> NDArray[np.bool_]:
         """Return the cues of an image.
