@@ -13,7 +13,6 @@ and its followers the same with arrays throughout. *psa* (Ahn & Kwak, CVPR 2018,
 """
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +26,7 @@ MARGIN = 1e-5  # added to the maximum that maps are divided by, as irn does
 
 
 def read_irn(path: Path, num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The maps of an image: irn's ``cam`` (``high_res`` where there is none), or psa's.
+    """Return the maps of an image: irn's ``cam`` (``high_res`` where there is none), or psa's.
 
     Args:
         path: the ``.npy`` file; read without running anything in it.
@@ -43,21 +42,17 @@ def read_irn(path: Path, num_classes: int) -> tuple[NDArray[np.int64], NDArray[n
     if "keys" in entries:
         classes, maps = entries["keys"], entries.get("cam", entries.get("high_res"))
     else:
-        classes, maps = np.array(list(entries)), _stack(list(entries.values()))
-    kinds = np.asarray(classes) if isinstance(classes, np.ndarray) and classes.ndim == 1 else np.full(1, -1)
-    known = kinds.dtype.kind in "iu" or not kinds.size
-    if not known or not np.isin(kinds, range(num_classes)).all() or len(np.unique(kinds)) < len(kinds):
+        shapes = {each.shape if isinstance(each, np.ndarray) else None for each in entries.values()}
+        alike = len(shapes) == 1 and None not in shapes
+        classes, maps = np.array(list(entries)), np.stack(list(entries.values())) if alike else None
+    known = isinstance(classes, np.ndarray) and classes.ndim == 1 and (classes.dtype.kind in "iu" or not classes.size)
+    if not known or not np.isin(classes, range(num_classes)).all() or len(np.unique(classes)) < len(classes):
         raise InputError(f"{path}: its classes are not integers in 0..{num_classes - 1}, each once.")
-    if not isinstance(maps, np.ndarray) or maps.ndim != 3 or len(maps) != len(kinds) or maps.dtype.kind != "f":
-        raise InputError(f"{path} does not hold one map (h, w) for each of its {len(kinds)} classes.")
+    if not isinstance(maps, np.ndarray) or maps.ndim != 3 or len(maps) != len(classes) or maps.dtype.kind != "f":
+        raise InputError(f"{path} does not hold one map (h, w) for each of its {len(classes)} classes.")
     if not np.isfinite(maps).all() or maps.min(initial=0) < 0 or 0 in maps.shape[1:]:
         raise InputError(f"{path}: its maps are not all finite, not negative and not empty.")
-    return kinds.astype(np.int64), maps.astype(np.float32)
-
-
-def _stack(maps: list[Any]) -> NDArray[Any] | None:
-    shapes = {each.shape if isinstance(each, np.ndarray) else None for each in maps}
-    return np.stack(maps) if len(shapes) == 1 and None not in shapes else None
+    return np.asarray(classes, np.int64), np.asarray(maps, np.float32)
 
 
 def write_irn(path: Path, classes: NDArray[np.int64], maps: NDArray[np.float32], size: tuple[int, int]) -> None:

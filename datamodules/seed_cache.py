@@ -81,9 +81,7 @@ class SeedCache:
                 raise DamagedError(f"{shard.path} is damaged: it is shard {shard.number}")
             for key, here, there in differences(first.result, shard.result):
                 where = f"{key} is {here!r} in {first.path.name} and {there!r} in {shard.path.name}"
-                raise InputError(
-                    f"{path} contains shards of different settings: {where}; make it again, with overwrite"
-                )
+                raise InputError(f"{path} contains shards of different settings: {where}; overwrite it")
             self._starts.append(len(self._positions))
             for name in shard.ids:
                 if name in self._positions:

@@ -153,27 +153,20 @@ class ShardBuilder:
         })  # fmt: skip
         self.ids.append(name)
 
-    def tobytes(
-        self,
-        number: int,
-        shards: int,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        left_out: Mapping[str, str],
-    ) -> bytes:
+    def tobytes(self, **entries: Any) -> bytes:
         """Return the content of the file; equal arguments give equal bytes.
 
         Args:
-            number: of the shard.
-            shards: how many the cache has.
-            settings: everything the result depends on, as plain JSON values.
-            inputs: where the inputs were, as plain JSON values.
-            left_out: images of the shard that could not be used: id and reason.
+            **entries: ``shard``, ``shards``, ``settings``, ``inputs`` and ``left_out`` of the header, see above.
         """
-        header: dict[str, Any] = {
-            "format": FORMAT, "version": VERSION, "shard": number, "shards": shards, "classes": list(self.classes),
-            "settings": settings, "inputs": inputs, "ids": self.ids, "images": self._images, "left_out": left_out,
-        }  # fmt: skip
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "classes": self.classes,
+            "ids": self.ids,
+            "images": self._images,
+        }
+        header |= entries
         header = json.loads(plain_json(header))  # tuples become lists, keys strings: what will be read
         header["checksum"] = _checksums(header)[1]
         content: bytes = safetensors.numpy.save(self._tensors, {_METADATA: plain_json(header)})

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pytorch_lightning as pl
@@ -48,8 +48,6 @@ LISTED = 10  # left-out images that are printed one by one; the cache lists all
 LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.fabric")
 REMARKS = ("Couldn't infer the batch indices", "Total length of", ".*does not have many workers")
 """Warnings of Lightning about what this job arranges itself."""
-
-Task = TypeVar("Task", bound=BaseTask)
 
 
 class Seed(NamedTuple):
@@ -122,7 +120,7 @@ class SeedModule(pl.LightningModule):
 
 
 @dataclass(frozen=True)
-class JobSource(Generic[Task]):
+class JobSource:
     """A trained network, and the images that it is applied to.
 
     Attributes:
@@ -133,12 +131,12 @@ class JobSource(Generic[Task]):
     """
 
     checkpoint: Path
-    task: Task
+    task: Any
     data: BaseDataModule
     samples: list[Sample]
 
     @classmethod
-    def load(cls, checkpoint: Path, task_class: type[Task], job: JobOptions, **overrides: Any) -> Self:
+    def load(cls, checkpoint: Path, task_class: type[BaseTask], job: JobOptions, **overrides: Any) -> Self:
         """Load a checkpoint and list the images.
 
         Args:
@@ -160,7 +158,7 @@ class JobSource(Generic[Task]):
 
 
 def write_seed_cache(
-    output: Path, module: SeedModule, source: JobSource[Any], job: JobOptions, **caches: SeedCache | None
+    output: Path, module: SeedModule, source: JobSource, job: JobOptions, **caches: SeedCache | None
 ) -> None:
     """Write the seeds of all images of a source, in this process, one of one or more.
 
@@ -195,9 +193,9 @@ def write_seed_cache(
             left_out |= {name: cache.left_out[name] for name in ids if name not in cache}
             settings[option], inputs[option] = cache.fingerprint, str(cache.path)
     blocks = [ids[first : first + size] for first in range(0, len(ids), size)]
-    shards = CacheOutput(output, data.classes, settings, blocks, inputs)
+    shards = CacheOutput(output, data.classes, settings, blocks, inputs, left_out)
     images = ImageDataset(samples, data.classes, module.image_size)
-    writer = ShardWriter(shards, samples, job, batch_size, left_out)
+    writer = ShardWriter(shards, job, batch_size)
     devices, num_nodes = launched_devices(job.devices, job.num_nodes)
     threads = torch.get_num_threads()
     for name in LOGGERS:
@@ -226,23 +224,24 @@ def write_seed_cache(
                 yield from takewhile(lambda _batch: not module.problem, loader)
 
             trainer.predict(module, batches(), return_predictions=False)
+        writer.close(module, finished=True)
         problems = [problem for problem in gather_objects(module.problem) if problem]
         if trainer.is_global_zero:
             if problems:
                 raise InputError(problems[0])
-            _report(shards, job, left_out)
+            _report(shards, job)
     except SystemExit as leave:  # Lightning raises it for Ctrl-C, after it has stopped the other processes
         if leave.code:
             raise KeyboardInterrupt from leave
         raise
     finally:
-        writer.close()
+        writer.close(module, finished=False)  # finished shards stay, also after an error or Ctrl-C
         torch.set_num_threads(threads)
         with suppress(OSError):
             output.rmdir()  # where no shard was finished
 
 
-def _report(shards: CacheOutput, job: JobOptions, expected: Mapping[str, str]) -> None:
+def _report(shards: CacheOutput, job: JobOptions) -> None:
     """Check and report what the job has written, in the first process.
 
     Raises:
@@ -253,7 +252,7 @@ def _report(shards: CacheOutput, job: JobOptions, expected: Mapping[str, str]) -
         print_message(f"{lacking} of {len(shards.blocks)} shards are still missing: those of other partitions")
         return
     seeds = SeedCache(shards.path)
-    unreadable = {name: reason for name, reason in seeds.left_out.items() if name not in expected}
+    unreadable = {name: reason for name, reason in seeds.left_out.items() if name not in shards.left_out}
     if problem := too_many(unreadable, len(seeds) + len(seeds.left_out), job.max_unreadable):
         raise InputError(problem)
     for name, reason in list(seeds.left_out.items())[:LISTED]:
@@ -272,20 +271,16 @@ class ShardWriter(BasePredictionWriter):
         batches: indices of the images in each batch of this process; known after :meth:`setup`.
     """
 
-    def __init__(
-        self, cache: CacheOutput, samples: list[Sample], job: JobOptions, batch_size: int, expected: Mapping[str, str]
-    ) -> None:
+    def __init__(self, cache: CacheOutput, job: JobOptions, batch_size: int) -> None:
         """Prepare; the folder is read in :meth:`setup`.
 
         Args:
             cache: the folder.
-            samples: all images, in the order of the shards.
             job: options of the job.
             batch_size: images per batch.
-            expected: images that are not read, and why.
         """
         super().__init__("batch")
-        self.cache, self.samples, self.job, self.expected = cache, samples, job, expected
+        self.cache, self.job = cache, job
         self.batches: list[list[int]] = []
         self._shards: list[int] = []  # the shard of each batch
         self._batch_size = batch_size
@@ -306,10 +301,9 @@ class ShardWriter(BasePredictionWriter):
         torch.set_num_threads(job.threads)  # Lightning has divided the processors by the processes
         part, parts = map(int, job.partition.split("/"))
         numbers, problem, missing = range(part - 1, len(blocks), parts), "", list[int]()
-        how: Any = {"overwrite": job.overwrite, "strict": job.strict, "expected": self.expected}
         if trainer.is_global_zero:
             try:
-                missing = self.cache.missing(numbers, **how)
+                missing = self.cache.missing(numbers, overwrite=job.overwrite, strict=job.strict)
             except InputError as error:
                 problem = str(error)
         problem, missing = trainer.strategy.broadcast((problem, missing))
@@ -320,11 +314,10 @@ class ShardWriter(BasePredictionWriter):
         elif len(missing) < len(numbers):
             print_message(f"{len(numbers) - len(missing)} of {len(numbers)} shards are there already, and sound")
         for number in missing[trainer.global_rank :: trainer.world_size]:
-            start = number * job.shard_size
-            indices = range(start, start + len(blocks[number]))
-            for first in range(0, len(indices), self._batch_size):
-                batch = indices[first : first + self._batch_size]
-                self.batches.append([index for index in batch if self.samples[index].id not in self.expected])
+            usable = [name not in self.cache.left_out for name in blocks[number]]
+            for first in range(0, len(usable), self._batch_size):
+                batch, start = usable[first : first + self._batch_size], number * job.shard_size + first
+                self.batches.append([start + place for place, is_usable in enumerate(batch) if is_usable])
                 self._shards.append(number)
         if trainer.is_global_zero:
             others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
@@ -340,7 +333,7 @@ class ShardWriter(BasePredictionWriter):
         self._unreadable |= unreadable
         self.wait(pl_module)  # so that no more than one batch of images is in memory
         problem = next(iter(unreadable.values()), "") if self.job.strict else ""
-        problem = problem or too_many(self._unreadable, len(self.samples), self.job.max_unreadable)
+        problem = problem or too_many(self._unreadable, sum(map(len, self.cache.blocks)), self.job.max_unreadable)
         pl_module.problem = pl_module.problem or problem
         if not pl_module.problem:
             number = self._shards[batch_idx]
@@ -352,9 +345,7 @@ class ShardWriter(BasePredictionWriter):
         for seed in seeds:
             self._builder.add(seed.name, module.cues(seed), seed.classes, seed.maps, seed.saliency)
         if complete:
-            reasons = {**self._unreadable, **self.expected}
-            left_out = {name: reasons[name] for name in self.cache.blocks[number] if name in reasons}
-            self.cache.write(number, self._builder, left_out)
+            self.cache.write(number, self._builder, self._unreadable)
             self._builder = ShardBuilder(self.cache.classes)
 
     def wait(self, module: SeedModule) -> None:
@@ -366,12 +357,8 @@ class ShardWriter(BasePredictionWriter):
         except InputError as error:
             module.problem = module.problem or str(error)
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
-        """Wait for the last shard."""
-        self.wait(pl_module)
-        self._progress.stop()
-
-    def close(self) -> None:
-        """End the thread and the progress line, also after an error or Ctrl-C; finished shards stay."""
+    def close(self, module: SeedModule, *, finished: bool) -> None:
+        """Wait for the thread, and end it and the progress line."""
+        self.wait(module)
         self._thread.shutdown(cancel_futures=True)
-        self._progress.stop(finished=False)
+        self._progress.stop(finished=finished)

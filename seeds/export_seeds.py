@@ -1,3 +1,4 @@
+# ruff: noqa: A002  format is the name of an option
 """``seeds export``: convert a seed cache to files of other tools."""
 
 from pathlib import Path
@@ -20,12 +21,7 @@ __all__ = ["export_seeds"]
 
 
 def export_seeds(
-    cache: Path,
-    output: Path,
-    format: Format,  # noqa: A002 - the option's name
-    *,
-    root: str | None = None,
-    split: str | None = None,
+    cache: Path, output: Path, format: Format, *, root: str | None = None, split: str | None = None
 ) -> None:
     """Convert a seed cache to files of another tool, with a ``classes.txt`` that lists the classes 1..C.
 

@@ -66,7 +66,7 @@ def import_seeds(
         raise InputError(f"format is {format!r}, and must be one of {', '.join(get_args(Format))}")
     if grid < 1 or not 0 <= bg_threshold <= fg_threshold < 1:
         raise InputError(
-            f"grid {grid} must be positive, and 0 <= bg_threshold {bg_threshold} <= fg_threshold {fg_threshold} < 1"
+            f"grid {grid} must be positive, 0 <= bg_threshold {bg_threshold} <= fg_threshold {fg_threshold} < 1"
         )
     known = voc_classes(source if source.is_dir() else source.parent)
     chosen = known if classes is None else check_classes(classes, known, f"of {source}")

@@ -52,7 +52,7 @@ class JobOptions:
     def __post_init__(self) -> None:
         if self.threads < 1 or not 1 <= self.shard_size <= MAX_IMAGES:
             raise InputError(
-                f"threads {self.threads} must be positive, and shard_size {self.shard_size} in 1..{MAX_IMAGES}"
+                f"threads {self.threads} must be positive, shard_size {self.shard_size} in 1..{MAX_IMAGES}"
             )
         check_share(self.max_unreadable)
         match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.partition)

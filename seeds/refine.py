@@ -20,7 +20,7 @@ from datamodules.seed_shard import as_stored
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
-from seeds.crf_refinement import crf_settings, labelled, of_maximum_one
+from seeds.crf_refinement import crf_settings, of_maximum_one, refined
 from seeds.job_options import JobOptions
 
 __all__ = ["RandomWalkModule", "refine_seeds"]
@@ -127,9 +127,9 @@ class RandomWalkModule(SeedModule):
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
         """Return the label map of an image, made of its maps as the cache returns them."""
         maps, fg_threshold = as_stored(seed.maps), self.settings["fg_threshold"]
-        if self.settings["crf"] or not len(maps):
+        if self.settings["crf"] and len(maps):
             assert seed.image is not None
-            return labelled(seed.classes, maps, seed.image, fg_threshold)
+            return refined(seed.classes, maps, seed.image, fg_threshold, fg_threshold)
         background = np.full((1, *maps.shape[1:]), fg_threshold, np.float32)
         winners = np.concatenate([background, of_maximum_one(maps)]).argmax(axis=0)
         labels: NDArray[np.uint8] = np.array([0, *(seed.classes + 1)], np.uint8)[winners]

@@ -40,7 +40,7 @@ def threshold_seeds(
     settings = seeds.settings | thresholds | {"refinement": None, "thresholded": origin}
     shards = map(seeds.shard, range(seeds.num_shards))
     blocks = [[*shard.ids, *shard.left_out] for shard in shards]
-    writer = CacheOutput(output, seeds.classes, settings, blocks, seeds.inputs | {"cache": str(cache)})
+    writer = CacheOutput(output, seeds.classes, settings, blocks, seeds.inputs | {"cache": str(cache)}, seeds.left_out)
 
     def image(name: str) -> tuple[Any, ...]:
         (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)
@@ -48,4 +48,4 @@ def threshold_seeds(
             raise InputError(f"the seed cache {cache} has no saliency of image {name}, to make cues of")
         return label_map(classes, maps, saliency, fg_threshold, bg_fraction), classes, maps, saliency
 
-    writer.write_missing(image, "cues", left_out=seeds.left_out, overwrite=overwrite)
+    writer.write_missing(image, "cues", overwrite=overwrite)

@@ -29,7 +29,7 @@ class CacheWriter:
     def __exit__(self, kind, error, trace):
         if kind is None:
             blocks = [[*shard.ids, *({} if number else self.left_out)] for number, shard in enumerate(self.shards)]
-            output = CacheOutput(self.path, self.classes, self.settings, blocks, self.inputs)
+            output = CacheOutput(self.path, self.classes, self.settings, blocks, self.inputs or {})
             if self.overwrite:
                 for number in range(len(blocks) + 100):
                     with suppress(OSError):

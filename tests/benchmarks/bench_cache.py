@@ -79,9 +79,9 @@ def generation_time(checkpoint: Path, output: Path, workers: int) -> float:
         setup(writer, *arguments, **options)
         moments["start"] = time.perf_counter()
 
-    def last(writer: ShardWriter) -> None:
-        close(writer)
-        moments["end"] = time.perf_counter()
+    def last(writer: ShardWriter, *arguments, **options) -> None:
+        close(writer, *arguments, **options)
+        moments.setdefault("end", time.perf_counter())
 
     for file in output.glob("shard-*"):
         file.unlink()

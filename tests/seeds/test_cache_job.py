@@ -156,13 +156,14 @@ def test_batches_follow_from_the_shard_alone(voc, tmp_path):
     blocks = [[sample.id for sample in samples[start : start + 4]] for start in (0, 4)]
 
     def batches(rank, world, excluded):
-        cache = CacheOutput(tmp_path / "c", data.classes, {}, blocks)
-        writer = ShardWriter(cache, samples, JobOptions(shard_size=4), 3, excluded)
+        cache = CacheOutput(tmp_path / "c", data.classes, {}, blocks, left_out=excluded)
+        writer = ShardWriter(cache, JobOptions(shard_size=4), 3)
         strategy = SimpleNamespace(broadcast=lambda value: ("", [0, 1]) if rank else value)
         trainer = SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, global_rank=rank, world_size=world)
         trainer.predict_loop = SimpleNamespace(return_predictions=False)
-        writer.setup(trainer, SeedModule(Identity(), {"size": 64, "cue_stride": 8}), "predict")
-        writer.close()
+        module = SeedModule(Identity(), {"size": 64, "cue_stride": 8})
+        writer.setup(trainer, module, "predict")
+        writer.close(module, finished=True)
         return writer.batches
 
     assert batches(0, 1, {}) == [[0, 1, 2], [3], [4, 5]]
