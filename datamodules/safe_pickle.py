@@ -36,18 +36,19 @@ NPY_OF_OBJECT = rb"\x93NUMPY\x01\x00..\{'descr': '\|O[48]?', 'fortran_order': Fa
 
 
 class _DType:
-    """Stands in for `numpy.dtype`: a type of numbers, or of objects."""
+    """Stands in for `numpy.dtype`."""
 
     def __init__(self, code: str, _align: Any = 0, _copy: Any = 0) -> None:
-        if not re.fullmatch("b1|[iu][1248]|f[248]|O8", code):
-            raise UnpicklingError("it contains an array of something other than numbers")
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
-        order, *fields = state[1:5]
-        if order not in ("<", ">", "|", "=") or fields != [None, None, None]:
+        self.code = state[1][:1] + self.code  # the byte order
+
+    def of_numpy(self) -> np.dtype[Any]:
+        """Return the type, if it is one of numbers or of objects."""
+        if not re.fullmatch("[<>|=]?(b1|[iu][1248]|f[248]|O8)", self.code):
             raise UnpicklingError("it contains an array of something other than numbers")
-        self.code = order + self.code[-2:]
+        return np.dtype(self.code)
 
 
 class _Array(np.ndarray[Any, Any]):
@@ -57,11 +58,12 @@ class _Array(np.ndarray[Any, Any]):
 
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, is_fortran, content = state
-        objects = "O" in dtype.code  # numpy.save puts a dictionary into an array of one object
+        dtype = dtype.of_numpy()
+        objects = dtype.hasobject  # numpy.save puts a dictionary into an array of one object
         if objects != isinstance(content, list) or (objects and shape != ()):
             raise UnpicklingError("it contains an array of objects")
         self.spend(state)
-        super().__setstate__((version, shape, np.dtype(dtype.code), is_fortran, content))  # compares shape and content
+        super().__setstate__((version, shape, dtype, is_fortran, content))  # compares shape and content
         self.flags.writeable = False
 
 
@@ -104,7 +106,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_hooks: Any) -
 
 FUNCTIONS: dict[str, Any] = {
     "numpy.core.multiarray._reconstruct": lambda _kind, _shape, _code: _Array((0,), np.int8),
-    "numpy.core.multiarray.scalar": lambda dtype, content: np.frombuffer(content, dtype.code, 1)[0].item(),
+    "numpy.core.multiarray.scalar": lambda dtype, content: np.frombuffer(content, dtype.of_numpy(), 1)[0].item(),
     "numpy.ndarray": lambda *_: None,  # an argument of _reconstruct
     "numpy.dtype": _DType,
     "_codecs.encode": lambda text, _encoding: text.encode("latin1"),  # bytes as Python 3 writes them for Python 2

@@ -7,7 +7,6 @@ A seed cache is a folder of shards ``shard-00000.safetensors`` …, each of some
 import hashlib
 import json
 import re
-from bisect import bisect_right
 from functools import lru_cache
 from pathlib import Path
 
@@ -72,8 +71,7 @@ class SeedCache:
         first = Shard(self.path / shard_name(numbers[0]))
         self.classes, self.settings, self.inputs = first.classes, first.settings, first.inputs
         self.left_out: dict[str, str] = {}
-        self._positions: dict[str, int] = {}  # of each image in the cache
-        self._starts: list[int] = []  # position of the first image of each shard
+        self._numbers: dict[str, int] = {}  # the shard of each image in the cache
         self._digests: list[bytes] = []
         for number in numbers:
             shard = Shard(self.path / shard_name(number))
@@ -82,18 +80,16 @@ class SeedCache:
             for key, here, there in differences(first.result, shard.result):
                 where = f"{key} is {here!r} in {first.path.name} and {there!r} in {shard.path.name}"
                 raise InputError(f"{path} contains shards of different settings: {where}; overwrite it")
-            self._starts.append(len(self._positions))
-            for name in shard.ids:
-                if name in self._positions:
-                    raise InputError(f"{path}: image {name} occurs twice")
-                self._positions[name] = len(self._positions)
+            if twice := next((name for name in shard.ids if name in self._numbers), None):
+                raise InputError(f"{path}: image {twice} occurs twice")
+            self._numbers |= dict.fromkeys(shard.ids, number)
             self._digests.append(shard.digest)
             self.left_out |= shard.left_out
         if first.shards > len(numbers):
             missing = shard_name(next(number for number in range(first.shards) if number not in numbers))
             count = f"{first.shards - len(numbers)} of {first.shards} shards, first {missing}"
             raise InputError(f"{path} lacks {count}; run the command that makes it again")
-        self.ids, self.num_shards = tuple(self._positions), len(numbers)
+        self.ids, self.num_shards = tuple(self._numbers), len(numbers)
         self.fingerprint = hashlib.sha256(b"".join(self._digests)).hexdigest()
         self._open = lru_cache(OPEN_SHARDS)(self.shard)
 
@@ -104,7 +100,7 @@ class SeedCache:
         return len(self.ids)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._positions
+        return name in self._numbers
 
     def shard(self, number: int) -> Shard:
         """Open a shard.
@@ -117,14 +113,12 @@ class SeedCache:
             raise InputError(f"{shard.path} has been replaced since the seed cache was opened; open the cache again")
         return shard
 
-    def _find(self, name: str) -> tuple[Shard, int]:
-        position = self._positions.get(name)
-        if position is None:
+    def _find(self, name: str) -> Shard:
+        if name not in self._numbers:
             reason = self.left_out.get(name)
             why = f": it was left out when the cache was made, because {reason}" if reason else ""
             raise InputError(f"the seed cache {self.path} has no image {name}{why}")
-        number = bisect_right(self._starts, position) - 1
-        return self._open(number), position - self._starts[number]
+        return self._open(self._numbers[name])
 
     def cues(self, name: str) -> NDArray[np.uint8]:
         """Return the cues of an image, uint8 (h, w): 0 = background, 1..C = class, 255 = no cue.
@@ -132,8 +126,7 @@ class SeedCache:
         Raises:
             InputError: there is no such image, or its shard is damaged.
         """
-        shard, row = self._find(name)
-        return shard.cues(row)
+        return self._find(name).cues(name)
 
     def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
         """Return the raw maps of an image, rounded by :func:`datamodules.seed_shard.as_stored`.
@@ -144,8 +137,7 @@ class SeedCache:
         Raises:
             InputError: there is no such image, or its shard is damaged.
         """
-        shard, row = self._find(name)
-        return shard.maps(row)
+        return self._find(name).maps(name)
 
     def saliency(self, name: str) -> Floats | None:
         """Return the background saliency of an image, float32 (h, w), or None where the cache has none.
@@ -153,18 +145,15 @@ class SeedCache:
         Raises:
             InputError: there is no such image, or its shard is damaged.
         """
-        shard, row = self._find(name)
-        return shard.saliency(row)
+        return self._find(name).saliency(name)
 
 
 def cache_fingerprint(path: Path) -> str | None:
-    """Return the fingerprint of a seed cache, another text for a damaged or incomplete one, or None for no cache."""
+    """Return the fingerprint of a seed cache; None where a folder contains none, or a damaged or incomplete one."""
     try:
         return SeedCache(path).fingerprint
     except InputError:
-        files = sorted((file.name, file.stat()) for file in path.glob("shard-*.safetensors"))
-        state = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
-        return hashlib.sha256(f"incomplete: {state}".encode()).hexdigest() if files else None
+        return None
 
 
 def verify_cache(cache: Path) -> None:

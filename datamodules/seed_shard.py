@@ -218,12 +218,12 @@ class Shard:
             self.inputs: dict[str, Any] = dict(header["inputs"])
             self.ids = list(map(str, header["ids"]))
             self.left_out = {str(name): str(reason) for name, reason in header["left_out"].items()}
-            self._images = [
-                (np.array(image["classes"], np.int64), np.array(image["maxima"], np.float32),
-                 np.float32(image["saliency_maximum"]), dict(image["crc"]))
-                for image in header["images"]
-            ]  # fmt: skip
-            keys = {f"{name}:{part}" for name, image in zip(self.ids, self._images, strict=True) for part in image[3]}
+            self._images = {
+                name: (np.array(image["classes"], np.int64), np.array(image["maxima"], np.float32),
+                       np.float32(image["saliency_maximum"]), dict(image["crc"]))
+                for name, image in zip(self.ids, header["images"], strict=True)
+            }  # fmt: skip
+            keys = {f"{name}:{part}" for name, image in self._images.items() for part in image[3]}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedError(f"{path} is damaged: its header is incomplete") from error
         if not sound:
@@ -240,54 +240,52 @@ class Shard:
         Raises:
             DamagedError: an image is not what was written.
         """
-        for row in range(len(self.ids)):
-            self.cues(row)
-            self.maps(row)
-            self.saliency(row)
+        for name in self.ids:
+            self.cues(name)
+            self.maps(name)
+            self.saliency(name)
         tensors = {key: self._file.get_tensor(key) for key in self._file.keys()}  # noqa: SIM118
         if safetensors.numpy.save(tensors, {_METADATA: self._text}) != self.path.read_bytes():
             raise DamagedError(f"{self.path} is damaged: its safetensors header is not what was written")
 
-    def cues(self, row: int) -> NDArray[np.uint8]:
-        """Return the label map of the image at a position of the shard, uint8 (h, w).
+    def cues(self, name: str) -> NDArray[np.uint8]:
+        """Return the label map of an image, uint8 (h, w).
 
         Raises:
             DamagedError: the cues are not what was written.
         """
-        cues = self._read(row, "cues", np.uint8, 2)
+        cues = self._read(name, "cues", np.uint8, 2)
         if not np.isin(cues, [*range(len(self.classes) + 1), NO_CUE]).all():
-            raise self._damaged(row)
+            raise self._damaged(name)
         return cues
 
-    def maps(self, row: int) -> tuple[NDArray[np.int64], Floats]:
+    def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
         """Return the classes (k,) of an image and its maps, float32 (k, h, w); errors as :meth:`cues`."""
-        classes, maxima, _, crc = self._images[row]
-        fractions = np.zeros((0, *self.cues(row).shape), np.float16)
+        classes, maxima, _, crc = self._images[name]
+        fractions = np.zeros((0, *self.cues(name).shape), np.float16)
         if "maps" in crc:
-            fractions = self._read(row, "maps", np.float16, 3)
+            fractions = self._read(name, "maps", np.float16, 3)
         if not np.isin(classes, range(len(self.classes))).all() or not len(fractions) == len(classes) == len(maxima):
-            raise self._damaged(row)
+            raise self._damaged(name)
         return classes, fractions.astype(np.float32) * maxima[:, None, None]
 
-    def saliency(self, row: int) -> Floats | None:
+    def saliency(self, name: str) -> Floats | None:
         """Return the background saliency of an image, float32 (h, w), or None; errors as :meth:`cues`."""
-        _, _, maximum, crc = self._images[row]
+        _, _, maximum, crc = self._images[name]
         if "saliency" not in crc:
             return None
-        return self._read(row, "saliency", np.float16, 2).astype(np.float32) * maximum
+        return self._read(name, "saliency", np.float16, 2).astype(np.float32) * maximum
 
-    def _read(self, row: int, part: str, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
+    def _read(self, name: str, part: str, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
         """Read a tensor and compare it with its CRC; safetensors allocates no more than the file has."""
-        name = self.ids[row]
         try:
             array: NDArray[Any] = self._file.get_tensor(f"{name}:{part}")
             sound = array.dtype == dtype and array.ndim == dimensions
-            if sound and _crc(name, part, array) == self._images[row][3][part]:
+            if sound and _crc(name, part, array) == self._images[name][3][part]:
                 return array
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
             pass
-        raise self._damaged(row)
+        raise self._damaged(name)
 
-    def _damaged(self, row: int) -> DamagedError:
-        name = self.ids[row]
+    def _damaged(self, name: str) -> DamagedError:
         return DamagedError(f"{self.path} is damaged: image {name} is not what was written; make the cache again")

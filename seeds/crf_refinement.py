@@ -32,7 +32,7 @@ CRF: Mapping[str, Any] = {
 
 def crf_settings() -> dict[str, Any]:
     """Return all numbers of the refinement, as a cache records them."""
-    return {"certainty": CERTAINTY, "pixels_a_cell": PIXELS, "side": SIDE, **CRF}
+    return {"certainty": CERTAINTY, "pixels_per_position": PIXELS, "side": SIDE, **CRF}
 
 
 def refined(

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -62,8 +62,6 @@ def import_seeds(
         InputError: a file is missing, damaged, hostile or of another format; an image of the list is missing; a
             class is unknown. Finished shards stay.
     """
-    if format not in get_args(Format):
-        raise InputError(f"format is {format!r}, and must be one of {', '.join(get_args(Format))}")
     if grid < 1 or not 0 <= bg_threshold <= fg_threshold < 1:
         raise InputError(
             f"grid {grid} must be positive, 0 <= bg_threshold {bg_threshold} <= fg_threshold {fg_threshold} < 1"

@@ -223,7 +223,7 @@ def test_the_fingerprint(tmp_path):
     assert cache("cues", 1) != first
     assert cache("settings", 0, fg_threshold=0.3) != first
     (tmp_path / "later" / shard_name(0)).write_bytes(b"damaged")
-    assert cache_fingerprint(tmp_path / "later") not in (None, first)
+    assert cache_fingerprint(tmp_path / "later") is None
     (tmp_path / "empty").mkdir()
     assert cache_fingerprint(tmp_path / "empty") is None
     assert cache_fingerprint(tmp_path / "nowhere") is None

@@ -34,7 +34,7 @@ def test_killed_at_twenty_moments(checkpoint, tmp_path):
     """Each run resumes the one before, and the result equals that of an undisturbed run."""
     generate(checkpoint, tmp_path / "whole", shard_size=1, **SETTINGS)
     start = time.perf_counter()  # in a process as those that are killed: on a busy machine they are slower
-    again = child(lambda: generate(checkpoint, tmp_path / "whole", shard_size=1, **SETTINGS, overwrite=True))
+    again = child(lambda: generate(checkpoint, tmp_path / "again", shard_size=1, **SETTINGS))
     assert os.waitpid(again, 0)[1] == 0
     took = time.perf_counter() - start
     progress = set()

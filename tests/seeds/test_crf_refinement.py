@@ -120,7 +120,9 @@ def test_the_manifest_holds_the_numbers_of_the_call(monkeypatch):
     maps[0, :4] = 1
     refined(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25, 0.25)
     recorded = crf_settings()
-    expected = {key: value for key, value in recorded.items() if key not in ("certainty", "pixels_a_cell", "side")}
+    expected = {
+        key: value for key, value in recorded.items() if key not in ("certainty", "pixels_per_position", "side")
+    }
     expected["bilateral_sxy"] *= (32 * 64) ** 0.5 / recorded["side"]
     assert calls == [pytest.approx(expected)]
     monkeypatch.setattr(crf_refinement, "CRF", {**crf_refinement.CRF, "iterations": 3})
