@@ -32,6 +32,8 @@ OPCODES = re.compile(
     r"STRING|UNICODE|(SHORT_)?BIN(STRING|BYTES|UNICODE)|BIN(BYTES|UNICODE)8|(EMPTY_)?(TUPLE|LIST|DICT)|TUPLE[123]|"
     r"APPENDS?|SETITEMS?|((LONG_)?BIN)?(GET|PUT)|MEMOIZE"
 )
+REUSABLE = re.compile(r"(STACK_)?GLOBAL|REDUCE|\w*(STRING|UNICODE|BYTES)8?|(EMPTY_)?(LIST|DICT)|\w*GET")
+"""Opcodes whose values a pickle may use again. Tuples are not: tuples of tuples can take for ever to hash."""
 NPY_OF_OBJECT = rb"\x93NUMPY\x01\x00..\{'descr': '\|O[48]?', 'fortran_order': False, 'shape': \(\), \} *\n"
 
 
@@ -70,7 +72,7 @@ class _Array(np.ndarray[Any, Any]):
 class _Callable:
     """A function that a pickle can call and cannot change."""
 
-    __slots__ = ("_function", "_spend")
+    __setstate__ = None  # BUILD fails
 
     def __init__(self, function: Any, spend: Callable[[Any], None]) -> None:
         self._function, self._spend = function, spend
@@ -113,7 +115,7 @@ FUNCTIONS: dict[str, Any] = {
     "__builtin__.bytes": lambda: b"",
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,
-    "collections.OrderedDict": dict,  # a tensor's hooks: none
+    "collections.OrderedDict": lambda: None,  # a tensor's hooks
 }
 """The functions for all names in pickles of NumPy's arrays and torch's tensors."""
 
@@ -124,7 +126,7 @@ def _check_opcodes(content: bytes) -> None:
     Raises:
         UnpicklingError: It has others.
     """
-    is_tuple: dict[int, bool] = {}  # by index in the memo
+    reusable: dict[int, bool] = {}  # by index in the memo
     last = ""
     argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
@@ -136,12 +138,12 @@ def _check_opcodes(content: bytes) -> None:
         if type(argument) is int and not -(2**60) < argument < 2**60:  # as keys, larger ones can share a hash
             raise UnpicklingError("it contains an integer of more than 60 bits")
         if "PUT" in name or name == "MEMOIZE":
-            index = len(is_tuple) if argument is None else argument
+            index = len(reusable) if argument is None else argument
             if index > count:  # the memo takes 8 bytes for each index below
                 raise UnpicklingError("it numbers its values as pickles never do")
-            is_tuple[index] = last.startswith("TUPLE")
-        elif "GET" in name and is_tuple.get(argument):  # tuples of tuples take for ever to hash
-            raise UnpicklingError("it uses a tuple twice")
+            reusable[index] = REUSABLE.fullmatch(last) is not None
+        elif "GET" in name and not reusable.get(argument):
+            raise UnpicklingError("it uses a tuple twice, or a value that it has not stored")
         else:
             last = name
 

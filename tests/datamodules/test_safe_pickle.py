@@ -241,9 +241,9 @@ def test_what_runs_nothing_may_be_read(name):
     assert isinstance(read(HARMLESS[name]), dict | np.ndarray | bytes | None)
 
 
-def deep(levels: int) -> bytes:
+def deep(levels: int, between: bytes = b"") -> bytes:
     """Tuples of two of the one before: hashing, showing or comparing the last takes 2^levels steps."""
-    return b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(levels)) + b"."
+    return b")q\x00" + b"".join(b"h%ch%c\x86%sq%c" % (i, i, between, i + 1) for i in range(levels)) + b"."
 
 
 def test_bombs_take_neither_memory_nor_time():
@@ -255,6 +255,10 @@ def test_bombs_take_neither_memory_nor_time():
         deep(60),
         b"}" + deep(60)[:-1] + b"Ns.",
         deep(60)[:-1] + b"N\x93.",
+        deep(60, b"Nb")[:-1] + b"}h\x3cNs.",  # opcodes that change nothing, before a tuple is stored
+        deep(60, b"(e")[:-1] + b"}h\x3cNs.",
+        deep(60, b"(u")[:-1] + b"}h\x3cNs.",
+        deep(60, b"\x80\x02")[:-1] + b"}h\x3cNs.",
         deep(60)[:-1] + b"}h\x3cNs.",
         deep(60)[:-1] + b"}(h\x3cNu.",
         deep(60)[:-1] + b"(h\x3cNd.",
@@ -288,6 +292,14 @@ def test_bytes_are_not_used_over_and_over():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2e6
+
+
+def test_a_function_cannot_be_changed():
+    encode, ignored = b"c_codecs\nencode\nq\x00", b"cnumpy\nndarray\n"
+    for name in (b"_spend", b"_function"):
+        slots = b"N}U%c%s%ss\x86b" % (len(name), name, ignored)
+        with pytest.raises(InputError, match="'NoneType' object is not callable"):
+            read(b"\x80\x02" + encode + slots + b".")
 
 
 def test_no_more_opcodes_than_files_of_arrays_have(tmp_path, monkeypatch):
