@@ -79,8 +79,8 @@ def write_irn(path: Path, classes: NDArray[np.int64], maps: NDArray[np.float32],
 
 
 def _scaled(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    if not len(maps):
-        return np.zeros((0, *size), np.float32)
-    resized = np.stack([cv2.resize(each, size[::-1], interpolation=cv2.INTER_LINEAR) for each in maps])  # (k, H, W)
-    shares: NDArray[np.float32] = resized / (resized.max(axis=(1, 2), keepdims=True) + np.float32(MARGIN))
-    return shares
+    resized = np.zeros((len(maps), *size), np.float32)  # (k, H, W)
+    for row, each in zip(resized, maps, strict=True):
+        row[:] = cv2.resize(each, size[::-1], interpolation=cv2.INTER_LINEAR)
+    resized /= resized.max(axis=(1, 2), keepdims=True) + np.float32(MARGIN)
+    return resized

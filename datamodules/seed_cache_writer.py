@@ -48,19 +48,17 @@ class CacheOutput:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        path = self.path
-        if any(isinstance(value, str) and Path(value).resolve() == path.resolve() for value in self.inputs.values()):
-            raise InputError(f"{path} exists already and is an input of the new seed cache; choose another output")
+        paths = [Path(value).resolve() for value in self.inputs.values() if isinstance(value, str)]
+        if self.path.resolve() in paths:
+            raise InputError(f"{self.path} exists already and is an input of the new seed cache; choose another output")
 
-    def missing(
-        self, numbers: Sequence[int] | None = None, *, overwrite: bool = False, strict: bool = False
-    ) -> list[int]:
+    def missing(self, numbers: Sequence[int], *, overwrite: bool = False, strict: bool = False) -> list[int]:
         """Create the folder where necessary, and find the shards that are still to be written.
 
         A shard that exists is kept if every byte of it is sound and it was made with the same settings.
 
         Args:
-            numbers: the shards in question; all by default.
+            numbers: the shards in question.
             overwrite: remove shards of other settings.
             strict: refuse shards that lack an image other than those of ``left_out``.
 
@@ -84,7 +82,7 @@ class CacheOutput:
         existing = list_shards(self.path)
         beyond = [number for number in existing if number >= len(self.blocks)]
         todo = []
-        for number in [*(range(len(self.blocks)) if numbers is None else numbers), *beyond]:
+        for number in [*numbers, *beyond]:
             path = self.path / shard_name(number)
             try:
                 if number in existing and self._is_written(Shard(path), strict=strict):
@@ -104,12 +102,8 @@ class CacheOutput:
         wanted = json.loads(json.dumps({**self.settings, "classes": self.classes, "shards": len(self.blocks)}))
         for key, one, other in differences(shard.result, wanted):
             package = key.removeprefix("source.")
-            reason = (
-                f"{key} {one!r}, not {other!r}; give that value"
-                if package == key
-                else f"another revision of the code in {package}/"
-            )
-            raise InputError(f"{self.path} exists already, made with {reason}; overwrite it, or choose another output")
+            what = f"{key} {one!r}, not {other!r}" if package == key else f"another revision of the code in {package}/"
+            raise InputError(f"{self.path} exists already, made with {what}; overwrite it, or choose another output")
         shard.verify()
         lost = [name for name in shard.left_out if name not in self.left_out]
         if strict and lost:
@@ -146,7 +140,7 @@ class CacheOutput:
                 shards stay.
         """
         try:
-            missing = self.missing(overwrite=overwrite)
+            missing = self.missing(range(len(self.blocks)), overwrite=overwrite)
             with Progress(title, sum(len(self.blocks[number]) for number in missing)) as progress:
                 for number in missing:
                     shard = ShardBuilder(self.classes)

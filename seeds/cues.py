@@ -83,8 +83,6 @@ def label_map(
     else:
         background = background_cues(saliency[None], bg_fraction)
     winners = resolve_conflicts(foreground, background)[0]  # 1..k is the order of the maps
-    names = np.full(256, NO_CUE, np.uint8)
-    names[0] = 0
-    names[1 : len(classes) + 1] = classes + 1
+    names = np.pad([0, *(classes + 1)], (0, 255 - len(classes)), constant_values=NO_CUE).astype(np.uint8)
     cues: NDArray[np.uint8] = names[winners]
     return cues

@@ -36,7 +36,7 @@ class CacheWriter:
                         (self.path / shard_name(number)).unlink()
             elif self.path.is_dir() and any(self.path.iterdir()):
                 raise InputError(f"{self.path} exists already")
-            output.missing()
+            output.missing(range(len(blocks)))
             for number, shard in enumerate(self.shards):
                 output.write(number, shard, {} if number else self.left_out)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
@@ -101,12 +101,9 @@ class PseudoLabelModule(SeedModule):
         """
         images, labels = batch["image"], batch["labels"]
         absent = nn.functional.pad(labels == 0, (1, 0), value=False)[:, :, None, None]  # (B, C+1, 1, 1)
-
-        def network(view: Tensor) -> Tensor:
-            scores: Tensor = self.network(view).float().masked_fill(absent, -torch.inf)
-            return scores
-
-        scores = view_scores(network, images, self.views, grid=self.grid)
+        scores = view_scores(
+            lambda view: self.network(view).float().masked_fill(absent, -torch.inf), images, self.views, grid=self.grid
+        )
         probs = resize_maps(scores.softmax(dim=1), self.grid).cpu().numpy()
         if not np.isfinite(probs).all():
             raise InputError(f"the network's scores of image {batch['id'][0]} or its neighbours are not finite")

@@ -30,7 +30,7 @@ def make(
 ):
     """Write the missing ones of some shards, or of all; return which they were."""
     output = CacheOutput(path, classes, settings, blocks, inputs or {}, dict.fromkeys(known, "it is broken"))
-    missing = output.missing(numbers, **how)
+    missing = output.missing(range(len(blocks)) if numbers is None else numbers, **how)
     for number in missing:
         shard = ShardBuilder(classes)
         for name in blocks[number]:
