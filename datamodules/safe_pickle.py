@@ -25,8 +25,7 @@ from datamodules.errors import InputError
 MAX_BYTES = 2**30  # of an unzipped pickle: 10 times SEC's of 10,582 images
 MAX_OPCODES = 2**23  # of a pickle: 20 times SEC's; one byte can take 100 bytes of memory
 MAGIC = 0x1950A86A20F9469CFC6C  # of torch's format before version 1.6
-STORAGES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8",
-            "IntStorage": "<i4", "ByteStorage": "u1", "BoolStorage": "b1"}  # fmt: skip
+STORAGES = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "Long": "<i8", "Bool": "b1"}
 OPCODES = re.compile(
     r"PROTO|FRAME|STOP|MARK|(STACK_)?GLOBAL|REDUCE|BUILD|NONE|NEWTRUE|NEWFALSE|INT|BININT[12]?|LONG[14]?|(BIN)?FLOAT|"
     r"STRING|UNICODE|(SHORT_)?BIN(STRING|BYTES|UNICODE)|BIN(BYTES|UNICODE)8|(EMPTY_)?(TUPLE|LIST|DICT)|TUPLE[123]|"
@@ -89,7 +88,9 @@ def _storage(content: bytes) -> NDArray[Any]:
     """Return the elements (n,) of torch's old format: five pickles, the fourth with the type; n; elements."""
     stream = io.BytesIO(content)
     opcodes = [each for _ in range(5) for each in islice(pickletools.genops(stream), 50)]  # runs nothing
-    names = [str(argument).split()[-1] for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"]
+    names = [
+        str(argument).split()[-1].removesuffix("Storage") for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"
+    ]
     if opcodes[1][1] != MAGIC or len(names) != 1 or names[0] not in STORAGES:
         raise UnpicklingError("it contains a tensor of an unknown format or type")
     count, elements = int.from_bytes(stream.read(8), "little"), np.frombuffer(stream.read(), STORAGES[names[0]])
@@ -203,8 +204,7 @@ def load_dict(path: Path) -> dict[Any, Any]:
         raise InputError(f"{path} contains more than {MAX_BYTES} bytes, which no file of cues does.")
     header = re.match(NPY_OF_OBJECT, content, re.DOTALL)
     value = load(content[header.end() :] if header else content, path)
-    if header and isinstance(value, np.ndarray) and value.shape == ():
-        value = value.item()
+    value = value.item() if isinstance(value, np.ndarray) and value.shape == () else value
     if not isinstance(value, dict):
         raise InputError(f"{path} must contain one dictionary.")
     return value

@@ -230,9 +230,8 @@ class Shard:
             raise DamagedError(f"{path} is damaged: its header is not what was written")
         if not 0 <= self.number < self.shards or keys != set(self._file.keys()):
             raise DamagedError(f"{path} is damaged: its header contradicts itself")
-        bad = next((name for name in self.ids if not is_valid_id(name)), None)
-        if bad is not None:
-            raise InputError(f"{path} is refused: {bad[:80]!r} is not a valid id of an image")
+        if bad := [name for name in self.ids if not is_valid_id(name)]:
+            raise InputError(f"{path} is refused: {bad[0][:80]!r} is not a valid id of an image")
 
     def verify(self) -> None:
         """Compare every byte of the file with what was written.
