@@ -3,7 +3,6 @@
 import gzip
 import io
 import pickle
-import struct
 import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
@@ -122,7 +121,7 @@ HOSTILE = {
     "a shape of a billion digits": (array(b"(\x8a\x10" + b"\x7f" * 16 + b"t"), "not a pickle of arrays, or damaged"),
     "a negative side": (array(b"(J\xff\xff\xff\xfft"), "not a pickle of arrays, or damaged"),
     "a shape that is no tuple": (array(b"]"), "not a pickle of arrays, or damaged"),
-    "sides that are not integers": (array(b"(G" + struct.pack(">d", 1.0) + b"t"), "not a pickle of arrays, or damaged"),
+    "sides that are not integers": (array(b"(G" + b"\x3f\xf0" + bytes(6) + b"t"), "not a pickle of arrays, or damaged"),
     "fewer bytes": (array(b"(K\x02t"), "not a pickle of arrays, or damaged"),
     "contents that are none": (array(b"(K\x01t", content=b"N"), "not a pickle of arrays, or damaged"),
     "objects": (array(b"(K\x01t", OBJECTS, b"]" + EIGHT + b"a"), "array of objects"),
@@ -177,7 +176,7 @@ HOSTILE = {
         "not a pickle of arrays, or damaged",
     ),
     "sides that take long to multiply": (
-        array(b"(" + 7 * (b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6) + b"t"),
+        array(b"(" + 7 * (b"\x8b" + (10**6).to_bytes(4, "little") + b"\x7f" * 10**6) + b"t"),
         "not a pickle of arrays, or damaged",
     ),
     "bytes for a list of arguments": (b"cnumpy\ndtype\nU\x02f8R.", "not a pickle of arrays, or damaged"),
@@ -262,11 +261,11 @@ def test_bombs_take_neither_memory_nor_time():
         deep(60)[:-1] + b"}h\x3cNs.",
         deep(60)[:-1] + b"}(h\x3cNu.",
         deep(60)[:-1] + b"(h\x3cNd.",
-        b"\x80\x02N" + b"".join(b"r" + struct.pack("<I", 2**32 - 1 - i) for i in range(1000)) + b".",
+        b"\x80\x02N" + b"".join(b"r" + (2**32 - 1 - i).to_bytes(4, "little") for i in range(1000)) + b".",
         b"N" + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(100_000)) + b".",  # all of one hash
         b"}(" + b"".join(pickle.dumps(i * (2**61 - 1), 2)[2:-1] + b"N" for i in range(100_000)) + b"u.",
-        b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"(.",
-        b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"(.",
+        b"\x80\x04\x95" + (2**62).to_bytes(8, "little") + b"(.",
+        b"\x80\x04\x8d" + (2**62).to_bytes(8, "little") + b"(.",
         b"(" * 50_000 + b"." + b"t" * 50_000,
         b"]" * 50_000 + b"a" * 49_999 + b".",
     ]
@@ -283,7 +282,7 @@ def test_bombs_take_neither_memory_nor_time():
 
 
 def test_bytes_are_not_used_over_and_over():
-    content = b"T" + struct.pack("<i", 80_000) + bytes(80_000) + b"q\x01"
+    content = b"T" + (80_000).to_bytes(4, "little") + bytes(80_000) + b"q\x01"
     each = SHELL + b"(K\x01(M\x10\x27t" + FLOATS + b"\x89h\x01tb"
     assert len(read(b"\x80\x02(" + content + each + b"l.")) == 2
     tracemalloc.start()
