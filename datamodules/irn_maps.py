@@ -13,21 +13,20 @@ and its followers the same with arrays throughout. *psa* (Ahn & Kwak, CVPR 2018,
 """
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.safe_pickle import TENSORS, load_npy_dict
+from datamodules.safe_pickle import load_dict
 
 STRIDE = 4  # of ``cam``
 MARGIN = 1e-5  # added to the maximum that maps are divided by, as irn does
 
 
 def read_irn(path: Path, num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The maps of an image: irn's ``cam`` (``high_res`` where there is none), or psa's.
+    """Return the maps of an image: irn's ``cam`` (``high_res`` where there is none), or psa's.
 
     Args:
         path: the ``.npy`` file; read without running anything in it.
@@ -39,25 +38,21 @@ def read_irn(path: Path, num_classes: int) -> tuple[NDArray[np.int64], NDArray[n
     Raises:
         InputError: the file is missing, damaged, of another kind, or holds anything but arrays and tensors.
     """
-    entries = load_npy_dict(path, TENSORS)
+    entries = load_dict(path)
     if "keys" in entries:
         classes, maps = entries["keys"], entries.get("cam", entries.get("high_res"))
     else:
-        classes, maps = np.array(list(entries)), _stack(list(entries.values()))
-    kinds = np.asarray(classes) if isinstance(classes, np.ndarray) and classes.ndim == 1 else np.full(1, -1)
-    known = kinds.dtype.kind in "iu" or not kinds.size
-    if not known or not np.isin(kinds, range(num_classes)).all() or len(np.unique(kinds)) < len(kinds):
+        shapes = {each.shape if isinstance(each, np.ndarray) else None for each in entries.values()}
+        alike = len(shapes) == 1 and None not in shapes
+        classes, maps = np.array(list(entries)), np.stack(list(entries.values())) if alike else None
+    known = isinstance(classes, np.ndarray) and classes.ndim == 1 and (classes.dtype.kind in "iu" or not classes.size)
+    if not known or not np.isin(classes, range(num_classes)).all() or len(np.unique(classes)) < len(classes):
         raise InputError(f"{path}: its classes are not integers in 0..{num_classes - 1}, each once.")
-    if not isinstance(maps, np.ndarray) or maps.ndim != 3 or len(maps) != len(kinds) or maps.dtype.kind != "f":
-        raise InputError(f"{path} does not hold one map (h, w) for each of its {len(kinds)} classes.")
+    if not isinstance(maps, np.ndarray) or maps.ndim != 3 or len(maps) != len(classes) or maps.dtype.kind != "f":
+        raise InputError(f"{path} does not hold one map (h, w) for each of its {len(classes)} classes.")
     if not np.isfinite(maps).all() or maps.min(initial=0) < 0 or 0 in maps.shape[1:]:
         raise InputError(f"{path}: its maps are not all finite, not negative and not empty.")
-    return kinds.astype(np.int64), maps.astype(np.float32)
-
-
-def _stack(maps: list[Any]) -> NDArray[Any] | None:
-    shapes = {each.shape if isinstance(each, np.ndarray) else None for each in maps}
-    return np.stack(maps) if len(shapes) == 1 and None not in shapes else None
+    return np.asarray(classes, np.int64), np.asarray(maps, np.float32)
 
 
 def write_irn(path: Path, classes: NDArray[np.int64], maps: NDArray[np.float32], size: tuple[int, int]) -> None:
@@ -84,8 +79,8 @@ def write_irn(path: Path, classes: NDArray[np.int64], maps: NDArray[np.float32],
 
 
 def _scaled(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    if not len(maps):
-        return np.zeros((0, *size), np.float32)
-    resized = np.stack([cv2.resize(each, size[::-1], interpolation=cv2.INTER_LINEAR) for each in maps])  # (k, H, W)
-    shares: NDArray[np.float32] = resized / (resized.max(axis=(1, 2), keepdims=True) + np.float32(MARGIN))
-    return shares
+    resized = np.zeros((len(maps), *size), np.float32)  # (k, H, W)
+    for row, each in zip(resized, maps, strict=True):
+        row[:] = cv2.resize(each, size[::-1], interpolation=cv2.INTER_LINEAR)
+    resized /= resized.max(axis=(1, 2), keepdims=True) + np.float32(MARGIN)
+    return resized

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.safe_pickle import load_file
+from datamodules.safe_pickle import load_dict
 
 PICKLE = "localization_cues.pickle"
 INPUT_LIST = "input_list.txt"
@@ -46,11 +46,8 @@ class SecCues:
             InputError: a file that is missing, damaged or of another kind; a pickle that holds anything but arrays.
         """
         self.path, self.num_classes, self.grid = path, num_classes, grid
-        self._numbers = read_input_list(input_list)
+        self._entries, self._numbers = load_dict(path), read_input_list(input_list)
         self.ids = tuple(self._numbers)
-        self._entries = load_file(path)
-        if not isinstance(self._entries, dict):
-            raise InputError(f"{path} is no file of SEC's cues: it holds no dictionary.")
 
     def positions(self, name: str) -> NDArray[np.bool_]:
         """Return the cues of an image.
@@ -68,10 +65,8 @@ class SecCues:
             raise InputError(f"{where} its labels are not all in 1..{self.num_classes}.")
         limits = np.array([self.num_classes + 1, self.grid, self.grid])
         if len(cues) != len(limits) or (cues < 0).any() or (cues >= limits[:, None]).any():
-            raise InputError(
-                f"{where} its cues are not (class, row, column) within 0..{self.num_classes} and a grid of "
-                f"{self.grid}x{self.grid}."
-            )
+            inside = f"within 0..{self.num_classes} and a grid of {self.grid}x{self.grid}"
+            raise InputError(f"{where} its cues are not (class, row, column) {inside}.")
         if not np.isin(cues[0], np.append(labels, 0)).all():
             raise InputError(f"{where} a class has cues and is not among the labels.")
         cued = np.zeros(limits, np.bool_)
@@ -83,8 +78,6 @@ class SecCues:
     def _integers(self, key: str, dimensions: int) -> NDArray[np.int64]:
         value = self._entries.get(key)
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim != dimensions:
-            if key not in self._entries:
-                raise InputError(f"{self.path} lacks entry {key!r}, which its list promises.")
             raise InputError(f"{self.path}: entry {key!r} is not an array of integers of {dimensions} dimensions.")
         return value.astype(np.int64)
 
@@ -116,34 +109,25 @@ def read_input_list(path: Path) -> dict[str, int]:
 def sec_files(images: Sequence[tuple[str, NDArray[np.integer], NDArray[np.uint8]]]) -> dict[str, bytes]:
     """Return the contents of SEC's two files for images in their order, with the types of the authors' files.
 
+    The pickle is one of Python 2: for its cPickle, and for Python 3 with latin1.
+
     Args:
         images: id, labels 1..C (k,), and label map uint8 (h, w) of each: 0 = background, 1..C, 255 = no cue.
 
     Returns:
         Content by file name.
     """
-    entries, lines = [], []
+    pickled, lines = io.BytesIO(), []
+    pickled.write(b"\x80\x02}(")
     for number, (name, labels, cues) in enumerate(images):
         cued = np.flatnonzero(cues.ravel() != 255)
         order = cued[np.argsort(cues.ravel()[cued], kind="stable")]
         positions = np.stack([cues.ravel()[order], *np.divmod(order, cues.shape[1])])
-        entries += [(f"{number}_labels", np.sort(labels)), (f"{number}_cues", positions)]
+        for key, array in ((f"{number}_labels", np.sort(labels)), (f"{number}_cues", positions)):
+            content = np.ascontiguousarray(array, "<i8").tobytes()
+            pickled.write(b"X" + len(key).to_bytes(4, "little") + key.encode("ascii") + SHELL)
+            pickled.writelines(b"J" + size.to_bytes(4, "little") for size in array.shape)
+            pickled.write(b"t" + INT64 + b"\x89T" + len(content).to_bytes(4, "little") + content + b"tb")
         lines.append(f"{name}.jpg {number}\n")
-    return {PICKLE: dump_python2(entries), INPUT_LIST: "".join(lines).encode()}
-
-
-def dump_python2(entries: Sequence[tuple[str, NDArray[np.integer]]]) -> bytes:
-    """Return a pickle of ``{key: array}`` as Python 2 writes it: for its cPickle, and Python 3 with latin1.
-
-    Args:
-        entries: keys, ASCII, and arrays of integers; written as int64, little endian, in C's order.
-    """
-    out = io.BytesIO()
-    out.write(b"\x80\x02}(")
-    for key, array in entries:
-        name, content = key.encode("ascii"), np.ascontiguousarray(array, "<i8").tobytes()
-        out.write(b"X" + len(name).to_bytes(4, "little") + name + SHELL)
-        out.writelines(b"J" + size.to_bytes(4, "little") for size in array.shape)
-        out.write(b"t" + INT64 + b"\x89T" + len(content).to_bytes(4, "little") + content + b"tb")
-    out.write(b"u.")
-    return out.getvalue()
+    pickled.write(b"u.")
+    return {PICKLE: pickled.getvalue(), INPUT_LIST: "".join(lines).encode()}

@@ -7,8 +7,7 @@ A seed cache is a folder of shards ``shard-00000.safetensors`` …, each of some
 import hashlib
 import json
 import re
-from bisect import bisect_right
-from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -70,38 +69,29 @@ class SeedCache:
         if not numbers:
             raise InputError(f"{path} is not a seed cache: it contains no {shard_name(0)}")
         first = Shard(self.path / shard_name(numbers[0]))
-        wanted = {**first.settings, "classes": first.classes, "shards": first.shards}
         self.classes, self.settings, self.inputs = first.classes, first.settings, first.inputs
         self.left_out: dict[str, str] = {}
-        self._positions: dict[str, int] = {}  # of each image in the cache
-        self._starts: list[int] = []  # position of the first image of each shard
+        self._numbers: dict[str, int] = {}  # the shard of each image in the cache
         self._digests: list[bytes] = []
         for number in numbers:
             shard = Shard(self.path / shard_name(number))
             if shard.number != number:
                 raise DamagedError(f"{shard.path} is damaged: it is shard {shard.number}")
-            found = {**shard.settings, "classes": shard.classes, "shards": shard.shards}
-            for key, here, there in differences(wanted, found):
-                raise InputError(
-                    f"{path} contains shards of different settings: {key} is {here!r} in {first.path.name} and "
-                    f"{there!r} in {shard.path.name}; make the cache again, with overwrite"
-                )
-            self._starts.append(len(self._positions))
-            for name in shard.ids:
-                if name in self._positions:
-                    raise InputError(f"{path}: image {name} occurs twice")
-                self._positions[name] = len(self._positions)
+            for key, here, there in differences(first.result, shard.result):
+                where = f"{key} is {here!r} in {first.path.name} and {there!r} in {shard.path.name}"
+                raise InputError(f"{path} contains shards of different settings: {where}; overwrite it")
+            if twice := next((name for name in shard.ids if name in self._numbers), None):
+                raise InputError(f"{path}: image {twice} occurs twice")
+            self._numbers |= dict.fromkeys(shard.ids, number)
             self._digests.append(shard.digest)
             self.left_out |= shard.left_out
         if first.shards > len(numbers):
-            missing = next(number for number in range(first.shards) if number not in numbers)
-            raise InputError(
-                f"{path} lacks {first.shards - len(numbers)} of {first.shards} shards, first {shard_name(missing)}; "
-                "run the command that makes it again"
-            )
-        self.ids, self.num_shards = tuple(self._positions), len(numbers)
+            missing = shard_name(next(number for number in range(first.shards) if number not in numbers))
+            count = f"{first.shards - len(numbers)} of {first.shards} shards, first {missing}"
+            raise InputError(f"{path} lacks {count}; run the command that makes it again")
+        self.ids, self.num_shards = tuple(self._numbers), len(numbers)
         self.fingerprint = hashlib.sha256(b"".join(self._digests)).hexdigest()
-        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._open = lru_cache(OPEN_SHARDS)(self.shard)
 
     def __reduce__(self) -> tuple[type["SeedCache"], tuple[Path]]:
         return SeedCache, (self.path,)
@@ -110,33 +100,25 @@ class SeedCache:
         return len(self.ids)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._positions
+        return name in self._numbers
 
     def shard(self, number: int) -> Shard:
-        """Return a shard, opened if necessary; of too many open shards the one not read for longest is closed.
+        """Open a shard.
 
         Raises:
             InputError: the shard is missing, damaged, or has been replaced since the cache was opened.
         """
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
         shard = Shard(self.path / shard_name(number))
         if shard.digest != self._digests[number]:
             raise InputError(f"{shard.path} has been replaced since the seed cache was opened; open the cache again")
-        if len(self._open) >= OPEN_SHARDS:
-            self._open.popitem(last=False)
-        self._open[number] = shard
         return shard
 
-    def _find(self, name: str) -> tuple[Shard, int]:
-        position = self._positions.get(name)
-        if position is None:
+    def _find(self, name: str) -> Shard:
+        if name not in self._numbers:
             reason = self.left_out.get(name)
             why = f": it was left out when the cache was made, because {reason}" if reason else ""
             raise InputError(f"the seed cache {self.path} has no image {name}{why}")
-        number = bisect_right(self._starts, position) - 1
-        return self.shard(number), position - self._starts[number]
+        return self._open(self._numbers[name])
 
     def cues(self, name: str) -> NDArray[np.uint8]:
         """Return the cues of an image, uint8 (h, w): 0 = background, 1..C = class, 255 = no cue.
@@ -144,8 +126,7 @@ class SeedCache:
         Raises:
             InputError: there is no such image, or its shard is damaged.
         """
-        shard, row = self._find(name)
-        return shard.cues(row)
+        return self._find(name).cues(name)
 
     def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
         """Return the raw maps of an image, rounded by :func:`datamodules.seed_shard.as_stored`.
@@ -156,8 +137,7 @@ class SeedCache:
         Raises:
             InputError: there is no such image, or its shard is damaged.
         """
-        shard, row = self._find(name)
-        return shard.maps(row)
+        return self._find(name).maps(name)
 
     def saliency(self, name: str) -> Floats | None:
         """Return the background saliency of an image, float32 (h, w), or None where the cache has none.
@@ -165,24 +145,15 @@ class SeedCache:
         Raises:
             InputError: there is no such image, or its shard is damaged.
         """
-        shard, row = self._find(name)
-        return shard.saliency(row)
+        return self._find(name).saliency(name)
 
 
 def cache_fingerprint(path: Path) -> str | None:
-    """Return the fingerprint of a seed cache, another text for a damaged or incomplete one, or None for no cache."""
-    try:
-        numbers = list_shards(path)
-    except InputError:
-        return None
-    if not numbers:
-        return None
+    """Return the fingerprint of a seed cache; None where a folder contains none, or a damaged or incomplete one."""
     try:
         return SeedCache(path).fingerprint
     except InputError:
-        files = [(path / shard_name(number)).stat() for number in numbers]
-        state = [(number, file.st_size, file.st_mtime_ns) for number, file in zip(numbers, files, strict=True)]
-        return hashlib.sha256(f"incomplete: {state}".encode()).hexdigest()
+        return None
 
 
 def verify_cache(cache: Path) -> None:
@@ -204,9 +175,8 @@ def verify_cache(cache: Path) -> None:
         raise InputError(f"{len(problems)} of {len(numbers)} shards are damaged: " + "; ".join(problems))
     seeds = SeedCache(cache)
     left_out = f", {len(seeds.left_out)} left out" if seeds.left_out else ""
-    Console(soft_wrap=True).print(
-        f"{cache}: {len(seeds)} images in {len(numbers)} shards{left_out}; every byte is sound", highlight=False
-    )
+    sound = f"{cache}: {len(seeds)} images in {len(numbers)} shards{left_out}; every byte is sound"
+    Console(soft_wrap=True, highlight=False).print(sound)
 
 
 def print_info(cache: Path) -> None:

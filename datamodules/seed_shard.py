@@ -28,9 +28,10 @@ A shard contains no date, host or command: its bytes follow from the settings an
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack, cast
+from typing import Any, cast
 from zlib import crc32
 
 import numpy as np
@@ -51,6 +52,7 @@ MAX_IMAGES = 1 << 16  # per shard
 MAX_HEADER = 1 << 25  # characters of the metadata
 
 _METADATA = "seeds"
+_NOT_IN_ID = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 _PARTS = ("cues", "maps", "saliency")
 
 Floats = NDArray[np.float32]
@@ -58,14 +60,6 @@ Floats = NDArray[np.float32]
 
 class DamagedError(InputError):
     """A shard is not what was written: a job that is resumed writes it again."""
-
-
-class Parts(TypedDict, total=False):
-    """What a cache may contain of an image besides its cues."""
-
-    map_classes: NDArray[np.integer[Any]]  # class 0..C-1 of each map, (k,)
-    maps: Floats  # the raw maps, float32 (k, h, w), finite and not negative
-    saliency: Floats  # background saliency, float32 (h, w)
 
 
 def shard_name(number: int) -> str:
@@ -87,12 +81,7 @@ def _fractions(maps: Floats) -> tuple[NDArray[np.float16], Floats]:
 
 def is_valid_id(name: str) -> bool:
     """Return whether an id is a printable name or relative path that stays inside its folder."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    bad = any(ord(letter) < 32 or letter in "\x7f\\" for letter in name)
-    return not bad and not {"", ".", ".."} & set(name.split("/"))
+    return not _NOT_IN_ID.search(name) and not {"", ".", ".."} & set(name.split("/"))
 
 
 def plain_json(value: Any) -> str:
@@ -105,14 +94,11 @@ def _crc(name: str, part: str, array: NDArray[Any]) -> int:
     return crc32(array.tobytes(), crc32(f"{name}:{part}{array.shape}".encode()))
 
 
-def _digest(header: Mapping[str, Any]) -> bytes:
-    """Return the SHA-256 of everything in a header but ``inputs``, which does not belong to the result."""
+def _checksums(header: Mapping[str, Any]) -> tuple[bytes, str]:
+    """Return the SHA-256 of a header but for ``inputs``, which do not belong to the result; and that of all of it."""
     result = {key: value for key, value in header.items() if key not in ("inputs", "checksum")}
-    return hashlib.sha256(plain_json(result).encode()).digest()
-
-
-def _checksum(header: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_digest(header) + plain_json(header["inputs"]).encode()).hexdigest()
+    digest = hashlib.sha256(plain_json(result).encode()).digest()
+    return digest, hashlib.sha256(digest + plain_json(header["inputs"]).encode()).hexdigest()
 
 
 class ShardBuilder:
@@ -128,21 +114,24 @@ class ShardBuilder:
         self._images: list[dict[str, Any]] = []
         self._tensors: dict[str, NDArray[Any]] = {}
 
-    def add(self, name: str, cues: NDArray[np.uint8], **parts: Unpack[Parts]) -> None:
-        """Add an image.
+    def add(
+        self, name: str, cues: NDArray[np.uint8], map_classes: Any = (), maps: Any = None, saliency: Any = None
+    ) -> None:
+        """Add an image; maps and saliency may have other sizes than the cues.
 
         Args:
             name: its id; a name or a relative path without ``..``.
             cues: label map uint8 (h, w) with values 0..C and 255.
-            **parts: maps and saliency, see :class:`Parts`; their sizes may differ from that of the cues.
+            map_classes: class 0..C-1 of each map, (k,).
+            maps: raw maps, float32 (k, h, w), finite and not negative; None for no maps.
+            saliency: background saliency, float32 (h, w), or None.
 
         Raises:
             InputError: an id, value or shape is invalid.
         """
-        maps = parts.get("maps", np.zeros((0, *cues.shape[-2:]), np.float32))
-        classes = np.asarray(parts.get("map_classes", ()), np.int64)
-        saliency = parts.get("saliency", np.zeros((0, 0), np.float32))
-        num_classes = len(self.classes)
+        classes, num_classes = np.asarray(map_classes, np.int64), len(self.classes)
+        maps = np.zeros((0, 1, 1), np.float32) if maps is None else maps
+        saliency = np.zeros((0, 0), np.float32) if saliency is None else saliency
         if not is_valid_id(name):
             raise InputError(f"an image cannot be stored: {name[:80]!r} is not a valid id of an image")
         if f"{name}:cues" in self._tensors:
@@ -164,40 +153,24 @@ class ShardBuilder:
         })  # fmt: skip
         self.ids.append(name)
 
-    def tobytes(
-        self,
-        number: int,
-        shards: int,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        left_out: Mapping[str, str],
-    ) -> bytes:
+    def tobytes(self, **entries: Any) -> bytes:
         """Return the content of the file; equal arguments give equal bytes.
 
         Args:
-            number: of the shard.
-            shards: how many the cache has.
-            settings: everything the result depends on, as plain JSON values.
-            inputs: where the inputs were, as plain JSON values.
-            left_out: images of the shard that could not be used: id and reason.
+            **entries: ``shard``, ``shards``, ``settings``, ``inputs`` and ``left_out`` of the header, see above.
         """
-        header: dict[str, Any] = {
-            "format": FORMAT, "version": VERSION, "shard": number, "shards": shards, "classes": list(self.classes),
-            "settings": settings, "inputs": inputs, "ids": self.ids, "images": self._images, "left_out": left_out,
-        }  # fmt: skip
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "classes": self.classes,
+            "ids": self.ids,
+            "images": self._images,
+        }
+        header |= entries
         header = json.loads(plain_json(header))  # tuples become lists, keys strings: what will be read
-        header["checksum"] = _checksum(header)
+        header["checksum"] = _checksums(header)[1]
         content: bytes = safetensors.numpy.save(self._tensors, {_METADATA: plain_json(header)})
         return content
-
-
-class _Image(NamedTuple):
-    """The entry of an image in the header."""
-
-    classes: NDArray[np.int64]
-    maxima: Floats
-    saliency_maximum: np.float32
-    crc: dict[str, int]
 
 
 class Shard:
@@ -208,6 +181,7 @@ class Shard:
         number: of the shard; ``shards`` is the number of shards of the cache.
         classes: names of the classes 1..C.
         settings: everything the result depends on.
+        result: the same, with ``classes`` and ``shards``: what all shards of a cache have in common.
         inputs: where the inputs were.
         ids: its images.
         left_out: images that could not be used: id and reason.
@@ -235,29 +209,29 @@ class Shard:
             age = "newer" if version > VERSION else "older"
             raise InputError(f"{path} is of version {version}, {age} than {VERSION}, which this program reads")
         try:
-            self.digest = _digest(header)
-            sound = kind == FORMAT and header["checksum"] == _checksum(header) and plain_json(header) == self._text
+            self.digest, checksum = _checksums(header)
+            sound = kind == FORMAT and header["checksum"] == checksum and plain_json(header) == self._text
             self.number, self.shards = int(header["shard"]), int(header["shards"])
             self.classes = tuple(map(str, header["classes"]))
             self.settings: dict[str, Any] = dict(header["settings"])
+            self.result = {**self.settings, "classes": list(self.classes), "shards": self.shards}
             self.inputs: dict[str, Any] = dict(header["inputs"])
             self.ids = list(map(str, header["ids"]))
             self.left_out = {str(name): str(reason) for name, reason in header["left_out"].items()}
-            self._images = [
-                _Image(np.array(image["classes"], np.int64), np.array(image["maxima"], np.float32),
+            self._images = {
+                name: (np.array(image["classes"], np.int64), np.array(image["maxima"], np.float32),
                        np.float32(image["saliency_maximum"]), dict(image["crc"]))
-                for image in header["images"]
-            ]  # fmt: skip
-            keys = {f"{name}:{part}" for name, image in zip(self.ids, self._images, strict=True) for part in image.crc}
+                for name, image in zip(self.ids, header["images"], strict=True)
+            }  # fmt: skip
+            keys = {f"{name}:{part}" for name, image in self._images.items() for part in image[3]}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedError(f"{path} is damaged: its header is incomplete") from error
         if not sound:
             raise DamagedError(f"{path} is damaged: its header is not what was written")
         if not 0 <= self.number < self.shards or keys != set(self._file.keys()):
             raise DamagedError(f"{path} is damaged: its header contradicts itself")
-        bad = next((name for name in self.ids if not is_valid_id(name)), None)
-        if bad is not None:
-            raise InputError(f"{path} is refused: {bad[:80]!r} is not a valid id of an image")
+        if bad := [name for name in self.ids if not is_valid_id(name)]:
+            raise InputError(f"{path} is refused: {bad[0][:80]!r} is not a valid id of an image")
 
     def verify(self) -> None:
         """Compare every byte of the file with what was written.
@@ -265,54 +239,52 @@ class Shard:
         Raises:
             DamagedError: an image is not what was written.
         """
-        for row in range(len(self.ids)):
-            self.cues(row)
-            self.maps(row)
-            self.saliency(row)
+        for name in self.ids:
+            self.cues(name)
+            self.maps(name)
+            self.saliency(name)
         tensors = {key: self._file.get_tensor(key) for key in self._file.keys()}  # noqa: SIM118
         if safetensors.numpy.save(tensors, {_METADATA: self._text}) != self.path.read_bytes():
             raise DamagedError(f"{self.path} is damaged: its safetensors header is not what was written")
 
-    def cues(self, row: int) -> NDArray[np.uint8]:
-        """Return the label map of the image at a position of the shard, uint8 (h, w).
+    def cues(self, name: str) -> NDArray[np.uint8]:
+        """Return the label map of an image, uint8 (h, w).
 
         Raises:
             DamagedError: the cues are not what was written.
         """
-        cues = self._read(row, "cues", np.uint8, 2)
+        cues = self._read(name, "cues", np.uint8, 2)
         if not np.isin(cues, [*range(len(self.classes) + 1), NO_CUE]).all():
-            raise self._damaged(row)
+            raise self._damaged(name)
         return cues
 
-    def maps(self, row: int) -> tuple[NDArray[np.int64], Floats]:
+    def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
         """Return the classes (k,) of an image and its maps, float32 (k, h, w); errors as :meth:`cues`."""
-        classes, maxima, _, crc = self._images[row]
-        fractions = np.zeros((0, *self.cues(row).shape), np.float16)
+        classes, maxima, _, crc = self._images[name]
+        fractions = np.zeros((0, *self.cues(name).shape), np.float16)
         if "maps" in crc:
-            fractions = self._read(row, "maps", np.float16, 3)
+            fractions = self._read(name, "maps", np.float16, 3)
         if not np.isin(classes, range(len(self.classes))).all() or not len(fractions) == len(classes) == len(maxima):
-            raise self._damaged(row)
+            raise self._damaged(name)
         return classes, fractions.astype(np.float32) * maxima[:, None, None]
 
-    def saliency(self, row: int) -> Floats | None:
+    def saliency(self, name: str) -> Floats | None:
         """Return the background saliency of an image, float32 (h, w), or None; errors as :meth:`cues`."""
-        _, _, maximum, crc = self._images[row]
+        _, _, maximum, crc = self._images[name]
         if "saliency" not in crc:
             return None
-        return self._read(row, "saliency", np.float16, 2).astype(np.float32) * maximum
+        return self._read(name, "saliency", np.float16, 2).astype(np.float32) * maximum
 
-    def _read(self, row: int, part: str, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
+    def _read(self, name: str, part: str, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
         """Read a tensor and compare it with its CRC; safetensors allocates no more than the file has."""
-        name = self.ids[row]
         try:
             array: NDArray[Any] = self._file.get_tensor(f"{name}:{part}")
             sound = array.dtype == dtype and array.ndim == dimensions
-            if sound and _crc(name, part, array) == self._images[row].crc[part]:
+            if sound and _crc(name, part, array) == self._images[name][3][part]:
                 return array
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
             pass
-        raise self._damaged(row)
+        raise self._damaged(name)
 
-    def _damaged(self, row: int) -> DamagedError:
-        name = self.ids[row]
+    def _damaged(self, name: str) -> DamagedError:
         return DamagedError(f"{self.path} is damaged: image {name} is not what was written; make the cache again")

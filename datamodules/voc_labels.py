@@ -13,7 +13,7 @@ import numpy as np
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.masks import read_class_mask
-from datamodules.safe_pickle import load_npy_dict
+from datamodules.safe_pickle import load_dict
 
 
 def xml_tags(root: Path, ids: Sequence[str]) -> list[frozenset[str]]:
@@ -105,7 +105,7 @@ def npy_tags(path: Path, ids: Sequence[str], source: Sequence[str]) -> list[froz
         InputError: The file is missing or of another kind, lacks an image, or has rows of another length or kind.
     """
     rows = {}
-    for key, row in load_npy_dict(path).items():
+    for key, row in load_dict(path).items():
         rows[f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, int | np.integer) else str(key)] = row
     if lacking := [name for name in ids if name not in rows]:
         raise InputError(f"{path} lacks {len(lacking)} of {len(ids)} images, first {lacking[0]}.")

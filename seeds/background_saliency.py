@@ -43,8 +43,7 @@ def check_saliency(model: nn.Module, layer: str, classes: int) -> None:
     saliency = background_saliency(model, layer, images, torch.ones(1, classes))
     if saliency.numel() > 1 and saliency.amax() == saliency.amin():
         raise InputError(
-            f"saliency at layer {layer} is the same everywhere, so that there would be no background cues: "
-            "choose a layer further down for saliency_layer"
+            f"saliency at layer {layer} is the same everywhere: choose a layer further down as saliency_layer"
         )
 
 
@@ -63,12 +62,6 @@ def saliency_map(scores: Tensor, activation: Tensor, labels: Tensor, name: str =
     wanted = labels.to(scores.device) != 0
     wanted = wanted | ~wanted.any(dim=1, keepdim=True)
     (slope,) = gradient(scores, wanted[None].to(scores.dtype), activation, name)
-    return median3(slope.detach().float().abs().amax(dim=1))
-
-
-def median3(maps: Tensor) -> Tensor:
-    """Return the 3x3 median of maps (B, h, w), whose edges are replicated."""
-    h, w = maps.shape[-2:]
-    padded = functional.pad(maps.unsqueeze(1), (1, 1, 1, 1), mode="replicate").squeeze(1)
-    around = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-    return torch.stack(around).median(dim=0).values
+    steepest = slope.detach().float().abs().amax(dim=1)  # (B, h, w)
+    (h, w), padded = steepest.shape[-2:], functional.pad(steepest[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    return torch.stack([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]).median(dim=0).values

@@ -10,12 +10,13 @@ import logging
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pytorch_lightning as pl
@@ -23,7 +24,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import BasePredictionWriter
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
 from datamodules.dataset import ImageDataset, image_loader
@@ -33,7 +34,7 @@ from datamodules.progress import Progress, print_message
 from datamodules.sample import Sample, multi_hot, require_tags
 from datamodules.seed_cache import SeedCache, list_shards
 from datamodules.seed_cache_writer import CacheOutput
-from datamodules.seed_shard import Parts, ShardBuilder
+from datamodules.seed_shard import ShardBuilder
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.unreadable import too_many
 from seeds.base_task import BaseTask
@@ -44,8 +45,9 @@ from seeds.precision import resolve_precision
 from seeds.provenance import ids_sha256, package_versions
 
 LISTED = 10  # left-out images that are printed one by one; the cache lists all
-
-Task = TypeVar("Task", bound=BaseTask)
+LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.fabric")
+REMARKS = ("Couldn't infer the batch indices", "Total length of", ".*does not have many workers")
+"""Warnings of Lightning about what this job arranges itself."""
 
 
 class Seed(NamedTuple):
@@ -70,10 +72,35 @@ class SeedModule(pl.LightningModule):
     """A network that predicts seeds, and the rule that makes cues of them.
 
     Attributes:
+        network: the network.
+        settings: all settings that the result depends on, plain values as the cache records them.
+        packages: packages of this project whose code the result depends on.
+        grid: height and width of the cue grid.
+        image_size: side in pixels to which images are resized.
         problem: the first error of this process, after which it predicts nothing.
     """
 
-    problem = ""
+    packages: tuple[str, ...] = SEED_PACKAGES
+
+    def __init__(self, network: nn.Module, settings: Mapping[str, Any]) -> None:
+        """Prepare.
+
+        Args:
+            network: the network.
+            settings: at least ``size`` in pixels and ``cue_stride``: the cue grid has ⌈size / cue_stride⌉ positions on
+                a side.
+
+        Raises:
+            InputError: ``size`` or ``cue_stride`` is less than 1.
+        """
+        super().__init__()
+        for name in ("size", "cue_stride"):
+            if settings[name] < 1:
+                raise InputError(f"{name} must be at least 1, not {settings[name]}")
+        self.network, self.settings, self.problem = network, settings, ""
+        self.image_size: int = settings["size"]
+        side = math.ceil(self.image_size / settings["cue_stride"])
+        self.grid = side, side
 
     def predict_step(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the seeds of a batch of :func:`datamodules.dataset.collate`, or none after an error."""
@@ -93,7 +120,7 @@ class SeedModule(pl.LightningModule):
 
 
 @dataclass(frozen=True)
-class JobSource(Generic[Task]):
+class JobSource:
     """A trained network, and the images that it is applied to.
 
     Attributes:
@@ -104,12 +131,12 @@ class JobSource(Generic[Task]):
     """
 
     checkpoint: Path
-    task: Task
+    task: Any
     data: BaseDataModule
     samples: list[Sample]
 
     @classmethod
-    def load(cls, checkpoint: Path, task_class: type[Task], job: JobOptions, **overrides: Any) -> Self:
+    def load(cls, checkpoint: Path, task_class: type[BaseTask], job: JobOptions, **overrides: Any) -> Self:
         """Load a checkpoint and list the images.
 
         Args:
@@ -129,36 +156,9 @@ class JobSource(Generic[Task]):
         require_tags(samples, data.classes, data.source)
         return cls(checkpoint, task, data, samples)
 
-    def settings(self, packages: tuple[str, ...] = SEED_PACKAGES) -> dict[str, Any]:
-        """Return the settings of the result that follow from network, images and code (of ``packages``)."""
-        labels = multi_hot(self.samples, self.data.classes)
-        return {
-            "checkpoint_sha256": file_sha256(self.checkpoint), "split": self.data.hparams["train_split"],
-            "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
-            "ids_sha256": ids_sha256([sample.id for sample in self.samples]), "packages": package_versions(),
-            "source": source_revision(packages),
-        }  # fmt: skip
-
-    def left_out_of(self, cache: SeedCache) -> dict[str, str]:
-        """Return the images that another cache has left out, with its reasons.
-
-        Raises:
-            InputError: the cache is of other classes, or lacks an image without giving a reason.
-        """
-        covered_samples(cache, self.samples, self.data.classes)
-        return {sample.id: cache.left_out[sample.id] for sample in self.samples if sample.id not in cache}
-
 
 def write_seed_cache(
-    output: Path,
-    module: SeedModule,
-    source: JobSource[Any],
-    settings: Mapping[str, Any],
-    job: JobOptions,
-    *,
-    image_size: int,
-    inputs: Mapping[str, Any] | None = None,
-    left_out: Mapping[str, str] | None = None,
+    output: Path, module: SeedModule, source: JobSource, job: JobOptions, **caches: SeedCache | None
 ) -> None:
     """Write the seeds of all images of a source, in this process, one of one or more.
 
@@ -168,95 +168,92 @@ def write_seed_cache(
         output: the cache's folder.
         module: the network and the rule for cues.
         source: the images.
-        settings: everything the result depends on, except for batches, threads and precision.
         job: options of the job.
-        image_size: side in pixels to which images are resized.
-        inputs: where further inputs are.
-        left_out: images to leave out, and why, beside those that cannot be read.
+        **caches: caches of the same images that the result depends on, by the name of the option. Images that they
+            have left out are left out.
 
     Raises:
-        InputError: the folder cannot be used, an image or the network is not usable, or the disk is full.
+        InputError: the folder cannot be used, an image, a cache or the network is not usable, or the disk is full.
         KeyboardInterrupt: a person stopped the job.
     """
-    hp, size, left_out = source.data.hparams, job.shard_size, left_out or {}
+    data, samples, size, left_out = source.data, source.samples, job.shard_size, dict[str, str]()
     precision = resolve_precision(job.precision, job.accelerator)
+    ids, labels = [sample.id for sample in samples], multi_hot(samples, data.classes)
+    batch_size, num_workers = data.hparams["batch_size"], data.hparams["num_workers"]
     settings = {
-        **settings, "batch_size": hp["batch_size"], "shard_size": size, "threads": job.threads, "precision": precision
+        **module.settings, "checkpoint_sha256": file_sha256(source.checkpoint), "split": data.hparams["train_split"],
+        "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(), "ids_sha256": ids_sha256(ids),
+        "packages": package_versions(), "source": source_revision(module.packages), "batch_size": batch_size,
+        "shard_size": size, "threads": job.threads, "precision": precision,
     }  # fmt: skip
-    inputs = {"checkpoint": str(source.checkpoint), "data": source.data.settings, **(inputs or {})}
-    ids = [sample.id for sample in source.samples]
+    inputs = {"checkpoint": str(source.checkpoint), "data": data.settings}
+    for option, cache in caches.items():
+        if cache is not None:
+            covered_samples(cache, samples, data.classes)
+            left_out |= {name: cache.left_out[name] for name in ids if name not in cache}
+            settings[option], inputs[option] = cache.fingerprint, str(cache.path)
     blocks = [ids[first : first + size] for first in range(0, len(ids), size)]
-    cache = CacheOutput(output, source.data.classes, settings, blocks, inputs)
-    images = ImageDataset(source.samples, source.data.classes, image_size)
-    writer = ShardWriter(cache, images.samples, job, hp["batch_size"], left_out)
+    shards = CacheOutput(output, data.classes, settings, blocks, inputs, left_out)
+    images = ImageDataset(samples, data.classes, module.image_size)
+    writer = ShardWriter(shards, job, batch_size)
     devices, num_nodes = launched_devices(job.devices, job.num_nodes)
     threads = torch.get_num_threads()
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with _quiet_lightning():
+        with warnings.catch_warnings():
+            for message in REMARKS:
+                warnings.filterwarnings("ignore", message=message)
+            on_gpu = job.accelerator != "cpu" and torch.cuda.is_available()
             try:
                 trainer = pl.Trainer(
-                    accelerator=job.accelerator,
-                    devices=devices,
-                    num_nodes=num_nodes,
-                    precision=precision,
-                    callbacks=[writer],
+                    accelerator=job.accelerator, devices=devices, num_nodes=num_nodes, precision=precision,
+                    callbacks=[writer], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                    enable_model_summary=False, deterministic="warn" if on_gpu else False,
                     inference_mode=False,  # Grad-CAM differentiates
                     use_distributed_sampler=False,  # shards are dealt by number
-                    deterministic="warn" if job.accelerator != "cpu" and torch.cuda.is_available() else False,
-                    benchmark=False,  # the fastest kernel is not the same each time
-                    logger=False,
-                    enable_checkpointing=False,
-                    enable_progress_bar=False,
-                    enable_model_summary=False,
-                )
+                )  # fmt: skip
             except (ValueError, RuntimeError, MisconfigurationException) as error:
                 line = str(error).strip().splitlines()[0]
-                raise InputError(
-                    f"accelerator {job.accelerator} with devices {devices} cannot be used: {line}"
-                ) from error
+                raise InputError(f"accelerator {job.accelerator}, devices {devices} cannot be used: {line}") from error
             check_process_count(trainer.world_size)
             sampler: Any = writer.batches
-            loader = image_loader(
-                images, batch_size=hp["batch_size"], num_workers=hp["num_workers"], batch_sampler=sampler
-            )
+            loader = image_loader(images, batch_size=batch_size, num_workers=num_workers, batch_sampler=sampler)
 
-            def batches() -> Iterator[dict[str, Any]]:
-                for batch in loader:
-                    if module.problem:
-                        return
-                    yield batch
+            def batches() -> Iterator[Any]:  # starts the loader once the batches are known
+                yield from takewhile(lambda _batch: not module.problem, loader)
 
             trainer.predict(module, batches(), return_predictions=False)
-        writer.wait(module)
+        writer.close(module, finished=True)
         problems = [problem for problem in gather_objects(module.problem) if problem]
         if trainer.is_global_zero:
             if problems:
                 raise InputError(problems[0])
-            _report(cache, len(ids), job, left_out)
+            _report(shards, job)
     except SystemExit as leave:  # Lightning raises it for Ctrl-C, after it has stopped the other processes
         if leave.code:
             raise KeyboardInterrupt from leave
         raise
     finally:
-        writer.close()
+        writer.close(module, finished=False)  # finished shards stay, also after an error or Ctrl-C
         torch.set_num_threads(threads)
         with suppress(OSError):
             output.rmdir()  # where no shard was finished
 
 
-def _report(cache: CacheOutput, images: int, job: JobOptions, expected: Mapping[str, str]) -> None:
+def _report(shards: CacheOutput, job: JobOptions) -> None:
     """Check and report what the job has written, in the first process.
 
     Raises:
         InputError: too many images are unreadable.
     """
-    lacking = len(cache.blocks) - len(list_shards(cache.path))
+    lacking = len(shards.blocks) - len(list_shards(shards.path))
     if lacking:
-        print_message(f"{lacking} of {len(cache.blocks)} shards are still missing: those of other partitions")
+        print_message(f"{lacking} of {len(shards.blocks)} shards are still missing: those of other partitions")
         return
-    seeds = SeedCache(cache.path)
-    unreadable = {name: reason for name, reason in seeds.left_out.items() if name not in expected}
-    if problem := too_many(unreadable, images, job.max_unreadable):
+    seeds = SeedCache(shards.path)
+    unreadable = {name: reason for name, reason in seeds.left_out.items() if name not in shards.left_out}
+    if problem := too_many(unreadable, len(seeds) + len(seeds.left_out), job.max_unreadable):
         raise InputError(problem)
     for name, reason in list(seeds.left_out.items())[:LISTED]:
         print_message(f"left out: {name}: {reason}")
@@ -274,31 +271,22 @@ class ShardWriter(BasePredictionWriter):
         batches: indices of the images in each batch of this process; known after :meth:`setup`.
     """
 
-    def __init__(
-        self,
-        cache: CacheOutput,
-        samples: Sequence[Sample],
-        job: JobOptions,
-        batch_size: int,
-        excluded: Mapping[str, str],
-    ) -> None:
+    def __init__(self, cache: CacheOutput, job: JobOptions, batch_size: int) -> None:
         """Prepare; the folder is read in :meth:`setup`.
 
         Args:
             cache: the folder.
-            samples: all images, in the order of the shards.
             job: options of the job.
             batch_size: images per batch.
-            excluded: images that are not read, and why.
         """
         super().__init__("batch")
-        self.cache, self.samples, self.job, self.excluded = cache, samples, job, excluded
+        self.cache, self.job = cache, job
         self.batches: list[list[int]] = []
         self._shards: list[int] = []  # the shard of each batch
         self._batch_size = batch_size
         self._thread = ThreadPoolExecutor(1)
         self._work: Future[None] | None = None
-        self._progress: Progress | None = None
+        self._progress = Progress("seeds")  # writes lines in the first process alone
         self._unreadable: dict[str, str] = {}  # of this process
         self._builder = ShardBuilder(cache.classes)  # of the shard at hand; used by the thread alone
 
@@ -309,30 +297,27 @@ class ShardWriter(BasePredictionWriter):
             InputError: the folder cannot be used; the other processes leave quietly.
         """
         super().setup(trainer, pl_module, stage)
-        torch.set_num_threads(self.job.threads)  # Lightning has divided the processors by the processes
-        problem, missing = "", []
-        numbers, blocks = self.job.own_shards(len(self.cache.blocks)), self.cache.blocks
+        job, blocks = self.job, self.cache.blocks
+        torch.set_num_threads(job.threads)  # Lightning has divided the processors by the processes
+        part, parts = map(int, job.partition.split("/"))
+        numbers, problem, missing = range(part - 1, len(blocks), parts), "", list[int]()
         if trainer.is_global_zero:
             try:
-                missing = self.cache.missing(
-                    numbers, overwrite=self.job.overwrite, strict=self.job.strict, expected=self.excluded
-                )
+                missing = self.cache.missing(numbers, overwrite=job.overwrite, strict=job.strict)
             except InputError as error:
                 problem = str(error)
         problem, missing = trainer.strategy.broadcast((problem, missing))
-        if problem and trainer.is_global_zero:
-            raise InputError(problem)
         if problem:
-            raise SystemExit(0)
+            raise InputError(problem) if trainer.is_global_zero else SystemExit(0)
         if not missing:
             print_message(f"{self.cache.path} is there already, made with these settings")
         elif len(missing) < len(numbers):
             print_message(f"{len(numbers) - len(missing)} of {len(numbers)} shards are there already, and sound")
         for number in missing[trainer.global_rank :: trainer.world_size]:
-            start = number * self.job.shard_size
-            for first in range(start, start + len(blocks[number]), self._batch_size):
-                indices = range(first, min(first + self._batch_size, start + len(blocks[number])))
-                self.batches.append([index for index in indices if self.samples[index].id not in self.excluded])
+            usable = [name not in self.cache.left_out for name in blocks[number]]
+            for first in range(0, len(usable), self._batch_size):
+                batch, start = usable[first : first + self._batch_size], number * job.shard_size + first
+                self.batches.append([start + place for place, is_usable in enumerate(batch) if is_usable])
                 self._shards.append(number)
         if trainer.is_global_zero:
             others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
@@ -340,23 +325,15 @@ class ShardWriter(BasePredictionWriter):
             self._progress.start()
 
     def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,  # noqa: ARG002
-        pl_module: Any,
-        prediction: list[Seed],
-        batch_indices: Any,  # noqa: ARG002
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int,  # noqa: ARG002
+        self, _trainer: Any, pl_module: Any, prediction: Any, _indices: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Pass the seeds of a batch to the thread; the last batch of a shard completes it."""
-        if self._progress is not None:
-            self._progress.advance(len(self.batches[batch_idx]))
+        self._progress.advance(len(self.batches[batch_idx]))
         unreadable = dict(batch.get("unreadable", ()))
         self._unreadable |= unreadable
         self.wait(pl_module)  # so that no more than one batch of images is in memory
         problem = next(iter(unreadable.values()), "") if self.job.strict else ""
-        problem = problem or too_many(self._unreadable, len(self.samples), self.job.max_unreadable)
+        problem = problem or too_many(self._unreadable, sum(map(len, self.cache.blocks)), self.job.max_unreadable)
         pl_module.problem = pl_module.problem or problem
         if not pl_module.problem:
             number = self._shards[batch_idx]
@@ -366,14 +343,9 @@ class ShardWriter(BasePredictionWriter):
     def _add(self, module: SeedModule, seeds: list[Seed], number: int, *, complete: bool) -> None:
         """Make the cues of a batch; write its shard if it is complete."""
         for seed in seeds:
-            parts = Parts(map_classes=seed.classes, maps=seed.maps)
-            if seed.saliency is not None:
-                parts["saliency"] = seed.saliency
-            self._builder.add(seed.name, module.cues(seed), **parts)
+            self._builder.add(seed.name, module.cues(seed), seed.classes, seed.maps, seed.saliency)
         if complete:
-            reasons = {**self._unreadable, **self.excluded}
-            left_out = {name: reasons[name] for name in self.cache.blocks[number] if name in reasons}
-            self.cache.write(number, self._builder, left_out)
+            self.cache.write(number, self._builder, self._unreadable)
             self._builder = ShardBuilder(self.cache.classes)
 
     def wait(self, module: SeedModule) -> None:
@@ -385,39 +357,8 @@ class ShardWriter(BasePredictionWriter):
         except InputError as error:
             module.problem = module.problem or str(error)
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Stop the progress line."""
-        if self._progress is not None:
-            self._progress.stop()
-
-    def close(self) -> None:
-        """End the thread and the progress line, also after an error or Ctrl-C; finished shards stay."""
+    def close(self, module: SeedModule, *, finished: bool) -> None:
+        """Wait for the thread, and end it and the progress line."""
+        self.wait(module)
         self._thread.shutdown(cancel_futures=True)
-        if self._progress is not None:
-            self._progress.stop(finished=False)
-
-
-def cue_grid(size: int, cue_stride: int) -> tuple[int, int]:
-    """Return height and width of the cue grid, ⌈size / cue_stride⌉ each; raise an InputError for invalid numbers."""
-    for name, value in (("size", size), ("cue_stride", cue_stride)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, not {value}")
-    side = math.ceil(size / cue_stride)
-    return side, side
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's remarks on what this job arranges itself."""
-    logs = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in ("Couldn't infer the batch indices", "Total length of", ".*does not have many workers"):
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
+        self._progress.stop(finished=finished)

@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.seed_cache import NO_CUE
+from datamodules.seed_shard import NO_CUE, Floats
 
 
-def foreground_cues(maps: NDArray[np.float32], threshold: float = 0.2) -> NDArray[np.bool_]:
+def foreground_cues(maps: Floats, threshold: float = 0.2) -> NDArray[np.bool_]:
     """Return the positions where a map exceeds ``threshold`` times its maximum.
 
     Args:
@@ -20,7 +20,7 @@ def foreground_cues(maps: NDArray[np.float32], threshold: float = 0.2) -> NDArra
     return cues
 
 
-def background_cues(saliency: NDArray[np.float32], fraction: float = 0.1) -> NDArray[np.bool_]:
+def background_cues(saliency: Floats, fraction: float = 0.1) -> NDArray[np.bool_]:
     """Return the ``fraction`` of each image's positions with the lowest saliency, their number rounded down.
 
     There are none where the saliency is the same everywhere.
@@ -60,8 +60,8 @@ def resolve_conflicts(foreground: NDArray[np.bool_], background: NDArray[np.bool
 
 def label_map(
     classes: NDArray[np.int64],
-    maps: NDArray[np.float32],
-    saliency: NDArray[np.float32] | None,
+    maps: Floats,
+    saliency: Floats | None,
     fg_threshold: float = 0.2,
     bg_fraction: float = 0.1,
 ) -> NDArray[np.uint8]:
@@ -83,8 +83,6 @@ def label_map(
     else:
         background = background_cues(saliency[None], bg_fraction)
     winners = resolve_conflicts(foreground, background)[0]  # 1..k is the order of the maps
-    names = np.full(256, NO_CUE, np.uint8)
-    names[0] = 0
-    names[1 : len(classes) + 1] = classes + 1
+    names = np.pad([0, *(classes + 1)], (0, 255 - len(classes)), constant_values=NO_CUE).astype(np.uint8)
     cues: NDArray[np.uint8] = names[winners]
     return cues

@@ -1,7 +1,7 @@
+# ruff: noqa: A002  format is the name of an option
 """``seeds export``: convert a seed cache to files of other tools."""
 
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
@@ -20,12 +20,7 @@ __all__ = ["export_seeds"]
 
 
 def export_seeds(
-    cache: Path,
-    output: Path,
-    format: Format,  # noqa: A002 - the option's name
-    *,
-    root: str | None = None,
-    split: str | None = None,
+    cache: Path, output: Path, format: Format, *, root: str | None = None, split: str | None = None
 ) -> None:
     """Convert a seed cache to files of another tool, with a ``classes.txt`` that lists the classes 1..C.
 
@@ -45,43 +40,32 @@ def export_seeds(
         InputError: there is no such cache, it does not fit the format (cues of several sizes, no maps), images are
             missing, or the folder is not empty. Nothing is left behind then.
     """
-    if format not in get_args(Format):
-        raise InputError(f"format is {format!r}, and must be one of {', '.join(get_args(Format))}")
     seeds = SeedCache(cache)
     with new_folder(output) as folder:
-        if format == "sec":
-            _write_sec(seeds, folder)
-        elif format == "irn":
-            _write_irn(seeds, folder, root, split)
-        else:
+        if format == "irn":
+            from datamodules.base_datamodule import covered_samples, datamodule_from_settings  # torch, here only
+
+            settings = {"classes": list(seeds.classes), "root": root, "train_split": split}
+            data = datamodule_from_settings(seeds.inputs.get("data"), **settings)
+            samples = data.samples(data.hparams["train_split"], tags=False, masks=False)
+            found = set[int]()
+            for sample in track(covered_samples(seeds, samples, data.classes), "exporting"):
+                classes, maps = seeds.maps(sample.id)
+                found.update(classes)
+                write_irn(folder / f"{sample.id}.npy", classes, maps, image_size(sample.image))
+            if not found:
+                raise InputError(f"{seeds.path} has cues without maps, and the files of irn contain maps")
+        elif format == "png":
             for name in track(seeds.ids, "exporting"):
                 write_mask(folder / f"{name}.png", seeds.cues(name))
+        else:
+            images = []
+            for name in track(seeds.ids, "exporting"):
+                cues, (classes, _) = seeds.cues(name), seeds.maps(name)
+                images.append((name, np.union1d(classes + 1, np.setdiff1d(cues, (0, NO_CUE))), cues))
+            sizes = len({cues.shape for _, _, cues in images})
+            if sizes != 1:
+                raise InputError(f"{seeds.path} has cues of {sizes} different sizes, and a file of SEC has one size")
+            for file, content in sec_files(images).items():
+                (folder / file).write_bytes(content)
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in seeds.classes), encoding="utf-8")
-
-
-def _write_sec(seeds: SeedCache, folder: Path) -> None:
-    images, shapes = [], set()
-    for name in track(seeds.ids, "exporting"):
-        cues = seeds.cues(name)
-        classes, _ = seeds.maps(name)
-        images.append((name, np.union1d(classes + 1, np.setdiff1d(cues, (0, NO_CUE))), cues))
-        shapes.add(cues.shape)
-    if len(shapes) != 1:
-        raise InputError(f"{seeds.path} has cues of {len(shapes)} different sizes, and a file of SEC has one size")
-    for file, content in sec_files(images).items():
-        (folder / file).write_bytes(content)
-
-
-def _write_irn(seeds: SeedCache, folder: Path, root: str | None, split: str | None) -> None:
-    from datamodules.base_datamodule import covered_samples, datamodule_from_settings  # torch, for this format only
-
-    settings = seeds.inputs.get("data")
-    data = datamodule_from_settings(settings, classes=list(seeds.classes), root=root, train_split=split)
-    samples = covered_samples(seeds, data.samples(data.hparams["train_split"], tags=False, masks=False), data.classes)
-    has_maps = False
-    for sample in track(samples, "exporting"):
-        classes, maps = seeds.maps(sample.id)
-        has_maps |= len(maps) > 0
-        write_irn(folder / f"{sample.id}.npy", classes, maps, image_size(sample.image))
-    if not has_maps:
-        raise InputError(f"{seeds.path} has cues without maps, and the files of irn contain maps")

@@ -1,7 +1,7 @@
 """``seeds generate``: write the class activation maps, background saliency and cues of a split as a seed cache."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from datamodules.images import to_uint8
 from datamodules.seed_shard import as_stored
 from seeds.activations import find_layer, record_activations
 from seeds.background_saliency import background_saliency, check_saliency, saliency_map
-from seeds.cache_job import JobSource, Seed, SeedModule, cue_grid, write_seed_cache
+from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
 from seeds.cam_methods.input_gradients import heat
 from seeds.cam_methods.registry import method_class
 from seeds.cam_methods.targets import select_scores
@@ -26,7 +26,7 @@ from seeds.cues import label_map
 from seeds.gradcam import gradcam_maps
 from seeds.job_options import JobOptions
 
-__all__ = ["CamModule", "CamSettings", "generate_seeds"]
+__all__ = ["CamModule", "generate_seeds"]
 
 
 def generate_seeds(
@@ -79,71 +79,42 @@ def generate_seeds(
         InputError: a checkpoint, folder, layer or number is not usable, the maps are not finite, or the disk is full.
             Finished shards stay.
     """
+    thresholds = {"fg_threshold": fg_threshold, "bg_fraction": bg_fraction, "conf_fg": conf_fg, "conf_bg": conf_bg}
+    for name, value in thresholds.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} {value} is outside 0..1")
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise InputError(f"scales {list(scales)} must be positive, at least one")
     source = JobSource.load(checkpoint, ClassifierTask, job, root=root, train_split=split, size=size)
-    task, side = source.task, source.data.hparams["size"]
-    settings = CamSettings(
-        method, layer or task.model.default_layer, saliency_layer or task.model.saliency_layer, tuple(scales), flip,
-        side, cue_stride, fg_threshold, bg_fraction, refine, conf_fg, conf_bg,
-    )  # fmt: skip
-    module = CamModule(task.model, settings)
-    backbone = {name: task.hparams[name] for name in ("backbone", "output_stride")}
-    recorded = source.settings() | backbone | settings.recorded()
-    write_seed_cache(output, module, source, recorded, job, image_size=max(module.sides))
-
-
-@dataclass(frozen=True)
-class CamSettings:
-    """How maps are computed and cues are made of them; see :func:`generate_seeds`.
-
-    Raises:
-        InputError: a number is out of range.
-    """
-
-    method: str
-    layer: str
-    saliency_layer: str
-    scales: tuple[float, ...]
-    flip: bool
-    size: int
-    cue_stride: int
-    fg_threshold: float
-    bg_fraction: float
-    refine: Literal["none", "crf"]
-    conf_fg: float
-    conf_bg: float
-
-    def __post_init__(self) -> None:
-        for name in ("fg_threshold", "bg_fraction", "conf_fg", "conf_bg"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is outside 0..1")
-        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
-            raise InputError(f"scales {list(self.scales)} must be positive, at least one")
-
-    def recorded(self) -> dict[str, Any]:
-        """Return the settings as the cache records them."""
-        settings = asdict(self)
-        crf = {"method": settings.pop("refine")} | {name: settings.pop(name) for name in ("conf_fg", "conf_bg")}
-        return settings | {"refinement": crf | crf_settings() if self.refine == "crf" else None}
+    task, crf = source.task, {"method": "crf", "conf_fg": conf_fg, "conf_bg": conf_bg, **crf_settings()}
+    settings = {
+        "method": method, "layer": layer or task.model.default_layer, "size": source.data.hparams["size"], "flip": flip,
+        "saliency_layer": saliency_layer or task.model.saliency_layer, "scales": list(scales), "cue_stride": cue_stride,
+        "fg_threshold": fg_threshold, "bg_fraction": bg_fraction, "refinement": crf if refine == "crf" else None,
+        "backbone": task.hparams["backbone"], "output_stride": task.hparams["output_stride"],
+    }  # fmt: skip
+    write_seed_cache(output, CamModule(task.model, settings), source, job)
 
 
 class CamModule(SeedModule):
-    """Computes class activation maps and background saliency, and makes cues by SEC's rule or by the dense CRF.
+    """Computes class activation maps and background saliency, and makes cues by SEC's rule or by the dense CRF."""
 
-    Attributes:
-        sides: side in pixels of the image at each scale.
-    """
+    def __init__(self, network: Classifier, settings: Mapping[str, Any]) -> None:
+        """Prepare; raise an InputError where the network lacks a layer or the method does not exist.
 
-    def __init__(self, network: Classifier, settings: CamSettings) -> None:
-        """Prepare; raise an InputError where the network lacks a layer or the method does not exist."""
-        super().__init__()
-        self.grid = cue_grid(settings.size, settings.cue_stride)
-        self.network, self.settings = network, settings
-        self.sides = [max(1, round(settings.size * scale)) for scale in settings.scales]
-        self.method = method_class(settings.method)(network, settings.layer)
-        for layer in (settings.layer, settings.saliency_layer):
+        Args:
+            network: the classifier.
+            settings: as :func:`generate_seeds` records them.
+        """
+        super().__init__(network, settings)
+        self.sides = [max(1, round(settings["size"] * scale)) for scale in settings["scales"]]  # one for each scale
+        self.image_size = max(self.sides)
+        self.layers = settings["layer"], settings["saliency_layer"]
+        self.method = method_class(settings["method"])(network, self.layers[0])
+        for layer in self.layers:
             find_layer(network, layer)
-        if settings.bg_fraction and settings.refine == "none":
-            check_saliency(network, settings.saliency_layer, network.head.out_features)
+        if settings["bg_fraction"] and not settings["refinement"]:
+            check_saliency(network, self.layers[1], network.head.out_features)
 
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
         """Return maps averaged over scales and mirror images, and the saliency of the image at the first scale.
@@ -152,15 +123,21 @@ class CamModule(SeedModule):
         """
         images, labels = batch["image"], batch["labels"]  # (B, 3, S, S) at the largest scale, (B, C)
         views = [_resize(images, (side, side), antialias=True) for side in self.sides]
-        first, saliency = self._maps_and_saliency(views[0], labels)
-        found = [first, *(self._maps(view, labels) for view in views[1:])]
-        if self.settings.flip:
-            found += [self._maps(view.flip(-1), labels).flip(-1) for view in views]
-        resized = (_resize(maps[None], self.grid)[0] for maps in found)  # (n, h, w), n labels of the batch
-        total = sum(resized, start=images.new_zeros(()))
+        flipped = [view.flip(-1) for view in views] if self.settings["flip"] else []
+        if self.settings["method"] == "gradcam":  # one forward pass gives the first maps and the saliency
+            with record_activations(self.network, self.layers) as activations:
+                scores = select_scores(activations.run(views[0]), labels, len(images)).scores
+                first = gradcam_maps(scores, activations[0], labels, self.layers[0], keep_graph=True)[labels != 0]
+                saliency = saliency_map(scores, activations[1], labels, self.layers[1])
+        else:
+            first = self._maps(views[0], labels)
+            saliency = background_saliency(self.network, self.layers[1], views[0], labels)
+        found = [first, *(self._maps(view, labels) for view in views[1:])]  # each (n, h, w), n labels of the batch
+        found += [self._maps(view, labels).flip(-1) for view in flipped]
+        total = sum((_resize(maps[None], self.grid)[0] for maps in found), start=images.new_zeros(()))
         maps = (total / len(found)).cpu().numpy()
         spread = _resize(saliency[None], self.grid)[0].cpu().numpy()  # (B, h, w)
-        pixels = to_uint8(images).cpu() if self.settings.refine == "crf" else [None] * len(images)
+        pixels = to_uint8(images).cpu() if self.settings["refinement"] else [None] * len(images)
         rows, classes = (part.cpu().numpy() for part in (labels != 0).nonzero(as_tuple=True))
         seeds = []
         for row, name in enumerate(batch["id"]):
@@ -170,16 +147,6 @@ class CamModule(SeedModule):
             seeds.append(Seed(name, classes[own], maps[own], spread[row], pixels[row]))
         return seeds
 
-    def _maps_and_saliency(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return maps (n, h, w) and saliency (B, h, w) at the layers' sizes: of Grad-CAM from one forward pass."""
-        layers = self.settings.layer, self.settings.saliency_layer
-        if self.settings.method != "gradcam":
-            return self._maps(images, labels), background_saliency(self.network, layers[1], images, labels)
-        with record_activations(self.network, layers) as activations:
-            scores = select_scores(activations.run(images), labels, len(images)).scores
-            maps = gradcam_maps(scores, activations[0], labels, layers[0], keep_graph=True)
-            return maps[labels != 0], saliency_map(scores, activations[1], labels, layers[1])
-
     def _maps(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return maps (n, h, w) of the n labels of a batch, not negative."""
         with torch.enable_grad():  # Lightning predicts without gradients
@@ -187,13 +154,13 @@ class CamModule(SeedModule):
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
         """Return the cues of an image, made of its maps as the cache returns them."""
-        settings, maps = self.settings, as_stored(seed.maps)
-        if settings.refine == "crf":
+        settings, maps, crf = self.settings, as_stored(seed.maps), self.settings["refinement"]
+        if crf:
             assert seed.image is not None
-            return refined(seed.classes, maps, seed.image, settings.conf_fg, settings.conf_bg)
+            return refined(seed.classes, maps, seed.image, crf["conf_fg"], crf["conf_bg"])
         assert seed.saliency is not None
         saliency = as_stored(seed.saliency[None])[0]
-        return label_map(seed.classes, maps, saliency, settings.fg_threshold, settings.bg_fraction)
+        return label_map(seed.classes, maps, saliency, settings["fg_threshold"], settings["bg_fraction"])
 
 
 def _resize(maps: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:

@@ -2,11 +2,10 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodules.class_names import check_classes, mask_lut, voc_classes
 from datamodules.errors import InputError
@@ -16,7 +15,7 @@ from datamodules.masks import read_class_mask
 from datamodules.sample import read_ids
 from datamodules.sec_cues import INPUT_LIST, SecCues
 from datamodules.seed_cache_writer import CacheOutput
-from datamodules.seed_shard import NO_CUE, SHARD_SIZE, Parts
+from datamodules.seed_shard import NO_CUE, SHARD_SIZE
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import foreground_cues, label_map, resolve_conflicts
 from seeds.provenance import ids_sha256, package_versions
@@ -63,77 +62,49 @@ def import_seeds(
         InputError: a file is missing, damaged, hostile or of another format; an image of the list is missing; a
             class is unknown. Finished shards stay.
     """
-    if format not in get_args(Format):
-        raise InputError(f"format is {format!r}, and must be one of {', '.join(get_args(Format))}")
     if grid < 1 or not 0 <= bg_threshold <= fg_threshold < 1:
         raise InputError(
-            f"grid {grid} must be positive, and bg_threshold {bg_threshold} and fg_threshold {fg_threshold} in 0..1, "
-            "the first not above the second"
+            f"grid {grid} must be positive, 0 <= bg_threshold {bg_threshold} <= fg_threshold {fg_threshold} < 1"
         )
     known = voc_classes(source if source.is_dir() else source.parent)
     chosen = known if classes is None else check_classes(classes, known, f"of {source}")
-    suffix = "npy" if format == "irn" else "png"
-    sec: SecCues | None = None
+    suffix, sec = "npy" if format == "irn" else "png", None
     if format == "sec":
-        if source.is_dir():
-            raise InputError(f"{source} is a folder; format sec needs the pickle")
         sec = SecCues(source, input_list or source.with_name(INPUT_LIST), len(known), grid)
-        names = sec.ids
-    elif source.is_dir():
-        names = tuple(sorted(path.stem for path in source.glob(f"*.{suffix}")))
-    else:
-        raise InputError(f"there is no folder {source} of .{suffix} files")
+    names = sec.ids if sec else tuple(sorted(path.stem for path in source.glob(f"*.{suffix}")))
     if not names:
-        raise InputError(f"the folder {source} contains no .{suffix} files")
+        raise InputError(f"{source} is no folder that contains .{suffix} files")
     if ids is not None:
         listed = tuple(Path(name).stem for name in read_ids(ids))
-        lacking = sorted(set(listed) - set(names))
-        if lacking:
+        if lacking := sorted(set(listed) - set(names)):
             raise InputError(f"{source} lacks {len(lacking)} of the {len(listed)} images of {ids}, first {lacking[0]}")
         names = listed
     lut, own_lut = mask_lut(known, chosen), mask_lut(known, known)
 
-    def image(name: str) -> tuple[NDArray[np.uint8], Parts]:
-        if sec is not None:
-            return lut[sec_label_map(sec, name)], Parts()
+    def image(name: str) -> tuple[Any, ...]:
+        if sec:
+            positions = sec.positions(name)[None]  # (1, C+1, h, w); several classes may share a position
+            return (lut[resolve_conflicts(positions[:, 1:], positions[:, 0])[0]],)
         if format == "png":
-            return lut[read_class_mask(source / f"{name}.png", own_lut)], Parts()
+            return (lut[read_class_mask(source / f"{name}.png", own_lut)],)
         found, maps = read_irn(source / f"{name}.npy", len(known))
+        cues = np.full((grid, grid), NO_CUE, np.uint8)
+        if len(maps):
+            resized = np.stack([cv2.resize(each, (grid, grid), interpolation=cv2.INTER_LINEAR) for each in maps])
+            cues = label_map(found, resized, None, fg_threshold)
+            cues[~foreground_cues(resized[None], bg_threshold)[0].any(axis=0)] = 0
         kept = np.isin(lut[found + 1], (0, NO_CUE), invert=True)  # maps of the chosen classes
-        parts = Parts(map_classes=lut[found[kept] + 1].astype(np.int64) - 1, maps=maps[kept])
-        return lut[irn_label_map(found, maps, grid, fg_threshold, bg_threshold)], parts
+        return lut[cues], lut[found[kept] + 1].astype(np.int64) - 1, maps[kept]
 
-    if sec is not None:
-        digest = file_sha256(source)
-    else:  # over the digests of the files, in the order of the images
-        files = "".join(f"{name} {file_sha256(source / f'{name}.{suffix}')}\n" for name in names)
-        digest = hashlib.sha256(files.encode()).hexdigest()
+    # of a folder: over the digests of the files, in the order of the images
+    files = "".join(f"{name} {file_sha256(source / f'{name}.{suffix}')}\n" for name in names) if sec is None else ""
     settings: dict[str, Any] = {
-        "method": "imported", "source_format": format, "source_sha256": digest, "ids_sha256": ids_sha256(names),
-        "grid": None if format == "png" else [grid, grid], "packages": package_versions(),
-        "source": source_revision(SEED_PACKAGES),
+        "method": "imported", "source_format": format, "ids_sha256": ids_sha256(names), "packages": package_versions(),
+        "source_sha256": file_sha256(source) if sec else hashlib.sha256(files.encode()).hexdigest(),
+        "grid": None if format == "png" else [grid, grid], "source": source_revision(SEED_PACKAGES),
     }  # fmt: skip
     if format == "irn":
         settings |= {"fg_threshold": fg_threshold, "bg_threshold": bg_threshold}
     blocks = [names[first : first + SHARD_SIZE] for first in range(0, len(names), SHARD_SIZE)]
     inputs = {"seeds": str(source), "ids": None if ids is None else str(ids)}
     CacheOutput(output, chosen, settings, blocks, inputs).write_missing(image, "importing", overwrite=overwrite)
-
-
-def sec_label_map(sec: SecCues, name: str) -> NDArray[np.uint8]:
-    """Return the cues of an image of the SEC authors, uint8 (h, w), with one class per position."""
-    cued = sec.positions(name)[None]  # (1, C+1, h, w)
-    cues: NDArray[np.uint8] = resolve_conflicts(cued[:, 1:], cued[:, 0])[0]
-    return cues
-
-
-def irn_label_map(
-    classes: NDArray[np.int64], maps: NDArray[np.float32], grid: int, fg_threshold: float, bg_threshold: float
-) -> NDArray[np.uint8]:
-    """Return cues uint8 (grid, grid) made of maps (k, h, w); see :func:`import_seeds`."""
-    if not len(maps):
-        return np.full((grid, grid), NO_CUE, np.uint8)
-    resized = np.stack([cv2.resize(each, (grid, grid), interpolation=cv2.INTER_LINEAR) for each in maps])
-    cues = label_map(classes, resized, None, fg_threshold)
-    cues[~foreground_cues(resized[None], bg_threshold)[0].any(axis=0)] = 0
-    return cues

@@ -50,17 +50,11 @@ class JobOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.shard_size > MAX_IMAGES:
-            raise InputError(f"shard_size must be at most {MAX_IMAGES}, not {self.shard_size}")
+        if self.threads < 1 or not 1 <= self.shard_size <= MAX_IMAGES:
+            raise InputError(
+                f"threads {self.threads} must be positive, shard_size {self.shard_size} in 1..{MAX_IMAGES}"
+            )
         check_share(self.max_unreadable)
         match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.partition)
         if match is None or int(match[1]) > int(match[2]):
             raise InputError(f"partition must be i/N with i from 1 to N, such as 3/10, not {self.partition!r}")
-
-    def own_shards(self, shards: int) -> range:
-        """Return the numbers of the shards of this partition out of all ``shards``."""
-        part, parts = map(int, self.partition.split("/"))
-        return range(part - 1, shards, parts)

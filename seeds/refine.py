@@ -3,22 +3,24 @@
 After irn's step for semantic segmentation (Ahn, Cho & Kwak, CVPR 2019, ``step/make_sem_seg_labels.py``).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional
 
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import Floats, as_stored
+from datamodules.seed_shard import as_stored
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
-from seeds.cache_job import JobSource, Seed, SeedModule, cue_grid, write_seed_cache
-from seeds.crf_refinement import crf_settings, labelled, of_maximum_one
+from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
+from seeds.crf_refinement import crf_settings, of_maximum_one, refined
 from seeds.job_options import JobOptions
 
 __all__ = ["RandomWalkModule", "refine_seeds"]
@@ -72,45 +74,27 @@ def refine_seeds(
         raise InputError(f"fg_threshold {fg_threshold} is not between 0 and 1")
     source = JobSource.load(checkpoint, AffinityTask, job, root=root, train_split=split)
     start = SeedCache(cache)
-    size = source.data.hparams["eval_size"] if size is None else size
-    walk = {"radius": radius, "beta": beta, "steps": steps}
-    module = RandomWalkModule(source.task, start, cue_grid(size, cue_stride), walk, fg_threshold, crf=crf)
-    settings = source.settings() | walk | {
-        "method": "refine", "backbone": source.task.hparams["backbone"], "cache": start.fingerprint, "size": size,
-        "cue_stride": cue_stride, "fg_threshold": fg_threshold, "crf": crf_settings() if crf else None,
+    settings = {
+        "method": "refine", "backbone": source.task.hparams["backbone"], "radius": radius, "beta": beta, "steps": steps,
+        "size": source.data.hparams["eval_size"] if size is None else size, "cue_stride": cue_stride,
+        "fg_threshold": fg_threshold, "crf": crf_settings() if crf else None,
     }  # fmt: skip
-    write_seed_cache(
-        output, module, source, settings, job, image_size=size, inputs={"cache": str(cache)},
-        left_out=source.left_out_of(start),
-    )  # fmt: skip
+    write_seed_cache(output, RandomWalkModule(source.task, settings, start), source, job, cache=start)
 
 
 class RandomWalkModule(SeedModule):
     """Spreads the maps of a seed cache along the boundaries that a network predicts, and labels each position."""
 
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        start: SeedCache,
-        grid: tuple[int, int],
-        walk: dict[str, Any],
-        fg_threshold: float,
-        *,
-        crf: bool,
-    ) -> None:
+    def __init__(self, network: nn.Module, settings: Mapping[str, Any], start: SeedCache) -> None:
         """Prepare.
 
         Args:
             network: returns boundaries (B, h, w), 0..1, of normalised images (B, 3, H, W).
+            settings: as :func:`refine_seeds` records them.
             start: the maps before the walk.
-            grid: height and width of the cue grid.
-            walk: keyword arguments of `seeds.affinity.random_walk.random_walk`.
-            fg_threshold: score of the background beside maps of maximum 1.
-            crf: sharpen the labels by the dense CRF.
         """
-        super().__init__()
-        self.network, self.start, self.grid = network, start, grid
-        self.walk, self.fg_threshold, self.crf = walk, fg_threshold, crf
+        super().__init__(network, settings)
+        self.start = start
 
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the maps after the walk, along boundaries averaged with those of the mirrored image.
@@ -124,42 +108,29 @@ class RandomWalkModule(SeedModule):
         if not boundaries.isfinite().all():
             raise InputError(f"the network's boundaries of image {batch['id'][0]} or its neighbours are not finite")
         pixels, labels = to_uint8(images).cpu(), batch["labels"].cpu().numpy() != 0
+        walk = {name: self.settings[name] for name in ("radius", "beta", "steps")}
         seeds = []
         for name, image, boundary, tags in zip(batch["id"], pixels, boundaries.cpu().numpy(), labels, strict=True):
-            classes = np.flatnonzero(tags)
-            maps = np.zeros((0, *self.grid), np.float32)
+            classes, maps = np.flatnonzero(tags), np.zeros((0, *self.grid), np.float32)
             if len(classes):
-                maps = self._start_maps(name, classes)
-                maps = functional.interpolate(torch.from_numpy(maps)[None], self.grid, mode="bilinear")[0].numpy()
-            seeds.append(Seed(name, classes, random_walk(maps, boundary, **self.walk), None, image))
+                found, stored = self.start.maps(name)
+                lacking = [self.start.classes[label] for label in np.setdiff1d(classes, found)]
+                if lacking:
+                    what = f"map of class {lacking[0]}" if len(found) else "maps"
+                    raise InputError(f"the seed cache {self.start.path} has no {what} of image {name}, which is tagged")
+                rows = [found.tolist().index(label) for label in classes]  # imported maps are in another order
+                start = torch.from_numpy(stored[rows])[None]
+                maps = functional.interpolate(start, self.grid, mode="bilinear")[0].numpy()
+            seeds.append(Seed(name, classes, random_walk(maps, boundary, **walk), None, image))
         return seeds
-
-    def _start_maps(self, name: str, classes: NDArray[np.int64]) -> Floats:
-        """Return the maps (k, h, w) of an image's tags in the order of ``classes``.
-
-        A cache may have another order: imported maps are in the order of their source.
-
-        Raises:
-            InputError: the cache lacks one of them.
-        """
-        path, (found, maps) = self.start.path, self.start.maps(name)
-        lacking = np.setdiff1d(classes, found)
-        if len(lacking) and not len(found):
-            raise InputError(f"the seed cache {path} has no maps of image {name}; it was made of labels only")
-        if len(lacking):
-            raise InputError(
-                f"the seed cache {path} has no map of class {self.start.classes[lacking[0]]} of image {name}, which is "
-                "tagged with it: generate the seeds again"
-            )
-        return maps[[found.tolist().index(label) for label in classes]]
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
         """Return the label map of an image, made of its maps as the cache returns them."""
-        maps = as_stored(seed.maps)
-        if self.crf or not len(maps):
+        maps, fg_threshold = as_stored(seed.maps), self.settings["fg_threshold"]
+        if self.settings["crf"] and len(maps):
             assert seed.image is not None
-            return labelled(seed.classes, maps, seed.image, self.fg_threshold)
-        background = np.full((1, *maps.shape[1:]), self.fg_threshold, np.float32)
+            return refined(seed.classes, maps, seed.image, fg_threshold, fg_threshold)
+        background = np.full((1, *maps.shape[1:]), fg_threshold, np.float32)
         winners = np.concatenate([background, of_maximum_one(maps)]).argmax(axis=0)
         labels: NDArray[np.uint8] = np.array([0, *(seed.classes + 1)], np.uint8)[winners]
         return labels

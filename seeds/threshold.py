@@ -1,14 +1,11 @@
 """``seeds threshold``: make the cues of a seed cache again with other thresholds, without the network."""
 
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache_writer import CacheOutput
-from datamodules.seed_shard import Parts
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import label_map
 from seeds.provenance import package_versions
@@ -43,13 +40,12 @@ def threshold_seeds(
     settings = seeds.settings | thresholds | {"refinement": None, "thresholded": origin}
     shards = map(seeds.shard, range(seeds.num_shards))
     blocks = [[*shard.ids, *shard.left_out] for shard in shards]
-    writer = CacheOutput(output, seeds.classes, settings, blocks, seeds.inputs | {"cache": str(cache)})
+    writer = CacheOutput(output, seeds.classes, settings, blocks, seeds.inputs | {"cache": str(cache)}, seeds.left_out)
 
-    def image(name: str) -> tuple[NDArray[np.uint8], Parts]:
+    def image(name: str) -> tuple[Any, ...]:
         (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)
         if saliency is None:
             raise InputError(f"the seed cache {cache} has no saliency of image {name}, to make cues of")
-        cues = label_map(classes, maps, saliency, fg_threshold, bg_fraction)
-        return cues, Parts(map_classes=classes, maps=maps, saliency=saliency)
+        return label_map(classes, maps, saliency, fg_threshold, bg_fraction), classes, maps, saliency
 
-    writer.write_missing(image, "cues", left_out=seeds.left_out, overwrite=overwrite)
+    writer.write_missing(image, "cues", overwrite=overwrite)

@@ -29,14 +29,14 @@ class CacheWriter:
     def __exit__(self, kind, error, trace):
         if kind is None:
             blocks = [[*shard.ids, *({} if number else self.left_out)] for number, shard in enumerate(self.shards)]
-            output = CacheOutput(self.path, self.classes, self.settings, blocks, self.inputs)
+            output = CacheOutput(self.path, self.classes, self.settings, blocks, self.inputs or {})
             if self.overwrite:
                 for number in range(len(blocks) + 100):
                     with suppress(OSError):
                         (self.path / shard_name(number)).unlink()
             elif self.path.is_dir() and any(self.path.iterdir()):
                 raise InputError(f"{self.path} exists already")
-            output.missing()
+            output.missing(range(len(blocks)))
             for number, shard in enumerate(self.shards):
                 output.write(number, shard, {} if number else self.left_out)
 

@@ -1,12 +1,13 @@
 """``pseudo-label``: write the label maps that a segmentation network predicts for training images as a seed cache."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
@@ -14,7 +15,7 @@ from datamodules.seed_cache import SeedCache
 from datamodules.seed_shard import NO_CUE, as_stored
 from datamodules.source_revision import ALL_PACKAGES
 from datamodules.transforms import resize_nearest
-from seeds.cache_job import JobSource, Seed, SeedModule, cue_grid, write_seed_cache
+from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
 from seeds.crf import dense_crf
 from seeds.job_options import JobOptions
 from training.inference import PROBABILITY_FLOOR, TEST_CRF, Views, view_scores
@@ -67,49 +68,30 @@ def pseudo_label(
     if not 0 <= min_confidence < 1:
         raise InputError(f"min_confidence {min_confidence} is outside 0..1")
     source = JobSource.load(checkpoint, SegmentationTask, job, root=root, train_split=split)
-    task, size = source.task, source.data.hparams["eval_size"] if size is None else size
-    other = None if consensus is None else SeedCache(consensus)
-    views = Views(tuple(scales), flip)
-    module = PseudoLabelModule(task, views, cue_grid(size, cue_stride), min_confidence, other, crf=crf)
-    settings = source.settings(ALL_PACKAGES) | {
+    task, other = source.task, None if consensus is None else SeedCache(consensus)
+    settings = {
         "method": "pseudo-label", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
-        "scales": list(scales), "flip": flip, "size": size, "cue_stride": cue_stride,
-        "crf": dict(TEST_CRF) if crf else None, "min_confidence": min_confidence,
-        "consensus": other.fingerprint if other else None,
+        "scales": list(scales), "flip": flip, "cue_stride": cue_stride, "min_confidence": min_confidence,
+        "size": source.data.hparams["eval_size"] if size is None else size, "crf": dict(TEST_CRF) if crf else None,
     }  # fmt: skip
-    write_seed_cache(
-        output, module, source, settings, job, image_size=size,
-        inputs={"consensus": str(consensus)} if consensus else None,
-        left_out=source.left_out_of(other) if other else None,
-    )  # fmt: skip
+    write_seed_cache(output, PseudoLabelModule(task, settings, other), source, job, consensus=other)
 
 
 class PseudoLabelModule(SeedModule):
     """Predicts the probabilities of each image's tags, and labels each position with the most likely class."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        views: Views,
-        grid: tuple[int, int],
-        min_confidence: float = 0.0,
-        consensus: SeedCache | None = None,
-        *,
-        crf: bool,
-    ) -> None:
+    packages = ALL_PACKAGES
+
+    def __init__(self, network: nn.Module, settings: Mapping[str, Any], consensus: SeedCache | None = None) -> None:
         """Prepare.
 
         Args:
             network: returns scores (B, C+1, h, w) of normalised images (B, 3, H, W).
-            views: scales and mirror images over which probabilities are averaged.
-            grid: height and width of the cue grid.
-            min_confidence: probability below which a position has no cue.
+            settings: as :func:`pseudo_label` records them.
             consensus: a seed cache; positions with another label there have no cue.
-            crf: smooth the probabilities by the dense CRF.
         """
-        super().__init__()
-        self.network, self.views, self.grid = network, views, grid
-        self.min_confidence, self.consensus, self.crf = min_confidence, consensus, crf
+        super().__init__(network, settings)
+        self.views, self.consensus = Views(tuple(settings["scales"]), settings["flip"]), consensus
 
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the probabilities of each image's tags on the cue grid, averaged over views.
@@ -119,12 +101,9 @@ class PseudoLabelModule(SeedModule):
         """
         images, labels = batch["image"], batch["labels"]
         absent = nn.functional.pad(labels == 0, (1, 0), value=False)[:, :, None, None]  # (B, C+1, 1, 1)
-
-        def network(view: Tensor) -> Tensor:
-            scores: Tensor = self.network(view).float().masked_fill(absent, -torch.inf)
-            return scores
-
-        scores = view_scores(network, images, self.views, grid=self.grid)
+        scores = view_scores(
+            lambda view: self.network(view).float().masked_fill(absent, -torch.inf), images, self.views, grid=self.grid
+        )
         probs = resize_maps(scores.softmax(dim=1), self.grid).cpu().numpy()
         if not np.isfinite(probs).all():
             raise InputError(f"the network's scores of image {batch['id'][0]} or its neighbours are not finite")
@@ -139,13 +118,13 @@ class PseudoLabelModule(SeedModule):
         maps = torch.from_numpy(as_stored(seed.maps))
         probs = torch.cat([(1 - maps.sum(dim=0, keepdim=True)).clamp(0, 1), maps])[None]  # (1, k+1, h, w)
         h, w = probs.shape[-2:]
-        if self.crf:
+        if self.settings["crf"]:
             assert seed.image is not None
             large = resize_maps(probs, tuple(seed.image.shape[1:]))
             probs = dense_crf(seed.image[None].contiguous(), large.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
         confidence, winners = (part.numpy() for part in probs[0].max(dim=0))
         names = np.array([0, *(seed.classes + 1)], np.uint8)
-        labels = np.where(confidence < self.min_confidence, NO_CUE, names[winners]).astype(np.uint8)
+        labels = np.where(confidence < self.settings["min_confidence"], NO_CUE, names[winners]).astype(np.uint8)
         labels = resize_nearest(labels, h, w)
         if self.consensus is not None:
             other = resize_nearest(self.consensus.cues(seed.name), h, w)

@@ -26,7 +26,7 @@ from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
 from seeds.cache_job import Seed, ShardWriter
 from seeds.classifier import ClassifierTask
-from seeds.generate import CamModule, CamSettings
+from seeds.generate import CamModule
 from tests.seed_caches import CacheWriter, generate
 
 VOC, MANY = 10_582, 100_000
@@ -79,9 +79,9 @@ def generation_time(checkpoint: Path, output: Path, workers: int) -> float:
         setup(writer, *arguments, **options)
         moments["start"] = time.perf_counter()
 
-    def last(writer: ShardWriter) -> None:
-        close(writer)
-        moments["end"] = time.perf_counter()
+    def last(writer: ShardWriter, *arguments, **options) -> None:
+        close(writer, *arguments, **options)
+        moments.setdefault("end", time.perf_counter())
 
     for file in output.glob("shard-*"):
         file.unlink()
@@ -101,7 +101,10 @@ def generation(folder: Path, count: int, turns: int) -> Table:
         table.add_column(column, justify="right")
     checkpoint, task = checkpoint_of(folder, data)
     layers = (task.model.default_layer, task.model.saliency_layer)
-    settings = CamSettings("gradcam", *layers, (1.0,), False, SIZE, 8, 0.2, 0.1, "none", 0.3, 0.05)
+    settings = {
+        "method": "gradcam", "layer": layers[0], "saliency_layer": layers[1], "scales": [1.0], "flip": False,
+        "size": SIZE, "cue_stride": 8, "fg_threshold": 0.2, "bg_fraction": 0.1, "refinement": None,
+    }  # fmt: skip
     module = CamModule(task.model, settings)
     seeds = [seed for batch in read for seed in module.predict_seeds(batch)]
     measures = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.sec_cues import SecCues, dump_python2, read_input_list, sec_files
+from datamodules.sec_cues import SecCues, read_input_list, sec_files
 
 LABELS = np.array([2])
 CUES = np.array([[0, 0, 2], [0, 3, 1], [1, 3, 2]])  # class, row, column
@@ -47,7 +47,7 @@ WRONG = {
     "floats": ({"cues": CUES * 1.0}, "'0_cues' is not an array of integers of 2"),
     "flat": ({"cues": CUES[0]}, "'0_cues' is not an array of integers of 2"),
     "no array": ({"labels": [2]}, "'0_labels' is not an array"),
-    "missing": ({"lines": "a_1.jpg 1\n"}, "lacks entry '1_labels'"),
+    "missing": ({"lines": "a_1.jpg 1\n"}, "entry '1_labels' is not an array"),
 }
 
 
@@ -61,7 +61,7 @@ def test_wrong_cues(tmp_path, name):
 def test_no_dictionary(tmp_path):
     write(tmp_path)
     (tmp_path / "cues.pickle").write_bytes(pickle.dumps([1], 2))
-    with pytest.raises(InputError, match="holds no dictionary"):
+    with pytest.raises(InputError, match="must contain one dictionary"):
         SecCues(tmp_path / "cues.pickle", tmp_path / "list.txt", 3, 4)
 
 
@@ -102,7 +102,7 @@ def test_files_by_hand():
 
 
 def test_only_opcodes_and_names_of_python_2():
-    content = dump_python2([("0_cues", np.arange(6).reshape(3, 2)), ("0_labels", np.arange(2))])
+    content = sec_files([("x", np.array([1]), np.array([[0, 1]], np.uint8))])["localization_cues.pickle"]
     found = [(opcode.name, opcode.proto, argument) for opcode, argument, _ in pickletools.genops(content)]
     assert max(proto for _, proto, _ in found) <= 2
     assert {argument for name, _, argument in found if name == "GLOBAL"} == {

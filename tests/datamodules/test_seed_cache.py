@@ -185,7 +185,7 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
     before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
     for i in (*range(8), *reversed(range(8))):
         np.testing.assert_array_equal(cache.cues(f"id{i}"), image(i)["cues"])
-        assert len(cache._open) <= 2
+        assert cache._open.cache_info().currsize <= 2
     if before:
         assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 
@@ -223,7 +223,7 @@ def test_the_fingerprint(tmp_path):
     assert cache("cues", 1) != first
     assert cache("settings", 0, fg_threshold=0.3) != first
     (tmp_path / "later" / shard_name(0)).write_bytes(b"damaged")
-    assert cache_fingerprint(tmp_path / "later") not in (None, first)
+    assert cache_fingerprint(tmp_path / "later") is None
     (tmp_path / "empty").mkdir()
     assert cache_fingerprint(tmp_path / "empty") is None
     assert cache_fingerprint(tmp_path / "nowhere") is None

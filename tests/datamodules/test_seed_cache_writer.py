@@ -25,10 +25,12 @@ def _quick(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _handle: None)
 
 
-def make(path, numbers=None, *, settings=SETTINGS, classes=("cat",), blocks=BLOCKS, inputs=None, left_out=(), **how):
+def make(
+    path, numbers=None, *, settings=SETTINGS, classes=("cat",), blocks=BLOCKS, inputs=None, left_out=(), known=(), **how
+):
     """Write the missing ones of some shards, or of all; return which they were."""
-    output = CacheOutput(path, classes, settings, blocks, inputs)
-    missing = output.missing(numbers, **how)
+    output = CacheOutput(path, classes, settings, blocks, inputs or {}, dict.fromkeys(known, "it is broken"))
+    missing = output.missing(range(len(blocks)) if numbers is None else numbers, **how)
     for number in missing:
         shard = ShardBuilder(classes)
         for name in blocks[number]:
@@ -169,7 +171,7 @@ def test_images_left_out(tmp_path):
     make(tmp_path / "c", [1], left_out=("d",))
     with pytest.raises(InputError, match="d was left out before: it is broken"):
         make(tmp_path / "c", strict=True)
-    make(tmp_path / "c", strict=True, expected=("d",), left_out=("a", "b"))
+    make(tmp_path / "c", strict=True, known=("d",), left_out=("a", "b"))
     cache = SeedCache(tmp_path / "c")
     assert cache.ids == ("c", "e")
     assert cache.left_out == dict.fromkeys("abd", "it is broken")

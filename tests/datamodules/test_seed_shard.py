@@ -49,7 +49,7 @@ def header(path):
 
 def signed(path, tensors, content):
     """Write a shard of other contents whose checksum is right."""
-    content["checksum"] = seed_shard._checksum(content)
+    content["checksum"] = seed_shard._checksums(content)[1]
     (path / SHARD).write_bytes(safetensors.numpy.save(tensors, {"seeds": plain_json(content)}))
 
 
@@ -90,7 +90,7 @@ def declared(shape, size=None):
         text = {"__metadata__": {"seeds": plain_json(header(path))}}
         content = json.dumps(text | {"cues": {"dtype": "U8", "shape": shape, "data_offsets": [0, span]}}).encode()
         with (path / SHARD).open("wb") as file:
-            file.write(struct.pack("<Q", len(content)) + content)
+            file.write(len(content).to_bytes(8, "little") + content)
             if size is not None:
                 file.truncate(8 + len(content) + size)
 
@@ -107,7 +107,7 @@ def long_header(path):
     """A header that claims to be 10 GB long, in a file as large."""
     ten_gigabytes(path)
     with (path / SHARD).open("r+b") as content:
-        content.write(struct.pack("<Q", 9_999_000_000))
+        content.write((9_999_000_000).to_bytes(8, "little"))
 
 
 DAMAGES = {

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch.nn import Identity
 
 from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.seed_cache_writer import CacheOutput
-from seeds.cache_job import SeedModule, ShardWriter, cue_grid
+from seeds.cache_job import SeedModule, ShardWriter
 from seeds.job_options import JobOptions
 from tests.processes import child, kill, ranks
 from tests.seed_caches import generate
@@ -33,7 +34,7 @@ def test_killed_at_twenty_moments(checkpoint, tmp_path):
     """Each run resumes the one before, and the result equals that of an undisturbed run."""
     generate(checkpoint, tmp_path / "whole", shard_size=1, **SETTINGS)
     start = time.perf_counter()  # in a process as those that are killed: on a busy machine they are slower
-    again = child(lambda: generate(checkpoint, tmp_path / "whole", shard_size=1, **SETTINGS, overwrite=True))
+    again = child(lambda: generate(checkpoint, tmp_path / "again", shard_size=1, **SETTINGS))
     assert os.waitpid(again, 0)[1] == 0
     took = time.perf_counter() - start
     progress = set()
@@ -155,13 +156,14 @@ def test_batches_follow_from_the_shard_alone(voc, tmp_path):
     blocks = [[sample.id for sample in samples[start : start + 4]] for start in (0, 4)]
 
     def batches(rank, world, excluded):
-        cache = CacheOutput(tmp_path / "c", data.classes, {}, blocks)
-        writer = ShardWriter(cache, samples, JobOptions(shard_size=4), 3, excluded)
+        cache = CacheOutput(tmp_path / "c", data.classes, {}, blocks, left_out=excluded)
+        writer = ShardWriter(cache, JobOptions(shard_size=4), 3)
         strategy = SimpleNamespace(broadcast=lambda value: ("", [0, 1]) if rank else value)
         trainer = SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, global_rank=rank, world_size=world)
         trainer.predict_loop = SimpleNamespace(return_predictions=False)
-        writer.setup(trainer, SeedModule(), "predict")
-        writer.close()
+        module = SeedModule(Identity(), {"size": 64, "cue_stride": 8})
+        writer.setup(trainer, module, "predict")
+        writer.close(module, finished=True)
         return writer.batches
 
     assert batches(0, 1, {}) == [[0, 1, 2], [3], [4, 5]]
@@ -171,7 +173,7 @@ def test_batches_follow_from_the_shard_alone(voc, tmp_path):
 
 @pytest.mark.parametrize(("size", "stride", "side"), [(320, 8, 40), (321, 8, 41), (100, 3, 34), (4, 8, 1)])
 def test_grids_by_hand(size, stride, side):
-    assert cue_grid(size, stride) == (side, side)
+    assert SeedModule(Identity(), {"size": size, "cue_stride": stride}).grid == (side, side)
 
 
 def test_the_command_starts_its_other_processes(checkpoint, tmp_path):

@@ -4,7 +4,7 @@ import torch
 
 from datamodules.seed_cache import SeedCache
 from seeds import crf_refinement
-from seeds.crf_refinement import PIXELS, crf_settings, labelled, refined
+from seeds.crf_refinement import PIXELS, crf_settings, refined
 from seeds.generate import generate_seeds
 
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
@@ -34,11 +34,11 @@ def test_what_the_crf_is_told(monkeypatch, number, others):
     monkeypatch.setattr(crf_refinement, "dense_crf", spy)
     maps = np.zeros((number, 1, 2), np.float32)
     maps[-1] = [0, 2]
-    assert labelled(np.arange(number), maps, GREY, 0.5).tolist() == [[0, number]]
+    assert refined(np.arange(number), maps, GREY, 0.5, 0.5).tolist() == [[0, number]]
     assert seen["photo"].shape == (1, 3, 4, 8)
     winners = seen["probs"][:, 0].argmax(0)
     assert winners.tolist() == [0] * 4 + [number] * 4  # values 0 0 1/8 3/8 | 5/8 7/8 1 1
-    assert labelled(np.arange(number), maps, GREY, 0.3).tolist() == [[0, number]]
+    assert refined(np.arange(number), maps, GREY, 0.3, 0.3).tolist() == [[0, number]]
     assert seen["probs"][:, 0].argmax(0).tolist() == [0] * 3 + [number] * 5
     for pixel in seen["probs"][:, 0].T:
         np.testing.assert_allclose(np.sort(pixel), [*others, 0.7], rtol=1e-5)
@@ -118,11 +118,13 @@ def test_the_manifest_holds_the_numbers_of_the_call(monkeypatch):
     monkeypatch.setattr(crf_refinement, "dense_crf", crf)
     maps = np.zeros((1, 8, 16), np.float32)
     maps[0, :4] = 1
-    labelled(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25)
+    refined(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25, 0.25)
     recorded = crf_settings()
-    expected = {key: value for key, value in recorded.items() if key not in ("certainty", "pixels_a_cell", "side")}
+    expected = {
+        key: value for key, value in recorded.items() if key not in ("certainty", "pixels_per_position", "side")
+    }
     expected["bilateral_sxy"] *= (32 * 64) ** 0.5 / recorded["side"]
     assert calls == [pytest.approx(expected)]
     monkeypatch.setattr(crf_refinement, "CRF", {**crf_refinement.CRF, "iterations": 3})
-    labelled(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25)
+    refined(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25, 0.25)
     assert (crf_settings()["iterations"], calls[-1]["iterations"]) == (3, 3)

@@ -28,7 +28,7 @@ from seeds.crf_refinement import refined
 from seeds.cues import label_map
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
 from seeds.export_seeds import export_seeds
-from seeds.generate import CamModule, CamSettings
+from seeds.generate import CamModule
 from seeds.gradcam import GradCAM
 from seeds.provenance import ids_sha256
 from tests.seed_caches import CacheWriter, generate
@@ -182,10 +182,9 @@ def in_memory(voc, checkpoint, batch_size, **settings):
     """The module, and its seeds of the six images, without a disk in between."""
     given = {
         "method": "gradcam", "layer": "features", "saliency_layer": "features.encoder.layer2.1", "scales": (1.0,),
-        "flip": False, "size": 64, "cue_stride": 8, "fg_threshold": 0.2, "bg_fraction": 0.1, "refine": "none",
-        "conf_fg": 0.3, "conf_bg": 0.05,
+        "flip": False, "size": 64, "cue_stride": 8, "fg_threshold": 0.2, "bg_fraction": 0.1, "refinement": None,
     }  # fmt: skip
-    module = CamModule(load_task(checkpoint, ClassifierTask).model, CamSettings(**given | settings))
+    module = CamModule(load_task(checkpoint, ClassifierTask).model, given | settings)
     data = data_of(voc)
     dataset = data.eval_loader(data.samples("train"), size=64).dataset
     loader = image_loader(dataset, batch_size=batch_size, num_workers=0)
@@ -261,7 +260,7 @@ def test_another_setting_is_refused_by_name(voc, checkpoint, tmp_path):
 def test_refined_cues_are_those_of_the_scores_asked_for(voc, checkpoint, tmp_path):
     generate(checkpoint, tmp_path / "cache", refine="crf", conf_fg=0.5, conf_bg=0.2)
     cache, different = SeedCache(tmp_path / "cache"), 0
-    for seed in in_memory(voc, checkpoint, 6, refine="crf")[1]:
+    for seed in in_memory(voc, checkpoint, 6, refinement={"conf_fg": 0.5, "conf_bg": 0.2})[1]:
         classes, maps = cache.maps(seed.name)
         assert np.array_equal(cache.cues(seed.name), refined(classes, maps, seed.image, 0.5, 0.2))
         different += (cache.cues(seed.name) != refined(classes, maps, seed.image)).sum()

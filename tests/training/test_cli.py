@@ -142,7 +142,7 @@ def test_a_hostile_file_of_cues(tmp_path, capsys):
     words = ["seeds", "import", "--format=sec", f"--source={tmp_path / 'cues.pickle'}", f"--output={tmp_path / 'c'}"]
     assert main(words) == 1
     printed = capsys.readouterr()
-    assert "print, which saved arrays never need: nothing of it was run" in printed.err
+    assert "print, which saved arrays never need; nothing of it was run" in printed.err
     assert len(printed.err.strip().splitlines()) == 1
     assert "code was run" not in printed.out
     assert not (tmp_path / "c").exists()

@@ -87,7 +87,7 @@ def test_fields_of_a_job_are_plain_options(tmp_path, monkeypatch, capsys):
         (["--cache=c", "--devics=2"], "there is no option 'devics'; did you mean 'devices'"),
         (["--cache=c", "--job.devices=2"], "there is no option 'job.devices'"),
         (["--cache=c", "--threads=many"], "threads: expected int"),
-        (["--cache=c", "--threads=0"], "threads must be at least 1"),
+        (["--cache=c", "--threads=0"], "threads 0 must be positive"),
     ):
         with pytest.raises(InputError, match=message):
             run_function(target, "a test", "test", words)

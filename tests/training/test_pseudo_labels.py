@@ -18,8 +18,10 @@ from tests.seed_caches import CacheWriter
 from tests.training.conftest import SIZE, data_of
 from tests.training.fits import fit
 from training.cli import main
-from training.inference import Views, load_trained
+from training.inference import load_trained
 from training.pseudo_labels import PseudoLabelModule, pseudo_label
+
+SETTINGS = {"size": 8, "cue_stride": 4, "scales": [1.0], "flip": False, "min_confidence": 0.0, "crf": None}
 
 
 class Scores(torch.nn.Module):
@@ -33,14 +35,14 @@ def test_absent_classes_are_left_out_of_the_softmax():
     generator = torch.Generator().manual_seed(0)
     images = normalize(torch.randint(0, 256, (2, 3, 8, 8), generator=generator, dtype=torch.uint8))
     batch = {"id": ["a", "b"], "image": images, "labels": torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
-    first, second = PseudoLabelModule(Scores(), Views(), (2, 2), crf=False).predict_seeds(batch)
+    first, second = PseudoLabelModule(Scores(), SETTINGS).predict_seeds(batch)
     scores = functional.avg_pool2d(images, 4).double()
     expected = scores[0, :2].exp() / scores[0, :2].exp().sum(0)
     np.testing.assert_allclose(first.maps, expected[1:], rtol=1e-5)
     np.testing.assert_allclose(second.maps, scores[1].softmax(0)[1:], rtol=1e-5)
     assert (first.classes.tolist(), second.classes.tolist()) == ([0], [0, 1])
     # a network that looks at each position alone predicts the same for a mirrored image
-    mirrored = PseudoLabelModule(Scores(), Views(flip=True), (2, 2), crf=False).predict_seeds(batch)
+    mirrored = PseudoLabelModule(Scores(), SETTINGS | {"flip": True}).predict_seeds(batch)
     for one, other in zip(mirrored, (first, second), strict=True):
         np.testing.assert_allclose(one.maps, other.maps, rtol=1e-5)
 
@@ -51,7 +53,7 @@ def seed_of(maps):
 
 
 def label_map(seed, *, crf=False, min_confidence=0.0):
-    return PseudoLabelModule(Scores(), Views(), (2, 2), min_confidence, crf=crf).cues(seed)
+    return PseudoLabelModule(Scores(), SETTINGS | {"min_confidence": min_confidence, "crf": crf}).cues(seed)
 
 
 def test_labels_by_hand():

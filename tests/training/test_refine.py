@@ -18,9 +18,11 @@ from tests.training.conftest import data_of
 from tests.training.fits import fit
 from training.cli import main
 
+SETTINGS = {"size": 64, "cue_stride": 4, "radius": 5, "beta": 10.0, "steps": 10, "fg_threshold": 0.25, "crf": None}
+
 
 def refined_label_map(seed, *, fg_threshold, crf):
-    return RandomWalkModule(torch.nn.Identity(), None, (8, 8), {}, fg_threshold, crf=crf).cues(seed)
+    return RandomWalkModule(torch.nn.Identity(), SETTINGS | {"fg_threshold": fg_threshold, "crf": crf}, None).cues(seed)
 
 
 def test_labels_by_hand():
@@ -66,8 +68,8 @@ def test_each_image_walks_with_its_own_maps_and_boundary(tmp_path, monkeypatch):
         writer.add("b", np.zeros((4, 4), np.uint8), map_classes=np.array([1]), maps=maps[2:])
     images = torch.from_numpy(generator.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
     batch = {"id": ["a", "b"], "labels": torch.tensor([[1.0, 0, 1], [0, 1, 0]]), "image": normalize(images)}
-    monkeypatch.setattr("seeds.refine.random_walk", lambda own, edge, factor: own + factor * edge)
-    module = RandomWalkModule(Edges(), SeedCache(tmp_path / "c"), (16, 16), {"factor": 10}, 0.25, crf=False)
+    monkeypatch.setattr("seeds.refine.random_walk", lambda own, edge, steps, **_: own + steps * edge)
+    module = RandomWalkModule(Edges(), SETTINGS, SeedCache(tmp_path / "c"))
     found = module.predict_seeds(batch)
     grey = torch.nn.functional.avg_pool2d(normalize(images), 4).mean(1).sigmoid().double().numpy()
     ramp = np.linspace(0.2, 0.9, 8)
