@@ -131,6 +131,16 @@ def test_overwriting(tmp_path):
     verify_cache(tmp_path / "c")
 
 
+def test_metrics_of_the_cache(tmp_path):
+    """An evaluation in the folder does not hinder the same command; it goes with the shards that it belongs to."""
+    make(tmp_path / "c")
+    (tmp_path / "c" / "metrics.json").write_text("{}")
+    assert make(tmp_path / "c") == []
+    assert (tmp_path / "c" / "metrics.json").exists()
+    make(tmp_path / "c", settings={**SETTINGS, "fg_threshold": 0.3}, overwrite=True)
+    assert not (tmp_path / "c" / "metrics.json").exists()
+
+
 def test_foreign_files(tmp_path):
     make(tmp_path / "c")
     for name, folder in (("mine", tmp_path / "mine"), ("c", tmp_path / "c")):
