@@ -1,6 +1,7 @@
 """Files and folders: written whole or not at all, and compared by checksums and sizes."""
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 from datamodules.errors import InputError
 
 __all__ = [
-    "differences", "file_sha256", "file_sizes", "folder_fingerprint", "new_folder", "write_atomically",
+    "differences", "file_sha256", "file_sizes", "folder_fingerprint", "new_folder", "read_json", "write_atomically",
 ]  # fmt: skip
 
 _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
@@ -59,10 +60,22 @@ def folder_fingerprint(path: Path, leave_out: Path | None = None) -> str | None:
 def file_sizes(path: Path) -> dict[str, int]:
     """Return the size in bytes of each file in a folder and beneath by name, hidden ones left out.
 
+    A path that is a file itself has the name ``.``.
+
     Raises:
         OSError: something cannot be read.
     """
-    return {name: file.stat().st_size for name, file in _files(path, None)}
+    files = [(".", path)] if path.is_file() else _files(path, None)
+    return {name: file.stat().st_size for name, file in files}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; empty where there is no file, or a damaged one."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -95,7 +108,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        _sync_folder(path.parent)
+        if os.name == "posix":  # the name, too, is on the disk; Windows opens no folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            with suppress(OSError):  # some network file systems cannot
+                os.fsync(folder)
+            os.close(folder)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
@@ -123,16 +140,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync the names in a folder to the disk, where the system can: Windows and some network file systems cannot."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _files(folder: Path, leave_out: Path | None) -> Iterator[tuple[str, Path]]:

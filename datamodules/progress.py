@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
-from types import TracebackType
 from typing import Self, TypeVar
 
 import rich.progress
@@ -41,9 +40,8 @@ class Progress:
         self, description: str, total: float | None = None, unit: str = "images", *, done: int = 0, status: str = ""
     ) -> None:
         stage = os.environ.get(STAGE)
-        self._title = f"[{stage}] {description}" if stage else description
+        self._title, self._unit = f"[{stage}] {description}" if stage else description, unit
         self._total = int(total) if total is not None and math.isfinite(total) else None
-        self._unit = unit
         self._first = done
         self._state = done, status  # one object: the thread that writes lines never reads half of a change
         self._start = time.monotonic()
@@ -52,19 +50,8 @@ class Progress:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write_lines, name="progress", daemon=True)
 
-    def __enter__(self) -> Self:
-        """Start."""
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        """Stop."""
-        self.stop(finished=kind is None)
-
-    def start(self) -> None:
-        """Show the bar, or write the first line."""
+    def start(self) -> Self:
+        """Show the bar, or write the first line; return the progress itself."""
         self._start, self._process = time.monotonic(), os.getpid()
         done, status = self._state
         console = Console(stderr=True)
@@ -77,6 +64,13 @@ class Progress:
         else:
             write_line(self._line())
             self._thread.start()
+        return self
+
+    __enter__ = start
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        """Stop."""
+        self.stop(finished=kind is None)
 
     def advance(self, count: int = 1) -> None:
         """Add to the number of items that are done."""
@@ -112,11 +106,10 @@ class Progress:
     def _line(self, end: str | None = None) -> str:
         """Return the count, the speed and, before the end, the time left and the status, as far as they are known."""
         done, status = self._state
-        parts = [f"{done} {self._unit}" if self._total is None else f"{done}/{self._total} {self._unit}"]
-        parts[0] += end or ""
+        parts = [f"{done}{'' if self._total is None else f'/{self._total}'} {self._unit}{end or ''}"]
         if done > self._first:
             rate = (done - self._first) / max(time.monotonic() - self._start, 1e-3)  # some clocks tick slowly
-            parts.append(f"{rate:.1f} {self._unit}/s" if rate >= 10 else f"{rate:.2g} {self._unit}/s")
+            parts.append(f"{rate:{'.1f' if rate >= 10 else '.2g'}} {self._unit}/s")
             if end is None and self._total is not None and done < self._total:
                 parts.append(f"about {duration((self._total - done) / rate)} left")
         if end is None and status:
@@ -133,9 +126,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
         total: number of items; their length if not given.
         unit: what the items are, in the plural.
     """
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with Progress(description, total, unit) as progress:
+    with Progress(description, len(items) if total is None and isinstance(items, Sized) else total, unit) as progress:
         for item in items:
             yield item
             progress.advance()

@@ -1,6 +1,7 @@
 """``fit``, ``validate`` and ``test``: Lightning's command line for the project's tasks and data modules."""
 
 import json
+import sys
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -39,21 +40,13 @@ from training.segmentation_task import SegmentationTask
 TASKS = (ClassifierTask, AffinityTask, SegmentationTask)
 DATA_MODULES = (VOCDataModule, FolderDataModule, SyntheticDataModule)
 
-Wandb = Literal["disabled", "offline", "online"]
-
 
 class LightningParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, whose errors are one sentence."""
 
-    def known_keys(self) -> set[str]:
-        """Return the last parts of all keys, such as ``lr`` of ``model.init_args.lr``.
-
-        The parser has no actions for arguments of classes that a YAML names, so the keys include those of the classes.
-        """
-        parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
-        keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
-        named = (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment)
-        return keys.union(*(signature(known).parameters for known in named))
+    class_keys = frozenset().union(
+        *(signature(known).parameters for known in (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment))
+    )
 
 
 class AutoPrecisionTrainer(pl.Trainer):
@@ -81,15 +74,9 @@ class AutoPrecisionTrainer(pl.Trainer):
         super().__init__(accelerator=accelerator, precision=precision, **kwargs)
         check_process_count(self.world_size)
         if kwargs.get("sync_batchnorm") and self.world_size > 1 and self.strategy.root_device.type == "cpu":
-            raise InputError(
-                "sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out, and each process "
-                "normalises by its own batch"
-            )
-        if str(self.precision) in ("16-true", "bf16-true"):
-            raise InputError(
-                f"precision {self.precision} would round weights and images to 16 bits, and the CRF would see wrong "
-                "colours: choose bf16-mixed, auto, or 16-mixed on GPUs"
-            )
+            raise InputError("sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out")
+        if str(self.precision) in ("16-true", "bf16-true"):  # weights and images are rounded to 16 bits
+            raise InputError(f"precision {self.precision} spoils the colours that the CRF sees: choose bf16-mixed")
 
 
 class TagToMaskCLI(LightningCLI):
@@ -109,53 +96,29 @@ class TagToMaskCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run itself, and link the data's classes to the model's."""
-        parser.add_argument(
-            "--output",
-            type=str,
-            default="runs/latest",
-            help="folder of the run: config.yaml, provenance.json (what made the run), metrics.csv, best.ckpt (by the "
-            "validation's figure), last.ckpt",
+        text = "folder of the run: config.yaml, provenance.json (what made the run), metrics.csv, best.ckpt, last.ckpt"
+        parser.add_argument("--output", type=str, default="runs/latest", help=text)
+        text = "log to Weights & Biases as well, with images: disabled, offline (no account needed) or online"
+        parser.add_argument("--wandb", type=Literal["disabled", "offline", "online"], default="disabled", help=text)
+        text = (
+            "fit: train once for each seed, as in 0,1,2, in output/seed-0 and so on; print mean and standard deviation"
         )
-        parser.add_argument(
-            "--wandb",
-            type=Wandb,
-            default="disabled",
-            help="log to Weights & Biases as well, with images: disabled, offline (no account needed) or online",
-        )
-        parser.add_argument(
-            "--random_seeds",
-            type=list[int] | str | None,
-            default=None,
-            help="fit: train once for each of these seeds, as in 0,1,2, in output/seed-0 and so on, and print mean and "
-            "standard deviation; the same command again resumes what was stopped",
-        )
+        parser.add_argument("--random_seeds", type=list[int] | str | None, default=None, help=text)
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate", compute_fn=list)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the given words only (Lightning warns when it is called from Python)."""
-        self.words = cast("list[str]", args)
-        self.config = parser.parse_args(self.words)
-        command = self.config["subcommand"]
-        self.seeds = seed_list(self.config[command]["random_seeds"]) if command == "fit" else []
+        """Parse the given words only (Lightning warns when it is called from Python), and run repeated trainings."""
+        words = cast("list[str]", args)
+        self.config = parser.parse_args(words)
+        self.subcommand = self.config["subcommand"]
+        seeds = seed_list(self._get(self.config, "random_seeds")) if self.subcommand == "fit" else []
+        if seeds:  # each in its own process
+            require_one_process("fit --random_seeds")
+            fit_repeatedly(words, self.plain_config(), seeds)
+            sys.exit()
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the YAML describes the model; a checkpoint's hyperparameters are not merged over it."""
-
-    def _set_seed(self) -> None:
-        if not self.seeds:
-            super()._set_seed()
-
-    def instantiate_classes(self) -> None:
-        """Create task, data and trainer, except for several trainings, which have their own processes."""
-        if not self.seeds:
-            super().instantiate_classes()
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        if self.seeds:
-            require_one_process("fit --random_seeds")
-            fit_repeatedly(self.words, self.plain_config(), self.seeds)
-        else:
-            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Return the Trainer, which keeps the run in the folder ``output`` unless options of the Trainer differ."""
@@ -192,17 +155,13 @@ class TagToMaskCLI(LightningCLI):
     def plain_config(self) -> dict[str, Any]:
         """Return the whole configuration of the command, in plain JSON values."""
         command = str(self.subcommand)
-        text = self._parser(command).dump(self.config[command], format="json", skip_none=False)
-        return dict(json.loads(text))
+        return dict(json.loads(self._parser(command).dump(self.config[command], format="json", skip_none=False)))
 
     def before_fit(self) -> None:
         """Refuse to train over an earlier run, whose figures and checkpoints would be lost."""
         folder = Path(self._get(self.config, "output"))
         if (folder / "config.yaml").exists() and not self._get(self.config, "ckpt_path"):
-            raise InputError(
-                f"{folder} already holds a run: remove it, name another folder (--output), "
-                f"or resume it (--ckpt_path last)",
-            )
+            raise InputError(f"{folder} already holds a run: remove it, choose another --output, or --ckpt_path last")
         self.before_validate()
 
     def before_validate(self) -> None:

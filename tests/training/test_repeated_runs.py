@@ -10,7 +10,6 @@ import torch
 from datamodules.errors import InputError
 from tests.training.fits import fit
 from training.cli import main
-from training.command_process import Ended
 from training.runs import repeated_runs
 from training.runs.provenance_record import read_record
 from training.runs.repeated_runs import seed_list
@@ -37,7 +36,7 @@ class Processes:
 
     def __call__(self, words, _title):
         self.started.append(list(words))
-        return Ended(self.fails.get(len(self.started), main)(list(words)), 1.0, 0)
+        return self.fails.get(len(self.started), main)(list(words))
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatc
     assert "seed-0 holds a finished run with model.init_args.lr 0.001, not 0.5" in capsys.readouterr().err
     monkeypatch.setattr(repeated_runs, "source_revision", lambda packages: dict.fromkeys(packages, "another"))
     assert fit(voc, cues, folder, *words) == 1
-    assert "seed-0 holds a finished run of another revision of the code" in capsys.readouterr().err
+    assert "seed-0 holds a finished run with revision.datamodules" in capsys.readouterr().err
     assert len(processes.started) == 3
 
 

@@ -51,11 +51,9 @@ class LossGuard(pl.Callback):
         if trainer.strategy.reduce_boolean_decision(bad, all=False):
             found = [each for each in gather_objects((loss.item(), self._ids) if bad else None) if each]
             names = [name for _, ids in found for name in ids]
-            raise InputError(
-                f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {found[0][0]}; "
-                f"its images: {', '.join(names)}. The run ends here, checkpoints of earlier epochs are kept; "
-                "a lower learning rate (lr) often helps"
-            )
+            step = f"step {trainer.global_step} (epoch {trainer.current_epoch})"
+            images = f"its images: {', '.join(names)}. The run ends here"
+            raise InputError(f"the loss of {step} is {found[0][0]}; {images}; a lower learning rate (lr) often helps")
 
 
 class UpdateCount(pl.Callback):
@@ -66,19 +64,12 @@ class UpdateCount(pl.Callback):
     """
 
     def on_train_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
-        """Print both numbers and, where the effective batch is larger, those of one process."""
+        """Print both numbers and, where the effective batch is larger, how it is made up."""
         loader: Any = trainer.train_dataloader
         images, batch_size = len(loader.dataset), loader.batch_size
         processes, batches = trainer.world_size, trainer.accumulate_grad_batches
         effective, total = batch_size * processes * batches, trainer.estimated_stepping_batches
         print_message(f"training on {images} images, effective batch size {effective}: {total} updates of the weights")
-        if effective == batch_size:
-            return
-        print_message(
-            f"a step sees {batch_size} (batch_size) x {processes} (processes) x {batches} (accumulate_grad_batches) "
-            "images; the learning rate stays as it is"
-        )
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            updates = trainer.max_epochs * max(1, images // batch_size)
-            alone = min(updates, trainer.max_steps) if trainer.max_steps > 0 else updates
-            print_message(f"one process without accumulated batches would make {alone} updates of {batch_size} images")
+        if effective > batch_size:
+            product = f"{batch_size} (batch_size) x {processes} (processes) x {batches} (accumulate_grad_batches)"
+            print_message(f"a step sees {product} images; the learning rate stays as it is")

@@ -22,11 +22,6 @@ class BestCheckpoint(ModelCheckpoint):
         if self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the epoch likewise where validation runs within the epoch."""
-        if self.monitor in trainer.callback_metrics:
-            super().on_train_epoch_end(trainer, pl_module)
-
 
 class CheckpointIO(TorchCheckpointIO):
     """Lightning's way of writing checkpoints; the error names the file that a full or protected disk does not take."""
@@ -45,8 +40,10 @@ class CheckpointIO(TorchCheckpointIO):
 
 def checkpoint_callbacks(folder: Path, task_name: str) -> list[ModelCheckpoint]:
     """Return the callbacks that write ``best.ckpt`` and ``last.ckpt`` of a task to a folder."""
-    last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    if task_name not in BEST_BY:
-        return [last]
-    best = BestCheckpoint(folder, "best", monitor=BEST_BY[task_name], mode="max", enable_version_counter=False)
-    return [best, last]
+    callbacks = [ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)]
+    if monitor := BEST_BY.get(task_name):
+        best = BestCheckpoint(
+            folder, "best", monitor, mode="max", save_on_train_epoch_end=False, enable_version_counter=False
+        )
+        callbacks.insert(0, best)
+    return callbacks

@@ -18,88 +18,66 @@ class LogProgress(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
+        self._progress = Progress("")
         self._images, self._since = 0, 0.0  # images of this epoch in this process, and when the epoch began
-        self._batches = 0  # of this validation
+        self._batches = 0  # of this validation or test
 
-    def _begin(self, trainer: pl.Trainer, title: str, total: float, unit: str = "batches", **state: Any) -> None:
+    def _begin(self, trainer: pl.Trainer, progress: Progress) -> None:
+        self._progress = progress
         if trainer.is_global_zero:
-            self._progress = Progress(title, total, unit, **state)
-            self._progress.start()
-
-    def _update(self, **state: Any) -> None:
-        if self._progress is not None:
-            self._progress.update(**state)
-
-    def _end(self, *, finished: bool = True) -> None:
-        if self._progress is not None:
-            self._progress.stop(finished=finished)
-            self._progress = None
+            progress.start()
 
     def on_train_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
         """Start to report the training; a resumed one from the step at which it resumes."""
         total, done = trainer.estimated_stepping_batches, trainer.global_step
-        self._begin(trainer, "training", total, "steps", done=done, status=epoch_of(trainer))
+        self._begin(trainer, Progress("training", total, "steps", done=done, status=epoch_of(trainer)))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
         """Begin to count the epoch's images."""
         self._images, self._since = 0, time.monotonic()
-        self._update(status=epoch_of(trainer))
+        self._progress.update(status=epoch_of(trainer))
 
     def on_train_batch_end(self, trainer: pl.Trainer, _task: pl.LightningModule, *hook: Any) -> None:
         """Report a step."""
         outputs, batch, index = hook
         self._images += len(batch["id"])
         rate = self._images * trainer.world_size / max(time.monotonic() - self._since, 1e-3)
-        status = (
-            f"{epoch_of(trainer)}, step {index + 1}/{trainer.num_training_batches}, "
-            f"loss {float(outputs['loss']):.4g}, {rate:.1f} images/s"
-        )
-        self._update(done=trainer.global_step, status=status)
-
-    def on_train_end(self, *_hook: Any) -> None:
-        """Stop."""
-        self._end()
+        step = f"step {index + 1}/{trainer.num_training_batches}"
+        status = f"{epoch_of(trainer)}, {step}, loss {float(outputs['loss']):.4g}, {rate:.1f} images/s"
+        self._progress.update(done=trainer.global_step, status=status)
 
     def on_validation_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
-        """Start to report a validation, unless it is part of a training."""
+        """Start to report a validation or a test, unless it is part of a training."""
         self._batches = 0
-        if trainer.sanity_checking:
-            self._begin(trainer, "trying the validation", sum(trainer.num_sanity_val_batches))
-        elif trainer.state.fn == TrainerFn.VALIDATING:
-            self._begin(trainer, "validating", sum(trainer.num_val_batches))
+        if trainer.state.fn != TrainerFn.FITTING:
+            total = sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
+            self._begin(trainer, Progress("testing" if trainer.testing else "validating", total, "batches"))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_hook: Any) -> None:
         """Report a batch; within a training as its status."""
         self._batches += 1
-        if trainer.sanity_checking or trainer.state.fn == TrainerFn.VALIDATING:
-            self._update(done=self._batches)
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._progress.update(done=self._batches)
         else:
             total = sum(trainer.num_val_batches)
-            self._update(status=f"{epoch_of(trainer)}, validation batch {self._batches}/{total}")
+            self._progress.update(status=f"{epoch_of(trainer)}, validation batch {self._batches}/{total}")
 
     def on_validation_end(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
         """Stop, unless a training continues."""
-        if trainer.sanity_checking or trainer.state.fn == TrainerFn.VALIDATING:
-            self._end()
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._progress.stop()
 
-    def on_test_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
-        """Start to report a test."""
-        self._batches = 0
-        self._begin(trainer, "testing", sum(trainer.num_test_batches))
-
-    def on_test_batch_end(self, *_hook: Any) -> None:
-        """Report a batch."""
-        self._batches += 1
-        self._update(done=self._batches)
-
-    def on_test_end(self, *_hook: Any) -> None:
+    def on_train_end(self, *_hook: Any) -> None:
         """Stop."""
-        self._end()
+        self._progress.stop()
+
+    on_test_start = on_validation_start  # type: ignore[assignment]
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
+    on_test_end = on_validation_end  # type: ignore[assignment]
 
     def on_exception(self, *_hook: Any) -> None:
         """Stop where the run does."""
-        self._end(finished=False)
+        self._progress.stop(finished=False)
 
 
 def epoch_of(trainer: pl.Trainer) -> str:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 
-from datamodules.files import file_sha256, write_atomically
+from datamodules.files import file_sha256, read_json, write_atomically
 from datamodules.sampling import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
@@ -113,11 +113,7 @@ def read_provenance(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Return the record in a run's folder (``attempts``, ``figures``, ``finished``); empty where there is none."""
-    try:
-        found = json.loads((folder / FILE).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(folder / FILE)
 
 
 def provenance_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -63,7 +63,7 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
         console.print(f"seed {seed}: {'resumes' if resumes else 'begins'}, in {folder}")
         arguments = [f"--output={folder}", f"--seed_everything={seed}", "--random_seeds=[]"]
         arguments += ["--ckpt_path=last"] if resumes else []
-        if status := run_process([*words, *arguments], f"seed {seed}").status:
+        if status := run_process([*words, *arguments], f"seed {seed}"):
             how = f"was ended by signal {status - 128}" if status > 128 else f"ended with status {status} (see above)"
             raise InputError(f"the training with seed {seed} {how}; the same command resumes there")
     write_figures(output, {seed: read_record(folder).get("figures", {}) for seed, folder in folders.items()})
@@ -80,23 +80,18 @@ def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
         InputError: a finished run has another configuration, or is from another revision of the code.
     """
     record = read_record(folder)
-    if not record.get("finished") or not record["attempts"]:
+    if not record.get("finished"):
         return False
     last = record["attempts"][-1]
-    if last.get("source") != source_revision(ALL_PACKAGES):
-        raise InputError(
-            f"{folder} holds a finished run of another revision of the code; remove it, or choose another output"
-        )
-    settings = [{key: value for key, value in each.items() if key not in FREE} for each in (last["config"], wanted)]
-    for key, found, now in differences(*settings):
-        raise InputError(
-            f"{folder} holds a finished run with {key} {found!r}, not {now!r}; give that, or choose another output"
-        )
+    found = last["config"] | {"revision": last["source"]}
+    for key, before, now in differences(found, {**wanted, "revision": source_revision(ALL_PACKAGES)}):
+        if key.partition(".")[0] not in FREE:
+            raise InputError(f"{folder} holds a finished run with {key} {before!r}, not {now!r}; choose another output")
     return True
 
 
 def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None:
-    """Print and write mean and standard deviation of the figures that all runs have.
+    """Print and write mean and sample standard deviation of the figures that all runs have.
 
     Args:
         output: folder for ``repeated_runs.json`` and ``repeated_runs.csv``.
