@@ -38,10 +38,8 @@ def check_process_count(world_size: int) -> None:
     """
     count, variable = _launched_processes()
     if count not in (1, world_size):
-        raise InputError(
-            f"{count} processes were started ({variable}={count}), and devices and num_nodes make {world_size}: give "
-            "the number of processes on each machine as devices, and of machines as num_nodes"
-        )
+        started = f"{count} processes were started ({variable}={count})"
+        raise InputError(f"{started}, and devices x num_nodes is {world_size}: give processes per machine and machines")
 
 
 def require_one_process(command: str) -> None:
@@ -55,11 +53,8 @@ def require_one_process(command: str) -> None:
     """
     count, variable = _launched_processes()
     if count > 1:
-        raise InputError(
-            f"{command} works in one process, and {count} were started ({variable}={count}): start it once, without "
-            "torchrun or srun; fit, validate, test, seeds generate, seeds refine and pseudo-label share their work "
-            "among several"
-        )
+        started = f"{count} were started ({variable}={count})"
+        raise InputError(f"{command} works in one process, and {started}: start it once, without torchrun or srun")
 
 
 def mean_over_processes(value: "Tensor") -> "Tensor":
@@ -67,7 +62,7 @@ def mean_over_processes(value: "Tensor") -> "Tensor":
     from torch import distributed
 
     mean = value.detach().float().clone()
-    if _several_processes():
+    if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()
     return mean
@@ -77,7 +72,7 @@ def gather_objects(value: Any) -> list[Any]:
     """Return the values of all processes in order of rank. All processes must call it."""
     from torch import distributed
 
-    if not _several_processes():
+    if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
@@ -90,9 +85,3 @@ def _launched_processes() -> tuple[int, str]:
         if mark in os.environ and variable in os.environ:
             return int(os.environ[variable]), variable
     return 1, ""
-
-
-def _several_processes() -> bool:
-    from torch import distributed
-
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

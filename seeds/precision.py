@@ -1,6 +1,6 @@
 """The floating-point precision that networks compute in, chosen by the processor at hand."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from datamodules.progress import print_message
 
@@ -35,10 +35,9 @@ def computes_bfloat16(accelerator: str) -> bool:
         return all(torch.cuda.get_device_capability(device) >= CUDA_CAPABILITY for device in devices)
     apple = torch.backends.mps.is_available()
     if accelerator == "cpu" or (accelerator == "auto" and not apple):
-        # torch computes bfloat16 convolutions with oneDNN alone; an older torch may lack `get_capabilities`
-        units: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        units = torch.cpu.get_capabilities()
         onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return onednn and any(units.get(name) for name in CPU_UNITS)
+        return onednn and any(units.get(name) for name in CPU_UNITS)  # bfloat16 convolutions are oneDNN's alone
     return False
 
 
@@ -54,8 +53,7 @@ def resolve_precision(precision: Precision, accelerator: str = "auto") -> Chosen
     """
     if precision != "auto":
         return precision
-    if computes_bfloat16(accelerator):
-        print_message("precision: bf16-mixed, as this processor computes bfloat16")
-        return "bf16-mixed"
-    print_message("precision: 32-true, as this processor does not compute bfloat16")
-    return "32-true"
+    native = computes_bfloat16(accelerator)
+    chosen: Chosen = "bf16-mixed" if native else "32-true"
+    print_message(f"precision: {chosen}, as this processor {'computes' if native else 'does not compute'} bfloat16")
+    return chosen

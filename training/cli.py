@@ -36,14 +36,8 @@ FUNCTIONS = {
     "seeds info": ("datamodules.seed_cache:print_info", "print the settings and sources of a seed cache"),
     "seeds import": ("seeds.import_seeds:import_seeds", "convert seeds of other tools to a seed cache"),
     "seeds export": ("seeds.export_seeds:export_seeds", "convert a seed cache to files of other tools"),
-    "pseudo-label": (
-        "training.pseudo_labels:pseudo_label",
-        "label training images by a trained network and their tags: a seed cache to train on",
-    ),
-    "evaluate": (
-        "training.evaluation.evaluate:evaluate",
-        "score a segmentation checkpoint or a folder of masks: IoU per class, metrics.json, a page of images",
-    ),
+    "pseudo-label": ("training.pseudo_labels:pseudo_label", "label training images by a trained network: a seed cache"),
+    "evaluate": ("training.evaluation.evaluate:evaluate", "score a segmentation checkpoint or masks: IoU per class"),
     "compare": ("training.evaluation.compare:compare", "compare the figures of several evaluations: compare A B ..."),
     "predict": ("training.predict:predict", "write masks for images"),
     "export": ("training.export:export", "write a trained network as TorchScript, ONNX or in SMP's format"),

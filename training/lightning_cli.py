@@ -27,11 +27,9 @@ from seeds.classifier import ClassifierTask
 from seeds.distributed import check_process_count, launched_devices, require_one_process
 from seeds.precision import Precision, resolve_precision
 from training.parsers import OneSentenceErrors
-from training.runs.callbacks import LossGuard, StepSeed, UpdateCount
-from training.runs.checkpoint_files import CheckpointIO, checkpoint_callbacks
+from training.runs.callbacks import CheckpointIO, LogProgress, LossGuard, StepSeed, UpdateCount, checkpoint_callbacks
 from training.runs.image_panels import ImagePanels
 from training.runs.loggers import ResumableCSVLogger, ResumableWandbLogger
-from training.runs.progress import LogProgress
 from training.runs.provenance_record import RunRecord
 from training.runs.repeated_runs import fit_repeatedly, seed_list
 from training.segmentation_task import SegmentationTask
@@ -63,11 +61,7 @@ class AutoPrecisionTrainer(pl.Trainer):
     """
 
     def __init__(
-        self,
-        *,
-        accelerator: str | Accelerator = "auto",
-        precision: Precision | _PRECISION_INPUT = "auto",
-        **kwargs: Any,
+        self, accelerator: str | Accelerator = "auto", precision: Precision | _PRECISION_INPUT = "auto", **kwargs: Any
     ) -> None:
         if precision == "auto":
             precision = resolve_precision("auto", str(accelerator))
@@ -88,11 +82,7 @@ class TagToMaskCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the Trainer's methods that are commands, each with the arguments that the CLI itself provides."""
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "validate": {"model", "dataloaders", "datamodule"},
-            "test": {"model", "dataloaders", "datamodule"},
-        }
+        return {name: given for name, given in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run itself, and link the data's classes to the model's."""
@@ -100,9 +90,7 @@ class TagToMaskCLI(LightningCLI):
         parser.add_argument("--output", type=str, default="runs/latest", help=text)
         text = "log to Weights & Biases as well, with images: disabled, offline (no account needed) or online"
         parser.add_argument("--wandb", type=Literal["disabled", "offline", "online"], default="disabled", help=text)
-        text = (
-            "fit: train once for each seed, as in 0,1,2, in output/seed-0 and so on; print mean and standard deviation"
-        )
+        text = "fit: train once for each seed, as in 0,1,2, in output/seed-0 and so on, and print mean and std"
         parser.add_argument("--random_seeds", type=list[int] | str | None, default=None, help=text)
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate", compute_fn=list)
 

@@ -49,12 +49,11 @@ class ImagePanels(pl.Callback):
         if not (loggers and isinstance(task, SegmentationTask) and trainer.is_global_zero and len(batch["image"])):
             return
         few = {name: value[: self.images] for name, value in batch.items()}
-        modes = {module: module.training for module in task.modules()}
+        training = task.training
         task.eval()
         with torch.no_grad():
             scores = task(few["image"])
-        for module, mode in modes.items():
-            module.training = mode
+        task.train(training)  # frozen blocks stay in eval mode
         panels = [batch_panel(few, scores, index) for index in range(len(few["image"]))]
         step = max(trainer.global_step - 1, 0)  # the step under which Lightning logs the figures of this batch
         for logger in loggers:

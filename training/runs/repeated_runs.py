@@ -1,7 +1,5 @@
 """Several trainings that differ only in their seed, and mean and standard deviation of their figures."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,26 +92,24 @@ def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None
     """Print and write mean and sample standard deviation of the figures that all runs have.
 
     Args:
-        output: folder for ``repeated_runs.json`` and ``repeated_runs.csv``.
+        output: folder for ``repeated_runs.json``.
         runs: figures of each seed by name.
     """
     output.mkdir(parents=True, exist_ok=True)
-    names = [name for name in next(iter(runs.values())) if all(name in run for run in runs.values())]
-    titles = ["figure", "mean", "std", *(f"seed-{seed}" for seed in runs)]
-    rows: list[list[Any]] = []
-    for name in names:
-        values = [run[name] for run in runs.values()]
-        rows.append([name, fmean(values), stdev(values) if len(values) > 1 else None, *values])
+    table = Table(
+        "figure", "mean", "std", *(f"seed-{seed}" for seed in runs), title=f"last validation, {len(runs)} seeds"
+    )
+    figures: dict[str, dict[str, float | None]] = {}
+    for name in next(iter(runs.values())):
+        values = [run[name] for run in runs.values() if name in run]
+        if len(values) == len(runs):
+            mean, std = fmean(values), stdev(values) if len(values) > 1 else None
+            figures[name] = {"mean": mean, "std": std}
+            table.add_row(name, *("" if value is None else f"{value:.4f}" for value in (mean, std, *values)))
     content = {
         "random_seeds": list(runs),
-        "figures": {name: {"mean": mean, "std": std} for name, mean, std, *_ in rows},
+        "figures": figures,
         "runs": {str(seed): dict(run) for seed, run in runs.items()},
     }
     write_atomically(output / "repeated_runs.json", (json.dumps(content, indent=1) + "\n").encode())
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([titles, *rows])
-    write_atomically(output / "repeated_runs.csv", file.getvalue().encode())
-    table = Table(*titles, title=f"last validation, {len(runs)} seeds")
-    for name, *values in rows:
-        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
-    Console().print(table if rows else "the validations gave no figures")
+    Console().print(table if figures else "the validations gave no figures")
