@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
+from datetime import timedelta
 from typing import Self, TypeVar
 
 import rich.progress
@@ -14,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-__all__ = ["STAGE", "Progress", "duration", "print_message", "track"]
+__all__ = ["STAGE", "Progress", "print_message", "track"]
 
 STAGE = "TAG2MASK_STAGE"  # environment variable: the recipe stage that this process runs; its lines begin with it
 INTERVAL = 20.0  # seconds between two lines of a log file
@@ -96,7 +97,7 @@ class Progress:
             self._bar.stop()
         else:
             self._thread.join()
-            time_taken = duration(time.monotonic() - self._start)
+            time_taken = timedelta(seconds=round(time.monotonic() - self._start))
             write_line(self._line(f" in {time_taken}" if finished else f" done, stopped after {time_taken}"))
 
     def _write_lines(self) -> None:
@@ -111,7 +112,7 @@ class Progress:
             rate = (done - self._first) / max(time.monotonic() - self._start, 1e-3)  # some clocks tick slowly
             parts.append(f"{rate:{'.1f' if rate >= 10 else '.2g'}} {self._unit}/s")
             if end is None and self._total is not None and done < self._total:
-                parts.append(f"about {duration((self._total - done) / rate)} left")
+                parts.append(f"{timedelta(seconds=round((self._total - done) / rate))} left")
         if end is None and status:
             parts.append(status)
         return f"{self._title}: {', '.join(parts)}"
@@ -130,14 +131,6 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
         for item in items:
             yield item
             progress.advance()
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words: ``40 s``, ``12 min``, ``2 h 5 min``."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{math.ceil(seconds)} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @rank_zero_only

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("tag2mask", "torch", "torchvision", "segmentation_models_pytorch", "timm", "numpy", "albumentations")
-CHANGES = "+changes"  # appended to the revision of a checkout whose tracked files have changed
 GIT_SECONDS = 5
 _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in the hooks of another repository
 
@@ -51,12 +50,17 @@ def git_revision(root: Path) -> str | None:
     """
     if not (root / ".git").exists():
         return None
-    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40",
-               f"--dirty={CHANGES}"]  # fmt: skip
+    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40"]
     here = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     try:
         done = subprocess.run(  # noqa: S603  fixed words
-            command, env=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=GIT_SECONDS, check=True
+            [*command, "--dirty=+changes"],
+            env=here,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

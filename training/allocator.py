@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 
 __all__ = ["keep_freed_memory"]
 
@@ -18,11 +19,8 @@ def keep_freed_memory() -> None:
     ``GLIBC_TUNABLES`` of ``glibc.malloc``).
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc." in tunables:
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, LARGEST)
+    configured = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc." in tunables
+    if platform.libc_ver()[0] == "glibc" and not configured:
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, LARGEST)

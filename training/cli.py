@@ -95,7 +95,7 @@ def dispatch(words: list[str]) -> None:
     """
     first = words[0] if words else "--help"
     if first in ("-h", "--help") or (first == "seeds" and words[1:] in ([], ["-h"], ["--help"])):
-        sys.stdout.write(overview("seeds" if first == "seeds" else ""))
+        sys.stdout.write(overview())
         return
     if first == "--version":
         sys.stdout.write(f"tag2mask {version('tag2mask')}\n")
@@ -123,11 +123,11 @@ def dispatch(words: list[str]) -> None:
         raise UsageError(f"there is no command '{name}'{nearest(name, [*LIGHTNING, *FUNCTIONS, *RECIPE])}")
 
 
-def overview(group: str) -> str:
-    """Return the page of ``--help``: the commands, or those of a group, in a line each."""
+def overview() -> str:
+    """Return the page of ``--help``: the commands, in a line each."""
     about = LIGHTNING | {name: line for name, (_, line) in FUNCTIONS.items()} | RECIPE
-    rows = "".join(f"  {name:<18}{line}\n" for name, line in about.items() if name.startswith(group))
-    return f"""usage: tag2mask {group}{" " if group else ""}COMMAND [--config FILE.yaml] [--option value ...]
+    rows = "".join(f"  {name:<18}{line}\n" for name, line in about.items())
+    return f"""usage: tag2mask COMMAND [--config FILE.yaml] [--option value ...]
 
 Segmentation networks from image tags alone: tags -> classifier -> Grad-CAM seeds -> SEC -> masks.
 

@@ -65,7 +65,10 @@ class AutoPrecisionTrainer(pl.Trainer):
     ) -> None:
         if precision == "auto":
             precision = resolve_precision("auto", str(accelerator))
-        super().__init__(accelerator=accelerator, precision=precision, **kwargs)
+        try:
+            super().__init__(accelerator=accelerator, precision=precision, **kwargs)
+        except ValueError as error:  # SLURM's tasks do not match the devices
+            raise InputError(f"trainer: {error}") from error
         check_process_count(self.world_size)
         if kwargs.get("sync_batchnorm") and self.world_size > 1 and self.strategy.root_device.type == "cpu":
             raise InputError("sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out")
@@ -133,12 +136,7 @@ class TagToMaskCLI(LightningCLI):
             "default_root_dir": given.default_root_dir or str(folder), "logger": logger, "callbacks": callbacks,
             "devices": devices, "num_nodes": num_nodes, "plugins": [CheckpointIO(), *(given.plugins or [])],
         }  # fmt: skip
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except InputError:
-            raise
-        except ValueError as error:  # of Lightning, where SLURM's tasks do not match its devices
-            raise InputError(f"trainer: {error}") from error
+        return super().instantiate_trainer(**kwargs)
 
     def plain_config(self) -> dict[str, Any]:
         """Return the whole configuration of the command, in plain JSON values."""

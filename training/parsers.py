@@ -135,14 +135,11 @@ def read_signature(target: str) -> Callable[..., Any]:
         target: ``module:function``.
 
     Raises:
-        ImportError: the module does not exist.
         NameError: the top level of the module does not define a name in the signature.
     """
     module, name = target.split(":")
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ImportError(f"there is no module {module}")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    path = Path(getattr(find_spec(module), "origin", ""))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     del function.body[1:]  # all but the docstring
     names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
@@ -155,7 +152,7 @@ def read_signature(target: str) -> Callable[..., Any]:
             names |= {each.id for each in ast.walk(node.value) if isinstance(each, ast.Name)}
             needed.append(node)
     namespace: dict[str, Any] = {"__name__": __name__}  # jsonargparse imports the module that a function names
-    code = compile(ast.Module([*reversed(needed), function], []), spec.origin, "exec")
+    code = compile(ast.Module([*reversed(needed), function], []), path, "exec")
     exec(code, namespace)  # noqa: S102  the program's source
     return cast("Callable[..., Any]", namespace[name])
 

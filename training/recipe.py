@@ -39,7 +39,7 @@ from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revi
 from training.command_process import run_process
 from training.parsers import config_path, nearest
 
-__all__ = ["PATH_OPTIONS", "Recipe", "Stage", "is_path", "read_recipe", "run_recipe"]
+__all__ = ["PATH_OPTIONS", "Stage", "is_path", "read_recipe", "run_recipe"]
 
 STAGES = "stages"  # the recipe's key, and the folder of the records in its output
 RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
@@ -79,34 +79,24 @@ class Stage:
     options: dict[str, Any]
     needs: tuple[str, ...]
 
-    def resolved_options(self, output: Path) -> dict[str, Any]:
-        """Return the options with the folders of other stages filled in, and with the stage's folder as ``output``."""
-        options: dict[str, Any] = substitute(self.options, {name: str(output / name) for name in self.needs})
-        return options | {"output": str(output / self.name)}
+    def write_options(self, path: Path, output: Path) -> list[str]:
+        """Write the options to a YAML, with the folders of the recipe's output filled in; return the command line."""
+        options = substitute(self.options, {name: str(output / name) for name in self.needs})
+        options |= {"output": str(output / self.name)}
+        write_atomically(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode())
+        return [*self.command.split(), f"--config={path}"]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A whole experiment.
-
-    Attributes:
-        path: the YAML.
-        output: folder in which each stage has a folder.
-        stages: in order; each refers to earlier stages only.
-    """
-
-    path: Path
-    output: Path
-    stages: tuple[Stage, ...]
-
-
-def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, Any]) -> Recipe:
+def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, Any]) -> tuple[Path, list[Stage]]:
     """Read a recipe.
 
     Args:
         path: YAML with ``output``, ``stages`` and, if needed, ``settings``: values that options refer to by name.
         commands: all commands of the program.
         given: values that replace the YAML's ``output`` and settings.
+
+    Returns:
+        The folder in which each stage has a folder, and the stages in order; each refers to earlier stages only.
 
     Raises:
         UsageError: the recipe is invalid; the message names the stage.
@@ -131,7 +121,7 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, Any]) -
             raise UsageError(f"stage '{name}': {error}") from error
     if not stages:
         raise UsageError(f"'{STAGES}' names no stage")
-    return Recipe(path, Path(output), tuple(stages.values()))
+    return Path(output), list(stages.values())
 
 
 def _read_stage(
@@ -175,13 +165,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _mapping(value: Any, title: str, known: Sequence[str] = ()) -> dict[str, Any]:
     """Return a mapping of a YAML, empty for None; its keys must be names, and among ``known`` if that is given."""
     content = {} if value is None else value
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{title} is not a mapping of names to values")
-    for key in content:
-        if not isinstance(key, str):
-            raise UsageError(f"{title} has the key {key!r}, which is no name")
-        if known and key not in known:
-            raise UsageError(f"there is no option '{key}'{nearest(key, known)}")
+    if known and (unknown := next((key for key in content if key not in known), None)):
+        raise UsageError(f"there is no option '{unknown}'{nearest(unknown, known)}")
     return content
 
 
@@ -260,21 +247,25 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         raise UsageError("the recipe is missing: tag2mask run --config FILE")
     path, names = Path(config_path(given.pop("config"))), given.pop(STAGES, "").split(",")
     try:
-        recipe = read_recipe(path, commands, given)
+        output, stages = read_recipe(path, commands, given)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    known = [stage.name for stage in recipe.stages]
+    known = [stage.name for stage in stages]
     wanted = {name for name in names if name} or set(known)
     if unknown := next(iter(wanted - set(known)), None):
         raise UsageError(f"{path} has no stage '{unknown}'{nearest(unknown, known)}")
-    for stage in reversed(recipe.stages):
+    for stage in reversed(stages):
         wanted |= set(stage.needs) if stage.name in wanted else set()
-    (recipe.output / STAGES).mkdir(parents=True, exist_ok=True)
+    (output / STAGES).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(recipe.output / STAGES / "lock", blocking=False, fallback_to_soft=False):
-            Runner(recipe, dispatch).run([stage for stage in recipe.stages if stage.name in wanted])
+        with FileLock(output / STAGES / "lock", blocking=False, fallback_to_soft=False):
+            Runner(output, dispatch).run([stage for stage in stages if stage.name in wanted])
+            if known[-1] in wanted and (output / known[-1] / RESULT_FILES[0]).is_file():
+                for file in (output / known[-1] / name for name in RESULT_FILES):
+                    if file.is_file():
+                        write_atomically(output / file.name, file.read_bytes())
     except Timeout as error:
-        raise InputError(f"another process runs a recipe in {recipe.output}; wait for it, or stop it") from error
+        raise InputError(f"another process runs a recipe in {output}; wait for it, or stop it") from error
 
 
 class StageResult:
@@ -330,8 +321,8 @@ class StageResult:
 class Runner:
     """Runs the stages of a recipe."""
 
-    def __init__(self, recipe: Recipe, dispatch: Callable[[list[str]], None]) -> None:
-        self.recipe, self.output, self._dispatch = recipe, recipe.output, dispatch
+    def __init__(self, output: Path, dispatch: Callable[[list[str]], None]) -> None:
+        self.output, self._dispatch = output, dispatch
         self.keys: dict[str, str] = {}  # of the stages so far
         self._console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -350,7 +341,9 @@ class Runner:
             for stage in waiting:
                 try:
                     with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
-                        self._dispatch([*self._words(stage, Path(folder, "stage.yaml")), "--print_config"])
+                        self._dispatch(
+                            [*stage.write_options(Path(folder, "stage.yaml"), self.output), "--print_config"]
+                        )
                 except InputError as error:
                     raise UsageError(f"stage '{stage.name}': {error}") from None
         names = ", ".join(stage.name for stage in waiting) or "none"
@@ -360,14 +353,14 @@ class Runner:
             record, state = self._run_or_keep(stage, f"stage {number} of {len(stages)}: {stage.name}")
             shown = {name: value for name, value in record.items() if name not in ("dependencies", "files")}
             reports.append({"name": stage.name, "command": stage.command, "state": state, **shown})
-        summary = {"recipe": str(self.recipe.path), "output": str(self.output), "stages": reports}
+        summary = {"output": str(self.output), "stages": reports}
         write_atomically(self.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-        last = self.recipe.stages[-1]
-        if last in stages and (self.output / last.name / RESULT_FILES[0]).is_file():
-            for file in (self.output / last.name / name for name in RESULT_FILES):
-                if file.is_file():
-                    write_atomically(self.output / file.name, file.read_bytes())
-        Console().print(summary_table(summary))
+        table = Table("stage", "state", "minutes (+: since resumed)", "figures in %", title=str(self.output))
+        for report in reports:
+            minutes = f"{report['seconds'] / 60:.1f}{'+' if report['resumed'] else ''}"
+            figures = ", ".join(f"{name} {100 * value:.1f}" for name, value in report["figures"].items())
+            table.add_row(Text(report["name"]), report["state"], minutes, Text(figures))
+        Console().print(table)
 
     def _run_or_keep(self, stage: Stage, title: str) -> tuple[dict[str, Any], str]:
         """Run a stage or keep its result; return the record, and ``done`` or ``kept``.
@@ -393,7 +386,7 @@ class Runner:
                 break
         self._console.print(f"[{title}] {stage.command}: {reason}", style="bold")
         resume_arguments, start = result.begin(key), time.monotonic()
-        words = self._words(stage, self.output / STAGES / f"{stage.name}.yaml")
+        words = stage.write_options(self.output / STAGES / f"{stage.name}.yaml", self.output)
         if status := run_process([*words, *(resume_arguments or [])], title):
             how = f"was killed by signal {status - 128}" if status > 128 else f"failed with exit status {status}"
             error = InputError(f"stage '{stage.name}' (tag2mask {stage.command}) {how}; the same command resumes here")
@@ -413,12 +406,6 @@ class Runner:
         write_atomically(result.record_path, (json.dumps(record, indent=1) + "\n").encode())
         _remove(result.old, result.old_record_path)
         return record, "done"
-
-    def _words(self, stage: Stage, path: Path) -> list[str]:
-        """Write a stage's options to a YAML and return its command line."""
-        options = yaml.safe_dump(stage.resolved_options(self.output), sort_keys=False, allow_unicode=True)
-        write_atomically(path, options.encode())
-        return [*stage.command.split(), f"--config={path}"]
 
     def _key(self, stage: Stage, source: Mapping[str, str] | None = None) -> tuple[str, dict[str, Any]]:
         """Return a digest of all that a stage's result depends on, and the dependencies in plain JSON values.
@@ -460,16 +447,6 @@ def read_figures(folder: Path) -> dict[str, float]:
     figures = {**metrics, **training, "miou without CRF": (metrics.get("without_crf") or {}).get("miou")}
     main = ("miou", "val/map", "val/miou")
     return {name: value for name, value in figures.items() if name.startswith(main) and isinstance(value, int | float)}
-
-
-def summary_table(summary: Mapping[str, Any]) -> Table:
-    """Return each stage's state, minutes and figures; those of a kept stage are from its run."""
-    table = Table("stage", "state", "minutes (+: since resumed)", "figures in %", title=str(summary["output"]))
-    for stage in summary["stages"]:
-        minutes = f"{stage['seconds'] / 60:.1f}{'+' if stage['resumed'] else ''}"
-        figures = ", ".join(f"{name} {100 * value:.1f}" for name, value in stage["figures"].items())
-        table.add_row(Text(stage["name"]), stage["state"], minutes, Text(figures))
-    return table
 
 
 def _remove(*paths: Path) -> None:

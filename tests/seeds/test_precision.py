@@ -6,6 +6,7 @@ import torch
 import seeds.precision
 from datamodules.seed_cache import SeedCache
 from seeds.generate import generate_seeds
+from seeds.job_options import JobOptions
 from seeds.precision import computes_bfloat16, resolve_precision
 
 
@@ -78,7 +79,7 @@ def test_the_choice_is_printed_and_can_be_overridden(monkeypatch, capsys, native
 def test_seeds_are_generated_in_it_and_say_so(checkpoint, tmp_path, monkeypatch, native, expected):
     monkeypatch.setattr(seeds.precision, "computes_bfloat16", lambda _accelerator: native)
     generate_seeds(checkpoint, tmp_path / "auto")
-    generate_seeds(checkpoint, tmp_path / "given", precision=expected)
+    generate_seeds(checkpoint, tmp_path / "given", job=JobOptions(precision=expected))
     for name in ("auto", "given"):
         assert SeedCache(tmp_path / name).settings["precision"] == expected
     one, other = ((tmp_path / name / "shard-00000.safetensors").read_bytes() for name in ("auto", "given"))

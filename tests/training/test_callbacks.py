@@ -70,8 +70,8 @@ def test_a_training_reports_epoch_step_loss_speed_and_time_left(voc, cues, tmp_p
     lines = capsys.readouterr().err.splitlines()
     training = [line for line in lines if line.startswith("training: ")]
     assert training[0] == "training: 0/6 steps, epoch 1/2"
-    assert re.fullmatch(r"training: 6/6 steps in \d+ s, \d+(\.\d+)? steps/s", training[-1])
-    pattern = rf"training: (\d)/6 steps, \d+(\.\d+)? steps/s, about \d+ s left, {STEP}"
+    assert re.fullmatch(r"training: 6/6 steps in \d:\d\d:\d\d, \d+(\.\d+)? steps/s", training[-1])
+    pattern = rf"training: (\d)/6 steps, \d+(\.\d+)? steps/s, \d:\d\d:\d\d left, {STEP}"
     found = [match for line in training if (match := re.fullmatch(pattern, line))]
     assert {match[3] for match in found} == {"1", "2"}
     assert all(int(match[1]) == 3 * int(match[3]) - 3 + int(match[4]) for match in found)
@@ -86,7 +86,7 @@ def test_a_resumed_training_reports_all_of_it(voc, cues, tmp_path, capsys):
     assert fit(voc, cues, tmp_path / "run", LOUD, "--trainer.max_epochs=2", "--ckpt_path=last") == 0
     training = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]
     assert training[0] == "training: 3/6 steps, epoch 2/2"
-    assert re.fullmatch(r"training: 6/6 steps in \d+ s, \d+(\.\d+)? steps/s", training[-1])
+    assert re.fullmatch(r"training: 6/6 steps in \d:\d\d:\d\d, \d+(\.\d+)? steps/s", training[-1])
 
 
 @pytest.mark.parametrize(("command", "name"), [("validate", "validating"), ("test", "testing")])
@@ -94,14 +94,14 @@ def test_a_validation_reports_its_batches(voc, cues, tmp_path, capsys, command, 
     assert fit(voc, cues, tmp_path / "run", LOUD, command=command) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(name)]
     assert lines[0] == f"{name}: 0/2 batches"
-    assert re.match(rf"{name}: 2/2 batches in \d+ s, ", lines[-1])
+    assert re.match(rf"{name}: 2/2 batches in \d:\d\d:\d\d, ", lines[-1])
 
 
 def test_an_error_ends_the_report(voc, cues, tmp_path, capsys):
     words = ["--model.lr=1e30", "--trainer.max_epochs=9"]
     assert fit(voc, cues, tmp_path / "run", LOUD, *words) == 1
     *_, last, complaint = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"training: \d+/27 steps done, stopped after \d+ s(, \d+(\.\d+)? steps/s)?", last)
+    assert re.fullmatch(r"training: \d+/27 steps done, stopped after \d:\d\d:\d\d(, \d+(\.\d+)? steps/s)?", last)
     assert complaint.startswith("tag2mask: ")
 
 

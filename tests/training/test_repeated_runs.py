@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from datamodules.errors import InputError
-from tests.training.fits import fit
+from tests.training.fits import fit, read_record
 from training.cli import main
 from training.runs import repeated_runs
-from training.runs.provenance_record import read_record
 from training.runs.repeated_runs import seed_list
 from training.segmentation_task import SegmentationTask
 

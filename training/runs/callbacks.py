@@ -57,10 +57,11 @@ class LossGuard(pl.Callback):
         bad = not torch.isfinite(loss)
         if trainer.strategy.reduce_boolean_decision(bad, all=False):
             found = [each for each in gather_objects((loss.item(), self._ids) if bad else None) if each]
-            names = [name for _, ids in found for name in ids]
-            step = f"step {trainer.global_step} (epoch {trainer.current_epoch})"
-            images = f"its images: {', '.join(names)}. The run ends here"
-            raise InputError(f"the loss of {step} is {found[0][0]}; {images}; a lower learning rate (lr) often helps")
+            images = ", ".join(name for _, ids in found for name in ids)
+            where = f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {found[0][0]}"
+            raise InputError(
+                f"{where}; its images: {images}. The run ends here; a lower learning rate (lr) often helps"
+            )
 
 
 class UpdateCount(pl.Callback):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 
-from datamodules.files import file_sha256, read_json, write_atomically
+from datamodules.files import file_sha256, write_atomically
 from datamodules.sampling import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
 
-__all__ = ["RunRecord", "provenance_lines", "read_provenance", "read_record"]
+__all__ = ["RunRecord", "provenance_lines", "read_provenance"]
 
 FILE, KEY = "provenance.json", "provenance"
 PACKAGES = ("pytorch-lightning", "opencv-python-headless")  # in addition to those of seeds
@@ -82,9 +81,9 @@ class RunRecord(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
         """Keep the figures."""
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if not trainer.sanity_checking:
-            self.figures = {name: value for name, value in found.items() if math.isfinite(value)}
+            found = trainer.callback_metrics.items()
+            self.figures = {name: float(value) for name, value in found if name.startswith("val/") and value.isfinite()}
 
     def on_save_checkpoint(self, _trainer: pl.Trainer, _task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record to a checkpoint, in plain values."""
@@ -111,11 +110,6 @@ def read_provenance(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(plain) if attempts else None
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return the record in a run's folder (``attempts``, ``figures``, ``finished``); empty where there is none."""
-    return read_json(folder / FILE)
-
-
 def provenance_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield names and values of a record's main facts, for people; several attempts are named where they differ."""
     attempts = record["attempts"]
@@ -129,6 +123,5 @@ def provenance_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     data = last.get("data", {})
     yield "images", f"{data.get('images')} (list {str(data.get('images_sha256'))[:12]}…)"
     if cache := last.get("cache"):
-        checksum = cache.get("classifier_sha256")
-        classifier = f"by {str(checksum)[:12]}…" if checksum else "imported"
+        classifier = f"by {cache['classifier_sha256'][:12]}…" if cache.get("classifier_sha256") else "imported"
         yield "seed cache", f"{cache.get('path')} (fingerprint {str(cache.get('fingerprint'))[:12]}…, {classifier})"

@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.errors import InputError
-from datamodules.files import differences, write_atomically
+from datamodules.files import differences, read_json, write_atomically
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.command_process import run_process
-from training.runs.provenance_record import read_record
 
 __all__ = ["fit_repeatedly", "seed_list"]
 
@@ -64,7 +63,9 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
         if status := run_process([*words, *arguments], f"seed {seed}"):
             how = f"was ended by signal {status - 128}" if status > 128 else f"ended with status {status} (see above)"
             raise InputError(f"the training with seed {seed} {how}; the same command resumes there")
-    write_figures(output, {seed: read_record(folder).get("figures", {}) for seed, folder in folders.items()})
+    write_figures(
+        output, {seed: read_json(folder / "provenance.json").get("figures", {}) for seed, folder in folders.items()}
+    )
 
 
 def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
@@ -77,7 +78,7 @@ def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     Raises:
         InputError: a finished run has another configuration, or is from another revision of the code.
     """
-    record = read_record(folder)
+    record = read_json(folder / "provenance.json")
     if not record.get("finished"):
         return False
     last = record["attempts"][-1]
@@ -88,7 +89,7 @@ def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     return True
 
 
-def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None:
+def write_figures(output: Path, runs: dict[int, dict[str, float]]) -> None:
     """Print and write mean and sample standard deviation of the figures that all runs have.
 
     Args:
@@ -96,20 +97,14 @@ def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None
         runs: figures of each seed by name.
     """
     output.mkdir(parents=True, exist_ok=True)
-    table = Table(
-        "figure", "mean", "std", *(f"seed-{seed}" for seed in runs), title=f"last validation, {len(runs)} seeds"
-    )
+    table = Table("figure", "mean", "std", *(f"seed-{seed}" for seed in runs), title="last validation")
     figures: dict[str, dict[str, float | None]] = {}
     for name in next(iter(runs.values())):
         values = [run[name] for run in runs.values() if name in run]
         if len(values) == len(runs):
-            mean, std = fmean(values), stdev(values) if len(values) > 1 else None
-            figures[name] = {"mean": mean, "std": std}
-            table.add_row(name, *("" if value is None else f"{value:.4f}" for value in (mean, std, *values)))
-    content = {
-        "random_seeds": list(runs),
-        "figures": figures,
-        "runs": {str(seed): dict(run) for seed, run in runs.items()},
-    }
+            figures[name] = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
+            cells = (*figures[name].values(), *values)
+            table.add_row(name, *("" if value is None else f"{value:.4f}" for value in cells))
+    content = {"random_seeds": list(runs), "figures": figures, "runs": runs}
     write_atomically(output / "repeated_runs.json", (json.dumps(content, indent=1) + "\n").encode())
     Console().print(table if figures else "the validations gave no figures")
