@@ -50,17 +50,12 @@ def git_revision(root: Path) -> str | None:
     """
     if not (root / ".git").exists():
         return None
-    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40"]
+    options = ["--always", "--exclude=*", "--abbrev=40", "--dirty=+changes"]
+    command = ["git", "--no-optional-locks", "-C", str(root), "describe", *options]
     here = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     try:
         done = subprocess.run(  # noqa: S603  fixed words
-            [*command, "--dirty=+changes"],
-            env=here,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=GIT_SECONDS,
-            check=True,
+            command, env=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=GIT_SECONDS, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -4,9 +4,9 @@ In the recipe's output, ``STAGE`` is the folder that a stage writes, and ``stage
 
 ==============  ======================================================================================================
 ``STAGE.yaml``  its options: ``tag2mask COMMAND --config STAGE.yaml`` runs the same stage by hand
-``STAGE.json``  its record. While it runs: only the key. Afterwards also all that the key is computed from, names and
-                sizes of the files written, seconds and figures
-``.STAGE.old``  the result of other settings, until the new one is complete; its record is ``.STAGE.old.json``
+``STAGE.json``  its record. While it runs: its key, and the record of the earlier result. Afterwards also all that
+                the key is computed from, names and sizes of the files written, seconds and figures
+``.STAGE.old``  the result of other settings, until the new one is complete
 ==============  ======================================================================================================
 """
 
@@ -23,6 +23,7 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -277,22 +278,20 @@ class StageResult:
     """
 
     def __init__(self, output: Path, stage: Stage) -> None:
-        records = output / STAGES
-        self.stage, self.folder, self.record_path = stage, output / stage.name, records / f"{stage.name}.json"
-        self.old, self.old_record_path = records / f".{stage.name}.old", records / f".{stage.name}.old.json"
+        self.stage, self.folder, self.old = stage, output / stage.name, output / STAGES / f".{stage.name}.old"
+        self.record_path = output / STAGES / f"{stage.name}.json"
 
     def kept(self, key: str) -> dict[str, Any] | None:
         """Return the record of a complete result of this key, or None; an earlier result of this key is put back."""
-        for record_path, folder in ((self.record_path, self.folder), (self.old_record_path, self.old)):
-            record = read_json(record_path)
+        last = read_json(self.record_path)
+        for record, folder in product((last, last.get("old") or {}), (self.folder, self.old)):
             complete = record.get("key") == key and "files" in record
             if complete and record["files"].items() <= file_sizes(folder).items():  # a user may have added files
                 if folder == self.old:
-                    write_atomically(self.record_path, record_path.read_bytes())
+                    write_atomically(self.record_path, json.dumps({**record, "old": record}).encode())
                     _remove(self.folder)
                     self.old.rename(self.folder)
-                _remove(self.old, self.old_record_path)
-                return record
+                return dict(record)
         return None
 
     def begin(self, key: str) -> list[str] | None:
@@ -310,11 +309,11 @@ class StageResult:
             if any(self.folder.glob("*.safetensors")):  # shards of the same settings are kept, others replaced
                 return ["--overwrite=true"]
         if "files" in record and record["key"] != key and self.folder.exists():
-            _remove(self.old, self.old_record_path)
-            write_atomically(self.old_record_path, self.record_path.read_bytes())
+            _remove(self.old)
             self.folder.rename(self.old)
         _remove(self.folder)
-        write_atomically(self.record_path, json.dumps({"key": key}).encode())
+        old = record if "files" in record else record.get("old")
+        write_atomically(self.record_path, json.dumps({"key": key, "old": old}).encode())
         return None
 
 
@@ -340,10 +339,9 @@ class Runner:
         with tempfile.TemporaryDirectory() as folder:
             for stage in waiting:
                 try:
+                    words = stage.write_options(Path(folder, "stage.yaml"), self.output)
                     with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
-                        self._dispatch(
-                            [*stage.write_options(Path(folder, "stage.yaml"), self.output), "--print_config"]
-                        )
+                        self._dispatch([*words, "--print_config"])
                 except InputError as error:
                     raise UsageError(f"stage '{stage.name}': {error}") from None
         names = ", ".join(stage.name for stage in waiting) or "none"
@@ -351,7 +349,7 @@ class Runner:
         reports = []
         for number, stage in enumerate(stages, 1):
             record, state = self._run_or_keep(stage, f"stage {number} of {len(stages)}: {stage.name}")
-            shown = {name: value for name, value in record.items() if name not in ("dependencies", "files")}
+            shown = {name: value for name, value in record.items() if name not in ("dependencies", "files", "old")}
             reports.append({"name": stage.name, "command": stage.command, "state": state, **shown})
         summary = {"output": str(self.output), "stages": reports}
         write_atomically(self.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
@@ -377,18 +375,14 @@ class Runner:
         if (record := result.kept(key)) is not None:
             self._console.print(f"[{title}] {stage.command}: kept", style="bold")
             return record, "kept"
-        last, reason = read_json(result.record_path).get("dependencies"), "not made yet"
-        if last is not None:
-            reason = "files are missing, or have changed since"
-            for name, before, now in differences(last, dependencies):
-                option = name.startswith("options.")
-                reason = f"{name[8:]} is {now!r}, was {before!r}" if option else f"{name} has changed"
-                break
+        last = read_json(result.record_path).get("dependencies")
+        changed = next((name for name, _, _ in differences(last or {}, dependencies)), "a file of the result")
+        reason = f"{changed} has changed" if last else "not made yet"
         self._console.print(f"[{title}] {stage.command}: {reason}", style="bold")
         resume_arguments, start = result.begin(key), time.monotonic()
         words = stage.write_options(self.output / STAGES / f"{stage.name}.yaml", self.output)
         if status := run_process([*words, *(resume_arguments or [])], title):
-            how = f"was killed by signal {status - 128}" if status > 128 else f"failed with exit status {status}"
+            how = f"failed with exit status {status}"  # 128 and its number, after a signal
             error = InputError(f"stage '{stage.name}' (tag2mask {stage.command}) {how}; the same command resumes here")
             error.status = status
             raise error
@@ -404,7 +398,7 @@ class Runner:
             "dependencies": dependencies,
         }
         write_atomically(result.record_path, (json.dumps(record, indent=1) + "\n").encode())
-        _remove(result.old, result.old_record_path)
+        _remove(result.old)
         return record, "done"
 
     def _key(self, stage: Stage, source: Mapping[str, str] | None = None) -> tuple[str, dict[str, Any]]:
@@ -449,10 +443,9 @@ def read_figures(folder: Path) -> dict[str, float]:
     return {name: value for name, value in figures.items() if name.startswith(main) and isinstance(value, int | float)}
 
 
-def _remove(*paths: Path) -> None:
-    """Remove files and folders, if they are there."""
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
