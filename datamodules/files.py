@@ -12,15 +12,14 @@ from typing import Any
 
 from datamodules.errors import InputError
 
-__all__ = [
-    "differences", "file_sha256", "file_sizes", "folder_fingerprint", "new_folder", "read_json", "write_atomically",
-]  # fmt: skip
-
 _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
 
 
 def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal.
+    """Return the SHA-256 of a file's bytes.
+
+    Returns:
+        64 hexadecimal digits.
 
     Raises:
         OSError: the file cannot be read.
@@ -70,7 +69,11 @@ def file_sizes(path: Path) -> dict[str, int]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; empty where there is no file, or a damaged one."""
+    """Return the content of a JSON file.
+
+    Returns:
+        The mapping that the file contains; an empty one where there is no file, or a damaged one.
+    """
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -147,9 +150,8 @@ def _files(folder: Path, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
     visited = {os.path.realpath(leave_out)} if leave_out else set()
     for place, folders, names in os.walk(folder, followlinks=True):
         visited.add(os.path.realpath(place))
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) not in visited
-        )
+        visible = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in visible if os.path.realpath(Path(place, name)) not in visited)
         for name in sorted(names):
             file = Path(place, name)
             if not name.startswith(".") and file.is_file():

@@ -15,8 +15,6 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-__all__ = ["STAGE", "Progress", "print_message", "track"]
-
 STAGE = "TAG2MASK_STAGE"  # environment variable: the recipe stage that this process runs; its lines begin with it
 INTERVAL = 20.0  # seconds between two lines of a log file
 
@@ -52,7 +50,9 @@ class Progress:
         self._thread = threading.Thread(target=self._write_lines, name="progress", daemon=True)
 
     def start(self) -> Self:
-        """Show the bar, or write the first line; return the progress itself."""
+        """Show the bar, or write the first line, in the first of several processes; return the progress itself."""
+        if getattr(rank_zero_only, "rank", 0):
+            return self
         self._start, self._process = time.monotonic(), os.getpid()
         done, status = self._state
         console = Console(stderr=True)
@@ -73,14 +73,11 @@ class Progress:
         """Stop."""
         self.stop(finished=kind is None)
 
-    def advance(self, count: int = 1) -> None:
-        """Add to the number of items that are done."""
-        self.update(done=self._state[0] + count)
-
-    def update(self, *, done: int | None = None, status: str | None = None) -> None:
-        """Replace the number of items that are done, and the status, where they are given."""
-        old_done, old_status = self._state
-        self._state = done, status = old_done if done is None else done, old_status if status is None else status
+    def update(self, *, done: int | None = None, advance: int = 0, status: str | None = None) -> None:
+        """Replace the number of items that are done, or add to it, and replace the status, where they are given."""
+        done = (self._state[0] if done is None else done) + advance
+        status = self._state[1] if status is None else status
+        self._state = done, status
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, status=status)
 
@@ -130,7 +127,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
     with Progress(description, len(items) if total is None and isinstance(items, Sized) else total, unit) as progress:
         for item in items:
             yield item
-            progress.advance()
+            progress.update(advance=1)
 
 
 @rank_zero_only

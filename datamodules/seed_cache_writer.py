@@ -181,7 +181,7 @@ class CacheOutput:
                         if name not in left_out:
                             cues, parts = image(name)
                             shard.add(name, cues, **parts)
-                        progress.advance()
+                        progress.update(advance=1)
                     reasons = {name: left_out[name] for name in self.blocks[number] if name in left_out}
                     self.write(number, shard, reasons)
         finally:

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from datamodules.files import file_sha256
 
-__all__ = ["ALL_PACKAGES", "SEED_PACKAGES", "source_revision"]
-
 SEED_PACKAGES = ("datamodules", "seeds")
 """The packages whose code makes seeds."""
 

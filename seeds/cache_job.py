@@ -334,10 +334,8 @@ class ShardWriter(BasePredictionWriter):
                 indices = range(first, min(first + self._batch_size, start + len(blocks[number])))
                 self.batches.append([index for index in indices if self.samples[index].id not in self.excluded])
                 self._shards.append(number)
-        if trainer.is_global_zero:
-            others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
-            self._progress = Progress(f"seeds{others}", sum(map(len, self.batches)))
-            self._progress.start()
+        others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
+        self._progress = Progress(f"seeds{others}", sum(map(len, self.batches))).start()
 
     def write_on_batch_end(
         self,
@@ -351,7 +349,7 @@ class ShardWriter(BasePredictionWriter):
     ) -> None:
         """Pass the seeds of a batch to the thread; the last batch of a shard completes it."""
         if self._progress is not None:
-            self._progress.advance(len(self.batches[batch_idx]))
+            self._progress.update(advance=len(self.batches[batch_idx]))
         unreadable = dict(batch.get("unreadable", ()))
         self._unreadable |= unreadable
         self.wait(pl_module)  # so that no more than one batch of images is in memory

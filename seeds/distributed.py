@@ -8,8 +8,6 @@ from datamodules.errors import InputError
 if TYPE_CHECKING:  # torch takes a second to import, and the command line checks processes before any command
     from torch import Tensor
 
-__all__ = ["check_process_count", "gather_objects", "launched_devices", "mean_over_processes", "require_one_process"]
-
 # For each launcher, a variable that it always sets and the variable that holds its number of processes.
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID": "WORLD_SIZE", "SLURM_STEP_ID": "SLURM_STEP_NUM_TASKS"}
 
@@ -18,6 +16,10 @@ def launched_devices(devices: Any, num_nodes: int) -> tuple[Any, int]:
     """Return Lightning's ``devices`` and ``num_nodes``, taken from torchrun where it launched this process.
 
     torchrun's numbers replace ``devices`` of ``auto`` or 1 (the value in every YAML) only.
+
+    Args:
+        devices: the option: a number, a list or ``auto``.
+        num_nodes: the option.
     """
     if devices in ("auto", 1, "1") and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
         each = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -58,7 +60,14 @@ def require_one_process(command: str) -> None:
 
 
 def mean_over_processes(value: "Tensor") -> "Tensor":
-    """Return the mean of a scalar tensor over all processes: float32, without gradient. All processes must call it."""
+    """Return the mean of a scalar over all processes. All processes must call it.
+
+    Args:
+        value: tensor of shape ().
+
+    Returns:
+        float32, shape (), without gradient.
+    """
     from torch import distributed
 
     mean = value.detach().float().clone()
@@ -69,7 +78,14 @@ def mean_over_processes(value: "Tensor") -> "Tensor":
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Return the values of all processes in order of rank. All processes must call it."""
+    """Return the values of all processes. All processes must call it.
+
+    Args:
+        value: the value of this process, which can be pickled.
+
+    Returns:
+        The values in order of rank.
+    """
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):

@@ -4,8 +4,6 @@ from typing import Literal
 
 from datamodules.progress import print_message
 
-__all__ = ["Chosen", "Precision", "computes_bfloat16", "resolve_precision"]
-
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 """The option ``precision``, by Lightning's names: float32, or convolutions and matrix products in bfloat16."""
 

@@ -4,8 +4,6 @@ import ctypes
 import os
 import platform
 
-__all__ = ["keep_freed_memory"]
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 LARGEST = 2**31 - 1  # bytes, the largest C int
 

@@ -150,9 +150,8 @@ def quiet_known_warnings() -> None:
     ):
         warnings.filterwarnings("ignore", message=message)
     # Lightning advertises a logging service at the start of every run
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda line: "litlogger" not in line.getMessage()
-    )
+    log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    log.addFilter(lambda line: "litlogger" not in line.getMessage())
 
 
 if __name__ == "__main__":

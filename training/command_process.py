@@ -10,8 +10,6 @@ from pathlib import Path
 
 from datamodules.progress import STAGE
 
-__all__ = ["exit_with_starter", "run_process"]
-
 WATCH = "TAG2MASK_EXIT_WITH_STDIN"  # environment variable: the process ends when its standard input does
 PATIENCE = 20.0  # seconds that a process has after Ctrl-C before it is killed
 

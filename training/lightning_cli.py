@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
-from lightning_fabric.connector import _PRECISION_INPUT  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
@@ -25,7 +24,7 @@ from seeds.base_task import BaseTask
 from seeds.checkpoints import read_checkpoint
 from seeds.classifier import ClassifierTask
 from seeds.distributed import check_process_count, launched_devices, require_one_process
-from seeds.precision import Precision, resolve_precision
+from seeds.precision import resolve_precision
 from training.parsers import OneSentenceErrors
 from training.runs.callbacks import CheckpointIO, LogProgress, LossGuard, StepSeed, UpdateCount, checkpoint_callbacks
 from training.runs.image_panels import ImagePanels
@@ -37,14 +36,13 @@ from training.segmentation_task import SegmentationTask
 # imported, so that a YAML can name them without their modules
 TASKS = (ClassifierTask, AffinityTask, SegmentationTask)
 DATA_MODULES = (VOCDataModule, FolderDataModule, SyntheticDataModule)
+CLASSES = (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment)  # whose arguments a YAML can name
 
 
 class LightningParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, whose errors are one sentence."""
 
-    class_keys = frozenset().union(
-        *(signature(known).parameters for known in (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment))
-    )
+    class_keys = frozenset(key for known in CLASSES for key in signature(known).parameters)
 
 
 class AutoPrecisionTrainer(pl.Trainer):
@@ -60,14 +58,11 @@ class AutoPrecisionTrainer(pl.Trainer):
         InputError: options that torch does not support, or that would spoil a training unnoticed.
     """
 
-    def __init__(
-        self, accelerator: str | Accelerator = "auto", precision: Precision | _PRECISION_INPUT = "auto", **kwargs: Any
-    ) -> None:
-        if precision == "auto":
-            precision = resolve_precision("auto", str(accelerator))
+    def __init__(self, accelerator: str | Accelerator = "auto", precision: str | int = "auto", **kwargs: Any) -> None:
+        chosen: Any = resolve_precision("auto", str(accelerator)) if precision == "auto" else precision
         try:
-            super().__init__(accelerator=accelerator, precision=precision, **kwargs)
-        except ValueError as error:  # SLURM's tasks do not match the devices
+            super().__init__(accelerator=accelerator, precision=chosen, **kwargs)
+        except ValueError as error:  # an unknown precision; SLURM's tasks that do not match the devices
             raise InputError(f"trainer: {error}") from error
         check_process_count(self.world_size)
         if kwargs.get("sync_batchnorm") and self.world_size > 1 and self.strategy.root_device.type == "cpu":

@@ -16,9 +16,6 @@ from jsonargparse import ArgumentParser
 
 from datamodules.errors import UsageError
 
-__all__ = ["OneSentenceErrors", "config_path", "find_configs", "nearest", "read_signature", "run_function"]
-
-
 UNKNOWN_KEY = (
     r"there is no option '([^']+)'",  # by this module for an inner parser, and quoted by the outer one
     r"[Kk]ey '([^']+)' is not expected",
@@ -39,7 +36,15 @@ NOT_NONE = "Expected a <class 'NoneType'>"  # the last alternative of every opti
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` with the known word nearest to a mistyped one, or nothing."""
+    """Return a hint for a mistyped word.
+
+    Args:
+        word: the mistyped word.
+        known: all words.
+
+    Returns:
+        ``; did you mean 'x'?`` with the nearest known word, or nothing where none is near.
+    """
     found = difflib.get_close_matches(word, sorted(known), n=1)
     return f"; did you mean '{found[0]}'?" if found else ""
 

@@ -16,7 +16,6 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
@@ -40,24 +39,21 @@ from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revi
 from training.command_process import run_process
 from training.parsers import config_path, nearest
 
-__all__ = ["PATH_OPTIONS", "Stage", "is_path", "read_recipe", "run_recipe"]
-
 STAGES = "stages"  # the recipe's key, and the folder of the records in its output
 RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
-RUN_OPTIONS = ("config", "help", "output", STAGES)  # of `tag2mask run`: no setting may have these names
+RUN_OPTIONS = ("config", "help", "output", STAGES)  # of `tag2mask run`, beside settings
 PATH_OPTIONS = frozenset({
     "consensus", "cache", "caches", "checkpoint", "ckpt_path", "cues", "cues_checkpoint", "ids", "images", "input_list",
     "photos", "predictions", "results", "root", "source", "weights",
 })  # fmt: skip
 """Options of the commands whose values are files or folders."""
 
-HELP = """usage: tag2mask run --config FILE [--stages A,B] [--output DIR] [--SETTING VALUE ...]
+HELP = """usage: tag2mask run --config FILE [--stages A,B (and those they need)] [--output DIR] [--SETTING VALUE ...]
 
 Run a whole recipe: a YAML with the folder of its results ('output'), 'settings', which are options of this command, and
 'stages', each with a command of this program ('command'), a YAML for it ('config') and options that override the YAML
 ('options'). A stage writes to OUTPUT/STAGE; options refer to that folder as {STAGE}. A stage is kept as long as its
 options, the stages and files it refers to and the program's code stay the same. A recipe that was stopped resumes.
-With --stages, only these stages and those they need run.
 """
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
@@ -80,8 +76,9 @@ class Stage:
     options: dict[str, Any]
     needs: tuple[str, ...]
 
-    def write_options(self, path: Path, output: Path) -> list[str]:
-        """Write the options to a YAML, with the folders of the recipe's output filled in; return the command line."""
+    def write_options(self, output: Path) -> list[str]:
+        """Write the options to the stage's YAML in the recipe's output, folders filled in; return the command line."""
+        path = output / STAGES / f"{self.name}.yaml"
         options = substitute(self.options, {name: str(output / name) for name in self.needs})
         options |= {"output": str(output / self.name)}
         write_atomically(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode())
@@ -105,8 +102,6 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, Any]) -
     read = yaml.load(path.read_text(), _UniqueKeyLoader)  # noqa: S506  a SafeLoader
     content = _mapping(read, "it", ("output", "settings", STAGES))
     settings = _mapping(content.get("settings"), "'settings'")
-    if taken := next((name for name in settings if name in RUN_OPTIONS), None):
-        raise UsageError(f"settings: '{taken}' cannot be the name of a setting")
     if unknown := next((name for name in given if name not in ("output", *settings)), None):
         close = nearest(unknown, [*RUN_OPTIONS, *settings])
         raise UsageError(f"there is no option or setting '{unknown}'{close}")
@@ -174,7 +169,10 @@ def _mapping(value: Any, title: str, known: Sequence[str] = ()) -> dict[str, Any
 
 
 def _merge(base: Any, over: Any) -> Any:
-    """Return nested options overridden by others; another ``class_path`` drops the arguments of the first class."""
+    """Return nested options overridden by others.
+
+    Where ``class_path`` names another class, the arguments of the first class are dropped.
+    """
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
     if over.get("class_path") not in (None, base.get("class_path")):
@@ -199,7 +197,11 @@ def substitute(value: Any, values: Mapping[str, Any]) -> Any:
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield all values in nested options with their names, such as ``data.size`` and ``caches.0``."""
+    """Yield all values in nested options.
+
+    Yields:
+        The name of the value, such as ``data.size`` and ``caches.0``, and the value.
+    """
     children = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list) else {}
     for key, each in children.items():
         yield from leaves(each, f"{name}.{key}" if name else str(key))
@@ -336,14 +338,12 @@ class Runner:
                 if result.folder.exists() and not result.record_path.exists():
                     raise InputError(f"{result.folder} exists already, and no recipe has written it: move it away")
                 waiting.append(stage)
-        with tempfile.TemporaryDirectory() as folder:
-            for stage in waiting:
-                try:
-                    words = stage.write_options(Path(folder, "stage.yaml"), self.output)
-                    with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
-                        self._dispatch([*words, "--print_config"])
-                except InputError as error:
-                    raise UsageError(f"stage '{stage.name}': {error}") from None
+        for stage in waiting:
+            try:
+                with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
+                    self._dispatch([*stage.write_options(self.output), "--print_config"])
+            except InputError as error:
+                raise UsageError(f"stage '{stage.name}': {error}") from None
         names = ", ".join(stage.name for stage in waiting) or "none"
         self._console.print(f"{self.output}: {len(stages)} stages; to run: {names}")
         reports = []
@@ -380,8 +380,7 @@ class Runner:
         reason = f"{changed} has changed" if last else "not made yet"
         self._console.print(f"[{title}] {stage.command}: {reason}", style="bold")
         resume_arguments, start = result.begin(key), time.monotonic()
-        words = stage.write_options(self.output / STAGES / f"{stage.name}.yaml", self.output)
-        if status := run_process([*words, *(resume_arguments or [])], title):
+        if status := run_process([*stage.write_options(self.output), *(resume_arguments or [])], title):
             how = f"failed with exit status {status}"  # 128 and its number, after a signal
             error = InputError(f"stage '{stage.name}' (tag2mask {stage.command}) {how}; the same command resumes here")
             error.status = status
@@ -425,7 +424,11 @@ class Runner:
 
 @functools.cache
 def _fingerprint(value: str, output: Path) -> str | None:
-    """Return the fingerprint of a file or folder; None where there is none, and for '/' and '..'."""
+    """Return the fingerprint of a file or folder.
+
+    Returns:
+        Hexadecimal digits; None where there is no such file, and for '/' and '..'.
+    """
     path = Path(value).expanduser()
     if path.resolve() in Path.cwd().parents:
         return None

@@ -77,7 +77,7 @@ def test_a_line_shows_a_count_and_the_status_that_belongs_to_it(monkeypatch):
 @pytest.mark.parametrize("total", [None, float("inf")])
 def test_a_total_that_is_not_known(total, capsys):
     with Progress("reading", total) as progress:
-        progress.advance(3)
+        progress.update(advance=3)
         time.sleep(0.1)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "reading: 0 images"
@@ -111,7 +111,7 @@ def test_forked_workers_write_nothing(capfd):
     """Neither a worker that reads data nor a forked process that ends the report itself."""
     with Progress("reading", 8) as progress:
         for batch in DataLoader(list(range(8)), batch_size=2, num_workers=2, multiprocessing_context="fork"):
-            progress.advance(len(batch))
+            progress.update(advance=len(batch))
         pid = os.fork()
         if not pid:
             progress.stop()
@@ -125,7 +125,7 @@ def test_a_log_file_grows_while_the_work_is_going_on(tmp_path):
     code = (
         "import time, datamodules.progress as p; p.INTERVAL = 0.05\n"
         "with p.Progress('reading', 3) as progress:\n"
-        "    progress.advance(); time.sleep(60)"
+        "    progress.update(advance=1); time.sleep(60)"
     )
     log = tmp_path / "log"
     with log.open("w") as file, subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=file) as process:
@@ -152,7 +152,7 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     with Progress("reading", 4) as progress:
         assert not threads()
-        progress.advance(4)
+        progress.update(advance=4)
     written = capsys.readouterr().err
     assert "\x1b[" in written
     assert "━" in written

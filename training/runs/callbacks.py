@@ -1,6 +1,5 @@
 """Callbacks of every training: checkpoints, reproducible randomness, a stop at a bad loss, batch size, progress."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from datamodules.errors import InputError
 from datamodules.progress import Progress, print_message
 from datamodules.sampling import run_seed
 from seeds.distributed import gather_objects
-
-__all__ = ["CheckpointIO", "LogProgress", "LossGuard", "StepSeed", "UpdateCount", "checkpoint_callbacks"]
 
 BEST_BY = {"classifier": "val/map", "segmentation": "val/miou"}  # by task; other tasks have no best.ckpt
 
@@ -59,9 +56,7 @@ class LossGuard(pl.Callback):
             found = [each for each in gather_objects((loss.item(), self._ids) if bad else None) if each]
             images = ", ".join(name for _, ids in found for name in ids)
             where = f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {found[0][0]}"
-            raise InputError(
-                f"{where}; its images: {images}. The run ends here; a lower learning rate (lr) often helps"
-            )
+            raise InputError(f"{where}; its images: {images}. The run ends here; a lower lr often helps")
 
 
 class UpdateCount(pl.Callback):
@@ -108,7 +103,12 @@ class CheckpointIO(TorchCheckpointIO):
 
 
 def checkpoint_callbacks(folder: Path, task_name: str) -> list[ModelCheckpoint]:
-    """Return the callbacks that write ``best.ckpt`` and ``last.ckpt`` of a task to a folder."""
+    """Return the callbacks that write ``best.ckpt`` and ``last.ckpt``.
+
+    Args:
+        folder: folder of the run.
+        task_name: ``classifier``, ``affinity`` or ``segmentation``.
+    """
     options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
     last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **options)
     if task_name not in BEST_BY:
@@ -118,35 +118,25 @@ def checkpoint_callbacks(folder: Path, task_name: str) -> list[ModelCheckpoint]:
 
 
 class LogProgress(pl.Callback):
-    """Reports epoch, step, loss, images per second and the time left of the whole training in a log file.
+    """Reports epoch, step, loss, steps per second and the time left of the whole training in a log file.
 
-    The time left includes validations, as long as those so far. Only the first process reports.
+    The time left includes validations, as long as those so far.
     """
 
     def __init__(self) -> None:
         self._progress = Progress("")
-        self._images, self._since = 0, 0.0  # images of this epoch in this process, and when the epoch began
         self._batches = 0  # of this validation or test
 
     def on_train_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
         """Start to report the training; a resumed one from the step at which it resumes."""
         total, done = trainer.estimated_stepping_batches, trainer.global_step
-        self._progress = Progress("training", total, "steps", done=done, status=epoch_of(trainer))
-        if trainer.is_global_zero:
-            self._progress.start()
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
-        """Begin to count the epoch's images."""
-        self._images, self._since = 0, time.monotonic()
-        self._progress.update(status=epoch_of(trainer))
+        self._progress = Progress("training", total, "steps", done=done, status=epoch_of(trainer)).start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, _task: pl.LightningModule, *hook: Any) -> None:
         """Report a step."""
-        outputs, batch, index = hook
-        self._images += len(batch["id"])
-        rate = self._images * trainer.world_size / max(time.monotonic() - self._since, 1e-3)
+        outputs, _batch, index = hook
         step = f"step {index + 1}/{trainer.num_training_batches}"
-        status = f"{epoch_of(trainer)}, {step}, loss {float(outputs['loss']):.4g}, {rate:.1f} images/s"
+        status = f"{epoch_of(trainer)}, {step}, loss {float(outputs['loss']):.4g}"
         self._progress.update(done=trainer.global_step, status=status)
 
     def on_validation_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
@@ -154,9 +144,7 @@ class LogProgress(pl.Callback):
         self._batches = 0
         if trainer.state.fn != TrainerFn.FITTING:
             total = sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
-            self._progress = Progress("testing" if trainer.testing else "validating", total, "batches")
-            if trainer.is_global_zero:
-                self._progress.start()
+            self._progress = Progress("testing" if trainer.testing else "validating", total, "batches").start()
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_hook: Any) -> None:
         """Report a batch; within a training as its status."""

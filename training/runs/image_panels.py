@@ -14,10 +14,6 @@ from training.image_overlays import cue_overlay, label_overlay, side_by_side
 from training.score_maps import label_map
 from training.segmentation_task import SegmentationTask
 
-__all__ = ["ImagePanels"]
-
-Batch = Mapping[str, Any]
-
 
 class ImagePanels(pl.Callback):
     """Logs a few images of each epoch's first batch: cues and predictions in training, ground truth in validation.
@@ -44,7 +40,7 @@ class ImagePanels(pl.Callback):
         if not any(indices) and not trainer.sanity_checking:
             self._log(trainer, task, batch, "val/images")
 
-    def _log(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Batch, key: str) -> None:
+    def _log(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Mapping[str, Any], key: str) -> None:
         loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
         if not (loggers and isinstance(task, SegmentationTask) and trainer.is_global_zero and len(batch["image"])):
             return
@@ -60,7 +56,7 @@ class ImagePanels(pl.Callback):
             logger.log_image(key=key, images=panels, step=step, caption=[str(name) for name in few["id"]])
 
 
-def batch_panel(batch: Batch, scores: torch.Tensor, index: int) -> NDArray[np.uint8]:
+def batch_panel(batch: Mapping[str, Any], scores: torch.Tensor, index: int) -> NDArray[np.uint8]:
     """Return image, cues if there are any, prediction, and ground truth if there is a mask, side by side.
 
     Args:

@@ -15,8 +15,6 @@ from datamodules.sampling import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
 
-__all__ = ["RunRecord", "provenance_lines", "read_provenance"]
-
 FILE, KEY = "provenance.json", "provenance"
 PACKAGES = ("pytorch-lightning", "opencv-python-headless")  # in addition to those of seeds
 
@@ -49,16 +47,13 @@ class RunRecord(pl.Callback):
         loader: Any = trainer.train_dataloader
         data = loader.dataset  # an ImageDataset
         device, weights = trainer.strategy.root_device, Path(str(task.hparams.get("weights")))
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         attempt = provenance(*PACKAGES) | {
             "source": source_revision(ALL_PACKAGES),
             "precision": str(trainer.precision),
             "from_step": trainer.global_step,
             "seed": run_seed(),
-            "torch": {
-                "threads": torch.get_num_threads(),
-                "processes": trainer.world_size,
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-            },
+            "torch": {"threads": torch.get_num_threads(), "processes": trainer.world_size, "device": name},
             "data": {
                 "images": len(data),
                 "images_sha256": ids_sha256([sample.id for sample in data.samples]),

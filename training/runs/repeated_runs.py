@@ -14,8 +14,6 @@ from datamodules.files import differences, read_json, write_atomically
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.command_process import run_process
 
-__all__ = ["fit_repeatedly", "seed_list"]
-
 FREE = ("config", "ckpt_path", "random_seeds", "wandb")  # a finished run is kept though these settings differ
 
 
@@ -46,14 +44,20 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
         seeds: the seeds.
 
     Raises:
-        InputError: a training fails; a folder holds a finished run of other settings.
+        InputError: a training fails; a folder holds a finished run of other settings or other code.
     """
     if config["ckpt_path"]:
         raise InputError("--random_seeds resumes what was stopped by itself: leave ckpt_path out")
     console, output = Console(highlight=False), Path(config["output"])
     folders = {seed: output / f"seed-{seed}" for seed in seeds}
     for seed, folder in folders.items():
-        if is_finished(folder, {**config, "output": str(folder), "seed_everything": seed}):
+        record = read_json(folder / "provenance.json")
+        if record.get("finished"):
+            last = record["attempts"][-1]
+            changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
+            for key, before, now in differences(last["config"] | {"revision": last["source"]}, {**config, **changes}):
+                if key.partition(".")[0] not in FREE:
+                    raise InputError(f"{folder} holds a finished run with {key} {before!r}, not {now!r}")
             console.print(f"seed {seed}: finished already, in {folder}")
             continue
         resumes = (folder / "config.yaml").exists()
@@ -63,30 +67,8 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
         if status := run_process([*words, *arguments], f"seed {seed}"):
             how = f"was ended by signal {status - 128}" if status > 128 else f"ended with status {status} (see above)"
             raise InputError(f"the training with seed {seed} {how}; the same command resumes there")
-    write_figures(
-        output, {seed: read_json(folder / "provenance.json").get("figures", {}) for seed, folder in folders.items()}
-    )
-
-
-def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Return whether a folder holds a finished run.
-
-    Args:
-        folder: folder of the run.
-        wanted: the configuration that a finished run must have.
-
-    Raises:
-        InputError: a finished run has another configuration, or is from another revision of the code.
-    """
-    record = read_json(folder / "provenance.json")
-    if not record.get("finished"):
-        return False
-    last = record["attempts"][-1]
-    found = last["config"] | {"revision": last["source"]}
-    for key, before, now in differences(found, {**wanted, "revision": source_revision(ALL_PACKAGES)}):
-        if key.partition(".")[0] not in FREE:
-            raise InputError(f"{folder} holds a finished run with {key} {before!r}, not {now!r}; choose another output")
-    return True
+    records = {seed: read_json(folder / "provenance.json") for seed, folder in folders.items()}
+    write_figures(output, {seed: record.get("figures", {}) for seed, record in records.items()})
 
 
 def write_figures(output: Path, runs: dict[int, dict[str, float]]) -> None:
