@@ -40,8 +40,7 @@ def check_process_count(world_size: int) -> None:
     """
     count, variable = _launched_processes()
     if count not in (1, world_size):
-        started = f"{count} processes were started ({variable}={count})"
-        raise InputError(f"{started}, and devices x num_nodes is {world_size}: give processes per machine and machines")
+        raise InputError(f"{count} processes were started ({variable}), but devices x num_nodes is {world_size}")
 
 
 def require_one_process(command: str) -> None:

@@ -29,10 +29,10 @@ def computes_bfloat16(accelerator: str) -> bool:
     import torch
 
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        devices = range(torch.cuda.device_count())
-        return all(torch.cuda.get_device_capability(device) >= CUDA_CAPABILITY for device in devices)
-    apple = torch.backends.mps.is_available()
-    if accelerator == "cpu" or (accelerator == "auto" and not apple):
+        return all(
+            torch.cuda.get_device_capability(each) >= CUDA_CAPABILITY for each in range(torch.cuda.device_count())
+        )
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
         units = torch.cpu.get_capabilities()
         onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return onednn and any(units.get(name) for name in CPU_UNITS)  # bfloat16 convolutions are oneDNN's alone

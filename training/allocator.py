@@ -5,7 +5,6 @@ import os
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
-LARGEST = 2**31 - 1  # bytes, the largest C int
 
 
 def keep_freed_memory() -> None:
@@ -21,4 +20,4 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc" and not configured:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, LARGEST)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # bytes, the largest C int

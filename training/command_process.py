@@ -31,10 +31,11 @@ def run_process(words: Sequence[str], title: str) -> int:
         KeyboardInterrupt: Ctrl-C; the other process has ended by then.
     """
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-    environment = os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", WATCH: "1", STAGE: title}
+    variables = os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", WATCH: "1", STAGE: title}
     # as a module: Lightning can start it again for further processes
-    command = [sys.executable, "-m", "training.cli", *words]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as process:  # noqa: S603
+    with subprocess.Popen(
+        [sys.executable, "-m", "training.cli", *words], env=variables, stdin=subprocess.PIPE
+    ) as process:  # noqa: S603
         try:
             status = process.wait()
         except BaseException:

@@ -50,10 +50,10 @@ PATH_OPTIONS = frozenset({
 
 HELP = """usage: tag2mask run --config FILE [--stages A,B (and those they need)] [--output DIR] [--SETTING VALUE ...]
 
-Run a whole recipe: a YAML with the folder of its results ('output'), 'settings', which are options of this command, and
+Run a recipe: a YAML with the folder of its results ('output'), 'settings', which are options of this command, and
 'stages', each with a command of this program ('command'), a YAML for it ('config') and options that override the YAML
 ('options'). A stage writes to OUTPUT/STAGE; options refer to that folder as {STAGE}. A stage is kept as long as its
-options, the stages and files it refers to and the program's code stay the same. A recipe that was stopped resumes.
+options, the stages and files it refers to and the code stay the same. A recipe that was stopped resumes.
 """
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
@@ -103,8 +103,7 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, Any]) -
     content = _mapping(read, "it", ("output", "settings", STAGES))
     settings = _mapping(content.get("settings"), "'settings'")
     if unknown := next((name for name in given if name not in ("output", *settings)), None):
-        close = nearest(unknown, [*RUN_OPTIONS, *settings])
-        raise UsageError(f"there is no option or setting '{unknown}'{close}")
+        raise UsageError(f"there is no option or setting '{unknown}'{nearest(unknown, [*RUN_OPTIONS, *settings])}")
     settings |= {"output": content.get("output"), **given}
     output = settings.pop("output")
     if not isinstance(output, str):
@@ -344,8 +343,7 @@ class Runner:
                     self._dispatch([*stage.write_options(self.output), "--print_config"])
             except InputError as error:
                 raise UsageError(f"stage '{stage.name}': {error}") from None
-        names = ", ".join(stage.name for stage in waiting) or "none"
-        self._console.print(f"{self.output}: {len(stages)} stages; to run: {names}")
+        self._console.print(f"{self.output}: {len(stages)} stages; to run: {', '.join(each.name for each in waiting)}")
         reports = []
         for number, stage in enumerate(stages, 1):
             record, state = self._run_or_keep(stage, f"stage {number} of {len(stages)}: {stage.name}")
@@ -381,9 +379,9 @@ class Runner:
         self._console.print(f"[{title}] {stage.command}: {reason}", style="bold")
         resume_arguments, start = result.begin(key), time.monotonic()
         if status := run_process([*stage.write_options(self.output), *(resume_arguments or [])], title):
-            how = f"failed with exit status {status}"  # 128 and its number, after a signal
-            error = InputError(f"stage '{stage.name}' (tag2mask {stage.command}) {how}; the same command resumes here")
-            error.status = status
+            failed = f"stage '{stage.name}' (tag2mask {stage.command}) failed with exit status {status}"
+            error = InputError(f"{failed}; the same command resumes here")
+            error.status = status  # 128 and its number, after a signal
             raise error
         _fingerprint.cache_clear()  # the stage may have downloaded data
         key, dependencies = self._key(stage, dependencies["source"])  # the code as it started

@@ -51,9 +51,9 @@ class ImagePanels(pl.Callback):
             scores = task(few["image"])
         task.train(training)  # frozen blocks stay in eval mode
         panels = [batch_panel(few, scores, index) for index in range(len(few["image"]))]
-        step = max(trainer.global_step - 1, 0)  # the step under which Lightning logs the figures of this batch
         for logger in loggers:
-            logger.log_image(key=key, images=panels, step=step, caption=[str(name) for name in few["id"]])
+            # the step under which Lightning logs the figures of this batch
+            logger.log_image(key=key, images=panels, step=max(trainer.global_step - 1, 0), caption=list(few["id"]))
 
 
 def batch_panel(batch: Mapping[str, Any], scores: torch.Tensor, index: int) -> NDArray[np.uint8]:

@@ -85,8 +85,8 @@ def write_figures(output: Path, runs: dict[int, dict[str, float]]) -> None:
         values = [run[name] for run in runs.values() if name in run]
         if len(values) == len(runs):
             figures[name] = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
-            cells = (*figures[name].values(), *values)
-            table.add_row(name, *("" if value is None else f"{value:.4f}" for value in cells))
+            row = (*figures[name].values(), *values)
+            table.add_row(name, *("" if value is None else f"{value:.4f}" for value in row))
     content = {"random_seeds": list(runs), "figures": figures, "runs": runs}
     write_atomically(output / "repeated_runs.json", (json.dumps(content, indent=1) + "\n").encode())
     Console().print(table if figures else "the validations gave no figures")
