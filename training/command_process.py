@@ -32,10 +32,8 @@ def run_process(words: Sequence[str], title: str) -> int:
     """
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     variables = os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", WATCH: "1", STAGE: title}
-    # as a module: Lightning can start it again for further processes
-    with subprocess.Popen(
-        [sys.executable, "-m", "training.cli", *words], env=variables, stdin=subprocess.PIPE
-    ) as process:  # noqa: S603
+    command = [sys.executable, "-m", "training.cli", *words]  # a module: Lightning can start it for further processes
+    with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE) as process:  # noqa: S603
         try:
             status = process.wait()
         except BaseException:
