@@ -343,7 +343,7 @@ class Runner:
                     self._dispatch([*stage.write_options(self.output), "--print_config"])
             except InputError as error:
                 raise UsageError(f"stage '{stage.name}': {error}") from None
-        self._console.print(f"{self.output}: {len(stages)} stages; to run: {', '.join(each.name for each in waiting)}")
+        self._console.print(f"{self.output}: stages to run: {', '.join(each.name for each in waiting) or 'none'}")
         reports = []
         for number, stage in enumerate(stages, 1):
             record, state = self._run_or_keep(stage, f"stage {number} of {len(stages)}: {stage.name}")

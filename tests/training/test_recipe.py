@@ -371,7 +371,7 @@ def test_stages_and_reasons_are_printed(tmp_path, whole, monkeypatch, capsys):
     assert recipe.run(content) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith((f"{tmp_path}/out: ", "[stage"))]
     assert lines == [
-        f"{tmp_path}/out: 3 stages; to run: classifier, seeds, quality",
+        f"{tmp_path}/out: stages to run: classifier, seeds, quality",
         "[stage 1 of 3: classifier] fit: not made yet",
         "[stage 2 of 3: seeds] seeds generate: not made yet",
         "[stage 3 of 3: quality] seeds evaluate: not made yet",
@@ -381,7 +381,7 @@ def test_stages_and_reasons_are_printed(tmp_path, whole, monkeypatch, capsys):
     titles.clear()
     assert recipe.run(content) == 0
     printed = capsys.readouterr().out
-    assert f"{tmp_path}/out: 3 stages; to run: quality\n" in printed
+    assert f"{tmp_path}/out: stages to run: quality\n" in printed
     assert "[stage 1 of 3: classifier] fit: kept\n" in printed
     assert titles == ["stage 3 of 3: quality"]
 
