@@ -10,12 +10,12 @@ In the recipe's output, ``STAGE`` is the folder that a stage writes, and ``stage
 ==============  ======================================================================================================
 """
 
+import argparse
 import functools
 import hashlib
 import json
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from io import StringIO
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from filelock import FileLock, Timeout
@@ -48,13 +48,10 @@ PATH_OPTIONS = frozenset({
 })  # fmt: skip
 """Options of the commands whose values are files or folders."""
 
-HELP = """usage: tag2mask run --config FILE [--stages A,B (and those they need)] [--output DIR] [--SETTING VALUE ...]
-
-Run a recipe: a YAML with the folder of its results ('output'), 'settings', which are options of this command, and
+ABOUT = """Run a recipe: a YAML with the folder of its results ('output'), 'settings', which are options of this command, and
 'stages', each with a command of this program ('command'), a YAML for it ('config') and options that override the YAML
 ('options'). A stage writes to OUTPUT/STAGE; options refer to that folder as {STAGE}. A stage is kept as long as its
-options, the stages and files it refers to and the code stay the same. A recipe that was stopped resumes.
-"""
+options, the stages and files it refers to and the code stay the same. A recipe that was stopped resumes."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
 
@@ -219,6 +216,14 @@ def is_path(option: str, value: Any) -> bool:
     return isinstance(value, str) and ((named and value != "") or value.endswith(".npy"))
 
 
+class RunParser(argparse.ArgumentParser):
+    """The parser of ``tag2mask run``; its errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UsageError."""
+        raise UsageError(message)
+
+
 def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable[[list[str]], None]) -> None:
     """Run ``tag2mask run``.
 
@@ -231,23 +236,23 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         InputError: the command line or the recipe is invalid (a `UsageError`), another process runs a recipe in the
             same folder, or a stage failed.
     """
-    if {"-h", "--help"} & set(words):
-        sys.stdout.write(HELP)
-        return
-    given: dict[str, Any] = {}
-    remaining = iter(words)
-    for word in remaining:  # --name value or --name=value
-        name, equals, text = ("--config" if word == "-c" else word).removeprefix("--").partition("=")
+    parser = RunParser("tag2mask run", description=ABOUT, allow_abbrev=False)
+    parser.add_argument("-c", "--config", metavar="FILE", required=True, help="the recipe")
+    parser.add_argument("--stages", metavar="A,B", default="", help="only these stages and those they need")
+    parser.add_argument("--output", metavar="DIR", help="folder of the results in place of the recipe's")
+    options, rest = parser.parse_known_args(words)
+    given: dict[str, Any] = {"output": options.output} if options.output else {}
+    remaining = iter(rest)
+    for word in remaining:  # settings: --name value or --name=value, each value in YAML
+        name, equals, text = word.removeprefix("--").partition("=")
         value = text if equals else next(remaining, None)
-        if not word.startswith(("--", "-c")) or value is None:
+        if not word.startswith("--") or value is None:
             raise UsageError(f"'{word}' is no option with a value")
         try:
-            given[name] = value if name in RUN_OPTIONS else yaml.safe_load(value)
+            given[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UsageError(f"--{name}: {value!r} is not YAML") from error
-    if "config" not in given:
-        raise UsageError("the recipe is missing: tag2mask run --config FILE")
-    path, names = Path(config_path(given.pop("config"))), given.pop(STAGES, "").split(",")
+    path, names = Path(config_path(options.config)), options.stages.split(",")
     try:
         output, stages = read_recipe(path, commands, given)
     except UsageError as error:
