@@ -48,7 +48,7 @@ PATH_OPTIONS = frozenset({
 })  # fmt: skip
 """Options of the commands whose values are files or folders."""
 
-ABOUT = """Run a recipe: a YAML with the folder of its results ('output'), 'settings', which are options of this command, and
+ABOUT = """Run a recipe: a YAML with the folder of its results ('output'), 'settings' (options of this command) and
 'stages', each with a command of this program ('command'), a YAML for it ('config') and options that override the YAML
 ('options'). A stage writes to OUTPUT/STAGE; options refer to that folder as {STAGE}. A stage is kept as long as its
 options, the stages and files it refers to and the code stay the same. A recipe that was stopped resumes."""
