@@ -1,6 +1,7 @@
 """Files and folders: written whole or not at all, and compared by checksums and sizes."""
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -11,15 +12,14 @@ from typing import Any
 
 from datamodules.errors import InputError
 
-__all__ = [
-    "differences", "file_sha256", "file_sizes", "folder_fingerprint", "new_folder", "write_atomically",
-]  # fmt: skip
-
 _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
 
 
 def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal.
+    """Return the SHA-256 of a file's bytes.
+
+    Returns:
+        64 hexadecimal digits.
 
     Raises:
         OSError: the file cannot be read.
@@ -59,10 +59,26 @@ def folder_fingerprint(path: Path, leave_out: Path | None = None) -> str | None:
 def file_sizes(path: Path) -> dict[str, int]:
     """Return the size in bytes of each file in a folder and beneath by name, hidden ones left out.
 
+    A path that is a file itself has the name ``.``.
+
     Raises:
         OSError: something cannot be read.
     """
-    return {name: file.stat().st_size for name, file in _files(path, None)}
+    files = [(".", path)] if path.is_file() else _files(path, None)
+    return {name: file.stat().st_size for name, file in files}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file.
+
+    Returns:
+        The mapping that the file contains; an empty one where there is no file, or a damaged one.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -95,7 +111,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        _sync_folder(path.parent)
+        if os.name == "posix":  # the name, too, is on the disk; Windows opens no folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            with suppress(OSError):  # some network file systems cannot
+                os.fsync(folder)
+            os.close(folder)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
@@ -125,24 +145,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Sync the names in a folder to the disk, where the system can: Windows and some network file systems cannot."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def _files(folder: Path, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
     """Yield names relative to the folder, sorted, and files; a folder reached by several links is visited once."""
     visited = {os.path.realpath(leave_out)} if leave_out else set()
     for place, folders, names in os.walk(folder, followlinks=True):
         visited.add(os.path.realpath(place))
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) not in visited
-        )
+        visible = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in visible if os.path.realpath(Path(place, name)) not in visited)
         for name in sorted(names):
             file = Path(place, name)
             if not name.startswith(".") and file.is_file():

@@ -7,15 +7,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
-from types import TracebackType
+from datetime import timedelta
 from typing import Self, TypeVar
 
 import rich.progress
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-__all__ = ["STAGE", "Progress", "duration", "print_message", "track"]
 
 STAGE = "TAG2MASK_STAGE"  # environment variable: the recipe stage that this process runs; its lines begin with it
 INTERVAL = 20.0  # seconds between two lines of a log file
@@ -41,9 +39,8 @@ class Progress:
         self, description: str, total: float | None = None, unit: str = "images", *, done: int = 0, status: str = ""
     ) -> None:
         stage = os.environ.get(STAGE)
-        self._title = f"[{stage}] {description}" if stage else description
+        self._title, self._unit = f"[{stage}] {description}" if stage else description, unit
         self._total = int(total) if total is not None and math.isfinite(total) else None
-        self._unit = unit
         self._first = done
         self._state = done, status  # one object: the thread that writes lines never reads half of a change
         self._start = time.monotonic()
@@ -52,19 +49,10 @@ class Progress:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write_lines, name="progress", daemon=True)
 
-    def __enter__(self) -> Self:
-        """Start."""
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        """Stop."""
-        self.stop(finished=kind is None)
-
-    def start(self) -> None:
-        """Show the bar, or write the first line."""
+    def start(self) -> Self:
+        """Show the bar, or write the first line, in the first of several processes; return the progress itself."""
+        if getattr(rank_zero_only, "rank", 0):
+            return self
         self._start, self._process = time.monotonic(), os.getpid()
         done, status = self._state
         console = Console(stderr=True)
@@ -77,15 +65,19 @@ class Progress:
         else:
             write_line(self._line())
             self._thread.start()
+        return self
 
-    def advance(self, count: int = 1) -> None:
-        """Add to the number of items that are done."""
-        self.update(done=self._state[0] + count)
+    __enter__ = start
 
-    def update(self, *, done: int | None = None, status: str | None = None) -> None:
-        """Replace the number of items that are done, and the status, where they are given."""
-        old_done, old_status = self._state
-        self._state = done, status = old_done if done is None else done, old_status if status is None else status
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        """Stop."""
+        self.stop(finished=kind is None)
+
+    def update(self, *, done: int | None = None, advance: int = 0, status: str | None = None) -> None:
+        """Replace the number of items that are done, or add to it, and replace the status, where they are given."""
+        done = (self._state[0] if done is None else done) + advance
+        status = self._state[1] if status is None else status
+        self._state = done, status
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, status=status)
 
@@ -102,7 +94,7 @@ class Progress:
             self._bar.stop()
         else:
             self._thread.join()
-            time_taken = duration(time.monotonic() - self._start)
+            time_taken = timedelta(seconds=round(time.monotonic() - self._start))
             write_line(self._line(f" in {time_taken}" if finished else f" done, stopped after {time_taken}"))
 
     def _write_lines(self) -> None:
@@ -112,13 +104,12 @@ class Progress:
     def _line(self, end: str | None = None) -> str:
         """Return the count, the speed and, before the end, the time left and the status, as far as they are known."""
         done, status = self._state
-        parts = [f"{done} {self._unit}" if self._total is None else f"{done}/{self._total} {self._unit}"]
-        parts[0] += end or ""
+        parts = [f"{done}{'' if self._total is None else f'/{self._total}'} {self._unit}{end or ''}"]
         if done > self._first:
             rate = (done - self._first) / max(time.monotonic() - self._start, 1e-3)  # some clocks tick slowly
-            parts.append(f"{rate:.1f} {self._unit}/s" if rate >= 10 else f"{rate:.2g} {self._unit}/s")
+            parts.append(f"{rate:{'.1f' if rate >= 10 else '.2g'}} {self._unit}/s")
             if end is None and self._total is not None and done < self._total:
-                parts.append(f"about {duration((self._total - done) / rate)} left")
+                parts.append(f"{timedelta(seconds=round((self._total - done) / rate))} left")
         if end is None and status:
             parts.append(status)
         return f"{self._title}: {', '.join(parts)}"
@@ -133,20 +124,10 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
         total: number of items; their length if not given.
         unit: what the items are, in the plural.
     """
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with Progress(description, total, unit) as progress:
+    with Progress(description, len(items) if total is None and isinstance(items, Sized) else total, unit) as progress:
         for item in items:
             yield item
-            progress.advance()
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words: ``40 s``, ``12 min``, ``2 h 5 min``."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{math.ceil(seconds)} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+            progress.update(advance=1)
 
 
 @rank_zero_only

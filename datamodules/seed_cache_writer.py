@@ -151,7 +151,7 @@ class CacheOutput:
                     for name in self.blocks[number]:
                         if name not in self.left_out:
                             shard.add(name, *image(name))
-                        progress.advance()
+                        progress.update(advance=1)
                     self.write(number, shard, {})
         finally:
             with suppress(OSError):

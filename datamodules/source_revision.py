@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-__all__ = ["ALL_PACKAGES", "SEED_PACKAGES", "source_revision"]
+from datamodules.files import file_sha256
 
 SEED_PACKAGES = ("datamodules", "seeds")
 """The packages whose code makes seeds."""
@@ -23,12 +23,9 @@ def source_revision(packages: tuple[str, ...]) -> dict[str, str]:
     Returns:
         Hexadecimal digits by package.
     """
-    found = {}
+    revisions = {}
     for package in packages:
-        total = hashlib.sha256()
-        for path in sorted((_ROOT / package).rglob("*")):
-            if path.suffix in _SUFFIXES:
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
-                total.update(f"{path.relative_to(_ROOT).as_posix()} {content}\n".encode())
-        found[package] = total.hexdigest()
-    return found
+        paths = [path for path in sorted((_ROOT / package).rglob("*")) if path.suffix in _SUFFIXES]
+        lines = [f"{path.relative_to(_ROOT).as_posix()} {file_sha256(path)}\n" for path in paths]
+        revisions[package] = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return revisions

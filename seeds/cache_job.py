@@ -319,16 +319,14 @@ class ShardWriter(BasePredictionWriter):
                 batch, start = usable[first : first + self._batch_size], number * job.shard_size + first
                 self.batches.append([start + place for place, is_usable in enumerate(batch) if is_usable])
                 self._shards.append(number)
-        if trainer.is_global_zero:
-            others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
-            self._progress = Progress(f"seeds{others}", sum(map(len, self.batches)))
-            self._progress.start()
+        others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
+        self._progress = Progress(f"seeds{others}", sum(map(len, self.batches))).start()
 
     def write_on_batch_end(
         self, _trainer: Any, pl_module: Any, prediction: Any, _indices: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Pass the seeds of a batch to the thread; the last batch of a shard completes it."""
-        self._progress.advance(len(self.batches[batch_idx]))
+        self._progress.update(advance=len(self.batches[batch_idx]))
         unreadable = dict(batch.get("unreadable", ()))
         self._unreadable |= unreadable
         self.wait(pl_module)  # so that no more than one batch of images is in memory

@@ -8,8 +8,6 @@ from datamodules.errors import InputError
 if TYPE_CHECKING:  # torch takes a second to import, and the command line checks processes before any command
     from torch import Tensor
 
-__all__ = ["check_process_count", "gather_objects", "launched_devices", "mean_over_processes", "require_one_process"]
-
 # For each launcher, a variable that it always sets and the variable that holds its number of processes.
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID": "WORLD_SIZE", "SLURM_STEP_ID": "SLURM_STEP_NUM_TASKS"}
 
@@ -18,6 +16,10 @@ def launched_devices(devices: Any, num_nodes: int) -> tuple[Any, int]:
     """Return Lightning's ``devices`` and ``num_nodes``, taken from torchrun where it launched this process.
 
     torchrun's numbers replace ``devices`` of ``auto`` or 1 (the value in every YAML) only.
+
+    Args:
+        devices: the option: a number, a list or ``auto``.
+        num_nodes: the option.
     """
     if devices in ("auto", 1, "1") and "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
         each = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -38,10 +40,7 @@ def check_process_count(world_size: int) -> None:
     """
     count, variable = _launched_processes()
     if count not in (1, world_size):
-        raise InputError(
-            f"{count} processes were started ({variable}={count}), and devices and num_nodes make {world_size}: give "
-            "the number of processes on each machine as devices, and of machines as num_nodes"
-        )
+        raise InputError(f"{count} processes were started ({variable}), but devices x num_nodes is {world_size}")
 
 
 def require_one_process(command: str) -> None:
@@ -55,29 +54,40 @@ def require_one_process(command: str) -> None:
     """
     count, variable = _launched_processes()
     if count > 1:
-        raise InputError(
-            f"{command} works in one process, and {count} were started ({variable}={count}): start it once, without "
-            "torchrun or srun; fit, validate, test, seeds generate, seeds refine and pseudo-label share their work "
-            "among several"
-        )
+        started = f"{count} were started ({variable}={count})"
+        raise InputError(f"{command} works in one process, and {started}: start it once, without torchrun or srun")
 
 
 def mean_over_processes(value: "Tensor") -> "Tensor":
-    """Return the mean of a scalar tensor over all processes: float32, without gradient. All processes must call it."""
+    """Return the mean of a scalar over all processes. All processes must call it.
+
+    Args:
+        value: tensor of shape ().
+
+    Returns:
+        float32, shape (), without gradient.
+    """
     from torch import distributed
 
     mean = value.detach().float().clone()
-    if _several_processes():
+    if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()
     return mean
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Return the values of all processes in order of rank. All processes must call it."""
+    """Return the values of all processes. All processes must call it.
+
+    Args:
+        value: the value of this process, which can be pickled.
+
+    Returns:
+        The values in order of rank.
+    """
     from torch import distributed
 
-    if not _several_processes():
+    if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
@@ -90,9 +100,3 @@ def _launched_processes() -> tuple[int, str]:
         if mark in os.environ and variable in os.environ:
             return int(os.environ[variable]), variable
     return 1, ""
-
-
-def _several_processes() -> bool:
-    from torch import distributed
-
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

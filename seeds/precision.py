@@ -1,10 +1,8 @@
 """The floating-point precision that networks compute in, chosen by the processor at hand."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from datamodules.progress import print_message
-
-__all__ = ["Chosen", "Precision", "computes_bfloat16", "resolve_precision"]
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 """The option ``precision``, by Lightning's names: float32, or convolutions and matrix products in bfloat16."""
@@ -31,14 +29,13 @@ def computes_bfloat16(accelerator: str) -> bool:
     import torch
 
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        devices = range(torch.cuda.device_count())
-        return all(torch.cuda.get_device_capability(device) >= CUDA_CAPABILITY for device in devices)
-    apple = torch.backends.mps.is_available()
-    if accelerator == "cpu" or (accelerator == "auto" and not apple):
-        # torch computes bfloat16 convolutions with oneDNN alone; an older torch may lack `get_capabilities`
-        units: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return all(
+            torch.cuda.get_device_capability(each) >= CUDA_CAPABILITY for each in range(torch.cuda.device_count())
+        )
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
+        units = torch.cpu.get_capabilities()
         onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return onednn and any(units.get(name) for name in CPU_UNITS)
+        return onednn and any(units.get(name) for name in CPU_UNITS)  # bfloat16 convolutions are oneDNN's alone
     return False
 
 
@@ -54,8 +51,7 @@ def resolve_precision(precision: Precision, accelerator: str = "auto") -> Chosen
     """
     if precision != "auto":
         return precision
-    if computes_bfloat16(accelerator):
-        print_message("precision: bf16-mixed, as this processor computes bfloat16")
-        return "bf16-mixed"
-    print_message("precision: 32-true, as this processor does not compute bfloat16")
-    return "32-true"
+    native = computes_bfloat16(accelerator)
+    chosen: Chosen = "bf16-mixed" if native else "32-true"
+    print_message(f"precision: {chosen}, as this processor {'computes' if native else 'does not compute'} bfloat16")
+    return chosen

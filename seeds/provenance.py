@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("tag2mask", "torch", "torchvision", "segmentation_models_pytorch", "timm", "numpy", "albumentations")
-CHANGES = "+changes"  # appended to the revision of a checkout whose tracked files have changed
 GIT_SECONDS = 5
 _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in the hooks of another repository
 
@@ -25,10 +24,9 @@ def provenance(*more: str) -> dict[str, Any]:
         *more: further packages that the result depends on.
     """
     revision = git_revision(Path(__file__).resolve().parents[1])
-    return {
-        "packages": package_versions(*more), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
-    } | ({"git": revision} if revision else {})  # fmt: skip
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    made = {"packages": package_versions(*more), "date": date, "command": shlex.join(sys.argv)}
+    return made | ({"git": revision} if revision else {})
 
 
 def package_versions(*more: str) -> dict[str, str]:
@@ -51,13 +49,11 @@ def git_revision(root: Path) -> str | None:
     """
     if not (root / ".git").exists():
         return None
-    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40",
-               f"--dirty={CHANGES}"]  # fmt: skip
+    options = ["--always", "--exclude=*", "--abbrev=40", "--dirty=+changes"]
+    command = ["git", "--no-optional-locks", "-C", str(root), "describe", *options]
     here = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     try:
-        done = subprocess.run(  # noqa: S603  fixed words
-            command, env=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=GIT_SECONDS, check=True
-        )
+        done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

@@ -146,13 +146,13 @@ def test_yaml_is_valid(name):
 def test_the_recipe_of_the_how_to_is_valid(tmp_path):
     """The recipe of the page on recipes names commands, configurations and stages that exist."""
     from training.cli import FUNCTIONS, LIGHTNING
-    from training.recipes.recipe import read_recipe
+    from training.recipe import read_recipe
 
     (block,) = blocks(PAGES / "how-to" / "add-recipe-stage.md", "yaml")
     path = tmp_path / "my_recipe.yaml"
     path.write_text(block.code)
-    recipe = read_recipe(path, [*LIGHTNING, *FUNCTIONS], {"root": "elsewhere"})
-    assert [stage.name for stage in recipe.stages] == ["classifier", "seeds", "explanations"]
+    _, stages = read_recipe(path, [*LIGHTNING, *FUNCTIONS], {"root": "elsewhere"})
+    assert [stage.name for stage in stages] == ["classifier", "seeds", "explanations"]
 
 
 @pytest.mark.parametrize("name", NAMES)

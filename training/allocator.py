@@ -2,11 +2,9 @@
 
 import ctypes
 import os
-
-__all__ = ["keep_freed_memory"]
+import platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
-LARGEST = 2**31 - 1  # bytes, the largest C int
 
 
 def keep_freed_memory() -> None:
@@ -18,11 +16,8 @@ def keep_freed_memory() -> None:
     ``GLIBC_TUNABLES`` of ``glibc.malloc``).
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc." in tunables:
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, LARGEST)
+    configured = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc." in tunables
+    if platform.libc_ver()[0] == "glibc" and not configured:
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # bytes, the largest C int

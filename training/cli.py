@@ -36,14 +36,8 @@ FUNCTIONS = {
     "seeds info": ("datamodules.seed_cache:print_info", "print the settings and sources of a seed cache"),
     "seeds import": ("seeds.import_seeds:import_seeds", "convert seeds of other tools to a seed cache"),
     "seeds export": ("seeds.export_seeds:export_seeds", "convert a seed cache to files of other tools"),
-    "pseudo-label": (
-        "training.pseudo_labels:pseudo_label",
-        "label training images by a trained network and their tags: a seed cache to train on",
-    ),
-    "evaluate": (
-        "training.evaluation.evaluate:evaluate",
-        "score a segmentation checkpoint or a folder of masks: IoU per class, metrics.json, a page of images",
-    ),
+    "pseudo-label": ("training.pseudo_labels:pseudo_label", "label training images by a trained network: a seed cache"),
+    "evaluate": ("training.evaluation.evaluate:evaluate", "score a segmentation checkpoint or masks: IoU per class"),
     "compare": ("training.evaluation.compare:compare", "compare the figures of several evaluations: compare A B ..."),
     "predict": ("training.predict:predict", "write masks for images"),
     "export": ("training.export:export", "write a trained network as TorchScript, ONNX or in SMP's format"),
@@ -74,22 +68,24 @@ def main(args: Sequence[str] | None = None) -> int:
             stream.reconfigure(line_buffering=True)  # a log file shows each line at once
     try:
         dispatch(list(sys.argv[1:] if args is None else args))
+    except SystemExit as leave:  # the parser's, after --help and --print_config
+        return leave.code if isinstance(leave.code, int) else 0
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    except OSError as error:  # no such file, no permission, no space left: the system's message and the file's name
+        name = f": {error.filename}" if error.filename else ""
+        message, status = f"{error.strerror or error}{name}", 1
     except ValueError as error:
-        # the parser wraps an InputError of a class named in a YAML
-        cause: BaseException | None = error
+        cause: BaseException | None = error  # the parser wraps an InputError of a class named in a YAML
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        return report(" ".join(line.strip() for line in str(cause).strip().splitlines()), cause.status)
-    except OSError as error:  # no such file, no permission, no space left: the system's message and the file's name
-        name = f": {error.filename}" if error.filename else ""
-        return report(f"{error.strerror or error}{name}", 1)
-    except KeyboardInterrupt:
-        return report("interrupted", 130)
-    except SystemExit as leave:  # the parser's, after --help and --print_config
-        return leave.code if isinstance(leave.code, int) else 0
-    return 0
+        message, status = " ".join(str(cause).split()), cause.status
+    else:
+        return 0
+    sys.stderr.write(f"tag2mask: {message}\n")
+    return status
 
 
 def dispatch(words: list[str]) -> None:
@@ -98,53 +94,47 @@ def dispatch(words: list[str]) -> None:
     torch and Lightning take seconds to import; they are imported only by commands that need them.
     """
     first = words[0] if words else "--help"
-    group = first if words[1:] in ([], ["-h"], ["--help"]) and first == "seeds" else ""
-    if group or first in ("-h", "--help"):
-        sys.stdout.write(overview(group))
-    elif first == "--version":
+    if first in ("-h", "--help") or (first == "seeds" and words[1:] in ([], ["-h"], ["--help"])):
+        sys.stdout.write(overview())
+        return
+    if first == "--version":
         sys.stdout.write(f"tag2mask {version('tag2mask')}\n")
-    elif first in RECIPE:
-        from training.recipes.run_recipe import run_recipe
+        return
+    from training.parsers import find_configs, nearest, run_function
 
-        run_recipe(words[1:], [*LIGHTNING, *FUNCTIONS], dispatch)
+    length = 2 if first == "seeds" else 1
+    name, options = " ".join(words[:length]), words[length:]
+    if name in RECIPE:
+        from training.recipe import run_recipe
+
+        run_recipe(options, [*LIGHTNING, *FUNCTIONS], dispatch)
+        return
+    quiet_known_warnings()
+    keep_freed_memory()
+    if name in LIGHTNING:
+        from training.lightning_cli import run_lightning
+
+        run_lightning(find_configs(words))
+    elif name in FUNCTIONS:
+        if name not in SHARED:
+            require_one_process(name)
+        run_function(*FUNCTIONS[name], name, find_configs(options))
     else:
-        from training.parser_messages import nearest
-        from training.parsers import find_configs, run_function
-
-        quiet_known_warnings()
-        keep_freed_memory()
-        length = 2 if first == "seeds" else 1
-        name = " ".join(words[:length])
-        if name in LIGHTNING:
-            from training.lightning_cli import run_lightning
-
-            run_lightning(find_configs(words))
-        elif name in FUNCTIONS:
-            if name not in SHARED:
-                require_one_process(name)
-            target, about = FUNCTIONS[name]
-            run_function(target, about, name, find_configs(words[length:]))
-        else:
-            raise UsageError(f"there is no command '{name}'{nearest(name, [*LIGHTNING, *FUNCTIONS, *RECIPE])}")
+        raise UsageError(f"there is no command '{name}'{nearest(name, [*LIGHTNING, *FUNCTIONS, *RECIPE])}")
 
 
-def overview(group: str = "") -> str:
-    """Return the page of ``--help``: the commands, or those of a group, in a line each."""
+def overview() -> str:
+    """Return the page of ``--help``: the commands, in a line each."""
     about = LIGHTNING | {name: line for name, (_, line) in FUNCTIONS.items()} | RECIPE
-    rows = "".join(f"  {name:<18}{line}\n" for name, line in about.items() if name.startswith(group))
-    return (
-        f"usage: tag2mask {f'{group} ' if group else ''}COMMAND [--config FILE.yaml] [--option value ...]\n\n"
-        "Segmentation networks from image tags alone: tags -> classifier -> Grad-CAM seeds -> SEC -> masks.\n\n"
-        f"{rows}\n"
-        "Each command: --help lists its options, --print_config writes them as YAML, --config reads them from one.\n"
-        "--version prints the version.\n"
-    )
+    rows = "".join(f"  {name:<18}{line}\n" for name, line in about.items())
+    return f"""usage: tag2mask COMMAND [--config FILE.yaml] [--option value ...]
 
+Segmentation networks from image tags alone: tags -> classifier -> Grad-CAM seeds -> SEC -> masks.
 
-def report(message: str, status: int) -> int:
-    """Write a message to standard error and return the exit status."""
-    sys.stderr.write(f"tag2mask: {message}\n")
-    return status
+{rows}
+Each command: --help lists its options, --print_config writes them as YAML, --config reads them from one.
+--version prints the version.
+"""
 
 
 def quiet_known_warnings() -> None:
@@ -160,9 +150,8 @@ def quiet_known_warnings() -> None:
     ):
         warnings.filterwarnings("ignore", message=message)
     # Lightning advertises a logging service at the start of every run
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda line: "litlogger" not in line.getMessage()
-    )
+    log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    log.addFilter(lambda line: "litlogger" not in line.getMessage())
 
 
 if __name__ == "__main__":

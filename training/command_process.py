@@ -4,39 +4,17 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from datamodules.progress import STAGE
 
-__all__ = ["Ended", "exit_with_starter", "run_process"]
-
 WATCH = "TAG2MASK_EXIT_WITH_STDIN"  # environment variable: the process ends when its standard input does
 PATIENCE = 20.0  # seconds that a process has after Ctrl-C before it is killed
-SAMPLE = 0.1  # seconds between two measurements of memory
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended.
-
-    Attributes:
-        status: exit status, or 128 and the number of the signal.
-        seconds: wall-clock time.
-        peak_memory: bytes of memory at the highest of all samples, without the processes that read images.
-    """
-
-    status: int
-    seconds: float
-    peak_memory: int
-
-
-def run_process(words: Sequence[str], title: str) -> Ended:
+def run_process(words: Sequence[str], title: str) -> int:
     """Run a command line of this program in a new process with the same output streams, and wait for it.
 
     The process imports the same modules as this one, not those of the working folder. Its standard input is a pipe that
@@ -46,30 +24,25 @@ def run_process(words: Sequence[str], title: str) -> Ended:
         words: command line after ``tag2mask``.
         title: name of the process, with which the lines of its progress begin.
 
+    Returns:
+        The exit status, or 128 and the number of the signal that ended the process.
+
     Raises:
         KeyboardInterrupt: Ctrl-C; the other process has ended by then.
     """
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-    environment = os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", WATCH: "1", STAGE: title}
-    start, peak = time.monotonic(), 0
-    # as a module: Lightning can start it again for further processes
-    command = [sys.executable, "-m", "training.cli", *words]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as process:  # noqa: S603
+    variables = os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", WATCH: "1", STAGE: title}
+    command = [sys.executable, "-m", "training.cli", *words]  # a module: Lightning can start it for further processes
+    with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE) as process:  # noqa: S603
         try:
-            while process.poll() is None:
-                with suppress(psutil.Error):  # it has just ended
-                    peak = max(peak, psutil.Process(process.pid).memory_info().rss)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(SAMPLE)
+            status = process.wait()
         except BaseException:
-            try:  # a terminal sends Ctrl-C to both processes
+            with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # a terminal sends Ctrl-C to both processes
                 process.wait(PATIENCE)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
             raise
-    code = process.returncode
-    return Ended(code if code >= 0 else 128 - code, time.monotonic() - start, peak)
+    return status if status >= 0 else 128 - status
 
 
 def exit_with_starter() -> None:

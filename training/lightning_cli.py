@@ -1,12 +1,12 @@
 """``fit``, ``validate`` and ``test``: Lightning's command line for the project's tasks and data modules."""
 
 import json
+import sys
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
-from lightning_fabric.connector import _PRECISION_INPUT  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
@@ -24,13 +24,11 @@ from seeds.base_task import BaseTask
 from seeds.checkpoints import read_checkpoint
 from seeds.classifier import ClassifierTask
 from seeds.distributed import check_process_count, launched_devices, require_one_process
-from seeds.precision import Precision, resolve_precision
+from seeds.precision import resolve_precision
 from training.parsers import OneSentenceErrors
-from training.runs.callbacks import LossGuard, StepSeed, UpdateCount
-from training.runs.checkpoint_files import CheckpointIO, checkpoint_callbacks
+from training.runs.callbacks import CheckpointIO, LogProgress, LossGuard, StepSeed, UpdateCount, checkpoint_callbacks
 from training.runs.image_panels import ImagePanels
 from training.runs.loggers import ResumableCSVLogger, ResumableWandbLogger
-from training.runs.progress import LogProgress
 from training.runs.provenance_record import RunRecord
 from training.runs.repeated_runs import fit_repeatedly, seed_list
 from training.segmentation_task import SegmentationTask
@@ -38,22 +36,13 @@ from training.segmentation_task import SegmentationTask
 # imported, so that a YAML can name them without their modules
 TASKS = (ClassifierTask, AffinityTask, SegmentationTask)
 DATA_MODULES = (VOCDataModule, FolderDataModule, SyntheticDataModule)
-
-Wandb = Literal["disabled", "offline", "online"]
+CLASSES = (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment)  # whose arguments a YAML can name
 
 
 class LightningParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, whose errors are one sentence."""
 
-    def known_keys(self) -> set[str]:
-        """Return the last parts of all keys, such as ``lr`` of ``model.init_args.lr``.
-
-        The parser has no actions for arguments of classes that a YAML names, so the keys include those of the classes.
-        """
-        parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
-        keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
-        named = (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment)
-        return keys.union(*(signature(known).parameters for known in named))
+    class_keys = frozenset(key for known in CLASSES for key in signature(known).parameters)
 
 
 class AutoPrecisionTrainer(pl.Trainer):
@@ -69,27 +58,17 @@ class AutoPrecisionTrainer(pl.Trainer):
         InputError: options that torch does not support, or that would spoil a training unnoticed.
     """
 
-    def __init__(
-        self,
-        *,
-        accelerator: str | Accelerator = "auto",
-        precision: Precision | _PRECISION_INPUT = "auto",
-        **kwargs: Any,
-    ) -> None:
-        if precision == "auto":
-            precision = resolve_precision("auto", str(accelerator))
-        super().__init__(accelerator=accelerator, precision=precision, **kwargs)
+    def __init__(self, accelerator: str | Accelerator = "auto", precision: str | int = "auto", **kwargs: Any) -> None:
+        chosen: Any = resolve_precision("auto", str(accelerator)) if precision == "auto" else precision
+        try:
+            super().__init__(accelerator=accelerator, precision=chosen, **kwargs)
+        except ValueError as error:  # an unknown precision; SLURM's tasks that do not match the devices
+            raise InputError(f"trainer: {error}") from error
         check_process_count(self.world_size)
         if kwargs.get("sync_batchnorm") and self.world_size > 1 and self.strategy.root_device.type == "cpu":
-            raise InputError(
-                "sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out, and each process "
-                "normalises by its own batch"
-            )
-        if str(self.precision) in ("16-true", "bf16-true"):
-            raise InputError(
-                f"precision {self.precision} would round weights and images to 16 bits, and the CRF would see wrong "
-                "colours: choose bf16-mixed, auto, or 16-mixed on GPUs"
-            )
+            raise InputError("sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out")
+        if str(self.precision) in ("16-true", "bf16-true"):  # weights and images are rounded to 16 bits
+            raise InputError(f"precision {self.precision} spoils the colours that the CRF sees: choose bf16-mixed")
 
 
 class TagToMaskCLI(LightningCLI):
@@ -101,61 +80,31 @@ class TagToMaskCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the Trainer's methods that are commands, each with the arguments that the CLI itself provides."""
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "validate": {"model", "dataloaders", "datamodule"},
-            "test": {"model", "dataloaders", "datamodule"},
-        }
+        return {name: given for name, given in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run itself, and link the data's classes to the model's."""
-        parser.add_argument(
-            "--output",
-            type=str,
-            default="runs/latest",
-            help="folder of the run: config.yaml, provenance.json (what made the run), metrics.csv, best.ckpt (by the "
-            "validation's figure), last.ckpt",
-        )
-        parser.add_argument(
-            "--wandb",
-            type=Wandb,
-            default="disabled",
-            help="log to Weights & Biases as well, with images: disabled, offline (no account needed) or online",
-        )
-        parser.add_argument(
-            "--random_seeds",
-            type=list[int] | str | None,
-            default=None,
-            help="fit: train once for each of these seeds, as in 0,1,2, in output/seed-0 and so on, and print mean and "
-            "standard deviation; the same command again resumes what was stopped",
-        )
+        text = "folder of the run: config.yaml, provenance.json (what made the run), metrics.csv, best.ckpt, last.ckpt"
+        parser.add_argument("--output", type=str, default="runs/latest", help=text)
+        text = "log to Weights & Biases as well, with images: disabled, offline (no account needed) or online"
+        parser.add_argument("--wandb", type=Literal["disabled", "offline", "online"], default="disabled", help=text)
+        text = "fit: train once for each seed, as in 0,1,2, in output/seed-0 and so on, and print mean and std"
+        parser.add_argument("--random_seeds", type=list[int] | str | None, default=None, help=text)
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate", compute_fn=list)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the given words only (Lightning warns when it is called from Python)."""
-        self.words = cast("list[str]", args)
-        self.config = parser.parse_args(self.words)
-        command = self.config["subcommand"]
-        self.seeds = seed_list(self.config[command]["random_seeds"]) if command == "fit" else []
+        """Parse the given words only (Lightning warns when it is called from Python), and run repeated trainings."""
+        words = cast("list[str]", args)
+        self.config = parser.parse_args(words)
+        self.subcommand = self.config["subcommand"]
+        seeds = seed_list(self._get(self.config, "random_seeds")) if self.subcommand == "fit" else []
+        if seeds:  # each in its own process
+            require_one_process("fit --random_seeds")
+            fit_repeatedly(words, self.plain_config(), seeds)
+            sys.exit()
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the YAML describes the model; a checkpoint's hyperparameters are not merged over it."""
-
-    def _set_seed(self) -> None:
-        if not self.seeds:
-            super()._set_seed()
-
-    def instantiate_classes(self) -> None:
-        """Create task, data and trainer, except for several trainings, which have their own processes."""
-        if not self.seeds:
-            super().instantiate_classes()
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        if self.seeds:
-            require_one_process("fit --random_seeds")
-            fit_repeatedly(self.words, self.plain_config(), self.seeds)
-        else:
-            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Return the Trainer, which keeps the run in the folder ``output`` unless options of the Trainer differ."""
@@ -182,27 +131,18 @@ class TagToMaskCLI(LightningCLI):
             "default_root_dir": given.default_root_dir or str(folder), "logger": logger, "callbacks": callbacks,
             "devices": devices, "num_nodes": num_nodes, "plugins": [CheckpointIO(), *(given.plugins or [])],
         }  # fmt: skip
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except InputError:
-            raise
-        except ValueError as error:  # of Lightning, where SLURM's tasks do not match its devices
-            raise InputError(f"trainer: {error}") from error
+        return super().instantiate_trainer(**kwargs)
 
     def plain_config(self) -> dict[str, Any]:
         """Return the whole configuration of the command, in plain JSON values."""
         command = str(self.subcommand)
-        text = self._parser(command).dump(self.config[command], format="json", skip_none=False)
-        return dict(json.loads(text))
+        return dict(json.loads(self._parser(command).dump(self.config[command], format="json", skip_none=False)))
 
     def before_fit(self) -> None:
         """Refuse to train over an earlier run, whose figures and checkpoints would be lost."""
         folder = Path(self._get(self.config, "output"))
         if (folder / "config.yaml").exists() and not self._get(self.config, "ckpt_path"):
-            raise InputError(
-                f"{folder} already holds a run: remove it, name another folder (--output), "
-                f"or resume it (--ckpt_path last)",
-            )
+            raise InputError(f"{folder} already holds a run: remove it, choose another --output, or --ckpt_path last")
         self.before_validate()
 
     def before_validate(self) -> None:

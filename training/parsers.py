@@ -1,25 +1,81 @@
 """Parsers of the command line: options from words and from YAML, and mistakes as one sentence."""
 
 import ast
+import difflib
 import importlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, cast, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from datamodules.errors import UsageError
-from training.parser_messages import nearest, one_sentence
 
-__all__ = ["OneSentenceErrors", "config_path", "find_configs", "read_signature", "run_function"]
+UNKNOWN_KEY = (
+    r"there is no option '([^']+)'",  # by this module for an inner parser, and quoted by the outer one
+    r"[Kk]ey '([^']+)' is not expected",
+    r"[Oo]ption '([^']+)'",
+    r"unrecognized arguments: --?([^\s=]+)",
+)
+REPLACEMENTS = (
+    (r'Parser key "([^"]+)":', r"\1:"),
+    (r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1"),
+    (r"typing\.Literal\[(.*?)\]", r"one of \1"),
+    (r"Expected a ", "expected "),
+    (r"\. Got value: ", ", got "),
+    (r"NestedArg\(key='([^']+)', val=(.*)\)", r"\1=\2"),
+    (r"'fit\.|'validate\.|'test\.", "'"),
+    (r"\b(?:fit|validate|test)\.(?=(?:model|data|trainer|output|wandb)\b)", ""),
+)
+NOT_NONE = "Expected a <class 'NoneType'>"  # the last alternative of every optional value: no help
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a hint for a mistyped word.
+
+    Args:
+        word: the mistyped word.
+        known: all words.
+
+    Returns:
+        ``; did you mean 'x'?`` with the nearest known word, or nothing where none is near.
+    """
+    found = difflib.get_close_matches(word, sorted(known), n=1)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def one_sentence(message: str, keys: Iterable[str]) -> str:
+    """Return the cause of a parser's error, often of many nested lines, in one line.
+
+    Args:
+        message: the parser's message.
+        keys: all known keys; the nearest one is proposed for a mistyped key.
+    """
+    for pattern in UNKNOWN_KEY:
+        if found := re.search(pattern, message):
+            return f"there is no option '{found[1]}'{nearest(found[1].split('.')[-1], keys)}"
+    key = re.search(r'Parser key "([^"]+)"', message)
+    reasons = re.search(r"  Errors:\n(.*)\n  Given value type:", message, re.DOTALL)
+    if key and reasons:  # the value fits none of its types: a reason for each
+        each = [" ".join(reason.split()) for reason in re.split(r"^    - ", reasons[1], flags=re.MULTILINE)]
+        kept = [reason for reason in each if reason and reason != NOT_NONE]
+        value = message.rpartition("Given value: ")[2]
+        repeated = value.startswith(("{", "NestedArg")) or any("Got value" in reason for reason in kept)
+        message = f"{key[1]}: {'; or '.join(kept)}{'' if repeated else f'; got {value}'}"
+    for pattern, replacement in REPLACEMENTS:
+        message = re.sub(pattern, replacement, message)
+    return " ".join(message.split())
 
 
 class OneSentenceErrors:
     """Mixin for a parser of jsonargparse whose errors are one sentence instead of the whole usage."""
+
+    class_keys: frozenset[str] = frozenset()  # arguments of the classes that a YAML can name
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a `UsageError` instead of printing the usage and exiting.
@@ -31,12 +87,10 @@ class OneSentenceErrors:
         Raises:
             UsageError: always.
         """
-        raise UsageError(one_sentence(message, self.known_keys())) from ex
-
-    def known_keys(self) -> set[str]:
-        """Return the last parts of all keys that the parser knows; the nearest one is proposed for a mistyped key."""
-        actions: list[Any] = self._actions  # type: ignore[attr-defined]
-        return {action.dest.split(".")[-1] for action in actions if action.dest}
+        subcommands: Any = getattr(self, "_subcommands_action", None)
+        parsers: list[Any] = [self, *getattr(subcommands, "_name_parser_map", {}).values()]
+        keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
+        raise UsageError(one_sentence(message, keys | self.class_keys)) from ex
 
 
 class FunctionParser(OneSentenceErrors, ArgumentParser):
@@ -86,17 +140,12 @@ def read_signature(target: str) -> Callable[..., Any]:
         target: ``module:function``.
 
     Raises:
-        ImportError: the module or the function does not exist.
         NameError: the top level of the module does not define a name in the signature.
     """
     module, name = target.split(":")
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ImportError(f"there is no module {module}")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    function = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
-    if function is None:
-        raise ImportError(f"the module {module} has no function {name}")
+    path = Path(getattr(find_spec(module), "origin", ""))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     del function.body[1:]  # all but the docstring
     names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
     needed: list[ast.stmt] = []
@@ -108,10 +157,9 @@ def read_signature(target: str) -> Callable[..., Any]:
             names |= {each.id for each in ast.walk(node.value) if isinstance(each, ast.Name)}
             needed.append(node)
     namespace: dict[str, Any] = {"__name__": __name__}  # jsonargparse imports the module that a function names
-    code = compile(ast.Module([*reversed(needed), function], []), spec.origin, "exec")
+    code = compile(ast.Module([*reversed(needed), function], []), path, "exec")
     exec(code, namespace)  # noqa: S102  the program's source
-    stub: Callable[..., Any] = namespace[name]
-    return stub
+    return cast("Callable[..., Any]", namespace[name])
 
 
 def find_configs(words: Sequence[str]) -> list[str]:
@@ -136,16 +184,12 @@ def config_path(name: str) -> str:
     shipped = Path(configs.__file__).parent / Path(name).name
     path = next((path for path in (Path(name), shipped) if path.is_file()), None)
     if path is None:
-        raise UsageError(
-            f"there is no file {name}{nearest(shipped.name, [each.name for each in shipped.parent.glob('*.yaml')])}"
-        )
+        known = [each.name for each in shipped.parent.glob("*.yaml")]
+        raise UsageError(f"there is no file {name}{nearest(shipped.name, known)}")
     try:
         yaml.safe_load(path.read_text())
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{name}{line}: not YAML: {error.problem}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: not a text file") from error
-    except (yaml.YAMLError, ValueError) as error:  # an invalid character; a date that does not exist
-        raise UsageError(f"{name}: not YAML: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, or no text
+        mark, lines = getattr(error, "problem_mark", None), str(error).splitlines()
+        place = f"{name}, line {mark.line + 1}" if mark else name
+        raise UsageError(f"{place}: not YAML: {getattr(error, 'problem', None) or lines[0]}") from error
     return str(path)

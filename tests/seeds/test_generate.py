@@ -118,7 +118,9 @@ def test_the_cache_records_its_settings(voc, checkpoint, tmp_path, capsys):
     assert {"torch", "python", "numpy"} <= set(cache.settings["packages"])
     assert cache.settings["ids_sha256"] == ids_sha256(IDS)
     assert cache.cues("p0").shape == (4, 4)
-    assert re.search(r"^seeds: 6/6 images in \d+ s, \d+(\.\d+)? images/s$", capsys.readouterr().err, re.MULTILINE)
+    assert re.search(
+        r"^seeds: 6/6 images in \d:\d\d:\d\d, \d+(\.\d+)? images/s$", capsys.readouterr().err, re.MULTILINE
+    )
 
 
 def test_evaluation_finds_the_images_again(checkpoint, tmp_path):

@@ -39,12 +39,6 @@ def test_the_cpu_decides(processor, accelerator, units, expected):
     assert computes_bfloat16(accelerator) is expected
 
 
-def test_a_torch_that_cannot_tell(processor, monkeypatch):
-    processor()
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not computes_bfloat16("cpu")
-
-
 def test_without_onednn_there_are_no_bfloat16_convolutions(processor, monkeypatch):
     processor(avx512_bf16=True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)

@@ -1,5 +1,6 @@
 """Training by the command line, tiny."""
 
+import json
 from pathlib import Path
 
 from training.cli import main
@@ -18,3 +19,8 @@ def fit(voc, cues, folder, *words, command="fit"):
         "--trainer.enable_model_summary=false",
     ]
     return main([*arguments, *words])
+
+
+def read_record(folder):
+    """Return the record in a run's folder."""
+    return json.loads((folder / "provenance.json").read_text())

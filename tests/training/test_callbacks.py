@@ -8,7 +8,8 @@ import torch
 
 from datamodules.errors import InputError
 from tests.training.conftest import TINY, data_of, trainer_of
-from training.runs.callbacks import LossGuard, StepSeed
+from tests.training.fits import fit
+from training.runs.callbacks import LogProgress, LossGuard, StepSeed
 from training.segmentation_task import SegmentationTask
 
 
@@ -51,3 +52,65 @@ def test_dropout_is_a_function_of_seed_epoch_batch_and_process(monkeypatch):
     first = [drawn(*place) for place in places]
     assert len({tuple(values) for values in first}) == len(places)
     assert [drawn(*place) for place in places] == first
+
+
+# --- progress in a log file
+
+LOUD = "--trainer.enable_progress_bar=true"
+STEP = r"epoch (\d)/2, step (\d)/3, loss \d+(\.\d+)?"
+
+
+@pytest.fixture(autouse=True)
+def interval(monkeypatch):
+    monkeypatch.setattr("datamodules.progress.INTERVAL", 0.01)
+
+
+def test_a_training_reports_epoch_step_loss_speed_and_time_left(voc, cues, tmp_path, capsys):
+    assert fit(voc, cues, tmp_path / "run", LOUD, "--trainer.max_epochs=2") == 0
+    lines = capsys.readouterr().err.splitlines()
+    training = [line for line in lines if line.startswith("training: ")]
+    assert training[0] == "training: 0/6 steps, epoch 1/2"
+    assert re.fullmatch(r"training: 6/6 steps in \d:\d\d:\d\d, \d+(\.\d+)? steps/s", training[-1])
+    pattern = rf"training: (\d)/6 steps, \d+(\.\d+)? steps/s, \d:\d\d:\d\d left, {STEP}"
+    found = [match for line in training if (match := re.fullmatch(pattern, line))]
+    assert {match[3] for match in found} == {"1", "2"}
+    assert all(int(match[1]) == 3 * int(match[3]) - 3 + int(match[4]) for match in found)
+    assert any(re.search(r"epoch 1/2, validation batch \d/2$", line) for line in training)
+    size = "training on 9 images, effective batch size 3: 6 updates of the weights"
+    assert lines.index(size) < lines.index(training[0])
+
+
+def test_a_resumed_training_reports_all_of_it(voc, cues, tmp_path, capsys):
+    assert fit(voc, cues, tmp_path / "run") == 0
+    assert capsys.readouterr().err.count("training: ") == 0  # enable_progress_bar=false
+    assert fit(voc, cues, tmp_path / "run", LOUD, "--trainer.max_epochs=2", "--ckpt_path=last") == 0
+    training = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]
+    assert training[0] == "training: 3/6 steps, epoch 2/2"
+    assert re.fullmatch(r"training: 6/6 steps in \d:\d\d:\d\d, \d+(\.\d+)? steps/s", training[-1])
+
+
+@pytest.mark.parametrize(("command", "name"), [("validate", "validating"), ("test", "testing")])
+def test_a_validation_reports_its_batches(voc, cues, tmp_path, capsys, command, name):
+    assert fit(voc, cues, tmp_path / "run", LOUD, command=command) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(name)]
+    assert lines[0] == f"{name}: 0/2 batches"
+    assert re.match(rf"{name}: 2/2 batches in \d:\d\d:\d\d, ", lines[-1])
+
+
+def test_an_error_ends_the_report(voc, cues, tmp_path, capsys):
+    words = ["--model.lr=1e30", "--trainer.max_epochs=9"]
+    assert fit(voc, cues, tmp_path / "run", LOUD, *words) == 1
+    *_, last, complaint = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"training: \d+/27 steps done, stopped after \d:\d\d:\d\d(, \d+(\.\d+)? steps/s)?", last)
+    assert complaint.startswith("tag2mask: ")
+
+
+def test_other_processes_report_nothing(capsys, monkeypatch):
+    monkeypatch.setattr("datamodules.progress.rank_zero_only.rank", 1)
+    report = LogProgress()
+    trainer = SimpleNamespace(estimated_stepping_batches=9, global_step=0, max_epochs=1)
+    trainer.current_epoch = 0
+    report.setup(trainer, None, "fit")
+    report.on_train_start(trainer, None)
+    report.on_train_end(trainer, None)
+    assert capsys.readouterr().err == ""

@@ -270,7 +270,7 @@ def test_every_yaml_parses(path, capsys):
     """No YAML that is shipped has a key its command does not know; printing it gives it back."""
     content = yaml.safe_load(path.read_text())
     if "stages" in content:
-        pytest.skip("a recipe: see test_run_recipe.py")
+        pytest.skip("a recipe: see test_recipe.py")
     command = next((COMMANDS[word] for word in path.stem.split("_") if word in COMMANDS), "fit")
     assert main([*command.split(), f"--config={path}", "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)

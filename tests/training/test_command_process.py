@@ -39,13 +39,11 @@ def started_by(pid: int, folder: Path) -> psutil.Process:
 
 
 def test_how_a_process_ended(tmp_path, capfd):
-    done = run_process(fit(tmp_path, 16), TITLE)
+    status = run_process(fit(tmp_path, 16), TITLE)
     printed = capfd.readouterr().err
-    assert done.status == 0, printed
-    assert 0 < done.seconds < 120
-    assert done.peak_memory > 20_000_000
+    assert status == 0, printed
     assert "\n[stage 1 of 1: classifier] drawing train: 0/16 images\n" in printed
-    assert run_process(["fit", "--trian=1"], TITLE).status == 2
+    assert run_process(["fit", "--trian=1"], TITLE) == 2
 
 
 def test_the_process_runs_the_same_program(tmp_path, monkeypatch, capfd):
@@ -53,18 +51,18 @@ def test_the_process_runs_the_same_program(tmp_path, monkeypatch, capfd):
     (tmp_path / "training").mkdir()
     (tmp_path / "training/__init__.py").write_text("raise SystemExit('the wrong one')\n")
     monkeypatch.chdir(tmp_path)
-    assert run_process(["--version"], TITLE).status == 0
+    assert run_process(["--version"], TITLE) == 0
     assert "tag2mask" in capfd.readouterr().out
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert run_process(["--version"], TITLE).status == 1
+    assert run_process(["--version"], TITLE) == 1
 
 
 def test_a_process_that_is_killed(tmp_path):
     killer = threading.Thread(target=lambda: started_by(os.getpid(), tmp_path).kill())
     killer.start()
-    ended = run_process(fit(tmp_path, 20_000), TITLE)
+    status = run_process(fit(tmp_path, 20_000), TITLE)
     killer.join()
-    assert ended.status == 128 + signal.SIGKILL
+    assert status == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

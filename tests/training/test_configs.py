@@ -12,9 +12,8 @@ import yaml
 
 from datamodules.synthetic import write_synthetic_voc
 from tests.seed_caches import CacheWriter
-from tests.training.fits import fit
+from tests.training.fits import fit, read_record
 from training.cli import FUNCTIONS, main
-from training.runs.provenance_record import read_record
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

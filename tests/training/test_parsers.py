@@ -50,10 +50,6 @@ def test_a_signature_that_is_read_is_that_of_the_function(name):
 def test_a_signature_that_cannot_be_read(tmp_path, monkeypatch):
     (tmp_path / "commands_of_a_test.py").write_text("import torch as t\n\ndef one(x: t.Tensor, y=unknown): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ImportError, match="no function two"):
-        read_signature("commands_of_a_test:two")
-    with pytest.raises(ImportError, match="no module commands_of_nobody"):
-        read_signature("commands_of_nobody:one")
     with pytest.raises(NameError, match="unknown"):
         read_signature("commands_of_a_test:one")
 

@@ -16,9 +16,9 @@ from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
 from seeds.provenance import git_revision
 from tests.training.conftest import data_of
-from tests.training.fits import CONFIGS, fit
+from tests.training.fits import CONFIGS, fit, read_record
 from training.cli import main
-from training.runs.provenance_record import provenance_lines, read_provenance, read_record
+from training.runs.provenance_record import provenance_lines, read_provenance
 
 BATCHES = 3  # an epoch: nine images, three a batch
 

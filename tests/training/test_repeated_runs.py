@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from datamodules.errors import InputError
-from tests.training.fits import fit
+from tests.training.fits import fit, read_record
 from training.cli import main
-from training.command_process import Ended
 from training.runs import repeated_runs
-from training.runs.provenance_record import read_record
 from training.runs.repeated_runs import seed_list
 from training.segmentation_task import SegmentationTask
 
@@ -37,7 +35,7 @@ class Processes:
 
     def __call__(self, words, _title):
         self.started.append(list(words))
-        return Ended(self.fails.get(len(self.started), main)(list(words)), 1.0, 0)
+        return self.fails.get(len(self.started), main)(list(words))
 
 
 @pytest.fixture
@@ -98,7 +96,7 @@ def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatc
     assert "seed-0 holds a finished run with model.init_args.lr 0.001, not 0.5" in capsys.readouterr().err
     monkeypatch.setattr(repeated_runs, "source_revision", lambda packages: dict.fromkeys(packages, "another"))
     assert fit(voc, cues, folder, *words) == 1
-    assert "seed-0 holds a finished run of another revision of the code" in capsys.readouterr().err
+    assert "seed-0 holds a finished run with revision.datamodules" in capsys.readouterr().err
     assert len(processes.started) == 3
 
 
@@ -119,10 +117,7 @@ def check_figures(folder):
     assert found["random_seeds"] == [0, 1]
     np.testing.assert_allclose(found["figures"]["val/miou"]["mean"], np.mean(finals), rtol=1e-6)
     np.testing.assert_allclose(found["figures"]["val/miou"]["std"], np.std(finals, ddof=1), rtol=1e-4)
-    with (folder / "repeated_runs.csv").open(newline="") as file:
-        row = next(row for row in csv.DictReader(file) if row["figure"] == "val/miou")
-    np.testing.assert_allclose([float(row["seed-0"]), float(row["seed-1"])], finals, rtol=1e-6)
-    assert float(row["mean"]) == found["figures"]["val/miou"]["mean"]
+    np.testing.assert_allclose([found["runs"][seed]["val/miou"] for seed in ("0", "1")], finals, rtol=1e-6)
 
 
 def test_figures_that_not_every_run_has_have_no_mean(tmp_path, capsys):

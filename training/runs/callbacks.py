@@ -1,18 +1,22 @@
-"""Callbacks of every training: reproducible randomness, a stop at a bad loss, and the effective batch size."""
+"""Callbacks of every training: checkpoints, reproducible randomness, a stop at a bad loss, batch size, progress."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from datamodules.errors import InputError
-from datamodules.progress import print_message
+from datamodules.progress import Progress, print_message
 from datamodules.sampling import run_seed
 from seeds.distributed import gather_objects
 
-__all__ = ["LossGuard", "StepSeed", "UpdateCount"]
+BEST_BY = {"classifier": "val/map", "segmentation": "val/miou"}  # by task; other tasks have no best.ckpt
 
 
 class StepSeed(pl.Callback):
@@ -50,12 +54,9 @@ class LossGuard(pl.Callback):
         bad = not torch.isfinite(loss)
         if trainer.strategy.reduce_boolean_decision(bad, all=False):
             found = [each for each in gather_objects((loss.item(), self._ids) if bad else None) if each]
-            names = [name for _, ids in found for name in ids]
-            raise InputError(
-                f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {found[0][0]}; "
-                f"its images: {', '.join(names)}. The run ends here, checkpoints of earlier epochs are kept; "
-                "a lower learning rate (lr) often helps"
-            )
+            images = ", ".join(name for _, ids in found for name in ids)
+            where = f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {found[0][0]}"
+            raise InputError(f"{where}; its images: {images}. The run ends here; a lower lr often helps")
 
 
 class UpdateCount(pl.Callback):
@@ -66,19 +67,113 @@ class UpdateCount(pl.Callback):
     """
 
     def on_train_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
-        """Print both numbers and, where the effective batch is larger, those of one process."""
+        """Print both numbers and, where the effective batch is larger, how it is made up."""
         loader: Any = trainer.train_dataloader
         images, batch_size = len(loader.dataset), loader.batch_size
         processes, batches = trainer.world_size, trainer.accumulate_grad_batches
         effective, total = batch_size * processes * batches, trainer.estimated_stepping_batches
         print_message(f"training on {images} images, effective batch size {effective}: {total} updates of the weights")
-        if effective == batch_size:
-            return
-        print_message(
-            f"a step sees {batch_size} (batch_size) x {processes} (processes) x {batches} (accumulate_grad_batches) "
-            "images; the learning rate stays as it is"
-        )
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            updates = trainer.max_epochs * max(1, images // batch_size)
-            alone = min(updates, trainer.max_steps) if trainer.max_steps > 0 else updates
-            print_message(f"one process without accumulated batches would make {alone} updates of {batch_size} images")
+        if effective > batch_size:
+            product = f"{batch_size} (batch_size) x {processes} (processes) x {batches} (accumulate_grad_batches)"
+            print_message(f"a step sees {product} images; the learning rate stays as it is")
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which does nothing where the figure is not logged (images without masks)."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the epoch if its figure is the best so far."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+
+
+class CheckpointIO(TorchCheckpointIO):
+    """Lightning's way of writing checkpoints; the error names the file that a full or protected disk does not take."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint as a whole or not at all.
+
+        Raises:
+            InputError: it cannot be written; an older file of that name is intact.
+        """
+        try:
+            super().save_checkpoint(checkpoint, path, storage_options)
+        except OSError as error:
+            raise InputError(f"the checkpoint {path} cannot be written: {error.strerror or error}") from error
+
+
+def checkpoint_callbacks(folder: Path, task_name: str) -> list[ModelCheckpoint]:
+    """Return the callbacks that write ``best.ckpt`` and ``last.ckpt``.
+
+    Args:
+        folder: folder of the run.
+        task_name: ``classifier``, ``affinity`` or ``segmentation``.
+    """
+    options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **options)
+    if task_name not in BEST_BY:
+        return [last]
+    options |= {"monitor": BEST_BY[task_name], "mode": "max", "save_on_train_epoch_end": False}
+    return [BestCheckpoint(filename="best", **options), last]
+
+
+class LogProgress(pl.Callback):
+    """Reports epoch, step, loss, steps per second and the time left of the whole training in a log file.
+
+    The time left includes validations, as long as those so far.
+    """
+
+    def __init__(self) -> None:
+        self._progress = Progress("")
+        self._batches = 0  # of this validation or test
+
+    def on_train_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
+        """Start to report the training; a resumed one from the step at which it resumes."""
+        total, done = trainer.estimated_stepping_batches, trainer.global_step
+        self._progress = Progress("training", total, "steps", done=done, status=epoch_of(trainer)).start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, _task: pl.LightningModule, *hook: Any) -> None:
+        """Report a step."""
+        outputs, _batch, index = hook
+        step = f"step {index + 1}/{trainer.num_training_batches}"
+        status = f"{epoch_of(trainer)}, {step}, loss {float(outputs['loss']):.4g}"
+        self._progress.update(done=trainer.global_step, status=status)
+
+    def on_validation_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
+        """Start to report a validation or a test, unless it is part of a training."""
+        self._batches = 0
+        if trainer.state.fn != TrainerFn.FITTING:
+            total = sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
+            self._progress = Progress("testing" if trainer.testing else "validating", total, "batches").start()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_hook: Any) -> None:
+        """Report a batch; within a training as its status."""
+        self._batches += 1
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._progress.update(done=self._batches)
+        else:
+            total = sum(trainer.num_val_batches)
+            self._progress.update(status=f"{epoch_of(trainer)}, validation batch {self._batches}/{total}")
+
+    def on_validation_end(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
+        """Stop, unless a training continues."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._progress.stop()
+
+    def on_train_end(self, *_hook: Any) -> None:
+        """Stop."""
+        self._progress.stop()
+
+    on_test_start = on_validation_start  # type: ignore[assignment]
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
+    on_test_end = on_validation_end  # type: ignore[assignment]
+
+    def on_exception(self, *_hook: Any) -> None:
+        """Stop where the run does."""
+        self._progress.stop(finished=False)
+
+
+def epoch_of(trainer: pl.Trainer) -> str:
+    """Return the number of the epoch, and how many there are if that is known."""
+    known = trainer.max_epochs is not None and trainer.max_epochs > 0
+    return f"epoch {trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if known else "")

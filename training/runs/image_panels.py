@@ -14,10 +14,6 @@ from training.image_overlays import cue_overlay, label_overlay, side_by_side
 from training.score_maps import label_map
 from training.segmentation_task import SegmentationTask
 
-__all__ = ["ImagePanels"]
-
-Batch = Mapping[str, Any]
-
 
 class ImagePanels(pl.Callback):
     """Logs a few images of each epoch's first batch: cues and predictions in training, ground truth in validation.
@@ -44,24 +40,23 @@ class ImagePanels(pl.Callback):
         if not any(indices) and not trainer.sanity_checking:
             self._log(trainer, task, batch, "val/images")
 
-    def _log(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Batch, key: str) -> None:
+    def _log(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Mapping[str, Any], key: str) -> None:
         loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
         if not (loggers and isinstance(task, SegmentationTask) and trainer.is_global_zero and len(batch["image"])):
             return
         few = {name: value[: self.images] for name, value in batch.items()}
-        modes = {module: module.training for module in task.modules()}
+        training = task.training
         task.eval()
         with torch.no_grad():
             scores = task(few["image"])
-        for module, mode in modes.items():
-            module.training = mode
+        task.train(training)  # frozen blocks stay in eval mode
         panels = [batch_panel(few, scores, index) for index in range(len(few["image"]))]
-        step = max(trainer.global_step - 1, 0)  # the step under which Lightning logs the figures of this batch
         for logger in loggers:
-            logger.log_image(key=key, images=panels, step=step, caption=[str(name) for name in few["id"]])
+            # the step under which Lightning logs the figures of this batch
+            logger.log_image(key=key, images=panels, step=max(trainer.global_step - 1, 0), caption=list(few["id"]))
 
 
-def batch_panel(batch: Batch, scores: torch.Tensor, index: int) -> NDArray[np.uint8]:
+def batch_panel(batch: Mapping[str, Any], scores: torch.Tensor, index: int) -> NDArray[np.uint8]:
     """Return image, cues if there are any, prediction, and ground truth if there is a mask, side by side.
 
     Args:

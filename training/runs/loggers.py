@@ -10,8 +10,6 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
-__all__ = ["ResumableCSVLogger", "ResumableWandbLogger"]
-
 ATTEMPT_ROWS = 10**9  # more than a training has steps
 
 
@@ -28,10 +26,8 @@ class ResumableCSVLogger(CSVLogger):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
         self._file = folder / "metrics.csv"
-        self._earlier: list[dict[str, Any]] = []
-        if self._file.is_file():
-            with self._file.open(newline="") as file:
-                self._earlier = list(csv.DictReader(file))
+        lines = self._file.read_text().splitlines() if self._file.is_file() else []
+        self._earlier: list[dict[str, Any]] = list(csv.DictReader(lines))
 
     @property
     @rank_zero_experiment

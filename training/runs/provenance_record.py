@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from datamodules.files import file_sha256, write_atomically
 from datamodules.sampling import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
-
-__all__ = ["RunRecord", "provenance_lines", "read_provenance", "read_record"]
 
 FILE, KEY = "provenance.json", "provenance"
 PACKAGES = ("pytorch-lightning", "opencv-python-headless")  # in addition to those of seeds
@@ -50,16 +47,13 @@ class RunRecord(pl.Callback):
         loader: Any = trainer.train_dataloader
         data = loader.dataset  # an ImageDataset
         device, weights = trainer.strategy.root_device, Path(str(task.hparams.get("weights")))
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         attempt = provenance(*PACKAGES) | {
             "source": source_revision(ALL_PACKAGES),
             "precision": str(trainer.precision),
             "from_step": trainer.global_step,
             "seed": run_seed(),
-            "torch": {
-                "threads": torch.get_num_threads(),
-                "processes": trainer.world_size,
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-            },
+            "torch": {"threads": torch.get_num_threads(), "processes": trainer.world_size, "device": name},
             "data": {
                 "images": len(data),
                 "images_sha256": ids_sha256([sample.id for sample in data.samples]),
@@ -82,9 +76,9 @@ class RunRecord(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
         """Keep the figures."""
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if not trainer.sanity_checking:
-            self.figures = {name: value for name, value in found.items() if math.isfinite(value)}
+            found = trainer.callback_metrics.items()
+            self.figures = {name: float(value) for name, value in found if name.startswith("val/") and value.isfinite()}
 
     def on_save_checkpoint(self, _trainer: pl.Trainer, _task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record to a checkpoint, in plain values."""
@@ -111,15 +105,6 @@ def read_provenance(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(plain) if attempts else None
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return the record in a run's folder (``attempts``, ``figures``, ``finished``); empty where there is none."""
-    try:
-        found = json.loads((folder / FILE).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def provenance_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield names and values of a record's main facts, for people; several attempts are named where they differ."""
     attempts = record["attempts"]
@@ -133,6 +118,5 @@ def provenance_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     data = last.get("data", {})
     yield "images", f"{data.get('images')} (list {str(data.get('images_sha256'))[:12]}…)"
     if cache := last.get("cache"):
-        checksum = cache.get("classifier_sha256")
-        classifier = f"by {str(checksum)[:12]}…" if checksum else "imported"
+        classifier = f"by {cache['classifier_sha256'][:12]}…" if cache.get("classifier_sha256") else "imported"
         yield "seed cache", f"{cache.get('path')} (fingerprint {str(cache.get('fingerprint'))[:12]}…, {classifier})"

@@ -1,7 +1,5 @@
 """Several trainings that differ only in their seed, and mean and standard deviation of their figures."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.errors import InputError
-from datamodules.files import differences, write_atomically
+from datamodules.files import differences, read_json, write_atomically
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.command_process import run_process
-from training.runs.provenance_record import read_record
-
-__all__ = ["fit_repeatedly", "seed_list"]
 
 FREE = ("config", "ckpt_path", "random_seeds", "wandb")  # a finished run is kept though these settings differ
 
@@ -49,76 +44,49 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
         seeds: the seeds.
 
     Raises:
-        InputError: a training fails; a folder holds a finished run of other settings.
+        InputError: a training fails; a folder holds a finished run of other settings or other code.
     """
     if config["ckpt_path"]:
         raise InputError("--random_seeds resumes what was stopped by itself: leave ckpt_path out")
     console, output = Console(highlight=False), Path(config["output"])
     folders = {seed: output / f"seed-{seed}" for seed in seeds}
     for seed, folder in folders.items():
-        if is_finished(folder, {**config, "output": str(folder), "seed_everything": seed}):
+        record = read_json(folder / "provenance.json")
+        if record.get("finished"):
+            last = record["attempts"][-1]
+            changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
+            for key, before, now in differences(last["config"] | {"revision": last["source"]}, {**config, **changes}):
+                if key.partition(".")[0] not in FREE:
+                    raise InputError(f"{folder} holds a finished run with {key} {before!r}, not {now!r}")
             console.print(f"seed {seed}: finished already, in {folder}")
             continue
         resumes = (folder / "config.yaml").exists()
         console.print(f"seed {seed}: {'resumes' if resumes else 'begins'}, in {folder}")
         arguments = [f"--output={folder}", f"--seed_everything={seed}", "--random_seeds=[]"]
         arguments += ["--ckpt_path=last"] if resumes else []
-        if status := run_process([*words, *arguments], f"seed {seed}").status:
+        if status := run_process([*words, *arguments], f"seed {seed}"):
             how = f"was ended by signal {status - 128}" if status > 128 else f"ended with status {status} (see above)"
             raise InputError(f"the training with seed {seed} {how}; the same command resumes there")
-    write_figures(output, {seed: read_record(folder).get("figures", {}) for seed, folder in folders.items()})
+    records = {seed: read_json(folder / "provenance.json") for seed, folder in folders.items()}
+    write_figures(output, {seed: record.get("figures", {}) for seed, record in records.items()})
 
 
-def is_finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Return whether a folder holds a finished run.
-
-    Args:
-        folder: folder of the run.
-        wanted: the configuration that a finished run must have.
-
-    Raises:
-        InputError: a finished run has another configuration, or is from another revision of the code.
-    """
-    record = read_record(folder)
-    if not record.get("finished") or not record["attempts"]:
-        return False
-    last = record["attempts"][-1]
-    if last.get("source") != source_revision(ALL_PACKAGES):
-        raise InputError(
-            f"{folder} holds a finished run of another revision of the code; remove it, or choose another output"
-        )
-    settings = [{key: value for key, value in each.items() if key not in FREE} for each in (last["config"], wanted)]
-    for key, found, now in differences(*settings):
-        raise InputError(
-            f"{folder} holds a finished run with {key} {found!r}, not {now!r}; give that, or choose another output"
-        )
-    return True
-
-
-def write_figures(output: Path, runs: Mapping[int, Mapping[str, float]]) -> None:
-    """Print and write mean and standard deviation of the figures that all runs have.
+def write_figures(output: Path, runs: dict[int, dict[str, float]]) -> None:
+    """Print and write mean and sample standard deviation of the figures that all runs have.
 
     Args:
-        output: folder for ``repeated_runs.json`` and ``repeated_runs.csv``.
+        output: folder for ``repeated_runs.json``.
         runs: figures of each seed by name.
     """
     output.mkdir(parents=True, exist_ok=True)
-    names = [name for name in next(iter(runs.values())) if all(name in run for run in runs.values())]
-    titles = ["figure", "mean", "std", *(f"seed-{seed}" for seed in runs)]
-    rows: list[list[Any]] = []
-    for name in names:
-        values = [run[name] for run in runs.values()]
-        rows.append([name, fmean(values), stdev(values) if len(values) > 1 else None, *values])
-    content = {
-        "random_seeds": list(runs),
-        "figures": {name: {"mean": mean, "std": std} for name, mean, std, *_ in rows},
-        "runs": {str(seed): dict(run) for seed, run in runs.items()},
-    }
+    table = Table("figure", "mean", "std", *(f"seed-{seed}" for seed in runs), title="last validation")
+    figures: dict[str, dict[str, float | None]] = {}
+    for name in next(iter(runs.values())):
+        values = [run[name] for run in runs.values() if name in run]
+        if len(values) == len(runs):
+            figures[name] = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
+            row = (*figures[name].values(), *values)
+            table.add_row(name, *("" if value is None else f"{value:.4f}" for value in row))
+    content = {"random_seeds": list(runs), "figures": figures, "runs": runs}
     write_atomically(output / "repeated_runs.json", (json.dumps(content, indent=1) + "\n").encode())
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([titles, *rows])
-    write_atomically(output / "repeated_runs.csv", file.getvalue().encode())
-    table = Table(*titles, title=f"last validation, {len(runs)} seeds")
-    for name, *values in rows:
-        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
-    Console().print(table if rows else "the validations gave no figures")
+    Console().print(table if figures else "the validations gave no figures")

@@ -1,1 +1,0 @@
-"""Recipes: whole experiments as stages, each a command of this program; unchanged stages are kept."""
