@@ -17,9 +17,7 @@ from rich.console import Console
 from datamodules.errors import InputError
 from datamodules.files import differences
 from datamodules.progress import track
-from datamodules.seed_shard import NO_CUE, DamagedError, Floats, Shard, as_stored, shard_name
-
-__all__ = ["NO_CUE", "SeedCache", "as_stored", "cache_fingerprint", "list_shards", "print_info", "verify_cache"]
+from datamodules.seed_shard import DamagedError, Floats, Shard, shard_name
 
 OPEN_SHARDS = 128
 """Shards that are open at a time, each a mapping of its file and some 500 kB."""

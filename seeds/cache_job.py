@@ -327,9 +327,9 @@ class ShardWriter(BasePredictionWriter):
     ) -> None:
         """Pass the seeds of a batch to the thread; the last batch of a shard completes it."""
         self._progress.update(advance=len(self.batches[batch_idx]))
-        unreadable = dict(batch.get("unreadable", ()))
-        self._unreadable |= unreadable
         self.wait(pl_module)  # so that no more than one batch of images is in memory
+        unreadable = dict(batch.get("unreadable", ()))
+        self._unreadable |= unreadable  # the thread reads it
         problem = next(iter(unreadable.values()), "") if self.job.strict else ""
         problem = problem or too_many(self._unreadable, sum(map(len, self.cache.blocks)), self.job.max_unreadable)
         pl_module.problem = pl_module.problem or problem

@@ -16,8 +16,6 @@ from datamodules.seed_cache import SeedCache
 from datamodules.seed_shard import NO_CUE
 from seeds.import_seeds import Format
 
-__all__ = ["export_seeds"]
-
 
 def export_seeds(
     cache: Path, output: Path, format: Format, *, root: str | None = None, split: str | None = None

@@ -26,8 +26,6 @@ from seeds.cues import label_map
 from seeds.gradcam import gradcam_maps
 from seeds.job_options import JobOptions
 
-__all__ = ["CamModule", "generate_seeds"]
-
 
 def generate_seeds(
     checkpoint: Path,

@@ -20,8 +20,6 @@ from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import foreground_cues, label_map, resolve_conflicts
 from seeds.provenance import ids_sha256, package_versions
 
-__all__ = ["Format", "import_seeds"]
-
 Format = Literal["sec", "irn", "png"]
 
 

@@ -23,8 +23,6 @@ from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
 from seeds.crf_refinement import crf_settings, of_maximum_one, refined
 from seeds.job_options import JobOptions
 
-__all__ = ["RandomWalkModule", "refine_seeds"]
-
 
 def refine_seeds(
     cache: Path,

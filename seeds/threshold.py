@@ -10,8 +10,6 @@ from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import label_map
 from seeds.provenance import package_versions
 
-__all__ = ["threshold_seeds"]
-
 
 def threshold_seeds(
     cache: Path, output: Path, *, fg_threshold: float = 0.2, bg_fraction: float = 0.1, overwrite: bool = False

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from datamodules.class_names import IGNORE
-from datamodules.seed_cache import NO_CUE
+from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
 
 Image = NDArray[np.uint8]

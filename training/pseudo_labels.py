@@ -22,8 +22,6 @@ from training.inference import PROBABILITY_FLOOR, TEST_CRF, Views, view_scores
 from training.score_maps import resize_maps
 from training.segmentation_task import SegmentationTask
 
-__all__ = ["PseudoLabelModule", "pseudo_label"]
-
 
 def pseudo_label(
     checkpoint: Path,

@@ -16,7 +16,8 @@ from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
-from datamodules.seed_cache import NO_CUE, SeedCache
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable import UnreadableImages
 from seeds.evaluation.confusion_matrix import ConfusionMatrix, none_if_nan

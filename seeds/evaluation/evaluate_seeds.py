@@ -17,7 +17,8 @@ from datamodules.files import write_atomically
 from datamodules.masks import read_class_mask
 from datamodules.progress import print_message, track
 from datamodules.sampling import evenly
-from datamodules.seed_cache import NO_CUE, SeedCache
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
 from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan, percent, ratio
