@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from datamodules import seed_cache as module
 from datamodules.errors import InputError
-from datamodules.seed_cache import SeedCache, as_stored, cache_fingerprint
-from datamodules.seed_shard import is_valid_id, shard_name
+from datamodules.seed_cache import SeedCache, cache_fingerprint
+from datamodules.seed_shard import as_stored, is_valid_id, shard_name
 from tests.seed_caches import CacheWriter
 
 CLASSES = ("cat", "dog", "person")

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.seed_cache import NO_CUE, SeedCache
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_shard import NO_CUE
 from datamodules.synthetic import write_synthetic_voc
 from tests.seed_caches import CacheWriter
 from training.cli import main

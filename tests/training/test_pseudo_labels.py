@@ -10,7 +10,8 @@ from torch.nn import functional
 from datamodules.files import file_sha256
 from datamodules.images import normalize, read_image
 from datamodules.sample import multi_hot
-from datamodules.seed_cache import NO_CUE, SeedCache
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import Transform
 from seeds.cache_job import Seed
 from seeds.job_options import JobOptions
