@@ -23,10 +23,10 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.progress import print_message
 from datamodules.sample import Sample, require_masks, require_tags
-from datamodules.sampling import TrainSampler, run_seed
+from datamodules.samplers import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
-from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, readable
+from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 
 TRAINING_ONLY = ("augment", "cues", "cues_checkpoint", "download", "targets")
 """Settings that only a training uses; `BaseDataModule.settings` and `datamodule_from_settings` leave them out."""
@@ -156,7 +156,7 @@ class BaseDataModule(pl.LightningDataModule):
         super().save_hyperparameters(*args, **{"frame": inspect.currentframe()} | kwargs)
 
     def samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
-        """Return the checked samples of a split; headers are not read, see `datamodules.unreadable.readable`.
+        """Return the checked samples of a split; headers are not read, see `datamodules.unreadable_images.readable`.
 
         Args:
             split: Name of the split.

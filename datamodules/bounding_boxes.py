@@ -9,7 +9,7 @@ import numpy as np
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
-from datamodules.voc_labels import read_annotation
+from datamodules.voc_tags import read_annotation
 
 
 class Box(NamedTuple):

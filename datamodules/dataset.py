@@ -15,7 +15,7 @@ from datamodules.errors import InputError, UnreadableError
 from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask
 from datamodules.sample import Sample, multi_hot
-from datamodules.sampling import Draw, EvalSampler
+from datamodules.samplers import Draw, EvalSampler
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment, Transform, resize_nearest
 

@@ -10,7 +10,7 @@ from datamodules.errors import InputError
 from datamodules.masks import find_mask, mask_folder
 from datamodules.sample import Sample, read_ids, require_masks
 from datamodules.voc_download import download_voc
-from datamodules.voc_labels import list_tags, mask_tags, npy_tags, xml_tags
+from datamodules.voc_tags import list_tags, mask_tags, npy_tags, xml_tags
 
 
 class VOCDataModule(BaseDataModule):
@@ -22,7 +22,7 @@ class VOCDataModule(BaseDataModule):
     Args:
         root: The folder that contains JPEGImages, for VOC itself ``…/VOCdevkit/VOC2012``.
         labels: Source of the tags: ``xml``, ``imagesets``, ``masks``, the path of a ``cls_labels.npy``; None for no
-            tags. See `datamodules.voc_labels`.
+            tags. See `datamodules.voc_tags`.
         masks: Name of the folder of masks; ``auto`` for SegmentationClassAug or else SegmentationClass; None for no
             masks.
         download: Download VOC 2012 and SBD into ``root`` (which must end in VOCdevkit/VOC2012) if they are not there.

@@ -36,7 +36,7 @@ from datamodules.seed_cache import SeedCache, list_shards
 from datamodules.seed_cache_writer import CacheOutput
 from datamodules.seed_shard import ShardBuilder
 from datamodules.source_revision import SEED_PACKAGES, source_revision
-from datamodules.unreadable import too_many
+from datamodules.unreadable_images import too_many
 from seeds.base_task import BaseTask
 from seeds.checkpoints import load_task, read_checkpoint
 from seeds.distributed import check_process_count, gather_objects, launched_devices

@@ -6,7 +6,7 @@ from typing import Literal
 
 from datamodules.errors import InputError
 from datamodules.seed_shard import MAX_IMAGES, SHARD_SIZE
-from datamodules.unreadable import MAX_UNREADABLE, check_share
+from datamodules.unreadable_images import MAX_UNREADABLE, check_share
 from seeds.precision import Precision
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from datamodules.errors import InputError
 from datamodules.seed_cache_writer import CacheOutput
 from datamodules.seed_shard import SHARD_SIZE, ShardBuilder, shard_name
-from seeds.generate import generate_seeds
+from seeds.generate_seeds import generate_seeds
 from seeds.job_options import JobOptions
 
 

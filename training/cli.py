@@ -14,8 +14,8 @@ from importlib.metadata import version
 
 from datamodules.errors import InputError, UsageError
 from seeds.distributed import require_one_process
-from training.allocator import keep_freed_memory
-from training.command_process import exit_with_starter
+from training.child_process import exit_with_starter
+from training.memory_allocator import keep_freed_memory
 
 # albumentations would look for a newer version on import, and no command uses the network without an option for it
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -27,9 +27,9 @@ LIGHTNING = {
 }
 # For each command its function, imported only when it is called so that --help is fast, and its line of help.
 FUNCTIONS = {
-    "seeds generate": ("seeds.generate:generate_seeds", "localize the tags of images by a classifier and Grad-CAM"),
-    "seeds threshold": ("seeds.threshold:threshold_seeds", "threshold the maps of a seed cache again"),
-    "seeds refine": ("seeds.refine:refine_seeds", "refine a seed cache by a random walk along affinities and a CRF"),
+    "seeds generate": ("seeds.generate_seeds:generate_seeds", "localize the tags of images with a classifier"),
+    "seeds threshold": ("seeds.threshold_seeds:threshold_seeds", "threshold the maps of a seed cache again"),
+    "seeds refine": ("seeds.refine_seeds:refine_seeds", "refine a seed cache by a random walk and a CRF"),
     "seeds evaluate": ("seeds.evaluation.evaluate_seeds:evaluate_seeds", "score a seed cache against masks"),
     "seeds show": ("training.show_seeds:show_seeds", "write a page that compares the cues of several seed caches"),
     "seeds verify": ("datamodules.seed_cache:verify_cache", "check every byte of a seed cache"),

@@ -9,7 +9,7 @@ from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_atomically
 from datamodules.images import read_image
 from datamodules.progress import track
-from datamodules.unreadable import UnreadableImages
+from datamodules.unreadable_images import UnreadableImages
 from seeds.explainer import Explainer, split_names
 from training.image_overlays import Image, encode_image, figure_grid, gradient_image, heat_overlay, shrink
 from training.predict import forbid_replacing, photo_samples, report_skipped

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.errors import InputError
-from datamodules.unreadable import UnreadableImages
+from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from seeds.precision import Chosen, Precision, resolve_precision

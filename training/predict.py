@@ -12,7 +12,7 @@ from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.sample import Sample, file_samples
-from datamodules.unreadable import UnreadableImages
+from datamodules.unreadable_images import UnreadableImages
 from seeds.precision import Precision
 from training.export import load_exported
 from training.image_overlays import encode_image, label_overlay

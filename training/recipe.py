@@ -36,7 +36,7 @@ from datamodules.errors import InputError, UsageError
 from datamodules.files import differences, file_sizes, folder_fingerprint, read_json, write_atomically
 from datamodules.seed_cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
-from training.command_process import run_process
+from training.child_process import run_process
 from training.parsers import config_path, nearest
 
 STAGES = "stages"  # the recipe's key, and the folder of the records in its output

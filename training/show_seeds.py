@@ -19,7 +19,7 @@ from datamodules.sample import Sample
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
-from datamodules.unreadable import UnreadableImages
+from datamodules.unreadable_images import UnreadableImages
 from seeds.evaluation.confusion_matrix import ConfusionMatrix, none_if_nan
 from training.image_overlays import cue_overlay, heat_overlay, label_overlay, shrink
 from training.inference import load_trained, predictions

@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 from datamodules.files import write_atomically
 from datamodules.masks import read_class_mask
 from datamodules.progress import print_message, track
-from datamodules.sampling import evenly
+from datamodules.samplers import evenly
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest

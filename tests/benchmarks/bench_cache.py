@@ -26,7 +26,7 @@ from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
 from seeds.cache_job import Seed, ShardWriter
 from seeds.classifier import ClassifierTask
-from seeds.generate import CamModule
+from seeds.generate_seeds import CamModule
 from tests.seed_caches import CacheWriter, generate
 
 VOC, MANY = 10_582, 100_000

@@ -23,7 +23,7 @@ from torchvision.io import decode_jpeg
 
 from datamodules.dataset import ImageDataset, collate
 from datamodules.images import read_image
-from datamodules.sampling import Draw
+from datamodules.samplers import Draw
 from datamodules.voc import VOCDataModule
 from tests.benchmarks.bench_sec import Case
 from tests.benchmarks.bench_step import available_data, read_config

@@ -8,7 +8,7 @@ from datamodules.dataset import ImageDataset, collate, image_loader
 from datamodules.errors import InputError
 from datamodules.images import normalize
 from datamodules.masks import write_mask
-from datamodules.sampling import Draw
+from datamodules.samplers import Draw
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.voc import VOCDataModule

@@ -11,7 +11,7 @@ from datamodules.errors import InputError
 from datamodules.masks import read_mask
 from datamodules.synthetic import SyntheticDataModule, write_synthetic_voc
 from datamodules.synthetic_scenes import CLASSES
-from datamodules.unreadable import UnreadableImages, readable
+from datamodules.unreadable_images import UnreadableImages, readable
 from datamodules.voc import VOCDataModule
 
 SIZE = 64

@@ -6,7 +6,7 @@ import pytest
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.sample import Sample, multi_hot
-from datamodules.unreadable import UnreadableImages, readable
+from datamodules.unreadable_images import UnreadableImages, readable
 from datamodules.voc import VOCDataModule
 
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep", "person")

@@ -5,7 +5,7 @@ import torch
 from datamodules.seed_cache import SeedCache
 from seeds import crf_refinement
 from seeds.crf_refinement import PIXELS, crf_settings, refined
-from seeds.generate import generate_seeds
+from seeds.generate_seeds import generate_seeds
 
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
 

@@ -5,7 +5,7 @@ import torch
 
 import seeds.precision
 from datamodules.seed_cache import SeedCache
-from seeds.generate import generate_seeds
+from seeds.generate_seeds import generate_seeds
 from seeds.job_options import JobOptions
 from seeds.precision import computes_bfloat16, resolve_precision
 

@@ -10,7 +10,7 @@ import pytest
 from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache
 from seeds import provenance as module
-from seeds.generate import generate_seeds
+from seeds.generate_seeds import generate_seeds
 from seeds.provenance import git_revision, ids_sha256, package_versions, provenance
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")

@@ -11,7 +11,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def fit(voc, cues, folder, *words, command="fit"):
     """Train SEC on nine images of 64 pixels, an epoch of three steps, in this process; the exit status."""
     arguments = [
-        *(command, f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder}", "--model.weights=none"),
+        *(command, f"--config={CONFIGS / 'sec_demo.yaml'}", f"--output={folder}", "--model.weights=none"),
         *(f"--data.root={voc}", f"--data.cues={cues}", "--data.cues_checkpoint=null", "--data.size=64"),
         *("--data.train=9", "--data.val=4", "--data.image_size=96"),  # as the fixture `voc` writes it
         *("--data.cue_stride=8", "--data.batch_size=3", "--data.num_workers=0", "--trainer.max_epochs=1"),

@@ -30,13 +30,13 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     data, run = folder / "data", lambda *words: main([str(word) for word in words])
     common = [f"--data.root={data}", *SMALL, *QUIET]
-    classifier = ["fit", f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={folder / 'classifier'}", *common]
+    classifier = ["fit", f"--config={CONFIGS / 'classifier_demo.yaml'}", f"--output={folder / 'classifier'}", *common]
     assert run(*classifier) == 0
     checkpoint = folder / "classifier/last.ckpt"
     generate = ["seeds", "generate", "--checkpoint", checkpoint, "--output", folder / "seeds", "--cue_stride", 4]
     assert run(*generate) == 0
     assert run("seeds", "evaluate", "--cache", folder / "seeds", "--output", folder / "quality") == 0
-    sec = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder / 'sec'}", *common]
+    sec = ["fit", f"--config={CONFIGS / 'sec_demo.yaml'}", f"--output={folder / 'sec'}", *common]
     sec += [f"--data.cues={folder / 'seeds'}", f"--model.weights={checkpoint}"]
     sec += [f"--data.cues_checkpoint={checkpoint}"]
     assert run(*sec) == 0
@@ -76,7 +76,7 @@ def test_checkpoints_hold_no_code(made):
 
 def test_a_disk_without_space_for_a_checkpoint(made, tmp_path):
     """A process that may write files of 1 MB only: one sentence naming the checkpoint, and nothing half-written."""
-    words = ["fit", f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--data.root={made / 'data'}", *SMALL, *QUIET]
+    words = ["fit", f"--config={CONFIGS / 'classifier_demo.yaml'}", f"--data.root={made / 'data'}", *SMALL, *QUIET]
     words.append(f"--output={tmp_path / 'run'}")
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6));"
@@ -95,7 +95,7 @@ def test_a_disk_without_space_for_a_checkpoint(made, tmp_path):
 def test_a_run_is_not_trained_over(made, capsys):
     """The same command again is refused; nothing of the first run changes."""
     before = (made / "classifier/last.ckpt").read_bytes()
-    words = ["fit", f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={made / 'classifier'}", *SMALL, *QUIET]
+    words = ["fit", f"--config={CONFIGS / 'classifier_demo.yaml'}", f"--output={made / 'classifier'}", *SMALL, *QUIET]
     assert main([*words, f"--data.root={made / 'data'}"]) == 1
     assert "already holds a run" in capsys.readouterr().err
     assert (made / "classifier/last.ckpt").read_bytes() == before
@@ -103,7 +103,7 @@ def test_a_run_is_not_trained_over(made, capsys):
 
 def test_a_resumed_run_counts_all_epochs(made):
     """A finished run of one epoch resumes for a second one, and its checkpoint is validated."""
-    words = [f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={made / 'classifier'}", *SMALL, *QUIET]
+    words = [f"--config={CONFIGS / 'classifier_demo.yaml'}", f"--output={made / 'classifier'}", *SMALL, *QUIET]
     words += [f"--data.root={made / 'data'}", "--trainer.max_epochs=2"]
     assert main(["fit", *words, "--ckpt_path=last"]) == 0
     assert torch.load(made / "classifier/last.ckpt", weights_only=True)["epoch"] == 1
@@ -126,7 +126,7 @@ def test_training_on_imported_cues(made, tmp_path):
     assert second["precision"] == first["precision"]
     assert second["miou_cues"] == first["miou_cues"]
     assert second["miou_fixed"] is None
-    fit = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={tmp_path / 'sec'}", *SMALL, *QUIET]
+    fit = ["fit", f"--config={CONFIGS / 'sec_demo.yaml'}", f"--output={tmp_path / 'sec'}", *SMALL, *QUIET]
     fit += [f"--data.root={made / 'data'}", f"--data.cues={back}", "--data.cues_checkpoint=null"]
     fit += [f"--model.weights={made / 'classifier/last.ckpt'}", "--trainer.max_steps=1"]
     assert main(fit) == 0
@@ -176,7 +176,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_sentence(name, tmp_path, capsys):
     """Exit status 1 or 2, one line on standard error that names the mistake, no traceback."""
-    classifier = CONFIGS / "demo_classifier.yaml"
+    classifier = CONFIGS / "classifier_demo.yaml"
     (tmp_path / "bad.yaml").write_text(classifier.read_text().replace("weight_decay", "wieght_decay"))
     (tmp_path / "broken.yaml").write_text("model: [unclosed")
     (tmp_path / "day.yaml").write_text("output: 2024-13-45")
@@ -222,7 +222,7 @@ def test_checkpoints_that_are_refused(made, tmp_path, capsys, command, kind):
         "missing": tmp_path / "no.ckpt", "code": tmp_path / "code.ckpt", "another task": made / "sec/last.ckpt",
         "another network": made / "classifier/last.ckpt",
     }[kind]  # fmt: skip
-    words = [command, f"--config={CONFIGS / 'demo_classifier.yaml'}", f"--output={tmp_path / 'run'}", *SMALL, *QUIET]
+    words = [command, f"--config={CONFIGS / 'classifier_demo.yaml'}", f"--output={tmp_path / 'run'}", *SMALL, *QUIET]
     words += [f"--data.root={made / 'data'}", f"--ckpt_path={path}"]
     words += (
         ["--model.init_args.backbone=mobilenet_v2", "--model.init_args.depth=5"] if kind == "another network" else []
@@ -237,7 +237,7 @@ def test_checkpoints_that_are_refused(made, tmp_path, capsys, command, kind):
 def test_a_cache_of_another_classifier(made, capsys):
     """Cues are refused when they come from another checkpoint than the given one."""
     other = made / "sec/last.ckpt"
-    words = ["fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={made / 'sec2'}", *SMALL, *QUIET]
+    words = ["fit", f"--config={CONFIGS / 'sec_demo.yaml'}", f"--output={made / 'sec2'}", *SMALL, *QUIET]
     words += [f"--data.root={made / 'data'}", f"--data.cues={made / 'seeds'}", f"--data.cues_checkpoint={other}"]
     assert main([*words, "--model.weights=none"]) == 1
     assert "another checkpoint" in capsys.readouterr().err

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
-EPOCHS = {"demo_classifier.yaml": 10, "demo_sec.yaml": 6}
+EPOCHS = {"classifier_demo.yaml": 10, "sec_demo.yaml": 6}
 
 
 def run(*words: object) -> None:
@@ -35,14 +35,14 @@ def fit(config: str, data: Path, output: Path, *words: object) -> Path:
 def sec(data: Path, classifier: Path, cache: Path, output: Path) -> float:
     """Val IoU of SEC on a cache."""
     words = [f"--data.cues={cache}", f"--data.cues_checkpoint={classifier}", f"--model.weights={classifier}"]
-    checkpoint = fit("demo_sec.yaml", data, output, *words)
+    checkpoint = fit("sec_demo.yaml", data, output, *words)
     run("evaluate", "--checkpoint", checkpoint, "--output", output / "val", "--num_images=0")
     return json.loads((output / "val/metrics.json").read_text())["miou"]
 
 
 def generate(classifier: Path, output: Path) -> Path:
     """The seeds of a classifier, by the demo's YAML."""
-    words = ["seeds", "generate", f"--config={CONFIGS / 'demo_seeds.yaml'}", "--num_workers=0"]
+    words = ["seeds", "generate", f"--config={CONFIGS / 'seeds_demo.yaml'}", "--num_workers=0"]
     run(*words, "--checkpoint", classifier, "--output", output)
     return output
 
@@ -73,12 +73,12 @@ def test_without_tags_or_seeds_it_is_far_worse(tmp_path):
     for name in ("data", "shuffled"):
         write_synthetic_voc(tmp_path / name, train=200, val=40, size=96)
     shuffle_tags(tmp_path / "shuffled")
-    classifier = fit("demo_classifier.yaml", tmp_path / "data", tmp_path / "classifier")
+    classifier = fit("classifier_demo.yaml", tmp_path / "data", tmp_path / "classifier")
     cache = generate(classifier, tmp_path / "seeds")
     honest = sec(tmp_path / "data", classifier, cache, tmp_path / "sec")
     random = random_cues(cache, tmp_path / "random")
     seedless = sec(tmp_path / "data", classifier, random, tmp_path / "sec-random")
-    misled = fit("demo_classifier.yaml", tmp_path / "shuffled", tmp_path / "misled")
+    misled = fit("classifier_demo.yaml", tmp_path / "shuffled", tmp_path / "misled")
     tagless = sec(tmp_path / "shuffled", misled, generate(misled, tmp_path / "misled-seeds"), tmp_path / "sec-shuffled")
     assert honest > seedless + 0.1
     assert honest > tagless + 0.1

@@ -4,7 +4,7 @@ import torch
 
 from datamodules.seed_cache import SeedCache
 from seeds.job_options import JobOptions
-from seeds.refine import refine_seeds
+from seeds.refine_seeds import refine_seeds
 from tests.training.conftest import SIZE
 from training.pseudo_labels import pseudo_label
 

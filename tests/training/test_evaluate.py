@@ -16,7 +16,7 @@ from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.masks import read_class_mask, write_mask
-from datamodules.unreadable import UnreadableImages
+from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task
 from tests.training.conftest import data_of, trainer_of
 from training.cli import main

@@ -31,7 +31,7 @@ def rows(folder):
 def test_rows_are_on_disk_when_a_training_is_killed(voc, cues, tmp_path):
     """Killed in its second epoch: the rows of all steps before are on disk, and still are after a second kill."""
     words = [
-        *("fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={tmp_path / 'run'}", "--model.weights=none"),
+        *("fit", f"--config={CONFIGS / 'sec_demo.yaml'}", f"--output={tmp_path / 'run'}", "--model.weights=none"),
         *(
             f"--data.root={voc}",
             f"--data.cues={cues}",

@@ -13,7 +13,7 @@ from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.masks import read_mask
-from datamodules.unreadable import UnreadableImages
+from datamodules.unreadable_images import UnreadableImages
 from training.cli import main
 from training.inference import load_trained, predictions
 from training.predict import predict

@@ -49,10 +49,10 @@ class RecipeFolder:
             "stages": {
                 "classifier": {
                     "command": "fit",
-                    "config": "demo_classifier.yaml",
+                    "config": "classifier_demo.yaml",
                     "options": {"data": data, "trainer": {"max_epochs": epochs, **QUIET}},
                 },
-                "seeds": {"command": "seeds generate", "config": "demo_seeds.yaml", "options": seeds},
+                "seeds": {"command": "seeds generate", "config": "seeds_demo.yaml", "options": seeds},
                 "quality": {"command": "seeds evaluate", "options": {"cache": "{seeds}"}},
             },
         }
@@ -481,7 +481,7 @@ def test_mistakes_of_later_stages_are_found_first(tmp_path):
 
 MISTAKES = {
     "command": ({"command": "fitt"}, "stage 'x': there is no command 'fitt'; did you mean 'fit'?"),
-    "no command": ({"config": "demo_sec.yaml"}, "stage 'x': 'command' is missing"),
+    "no command": ({"config": "sec_demo.yaml"}, "stage 'x': 'command' is missing"),
     "reference": (
         {"command": "fit", "options": {"a": "{dat}"}},
         "{dat}, which is no setting and no earlier stage; did"),

@@ -30,7 +30,7 @@ sys.exit(main(sys.argv[2:]))
 def train(voc, cues, folder, *words, dies_at=-1):
     """Train three epochs of SEC in its own process, on one thread; dropout and augmentation are on."""
     arguments = [
-        *("fit", f"--config={CONFIGS / 'demo_sec.yaml'}", f"--output={folder}", "--model.weights=none"),
+        *("fit", f"--config={CONFIGS / 'sec_demo.yaml'}", f"--output={folder}", "--model.weights=none"),
         *(
             f"--data.root={voc}",
             f"--data.cues={cues}",

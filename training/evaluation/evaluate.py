@@ -20,9 +20,9 @@ from datamodules.images import read_image
 from datamodules.masks import mask_png, read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
-from datamodules.sampling import evenly
+from datamodules.samplers import evenly
 from datamodules.seed_cache import SeedCache
-from datamodules.unreadable import MAX_UNREADABLE, UnreadableImages, readable
+from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 from datamodules.voc import VOCDataModule
 from seeds.precision import Precision
 from training import inference

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.progress import Progress, print_message
-from datamodules.sampling import run_seed
+from datamodules.samplers import run_seed
 from seeds.distributed import gather_objects
 
 BEST_BY = {"classifier": "val/map", "segmentation": "val/miou"}  # by task; other tasks have no best.ckpt
@@ -22,7 +22,7 @@ BEST_BY = {"classifier": "val/map", "segmentation": "val/miou"}  # by task; othe
 class StepSeed(pl.Callback):
     """Seeds torch before every training batch from the run's seed, the epoch, the batch's number and the rank.
 
-    Dropout is then the same whether the run was interrupted or not. (`datamodules.sampling` does the same for the
+    Dropout is then the same whether the run was interrupted or not. (`datamodules.samplers` does the same for the
     augmentation of images.)
     """
 

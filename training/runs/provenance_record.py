@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 
 from datamodules.files import file_sha256, write_atomically
-from datamodules.sampling import run_seed
+from datamodules.samplers import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
 

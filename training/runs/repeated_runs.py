@@ -12,7 +12,7 @@ from rich.table import Table
 from datamodules.errors import InputError
 from datamodules.files import differences, read_json, write_atomically
 from datamodules.source_revision import ALL_PACKAGES, source_revision
-from training.command_process import run_process
+from training.child_process import run_process
 
 FREE = ("config", "ckpt_path", "random_seeds", "wandb")  # a finished run is kept though these settings differ
 

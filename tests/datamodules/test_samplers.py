@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules import sampling
+from datamodules import samplers
 from datamodules.errors import InputError
-from datamodules.sampling import Draw, EvalSampler, TrainSampler, evenly
+from datamodules.samplers import Draw, EvalSampler, TrainSampler, evenly
 
 
 def shares(monkeypatch, replicas, make):
@@ -17,7 +17,7 @@ def shares(monkeypatch, replicas, make):
     for rank in range(replicas):
         group = {"is_available": True, "is_initialized": True, "get_world_size": replicas, "get_rank": rank}
         stub = SimpleNamespace(**{name: lambda value=value: value for name, value in group.items()})
-        monkeypatch.setattr(sampling, "distributed", stub)
+        monkeypatch.setattr(samplers, "distributed", stub)
         found.append(make())
     return found
 
@@ -84,7 +84,7 @@ def test_fewer_images_than_a_batch_or_than_processes(monkeypatch):
 
 def test_the_seed_of_the_run(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "12")
-    assert sampling.run_seed() == 12
+    assert samplers.run_seed() == 12
     assert Draw(3, 4).number == 3
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from training.command_process import run_process
+from training.child_process import run_process
 
 ROOT = Path(__file__).resolve().parents[2]
 TITLE = "stage 1 of 1: classifier"
@@ -21,7 +21,7 @@ QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_model_summary=false", "-
 
 def fit(folder: Path, images: int) -> list[str]:
     """A training that draws its images first, which takes minutes for 20,000 images."""
-    words = ["fit", f"--config={ROOT / 'configs/demo_classifier.yaml'}", *QUIET, f"--data.root={folder / 'data'}"]
+    words = ["fit", f"--config={ROOT / 'configs/classifier_demo.yaml'}", *QUIET, f"--data.root={folder / 'data'}"]
     return [*words, f"--output={folder / 'run'}", f"--data.train={images}", "--data.val=1", "--data.num_workers=0"]
 
 
@@ -67,7 +67,7 @@ def test_a_process_that_is_killed(tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_with_the_process_that_started_it(tmp_path, how):
-    code = f"from training.command_process import run_process; run_process({fit(tmp_path, 20_000)}, {TITLE!r})"
+    code = f"from training.child_process import run_process; run_process({fit(tmp_path, 20_000)}, {TITLE!r})"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as starter:
         process = started_by(starter.pid, tmp_path)
         starter.send_signal(how)
@@ -79,7 +79,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path, how):
 def test_control_c_ends_both(tmp_path):
     """A terminal sends it to the whole group of processes: both end, and the status is that of an interrupt."""
     code = (  # a shell that starts the tests in the background has Ctrl-C ignored
-        "import signal, sys; from training.command_process import run_process\n"
+        "import signal, sys; from training.child_process import run_process\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"try: run_process({fit(tmp_path, 20_000)}, {TITLE!r})\n"
         "except KeyboardInterrupt: sys.exit(130)"

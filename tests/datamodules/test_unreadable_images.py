@@ -3,7 +3,7 @@ import pytest
 
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
-from datamodules.unreadable import UnreadableImages, readable
+from datamodules.unreadable_images import UnreadableImages, readable
 from datamodules.voc import VOCDataModule
 
 

@@ -11,7 +11,7 @@ from training.cli import main
 
 CODE = """
 import resource, torch
-from training.allocator import keep_freed_memory
+from training.memory_allocator import keep_freed_memory
 keep_freed_memory()
 torch.set_num_threads(1)
 def faults():

@@ -28,7 +28,7 @@ from seeds.crf_refinement import refined
 from seeds.cues import label_map
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
 from seeds.export_seeds import export_seeds
-from seeds.generate import CamModule
+from seeds.generate_seeds import CamModule
 from seeds.gradcam import GradCAM
 from seeds.provenance import ids_sha256
 from tests.seed_caches import CacheWriter, generate

@@ -4,7 +4,7 @@ import pytest
 from datamodules.class_names import VOC_CLASSES, mask_lut
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
-from datamodules.voc_labels import list_tags, mask_tags, npy_tags, xml_tags
+from datamodules.voc_tags import list_tags, mask_tags, npy_tags, xml_tags
 
 IDS = ("p0", "p2", "p7")
 TAGS = [{"cow"}, {"bat", "ant"}, set()]

@@ -12,7 +12,7 @@ from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
 from seeds.cache_job import Seed
 from seeds.checkpoints import load_task
-from seeds.refine import RandomWalkModule
+from seeds.refine_seeds import RandomWalkModule
 from tests.seed_caches import CacheWriter
 from tests.training.conftest import data_of
 from tests.training.fits import fit
@@ -68,7 +68,7 @@ def test_each_image_walks_with_its_own_maps_and_boundary(tmp_path, monkeypatch):
         writer.add("b", np.zeros((4, 4), np.uint8), map_classes=np.array([1]), maps=maps[2:])
     images = torch.from_numpy(generator.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
     batch = {"id": ["a", "b"], "labels": torch.tensor([[1.0, 0, 1], [0, 1, 0]]), "image": normalize(images)}
-    monkeypatch.setattr("seeds.refine.random_walk", lambda own, edge, steps, **_: own + steps * edge)
+    monkeypatch.setattr("seeds.refine_seeds.random_walk", lambda own, edge, steps, **_: own + steps * edge)
     module = RandomWalkModule(Edges(), SETTINGS, SeedCache(tmp_path / "c"))
     found = module.predict_seeds(batch)
     grey = torch.nn.functional.avg_pool2d(normalize(images), 4).mean(1).sigmoid().double().numpy()
