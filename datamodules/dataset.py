@@ -147,11 +147,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     images = torch.from_numpy(np.stack([item["image"] for item in items]))  # (B, S, S, 3)
     labels = torch.from_numpy(np.stack([item["labels"] for item in items]))  # (B, C)
     batch: dict[str, Any] = {
-        "image": normalize(images.permute(0, 3, 1, 2)),
-        "labels": labels,
-        "id": [item["id"] for item in items],
+        "image": normalize(images.permute(0, 3, 1, 2)), "labels": labels, "id": [item["id"] for item in items],
         "size": torch.tensor([item["size"] for item in items]),
-    }
+    }  # fmt: skip
     if unreadable:
         batch["unreadable"] = unreadable
     if "mask" in items[0]:

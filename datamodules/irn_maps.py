@@ -70,11 +70,8 @@ def write_irn(path: Path, classes: NDArray[np.int64], maps: NDArray[np.float32],
     import torch  # the format's own tensors; the rest of the file needs none
 
     height, width = size
-    entry = {
-        "keys": torch.from_numpy(classes),
-        "cam": torch.from_numpy(_scaled(maps, (-(-height // STRIDE), -(-width // STRIDE)))),
-        "high_res": _scaled(maps, size),
-    }
+    small = _scaled(maps, (-(-height // STRIDE), -(-width // STRIDE)))
+    entry = {"keys": torch.from_numpy(classes), "cam": torch.from_numpy(small), "high_res": _scaled(maps, size)}
     np.save(path, entry, allow_pickle=True)  # type: ignore[arg-type]  # numpy.save wraps the dictionary
 
 

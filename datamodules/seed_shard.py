@@ -160,13 +160,9 @@ class ShardBuilder:
             **entries: ``shard``, ``shards``, ``settings``, ``inputs`` and ``left_out`` of the header, see above.
         """
         header = {
-            "format": FORMAT,
-            "version": VERSION,
-            "classes": self.classes,
-            "ids": self.ids,
-            "images": self._images,
-        }
-        header |= entries
+            "format": FORMAT, "version": VERSION, "classes": self.classes, "ids": self.ids, "images": self._images,
+            **entries,
+        }  # fmt: skip
         header = json.loads(plain_json(header))  # tuples become lists, keys strings: what will be read
         header["checksum"] = _checksums(header)[1]
         content: bytes = safetensors.numpy.save(self._tensors, {_METADATA: plain_json(header)})

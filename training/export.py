@@ -60,16 +60,12 @@ def export(
     if format != "smp" and output.is_dir():
         raise InputError(f"{output} is a folder: name a file")
     metadata = {
-        "producer": f"tag2mask {version('tag2mask')}",
-        "checkpoint_sha256": file_sha256(checkpoint),
-        "classes": list(trained.classes),
-        "size": trained.size,
-        "multiple": network.multiple,
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
+        "producer": f"tag2mask {version('tag2mask')}", "checkpoint_sha256": file_sha256(checkpoint),
+        "classes": list(trained.classes), "size": trained.size, "multiple": network.multiple,
+        "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
         "input": "image float32 (B, 3, size, size), RGB: resized to size x size, / 255, minus mean, / std",
         "output": "scores float32 (B, 1 + classes, h, w), background first: resize bilinearly to the image, argmax",
-    }
+    }  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
     write = {"torchscript": _write_torchscript, "onnx": _write_onnx, "smp": _write_smp}[format]
     write(network, metadata, output)

@@ -391,14 +391,11 @@ class Runner:
         _fingerprint.cache_clear()  # the stage may have downloaded data
         key, dependencies = self._key(stage, dependencies["source"])  # the code as it started
         record = {
-            "key": key,
-            "files": file_sizes(result.folder),
+            "key": key, "files": file_sizes(result.folder),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - start, 1),
-            "resumed": resume_arguments is not None,
-            "figures": read_figures(result.folder),
-            "dependencies": dependencies,
-        }
+            "seconds": round(time.monotonic() - start, 1), "resumed": resume_arguments is not None,
+            "figures": read_figures(result.folder), "dependencies": dependencies,
+        }  # fmt: skip
         write_atomically(result.record_path, (json.dumps(record, indent=1) + "\n").encode())
         _remove(result.old)
         return record, "done"
@@ -414,12 +411,11 @@ class Runner:
         paths = [value for name, value in options.items() if is_path(name, value)]
         folders = {name: str(self.output / name) for name in stage.needs}
         dependencies = {
-            "command": stage.command,
-            "options": options,
+            "command": stage.command, "options": options,
             "files": {path: _fingerprint(substitute(path, folders), self.output) for path in paths},
             "stages": {name: self.keys[name] for name in stage.needs},
             "source": source or source_revision(SEED_PACKAGES if of_seeds else ALL_PACKAGES),
-        }
+        }  # fmt: skip
         text = json.dumps(dependencies, sort_keys=True, default=str)
         self.keys[stage.name] = hashlib.sha256(text.encode()).hexdigest()
         return self.keys[stage.name], json.loads(text)

@@ -82,13 +82,10 @@ def show_seeds(
         found = predictions(trained.scores, loader, UnreadableImages(1.0), crf=True)
         predicted = {each.name: each.final for each in found}
     content = render(
-        "seeds.html",
-        names=("background cue", *classes),
-        checkpoint=checkpoint,
-        sections=sections,
+        "seeds.html", names=("background cue", *classes), checkpoint=checkpoint, sections=sections,
         stages={each.id: _stages(each, opened, truths[each.id], predicted.get(each.id)) for each in chosen},
         facts=[("seed cache", path) for path in caches] + [("checkpoint", checkpoint)] * (trained is not None),
-    )
+    )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "index.html", content.encode())
 

@@ -18,20 +18,13 @@ Method = Callable[[Tensor, Target], Tensor]
 """``method(images, targets)``: maps (B, C, h, w), or (B, C, 3, H, W) of a method at the image's resolution."""
 
 METHODS: dict[str, Callable[..., Method]] = {
-    "gradcam": GradCAM,
-    "cam": cams.CAM,
-    "counterfactual": Counterfactual,
-    "gradcam++": cams.GradCAMPlusPlus,
-    "layercam": cams.LayerCAM,
-    "hirescam": cams.HiResCAM,
-    "guided-backprop": input_gradients.GuidedBackprop,
-    "deconvolution": input_gradients.Deconvolution,
-    "guided-gradcam": input_gradients.GuidedGradCAM,
+    "gradcam": GradCAM, "counterfactual": Counterfactual,
+    "cam": cams.CAM, "gradcam++": cams.GradCAMPlusPlus, "layercam": cams.LayerCAM, "hirescam": cams.HiResCAM,
+    "gradient": input_gradients.InputGradient, "guided-backprop": input_gradients.GuidedBackprop,
+    "deconvolution": input_gradients.Deconvolution, "guided-gradcam": input_gradients.GuidedGradCAM,
     "deconvolution-gradcam": input_gradients.DeconvolutionGradCAM,
-    "gradient": input_gradients.InputGradient,
-    "mwp": excitation_backprop.MWP,
-    "c-mwp": excitation_backprop.ContrastiveMWP,
-}
+    "mwp": excitation_backprop.MWP, "c-mwp": excitation_backprop.ContrastiveMWP,
+}  # fmt: skip
 """``METHODS[name](model, layer)`` builds a method."""
 
 

@@ -152,12 +152,10 @@ class CueMetrics:
             return quotients | {"coverage": none_if_nan(float(ratio(covered, self.positions.sum())))}
 
         return {
-            **metrics(slice(None)),
-            "miou_cues": none_if_nan(mean_iou(iou)),
-            "iou_cues": by_name(names, iou),
+            **metrics(slice(None)), "miou_cues": none_if_nan(mean_iou(iou)), "iou_cues": by_name(names, iou),
             "cues": {"background": metrics(slice(1)), "foreground": metrics(slice(1, None))},
             "cues_by_class": {name: metrics(slice(c, c + 1)) for c, name in enumerate(names) if c},
-        }
+        }  # fmt: skip
 
 
 def print_seed_metrics(metrics: Mapping[str, Any]) -> None:

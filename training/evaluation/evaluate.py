@@ -112,13 +112,11 @@ def evaluate(
         loader = data.eval_loader(samples, originals=True)
         stream = inference.predictions(partial(trained.scores, views=views), loader, data.unreadable, crf=crf)
         source = {
-            "crf": dict(TEST_CRF) if crf else None,
-            "scales": list(views.scales),
-            "flip": flip,
+            "crf": dict(TEST_CRF) if crf else None, "scales": list(views.scales), "flip": flip,
             "compute_precision": trained.precision,
             "checkpoint": {"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
             "provenance": trained.provenance,
-        }
+        }  # fmt: skip
     elif predictions is not None and checkpoint is None:
         if root is None:
             raise InputError("the images and masks are not given: give --root as well as --predictions")
@@ -157,14 +155,10 @@ def evaluate(
     recorded = ("class_path", "root", "masks", *(["eval_size"] if trained else []))
     metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf else {})
     metrics |= {
-        "images": images,
-        "images_with_mask": len(final.per_image),
-        "unreadable": data.unreadable.found,
-        "split": data.hparams["test_split"],
-        **source,
-        "data": {key: data.hparams[key] for key in recorded if key in data.hparams},
-        "classes": list(data.classes),
-    }
+        "images": images, "images_with_mask": len(final.per_image), "unreadable": data.unreadable.found,
+        "split": data.hparams["test_split"], **source,
+        "data": {key: data.hparams[key] for key in recorded if key in data.hparams}, "classes": list(data.classes),
+    }  # fmt: skip
     sections = selector.sections()
     if trained is not None and cache is not None:
         sections += _training_images(trained, data, cache, crf=crf)

@@ -65,12 +65,11 @@ def compute_metrics(counts: SegmentationCounts) -> dict[str, Any]:
             metrics[column.mean] = none_if_nan(mean_iou(values))
     matrix = counts.matrix
     return metrics | {
-        "miou_interval": miou_interval(counts.per_image),
-        "background_iou": metrics["iou"].get(counts.names[0]),
+        "miou_interval": miou_interval(counts.per_image), "background_iou": metrics["iou"].get(counts.names[0]),
         "pixel_accuracy": none_if_nan(float(ratio(matrix.trace(), matrix.sum()))),
         "confusion": {"classes": list(counts.names), "pixels": matrix.tolist()},
         "confused": confused_pairs(matrix, counts.names),
-    }
+    }  # fmt: skip
 
 
 def metrics_csv(metrics: Mapping[str, Any]) -> str:

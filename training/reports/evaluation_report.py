@@ -29,16 +29,12 @@ def render_page(metrics: Mapping[str, Any], sections: Sequence[Section]) -> str:
     cards = [(each.title, each.about, [_card(example, names) for example in each.examples]) for each in sections]
     shown = [card for *_, own in cards for card in own]
     return render(
-        "evaluation.html",
-        metrics=metrics,
-        names=names,
+        "evaluation.html", metrics=metrics, names=names,
         columns={key: column.title for key, column in COLUMNS.items()},
-        scored=[(index, name) for index, name in enumerate(names) if name in metrics["iou"]],
-        sections=cards,
+        scored=[(index, name) for index, name in enumerate(names) if name in metrics["iou"]], sections=cards,
         legend=[(i, name) for i, name in enumerate(names) if any(i in card["classes"] for card in shown)],
-        kinds=list(dict.fromkeys(kind for card in shown for kind in card["layers"])),
-        facts=_facts(metrics),
-    )
+        kinds=list(dict.fromkeys(kind for card in shown for kind in card["layers"])), facts=_facts(metrics),
+    )  # fmt: skip
 
 
 def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
@@ -55,12 +51,10 @@ def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
         layers["cues"] = cue_layer(example.cues)
     pixels = {kind: (layer * (1, 1, 1, 255)).round().astype(np.uint8) for kind, layer in layers.items()}
     return {
-        "name": example.name,
-        "iou": example.iou,
-        "image": embed(small, text),
+        "name": example.name, "iou": example.iou, "image": embed(small, text),
         "layers": {kind: data_uri(each, "png", optimize=True) for kind, each in pixels.items()},
         "classes": sorted(contained),
-    }
+    }  # fmt: skip
 
 
 def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

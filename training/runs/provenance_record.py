@@ -49,17 +49,14 @@ class RunRecord(pl.Callback):
         device, weights = trainer.strategy.root_device, Path(str(task.hparams.get("weights")))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         attempt = provenance(*PACKAGES) | {
-            "source": source_revision(ALL_PACKAGES),
-            "precision": str(trainer.precision),
-            "from_step": trainer.global_step,
-            "seed": run_seed(),
+            "source": source_revision(ALL_PACKAGES), "precision": str(trainer.precision),
+            "from_step": trainer.global_step, "seed": run_seed(),
             "torch": {"threads": torch.get_num_threads(), "processes": trainer.world_size, "device": name},
             "data": {
-                "images": len(data),
-                "images_sha256": ids_sha256([sample.id for sample in data.samples]),
+                "images": len(data), "images_sha256": ids_sha256([sample.id for sample in data.samples]),
                 "labels_sha256": hashlib.sha256(data.labels.tobytes()).hexdigest(),
             },
-        }
+        }  # fmt: skip
         if data.cues is not None:
             attempt["cache"] = {
                 "path": str(data.cues.path),
