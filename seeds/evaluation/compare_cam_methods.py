@@ -85,7 +85,7 @@ class MethodMetrics:
             "pointing_by_class": {names[c]: float(np.mean(hits)) for c, hits in sorted(self.hits["pointing"].items())},
             "pairs": sum(map(len, self.hits["pointing"].values())),
             **{name: float(np.mean(values)) for name, values in self.values.items()},
-        }  # fmt: skip
+        }
 
 
 def compare_cam_methods(
