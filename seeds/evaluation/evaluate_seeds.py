@@ -84,8 +84,6 @@ def evaluate_seeds(
     if len(samples) < len(listed):
         print_message(f"{len(samples)} of {len(listed)} images of {split!r} have a mask; the others are not scored")
     fixed = float(seeds.settings.get("fg_threshold", 0.2) if threshold is None else threshold)
-    if num_images is not None and num_images < 1:
-        raise InputError(f"num_images {num_images} is not a positive number")
     explainer = None
     if methods := split_names(faithfulness):
         path = checkpoint or seeds.inputs.get("checkpoint")
