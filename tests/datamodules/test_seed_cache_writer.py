@@ -132,7 +132,7 @@ def test_overwriting(tmp_path):
 
 
 def test_metrics_of_the_cache(tmp_path):
-    """An evaluation in the folder does not hinder the same command; it goes with the shards that it belongs to."""
+    """An evaluation in the folder does not hinder the same command, and is removed together with its shards."""
     make(tmp_path / "c")
     (tmp_path / "c" / "metrics.json").write_text("{}")
     assert make(tmp_path / "c") == []
