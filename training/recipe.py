@@ -356,9 +356,9 @@ class Runner:
             reports.append({"name": stage.name, "command": stage.command, "state": state, **shown})
         summary = {"output": str(self.output), "stages": reports}
         write_atomically(self.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-        table = Table("stage", "state", "minutes (+: since resumed)", "figures in %", title=str(self.output))
+        table = Table("stage", "state", "minutes", "figures in %", title=str(self.output))
         for report in reports:
-            minutes = f"{report['seconds'] / 60:.1f}{'+' if report['resumed'] else ''}"
+            minutes = f"{report['seconds'] / 60:.1f}{' since resumed' if report['resumed'] else ''}"
             figures = ", ".join(f"{name} {100 * value:.1f}" for name, value in report["figures"].items())
             table.add_row(Text(report["name"]), report["state"], minutes, Text(figures))
         Console().print(table)
