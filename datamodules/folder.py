@@ -84,6 +84,8 @@ class FolderDataModule(BaseDataModule):
             if split in ("all", "val" if number < self.hparams["val_fraction"] else "train"):
                 mask = find_mask(self.masks, image.id) if masks else None
                 chosen.append(Sample(image.id, image.image, image.tags if tags else None, mask))
+        if not chosen:
+            raise InputError(f"none of {len(self.images)} images of {self.root} is in {split!r}: change val_fraction.")
         return chosen
 
 

@@ -237,7 +237,7 @@ def test_no_validation(album):
     ("split", "settings", "message"),
     [
         ("tset", {}, "no split 'tset'"),
-        ("val", {"val_fraction": 0.0}, "the split 'val' of .* contains no image"),
+        ("val", {"val_fraction": 0.0}, "none of .* images of .* is in 'val': change val_fraction"),
         ("all", {"classes": ["dgo"]}, "'dgo' does not exist .* did you mean 'dog'"),
     ],
 )
