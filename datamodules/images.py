@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from datamodules.errors import InputError, UnreadableError
 
@@ -53,8 +53,10 @@ def open_image(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
             yield image
+    except UnidentifiedImageError as error:
+        raise UnreadableError(f"image {path} cannot be read: it is not an image.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"image {path} cannot be read, it is truncated or not an image ({error}).") from error
+        raise UnreadableError(f"image {path} cannot be read, it is truncated or too large ({error}).") from error
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -199,8 +199,7 @@ def load_exported(path: Path) -> Exported:
     except InputError:
         raise
     except Exception as error:  # each runtime has its own errors; the file is not usable in any case
-        reason = f"is no intact network of 'tag2mask export', nor a checkpoint named *.ckpt: {first_line(error)}"
-        raise InputError(f"{path} {reason}") from error
+        raise InputError(f"{path} is no intact 'tag2mask export', nor a *.ckpt: {first_line(error)}") from error
 
 
 def _import_onnx(name: str) -> Any:
