@@ -111,11 +111,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        if os.name == "posix":  # the name, too, is on the disk; Windows opens no folder
+        with suppress(OSError):  # the name, too, is on the disk; Windows and some network file systems cannot
             folder = os.open(path.parent, os.O_RDONLY)
-            with suppress(OSError):  # some network file systems cannot
+            try:
                 os.fsync(folder)
-            os.close(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
@@ -123,9 +124,14 @@ def write_atomically(path: Path, content: bytes) -> None:
             part.unlink()
 
 
+def write_json(path: Path, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:
+    """Write a mapping as a JSON file by `write_atomically`; a ValueError where it contains nan and must not."""
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=allow_nan) + "\n").encode())
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder that appears with all its files or not at all; within the context it is ``.NAME.PID.part``.
+    """Make a folder that appears with all its files or not at all; within the context it is ``.NAME.PID.RANDOM.part``.
 
     Raises:
         InputError: the name is taken by something other than an empty folder, or the folder cannot be written.

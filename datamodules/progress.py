@@ -130,6 +130,11 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
             progress.update(advance=1)
 
 
+def percent(fraction: float | None) -> str:
+    """Return a fraction in per cent with one decimal; an empty string for None."""
+    return "" if fraction is None else f"{100 * fraction:.1f}"
+
+
 @rank_zero_only
 def print_message(line: str) -> None:
     """Print a line on standard error, once for all processes."""

@@ -81,8 +81,8 @@ class CacheOutput:
                         file.unlink()
         except OSError as error:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror}") from error
-        existing = list_shards(self.path)
-        beyond = [number for number in existing if number >= len(self.blocks)]
+        existing = set(list_shards(self.path))
+        beyond = sorted(number for number in existing if number >= len(self.blocks))
         todo = []
         for number in [*numbers, *beyond]:
             path = self.path / shard_name(number)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
 from datamodules.dataset import ImageDataset, image_loader
-from datamodules.errors import InputError
+from datamodules.errors import InputError, first_line
 from datamodules.files import file_sha256
 from datamodules.progress import Progress, print_message
 from datamodules.sample import Sample, multi_hot, require_tags
@@ -198,7 +198,8 @@ def write_seed_cache(
     writer = ShardWriter(shards, job, batch_size)
     devices, num_nodes = launched_devices(job.devices, job.num_nodes)
     threads = torch.get_num_threads()
-    for name in LOGGERS:
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    for name in levels:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -214,8 +215,8 @@ def write_seed_cache(
                     use_distributed_sampler=False,  # shards are dealt by number
                 )  # fmt: skip
             except (ValueError, RuntimeError, MisconfigurationException) as error:
-                line = str(error).strip().splitlines()[0]
-                raise InputError(f"accelerator {job.accelerator}, devices {devices} cannot be used: {line}") from error
+                used = f"accelerator {job.accelerator}, devices {devices}"
+                raise InputError(f"{used} cannot be used: {first_line(error)}") from error
             check_process_count(trainer.world_size)
             sampler: Any = writer.batches
             loader = image_loader(images, batch_size=batch_size, num_workers=num_workers, batch_sampler=sampler)
@@ -237,6 +238,8 @@ def write_seed_cache(
     finally:
         writer.close(module, finished=False)  # finished shards stay, also after an error or Ctrl-C
         torch.set_num_threads(threads)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         with suppress(OSError):
             output.rmdir()  # where no shard was finished
 
@@ -283,7 +286,7 @@ class ShardWriter(BasePredictionWriter):
         self.cache, self.job = cache, job
         self.batches: list[list[int]] = []
         self._shards: list[int] = []  # the shard of each batch
-        self._batch_size = batch_size
+        self._batch_size, self._images = batch_size, sum(map(len, cache.blocks))
         self._thread = ThreadPoolExecutor(1)
         self._work: Future[None] | None = None
         self._progress = Progress("seeds")  # writes lines in the first process alone
@@ -331,7 +334,7 @@ class ShardWriter(BasePredictionWriter):
         unreadable = dict(batch.get("unreadable", ()))
         self._unreadable |= unreadable  # the thread reads it
         problem = next(iter(unreadable.values()), "") if self.job.strict else ""
-        problem = problem or too_many(self._unreadable, sum(map(len, self.cache.blocks)), self.job.max_unreadable)
+        problem = problem or too_many(self._unreadable, self._images, self.job.max_unreadable)
         pl_module.problem = pl_module.problem or problem
         if not pl_module.problem:
             number = self._shards[batch_idx]

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
@@ -25,6 +24,7 @@ from seeds.crf_refinement import crf_settings, refined
 from seeds.cues import label_map
 from seeds.gradcam import gradcam_maps
 from seeds.job_options import JobOptions
+from seeds.score_maps import resize_maps
 
 
 def generate_seeds(
@@ -120,7 +120,7 @@ class CamModule(SeedModule):
         Images of the smaller scales are resized from those of the largest, so that each image is read once.
         """
         images, labels = batch["image"], batch["labels"]  # (B, 3, S, S) at the largest scale, (B, C)
-        views = [_resize(images, (side, side), antialias=True) for side in self.sides]
+        views = [resize_maps(images, (side, side), antialias=True) for side in self.sides]
         flipped = [view.flip(-1) for view in views] if self.settings["flip"] else []
         if self.settings["method"] == "gradcam":  # one forward pass gives the first maps and the saliency
             with record_activations(self.network, self.layers) as activations:
@@ -132,9 +132,9 @@ class CamModule(SeedModule):
             saliency = background_saliency(self.network, self.layers[1], views[0], labels)
         found = [first, *(self._maps(view, labels) for view in views[1:])]  # each (n, h, w), n labels of the batch
         found += [self._maps(view, labels).flip(-1) for view in flipped]
-        total = sum((_resize(maps[None], self.grid)[0] for maps in found), start=images.new_zeros(()))
+        total = sum((resize_maps(maps[None], self.grid)[0] for maps in found), start=images.new_zeros(()))
         maps = (total / len(found)).cpu().numpy()
-        spread = _resize(saliency[None], self.grid)[0].cpu().numpy()  # (B, h, w)
+        spread = resize_maps(saliency[None], self.grid)[0].cpu().numpy()  # (B, h, w)
         pixels = to_uint8(images).cpu() if self.settings["refinement"] else [None] * len(images)
         rows, classes = (part.cpu().numpy() for part in (labels != 0).nonzero(as_tuple=True))
         seeds = []
@@ -159,12 +159,3 @@ class CamModule(SeedModule):
         assert seed.saliency is not None
         saliency = as_stored(seed.saliency[None])[0]
         return label_map(seed.classes, maps, saliency, settings["fg_threshold"], settings["bg_fraction"])
-
-
-def _resize(maps: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:
-    """Resize maps (B, K, h, w) bilinearly, also where there are none."""
-    if maps.shape[-2:] == size:
-        return maps
-    if not maps.shape[1]:
-        return maps.new_zeros(*maps.shape[:2], *size)
-    return functional.interpolate(maps, size, mode="bilinear", antialias=antialias)

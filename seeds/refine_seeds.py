@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
@@ -22,6 +21,7 @@ from seeds.affinity.random_walk import random_walk
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
 from seeds.crf_refinement import crf_settings, of_maximum_one, refined
 from seeds.job_options import JobOptions
+from seeds.score_maps import resize_maps
 
 
 def refine_seeds(
@@ -102,7 +102,7 @@ class RandomWalkModule(SeedModule):
         """
         images = batch["image"]
         boundaries = (self.network(images) + self.network(images.flip(-1)).flip(-1)) / 2  # (B, h, w)
-        boundaries = functional.interpolate(boundaries[:, None].float(), self.grid, mode="bilinear")[:, 0]
+        boundaries = resize_maps(boundaries[:, None].float(), self.grid)[:, 0]
         if not boundaries.isfinite().all():
             raise InputError(f"the network's boundaries of image {batch['id'][0]} or its neighbours are not finite")
         pixels, labels = to_uint8(images).cpu(), batch["labels"].cpu().numpy() != 0
@@ -117,8 +117,7 @@ class RandomWalkModule(SeedModule):
                     what = f"map of class {lacking[0]}" if len(found) else "maps"
                     raise InputError(f"the seed cache {self.start.path} has no {what} of image {name}, which is tagged")
                 rows = [found.tolist().index(label) for label in classes]  # imported maps are in another order
-                start = torch.from_numpy(stored[rows])[None]
-                maps = functional.interpolate(start, self.grid, mode="bilinear")[0].numpy()
+                maps = resize_maps(torch.from_numpy(stored[rows])[None], self.grid)[0].numpy()
             seeds.append(Seed(name, classes, random_walk(maps, boundary, **walk), None, image))
         return seeds
 

@@ -20,7 +20,7 @@ from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, first_line
-from datamodules.files import file_sha256, new_folder, write_atomically
+from datamodules.files import file_sha256, new_folder, write_atomically, write_json
 from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
 from training.inference import load_trained
 from training.networks import SmpNetwork
@@ -130,7 +130,7 @@ def _write_smp(network: Any, metadata: dict[str, Any], output: Path) -> None:
         metadata["convolutions"] = convolutions
         restored = _restore_smp(loaded, convolutions)
         metadata["any_size"] = _verify(restored, network, metadata["size"], "segmentation_models_pytorch")
-        write_atomically(folder / SIDECAR, (json.dumps(metadata, indent=2) + "\n").encode())
+        write_json(folder / SIDECAR, metadata)
         with (folder / "README.md").open("a", encoding="utf-8") as readme:
             readme.write(render("smp_readme.md", sidecar=SIDECAR, **metadata))
         for path in folder.iterdir():

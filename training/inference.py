@@ -17,8 +17,8 @@ from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from seeds.precision import Chosen, Precision, resolve_precision
+from seeds.score_maps import label_map, resize_maps
 from training.runs.provenance_record import read_provenance
-from training.score_maps import label_map, resize_maps
 from training.segmentation_task import CrfSettings, SegmentationTask
 
 TEST_CRF: CrfSettings = {"iterations": 10, "scale": 1.0}  # SEC's at test time

@@ -18,8 +18,8 @@ from datamodules.transforms import resize_nearest
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
 from seeds.crf import dense_crf
 from seeds.job_options import JobOptions
+from seeds.score_maps import resize_maps
 from training.inference import PROBABILITY_FLOOR, TEST_CRF, Views, view_scores
-from training.score_maps import resize_maps
 from training.segmentation_task import SegmentationTask
 
 

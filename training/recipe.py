@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from io import StringIO
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -33,11 +33,11 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError, UsageError
-from datamodules.files import differences, file_sizes, folder_fingerprint, read_json, write_atomically
+from datamodules.files import differences, file_sizes, folder_fingerprint, read_json, write_atomically, write_json
 from datamodules.seed_cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.child_process import run_process
-from training.parsers import config_path, nearest
+from training.parsers import OneSentenceErrors, config_path, nearest
 
 STAGES = "stages"  # the recipe's key, and the folder of the records in its output
 RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
@@ -216,12 +216,8 @@ def is_path(option: str, value: Any) -> bool:
     return isinstance(value, str) and ((named and value != "") or value.endswith(".npy"))
 
 
-class RunParser(argparse.ArgumentParser):
-    """The parser of ``tag2mask run``; its errors are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a UsageError."""
-        raise UsageError(message)
+class RunParser(OneSentenceErrors, argparse.ArgumentParser):
+    """The parser of ``tag2mask run``."""
 
 
 def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable[[list[str]], None]) -> None:
@@ -294,7 +290,7 @@ class StageResult:
             complete = record.get("key") == key and "files" in record
             if complete and record["files"].items() <= file_sizes(folder).items():  # a user may have added files
                 if folder == self.old:
-                    write_atomically(self.record_path, json.dumps({**record, "old": record}).encode())
+                    write_json(self.record_path, {**record, "old": record})
                     _remove(self.folder)
                     self.old.rename(self.folder)
                 return dict(record)
@@ -319,7 +315,7 @@ class StageResult:
             self.folder.rename(self.old)
         _remove(self.folder)
         old = record if "files" in record else record.get("old")
-        write_atomically(self.record_path, json.dumps({"key": key, "old": old}).encode())
+        write_json(self.record_path, {"key": key, "old": old})
         return None
 
 
@@ -354,8 +350,7 @@ class Runner:
             record, state = self._run_or_keep(stage, f"stage {number} of {len(stages)}: {stage.name}")
             shown = {name: value for name, value in record.items() if name not in ("dependencies", "files", "old")}
             reports.append({"name": stage.name, "command": stage.command, "state": state, **shown})
-        summary = {"output": str(self.output), "stages": reports}
-        write_atomically(self.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+        write_json(self.output / "summary.json", {"output": str(self.output), "stages": reports})
         table = Table("stage", "state", "minutes", "figures in %", title=str(self.output))
         for report in reports:
             minutes = f"{report['seconds'] / 60:.1f}{' since resumed' if report['resumed'] else ''}"
@@ -396,7 +391,7 @@ class Runner:
             "seconds": round(time.monotonic() - start, 1), "resumed": resume_arguments is not None,
             "figures": read_figures(result.folder), "dependencies": dependencies,
         }  # fmt: skip
-        write_atomically(result.record_path, (json.dumps(record, indent=1) + "\n").encode())
+        write_json(result.record_path, record)
         _remove(result.old)
         return record, "done"
 

@@ -14,9 +14,9 @@ from seeds.base_task import BaseTask
 from seeds.crf import dense_crf
 from seeds.distributed import mean_over_processes
 from seeds.evaluation.confusion_matrix import ConfusionMatrix
+from seeds.score_maps import label_map, resize_maps, small_images
 from training.losses import balanced_cross_entropy, constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.networks import build_network
-from training.score_maps import label_map, resize_maps, small_images
 
 Batch = Mapping[str, Any]
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from datamodules.base_datamodule import covered_samples, datamodule_from_settings
 from datamodules.errors import InputError
@@ -17,10 +16,11 @@ from datamodules.masks import read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import UnreadableImages
-from seeds.evaluation.confusion_matrix import ConfusionMatrix, none_if_nan
+from seeds.evaluation.confusion_matrix import mean_iou, none_if_nan
+from seeds.evaluation.evaluate_seeds import CueMetrics
+from seeds.score_maps import resize_maps
 from training.image_overlays import cue_overlay, heat_overlay, label_overlay, shrink
 from training.inference import load_trained, predictions
 from training.reports.example_selection import Example, ExampleSelector
@@ -101,10 +101,10 @@ def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.uint8] | None, num_class
     Returns:
         Mean IoU; None where no pixel is scored.
     """
-    confusion = ConfusionMatrix(num_classes + 1)
+    metrics = CueMetrics(num_classes + 1)
     if truth is not None:
-        confusion.update(resize_nearest(np.where(cues == NO_CUE, 0, cues).astype(np.uint8), *truth.shape), truth)
-    return none_if_nan(confusion.miou())
+        metrics.update(cues, truth)
+    return none_if_nan(mean_iou(metrics.iou()))
 
 
 def _stages(
@@ -115,10 +115,8 @@ def _stages(
     shape = (image.shape[0], image.shape[1])
     shown = [embed(image, sample.id)]
     classes, maps = caches[0].maps(sample.id)
-    if len(maps):
-        resized = functional.interpolate(torch.from_numpy(maps.astype(np.float32))[None], shape, mode="bilinear")[0]
-        for index, cam in zip(classes, resized.numpy(), strict=True):
-            shown.append(embed(heat_overlay(image, cam), f"map of {caches[0].classes[index]}"))
+    for index, cam in zip(classes, resize_maps(torch.from_numpy(maps)[None], shape)[0].numpy(), strict=True):
+        shown.append(embed(heat_overlay(image, cam), f"map of {caches[0].classes[index]}"))
     for cache in caches:
         cues = cache.cues(sample.id)
         iou = _cue_iou(cues, truth, len(cache.classes))

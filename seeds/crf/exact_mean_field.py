@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from seeds.crf.gaussian_kernels import Kernels
+from seeds.crf.gaussian_kernels import Kernels, pixel_positions
 
 CHUNK_BYTES = 1 << 30
 """Memory for the kernel matrices of the images that are processed together (fifteen of 41 by 41 take 170 MB)."""
@@ -23,9 +23,8 @@ def exact_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, iterations
     """
     b, k, h, w = logits.shape
     n = h * w
-    y, x = torch.meshgrid(torch.arange(h, device=image.device), torch.arange(w, device=image.device), indexing="ij")
-    y, x = y.flatten(), x.flatten()
-    square = ((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2).to(torch.float32)  # (N, N), in pixels²
+    x, y = pixel_positions(h, w, image.device).unbind(1)
+    square = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2  # (N, N), in pixels²: whole numbers, exact in float32
     # Differences of whole numbers up to 255 are exact in float32, even as a matrix product, and even in TF32.
     smooth = kernels.gaussian_weight * _normalise(torch.exp(square * (-0.5 / kernels.gaussian_sxy**2)))
     near = square.mul_(-0.5 / kernels.bilateral_sxy**2)

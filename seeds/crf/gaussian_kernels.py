@@ -1,6 +1,9 @@
-"""The parameters of the dense CRF's two Gaussian kernels."""
+"""The dense CRF's two Gaussian kernels: their parameters, and the positions of pixels that they compare."""
 
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,3 +23,9 @@ class Kernels:
     bilateral_srgb: float
     gaussian_weight: float
     gaussian_sxy: float
+
+
+def pixel_positions(height: int, width: int, device: torch.device) -> Tensor:
+    """Return column and row of each pixel of an image, row after row, float32 (H·W, 2)."""
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    return torch.stack((x.flatten(), y.flatten()), 1).to(torch.float32)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from seeds.crf.gaussian_kernels import Kernels
+from seeds.crf.gaussian_kernels import Kernels, pixel_positions
 
 REMAINDER_SHIFT = 60
 
@@ -64,8 +64,7 @@ def torch_lattice_mean_field(image: Tensor, logits: Tensor, kernels: Kernels, it
         InputError: a kernel is so narrow, beside the size of the image, that vertices do not fit their keys.
     """
     b, k, h, w = logits.shape
-    y, x = torch.meshgrid(torch.arange(h, device=image.device), torch.arange(w, device=image.device), indexing="ij")
-    places = torch.stack((x.flatten(), y.flatten()), 1).to(torch.float32)  # (N, 2)
+    places = pixel_positions(h, w, image.device)  # (N, 2)
     smooth = build_torch_lattice(places / kernels.gaussian_sxy, kernels.gaussian_weight)
     colors = image.flatten(2).transpose(1, 2) / kernels.bilateral_srgb  # (B, N, 3)
     near = places / kernels.bilateral_sxy

@@ -82,11 +82,6 @@ def none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def percent(value: float | None) -> str:
-    """Return a fraction in per cent with one decimal; an empty string for None."""
-    return "" if value is None else f"{100 * value:.1f}"
-
-
 def by_name(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
     """Return values (K,) by their K names, None in place of nan."""
     return {name: none_if_nan(value) for name, value in zip(names, values.tolist(), strict=True)}

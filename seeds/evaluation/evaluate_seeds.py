@@ -1,6 +1,5 @@
 """The quality of seeds: a seed cache compared with masks."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,15 @@ from rich.table import Table
 from datamodules.base_datamodule import covered_samples, datamodule_from_settings
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import write_json
 from datamodules.masks import read_class_mask
-from datamodules.progress import print_message, track
+from datamodules.progress import percent, print_message, track
 from datamodules.samplers import evenly
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
-from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan, percent, ratio
+from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan, ratio
 from seeds.evaluation.threshold_sweep import ThresholdSweep
 from seeds.explainer import Explainer, split_names
 
@@ -110,7 +109,7 @@ def evaluate_seeds(
     target = output or cache
     target = target if target.suffix == ".json" else target / "metrics.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, (json.dumps(metrics, indent=1) + "\n").encode())
+    write_json(target, metrics)
     print_seed_metrics(metrics)
     return metrics
 
@@ -135,13 +134,17 @@ class CueMetrics:
         self.positions += np.bincount(labels.ravel(), minlength=none + 1)
         self.confusion.update(resize_nearest(labels, *truth.shape), truth)
 
-    def compute(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the metrics over all pixels, of background and foreground, and by class; None where undefined."""
+    def iou(self) -> NDArray[np.float64]:
+        """Return the IoU of each class if pixels without a cue count as background, float64 (K,)."""
         pixels = self.confusion.matrix.numpy()[:-1]  # (K, K+1)
-        right, cued, true = pixels.diagonal(), pixels.sum(0)[:-1], pixels.sum(1)
         segmentation = pixels[:, :-1].copy()
         segmentation[:, 0] += pixels[:, -1]
-        iou = class_iou(segmentation)
+        return class_iou(segmentation)
+
+    def compute(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the metrics over all pixels, of background and foreground, and by class; None where undefined."""
+        pixels, iou = self.confusion.matrix.numpy()[:-1], self.iou()  # (K, K+1), (K,)
+        right, cued, true = pixels.diagonal(), pixels.sum(0)[:-1], pixels.sum(1)
 
         def metrics(classes: slice) -> dict[str, float | None]:
             hits, covered = right[classes].sum(), self.positions[:-1][classes].sum()

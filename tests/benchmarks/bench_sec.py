@@ -27,9 +27,9 @@ from datamodules.class_names import VOC_CLASSES
 from datamodules.images import normalize
 from seeds.crf import dense_crf
 from seeds.precision import resolve_precision
+from seeds.score_maps import resize_maps, small_images
 from tests.benchmarks.bench_crf import example_batch
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
-from training.score_maps import resize_maps, small_images
 from training.segmentation_task import SegmentationTask
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -1,16 +1,43 @@
 """Training by the command line, tiny."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from training.cli import main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PROGRAM = """
+import os, signal, sys
+from training.cli import main
+from training.segmentation_task import SegmentationTask
+at, step = int(sys.argv[1]), SegmentationTask.training_step
+def dying(task, batch, index):
+    if task.trainer.global_step == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(task, batch, index)
+SegmentationTask.training_step = dying
+sys.exit(main(sys.argv[2:]))
+"""
 
 
 def fit(voc, cues, folder, *words, command="fit"):
     """Train SEC on nine images of 64 pixels, an epoch of three steps, in this process; the exit status."""
-    arguments = [
+    return main([*fit_arguments(voc, cues, folder, command), *words])
+
+
+def fit_in_a_process(voc, cues, folder, *words, dies_at=-1):
+    """Train as `fit` does in its own process, on one thread; it kills itself before the step ``dies_at``."""
+    command = [sys.executable, "-c", PROGRAM, str(dies_at), *fit_arguments(voc, cues, folder), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def fit_arguments(voc, cues, folder, command="fit"):
+    """Return the command line of `fit`."""
+    return [
         *(command, f"--config={CONFIGS / 'sec_demo.yaml'}", f"--output={folder}", "--model.weights=none"),
         *(f"--data.root={voc}", f"--data.cues={cues}", "--data.cues_checkpoint=null", "--data.size=64"),
         *("--data.train=9", "--data.val=4", "--data.image_size=96"),  # as the fixture `voc` writes it
@@ -18,7 +45,6 @@ def fit(voc, cues, folder, *words, command="fit"):
         *("--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"),
         "--trainer.enable_model_summary=false",
     ]
-    return main([*arguments, *words])
 
 
 def read_record(folder):

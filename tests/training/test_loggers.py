@@ -1,26 +1,10 @@
 """`metrics.csv` during a run, after a kill and after resuming."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 
-from tests.training.fits import CONFIGS
+from tests.training.fits import fit_in_a_process
 from training.runs.loggers import ResumableCSVLogger
-
-DYING = """
-import os, signal, sys
-from training.cli import main
-from training.segmentation_task import SegmentationTask
-at, step = int(sys.argv[1]), SegmentationTask.training_step
-def dying(task, batch, index):
-    if task.trainer.global_step == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(task, batch, index)
-SegmentationTask.training_step = dying
-sys.exit(main(sys.argv[2:]))
-"""
 
 
 def rows(folder):
@@ -30,23 +14,10 @@ def rows(folder):
 
 def test_rows_are_on_disk_when_a_training_is_killed(voc, cues, tmp_path):
     """Killed in its second epoch: the rows of all steps before are on disk, and still are after a second kill."""
-    words = [
-        *("fit", f"--config={CONFIGS / 'sec_demo.yaml'}", f"--output={tmp_path / 'run'}", "--model.weights=none"),
-        *(
-            f"--data.root={voc}",
-            f"--data.cues={cues}",
-            "--data.cues_checkpoint=null",
-            "--data.size=64",
-            "--data.cue_stride=8",
-        ),
-        *("--data.train=9", "--data.val=4", "--data.image_size=96"),  # as the fixture `voc` writes it
-        *("--data.batch_size=3", "--data.num_workers=0", "--trainer.max_epochs=3", "--trainer.accelerator=cpu"),
-        *("--trainer.log_every_n_steps=1", "--trainer.enable_model_summary=false"),
-    ]
 
     def train(dies_at, *more):
-        command = [sys.executable, "-c", DYING, str(dies_at), *words, *more]
-        done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+        words = ("--trainer.max_epochs=3", "--trainer.enable_progress_bar=true", *more)
+        done = fit_in_a_process(voc, cues, tmp_path / "run", *words, dies_at=dies_at)
         assert done.returncode == -signal.SIGKILL, done.stderr
         return done.stderr
 

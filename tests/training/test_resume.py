@@ -1,51 +1,21 @@
 """A run that is killed and resumed ends with the same bits as an uninterrupted one."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+from tests.training.fits import fit_in_a_process
+
 BATCHES = 3  # an epoch: nine images, three a batch
 EPOCHS = 3
-PROGRAM = """
-import os, signal, sys
-from training.cli import main
-from training.segmentation_task import SegmentationTask
-at, step = int(sys.argv[1]), SegmentationTask.training_step
-def dying(task, batch, index):
-    if task.trainer.global_step == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(task, batch, index)
-SegmentationTask.training_step = dying
-sys.exit(main(sys.argv[2:]))
-"""
 
 
 def train(voc, cues, folder, *words, dies_at=-1):
     """Train three epochs of SEC in its own process, on one thread; dropout and augmentation are on."""
-    arguments = [
-        *("fit", f"--config={CONFIGS / 'sec_demo.yaml'}", f"--output={folder}", "--model.weights=none"),
-        *(
-            f"--data.root={voc}",
-            f"--data.cues={cues}",
-            "--data.cues_checkpoint=null",
-            "--data.size=64",
-            "--data.cue_stride=8",
-        ),
-        *("--data.train=9", "--data.val=4", "--data.image_size=96"),  # as the fixture `voc` writes it
-        *("--data.batch_size=3", "--data.num_workers=2", f"--trainer.max_epochs={EPOCHS}", "--trainer.accelerator=cpu"),
-        *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"),
-        "--trainer.enable_model_summary=false",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, str(dies_at), *arguments, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    more = ("--data.num_workers=2", f"--trainer.max_epochs={EPOCHS}")
+    return fit_in_a_process(voc, cues, folder, *more, *words, dies_at=dies_at)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from datamodules.errors import InputError
 from datamodules.images import normalize
 from seeds.checkpoints import load_task, read_checkpoint
 from seeds.crf import dense_crf
+from seeds.score_maps import label_map, resize_maps, small_images
 from tests.training.conftest import TINY, data_of, trainer_of
 from training import segmentation_task as task_module
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
-from training.score_maps import label_map, resize_maps, small_images
 from training.segmentation_task import SegmentationTask
 
 CLASSES = ["a", "b", "c"]

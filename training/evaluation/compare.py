@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError
+from datamodules.progress import percent
 
 MEANS = {"mean": "miou", "boundary mean": "boundary_miou", "pixel accuracy": "pixel_accuracy"}
 COMPARABLE = ("split", "images", "classes")  # results that differ in one of these are not comparable
@@ -52,7 +53,7 @@ def compare(*results: Path, mean: bool = False) -> None:
         table.add_row(title, *_columns(means), style="bold" if key == "miou" else None)
     intervals = [group[0].get("miou_interval") if len(group) == 1 else None for group in compared]
     if any(intervals):
-        shown = [f"{100 * each['low']:.1f} to {100 * each['high']:.1f}" if each else "" for each in intervals]
+        shown = [f"{percent(each['low'])} to {percent(each['high'])}" if each else "" for each in intervals]
         table.add_row("mean, interval", *shown)
     console = Console()
     console.print(table)
@@ -80,10 +81,10 @@ def _columns(values: Sequence[Sequence[Any]]) -> list[str]:
     The text is empty where a value of the group is None.
     """
     means = [None if None in group else fmean(group) for group in values]
-    texts = ["" if mean is None else f"{100 * mean:.1f}" for mean in means]
+    texts = [percent(mean) for mean in means]
     for index, (group, mean) in enumerate(zip(values, means, strict=True)):
         if mean is not None and len(group) > 1:
-            texts[index] += f" ± {100 * stdev(group):.1f}"
+            texts[index] += f" ± {percent(stdev(group))}"
         if mean is not None and index and means[0] is not None:
             texts[index] += f" {100 * (mean - means[0]):+.1f}"
     return texts

@@ -1,7 +1,6 @@
 """`tag2mask evaluate`: score a segmentation checkpoint, or a folder of predicted masks, on a split with masks."""
 
 import io
-import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, write_atomically
+from datamodules.files import file_sha256, write_atomically, write_json
 from datamodules.images import read_image
 from datamodules.masks import mask_png, read_class_mask
 from datamodules.progress import track
@@ -166,7 +165,7 @@ def evaluate(
     write_atomically(output / "index.html", render_page(metrics, sections).encode())
     if metrics["iou"]:
         write_atomically(output / "metrics.csv", metrics_csv(metrics).encode())
-    write_atomically(output / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+    write_json(output / "metrics.json", metrics, allow_nan=False)
     if submission:
         _write_submission(output, metrics["split"], label_maps)
     print_metrics(metrics)

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from seeds.evaluation.confusion_matrix import class_iou, mean_iou, none_if_nan, percent, ratio
+from datamodules.progress import percent
+from seeds.evaluation.confusion_matrix import class_iou, mean_iou, none_if_nan, ratio
 from training.evaluation.metrics import SegmentationCounts, confused_pairs, miou_interval
 from training.runs.provenance_record import provenance_lines
 

@@ -7,7 +7,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from numpy.typing import NDArray
 
-from seeds.evaluation.confusion_matrix import percent
+from datamodules.progress import percent
 from training.image_overlays import class_colour, encode_image
 
 JPEG_QUALITY = 82

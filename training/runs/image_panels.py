@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.images import to_uint8
+from seeds.score_maps import label_map
 from training.image_overlays import cue_overlay, label_overlay, side_by_side
-from training.score_maps import label_map
 from training.segmentation_task import SegmentationTask
 
 

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 
-from datamodules.files import file_sha256, write_atomically
+from datamodules.files import file_sha256, write_json
 from datamodules.samplers import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
@@ -88,8 +88,7 @@ class RunRecord(pl.Callback):
     def _write(self, trainer: pl.Trainer, *, finished: bool) -> None:
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"attempts": self.attempts, "figures": self.figures, "finished": finished}
-            write_atomically(self.path, (json.dumps(content, indent=1) + "\n").encode())
+            write_json(self.path, {"attempts": self.attempts, "figures": self.figures, "finished": finished})
 
 
 def read_provenance(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Several trainings that differ only in their seed, and mean and standard deviation of their figures."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.errors import InputError
-from datamodules.files import differences, read_json, write_atomically
+from datamodules.files import differences, read_json, write_json
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.child_process import run_process
 
@@ -88,5 +87,5 @@ def write_figures(output: Path, runs: dict[int, dict[str, float]]) -> None:
             row = (*figures[name].values(), *values)
             table.add_row(name, *("" if value is None else f"{value:.4f}" for value in row))
     content = {"random_seeds": list(runs), "figures": figures, "runs": runs}
-    write_atomically(output / "repeated_runs.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_json(output / "repeated_runs.json", content)
     Console().print(table if figures else "the validations gave no figures")

@@ -8,9 +8,14 @@ from datamodules.images import to_uint8
 
 
 def resize_maps(maps: Tensor, size: tuple[int, ...], *, antialias: bool = False) -> Tensor:
-    """Resize maps (B, K, h, w) bilinearly to ``size`` (H, W); maps of that size are returned unchanged."""
+    """Resize maps (B, K, h, w) bilinearly to ``size`` (H, W); maps of that size are returned unchanged.
+
+    B or K may be 0, as for an image without tags.
+    """
     if maps.shape[-2:] == torch.Size(size):
         return maps
+    if 0 in maps.shape[:2]:
+        return maps.new_zeros(*maps.shape[:2], *size)
     return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
 
 
