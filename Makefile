@@ -16,9 +16,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
-# The libraries the tests compare with. pydensecrf2 is compiled on installation: without a C++ compiler those tests skip.
+# The extras, and the libraries the tests compare with. pydensecrf2 is compiled on installation: without a C++ compiler those tests skip.
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt captum grad-cam onnx onnxruntime torchcam
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt captum grad-cam onnx onnxruntime rasterio ray torchcam
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt pydensecrf2 || echo "no C++ compiler: tests against pydensecrf2 will skip"
 	touch $@
 

@@ -10,7 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from datamodules.errors import InputError
+
+AnyPath = Path | UPath
+"""The path of a local file, or of a URI that fsspec reads; ``UPath(text)`` makes either. A local path is a `Path`."""
 
 _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
 
@@ -95,15 +100,21 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator
             yield key, one, other
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: AnyPath, content: bytes) -> None:
     """Write a file that appears whole or not at all, and is on the disk when this returns.
 
     The content is written to a neighbour ``.NAME.PID.RANDOM.part``, synced, and renamed: processes of several machines
-    that write the same file have different neighbours.
+    that write the same file have different neighbours. An object store writes an object whole or not at all.
 
     Raises:
         InputError: the file cannot be written; the neighbour is removed.
     """
+    if not isinstance(path, Path):
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as file:

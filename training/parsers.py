@@ -13,6 +13,8 @@ from typing import Any, NoReturn, cast, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
+from upath import UPath
 
 from datamodules.errors import UsageError
 
@@ -32,6 +34,7 @@ REPLACEMENTS = (
     (r"'fit\.|'validate\.|'test\.", "'"),
     (r"\b(?:fit|validate|test)\.(?=(?:model|data|trainer|output|wandb)\b)", ""),
 )
+register_type(UPath)  # options that are paths or URIs
 NOT_NONE = "Expected a <class 'NoneType'>"  # the last alternative of every optional value: no help
 
 
