@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from datamodules.errors import InputError, UnreadableError
+from datamodules.errors import UnreadableError
+from datamodules.files import is_uri, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,22 +30,16 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """Open a local file, or a file that fsspec reads: ``s3://bucket/a.jpg``, ``zip://a.jpg::archive.zip``, ….
+    """Open a local file, or the content of a file that `datamodules.files.read_bytes` reads by URI.
 
     Raises:
         UnreadableError: The file does not exist or cannot be opened.
         InputError: fsspec has no file system for the URI.
     """
     try:
-        if "://" not in str(path):
-            return Path(path).open("rb")
-        import fsspec
-
-        return cast("BinaryIO", fsspec.open(str(path), "rb").open())
+        return io.BytesIO(read_bytes(path)) if is_uri(path) else Path(path).open("rb")
     except OSError as error:
         raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
-    except (ImportError, ValueError) as error:  # such as s3fs, which is not installed
-        raise InputError(f"{path} cannot be read: {error}.") from error
 
 
 @contextmanager
