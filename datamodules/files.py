@@ -103,7 +103,7 @@ def _read_uri(uri: str) -> bytes:
         return content
 
 
-def file_sha256(path: str | Path) -> str:
+def file_sha256(path: str | AnyPath) -> str:
     """Return the SHA-256 of a file's bytes.
 
     Returns:
@@ -112,7 +112,9 @@ def file_sha256(path: str | Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    with Path(path).open("rb") as file:
+    if is_uri(path):
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    with Path(str(path)).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -219,7 +221,7 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
             part.unlink()
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:
+def write_json(path: AnyPath, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:
     """Write a mapping as a JSON file by `write_atomically`; a ValueError where it contains nan and must not."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=allow_nan) + "\n").encode())
 

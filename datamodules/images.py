@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from datamodules.errors import UnreadableError
-from datamodules.files import is_uri, read_bytes
+from datamodules.files import AnyPath, is_uri, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes (lower case) of image files."""
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | AnyPath) -> BinaryIO:
     """Open a local file, or the content of a file that `datamodules.files.read_bytes` reads by URI.
 
     Raises:
@@ -37,13 +37,13 @@ def open_file(path: str | Path) -> BinaryIO:
         InputError: fsspec has no file system for the URI.
     """
     try:
-        return io.BytesIO(read_bytes(path)) if is_uri(path) else Path(path).open("rb")
+        return io.BytesIO(read_bytes(path)) if is_uri(path) else Path(str(path)).open("rb")
     except OSError as error:
         raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
 
 
 @contextmanager
-def open_image(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
+def open_image(file: BinaryIO, path: str | AnyPath) -> Iterator[Image.Image]:
     """Open a file with Pillow; an error of the context becomes an UnreadableError that names ``path``."""
     try:
         with Image.open(file) as image:
@@ -54,7 +54,7 @@ def open_image(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
         raise UnreadableError(f"image {path} cannot be read, it is truncated or too large ({error}).") from error
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | AnyPath) -> np.ndarray:
     """Read an image and apply its EXIF orientation.
 
     Args:
@@ -82,7 +82,7 @@ def read_image(path: str | Path) -> np.ndarray:
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | AnyPath) -> tuple[int, int]:
     """Return height and width of an image as `read_image` returns it, from the header alone.
 
     Raises:

@@ -8,14 +8,14 @@ import hashlib
 import json
 import re
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.files import differences
+from datamodules.files import AnyPath, differences
 from datamodules.progress import track
 from datamodules.seed_shard import DamagedError, Floats, Shard, shard_name
 
@@ -25,7 +25,7 @@ OPEN_SHARDS = 128
 _SHARD_FILE = re.compile(r"shard-(\d{5,9})\.safetensors")
 
 
-def list_shards(folder: Path) -> list[int]:
+def list_shards(folder: AnyPath) -> list[int]:
     """Return the sorted numbers of the shards in a folder.
 
     Raises:
@@ -55,14 +55,14 @@ class SeedCache:
         fingerprint: SHA-256 over all shards; equal for caches whose shards differ only in ``inputs``.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | AnyPath) -> None:
         """Open a cache.
 
         Raises:
             InputError: there is no cache in the folder, a shard is missing or damaged, the shards have different
                 settings, or an image occurs twice.
         """
-        self.path = Path(path)
+        self.path: AnyPath = UPath(path)
         numbers = list_shards(self.path)
         if not numbers:
             raise InputError(f"{path} is not a seed cache: it contains no {shard_name(0)}")
@@ -91,7 +91,7 @@ class SeedCache:
         self.fingerprint = hashlib.sha256(b"".join(self._digests)).hexdigest()
         self._open = lru_cache(OPEN_SHARDS)(self.shard)
 
-    def __reduce__(self) -> tuple[type["SeedCache"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["SeedCache"], tuple[AnyPath]]:
         return SeedCache, (self.path,)
 
     def __len__(self) -> int:
@@ -146,7 +146,7 @@ class SeedCache:
         return self._find(name).saliency(name)
 
 
-def cache_fingerprint(path: Path) -> str | None:
+def cache_fingerprint(path: AnyPath) -> str | None:
     """Return the fingerprint of a seed cache; None where a folder contains none, or a damaged or incomplete one."""
     try:
         return SeedCache(path).fingerprint
@@ -154,7 +154,7 @@ def cache_fingerprint(path: Path) -> str | None:
         return None
 
 
-def verify_cache(cache: Path) -> None:
+def verify_cache(cache: UPath) -> None:
     """Check every byte of every shard of a seed cache, and that the shards form one complete cache.
 
     Args:
@@ -177,7 +177,7 @@ def verify_cache(cache: Path) -> None:
     Console(soft_wrap=True, highlight=False).print(sound)
 
 
-def print_info(cache: Path) -> None:
+def print_info(cache: UPath) -> None:
     """Print a seed cache's classes, settings, inputs, numbers of images, shards and bytes, and left-out images as JSON.
 
     Args:

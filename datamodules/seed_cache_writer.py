@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.files import differences, write_atomically
+from datamodules.files import AnyPath, differences, write_atomically
 from datamodules.progress import Progress
 from datamodules.seed_cache import list_shards
 from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
@@ -42,7 +42,7 @@ class CacheOutput:
         InputError: the folder is also an input.
     """
 
-    path: Path
+    path: AnyPath
     classes: Sequence[str]
     settings: Mapping[str, Any]
     blocks: Sequence[Sequence[str]]

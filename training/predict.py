@@ -5,9 +5,11 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from upath import UPath
+
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import AnyPath, write_atomically
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import write_mask
 from datamodules.progress import track
@@ -22,8 +24,8 @@ OVERLAY_QUALITY = 90
 
 
 def predict(
-    checkpoint: Path,
-    images: Path | list[Path],
+    checkpoint: UPath,
+    images: UPath | list[UPath],
     output: Path,
     *,
     crf: bool = True,
@@ -60,7 +62,7 @@ def predict(
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
     network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
-    samples = photo_samples([images] if isinstance(images, Path) else images)
+    samples = photo_samples(images if isinstance(images, list) else [images])
     masks = {sample.id: output / f"{sample.id}.png" for sample in samples}
     forbid_replacing(samples, masks.values())
     output.mkdir(parents=True, exist_ok=True)
@@ -108,7 +110,7 @@ def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str
     raise InputError(f"{count}, {table} lists them; the first: {rows[0][1]}")
 
 
-def photo_samples(paths: Sequence[Path]) -> list[Sample]:
+def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
     """Return samples of the given images and of the images in the given folders, those of a folder by name.
 
     Raises:
