@@ -35,9 +35,9 @@ def is_uri(path: str | AnyPath) -> bool:
 
 @contextmanager
 def storage_errors(path: str | AnyPath) -> Iterator[None]:
-    """Turn an error of fsspec or of a library behind it into an OSError whose ``strerror`` is one sentence.
+    """Turn an error of fsspec or of the library behind it into an OSError whose ``strerror`` is one sentence.
 
-    Those libraries have error types of their own, such as botocore's, of which not all are OSErrors.
+    Those libraries have their own error types, such as botocore's, not all of which are OSErrors.
 
     Raises:
         FileNotFoundError: There is no such file, or no such bucket.

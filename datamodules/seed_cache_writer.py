@@ -82,12 +82,13 @@ class CacheOutput:
         except OSError as error:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror}") from error
         existing = set(list_shards(self.path))
-        beyond = sorted(number for number in existing if number >= len(self.blocks))
+        wanted = {shard_name(number): number for number in numbers}
+        beyond = existing.difference(map(shard_name, range(len(self.blocks))))
         todo = []
-        for number in [*numbers, *beyond]:
-            path = self.path / shard_name(number)
+        for name in [*wanted, *sorted(beyond)]:
+            path = self.path / name
             try:
-                if number in existing and self._is_written(Shard(path), strict=strict):
+                if name in existing and self._is_written(Shard(path), strict=strict):
                     continue
             except DamagedError:  # written again
                 pass
@@ -95,8 +96,8 @@ class CacheOutput:
                 if not overwrite:
                     raise
                 path.unlink(missing_ok=True)
-            if number < len(self.blocks):
-                todo.append(number)
+            if name in wanted:
+                todo.append(wanted[name])
         if todo:
             (self.path / _METRICS).unlink(missing_ok=True)  # of the shards that are replaced
         return todo

@@ -37,7 +37,7 @@ def float32_where_precision_is_auto() -> Iterator[None]:
 def s3() -> Iterator[str]:
     """The URI ``s3://bucket`` of an empty bucket on an S3 server, whose address and keys are in the environment.
 
-    The server runs in a thread of the session. A test uses a folder of its own in the bucket.
+    The server runs in a thread of the session. Each test uses another folder of the bucket.
     """
     pytest.importorskip("s3fs")
     server_module = pytest.importorskip("moto.server")
