@@ -4,24 +4,23 @@ A seed cache is a folder of shards, ``*.safetensors``, each of some hundreds of 
 :mod:`datamodules.seed_shard`. A shard's number is in its header; its file may have any name.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable
 from functools import lru_cache
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, differences
+from datamodules.files import AnyPath
 from datamodules.progress import track
+from datamodules.seed_cache_index import list_shards, read_index
 from datamodules.seed_shard import Floats, Shard
 
 OPEN_SHARDS = 128
 """Shards that are open at a time, each a mapping of its file and some 500 kB."""
+
 
 class SeedCache:
     """Reads a complete cache by the ids of its images.
@@ -41,14 +40,14 @@ class SeedCache:
         fingerprint: SHA-256 over all shards; equal for caches whose shards differ only in ``inputs``.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | AnyPath) -> None:
         """Open a cache.
 
         Raises:
             InputError: there is no cache in the folder, a shard is missing or damaged, the shards have different
                 settings, or an image occurs twice.
         """
-        self.path = UPath(path)
+        self.path: AnyPath = UPath(path)
         self._index = index = read_index(self.path)
         self.classes, self.settings, self.inputs = index.classes, index.settings, index.inputs
         self.ids, self.left_out, self.num_shards = index.ids, index.left_out, len(index.files)
@@ -62,7 +61,8 @@ class SeedCache:
         return len(self.ids)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (self._index.find(name) or 0) >= 0 
+        entry = self._index.find(name) if isinstance(name, str) else None
+        return entry is not None and entry >= 0
 
     def shard(self, number: int) -> Shard:
         """Open a shard.
@@ -72,8 +72,9 @@ class SeedCache:
         """
         shard = Shard(self.path / self._index.files[number])
         if shard.digest != self._index.digest(number):
-            again = "its index was written; run seeds merge" if self._index.path else "it was opened; open the cache"
-            raise InputError(f"{shard.path} has been replaced since the seed cache was opened; open the cache again")
+            since = "its index was written; run seeds merge again"
+            since = since if self._index.path else "the seed cache was opened; open the cache again"
+            raise InputError(f"{shard.path} has been replaced since {since}")
         return shard
 
     def _find(self, name: str) -> Shard:
@@ -111,7 +112,7 @@ class SeedCache:
         return self._find(name).saliency(name)
 
 
-def cache_fingerprint(path: Path) -> str | None:
+def cache_fingerprint(path: AnyPath) -> str | None:
     """Return the fingerprint of a seed cache; None where a folder contains none, or a damaged or incomplete one."""
     try:
         return SeedCache(path).fingerprint
@@ -119,7 +120,7 @@ def cache_fingerprint(path: Path) -> str | None:
         return None
 
 
-def verify_cache(cache: Path) -> None:
+def verify_cache(cache: UPath) -> None:
     """Check every byte of every shard of a seed cache, and that the shards form one complete cache.
 
     Args:
@@ -142,7 +143,7 @@ def verify_cache(cache: Path) -> None:
     Console(soft_wrap=True, highlight=False).print(sound)
 
 
-def print_info(cache: Path) -> None:
+def print_info(cache: UPath) -> None:
     """Print a seed cache's classes, settings, inputs, numbers of images, shards and bytes, and left-out images as JSON.
 
     Args:
@@ -156,6 +157,6 @@ def print_info(cache: Path) -> None:
     info = {
         "classes": seeds.classes, "images": len(seeds), "shards": len(files),
         "bytes": sum(file.stat().st_size for file in files), "fingerprint": seeds.fingerprint,
-        "settings": seeds.settings, "inputs": seeds.inputs, "left_out": seeds.left_out,
+        "settings": seeds.settings, "inputs": seeds.inputs, "left_out": dict(seeds.left_out),
     }  # fmt: skip
     Console().print_json(json.dumps(info))

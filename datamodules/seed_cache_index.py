@@ -1,8 +1,8 @@
 """The index of a seed cache: what the headers of its shards contain, found by an image's id without reading them.
 
-``index.safetensors`` is written by ``tag2mask seeds merge``. It follows from the shards, may be deleted at any time, and
-is mapped into memory: opening a cache takes as long for a hundred million images as for a hundred. Without the file,
-:func:`read_index` reads the headers of all shards, and makes the same index in memory.
+``index.safetensors`` is written by ``tag2mask seeds merge``. It follows from the shards, may be deleted at any time,
+and is mapped into memory: opening a cache takes as long for a hundred million images as for a hundred. Without the
+file, :func:`read_index` reads the headers of all shards, and makes the same index in memory.
 
 =================================  ===================================================================================
 ``ids, ids_offsets``               the ids of all images in the order of the shards: UTF-8, and int64 (n + 1,) offsets
@@ -51,7 +51,7 @@ SPOOL = 1 << 20  # bytes of a column that are kept in memory before they are kep
 CHUNK = 1 << 16  # images
 
 _METADATA = "index"
-_DTYPES = {"U64": np.dtype("<u8"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"U64": np.dtype("<u8"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 _TEXTS = ("ids", "left_out", "reasons", "files")
 _COLUMNS = {  # those of 8 bytes first, so that all are aligned
     "hashes": "U64", "entries": "I64", "first": "I64", **{f"{name}_offsets": "I64" for name in _TEXTS},
@@ -231,7 +231,7 @@ def missing_ranges(numbers: Iterable[int], count: int) -> str:
 
 
 def write_index(
-    output: IO[bytes], shards: Iterable[ShardEntry], header: Mapping[str, Any], folder: Path | None = None
+    output: IO[bytes], shards: Iterable[ShardEntry], header: Mapping[str, Any], folder: str | None = None
 ) -> None:
     """Write an index; equal arguments give equal bytes.
 
@@ -255,7 +255,7 @@ def write_index(
 class _IndexWriter:
     """Collects the columns of an index in temporary files; a 64th of the hashes is in memory when they are sorted."""
 
-    def __init__(self, stack: ExitStack, folder: Path | None) -> None:
+    def __init__(self, stack: ExitStack, folder: str | None) -> None:
         def spool() -> IO[bytes]:
             return stack.enter_context(SpooledTemporaryFile(SPOOL, dir=folder))
 
@@ -333,7 +333,7 @@ class _IndexWriter:
         """Write the file: the header of safetensors, and all columns."""
         facts = {"fingerprint": self._fingerprint.hexdigest(), "images": self._counts["ids"]}
         metadata = plain_json({"format": FORMAT, "version": VERSION, **header, **facts})
-        text, end = {"__metadata__": {_METADATA: metadata}}, 0
+        text, end = dict[str, Any](__metadata__={_METADATA: metadata}), 0
         for name, dtype in _COLUMNS.items():
             size = self._columns[name].seek(0, os.SEEK_END)
             shape = [size // 32, 32] if name == "digests" else [size // _DTYPES[dtype].itemsize]
@@ -359,7 +359,7 @@ def merge_shards(folder: AnyPath, output: IO[bytes], *, progress: bool = False) 
         InputError: there is no cache in the folder, shards are missing, damaged or of different settings, or an image
             occurs twice.
     """
-    names, temporary = list_shards(folder), folder if isinstance(folder, Path) else None
+    names, temporary = list_shards(folder), str(folder) if isinstance(folder, Path) else None
     if not names:
         raise InputError(f"{folder} is not a seed cache: it contains no shards")
     files, places, result = dict[int, str](), dict[int, int](), dict[str, Any]()
@@ -401,7 +401,9 @@ def read_index(folder: AnyPath) -> CacheIndex:
     path = folder / INDEX
     try:
         if isinstance(path, Path):
-            content: NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+            content: NDArray[np.uint8] = (
+                np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+            )
         else:
             content = np.frombuffer(read_bytes(path), np.uint8)
     except (FileNotFoundError, NotADirectoryError):
