@@ -6,6 +6,7 @@ A seed cache is a folder of shards, ``*.safetensors``, each of some hundreds of 
 
 import json
 from functools import lru_cache
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from upath import UPath
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.progress import track
-from datamodules.seed_cache_index import list_shards, read_index
+from datamodules.seed_cache_index import list_shards, merge_shards, missing_ranges, read_index
 from datamodules.seed_shard import Floats, Shard
 
 OPEN_SHARDS = 128
@@ -121,25 +122,38 @@ def cache_fingerprint(path: AnyPath) -> str | None:
 
 
 def verify_cache(cache: UPath) -> None:
-    """Check every byte of every shard of a seed cache, and that the shards form one complete cache.
+    """Check every byte of every shard of a seed cache, that the shards form one complete cache, and its index.
 
     Args:
         cache: a seed cache.
 
     Raises:
-        InputError: shards are damaged, missing or of different settings; all damaged shards are named.
+        InputError: shards are damaged, missing or of different settings, and all of them are named; an image occurs
+            twice; or the index is not that of the shards.
     """
-    names, problems = list_shards(cache), []
+    names, numbers, count, problems = list_shards(cache), list[int](), 0, list[str]()
     for name in track(names, "verifying", unit="shards"):
         try:
-            Shard(cache / name).verify()
+            shard = Shard(cache / name)
+            numbers.append(shard.number)
+            count = max(count, shard.shards)
+            shard.verify()
         except InputError as error:
             problems.append(str(error).removesuffix("; make the cache again"))
     if problems:
-        raise InputError(f"{len(problems)} of {len(names)} shards are damaged: " + "; ".join(problems))
-    seeds = SeedCache(cache)
-    left_out = f", {len(seeds.left_out)} left out" if seeds.left_out else ""
-    sound = f"{cache}: {len(seeds)} images in {len(names)} shards{left_out}; every byte is sound"
+        if missing := missing_ranges(numbers, count):
+            problems.append(f"of {count} shards these are missing or have no header: {missing}")
+        damaged = len(problems) - bool(missing)
+        raise InputError(f"{damaged} of {len(names)} shards are damaged: " + "; ".join(problems))
+    index = read_index(cache)
+    if index.path:
+        with TemporaryFile() as expected:
+            merge_shards(cache, expected)
+            expected.seek(0)
+            if not index.is_equal(expected):
+                raise InputError(f"{index.path} is not the index of these shards: delete it, or run seeds merge again")
+    left_out = f", {len(index.left_out)} left out" if index.left_out else ""
+    sound = f"{cache}: {len(index.ids)} images in {len(names)} shards{left_out}; every byte is sound"
     Console(soft_wrap=True, highlight=False).print(sound)
 
 

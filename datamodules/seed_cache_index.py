@@ -16,7 +16,7 @@ file, :func:`read_index` reads the headers of all shards, and makes the same ind
 =================================  ===================================================================================
 
 The metadata of the safetensors header has one key, ``index``, with one JSON object: ``format``, ``version``, and
-``classes``, ``settings`` and ``inputs`` of the shards, ``fingerprint`` and number of ``images``.
+``classes``, ``settings`` and ``inputs`` of the shards, and ``fingerprint``.
 """
 
 import hashlib
@@ -116,7 +116,7 @@ class Texts(Sequence[str]):
 
 
 class CacheIndex:
-    """What a seed cache contains: images, those left out, and shards, of which none is read.
+    """What a seed cache contains: images, those left out, and shards; no shard is read.
 
     Attributes:
         path: the file; None for an index that was made in memory.
@@ -139,7 +139,7 @@ class CacheIndex:
         Raises:
             InputError: it is damaged, or of another version.
         """
-        self.path = path
+        self.path, self._content = path, content
         damaged = f"{path} is damaged: delete it, or run seeds merge again"
         try:
             start = 8 + int.from_bytes(content[:8].tobytes(), "little")
@@ -162,6 +162,8 @@ class CacheIndex:
             )
             self._hashes, self._entries = arrays["hashes"], arrays["entries"]
             self._first, self._digests = arrays["first"], arrays["digests"]
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise InputError(damaged) from error
         self.left_out = LeftOut(self)
@@ -180,6 +182,11 @@ class CacheIndex:
     def shard_of(self, entry: int) -> int:
         """Return the number of the shard that contains an image."""
         return int(np.searchsorted(self._first, entry, side="right")) - 1
+
+    def is_equal(self, file: IO[bytes]) -> bool:
+        """Return whether another index, read from where its file is, has the same bytes."""
+        starts = range(0, len(self._content) + 1, 1 << 20)
+        return all(self._content[start : start + (1 << 20)].tobytes() == file.read(1 << 20) for start in starts)
 
     def digest(self, number: int) -> bytes:
         """Return the digest of a shard, 32 bytes."""
@@ -290,7 +297,7 @@ class _IndexWriter:
         return encoded
 
     def _distribute(self) -> None:
-        """Append hashes and entries, 16 bytes an image, to the buckets, of which each has a range of hashes."""
+        """Append hashes and entries, 16 bytes an image, to the buckets; each has a range of hashes."""
         records = np.empty((len(self._hashes), 2), "<u8")
         records[:, 0] = np.frombuffer(b"".join(self._hashes), "<u8")
         records[:, 1] = np.concatenate(self._entries).view("<u8")
@@ -331,8 +338,8 @@ class _IndexWriter:
 
     def write(self, output: IO[bytes], header: Mapping[str, Any]) -> None:
         """Write the file: the header of safetensors, and all columns."""
-        facts = {"fingerprint": self._fingerprint.hexdigest(), "images": self._counts["ids"]}
-        metadata = plain_json({"format": FORMAT, "version": VERSION, **header, **facts})
+        fingerprint = self._fingerprint.hexdigest()
+        metadata = plain_json({"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, **header})
         text, end = dict[str, Any](__metadata__={_METADATA: metadata}), 0
         for name, dtype in _COLUMNS.items():
             size = self._columns[name].seek(0, os.SEEK_END)
