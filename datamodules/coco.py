@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import IGNORE, MAX_CLASSES
 from datamodules.errors import InputError
-from datamodules.files import AnyPath
+from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.masks import RleMask
 from datamodules.sample import Sample, image_id, in_split
 
@@ -132,14 +132,14 @@ class COCODataModule(BaseDataModule):
         files = [str(image.get("file_name") or image.get("coco_url") or "") for image in content["images"]]
         if "" in files:
             raise InputError(f"{path}: image {content['images'][files.index('')]['id']} has no file_name.")
-        first = next((file for file in files if "://" not in file), "")
+        first = next((file for file in files if not is_uri(file)), "")
         folder = next((each for each in folders if first and (each / first).is_file()), folders[0])
         samples = []
         for file, image in zip(files, content["images"], strict=True):
             instances = annotations[image["id"]]
             tags = frozenset(self.categories[each["category_id"]] for each in instances)
             mask = instance_mask(image, instances, indices, path) if masks else None
-            samples.append(Sample(image_id(file), file if "://" in file else str(folder / file), tags, mask))
+            samples.append(Sample(image_id(file), file if is_uri(file) else str(folder / file), tags, mask))
         return samples
 
 
@@ -150,7 +150,7 @@ def read_instances(path: AnyPath) -> dict[str, list[dict[str, Any]]]:
         InputError: It cannot be read, or lacks a list of images, annotations or categories.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import AnyPath, write_atomically
 from datamodules.images import image_size, open_file, open_image
 
 
@@ -43,7 +43,7 @@ class RleMask:
         return mask
 
 
-def mask_folder(root: Path, masks: str | None, candidates: Sequence[str]) -> Path | None:
+def mask_folder(root: AnyPath, masks: str | None, candidates: Sequence[str]) -> AnyPath | None:
     """Return the folder of masks that a setting names.
 
     Args:
@@ -61,18 +61,18 @@ def mask_folder(root: Path, masks: str | None, candidates: Sequence[str]) -> Pat
     return None if masks is None else root / masks
 
 
-def find_mask(folder: Path | None, name: str) -> str | None:
+def find_mask(folder: AnyPath | None, name: str) -> str | None:
     """Return ``folder``/``name``.png where there is such a file, else None."""
     path = None if folder is None else folder / f"{name}.png"
     return str(path) if path is not None and path.is_file() else None
 
 
-def mask_size(mask: str | Path | RleMask) -> tuple[int, int]:
+def mask_size(mask: str | AnyPath | RleMask) -> tuple[int, int]:
     """Return height and width of a mask without reading its pixels; an UnreadableError as for `read_mask`."""
     return mask.size if isinstance(mask, RleMask) else image_size(mask)
 
 
-def read_mask(path: str | Path | RleMask) -> np.ndarray:
+def read_mask(path: str | AnyPath | RleMask) -> np.ndarray:
     """Read or render the indices of a mask.
 
     Args:
@@ -94,7 +94,7 @@ def read_mask(path: str | Path | RleMask) -> np.ndarray:
     return indices
 
 
-def read_class_mask(path: str | Path | RleMask, lut: np.ndarray) -> np.ndarray:
+def read_class_mask(path: str | AnyPath | RleMask, lut: np.ndarray) -> np.ndarray:
     """Read a mask and map its indices to the chosen classes.
 
     Args:

@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+from upath import UPath
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath, is_uri
 from datamodules.masks import RleMask
 
 
@@ -33,7 +35,7 @@ class Sample:
 
 def image_id(file: str) -> str:
     """Return the id of an image that a table lists: the path below the images' folder, or in a URI, without suffix."""
-    path = PurePosixPath(urlsplit(file).path if "://" in file else file).with_suffix("")
+    path = PurePosixPath(urlsplit(file).path if is_uri(file) else file).with_suffix("")
     return "/".join(part for part in path.parts if part not in ("/", ".."))  # results are files of this name
 
 
@@ -57,7 +59,7 @@ def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.f
     return np.array(rows, np.float32).reshape(len(samples), len(classes))
 
 
-def read_ids(path: Path) -> tuple[str, ...]:
+def read_ids(path: AnyPath) -> tuple[str, ...]:
     """Return the ids of a list of images: the first word of each line.
 
     Raises:
@@ -72,14 +74,14 @@ def read_ids(path: Path) -> tuple[str, ...]:
     return ids
 
 
-def file_samples(paths: Sequence[str | Path]) -> list[Sample]:
+def file_samples(paths: Sequence[str | AnyPath]) -> list[Sample]:
     """Return samples of single image files without tags or masks; an id is the file's name without its suffix.
 
     Raises:
         InputError: A file does not exist, or two files have the same id.
     """
     samples: dict[str, Sample] = {}
-    for path in map(Path, paths):
+    for path in map(UPath, paths):
         if not path.is_file():
             raise InputError(f"there is no image {path}.")
         if path.stem in samples:
