@@ -2,7 +2,6 @@
 
 import csv
 import filecmp
-import hashlib
 import io
 import json
 import re
@@ -10,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 from datamodules.base_datamodule import BaseDataModule, data_folder
 from datamodules.class_names import check_classes, read_classes
@@ -18,7 +16,7 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_masks, mask_folder
-from datamodules.sample import Sample
+from datamodules.sample import Sample, image_id, in_split
 
 TAG_COLUMNS = ("tags", "labels", "label")
 """Columns of a table that may contain the tags; the first that exists does."""
@@ -82,11 +80,7 @@ class FolderDataModule(BaseDataModule):
         """Return the samples of ``train``, ``val`` or ``all``."""
         if split not in ("train", "val", "all"):
             raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all.")
-        chosen = []
-        for image in self.images:
-            number = int.from_bytes(hashlib.sha256(image.id.encode()).digest()[:6]) / 256**6  # in [0, 1)
-            if split in ("all", "val" if number < self.hparams["val_fraction"] else "train"):
-                chosen.append(image)
+        chosen = [image for image in self.images if in_split(image.id, split, self.hparams["val_fraction"])]
         if not chosen:
             raise InputError(f"none of {len(self.images)} images of {self.root} is in {split!r}: change val_fraction.")
         found = find_masks(self.masks if masks else None, [image.id for image in chosen])
@@ -144,10 +138,9 @@ def read_table(path: AnyPath) -> list[Sample]:
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names.")
         if name := name.strip():
             remote = is_uri(name)
-            stem = PurePosixPath(urlsplit(name).path.lstrip("/") if remote else name).with_suffix("").as_posix()
             found = frozenset(each.strip() for each in names if each.strip())
             below |= set() if remote else {PurePosixPath(name)}
-            samples.append(Sample(stem, name if remote else str(path.parent / PurePosixPath(name)), found))
+            samples.append(Sample(image_id(name), name if remote else str(path.parent / PurePosixPath(name)), found))
     folders = sorted({image.parent for image in below})
     untagged = [name for place in folders for name in _images(path.parent / place) if place / name not in below]
     if untagged:
