@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from datamodules.errors import InputError, UnreadableError
-from datamodules.images import image_size, normalize, read_image, to_uint8
+from datamodules.images import as_rgb, image_size, normalize, read_image, to_uint8
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
@@ -34,6 +34,24 @@ def test_normalize_against_float64():
 def test_to_uint8_inverts_every_value_of_every_channel():
     every = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
     assert torch.equal(to_uint8(normalize(every)), every)
+
+
+def test_further_channels_have_the_averages_of_imagenet():
+    pixels = torch.tensor([51, 102, 153, 204, 255], dtype=torch.uint8)[:, None, None]  # 0.2, 0.4, 0.6, 0.8, 1
+    expected = [(0.2 - 0.485) / 0.229, (0.4 - 0.456) / 0.224, (0.6 - 0.406) / 0.225, (0.8 - 0.449) / 0.226]
+    expected += [(1 - 0.449) / 0.226]
+    assert normalize(pixels).flatten().tolist() == pytest.approx(expected, abs=1e-5)
+    for count in (1, 2):
+        expected = [(value - 0.449) / 0.226 for value in (0.2, 0.4)[:count]]
+        assert normalize(pixels[:count]).flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+def test_people_and_the_crf_see_rgb(channels, shown):
+    images = RNG.integers(0, 256, (2, channels, 5, 7), dtype=np.uint8)
+    assert np.array_equal(to_uint8(normalize(torch.from_numpy(images))).numpy(), images[:, shown])
+    image = images[0].transpose(1, 2, 0)
+    assert np.array_equal(as_rgb(image), image[..., shown])
 
 
 def test_to_uint8_cuts_instead_of_wrapping():
