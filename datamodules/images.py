@@ -110,6 +110,8 @@ def _pixels(image: Image.Image, opened: Image.Image, path: str | AnyPath, channe
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode.startswith(("I", "F")) or max(tags.get(ExifTags.Base.BitsPerSample, (8,))) > 8:
         raise UnreadableError(f"image {path} has values of more than 8 bits ({image.mode}): scale it to 8 bits.")
+    if image.mode in ("1", "P"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
     bands = tags.get(ExifTags.Base.SamplesPerPixel, 1) if image.mode == "L" else len(image.getbands())
     if bands != channels if channels != 3 else (image.mode, bands) == ("L", 2):
         raise UnreadableError(f"image {path} has {bands} bands ({image.mode}), and in_channels is {channels}.")
