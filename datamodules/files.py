@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,49 @@ def _read_uri(uri: str) -> bytes:
             copy.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(copy, content)
         return content
+
+
+def list_folder(folder: AnyPath) -> tuple[list[str], list[str]]:
+    """Return the sorted names of the folders and of the files in a folder; one behind a URI is listed anew each time.
+
+    Raises:
+        OSError: The folder does not exist or cannot be read; ``strerror`` is the reason.
+        InputError: fsspec has no file system for the URI.
+    """
+    if isinstance(folder, Path):
+        found = {entry.name: entry.is_dir() for entry in folder.iterdir()}
+    else:
+        from fsspec.core import url_to_fs
+
+        with storage_errors(folder):
+            storage, path = url_to_fs(str(folder))
+            storage.invalidate_cache(path)
+            entries = {entry["name"].rstrip("/"): entry["type"] for entry in storage.ls(path, detail=True)}
+        entries.pop(path.rstrip("/"), None)  # an object store may hold an empty object with the name of the folder
+        found = {name.rpartition("/")[2]: kind == "directory" for name, kind in entries.items()}
+    folders, files = (sorted(name for name in found if found[name] is kind) for kind in (True, False))
+    return folders, files
+
+
+def existing_files(folder: AnyPath, names: Iterable[str]) -> set[str]:
+    """Return those of the given names, relative to a folder, that are files; behind a URI each folder is listed once.
+
+    Raises:
+        OSError: The storage of a URI cannot be read.
+    """
+    if isinstance(folder, Path):
+        return {name for name in names if (folder / name).is_file()}
+    found, listings = set(), dict[str, set[str]]()
+    for name in names:
+        place, _, file = name.rpartition("/")
+        if place not in listings:
+            try:
+                listings[place] = set(list_folder(folder / place)[1])
+            except FileNotFoundError:
+                listings[place] = set()
+        if file in listings[place]:
+            found.add(name)
+    return found
 
 
 def file_sha256(path: str | AnyPath) -> str:
