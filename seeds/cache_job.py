@@ -206,7 +206,7 @@ def write_seed_cache(
     writer = ShardWriter(shards, job, batch_size)
     devices, num_nodes = launched_devices(job.devices, job.num_nodes)
     on_gpu = job.accelerator != "cpu" and torch.cuda.is_available()
-    environments = []
+    environments: list[Any] = []
     if is_independent(job.partition, job.devices):  # no rendezvous with the other launched processes
         environments.append(LightningEnvironment())
         environments[0].set_global_rank(0)  # it prints, too
