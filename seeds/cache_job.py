@@ -12,7 +12,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -255,8 +254,7 @@ def write_seed_cache(
         torch.set_num_threads(threads)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        with suppress(OSError):
-            output.rmdir()  # where no shard was finished
+        shards.remove_empty_folder()
 
 
 def _report(shards: CacheOutput, job: JobOptions) -> None:
