@@ -2,11 +2,11 @@
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -32,7 +32,7 @@ def voc_palette() -> list[int]:
     return [int(value) for value in palette.ravel()]
 
 
-def voc_classes(root: Path) -> tuple[str, ...]:
+def voc_classes(root: AnyPath) -> tuple[str, ...]:
     """Return the classes of a folder's masks and labels: those of ``classes.txt`` if it is there, else VOC's 20."""
     path = root / "classes.txt"
     return read_classes(path) if path.is_file() else VOC_CLASSES
@@ -77,7 +77,7 @@ def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> t
     return tuple(classes)
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
+def read_classes(path: AnyPath) -> tuple[str, ...]:
     """Return class names from a text file, one a line, without background; empty lines are skipped.
 
     Raises:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError
+from datamodules.files import AnyPath
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_mask, mask_folder
 from datamodules.sample import Sample
@@ -151,7 +152,7 @@ def read_table(path: Path) -> list[Sample]:
     return samples
 
 
-def read_folders(root: Path, masks: Path | None = None) -> list[Sample]:
+def read_folders(root: Path, masks: AnyPath | None = None) -> list[Sample]:
     """Return images whose tag is the name of their folder.
 
     An image with two tags may lie in both folders: files of one name and the same bytes are one image with both tags;

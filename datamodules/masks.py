@@ -10,11 +10,11 @@ from PIL import Image
 
 from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import AnyPath, write_atomically
 from datamodules.images import open_file, open_image
 
 
-def mask_folder(root: Path, masks: str | None, candidates: Sequence[str]) -> Path | None:
+def mask_folder(root: AnyPath, masks: str | None, candidates: Sequence[str]) -> AnyPath | None:
     """Return the folder of masks that a setting names.
 
     Args:
@@ -32,13 +32,13 @@ def mask_folder(root: Path, masks: str | None, candidates: Sequence[str]) -> Pat
     return None if masks is None else root / masks
 
 
-def find_mask(folder: Path | None, name: str) -> str | None:
+def find_mask(folder: AnyPath | None, name: str) -> str | None:
     """Return ``folder``/``name``.png where there is such a file, else None."""
     path = None if folder is None else folder / f"{name}.png"
     return str(path) if path is not None and path.is_file() else None
 
 
-def read_mask(path: str | Path) -> np.ndarray:
+def read_mask(path: str | AnyPath) -> np.ndarray:
     """Read the indices of a mask.
 
     Args:
@@ -58,7 +58,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     return indices
 
 
-def read_class_mask(path: str | Path, lut: np.ndarray) -> np.ndarray:
+def read_class_mask(path: str | AnyPath, lut: np.ndarray) -> np.ndarray:
     """Read a mask and map its indices to the chosen classes.
 
     Args:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from upath import UPath
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.f
     return np.array(rows, np.float32).reshape(len(samples), len(classes))
 
 
-def read_ids(path: Path) -> tuple[str, ...]:
+def read_ids(path: AnyPath) -> tuple[str, ...]:
     """Return the ids of a list of images: the first word of each line.
 
     Raises:
@@ -48,14 +49,14 @@ def read_ids(path: Path) -> tuple[str, ...]:
     return ids
 
 
-def file_samples(paths: Sequence[str | Path]) -> list[Sample]:
+def file_samples(paths: Sequence[str | AnyPath]) -> list[Sample]:
     """Return samples of single image files without tags or masks; an id is the file's name without its suffix.
 
     Raises:
         InputError: A file does not exist, or two files have the same id.
     """
     samples: dict[str, Sample] = {}
-    for path in map(Path, paths):
+    for path in map(UPath, paths):
         if not path.is_file():
             raise InputError(f"there is no image {path}.")
         if path.stem in samples:

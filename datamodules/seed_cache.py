@@ -9,14 +9,14 @@ import json
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, differences
+from datamodules.files import AnyPath, differences, list_files
 from datamodules.progress import track
 from datamodules.seed_shard import Floats, Shard
 
@@ -34,7 +34,7 @@ def list_shards(folder: AnyPath) -> list[str]:
         InputError: the folder does not exist or cannot be read.
     """
     try:
-        names = [file.name for file in folder.iterdir()]
+        names = [file.name for file in list_files(folder)]
     except OSError as error:
         raise InputError(f"{folder} is not a seed cache: {error.strerror or 'there is no such folder'}") from error
     return sorted(name for name in names if name.endswith(".safetensors") and name[0] != "." and name != INDEX)
@@ -63,14 +63,14 @@ class SeedCache:
         fingerprint: SHA-256 over all shards; equal for caches whose shards differ only in ``inputs``.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | AnyPath) -> None:
         """Open a cache.
 
         Raises:
             InputError: there is no cache in the folder, a shard is missing or damaged, the shards have different
                 settings, or an image occurs twice.
         """
-        self.path = Path(path)
+        self.path: AnyPath = UPath(path)
         names = list_shards(self.path)
         if not names:
             raise InputError(f"{path} is not a seed cache: it contains no shards")
@@ -105,7 +105,7 @@ class SeedCache:
         self.fingerprint = hashlib.sha256(b"".join(self._digests)).hexdigest()
         self._open = lru_cache(OPEN_SHARDS)(self.shard)
 
-    def __reduce__(self) -> tuple[type["SeedCache"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["SeedCache"], tuple[AnyPath]]:
         return SeedCache, (self.path,)
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class SeedCache:
         return self._find(name).saliency(name)
 
 
-def cache_fingerprint(path: Path) -> str | None:
+def cache_fingerprint(path: AnyPath) -> str | None:
     """Return the fingerprint of a seed cache; None where a folder contains none, or a damaged or incomplete one."""
     try:
         return SeedCache(path).fingerprint
@@ -168,7 +168,7 @@ def cache_fingerprint(path: Path) -> str | None:
         return None
 
 
-def verify_cache(cache: Path) -> None:
+def verify_cache(cache: UPath) -> None:
     """Check every byte of every shard of a seed cache, and that the shards form one complete cache.
 
     Args:
@@ -191,7 +191,7 @@ def verify_cache(cache: Path) -> None:
     Console(soft_wrap=True, highlight=False).print(sound)
 
 
-def print_info(cache: Path) -> None:
+def print_info(cache: UPath) -> None:
     """Print a seed cache's classes, settings, inputs, numbers of images, shards and bytes, and left-out images as JSON.
 
     Args:

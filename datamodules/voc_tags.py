@@ -5,18 +5,18 @@ Objects that VOC marks as difficult count: they are in the image and in its mask
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
+from datamodules.files import AnyPath
 from datamodules.masks import read_class_mask
 from datamodules.safe_pickle import load_dict
 
 
-def xml_tags(root: Path, ids: Sequence[str]) -> list[frozenset[str]]:
+def xml_tags(root: AnyPath, ids: Sequence[str]) -> list[frozenset[str]]:
     """Return the tags of images: the objects in ``Annotations/<id>.xml``.
 
     Raises:
@@ -26,7 +26,7 @@ def xml_tags(root: Path, ids: Sequence[str]) -> list[frozenset[str]]:
     return [frozenset(each.text.strip() for each in tree.findall("object/name") if each.text) for tree in trees]
 
 
-def read_annotation(path: Path) -> ET.Element:
+def read_annotation(path: AnyPath) -> ET.Element:
     """Return the XML tree of an annotation.
 
     Args:
@@ -47,7 +47,7 @@ def read_annotation(path: Path) -> ET.Element:
         raise InputError(f"{path} is not XML ({error}).") from error
 
 
-def list_tags(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]) -> list[frozenset[str]]:
+def list_tags(root: AnyPath, split: str, ids: Sequence[str], classes: Sequence[str]) -> list[frozenset[str]]:
     """Return tags from ``ImageSets/Main/<class>_<split>.txt``, or ``<class>_trainval.txt`` where that is missing.
 
     A line contains an id and 1 (present), 0 (present, difficult) or -1 (absent).
@@ -77,7 +77,7 @@ def list_tags(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]
     return [frozenset(tags[image]) for image in ids]
 
 
-def mask_tags(masks: Sequence[str | Path], lut: np.ndarray, classes: Sequence[str]) -> list[frozenset[str]]:
+def mask_tags(masks: Sequence[str | AnyPath], lut: np.ndarray, classes: Sequence[str]) -> list[frozenset[str]]:
     """Return tags from masks: a class is present where a pixel of the mask has its index.
 
     Args:
@@ -90,7 +90,7 @@ def mask_tags(masks: Sequence[str | Path], lut: np.ndarray, classes: Sequence[st
         return [frozenset(name for name, pixels in zip(classes, count[1:], strict=False) if pixels) for count in counts]
 
 
-def npy_tags(path: Path, ids: Sequence[str], source: Sequence[str]) -> list[frozenset[str]]:
+def npy_tags(path: AnyPath, ids: Sequence[str], source: Sequence[str]) -> list[frozenset[str]]:
     """Return tags from the community's ``cls_labels.npy``: a dictionary from id to a row of 0 and 1.
 
     Ids are strings, or integers such as 2007000032 for 2007_000032. The file is a pickle; only arrays, dictionaries,

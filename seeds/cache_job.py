@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError, first_line
-from datamodules.files import file_sha256
+from datamodules.files import AnyPath, file_sha256
 from datamodules.progress import Progress, print_message
 from datamodules.sample import Sample, multi_hot, require_tags
 from datamodules.seed_cache import SeedCache, list_shards
@@ -137,13 +136,13 @@ class JobSource:
         samples: the images of the split, with tags.
     """
 
-    checkpoint: Path
+    checkpoint: AnyPath
     task: Any
     data: BaseDataModule
     samples: list[Sample]
 
     @classmethod
-    def load(cls, checkpoint: Path, task_class: type[BaseTask], job: JobOptions, **overrides: Any) -> Self:
+    def load(cls, checkpoint: AnyPath, task_class: type[BaseTask], job: JobOptions, **overrides: Any) -> Self:
         """Load a checkpoint and list the images.
 
         Args:
@@ -165,7 +164,7 @@ class JobSource:
 
 
 def write_seed_cache(
-    output: Path, module: SeedModule, source: JobSource, job: JobOptions, **caches: SeedCache | None
+    output: AnyPath, module: SeedModule, source: JobSource, job: JobOptions, **caches: SeedCache | None
 ) -> None:
     """Write the seeds of all images of a source, in this process, one of one or more.
 

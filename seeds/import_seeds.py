@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from upath import UPath
 
 from datamodules.class_names import check_classes, mask_lut, voc_classes
 from datamodules.errors import InputError
@@ -24,13 +25,13 @@ Format = Literal["sec", "irn", "png"]
 
 
 def import_seeds(
-    source: Path,
-    output: Path,
+    source: UPath,
+    output: UPath,
     format: Format,  # noqa: A002 - the option's name
     *,
     classes: list[str] | None = None,
-    ids: Path | None = None,
-    input_list: Path | None = None,
+    ids: UPath | None = None,
+    input_list: UPath | None = None,
     grid: int = 41,
     fg_threshold: float = 0.2,
     bg_threshold: float = 0.05,

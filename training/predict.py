@@ -5,11 +5,14 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from upath import UPath
+
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import AnyPath, write_atomically
+from datamodules.geotiff import mask_geotiff, read_georeference
 from datamodules.images import IMAGE_SUFFIXES
-from datamodules.masks import write_mask
+from datamodules.masks import mask_png
 from datamodules.progress import track
 from datamodules.sample import Sample, file_samples
 from datamodules.unreadable_images import UnreadableImages
@@ -22,8 +25,8 @@ OVERLAY_QUALITY = 90
 
 
 def predict(
-    checkpoint: Path,
-    images: Path | list[Path],
+    checkpoint: UPath,
+    images: UPath | list[UPath],
     output: Path,
     *,
     crf: bool = True,
@@ -33,6 +36,9 @@ def predict(
     num_workers: int = 2,
 ) -> list[Path]:
     """Write the mask of each image: a palette PNG of the image's own size (upright), named like the image.
+
+    The mask of a GeoTIFF is a GeoTIFF of one band, ``<name>.tif``, with the CRS and transform of the image; it needs
+    ``pip install 'tag2mask[geotiff]'``.
 
     Index 0 is background, 1, 2, ... are the classes in the order of the ``classes.txt`` written beside the masks. Each
     image is read once, and each mask is written immediately. An image that cannot be read is skipped: the terminal and
@@ -60,8 +66,9 @@ def predict(
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
     network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
-    samples = photo_samples([images] if isinstance(images, Path) else images)
-    masks = {sample.id: output / f"{sample.id}.png" for sample in samples}
+    samples = photo_samples(images if isinstance(images, list) else [images])
+    places = {sample.id: read_georeference(sample.image) for sample in samples}
+    masks = {name: output / f"{name}{'.tif' if place else '.png'}" for name, place in places.items()}
     forbid_replacing(samples, masks.values())
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "classes.txt", "".join(f"{name}\n" for name in network.classes).encode())
@@ -69,7 +76,8 @@ def predict(
     dataset = ImageDataset(samples, network.classes, network.size, originals=True)
     loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
     for each in track(predictions(network.scores, loader, skipped, crf=crf), "predicting", len(samples)):
-        write_mask(masks[each.name], each.final)
+        place = places[each.name]
+        write_atomically(masks[each.name], mask_geotiff(each.final, place) if place else mask_png(each.final))
         if overlay:
             blended = encode_image(label_overlay(each.image, each.final), "jpeg", quality=OVERLAY_QUALITY)
             write_atomically(output / f"{each.name}_overlay.jpg", blended)
@@ -108,7 +116,7 @@ def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str
     raise InputError(f"{count}, {table} lists them; the first: {rows[0][1]}")
 
 
-def photo_samples(paths: Sequence[Path]) -> list[Sample]:
+def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
     """Return samples of the given images and of the images in the given folders, those of a folder by name.
 
     Raises:

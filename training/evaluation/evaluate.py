@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, write_atomically, write_json
+from datamodules.files import AnyPath, file_sha256, write_atomically, write_json
 from datamodules.images import read_image
 from datamodules.masks import mask_png, read_class_mask
 from datamodules.progress import track
@@ -35,10 +36,10 @@ TRAINING_IMAGES = 8  # with their cues, on the page
 
 
 def evaluate(
-    checkpoint: Path | None = None,
+    checkpoint: UPath | None = None,
     *,
     output: Path,
-    predictions: Path | None = None,
+    predictions: UPath | None = None,
     root: str | None = None,
     split: str | None = None,
     masks: str | None = None,
@@ -47,7 +48,7 @@ def evaluate(
     scales: list[float] | None = None,
     flip: bool = False,
     submission: bool = False,
-    cues: Path | None = None,
+    cues: UPath | None = None,
     num_images: int = 24,
     eval_size: int | None = None,
     precision: Precision = "auto",
@@ -120,7 +121,7 @@ def evaluate(
         if root is None:
             raise InputError("the images and masks are not given: give --root as well as --predictions")
         named = (predictions / "classes.txt").is_file()
-        predicted_classes = voc_classes(predictions if named else Path(root).expanduser())
+        predicted_classes = voc_classes(predictions if named else UPath(root).expanduser())
         data = VOCDataModule(
             root, labels=None, masks=masks or "auto", classes=list(classes or predicted_classes),
             test_split=split or "val", **limits,
@@ -173,7 +174,7 @@ def evaluate(
 
 
 def _read_predictions(
-    folder: Path, classes: Sequence[str], samples: Sequence[Sample], data: BaseDataModule
+    folder: AnyPath, classes: Sequence[str], samples: Sequence[Sample], data: BaseDataModule
 ) -> Iterator[Predicted]:
     """Yield the predicted masks ``<id>.png`` of a folder, beside the true masks.
 
