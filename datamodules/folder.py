@@ -2,12 +2,10 @@
 
 import csv
 import filecmp
-import hashlib
 import json
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import check_classes, read_classes
@@ -15,7 +13,7 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_mask, mask_folder
-from datamodules.sample import Sample
+from datamodules.sample import Sample, image_id, in_split
 
 TAG_COLUMNS = ("tags", "labels", "label")
 """Columns of a table that may contain the tags; the first that exists does."""
@@ -81,8 +79,7 @@ class FolderDataModule(BaseDataModule):
             raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all.")
         chosen = []
         for image in self.images:
-            number = int.from_bytes(hashlib.sha256(image.id.encode()).digest()[:6]) / 256**6  # in [0, 1)
-            if split in ("all", "val" if number < self.hparams["val_fraction"] else "train"):
+            if in_split(image.id, split, self.hparams["val_fraction"]):
                 mask = find_mask(self.masks, image.id) if masks else None
                 chosen.append(Sample(image.id, image.image, image.tags if tags else None, mask))
         if not chosen:
@@ -139,10 +136,8 @@ def read_table(path: Path) -> list[Sample]:
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names.")
         if name := name.strip():
-            remote = "://" in name
-            stem = PurePosixPath(urlsplit(name).path.lstrip("/") if remote else name).with_suffix("").as_posix()
             found = frozenset(each.strip() for each in names if each.strip())
-            samples.append(Sample(stem, name if remote else str(path.parent / name), found))
+            samples.append(Sample(image_id(name), name if "://" in name else str(path.parent / name), found))
     listed = {Path(sample.image) for sample in samples if "://" not in sample.image}
     folders = sorted({image.parent for image in listed if image.parent.is_dir()})
     untagged = [image for folder in folders for image in _images(folder) if image not in listed]

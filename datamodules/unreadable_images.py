@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import image_size
+from datamodules.masks import mask_size
 from datamodules.progress import print_message
 from datamodules.sample import Sample
 
@@ -90,11 +91,11 @@ def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sa
 def _header_problem(sample: Sample) -> str:
     """Return the reason why the header of an image or of its mask is unreadable; empty where both are readable."""
     try:
-        height, width = image_size(sample.image)
-        mask_height, mask_width = image_size(sample.mask) if sample.mask else (height, width)
+        size = image_size(sample.image)
+        size_of_mask = mask_size(sample.mask) if sample.mask else size
     except UnreadableError as error:
         return str(error)
-    if (mask_height, mask_width) != (height, width):
-        size, mask_size = f"{width}x{height}", f"{mask_width}x{mask_height}"
-        raise InputError(f"mask {sample.mask} is {mask_size}, and its image {sample.image} is {size}.")
+    if size_of_mask != size:
+        found, wanted = (f"{width}x{height}" for height, width in (size_of_mask, size))
+        raise InputError(f"mask {sample.mask} is {found}, and its image {sample.image} is {wanted}.")
     return ""

@@ -12,7 +12,7 @@ import numpy as np
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
-from datamodules.masks import read_class_mask
+from datamodules.masks import RleMask, read_class_mask
 from datamodules.safe_pickle import load_dict
 
 
@@ -77,11 +77,13 @@ def list_tags(root: AnyPath, split: str, ids: Sequence[str], classes: Sequence[s
     return [frozenset(tags[image]) for image in ids]
 
 
-def mask_tags(masks: Sequence[str | AnyPath], lut: np.ndarray, classes: Sequence[str]) -> list[frozenset[str]]:
+def mask_tags(
+    masks: Sequence[str | AnyPath | RleMask], lut: np.ndarray, classes: Sequence[str]
+) -> list[frozenset[str]]:
     """Return tags from masks: a class is present where a pixel of the mask has its index.
 
     Args:
-        masks: N files.
+        masks: N masks.
         lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
         classes: The C classes of ``lut``.
     """

@@ -96,7 +96,8 @@ def evaluate_seeds(
     names = ("background", *seeds.classes)
     sweep, cue_metrics = ThresholdSweep(len(names), fixed), CueMetrics(len(names))
     for sample in track(samples, "scoring seeds"):
-        truth = read_class_mask(str(sample.mask), data.mask_lut)
+        assert sample.mask is not None
+        truth = read_class_mask(sample.mask, data.mask_lut)
         sweep.update(*seeds.maps(sample.id), truth)
         cue_metrics.update(seeds.cues(sample.id), truth)
     if not cue_metrics.confusion.matrix.any():

@@ -196,7 +196,8 @@ def _read_predictions(
     lut = mask_lut(classes, data.classes)
     for sample in samples:
         path = folder / f"{sample.id}.png"
-        labels, truth = read_class_mask(path, lut), read_class_mask(str(sample.mask), data.mask_lut)
+        assert sample.mask is not None
+        labels, truth = read_class_mask(path, lut), read_class_mask(sample.mask, data.mask_lut)
         if labels.shape != truth.shape:
             raise InputError(f"prediction {path} has the shape {labels.shape}, and its mask {truth.shape}")
         if (labels == IGNORE).any():
