@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath
+from datamodules.files import AnyPath, read_bytes
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -84,7 +84,7 @@ def read_classes(path: AnyPath) -> tuple[str, ...]:
         InputError: The file is not UTF-8 text, is empty, or names a class twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a list of classes: {error}.") from error
     names = tuple(line.strip() for line in lines if line.strip())

@@ -7,10 +7,11 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 
 from upath import UPath
 
@@ -103,20 +104,47 @@ def _read_uri(uri: str) -> bytes:
         return content
 
 
-def list_files(folder: AnyPath) -> list[AnyPath]:
-    """Return what a folder contains now, none where an object store has no such folder.
-
-    fsspec keeps listings, which do not show what other processes write: they are dropped.
+def list_folder(folder: AnyPath) -> tuple[list[str], list[str]]:
+    """Return the sorted names of the folders and of the files in a folder; one behind a URI is listed anew each time.
 
     Raises:
-        OSError: the folder cannot be read, or a local folder does not exist.
+        OSError: The folder does not exist or cannot be read; ``strerror`` is the reason.
+        InputError: fsspec has no file system for the URI.
     """
     if isinstance(folder, Path):
-        return list(folder.iterdir())
-    with storage_errors(folder), suppress(FileNotFoundError):
-        folder.fs.invalidate_cache()
-        return list(folder.iterdir())
-    return []
+        found = {entry.name: entry.is_dir() for entry in folder.iterdir()}
+    else:
+        from fsspec.core import url_to_fs
+
+        with storage_errors(folder):
+            storage, path = url_to_fs(str(folder))
+            storage.invalidate_cache(path)
+            entries = {entry["name"].rstrip("/"): entry["type"] for entry in storage.ls(path, detail=True)}
+        entries.pop(path.rstrip("/"), None)  # an object store may hold an empty object with the name of the folder
+        found = {name.rpartition("/")[2]: kind == "directory" for name, kind in entries.items()}
+    folders, files = (sorted(name for name in found if found[name] is kind) for kind in (True, False))
+    return folders, files
+
+
+def existing_files(folder: AnyPath, names: Iterable[str]) -> set[str]:
+    """Return those of the given names, relative to a folder, that are files; behind a URI each folder is listed once.
+
+    Raises:
+        OSError: The storage of a URI cannot be read.
+    """
+    if isinstance(folder, Path):
+        return {name for name in names if (folder / name).is_file()}
+    found, listings = set(), dict[str, set[str]]()
+    for name in names:
+        place, _, file = name.rpartition("/")
+        if place not in listings:
+            try:
+                listings[place] = set(list_folder(folder / place)[1])
+            except FileNotFoundError:
+                listings[place] = set()
+        if file in listings[place]:
+            found.add(name)
+    return found
 
 
 def file_sha256(path: str | AnyPath) -> str:
@@ -201,8 +229,9 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator
             yield key, one, other
 
 
-def write_atomically(path: AnyPath, content: bytes) -> None:
-    """Write a file that appears whole or not at all, and is on the disk when this returns.
+@contextmanager
+def open_atomically(path: AnyPath) -> Iterator[IO[bytes]]:
+    """Open a file to be written that appears whole or not at all, and is on the disk when the context ends.
 
     The content is written to a neighbour ``.NAME.PID.RANDOM.part``, synced, and renamed: processes of several machines
     that write the same file have different neighbours. An object store writes an object whole or not at all.
@@ -211,16 +240,19 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
         InputError: the file cannot be written; the neighbour is removed.
     """
     if not isinstance(path, Path):
-        try:
-            with storage_errors(path):
-                path.write_bytes(content)
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        with SpooledTemporaryFile(1 << 26) as file:  # an object that is closed after an error would be written
+            yield file
+            file.seek(0)
+            try:
+                with storage_errors(path), path.open("wb") as target:
+                    shutil.copyfileobj(file, target, 1 << 22)
+            except OSError as error:
+                raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
         return
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -235,6 +267,12 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     finally:
         with suppress(OSError):  # it is renamed by now, or its folder is no folder
             part.unlink()
+
+
+def write_atomically(path: AnyPath, content: bytes) -> None:
+    """Write a file by `open_atomically`."""
+    with open_atomically(path) as file:
+        file.write(content)
 
 
 def write_json(path: AnyPath, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:

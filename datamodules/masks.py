@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, write_atomically
+from datamodules.files import AnyPath, existing_files, write_atomically
 from datamodules.images import image_size, open_file, open_image
 
 
@@ -61,10 +61,12 @@ def mask_folder(root: AnyPath, masks: str | None, candidates: Sequence[str]) -> 
     return None if masks is None else root / masks
 
 
-def find_mask(folder: AnyPath | None, name: str) -> str | None:
-    """Return ``folder``/``name``.png where there is such a file, else None."""
-    path = None if folder is None else folder / f"{name}.png"
-    return str(path) if path is not None and path.is_file() else None
+def find_masks(folder: AnyPath | None, ids: Sequence[str]) -> list[str | None]:
+    """Return ``folder``/``id``.png of each id where there is such a file, else None."""
+    if folder is None:
+        return [None] * len(ids)
+    files = existing_files(folder, (f"{name}.png" for name in ids))
+    return [str(folder / f"{name}.png") if f"{name}.png" in files else None for name in ids]
 
 
 def mask_size(mask: str | AnyPath | RleMask) -> tuple[int, int]:

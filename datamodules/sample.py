@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri
+from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.masks import RleMask
 
 
@@ -66,7 +66,7 @@ def read_ids(path: AnyPath) -> tuple[str, ...]:
         InputError: The list cannot be read, or contains an id twice.
     """
     try:
-        ids = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        ids = tuple(line.split()[0] for line in read_bytes(path).decode().splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if len(set(ids)) < len(ids):
@@ -77,12 +77,14 @@ def read_ids(path: AnyPath) -> tuple[str, ...]:
 def file_samples(paths: Sequence[str | AnyPath]) -> list[Sample]:
     """Return samples of single image files without tags or masks; an id is the file's name without its suffix.
 
+    Files named by URI are not looked up: whoever reads them finds the missing ones.
+
     Raises:
         InputError: A file does not exist, or two files have the same id.
     """
     samples: dict[str, Sample] = {}
     for path in map(UPath, paths):
-        if not path.is_file():
+        if not is_uri(path) and not path.is_file():
             raise InputError(f"there is no image {path}.")
         if path.stem in samples:
             raise InputError(f"{samples[path.stem].image} and {path} have the same id {path.stem!r}: rename one file.")

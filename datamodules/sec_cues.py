@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath
+from datamodules.files import AnyPath, read_bytes
 from datamodules.safe_pickle import load_dict
 
 PICKLE = "localization_cues.pickle"
@@ -90,7 +90,7 @@ def read_input_list(path: AnyPath) -> dict[str, int]:
         InputError: the list is missing, malformed, empty, or names an image or a number twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     numbers: dict[str, int] = {}

@@ -16,9 +16,9 @@ from typing import Any
 from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, differences, list_files, write_atomically
+from datamodules.files import AnyPath, differences, list_folder, write_atomically
 from datamodules.progress import Progress
-from datamodules.seed_cache import INDEX
+from datamodules.seed_cache_index import INDEX
 from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
 
 STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
@@ -105,20 +105,22 @@ class CacheOutput:
 
         An object store has no folders, and a killed process leaves nothing there.
         """
+        folders, files = list[str](), list[str]()
         try:
             if isinstance(self.path, Path):
                 self.path.mkdir(parents=True, exist_ok=True)
-            files = list_files(self.path)
-            for file in files:
-                if not _CACHE_FILE.fullmatch(file.name):
-                    problem = f"exists already and contains {file.name}, which is not part of a seed cache"
+            with suppress(FileNotFoundError):
+                folders, files = list_folder(self.path)
+            for name in folders + files:
+                if not _CACHE_FILE.fullmatch(name):
+                    problem = f"exists already and contains {name}, which is not part of a seed cache"
                     raise InputError(f"{self.path} {problem}; choose another output")
                 with suppress(FileNotFoundError):
-                    if file.name.endswith("part") and file.stat().st_mtime < time.time() - STALE:
-                        file.unlink()
+                    if name.endswith("part") and (self.path / name).stat().st_mtime < time.time() - STALE:
+                        (self.path / name).unlink()
         except OSError as error:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror or error}") from error
-        return {file.name for file in files if file.name.endswith(".safetensors")} - {INDEX}
+        return {name for name in files if name.endswith(".safetensors")} - {INDEX}
 
     def _is_written(self, shard: Shard, number: int | None, *, strict: bool) -> bool:
         """Return whether a shard is what would be written; raise an InputError if it has other settings.

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from datamodules.errors import InputError, UnreadableError
+from datamodules.files import is_uri
 from datamodules.images import image_size
 from datamodules.masks import mask_size
 from datamodules.progress import print_message
@@ -70,6 +71,8 @@ def check_share(share: float) -> None:
 def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sample]:
     """Return the samples whose images and masks have readable headers, in their order.
 
+    The header of a file named by URI is not read: that would be a request for each file.
+
     Args:
         samples: Samples of a split.
         unreadable: Receives the others, with the reasons.
@@ -91,6 +94,8 @@ def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sa
 def _header_problem(sample: Sample) -> str:
     """Return the reason why the header of an image or of its mask is unreadable; empty where both are readable."""
     try:
+        if is_uri(sample.image):
+            return ""
         size = image_size(sample.image)
         size_of_mask = mask_size(sample.mask) if sample.mask else size
     except UnreadableError as error:

@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
-from datamodules.files import AnyPath
+from datamodules.files import AnyPath, read_bytes
 from datamodules.masks import RleMask, read_class_mask
 from datamodules.safe_pickle import load_dict
 
@@ -22,7 +22,8 @@ def xml_tags(root: AnyPath, ids: Sequence[str]) -> list[frozenset[str]]:
     Raises:
         InputError: A file is missing or is not XML.
     """
-    trees = (read_annotation(root / "Annotations" / f"{each}.xml") for each in ids)
+    with ThreadPoolExecutor() as pool:  # the annotations of an object store are a request each
+        trees = list(pool.map(lambda name: read_annotation(root / "Annotations" / f"{name}.xml"), ids))
     return [frozenset(each.text.strip() for each in tree.findall("object/name") if each.text) for tree in trees]
 
 
@@ -36,7 +37,7 @@ def read_annotation(path: AnyPath) -> ET.Element:
         InputError: The file is missing, is not XML, or declares entities.
     """
     try:
-        text = path.read_bytes()
+        text = read_bytes(path)
     except OSError as error:
         raise InputError(f"there are no labels for image {path.stem}: {path} is missing.") from error
     if b"<!ENTITY" in text:  # VOC needs none, and a few lines of them can fill the memory
@@ -62,7 +63,7 @@ def list_tags(root: AnyPath, split: str, ids: Sequence[str], classes: Sequence[s
         if path is None:
             raise InputError(f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing.")
         states: dict[str, str] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_bytes(path).decode().splitlines(), start=1):
             match line.split():
                 case [image, "1" | "0" | "-1" as state]:
                     states[image] = state

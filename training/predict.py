@@ -9,7 +9,7 @@ from upath import UPath
 
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, write_atomically
+from datamodules.files import AnyPath, is_uri, list_folder, write_atomically
 from datamodules.geotiff import mask_geotiff, read_georeference
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import mask_png
@@ -47,7 +47,7 @@ def predict(
     Args:
         checkpoint: a segmentation checkpoint of ``tag2mask fit``, named ``*.ckpt``, or else a network written by
             ``tag2mask export``.
-        images: an image, a folder of images, or a list of both.
+        images: an image, a folder of images, or a list of both; a URI whose name has no suffix of an image is a folder.
         output: folder for the masks; created if necessary.
         crf: smooth predictions with the dense CRF.
         overlay: also write ``<name>_overlay.jpg``, the mask in colour over the image.
@@ -87,7 +87,7 @@ def predict(
 
 def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None:
     """Raise an InputError if one of the files to write is one of the images."""
-    originals = {Path(sample.image).resolve() for sample in samples}
+    originals = {Path(sample.image).resolve() for sample in samples if not is_uri(sample.image)}
     for target in targets:
         if target.resolve() in originals:
             raise InputError(f"{target} would replace an image: choose another output folder")
@@ -125,8 +125,9 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
     files = []
     for path in paths:
         found = [path]
-        if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
+            names = list_folder(path)[1]
+            found = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
         if not found:
             raise InputError(f"there is no image in {path} ({', '.join(IMAGE_SUFFIXES)})")
         files += found

@@ -15,7 +15,7 @@ from upath import UPath
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, file_sha256, write_atomically, write_json
+from datamodules.files import AnyPath, existing_files, file_sha256, write_atomically, write_json
 from datamodules.images import read_image
 from datamodules.masks import mask_png, read_class_mask
 from datamodules.progress import track
@@ -190,7 +190,9 @@ def _read_predictions(
     if not samples:
         split = data.hparams["test_split"]
         raise InputError(f"the split {split!r} of {data.root} has no masks to score {folder} against")
-    missing = [f"{sample.id}.png" for sample in samples if not (folder / f"{sample.id}.png").is_file()]
+    names = [f"{sample.id}.png" for sample in samples]
+    found = existing_files(folder, names)
+    missing = [name for name in names if name not in found]
     if missing:
         raise InputError(f"{len(missing)} of {len(samples)} predictions are missing in {folder}, first {missing[0]}")
     lut = mask_lut(classes, data.classes)
