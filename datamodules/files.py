@@ -56,8 +56,8 @@ def storage_errors(path: str | AnyPath) -> Iterator[None]:
         reason = first_line(error).rstrip(".")
         if isinstance(error, FileNotFoundError | IsADirectoryError):
             bucket = str(path).rpartition("://")[2].partition("/")[0]
-            reason = f"there is no bucket {bucket}" if "bucket does not exist" in reason else "there is no such file"
-            raise FileNotFoundError(errno.ENOENT, reason, str(path)) from error
+            missing = f"bucket {bucket}" if "bucket does not exist" in reason else "such file or folder"
+            raise FileNotFoundError(errno.ENOENT, f"there is no {missing}", str(path)) from error
         if isinstance(error, PermissionError) or "credentials" in reason.lower():
             reason = f"access is denied, check the credentials ({reason})"
             raise PermissionError(errno.EACCES, reason, str(path)) from error

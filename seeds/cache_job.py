@@ -221,7 +221,7 @@ def write_seed_cache(
                 indices: Any
                 try:
                     for found, indices in writer.rounds():
-                        images = ImageDataset(found, data.classes, module.image_size)
+                        images = ImageDataset(found, data.classes, module.image_size, channels=data.in_channels)
                         order = {"batch_size": batch_size, "batch_sampler": indices}
                         loader = image_loader(images, num_workers=num_workers, **order)
                         yield from takewhile(lambda _batch: not module.problem, loader)
