@@ -110,6 +110,8 @@ def _pixels(image: Image.Image, opened: Image.Image, path: str | AnyPath, channe
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode.startswith(("I", "F")) or max(tags.get(ExifTags.Base.BitsPerSample, (8,))) > 8:
         raise UnreadableError(f"image {path} has values of more than 8 bits ({image.mode}): scale it to 8 bits.")
+    if image.mode in ("1", "P"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
     bands = tags.get(ExifTags.Base.SamplesPerPixel, 1) if image.mode == "L" else len(image.getbands())
     if bands != channels if channels != 3 else (image.mode, bands) == ("L", 2):
         raise UnreadableError(f"image {path} has {bands} bands ({image.mode}), and in_channels is {channels}.")
@@ -139,32 +141,63 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
         return int(tiff.height), int(tiff.width)
 
 
+def channel_statistics(channels: int) -> tuple[list[float], list[float]]:
+    """Return mean and std of each channel for `normalize`, of values in [0, 1].
+
+    ImageNet's for red, green and blue; their averages for each further channel, and for all of fewer than 3 channels.
+    """
+    statistics = []
+    for rgb in (IMAGENET_MEAN, IMAGENET_STD):
+        known = list(rgb) if channels >= 3 else []
+        statistics.append(known + [sum(rgb) / 3] * (channels - len(known)))
+    return statistics[0], statistics[1]
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Return an image uint8 (H, W, C) as people and the CRF see it, uint8 (H, W, 3).
+
+    The first three channels; the first one three times where there are fewer than 3.
+    """
+    return image if image.shape[2] == 3 else np.ascontiguousarray(image[..., _rgb_channels(image.shape[2])])
+
+
+def _rgb_channels(channels: int) -> list[int]:
+    return [0, 1, 2] if channels >= 3 else [0, 0, 0]
+
+
 def normalize(images: Tensor) -> Tensor:
     """Return normalised images, the input of networks with ImageNet weights.
 
     Args:
-        images: uint8 (…, 3, H, W), RGB.
+        images: uint8 (…, C, H, W); RGB where C is 3.
 
     Returns:
-        float32 of the same shape and device: (value / 255 - mean) / std of each channel.
+        float32 of the same shape and device: (value / 255 - mean) / std of each channel, see `channel_statistics`.
     """
     import torch  # here: commands that need no network read files, too
 
     # making bytes contiguous is twice as fast as making floats contiguous
     pixels = images.contiguous().to(torch.float32, copy=True)
-    mean, std = (pixels.new_tensor(each).mul_(255)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = _statistics_of(pixels)
     return pixels.sub_(mean).div_(std)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Return the images before normalisation: the exact inverse of `normalize`, by rounding.
+    """Return the images before normalisation as RGB: the exact inverse of `normalize`, by rounding, then `as_rgb`.
 
     Args:
-        images: float (…, 3, H, W) as `normalize` returns them.
+        images: float (…, C, H, W) as `normalize` returns them.
 
     Returns:
-        uint8 of the same shape and device; values outside 0..255 are clamped.
+        uint8 (…, 3, H, W) on the same device; values outside 0..255 are clamped.
     """
     pixels = images.float()
-    mean, std = (pixels.new_tensor(each).mul_(255)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
-    return pixels.mul(std).add_(mean).round_().clamp_(0, 255).byte()
+    mean, std = _statistics_of(pixels)
+    found = pixels.mul(std).add_(mean).round_().clamp_(0, 255).byte()
+    return found if found.shape[-3] == 3 else found[..., _rgb_channels(found.shape[-3]), :, :]
+
+
+def _statistics_of(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and std (C, 1, 1) of values in 0..255 for images (…, C, H, W), of their dtype and device."""
+    mean, std = (pixels.new_tensor(each).mul_(255)[:, None, None] for each in channel_statistics(pixels.shape[-3]))
+    return mean, std

@@ -132,6 +132,11 @@ class Trained:
         return self.task.classes
 
     @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return int(self.task.hparams["in_channels"])
+
+    @property
     def size(self) -> int:
         """Side in pixels to which whole images are resized."""
         return int(self.data["eval_size"])

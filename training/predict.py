@@ -73,7 +73,7 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "classes.txt", "".join(f"{name}\n" for name in network.classes).encode())
     skipped = UnreadableImages(1.0)
-    dataset = ImageDataset(samples, network.classes, network.size, originals=True)
+    dataset = ImageDataset(samples, network.classes, network.size, originals=True, channels=network.in_channels)
     loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
     for each in track(predictions(network.scores, loader, skipped, crf=crf), "predicting", len(samples)):
         place = places[each.name]
