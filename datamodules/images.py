@@ -48,6 +48,16 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 @contextmanager
+def any_size() -> Iterator[None]:
+    """Lift Pillow's limit on the pixels of an image in this process, for images that are processed in tiles."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
 def open_image(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
     """Open a file with Pillow; an error of the context becomes an UnreadableError that names ``path``."""
     try:
@@ -55,8 +65,11 @@ def open_image(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:
         raise UnreadableError(f"image {path} cannot be read: it is not an image.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"image {path} cannot be read, it is truncated or too large ({error}).") from error
+    except Image.DecompressionBombError as error:
+        limit = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+        raise UnreadableError(f"image {path} has {limit}: let the command process it in tiles (--tile).") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableError(f"image {path} cannot be read, it is truncated ({error}).") from error
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -12,8 +12,10 @@ from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.sample import Sample, file_samples
+from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import UnreadableImages
 from seeds.precision import Precision
+from seeds.tiles import Tiling
 from training.export import load_exported
 from training.image_overlays import encode_image, label_overlay
 from training.inference import load_trained, predictions
@@ -28,6 +30,8 @@ def predict(
     *,
     crf: bool = True,
     overlay: bool = False,
+    tile: int | None = None,
+    overlap: float = 0.25,
     precision: Precision = "auto",
     batch_size: int = 8,
     num_workers: int = 2,
@@ -44,7 +48,11 @@ def predict(
         images: an image, a folder of images, or a list of both.
         output: folder for the masks; created if necessary.
         crf: smooth predictions with the dense CRF.
-        overlay: also write ``<name>_overlay.jpg``, the mask in colour over the image.
+        overlay: also write ``<name>_overlay.jpg``, the mask in colour over the image (of an image in tiles, reduced to
+            at most 2,048 pixels on a side).
+        tile: height and width in pixels above which an image is cut into overlapping tiles of this size, whose class
+            probabilities are blended; by default images of any size are resized as a whole.
+        overlap: fraction of a tile's side that neighbouring tiles share.
         precision: precision in which a checkpoint's network computes: auto, 32-true or bf16-mixed. auto is bf16-mixed
             where the processor computes bfloat16 natively, else 32-true (see `seeds.precision`). An exported network
             computes in float32.
@@ -59,6 +67,7 @@ def predict(
     """
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
+    tiling = None if tile is None else Tiling(tile, overlap)
     network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
     samples = photo_samples([images] if isinstance(images, Path) else images)
     masks = {sample.id: output / f"{sample.id}.png" for sample in samples}
@@ -66,12 +75,14 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "classes.txt", "".join(f"{name}\n" for name in network.classes).encode())
     skipped = UnreadableImages(1.0)
-    dataset = ImageDataset(samples, network.classes, network.size, originals=True)
+    dataset = ImageDataset(samples, network.classes, network.size, originals=True, largest=tile)
     loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
-    for each in track(predictions(network.scores, loader, skipped, crf=crf), "predicting", len(samples)):
+    stream = predictions(network.scores, loader, skipped, crf=crf, tiling=tiling)
+    for each in track(stream, "predicting", len(samples)):
         write_mask(masks[each.name], each.final)
         if overlay:
-            blended = encode_image(label_overlay(each.image, each.final), "jpeg", quality=OVERLAY_QUALITY)
+            labels = resize_nearest(each.final, *each.image.shape[:2])  # an image in tiles is reduced
+            blended = encode_image(label_overlay(each.image, labels), "jpeg", quality=OVERLAY_QUALITY)
             write_atomically(output / f"{each.name}_overlay.jpg", blended)
     report_skipped(output, samples, skipped.found)
     return list(masks.values())
