@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
+from upath import UPath
 
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import file_sha256
+from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder
 from datamodules.progress import print_message
 from datamodules.sample import Sample, require_masks, require_tags
 from datamodules.samplers import TrainSampler, run_seed
@@ -41,7 +42,7 @@ class BaseDataModule(pl.LightningDataModule):
     int64 (B, Hmax, Wmax) at the masks' own size, padded with 255.
 
     Args:
-        root: Folder of the data set.
+        root: Folder of the data set: a path, or a URI such as ``s3://bucket/photos``.
         classes: The classes in their order. Other classes are ignored in tags and become 255 in masks. None: all
             classes of the data set.
         train_split: Split to train on.
@@ -106,7 +107,7 @@ class BaseDataModule(pl.LightningDataModule):
         for name, least in (("size", 1), ("eval_size", 1), ("cue_stride", 1), ("batch_size", 1), ("num_workers", 0)):
             if settings[name] < least:
                 raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
-        self.root = Path(root).expanduser()
+        self.root = data_folder(root)
         self.source = self.source or str(self.root)
         known = self.known_classes()
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
@@ -169,14 +170,23 @@ class BaseDataModule(pl.LightningDataModule):
         samples = self.read_samples(split, tags=tags, masks=masks)
         if not samples:
             raise InputError(f"the split {split!r} of {self.source} contains no image.")
-        where, seen = f"the split {split!r} of {self.source} contains", set[str]()
+        where, seen, missing = f"the split {split!r} of {self.source} contains", set[str](), self._missing(samples)
         for sample in samples:
             if sample.id in seen:
                 raise InputError(f"{where} two images with the id {sample.id!r}: rename or remove one of them.")
-            if "://" not in sample.image and not Path(sample.image).is_file():
+            if sample.image in missing:
                 raise InputError(f"{where} {sample.id}, and there is no image {sample.image}.")
             seen.add(sample.id)
         return samples
+
+    def _missing(self, samples: Sequence[Sample]) -> set[str]:
+        """Return the images that do not exist; of those named by URI, only those in ``root`` are looked up."""
+        local = {sample.image for sample in samples if not is_uri(sample.image) and not Path(sample.image).is_file()}
+        start = f"{self.root}/"
+        below = {image.removeprefix(start) for sample in samples if (image := sample.image).startswith(start)}
+        if isinstance(self.root, Path) or not below:
+            return local
+        return local | {start + name for name in below - existing_files(self.root, sorted(below))}
 
     def setup(self, stage: str | None = None) -> None:
         """Find and check the images of a stage (fit, validate, test or predict).
@@ -212,9 +222,11 @@ class BaseDataModule(pl.LightningDataModule):
             cues = SeedCache(hp["cues"])
             samples = covered_samples(cues, samples, self.classes)
             checkpoint = hp["cues_checkpoint"]
-            if checkpoint and not Path(checkpoint).is_file():
-                raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: there is no such file.")
-            if checkpoint and file_sha256(checkpoint) != cues.settings.get("checkpoint_sha256"):
+            try:
+                digest = file_sha256(checkpoint) if checkpoint else None
+            except OSError as error:
+                raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}.") from error
+            if digest and digest != cues.settings.get("checkpoint_sha256"):
                 recorded = cues.inputs.get("checkpoint", "not recorded")
                 raise InputError(f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint}.")
         samples = readable(samples, self.unreadable)
@@ -277,6 +289,21 @@ class BaseDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the epoch: Lightning passes it to samplers only after workers have started to read."""
         self._epoch = int(state_dict["epoch"])
+
+
+def data_folder(root: str) -> AnyPath:
+    """Return the folder of a data set by path or URI; only one behind a URI is looked up.
+
+    Raises:
+        InputError: The URI cannot be read: there is no such bucket or folder, or the credentials are wrong.
+    """
+    folder = UPath(root).expanduser()
+    if is_uri(folder):
+        try:
+            list_folder(folder)
+        except OSError as error:
+            raise InputError(f"folder {folder} cannot be read: {error.strerror}.") from error
+    return folder
 
 
 def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: Any) -> BaseDataModule:

@@ -1,14 +1,15 @@
 """Bounding boxes of objects: from XML annotations of VOC or ImageNet, or around the connected parts of a mask."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from upath import UPath
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
+from datamodules.files import AnyPath
 from datamodules.voc_tags import read_annotation
 
 
@@ -30,7 +31,7 @@ class Box(NamedTuple):
     bottom: float
 
 
-def xml_boxes(path: Path, classes: Sequence[str]) -> list[Box]:
+def xml_boxes(path: AnyPath, classes: Sequence[str]) -> list[Box]:
     """Return the boxes of an annotation file, without objects of other classes.
 
     VOC and ImageNet count pixels from 1, and xmax and ymax are the last pixel of the object.
@@ -74,7 +75,7 @@ def mask_boxes(mask: np.ndarray) -> list[Box]:
     return boxes
 
 
-def true_boxes(image: str | Path, mask: np.ndarray, classes: Sequence[str]) -> list[Box]:
+def true_boxes(image: str | AnyPath, mask: np.ndarray, classes: Sequence[str]) -> list[Box]:
     """Return the boxes of an image: from its annotation in a VOC folder, or else around the parts of its mask.
 
     Args:
@@ -85,6 +86,6 @@ def true_boxes(image: str | Path, mask: np.ndarray, classes: Sequence[str]) -> l
     Raises:
         InputError: The annotation is malformed.
     """
-    path = Path(image)
+    path = UPath(image)
     annotation = path.parent.parent / "Annotations" / f"{path.stem}.xml"
     return xml_boxes(annotation, classes) if annotation.is_file() else mask_boxes(mask)

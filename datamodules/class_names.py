@@ -2,11 +2,11 @@
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath, read_bytes
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -32,7 +32,7 @@ def voc_palette() -> list[int]:
     return [int(value) for value in palette.ravel()]
 
 
-def voc_classes(root: Path) -> tuple[str, ...]:
+def voc_classes(root: AnyPath) -> tuple[str, ...]:
     """Return the classes of a folder's masks and labels: those of ``classes.txt`` if it is there, else VOC's 20."""
     path = root / "classes.txt"
     return read_classes(path) if path.is_file() else VOC_CLASSES
@@ -77,14 +77,14 @@ def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> t
     return tuple(classes)
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
+def read_classes(path: AnyPath) -> tuple[str, ...]:
     """Return class names from a text file, one a line, without background; empty lines are skipped.
 
     Raises:
         InputError: The file is not UTF-8 text, is empty, or names a class twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a list of classes: {error}.") from error
     names = tuple(line.strip() for line in lines if line.strip())

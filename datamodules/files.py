@@ -1,18 +1,26 @@
-"""Files and folders: written whole or not at all, and compared by checksums and sizes."""
+"""Files and folders: read by path or URI, written whole or not at all, and compared by checksums and sizes."""
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from upath import UPath
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, first_line
+
+CACHE = "TAG2MASK_CACHE"
+"""Environment variable: the local folder in which `read_bytes` keeps a copy of each file that it reads by URI."""
+
+PAUSES = (0.5, 2.0)
+"""Seconds before the second and the third attempt to read a file by URI."""
 
 AnyPath = Path | UPath
 """The path of a local file, or of a URI that fsspec reads; ``UPath(text)`` makes either. A local path is a `Path`."""
@@ -20,7 +28,125 @@ AnyPath = Path | UPath
 _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
 
 
-def file_sha256(path: str | Path) -> str:
+def is_uri(path: str | AnyPath) -> bool:
+    """Return whether a path is a URI, such as ``s3://bucket/a.jpg`` or ``zip://a.jpg::s3://bucket/a.zip``."""
+    return "://" in str(path)
+
+
+@contextmanager
+def storage_errors(path: str | AnyPath) -> Iterator[None]:
+    """Turn an error of fsspec or of the library behind it into an OSError whose ``strerror`` is one sentence.
+
+    Those libraries have their own error types, such as botocore's, not all of which are OSErrors.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no such bucket.
+        PermissionError: The credentials do not allow it, or there are none.
+        OSError: Anything else that the storage reports.
+        InputError: fsspec has no file system for the URI.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ImportError, ValueError) as error:  # such as gcsfs, which is not installed
+        raise InputError(f"{path} cannot be read: {first_line(error).rstrip('.')}.") from error
+    except Exception as error:
+        reason = first_line(error).rstrip(".")
+        if isinstance(error, FileNotFoundError | IsADirectoryError):
+            bucket = str(path).rpartition("://")[2].partition("/")[0]
+            reason = f"there is no bucket {bucket}" if "bucket does not exist" in reason else "there is no such file"
+            raise FileNotFoundError(errno.ENOENT, reason, str(path)) from error
+        if isinstance(error, PermissionError) or "credentials" in reason.lower():
+            reason = f"access is denied, check the credentials ({reason})"
+            raise PermissionError(errno.EACCES, reason, str(path)) from error
+        raise OSError(errno.EIO, reason, str(path)) from error
+
+
+def read_bytes(path: str | AnyPath) -> bytes:
+    """Read a local file, or a file that fsspec reads by URI: ``s3://bucket/a.jpg``, ``zip://a.jpg::archive.zip``, ….
+
+    A file named by a URI is tried up to three times, also in a forked process. Where `CACHE` names a folder, a copy
+    stays there; it is used until the checksum or time that the storage reports for the file changes.
+
+    Raises:
+        OSError: The file cannot be read; ``strerror`` is the reason.
+        InputError: fsspec has no file system for the URI, or the copy cannot be written.
+    """
+    if not is_uri(path):
+        return Path(str(path)).read_bytes()
+    for pause in PAUSES:
+        try:
+            return _read_uri(str(path))
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            time.sleep(pause)
+    return _read_uri(str(path))
+
+
+def _read_uri(uri: str) -> bytes:
+    from fsspec.core import url_to_fs
+
+    with storage_errors(uri):
+        storage, name = url_to_fs(uri)  # not the file system that a UPath holds: a forked process cannot use that one
+        folder = os.environ.get(CACHE)
+        if not folder:
+            return bytes(storage.cat_file(name))
+        copy = Path(folder).expanduser() / hashlib.sha256(f"{uri}\0{storage.ukey(name)}".encode()).hexdigest()
+        if copy.is_file():
+            return copy.read_bytes()
+        content = bytes(storage.cat_file(name))
+        with suppress(OSError):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(copy, content)
+        return content
+
+
+def list_folder(folder: AnyPath) -> tuple[list[str], list[str]]:
+    """Return the sorted names of the folders and of the files in a folder; one behind a URI is listed anew each time.
+
+    Raises:
+        OSError: The folder does not exist or cannot be read; ``strerror`` is the reason.
+        InputError: fsspec has no file system for the URI.
+    """
+    if isinstance(folder, Path):
+        found = {entry.name: entry.is_dir() for entry in folder.iterdir()}
+    else:
+        from fsspec.core import url_to_fs
+
+        with storage_errors(folder):
+            storage, path = url_to_fs(str(folder))
+            storage.invalidate_cache(path)
+            entries = {entry["name"].rstrip("/"): entry["type"] for entry in storage.ls(path, detail=True)}
+        entries.pop(path.rstrip("/"), None)  # an object store may hold an empty object with the name of the folder
+        found = {name.rpartition("/")[2]: kind == "directory" for name, kind in entries.items()}
+    folders, files = (sorted(name for name in found if found[name] is kind) for kind in (True, False))
+    return folders, files
+
+
+def existing_files(folder: AnyPath, names: Iterable[str]) -> set[str]:
+    """Return those of the given names, relative to a folder, that are files; behind a URI each folder is listed once.
+
+    Raises:
+        OSError: The storage of a URI cannot be read.
+    """
+    if isinstance(folder, Path):
+        return {name for name in names if (folder / name).is_file()}
+    found, listings = set(), dict[str, set[str]]()
+    for name in names:
+        place, _, file = name.rpartition("/")
+        if place not in listings:
+            try:
+                listings[place] = set(list_folder(folder / place)[1])
+            except FileNotFoundError:
+                listings[place] = set()
+        if file in listings[place]:
+            found.add(name)
+    return found
+
+
+def file_sha256(path: str | AnyPath) -> str:
     """Return the SHA-256 of a file's bytes.
 
     Returns:
@@ -29,7 +155,9 @@ def file_sha256(path: str | Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    with Path(path).open("rb") as file:
+    if is_uri(path):
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    with Path(str(path)).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -111,7 +239,8 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     """
     if not isinstance(path, Path):
         try:
-            path.write_bytes(content)
+            with storage_errors(path):
+                path.write_bytes(content)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
         return
@@ -135,7 +264,7 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
             part.unlink()
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:
+def write_json(path: AnyPath, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:
     """Write a mapping as a JSON file by `write_atomically`; a ValueError where it contains nan and must not."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=allow_nan) + "\n").encode())
 

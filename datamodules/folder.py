@@ -2,19 +2,21 @@
 
 import csv
 import filecmp
-import hashlib
+import io
 import json
 import re
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
-from datamodules.base_datamodule import BaseDataModule
+from datamodules.base_datamodule import BaseDataModule, data_folder
 from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError
+from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
 from datamodules.images import IMAGE_SUFFIXES
-from datamodules.masks import find_mask, mask_folder
-from datamodules.sample import Sample
+from datamodules.masks import find_masks, mask_folder
+from datamodules.sample import Sample, image_id, in_split
 
 TAG_COLUMNS = ("tags", "labels", "label")
 """Columns of a table that may contain the tags; the first that exists does."""
@@ -42,7 +44,7 @@ class FolderDataModule(BaseDataModule):
     def __init__(
         self, root: str, *, tags: str = "auto", masks: str | None = "auto", val_fraction: float = 0.1, **common: Any
     ) -> None:
-        folder = Path(root).expanduser()
+        folder = data_folder(root)
         if not folder.is_dir():
             raise InputError(f"folder {folder} does not exist: give the folder that contains the images.")
         if tags == "auto":
@@ -78,18 +80,15 @@ class FolderDataModule(BaseDataModule):
         """Return the samples of ``train``, ``val`` or ``all``."""
         if split not in ("train", "val", "all"):
             raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all.")
-        chosen = []
-        for image in self.images:
-            number = int.from_bytes(hashlib.sha256(image.id.encode()).digest()[:6]) / 256**6  # in [0, 1)
-            if split in ("all", "val" if number < self.hparams["val_fraction"] else "train"):
-                mask = find_mask(self.masks, image.id) if masks else None
-                chosen.append(Sample(image.id, image.image, image.tags if tags else None, mask))
+        chosen = [image for image in self.images if in_split(image.id, split, self.hparams["val_fraction"])]
         if not chosen:
             raise InputError(f"none of {len(self.images)} images of {self.root} is in {split!r}: change val_fraction.")
-        return chosen
+        found = find_masks(self.masks if masks else None, [image.id for image in chosen])
+        paired = zip(chosen, found, strict=True)
+        return [replace(image, tags=image.tags if tags else None, mask=mask) for image, mask in paired]
 
 
-def read_table(path: Path) -> list[Sample]:
+def read_table(path: AnyPath) -> list[Sample]:
     """Return images and tags from a CSV with a header, or from JSON lines.
 
     A row has the image's path below the table's folder, or a URI, in the column ``file`` or ``file_name`` (Hugging
@@ -101,14 +100,14 @@ def read_table(path: Path) -> list[Sample]:
         InputError: The table is missing or malformed, or lacks an image that lies beside its images.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".jsonl":
-                rows = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
-                header = sorted(set().union(*(row for _, row in rows if isinstance(row, dict))))
-            else:
-                reader = csv.DictReader(file, strict=True)
-                reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
-                rows = [(reader.line_num, row) for row in reader]
+        file = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
+        if path.suffix == ".jsonl":
+            rows = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
+            header = sorted(set().union(*(row for _, row in rows if isinstance(row, dict))))
+        else:
+            reader = csv.DictReader(file, strict=True)
+            reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
+            rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise InputError(f"tag file {path} cannot be read: {error.strerror}.") from error
     except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -118,7 +117,7 @@ def read_table(path: Path) -> list[Sample]:
     if file_column is None or tag_column is None:
         columns = f"'file,tags', or have file_name and one of {', '.join(TAG_COLUMNS)}"
         raise InputError(f"{path} must start with the line {columns}, not {','.join(header)!r}.")
-    samples = []
+    samples, below = [], set[PurePosixPath]()  # images relative to the table's folder
     for line, row in rows:
         where = f"{path}, line {line}"
         if not isinstance(row, dict):
@@ -138,20 +137,19 @@ def read_table(path: Path) -> list[Sample]:
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names.")
         if name := name.strip():
-            remote = "://" in name
-            stem = PurePosixPath(urlsplit(name).path.lstrip("/") if remote else name).with_suffix("").as_posix()
+            remote = is_uri(name)
             found = frozenset(each.strip() for each in names if each.strip())
-            samples.append(Sample(stem, name if remote else str(path.parent / name), found))
-    listed = {Path(sample.image) for sample in samples if "://" not in sample.image}
-    folders = sorted({image.parent for image in listed if image.parent.is_dir()})
-    untagged = [image for folder in folders for image in _images(folder) if image not in listed]
+            below |= set() if remote else {PurePosixPath(name)}
+            samples.append(Sample(image_id(name), name if remote else str(path.parent / PurePosixPath(name)), found))
+    folders = sorted({image.parent for image in below})
+    untagged = [name for place in folders for name in _images(path.parent / place) if place / name not in below]
     if untagged:
-        problem = f"no row for {len(untagged)} images beside its images, first {untagged[0].name}"
+        problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
         raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes.")
     return samples
 
 
-def read_folders(root: Path, masks: Path | None = None) -> list[Sample]:
+def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
     """Return images whose tag is the name of their folder.
 
     An image with two tags may lie in both folders: files of one name and the same bytes are one image with both tags;
@@ -161,18 +159,30 @@ def read_folders(root: Path, masks: Path | None = None) -> list[Sample]:
         root: The folder of folders; hidden folders and folders without an image are skipped.
         masks: A folder in ``root`` that is not a tag.
     """
-    tags: dict[Path, set[str]] = {}
-    by_name: dict[str, list[Path]] = {}
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and p != masks):
-        for image in _images(folder):
-            same_name = by_name.setdefault(image.name, [])
-            first = next((each for each in same_name if filecmp.cmp(each, image, shallow=False)), image)
+    tags: dict[AnyPath, set[str]] = {}
+    by_name: dict[str, list[AnyPath]] = {}
+    for folder in list_folder(root)[0]:
+        if folder.startswith(".") or root / folder == masks:
+            continue
+        for name in _images(root / folder):
+            image = root / folder / name
+            same_name = by_name.setdefault(name, [])
+            first = next((each for each in same_name if _same_bytes(each, image)), image)
             if first is image:
                 same_name.append(image)
-            tags.setdefault(first, set()).add(folder.name)
-    ids = {image: image.relative_to(root).with_suffix("").as_posix() for image in tags}
-    return [Sample(ids[image], str(image), frozenset(names)) for image, names in tags.items()]
+            tags.setdefault(first, set()).add(folder)
+    return [Sample(f"{each.parent.name}/{each.stem}", str(each), frozenset(names)) for each, names in tags.items()]
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+def _same_bytes(one: AnyPath, other: AnyPath) -> bool:
+    if isinstance(one, Path) and isinstance(other, Path):
+        return filecmp.cmp(one, other, shallow=False)  # compares the sizes first
+    return read_bytes(one) == read_bytes(other)
+
+
+def _images(folder: AnyPath) -> list[str]:
+    """Return the sorted names of the images in a folder; none where there is no such folder."""
+    files: list[str] = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        files = list_folder(folder)[1]
+    return [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]

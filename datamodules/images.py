@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import logging
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from datamodules.errors import InputError, UnreadableError
+from datamodules.errors import UnreadableError
+from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,24 +30,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes (lower case) of image files."""
 
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # it logs what it then raises, too
 
-def open_file(path: str | Path) -> BinaryIO:
-    """Open a local file, or a file that fsspec reads: ``s3://bucket/a.jpg``, ``zip://a.jpg::archive.zip``, ….
+
+def open_file(path: str | AnyPath) -> BinaryIO:
+    """Open a local file, or the content of a file that `datamodules.files.read_bytes` reads by URI.
 
     Raises:
         UnreadableError: The file does not exist or cannot be opened.
         InputError: fsspec has no file system for the URI.
     """
     try:
-        if "://" not in str(path):
-            return Path(path).open("rb")
-        import fsspec
-
-        return cast("BinaryIO", fsspec.open(str(path), "rb").open())
+        return io.BytesIO(read_bytes(path)) if is_uri(path) else Path(str(path)).open("rb")
     except OSError as error:
         raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
-    except (ImportError, ValueError) as error:  # such as s3fs, which is not installed
-        raise InputError(f"{path} cannot be read: {error}.") from error
 
 
 @contextmanager
@@ -58,11 +57,13 @@ def any_size() -> Iterator[None]:
 
 
 @contextmanager
-def open_image(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
+def open_image(file: BinaryIO, path: str | AnyPath) -> Iterator[Image.Image]:
     """Open a file with Pillow; an error of the context becomes an UnreadableError that names ``path``."""
     try:
         with Image.open(file) as image:
             yield image
+    except UnreadableError:
+        raise
     except UnidentifiedImageError as error:
         raise UnreadableError(f"image {path} cannot be read: it is not an image.") from error
     except Image.DecompressionBombError as error:
@@ -72,18 +73,27 @@ def open_image(file: BinaryIO, path: str | Path) -> Iterator[Image.Image]:
         raise UnreadableError(f"image {path} cannot be read, it is truncated ({error}).") from error
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
     """Read an image and apply its EXIF orientation.
 
+    For 3 channels other images become RGB: gray is repeated, a palette is applied, alpha is dropped (the colours under
+    transparent pixels become visible), CMYK is converted without a colour profile; of several pages the first is read.
+    For another number the image must have that many bands. A 16-bit PNG is read by the high byte of each value: 65535
+    is white in a PNG. TIFFs have no such rule: only 8-bit ones are read.
+
     Args:
-        path: Path or URI of a JPEG, PNG, or another file that Pillow reads.
+        path: Path or URI of a JPEG, PNG, or another file that Pillow or, a TIFF, rasterio reads.
+        channels: Channels of the result.
 
     Returns:
-        uint8 (H, W, 3), RGB.
+        uint8 (H, W, channels), RGB where it has 3 channels.
 
     Raises:
-        UnreadableError: The file is missing, truncated, or not an image.
+        UnreadableError: The file is missing, truncated, not an image, or has other bands.
     """
+    if channels != 3 and is_tiff(path):  # Pillow reads no more than four bands
+        with GeoTiff(path, channels) as tiff:
+            return tiff[:, :]
     with open_file(path) as file:
         try:
             data = file.read()
@@ -92,24 +102,54 @@ def read_image(path: str | Path) -> np.ndarray:
     # OpenCV is faster than Pillow, but fills the missing part of a truncated JPEG with gray, without a warning. Inside
     # a scan 0xff is always escaped, so an end-of-image marker after the last start-of-scan marker means that the scan
     # is complete. Where there is none (or where a camera appended other data) Pillow decides.
-    if data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
+    if channels == 3 and data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
         pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is not None:
             return pixels
-    with open_image(io.BytesIO(data), path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    try:
+        with open_image(io.BytesIO(data), path) as image:
+            return _pixels(ImageOps.exif_transpose(image), image, path, channels)
+    except UnreadableError as error:
+        if not _only_rasterio_reads(path, error):
+            raise
+    with GeoTiff(path) as tiff:
+        return tiff[:, :]
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def _pixels(image: Image.Image, opened: Image.Image, path: str | AnyPath, channels: int) -> np.ndarray:
+    """Return the pixels of an image, uint8 (H, W, channels); ``opened`` is the image with the metadata of its file."""
+    tags = getattr(opened, "tag_v2", {})  # TIFF's
+    if opened.format == "PNG" and image.mode.startswith("I"):  # 16 bits, by Pillow's version I or I;16
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode.startswith(("I", "F")) or max(tags.get(ExifTags.Base.BitsPerSample, (8,))) > 8:
+        raise UnreadableError(f"image {path} has values of more than 8 bits ({image.mode}): scale it to 8 bits.")
+    bands = tags.get(ExifTags.Base.SamplesPerPixel, 1) if image.mode == "L" else len(image.getbands())
+    if bands != channels if channels != 3 else (image.mode, bands) == ("L", 2):
+        raise UnreadableError(f"image {path} has {bands} bands ({image.mode}), and in_channels is {channels}.")
+    return np.array(image.convert("RGB")) if channels == 3 else np.array(image).reshape(*image.size[::-1], channels)
+
+
+def _only_rasterio_reads(path: str | AnyPath, error: UnreadableError) -> bool:
+    """Return whether an error of `open_image` is about a TIFF of a kind that Pillow does not know."""
+    return is_tiff(path) and isinstance(error.__cause__, UnidentifiedImageError)
+
+
+def image_size(path: str | AnyPath) -> tuple[int, int]:
     """Return height and width of an image as `read_image` returns it, from the header alone.
 
     Raises:
         UnreadableError: The file is missing or not an image.
     """
-    with open_file(path) as file, open_image(file, path) as image:
-        # getexif parses the whole block; most images carry none. Orientations 5 to 8 swap width and height
-        turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return (image.width, image.height) if turned else (image.height, image.width)
+    try:
+        with open_file(path) as file, open_image(file, path) as image:
+            # getexif parses the whole block; most images carry none. Orientations 5 to 8 swap width and height
+            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except UnreadableError as error:
+        if not _only_rasterio_reads(path, error):
+            raise
+    with open_tiff(path) as tiff:
+        return int(tiff.height), int(tiff.width)
 
 
 def normalize(images: Tensor) -> Tensor:

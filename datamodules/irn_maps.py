@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath
 from datamodules.safe_pickle import load_dict
 
 STRIDE = 4  # of ``cam``
 MARGIN = 1e-5  # added to the maximum that maps are divided by, as irn does
 
 
-def read_irn(path: Path, num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def read_irn(path: AnyPath, num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the maps of an image: irn's ``cam`` (``high_res`` where there is none), or psa's.
 
     Args:

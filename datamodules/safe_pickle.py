@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath, is_uri, read_bytes
 
 MAX_BYTES = 2**30  # of an unzipped pickle: 10 times SEC's of 10,582 images
 MAX_OPCODES = 2**23  # of a pickle: 20 times SEC's; one byte can take 100 bytes of memory
@@ -170,7 +171,7 @@ class _Unpickler(pickle.Unpickler):
             raise UnpicklingError("it builds arrays of more bytes than it has")
 
 
-def load(content: bytes, where: Path) -> Any:
+def load(content: bytes, where: AnyPath) -> Any:
     """Return the value of a pickle: dictionaries, lists, tuples, numbers, texts, and arrays of numbers (read-only).
 
     Args:
@@ -188,15 +189,16 @@ def load(content: bytes, where: Path) -> Any:
         raise InputError(f"{where} is not a pickle of arrays, or damaged: {reason}; nothing of it was run.") from error
 
 
-def load_dict(path: Path) -> dict[Any, Any]:
+def load_dict(path: AnyPath) -> dict[Any, Any]:
     """Return the dictionary in a pickle, gzipped or not, or in a ``.npy`` file that ``numpy.save(path, {...})`` wrote.
 
     Raises:
         InputError: As `load`; or the file cannot be read, has more than `MAX_BYTES`, or contains something else.
     """
     try:
-        with path.open("rb") as file:
-            zipped = file.peek(2)[:2] == b"\x1f\x8b"
+        with io.BytesIO(read_bytes(path)) if is_uri(path) else Path(str(path)).open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
             content = (gzip.GzipFile(fileobj=file) if zipped else file).read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error

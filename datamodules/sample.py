@@ -1,13 +1,18 @@
 """Samples: what is known about images before a pixel is read, and the checks of lists of samples."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+from upath import UPath
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.masks import RleMask
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +23,34 @@ class Sample:
         id: Name of the image, unique in its data set.
         image: Path or URI of the image.
         tags: Names of the classes in the image; names outside the chosen classes are ignored. None: not known.
-        mask: Path or URI of the mask, a palette or gray PNG of class indices. None: there is no mask.
+        mask: Path or URI of the mask, a palette or gray PNG of class indices; or the instances from which it is
+            rendered. None: there is no mask.
     """
 
     id: str
     image: str
     tags: frozenset[str] | None = None
-    mask: str | None = None
+    mask: str | RleMask | None = None
+
+
+def image_id(file: str) -> str:
+    """Return the id of an image that a table lists: the path below the images' folder, or in a URI, without suffix."""
+    path = PurePosixPath(urlsplit(file).path if is_uri(file) else file).with_suffix("")
+    return "/".join(part for part in path.parts if part not in ("/", ".."))  # results are files of this name
+
+
+def in_split(name: str, split: str, val_fraction: float) -> bool:
+    """Return whether an image belongs to the split ``train``, ``val`` or ``all`` of images without lists of splits.
+
+    A hash of the id alone decides, so that an image stays in its split when others are added.
+
+    Args:
+        name: The id.
+        split: Name of the split.
+        val_fraction: Fraction of the images in ``val``.
+    """
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 256**6  # in [0, 1)
+    return split in ("all", "val" if number < val_fraction else "train")
 
 
 def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.float32]:
@@ -33,14 +59,14 @@ def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.f
     return np.array(rows, np.float32).reshape(len(samples), len(classes))
 
 
-def read_ids(path: Path) -> tuple[str, ...]:
+def read_ids(path: AnyPath) -> tuple[str, ...]:
     """Return the ids of a list of images: the first word of each line.
 
     Raises:
         InputError: The list cannot be read, or contains an id twice.
     """
     try:
-        ids = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        ids = tuple(line.split()[0] for line in read_bytes(path).decode().splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if len(set(ids)) < len(ids):
@@ -48,15 +74,17 @@ def read_ids(path: Path) -> tuple[str, ...]:
     return ids
 
 
-def file_samples(paths: Sequence[str | Path]) -> list[Sample]:
+def file_samples(paths: Sequence[str | AnyPath]) -> list[Sample]:
     """Return samples of single image files without tags or masks; an id is the file's name without its suffix.
+
+    Files named by URI are not looked up: whoever reads them finds the missing ones.
 
     Raises:
         InputError: A file does not exist, or two files have the same id.
     """
     samples: dict[str, Sample] = {}
-    for path in map(Path, paths):
-        if not path.is_file():
+    for path in map(UPath, paths):
+        if not is_uri(path) and not path.is_file():
             raise InputError(f"there is no image {path}.")
         if path.stem in samples:
             raise InputError(f"{samples[path.stem].image} and {path} have the same id {path.stem!r}: rename one file.")
@@ -71,7 +99,7 @@ def require_tags(samples: Sequence[Sample], classes: Sequence[str], source: str)
         raise InputError(f"{zero}: {source} gives no image any of the classes {', '.join(classes)}.")
 
 
-def require_masks(samples: Sequence[Sample], purpose: str) -> list[str]:
+def require_masks(samples: Sequence[Sample], purpose: str) -> list[str | RleMask]:
     """Return the masks of all samples.
 
     Raises:

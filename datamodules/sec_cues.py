@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath, read_bytes
 from datamodules.safe_pickle import load_dict
 
 PICKLE = "localization_cues.pickle"
@@ -33,7 +34,7 @@ class SecCues:
         ids: the images in the list's order: their file names without the suffix.
     """
 
-    def __init__(self, path: Path, input_list: Path, num_classes: int, grid: int) -> None:
+    def __init__(self, path: AnyPath, input_list: AnyPath, num_classes: int, grid: int) -> None:
         """Read the file.
 
         Args:
@@ -82,14 +83,14 @@ class SecCues:
         return value.astype(np.int64)
 
 
-def read_input_list(path: Path) -> dict[str, int]:
+def read_input_list(path: AnyPath) -> dict[str, int]:
     """Return the number of each image, by its file name without the suffix.
 
     Raises:
         InputError: the list is missing, malformed, empty, or names an image or a number twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     numbers: dict[str, int] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.files import differences, write_atomically
+from datamodules.files import AnyPath, differences, write_atomically
 from datamodules.progress import Progress
 from datamodules.seed_cache import list_shards
 from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
@@ -42,7 +42,7 @@ class CacheOutput:
         InputError: the folder is also an input.
     """
 
-    path: Path
+    path: AnyPath
     classes: Sequence[str]
     settings: Mapping[str, Any]
     blocks: Sequence[Sequence[str]]
@@ -82,12 +82,13 @@ class CacheOutput:
         except OSError as error:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror}") from error
         existing = set(list_shards(self.path))
-        beyond = sorted(number for number in existing if number >= len(self.blocks))
+        wanted = {shard_name(number): number for number in numbers}
+        beyond = existing.difference(map(shard_name, range(len(self.blocks))))
         todo = []
-        for number in [*numbers, *beyond]:
-            path = self.path / shard_name(number)
+        for name in [*wanted, *sorted(beyond)]:
+            path = self.path / name
             try:
-                if number in existing and self._is_written(Shard(path), strict=strict):
+                if name in existing and self._is_written(Shard(path), strict=strict):
                     continue
             except DamagedError:  # written again
                 pass
@@ -95,8 +96,8 @@ class CacheOutput:
                 if not overwrite:
                     raise
                 path.unlink(missing_ok=True)
-            if number < len(self.blocks):
-                todo.append(number)
+            if name in wanted:
+                todo.append(wanted[name])
         if todo:
             (self.path / _METRICS).unlink(missing_ok=True)  # of the shards that are replaced
         return todo

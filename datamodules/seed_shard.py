@@ -30,7 +30,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 from zlib import crc32
 
@@ -40,6 +39,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath
 
 NO_CUE = 255
 """Value of a position without a cue in a label map."""
@@ -184,7 +184,7 @@ class Shard:
         digest: SHA-256 of everything but ``inputs``, 32 bytes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         """Open a shard and check its header.
 
         Raises:

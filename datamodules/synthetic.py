@@ -51,6 +51,8 @@ class SyntheticDataModule(VOCDataModule):
         hp = self.hparams
         numbers = {"train": hp["train"], "val": hp["val"], "size": hp["image_size"], "seed": hp["data_seed"]}
         record = self.root / RECORD
+        if not isinstance(self.root, Path):
+            raise InputError(f"the embedded data set is written into a local folder: root cannot be {self.root}.")
         if not record.is_file():
             write_synthetic_voc(self.root, **numbers)
         elif json.loads(record.read_text(encoding="utf-8")) != _record(numbers):

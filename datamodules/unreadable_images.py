@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from datamodules.errors import InputError, UnreadableError
+from datamodules.files import is_uri
 from datamodules.images import image_size
+from datamodules.masks import mask_size
 from datamodules.progress import print_message
 from datamodules.sample import Sample
 
@@ -69,6 +71,8 @@ def check_share(share: float) -> None:
 def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sample]:
     """Return the samples whose images and masks have readable headers, in their order.
 
+    The header of a file named by URI is not read: that would be a request for each file.
+
     Args:
         samples: Samples of a split.
         unreadable: Receives the others, with the reasons.
@@ -90,11 +94,13 @@ def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sa
 def _header_problem(sample: Sample) -> str:
     """Return the reason why the header of an image or of its mask is unreadable; empty where both are readable."""
     try:
-        height, width = image_size(sample.image)
-        mask_height, mask_width = image_size(sample.mask) if sample.mask else (height, width)
+        if is_uri(sample.image):
+            return ""
+        size = image_size(sample.image)
+        size_of_mask = mask_size(sample.mask) if sample.mask else size
     except UnreadableError as error:
         return str(error)
-    if (mask_height, mask_width) != (height, width):
-        size, mask_size = f"{width}x{height}", f"{mask_width}x{mask_height}"
-        raise InputError(f"mask {sample.mask} is {mask_size}, and its image {sample.image} is {size}.")
+    if size_of_mask != size:
+        found, wanted = (f"{width}x{height}" for height, width in (size_of_mask, size))
+        raise InputError(f"mask {sample.mask} is {found}, and its image {sample.image} is {wanted}.")
     return ""

@@ -4,10 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import voc_classes
 from datamodules.errors import InputError
-from datamodules.masks import find_mask, mask_folder
+from datamodules.files import list_folder
+from datamodules.masks import find_masks, mask_folder
 from datamodules.sample import Sample, read_ids, require_masks
 from datamodules.voc_download import download_voc
 from datamodules.voc_tags import list_tags, mask_tags, npy_tags, xml_tags
@@ -44,6 +47,8 @@ class VOCDataModule(BaseDataModule):
     def prepare_data(self) -> None:
         """Download VOC where ``download`` is set."""
         if self.hparams["download"]:
+            if not isinstance(self.root, Path):
+                raise InputError(f"VOC is downloaded into a local folder: root cannot be {self.root}.")
             download_voc(self.root)
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
@@ -54,13 +59,16 @@ class VOCDataModule(BaseDataModule):
             raise InputError(f"folder {root} {problem}: give the folder of JPEGImages, ImageSets and the masks.")
         path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not path.is_file():
-            existing = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
+            lists = list_folder(path.parent)[1] if path.parent.is_dir() else []
+            existing = ", ".join(name.removesuffix(".txt") for name in lists if name.endswith(".txt")) or "none"
             raise InputError(f"there is no list {path}; the existing splits are: {existing}.")
         ids = read_ids(path)
         labels = hp["labels"] if tags else None
         usual = ("SegmentationClassAug", "SegmentationClass")
         folder = mask_folder(root, hp["masks"], usual) if masks or labels == "masks" else None
-        samples = [Sample(name, str(root / "JPEGImages" / f"{name}.jpg"), mask=find_mask(folder, name)) for name in ids]
+        images = root / "JPEGImages"
+        paired = zip(ids, find_masks(folder, ids), strict=True)
+        samples = [Sample(name, str(images / f"{name}.jpg"), mask=mask) for name, mask in paired]
         found: list[frozenset[str]] | list[None] = [None] * len(ids)
         if labels == "xml":
             found = xml_tags(root, ids)
@@ -69,7 +77,7 @@ class VOCDataModule(BaseDataModule):
         elif labels == "masks":
             found = mask_tags(require_masks(samples, "labels: masks"), self.mask_lut, self.classes)
         elif labels is not None and labels.endswith(".npy"):
-            found = npy_tags(Path(labels), ids, self.known_classes())
+            found = npy_tags(UPath(labels), ids, self.known_classes())
         elif labels is not None:
             raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file.")
         shown = [sample.mask if masks else None for sample in samples]

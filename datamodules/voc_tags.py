@@ -5,28 +5,29 @@ Objects that VOC marks as difficult count: they are in the image and in its mask
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
-from datamodules.masks import read_class_mask
+from datamodules.files import AnyPath, read_bytes
+from datamodules.masks import RleMask, read_class_mask
 from datamodules.safe_pickle import load_dict
 
 
-def xml_tags(root: Path, ids: Sequence[str]) -> list[frozenset[str]]:
+def xml_tags(root: AnyPath, ids: Sequence[str]) -> list[frozenset[str]]:
     """Return the tags of images: the objects in ``Annotations/<id>.xml``.
 
     Raises:
         InputError: A file is missing or is not XML.
     """
-    trees = (read_annotation(root / "Annotations" / f"{each}.xml") for each in ids)
+    with ThreadPoolExecutor() as pool:  # the annotations of an object store are a request each
+        trees = list(pool.map(lambda name: read_annotation(root / "Annotations" / f"{name}.xml"), ids))
     return [frozenset(each.text.strip() for each in tree.findall("object/name") if each.text) for tree in trees]
 
 
-def read_annotation(path: Path) -> ET.Element:
+def read_annotation(path: AnyPath) -> ET.Element:
     """Return the XML tree of an annotation.
 
     Args:
@@ -36,7 +37,7 @@ def read_annotation(path: Path) -> ET.Element:
         InputError: The file is missing, is not XML, or declares entities.
     """
     try:
-        text = path.read_bytes()
+        text = read_bytes(path)
     except OSError as error:
         raise InputError(f"there are no labels for image {path.stem}: {path} is missing.") from error
     if b"<!ENTITY" in text:  # VOC needs none, and a few lines of them can fill the memory
@@ -47,7 +48,7 @@ def read_annotation(path: Path) -> ET.Element:
         raise InputError(f"{path} is not XML ({error}).") from error
 
 
-def list_tags(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]) -> list[frozenset[str]]:
+def list_tags(root: AnyPath, split: str, ids: Sequence[str], classes: Sequence[str]) -> list[frozenset[str]]:
     """Return tags from ``ImageSets/Main/<class>_<split>.txt``, or ``<class>_trainval.txt`` where that is missing.
 
     A line contains an id and 1 (present), 0 (present, difficult) or -1 (absent).
@@ -62,7 +63,7 @@ def list_tags(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]
         if path is None:
             raise InputError(f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing.")
         states: dict[str, str] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_bytes(path).decode().splitlines(), start=1):
             match line.split():
                 case [image, "1" | "0" | "-1" as state]:
                     states[image] = state
@@ -77,11 +78,13 @@ def list_tags(root: Path, split: str, ids: Sequence[str], classes: Sequence[str]
     return [frozenset(tags[image]) for image in ids]
 
 
-def mask_tags(masks: Sequence[str | Path], lut: np.ndarray, classes: Sequence[str]) -> list[frozenset[str]]:
+def mask_tags(
+    masks: Sequence[str | AnyPath | RleMask], lut: np.ndarray, classes: Sequence[str]
+) -> list[frozenset[str]]:
     """Return tags from masks: a class is present where a pixel of the mask has its index.
 
     Args:
-        masks: N files.
+        masks: N masks.
         lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
         classes: The C classes of ``lut``.
     """
@@ -90,7 +93,7 @@ def mask_tags(masks: Sequence[str | Path], lut: np.ndarray, classes: Sequence[st
         return [frozenset(name for name, pixels in zip(classes, count[1:], strict=False) if pixels) for count in counts]
 
 
-def npy_tags(path: Path, ids: Sequence[str], source: Sequence[str]) -> list[frozenset[str]]:
+def npy_tags(path: AnyPath, ids: Sequence[str], source: Sequence[str]) -> list[frozenset[str]]:
     """Return tags from the community's ``cls_labels.npy``: a dictionary from id to a row of 0 and 1.
 
     Ids are strings, or integers such as 2007000032 for 2007_000032. The file is a pickle; only arrays, dictionaries,

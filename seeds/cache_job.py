@@ -15,12 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import BasePredictionWriter
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError, first_line
-from datamodules.files import file_sha256
+from datamodules.files import AnyPath, file_sha256
 from datamodules.progress import Progress, print_message
 from datamodules.sample import Sample, multi_hot, require_tags
 from datamodules.seed_cache import SeedCache, list_shards
@@ -39,7 +39,14 @@ from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.unreadable_images import too_many
 from seeds.base_task import BaseTask
 from seeds.checkpoints import load_task, read_checkpoint
-from seeds.distributed import check_process_count, gather_objects, launched_devices
+from seeds.distributed import (
+    check_process_count,
+    gather_objects,
+    is_independent,
+    launched_devices,
+    local_rank,
+    read_partition,
+)
 from seeds.job_options import JobOptions
 from seeds.precision import resolve_precision
 from seeds.provenance import ids_sha256, package_versions
@@ -130,13 +137,13 @@ class JobSource:
         samples: the images of the split, with tags.
     """
 
-    checkpoint: Path
+    checkpoint: AnyPath
     task: Any
     data: BaseDataModule
     samples: list[Sample]
 
     @classmethod
-    def load(cls, checkpoint: Path, task_class: type[BaseTask], job: JobOptions, **overrides: Any) -> Self:
+    def load(cls, checkpoint: AnyPath, task_class: type[BaseTask], job: JobOptions, **overrides: Any) -> Self:
         """Load a checkpoint and list the images.
 
         Args:
@@ -158,7 +165,7 @@ class JobSource:
 
 
 def write_seed_cache(
-    output: Path, module: SeedModule, source: JobSource, job: JobOptions, **caches: SeedCache | None
+    output: AnyPath, module: SeedModule, source: JobSource, job: JobOptions, **caches: SeedCache | None
 ) -> None:
     """Write the seeds of all images of a source, in this process, one of one or more.
 
@@ -197,6 +204,12 @@ def write_seed_cache(
     images = ImageDataset(samples, data.classes, module.image_size)
     writer = ShardWriter(shards, job, batch_size)
     devices, num_nodes = launched_devices(job.devices, job.num_nodes)
+    on_gpu = job.accelerator != "cpu" and torch.cuda.is_available()
+    environments = []
+    if is_independent(job.partition, job.devices):  # no rendezvous with the other launched processes
+        environments.append(LightningEnvironment())
+        environments[0].set_global_rank(0)  # it prints, too
+        devices, num_nodes = ([local_rank() % torch.cuda.device_count()] if on_gpu else 1), 1
     threads = torch.get_num_threads()
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in levels:
@@ -205,7 +218,6 @@ def write_seed_cache(
         with warnings.catch_warnings():
             for message in REMARKS:
                 warnings.filterwarnings("ignore", message=message)
-            on_gpu = job.accelerator != "cpu" and torch.cuda.is_available()
             try:
                 trainer = pl.Trainer(
                     accelerator=job.accelerator, devices=devices, num_nodes=num_nodes, precision=precision,
@@ -213,11 +225,13 @@ def write_seed_cache(
                     enable_model_summary=False, deterministic="warn" if on_gpu else False,
                     inference_mode=False,  # Grad-CAM differentiates
                     use_distributed_sampler=False,  # shards are dealt by number
+                    plugins=environments,
                 )  # fmt: skip
             except (ValueError, RuntimeError, MisconfigurationException) as error:
                 used = f"accelerator {job.accelerator}, devices {devices}"
                 raise InputError(f"{used} cannot be used: {first_line(error)}") from error
-            check_process_count(trainer.world_size)
+            if not environments:
+                check_process_count(trainer.world_size)
             sampler: Any = writer.batches
             loader = image_loader(images, batch_size=batch_size, num_workers=num_workers, batch_sampler=sampler)
 
@@ -302,8 +316,8 @@ class ShardWriter(BasePredictionWriter):
         super().setup(trainer, pl_module, stage)
         job, blocks = self.job, self.cache.blocks
         torch.set_num_threads(job.threads)  # Lightning has divided the processors by the processes
-        part, parts = map(int, job.partition.split("/"))
-        numbers, problem, missing = range(part - 1, len(blocks), parts), "", list[int]()
+        part, parts = read_partition(job.partition)
+        numbers, problem, missing = range(part, len(blocks), parts), "", list[int]()
         if trainer.is_global_zero:
             try:
                 missing = self.cache.missing(numbers, overwrite=job.overwrite, strict=job.strict)
@@ -322,8 +336,9 @@ class ShardWriter(BasePredictionWriter):
                 batch, start = usable[first : first + self._batch_size], number * job.shard_size + first
                 self.batches.append([start + place for place, is_usable in enumerate(batch) if is_usable])
                 self._shards.append(number)
+        title = "seeds" if parts == 1 else f"seeds, partition {job.partition}"
         others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
-        self._progress = Progress(f"seeds{others}", sum(map(len, self.batches))).start()
+        self._progress = Progress(f"{title}{others}", sum(map(len, self.batches))).start()
 
     def write_on_batch_end(
         self, _trainer: Any, pl_module: Any, prediction: Any, _indices: Any, batch: Any, batch_idx: int, *_: Any

@@ -1,38 +1,43 @@
 """Reading of checkpoints without running code from them, and checks that a checkpoint is of the right task."""
 
 import inspect
+import io
 import pickle
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from datamodules.errors import InputError, first_line
+from datamodules.files import AnyPath, is_uri, read_bytes
 from seeds.base_task import HEADER, VERSION, BaseTask
 
 Task = TypeVar("Task", bound=BaseTask)
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
+def read_file(path: str | AnyPath) -> dict[str, Any]:
     """Load a dictionary saved by ``torch.save`` onto the CPU; a file that would run code is refused.
 
     Raises:
         InputError: there is no such file, it is truncated or of another kind, or it holds more than plain data.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no checkpoint {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        file = io.BytesIO(read_bytes(path)) if is_uri(path) else str(path)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint {path}{f': {error.strerror}' if is_uri(path) else ''}") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} is refused: it carries code or is damaged, it is no file of plain tensors") from error
+    except InputError:
+        raise
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint: {first_line(error)}") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     return content
 
 
-def read_checkpoint(path: str | Path, task: str) -> dict[str, Any]:
+def read_checkpoint(path: str | AnyPath, task: str) -> dict[str, Any]:
     """Read a checkpoint and check that it is of ``task``, such as "classifier" or "segmentation".
 
     Raises:
@@ -49,7 +54,7 @@ def read_checkpoint(path: str | Path, task: str) -> dict[str, Any]:
     return checkpoint
 
 
-def load_task(path: str | Path, cls: type[Task]) -> Task:
+def load_task(path: str | AnyPath, cls: type[Task]) -> Task:
     """Build the task that a checkpoint was saved from, on the CPU and in eval mode.
 
     Only settings that ``cls`` and its base classes take are read: Lightning's loader would import and call the

@@ -1,6 +1,7 @@
-"""Several processes that work together: how many were launched, and values they exchange."""
+"""Several processes: partitions of work, how many processes were launched, and values they exchange."""
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import InputError
@@ -10,6 +11,31 @@ if TYPE_CHECKING:  # torch takes a second to import, and the command line checks
 
 # For each launcher, a variable that it always sets and the variable that holds its number of processes.
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID": "WORLD_SIZE", "SLURM_STEP_ID": "SLURM_STEP_NUM_TASKS"}
+
+
+def read_partition(partition: str) -> tuple[int, int]:
+    """Return i and N of a partition ``i/N``: the i-th of N independent jobs, counted from 0.
+
+    Raises:
+        InputError: the text is no partition.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", partition)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise InputError(f"partition must be i/N with i from 0 to N-1, such as 2/10, not {partition!r}")
+    return int(match[1]), int(match[2])
+
+
+def is_independent(partition: str, devices: Any) -> bool:
+    """Return whether this process, one of several that torchrun or srun launched, computes a partition on its own.
+
+    ``devices`` above 1 instead asks that the launched processes share the partition.
+    """
+    return read_partition(partition)[1] > 1 and devices in ("auto", 1, "1") and _launched_processes()[0] > 1
+
+
+def local_rank() -> int:
+    """Return the number of this process among those that torchrun or srun launched on this machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
 
 
 def launched_devices(devices: Any, num_nodes: int) -> tuple[Any, int]:

@@ -1,7 +1,6 @@
 """A trained classifier with CAM methods: its scores of images, and each method's maps."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath
 from datamodules.images import normalize
 from datamodules.transforms import Transform
 from seeds.activations import find_layer
@@ -41,7 +41,7 @@ class Explainer:
     """
 
     def __init__(
-        self, checkpoint: Path, methods: Sequence[str], *, layer: str | None = None, size: int | None = None
+        self, checkpoint: AnyPath, methods: Sequence[str], *, layer: str | None = None, size: int | None = None
     ) -> None:
         task = load_task(checkpoint, ClassifierTask)
         settings = read_checkpoint(checkpoint, ClassifierTask.task_name).get("datamodule_hyper_parameters", {})

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import numpy as np
+from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import new_folder
@@ -18,7 +19,7 @@ from seeds.import_seeds import Format
 
 
 def export_seeds(
-    cache: Path, output: Path, format: Format, *, root: str | None = None, split: str | None = None
+    cache: UPath, output: Path, format: Format, *, root: str | None = None, split: str | None = None
 ) -> None:
     """Convert a seed cache to files of another tool, with a ``classes.txt`` that lists the classes 1..C.
 

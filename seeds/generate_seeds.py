@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
@@ -28,8 +28,8 @@ from seeds.score_maps import resize_maps
 
 
 def generate_seeds(
-    checkpoint: Path,
-    output: Path,
+    checkpoint: UPath,
+    output: UPath,
     *,
     root: str | None = None,
     split: str | None = None,

@@ -1,15 +1,17 @@
 """``seeds import``: convert the seeds of other tools to a seed cache."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+from upath import UPath
 
 from datamodules.class_names import check_classes, mask_lut, voc_classes
 from datamodules.errors import InputError
-from datamodules.files import file_sha256
+from datamodules.files import file_sha256, list_folder
 from datamodules.irn_maps import read_irn
 from datamodules.masks import read_class_mask
 from datamodules.sample import read_ids
@@ -24,13 +26,13 @@ Format = Literal["sec", "irn", "png"]
 
 
 def import_seeds(
-    source: Path,
-    output: Path,
+    source: UPath,
+    output: UPath,
     format: Format,  # noqa: A002 - the option's name
     *,
     classes: list[str] | None = None,
-    ids: Path | None = None,
-    input_list: Path | None = None,
+    ids: UPath | None = None,
+    input_list: UPath | None = None,
     grid: int = 41,
     fg_threshold: float = 0.2,
     bg_threshold: float = 0.05,
@@ -69,7 +71,10 @@ def import_seeds(
     suffix, sec = "npy" if format == "irn" else "png", None
     if format == "sec":
         sec = SecCues(source, input_list or source.with_name(INPUT_LIST), len(known), grid)
-    names = sec.ids if sec else tuple(sorted(path.stem for path in source.glob(f"*.{suffix}")))
+    found: list[str] = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        found = [] if sec else list_folder(source)[1]
+    names = sec.ids if sec else tuple(Path(name).stem for name in found if name.endswith(f".{suffix}"))
     if not names:
         raise InputError(f"{source} is no folder that contains .{suffix} files")
     if ids is not None:

@@ -1,12 +1,12 @@
 """The options shared by all jobs that write a seed cache: ``seeds generate``, ``seeds refine`` and ``pseudo-label``."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from datamodules.errors import InputError
 from datamodules.seed_shard import MAX_IMAGES, SHARD_SIZE
 from datamodules.unreadable_images import MAX_UNREADABLE, check_share
+from seeds.distributed import read_partition
 from seeds.precision import Precision
 
 
@@ -22,7 +22,8 @@ class JobOptions:
         devices: processes on each machine, each with a GPU or on the CPU; auto: one process on the CPU, all GPUs, and
             under torchrun as many as torchrun starts.
         num_nodes: machines, where SLURM starts the processes.
-        partition: i/N: write every N-th shard only, starting with the i-th; N independent jobs write the whole cache.
+        partition: i/N, with i from 0 to N-1: write only the shards i, i + N, i + 2 N, …; N independent jobs write the
+            whole cache. Each process that torchrun or srun launches may have a partition.
         threads: torch's threads in each process; their number changes the last bits of the result, the number of
             processes does not. More processes are faster than more threads.
         precision: floating-point precision of the network: auto, 32-true or bf16-mixed. auto is bf16-mixed where the
@@ -42,7 +43,7 @@ class JobOptions:
     accelerator: str = "auto"
     devices: int | Literal["auto"] = "auto"
     num_nodes: int = 1
-    partition: str = "1/1"
+    partition: str = "0/1"
     threads: int = 1
     precision: Precision = "auto"
     max_unreadable: float = MAX_UNREADABLE
@@ -55,6 +56,4 @@ class JobOptions:
                 f"threads {self.threads} must be positive, shard_size {self.shard_size} in 1..{MAX_IMAGES}"
             )
         check_share(self.max_unreadable)
-        match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.partition)
-        if match is None or int(match[1]) > int(match[2]):
-            raise InputError(f"partition must be i/N with i from 1 to N, such as 3/10, not {self.partition!r}")
+        read_partition(self.partition)

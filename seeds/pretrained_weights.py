@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from datamodules.files import AnyPath, is_uri
 from seeds.base_task import HEADER
 from seeds.checkpoints import read_checkpoint, read_file
 
@@ -54,13 +55,13 @@ def load_fitting(network: nn.Module, state: State, message: str) -> None:
         raise InputError(f"{message}: {textwrap.shorten(reason, 160)}") from error
 
 
-def read_weights(path: str | Path) -> State:
+def read_weights(path: str | AnyPath) -> State:
     """Read the encoder's state dict from a weight file or from a classifier's checkpoint.
 
     Raises:
         InputError: no such file, another kind of file, a file that carries code, or a checkpoint of another task.
     """
-    if not Path(path).is_file():
+    if not is_uri(path) and not Path(str(path)).is_file():
         raise InputError(f"weights {path} is neither 'none' nor 'imagenet' nor a file")
     state = read_file(path)
     if HEADER in state:

@@ -4,13 +4,13 @@ After irn's step for semantic segmentation (Ahn, Cho & Kwak, CVPR 2019, ``step/m
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
@@ -25,9 +25,9 @@ from seeds.score_maps import resize_maps
 
 
 def refine_seeds(
-    cache: Path,
-    checkpoint: Path,
-    output: Path,
+    cache: UPath,
+    checkpoint: UPath,
+    output: UPath,
     *,
     root: str | None = None,
     split: str | None = None,

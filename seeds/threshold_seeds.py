@@ -1,7 +1,8 @@
 """``seeds threshold``: make the cues of a seed cache again with other thresholds, without the network."""
 
-from pathlib import Path
 from typing import Any
+
+from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache
@@ -12,7 +13,7 @@ from seeds.provenance import package_versions
 
 
 def threshold_seeds(
-    cache: Path, output: Path, *, fg_threshold: float = 0.2, bg_fraction: float = 0.1, overwrite: bool = False
+    cache: UPath, output: UPath, *, fg_threshold: float = 0.2, bg_fraction: float = 0.1, overwrite: bool = False
 ) -> None:
     """Make the cues of a seed cache again, by SEC's rule, from its maps and saliency.
 

@@ -1,5 +1,6 @@
 """Shared settings and fixtures of all tests."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,3 +31,33 @@ def float32_where_precision_is_auto() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("seeds.precision.computes_bfloat16", lambda _accelerator: False)
         yield
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URI ``s3://bucket`` of an empty bucket on an S3 server, whose address and keys are in the environment.
+
+    The server runs in a thread of the session. Each test uses another folder of the bucket.
+    """
+    pytest.importorskip("s3fs")
+    server_module = pytest.importorskip("moto.server")
+    fsspec = pytest.importorskip("fsspec")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")  # tests of errors do not wait
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield "s3://bucket"
+        fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()

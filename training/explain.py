@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from datamodules.class_names import check_classes
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_atomically
@@ -21,8 +23,8 @@ SIDES = {"for": "gradcam", "against": "counterfactual"}  # CAM methods of the pa
 
 
 def explain(
-    *photos: Path,
-    checkpoint: Path,
+    *photos: UPath,
+    checkpoint: UPath,
     output: Path,
     methods: str | list[str] = "gradcam,guided-gradcam,counterfactual",
     classes: str | list[str] = "",

@@ -18,9 +18,10 @@ from rich.console import Console
 from segmentation_models_pytorch import from_pretrained
 from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
+from upath import UPath
 
 from datamodules.errors import InputError, first_line
-from datamodules.files import file_sha256, new_folder, write_atomically, write_json
+from datamodules.files import AnyPath, file_sha256, new_folder, write_atomically, write_json
 from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
 from training.inference import load_trained
 from training.networks import SmpNetwork
@@ -34,7 +35,7 @@ OTHER_HEIGHT = 64  # pixels by which the second tested shape is higher
 
 
 def export(
-    checkpoint: Path,
+    checkpoint: UPath,
     output: Path,
     format: Literal["torchscript", "onnx", "smp"] = "onnx",  # noqa: A002  the option's name
 ) -> None:
@@ -176,7 +177,7 @@ class Exported:
         return self.run(images).float()
 
 
-def load_exported(path: Path) -> Exported:
+def load_exported(path: AnyPath) -> Exported:
     """Load an exported network onto the CPU: a folder of SMP, a file ``.onnx``, or else TorchScript.
 
     Raises:
@@ -219,7 +220,7 @@ def _onnx_network(content: bytes) -> tuple[str, Callable[[Tensor], Tensor]]:
     return text, lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
 
 
-def _load_smp(folder: Path) -> nn.Module:
+def _load_smp(folder: AnyPath) -> nn.Module:
     with redirect_stdout(io.StringIO()):  # SMP prints where it loads weights from
         model: nn.Module = from_pretrained(str(folder))
     return model

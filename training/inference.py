@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.errors import InputError, UnreadableError
+from datamodules.files import AnyPath
 from datamodules.images import any_size, read_image
 from datamodules.masks import read_class_mask
 from datamodules.unreadable_images import UnreadableImages
@@ -149,7 +149,7 @@ class Trained:
             return view_scores(self.task, images.to(device), views, multiple=self.task.network.multiple)
 
 
-def load_trained(checkpoint: Path, precision: Precision = "32-true") -> Trained:
+def load_trained(checkpoint: AnyPath, precision: Precision = "32-true") -> Trained:
     """Load the network of a segmentation checkpoint without running code from the file.
 
     Args:

@@ -14,6 +14,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from rich.console import Console
 
 from datamodules.base_datamodule import BaseDataModule
+from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
 from datamodules.synthetic import SyntheticDataModule
@@ -35,7 +36,7 @@ from training.segmentation_task import SegmentationTask
 
 # imported, so that a YAML can name them without their modules
 TASKS = (ClassifierTask, AffinityTask, SegmentationTask)
-DATA_MODULES = (VOCDataModule, FolderDataModule, SyntheticDataModule)
+DATA_MODULES = (VOCDataModule, COCODataModule, FolderDataModule, SyntheticDataModule)
 CLASSES = (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment)  # whose arguments a YAML can name
 
 

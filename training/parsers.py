@@ -118,7 +118,7 @@ def run_function(target: str, about: str, name: str, words: Sequence[str]) -> No
     parser.add_argument("-c", "--config", action="config", help="a YAML file with these same options")
     parameters = signature(function).parameters.values()
     if paths := next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), ""):
-        parser.add_argument(paths, nargs="+", type=Path, help="files and folders")
+        parser.add_argument(paths, nargs="+", type=get_type_hints(function)[paths], help="files and folders")
     job = get_type_hints(function).get("job")
     parser.add_function_arguments(function, as_group=False, sub_configs=True, skip={"job"} if job else set())
     if job:

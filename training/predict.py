@@ -5,11 +5,14 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from upath import UPath
+
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import AnyPath, is_uri, list_folder, write_atomically
+from datamodules.geotiff import mask_geotiff, read_georeference
 from datamodules.images import IMAGE_SUFFIXES
-from datamodules.masks import write_mask
+from datamodules.masks import mask_png
 from datamodules.progress import track
 from datamodules.sample import Sample, file_samples
 from datamodules.transforms import resize_nearest
@@ -24,8 +27,8 @@ OVERLAY_QUALITY = 90
 
 
 def predict(
-    checkpoint: Path,
-    images: Path | list[Path],
+    checkpoint: UPath,
+    images: UPath | list[UPath],
     output: Path,
     *,
     crf: bool = True,
@@ -38,6 +41,9 @@ def predict(
 ) -> list[Path]:
     """Write the mask of each image: a palette PNG of the image's own size (upright), named like the image.
 
+    The mask of a GeoTIFF is a GeoTIFF of one band, ``<name>.tif``, with the CRS and transform of the image; it needs
+    ``pip install 'tag2mask[geotiff]'``.
+
     Index 0 is background, 1, 2, ... are the classes in the order of the ``classes.txt`` written beside the masks. Each
     image is read once, and each mask is written immediately. An image that cannot be read is skipped: the terminal and
     ``skipped.csv`` list it with the reason, and the exit status is 1.
@@ -45,7 +51,7 @@ def predict(
     Args:
         checkpoint: a segmentation checkpoint of ``tag2mask fit``, named ``*.ckpt``, or else a network written by
             ``tag2mask export``.
-        images: an image, a folder of images, or a list of both.
+        images: an image, a folder of images, or a list of both; a URI whose name has no suffix of an image is a folder.
         output: folder for the masks; created if necessary.
         crf: smooth predictions with the dense CRF.
         overlay: also write ``<name>_overlay.jpg``, the mask in colour over the image (of an image in tiles, reduced to
@@ -69,8 +75,9 @@ def predict(
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
     tiling = None if tile is None else Tiling(tile, overlap)
     network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
-    samples = photo_samples([images] if isinstance(images, Path) else images)
-    masks = {sample.id: output / f"{sample.id}.png" for sample in samples}
+    samples = photo_samples(images if isinstance(images, list) else [images])
+    places = {sample.id: read_georeference(sample.image) for sample in samples}
+    masks = {name: output / f"{name}{'.tif' if place else '.png'}" for name, place in places.items()}
     forbid_replacing(samples, masks.values())
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "classes.txt", "".join(f"{name}\n" for name in network.classes).encode())
@@ -79,7 +86,8 @@ def predict(
     loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
     stream = predictions(network.scores, loader, skipped, crf=crf, tiling=tiling)
     for each in track(stream, "predicting", len(samples)):
-        write_mask(masks[each.name], each.final)
+        place = places[each.name]
+        write_atomically(masks[each.name], mask_geotiff(each.final, place) if place else mask_png(each.final))
         if overlay:
             labels = resize_nearest(each.final, *each.image.shape[:2])  # an image in tiles is reduced
             blended = encode_image(label_overlay(each.image, labels), "jpeg", quality=OVERLAY_QUALITY)
@@ -90,7 +98,7 @@ def predict(
 
 def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None:
     """Raise an InputError if one of the files to write is one of the images."""
-    originals = {Path(sample.image).resolve() for sample in samples}
+    originals = {Path(sample.image).resolve() for sample in samples if not is_uri(sample.image)}
     for target in targets:
         if target.resolve() in originals:
             raise InputError(f"{target} would replace an image: choose another output folder")
@@ -119,7 +127,7 @@ def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str
     raise InputError(f"{count}, {table} lists them; the first: {rows[0][1]}")
 
 
-def photo_samples(paths: Sequence[Path]) -> list[Sample]:
+def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
     """Return samples of the given images and of the images in the given folders, those of a folder by name.
 
     Raises:
@@ -128,8 +136,9 @@ def photo_samples(paths: Sequence[Path]) -> list[Sample]:
     files = []
     for path in paths:
         found = [path]
-        if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
+            names = list_folder(path)[1]
+            found = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
         if not found:
             raise InputError(f"there is no image in {path} ({', '.join(IMAGE_SUFFIXES)})")
         files += found

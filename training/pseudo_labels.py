@@ -1,13 +1,13 @@
 """``pseudo-label``: write the label maps that a segmentation network predicts for training images as a seed cache."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
@@ -24,8 +24,8 @@ from training.segmentation_task import SegmentationTask
 
 
 def pseudo_label(
-    checkpoint: Path,
-    output: Path,
+    checkpoint: UPath,
+    output: UPath,
     *,
     root: str | None = None,
     split: str | None = None,
@@ -35,7 +35,7 @@ def pseudo_label(
     cue_stride: int = 4,
     crf: bool = True,
     min_confidence: float = 0.0,
-    consensus: Path | None = None,
+    consensus: UPath | None = None,
     job: JobOptions = JobOptions(),
 ) -> None:
     """Label the images of a split by a segmentation network and their tags, as a seed cache to train on again.

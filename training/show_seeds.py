@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from upath import UPath
 
 from datamodules.base_datamodule import covered_samples, datamodule_from_settings
 from datamodules.errors import InputError
@@ -31,12 +32,12 @@ NOT_READ = np.zeros((0, 0, 3), np.uint8)
 
 
 def show_seeds(
-    *caches: Path,
+    *caches: UPath,
     output: Path,
     root: str | None = None,
     split: str | None = None,
     masks: str | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: UPath | None = None,
     num_images: int = 24,
 ) -> None:
     """Write ``index.html``: for each image the first cache's maps, each cache's cues, a prediction and the mask.

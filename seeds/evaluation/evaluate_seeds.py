@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from upath import UPath
 
 from datamodules.base_datamodule import covered_samples, datamodule_from_settings
 from datamodules.class_names import IGNORE
@@ -26,7 +27,7 @@ from seeds.explainer import Explainer, split_names
 
 
 def evaluate_seeds(
-    cache: Path,
+    cache: UPath,
     *,
     root: str | None = None,
     split: str | None = None,
@@ -34,7 +35,7 @@ def evaluate_seeds(
     threshold: float | None = None,
     output: Path | None = None,
     faithfulness: str | list[str] = "",
-    checkpoint: Path | None = None,
+    checkpoint: UPath | None = None,
     num_images: int | None = None,
 ) -> dict[str, Any]:
     """Score a seed cache against masks and write ``metrics.json``.
@@ -88,14 +89,15 @@ def evaluate_seeds(
         path = checkpoint or seeds.inputs.get("checkpoint")
         if path is None:
             raise InputError(f"{cache} does not record which classifier made it: give --checkpoint")
-        explainer = Explainer(Path(path), methods)
+        explainer = Explainer(UPath(path), methods)
         if tuple(explainer.classes) != tuple(seeds.classes):
             raise InputError(f"{path} has the classes {', '.join(explainer.classes)}, not those of {cache}")
 
     names = ("background", *seeds.classes)
     sweep, cue_metrics = ThresholdSweep(len(names), fixed), CueMetrics(len(names))
     for sample in track(samples, "scoring seeds"):
-        truth = read_class_mask(str(sample.mask), data.mask_lut)
+        assert sample.mask is not None
+        truth = read_class_mask(sample.mask, data.mask_lut)
         sweep.update(*seeds.maps(sample.id), truth)
         cue_metrics.update(seeds.cues(sample.id), truth)
     if not cue_metrics.confusion.matrix.any():

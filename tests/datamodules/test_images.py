@@ -1,5 +1,6 @@
 import io
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UnreadableError
 from datamodules.images import image_size, normalize, read_image, to_uint8
 
 RNG = np.random.default_rng(0)
@@ -71,11 +72,73 @@ def test_exif_orientation(tmp_path, orientation):
     assert image_size(path) == result.shape[:2]
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
-def test_other_modes_become_rgb(tmp_path, mode):
+def image_of(mode, *values):
+    """An image one pixel high."""
+    image = Image.new(mode, (len(values), 1))
+    image.putdata(values)
+    return image
+
+
+INDEXED = image_of("P", 1, 0)
+INDEXED.putpalette([10, 20, 30, 200, 100, 0])
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (image_of("L", 7, 250), [(7, 7, 7), (250, 250, 250)]),
+        (image_of("LA", (7, 0), (250, 255)), [(7, 7, 7), (250, 250, 250)]),
+        (image_of("1", 0, 255), [(0, 0, 0), (255, 255, 255)]),
+        (INDEXED, [(200, 100, 0), (10, 20, 30)]),
+        (image_of("RGBA", (1, 2, 3, 0), (4, 5, 6, 128)), [(1, 2, 3), (4, 5, 6)]),  # alpha is dropped
+        (Image.fromarray(np.array([[0, 255, 256, 32768, 65535]], np.uint16)), [(v, v, v) for v in (0, 0, 1, 128, 255)]),
+    ],
+    ids=["gray", "gray and alpha", "1 bit", "palette", "alpha", "16 bits"],
+)
+def test_other_pngs_become_rgb(tmp_path, image, expected):
     path = tmp_path / "a.png"
-    Image.fromarray(SMOOTH).convert(mode).save(path)
-    assert read_image(path).shape == (40, 60, 3)
+    image.save(path)
+    assert read_image(path)[0].tolist() == [list(pixel) for pixel in expected]
+
+
+def test_a_png_of_16_bit_colours_is_read_by_the_high_bytes(tmp_path):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.array([[[65535, 256, 255], [1000, 40000, 0]]], np.uint16))  # blue, green, red
+    assert read_image(path).tolist() == [[[0, 1, 255], [0, 156, 3]]]
+
+
+def test_cmyk_is_converted_without_a_profile(tmp_path):
+    path = tmp_path / "a.tif"
+    image_of("CMYK", (0, 0, 0, 0), (255, 0, 0, 0), (0, 0, 0, 255)).save(path)
+    assert read_image(path)[0].tolist() == [[255, 255, 255], [0, 255, 255], [0, 0, 0]]
+
+
+def test_the_first_of_several_pages_is_read(tmp_path):
+    path = tmp_path / "a.tif"
+    image_of("RGB", (1, 2, 3)).save(path, save_all=True, append_images=[image_of("RGB", (9, 9, 9), (9, 9, 9))])
+    assert read_image(path).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "I;16"])
+def test_tiffs_of_more_than_8_bits_are_not_clipped(tmp_path, mode):
+    path = tmp_path / "a.tif"
+    Image.new(mode, (2, 1)).save(path)
+    for channels in (3, 1):
+        with pytest.raises(UnreadableError, match=r"a\.tif has .* 8 bits"):
+            read_image(path, channels)
+
+
+@pytest.mark.parametrize(("image", "bands"), [(image_of("L", 7, 250), 1), (image_of("RGBA", (1, 2, 3, 9)), 4)])
+def test_other_numbers_of_channels_must_be_the_image_s(tmp_path, image, bands):
+    path = tmp_path / "a.png"
+    image.save(path)
+    assert read_image(path, bands).tolist() == np.array(image).reshape(1, -1, bands).tolist()
+    with pytest.raises(UnreadableError, match=rf"a\.png has {bands} bands \({image.mode}\), and in_channels is 2\.$"):
+        read_image(path, 2)
+    jpg = tmp_path / "a.jpg"
+    jpg.write_bytes(jpeg())
+    with pytest.raises(UnreadableError, match=r"a\.jpg has 3 bands \(RGB\), and in_channels is 4\.$"):
+        read_image(jpg, 4)
 
 
 def test_gray_and_cmyk_jpegs(tmp_path):

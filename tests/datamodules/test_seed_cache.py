@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from datamodules import seed_cache as module
 from datamodules.errors import InputError
-from datamodules.seed_cache import SeedCache, cache_fingerprint
+from datamodules.seed_cache import SeedCache, cache_fingerprint, list_shards, missing_ranges
 from datamodules.seed_shard import as_stored, is_valid_id, shard_name
 from tests.seed_caches import CacheWriter
 
@@ -158,8 +158,30 @@ def test_a_missing_shard(tmp_path):
     assert SeedCache(tmp_path / "c").inputs == {"data": {"root": "x"}}
     assert SeedCache(tmp_path / "c").left_out == {"torn": "it is torn"}
     (tmp_path / "c" / shard_name(1)).unlink()
-    with pytest.raises(InputError, match=r"lacks 1 of 3 shards, first shard-00001\.safetensors; run the command"):
+    with pytest.raises(InputError, match=r"lacks 1 of 3 shards: 1; run the command"):
         SeedCache(tmp_path / "c")
+
+
+def test_shards_may_have_any_names(tmp_path):
+    """Their headers number them, and files of other kinds are no shards."""
+    cache = write(tmp_path / "c", 5, shard_size=2)
+    ids, fingerprint = cache.ids, cache.fingerprint
+    for number, name in enumerate(("z", "train-0007", "a b")):
+        (tmp_path / "c" / shard_name(number)).rename(tmp_path / "c" / f"{name}.safetensors")
+    for name in (".hidden.safetensors", "metrics.json", ".z.safetensors.12.part"):
+        (tmp_path / "c" / name).write_bytes(b"no shard")
+    assert list_shards(tmp_path / "c") == ["a b.safetensors", "train-0007.safetensors", "z.safetensors"]
+    named = SeedCache(tmp_path / "c")
+    assert (named.ids, named.fingerprint) == (ids, fingerprint)
+    assert [named.shard(number).path.stem for number in range(3)] == ["z", "train-0007", "a b"]
+    np.testing.assert_array_equal(named.cues("id3"), image(3)["cues"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [((), "0-4"), ((0, 1, 2, 3, 4), ""), ((4, 0, 2), "1, 3"), ((3,), "0-2, 4"), ((0,), "1-4")]
+)
+def test_missing_ranges(numbers, text):
+    assert missing_ranges(numbers, 5) == text
 
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a/../b", "a//b", ".", "", "a\nb", "a\x00", "..\\a", "a/", "\ud800"])

@@ -111,8 +111,8 @@ def long_header(path):
 
 
 DAMAGES = {
-    "no shard": (lambda p: (p / SHARD).unlink(), "lacks 1 of 2 shards, first shard-00000.safetensors"),
-    "no shards": (lambda p: [f.unlink() for f in p.iterdir()], "is not a seed cache: it contains no shard-00000"),
+    "no shard": (lambda p: (p / SHARD).unlink(), "lacks 1 of 2 shards: 0; run the command"),
+    "no shards": (lambda p: [f.unlink() for f in p.iterdir()], "is not a seed cache: it contains no shards"),
     "long": (with_metadata("[" + "[]," * 12_000_000 + "[]]"), "has no header of a shard"),
     "half a header": (with_metadata("{"), "shard-00000.safetensors is damaged"),
     "a list": (with_metadata("[]"), "shard-00000.safetensors is damaged"),
@@ -123,7 +123,7 @@ DAMAGES = {
     "other format": (with_header(format="other"), "not what was written"),
     "edited": (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes().replace(b"cat", b"cow")), "not what was"),
     "other spaces": (lambda p: with_metadata(json.dumps(header(p)))(p), "not what was written"),
-    "another number": (with_header(shard=1), "it is shard 1|different settings"),
+    "another number": (with_header(shard=1), "contains shard 1 twice: shard-00000.safetensors and shard-00001.safetensors"),
     "number too large": (with_header(shard=2), "contradicts itself"),
     "endless cache": (with_header(shards=1 << 60), "shards is"),
     "no number": (with_header(shard="many"), "its header is incomplete"),

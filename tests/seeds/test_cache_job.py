@@ -17,7 +17,7 @@ from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.seed_cache_writer import CacheOutput
 from seeds.cache_job import SeedModule, ShardWriter
 from seeds.job_options import JobOptions
-from tests.processes import child, kill, ranks
+from tests.processes import child, free_port, kill, ranks
 from tests.seed_caches import generate
 from tests.seeds.conftest import data_of
 from training.cli import main
@@ -139,13 +139,13 @@ def test_two_jobs_at_once_and_partitions_write_the_same_bytes(checkpoint, tmp_pa
     pids = [child(lambda: generate(checkpoint, tmp_path / "twice", shard_size=1, **SETTINGS)) for _ in range(2)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
     assert files(tmp_path / "twice") == files(tmp_path / "whole")
-    for number in (3, 1, 2):
+    for number in (2, 0, 1):
         generate(checkpoint, tmp_path / "parts", shard_size=1, partition=f"{number}/3", **SETTINGS)
-        missing = {3: 4, 1: 2}.get(number)
+        missing = {2: 4, 0: 2}.get(number)
         assert (f"{missing} of 6 shards are still missing" in capsys.readouterr().err) == bool(missing)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
-    for partition in ("0/2", "3/2", "1", "a/b"):
-        with pytest.raises(InputError, match="partition must be i/N"):
+    for partition in ("3/3", "4/3", "0/0", "1", "-1/2", "a/b"):
+        with pytest.raises(InputError, match="partition must be i/N with i from 0 to N-1"):
             generate(checkpoint, tmp_path / "none", partition=partition)
 
 
@@ -186,3 +186,31 @@ def test_the_command_starts_its_other_processes(checkpoint, tmp_path):
     assert "process 2 of 2" not in err
     assert main(command(checkpoint, tmp_path / "one")) == 0
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_a_partition_for_each_process_of_torchrun(checkpoint, tmp_path):
+    """The processes do not wait for each other; the first of them prints no more than the others."""
+    assert main(command(checkpoint, tmp_path / "whole")) == 0
+    words = command(checkpoint, tmp_path / "parts", "--partition=$RANK/$WORLD_SIZE")
+    launched = " ".join([f'"{sys.executable}" -m training.cli', *words])
+    process = start(
+        *("-m", "torch.distributed.run", "--no-python", "--nproc_per_node=2", "--master_port", str(free_port())),
+        *("bash", "-c", launched), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert err.count("seeds, partition 0/2: 0/3 images") == err.count("seeds, partition 1/2: 0/3 images") == 1
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_a_partition_for_each_task_of_slurm(checkpoint, tmp_path, monkeypatch):
+    """As far as SLURM's variables tell: neither task waits for the other."""
+    generate(checkpoint, tmp_path / "whole", shard_size=1, **SETTINGS)
+    step = {"STEP_ID": 0, "STEP_NUM_TASKS": 2, "NTASKS": 2, "JOB_ID": 1, "JOB_NAME": "seeds", "NODEID": 0}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    for task in (1, 0):
+        monkeypatch.setenv("SLURM_PROCID", str(task))
+        monkeypatch.setenv("SLURM_LOCALID", str(task))
+        generate(checkpoint, tmp_path / "parts", shard_size=1, partition=f"{task}/2", **SETTINGS)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")

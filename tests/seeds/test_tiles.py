@@ -1,5 +1,7 @@
 """Tiles of large images: coverage, weights, blending, and sampling of the blended grid."""
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ def test_tiles_cover_an_image_with_weights_above_0_that_sum_to_1(pixels, side, p
     torch.testing.assert_close(total, torch.ones_like(total))
     assert covered.all()
     assert len(total) * side >= pixels * positions  # the grid, too, covers the image
-    shared = [one + positions - other for (one, _), (other, _) in zip(places, places[1:], strict=False)]
+    shared = [one + positions - other for (one, _), (other, _) in pairwise(places)]
     assert all(each >= min(round(overlap * positions), positions - 1) for each in shared)
 
 

@@ -4,6 +4,7 @@ import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -119,3 +120,32 @@ def test_a_photo_is_never_overwritten(checkpoint, photos):
     with pytest.raises(InputError, match="would replace"):
         predict(checkpoint, [photos], photos)
     assert (photos / "a.png").read_bytes() == before
+
+
+def test_the_mask_of_a_geotiff_is_one_of_the_same_place(checkpoint, photos, tmp_path, capsys):
+    """Its indices are those of the same pixels in a PNG; a TIFF without a place gets a PNG; nothing is replaced."""
+    rasterio = pytest.importorskip("rasterio")
+    pixels, folder, out = read_image(photos / "a.jpg"), tmp_path / "scenes", tmp_path / "out"
+    folder.mkdir()
+    Image.fromarray(pixels).save(folder / "png.png")
+    Image.fromarray(pixels).save(folder / "plain.tif")
+    height, width, _ = pixels.shape
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(0.5, 0, 600_000, 0, -0.5, 5_400_000)}
+    settings = {"driver": "GTiff", "height": height, "width": width, "count": 3, "dtype": "uint8"}
+    with rasterio.open(folder / "scene.tif", "w", **settings, **place) as file:
+        file.write(pixels.transpose(2, 0, 1))
+    written = predict(checkpoint, folder, out, num_workers=0)
+    assert {path.name for path in written} == {"png.png", "plain.png", "scene.tif"}
+    with rasterio.open(out / "scene.tif") as file:
+        assert (file.crs, file.transform, file.shape) == (*map(place.get, ("crs", "transform")), (height, width))
+        indices = file.read(1)
+    assert len(np.unique(indices)) > 1
+    for name in ("png.png", "plain.png"):
+        assert np.array_equal(read_mask(out / name), indices)
+    with pytest.raises(InputError, match=r"scene\.tif would replace an image"):
+        predict(checkpoint, folder / "scene.tif", folder)
+    with rasterio.open(folder / "float.tif", "w", **settings | {"dtype": "float32"}, **place) as file:
+        file.write(pixels.transpose(2, 0, 1).astype("float32"))
+    words = ["predict", f"--checkpoint={checkpoint}", f"--images={folder}", f"--output={out}", "--num_workers=0"]
+    assert main(words) == 1
+    assert "float.tif has float32 values, not 8 bits" in capsys.readouterr().err.splitlines()[-1]

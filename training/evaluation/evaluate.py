@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, write_atomically, write_json
+from datamodules.files import AnyPath, existing_files, file_sha256, write_atomically, write_json
 from datamodules.images import any_size, read_image
 from datamodules.masks import mask_png, read_class_mask
 from datamodules.progress import track
@@ -37,10 +38,10 @@ TRAINING_IMAGES = 8  # with their cues, on the page
 
 
 def evaluate(
-    checkpoint: Path | None = None,
+    checkpoint: UPath | None = None,
     *,
     output: Path,
-    predictions: Path | None = None,
+    predictions: UPath | None = None,
     root: str | None = None,
     split: str | None = None,
     masks: str | None = None,
@@ -51,7 +52,7 @@ def evaluate(
     tile: int | None = None,
     overlap: float = 0.25,
     submission: bool = False,
-    cues: Path | None = None,
+    cues: UPath | None = None,
     num_images: int = 24,
     eval_size: int | None = None,
     precision: Precision = "auto",
@@ -130,7 +131,7 @@ def evaluate(
         if root is None:
             raise InputError("the images and masks are not given: give --root as well as --predictions")
         named = (predictions / "classes.txt").is_file()
-        predicted_classes = voc_classes(predictions if named else Path(root).expanduser())
+        predicted_classes = voc_classes(predictions if named else UPath(root).expanduser())
         data = VOCDataModule(
             root, labels=None, masks=masks or "auto", classes=list(classes or predicted_classes),
             test_split=split or "val", **limits,
@@ -183,7 +184,7 @@ def evaluate(
 
 
 def _read_predictions(
-    folder: Path, classes: Sequence[str], samples: Sequence[Sample], data: BaseDataModule
+    folder: AnyPath, classes: Sequence[str], samples: Sequence[Sample], data: BaseDataModule
 ) -> Iterator[Predicted]:
     """Yield the predicted masks ``<id>.png`` of a folder, beside the true masks.
 
@@ -199,13 +200,16 @@ def _read_predictions(
     if not samples:
         split = data.hparams["test_split"]
         raise InputError(f"the split {split!r} of {data.root} has no masks to score {folder} against")
-    missing = [f"{sample.id}.png" for sample in samples if not (folder / f"{sample.id}.png").is_file()]
+    names = [f"{sample.id}.png" for sample in samples]
+    found = existing_files(folder, names)
+    missing = [name for name in names if name not in found]
     if missing:
         raise InputError(f"{len(missing)} of {len(samples)} predictions are missing in {folder}, first {missing[0]}")
     lut = mask_lut(classes, data.classes)
     for sample in samples:
         path = folder / f"{sample.id}.png"
-        labels, truth = read_class_mask(path, lut), read_class_mask(str(sample.mask), data.mask_lut)
+        assert sample.mask is not None
+        labels, truth = read_class_mask(path, lut), read_class_mask(sample.mask, data.mask_lut)
         if labels.shape != truth.shape:
             raise InputError(f"prediction {path} has the shape {labels.shape}, and its mask {truth.shape}")
         if (labels == IGNORE).any():

@@ -1,0 +1,192 @@
+"""GeoTIFF by rasterio, an optional extra: images read by windows, and masks with the CRS and transform of an image."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from PIL import Image
+from upath import UPath
+
+from datamodules.class_names import voc_palette
+from datamodules.errors import UnreadableError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+    from datamodules.files import AnyPath
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+"""Suffixes (lower case) of TIFF files."""
+
+_GEO_TAGS = {33550, 33922, 34264, 34735}  # TIFF's tags of the pixel scale, tie points, transform and CRS
+
+
+class Georeference(NamedTuple):
+    """Where an image lies on the Earth.
+
+    Attributes:
+        crs: Coordinate reference system, a `rasterio.crs.CRS`; None where it is not known.
+        transform: `affine.Affine` from (column, row) to coordinates of the CRS.
+    """
+
+    crs: Any
+    transform: Any
+
+
+def is_tiff(path: str | AnyPath) -> bool:
+    """Return whether a path or URI has the suffix of a TIFF."""
+    return str(path).lower().endswith(TIFF_SUFFIXES)
+
+
+class GeoTiff:
+    """An 8-bit TIFF that is read by windows: ``image[top:bottom, left:right]`` is uint8 (h, w, C).
+
+    A context manager; the file is open until the context ends. A TIFF behind a URI is loaded whole, compressed as it
+    is. TIFF's orientation tag is ignored, as in all programs of GDAL.
+
+    Args:
+        path: Path or URI of the TIFF.
+        channels: C. For 3, a gray band is repeated, a palette is applied, and of an image with more bands than red,
+            green and blue those three are read. Otherwise the image must have C bands.
+
+    Attributes:
+        shape: (H, W, C).
+        georeference: Its place on the Earth; None where the file has neither a CRS nor a transform.
+
+    Raises:
+        UnreadableError: The file is no TIFF, is not of 8 bits, or has another number of bands; rasterio is missing.
+    """
+
+    def __init__(self, path: str | AnyPath, channels: int = 3) -> None:
+        self._path, self._context = path, ExitStack()
+        self._file = self._context.enter_context(open_tiff(path))
+        file, colors = self._file, [each.name for each in self._file.colorinterp]
+        self.shape = (file.height, file.width, channels)
+        self.georeference = _georeference(file)
+        self._palette: np.ndarray | None = None
+        if channels == 3 and colors == ["palette"]:
+            self._palette = np.zeros((256, 3), np.uint8)
+            for index, color in file.colormap(1).items():
+                self._palette[index] = color[:3]
+        gray = colors in (["gray"], ["gray", "alpha"])
+        repeated = channels == 3 and (gray or self._palette is not None)
+        self._bands = [1] if repeated else list(range(1, channels + 1))
+        fits, problem = file.count == channels and colors != ["palette"], ""
+        if wrong := set(file.dtypes) - {"uint8"}:
+            problem = f"has {min(wrong)} values, not 8 bits: scale it, such as by gdal_translate -ot Byte -scale"
+        elif file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE"):
+            problem = "stores white as 0 (MINISWHITE): save it with black as 0"
+        elif not (repeated or fits or (channels == 3 and colors[:3] == ["red", "green", "blue"])):
+            problem = f"has {file.count} bands ({', '.join(colors)}), and in_channels is {channels}"
+        if problem:
+            self._context.close()
+            raise UnreadableError(f"image {path} {problem}.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._context.close()
+
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
+        """Return the pixels of a window, uint8 (h, w, C); its slices have step 1, and end at the image's borders.
+
+        Raises:
+            UnreadableError: The file is truncated.
+        """
+        rows, columns = (range(*each.indices(side)) for each, side in zip(window, self.shape[:2], strict=True))
+        where = ((rows.start, rows.stop), (columns.start, columns.stop))
+        try:
+            bands: np.ndarray = self._file.read(self._bands, window=where)  # (bands, h, w)
+        except OSError as error:
+            raise UnreadableError(f"image {self._path} cannot be read: {first_line(error)}.") from error
+        if self._palette is not None:
+            bands = self._palette[bands[0]].transpose(2, 0, 1)
+        repeated = np.broadcast_to(bands, (self.shape[2], *bands.shape[1:]))
+        return np.ascontiguousarray(repeated.transpose(1, 2, 0))
+
+
+@contextmanager
+def open_tiff(path: str | AnyPath) -> Iterator[Any]:
+    """Open a TIFF: a `rasterio.DatasetReader`.
+
+    Raises:
+        UnreadableError: The file does not exist or is no TIFF, or rasterio is not installed.
+    """
+    rasterio = _import_rasterio(path)
+    with ExitStack() as files:
+        try:
+            source: Any = path
+            if "://" in str(path):
+                source = files.enter_context(rasterio.MemoryFile(UPath(path).read_bytes()))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                file = files.enter_context(rasterio.open(source, driver="GTiff"))
+        except OSError as error:  # rasterio's errors are of this type
+            raise UnreadableError(f"image {path} cannot be read: {first_line(error)}.") from error
+        yield file
+
+
+def read_georeference(path: str | AnyPath) -> Georeference | None:
+    """Return the place of an image on the Earth; None for an image without one, and for an unreadable one.
+
+    Raises:
+        InputError: The image is a GeoTIFF, and rasterio is not installed.
+    """
+    if not is_tiff(path):
+        return None
+    if find_spec("rasterio"):
+        try:
+            with open_tiff(path) as file:
+                return _georeference(file)
+        except UnreadableError:
+            return None
+    geotiff, unreadable = False, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+    with suppress(*unreadable), UPath(path).open("rb") as stream, Image.open(stream) as image:
+        geotiff = not _GEO_TAGS.isdisjoint(getattr(image, "tag_v2", ()))
+    if geotiff:
+        _import_rasterio(path)
+    return None
+
+
+def _georeference(file: Any) -> Georeference | None:
+    located = file.crs is not None or not file.transform.is_identity
+    return Georeference(file.crs, file.transform) if located else None
+
+
+def mask_geotiff(mask: np.ndarray, place: Georeference) -> bytes:
+    """Return a mask as the bytes of a GeoTIFF: one 8-bit band with VOC's colours, tiled and compressed.
+
+    Args:
+        mask: uint8 (H, W).
+        place: CRS and transform of the image.
+
+    Raises:
+        InputError: rasterio is not installed.
+    """
+    rasterio = _import_rasterio("a mask")
+    height, width = mask.shape
+    colors = np.array(voc_palette()).reshape(256, 3).tolist()
+    with rasterio.MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", height=height, width=width, count=1, dtype="uint8", crs=place.crs,
+            transform=place.transform, photometric="palette", compress="deflate", tiled=True, bigtiff="if_safer",
+        ) as file:  # fmt: skip
+            file.write_colormap(1, dict(enumerate(map(tuple, colors))))
+            file.write(mask, 1)
+        content: bytes = memory.read()
+    return content
+
+
+def _import_rasterio(path: str | AnyPath) -> ModuleType:
+    try:
+        rasterio: ModuleType = import_module("rasterio")
+    except ImportError as error:
+        raise UnreadableError(f"{path} needs the package rasterio: pip install 'tag2mask[geotiff]'.") from error
+    return rasterio

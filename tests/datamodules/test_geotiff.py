@@ -1,0 +1,171 @@
+"""GeoTIFF: windows, bands, masks with the place of the image, and what happens without rasterio."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.class_names import voc_palette
+from datamodules.errors import UnreadableError
+from datamodules.geotiff import GeoTiff, mask_geotiff, read_georeference
+from datamodules.images import image_size, read_image
+
+rasterio = pytest.importorskip("rasterio")
+RNG = np.random.default_rng(0)
+CRS = "EPSG:32632"
+PLACE = (0.5, 0.0, 600_000.0, 0.0, -0.5, 5_400_000.0)  # 50 cm a pixel
+
+
+def write(path, bands, *, located=True, **settings):
+    """Write a TIFF of bands (C, H, W)."""
+    place = {"crs": CRS, "transform": rasterio.Affine(*PLACE)} if located else {}
+    count, height, width = bands.shape
+    settings = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype} | settings
+    with rasterio.open(path, "w", **settings, **place) as file:
+        file.write(bands)
+    return path
+
+
+def random_bands(count, dtype=np.uint8):
+    return RNG.integers(0, 256, (count, 20, 30)).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tiled": True, "blockxsize": 16, "blockysize": 16, "compress": "lzw"},
+        {"interleave": "band", "BIGTIFF": "YES"},
+    ],
+)
+def test_windows_and_the_whole_image_have_the_same_pixels(tmp_path, settings):
+    bands = random_bands(3)
+    path = write(tmp_path / "a.tif", bands, **settings)
+    expected = bands.transpose(1, 2, 0)
+    assert np.array_equal(read_image(path), expected)
+    with GeoTiff(path) as image:
+        assert image.shape == (20, 30, 3)
+        assert image.georeference.crs == rasterio.CRS.from_string(CRS)
+        assert image.georeference.transform[:6] == PLACE
+        for window in (np.s_[:, :], np.s_[3:9, 20:], np.s_[15:99, :4]):
+            pixels = image[window]
+            assert pixels.dtype == np.uint8
+            assert np.array_equal(pixels, expected[window])
+
+
+def test_an_image_of_400_million_pixels_is_read_by_windows(tmp_path):
+    """A sparse file: only the written block exists."""
+    path, block = tmp_path / "large.tif", random_bands(3)
+    settings = {"driver": "GTiff", "count": 3, "height": 20_000, "width": 20_000, "dtype": "uint8", "tiled": True}
+    with rasterio.open(path, "w", **settings, BIGTIFF="YES", SPARSE_OK=True) as file:
+        file.write(block, window=((19_000, 19_020), (7_000, 7_030)))
+    with GeoTiff(path) as image:
+        assert image.shape == (20_000, 20_000, 3)
+        assert np.array_equal(image[19_000:19_020, 7_000:7_030], block.transpose(1, 2, 0))
+
+
+def test_a_uri(tmp_path):
+    bands = random_bands(3)
+    path = write(tmp_path / "a.tif", bands)
+    with GeoTiff(path.as_uri()) as image:
+        assert np.array_equal(image[5:9, :], bands.transpose(1, 2, 0)[5:9])
+
+
+def test_three_channels_of_other_bands(tmp_path):
+    """Red, green and blue are taken of more bands; gray is repeated; a palette is applied."""
+    bands = random_bands(7)
+    gray = np.repeat(bands[:1].transpose(1, 2, 0), 3, axis=2)
+    cases = {
+        "infrared": (bands[:4], {"photometric": "rgb"}, bands[:3].transpose(1, 2, 0)),
+        "seven": (bands, {"photometric": "rgb"}, bands[:3].transpose(1, 2, 0)),
+        "unnamed": (bands[:3], {"photometric": "minisblack"}, bands[:3].transpose(1, 2, 0)),
+        "gray": (bands[:1], {}, gray),
+        "gray and alpha": (bands[:2], {"ALPHA": "YES"}, gray),
+    }
+    for name, (stored, settings, expected) in cases.items():
+        path = write(tmp_path / f"{name}.tif", stored, **settings)
+        assert np.array_equal(read_image(path), expected), name
+        with GeoTiff(path) as image:
+            assert np.array_equal(image[:, :], expected), name
+    path = tmp_path / "palette.tif"
+    indexed = Image.new("P", (2, 1))
+    indexed.putpalette([10, 20, 30, 200, 100, 0])
+    indexed.putpixel((1, 0), 1)
+    indexed.save(path)
+    for pixels in (read_image(path), GeoTiff(path)[:, :]):
+        assert pixels.tolist() == [[[10, 20, 30], [200, 100, 0]]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_other_numbers_of_channels_are_read_as_they_are(tmp_path, count):
+    bands = random_bands(count)
+    path = write(tmp_path / "a.tif", bands, photometric="minisblack")
+    assert np.array_equal(read_image(path, count), bands.transpose(1, 2, 0))
+    assert image_size(path) == (20, 30)
+    with GeoTiff(path, count) as image:
+        assert np.array_equal(image[2:5, 3:9], bands.transpose(1, 2, 0)[2:5, 3:9])
+
+
+def test_images_that_do_not_fit_are_named_in_a_sentence(tmp_path):
+    path = write(tmp_path / "four.tif", random_bands(4), photometric="minisblack")
+    for channels in (3, 5):
+        with pytest.raises(UnreadableError, match=rf"four\.tif has 4 bands \(.*\), and in_channels is {channels}\.$"):
+            read_image(path, channels)
+    path = write(tmp_path / "two.tif", random_bands(2), photometric="minisblack")  # Pillow would read the first alone
+    with pytest.raises(UnreadableError, match=r"two\.tif has 2 bands"):
+        read_image(path)
+    for dtype in (np.uint16, np.int16, np.float32):
+        for count in (1, 3):
+            path = write(tmp_path / f"{count}.tif", random_bands(count, dtype))
+            for channels in (count, 3):
+                with pytest.raises(UnreadableError, match=rf"{count}\.tif has .*values.* 8 bits"):
+                    read_image(path, channels)
+            with pytest.raises(UnreadableError, match=rf"{count}\.tif has .* values, not 8 bits"):
+                GeoTiff(path)
+    (tmp_path / "text.tif").write_text("no image")
+    for read in (read_image, image_size, GeoTiff):
+        with pytest.raises(UnreadableError, match=r"text\.tif"):
+            read(tmp_path / "text.tif")
+
+
+def test_a_truncated_tiff_is_named(tmp_path):
+    path = write(tmp_path / "cut.tif", random_bands(5), photometric="minisblack", compress="deflate")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UnreadableError, match=r"cut\.tif cannot be read"):
+        read_image(path, 5)
+
+
+def test_a_mask_has_the_place_of_the_image_and_colours_of_voc(tmp_path):
+    place = read_georeference(write(tmp_path / "a.tif", random_bands(3)))
+    mask = RNG.integers(0, 21, (20, 30), dtype=np.uint8)
+    (tmp_path / "mask.tif").write_bytes(mask_geotiff(mask, place))
+    with rasterio.open(tmp_path / "mask.tif") as file:
+        assert (file.count, file.crs, file.transform[:6]) == (1, rasterio.CRS.from_string(CRS), PLACE)
+        assert np.array_equal(file.read(1), mask)
+        assert file.profile["compress"] == "deflate"
+        assert [value for index in range(21) for value in file.colormap(1)[index][:3]] == voc_palette()[:63]
+    with Image.open(tmp_path / "mask.tif") as image:
+        assert image.mode == "P"
+        assert np.array_equal(np.array(image), mask)
+
+
+def test_images_without_a_place(tmp_path):
+    assert read_georeference(write(tmp_path / "plain.tif", random_bands(3), located=False)) is None
+    assert read_georeference(tmp_path / "photo.jpg") is None
+    (tmp_path / "text.tif").write_text("no image")
+    assert read_georeference(tmp_path / "text.tif") is None
+
+
+def test_without_rasterio(tmp_path, monkeypatch):
+    """Pillow reads an ordinary TIFF; what needs rasterio names the extra."""
+    bands = random_bands(4)
+    rgb, plain = write(tmp_path / "rgb.tif", bands[:3]), write(tmp_path / "plain.tif", bands[:3], located=False)
+    four = write(tmp_path / "four.tif", bands, photometric="minisblack")
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    assert np.array_equal(read_image(rgb), bands[:3].transpose(1, 2, 0))
+    assert read_georeference(plain) is None
+    extra = r"needs the package rasterio: pip install 'tag2mask\[geotiff\]'"
+    for act in (lambda: read_georeference(rgb), lambda: read_image(four, 4), lambda: image_size(four)):
+        with pytest.raises(UnreadableError, match=extra):
+            act()
