@@ -68,7 +68,9 @@ def open_image(file: BinaryIO, path: str | AnyPath) -> Iterator[Image.Image]:
         raise UnreadableError(f"image {path} cannot be read: it is not an image.") from error
     except Image.DecompressionBombError as error:
         limit = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
-        raise UnreadableError(f"image {path} has {limit}: let the command process it in tiles (--tile).") from error
+        raise UnreadableError(
+            f"image {path} has {limit}: predict, evaluate and seeds generate accept it with --tile."
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise UnreadableError(f"image {path} cannot be read, it is truncated ({error}).") from error
 
