@@ -241,12 +241,12 @@ def instance_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] |
     runs: Any = [height * width]
     if isinstance(segmentation, list):
         far = 10 * max(height, width)
-        for each in segmentation:
-            numbers = isinstance(each, list) and all(
-                isinstance(value, int | float) and abs(value) < far for value in each
-            )
-            if not numbers or len(each) % 2:
-                raise ValueError("has a segmentation that is not a list of polygons [x, y, x, y, ...] in its image")
+        try:  # nan and inf are not below any limit; pycocotools would take memory for points far away
+            valid = all(len(each) % 2 == 0 and sum(map(abs, each)) <= far * len(each) for each in segmentation)
+        except TypeError:
+            valid = False
+        if not valid:
+            raise ValueError("has a segmentation that is not a list of polygons [x, y, x, y, ...] in its image")
         # fewer points have no area, and pycocotools reads two of them as a box
         if polygons := [each for each in segmentation if len(each) >= 6]:
             return dict(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))

@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 
 from upath import UPath
 
@@ -55,8 +56,8 @@ def storage_errors(path: str | AnyPath) -> Iterator[None]:
         reason = first_line(error).rstrip(".")
         if isinstance(error, FileNotFoundError | IsADirectoryError):
             bucket = str(path).rpartition("://")[2].partition("/")[0]
-            reason = f"there is no bucket {bucket}" if "bucket does not exist" in reason else "there is no such file"
-            raise FileNotFoundError(errno.ENOENT, reason, str(path)) from error
+            missing = f"bucket {bucket}" if "bucket does not exist" in reason else "such file or folder"
+            raise FileNotFoundError(errno.ENOENT, f"there is no {missing}", str(path)) from error
         if isinstance(error, PermissionError) or "credentials" in reason.lower():
             reason = f"access is denied, check the credentials ({reason})"
             raise PermissionError(errno.EACCES, reason, str(path)) from error
@@ -228,8 +229,9 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator
             yield key, one, other
 
 
-def write_atomically(path: AnyPath, content: bytes) -> None:
-    """Write a file that appears whole or not at all, and is on the disk when this returns.
+@contextmanager
+def open_atomically(path: AnyPath) -> Iterator[IO[bytes]]:
+    """Open a file to be written that appears whole or not at all, and is on the disk when the context ends.
 
     The content is written to a neighbour ``.NAME.PID.RANDOM.part``, synced, and renamed: processes of several machines
     that write the same file have different neighbours. An object store writes an object whole or not at all.
@@ -238,16 +240,19 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
         InputError: the file cannot be written; the neighbour is removed.
     """
     if not isinstance(path, Path):
-        try:
-            with storage_errors(path):
-                path.write_bytes(content)
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        with SpooledTemporaryFile(1 << 26) as file:  # an object that is closed after an error would be written
+            yield file
+            file.seek(0)
+            try:
+                with storage_errors(path), path.open("wb") as target:
+                    shutil.copyfileobj(file, target, 1 << 22)
+            except OSError as error:
+                raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
         return
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -262,6 +267,12 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     finally:
         with suppress(OSError):  # it is renamed by now, or its folder is no folder
             part.unlink()
+
+
+def write_atomically(path: AnyPath, content: bytes) -> None:
+    """Write a file by `open_atomically`."""
+    with open_atomically(path) as file:
+        file.write(content)
 
 
 def write_json(path: AnyPath, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:

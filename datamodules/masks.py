@@ -18,7 +18,7 @@ from datamodules.images import image_size, open_file, open_image
 
 @dataclass(frozen=True, slots=True)
 class RleMask:
-    """A mask that is rendered from the instances of an image: about 150 bytes of memory an instance.
+    """A mask that is rendered from the instances of an image: about 200 bytes of memory an instance.
 
     Attributes:
         name: Name in messages.

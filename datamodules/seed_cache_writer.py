@@ -16,14 +16,14 @@ from typing import Any
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, differences, write_atomically
 from datamodules.progress import Progress
-from datamodules.seed_cache import list_shards
+from datamodules.seed_cache_index import INDEX, list_shards
 from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
 
 STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
 
 _METRICS = "metrics.json"  # of `seeds evaluate`
 
-_CACHE_FILE = re.compile(r"\.?shard-\d{5,9}\.safetensors(?:\..*part)?|" + re.escape(_METRICS))
+_CACHE_FILE = re.compile(r"\.?(?:shard-\d{5,9}|index)\.safetensors(?:\..*part)?|" + re.escape(_METRICS))
 
 
 @dataclass
@@ -99,7 +99,8 @@ class CacheOutput:
             if name in wanted:
                 todo.append(wanted[name])
         if todo:
-            (self.path / _METRICS).unlink(missing_ok=True)  # of the shards that are replaced
+            for name in (_METRICS, INDEX):  # of the shards that are replaced
+                (self.path / name).unlink(missing_ok=True)
         return todo
 
     def _is_written(self, shard: Shard, *, strict: bool) -> bool:

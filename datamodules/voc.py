@@ -76,7 +76,7 @@ class VOCDataModule(BaseDataModule):
             found = list_tags(root, split, ids, self.classes)
         elif labels == "masks":
             found = mask_tags(require_masks(samples, "labels: masks"), self.mask_lut, self.classes)
-        elif labels is not None and labels.endswith(".npy"):
+        elif labels is not None and UPath(labels).suffix == ".npy":
             found = npy_tags(UPath(labels), ids, self.known_classes())
         elif labels is not None:
             raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file.")

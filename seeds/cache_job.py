@@ -32,7 +32,8 @@ from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, file_sha256
 from datamodules.progress import Progress, print_message
 from datamodules.sample import Sample, multi_hot, require_tags
-from datamodules.seed_cache import SeedCache, list_shards
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache_index import list_shards
 from datamodules.seed_cache_writer import CacheOutput
 from datamodules.seed_shard import ShardBuilder
 from datamodules.source_revision import SEED_PACKAGES, source_revision

@@ -32,6 +32,7 @@ FUNCTIONS = {
     "seeds refine": ("seeds.refine_seeds:refine_seeds", "refine a seed cache by a random walk and a CRF"),
     "seeds evaluate": ("seeds.evaluation.evaluate_seeds:evaluate_seeds", "score a seed cache against masks"),
     "seeds show": ("training.show_seeds:show_seeds", "write a page that compares the cues of several seed caches"),
+    "seeds merge": ("datamodules.seed_cache_index:merge_cache", "write the index of a complete seed cache"),
     "seeds verify": ("datamodules.seed_cache:verify_cache", "check every byte of a seed cache"),
     "seeds info": ("datamodules.seed_cache:print_info", "print the settings and sources of a seed cache"),
     "seeds import": ("seeds.import_seeds:import_seeds", "convert seeds of other tools to a seed cache"),

@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -243,6 +244,22 @@ def test_files_in_folders_and_uris(tmp_path):
     assert [sample.image for sample in samples] == [
         str(tmp_path / "images/sub/001.jpg"), "s3://bucket/a/002.jpg", "http://images.example/003.jpg",
     ]  # fmt: skip
+
+
+def test_a_folder_by_uri(coco):
+    """Annotations, images and masks are found as in a local folder; a missing image is named."""
+    storage = fsspec.filesystem("memory")
+    storage.put(str(coco), "/coco-by-uri", recursive=True)
+    data, local = open_coco("memory://coco-by-uri"), open_coco(coco)
+    assert [sample.mask for sample in data.samples("val2017")] == [sample.mask for sample in local.samples("val2017")]
+    assert data.samples("val2017")[0].image == "memory://coco-by-uri/val2017/001.jpg"
+    data.setup("validate")
+    assert next(iter(data.val_dataloader()))["id"] == ["001", "002"]
+    with pytest.raises(InputError, match=r"no annotations/instances_val.json or .*: train2017, val2017\.$"):
+        COCODataModule("memory://coco-by-uri")
+    storage.rm("/coco-by-uri/val2017/003.jpg")
+    with pytest.raises(InputError, match=r"003, and there is no image memory://coco-by-uri/val2017/003.jpg"):
+        open_coco("memory://coco-by-uri").samples("val2017")
 
 
 def test_a_supercategory_that_no_annotation_uses_is_no_class(tmp_path):

@@ -123,7 +123,7 @@ DAMAGES = {
     "other format": (with_header(format="other"), "not what was written"),
     "edited": (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes().replace(b"cat", b"cow")), "not what was"),
     "other spaces": (lambda p: with_metadata(json.dumps(header(p)))(p), "not what was written"),
-    "another number": (with_header(shard=1), "contains shard 1 twice: shard-00000.safetensors and shard-00001.safetensors"),
+    "another number": (with_header(shard=1), "contains shard 1 twice: shard-00000.* and shard-00001"),
     "number too large": (with_header(shard=2), "contradicts itself"),
     "endless cache": (with_header(shards=1 << 60), "shards is"),
     "no number": (with_header(shard="many"), "its header is incomplete"),

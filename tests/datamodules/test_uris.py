@@ -1,17 +1,29 @@
 """Images, masks, lists, tag files, caches and checkpoints by URI: in memory, in a zip file, and on an S3 server."""
 
+import json
+import os
+import urllib.request
 import zipfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 from upath import UPath
 
-from datamodules.errors import InputError
+from datamodules.base_datamodule import BaseDataModule
+from datamodules.dataset import ImageDataset
+from datamodules.errors import InputError, UnreadableError
 from datamodules.files import CACHE, read_bytes, write_atomically
+from datamodules.folder import FolderDataModule
+from datamodules.images import read_image
+from datamodules.voc import VOCDataModule
+from tests.datamodules.conftest import IDS
+from tests.storage import upload
 
 
 def test_a_file_is_read_by_path_and_by_uri(s3: str, tmp_path: Path) -> None:
@@ -45,8 +57,8 @@ def test_errors_are_one_sentence(s3: str, monkeypatch: pytest.MonkeyPatch) -> No
     """A missing bucket, a missing key, a server that is not there, an unknown protocol, and no credentials."""
     for uri, kind, reason in (
         ("s3://nobucket/a.jpg", FileNotFoundError, "there is no bucket nobucket"),
-        (f"{s3}/none.jpg", FileNotFoundError, "there is no such file"),
-        ("memory://none.jpg", FileNotFoundError, "there is no such file"),
+        (f"{s3}/none.jpg", FileNotFoundError, "there is no such file or folder"),
+        ("memory://none.jpg", FileNotFoundError, "there is no such file or folder"),
     ):
         with pytest.raises(kind) as caught:
             read_bytes(uri)
@@ -69,7 +81,7 @@ def test_errors_are_one_sentence(s3: str, monkeypatch: pytest.MonkeyPatch) -> No
         (ConnectionError("reset by peer"), 2, 3, None),
         (RuntimeError("slow down."), 3, 3, r"slow down: 'memory://retry/a\.bin'"),
         (PermissionError("no"), 1, 1, r"access is denied, check the credentials \(no\)"),
-        (FileNotFoundError("/retry/a.bin"), 1, 1, "there is no such file"),
+        (FileNotFoundError("/retry/a.bin"), 1, 1, "there is no such file or folder"),
     ],
 )
 def test_transient_errors_are_tried_again(
@@ -109,3 +121,133 @@ def test_copies_stay_in_the_cache_folder(s3: str, tmp_path: Path, monkeypatch: p
     write_atomically(UPath(uri), b"second")
     assert read_bytes(uri) == b"second"
     assert len(list((tmp_path / "new" / "copies").iterdir())) == 2
+
+
+STORAGES = ("memory://{name}", "s3://bucket/{name}", "zip://::s3://bucket/{name}.zip")
+
+
+def batches_of(data: BaseDataModule, split: str) -> list[dict[str, Any]]:
+    """Return the items of a split, with tags and mask."""
+    samples = data.samples(split)
+    return [ImageDataset(samples, data.classes, 32, mask_lut=data.mask_lut)[index] for index in range(len(samples))]
+
+
+def assert_same(data: BaseDataModule, local: BaseDataModule, splits: Sequence[str]) -> None:
+    """Compare classes, ids, labels, images and masks of two data modules."""
+    assert data.classes == local.classes
+    for split in splits:
+        for item, expected in zip(batches_of(data, split), batches_of(local, split), strict=True):
+            assert item.keys() == expected.keys()
+            for key, value in expected.items():
+                np.testing.assert_array_equal(item[key], value, err_msg=f"{split} {expected['id']} {key}")
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("labels", ["imagesets", "xml", "masks", "npy"])
+def test_a_voc_folder_by_uri(s3: str, voc: Path, storage: str, labels: str) -> None:
+    """Lists, tags of every kind, images and masks are those of the local folder; one mask is missing."""
+    assert s3 == "s3://bucket"
+    (voc / "SegmentationClass/p6.png").unlink()
+    if labels == "masks":
+        for split in ("train", "val"):
+            (voc / f"ImageSets/Segmentation/{split}.txt").write_text("p0\np2\n")
+    np.save(voc / "tags.npy", {name: np.arange(3) == index % 3 for index, name in enumerate(IDS)}, allow_pickle=True)
+    root = upload(voc, storage.format(name=f"voc-{labels}"))
+    of_npy = str(UPath(root) / "tags.npy"), str(voc / "tags.npy")
+    sources = of_npy if labels == "npy" else (labels, labels)
+    data, local = (VOCDataModule(str(each), labels=source) for each, source in zip((root, voc), sources, strict=True))
+    assert_same(data, local, ("train", "val"))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("table", ["tags.csv", "metadata.jsonl", None])
+def test_a_folder_of_images_by_uri(s3: str, voc: Path, tmp_path: Path, storage: str, table: str | None) -> None:
+    """A table of tags and masks, or one folder a tag; images of several folders."""
+    assert s3 == "s3://bucket"
+    root, rows = tmp_path / "photos", list[tuple[str, list[str]]]()
+    for index, name in enumerate(IDS):
+        folder = root / ("ant", "bat")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.jpg").write_bytes((voc / f"JPEGImages/{name}.jpg").read_bytes())
+        rows.append((f"./{folder.name}/{name}.jpg" if index == 1 else f"{folder.name}/{name}.jpg", ["ant"]))
+    (root / "bat" / "p0.jpg").write_bytes((root / "ant" / "p0.jpg").read_bytes())  # one image with both tags
+    rows.append(("bat/p0.jpg", ["bat"]))
+    for name in ("ant/p2", "bat/p3"):
+        mask = root / "masks" / f"{name}.png"
+        mask.parent.mkdir(parents=True)
+        mask.write_bytes((voc / f"SegmentationClass/{mask.name}").read_bytes())
+    (root / "classes.txt").write_text("ant\nbat\ncow\n")
+    if table == "tags.csv":
+        (root / table).write_text("file,tags\n" + "".join(f"{name},{';'.join(tags)}\n" for name, tags in rows))
+    elif table:
+        lines = (json.dumps({"file_name": name, "tags": tags}) for name, tags in rows)
+        (root / table).write_text("\n".join(lines))
+    uri = upload(root, storage.format(name=f"photos-{table}"))
+    data, local = (FolderDataModule(str(each), val_fraction=0.3) for each in (uri, root))
+    assert_same(data, local, ("train", "val", "all"))
+    if table is None:
+        assert next(sample.tags for sample in data.samples("all") if sample.id == "ant/p0") == {"ant", "bat"}
+
+
+def test_workers_read_from_a_bucket(s3: str, voc: Path) -> None:
+    """Forked workers have their own connections, also when the main process has read from the bucket."""
+    data = VOCDataModule(upload(voc, f"{s3}/workers"), num_workers=2, batch_size=2, size=32, augment=None)
+    data.setup("fit")
+    read_bytes(f"{s3}/workers/classes.txt")
+    for _ in range(2):
+        assert sorted(name for batch in data.train_dataloader() for name in batch["id"]) == list(IDS[:6])
+    assert [name for batch in data.val_dataloader() for name in batch["id"]] == list(IDS[6:])
+
+
+def test_what_is_wrong_in_a_bucket_is_one_sentence(s3: str, voc: Path) -> None:
+    """A missing bucket or folder, wrong credentials, a missing image, one that is cut short, and a missing list."""
+    root = f"{s3}/wrong"
+    (voc / "JPEGImages/p3.jpg").unlink()
+    content = (voc / "JPEGImages/p7.jpg").read_bytes()
+    (voc / "JPEGImages/p7.jpg").write_bytes(content[: len(content) // 2])
+    upload(voc, root)
+    none = "there is no such file or folder"
+    data = VOCDataModule(root, size=32, num_workers=0)
+    with pytest.raises(InputError, match=rf"contains p3, and there is no image {root}/JPEGImages/p3\.jpg\.$"):
+        data.samples("train")
+    with pytest.raises(
+        InputError, match=rf"^there is no list {root}/.*/all\.txt; the existing splits are: train, val\.$"
+    ):
+        data.samples("all")
+    with pytest.raises(UnreadableError, match=rf"^image {root}/JPEGImages/p7\.jpg cannot be read, it is truncated"):
+        read_image(f"{root}/JPEGImages/p7.jpg")
+    with pytest.raises(UnreadableError, match=rf"^image {root}/JPEGImages/p3\.jpg cannot be read: {none}\.$"):
+        read_image(f"{root}/JPEGImages/p3.jpg")
+    for module in (VOCDataModule, FolderDataModule):
+        with pytest.raises(InputError, match=r"^folder s3://nobucket/a cannot be read: there is no bucket nobucket\.$"):
+            module("s3://nobucket/a")
+        with pytest.raises(InputError, match=rf"^folder {s3}/nowhere cannot be read: {none}\.$"):
+            module(f"{s3}/nowhere")
+    with pytest.raises(InputError, match=rf"^folder {root}/ImageSets contains no JPEGImages: give the folder"):
+        VOCDataModule(f"{root}/ImageSets").samples("train")
+
+
+@pytest.fixture
+def refused(s3: str) -> Iterator[str]:
+    """The bucket, whose server refuses the keys in the environment."""
+
+    def accept(requests: str) -> None:
+        fsspec.filesystem("s3").clear_instance_cache()
+        url = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+        urllib.request.urlopen(urllib.request.Request(url, requests.encode(), {"Content-Type": "text/plain"})).close()
+
+    accept("0")
+    yield s3
+    accept("inf")
+
+
+def test_wrong_credentials_are_one_sentence(refused: str) -> None:
+    """The server's reason is in brackets."""
+    reason = "access is denied, check the credentials"
+    with pytest.raises(UnreadableError, match=rf"^image {refused}/a\.jpg cannot be read: {reason} \(.*\)\.$"):
+        read_image(f"{refused}/a.jpg")
+    for module in (VOCDataModule, FolderDataModule):
+        with pytest.raises(InputError, match=rf"^folder {refused}/voc cannot be read: {reason} \(.*\)\.$"):
+            module(f"{refused}/voc")
+    with pytest.raises(InputError, match=rf"^{refused}/a\.bin cannot be written: {reason} \(.*\)$"):
+        write_atomically(UPath(f"{refused}/a.bin"), b"")

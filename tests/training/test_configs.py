@@ -38,7 +38,7 @@ def test_every_number_of_the_recipe_is_in_yaml():
 
 
 def test_the_recommended_recipe():
-    """Its numbers, which are irn's and those of SEC's runs; who learns from whom; the same for photos."""
+    """Its numbers, which are irn's and those of SEC's runs; who learns from whom; the same for photos and COCO."""
     read = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
     walk = {key: read["refine_voc_animals"][key] for key in ("radius", "beta", "steps", "fg_threshold", "crf")}
     assert walk == {"radius": 5, "beta": 10, "steps": 256, "fg_threshold": 0.25, "crf": True}
@@ -48,7 +48,7 @@ def test_the_recommended_recipe():
     assert {key: read["pseudo_labels_voc_animals"][key] for key in ("flip", "crf", "min_confidence")} == {
         "flip": True, "crf": True, "min_confidence": 0,
     }  # fmt: skip
-    for name in ("voc_animals", "photos"):
+    for name in ("voc_animals", "photos", "coco"):
         stages = {key: stage["options"] for key, stage in read[name]["stages"].items()}
         made = [key for key in stages if "quality" not in key and key not in ("first-val", "page")]
         assert made == ["classifier", "seeds", "affinity", "walk", "first-network", "labels", "network", "val"]

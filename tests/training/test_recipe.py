@@ -404,7 +404,7 @@ def test_two_processes_do_not_run_in_one_folder(copied, capsys):
         pass
 
 
-@pytest.mark.parametrize("name", ["demo", "photos", "voc_animals"])
+@pytest.mark.parametrize("name", ["coco", "demo", "photos", "voc_animals"])
 def test_shipped_recipes(name, tmp_path):
     """The stages' options are those of their commands; none refers to another recipe's output."""
     given = {"output": str(tmp_path / "elsewhere")}

@@ -1,0 +1,92 @@
+"""The recipe of COCO, two steps a training, on drawn scenes in COCO's layout and in that of an annotation tool."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from datamodules.seed_cache import SeedCache
+from datamodules.synthetic_scenes import CLASSES, draw_scene
+from training import recipe as recipe_module
+from training.cli import main
+
+RECIPE = Path(__file__).resolve().parents[2] / "configs/coco.yaml"
+SIZE = 48
+TRAINER = {
+    "max_steps": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 1,
+    "enable_progress_bar": False, "enable_model_summary": False,
+}  # fmt: skip
+SMALL = {  # by command
+    "fit": {
+        "data": {"init_args": {"size": SIZE, "eval_size": SIZE, "batch_size": 4, "num_workers": 0}},
+        "trainer": TRAINER,
+    },
+    "seeds generate": {"size": SIZE, "scales": [1.0], "num_workers": 0},
+    "seeds refine": {"num_workers": 0},
+    "pseudo-label": {"num_workers": 0},
+    "evaluate": {"num_workers": 0},
+}
+
+
+def write_split(images: Path, annotations: Path, seed: int, total: int) -> None:
+    """Draw scenes, and write their masks as instances in compressed run lengths; ids of categories with gaps."""
+    images.mkdir(parents=True, exist_ok=True)
+    annotations.parent.mkdir(parents=True, exist_ok=True)
+    listed, instances = [], []
+    for number in range(total):
+        image, mask = draw_scene((seed, number), 2 * SIZE)
+        Image.fromarray(image).save(images / f"{number:06d}.jpg")
+        size = {"height": mask.shape[0], "width": mask.shape[1]}
+        listed.append({"id": number, "file_name": f"{number:06d}.jpg", **size})
+        for index in np.unique(mask[mask > 0]).tolist():
+            rle = coco_mask.encode(np.asfortranarray(mask == index).astype(np.uint8))
+            rle["counts"] = rle["counts"].decode()
+            instances.append({"id": len(instances), "image_id": number, "category_id": 10 * index, "segmentation": rle})
+    categories = [{"id": 10 * index, "name": name} for index, name in enumerate(CLASSES, start=1)]
+    annotations.write_text(json.dumps({"images": listed, "annotations": instances, "categories": categories}))
+
+
+def run_recipe(tmp_path: Path, monkeypatch, root: Path, *words: str) -> Path:
+    """Run the shipped recipe, made small, in this process; return its output."""
+    content = yaml.safe_load(RECIPE.read_text())
+    for stage in content["stages"].values():
+        stage["options"] = recipe_module._merge(stage["options"], SMALL[stage["command"]])
+    path = tmp_path / "coco.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    monkeypatch.setattr(recipe_module, "run_process", lambda arguments, _title: main(list(arguments)))
+    settings = ["--weights=none", "--accelerator=cpu", "--precision=32-true", f"--output={tmp_path / 'out'}"]
+    assert main(["run", f"--config={path}", f"--root={root}", *settings, *words]) == 0
+    return tmp_path / "out"
+
+
+@pytest.mark.slow
+def test_cocos_layout(tmp_path, monkeypatch):
+    """200 images: every stage runs, the seeds are those of the training images, and the masks of val are scored."""
+    root = tmp_path / "coco"
+    for seed, (split, total) in enumerate({"train2014": 160, "val2014": 40}.items()):
+        write_split(root / split, root / f"annotations/instances_{split}.json", seed, total)
+    output = run_recipe(tmp_path, monkeypatch, root, "--train_split=train2014", "--val_split=val2014")
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert (metrics["images"], metrics["images_with_mask"], metrics["split"]) == (40, 40, "val2014")
+    assert metrics["classes"] == list(CLASSES)
+    assert metrics["iou"].keys() == {"background", *CLASSES}
+    assert metrics["data"]["class_path"] == "datamodules.coco.COCODataModule"
+    assert len(SeedCache(output / "labels").ids) == 160
+    score = ["seeds", "evaluate", f"--cache={output / 'walk'}", f"--output={tmp_path / 'walk.json'}"]
+    assert main(score) == 0
+    assert json.loads((tmp_path / "walk.json").read_text())["images"] == 160
+
+
+@pytest.mark.slow
+def test_an_own_export(tmp_path, monkeypatch):
+    """One JSON for all images, as CVAT writes it: the same YAML, with splits by a hash."""
+    root = tmp_path / "export"
+    write_split(root / "images", root / "annotations/instances_default.json", 7, 40)
+    output = run_recipe(tmp_path, monkeypatch, root, "--train_split=train", "--val_split=val")
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert 0 < metrics["images_with_mask"] < 12
+    assert len(SeedCache(output / "seeds").ids) == 40 - metrics["images"]
