@@ -36,10 +36,10 @@ TRAINING_ONLY = ("augment", "cues", "cues_checkpoint", "download", "targets")
 class BaseDataModule(pl.LightningDataModule):
     """Images with image-level tags and, depending on ``targets``, seed cues or masks.
 
-    Training batches contain ``image`` float32 (B, 3, S, S), ``labels`` float32 (B, C), ``id``, ``size`` int64 (B, 2)
-    and, depending on ``targets``, ``cues`` bool (B, C+1, h, w) or ``mask`` int64 (B, S, S). Batches of the other
-    loaders are not augmented: ``image`` (B, 3, E, E) with E = ``eval_size`` and, where the split has masks, ``mask``
-    int64 (B, Hmax, Wmax) at the masks' own size, padded with 255.
+    Training batches contain ``image`` float32 (B, in_channels, S, S), ``labels`` float32 (B, C), ``id``, ``size`` int64
+    (B, 2) and, depending on ``targets``, ``cues`` bool (B, C+1, h, w) or ``mask`` int64 (B, S, S). Batches of the other
+    loaders are not augmented: ``image`` (B, in_channels, E, E) with E = ``eval_size`` and, where the split has masks,
+    ``mask`` int64 (B, Hmax, Wmax) at the masks' own size, padded with 255.
 
     Args:
         root: Folder of the data set: a path, or a URI such as ``s3://bucket/photos``.
@@ -57,6 +57,8 @@ class BaseDataModule(pl.LightningDataModule):
             look larger in random crops than in whole images, therefore a larger side is often more accurate
             (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019). None: ``size``.
         augment: Random changes of training images; None for no changes.
+        in_channels: Channels of the images. 3: RGB, to which gray images and others are converted. Another number:
+            every image must have as many bands, see `datamodules.images.read_image`.
         batch_size: Images per batch and process.
         num_workers: Processes that read images.
         max_unreadable: Share of the images that may be unreadable. Unreadable images are left out and listed; in
@@ -65,6 +67,7 @@ class BaseDataModule(pl.LightningDataModule):
 
     Attributes:
         classes: Names of the chosen classes.
+        in_channels: Channels of the images.
         mask_lut: uint8 (256,): index in a mask file -> class index, see `datamodules.class_names.mask_lut`.
         source: Name of the file or folder that lists images and tags, for messages; a subclass may set it.
         unreadable: Unreadable images of all splits that were set up.
@@ -90,6 +93,7 @@ class BaseDataModule(pl.LightningDataModule):
         size: int = 320,
         eval_size: int | None = None,
         augment: Augment | None = None,
+        in_channels: int = 3,
         batch_size: int = 16,
         num_workers: int = 2,
         max_unreadable: float = MAX_UNREADABLE,
@@ -104,9 +108,11 @@ class BaseDataModule(pl.LightningDataModule):
         if targets == "cues" and cues is None:
             raise InputError("targets is cues, and no seed cache is given: set cues to its folder.")
         settings["eval_size"] = size if eval_size is None else eval_size
-        for name, least in (("size", 1), ("eval_size", 1), ("cue_stride", 1), ("batch_size", 1), ("num_workers", 0)):
+        positive = ("size", "eval_size", "cue_stride", "in_channels", "batch_size")
+        for name, least in (*((name, 1) for name in positive), ("num_workers", 0)):
             if settings[name] < least:
                 raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
+        self.in_channels = in_channels
         self.root = data_folder(root)
         self.source = self.source or str(self.root)
         known = self.known_classes()
@@ -209,7 +215,7 @@ class BaseDataModule(pl.LightningDataModule):
                 print_message(f"{scored} of {len(samples)} {name} images have a mask; the others are not scored")
             if hp["targets"] == "tags" and any(sample.tags is not None for sample in samples):
                 require_tags(samples, self.classes, self.source)
-            self._datasets[name] = ImageDataset(samples, self.classes, hp["eval_size"], mask_lut=self.mask_lut)
+            self._datasets[name] = self._eval_dataset(samples, hp["eval_size"])
 
     def _training_dataset(self) -> ImageDataset:
         hp = self.hparams
@@ -234,7 +240,7 @@ class BaseDataModule(pl.LightningDataModule):
             require_tags(samples, self.classes, self.source)
         return ImageDataset(
             samples, self.classes, hp["size"], mask_lut=self.mask_lut if with_masks else None, training=True,
-            augment=self.augment, cues=cues, cue_stride=hp["cue_stride"],
+            augment=self.augment, cues=cues, cue_stride=hp["cue_stride"], channels=self.in_channels,
         )  # fmt: skip
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:  # noqa: ARG002
@@ -276,10 +282,15 @@ class BaseDataModule(pl.LightningDataModule):
             largest: Height and width in pixels up to which images are read, see `ImageDataset`; None for any.
         """
         side = self.hparams["eval_size"] if size is None else size
-        lut = self.mask_lut
-        return self._loader(
-            ImageDataset(samples, self.classes, side, mask_lut=lut, originals=originals, largest=largest)
-        )
+        return self._loader(self._eval_dataset(samples, side, originals=originals, largest=largest))
+
+    def _eval_dataset(
+        self, samples: Sequence[Sample], size: int, *, originals: bool = False, largest: int | None = None
+    ) -> ImageDataset:
+        return ImageDataset(
+            samples, self.classes, size, mask_lut=self.mask_lut, originals=originals, channels=self.in_channels,
+            largest=largest,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores: the number of finished epochs."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError, UnreadableError
-from datamodules.images import any_size, image_size, normalize, read_image
+from datamodules.images import any_size, as_rgb, image_size, normalize, read_image
 from datamodules.masks import read_class_mask
 from datamodules.sample import Sample, multi_hot
 from datamodules.samplers import Draw, EvalSampler
@@ -25,10 +25,10 @@ _ATTEMPTS = 16  # images that are tried, one after the other, in place of an unr
 class ImageDataset(Dataset[dict[str, Any]]):
     """Reads images with their labels, masks and cues.
 
-    An item contains ``image`` uint8 (S, S, 3); ``labels`` float32 (C,); ``id`` str; ``size`` (H, W) of the image on
-    disk; where ``mask_lut`` is given and a sample has a mask ``mask`` uint8, (S, S) in training and (H, W) otherwise,
-    all 255 for an image without a mask; where ``cues`` is given ``cues`` uint8 (h, w), a label map (0 background,
-    1..C, 255 no cue) with h = w = ⌈S / cue_stride⌉. `collate` makes batches.
+    An item contains ``image`` uint8 (S, S, channels); ``labels`` float32 (C,); ``id`` str; ``size`` (H, W) of the image
+    on disk; where ``mask_lut`` is given and a sample has a mask ``mask`` uint8, (S, S) in training and (H, W)
+    otherwise, all 255 for an image without a mask; where ``cues`` is given ``cues`` uint8 (h, w), a label map (0
+    background, 1..C, 255 no cue) with h = w = ⌈S / cue_stride⌉. `collate` makes batches.
 
     ``unreadable`` lists ids and reasons of images that cannot be read. In training the next readable image takes the
     place; otherwise the item contains nothing else.
@@ -48,24 +48,26 @@ class ImageDataset(Dataset[dict[str, Any]]):
         augment: Random changes; None for resizing only.
         cues: Cache with the cues of every image.
         cue_stride: Pixels of the transformed image per position of the cues.
-        originals: Whether items contain ``original``, the image uint8 (H, W, 3) as it is on disk.
+        originals: Whether items contain ``original``, the image uint8 (H, W, 3) as it is on disk; see
+            `datamodules.images.as_rgb` for images with other than 3 channels.
+        channels: Channels of the images, see `datamodules.images.read_image`.
         largest: Height and width in pixels up to which images are read; None for any.
     """
 
     def __init__(
         self, samples: Sequence[Sample], classes: Sequence[str], size: int, *, training: bool = False,
         mask_lut: NDArray[np.uint8] | None = None, augment: Augment | None = None, cues: SeedCache | None = None,
-        cue_stride: int = 8, originals: bool = False, largest: int | None = None,
+        cue_stride: int = 8, originals: bool = False, channels: int = 3, largest: int | None = None,
     ) -> None:  # fmt: skip
         self.samples = samples
         self.labels = multi_hot(samples, classes)
         self.mask_lut = mask_lut if any(sample.mask for sample in samples) else None
         self.training = training
         self.size = size
-        self.transform = Transform(size, augment)
+        self.transform = Transform(size, augment, channels)
         self.cues = cues
         self.grid = math.ceil(size / cue_stride)
-        self.originals = originals
+        self.originals, self.channels = originals, channels
         self.largest = largest
 
     def __len__(self) -> int:
@@ -97,7 +99,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             if max(height, width) > self.largest:
                 labels = self.labels[index]
                 return {"large": {"id": sample.id, "image": sample.image, "mask": sample.mask, "labels": labels}}
-        image = read_image(sample.image)  # (H, W, 3)
+        image = read_image(sample.image, self.channels)  # (H, W, channels)
         mask: np.ndarray | None = None
         if self.mask_lut is not None:
             unknown = np.full(image.shape[:2], IGNORE, np.uint8)
@@ -113,7 +115,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if cues is not None:
             item["cues"] = resize_nearest(moved["cues"], self.grid, self.grid)
         if self.originals:
-            item["original"] = image
+            item["original"] = as_rgb(image)
         return item
 
 
@@ -145,7 +147,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return a batch of the items of an `ImageDataset`.
 
     Returns:
-        ``image`` float32 (B, 3, S, S), ImageNet-normalised RGB; ``labels`` float32 (B, C); ``id`` list of B str;
+        ``image`` float32 (B, channels, S, S), normalised; ``labels`` float32 (B, C); ``id`` list of B str;
         ``size`` int64 (B, 2), (H, W) of the images on disk; where items have them ``mask`` int64 (B, Hmax, Wmax),
         padded with 255 to the right and below, ``cues`` bool (B, C+1, h, w), channel 0 = background, and
         ``original``, a list of uint8 (H, W, 3). ``unreadable`` lists ids and reasons of unreadable images, if there
@@ -161,7 +163,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not items:
         nothing = {"image": torch.empty(0, 3, 0, 0), "id": [], "unreadable": unreadable}
         return nothing | ({"large": large} if large else {})
-    images = torch.from_numpy(np.stack([item["image"] for item in items]))  # (B, S, S, 3)
+    images = torch.from_numpy(np.stack([item["image"] for item in items]))  # (B, S, S, channels)
     labels = torch.from_numpy(np.stack([item["labels"] for item in items]))  # (B, C)
     batch: dict[str, Any] = {
         "image": normalize(images.permute(0, 3, 1, 2)), "labels": labels, "id": [item["id"] for item in items],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
@@ -10,16 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
-from upath import UPath
 
 from datamodules.class_names import voc_palette
 from datamodules.errors import UnreadableError, first_line
+from datamodules.files import AnyPath, is_uri, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
-
-    from datamodules.files import AnyPath
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 """Suffixes (lower case) of TIFF files."""
@@ -123,13 +122,13 @@ def open_tiff(path: str | AnyPath) -> Iterator[Any]:
     with ExitStack() as files:
         try:
             source: Any = path
-            if "://" in str(path):
-                source = files.enter_context(rasterio.MemoryFile(UPath(path).read_bytes()))
+            if is_uri(path):
+                source = files.enter_context(rasterio.MemoryFile(read_bytes(path)))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
                 file = files.enter_context(rasterio.open(source, driver="GTiff"))
         except OSError as error:  # rasterio's errors are of this type
-            raise UnreadableError(f"image {path} cannot be read: {first_line(error)}.") from error
+            raise UnreadableError(f"image {path} cannot be read: {error.strerror or first_line(error)}.") from error
         yield file
 
 
@@ -148,7 +147,7 @@ def read_georeference(path: str | AnyPath) -> Georeference | None:
         except UnreadableError:
             return None
     geotiff, unreadable = False, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-    with suppress(*unreadable), UPath(path).open("rb") as stream, Image.open(stream) as image:
+    with suppress(*unreadable), Image.open(io.BytesIO(read_bytes(path))) as image:
         geotiff = not _GEO_TAGS.isdisjoint(getattr(image, "tag_v2", ()))
     if geotiff:
         _import_rasterio(path)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import logging
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from datamodules.errors import UnreadableError
+from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
 
@@ -29,6 +29,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes (lower case) of image files."""
+
+_STRIP = 1024  # rows of an image that are converted at a time
 
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # it logs what it then raises, too
 
@@ -98,42 +100,72 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
             return tiff[:, :]
     with open_file(path) as file:
         try:
-            data = file.read()
+            jpeg = channels == 3 and file.read(2) == b"\xff\xd8"
+            file.seek(0)
+            data = file.read() if jpeg else b""
         except OSError as error:
             raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
-    # OpenCV is faster than Pillow, but fills the missing part of a truncated JPEG with gray, without a warning. Inside
-    # a scan 0xff is always escaped, so an end-of-image marker after the last start-of-scan marker means that the scan
-    # is complete. Where there is none (or where a camera appended other data) Pillow decides.
-    if channels == 3 and data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
-        pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if pixels is not None:
-            return pixels
-    try:
-        with open_image(io.BytesIO(data), path) as image:
-            return _pixels(ImageOps.exif_transpose(image), image, path, channels)
-    except UnreadableError as error:
-        if not _only_rasterio_reads(path, error):
-            raise
+        # OpenCV is faster than Pillow, but fills the missing part of a truncated JPEG with gray, without a warning.
+        # Inside a scan 0xff is always escaped, so an end-of-image marker after the last start-of-scan marker means that
+        # the scan is complete. Where there is none (or where a camera appended other data) Pillow decides.
+        if jpeg and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
+            pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            if pixels is not None:
+                return pixels
+        try:
+            file.seek(0)
+            with open_image(file, path) as image:
+                ImageOps.exif_transpose(image, in_place=True)
+                return _pixels(image, path, channels)
+        except UnreadableError as error:
+            if not _only_rasterio_reads(path, error):
+                raise
     with GeoTiff(path) as tiff:
         return tiff[:, :]
 
 
-def _pixels(image: Image.Image, opened: Image.Image, path: str | AnyPath, channels: int) -> np.ndarray:
-    """Return the pixels of an image, uint8 (H, W, channels); ``opened`` is the image with the metadata of its file."""
-    tags = getattr(opened, "tag_v2", {})  # TIFF's
-    if opened.format == "PNG" and image.mode.startswith("I"):  # 16 bits, by Pillow's version I or I;16
+def _pixels(image: Image.Image, path: str | AnyPath, channels: int) -> np.ndarray:
+    """Return the pixels of an image of a file, uint8 (H, W, channels)."""
+    tags = getattr(image, "tag_v2", {})  # TIFF's
+    if image.format == "PNG" and image.mode.startswith("I"):  # 16 bits, by Pillow's version I or I;16
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode.startswith(("I", "F")) or max(tags.get(ExifTags.Base.BitsPerSample, (8,))) > 8:
         raise UnreadableError(f"image {path} has values of more than 8 bits ({image.mode}): scale it to 8 bits.")
+    if image.mode in ("1", "P"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
     bands = tags.get(ExifTags.Base.SamplesPerPixel, 1) if image.mode == "L" else len(image.getbands())
     if bands != channels if channels != 3 else (image.mode, bands) == ("L", 2):
         raise UnreadableError(f"image {path} has {bands} bands ({image.mode}), and in_channels is {channels}.")
-    return np.array(image.convert("RGB")) if channels == 3 else np.array(image).reshape(*image.size[::-1], channels)
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    for top in range(0, image.height, _STRIP):  # Pillow's copies of a large image would take several times its memory
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        rows = np.asarray(strip.convert("RGB") if channels == 3 else strip)
+        pixels[top : top + _STRIP] = rows.reshape(-1, image.width, channels)
+    return pixels
 
 
 def _only_rasterio_reads(path: str | AnyPath, error: UnreadableError) -> bool:
     """Return whether an error of `open_image` is about a TIFF of a kind that Pillow does not know."""
     return is_tiff(path) and isinstance(error.__cause__, UnidentifiedImageError)
+
+
+@contextmanager
+def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
+    """Open an image of any size that is read by windows: ``image[top:bottom, left:right]`` is uint8 (h, w, channels).
+
+    A TIFF stays on disk, where rasterio can read it. Others are an array in memory.
+
+    Raises:
+        UnreadableError: As for `read_image`.
+    """
+    with any_size(), ExitStack() as context:
+        image: Any = None
+        if is_tiff(path):
+            with suppress(InputError):  # rasterio is missing, or the TIFF is of a kind that Pillow converts
+                image = context.enter_context(GeoTiff(path, channels))
+        if image is None or image.shape[:2] != image_size(path):  # one is turned by its orientation
+            image = read_image(path, channels)
+        yield image
 
 
 def image_size(path: str | AnyPath) -> tuple[int, int]:
@@ -154,32 +186,63 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
         return int(tiff.height), int(tiff.width)
 
 
+def channel_statistics(channels: int) -> tuple[list[float], list[float]]:
+    """Return mean and std of each channel for `normalize`, of values in [0, 1].
+
+    ImageNet's for red, green and blue; their averages for each further channel, and for all of fewer than 3 channels.
+    """
+    statistics = []
+    for rgb in (IMAGENET_MEAN, IMAGENET_STD):
+        known = list(rgb) if channels >= 3 else []
+        statistics.append(known + [sum(rgb) / 3] * (channels - len(known)))
+    return statistics[0], statistics[1]
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Return an image uint8 (H, W, C) as people and the CRF see it, uint8 (H, W, 3).
+
+    The first three channels; the first one three times where there are fewer than 3.
+    """
+    return image if image.shape[2] == 3 else np.ascontiguousarray(image[..., _rgb_channels(image.shape[2])])
+
+
+def _rgb_channels(channels: int) -> list[int]:
+    return [0, 1, 2] if channels >= 3 else [0, 0, 0]
+
+
 def normalize(images: Tensor) -> Tensor:
     """Return normalised images, the input of networks with ImageNet weights.
 
     Args:
-        images: uint8 (…, 3, H, W), RGB.
+        images: uint8 (…, C, H, W); RGB where C is 3.
 
     Returns:
-        float32 of the same shape and device: (value / 255 - mean) / std of each channel.
+        float32 of the same shape and device: (value / 255 - mean) / std of each channel, see `channel_statistics`.
     """
     import torch  # here: commands that need no network read files, too
 
     # making bytes contiguous is twice as fast as making floats contiguous
     pixels = images.contiguous().to(torch.float32, copy=True)
-    mean, std = (pixels.new_tensor(each).mul_(255)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = _statistics_of(pixels)
     return pixels.sub_(mean).div_(std)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Return the images before normalisation: the exact inverse of `normalize`, by rounding.
+    """Return the images before normalisation as RGB: the exact inverse of `normalize`, by rounding, then `as_rgb`.
 
     Args:
-        images: float (…, 3, H, W) as `normalize` returns them.
+        images: float (…, C, H, W) as `normalize` returns them.
 
     Returns:
-        uint8 of the same shape and device; values outside 0..255 are clamped.
+        uint8 (…, 3, H, W) on the same device; values outside 0..255 are clamped.
     """
     pixels = images.float()
-    mean, std = (pixels.new_tensor(each).mul_(255)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
-    return pixels.mul(std).add_(mean).round_().clamp_(0, 255).byte()
+    mean, std = _statistics_of(pixels)
+    found = pixels.mul(std).add_(mean).round_().clamp_(0, 255).byte()
+    return found if found.shape[-3] == 3 else found[..., _rgb_channels(found.shape[-3]), :, :]
+
+
+def _statistics_of(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and std (C, 1, 1) of values in 0..255 for images (…, C, H, W), of their dtype and device."""
+    mean, std = (pixels.new_tensor(each).mul_(255)[:, None, None] for each in channel_statistics(pixels.shape[-3]))
+    return mean, std

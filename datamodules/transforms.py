@@ -26,7 +26,8 @@ class Augment:
             the image's by at most 3/4 … 4/3. None for no crop.
         flip: Mirror an image with probability 0.5.
         color: Strength of the colour jitter: brightness, contrast and saturation change by up to this fraction and
-            the hue by up to an eighth of it (of a full turn); 0 for none.
+            the hue by up to an eighth of it (of a full turn); 0 for none. Of images with other than 3 channels
+            only brightness and contrast change.
     """
 
     crop: tuple[float, float] | None = (0.4, 1.0)
@@ -69,9 +70,10 @@ class Transform:
     Args:
         size: Side of the square output in pixels.
         augment: Random augmentation; None for resizing only.
+        channels: C, the channels of the images.
     """
 
-    def __init__(self, size: int, augment: Augment | None = None) -> None:
+    def __init__(self, size: int, augment: Augment | None = None, channels: int = 3) -> None:
         steps: list[A.BasicTransform] = []
         how = {"mask_interpolation": _NEAREST, "area_for_downscale": "image"}
         if augment is not None and augment.crop is not None:
@@ -82,7 +84,8 @@ class Transform:
             steps.append(A.HorizontalFlip(p=0.5))
         if augment is not None and augment.color > 0:
             c = augment.color
-            steps.append(A.ColorJitter(brightness=c, contrast=c, saturation=c, hue=c / 8, p=1.0))
+            jitter = A.ColorJitter(brightness=c, contrast=c, saturation=c, hue=c / 8, p=1.0)
+            steps.append(jitter if channels == 3 else A.RandomBrightnessContrast(c, c, p=1.0))
         self.pipeline = A.Compose(steps, additional_targets={"cues": "mask"})
 
     def __call__(
@@ -91,14 +94,14 @@ class Transform:
         """Transform one image.
 
         Args:
-            image: uint8 (H, W, 3).
+            image: uint8 (H, W, C).
             seed: Seed of all random changes. (albumentations has generators that ignore global seeds and that forked
                 workers would share.)
             mask: uint8 (H, W).
             cues: uint8 label map (h, w) of any size that covers the image.
 
         Returns:
-            ``image`` uint8 (S, S, 3), and ``mask``, ``cues`` uint8 (S, S) where given.
+            ``image`` uint8 (S, S, C), and ``mask``, ``cues`` uint8 (S, S) where given.
         """
         data = {"image": image} if mask is None else {"image": image, "mask": mask}
         if cues is not None:

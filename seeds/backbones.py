@@ -14,6 +14,7 @@ import timm
 import torch
 import torchvision
 from segmentation_models_pytorch.encoders import encoders, get_encoder
+from segmentation_models_pytorch.encoders._utils import patch_first_conv
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -79,19 +80,21 @@ class Backbone(FreezableNetwork):
 
     Attributes:
         encoder: the library's module, with the library's parameter names.
+        in_channels: channels of the images.
         out_channels: channels of the feature map.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
+        self.in_channels = input_channels(encoder)
         strides, unused, self.out_channels, _ = measure_encoder(encoder)
         self.strides = {f"encoder.{name}": stride for name, stride in strides.items()}
         for name in unused:
             encoder.get_submodule(name).requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the last feature map (B, out_channels, h, w) of images (B, 3, H, W).
+        """Return the last feature map (B, out_channels, h, w) of images (B, in_channels, H, W).
 
         SMP's encoders return a list of maps, torchvision's trunks one map. A vision transformer's normalised patch
         tokens become a map.
@@ -122,7 +125,9 @@ class Backbone(FreezableNetwork):
         return ([name for name in names if self.strides[name] <= limit] or names or [last])[-1]
 
 
-def build_backbone(name: str, output_stride: int = 32, weights: str = "none", depth: int = FULL_DEPTH) -> Backbone:
+def build_backbone(
+    name: str, output_stride: int = 32, weights: str = "none", depth: int = FULL_DEPTH, in_channels: int = 3
+) -> Backbone:
     """Build a backbone whose output stride is 8, 16 or 32 pixels.
 
     Args:
@@ -130,6 +135,8 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
         output_stride: later stages are computed with dilation instead of striding (DeepLab).
         weights: ``none`` (random), ``imagenet`` (downloaded) or a file; see :mod:`seeds.pretrained_weights`.
         depth: number of stages; each halves the map. Only segmentation_models_pytorch's encoders allow fewer than 5.
+        in_channels: channels of the images; weights of RGB images are adapted, see
+            :func:`seeds.pretrained_weights.load_fitting`.
 
     Raises:
         InputError: no such backbone or depth, an output stride that the backbone cannot have, or weights that do not
@@ -145,14 +152,18 @@ def build_backbone(name: str, output_stride: int = 32, weights: str = "none", de
     encoder: nn.Module
     try:
         if is_vgg:
-            encoder = nn.Sequential(OrderedDict(features=vgg_layers(name)))  # the keys are torchvision's
+            encoder = nn.Sequential(OrderedDict(features=vgg_layers(name, in_channels)))  # the keys are torchvision's
             init_convolutions(encoder)
         elif is_vit:
-            encoder = timm.create_model(name.removeprefix("tu-"), num_classes=0, global_pool="", dynamic_img_size=True)
+            encoder = timm.create_model(
+                name.removeprefix("tu-"), num_classes=0, global_pool="", dynamic_img_size=True, in_chans=in_channels
+            )
         elif is_smp:
-            encoder = get_encoder(name, depth=depth, weights=None)
+            encoder = get_encoder(name, in_channels, depth=depth, weights=None)
         else:
             encoder = nn.Sequential(OrderedDict(features=torchvision.models.get_model(name).features))
+            if in_channels != 3:
+                patch_first_conv(encoder, in_channels, pretrained=False)
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         known = "vgg16 and its like, encoders of SMP, tu-… of timm, networks of torchvision with a trunk 'features'"
         raise InputError(f"there is no backbone {name} ({first_line(error)}); there are {known}") from error
@@ -196,11 +207,16 @@ def measure_encoder(encoder: nn.Module) -> tuple[dict[str, int], list[str], int,
 
     encoder.eval()
     with torch.no_grad(), forward_hooks(encoder.modules(), measure):
-        output = encoder(torch.zeros(1, 3, BLANK_SIZE, BLANK_SIZE))
+        output = encoder(torch.zeros(1, input_channels(encoder), BLANK_SIZE, BLANK_SIZE))
     encoder.train()
     last = output[-1] if isinstance(output, list | tuple) else output
     unused = [name for block, name in blocks.items() if ran.isdisjoint(block.modules())]
     return strides, unused, last.shape[1], BLANK_SIZE // last.shape[-2]
+
+
+def input_channels(network: nn.Module) -> int:
+    """Return the channels of the images that a network takes: those of its first convolution."""
+    return next(module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -34,12 +34,12 @@ def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor
         return saliency_map(scores, activations[0], labels, layer if isinstance(layer, str) else type(layer).__name__)
 
 
-def check_saliency(model: nn.Module, layer: str, classes: int) -> None:
+def check_saliency(model: nn.Module, layer: str, classes: int, in_channels: int = 3) -> None:
     """Raise an InputError if saliency at a layer is the same everywhere, measured on an image of noise.
 
     This is the case where the layer is followed by nothing but global average pooling and a linear layer.
     """
-    images = torch.rand(1, 3, *PROBE, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, in_channels, *PROBE, generator=torch.Generator().manual_seed(0))
     saliency = background_saliency(model, layer, images, torch.ones(1, classes))
     if saliency.numel() > 1 and saliency.amax() == saliency.amin():
         raise InputError(

@@ -26,6 +26,7 @@ class BaseTask(pl.LightningModule):
     The memory layout and compilation belong to the training alone: a network loaded from a checkpoint has neither.
 
     Args:
+        in_channels: channels of the images; the command line takes it from the data.
         optimizer: ``sgd`` or ``adamw``.
         lr: learning rate of pretrained weights.
         momentum: SGD's momentum; AdamW ignores it.
@@ -46,6 +47,7 @@ class BaseTask(pl.LightningModule):
     def __init__(
         self,
         *,
+        in_channels: int = 3,
         optimizer: Optimizer = "sgd",
         lr: float = 1e-3,
         momentum: float = 0.9,

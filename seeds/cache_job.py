@@ -202,7 +202,7 @@ def write_seed_cache(
             settings[option], inputs[option] = cache.fingerprint, str(cache.path)
     blocks = [ids[first : first + size] for first in range(0, len(ids), size)]
     shards = CacheOutput(output, data.classes, settings, blocks, inputs, left_out)
-    images = ImageDataset(samples, data.classes, module.image_size)
+    images = ImageDataset(samples, data.classes, module.image_size, channels=data.in_channels)
     writer = ShardWriter(shards, job, batch_size)
     devices, num_nodes = launched_devices(job.devices, job.num_nodes)
     on_gpu = job.accelerator != "cpu" and torch.cuda.is_available()

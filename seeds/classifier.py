@@ -86,7 +86,7 @@ class ClassifierTask(BaseTask):
         if not classes or len(set(classes)) != len(classes):
             raise InputError(f"classes must be different names, at least one; got {classes}")
         self.classes = tuple(classes)
-        features = build_backbone(backbone, output_stride, weights, depth)
+        features = build_backbone(backbone, output_stride, weights, depth, self.hparams["in_channels"])
         features.freeze(freeze_stride)
         self.model = Classifier(features, len(classes))
         self.val_map = MeanAveragePrecision(len(classes), average="none", validate_args=False)

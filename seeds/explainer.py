@@ -28,6 +28,7 @@ class Explainer:
     Attributes:
         classes: names of the C classes.
         size: side in pixels to which images are resized.
+        in_channels: channels of the images.
         methods: the methods by name.
 
     Args:
@@ -45,7 +46,7 @@ class Explainer:
     ) -> None:
         task = load_task(checkpoint, ClassifierTask)
         settings = read_checkpoint(checkpoint, ClassifierTask.task_name).get("datamodule_hyper_parameters", {})
-        self.classes, self.network = task.classes, task.model
+        self.classes, self.network, self.in_channels = task.classes, task.model, task.model.features.in_channels
         self.size = int(settings.get("eval_size", DEFAULT_SIZE)) if size is None else size
         layer = layer or self.network.default_layer
         find_layer(self.network, layer)
@@ -55,16 +56,16 @@ class Explainer:
         self._transform = Transform(self.size)
 
     def preprocess(self, image: NDArray[np.uint8]) -> Tensor:
-        """Return an image uint8 (H, W, 3) as the network's input, float32 (3, S, S)."""
+        """Return an image uint8 (H, W, in_channels) as the network's input, float32 (in_channels, S, S)."""
         return normalize(torch.from_numpy(self._transform(image)["image"]).permute(2, 0, 1))
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Tensor:
-        """Return the scores (n, C), before any sigmoid, of images (n, 3, S, S)."""
+        """Return the scores (n, C), before any sigmoid, of images (n, in_channels, S, S)."""
         return torch.cat([self.network(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)])
 
     def maps(self, method: str, image: Tensor, classes: Sequence[int]) -> Tensor:
-        """Return a method's maps of classes of one image (3, S, S): (k, h, w) or (k, 3, S, S), not normalised."""
+        """Return a method's maps of classes of one image: (k, h, w) or (k, in_channels, S, S), not normalised."""
         labels = torch.zeros(1, len(self.classes))
         labels[0, list(classes)] = 1
         return self.methods[method](image[None], labels)[0, list(classes)]

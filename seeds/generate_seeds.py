@@ -112,7 +112,7 @@ class CamModule(SeedModule):
         for layer in self.layers:
             find_layer(network, layer)
         if settings["bg_fraction"] and not settings["refinement"]:
-            check_saliency(network, self.layers[1], network.head.out_features)
+            check_saliency(network, self.layers[1], network.head.out_features, network.features.in_channels)
 
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
         """Return maps averaged over scales and mirror images, and the saliency of the image at the first scale.

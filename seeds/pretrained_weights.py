@@ -6,6 +6,7 @@ from pathlib import Path
 import timm
 import torchvision
 from segmentation_models_pytorch.encoders import encoders, get_encoder
+from timm.models import adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -47,9 +48,19 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
 
 
 def load_fitting(network: nn.Module, state: State, message: str) -> None:
-    """Load a state dict with exactly the keys and shapes of a network, or raise an InputError with that message."""
+    """Load a state dict with exactly the keys and shapes of a network, or raise an InputError with that message.
+
+    If the first convolution is of RGB images and that of the network of N channels, its weights are repeated in turn
+    (red, green, blue, red …) and scaled by 3/N, or summed for one channel, as timm and segmentation_models_pytorch do.
+    """
+    own = network.state_dict()
+    adapted = {}
+    for key, value in state.items():
+        shape = own[key].shape if key in own else value.shape
+        first = value.ndim == 4 and value.shape[1] == 3 and shape == (len(value), shape[1], *value.shape[2:])
+        adapted[key] = adapt_input_conv(shape[1], value) if first else value
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(adapted)
     except RuntimeError as error:
         _, reason, *_ = str(error).splitlines()  # the first line names the class only
         raise InputError(f"{message}: {textwrap.shorten(reason, 160)}") from error

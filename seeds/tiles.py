@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.errors import InputError
-from datamodules.images import normalize
+from datamodules.images import as_rgb, normalize
 from datamodules.transforms import Transform
 
 MIN_TILE = 32  # pixels, less than the stride of the networks at their usual input
@@ -27,14 +27,14 @@ STRIP = 64  # rows of a reduced image that are made at a time
 
 
 class Pixels(Protocol):
-    """An image (H, W, 3) that is read by windows, such as an array of numpy."""
+    """An image (H, W, C) that is read by windows, such as an array of numpy."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Height, width and channels."""
 
     def __getitem__(self, window: Any, /) -> Any:
-        """Return the pixels of ``[top:bottom, left:right]``, uint8 (h, w, 3)."""
+        """Return the pixels of ``[top:bottom, left:right]``, uint8 (h, w, C)."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Tiling:
 
 
 def read_tile(image: Pixels, top: int, left: int, side: int) -> NDArray[np.uint8]:
-    """Return a tile uint8 (side, side, 3); what lies below or to the right of the image is a reflection."""
-    window = np.ascontiguousarray(image[top : top + side, left : left + side])
+    """Return a tile uint8 (side, side, C); what lies below or to the right of the image is a reflection."""
+    window = image[top : top + side, left : left + side]
     below, beside = side - window.shape[0], side - window.shape[1]
-    return np.asarray(cv2.copyMakeBorder(window, 0, below, 0, beside, cv2.BORDER_REFLECT_101), np.uint8)
+    return np.pad(window, ((0, below), (0, beside), (0, 0)), mode="reflect")
 
 
 def blended_rows(
@@ -97,7 +97,7 @@ def blended_rows(
 
     Args:
         image: the image.
-        scores: scores (B, K, h, w) of normalised images (B, 3, size, size).
+        scores: scores (B, K, h, w) of normalised images (B, C, size, size).
         tiling: the tiles.
         size: side in pixels of the network's input, to which a tile is resized.
         grid: h and w.
@@ -107,7 +107,7 @@ def blended_rows(
         Rows of the grid of the image, float32 (K, rows, W'), in total (K, H', W'), with h positions for the side of a
         tile. The grid begins at the image's upper left corner and may reach beyond the right and lower edges.
     """
-    transform, (h, w) = Transform(size), grid
+    transform, (h, w) = Transform(size, channels=image.shape[2]), grid
     rows, columns = tiling.places(image.shape[0], h), tiling.places(image.shape[1], w)
     width, ends = columns[-1][0] + w, [*(first for first, _ in rows[1:]), rows[-1][0] + h]
     strip, pending = torch.empty(0), None  # (K, h, W') of a row of tiles, and what the next row of tiles adds to
@@ -115,7 +115,7 @@ def blended_rows(
         for batch in (columns[start : start + batch_size] for start in range(0, len(columns), batch_size)):
             top = round(first * tiling.side / h)
             tiles = [read_tile(image, top, round(start * tiling.side / w), tiling.side) for start, _ in batch]
-            resized = torch.from_numpy(np.stack([transform(tile)["image"] for tile in tiles]))  # (B, S, S, 3)
+            resized = torch.from_numpy(np.stack([transform(tile)["image"] for tile in tiles]))  # (B, S, S, C)
             for (start, weights), found in zip(batch, scores(normalize(resized.permute(0, 3, 1, 2))), strict=True):
                 if start == 0:
                     strip = found.new_zeros(len(found), h, width)
@@ -142,12 +142,12 @@ def sample_grid(rows: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def reduce_image(image: Pixels, longest: int) -> NDArray[np.uint8]:
-    """Return an image uint8 (h, w, 3) reduced by a whole factor to at most ``longest`` pixels on a side, by area."""
+    """Return an image as RGB, uint8 (h, w, 3), reduced by a whole factor to at most ``longest`` pixels on a side."""
     height, width = image.shape[:2]
     factor = max(1, math.ceil(max(height, width) / longest))
     strips = []
     for top in range(0, height, factor * STRIP):
-        strip = np.ascontiguousarray(image[top : top + factor * STRIP, 0:width])
+        strip = np.ascontiguousarray(as_rgb(image[top : top + factor * STRIP, 0:width]))
         size = max(1, width // factor), max(1, len(strip) // factor)
         strips.append(np.asarray(cv2.resize(strip, size, interpolation=cv2.INTER_AREA), np.uint8))
     return np.concatenate(strips)

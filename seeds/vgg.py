@@ -1,20 +1,26 @@
 """VGG trunks as published and as DeepLab uses them, at output strides 8, 16 and 32."""
 
 import torchvision
+from segmentation_models_pytorch.encoders._utils import patch_first_conv
 from torch import nn
 
 LAYOUTS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # the columns of the paper's table
 VGG_NAMES = (*LAYOUTS, *(f"{name}_bn" for name in LAYOUTS))
 
 
-def vgg_layers(name: str) -> nn.Sequential:
+def vgg_layers(name: str, in_channels: int = 3) -> nn.Sequential:
     """Build the layers of a published VGG trunk up to pool5, numbered as torchvision's ``features``; 512 channels.
+
+    It takes images of ``in_channels`` channels.
 
     Its stride is 32: pools of 2x2, and odd sides are rounded down (321 → 10). See :func:`dilate_vgg` for others.
     """
     # torchvision builds no trunk without the classifier's 120 million weights, but it has the plan of the layers
     layout = torchvision.models.vgg.cfgs[LAYOUTS[name.removesuffix("_bn")]]
-    return torchvision.models.vgg.make_layers(layout, batch_norm=name.endswith("_bn"))  # type: ignore[no-any-return]
+    layers: nn.Sequential = torchvision.models.vgg.make_layers(layout, batch_norm=name.endswith("_bn"))
+    if in_channels != 3:
+        patch_first_conv(layers, in_channels, pretrained=False)
+    return layers
 
 
 def init_convolutions(network: nn.Module) -> None:

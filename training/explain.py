@@ -9,7 +9,7 @@ from upath import UPath
 from datamodules.class_names import check_classes
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_atomically
-from datamodules.images import read_image
+from datamodules.images import as_rgb, read_image
 from datamodules.progress import track
 from datamodules.unreadable_images import UnreadableImages
 from seeds.explainer import Explainer, split_names
@@ -74,7 +74,7 @@ def explain(
     skipped, evidence = UnreadableImages(1.0), {side: list[dict[str, Any]]() for side in SIDES}
     for sample in track(samples, "explaining"):
         try:
-            image, name = read_image(sample.image), Path(sample.image).name
+            image, name = read_image(sample.image, explainer.in_channels), Path(sample.image).name
         except UnreadableError as error:
             skipped.add(sample.id, str(error))
             continue
@@ -94,18 +94,18 @@ def explain(
 
 
 def explain_image(explainer: Explainer, image: Image, title: str, labels: Sequence[int]) -> Image:
-    """Return the figure of an image uint8 (H, W, 3): a row for each class with its score, a column for each method.
+    """Return the figure of an image uint8 (H, W, C): a row for each class with its score, a column for each method.
 
     Args:
         explainer: A classifier with its CAM methods.
-        image: uint8 (H, W, 3).
+        image: uint8 (H, W, C).
         title: Line above the figure.
         labels: Indices 0..C-1 of the classes. If empty, the classes with probability 0.5 or more, or the most probable.
 
     Returns:
         uint8 (H', W', 3).
     """
-    network_input, small = explainer.preprocess(image), shrink(image, LONGEST)
+    network_input, small = explainer.preprocess(image), shrink(as_rgb(image), LONGEST)
     height, width = small.shape[:2]
     scores = explainer.scores(network_input[None])[0]
     probabilities = scores.sigmoid()
@@ -115,7 +115,7 @@ def explain_image(explainer: Explainer, image: Image, title: str, labels: Sequen
     columns = []
     for method in explainer.methods:
         maps = explainer.maps(method, network_input, labels)
-        if maps.dim() == 4:  # (k, 3, S, S): signed gradients of the pixels
+        if maps.dim() == 4:  # (k, C, S, S): signed gradients of the pixels
             columns.append([gradient_image(each.numpy(), height, width) for each in maps])
         else:
             cams = explainer.cams(method, network_input, labels, (height, width))
@@ -126,7 +126,7 @@ def explain_image(explainer: Explainer, image: Image, title: str, labels: Sequen
 
 
 def find_evidence(explainer: Explainer, image: Image, name: str, label: int) -> list[dict[str, Any]]:
-    """Return the evidence for and against the class of index ``label`` in an image uint8 (H, W, 3).
+    """Return the evidence for and against the class of index ``label`` in an image uint8 (H, W, C).
 
     This project's classifiers end in average pooling and a linear layer, so the score of the class is the evidence for
     it minus the evidence against it plus the bias.
@@ -135,7 +135,7 @@ def find_evidence(explainer: Explainer, image: Image, name: str, label: int) -> 
         For each side ``name``, ``kind`` (``for`` or ``against``), ``strength`` (sum of the map), ``probability`` of the
         class, and ``image``, the photo under the map.
     """
-    network_input, small = explainer.preprocess(image), shrink(image, LONGEST)
+    network_input, small = explainer.preprocess(image), shrink(as_rgb(image), LONGEST)
     probability = float(explainer.scores(network_input[None])[0, label].sigmoid())
     found = []
     for side, method in SIDES.items():

@@ -22,7 +22,7 @@ from upath import UPath
 
 from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, file_sha256, new_folder, write_atomically, write_json
-from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
+from datamodules.images import channel_statistics
 from training.inference import load_trained
 from training.networks import SmpNetwork
 from training.reports.pages import render
@@ -41,8 +41,8 @@ def export(
 ) -> None:
     """Write a trained segmentation network for use without this project.
 
-    Every format takes ``image`` float32 (B, 3, H, W) and contains metadata as JSON: classes, size, mean and std of
-    the normalisation. Before the file is written, its scores are compared with those of the network for
+    Every format takes ``image`` float32 (B, in_channels, H, W) and contains metadata as JSON: classes, size, mean and
+    std of the normalisation. Before the file is written, its scores are compared with those of the network for
     a second batch size and a second shape.
 
     Args:
@@ -60,11 +60,13 @@ def export(
     network: Any = trained.task.network.cpu()
     if format != "smp" and output.is_dir():
         raise InputError(f"{output} is a folder: name a file")
+    mean, std = channel_statistics(trained.in_channels)
     metadata = {
         "producer": f"tag2mask {version('tag2mask')}", "checkpoint_sha256": file_sha256(checkpoint),
         "classes": list(trained.classes), "size": trained.size, "multiple": network.multiple,
-        "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
-        "input": "image float32 (B, 3, size, size), RGB: resized to size x size, / 255, minus mean, / std",
+        "mean": mean, "std": std,
+        "input": f"image float32 (B, {len(mean)}, size, size){', RGB' * (len(mean) == 3)}: "
+        "resized to size x size, / 255, minus mean, / std",
         "output": "scores float32 (B, 1 + classes, h, w), background first: resize bilinearly to the image, argmax",
     }  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -79,9 +81,9 @@ def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> 
     inner = network.model if isinstance(network, SmpNetwork) else network  # SMP's check of shapes cannot be traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of each shape that is read; `_verify` checks the result
-        example = torch.zeros(1, 3, metadata["size"], metadata["size"])
+        example = torch.zeros(1, len(metadata["mean"]), metadata["size"], metadata["size"])
         traced = torch.jit.trace(inner, example, check_trace=False)  # type: ignore[no-untyped-call]
-        metadata["any_size"] = _verify(traced, network, metadata["size"], "TorchScript")
+        metadata["any_size"] = _verify(traced, network, metadata, "TorchScript")
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files={SIDECAR: json.dumps(metadata)})
     write_atomically(output, buffer.getvalue())
@@ -90,7 +92,7 @@ def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> 
 def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
     onnx = _import_onnx("onnx")
     inner = network.model if isinstance(network, SmpNetwork) else network
-    example = torch.zeros(1, 3, metadata["size"], metadata["size"])
+    example = torch.zeros(1, len(metadata["mean"]), metadata["size"], metadata["size"])
     for any_size in (True, False):  # if the network works at its own size only, the file has that fixed size
         axes = {2: "height", 3: "width"} if any_size else {}
         scores_axes = {axis: f"scores_{name}" for axis, name in axes.items()}
@@ -107,7 +109,7 @@ def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
         metadata["any_size"] = any_size
         onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
         content = model.SerializeToString()
-        if _verify(_onnx_network(content)[1], network, metadata["size"], "ONNX") >= any_size:
+        if _verify(_onnx_network(content)[1], network, metadata, "ONNX") >= any_size:
             break
     write_atomically(output, content)
 
@@ -130,7 +132,7 @@ def _write_smp(network: Any, metadata: dict[str, Any], output: Path) -> None:
                     convolutions[name] = settings
         metadata["convolutions"] = convolutions
         restored = _restore_smp(loaded, convolutions)
-        metadata["any_size"] = _verify(restored, network, metadata["size"], "segmentation_models_pytorch")
+        metadata["any_size"] = _verify(restored, network, metadata, "segmentation_models_pytorch")
         write_json(folder / SIDECAR, metadata)
         with (folder / "README.md").open("a", encoding="utf-8") as readme:
             readme.write(render("smp_readme.md", sidecar=SIDECAR, **metadata))
@@ -138,14 +140,15 @@ def _write_smp(network: Any, metadata: dict[str, Any], output: Path) -> None:
             path.chmod(0o644)  # SMP makes weights readable for their owner only
 
 
-def _verify(exported: Callable[[Tensor], Tensor], network: Any, size: int, form: str) -> bool:
+def _verify(exported: Callable[[Tensor], Tensor], network: Any, metadata: Mapping[str, Any], form: str) -> bool:
     """Compare scores with those of the network for two images; return whether they are equal for another shape, too.
 
     Raises:
         InputError: the scores of the two images differ.
     """
+    size, channels = metadata["size"], len(metadata["mean"])
     equal, height = [], size + math.ceil(OTHER_HEIGHT / network.multiple) * network.multiple
-    for shape in ((2, 3, size, size), (1, 3, height, size)):
+    for shape in ((2, channels, size, size), (1, channels, height, size)):
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         try:
             with torch.inference_mode():
@@ -164,11 +167,13 @@ class Exported:
     Attributes:
         classes: its classes, without background.
         size: side in pixels of the images of its training.
-        run: class scores float32 (B, C+1, h, w) of normalised images (B, 3, size, size).
+        in_channels: channels of the images.
+        run: class scores float32 (B, C+1, h, w) of normalised images (B, in_channels, size, size).
     """
 
     classes: tuple[str, ...]
     size: int
+    in_channels: int
     run: Callable[[Tensor], Tensor]
 
     @torch.inference_mode()
@@ -196,7 +201,7 @@ def load_exported(path: AnyPath) -> Exported:
                 warnings.simplefilter("ignore")  # torch calls its deprecated functions itself
                 run = torch.jit.load(str(path), map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
             metadata = json.loads(files[SIDECAR])
-        return Exported(tuple(metadata["classes"]), int(metadata["size"]), run)
+        return Exported(tuple(metadata["classes"]), int(metadata["size"]), len(metadata["mean"]), run)
     except InputError:
         raise
     except Exception as error:  # each runtime has its own errors; the file is not usable in any case

@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from datamodules.class_names import IGNORE
+from datamodules.images import as_rgb
 from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
 
@@ -107,10 +108,13 @@ def heat_overlay(image: Image, heat: NDArray[np.floating], *, strength: float = 
 
 
 def gradient_image(gradient: NDArray[np.floating], height: int, width: int) -> Image:
-    """Draw signed values (3, h, w) as an image uint8 (H, W, 3): 0 is gray, as papers show guided backpropagation."""
+    """Draw signed values (C, h, w) as an image uint8 (H, W, 3): 0 is gray, as papers show guided backpropagation.
+
+    Of other than three channels those of `datamodules.images.as_rgb` are drawn.
+    """
     peak = float(np.percentile(np.abs(gradient), BRIGHTEST)) or 1.0
     shown = (127.5 + 127.5 * np.clip(gradient / peak, -1, 1)).round().astype(np.uint8).transpose(1, 2, 0)
-    return np.asarray(cv2.resize(shown, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    return np.asarray(cv2.resize(as_rgb(shown), (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def shrink(image: Image, longest: int) -> Image:

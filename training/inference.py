@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath
-from datamodules.images import any_size, read_image
+from datamodules.images import any_size, as_rgb, open_windows
 from datamodules.masks import read_class_mask
 from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task, read_checkpoint
@@ -137,6 +137,11 @@ class Trained:
         return self.task.classes
 
     @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return int(self.task.hparams["in_channels"])
+
+    @property
     def size(self) -> int:
         """Side in pixels to which whole images are resized."""
         return int(self.data["eval_size"])
@@ -235,13 +240,13 @@ def _predict_tiles(
         InputError: the mask is not usable.
     """
     dataset: Any = loader.dataset
-    with any_size():
-        image = read_image(large["image"])
+    with open_windows(large["image"], dataset.channels) as image:
         plain, final = tiled_label_maps(
             image, network, tiling, size=dataset.size, batch_size=loader.batch_size or 1, crf=crf
         )
         preview = reduce_image(image, PREVIEW)
         del image
+    with any_size():
         truth = (
             read_class_mask(large["mask"], dataset.mask_lut) if large["mask"] and dataset.mask_lut is not None else None
         )
@@ -288,7 +293,8 @@ def tiled_label_maps(
             place = slice(y, y + WINDOW), slice(x, x + WINDOW)
             plain[place] = sample_grid(scores, ys - first, xs).argmax(dim=0)[inside].cpu().numpy()
             if crf:
-                pixels = torch.from_numpy(np.ascontiguousarray(image[top:bottom, left:right])).permute(2, 0, 1)[None]
+                window = np.ascontiguousarray(as_rgb(image[top:bottom, left:right]))
+                pixels = torch.from_numpy(window).permute(2, 0, 1)[None]
                 logits = sample_grid(rows, ys - first, xs)[None].clamp_min(PROBABILITY_FLOOR).log()
                 smoothed = dense_crf(pixels.contiguous().to(logits.device), logits, **TEST_CRF)[0]
                 final[place] = smoothed.argmax(dim=0)[inside].cpu().numpy()

@@ -25,6 +25,7 @@ class LargeFOV(FreezableNetwork):
         num_classes: channels of the output, background included.
         weights: initial weights: ``none``, ``imagenet`` (torchvision's VGG-16, downloaded), a file with torchvision's
             keys, or the checkpoint of a classifier whose backbone is ``vgg16``; see `largefov_state`.
+        in_channels: channels of the images.
 
     Raises:
         InputError: no such file, or its weights are not a VGG-16's.
@@ -36,9 +37,9 @@ class LargeFOV(FreezableNetwork):
 
     multiple = 1
 
-    def __init__(self, num_classes: int, weights: str = "none") -> None:
+    def __init__(self, num_classes: int, weights: str = "none", in_channels: int = 3) -> None:
         super().__init__()
-        self.features = vgg_layers("vgg16")
+        self.features = vgg_layers("vgg16", in_channels)
         strides, *_ = measure_encoder(self.features)  # as published
         self.strides = {f"features.{name}": stride for name, stride in strides.items()}
         dilate_vgg(self.features, 8)

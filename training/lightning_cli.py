@@ -75,7 +75,7 @@ class AutoPrecisionTrainer(pl.Trainer):
 class TagToMaskCLI(LightningCLI):
     """Lightning's CLI with the folder of the run, its loggers and repeated runs as one option each.
 
-    The classes of the data are linked to the model, so that they are given once.
+    The classes and the channels of the data are linked to the model, so that they are given once.
     """
 
     @staticmethod
@@ -92,6 +92,7 @@ class TagToMaskCLI(LightningCLI):
         text = "fit: train once for each seed, as in 0,1,2, in output/seed-0 and so on, and print mean and std"
         parser.add_argument("--random_seeds", type=list[int] | str | None, default=None, help=text)
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate", compute_fn=list)
+        parser.link_arguments("data.in_channels", "model.init_args.in_channels", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the given words only (Lightning warns when it is called from Python), and run repeated trainings."""

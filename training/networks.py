@@ -29,16 +29,20 @@ class SmpNetwork(FreezableNetwork):
         multiple: sides of images must be multiples of this.
     """
 
-    def __init__(self, cls: type[nn.Module], num_classes: int, encoder: str, weights: str, **arguments: Any) -> None:
+    def __init__(
+        self, cls: type[nn.Module], num_classes: int, encoder: str, weights: str, in_channels: int, **arguments: Any
+    ) -> None:
         super().__init__()
         self.model: Any
         try:
-            self.model = cls(classes=num_classes, encoder_name=encoder, encoder_weights=None, **arguments)
+            self.model = cls(
+                classes=num_classes, encoder_name=encoder, encoder_weights=None, in_channels=in_channels, **arguments
+            )
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = first_line(error).strip("'\"")  # the message of a KeyError is quoted
             raise InputError(f"{cls.__name__} with the encoder {encoder} cannot be built: {reason}") from error
         built = self.model.encoder
-        published = get_encoder(encoder, weights=None, depth=built._depth)  # noqa: SLF001  SMP has no public name for it
+        published = get_encoder(encoder, in_channels, weights=None, depth=built._depth)  # noqa: SLF001  SMP has no public name for it
         strides: dict[str, int] = {}
         unused: list[str] = []
         try:
@@ -82,6 +86,7 @@ def build_network(
     output_stride: int | None = None,
     weights: str = "none",
     network_args: dict[str, Any] | None = None,
+    in_channels: int = 3,
 ) -> LargeFOV | SmpNetwork:
     """Build a segmentation network: class scores (B, K, h, w) of images (B, 3, H, W), without a last upsampling.
 
@@ -94,6 +99,8 @@ def build_network(
         weights: initial weights of the encoder: ``none``, ``imagenet`` (downloaded), or a file: a state dict with
             torchvision's keys, or a classifier's checkpoint, whose trunk is taken.
         network_args: further arguments of the architecture's class (``{"decoder_channels": 128}``).
+        in_channels: channels of the images; weights of RGB images are adapted, see
+            `seeds.pretrained_weights.load_fitting`.
 
     Raises:
         InputError: no such architecture or encoder, an argument that it does not take, or weights that do not fit.
@@ -101,7 +108,7 @@ def build_network(
     if architecture == "LargeFOV":
         if network_args or output_stride not in (None, 8):
             raise InputError("LargeFOV has output_stride 8 and takes no network_args")
-        return LargeFOV(num_classes, weights)
+        return LargeFOV(num_classes, weights, in_channels)
     if architecture not in SMP_CLASSES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)
     if encoder not in encoders and not encoder.startswith("tu-"):
@@ -115,4 +122,4 @@ def build_network(
         foreign |= {"encoder_output_stride"} - set(known)
     if foreign:
         raise InputError(f"{cls.__name__} takes no {min(foreign)}; there are {', '.join(known)}")
-    return SmpNetwork(cls, num_classes, encoder, weights, **arguments)
+    return SmpNetwork(cls, num_classes, encoder, weights, in_channels, **arguments)

@@ -82,7 +82,9 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "classes.txt", "".join(f"{name}\n" for name in network.classes).encode())
     skipped = UnreadableImages(1.0)
-    dataset = ImageDataset(samples, network.classes, network.size, originals=True, largest=tile)
+    dataset = ImageDataset(
+        samples, network.classes, network.size, originals=True, channels=network.in_channels, largest=tile
+    )
     loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
     stream = predictions(network.scores, loader, skipped, crf=crf, tiling=tiling)
     for each in track(stream, "predicting", len(samples)):

@@ -93,7 +93,9 @@ class SegmentationTask(BaseTask):
                 raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
         self.crf: CrfSettings = {**TRAINING_CRF, **(crf or {})}
         channels = len(self.classes) + 1
-        self.network = build_network(architecture, channels, encoder, output_stride, weights, network_args)
+        self.network = build_network(
+            architecture, channels, encoder, output_stride, weights, network_args, self.hparams["in_channels"]
+        )
         self.network.freeze(freeze_stride)
         self.confusion = ConfusionMatrix(channels)
 

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from upath import UPath
 
-from datamodules.base_datamodule import covered_samples, datamodule_from_settings
+from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
-from datamodules.images import read_image
+from datamodules.images import as_rgb, read_image
 from datamodules.masks import read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
@@ -84,7 +84,7 @@ def show_seeds(
         predicted = {each.name: each.final for each in found}
     content = render(
         "seeds.html", names=("background cue", *classes), checkpoint=checkpoint, sections=sections,
-        stages={each.id: _stages(each, opened, truths[each.id], predicted.get(each.id)) for each in chosen},
+        stages={each.id: _stages(each, data, opened, truths[each.id], predicted.get(each.id)) for each in chosen},
         facts=[("seed cache", path) for path in caches] + [("checkpoint", checkpoint)] * (trained is not None),
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
@@ -109,10 +109,14 @@ def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.uint8] | None, num_class
 
 
 def _stages(
-    sample: Sample, caches: Sequence[SeedCache], truth: NDArray[np.uint8] | None, predicted: NDArray[np.uint8] | None
+    sample: Sample,
+    data: BaseDataModule,
+    caches: Sequence[SeedCache],
+    truth: NDArray[np.uint8] | None,
+    predicted: NDArray[np.uint8] | None,
 ) -> list[dict[str, Any]]:
     """Return one image's row of the page: the image, maps, cues of each cache, prediction, mask."""
-    image = shrink(read_image(sample.image), LONGEST)
+    image = shrink(as_rgb(read_image(sample.image, data.in_channels)), LONGEST)
     shape = (image.shape[0], image.shape[1])
     shown = [embed(image, sample.id)]
     classes, maps = caches[0].maps(sample.id)

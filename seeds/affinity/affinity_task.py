@@ -35,7 +35,7 @@ class BoundaryNetwork(FreezableNetwork):
         last = {stride: name for name, stride in features.strides.items()}
         self.stages = [name for stride, name in sorted(last.items()) if stride >= STRIDE] or list(features.strides)[-1:]
         self.train()
-        maps = self._stage_maps(torch.zeros(1, 3, BLANK_SIZE, BLANK_SIZE))
+        maps = self._stage_maps(torch.zeros(1, features.in_channels, BLANK_SIZE, BLANK_SIZE))
         if any(each.dim() != MAP_DIMS for each in maps):
             raise InputError("a boundary network needs a backbone of convolutions, whose stages give maps")
         self.looks = nn.ModuleList(
@@ -97,7 +97,9 @@ class AffinityTask(BaseTask):
         if radius < 2:
             raise InputError(f"radius must be at least 2, not {radius}")
         self.classes = tuple(classes)
-        self.network = BoundaryNetwork(build_backbone(backbone, output_stride, weights, depth))
+        self.network = BoundaryNetwork(
+            build_backbone(backbone, output_stride, weights, depth, self.hparams["in_channels"])
+        )
 
     def network_and_head(self) -> tuple[nn.Module, list[nn.Module]]:
         """Return the network; all that is trained of it is new, so no part has another rate."""

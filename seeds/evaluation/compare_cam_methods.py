@@ -113,7 +113,7 @@ def compare_cam_methods(
         if np.isin(truth, (0, IGNORE)).all():
             continue
         scored += 1
-        image = explainer.preprocess(read_image(sample.image))
+        image = explainer.preprocess(read_image(sample.image, explainer.in_channels))
         ranked = explainer.scores(image[None])[0].argsort(descending=True)[:TOP].tolist()
         occlusion = cam_metrics.occlusion_maps(explainer.scores, image)
         boxes = true_boxes(sample.image, truth, explainer.classes)

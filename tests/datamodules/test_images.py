@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from datamodules.errors import InputError, UnreadableError
-from datamodules.images import image_size, normalize, read_image, to_uint8
+from datamodules.images import as_rgb, image_size, normalize, read_image, to_uint8
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
@@ -34,6 +34,24 @@ def test_normalize_against_float64():
 def test_to_uint8_inverts_every_value_of_every_channel():
     every = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
     assert torch.equal(to_uint8(normalize(every)), every)
+
+
+def test_further_channels_have_the_averages_of_imagenet():
+    pixels = torch.tensor([51, 102, 153, 204, 255], dtype=torch.uint8)[:, None, None]  # 0.2, 0.4, 0.6, 0.8, 1
+    expected = [(0.2 - 0.485) / 0.229, (0.4 - 0.456) / 0.224, (0.6 - 0.406) / 0.225, (0.8 - 0.449) / 0.226]
+    expected += [(1 - 0.449) / 0.226]
+    assert normalize(pixels).flatten().tolist() == pytest.approx(expected, abs=1e-5)
+    for count in (1, 2):
+        expected = [(value - 0.449) / 0.226 for value in (0.2, 0.4)[:count]]
+        assert normalize(pixels[:count]).flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+def test_people_and_the_crf_see_rgb(channels, shown):
+    images = RNG.integers(0, 256, (2, channels, 5, 7), dtype=np.uint8)
+    assert np.array_equal(to_uint8(normalize(torch.from_numpy(images))).numpy(), images[:, shown])
+    image = images[0].transpose(1, 2, 0)
+    assert np.array_equal(as_rgb(image), image[..., shown])
 
 
 def test_to_uint8_cuts_instead_of_wrapping():
@@ -135,6 +153,11 @@ def test_other_numbers_of_channels_must_be_the_image_s(tmp_path, image, bands):
     assert read_image(path, bands).tolist() == np.array(image).reshape(1, -1, bands).tolist()
     with pytest.raises(UnreadableError, match=rf"a\.png has {bands} bands \({image.mode}\), and in_channels is 2\.$"):
         read_image(path, 2)
+    INDEXED.save(path)
+    with pytest.raises(UnreadableError, match=r"a\.png has 3 bands"):
+        read_image(path, 1)
+    image_of("1", 0, 255).save(path)
+    assert read_image(path, 1).tolist() == [[[0], [255]]]
     jpg = tmp_path / "a.jpg"
     jpg.write_bytes(jpeg())
     with pytest.raises(UnreadableError, match=r"a\.jpg has 3 bands \(RGB\), and in_channels is 4\.$"):

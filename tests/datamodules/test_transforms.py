@@ -147,3 +147,20 @@ def test_albumentations_asks_no_network():
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_images_of_other_numbers_of_channels(channels):
+    """They are resized and flipped as RGB images are; of the colour jitter brightness and contrast remain."""
+    image = np.random.default_rng(0).integers(0, 200, (40, 50, channels), dtype=np.uint8)
+    plain = Transform(32, Augment(color=0), channels)
+    for seed in range(3):
+        moved = plain(image, seed=seed)["image"]
+        assert moved.shape == (32, 32, channels)
+        for channel in range(channels):
+            alone = np.repeat(image[..., channel : channel + 1], 3, axis=2)
+            assert np.array_equal(plain(alone, seed=seed)["image"][..., 0], moved[..., channel])
+    jittered = Transform(32, Augment(crop=None, flip=False, color=0.5), channels)(image, seed=1)["image"]
+    resized = Transform(32, None, channels)(image)["image"]
+    assert jittered.shape == resized.shape
+    assert not np.array_equal(jittered, resized)

@@ -117,6 +117,36 @@ def test_torchvisions_files_load(tmp_path):
     assert torch.equal(backbone.encoder.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
 
 
+@pytest.mark.parametrize(
+    ("in_channels", "expected"),
+    [(1, [6.0]), (2, [1.5, 3.0]), (3, [1.0, 2.0, 3.0]), (5, [0.6, 1.2, 1.8, 0.6, 1.2])],
+)
+def test_weights_of_rgb_images_are_adapted(tmp_path, in_channels, expected):
+    """Red 1, green 2, blue 3: repeated in turn, times 3/N; summed for one channel."""
+    state = torchvision.models.resnet18().state_dict()
+    state["conv1.weight"][:] = torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+    torch.save(state, tmp_path / "r18.pth")
+    backbone = build_backbone("resnet18", 16, str(tmp_path / "r18.pth"), in_channels=in_channels)
+    assert backbone.in_channels == in_channels
+    assert torch.allclose(backbone.encoder.conv1.weight[7, :, 2, 3], torch.tensor(expected))
+    assert torch.equal(backbone.encoder.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "vgg11", TINY, "efficientnet_b0", "convnext_tiny", "tu-resnet18"])
+def test_every_kind_of_backbone_takes_other_numbers_of_channels(tmp_path, name):
+    """With the same weights for each colour a gray image in three channels and in four gives the same map."""
+    stride = 32 if name == "convnext_tiny" else 16
+    rgb = build_backbone(name, stride)
+    weight = next(module for module in rgb.modules() if isinstance(module, torch.nn.Conv2d)).weight
+    weight.data[:, 1:] = weight.data[:, :1]
+    torch.save(rgb.encoder.state_dict(), tmp_path / "weights.pth")
+    four = build_backbone(name, stride, str(tmp_path / "weights.pth"), in_channels=4)
+    gray = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = four.eval()(gray.expand(1, 4, 64, 64)), rgb.eval()(gray.expand(1, 3, 64, 64))
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_a_classifiers_checkpoint_gives_its_trunk(checkpoint):
     backbone = build_backbone("resnet18", 8, str(checkpoint))
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]["model.features.encoder.layer1.0.conv1.weight"]

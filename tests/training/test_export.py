@@ -187,7 +187,7 @@ def test_what_cannot_be_exported(network, tmp_path, capsys, monkeypatch):
 def test_largefov_is_not_exported_as_smp(tmp_path, monkeypatch):
     """Without its 82 MB on disk: the refusal is by the network's kind."""
     task = SegmentationTask(["cat"], architecture="LargeFOV")
-    trained = type("T", (), {"task": task, "classes": ("cat",), "size": 64})()
+    trained = type("T", (), {"task": task, "classes": ("cat",), "size": 64, "in_channels": 3})()
     monkeypatch.setattr("training.export.load_trained", lambda _: trained)
     (tmp_path / "x.ckpt").touch()
     with pytest.raises(InputError, match="LargeFOV is none of segmentation_models_pytorch's"):

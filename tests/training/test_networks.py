@@ -141,6 +141,24 @@ def test_vgg16_without_its_fully_connected_layers_leaves_them_fresh(tmp_path):
     assert torch.equal(network.fc6.weight, before)
 
 
+def test_networks_of_five_channels_take_weights_of_three(tmp_path):
+    trunk = vgg16_features()
+    torch.save({f"features.{key}": value for key, value in trunk.state_dict().items()}, tmp_path / "trunk.pth")
+    network = LargeFOV(3, str(tmp_path / "trunk.pth"), in_channels=5)
+    adapted = trunk[0].weight[:, [0, 1, 2, 0, 1]] * 3 / 5
+    assert torch.allclose(network.features[0].weight, adapted)
+    assert torch.equal(network.features[28].weight, trunk[28].weight)
+    assert network(torch.zeros(1, 5, 64, 64)).shape == (1, 3, 8, 8)
+    classifier = ClassifierTask(["a"], backbone="resnet18")
+    torch.save(classifier.model.features.encoder.state_dict(), tmp_path / "r18.pth")
+    for architecture in ("Unet", "DeepLabV3Plus"):
+        settings = {"encoder": "resnet18", "weights": str(tmp_path / "r18.pth"), "in_channels": 5}
+        network = build_network(architecture, 3, **settings)
+        adapted = classifier.model.features.encoder.conv1.weight[:, [0, 1, 2, 0, 1]] * 3 / 5
+        assert torch.allclose(network.model.encoder.conv1.weight, adapted)
+        assert network.eval()(torch.zeros(1, 5, 64, 64)).shape[:2] == (1, 3)
+
+
 def test_other_weights_are_refused(tmp_path):
     torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "bad.pth")
     with pytest.raises(InputError, match="not a VGG-16's"):

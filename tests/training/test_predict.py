@@ -90,9 +90,9 @@ def test_each_mask_is_written_as_it_is_done_and_each_photo_read_once(checkpoint,
     read, out = [], tmp_path / "out"
     read_image = dataset.read_image
 
-    def counted(path):
+    def counted(path, *channels):
         read.append((Path(path).name, len(list(out.glob("*.png")))))
-        return read_image(path)
+        return read_image(path, *channels)
 
     monkeypatch.setattr(dataset, "read_image", counted)
     predict(checkpoint, [photos], out, num_workers=0, batch_size=1, overlay=True)

@@ -16,7 +16,7 @@ from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, file_sha256, write_atomically, write_json
-from datamodules.images import any_size, read_image
+from datamodules.images import any_size, as_rgb, read_image
 from datamodules.masks import mask_png, read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
@@ -214,7 +214,7 @@ def _read_predictions(
             raise InputError(f"prediction {path} has the shape {labels.shape}, and its mask {truth.shape}")
         if (labels == IGNORE).any():
             raise InputError(f"prediction {path} holds 255 or a class that is not scored")
-        yield Predicted(sample.id, read_image(sample.image), labels, labels, truth)
+        yield Predicted(sample.id, as_rgb(read_image(sample.image, data.in_channels)), labels, labels, truth)
 
 
 def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
