@@ -46,7 +46,7 @@ def bytes_of(entries):
 
 
 def index_of(entries):
-    return CacheIndex(np.frombuffer(bytes_of(entries), np.uint8), None)
+    return CacheIndex(bytes_of(entries), None)
 
 
 def contents(cache):
