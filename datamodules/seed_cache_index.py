@@ -21,6 +21,7 @@ The metadata of the safetensors header has one key, ``index``, with one JSON obj
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -174,8 +175,14 @@ class CacheIndex:
         if self._finds % FINDS == 0 and isinstance(self._file, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             self._file.madvise(mmap.MADV_DONTNEED)
         wanted = np.frombuffer(hash_id(name.encode(errors="surrogatepass")), "<u8")[0]
-        place = int(np.searchsorted(self._hashes, wanted))
-        while place < len(self._hashes) and self._hashes[place] == wanted:
+        count = len(self._hashes)
+        guess, width = int(wanted) * count >> 64, 2 * math.isqrt(count) + 64
+        start = max(0, guess - width)
+        hashes = self._hashes[start : guess + width]  # hashes are uniform: this is within four standard deviations
+        if not count or not hashes[0] < wanted <= hashes[-1]:
+            start, hashes = 0, self._hashes
+        place = start + int(np.searchsorted(hashes, wanted))
+        while place < count and self._hashes[place] == wanted:
             entry = int(self._entries[place])
             if name == (self.ids[entry] if entry >= 0 else self.left_out_ids[-1 - entry]):
                 return entry
