@@ -196,7 +196,7 @@ def on_disk(path: Path, entries: list[dict]) -> str:
     )
 
 
-PEAK = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024"  # MB
+PEAK = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024"  # MB; ru_maxrss has the parent's
 
 
 def opening(folder: Path) -> str:
@@ -206,7 +206,7 @@ def opening(folder: Path) -> str:
             cache.add(image_id(i), np.full((41, 41), i % 2, np.uint8))
     size = sum(file.stat().st_size for file in folder.iterdir()) / MANY / 1e3
     code = f"""
-import resource, sys, time
+import sys, time
 import numpy as np
 from datamodules.seed_cache import SeedCache
 before, start = {PEAK}, time.perf_counter()
@@ -239,7 +239,7 @@ def image_id(number: int) -> str:
 def indexing(folder: Path, count: int) -> str:
     """Return time and memory of an index of many images: writing it from made-up headers, and finding images in it."""
     imports = f"""
-import resource, sys, time
+import sys, time
 import numpy as np
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache_index import INDEX, ShardEntry, write_index
