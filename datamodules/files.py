@@ -26,6 +26,9 @@ PAUSES = (0.5, 2.0)
 AnyPath = Path | UPath
 """The path of a local file, or of a URI that fsspec reads; ``UPath(text)`` makes either. A local path is a `Path`."""
 
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "CRC", "LastModified", "mtime", "created")
+"""Keys of fsspec's metadata of a file: of S3, of Google and Azure, of Hugging Face, of zip files, and of others."""
+
 _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
 
 
@@ -94,7 +97,8 @@ def _read_uri(uri: str) -> bytes:
         folder = os.environ.get(CACHE)
         if not folder:
             return bytes(storage.cat_file(name))
-        copy = Path(folder).expanduser() / hashlib.sha256(f"{uri}\0{storage.ukey(name)}".encode()).hexdigest()
+        storage.invalidate_cache(name)  # an earlier listing may be outdated
+        copy = Path(folder).expanduser() / hashlib.sha256(f"{uri}\0{_version(storage.info(name))}".encode()).hexdigest()
         if copy.is_file():
             return copy.read_bytes()
         content = bytes(storage.cat_file(name))
@@ -102,6 +106,11 @@ def _read_uri(uri: str) -> bytes:
             copy.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(copy, content)
         return content
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """Return a file's size and checksum or time, as its storage reports them; it changes with the content."""
+    return f"{info['size']} {next((info[key] for key in _VERSIONS if info.get(key)), '')}"
 
 
 def list_folder(folder: AnyPath) -> tuple[list[str], list[str]]:
@@ -162,12 +171,13 @@ def file_sha256(path: str | AnyPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_fingerprint(path: Path, leave_out: Path | None = None) -> str | None:
+def folder_fingerprint(path: AnyPath, leave_out: Path | None = None) -> str | None:
     """Return a digest of a file's bytes, or of what a folder contains.
 
     A folder's digest covers the names and sizes of all files in it and beneath (hidden ones left out) and the bytes of
     lists and labels (``.csv .json .jsonl .npy .txt .xml .yaml``). It is cheap for a whole data set, and does not notice
-    an image that changes and keeps its size to the byte.
+    an image that changes and keeps its size to the byte. Behind a URI one listing gives names, sizes, and checksums or
+    times of all files.
 
     Args:
         path: the file or folder; links are followed.
@@ -179,11 +189,21 @@ def folder_fingerprint(path: Path, leave_out: Path | None = None) -> str | None:
     Raises:
         OSError: something cannot be read.
     """
+    total = hashlib.sha256()
+    if not isinstance(path, Path):
+        from fsspec.core import url_to_fs
+
+        with storage_errors(path):
+            storage, name = url_to_fs(str(path))
+            storage.invalidate_cache()
+            found = storage.find(name, detail=True)
+        for each, info in sorted(found.items()):
+            total.update(f"{each.removeprefix(name)}\0{_version(info)}\n".encode())
+        return total.hexdigest() if found else None
     if path.is_file():
         return file_sha256(path)
     if not path.is_dir():
         return None
-    total = hashlib.sha256()
     for name, file in _files(path, leave_out):
         content = file_sha256(file) if file.suffix.lower() in _HASHED else ""
         total.update(f"{name}\0{file.stat().st_size}\0{content}\n".encode(errors="surrogateescape"))

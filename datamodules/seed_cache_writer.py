@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, differences, write_atomically
@@ -50,7 +51,7 @@ class CacheOutput:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        paths = [Path(value).resolve() for value in self.inputs.values() if isinstance(value, str)]
+        paths = [UPath(value).resolve() for value in self.inputs.values() if isinstance(value, str)]
         if self.path.resolve() in paths:
             raise InputError(f"{self.path} exists already and is an input of the new seed cache; choose another output")
 
