@@ -24,6 +24,7 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder
 from datamodules.progress import print_message
 from datamodules.sample import Sample, require_masks, require_tags
+from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
 from datamodules.samplers import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
@@ -184,6 +185,20 @@ class BaseDataModule(pl.LightningDataModule):
                 raise InputError(f"{where} {sample.id}, and there is no image {sample.image}.")
             seen.add(sample.id)
         return samples
+
+    def blocks(self, split: str, size: int) -> SampleBlocks:
+        """Return the samples of a split with tags in blocks, one for each shard of a seed cache.
+
+        Args:
+            split: Name of the split.
+            size: Images per block, where the data set itself has no blocks.
+
+        Raises:
+            InputError: As `samples`, or no image has a tag.
+        """
+        samples = self.samples(split, masks=False)
+        require_tags(samples, self.classes, self.source)
+        return consecutive_blocks(samples, size)
 
     def _missing(self, samples: Sequence[Sample]) -> set[str]:
         """Return the images that do not exist; of those named by URI, only those in ``root`` are looked up."""

@@ -38,7 +38,7 @@ from rich.console import Console
 from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, differences, open_atomically, read_bytes
+from datamodules.files import AnyPath, differences, list_folder, open_atomically, read_bytes
 from datamodules.progress import track
 from datamodules.seed_shard import Shard, plain_json
 
@@ -225,7 +225,7 @@ def list_shards(folder: AnyPath) -> list[str]:
         InputError: the folder does not exist or cannot be read.
     """
     try:
-        names = [file.name for file in folder.iterdir()]
+        _, names = list_folder(folder)
     except OSError as error:
         raise InputError(f"{folder} is not a seed cache: {error.strerror or 'there is no such folder'}") from error
     return sorted(name for name in names if name.endswith(".safetensors") and name[0] != "." and name != INDEX)
