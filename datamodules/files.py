@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -41,7 +41,7 @@ def is_uri(path: str | AnyPath) -> bool:
 def storage_errors(path: str | AnyPath) -> Iterator[None]:
     """Turn an error of fsspec or of the library behind it into an OSError whose ``strerror`` is one sentence.
 
-    Those libraries have their own error types, such as botocore's, not all of which are OSErrors.
+    Those libraries have their own error types, such as botocore's, and some are no OSErrors.
 
     Raises:
         FileNotFoundError: There is no such file, or no such bucket.
@@ -67,45 +67,68 @@ def storage_errors(path: str | AnyPath) -> Iterator[None]:
         raise OSError(errno.EIO, reason, str(path)) from error
 
 
-def read_bytes(path: str | AnyPath) -> bytes:
+def read_bytes(path: str | AnyPath, start: int = 0, end: int | None = None) -> bytes:
     """Read a local file, or a file that fsspec reads by URI: ``s3://bucket/a.jpg``, ``zip://a.jpg::archive.zip``, ….
 
-    A file named by a URI is tried up to three times, also in a forked process. Where `CACHE` names a folder, a copy
-    stays there; it is used until the checksum or time that the storage reports for the file changes.
+    A file named by a URI is tried up to three times, also in a forked process, and by one request for the bytes wanted.
+    Where `CACHE` names a folder, a copy of the file is read as `local_copy` makes it.
+
+    Args:
+        path: the file.
+        start: its first byte to be read.
+        end: the byte after the last one, if it is not the end of the file.
 
     Raises:
         OSError: The file cannot be read; ``strerror`` is the reason.
         InputError: fsspec has no file system for the URI, or the copy cannot be written.
     """
-    if not is_uri(path):
-        return Path(str(path)).read_bytes()
-    for pause in PAUSES:
-        try:
-            return _read_uri(str(path))
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError:
-            time.sleep(pause)
-    return _read_uri(str(path))
+    local = local_copy(path) if is_uri(path) else Path(str(path))
+    if local is not None:
+        with local.open("rb") as file:
+            file.seek(start)
+            return file.read() if end is None else file.read(end - start)
+    limits = {} if start == 0 and end is None else {"start": start, "end": end}
+    return bytes(_request(path, lambda storage, name: storage.cat_file(name, **limits)))
 
 
-def _read_uri(uri: str) -> bytes:
-    from fsspec.core import url_to_fs
+def local_copy(uri: str | AnyPath) -> Path | None:
+    """Return the copy of a file in the folder that `CACHE` names, and make it if necessary; None without such a folder.
 
-    with storage_errors(uri):
-        storage, name = url_to_fs(uri)  # not the file system that a UPath holds: a forked process cannot use that one
-        folder = os.environ.get(CACHE)
-        if not folder:
-            return bytes(storage.cat_file(name))
-        storage.invalidate_cache(name)  # an earlier listing may be outdated
-        copy = Path(folder).expanduser() / hashlib.sha256(f"{uri}\0{_version(storage.info(name))}".encode()).hexdigest()
-        if copy.is_file():
-            return copy.read_bytes()
-        content = bytes(storage.cat_file(name))
+    The copy is used until the checksum or time that the storage reports for the file changes; errors as `read_bytes`.
+    """
+    folder = os.environ.get(CACHE)
+    if not folder:
+        return None
+    version = _request(uri, _current_version)
+    copy = Path(folder).expanduser() / hashlib.sha256(f"{uri}\0{version}".encode()).hexdigest()
+    if not copy.is_file():
+        content = _request(uri, lambda storage, name: storage.cat_file(name))
         with suppress(OSError):
             copy.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(copy, content)
-        return content
+    return copy
+
+
+def _request(uri: str | AnyPath, request: Callable[[Any, str], Any]) -> Any:
+    """Return what a function of a file's storage and name returns, in up to three attempts."""
+    from fsspec.core import url_to_fs
+
+    for pause in (*PAUSES, None):
+        try:
+            with storage_errors(uri):
+                return request(*url_to_fs(str(uri)))  # a forked process cannot use the file system that a UPath holds
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _current_version(storage: Any, name: str) -> str:
+    storage.invalidate_cache(name)  # an earlier listing may be outdated
+    return _version(storage.info(name))
 
 
 def _version(info: Mapping[str, Any]) -> str:
@@ -123,14 +146,16 @@ def list_folder(folder: AnyPath) -> tuple[list[str], list[str]]:
     if isinstance(folder, Path):
         found = {entry.name: entry.is_dir() for entry in folder.iterdir()}
     else:
-        from fsspec.core import url_to_fs
 
-        with storage_errors(folder):
-            storage, path = url_to_fs(str(folder))
+        def entries(storage: Any, path: str) -> dict[str, bool]:
             storage.invalidate_cache(path)
-            entries = {entry["name"].rstrip("/"): entry["type"] for entry in storage.ls(path, detail=True)}
-        entries.pop(path.rstrip("/"), None)  # an object store may hold an empty object with the name of the folder
-        found = {name.rpartition("/")[2]: kind == "directory" for name, kind in entries.items()}
+            listed = {
+                entry["name"].rstrip("/"): entry["type"] == "directory" for entry in storage.ls(path, detail=True)
+            }
+            listed.pop(path.rstrip("/"), None)  # an object store may hold an empty object of the folder's name
+            return listed
+
+        found = {name.rpartition("/")[2]: is_folder for name, is_folder in _request(folder, entries).items()}
     folders, files = (sorted(name for name in found if found[name] is kind) for kind in (True, False))
     return folders, files
 
@@ -191,15 +216,16 @@ def folder_fingerprint(path: AnyPath, leave_out: Path | None = None) -> str | No
     """
     total = hashlib.sha256()
     if not isinstance(path, Path):
-        from fsspec.core import url_to_fs
 
-        with storage_errors(path):
-            storage, name = url_to_fs(str(path))
+        def versions(storage: Any, top: str) -> dict[str, str]:
             storage.invalidate_cache()
-            found = storage.find(name, detail=True)
-        for each, info in sorted(found.items()):
-            total.update(f"{each.removeprefix(name)}\0{_version(info)}\n".encode())
-        return total.hexdigest() if found else None
+            found = storage.find(top, detail=True)
+            return {name.removeprefix(top): _version(info) for name, info in found.items()}
+
+        files = _request(path, versions)
+        for name, version in sorted(files.items()):
+            total.update(f"{name}\0{version}\n".encode())
+        return total.hexdigest() if files else None
     if path.is_file():
         return file_sha256(path)
     if not path.is_dir():
