@@ -24,6 +24,7 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder
 from datamodules.progress import print_message
 from datamodules.sample import Sample, require_masks, require_tags
+from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
 from datamodules.samplers import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
@@ -185,6 +186,20 @@ class BaseDataModule(pl.LightningDataModule):
             seen.add(sample.id)
         return samples
 
+    def blocks(self, split: str, size: int) -> SampleBlocks:
+        """Return the samples of a split with tags in blocks, one for each shard of a seed cache.
+
+        Args:
+            split: Name of the split.
+            size: Images per block, where the data set itself has no blocks.
+
+        Raises:
+            InputError: As `samples`, or no image has a tag.
+        """
+        samples = self.samples(split, masks=False)
+        require_tags(samples, self.classes, self.source)
+        return consecutive_blocks(samples, size)
+
     def _missing(self, samples: Sequence[Sample]) -> set[str]:
         """Return the images that do not exist; of those named by URI, only those in ``root`` are looked up."""
         local = {sample.image for sample in samples if not is_uri(sample.image) and not Path(sample.image).is_file()}
@@ -270,22 +285,27 @@ class BaseDataModule(pl.LightningDataModule):
     predict_dataloader = test_dataloader
 
     def eval_loader(
-        self, samples: Sequence[Sample], *, size: int | None = None, originals: bool = False
-    ) -> DataLoader[dict[str, Any]]:
+        self, samples: Sequence[Sample], *, size: int | None = None, originals: bool = False,
+        largest: int | None = None,
+    ) -> DataLoader[dict[str, Any]]:  # fmt: skip
         """Return batches of any samples in their order, not augmented.
 
         Args:
             samples: Samples of this data set (see `samples`) or of files (`datamodules.sample.file_samples`).
             size: Side in pixels to which images are resized; None for ``eval_size``.
             originals: Whether batches contain ``original``, the images as they are on disk.
+            largest: Height and width in pixels up to which images are read, see `ImageDataset`; None for any.
         """
         side = self.hparams["eval_size"] if size is None else size
-        return self._loader(self._eval_dataset(samples, side, originals=originals))
+        return self._loader(self._eval_dataset(samples, side, originals=originals, largest=largest))
 
-    def _eval_dataset(self, samples: Sequence[Sample], size: int, *, originals: bool = False) -> ImageDataset:
+    def _eval_dataset(
+        self, samples: Sequence[Sample], size: int, *, originals: bool = False, largest: int | None = None
+    ) -> ImageDataset:
         return ImageDataset(
-            samples, self.classes, size, mask_lut=self.mask_lut, originals=originals, channels=self.in_channels
-        )
+            samples, self.classes, size, mask_lut=self.mask_lut, originals=originals, channels=self.in_channels,
+            largest=largest,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores: the number of finished epochs."""

@@ -1,7 +1,7 @@
 """Write a seed cache shard by shard: in one process or several, on one machine or several, in any number of attempts.
 
-A shard appears by renaming a finished file, and its bytes follow from the settings and the inputs alone. Processes can
-therefore be killed at any moment, and two that write the same shard do no harm.
+A shard appears by renaming a finished file, in an object store by one PUT, and its bytes follow from the settings and
+the inputs alone. Processes can therefore be killed at any moment, and two that write the same shard do no harm.
 """
 
 import json
@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, differences, write_atomically
+from datamodules.files import AnyPath, differences, list_folder, write_atomically
 from datamodules.progress import Progress
-from datamodules.seed_cache_index import INDEX, list_shards
+from datamodules.seed_cache_index import INDEX
 from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
 
 STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
 
 _METRICS = "metrics.json"  # of `seeds evaluate`
 
-_CACHE_FILE = re.compile(r"\.?(?:shard-\d{5,9}|index)\.safetensors(?:\..*part)?|" + re.escape(_METRICS))
+_CACHE_FILE = re.compile(r"[^.].*\.safetensors|\..*\.safetensors\..*part|" + re.escape(_METRICS))
 
 
 @dataclass
@@ -31,12 +33,14 @@ class CacheOutput:
     """Finds the missing shards of a seed cache, and writes them.
 
     Attributes:
-        path: the folder.
+        path: the folder, or its URI.
         classes: names of the classes 1..C.
         settings: everything the result depends on, as plain JSON values.
-        blocks: the ids of each shard's images, those that may turn out unusable included.
+        blocks: the ids of each shard's images, those that may turn out unusable included; None where they follow from
+            the settings, and are not known before the images are read.
         inputs: where the inputs are, as plain JSON values by name.
         left_out: images that are known to be unusable: id and reason.
+        names: the file name of each shard; by default `datamodules.seed_shard.shard_name`.
 
     Raises:
         InputError: the folder is also an input.
@@ -45,14 +49,16 @@ class CacheOutput:
     path: AnyPath
     classes: Sequence[str]
     settings: Mapping[str, Any]
-    blocks: Sequence[Sequence[str]]
+    blocks: Sequence[Sequence[str] | None]
     inputs: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        paths = [Path(value).resolve() for value in self.inputs.values() if isinstance(value, str)]
+        paths = [UPath(value).resolve() for value in self.inputs.values() if isinstance(value, str)]
         if self.path.resolve() in paths:
             raise InputError(f"{self.path} exists already and is an input of the new seed cache; choose another output")
+        self.names = self.names or [shard_name(number) for number in range(len(self.blocks))]
 
     def missing(self, numbers: Sequence[int], *, overwrite: bool = False, strict: bool = False) -> list[int]:
         """Create the folder where necessary, and find the shards that are still to be written.
@@ -70,28 +76,19 @@ class CacheOutput:
         Raises:
             InputError: the folder contains shards of other settings or foreign files, or cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for file in self.path.iterdir():
-                if not _CACHE_FILE.fullmatch(file.name):
-                    problem = f"exists already and contains {file.name}, which is not part of a seed cache"
-                    raise InputError(f"{self.path} {problem}; choose another output")
-                with suppress(FileNotFoundError):
-                    if file.name.endswith("part") and file.stat().st_mtime < time.time() - STALE:
-                        file.unlink()
-        except OSError as error:
-            raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror}") from error
-        existing = set(list_shards(self.path))
-        wanted = {shard_name(number): number for number in numbers}
-        beyond = existing.difference(map(shard_name, range(len(self.blocks))))
+        existing = self._existing()
+        wanted = {self.names[number]: number for number in numbers}
+        beyond = existing.difference(self.names)
+        others = sorted(existing & set(self.names) - wanted.keys())
         todo = []
-        for name in [*wanted, *sorted(beyond)]:
+        for name in [*wanted, *sorted(beyond), *others[:1]]:  # one of another partition, so that settings are compared
             path = self.path / name
             try:
-                if name in existing and self._is_written(Shard(path), strict=strict):
+                if name in existing and self._is_written(Shard(path), wanted.get(name), strict=strict):
                     continue
-            except DamagedError:  # written again
-                pass
+            except DamagedError as error:  # written again
+                if name in beyond:
+                    raise InputError(f"{error}, or is not part of a seed cache: remove it") from error
             except InputError:
                 if not overwrite:
                     raise
@@ -103,18 +100,47 @@ class CacheOutput:
                 (self.path / name).unlink(missing_ok=True)
         return todo
 
-    def _is_written(self, shard: Shard, *, strict: bool) -> bool:
-        """Return whether a shard is what would be written; raise an InputError if it has other settings."""
+    def _existing(self) -> set[str]:
+        """Return the names of the shards that exist; create the folder, and remove what killed processes have left.
+
+        An object store has no folders, and a killed process leaves nothing there.
+        """
+        folders, files = list[str](), list[str]()
+        try:
+            if isinstance(self.path, Path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                folders, files = list_folder(self.path)
+            for name in folders + files:
+                if not _CACHE_FILE.fullmatch(name):
+                    problem = f"exists already and contains {name}, which is not part of a seed cache"
+                    raise InputError(f"{self.path} {problem}; choose another output")
+                with suppress(FileNotFoundError):
+                    if name.endswith("part") and (self.path / name).stat().st_mtime < time.time() - STALE:
+                        (self.path / name).unlink()
+        except OSError as error:
+            raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror or error}") from error
+        return {name for name in files if name.endswith(".safetensors")} - {INDEX}
+
+    def _is_written(self, shard: Shard, number: int | None, *, strict: bool) -> bool:
+        """Return whether a shard is what would be written; raise an InputError if it has other settings.
+
+        A shard that is not to be written has no ``number``: its settings alone are compared.
+        """
         wanted = json.loads(json.dumps({**self.settings, "classes": self.classes, "shards": len(self.blocks)}))
         for key, one, other in differences(shard.result, wanted):
             package = key.removeprefix("source.")
             what = f"{key} {one!r}, not {other!r}" if package == key else f"another revision of the code in {package}/"
             raise InputError(f"{self.path} exists already, made with {what}; overwrite it, or choose another output")
+        if number is None:
+            return True
         shard.verify()
         lost = [name for name in shard.left_out if name not in self.left_out]
         if strict and lost:
             raise InputError(f"image {lost[0]} was left out before: {shard.left_out[lost[0]]}")
-        return shard.ids == [name for name in self.blocks[shard.number] if name not in shard.left_out]
+        ids = self.blocks[number]
+        fits = ids is None or shard.ids == [name for name in ids if name not in shard.left_out]
+        return fits and shard.number == number
 
     def write(self, number: int, shard: ShardBuilder, unreadable: Mapping[str, str]) -> None:
         """Write a shard.
@@ -122,16 +148,17 @@ class CacheOutput:
         Args:
             number: of the shard.
             shard: its images.
-            unreadable: images that turned out unusable: id and reason.
+            unreadable: images that turned out unusable: id and reason; where the shard's ids are not known, its own.
 
         Raises:
             InputError: the file cannot be written.
         """
-        reasons = {**unreadable, **self.left_out}
-        left_out = {name: reasons[name] for name in self.blocks[number] if name in reasons}
+        ids = self.blocks[number]
+        reasons = {**unreadable, **self.left_out} if ids is not None else unreadable
+        left_out = {name: reason for name, reason in reasons.items() if ids is None or name in ids}
         header = {"settings": self.settings, "inputs": self.inputs, "left_out": left_out}
         content = shard.tobytes(shard=number, shards=len(self.blocks), **header)
-        write_atomically(self.path / shard_name(number), content)
+        write_atomically(self.path / self.names[number], content)
 
     def write_missing(self, image: Callable[[str], tuple[Any, ...]], title: str, *, overwrite: bool = False) -> None:
         """Write all missing shards in this process, with a progress line.
@@ -147,14 +174,19 @@ class CacheOutput:
         """
         try:
             missing = self.missing(range(len(self.blocks)), overwrite=overwrite)
-            with Progress(title, sum(len(self.blocks[number]) for number in missing)) as progress:
+            with Progress(title, sum(len(self.blocks[number] or ()) for number in missing)) as progress:
                 for number in missing:
                     shard = ShardBuilder(self.classes)
-                    for name in self.blocks[number]:
+                    for name in self.blocks[number] or ():
                         if name not in self.left_out:
                             shard.add(name, *image(name))
                         progress.update(advance=1)
                     self.write(number, shard, {})
         finally:
+            self.remove_empty_folder()
+
+    def remove_empty_folder(self) -> None:
+        """Remove the folder where no shard was finished."""
+        if isinstance(self.path, Path):  # a UPath would remove a folder that is not empty
             with suppress(OSError):
-                self.path.rmdir()  # where no shard was finished
+                self.path.rmdir()

@@ -12,7 +12,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple, Self
@@ -31,7 +30,8 @@ from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, file_sha256
 from datamodules.progress import Progress, print_message
-from datamodules.sample import Sample, multi_hot, require_tags
+from datamodules.sample import Sample, multi_hot
+from datamodules.sample_blocks import SampleBlocks
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache_index import list_shards
 from datamodules.seed_cache_writer import CacheOutput
@@ -49,7 +49,7 @@ from seeds.distributed import (
     read_partition,
 )
 from seeds.job_options import JobOptions
-from seeds.precision import resolve_precision
+from seeds.precision import Chosen, resolve_precision
 from seeds.provenance import ids_sha256, package_versions
 
 LISTED = 10  # left-out images that are printed one by one; the cache lists all
@@ -135,13 +135,13 @@ class JobSource:
         checkpoint: the file of the network.
         task: the network.
         data: the data module of its training, perhaps with other settings.
-        samples: the images of the split, with tags.
+        blocks: the images of the split, with tags, in a block for each shard.
     """
 
     checkpoint: AnyPath
     task: Any
     data: BaseDataModule
-    samples: list[Sample]
+    blocks: SampleBlocks
 
     @classmethod
     def load(cls, checkpoint: AnyPath, task_class: type[BaseTask], job: JobOptions, **overrides: Any) -> Self:
@@ -160,9 +160,7 @@ class JobSource:
         stored = read_checkpoint(checkpoint, task.task_name).get("datamodule_hyper_parameters")
         given = {"classes": list(task.classes), "batch_size": job.batch_size, "num_workers": job.num_workers}
         data = datamodule_from_settings(stored, **given, **overrides)
-        samples = data.samples(data.hparams["train_split"], masks=False)
-        require_tags(samples, data.classes, data.source)
-        return cls(checkpoint, task, data, samples)
+        return cls(checkpoint, task, data, data.blocks(data.hparams["train_split"], job.shard_size))
 
 
 def write_seed_cache(
@@ -184,33 +182,31 @@ def write_seed_cache(
         InputError: the folder cannot be used, an image, a cache or the network is not usable, or the disk is full.
         KeyboardInterrupt: a person stopped the job.
     """
-    data, samples, size, left_out = source.data, source.samples, job.shard_size, dict[str, str]()
+    data, blocks, left_out = source.data, source.blocks, dict[str, str]()
+    samples, size = blocks.samples, job.shard_size
     precision = resolve_precision(job.precision, job.accelerator)
-    ids, labels = [sample.id for sample in samples], multi_hot(samples, data.classes)
     batch_size, num_workers = data.hparams["batch_size"], data.hparams["num_workers"]
     settings = {
         **module.settings, "checkpoint_sha256": file_sha256(source.checkpoint), "split": data.hparams["train_split"],
-        "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(), "ids_sha256": ids_sha256(ids),
         "packages": package_versions(), "source": source_revision(module.packages), "batch_size": batch_size,
         "shard_size": size, "threads": job.threads, "precision": precision,
     }  # fmt: skip
     inputs = {"checkpoint": str(source.checkpoint), "data": data.settings}
+    ids: list[list[str] | None] = [None] * len(blocks.names)
+    if samples is None:
+        settings["files_sha256"] = blocks.files_sha256
+    else:
+        labels = multi_hot(samples, data.classes)
+        settings["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
+        settings["ids_sha256"] = ids_sha256([sample.id for sample in samples])
+        ids = [[sample.id for sample in blocks.read(number)] for number in range(len(ids))]
     for option, cache in caches.items():
         if cache is not None:
-            covered_samples(cache, samples, data.classes)
-            left_out |= {name: cache.left_out[name] for name in ids if name not in cache}
+            covered_samples(cache, samples or (), data.classes)
+            left_out |= cache.left_out
             settings[option], inputs[option] = cache.fingerprint, str(cache.path)
-    blocks = [ids[first : first + size] for first in range(0, len(ids), size)]
-    shards = CacheOutput(output, data.classes, settings, blocks, inputs, left_out)
-    images = ImageDataset(samples, data.classes, module.image_size, channels=data.in_channels)
-    writer = ShardWriter(shards, job, batch_size)
-    devices, num_nodes = launched_devices(job.devices, job.num_nodes)
-    on_gpu = job.accelerator != "cpu" and torch.cuda.is_available()
-    environments = []
-    if is_independent(job.partition, job.devices):  # no rendezvous with the other launched processes
-        environments.append(LightningEnvironment())
-        environments[0].set_global_rank(0)  # it prints, too
-        devices, num_nodes = ([local_rank() % torch.cuda.device_count()] if on_gpu else 1), 1
+    shards = CacheOutput(output, data.classes, settings, ids, inputs, left_out, blocks.names)
+    writer = ShardWriter(shards, blocks, job, batch_size)
     threads = torch.get_num_threads()
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in levels:
@@ -219,25 +215,18 @@ def write_seed_cache(
         with warnings.catch_warnings():
             for message in REMARKS:
                 warnings.filterwarnings("ignore", message=message)
-            try:
-                trainer = pl.Trainer(
-                    accelerator=job.accelerator, devices=devices, num_nodes=num_nodes, precision=precision,
-                    callbacks=[writer], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                    enable_model_summary=False, deterministic="warn" if on_gpu else False,
-                    inference_mode=False,  # Grad-CAM differentiates
-                    use_distributed_sampler=False,  # shards are dealt by number
-                    plugins=environments,
-                )  # fmt: skip
-            except (ValueError, RuntimeError, MisconfigurationException) as error:
-                used = f"accelerator {job.accelerator}, devices {devices}"
-                raise InputError(f"{used} cannot be used: {first_line(error)}") from error
-            if not environments:
-                check_process_count(trainer.world_size)
-            sampler: Any = writer.batches
-            loader = image_loader(images, batch_size=batch_size, num_workers=num_workers, batch_sampler=sampler)
+            trainer = _trainer(job, precision, writer)
 
-            def batches() -> Iterator[Any]:  # starts the loader once the batches are known
-                yield from takewhile(lambda _batch: not module.problem, loader)
+            def batches() -> Iterator[Any]:  # starts a loader once its batches are known
+                indices: Any
+                try:
+                    for found, indices in writer.rounds():
+                        images = ImageDataset(found, data.classes, module.image_size, channels=data.in_channels)
+                        order = {"batch_size": batch_size, "batch_sampler": indices}
+                        loader = image_loader(images, num_workers=num_workers, **order)
+                        yield from takewhile(lambda _batch: not module.problem, loader)
+                except InputError as error:  # the other processes must not wait for this one
+                    module.problem = module.problem or str(error)
 
             trainer.predict(module, batches(), return_predictions=False)
         writer.close(module, finished=True)
@@ -255,8 +244,37 @@ def write_seed_cache(
         torch.set_num_threads(threads)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        with suppress(OSError):
-            output.rmdir()  # where no shard was finished
+        shards.remove_empty_folder()
+
+
+def _trainer(job: JobOptions, precision: Chosen, writer: "ShardWriter") -> pl.Trainer:
+    """Return the trainer of this process: one of those that work together, or on its own.
+
+    Raises:
+        InputError: a device cannot be used, or torchrun or srun launched another number of processes.
+    """
+    devices, num_nodes = launched_devices(job.devices, job.num_nodes)
+    on_gpu = job.accelerator != "cpu" and torch.cuda.is_available()
+    environments: list[Any] = []
+    if is_independent(job.partition, job.devices):  # no rendezvous with the other launched processes
+        environments.append(LightningEnvironment())
+        environments[0].set_global_rank(0)  # it prints, too
+        devices, num_nodes = ([local_rank() % torch.cuda.device_count()] if on_gpu else 1), 1
+    try:
+        trainer = pl.Trainer(
+            accelerator=job.accelerator, devices=devices, num_nodes=num_nodes, precision=precision,
+            callbacks=[writer], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, deterministic="warn" if on_gpu else False,
+            inference_mode=False,  # Grad-CAM differentiates
+            use_distributed_sampler=False,  # shards are dealt by number
+            plugins=environments,
+        )  # fmt: skip
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        used = f"accelerator {job.accelerator}, devices {devices}"
+        raise InputError(f"{used} cannot be used: {first_line(error)}") from error
+    if not environments:
+        check_process_count(trainer.world_size)
+    return trainer
 
 
 def _report(shards: CacheOutput, job: JobOptions) -> None:
@@ -283,29 +301,27 @@ def _report(shards: CacheOutput, job: JobOptions) -> None:
 
 
 class ShardWriter(BasePredictionWriter):
-    """Makes cues of seeds, and writes each shard when it is complete, in a thread beside the network.
+    """Makes cues of seeds, and writes each shard when it is complete, in a thread beside the network."""
 
-    Attributes:
-        batches: indices of the images in each batch of this process; known after :meth:`setup`.
-    """
-
-    def __init__(self, cache: CacheOutput, job: JobOptions, batch_size: int) -> None:
+    def __init__(self, cache: CacheOutput, blocks: SampleBlocks, job: JobOptions, batch_size: int) -> None:
         """Prepare; the folder is read in :meth:`setup`.
 
         Args:
             cache: the folder.
+            blocks: the images of each shard.
             job: options of the job.
             batch_size: images per batch.
         """
         super().__init__("batch")
-        self.cache, self.job = cache, job
-        self.batches: list[list[int]] = []
-        self._shards: list[int] = []  # the shard of each batch
-        self._batch_size, self._images = batch_size, sum(map(len, cache.blocks))
+        self.cache, self.blocks, self.job, self._batch_size = cache, blocks, job, batch_size
+        self._numbers: list[int] = []  # of the shards that this process writes; known after setup
+        self._batches: list[tuple[int, int]] = []  # shard and number of images of each batch
+        self._images = len(blocks.samples or ())  # of those that are not listed yet, none
         self._thread = ThreadPoolExecutor(1)
         self._work: Future[None] | None = None
         self._progress = Progress("seeds")  # writes lines in the first process alone
         self._unreadable: dict[str, str] = {}  # of this process
+        self._left_out: dict[int, dict[str, str]] = {}  # of each shard
         self._builder = ShardBuilder(cache.classes)  # of the shard at hand; used by the thread alone
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -315,10 +331,10 @@ class ShardWriter(BasePredictionWriter):
             InputError: the folder cannot be used; the other processes leave quietly.
         """
         super().setup(trainer, pl_module, stage)
-        job, blocks = self.job, self.cache.blocks
+        job, count = self.job, len(self.blocks.names)
         torch.set_num_threads(job.threads)  # Lightning has divided the processors by the processes
         part, parts = read_partition(job.partition)
-        numbers, problem, missing = range(part, len(blocks), parts), "", list[int]()
+        numbers, problem, missing = range(part, count, parts), "", list[int]()
         if trainer.is_global_zero:
             try:
                 missing = self.cache.missing(numbers, overwrite=job.overwrite, strict=job.strict)
@@ -331,30 +347,48 @@ class ShardWriter(BasePredictionWriter):
             print_message(f"{self.cache.path} is there already, made with these settings")
         elif len(missing) < len(numbers):
             print_message(f"{len(numbers) - len(missing)} of {len(numbers)} shards are there already, and sound")
-        for number in missing[trainer.global_rank :: trainer.world_size]:
-            usable = [name not in self.cache.left_out for name in blocks[number]]
-            for first in range(0, len(usable), self._batch_size):
-                batch, start = usable[first : first + self._batch_size], number * job.shard_size + first
-                self.batches.append([start + place for place, is_usable in enumerate(batch) if is_usable])
-                self._shards.append(number)
+        self._numbers = missing[trainer.global_rank :: trainer.world_size]
+        total = None
+        if self.blocks.samples is not None:
+            total = sum(len(self.blocks.read(number)) for number in self._numbers)
         title = "seeds" if parts == 1 else f"seeds, partition {job.partition}"
         others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
-        self._progress = Progress(f"{title}{others}", sum(map(len, self.batches))).start()
+        self._progress = Progress(f"{title}{others}", total).start()
+
+    def rounds(self) -> Iterator[tuple[list[Sample], list[list[int]]]]:
+        """Yield the samples that one loader reads, and the indices of the images in each batch.
+
+        There is one round where all samples are known, and a round for each shard otherwise.
+        """
+        known = self.blocks.samples is not None
+        for numbers in [self._numbers] if known else [[number] for number in self._numbers]:
+            samples, batches = list[Sample](), list[list[int]]()
+            for number in numbers:
+                found, excluded = self.blocks.read(number), self.cache.left_out
+                self._left_out[number] = {each.id: excluded[each.id] for each in found if each.id in excluded}
+                for first in range(0, len(found), self._batch_size):
+                    batch, start = found[first : first + self._batch_size], len(samples) + first
+                    batches.append([start + i for i, sample in enumerate(batch) if sample.id not in excluded])
+                    self._batches.append((number, len(batches[-1])))
+                samples += found
+            self._images += 0 if known else len(samples)
+            yield samples, batches
 
     def write_on_batch_end(
         self, _trainer: Any, pl_module: Any, prediction: Any, _indices: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Pass the seeds of a batch to the thread; the last batch of a shard completes it."""
-        self._progress.update(advance=len(self.batches[batch_idx]))
+        number, images = self._batches[batch_idx]
+        self._progress.update(advance=images)
         self.wait(pl_module)  # so that no more than one batch of images is in memory
         unreadable = dict(batch.get("unreadable", ()))
-        self._unreadable |= unreadable  # the thread reads it
+        self._unreadable |= unreadable
+        self._left_out[number] |= unreadable  # the thread reads it
         problem = next(iter(unreadable.values()), "") if self.job.strict else ""
         problem = problem or too_many(self._unreadable, self._images, self.job.max_unreadable)
         pl_module.problem = pl_module.problem or problem
         if not pl_module.problem:
-            number = self._shards[batch_idx]
-            complete = number not in self._shards[batch_idx + 1 : batch_idx + 2]
+            complete = number not in [shard for shard, _ in self._batches[batch_idx + 1 : batch_idx + 2]]
             self._work = self._thread.submit(self._add, pl_module, prediction, number, complete=complete)
 
     def _add(self, module: SeedModule, seeds: list[Seed], number: int, *, complete: bool) -> None:
@@ -362,7 +396,7 @@ class ShardWriter(BasePredictionWriter):
         for seed in seeds:
             self._builder.add(seed.name, module.cues(seed), seed.classes, seed.maps, seed.saliency)
         if complete:
-            self.cache.write(number, self._builder, self._unreadable)
+            self.cache.write(number, self._builder, self._left_out.pop(number))
             self._builder = ShardBuilder(self.cache.classes)
 
     def wait(self, module: SeedModule) -> None:

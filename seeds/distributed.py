@@ -28,7 +28,7 @@ def read_partition(partition: str) -> tuple[int, int]:
 def is_independent(partition: str, devices: Any) -> bool:
     """Return whether this process, one of several that torchrun or srun launched, computes a partition on its own.
 
-    ``devices`` above 1 instead asks that the launched processes share the partition.
+    With ``devices`` above 1 the launched processes share the partition instead.
     """
     return read_partition(partition)[1] > 1 and devices in ("auto", 1, "1") and _launched_processes()[0] > 1
 

@@ -13,6 +13,7 @@ import pytest
 from torch.nn import Identity
 
 from datamodules.errors import InputError
+from datamodules.sample_blocks import consecutive_blocks
 from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.seed_cache_writer import CacheOutput
 from seeds.cache_job import SeedModule, ShardWriter
@@ -153,22 +154,24 @@ def test_batches_follow_from_the_shard_alone(voc, tmp_path):
     """No batch has images of two shards, so that every bit is the same for any number of processes."""
     data = data_of(voc)
     samples = data.samples("train")
-    blocks = [[sample.id for sample in samples[start : start + 4]] for start in (0, 4)]
+    blocks = consecutive_blocks(samples, 4)
+    ids = [[sample.id for sample in blocks.read(number)] for number in (0, 1)]
 
     def batches(rank, world, excluded):
-        cache = CacheOutput(tmp_path / "c", data.classes, {}, blocks, left_out=excluded)
-        writer = ShardWriter(cache, JobOptions(shard_size=4), 3)
+        cache = CacheOutput(tmp_path / "c", data.classes, {}, ids, left_out=excluded)
+        writer = ShardWriter(cache, blocks, JobOptions(shard_size=4), 3)
         strategy = SimpleNamespace(broadcast=lambda value: ("", [0, 1]) if rank else value)
         trainer = SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, global_rank=rank, world_size=world)
         trainer.predict_loop = SimpleNamespace(return_predictions=False)
         module = SeedModule(Identity(), {"size": 64, "cue_stride": 8})
         writer.setup(trainer, module, "predict")
         writer.close(module, finished=True)
-        return writer.batches
+        ((found, indices),) = writer.rounds()
+        return [[found[index].id for index in batch] for batch in indices]
 
-    assert batches(0, 1, {}) == [[0, 1, 2], [3], [4, 5]]
-    assert (batches(0, 2, {}), batches(1, 2, {})) == ([[0, 1, 2], [3]], [[4, 5]])
-    assert batches(0, 1, {"p1": "it is torn", "p3": "it is torn"}) == [[0, 2], [], [4, 5]]
+    assert batches(0, 1, {}) == [["p0", "p1", "p2"], ["p3"], ["p4", "p5"]]
+    assert (batches(0, 2, {}), batches(1, 2, {})) == ([["p0", "p1", "p2"], ["p3"]], [["p4", "p5"]])
+    assert batches(0, 1, {"p1": "it is torn", "p3": "it is torn"}) == [["p0", "p2"], [], ["p4", "p5"]]
 
 
 @pytest.mark.parametrize(("size", "stride", "side"), [(320, 8, 40), (321, 8, 41), (100, 3, 34), (4, 8, 1)])
