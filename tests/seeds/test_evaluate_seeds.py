@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from datamodules.errors import InputError
 from datamodules.masks import read_mask
 from seeds.evaluation.evaluate_seeds import CueMetrics, evaluate_seeds
+from seeds.evaluation.threshold_sweep import ThresholdSweep
 from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS
 
@@ -30,6 +32,27 @@ def test_cue_metrics_by_hand():
     assert result["iou_cues"]["a"] == pytest.approx(3 / 4)
     assert result["cues"]["foreground"] == {"precision": 6 / 7, "recall": 6 / 7, "coverage": 1 / 2}
     assert result["cues_by_class"]["a"] == {"precision": 1.0, "recall": 3 / 4, "coverage": 1 / 4}
+
+
+def test_memory_does_not_grow_with_the_images():
+    """81 classes: the counts of all images take some megabytes, which further images do not add to."""
+    generator = np.random.default_rng(0)
+    sweep, score = ThresholdSweep(81, 0.2), CueMetrics(81)
+
+    def add(images):
+        for _ in range(images):
+            truth = generator.integers(0, 81, (12, 16)).astype(np.uint8)
+            sweep.update(np.array([3, 70]), generator.random((2, 3, 4), np.float32), truth)
+            score.update(truth[::4, ::4], truth)
+
+    add(1)
+    tracemalloc.start()
+    add(200)
+    grown, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 8_000_000  # the sum of the counts, int64 (81, 81, 102), is allocated anew
+    assert peak < 24_000_000
+    assert score.confusion.matrix.sum() == 201 * 12 * 16
 
 
 def test_no_cue_has_no_precision():

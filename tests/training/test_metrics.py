@@ -67,6 +67,21 @@ def test_memory_does_not_grow_with_images_times_squared_classes():
     assert counts.matrix.sum() == 501 * 64
 
 
+def test_the_memory_of_cocos_classes_and_images():
+    """81 classes and 5,000 images: three numbers a class and image, with all metrics; a matrix an image is 262 MB."""
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 81, (5000, 4, 4)).astype(np.uint8)
+    tracemalloc.start()
+    counts = SegmentationCounts(["background", *map(str, range(80))])
+    for image in truth:
+        counts.update(image, image)
+    metrics = compute_metrics(counts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (metrics["miou"], counts.matrix.sum()) == (1, truth.size)
+    assert peak < 4 * 5000 * 3 * 81 * 8
+
+
 def test_the_interval_of_many_images_needs_little_memory():
     generator = np.random.default_rng(0)
     sums = [generator.integers(1, 9, (3, 3)) for _ in range(4000)]
