@@ -14,8 +14,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, is_uri, read_bytes
-from datamodules.tar_files import read_member
 from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
+from datamodules.tar_files import read_member
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

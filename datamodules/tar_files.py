@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+from upath import UPath
+
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import AnyPath, is_uri, read_bytes, storage_errors
+from datamodules.files import AnyPath, is_uri, storage_errors
 
 _REQUEST = 1 << 23  # bytes of a request while an archive behind a URI is listed
 _TEXT = 1 << 20  # bytes of the largest text member
@@ -65,7 +67,7 @@ def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
 
 
 def _expand(pattern: str) -> Iterator[str]:
-    """Yield the names that a pattern with ranges such as ``{000..099}`` stands for; numbers keep their leading zeros."""
+    """Yield the names that a pattern with ranges such as ``{000..099}`` stands for, with their leading zeros."""
     match = _RANGE.search(pattern)
     if match is None:
         yield pattern
@@ -109,7 +111,7 @@ def read_tar(tar: AnyPath, suffixes: tuple[str, ...] = ()) -> TarContent:
 
 
 @contextmanager
-def _open(tar: AnyPath) -> Iterator[BinaryIO]:
+def _open(tar: AnyPath, block_size: int = _REQUEST) -> Iterator[BinaryIO]:
     if not is_uri(tar):
         with Path(str(tar)).open("rb") as file:
             yield file
@@ -118,7 +120,7 @@ def _open(tar: AnyPath) -> Iterator[BinaryIO]:
 
     with storage_errors(tar):
         storage, name = url_to_fs(str(tar))
-        file = storage.open(name, "rb", block_size=_REQUEST, cache_type="readahead")
+        file = storage.open(name, "rb", block_size=block_size, cache_type="readahead")
     with file:
         yield file
 
@@ -136,7 +138,9 @@ def read_member(uri: str) -> bytes | None:
     if match is None:
         return None
     start, size = int(match["start"]), int(match["size"])
-    content = read_bytes(match["tar"], start, start + size) if size else b""
+    with _open(UPath(match["tar"]), block_size=size) as file:
+        file.seek(start)
+        content = file.read(size)
     if len(content) != size:
         raise OSError(0, "the archive is truncated")
     return content

@@ -145,7 +145,12 @@ class JobSource:
 
     @classmethod
     def load(
-        cls, checkpoint: AnyPath, task_class: type[BaseTask], job: JobOptions, images: str | None = None, **overrides: Any
+        cls,
+        checkpoint: AnyPath,
+        task_class: type[BaseTask],
+        job: JobOptions,
+        images: str | None = None,
+        **overrides: Any,
     ) -> Self:
         """Load a checkpoint and list the images.
 
@@ -197,7 +202,8 @@ def write_seed_cache(
     precision = resolve_precision(job.precision, job.accelerator)
     batch_size, num_workers = data.hparams["batch_size"], data.hparams["num_workers"]
     settings = {
-        **module.settings, "checkpoint_sha256": file_sha256(source.checkpoint), "packages": package_versions(), "source": source_revision(module.packages), "batch_size": batch_size,
+        **module.settings, "checkpoint_sha256": file_sha256(source.checkpoint),
+        "packages": package_versions(), "source": source_revision(module.packages), "batch_size": batch_size,
         "shard_size": size, "threads": job.threads, "precision": precision,
     }  # fmt: skip
     inputs = {"checkpoint": str(source.checkpoint), "data": data.settings}
@@ -217,7 +223,7 @@ def write_seed_cache(
             settings[option], inputs[option] = cache.fingerprint, str(cache.path)
     shards = CacheOutput(output, data.classes, settings, ids, inputs, left_out, blocks.names)
     writer = ShardWriter(shards, blocks, job, batch_size)
-    threads = torch.get_num_threads()
+    threads, unread = torch.get_num_threads(), ""
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in levels:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -228,6 +234,7 @@ def write_seed_cache(
             trainer = _trainer(job, precision, writer)
 
             def batches() -> Iterator[Any]:  # starts a loader once its batches are known
+                nonlocal unread
                 indices: Any
                 try:
                     for found, indices in writer.rounds():
@@ -235,11 +242,12 @@ def write_seed_cache(
                         order = {"batch_size": batch_size, "batch_sampler": indices}
                         loader = image_loader(images, num_workers=num_workers, **order)
                         yield from takewhile(lambda _batch: not module.problem, loader)
-                except InputError as error:  # the other processes must not wait for this one
-                    module.problem = module.problem or str(error)
+                except InputError as error:  # batches before it are still written, and no process waits for this one
+                    unread = str(error)
 
             trainer.predict(module, batches(), return_predictions=False)
         writer.close(module, finished=True)
+        module.problem = module.problem or unread
         problems = [problem for problem in gather_objects(module.problem) if problem]
         if trainer.is_global_zero:
             if problems:

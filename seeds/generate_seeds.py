@@ -58,9 +58,9 @@ def generate_seeds(
         output: folder of the cache: a new folder, or a cache of the same settings to resume.
         root: folder of the images; by default that of the training.
         split: the images; by default the split that the classifier was trained on.
-        images: tar files with images and tags in place of ``root`` and ``split``, by path or URI: a folder, or names such
-            as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of the
-            same name.
+        images: tar files of images and tags in place of ``root`` and ``split``, by path or URI: a folder, or a pattern
+            such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
+            the same name.
         method: CAM method, a name in `seeds.cam_methods.registry.METHODS`.
         layer: layer of the network whose maps are computed; by default the last feature map.
         saliency_layer: layer of the network for background saliency; by default the last layer of stride 8 (of a

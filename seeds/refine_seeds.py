@@ -55,9 +55,9 @@ def refine_seeds(
         output: folder of the new cache: a new folder, or a cache of the same settings to resume.
         root: folder of the images; by default that of the training.
         split: the images; by default the split of the training.
-        images: tar files with images and tags in place of ``root`` and ``split``, by path or URI: a folder, or names such
-            as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of the
-            same name.
+        images: tar files of images and tags in place of ``root`` and ``split``, by path or URI: a folder, or a pattern
+            such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
+            the same name.
         radius: a step of the walk leads to positions nearer than this.
         beta: exponent of the affinities: with a higher one less crosses a weak boundary.
         steps: number of steps of the walk.

@@ -50,9 +50,9 @@ def pseudo_label(
         output: folder of the cache: a new folder, or a cache of the same settings to resume.
         root: folder of the images; by default that of the training.
         split: the images; by default the split of the training.
-        images: tar files with images and tags in place of ``root`` and ``split``, by path or URI: a folder, or names such
-            as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of the
-            same name.
+        images: tar files of images and tags in place of ``root`` and ``split``, by path or URI: a folder, or a pattern
+            such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
+            the same name.
         scales: sizes of the image relative to ``size``, over which probabilities are averaged.
         flip: average the probabilities with those of the mirrored image.
         size: side in pixels to which images are resized at scale 1; by default that of the validation.

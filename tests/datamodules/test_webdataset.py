@@ -103,7 +103,7 @@ def test_patterns(storage, tmp_path, s3):
     for pattern, name in (("t-{08..12}.tar", r"t-12\.tar"), ("u*.tar", r"u\*\.tar")):
         with pytest.raises(InputError, match=f"there is no tar file .*/{name}"):
             find_tars(folder, pattern)
-    with pytest.raises(InputError, match="the folder of tar files .*none cannot be read"):
+    with pytest.raises(InputError, match=r"the folder of tar files .*none cannot be read"):
         find_tars(folder / "none", "*.tar")
 
 
