@@ -34,6 +34,7 @@ def generate_seeds(
     *,
     root: str | None = None,
     split: str | None = None,
+    images: str | None = None,
     method: str = "gradcam",
     layer: str | None = None,
     saliency_layer: str | None = None,
@@ -60,6 +61,9 @@ def generate_seeds(
         output: folder of the cache: a new folder, or a cache of the same settings to resume.
         root: folder of the images; by default that of the training.
         split: the images; by default the split that the classifier was trained on.
+        images: tar files of images and tags in place of ``root`` and ``split``, by path or URI: a folder, or a pattern
+            such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
+            the same name.
         method: CAM method, a name in `seeds.cam_methods.registry.METHODS`.
         layer: layer of the network whose maps are computed; by default the last feature map.
         saliency_layer: layer of the network for background saliency; by default the last layer of stride 8 (of a
@@ -90,7 +94,7 @@ def generate_seeds(
             raise InputError(f"{name} {value} is outside 0..1")
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise InputError(f"scales {list(scales)} must be positive, at least one")
-    source = JobSource.load(checkpoint, ClassifierTask, job, root=root, train_split=split, size=size)
+    source = JobSource.load(checkpoint, ClassifierTask, job, images, root=root, train_split=split, size=size)
     task, crf = source.task, {"method": "crf", "conf_fg": conf_fg, "conf_bg": conf_bg, **crf_settings()}
     settings = {
         "method": method, "layer": layer or task.model.default_layer, "size": source.data.hparams["size"], "flip": flip,
