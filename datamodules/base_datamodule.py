@@ -285,22 +285,27 @@ class BaseDataModule(pl.LightningDataModule):
     predict_dataloader = test_dataloader
 
     def eval_loader(
-        self, samples: Sequence[Sample], *, size: int | None = None, originals: bool = False
-    ) -> DataLoader[dict[str, Any]]:
+        self, samples: Sequence[Sample], *, size: int | None = None, originals: bool = False,
+        largest: int | None = None,
+    ) -> DataLoader[dict[str, Any]]:  # fmt: skip
         """Return batches of any samples in their order, not augmented.
 
         Args:
             samples: Samples of this data set (see `samples`) or of files (`datamodules.sample.file_samples`).
             size: Side in pixels to which images are resized; None for ``eval_size``.
             originals: Whether batches contain ``original``, the images as they are on disk.
+            largest: Height and width in pixels up to which images are read, see `ImageDataset`; None for any.
         """
         side = self.hparams["eval_size"] if size is None else size
-        return self._loader(self._eval_dataset(samples, side, originals=originals))
+        return self._loader(self._eval_dataset(samples, side, originals=originals, largest=largest))
 
-    def _eval_dataset(self, samples: Sequence[Sample], size: int, *, originals: bool = False) -> ImageDataset:
+    def _eval_dataset(
+        self, samples: Sequence[Sample], size: int, *, originals: bool = False, largest: int | None = None
+    ) -> ImageDataset:
         return ImageDataset(
-            samples, self.classes, size, mask_lut=self.mask_lut, originals=originals, channels=self.in_channels
-        )
+            samples, self.classes, size, mask_lut=self.mask_lut, originals=originals, channels=self.in_channels,
+            largest=largest,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores: the number of finished epochs."""

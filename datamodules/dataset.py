@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError, UnreadableError
-from datamodules.images import as_rgb, normalize, read_image
+from datamodules.images import any_size, as_rgb, image_size, normalize, read_image
 from datamodules.masks import read_class_mask
 from datamodules.sample import Sample, multi_hot
 from datamodules.samplers import Draw, EvalSampler
@@ -33,6 +33,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
     ``unreadable`` lists ids and reasons of images that cannot be read. In training the next readable image takes the
     place; otherwise the item contains nothing else.
 
+    With ``largest``, images of more pixels on a side are not read: an item contains only ``large``, a dictionary of the
+    sample's ``id``, ``image``, ``mask`` and ``labels``, and of ``channels``.
+
     The random changes of an item follow from the seed of a `Draw`; for a bare index the seed is drawn from torch's
     generator.
 
@@ -48,21 +51,24 @@ class ImageDataset(Dataset[dict[str, Any]]):
         originals: Whether items contain ``original``, the image uint8 (H, W, 3) as it is on disk; see
             `datamodules.images.as_rgb` for images with other than 3 channels.
         channels: Channels of the images, see `datamodules.images.read_image`.
+        largest: Height and width in pixels up to which images are read; None for any.
     """
 
     def __init__(
         self, samples: Sequence[Sample], classes: Sequence[str], size: int, *, training: bool = False,
         mask_lut: NDArray[np.uint8] | None = None, augment: Augment | None = None, cues: SeedCache | None = None,
-        cue_stride: int = 8, originals: bool = False, channels: int = 3,
+        cue_stride: int = 8, originals: bool = False, channels: int = 3, largest: int | None = None,
     ) -> None:  # fmt: skip
         self.samples = samples
         self.labels = multi_hot(samples, classes)
         self.mask_lut = mask_lut if any(sample.mask for sample in samples) else None
         self.training = training
+        self.size = size
         self.transform = Transform(size, augment, channels)
         self.cues = cues
         self.grid = math.ceil(size / cue_stride)
         self.originals, self.channels = originals, channels
+        self.largest = largest
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -87,6 +93,13 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _read(self, index: int, seed: int) -> dict[str, Any]:
         sample = self.samples[index]
+        if self.largest is not None:
+            with any_size():
+                height, width = image_size(sample.image)
+            if max(height, width) > self.largest:
+                labels = self.labels[index]
+                known = {"id": sample.id, "image": sample.image, "mask": sample.mask}
+                return {"large": {**known, "labels": labels, "channels": self.channels}}
         image = read_image(sample.image, self.channels)  # (H, W, channels)
         mask: np.ndarray | None = None
         if self.mask_lut is not None:
@@ -139,13 +152,18 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ``size`` int64 (B, 2), (H, W) of the images on disk; where items have them ``mask`` int64 (B, Hmax, Wmax),
         padded with 255 to the right and below, ``cues`` bool (B, C+1, h, w), channel 0 = background, and
         ``original``, a list of uint8 (H, W, 3). ``unreadable`` lists ids and reasons of unreadable images, if there
-        are any; images that were not replaced are missing from the batch. Where B is 0, the batch contains only
-        ``image`` (0, 3, 0, 0), ``id`` and ``unreadable``.
+        are any; images that were not replaced are missing from the batch. ``large`` lists the images that were not read
+        because of their size, if there are any: their dictionaries, with their place among all readable images of the
+        batch as ``place``. Where B is 0, the batch contains only ``image`` (0, 3, 0, 0), ``id``, ``unreadable`` and
+        ``large``.
     """
     unreadable = [each for item in items for each in item["unreadable"]]
+    items = [item for item in items if item.keys() != {"unreadable"}]
+    large = [item["large"] | {"place": place} for place, item in enumerate(items) if "large" in item]
     items = [item for item in items if "image" in item]
     if not items:
-        return {"image": torch.empty(0, 3, 0, 0), "id": [], "unreadable": unreadable}
+        nothing = {"image": torch.empty(0, 3, 0, 0), "id": [], "unreadable": unreadable}
+        return nothing | ({"large": large} if large else {})
     images = torch.from_numpy(np.stack([item["image"] for item in items]))  # (B, S, S, channels)
     labels = torch.from_numpy(np.stack([item["labels"] for item in items]))  # (B, C)
     batch: dict[str, Any] = {
@@ -154,6 +172,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
     if unreadable:
         batch["unreadable"] = unreadable
+    if large:
+        batch["large"] = large
     if "mask" in items[0]:
         height, width = np.max([item["mask"].shape for item in items], axis=0)
         batch["mask"] = torch.full((len(items), height, width), IGNORE, dtype=torch.int64)

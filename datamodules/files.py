@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -38,7 +38,7 @@ def is_uri(path: str | AnyPath) -> bool:
 def storage_errors(path: str | AnyPath) -> Iterator[None]:
     """Turn an error of fsspec or of the library behind it into an OSError whose ``strerror`` is one sentence.
 
-    Those libraries have their own error types, such as botocore's, not all of which are OSErrors.
+    Those libraries have their own error types, such as botocore's, and some are no OSErrors.
 
     Raises:
         FileNotFoundError: There is no such file, or no such bucket.
@@ -64,44 +64,63 @@ def storage_errors(path: str | AnyPath) -> Iterator[None]:
         raise OSError(errno.EIO, reason, str(path)) from error
 
 
-def read_bytes(path: str | AnyPath) -> bytes:
+def read_bytes(path: str | AnyPath, start: int = 0, end: int | None = None) -> bytes:
     """Read a local file, or a file that fsspec reads by URI: ``s3://bucket/a.jpg``, ``zip://a.jpg::archive.zip``, ….
 
-    A file named by a URI is tried up to three times, also in a forked process. Where `CACHE` names a folder, a copy
-    stays there; it is used until the checksum or time that the storage reports for the file changes.
+    A file named by a URI is tried up to three times, also in a forked process, and by one request for the bytes wanted.
+    Where `CACHE` names a folder, a copy of the file is read as `local_copy` makes it.
+
+    Args:
+        path: the file.
+        start: its first byte to be read.
+        end: the byte after the last one, if it is not the end of the file.
 
     Raises:
         OSError: The file cannot be read; ``strerror`` is the reason.
         InputError: fsspec has no file system for the URI, or the copy cannot be written.
     """
-    if not is_uri(path):
-        return Path(str(path)).read_bytes()
-    for pause in PAUSES:
-        try:
-            return _read_uri(str(path))
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError:
-            time.sleep(pause)
-    return _read_uri(str(path))
+    local = local_copy(path) if is_uri(path) else Path(str(path))
+    if local is not None:
+        with local.open("rb") as file:
+            file.seek(start)
+            return file.read() if end is None else file.read(end - start)
+    limits = {} if start == 0 and end is None else {"start": start, "end": end}
+    return bytes(_request(path, lambda storage, name: storage.cat_file(name, **limits)))
 
 
-def _read_uri(uri: str) -> bytes:
-    from fsspec.core import url_to_fs
+def local_copy(uri: str | AnyPath) -> Path | None:
+    """Return the copy of a file in the folder that `CACHE` names, and make it if necessary; None without such a folder.
 
-    with storage_errors(uri):
-        storage, name = url_to_fs(uri)  # not the file system that a UPath holds: a forked process cannot use that one
-        folder = os.environ.get(CACHE)
-        if not folder:
-            return bytes(storage.cat_file(name))
-        copy = Path(folder).expanduser() / hashlib.sha256(f"{uri}\0{storage.ukey(name)}".encode()).hexdigest()
-        if copy.is_file():
-            return copy.read_bytes()
-        content = bytes(storage.cat_file(name))
+    The copy is used until the checksum or time that the storage reports for the file changes; errors as `read_bytes`.
+    """
+    folder = os.environ.get(CACHE)
+    if not folder:
+        return None
+    key = _request(uri, lambda storage, name: storage.ukey(name))
+    copy = Path(folder).expanduser() / hashlib.sha256(f"{uri}\0{key}".encode()).hexdigest()
+    if not copy.is_file():
+        content = _request(uri, lambda storage, name: storage.cat_file(name))
         with suppress(OSError):
             copy.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(copy, content)
-        return content
+    return copy
+
+
+def _request(uri: str | AnyPath, request: Callable[[Any, str], Any]) -> Any:
+    """Return what a function of a file's storage and name returns, in up to three attempts."""
+    from fsspec.core import url_to_fs
+
+    for pause in (*PAUSES, None):
+        try:
+            with storage_errors(uri):
+                return request(*url_to_fs(str(uri)))  # a forked process cannot use the file system that a UPath holds
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError
 
 
 def list_folder(folder: AnyPath) -> tuple[list[str], list[str]]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 import logging
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from datamodules.errors import UnreadableError
+from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
+from datamodules.tar_files import read_member
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,20 +31,35 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes (lower case) of image files."""
 
+_STRIP = 1024  # rows of an image that are converted at a time
+
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # it logs what it then raises, too
 
 
 def open_file(path: str | AnyPath) -> BinaryIO:
-    """Open a local file, or the content of a file that `datamodules.files.read_bytes` reads by URI.
+    """Open a local file, or the content of a file behind a URI: a member of a tar file, or what fsspec reads.
 
     Raises:
         UnreadableError: The file does not exist or cannot be opened.
         InputError: fsspec has no file system for the URI.
     """
     try:
-        return io.BytesIO(read_bytes(path)) if is_uri(path) else Path(str(path)).open("rb")
+        if not is_uri(path):
+            return Path(str(path)).open("rb")
+        member = read_member(str(path))
+        return io.BytesIO(read_bytes(path) if member is None else member)
     except OSError as error:
         raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
+
+
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Lift Pillow's limit on the pixels of an image in this process, for images that are processed in tiles."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 @contextmanager
@@ -56,8 +72,13 @@ def open_image(file: BinaryIO, path: str | AnyPath) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableError(f"image {path} cannot be read: it is not an image.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"image {path} cannot be read, it is truncated or too large ({error}).") from error
+    except Image.DecompressionBombError as error:
+        limit = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+        raise UnreadableError(
+            f"image {path} has {limit}: predict, evaluate and seeds generate accept it with --tile."
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableError(f"image {path} cannot be read, it is truncated ({error}).") from error
 
 
 def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
@@ -83,30 +104,34 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
             return tiff[:, :]
     with open_file(path) as file:
         try:
-            data = file.read()
+            jpeg = channels == 3 and file.read(2) == b"\xff\xd8"
+            file.seek(0)
+            data = file.read() if jpeg else b""
         except OSError as error:
             raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
-    # OpenCV is faster than Pillow, but fills the missing part of a truncated JPEG with gray, without a warning. Inside
-    # a scan 0xff is always escaped, so an end-of-image marker after the last start-of-scan marker means that the scan
-    # is complete. Where there is none (or where a camera appended other data) Pillow decides.
-    if channels == 3 and data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
-        pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if pixels is not None:
-            return pixels
-    try:
-        with open_image(io.BytesIO(data), path) as image:
-            return _pixels(ImageOps.exif_transpose(image), image, path, channels)
-    except UnreadableError as error:
-        if not _only_rasterio_reads(path, error):
-            raise
+        # OpenCV is faster than Pillow, but fills the missing part of a truncated JPEG with gray, without a warning.
+        # Inside a scan 0xff is always escaped, so an end-of-image marker after the last start-of-scan marker means that
+        # the scan is complete. Where there is none (or where a camera appended other data) Pillow decides.
+        if jpeg and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
+            pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            if pixels is not None:
+                return pixels
+        try:
+            file.seek(0)
+            with open_image(file, path) as image:
+                ImageOps.exif_transpose(image, in_place=True)
+                return _pixels(image, path, channels)
+        except UnreadableError as error:
+            if not _only_rasterio_reads(path, error):
+                raise
     with GeoTiff(path) as tiff:
         return tiff[:, :]
 
 
-def _pixels(image: Image.Image, opened: Image.Image, path: str | AnyPath, channels: int) -> np.ndarray:
-    """Return the pixels of an image, uint8 (H, W, channels); ``opened`` is the image with the metadata of its file."""
-    tags = getattr(opened, "tag_v2", {})  # TIFF's
-    if opened.format == "PNG" and image.mode.startswith("I"):  # 16 bits, by Pillow's version I or I;16
+def _pixels(image: Image.Image, path: str | AnyPath, channels: int) -> np.ndarray:
+    """Return the pixels of an image of a file, uint8 (H, W, channels)."""
+    tags = getattr(image, "tag_v2", {})  # TIFF's
+    if image.format == "PNG" and image.mode.startswith("I"):  # 16 bits, by Pillow's version I or I;16
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode.startswith(("I", "F")) or max(tags.get(ExifTags.Base.BitsPerSample, (8,))) > 8:
         raise UnreadableError(f"image {path} has values of more than 8 bits ({image.mode}): scale it to 8 bits.")
@@ -115,12 +140,36 @@ def _pixels(image: Image.Image, opened: Image.Image, path: str | AnyPath, channe
     bands = tags.get(ExifTags.Base.SamplesPerPixel, 1) if image.mode == "L" else len(image.getbands())
     if bands != channels if channels != 3 else (image.mode, bands) == ("L", 2):
         raise UnreadableError(f"image {path} has {bands} bands ({image.mode}), and in_channels is {channels}.")
-    return np.array(image.convert("RGB")) if channels == 3 else np.array(image).reshape(*image.size[::-1], channels)
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    for top in range(0, image.height, _STRIP):  # Pillow's copies of a large image would take several times its memory
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        rows = np.asarray(strip.convert("RGB") if channels == 3 else strip)
+        pixels[top : top + _STRIP] = rows.reshape(-1, image.width, channels)
+    return pixels
 
 
 def _only_rasterio_reads(path: str | AnyPath, error: UnreadableError) -> bool:
     """Return whether an error of `open_image` is about a TIFF of a kind that Pillow does not know."""
     return is_tiff(path) and isinstance(error.__cause__, UnidentifiedImageError)
+
+
+@contextmanager
+def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
+    """Open an image of any size that is read by windows: ``image[top:bottom, left:right]`` is uint8 (h, w, channels).
+
+    A TIFF stays on disk, where rasterio can read it. Others are an array in memory.
+
+    Raises:
+        UnreadableError: As for `read_image`.
+    """
+    with any_size(), ExitStack() as context:
+        image: Any = None
+        if is_tiff(path):
+            with suppress(InputError):  # rasterio is missing, or the TIFF is of a kind that Pillow converts
+                image = context.enter_context(GeoTiff(path, channels))
+        if image is None or image.shape[:2] != image_size(path):  # one is turned by its orientation
+            image = read_image(path, channels)
+        yield image
 
 
 def image_size(path: str | AnyPath) -> tuple[int, int]:

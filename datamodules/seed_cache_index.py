@@ -38,7 +38,7 @@ from rich.console import Console
 from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, differences, list_folder, open_atomically, read_bytes
+from datamodules.files import AnyPath, differences, is_uri, list_folder, local_copy, open_atomically, read_bytes
 from datamodules.progress import track
 from datamodules.seed_shard import Shard, plain_json
 
@@ -145,14 +145,11 @@ class CacheIndex:
             start = 8 + int.from_bytes(content[:8].tobytes(), "little")
             columns = json.loads(content[8:start].tobytes())
             header = json.loads(columns.pop("__metadata__")[_METADATA])
-            if (header["format"], header["version"]) != (FORMAT, VERSION):
-                raise InputError(f"{path} is of another version: delete it, or run seeds merge again")
+            is_known = (header["format"], header["version"]) == (FORMAT, VERSION)
             arrays, end = dict[str, NDArray[Any]](), start
             for name, column in columns.items():
                 first, end = (start + offset for offset in column["data_offsets"])
                 arrays[name] = content[first:end].view(_DTYPES[column["dtype"]]).reshape(column["shape"])
-            if end != len(content):
-                raise InputError(damaged)
             self.classes = tuple(map(str, header["classes"]))
             self.settings: dict[str, Any] = header["settings"]
             self.inputs: dict[str, Any] = header["inputs"]
@@ -162,10 +159,10 @@ class CacheIndex:
             )
             self._hashes, self._entries = arrays["hashes"], arrays["entries"]
             self._first, self._digests = arrays["first"], arrays["digests"]
-        except InputError:
-            raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise InputError(damaged) from error
+        if not is_known or end != len(content):
+            raise InputError(damaged if is_known else f"{path} is of another version: run seeds merge again")
         self.left_out = LeftOut(self)
 
     def find(self, name: str) -> int | None:
@@ -227,7 +224,7 @@ def list_shards(folder: AnyPath) -> list[str]:
     try:
         _, names = list_folder(folder)
     except OSError as error:
-        raise InputError(f"{folder} is not a seed cache: {error.strerror or 'there is no such folder'}") from error
+        raise InputError(f"{folder} is not a seed cache: {error.strerror or error}") from error
     return sorted(name for name in names if name.endswith(".safetensors") and name[0] != "." and name != INDEX)
 
 
@@ -407,16 +404,17 @@ def read_index(folder: AnyPath) -> CacheIndex:
     """
     path = folder / INDEX
     try:
-        if isinstance(path, Path):
-            content: NDArray[np.uint8] = (
-                np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-            )
-        else:
+        local = local_copy(path) if is_uri(path) else Path(str(path))
+        if local is None or not local.stat().st_size:
             content = np.frombuffer(read_bytes(path), np.uint8)
+        else:
+            content = np.memmap(local, np.uint8, "r")
     except (FileNotFoundError, NotADirectoryError):
         output = BytesIO()
         merge_shards(folder, output)
         return CacheIndex(np.frombuffer(output.getbuffer(), np.uint8), None)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     return CacheIndex(content, path)
 
 

@@ -30,7 +30,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath
+from datamodules.files import AnyPath, is_uri, local_copy, read_bytes
 
 NO_CUE = 255
 """Value of a position without a cue in a label map."""
@@ -50,10 +50,12 @@ SHARD_SIZE = 256
 FORMAT, VERSION = "tag2mask-seeds", 3
 MAX_IMAGES = 1 << 16  # per shard
 MAX_HEADER = 1 << 25  # characters of the metadata
+FIRST_REQUEST = 1 << 18  # bytes that are read of a shard at a URI to begin with; headers of 256 images are shorter
 
 _METADATA = "seeds"
 _NOT_IN_ID = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 _PARTS = ("cues", "maps", "saliency")
+_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "F16": np.dtype("<f2")}
 
 Floats = NDArray[np.float32]
 
@@ -169,8 +171,63 @@ class ShardBuilder:
         return content
 
 
+class _SafeRanges:
+    """A safetensors file at a URI, used as `safe_open` is: a request reads the header, and one each tensor.
+
+    Args:
+        path: the file.
+        content: the whole file, if it has been read already.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has no header; KeyError and TypeError where the header is damaged.
+    """
+
+    def __init__(self, path: AnyPath, content: bytes | None = None) -> None:
+        self._path, self._content = path, content
+        start = self._read(0, FIRST_REQUEST)
+        length = int.from_bytes(start[:8], "little")
+        if length > 2 * MAX_HEADER:
+            raise ValueError(f"it is {length} bytes long")
+        if len(start) < 8 + length:
+            start += self._read(len(start), 8 + length)
+        self._tensors: dict[str, Any] = dict(json.loads(start[8 : 8 + length].decode()))
+        self._metadata, self._start = self._tensors.pop("__metadata__"), 8 + length
+
+    def _read(self, start: int, end: int) -> bytes:
+        if self._content is not None or start == end:
+            return (self._content or b"")[start:end]
+        return read_bytes(self._path, start, end)
+
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata."""
+        metadata: dict[str, str] = self._metadata
+        return metadata
+
+    def keys(self) -> list[str]:
+        """Return the names of the tensors."""
+        return list(self._tensors)
+
+    def get_tensor(self, name: str) -> NDArray[Any]:
+        """Return a tensor.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the tensor is not in the file, or not as the header describes it; KeyError and TypeError where
+                the header is damaged.
+        """
+        tensor = self._tensors[name]
+        first, last = (self._start + offset for offset in tensor["data_offsets"])
+        if not self._start <= first <= last:
+            raise ValueError(f"{name} has {last - first} bytes")
+        array: NDArray[Any] = np.frombuffer(self._read(first, last), _DTYPES[tensor["dtype"]])
+        return array.reshape(tensor["shape"])
+
+
 class Shard:
-    """An open shard: its header is in memory, and its tensors are mapped and read image by image.
+    """An open shard: its header is in memory, and its tensors are read image by image.
+
+    A local file is mapped. A file at a URI is read by range requests, or a local copy of it is mapped.
 
     Attributes:
         path: the file.
@@ -193,13 +250,16 @@ class Shard:
         """
         self.path = path
         try:
-            self._file = cast("Any", safe_open(path, framework="numpy"))
+            local = local_copy(path) if is_uri(path) else path
+            self._file: Any = _SafeRanges(path) if local is None else safe_open(local, framework="numpy")
             self._text: str = (self._file.metadata() or {})[_METADATA]
             header = json.loads(self._text) if len(self._text) <= MAX_HEADER else {}
             kind, version = header["format"], int(header["version"])
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing") from error
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, InputError) or (isinstance(error, OSError) and is_uri(path)):
+                raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
             raise DamagedError(f"{path} is damaged: it has no header of a shard ({str(error)[:100]})") from error
         if kind == FORMAT and version != VERSION:
             age = "newer" if version > VERSION else "older"
@@ -235,12 +295,15 @@ class Shard:
         Raises:
             DamagedError: an image is not what was written.
         """
+        content = read_bytes(self.path)
+        if isinstance(self._file, _SafeRanges):
+            self._file = _SafeRanges(self.path, content)
         for name in self.ids:
             self.cues(name)
             self.maps(name)
             self.saliency(name)
         tensors = {key: self._file.get_tensor(key) for key in self._file.keys()}  # noqa: SIM118
-        if safetensors.numpy.save(tensors, {_METADATA: self._text}) != self.path.read_bytes():
+        if safetensors.numpy.save(tensors, {_METADATA: self._text}) != content:
             raise DamagedError(f"{self.path} is damaged: its safetensors header is not what was written")
 
     def cues(self, name: str) -> NDArray[np.uint8]:

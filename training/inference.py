@@ -1,7 +1,7 @@
 """Inference with a segmentation network: loading, averaging over scales and flips, label maps, dense CRF."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath
+from datamodules.images import any_size, as_rgb, open_windows
+from datamodules.masks import read_class_mask
 from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from seeds.precision import Chosen, Precision, resolve_precision
 from seeds.score_maps import label_map, resize_maps
+from seeds.tiles import Pixels, Tiling, blended_rows, reduce_image, sample_grid
 from training.runs.provenance_record import read_provenance
 from training.segmentation_task import CrfSettings, SegmentationTask
 
 TEST_CRF: CrfSettings = {"iterations": 10, "scale": 1.0}  # SEC's at test time
 PROBABILITY_FLOOR = 1e-5  # under the logarithm, SEC's at test time
 CRF_PIXELS = 1_000_000  # larger images are smoothed at this number of pixels: VOC's have 187,500, phones' 12 million
+WINDOW, MARGIN = 704, 160  # pixels of an image in tiles that are labelled together, and around them for the CRF
+PREVIEW = 2048  # pixels of the longer side of an image in tiles that is shown
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ class Predicted:
 
     Attributes:
         name: id of the image.
-        image: uint8 (H, W, 3).
+        image: uint8 (H, W, 3); an image that was predicted in tiles is reduced to at most `PREVIEW` pixels on a side.
         plain: label map uint8 (H, W) without the CRF.
         final: label map uint8 (H, W) after the CRF; ``plain`` if the CRF is off.
         truth: mask uint8 (H, W); None for an image without a mask.
@@ -188,15 +193,17 @@ class Predicted:
 
 
 def predictions(
-    network: Callable[[Tensor], Tensor], loader: DataLoader[Any], unreadable: UnreadableImages, *, crf: bool
-) -> Iterator[Predicted]:
-    """Predict the images of a loader in their order.
+    network: Callable[[Tensor], Tensor], loader: DataLoader[Any], unreadable: UnreadableImages, *, crf: bool,
+    tiling: Tiling | None = None,
+) -> Iterator[Predicted]:  # fmt: skip
+    """Predict the images of a loader in their order; in a batch, those in tiles come first.
 
     Args:
         network: class scores float32 (B, C+1, h, w) of normalised images (B, 3, S, S), such as `Trained.scores`.
-        loader: batches of a `datamodules.dataset.ImageDataset` with ``originals``.
+        loader: batches of a `datamodules.dataset.ImageDataset` with ``originals``, and ``largest`` a tile's side.
         unreadable: receives the images that cannot be read, for which there is no prediction.
         crf: smooth predictions with the dense CRF.
+        tiling: how larger images are cut into tiles.
 
     Raises:
         InputError: a mask is not usable, or more images are unreadable than allowed.
@@ -206,6 +213,12 @@ def predictions(
     for batch in loader:
         for name, reason in batch.get("unreadable", ()):
             unreadable.add(name, reason)
+        for large in batch.get("large", ()):
+            assert tiling is not None
+            try:
+                yield _predict_tiles(network, large, loader, tiling, crf=crf)
+            except UnreadableError as error:
+                unreadable.add(large["id"], str(error))
         if not batch["id"]:
             continue
         scores = network(batch["image"])
@@ -215,3 +228,74 @@ def predictions(
             final = crf_label_map(scores[index], image).cpu().numpy().astype(np.uint8) if crf else plain
             truth = batch["mask"][index, :height, :width].numpy().astype(np.uint8) if name in with_mask else None
             yield Predicted(name, image, plain, final, truth)
+
+
+def _predict_tiles(
+    network: Callable[[Tensor], Tensor], large: Mapping[str, Any], loader: DataLoader[Any], tiling: Tiling, *, crf: bool
+) -> Predicted:
+    """Predict an image in tiles, as `predictions`; ``large`` is its entry in the batch.
+
+    Raises:
+        UnreadableError: the image cannot be read.
+        InputError: the mask is not usable.
+    """
+    dataset: Any = loader.dataset
+    with open_windows(large["image"], large["channels"]) as image:
+        plain, final = tiled_label_maps(
+            image, network, tiling, size=dataset.size, batch_size=loader.batch_size or 1, crf=crf
+        )
+        preview = reduce_image(image, PREVIEW)
+        del image
+    with any_size():
+        truth = (
+            read_class_mask(large["mask"], dataset.mask_lut) if large["mask"] and dataset.mask_lut is not None else None
+        )
+    return Predicted(large["id"], preview, plain, final, truth)
+
+
+def tiled_label_maps(
+    image: Pixels, network: Callable[[Tensor], Tensor], tiling: Tiling, *, size: int, batch_size: int, crf: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the label maps of an image in tiles, uint8 (H, W), without and with the CRF.
+
+    The class probabilities of the tiles are blended. As for an image that is not cut, their logarithms are resized
+    bilinearly to pixels for the first label map, and they themselves for the CRF. Both are done window by window; the
+    CRF sees a margin around each window, and pixels of the image's own size.
+
+    Args:
+        image: the image.
+        network: class scores float32 (B, C+1, h, w) of normalised images (B, 3, size, size).
+        tiling: the tiles.
+        size: side in pixels to which tiles are resized.
+        batch_size: tiles per batch.
+        crf: smooth with the dense CRF; otherwise the second label map is the first.
+    """
+    (height, width), side = image.shape[:2], tiling.side
+    h, w = network(torch.zeros(1, image.shape[2], size, size)).shape[-2:]
+    blended = blended_rows(
+        image, lambda tiles: network(tiles).softmax(dim=1), tiling, size=size, grid=(h, w), batch_size=batch_size
+    )
+    plain = np.zeros((height, width), np.uint8)
+    final = np.zeros((height, width), np.uint8) if crf else plain
+    margin, rows, first = MARGIN if crf else 0, next(blended), 0  # rows of the grid, from number `first`
+    for y in range(0, height, WINDOW):
+        top, bottom = max(0, y - margin), min(height, y + WINDOW + margin)
+        ys = (torch.arange(top, bottom) + 0.5) * h / side
+        while first + rows.shape[1] <= ys[-1] + 0.5 and (more := next(blended, None)) is not None:
+            rows = torch.cat([rows, more], dim=1)
+        above = max(0, math.floor(float(ys[0]) - 0.5) - first)
+        rows, first = rows[:, above:], first + above
+        scores = rows.clamp_min(torch.finfo(torch.float32).tiny).log()
+        for x in range(0, width, WINDOW):
+            left, right = max(0, x - margin), min(width, x + WINDOW + margin)
+            xs = (torch.arange(left, right) + 0.5) * w / side
+            inside = slice(y - top, y - top + WINDOW), slice(x - left, x - left + WINDOW)
+            place = slice(y, y + WINDOW), slice(x, x + WINDOW)
+            plain[place] = sample_grid(scores, ys - first, xs).argmax(dim=0)[inside].cpu().numpy()
+            if crf:
+                window = np.ascontiguousarray(as_rgb(image[top:bottom, left:right]))
+                pixels = torch.from_numpy(window).permute(2, 0, 1)[None]
+                logits = sample_grid(rows, ys - first, xs)[None].clamp_min(PROBABILITY_FLOOR).log()
+                smoothed = dense_crf(pixels.contiguous().to(logits.device), logits, **TEST_CRF)[0]
+                final[place] = smoothed.argmax(dim=0)[inside].cpu().numpy()
+    return plain, final

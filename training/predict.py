@@ -15,8 +15,10 @@ from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import mask_png
 from datamodules.progress import track
 from datamodules.sample import Sample, file_samples
+from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import UnreadableImages
 from seeds.precision import Precision
+from seeds.tiles import Tiling
 from training.export import load_exported
 from training.image_overlays import encode_image, label_overlay
 from training.inference import load_trained, predictions
@@ -31,6 +33,8 @@ def predict(
     *,
     crf: bool = True,
     overlay: bool = False,
+    tile: int | None = None,
+    overlap: float = 0.25,
     precision: Precision = "auto",
     batch_size: int = 8,
     num_workers: int = 2,
@@ -50,7 +54,11 @@ def predict(
         images: an image, a folder of images, or a list of both; a URI whose name has no suffix of an image is a folder.
         output: folder for the masks; created if necessary.
         crf: smooth predictions with the dense CRF.
-        overlay: also write ``<name>_overlay.jpg``, the mask in colour over the image.
+        overlay: also write ``<name>_overlay.jpg``, the mask in colour over the image (of an image in tiles, reduced to
+            at most 2,048 pixels on a side).
+        tile: height and width in pixels above which an image is cut into overlapping tiles of this size, whose class
+            probabilities are blended; by default images of any size are resized as a whole.
+        overlap: fraction of a tile's side that neighbouring tiles share.
         precision: precision in which a checkpoint's network computes: auto, 32-true or bf16-mixed. auto is bf16-mixed
             where the processor computes bfloat16 natively, else 32-true (see `seeds.precision`). An exported network
             computes in float32.
@@ -65,6 +73,7 @@ def predict(
     """
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
+    tiling = None if tile is None else Tiling(tile, overlap)
     network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
     samples = photo_samples(images if isinstance(images, list) else [images])
     places = {sample.id: read_georeference(sample.image) for sample in samples}
@@ -73,13 +82,17 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "classes.txt", "".join(f"{name}\n" for name in network.classes).encode())
     skipped = UnreadableImages(1.0)
-    dataset = ImageDataset(samples, network.classes, network.size, originals=True, channels=network.in_channels)
+    dataset = ImageDataset(
+        samples, network.classes, network.size, originals=True, channels=network.in_channels, largest=tile
+    )
     loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
-    for each in track(predictions(network.scores, loader, skipped, crf=crf), "predicting", len(samples)):
+    stream = predictions(network.scores, loader, skipped, crf=crf, tiling=tiling)
+    for each in track(stream, "predicting", len(samples)):
         place = places[each.name]
         write_atomically(masks[each.name], mask_geotiff(each.final, place) if place else mask_png(each.final))
         if overlay:
-            blended = encode_image(label_overlay(each.image, each.final), "jpeg", quality=OVERLAY_QUALITY)
+            labels = resize_nearest(each.final, *each.image.shape[:2])  # an image in tiles is reduced
+            blended = encode_image(label_overlay(each.image, labels), "jpeg", quality=OVERLAY_QUALITY)
             write_atomically(output / f"{each.name}_overlay.jpg", blended)
     report_skipped(output, samples, skipped.found)
     return list(masks.values())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,13 +14,16 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from upath import UPath
 
+from datamodules import files, seed_shard
 from datamodules import seed_cache_index as module
 from datamodules.errors import InputError
+from datamodules.files import CACHE, read_bytes, write_atomically
 from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.seed_cache_index import INDEX, CacheIndex, ShardEntry, Texts, merge_cache, write_index
 from datamodules.seed_cache_writer import CacheOutput
-from datamodules.seed_shard import ShardBuilder, is_valid_id, shard_name
+from datamodules.seed_shard import FIRST_REQUEST, DamagedError, Shard, ShardBuilder, is_valid_id, shard_name
 from tests.seed_caches import CacheWriter
 from training.cli import main
 
@@ -261,9 +265,9 @@ def test_damage(cache):
     damages += [content + b"\0", b"\xff" * 100, content.replace(b"U64", b"U61")]
     for damaged in (*damages, other):
         (cache / INDEX).write_bytes(damaged)
-        words = "is of another version" if damaged is other else "is damaged"
+        words = "is of another version:" if damaged is other else "is damaged: delete it, or"
         for function in (SeedCache, verify_cache):
-            with pytest.raises(InputError, match=rf"index\.safetensors {words}: delete it, or run seeds merge again"):
+            with pytest.raises(InputError, match=rf"index\.safetensors {words} run seeds merge again"):
                 function(cache)
     merge_cache(cache)
     assert (cache / INDEX).read_bytes() == content
@@ -279,6 +283,105 @@ def test_a_flipped_bit_is_found_by_verify(cache, capsys):
         (cache / INDEX).write_bytes(flipped)
         with pytest.raises(InputError, match=INDEX):
             verify_cache(cache)
+
+
+def uploaded(path, uri):
+    """Copy a cache to a URI; return its new path."""
+    folder = UPath(uri)
+    for file in path.iterdir():
+        write_atomically(folder / file.name, file.read_bytes())
+    return folder
+
+
+@pytest.fixture(params=["memory://caches/c", "s3"])
+def remote(request, tmp_path):
+    """A path for a cache in memory, or on an S3 server."""
+    uri = f"{request.getfixturevalue('s3')}/{tmp_path.name}/c" if request.param == "s3" else request.param
+    yield uri
+    UPath(uri).rmdir(recursive=True)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_cache_at_a_uri(remote, copies, tmp_path, capsys, monkeypatch):
+    """It is read, merged and verified as a local one, with local copies or without."""
+    if copies:
+        monkeypatch.setenv(CACHE, str(tmp_path / "copies"))
+    generator = np.random.default_rng(0)
+    with CacheWriter(tmp_path / "c", ["cat", "dog"], {}, shard_size=2, left_out={"x": "torn"}) as writer:
+        for name in ("a/b", "ü", "c"):
+            maps = {"map_classes": [0, 1], "maps": generator.random((2, 3, 4), np.float32)} if name != "c" else {}
+            saliency = None if name == "ü" else generator.random((3, 4), np.float32)
+            writer.add(name, generator.choice([0, 1, 2, 255], (3, 4)).astype(np.uint8), saliency=saliency, **maps)
+    local, path = SeedCache(tmp_path / "c"), uploaded(tmp_path / "c", remote)
+    merge_cache(path.parent / "c")
+    for cache in (SeedCache(remote), pickle.loads(pickle.dumps(SeedCache(path)))):
+        assert contents(cache) == contents(local)
+        assert [cache.maps(name)[1].tolist() for name in cache.ids] == [
+            local.maps(name)[1].tolist() for name in local.ids
+        ]
+        assert [np.array(cache.saliency(name)).tolist() for name in cache.ids] == [
+            np.array(local.saliency(name)).tolist() for name in local.ids
+        ]
+    assert main(["seeds", "verify", "--cache", remote]) == 0
+    assert main(["seeds", "info", "--cache", remote]) == 0
+    assert '"left_out": {\n    "x": "torn"\n  }' in capsys.readouterr().out
+    (path / INDEX).unlink()
+    assert contents(SeedCache(path)) == contents(local)
+    merge_cache(tmp_path / "c")
+    assert main(["seeds", "merge", "--cache", remote]) == 0
+    assert (path / INDEX).read_bytes() == (tmp_path / "c" / INDEX).read_bytes()
+    (path / shard_name(0)).unlink()
+    for command in ("merge", "verify"):
+        if command == "verify":
+            (path / INDEX).unlink()
+        assert main(["seeds", command, "--cache", remote]) == 1
+        assert f"{remote} lacks 1 of 2 shards: 0; run" in capsys.readouterr().err.splitlines()[-1]
+    assert not (path / INDEX).exists()
+
+
+def test_a_shard_at_a_uri_is_read_by_ranges(cache, monkeypatch):
+    """The header by one request or two, and one request for each tensor."""
+    path = uploaded(cache, "memory://ranges/c") / shard_name(0)
+    requests = []
+
+    def recorded(uri, start=0, end=None):
+        requests.append((start, end))
+        return read_bytes(uri, start, end)
+
+    monkeypatch.setattr(seed_shard, "read_bytes", recorded)
+    shard = Shard(path)
+    assert requests == [(0, FIRST_REQUEST)]
+    assert shard.cues("id2").shape == (1, 3)
+    assert [end - start for start, end in requests[1:]] == [3]
+    monkeypatch.setattr(seed_shard, "FIRST_REQUEST", 100)
+    requests.clear()
+    assert Shard(path).ids == ["id0", "id1", "id2"]
+    assert [start for start, _ in requests] == [0, 100]
+
+
+def test_damage_and_failures_at_a_uri(cache, monkeypatch):
+    path = uploaded(cache, "memory://damage/c") / shard_name(0)
+    whole = path.read_bytes()
+    for offset in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[offset] ^= 1 << (offset % 8)
+        path.write_bytes(flipped)
+        with pytest.raises(DamagedError, match=path.name):
+            Shard(path).verify()
+    for content in (b"", whole[:5], whole[:100], whole[:-1], whole + b"x", (1 << 60).to_bytes(8, "little") + whole[8:]):
+        path.write_bytes(content)
+        with pytest.raises(DamagedError, match=path.name):
+            Shard(path).verify()
+    monkeypatch.setattr(files, "PAUSES", (0, 0))
+    monkeypatch.setattr(type(path.fs), "cat_file", Mock(side_effect=PermissionError("no")))
+    with pytest.raises(InputError, match=r"shard-00000\.safetensors cannot be read: access is denied") as caught:
+        Shard(path)
+    assert not isinstance(caught.value, DamagedError)
+    with pytest.raises(InputError, match=r"index\.safetensors cannot be read: access is denied"):
+        SeedCache(path.parent)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="memory://damage/nowhere is not a seed cache: there is no such file"):
+        SeedCache("memory://damage/nowhere")
 
 
 def peak(code, *words):

@@ -22,6 +22,7 @@ from tests.training.conftest import data_of, trainer_of
 from training.cli import main
 from training.evaluation.evaluate import evaluate
 from training.inference import load_trained, predictions, view_scores
+from training.predict import predict
 from training.segmentation_task import SegmentationTask
 
 
@@ -215,6 +216,12 @@ def test_a_folder_of_predictions(voc, predicted_masks, tmp_path):
     assert {line[0]: float(line[1]) for line in lines[1:-1]} == metrics["iou"]
     assert float(lines[-1][1]) == metrics["miou"]
     assert (out / "index.html").read_text().count("<article") == 2
+    for name in ids[:2]:  # a GeoTIFF of `predict` counts as the PNG does
+        with Image.open(folder / f"{name}.png") as mask:
+            mask.save(folder / f"{name}.tif")
+        (folder / f"{name}.png").unlink()
+    assert run("evaluate", "--predictions", folder, "--root", voc, "--output", tmp_path / "tiff") == 0
+    assert json.loads((tmp_path / "tiff/metrics.json").read_text())["iou"] == metrics["iou"]
 
 
 def test_classes_of_predictions_are_matched_by_name(voc, predicted_masks, tmp_path):
@@ -323,6 +330,21 @@ def voc_like(predicted_masks, voc, tmp_path):
     shutil.copytree(voc, root)
     (root / "classes.txt").unlink()
     return root
+
+
+def test_images_in_tiles(voc, checkpoint, tmp_path):
+    """Scored by their own masks, as `predict` labels them; the page and the metrics record the tiles."""
+    how = {"num_workers": 0, "num_images": 2, "crf": False, "tile": 64, "overlap": 0.5}
+    metrics = evaluate(checkpoint, output=tmp_path / "out", **how)
+    assert (metrics["tile"], metrics["overlap"]) == (64, 0.5)
+    assert "64 pixels, overlap 0.5" in (tmp_path / "out/index.html").read_text()
+    images = [Path(sample.image) for sample in data_of(voc).samples("val")]
+    predict(checkpoint, images, tmp_path / "masks", crf=False, tile=64, overlap=0.5, num_workers=0)
+    scored = evaluate(predictions=tmp_path / "masks", root=str(voc), output=tmp_path / "b", num_images=0)
+    assert scored["confusion"] == metrics["confusion"]
+    whole = evaluate(checkpoint, output=tmp_path / "c", num_workers=0, crf=False, num_images=0)
+    assert whole["confusion"] != metrics["confusion"]
+    assert "tile" not in whole
 
 
 def test_the_archive_for_vocs_server(voc_like, predicted_masks, tmp_path):

@@ -1,16 +1,27 @@
 """Views, the CRF at test time, and loading of checkpoints."""
 
+import shutil
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.errors import InputError
+from datamodules.images import normalize, read_image
+from datamodules.masks import read_class_mask
+from datamodules.unreadable_images import UnreadableImages
 from seeds.crf import dense_crf
+from seeds.score_maps import label_map
+from seeds.tiles import Tiling
 from tests.training.conftest import SIZE
-from training.inference import Views, crf_label_map, load_trained, view_scores
+from training import inference
+from training.inference import Views, crf_label_map, load_trained, predictions, tiled_label_maps, view_scores
 
 LARGER = SIZE + 32
 
@@ -92,3 +103,79 @@ def test_images_have_the_size_of_the_validation(checkpoint, tmp_path):
     assert trained.size == LARGER
     data = datamodule_from_settings(trained.data)
     assert next(iter(data.eval_loader(data.samples("val"))))["image"].shape[-2:] == (LARGER, LARGER)
+
+
+def quantized_network(images):
+    """Scores of single pixels on a grid of a quarter, so that tiles at the same scale have the scores of the image."""
+    return 3 * torch.nn.functional.avg_pool2d(torch.cat([images, images.mean(1, keepdim=True)], 1), 4)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(40, 200), st.integers(40, 200), st.sampled_from([0.0, 0.25, 0.6]), st.booleans())
+def test_every_pixel_of_an_image_in_tiles_has_the_label_of_the_whole_image(height, width, overlap, crf):
+    """Windows of 60 pixels, several in most images; the CRF sees the whole image where its margin is large."""
+    generator = np.random.default_rng(height)
+    image = np.kron(generator.integers(0, 256, (-(-height // 20), -(-width // 20), 3)), np.ones((20, 20, 1)))
+    image = np.ascontiguousarray(image.astype(np.uint8)[:height, :width])
+    canvas = cv2.copyMakeBorder(image, 0, 200 - height, 0, 200 - width, cv2.BORDER_REFLECT_101)
+    scores = quantized_network(normalize(torch.from_numpy(canvas).permute(2, 0, 1)[None]))
+    whole = label_map(scores[0], (200, 200))[:height, :width].numpy()
+    probs = torch.nn.functional.interpolate(scores.softmax(1), (200, 200), mode="bilinear")[..., :height, :width]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "WINDOW", 60)
+        patch.setattr(inference, "MARGIN", 200)
+        plain, final = tiled_label_maps(
+            image, quantized_network, Tiling(40, overlap), size=40, batch_size=3, crf=crf
+        )  # fmt: skip
+    assert (plain == whole).mean() > 0.999  # but for ties
+    if crf:
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
+        smoothed = dense_crf(pixels, probs.clamp_min(1e-5).log(), iterations=10, scale=1.0)[0].argmax(0)
+        assert (final == smoothed.numpy()).mean() > 0.999
+    else:
+        assert final is plain
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_images_up_to_a_tile_are_predicted_as_without_tiles(voc, checkpoint, crf):
+    trained = load_trained(checkpoint)
+    data = datamodule_from_settings(trained.data, num_workers=0)
+    samples = data.samples("val")
+    plain = predictions(trained.scores, data.eval_loader(samples, originals=True), UnreadableImages(0.0), crf=crf)
+    loader = data.eval_loader(samples, originals=True, largest=96)
+    tiled = predictions(trained.scores, loader, UnreadableImages(0.0), crf=crf, tiling=Tiling(96))
+    for one, other in zip(plain, tiled, strict=True):
+        assert one.name == other.name
+        for field in ("image", "plain", "final", "truth"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+
+
+def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint, tmp_path):
+    """In one batch; with truth and a reduced image; an unreadable one is listed."""
+    root = tmp_path / "voc"
+    shutil.copytree(voc, root)
+    data = datamodule_from_settings(load_trained(checkpoint).data, num_workers=0, batch_size=4, root=str(root))
+    samples = data.samples("val")
+    for sample, factor in zip(samples[:2], (2, 3), strict=True):
+        for path, flag in ((sample.image, Image.Resampling.BICUBIC), (sample.mask, Image.Resampling.NEAREST)):
+            with Image.open(path) as image:
+                enlarged = image.resize((image.width * factor, image.height * factor), flag)
+            enlarged.save(path)
+    Path(samples[2].image).write_bytes(Path(samples[1].image).read_bytes()[:-500])
+    trained, unreadable = load_trained(checkpoint), UnreadableImages(1.0)
+    loader = data.eval_loader(samples, originals=True, largest=100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "PREVIEW", 100)
+        found = {
+            each.name: each
+            for each in predictions(trained.scores, loader, unreadable, crf=True, tiling=Tiling(100, 0.5))
+        }
+    assert set(unreadable.found) == {samples[2].id}
+    assert set(found) == {sample.id for sample in samples} - {samples[2].id}
+    for sample, factor in ((samples[0], 2), (samples[1], 3), (samples[3], 1)):
+        each = found[sample.id]
+        assert each.final.shape == each.plain.shape == each.truth.shape == read_image(sample.image).shape[:2]
+        assert max(each.image.shape) <= 100
+        assert each.image.shape[0] * factor == pytest.approx(each.final.shape[0], abs=factor)
+        assert len(np.unique(each.plain)) > 1
+        np.testing.assert_array_equal(each.truth, read_class_mask(sample.mask, data.mask_lut))

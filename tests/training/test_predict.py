@@ -149,3 +149,35 @@ def test_the_mask_of_a_geotiff_is_one_of_the_same_place(checkpoint, photos, tmp_
     words = ["predict", f"--checkpoint={checkpoint}", f"--images={folder}", f"--output={out}", "--num_workers=0"]
     assert main(words) == 1
     assert "float.tif has float32 values, not 8 bits" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_large_photos_in_tiles(checkpoint, photos, tmp_path, capsys):
+    """Photos up to a tile have the masks of a run without tiles; the overlay of a photo in tiles fits its mask."""
+    Image.open(photos / "a.jpg").resize((300, 260)).save(photos / "large.png")
+    words = ["predict", f"--checkpoint={checkpoint}", f"--images={photos}", "--num_workers=0"]
+    whole, tiled = tmp_path / "whole", tmp_path / "tiled"
+    assert main([*words, f"--output={whole}"]) == 0
+    assert main([*words, f"--output={tiled}", "--tile=100", "--overlap=0.5", "--overlay=true"]) == 0
+    assert read_mask(tiled / "large.png").shape == (260, 300)
+    for name in ("a.png", "b.png"):
+        assert (tiled / name).read_bytes() == (whole / name).read_bytes()
+    assert read_image(tiled / "large_overlay.jpg").shape == (260, 300, 3)
+    capsys.readouterr()
+    for option in ("--tile=8", "--overlap=1"):
+        assert main([*words, f"--output={tmp_path / 'none'}", "--tile=100", option]) == 1
+        assert "a tile has at least 32 pixels on a side" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_photos_beyond_pillows_limit(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    """Without tiles they are skipped, and the message names the option; in tiles they are predicted."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    (photos / "b.jpeg").unlink()
+    Image.open(photos / "a.jpg").resize((150, 140)).save(photos / "large.png")
+    words = ["predict", f"--checkpoint={checkpoint}", f"--images={photos}", "--num_workers=0"]
+    assert main([*words, f"--output={tmp_path / 'whole'}"]) == 1
+    assert "large.png has more than 20,000 pixels" in (printed := capsys.readouterr().err)
+    assert "--tile" in printed
+    assert main([*words, f"--output={tmp_path / 'tiled'}", "--tile=100"]) == 0
+    monkeypatch.undo()
+    assert read_mask(tmp_path / "tiled/large.png").shape == (140, 150)

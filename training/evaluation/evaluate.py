@@ -15,16 +15,18 @@ from upath import UPath
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, existing_files, file_sha256, write_atomically, write_json
-from datamodules.images import as_rgb, read_image
-from datamodules.masks import mask_png, read_class_mask
+from datamodules.files import AnyPath, file_sha256, write_atomically, write_json
+from datamodules.images import any_size, as_rgb, read_image
+from datamodules.masks import find_masks, mask_png, read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
 from datamodules.samplers import evenly
 from datamodules.seed_cache import SeedCache
+from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 from datamodules.voc import VOCDataModule
 from seeds.precision import Precision
+from seeds.tiles import Tiling
 from training import inference
 from training.evaluation.evaluation_table import compute_metrics, metrics_csv, print_metrics
 from training.evaluation.metrics import SegmentationCounts
@@ -47,6 +49,8 @@ def evaluate(
     crf: bool = True,
     scales: list[float] | None = None,
     flip: bool = False,
+    tile: int | None = None,
+    overlap: float = 0.25,
     submission: bool = False,
     cues: UPath | None = None,
     num_images: int = 24,
@@ -69,9 +73,10 @@ def evaluate(
     Args:
         checkpoint: a segmentation checkpoint of ``tag2mask fit``.
         output: folder for the results; created if necessary.
-        predictions: instead of a checkpoint, a folder of masks ``<id>.png`` (palette or gray, read by index) for data
-            of VOC's layout. The classes are those of ``classes.txt`` in the folder, or else those of the data's masks.
-            The options crf, scales, flip, eval_size, precision, batch_size and num_workers are ignored then.
+        predictions: instead of a checkpoint, a folder of masks ``<id>.png`` or ``<id>.tif`` (palette or gray, read by
+            index) for data of VOC's layout. The classes are those of ``classes.txt`` in the folder, or else those of
+            the data's masks. The options about the network, from crf to overlap and from eval_size to num_workers, are
+            ignored then.
         root: folder of the data; by default that of the training. Required with predictions.
         split: split to score; by default the test split of the training (``val`` with predictions).
         masks: name of the folder of masks; by default that of the training.
@@ -79,6 +84,9 @@ def evaluate(
         crf: smooth predictions with the dense CRF.
         scales: factors on the side of images; the softmax is averaged over them. Default: 1 alone.
         flip: average over each image and its mirror image, too.
+        tile: height and width in pixels above which an image is cut into overlapping tiles of this size, as in
+            ``predict``; by default images of any size are resized as a whole.
+        overlap: fraction of a tile's side that neighbouring tiles share.
         submission: write ``submission.tar``, the archive for VOC's server, and its files into ``results``.
         cues: seed cache whose cues the page shows; by default that of the training.
         num_images: number of images of the split on the page.
@@ -99,6 +107,7 @@ def evaluate(
     """
     limits: dict[str, Any] = {"max_unreadable": max_unreadable, "strict": strict or submission}
     trained: Trained | None = None
+    tiling = None if tile is None else Tiling(tile, overlap)
     if checkpoint is not None and predictions is None:
         if classes is not None:
             raise InputError("classes are for --predictions: a checkpoint has its own")
@@ -107,13 +116,15 @@ def evaluate(
             trained.data, classes=list(trained.classes), root=root, test_split=split, masks=masks, eval_size=eval_size,
             batch_size=batch_size, num_workers=num_workers, **limits,
         )  # fmt: skip
-        samples = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
+        with nullcontext() if tiling is None else any_size():
+            samples = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
         views = Views((1.0,) if scales is None else tuple(scales), flip)
-        loader = data.eval_loader(samples, originals=True)
-        stream = inference.predictions(partial(trained.scores, views=views), loader, data.unreadable, crf=crf)
+        loader = data.eval_loader(samples, originals=True, largest=tile)
+        scores = partial(trained.scores, views=views)
+        stream = inference.predictions(scores, loader, data.unreadable, crf=crf, tiling=tiling)
         source = {
             "crf": dict(TEST_CRF) if crf else None, "scales": list(views.scales), "flip": flip,
-            "compute_precision": trained.precision,
+            **({} if tiling is None else {"tile": tile, "overlap": overlap}), "compute_precision": trained.precision,
             "checkpoint": {"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
             "provenance": trained.provenance,
         }  # fmt: skip
@@ -161,7 +172,7 @@ def evaluate(
     }  # fmt: skip
     sections = selector.sections()
     if trained is not None and cache is not None:
-        sections += _training_images(trained, data, cache, crf=crf)
+        sections += _training_images(trained, data, cache, tiling, crf=crf)
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "index.html", render_page(metrics, sections).encode())
     if metrics["iou"]:
@@ -176,7 +187,7 @@ def evaluate(
 def _read_predictions(
     folder: AnyPath, classes: Sequence[str], samples: Sequence[Sample], data: BaseDataModule
 ) -> Iterator[Predicted]:
-    """Yield the predicted masks ``<id>.png`` of a folder, beside the true masks.
+    """Yield the predicted masks ``<id>.png`` or ``<id>.tif`` of a folder, beside the true masks.
 
     Args:
         folder: the predictions.
@@ -190,14 +201,12 @@ def _read_predictions(
     if not samples:
         split = data.hparams["test_split"]
         raise InputError(f"the split {split!r} of {data.root} has no masks to score {folder} against")
-    names = [f"{sample.id}.png" for sample in samples]
-    found = existing_files(folder, names)
-    missing = [name for name in names if name not in found]
-    if missing:
+    paths = find_masks(folder, [sample.id for sample in samples])
+    if missing := [f"{sample.id}.png" for sample, path in zip(samples, paths, strict=True) if path is None]:
         raise InputError(f"{len(missing)} of {len(samples)} predictions are missing in {folder}, first {missing[0]}")
     lut = mask_lut(classes, data.classes)
-    for sample in samples:
-        path = folder / f"{sample.id}.png"
+    for sample, path in zip(samples, paths, strict=True):
+        assert path is not None
         assert sample.mask is not None
         labels, truth = read_class_mask(path, lut), read_class_mask(sample.mask, data.mask_lut)
         if labels.shape != truth.shape:
@@ -211,18 +220,23 @@ def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache 
     """Count a prediction where there is a mask, and return the image as the page shows it."""
     name, image, final, truth = predicted.name, predicted.image, predicted.final, predicted.truth
     cues = cache.cues(name) if cache and name in cache else None
-    return Example(name, image, final, truth, cues, None if truth is None else counts.update(final, truth))
+    iou = None if truth is None else counts.update(final, truth)
+    size = image.shape[:2]  # an image in tiles is reduced
+    shown = None if truth is None else resize_nearest(truth, *size)
+    return Example(name, image, resize_nearest(final, *size), shown, cues, iou)
 
 
-def _training_images(trained: Trained, data: BaseDataModule, cache: SeedCache, *, crf: bool) -> list[Section]:
+def _training_images(
+    trained: Trained, data: BaseDataModule, cache: SeedCache, tiling: Tiling | None, *, crf: bool
+) -> list[Section]:
     """Return some training images with their cues; none where the training data are missing."""
     samples: list[Sample] = []
     with suppress(InputError):
         samples = [each for each in data.samples(data.hparams["train_split"], tags=False) if each.id in cache]
     chosen = [samples[index] for index in evenly(len(samples), TRAINING_IMAGES)]
     counts = SegmentationCounts(("background", *data.classes))
-    loader = data.eval_loader(chosen, originals=True)
-    stream = inference.predictions(trained.scores, loader, UnreadableImages(1.0), crf=crf)
+    loader = data.eval_loader(chosen, originals=True, largest=tiling.side if tiling else None)
+    stream = inference.predictions(trained.scores, loader, UnreadableImages(1.0), crf=crf, tiling=tiling)
     shown = [_example(each, counts, cache) for each in stream]
     return [Section("Training images", "Training images, with the cues made from their tags.", shown)] if shown else []
 

@@ -74,6 +74,7 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("CRF", ", ".join(f"{name} {value}" for name, value in crf.items())),
             ("precision", metrics["compute_precision"]),
             ("views", f"scales {metrics['scales']}, flip {'yes' if metrics['flip'] else 'no'}"),
+            *([("tiles", f"{metrics['tile']} pixels, overlap {metrics['overlap']}")] if "tile" in metrics else []),
         ]
     if interval := metrics["miou_interval"]:
         facts.append(("interval", f"bootstrap over images: {interval['resamples']} draws, seed {interval['seed']}"))
