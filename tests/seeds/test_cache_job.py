@@ -21,6 +21,7 @@ from seeds.job_options import JobOptions
 from tests.processes import child, free_port, kill, ranks
 from tests.seed_caches import generate
 from tests.seeds.conftest import data_of
+from tests.tars import voc_tars
 from training.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,3 +218,41 @@ def test_a_partition_for_each_task_of_slurm(checkpoint, tmp_path, monkeypatch):
         monkeypatch.setenv("SLURM_LOCALID", str(task))
         generate(checkpoint, tmp_path / "parts", shard_size=1, partition=f"{task}/2", **SETTINGS)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_tars_by_partitions(voc, checkpoint, tmp_path):
+    """A shard for each tar file; a job opens its own alone, and the bytes are those of one process."""
+    samples = data_of(voc).samples("train")
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    tars = voc_tars(voc, samples, 2)
+    for name, content in tars.items():
+        (folder / name).write_bytes(content)
+    generate(checkpoint, tmp_path / "whole", images=f"{folder}/*.tar", **SETTINGS)
+    whole, cache = files(tmp_path / "whole"), SeedCache(tmp_path / "whole")
+    assert sorted(whole) == [f"train-{number:03d}.safetensors" for number in range(3)]
+    generate(checkpoint, tmp_path / "voc", shard_size=2, **SETTINGS)
+    same = SeedCache(tmp_path / "voc")
+    assert cache.ids == same.ids
+    for name in cache.ids:
+        assert (cache.cues(name) == same.cues(name)).all()
+        assert (cache.maps(name)[1] == same.maps(name)[1]).all()
+    for part in (2, 0, 1):
+        for name, content in tars.items():
+            (folder / name).write_bytes(content if name == f"train-{part:03d}.tar" else bytes(len(content)))
+        pattern = f"{folder}/train-{{000..002}}.tar"
+        for _ in range(2):  # the second time nothing is opened
+            generate(checkpoint, tmp_path / "parts", images=pattern, partition=f"{part}/3", **SETTINGS)
+            (folder / f"train-{part:03d}.tar").write_bytes(bytes(len(tars[f"train-{part:03d}.tar"])))
+    parts = SeedCache(tmp_path / "parts")
+    assert parts.fingerprint == cache.fingerprint
+    for name, content in tars.items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"whole exists already, made with (files_sha256|shards)"):
+        generate(checkpoint, tmp_path / "whole", images=f"{folder}/train-{{000..001}}.tar", **SETTINGS)
+    (folder / "train-001.tar").write_bytes(tars["train-001.tar"][:3000])
+    with pytest.raises(InputError, match=r"train-001\.tar is truncated in p"):
+        generate(checkpoint, tmp_path / "torn", images=str(folder), **SETTINGS)
+    assert sorted(files(tmp_path / "torn")) == ["train-000.safetensors"]
+    with pytest.raises(InputError, match="give neither root nor split"):
+        generate(checkpoint, tmp_path / "none", images=str(folder), root=str(voc), **SETTINGS)
