@@ -134,6 +134,8 @@ def predict(
             "packages": package_versions(), "source": source_revision(ALL_PACKAGES),
         }  # fmt: skip
         tars = [(path.parent, *tar) for path in paths for tar in find_tars(path.parent, path.name).items()]
+        if len({name for _, name, _ in tars}) < len(tars):
+            raise InputError("two of the tar files have the same name, and so would their tar files of masks")
         for folder, name, size in tars[part::parts]:
             tar, header = output / name, settings | {"input": name, "input_bytes": size}
             written.append(tar)
