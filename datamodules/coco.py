@@ -40,8 +40,8 @@ class COCODataModule(BaseDataModule):
 
     Args:
         root: The folder.
-        annotations: Path of the JSON in ``root``, with ``{split}`` for the split's name where each split has its own;
-            ``auto`` for the first of `LAYOUTS` that exists.
+        annotations: Path of the JSON, relative to ``root``, with ``{split}`` for the split's name where each split has
+            its own; ``auto`` for the first of `LAYOUTS` that exists.
         val_fraction: Fraction of the images in ``val`` where one JSON lists all images.
         **common: Arguments of `BaseDataModule`.
     """

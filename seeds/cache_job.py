@@ -113,14 +113,17 @@ class SeedModule(pl.LightningModule):
     def predict_step(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the seeds of a batch of :func:`datamodules.dataset.collate`, or none after an error."""
         try:
-            return self.predict_seeds(batch) if batch["id"] and not self.problem else []
+            return [] if self.problem else self.predict_seeds(batch)
         except InputError as error:
             self.problem = str(error)
             return []
 
     @abstractmethod
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
-        """Return the seed of each image of a batch; raise an InputError where that is impossible."""
+        """Return the seed of each image of a batch; raise an InputError where that is impossible.
+
+        The batch may be empty. An image of ``large`` that turns out unreadable is added to its ``unreadable``.
+        """
 
     @abstractmethod
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
@@ -238,7 +241,10 @@ def write_seed_cache(
                 indices: Any
                 try:
                     for found, indices in writer.rounds():
-                        images = ImageDataset(found, data.classes, module.image_size, channels=data.in_channels)
+                        images = ImageDataset(
+                            found, data.classes, module.image_size, channels=data.in_channels,
+                            largest=module.settings.get("tile"),
+                        )  # fmt: skip
                         order = {"batch_size": batch_size, "batch_sampler": indices}
                         loader = image_loader(images, num_workers=num_workers, **order)
                         yield from takewhile(lambda _batch: not module.problem, loader)

@@ -308,7 +308,7 @@ def test_the_training_reads_no_masks_for_tags(coco, monkeypatch):
 
 
 def test_masks_travel_to_workers(coco):
-    """Whole batches from spawned workers, and a mask in a few bytes an instance."""
+    """Batches of a worker process, and a mask that takes a few bytes an instance."""
     data = open_coco(coco, targets="masks", num_workers=1)
     data.setup("fit")
     batches = list(data.val_dataloader())
