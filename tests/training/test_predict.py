@@ -255,3 +255,13 @@ def test_images_of_a_tar_that_cannot_be_read_are_skipped(voc, checkpoint, tmp_pa
     assert "b.jpg::" in (tmp_path / "out/skipped.csv").read_text()
     with tarfile.open(tmp_path / "out/x.tar") as archive:
         assert archive.getnames() == ["a.png", "classes.txt"]
+
+
+def test_processes_of_torchrun_predict_partitions_alone(voc, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    photo = UPath(min((voc / "JPEGImages").iterdir()))
+    with pytest.raises(InputError, match="predict works in one process, and 2 were started"):
+        predict(checkpoint, photo, tmp_path / "out", num_workers=0)
+    assert predict(checkpoint, photo, tmp_path / "out", num_workers=0, partition="1/2") == []
+    assert len(predict(checkpoint, photo, tmp_path / "out", num_workers=0, partition="0/2")) == 1
