@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from torch.nn import Identity
+from upath import UPath
 
 from datamodules.errors import InputError
+from datamodules.files import list_folder, read_bytes, write_atomically
 from datamodules.sample_blocks import consecutive_blocks
 from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.seed_cache_writer import CacheOutput
@@ -256,3 +258,32 @@ def test_tars_by_partitions(voc, checkpoint, tmp_path):
     assert sorted(files(tmp_path / "torn")) == ["train-000.safetensors"]
     with pytest.raises(InputError, match="give neither root nor split"):
         generate(checkpoint, tmp_path / "none", images=str(folder), root=str(voc), **SETTINGS)
+
+
+def test_partitions_in_a_bucket(voc, checkpoint, tmp_path, s3):
+    """Tars and shards on an S3 server: three processes, one of them killed and started again."""
+    for name, content in voc_tars(voc, data_of(voc).samples("train"), 2).items():
+        write_atomically(UPath(f"{s3}/job/tars/{name}"), content)
+
+    def words(name, *more):
+        return [*command(checkpoint, f"{s3}/job/{name}", f"--images={s3}/job/tars/train-{{000..002}}.tar"), *more]
+
+    assert main(words("whole")) == 0
+    process = start("-c", SLOWLY, *words("parts"), stderr=subprocess.DEVNULL)
+    while not list_shards_in(f"{s3}/job/parts"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    processes = [start("-m", "training.cli", *words("parts", f"--partition={part}/3")) for part in (2, 0, 1)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert list_shards_in(f"{s3}/job/parts") == list_shards_in(f"{s3}/job/whole") != {}
+    assert main(words("parts", "--fg_threshold=0.3")) == 1
+
+
+def list_shards_in(folder):
+    """The content of the files of a folder in a bucket."""
+    try:
+        return {name: read_bytes(f"{folder}/{name}") for name in list_folder(UPath(folder))[1]}
+    except FileNotFoundError:
+        return {}
