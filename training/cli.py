@@ -45,7 +45,7 @@ FUNCTIONS = {
     "explain": ("training.explain:explain", "draw where a classifier looks, by many CAM methods"),
 }  # fmt: skip
 RECIPE = {"run": "run all stages of a recipe, and keep those that have not changed"}
-# functions that several processes share, as Lightning's, or of which each computes a partition
+# functions that several processes share, as Lightning's, or that compute a partition in each process
 SHARED = ("seeds generate", "seeds refine", "pseudo-label", "predict")
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -256,34 +257,62 @@ def test_tars_by_partitions(voc, checkpoint, tmp_path):
     with pytest.raises(InputError, match=r"train-001\.tar is truncated in p"):
         generate(checkpoint, tmp_path / "torn", images=str(folder), **SETTINGS)
     assert sorted(files(tmp_path / "torn")) == ["train-000.safetensors"]
-    with pytest.raises(InputError, match="give neither root nor split"):
-        generate(checkpoint, tmp_path / "none", images=str(folder), root=str(voc), **SETTINGS)
 
 
-def test_partitions_in_a_bucket(voc, checkpoint, tmp_path, s3):
-    """Tars and shards on an S3 server: three processes, one of them killed and started again."""
+def test_two_processes_share_tars(voc, checkpoint, tmp_path, capfd):
+    """Images count, and not the root and split of a configuration; a partition may be empty."""
     for name, content in voc_tars(voc, data_of(voc).samples("train"), 2).items():
-        write_atomically(UPath(f"{s3}/job/tars/{name}"), content)
+        (tmp_path / name).write_bytes(content)
+    generate(checkpoint, tmp_path / "one", images=str(tmp_path), root="none", split="none", **SETTINGS)
+    generate(checkpoint, tmp_path / "one", images=str(tmp_path), partition="3/4", **SETTINGS)
+    assert "partition 3/4 is empty: there are 3 shards" in capfd.readouterr().err
+    run = partial(generate, checkpoint, images=str(tmp_path), devices=2, **SETTINGS)
+    assert ranks(2, lambda: run(tmp_path / "two")) == [0, 0]
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    (tmp_path / "train-001.tar").write_bytes(b"torn")
+    assert ranks(2, lambda: run(tmp_path / "no")) == [1, 0]
+    assert "train-001.tar is not a tar archive" in capfd.readouterr().err
 
-    def words(name, *more):
-        return [*command(checkpoint, f"{s3}/job/{name}", f"--images={s3}/job/tars/train-{{000..002}}.tar"), *more]
 
-    assert main(words("whole")) == 0
-    process = start("-c", SLOWLY, *words("parts"), stderr=subprocess.DEVNULL)
-    while not list_shards_in(f"{s3}/job/parts"):
-        assert process.poll() is None
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_partitions_of_which_one_is_killed(voc, checkpoint, tmp_path, s3, monkeypatch, storage):
+    """Three partitions in any order, one of them killed after its first shard and started again; and all at once."""
+    folder = {"local": tmp_path, "s3": UPath(f"{s3}/job")}[storage]
+    for name, content in voc_tars(voc, data_of(voc).samples("train"), 1).items():
+        if storage == "local":
+            (tmp_path / "tars").mkdir(exist_ok=True)
+        write_atomically(folder / "tars" / name, content)
+
+    def write(name, partition="0/1"):
+        generate(
+            checkpoint, UPath(f"{folder}/{name}"), images=f"{folder}/tars/train-{{000..005}}.tar",
+            partition=partition, **SETTINGS,
+        )  # fmt: skip
+
+    write("whole")
+    whole, writing = shards_in(f"{folder}/whole"), CacheOutput.write
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheOutput, "write", lambda *arguments: (writing(*arguments), time.sleep(100)))
+        pid = child(lambda: write("parts", "1/3"))
+    while not shards_in(f"{folder}/parts"):
         time.sleep(0.05)
-    process.kill()
-    process.wait()
-    processes = [start("-m", "training.cli", *words("parts", f"--partition={part}/3")) for part in (2, 0, 1)]
-    assert [process.wait() for process in processes] == [0, 0, 0]
-    assert list_shards_in(f"{s3}/job/parts") == list_shards_in(f"{s3}/job/whole") != {}
-    assert main(words("parts", "--fg_threshold=0.3")) == 1
+    kill(pid)
+    assert len(shards_in(f"{folder}/parts")) == 1
+    for part in (2, 1, 0):
+        pid = child(lambda part=part: write("parts", f"{part}/3"))
+        assert os.waitpid(pid, 0)[1] == 0
+    assert shards_in(f"{folder}/parts") == whole
+    assert len(whole) == 6
+    pids = [child(lambda part=part: write("twice", f"{part}/2")) for part in (0, 1, 1)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+    assert shards_in(f"{folder}/twice") == whole
+    assert SeedCache(UPath(f"{folder}/twice")).ids == tuple(f"p{number}" for number in range(6))
 
 
-def list_shards_in(folder):
-    """The content of the files of a folder in a bucket."""
+def shards_in(folder):
+    """The content of the shards in a folder, by path or URI."""
     try:
-        return {name: read_bytes(f"{folder}/{name}") for name in list_folder(UPath(folder))[1]}
+        names = list_folder(UPath(folder))[1]
+        return {name: read_bytes(f"{folder}/{name}") for name in names if name[0] != "."}
     except FileNotFoundError:
         return {}
