@@ -34,7 +34,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     place; otherwise the item contains nothing else.
 
     With ``largest``, images of more pixels on a side are not read: an item contains only ``large``, a dictionary of the
-    sample's ``id``, ``image``, ``mask`` and ``labels``.
+    sample's ``id``, ``image``, ``mask`` and ``labels``, and of ``channels``.
 
     The random changes of an item follow from the seed of a `Draw`; for a bare index the seed is drawn from torch's
     generator.
@@ -98,7 +98,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 height, width = image_size(sample.image)
             if max(height, width) > self.largest:
                 labels = self.labels[index]
-                return {"large": {"id": sample.id, "image": sample.image, "mask": sample.mask, "labels": labels}}
+                known = {"id": sample.id, "image": sample.image, "mask": sample.mask}
+                return {"large": {**known, "labels": labels, "channels": self.channels}}
         image = read_image(sample.image, self.channels)  # (H, W, channels)
         mask: np.ndarray | None = None
         if self.mask_lut is not None:

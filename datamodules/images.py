@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
+from datamodules.tar_files import read_member
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,14 +37,17 @@ logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # it logs w
 
 
 def open_file(path: str | AnyPath) -> BinaryIO:
-    """Open a local file, or the content of a file that `datamodules.files.read_bytes` reads by URI.
+    """Open a local file, or the content of a file behind a URI: a member of a tar file, or what fsspec reads.
 
     Raises:
         UnreadableError: The file does not exist or cannot be opened.
         InputError: fsspec has no file system for the URI.
     """
     try:
-        return io.BytesIO(read_bytes(path)) if is_uri(path) else Path(str(path)).open("rb")
+        if not is_uri(path):
+            return Path(str(path)).open("rb")
+        member = read_member(str(path))
+        return io.BytesIO(read_bytes(path) if member is None else member)
     except OSError as error:
         raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
 

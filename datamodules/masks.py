@@ -1,6 +1,7 @@
 """Masks: palette PNGs in which the index is the class (colours are ignored), or instances that are rendered."""
 
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,9 @@ class RleMask:
         return mask
 
 
+_SUFFIXES = (".png", ".tif")  # of masks; `predict` writes those of GeoTIFFs as TIFFs
+
+
 def mask_folder(root: AnyPath, masks: str | None, candidates: Sequence[str]) -> AnyPath | None:
     """Return the folder of masks that a setting names.
 
@@ -62,11 +66,12 @@ def mask_folder(root: AnyPath, masks: str | None, candidates: Sequence[str]) -> 
 
 
 def find_masks(folder: AnyPath | None, ids: Sequence[str]) -> list[str | None]:
-    """Return ``folder``/``id``.png of each id where there is such a file, else None."""
+    """Return ``folder``/``id``.png or else ``folder``/``id``.tif of each id where there is such a file, else None."""
     if folder is None:
         return [None] * len(ids)
-    files = existing_files(folder, (f"{name}.png" for name in ids))
-    return [str(folder / f"{name}.png") if f"{name}.png" in files else None for name in ids]
+    names = [[f"{name}{suffix}" for suffix in _SUFFIXES] for name in ids]
+    files = existing_files(folder, itertools.chain(*names))
+    return [next((str(folder / name) for name in each if name in files), None) for each in names]
 
 
 def mask_size(mask: str | AnyPath | RleMask) -> tuple[int, int]:
@@ -78,7 +83,7 @@ def read_mask(path: str | AnyPath | RleMask) -> np.ndarray:
     """Read or render the indices of a mask.
 
     Args:
-        path: Path or URI of a palette or 8-bit gray PNG, or instances.
+        path: Path or URI of a palette or 8-bit gray PNG or TIFF, or instances.
 
     Returns:
         uint8 (H, W).

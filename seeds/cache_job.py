@@ -113,14 +113,17 @@ class SeedModule(pl.LightningModule):
     def predict_step(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the seeds of a batch of :func:`datamodules.dataset.collate`, or none after an error."""
         try:
-            return self.predict_seeds(batch) if batch["id"] and not self.problem else []
+            return [] if self.problem else self.predict_seeds(batch)
         except InputError as error:
             self.problem = str(error)
             return []
 
     @abstractmethod
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
-        """Return the seed of each image of a batch; raise an InputError where that is impossible."""
+        """Return the seed of each image of a batch; raise an InputError where that is impossible.
+
+        The batch may be empty. An image of ``large`` that turns out unreadable is added to its ``unreadable``.
+        """
 
     @abstractmethod
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
@@ -144,13 +147,22 @@ class JobSource:
     blocks: SampleBlocks
 
     @classmethod
-    def load(cls, checkpoint: AnyPath, task_class: type[BaseTask], job: JobOptions, **overrides: Any) -> Self:
+    def load(
+        cls,
+        checkpoint: AnyPath,
+        task_class: type[BaseTask],
+        job: JobOptions,
+        images: str | None = None,
+        **overrides: Any,
+    ) -> Self:
         """Load a checkpoint and list the images.
 
         Args:
             checkpoint: the file.
             task_class: class of the network.
             job: options of the job.
+            images: tar files in place of the data set, its root and its split: a folder, or a pattern of
+                `datamodules.webdataset.WebDatasetDataModule` in one.
             **overrides: settings of the data module that replace those of the training, where they are not None.
 
         Raises:
@@ -158,6 +170,10 @@ class JobSource:
         """
         task = load_task(checkpoint, task_class)
         stored = read_checkpoint(checkpoint, task.task_name).get("datamodule_hyper_parameters")
+        if images is not None:
+            folder, _, pattern = images.rpartition("/") if images.endswith(".tar") else (images, "/", "*.tar")
+            stored = {**(stored or {}), "class_path": "datamodules.webdataset.WebDatasetDataModule"}
+            overrides |= {"root": folder or ".", "train_split": pattern}
         given = {"classes": list(task.classes), "batch_size": job.batch_size, "num_workers": job.num_workers}
         data = datamodule_from_settings(stored, **given, **overrides)
         return cls(checkpoint, task, data, data.blocks(data.hparams["train_split"], job.shard_size))
@@ -187,7 +203,7 @@ def write_seed_cache(
     precision = resolve_precision(job.precision, job.accelerator)
     batch_size, num_workers = data.hparams["batch_size"], data.hparams["num_workers"]
     settings = {
-        **module.settings, "checkpoint_sha256": file_sha256(source.checkpoint), "split": data.hparams["train_split"],
+        **module.settings, "checkpoint_sha256": file_sha256(source.checkpoint),
         "packages": package_versions(), "source": source_revision(module.packages), "batch_size": batch_size,
         "shard_size": size, "threads": job.threads, "precision": precision,
     }  # fmt: skip
@@ -196,6 +212,7 @@ def write_seed_cache(
     if samples is None:
         settings["files_sha256"] = blocks.files_sha256
     else:
+        settings["split"] = data.hparams["train_split"]
         labels = multi_hot(samples, data.classes)
         settings["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
         settings["ids_sha256"] = ids_sha256([sample.id for sample in samples])
@@ -207,7 +224,7 @@ def write_seed_cache(
             settings[option], inputs[option] = cache.fingerprint, str(cache.path)
     shards = CacheOutput(output, data.classes, settings, ids, inputs, left_out, blocks.names)
     writer = ShardWriter(shards, blocks, job, batch_size)
-    threads = torch.get_num_threads()
+    threads, unread = torch.get_num_threads(), ""
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in levels:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -218,18 +235,23 @@ def write_seed_cache(
             trainer = _trainer(job, precision, writer)
 
             def batches() -> Iterator[Any]:  # starts a loader once its batches are known
+                nonlocal unread
                 indices: Any
                 try:
                     for found, indices in writer.rounds():
-                        images = ImageDataset(found, data.classes, module.image_size, channels=data.in_channels)
+                        images = ImageDataset(
+                            found, data.classes, module.image_size, channels=data.in_channels,
+                            largest=module.settings.get("tile"),
+                        )  # fmt: skip
                         order = {"batch_size": batch_size, "batch_sampler": indices}
                         loader = image_loader(images, num_workers=num_workers, **order)
                         yield from takewhile(lambda _batch: not module.problem, loader)
-                except InputError as error:  # the other processes must not wait for this one
-                    module.problem = module.problem or str(error)
+                except InputError as error:  # batches before it are still written, and no process waits for this one
+                    unread = str(error)
 
             trainer.predict(module, batches(), return_predictions=False)
         writer.close(module, finished=True)
+        module.problem = module.problem or unread
         problems = [problem for problem in gather_objects(module.problem) if problem]
         if trainer.is_global_zero:
             if problems:
@@ -343,7 +365,9 @@ class ShardWriter(BasePredictionWriter):
         problem, missing = trainer.strategy.broadcast((problem, missing))
         if problem:
             raise InputError(problem) if trainer.is_global_zero else SystemExit(0)
-        if not missing:
+        if not numbers:
+            print_message(f"partition {job.partition} is empty: there are {count} shards")
+        elif not missing:
             print_message(f"{self.cache.path} is there already, made with these settings")
         elif len(missing) < len(numbers):
             print_message(f"{len(numbers) - len(missing)} of {len(numbers)} shards are there already, and sound")

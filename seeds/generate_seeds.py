@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from upath import UPath
 
-from datamodules.errors import InputError
-from datamodules.images import to_uint8
+from datamodules.errors import InputError, UnreadableError
+from datamodules.images import open_windows, to_uint8
 from datamodules.seed_shard import as_stored
 from seeds.activations import find_layer, record_activations
 from seeds.background_saliency import background_saliency, check_saliency, saliency_map
@@ -20,11 +20,12 @@ from seeds.cam_methods.input_gradients import heat
 from seeds.cam_methods.registry import method_class
 from seeds.cam_methods.targets import select_scores
 from seeds.classifier import Classifier, ClassifierTask
-from seeds.crf_refinement import crf_settings, refined
+from seeds.crf_refinement import PIXELS, crf_settings, refined
 from seeds.cues import label_map
 from seeds.gradcam import gradcam_maps
 from seeds.job_options import JobOptions
 from seeds.score_maps import resize_maps
+from seeds.tiles import Tiling, blended_rows, reduce_image, sample_grid
 
 
 def generate_seeds(
@@ -33,11 +34,14 @@ def generate_seeds(
     *,
     root: str | None = None,
     split: str | None = None,
+    images: str | None = None,
     method: str = "gradcam",
     layer: str | None = None,
     saliency_layer: str | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    tile: int | None = None,
+    overlap: float = 0.25,
     size: int | None = None,
     cue_stride: int = 8,
     fg_threshold: float = 0.2,
@@ -57,12 +61,19 @@ def generate_seeds(
         output: folder of the cache: a new folder, or a cache of the same settings to resume.
         root: folder of the images; by default that of the training.
         split: the images; by default the split that the classifier was trained on.
+        images: tar files of images and tags in place of ``root`` and ``split``, by path or URI: a folder, or a pattern
+            such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
+            the same name.
         method: CAM method, a name in `seeds.cam_methods.registry.METHODS`.
         layer: layer of the network whose maps are computed; by default the last feature map.
         saliency_layer: layer of the network for background saliency; by default the last layer of stride 8 (of a
             network that ends there, the last layer of the stage before).
         scales: sizes of the image relative to ``size``; the maps of all scales are averaged before any normalisation.
         flip: average the maps with those of the mirrored image.
+        tile: height and width in pixels above which an image is cut into overlapping tiles of this size. The maps and
+            the saliency of the tiles are computed for all tags of the image, and blended before any normalisation; the
+            cue grid of the image is larger as it has more tiles. By default images of any size are resized as a whole.
+        overlap: fraction of a tile's side that neighbouring tiles share.
         size: side in pixels to which images are resized at scale 1; by default that of the classifier.
         cue_stride: pixels per position of the cue grid, which has ⌈size / cue_stride⌉ positions on a side.
         fg_threshold: foreground cues are the positions where a map exceeds this fraction of its maximum.
@@ -83,28 +94,32 @@ def generate_seeds(
             raise InputError(f"{name} {value} is outside 0..1")
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise InputError(f"scales {list(scales)} must be positive, at least one")
-    source = JobSource.load(checkpoint, ClassifierTask, job, root=root, train_split=split, size=size)
+    source = JobSource.load(checkpoint, ClassifierTask, job, images, root=root, train_split=split, size=size)
     task, crf = source.task, {"method": "crf", "conf_fg": conf_fg, "conf_bg": conf_bg, **crf_settings()}
     settings = {
         "method": method, "layer": layer or task.model.default_layer, "size": source.data.hparams["size"], "flip": flip,
         "saliency_layer": saliency_layer or task.model.saliency_layer, "scales": list(scales), "cue_stride": cue_stride,
         "fg_threshold": fg_threshold, "bg_fraction": bg_fraction, "refinement": crf if refine == "crf" else None,
         "backbone": task.hparams["backbone"], "output_stride": task.hparams["output_stride"],
+        **({} if tile is None else {"tile": tile, "overlap": overlap}),
     }  # fmt: skip
-    write_seed_cache(output, CamModule(task.model, settings), source, job)
+    write_seed_cache(output, CamModule(task.model, settings, source.data.hparams["batch_size"]), source, job)
 
 
 class CamModule(SeedModule):
     """Computes class activation maps and background saliency, and makes cues by SEC's rule or by the dense CRF."""
 
-    def __init__(self, network: Classifier, settings: Mapping[str, Any]) -> None:
+    def __init__(self, network: Classifier, settings: Mapping[str, Any], batch_size: int = 1) -> None:
         """Prepare; raise an InputError where the network lacks a layer or the method does not exist.
 
         Args:
             network: the classifier.
             settings: as :func:`generate_seeds` records them.
+            batch_size: tiles per batch.
         """
         super().__init__(network, settings)
+        self.batch_size = batch_size
+        self.tiling = Tiling(settings["tile"], settings["overlap"]) if "tile" in settings else None
         self.sides = [max(1, round(settings["size"] * scale)) for scale in settings["scales"]]  # one for each scale
         self.image_size = max(self.sides)
         self.layers = settings["layer"], settings["saliency_layer"]
@@ -115,11 +130,29 @@ class CamModule(SeedModule):
             check_saliency(network, self.layers[1], network.head.out_features, network.features.in_channels)
 
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
-        """Return maps averaged over scales and mirror images, and the saliency of the image at the first scale.
+        """Return maps averaged over scales and mirror images, and the saliency of the image at the first scale."""
+        seeds, unreadable = [], 0
+        if batch["id"]:
+            images, labels = batch["image"], batch["labels"]  # (B, 3, S, S) at the largest scale, (B, C)
+            all_maps, all_saliency = self._localize(images, labels)
+            pixels = to_uint8(images).cpu() if self.settings["refinement"] else [None] * len(images)
+            rows, classes = (part.cpu().numpy() for part in (labels != 0).nonzero(as_tuple=True))
+            for row, name in enumerate(batch["id"]):
+                own = rows == row
+                seeds.append(_seed(name, classes[own], all_maps[own], all_saliency[row], pixels[row]))
+        for large in batch.get("large", ()):
+            try:
+                seeds.insert(large["place"] - unreadable, self._predict_tiles(large))
+            except UnreadableError as error:
+                batch.setdefault("unreadable", []).append((large["id"], str(error)))
+                unreadable += 1
+        return seeds
+
+    def _localize(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the maps (n, h, w) of the n labels of a batch, and its saliency (B, h, w), on the cue grid.
 
         Images of the smaller scales are resized from those of the largest, so that each image is read once.
         """
-        images, labels = batch["image"], batch["labels"]  # (B, 3, S, S) at the largest scale, (B, C)
         views = [resize_maps(images, (side, side), antialias=True) for side in self.sides]
         flipped = [view.flip(-1) for view in views] if self.settings["flip"] else []
         if self.settings["method"] == "gradcam":  # one forward pass gives the first maps and the saliency
@@ -133,17 +166,36 @@ class CamModule(SeedModule):
         found = [first, *(self._maps(view, labels) for view in views[1:])]  # each (n, h, w), n labels of the batch
         found += [self._maps(view, labels).flip(-1) for view in flipped]
         total = sum((resize_maps(maps[None], self.grid)[0] for maps in found), start=images.new_zeros(()))
-        maps = (total / len(found)).cpu().numpy()
-        spread = resize_maps(saliency[None], self.grid)[0].cpu().numpy()  # (B, h, w)
-        pixels = to_uint8(images).cpu() if self.settings["refinement"] else [None] * len(images)
-        rows, classes = (part.cpu().numpy() for part in (labels != 0).nonzero(as_tuple=True))
-        seeds = []
-        for row, name in enumerate(batch["id"]):
-            own = rows == row
-            if not (np.isfinite(maps[own]).all() and np.isfinite(spread[row]).all()):
-                raise InputError(f"the classifier's maps of image {name} are not finite; train it again")
-            seeds.append(Seed(name, classes[own], maps[own], spread[row], pixels[row]))
-        return seeds
+        return (total / len(found)).cpu(), resize_maps(saliency[None], self.grid)[0].cpu()
+
+    def _predict_tiles(self, large: Mapping[str, Any]) -> Seed:
+        """Return the seed of an image in tiles, an entry of ``large`` of a batch.
+
+        The blended maps are sampled on the grid of ⌈size / cue_stride⌉ positions for the side of a tile, rounded so
+        that it ends with the image.
+
+        Raises:
+            UnreadableError: the image cannot be read.
+        """
+        assert self.tiling is not None
+        labels, side = torch.from_numpy(large["labels"]).to(self.device), self.tiling.side
+        classes = np.flatnonzero(large["labels"])
+
+        def localize(tiles: Tensor) -> Tensor:
+            maps, saliency = self._localize(tiles.to(self.device), labels.expand(len(tiles), -1))
+            return torch.cat([maps.reshape(len(tiles), len(classes), *self.grid), saliency[:, None]], dim=1)
+
+        with open_windows(large["image"], large["channels"]) as image:
+            rows = blended_rows(
+                image, localize, self.tiling, size=self.image_size, grid=self.grid, batch_size=self.batch_size
+            )
+            blended = torch.cat(list(rows), dim=1)  # (k + 1, h, w), the saliency last
+            ends = [pixels * self.grid[0] / side for pixels in image.shape[:2]]  # of the image on this grid
+            y, x = ((torch.arange(n) + 0.5) * end / n for end in ends for n in [max(1, round(end))])
+            values = sample_grid(blended, y, x)
+            small = reduce_image(image, PIXELS * max(len(y), len(x))) if self.settings["refinement"] else None
+        pixels = None if small is None else torch.from_numpy(small).permute(2, 0, 1)
+        return _seed(large["id"], classes, values[:-1], values[-1], pixels)
 
     def _maps(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return maps (n, h, w) of the n labels of a batch, not negative."""
@@ -159,3 +211,10 @@ class CamModule(SeedModule):
         assert seed.saliency is not None
         saliency = as_stored(seed.saliency[None])[0]
         return label_map(seed.classes, maps, saliency, settings["fg_threshold"], settings["bg_fraction"])
+
+
+def _seed(name: str, classes: NDArray[np.int64], maps: Tensor, saliency: Tensor, image: Tensor | None) -> Seed:
+    """Return the seed of an image; raise an InputError if its maps are not finite."""
+    if not (maps.isfinite().all() and saliency.isfinite().all()):
+        raise InputError(f"the classifier's maps of image {name} are not finite; train it again")
+    return Seed(name, classes, maps.numpy(), saliency.numpy(), image)

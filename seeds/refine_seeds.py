@@ -31,6 +31,7 @@ def refine_seeds(
     *,
     root: str | None = None,
     split: str | None = None,
+    images: str | None = None,
     radius: int = 5,
     beta: float = 10.0,
     steps: int = 256,
@@ -54,6 +55,9 @@ def refine_seeds(
         output: folder of the new cache: a new folder, or a cache of the same settings to resume.
         root: folder of the images; by default that of the training.
         split: the images; by default the split of the training.
+        images: tar files of images and tags in place of ``root`` and ``split``, by path or URI: a folder, or a pattern
+            such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
+            the same name.
         radius: a step of the walk leads to positions nearer than this.
         beta: exponent of the affinities: with a higher one less crosses a weak boundary.
         steps: number of steps of the walk.
@@ -70,7 +74,7 @@ def refine_seeds(
         raise InputError(f"radius {radius}, steps {steps} or beta {beta} is too small for a walk")
     if not 0 < fg_threshold < 1:
         raise InputError(f"fg_threshold {fg_threshold} is not between 0 and 1")
-    source = JobSource.load(checkpoint, AffinityTask, job, root=root, train_split=split)
+    source = JobSource.load(checkpoint, AffinityTask, job, images, root=root, train_split=split)
     start = SeedCache(cache)
     settings = {
         "method": "refine", "backbone": source.task.hparams["backbone"], "radius": radius, "beta": beta, "steps": steps,

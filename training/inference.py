@@ -240,7 +240,7 @@ def _predict_tiles(
         InputError: the mask is not usable.
     """
     dataset: Any = loader.dataset
-    with open_windows(large["image"], dataset.channels) as image:
+    with open_windows(large["image"], large["channels"]) as image:
         plain, final = tiled_label_maps(
             image, network, tiling, size=dataset.size, batch_size=loader.batch_size or 1, crf=crf
         )

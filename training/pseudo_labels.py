@@ -29,6 +29,7 @@ def pseudo_label(
     *,
     root: str | None = None,
     split: str | None = None,
+    images: str | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     size: int | None = None,
@@ -49,6 +50,9 @@ def pseudo_label(
         output: folder of the cache: a new folder, or a cache of the same settings to resume.
         root: folder of the images; by default that of the training.
         split: the images; by default the split of the training.
+        images: tar files of images and tags in place of ``root`` and ``split``, by path or URI: a folder, or a pattern
+            such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
+            the same name.
         scales: sizes of the image relative to ``size``, over which probabilities are averaged.
         flip: average the probabilities with those of the mirrored image.
         size: side in pixels to which images are resized at scale 1; by default that of the validation.
@@ -65,7 +69,7 @@ def pseudo_label(
     """
     if not 0 <= min_confidence < 1:
         raise InputError(f"min_confidence {min_confidence} is outside 0..1")
-    source = JobSource.load(checkpoint, SegmentationTask, job, root=root, train_split=split)
+    source = JobSource.load(checkpoint, SegmentationTask, job, images, root=root, train_split=split)
     task, other = source.task, None if consensus is None else SeedCache(consensus)
     settings = {
         "method": "pseudo-label", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
@@ -97,6 +101,8 @@ class PseudoLabelModule(SeedModule):
         Raises:
             InputError: probabilities are not finite, or the network does not take images of this size.
         """
+        if not batch["id"]:
+            return []
         images, labels = batch["image"], batch["labels"]
         absent = nn.functional.pad(labels == 0, (1, 0), value=False)[:, :, None, None]  # (B, C+1, 1, 1)
         scores = view_scores(

@@ -9,7 +9,7 @@ from PIL import Image
 
 from datamodules.class_names import mask_lut, voc_palette
 from datamodules.errors import InputError
-from datamodules.masks import read_class_mask, read_mask, write_mask
+from datamodules.masks import find_masks, read_class_mask, read_mask, write_mask
 
 
 @settings(max_examples=30, deadline=None)
@@ -81,3 +81,14 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     monkeypatch.undo()
     assert read_mask(path).tolist() == [[1]]
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_masks_are_pngs_or_tiffs(tmp_path):
+    """The PNG counts where there are both."""
+    mask = np.array([[0, 3, 255]], np.uint8)
+    for name, value in (("a.png", mask), ("a.tif", mask + 1), ("b.tif", mask)):
+        Image.fromarray(value).save(tmp_path / name)
+    found = find_masks(tmp_path, ["b", "c", "a"])
+    assert found == [str(tmp_path / "b.tif"), None, str(tmp_path / "a.png")]
+    assert read_mask(found[0]).tolist() == read_mask(found[2]).tolist() == mask.tolist()
+    assert find_masks(None, ["a"]) == [None]

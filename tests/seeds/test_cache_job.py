@@ -5,14 +5,17 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from torch.nn import Identity
+from upath import UPath
 
 from datamodules.errors import InputError
+from datamodules.files import list_folder, read_bytes, write_atomically
 from datamodules.sample_blocks import consecutive_blocks
 from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.seed_cache_writer import CacheOutput
@@ -21,6 +24,7 @@ from seeds.job_options import JobOptions
 from tests.processes import child, free_port, kill, ranks
 from tests.seed_caches import generate
 from tests.seeds.conftest import data_of
+from tests.tars import voc_tars
 from training.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,3 +221,98 @@ def test_a_partition_for_each_task_of_slurm(checkpoint, tmp_path, monkeypatch):
         monkeypatch.setenv("SLURM_LOCALID", str(task))
         generate(checkpoint, tmp_path / "parts", shard_size=1, partition=f"{task}/2", **SETTINGS)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_tars_by_partitions(voc, checkpoint, tmp_path):
+    """A shard for each tar file; a job opens its own alone, and the bytes are those of one process."""
+    samples = data_of(voc).samples("train")
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    tars = voc_tars(voc, samples, 2)
+    for name, content in tars.items():
+        (folder / name).write_bytes(content)
+    generate(checkpoint, tmp_path / "whole", images=f"{folder}/*.tar", **SETTINGS)
+    whole, cache = files(tmp_path / "whole"), SeedCache(tmp_path / "whole")
+    assert sorted(whole) == [f"train-{number:03d}.safetensors" for number in range(3)]
+    generate(checkpoint, tmp_path / "voc", shard_size=2, **SETTINGS)
+    same = SeedCache(tmp_path / "voc")
+    assert cache.ids == same.ids
+    for name in cache.ids:
+        assert (cache.cues(name) == same.cues(name)).all()
+        assert (cache.maps(name)[1] == same.maps(name)[1]).all()
+    for part in (2, 0, 1):
+        for name, content in tars.items():
+            (folder / name).write_bytes(content if name == f"train-{part:03d}.tar" else bytes(len(content)))
+        pattern = f"{folder}/train-{{000..002}}.tar"
+        for _ in range(2):  # the second time nothing is opened
+            generate(checkpoint, tmp_path / "parts", images=pattern, partition=f"{part}/3", **SETTINGS)
+            (folder / f"train-{part:03d}.tar").write_bytes(bytes(len(tars[f"train-{part:03d}.tar"])))
+    parts = SeedCache(tmp_path / "parts")
+    assert parts.fingerprint == cache.fingerprint
+    for name, content in tars.items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"whole exists already, made with (files_sha256|shards)"):
+        generate(checkpoint, tmp_path / "whole", images=f"{folder}/train-{{000..001}}.tar", **SETTINGS)
+    (folder / "train-001.tar").write_bytes(tars["train-001.tar"][:3000])
+    with pytest.raises(InputError, match=r"train-001\.tar is truncated in p"):
+        generate(checkpoint, tmp_path / "torn", images=str(folder), **SETTINGS)
+    assert sorted(files(tmp_path / "torn")) == ["train-000.safetensors"]
+
+
+def test_two_processes_share_tars(voc, checkpoint, tmp_path, capfd):
+    """Images count, and not the root and split of a configuration; a partition may be empty."""
+    for name, content in voc_tars(voc, data_of(voc).samples("train"), 2).items():
+        (tmp_path / name).write_bytes(content)
+    generate(checkpoint, tmp_path / "one", images=str(tmp_path), root="none", split="none", **SETTINGS)
+    generate(checkpoint, tmp_path / "one", images=str(tmp_path), partition="3/4", **SETTINGS)
+    assert "partition 3/4 is empty: there are 3 shards" in capfd.readouterr().err
+    run = partial(generate, checkpoint, images=str(tmp_path), devices=2, **SETTINGS)
+    assert ranks(2, lambda: run(tmp_path / "two")) == [0, 0]
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    (tmp_path / "train-001.tar").write_bytes(b"torn")
+    assert ranks(2, lambda: run(tmp_path / "no")) == [1, 0]
+    assert "train-001.tar is not a tar archive" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_partitions_of_which_one_is_killed(voc, checkpoint, tmp_path, s3, monkeypatch, storage):
+    """Three partitions in any order, one of them killed after its first shard and started again; and all at once."""
+    folder = {"local": tmp_path, "s3": UPath(f"{s3}/job")}[storage]
+    for name, content in voc_tars(voc, data_of(voc).samples("train"), 1).items():
+        if storage == "local":
+            (tmp_path / "tars").mkdir(exist_ok=True)
+        write_atomically(folder / "tars" / name, content)
+
+    def write(name, partition="0/1"):
+        generate(
+            checkpoint, UPath(f"{folder}/{name}"), images=f"{folder}/tars/train-{{000..005}}.tar",
+            partition=partition, **SETTINGS,
+        )  # fmt: skip
+
+    write("whole")
+    whole, writing = shards_in(f"{folder}/whole"), CacheOutput.write
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheOutput, "write", lambda *arguments: (writing(*arguments), time.sleep(100)))
+        pid = child(lambda: write("parts", "1/3"))
+    while not shards_in(f"{folder}/parts"):
+        time.sleep(0.05)
+    kill(pid)
+    assert len(shards_in(f"{folder}/parts")) == 1
+    for part in (2, 1, 0):
+        pid = child(lambda part=part: write("parts", f"{part}/3"))
+        assert os.waitpid(pid, 0)[1] == 0
+    assert shards_in(f"{folder}/parts") == whole
+    assert len(whole) == 6
+    pids = [child(lambda part=part: write("twice", f"{part}/2")) for part in (0, 1, 1)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+    assert shards_in(f"{folder}/twice") == whole
+    assert SeedCache(UPath(f"{folder}/twice")).ids == tuple(f"p{number}" for number in range(6))
+
+
+def shards_in(folder):
+    """The content of the shards in a folder, by path or URI."""
+    try:
+        names = list_folder(UPath(folder))[1]
+        return {name: read_bytes(f"{folder}/{name}") for name in names if name[0] != "."}
+    except FileNotFoundError:
+        return {}

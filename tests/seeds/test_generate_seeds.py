@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
+from upath import UPath
 
 from datamodules.dataset import image_loader
 from datamodules.errors import InputError
-from datamodules.files import file_sha256
+from datamodules.files import file_sha256, write_atomically
 from datamodules.images import image_size, normalize, read_image
 from datamodules.irn_maps import read_irn
 from datamodules.seed_cache import SeedCache, verify_cache
@@ -33,6 +34,7 @@ from seeds.gradcam import GradCAM
 from seeds.provenance import ids_sha256
 from tests.seed_caches import CacheWriter, generate
 from tests.seeds.conftest import IDS, data_of
+from tests.storage import upload
 
 LABELS = [[0], [1], [0, 1], [0], [1], [0, 1]]
 
@@ -385,3 +387,88 @@ def test_refined_cues_have_the_shape_of_the_maps(wild, checkpoint, tmp_path):
     cache = SeedCache(tmp_path / "c")
     for name in WILD:
         assert cache.cues(name).shape == cache.maps(name)[1].shape[1:]
+
+
+def test_seeds_in_tiles_are_those_of_the_tiles_blended(voc, checkpoint, tmp_path):
+    """Two tiles side by side: the outer parts are the maps of one tile alone, the middle lies between both."""
+    root = tmp_path / "copy"
+    shutil.copytree(voc, root)
+    sides = np.random.default_rng(0).integers(0, 256, (64, 112, 3), dtype=np.uint8)
+    sides[10:40, 10:30] = (200, 30, 30)
+    sides[20:60, 80:100] = (30, 30, 200)
+    Image.fromarray(sides).save(root / "large.png")
+    (root / "JPEGImages/p2.jpg").write_bytes((root / "large.png").read_bytes())  # tags red and blue
+    for scales in ((1.0,), (1.0, 1.5)):
+        out = tmp_path / str(len(scales))
+        generate(
+            checkpoint, out, root=str(root), tile=64, overlap=0.25, size=64, scales=scales, flip=True, batch_size=4
+        )
+        cache = SeedCache(out)
+        classes, maps = cache.maps("p2")
+        assert cache.ids == tuple(IDS)
+        assert (classes.tolist(), maps.shape, cache.cues("p2").shape) == ([0, 1], (2, 8, 14), (8, 14))
+        tiles = []
+        for number, left in enumerate((0, 48)):
+            Image.fromarray(sides[:, left : left + 64]).save(root / "large.png")
+            (root / "JPEGImages/p2.jpg").write_bytes((root / "large.png").read_bytes())
+            generate(checkpoint, tmp_path / f"{len(scales)}{number}", root=str(root), size=64, scales=scales, flip=True)
+            alone = SeedCache(tmp_path / f"{len(scales)}{number}")
+            tiles.append(np.concatenate([alone.maps("p2")[1], alone.saliency("p2")[None]]))
+        found = np.concatenate([maps, cache.saliency("p2")[None]])
+        near = {"rtol": 0.02, "atol": 0.02 * found.max(axis=(1, 2), keepdims=True).min()}  # float16 in the cache
+        np.testing.assert_allclose(found[..., :6], tiles[0][..., :6], **near)
+        np.testing.assert_allclose(found[..., 8:], tiles[1][..., 2:], **near)
+        between = 0.75 * tiles[0][..., 6] + 0.25 * tiles[1][..., 0]
+        np.testing.assert_allclose(found[..., 6], between, **near)
+        Image.fromarray(sides).save(root / "JPEGImages/p2.jpg", "png")
+
+
+@pytest.mark.parametrize("refine", ["none", "crf"])
+def test_seeds_of_images_up_to_a_tile_do_not_depend_on_the_option(voc, checkpoint, tmp_path, refine):
+    """Their order and a larger image among them do not matter; an unreadable large image is left out."""
+    root = tmp_path / "copy"
+    shutil.copytree(voc, root)
+    for name in ("p1", "p3"):
+        with Image.open(root / f"JPEGImages/{name}.jpg") as image:
+            image.resize((150, 250)).save(root / f"JPEGImages/{name}.jpg")
+    broken = root / "JPEGImages/p1.jpg"
+    broken.write_bytes(broken.read_bytes()[:-200])
+    how = {"root": str(root), "max_unreadable": 0.5, "batch_size": 6, "refine": refine}
+    generate(checkpoint, tmp_path / "tiles", tile=80, **how)
+    generate(checkpoint, tmp_path / "whole", **how)
+    tiles, whole = SeedCache(tmp_path / "tiles"), SeedCache(tmp_path / "whole")
+    assert tiles.ids == whole.ids == ("p0", "p2", "p3", "p4", "p5")
+    assert list(tiles.left_out) == ["p1"]
+    assert tiles.cues("p3").shape == (25, 15)
+    assert set(np.unique(tiles.cues("p3"))) > {255}
+    for name in ("p0", "p2", "p4", "p5"):
+        np.testing.assert_array_equal(tiles.cues(name), whole.cues(name))
+    assert (tiles.settings["tile"], tiles.settings["overlap"]) == (80, 0.25)
+    assert "tile" not in whole.settings
+    assert "overlap" not in whole.settings
+    settings = {"targets": "cues", "cues": str(tmp_path / "tiles"), "max_unreadable": 0.5, "val_split": None}
+    data = data_of(root, **settings)
+    data.setup("fit")
+    assert all(batch["cues"].shape[1:] == (3, 8, 8) for batch in data.train_dataloader())  # a grid of any size serves
+    with pytest.raises(InputError, match="a tile has at least 32 pixels"):
+        generate(checkpoint, tmp_path / "none", tile=20)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_seeds_of_a_bucket_are_those_of_a_folder(s3, voc, checkpoint, tmp_path):
+    """Images, checkpoint and the new cache by URI, two workers: the same shards but for the names of inputs."""
+    root = upload(voc, f"{s3}/generate/voc")
+    remote = UPath(f"{s3}/generate/classifier.ckpt")
+    write_atomically(remote, checkpoint.read_bytes())
+    generate(checkpoint, tmp_path / "local", num_workers=0, shard_size=4)
+    generate(remote, UPath(f"{s3}/generate/cache"), root=root, num_workers=2, shard_size=4)
+    local, found = SeedCache(tmp_path / "local"), SeedCache(f"{s3}/generate/cache")
+    assert found.fingerprint == local.fingerprint
+    assert found.inputs["checkpoint"] == str(remote)
+    assert found.inputs["data"]["root"] == root
+    for name in IDS:
+        assert (found.cues(name) == local.cues(name)).all()
+    (tmp_path / "copy").mkdir()
+    for path in remote.with_name("cache").iterdir():
+        (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
+    verify_cache(tmp_path / "copy")

@@ -216,6 +216,12 @@ def test_a_folder_of_predictions(voc, predicted_masks, tmp_path):
     assert {line[0]: float(line[1]) for line in lines[1:-1]} == metrics["iou"]
     assert float(lines[-1][1]) == metrics["miou"]
     assert (out / "index.html").read_text().count("<article") == 2
+    for name in ids[:2]:  # a GeoTIFF of `predict` counts as the PNG does
+        with Image.open(folder / f"{name}.png") as mask:
+            mask.save(folder / f"{name}.tif")
+        (folder / f"{name}.png").unlink()
+    assert run("evaluate", "--predictions", folder, "--root", voc, "--output", tmp_path / "tiff") == 0
+    assert json.loads((tmp_path / "tiff/metrics.json").read_text())["iou"] == metrics["iou"]
 
 
 def test_classes_of_predictions_are_matched_by_name(voc, predicted_masks, tmp_path):

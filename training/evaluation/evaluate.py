@@ -15,9 +15,9 @@ from upath import UPath
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, existing_files, file_sha256, write_atomically, write_json
+from datamodules.files import AnyPath, file_sha256, write_atomically, write_json
 from datamodules.images import any_size, as_rgb, read_image
-from datamodules.masks import mask_png, read_class_mask
+from datamodules.masks import find_masks, mask_png, read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
 from datamodules.samplers import evenly
@@ -73,9 +73,10 @@ def evaluate(
     Args:
         checkpoint: a segmentation checkpoint of ``tag2mask fit``.
         output: folder for the results; created if necessary.
-        predictions: instead of a checkpoint, a folder of masks ``<id>.png`` (palette or gray, read by index) for data
-            of VOC's layout. The classes are those of ``classes.txt`` in the folder, or else those of the data's masks.
-            The options about the network, from crf to overlap and from eval_size to num_workers, are ignored then.
+        predictions: instead of a checkpoint, a folder of masks ``<id>.png`` or ``<id>.tif`` (palette or gray, read by
+            index) for data of VOC's layout. The classes are those of ``classes.txt`` in the folder, or else those of
+            the data's masks. The options about the network, from crf to overlap and from eval_size to num_workers, are
+            ignored then.
         root: folder of the data; by default that of the training. Required with predictions.
         split: split to score; by default the test split of the training (``val`` with predictions).
         masks: name of the folder of masks; by default that of the training.
@@ -186,7 +187,7 @@ def evaluate(
 def _read_predictions(
     folder: AnyPath, classes: Sequence[str], samples: Sequence[Sample], data: BaseDataModule
 ) -> Iterator[Predicted]:
-    """Yield the predicted masks ``<id>.png`` of a folder, beside the true masks.
+    """Yield the predicted masks ``<id>.png`` or ``<id>.tif`` of a folder, beside the true masks.
 
     Args:
         folder: the predictions.
@@ -200,14 +201,12 @@ def _read_predictions(
     if not samples:
         split = data.hparams["test_split"]
         raise InputError(f"the split {split!r} of {data.root} has no masks to score {folder} against")
-    names = [f"{sample.id}.png" for sample in samples]
-    found = existing_files(folder, names)
-    missing = [name for name in names if name not in found]
-    if missing:
+    paths = find_masks(folder, [sample.id for sample in samples])
+    if missing := [f"{sample.id}.png" for sample, path in zip(samples, paths, strict=True) if path is None]:
         raise InputError(f"{len(missing)} of {len(samples)} predictions are missing in {folder}, first {missing[0]}")
     lut = mask_lut(classes, data.classes)
-    for sample in samples:
-        path = folder / f"{sample.id}.png"
+    for sample, path in zip(samples, paths, strict=True):
+        assert path is not None
         assert sample.mask is not None
         labels, truth = read_class_mask(path, lut), read_class_mask(sample.mask, data.mask_lut)
         if labels.shape != truth.shape:

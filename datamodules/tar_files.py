@@ -1,0 +1,143 @@
+"""Tar archives: which there are in a folder, what they contain, and reading one member without the rest."""
+
+import fnmatch
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from datamodules.errors import InputError, UnreadableError
+from datamodules.files import AnyPath, is_uri, local_copy, read_bytes, storage_errors
+
+_REQUEST = 1 << 23  # bytes of a request while an archive behind a URI is listed
+_TEXT = 1 << 20  # bytes of the largest text member
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MEMBER = re.compile(r"tar://(?P<name>.*)::(?P<tar>.+)#(?P<start>\d+)\+(?P<size>\d+)", re.DOTALL)
+
+
+class TarContent(NamedTuple):
+    """What an archive contains.
+
+    Attributes:
+        members: URI by name of each regular file, in the archive's order, for `read_member`.
+        texts: content of the small files with one of the wanted suffixes, by name.
+    """
+
+    members: dict[str, str]
+    texts: dict[str, bytes]
+
+
+def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
+    """Return the tar files of a folder that a pattern names, and their sizes in bytes, by one listing of the folder.
+
+    Args:
+        folder: path or URI.
+        pattern: a file name, in which ``*``, ``?`` and ``[…]`` have the meaning they have in a shell, and
+            ``{000..099}`` stands for each number in that range.
+
+    Returns:
+        Sizes by file name, in the order of the pattern, those of ``*`` sorted.
+
+    Raises:
+        InputError: The folder cannot be read, or a tar file is missing.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        with storage_errors(folder):
+            storage, path = url_to_fs(str(folder))
+            storage.invalidate_cache(path)
+            entries = storage.ls(path, detail=True)
+    except OSError as error:
+        raise InputError(f"the folder of tar files {folder} cannot be read: {error.strerror}.") from error
+    sizes = {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in entries if entry["type"] != "directory"}
+    found = dict[str, int]()
+    for name in _expand(pattern):
+        names = [name]
+        if re.search(r"[*?[]", name):
+            names = [each for each in fnmatch.filter(sorted(sizes), name) if each.endswith(".tar") and each[0] != "."]
+        if not names or names[0] not in sizes:
+            raise InputError(f"there is no tar file {folder}/{name}.")
+        found |= {each: sizes[each] for each in names}
+    return found
+
+
+def _expand(pattern: str) -> Iterator[str]:
+    """Yield the names that a pattern with ranges such as ``{000..099}`` stands for, with their leading zeros."""
+    match = _RANGE.search(pattern)
+    if match is None:
+        yield pattern
+        return
+    for number in range(int(match[1]), int(match[2]) + 1):
+        yield from _expand(f"{pattern[: match.start()]}{number:0{len(match[1])}d}{pattern[match.end() :]}")
+
+
+def read_tar(tar: AnyPath, suffixes: tuple[str, ...] = ()) -> TarContent:
+    """Return what an archive contains, from its headers; one behind a URI is read in requests of 8 MiB.
+
+    Args:
+        tar: path or URI of an archive that is not compressed.
+        suffixes: of the members whose text is read.
+
+    Raises:
+        UnreadableError: The archive cannot be read, is truncated, or contains a name twice.
+    """
+    members, texts, last = dict[str, str](), dict[str, bytes](), ""
+    try:
+        with _open(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                last = member.name.removeprefix("./")
+                if not member.isreg():
+                    continue
+                if last in members:
+                    raise UnreadableError(f"tar file {tar} contains {last} twice.")
+                members[last] = f"tar://{last}::{tar}#{member.offset_data}+{member.size}"
+                if last.lower().endswith(suffixes) and member.size <= _TEXT:
+                    texts[last] = cast("BinaryIO", archive.extractfile(member)).read()
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # an archive ends with a block of zeros
+                after = f"after {last}" if last else "or is no tar archive"
+                raise UnreadableError(f"tar file {tar} is truncated or damaged {after}.")
+    except tarfile.TarError as error:
+        problem = f"is truncated in {last}" if last else f"is not a tar archive, or is compressed ({error})"
+        raise UnreadableError(f"tar file {tar} {problem}.") from error
+    except OSError as error:
+        raise UnreadableError(f"tar file {tar} cannot be read: {error.strerror or error}.") from error
+    return TarContent(members, texts)
+
+
+@contextmanager
+def _open(tar: AnyPath) -> Iterator[BinaryIO]:
+    local = local_copy(tar) if is_uri(tar) else Path(str(tar))
+    if local is not None:
+        with local.open("rb") as file:
+            yield file
+        return
+    from fsspec.core import url_to_fs
+
+    with storage_errors(tar):
+        storage, name = url_to_fs(str(tar))
+        file = storage.open(name, "rb", block_size=_REQUEST, cache_type="readahead")
+    with file:
+        yield file
+
+
+def read_member(uri: str) -> bytes | None:
+    """Read a member of a tar file by its URI in `TarContent`, and nothing else of the archive.
+
+    Returns:
+        The content; None where the URI is not one of `TarContent`.
+
+    Raises:
+        OSError: The archive cannot be read, or has become shorter.
+    """
+    match = _MEMBER.fullmatch(uri)
+    if match is None:
+        return None
+    start, size = int(match["start"]), int(match["size"])
+    content = read_bytes(match["tar"], start, start + size) if size else b""
+    if len(content) != size:
+        raise OSError(0, "the archive is truncated")
+    return content

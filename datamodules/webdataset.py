@@ -1,0 +1,161 @@
+"""WebDataset: tar files whose members of one key are an image and its tags."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from datamodules.base_datamodule import BaseDataModule
+from datamodules.class_names import read_classes
+from datamodules.errors import InputError
+from datamodules.files import AnyPath
+from datamodules.folder import TAG_COLUMNS
+from datamodules.images import IMAGE_SUFFIXES
+from datamodules.sample import Sample
+from datamodules.sample_blocks import SampleBlocks
+from datamodules.tar_files import find_tars, read_tar
+
+TAG_SUFFIXES = (".json", ".cls", ".txt")
+"""Suffixes of the members that contain tags; of several, the first in this order that contains any counts."""
+
+
+class WebDatasetDataModule(BaseDataModule):
+    """A folder of tar files in WebDataset's format.
+
+    The members ``KEY.jpg`` and ``KEY.json``, ``KEY.txt`` or ``KEY.cls`` are an image and its tags, where ``KEY`` is the
+    member's path up to the first dot of its name. It is the id of the image.
+
+    A split is a pattern of file names in the folder: ``train-*.tar``, ``train-{000..099}.tar``; a name without
+    ``.tar``, such as ``train``, stands for ``train*.tar``. The classes are those of ``classes.txt`` in the folder, or
+    ``classes``, or all tags of the training split, sorted.
+
+    A seed cache of a split has one shard for each tar file, with the same name, and a tar file is read when its
+    shard is written.
+
+    Args:
+        root: Folder or URI of the tar files.
+        **common: Arguments of `BaseDataModule`.
+    """
+
+    def __init__(self, root: str, **common: Any) -> None:
+        self._given: Sequence[str] | None = common.get("classes")
+        self._split = str(common.get("train_split", "train"))
+        self._known: tuple[str, ...] | None = None
+        super().__init__(root, **common)  # passed on as it is: jsonargparse finds the common options this way
+
+    def known_classes(self) -> tuple[str, ...]:
+        """Return the classes of ``classes.txt`` if it is there, else those given, else all tags, sorted."""
+        path = self.root / "classes.txt"
+        if path.is_file():
+            self._known = read_classes(path)
+            return self._known
+        if self._given is not None:
+            return tuple(self._given)
+        found = set[str]().union(*(sample.tags or () for sample in self.read_samples(self._split)))
+        if not found:
+            raise InputError(f"no tar file {self._split!r} of {self.root} gives an image any tag.")
+        return tuple(sorted(found))
+
+    def tars(self, split: str) -> dict[str, int]:
+        """Return the names and sizes in bytes of a split's tar files."""
+        return find_tars(self.root, split if split.endswith(".tar") else f"{split}*.tar")
+
+    def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:  # noqa: ARG002
+        """Return the samples of all tar files of a split; each is read."""
+        return [sample for name in self.tars(split) for sample in self._samples(name, tags=tags)]
+
+    def blocks(self, split: str, size: int) -> SampleBlocks:  # noqa: ARG002
+        """Return one block for each tar file, which is not opened before its block is read."""
+        tars = self.tars(split)
+        stems = [name.removesuffix(".tar") for name in tars]
+        if "index" in stems:
+            raise InputError(f"{self.root}/index.tar cannot be a shard: index is the name of a seed cache's index.")
+        listed = "".join(f"{name}\0{length}\n" for name, length in tars.items())
+
+        def read(number: int) -> list[Sample]:
+            samples = self._samples(f"{stems[number]}.tar")
+            if all(sample.tags is None for sample in samples):
+                suffixes = ", ".join(TAG_SUFFIXES)
+                raise InputError(f"{self.root}/{stems[number]}.tar gives no image tags ({suffixes}).")
+            return samples
+
+        names = [f"{stem}.safetensors" for stem in stems]
+        return SampleBlocks(names, read, files_sha256=hashlib.sha256(listed.encode()).hexdigest())
+
+    def _samples(self, name: str, *, tags: bool = True) -> list[Sample]:
+        classes = self._known or self._given
+        samples = tar_samples(self.root / name, classes, tags=tags)
+        for sample in samples:
+            if self._known and (unknown := (sample.tags or frozenset()).difference(self._known)):
+                raise InputError(f"{self.root}/{name}: {sample.id} has the tag {min(unknown)!r}, not in classes.txt.")
+        return samples
+
+
+def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: bool = True) -> list[Sample]:
+    """Return the samples of a tar file in the order of its images.
+
+    Args:
+        tar: path or URI.
+        classes: meaning of tags that are numbers 0..C-1.
+        tags: whether tags are read; None otherwise.
+
+    Raises:
+        InputError: The archive cannot be read or is truncated, it contains no image, a key has two images or tags
+            without an image, or tags are malformed.
+    """
+    content = read_tar(tar, TAG_SUFFIXES if tags else ())
+    images, texts = dict[str, str](), dict[str, dict[str, str]]()
+    for name, uri in content.members.items():
+        path = PurePosixPath(name)
+        stem, _, extension = path.name.partition(".")
+        key, suffix = path.with_name(stem or path.name).as_posix(), f".{extension.lower()}"
+        if not stem:
+            continue
+        if suffix in IMAGE_SUFFIXES:
+            if key in images:
+                raise InputError(f"tar file {tar} contains two images of the key {key!r}: rename or remove one.")
+            images[key] = uri
+        elif suffix in TAG_SUFFIXES and name in content.texts:
+            texts.setdefault(key, {})[suffix] = name
+    if lacking := [key for key in texts if key not in images]:
+        raise InputError(f"tar file {tar} contains tags of {lacking[0]!r} and no image ({', '.join(IMAGE_SUFFIXES)}).")
+    if not images:
+        raise InputError(f"tar file {tar} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
+    samples = []
+    for key, uri in images.items():
+        found: frozenset[str] | None = None
+        for suffix in TAG_SUFFIXES:
+            if found is None and (name := texts.get(key, {}).get(suffix, "")):
+                found = _tags(content.texts[name], suffix, f"{name} in tar file {tar}", classes)
+        samples.append(Sample(key, uri, found))
+    return samples
+
+
+def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -> frozenset[str] | None:
+    """Return the tags of a member; None where a JSON object has no key for them."""
+    try:
+        value: Any = json.loads(text) if suffix == ".json" else text.decode("utf-8-sig").strip()
+    except ValueError as error:
+        raise InputError(f"{where} cannot be read as tags: {error}.") from error
+    if isinstance(value, dict):
+        column = next((name for name in TAG_COLUMNS if name in value), None)
+        if column is None:
+            return None
+        value = value[column]
+    if suffix == ".cls" and re.fullmatch(r"\d+", value):
+        value = int(value)
+    names = re.split(r"[;|,\n]", value) if isinstance(value, str) else value if isinstance(value, list) else [value]
+    tags = set[str]()
+    for name in names:
+        if isinstance(name, int) and not isinstance(name, bool):
+            if classes is None or not 0 <= name < len(classes):
+                known = "no classes are listed" if classes is None else f"there are {len(classes)} classes"
+                raise InputError(f"{where} contains the class {name}, and {known}: write classes.txt beside the tar.")
+            tags.add(classes[name])
+        elif isinstance(name, str):
+            tags |= {name.strip()} - {""}
+        else:
+            raise InputError(f"{where} contains {str(value)[:80]!r}, which is neither names nor classes.")
+    return frozenset(tags)

@@ -1,0 +1,154 @@
+"""WebDataset tars: samples and tags by hand, images by path and URI, what is wrong with an archive."""
+
+import gzip
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from upath import UPath
+
+from datamodules.errors import InputError
+from datamodules.files import write_atomically
+from datamodules.images import read_image
+from datamodules.tar_files import find_tars
+from datamodules.webdataset import WebDatasetDataModule, tar_samples
+from tests.tars import tar_bytes
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 6, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+MEMBERS = {
+    "a.png": png(1), "a.json": '{"tags": ["cat", "dog"], "width": 6}',
+    "in/b.v1.txt": "no tags: the extension is v1.txt", "in/b.PNG": png(2), "in/b.txt": "dog\n\n cow ;sheep\n",
+    "c.cls": "2", "c.png": png(3),
+    "d.png": png(4), "d.cls": "cat\n", "d.txt": "dog",
+    "e.png": png(5),
+    "./f.png": png(6), "f.json": '{"caption": "a dog"}', "f.cls": "0",
+    "g.png": png(7), "g.json": '{"label": "cat|cow"}',
+    "h.png": png(8), "h.json": "[]",
+    "h.npy": b"ignored",
+}  # fmt: skip
+TAGS = {
+    "a": {"cat", "dog"}, "in/b": {"dog", "cow", "sheep"}, "c": {"cow"}, "d": {"cat"}, "e": None, "f": {"cat"},
+    "g": {"cat", "cow"}, "h": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("storage", ["local", "memory", "s3"])
+def test_samples_by_hand(storage, tmp_path, s3):
+    folder = {"local": tmp_path, "memory": UPath("memory://tars/one"), "s3": UPath(f"{s3}/tars/one")}[storage]
+    write_atomically(folder / "x.tar", tar_bytes(MEMBERS))
+    samples = tar_samples(folder / "x.tar", ("cat", "dog", "cow"))
+    assert {sample.id: sample.tags for sample in samples} == TAGS
+    assert [sample.id for sample in samples] == list(TAGS)
+    for number, sample in enumerate(samples, start=1):
+        assert (read_image(sample.image) == number).all()
+        assert read_image(sample.image).shape == (4, 6, 3)
+    assert {sample.tags for sample in tar_samples(folder / "x.tar", tags=False)} == {None}
+
+
+WHOLE = tar_bytes({"a.png": png(1), "a.txt": "cat", "b.png": png(2)})
+LONG = tar_bytes({"a.png": png(1), "b.tif": bytes(5000)})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(LONG[: 512 * 5], "is truncated in b.tif"),
+     (LONG[:1000], "is truncated"),
+     (WHOLE[: 512 * 6], r"is truncated or damaged after b\.png"),
+     (WHOLE[:2048] + b"?" * 512 + WHOLE[2560:], "is truncated or damaged after"),
+     (b"", "is not a tar archive"),
+     (b"no tar" * 200, "is not a tar archive"),
+     (gzip.compress(WHOLE), "is not a tar archive, or is compressed"),
+     (tar_bytes({}), "contains no image"),
+     (tar_bytes({"a.txt": "cat", "b.png": png(2)}), "contains tags of 'a' and no image"),
+     (tar_bytes({"a.png": png(1), "a.jpg": png(1)}), "contains two images of the key 'a'"),
+     (tar_bytes({"a.png": png(1), "a.json": "{"}), r"a\.json in tar file .* cannot be read as tags"),
+     (tar_bytes({"a.png": png(1), "a.txt": b"\xff"}), r"a\.txt in tar file .* cannot be read as tags"),
+     (tar_bytes({"a.png": png(1), "a.json": '{"tags": [0.5]}'}), "neither names nor classes"),
+     (tar_bytes({"a.png": png(1), "a.cls": "2"}), "contains the class 2, and there are 2 classes")],
+)  # fmt: skip
+def test_what_is_wrong_with_a_tar_is_one_sentence(content, words, tmp_path):
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        tar_samples(tmp_path / "x.tar", ("cat", "dog"))
+    assert "x.tar" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_name_that_occurs_twice(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for _ in range(2):
+            archive.addfile(tarfile.TarInfo("a.png"))
+    with pytest.raises(InputError, match=r"contains a\.png twice"):
+        tar_samples(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("storage", ["local", "memory", "s3"])
+def test_patterns(storage, tmp_path, s3):
+    folder = {"local": tmp_path, "memory": UPath("memory://tars/two"), "s3": UPath(f"{s3}/tars/two")}[storage]
+    for number in range(8, 12):
+        write_atomically(folder / f"t-{number:02d}.tar", bytes(number))
+    write_atomically(folder / "t-08.txt", b"no tar")
+    every = {"t-08.tar": 8, "t-09.tar": 9, "t-10.tar": 10, "t-11.tar": 11}
+    assert find_tars(folder, "t-{08..11}.tar") == find_tars(folder, "*.tar") == find_tars(folder, "t-*.tar") == every
+    assert list(find_tars(folder, "t-{1..1}{0..1}.tar")) == ["t-10.tar", "t-11.tar"]
+    assert find_tars(folder, "t-09.tar") == {"t-09.tar": 9}
+    for pattern, name in (("t-{08..12}.tar", r"t-12\.tar"), ("u*.tar", r"u\*\.tar")):
+        with pytest.raises(InputError, match=f"there is no tar file .*/{name}"):
+            find_tars(folder, pattern)
+    with pytest.raises(InputError, match=r"the folder of tar files .*none cannot be read"):
+        find_tars(folder / "none", "*.tar")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    tags = {"train-0": "cat\ndog", "train-1": "1", "val-0": "dog"}
+    for name, text in tags.items():
+        member = "cls" if text == "1" else "txt"
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes({f"{name}.png": png(9), f"{name}.{member}": text}))
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    return tmp_path
+
+
+def test_a_data_module_of_tars(shards):
+    data = WebDatasetDataModule(str(shards), size=8, batch_size=2, num_workers=0)
+    assert data.classes == ("cat", "dog")
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    assert dict(zip(batch["id"], batch["labels"].tolist(), strict=True)) == {"train-0": [1, 1], "train-1": [0, 1]}
+    assert [sample.id for sample in data.samples("val")] == ["val-0"]
+    assert [sample.id for sample in data.samples("train-{0..0}.tar")] == ["train-0"]
+    (shards / "classes.txt").write_text("cat\ncow\n")
+    with pytest.raises(InputError, match=r"train-0\.tar: train-0 has the tag 'dog', not in classes\.txt"):
+        WebDatasetDataModule(str(shards)).samples("train")
+    (shards / "classes.txt").unlink()
+    with pytest.raises(InputError, match=r"contains the class 1, and no classes are listed: write classes\.txt"):
+        WebDatasetDataModule(str(shards))
+    assert WebDatasetDataModule(str(shards), train_split="val").classes == ("dog",)
+    assert WebDatasetDataModule(str(shards), classes=["dog", "cow"]).samples("train")[0].tags == {"cat", "dog"}
+
+
+def test_a_block_for_each_tar(shards):
+    """A tar file is not opened before its block is read; its name and size identify it."""
+    data = WebDatasetDataModule(str(shards))
+    whole = data.blocks("train", 1)
+    (shards / "train-0.tar").write_bytes(bytes((shards / "train-0.tar").stat().st_size))
+    blocks = data.blocks("train", 100)
+    assert list(blocks.names) == ["train-0.safetensors", "train-1.safetensors"]
+    assert blocks.files_sha256 == whole.files_sha256 != data.blocks("train-{0..0}.tar", 1).files_sha256
+    assert [sample.id for sample in blocks.read(1)] == ["train-1"]
+    with pytest.raises(InputError, match=r"train-0\.tar contains no image"):
+        blocks.read(0)
+    (shards / "train-1.tar").write_bytes(tar_bytes({"a.png": png(1)}))
+    with pytest.raises(InputError, match=r"train-1\.tar gives no image tags \(\.json, \.cls, \.txt\)"):
+        data.blocks("train", 1).read(1)
+    (shards / "index.tar").write_bytes(b"")
+    with pytest.raises(InputError, match=r"index\.tar cannot be a shard"):
+        data.blocks("*.tar", 1)
