@@ -146,6 +146,8 @@ def test_a_block_for_each_tar(shards):
     assert [sample.id for sample in blocks.read(1)] == ["train-1"]
     with pytest.raises(InputError, match=r"train-0\.tar contains no image"):
         blocks.read(0)
+    (shards / "classes.txt").write_text("dog\ncat\n")  # the meaning of numbers
+    assert WebDatasetDataModule(str(shards)).blocks("train", 1).files_sha256 != whole.files_sha256
     (shards / "train-1.tar").write_bytes(tar_bytes({"a.png": png(1)}))
     with pytest.raises(InputError, match=r"train-1\.tar gives no image tags \(\.json, \.cls, \.txt\)"):
         data.blocks("train", 1).read(1)
