@@ -171,7 +171,7 @@ def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
                 image = context.enter_context(GeoTiff(path, channels))
         if channels == 3 and not is_uri(path) and str(path).lower().endswith(".png"):
             with suppress(cv2.error):  # more pixels than OpenCV allows
-                image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)  # as Pillow, in less than half of the memory
+                image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)  # the pixels of Pillow, in less memory
         if image is None or image.shape[:2] != image_size(path):  # one is turned by its orientation
             image = read_image(path, channels)
         yield image
