@@ -1,6 +1,8 @@
 """Views, the CRF at test time, and loading of checkpoints."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -179,3 +181,33 @@ def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint,
         assert each.image.shape[0] * factor == pytest.approx(each.final.shape[0], abs=factor)
         assert len(np.unique(each.plain)) > 1
         np.testing.assert_array_equal(each.truth, read_class_mask(sample.mask, data.mask_lut))
+
+
+MEMORY = """
+import resource
+import numpy as np, torch
+from seeds.tiles import Tiling
+from training.inference import tiled_label_maps
+
+class Drawn:  # pixels that are made as they are read
+    def __init__(self, side):
+        self.shape = (side, side, 3)
+    def __getitem__(self, window):
+        height, width = (len(range(*each.indices(self.shape[0]))) for each in window)
+        return np.full((height, width, 3), (window[0].start + window[1].start) % 251, np.uint8)
+
+def network(images):
+    return torch.nn.functional.avg_pool2d(images, 4).repeat(1, 7, 1, 1)
+
+for side in (800, 2500):
+    tiled_label_maps(Drawn(side), network, Tiling(512), size=512, batch_size=1, crf=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss")
+def test_memory_is_bounded_by_a_row_of_tiles():
+    """Scores of 21 classes at every pixel of the larger image would take 525 MB."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=100)
+    small, large = (int(line) * 1024 for line in done.stdout.split())
+    assert large - small < 2500**2 + 170e6
