@@ -32,16 +32,16 @@ class COCODataModule(BaseDataModule):
     JSON for all images are in ``images``, ``images/default``, the root or the JSON's folder. A ``file_name`` that is a
     URI is used as it is.
 
-    The classes are the categories in the order of their ids. A category that no annotation uses and that another one
-    names as its supercategory is left out (Roboflow adds one). The tags of an image are the categories of its
+    The classes are the categories in the order of their ids. A category 0 that no annotation uses and that another
+    category names as its supercategory is left out (Roboflow adds one). The tags of an image are the categories of its
     instances, crowds included. Its mask is rendered from the instances: a smaller one covers a larger one, and crowds,
     which all others cover, are 255. An image without instances is background; an image with an instance that has no
     segmentation has no mask.
 
     Args:
         root: The folder.
-        annotations: Path of the JSON in ``root``, with ``{split}`` for the split's name where each split has its own;
-            ``auto`` for the first of `LAYOUTS` that exists.
+        annotations: Path of the JSON, relative to ``root``, with ``{split}`` for the split's name where each split has
+            its own; ``auto`` for the first of `LAYOUTS` that exists.
         val_fraction: Fraction of the images in ``val`` where one JSON lists all images.
         **common: Arguments of `BaseDataModule`.
     """
@@ -165,7 +165,7 @@ def read_instances(path: AnyPath) -> dict[str, list[dict[str, Any]]]:
 def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> dict[int, str]:
     """Return the names of categories by their ids, in the order of the ids.
 
-    A category that no annotation uses and that another one names as its supercategory is left out.
+    A category 0 that no annotation uses and that another one names as its supercategory is left out.
 
     Raises:
         InputError: A category has no id or name, an id or a name occurs twice, or there are none or too many.
@@ -177,7 +177,7 @@ def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> d
         if not isinstance(key, int) or not isinstance(name, str) or key in names:
             raise InputError(f"{path}: the category {each} has no id or name, or its id occurs twice.")
         others = [other for other in content["categories"] if other is not each]
-        if key in used or all(other.get("supercategory") != name for other in others):
+        if key != 0 or key in used or all(other.get("supercategory") != name for other in others):
             names[key] = name
     if twice := next((name for name, times in Counter(names.values()).items() if times > 1), None):
         raise InputError(f"{path}: two categories have the name {twice!r}.")

@@ -26,6 +26,9 @@ PAUSES = (0.5, 2.0)
 AnyPath = Path | UPath
 """The path of a local file, or of a URI that fsspec reads; ``UPath(text)`` makes either. A local path is a `Path`."""
 
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "CRC", "LastModified", "mtime", "created")
+"""Keys of fsspec's metadata of a file: of S3, of Google and Azure, of Hugging Face, of zip files, and of others."""
+
 _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
 
 
@@ -96,8 +99,8 @@ def local_copy(uri: str | AnyPath) -> Path | None:
     folder = os.environ.get(CACHE)
     if not folder:
         return None
-    key = _request(uri, lambda storage, name: storage.ukey(name))
-    copy = Path(folder).expanduser() / hashlib.sha256(f"{uri}\0{key}".encode()).hexdigest()
+    version = _request(uri, _current_version)
+    copy = Path(folder).expanduser() / hashlib.sha256(f"{uri}\0{version}".encode()).hexdigest()
     if not copy.is_file():
         content = _request(uri, lambda storage, name: storage.cat_file(name))
         with suppress(OSError):
@@ -123,6 +126,16 @@ def _request(uri: str | AnyPath, request: Callable[[Any, str], Any]) -> Any:
     raise AssertionError
 
 
+def _current_version(storage: Any, name: str) -> str:
+    storage.invalidate_cache(name)  # an earlier listing may be outdated
+    return _version(storage.info(name))
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """Return a file's size and checksum or time, as its storage reports them; it changes with the content."""
+    return f"{info['size']} {next((info[key] for key in _VERSIONS if info.get(key)), '')}"
+
+
 def list_folder(folder: AnyPath) -> tuple[list[str], list[str]]:
     """Return the sorted names of the folders and of the files in a folder; one behind a URI is listed anew each time.
 
@@ -133,14 +146,16 @@ def list_folder(folder: AnyPath) -> tuple[list[str], list[str]]:
     if isinstance(folder, Path):
         found = {entry.name: entry.is_dir() for entry in folder.iterdir()}
     else:
-        from fsspec.core import url_to_fs
 
-        with storage_errors(folder):
-            storage, path = url_to_fs(str(folder))
+        def entries(storage: Any, path: str) -> dict[str, bool]:
             storage.invalidate_cache(path)
-            entries = {entry["name"].rstrip("/"): entry["type"] for entry in storage.ls(path, detail=True)}
-        entries.pop(path.rstrip("/"), None)  # an object store may hold an empty object with the name of the folder
-        found = {name.rpartition("/")[2]: kind == "directory" for name, kind in entries.items()}
+            listed = {
+                entry["name"].rstrip("/"): entry["type"] == "directory" for entry in storage.ls(path, detail=True)
+            }
+            listed.pop(path.rstrip("/"), None)  # an object store may hold an empty object of the folder's name
+            return listed
+
+        found = {name.rpartition("/")[2]: is_folder for name, is_folder in _request(folder, entries).items()}
     folders, files = (sorted(name for name in found if found[name] is kind) for kind in (True, False))
     return folders, files
 
@@ -181,12 +196,13 @@ def file_sha256(path: str | AnyPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_fingerprint(path: Path, leave_out: Path | None = None) -> str | None:
+def folder_fingerprint(path: AnyPath, leave_out: Path | None = None) -> str | None:
     """Return a digest of a file's bytes, or of what a folder contains.
 
     A folder's digest covers the names and sizes of all files in it and beneath (hidden ones left out) and the bytes of
     lists and labels (``.csv .json .jsonl .npy .txt .xml .yaml``). It is cheap for a whole data set, and does not notice
-    an image that changes and keeps its size to the byte.
+    an image that changes and keeps its size to the byte. Behind a URI one listing gives names, sizes, and checksums or
+    times of all files.
 
     Args:
         path: the file or folder; links are followed.
@@ -198,11 +214,22 @@ def folder_fingerprint(path: Path, leave_out: Path | None = None) -> str | None:
     Raises:
         OSError: something cannot be read.
     """
+    total = hashlib.sha256()
+    if not isinstance(path, Path):
+
+        def versions(storage: Any, top: str) -> dict[str, str]:
+            storage.invalidate_cache()
+            found = storage.find(top, detail=True)
+            return {name.removeprefix(top): _version(info) for name, info in found.items()}
+
+        files = _request(path, versions)
+        for name, version in sorted(files.items()):
+            total.update(f"{name}\0{version}\n".encode())
+        return total.hexdigest() if files else None
     if path.is_file():
         return file_sha256(path)
     if not path.is_dir():
         return None
-    total = hashlib.sha256()
     for name, file in _files(path, leave_out):
         content = file_sha256(file) if file.suffix.lower() in _HASHED else ""
         total.update(f"{name}\0{file.stat().st_size}\0{content}\n".encode(errors="surrogateescape"))

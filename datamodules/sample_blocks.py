@@ -26,6 +26,6 @@ class SampleBlocks:
 
 
 def consecutive_blocks(samples: Sequence[Sample], size: int) -> SampleBlocks:
-    """Return blocks of ``size`` samples each, of which the last may have fewer."""
+    """Return blocks of ``size`` samples each; the last may have fewer."""
     names = [shard_name(number) for number in range(-(-len(samples) // size))]
     return SampleBlocks(names, lambda number: samples[number * size : (number + 1) * size], samples)

@@ -79,7 +79,7 @@ class CacheOutput:
         existing = self._existing()
         wanted = {self.names[number]: number for number in numbers}
         beyond = existing.difference(self.names)
-        others = sorted(existing & set(self.names) - wanted.keys())
+        others = [] if overwrite else sorted(existing & set(self.names) - wanted.keys())
         todo = []
         for name in [*wanted, *sorted(beyond), *others[:1]]:  # one of another partition, so that settings are compared
             path = self.path / name

@@ -9,7 +9,7 @@ import numpy as np
 
 from datamodules import synthetic_scenes
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, new_folder
+from datamodules.files import file_sha256, new_folder, read_bytes
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.synthetic_scenes import CLASSES, draw_scene
@@ -51,11 +51,11 @@ class SyntheticDataModule(VOCDataModule):
         hp = self.hparams
         numbers = {"train": hp["train"], "val": hp["val"], "size": hp["image_size"], "seed": hp["data_seed"]}
         record = self.root / RECORD
-        if not isinstance(self.root, Path):
-            raise InputError(f"the embedded data set is written into a local folder: root cannot be {self.root}.")
         if not record.is_file():
+            if not isinstance(self.root, Path):
+                raise InputError(f"{self.root} contains no embedded data set, which is written to local folders alone.")
             write_synthetic_voc(self.root, **numbers)
-        elif json.loads(record.read_text(encoding="utf-8")) != _record(numbers):
+        elif json.loads(read_bytes(record)) != _record(numbers):
             raise InputError(f"{self.root} contains an embedded data set of other numbers or other code: remove it.")
 
 

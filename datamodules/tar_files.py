@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from upath import UPath
-
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import AnyPath, is_uri, storage_errors
+from datamodules.files import AnyPath, is_uri, local_copy, read_bytes, storage_errors
 
 _REQUEST = 1 << 23  # bytes of a request while an archive behind a URI is listed
 _TEXT = 1 << 20  # bytes of the largest text member
@@ -111,16 +109,17 @@ def read_tar(tar: AnyPath, suffixes: tuple[str, ...] = ()) -> TarContent:
 
 
 @contextmanager
-def _open(tar: AnyPath, block_size: int = _REQUEST) -> Iterator[BinaryIO]:
-    if not is_uri(tar):
-        with Path(str(tar)).open("rb") as file:
+def _open(tar: AnyPath) -> Iterator[BinaryIO]:
+    local = local_copy(tar) if is_uri(tar) else Path(str(tar))
+    if local is not None:
+        with local.open("rb") as file:
             yield file
         return
     from fsspec.core import url_to_fs
 
     with storage_errors(tar):
         storage, name = url_to_fs(str(tar))
-        file = storage.open(name, "rb", block_size=block_size, cache_type="readahead")
+        file = storage.open(name, "rb", block_size=_REQUEST, cache_type="readahead")
     with file:
         yield file
 
@@ -138,9 +137,7 @@ def read_member(uri: str) -> bytes | None:
     if match is None:
         return None
     start, size = int(match["start"]), int(match["size"])
-    with _open(UPath(match["tar"]), block_size=size) as file:
-        file.seek(start)
-        content = file.read(size)
+    content = read_bytes(match["tar"], start, start + size) if size else b""
     if len(content) != size:
         raise OSError(0, "the archive is truncated")
     return content

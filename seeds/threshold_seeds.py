@@ -37,9 +37,13 @@ def threshold_seeds(
     seeds = SeedCache(cache)
     origin = {"cache": seeds.fingerprint, "packages": package_versions(), "source": source_revision(SEED_PACKAGES)}
     settings = seeds.settings | thresholds | {"refinement": None, "thresholded": origin}
-    shards = map(seeds.shard, range(seeds.num_shards))
-    blocks = [[*shard.ids, *shard.left_out] for shard in shards]
-    writer = CacheOutput(output, seeds.classes, settings, blocks, seeds.inputs | {"cache": str(cache)}, seeds.left_out)
+    blocks, names = list[list[str]](), list[str]()
+    for number in range(seeds.num_shards):
+        shard = seeds.shard(number)
+        blocks.append([*shard.ids, *shard.left_out])
+        names.append(shard.path.name)
+    inputs = seeds.inputs | {"cache": str(cache)}
+    writer = CacheOutput(output, seeds.classes, settings, blocks, inputs, seeds.left_out, names)
 
     def image(name: str) -> tuple[Any, ...]:
         (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)

@@ -45,7 +45,8 @@ FUNCTIONS = {
     "explain": ("training.explain:explain", "draw where a classifier looks, by many CAM methods"),
 }  # fmt: skip
 RECIPE = {"run": "run all stages of a recipe, and keep those that have not changed"}
-SHARED = ("seeds generate", "seeds refine", "pseudo-label")  # functions that several processes share, as Lightning's
+# functions that several processes share, as Lightning's, or that compute a partition in each process
+SHARED = ("seeds generate", "seeds refine", "pseudo-label", "predict")
 
 
 def run() -> None:

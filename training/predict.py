@@ -2,28 +2,46 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from upath import UPath
 
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, list_folder, write_atomically
+from datamodules.files import (
+    AnyPath,
+    differences,
+    file_sha256,
+    is_uri,
+    list_folder,
+    open_atomically,
+    write_atomically,
+)
 from datamodules.geotiff import mask_geotiff, read_georeference
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import mask_png
-from datamodules.progress import track
+from datamodules.progress import print_message, track
 from datamodules.sample import Sample, file_samples
+from datamodules.source_revision import ALL_PACKAGES, source_revision
+from datamodules.tar_files import find_tars
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import UnreadableImages
+from datamodules.webdataset import tar_samples
+from seeds.distributed import local_rank, read_partition, require_one_process
 from seeds.precision import Precision
+from seeds.provenance import package_versions
 from seeds.tiles import Tiling
 from training.export import load_exported
 from training.image_overlays import encode_image, label_overlay
 from training.inference import load_trained, predictions
 
 OVERLAY_QUALITY = 90
+HEADER = "tag2mask"  # in a tar file of masks: what the masks depend on, as JSON in the PAX header
 
 
 def predict(
@@ -35,6 +53,7 @@ def predict(
     overlay: bool = False,
     tile: int | None = None,
     overlap: float = 0.25,
+    partition: str = "0/1",
     precision: Precision = "auto",
     batch_size: int = 8,
     num_workers: int = 2,
@@ -48,10 +67,14 @@ def predict(
     image is read once, and each mask is written immediately. An image that cannot be read is skipped: the terminal and
     ``skipped.csv`` list it with the reason, and the exit status is 1.
 
+    The masks of a tar file are a tar file of the same name with a member ``KEY.png`` for each image, see
+    `datamodules.webdataset.WebDatasetDataModule`. One that exists with the same settings is kept.
+
     Args:
         checkpoint: a segmentation checkpoint of ``tag2mask fit``, named ``*.ckpt``, or else a network written by
             ``tag2mask export``.
         images: an image, a folder of images, or a list of both; a URI whose name has no suffix of an image is a folder.
+            Or tar files, such as ``shards/x-{000..099}.tar`` or ``shards/*.tar``.
         output: folder for the masks; created if necessary.
         crf: smooth predictions with the dense CRF.
         overlay: also write ``<name>_overlay.jpg``, the mask in colour over the image (of an image in tiles, reduced to
@@ -59,6 +82,8 @@ def predict(
         tile: height and width in pixels above which an image is cut into overlapping tiles of this size, whose class
             probabilities are blended; by default images of any size are resized as a whole.
         overlap: fraction of a tile's side that neighbouring tiles share.
+        partition: i/N, with i from 0 to N-1: predict only the batches (of tar files: the files) i, i + N, i + 2 N, …;
+            N independent jobs predict all. The list of skipped images is then ``skipped-i-of-N.csv``.
         precision: precision in which a checkpoint's network computes: auto, 32-true or bf16-mixed. auto is bf16-mixed
             where the processor computes bfloat16 natively, else 32-true (see `seeds.precision`). An exported network
             computes in float32.
@@ -69,33 +94,101 @@ def predict(
         The paths of the masks.
 
     Raises:
-        InputError: there is no image, two have the same name, a mask would replace an image, or images were skipped.
+        InputError: there is no image, two have the same name, a mask would replace an image, a tar file exists with
+            masks of other settings, or images were skipped.
     """
+    part, parts = read_partition(partition)
+    if parts == 1:
+        require_one_process("predict")
+    elif torch.cuda.is_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
     tiling = None if tile is None else Tiling(tile, overlap)
     network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
-    samples = photo_samples(images if isinstance(images, list) else [images])
-    places = {sample.id: read_georeference(sample.image) for sample in samples}
-    masks = {name: output / f"{name}{'.tif' if place else '.png'}" for name, place in places.items()}
-    forbid_replacing(samples, masks.values())
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "classes.txt", "".join(f"{name}\n" for name in network.classes).encode())
+    paths = images if isinstance(images, list) else [images]
     skipped = UnreadableImages(1.0)
-    dataset = ImageDataset(
-        samples, network.classes, network.size, originals=True, channels=network.in_channels, largest=tile
-    )
-    loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
-    stream = predictions(network.scores, loader, skipped, crf=crf, tiling=tiling)
-    for each in track(stream, "predicting", len(samples)):
-        place = places[each.name]
-        write_atomically(masks[each.name], mask_geotiff(each.final, place) if place else mask_png(each.final))
-        if overlay:
-            labels = resize_nearest(each.final, *each.image.shape[:2])  # an image in tiles is reduced
-            blended = encode_image(label_overlay(each.image, labels), "jpeg", quality=OVERLAY_QUALITY)
-            write_atomically(output / f"{each.name}_overlay.jpg", blended)
-    report_skipped(output, samples, skipped.found)
-    return list(masks.values())
+
+    def files(chosen: Sequence[Sample], title: str, places: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+        """Yield name and content of the files of each image."""
+        dataset = ImageDataset(
+            chosen, network.classes, network.size, originals=True, channels=network.in_channels, largest=tile
+        )
+        loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
+        stream = predictions(network.scores, loader, skipped, crf=crf, tiling=tiling)
+        for each in track(stream, title, len(chosen)):
+            place = places.get(each.name)
+            mask = mask_geotiff(each.final, place) if place else mask_png(each.final)
+            yield f"{each.name}{'.tif' if place else '.png'}", mask
+            if overlay:
+                labels = resize_nearest(each.final, *each.image.shape[:2])  # an image in tiles is reduced
+                blended = encode_image(label_overlay(each.image, labels), "jpeg", quality=OVERLAY_QUALITY)
+                yield f"{each.name}_overlay.jpg", blended
+
+    samples, written = list[Sample](), list[Path]()
+    classes = "".join(f"{name}\n" for name in network.classes).encode()
+    if all(path.suffix == ".tar" for path in paths):
+        settings = {
+            "checkpoint_sha256": file_sha256(checkpoint), "crf": crf, "overlay": overlay, "batch_size": batch_size,
+            "tile": tile, "overlap": overlap if tile else None, "precision": getattr(network, "precision", "32-true"),
+            "packages": package_versions(), "source": source_revision(ALL_PACKAGES),
+        }  # fmt: skip
+        tars = [(path.parent, *tar) for path in paths for tar in find_tars(path.parent, path.name).items()]
+        if len({name for _, name, _ in tars}) < len(tars):
+            raise InputError("two of the tar files have the same name, and so would their tar files of masks")
+        for folder, name, size in tars[part::parts]:
+            tar, header = output / name, settings | {"input": name, "input_bytes": size}
+            written.append(tar)
+            if _is_predicted(tar, header):
+                print_message(f"{tar} is there already, made with these settings")
+                continue
+            found = sorted(tar_samples(folder / name, tags=False), key=lambda sample: sample.id)
+            masks = dict(files(found, f"predicting {name}", {}))
+            output.mkdir(parents=True, exist_ok=True)
+            _write_tar(tar, header, {"classes.txt": classes, **masks})
+            samples += found
+    else:
+        listed = photo_samples(paths)  # a job has whole batches, so that masks have the bits of one process
+        for first in range(part * batch_size, len(listed), parts * batch_size):
+            samples += listed[first : first + batch_size]
+        places = {sample.id: read_georeference(sample.image) for sample in samples}
+        written = [output / f"{name}{'.tif' if place else '.png'}" for name, place in places.items()]
+        forbid_replacing(listed, written)
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(output / "classes.txt", classes)
+        for name, content in files(samples, "predicting", places):
+            write_atomically(output / name, content)
+    report_skipped(output, samples, skipped.found, "" if parts == 1 else f"-{part}-of-{parts}")
+    return written
+
+
+def _is_predicted(tar: Path, header: Mapping[str, Any]) -> bool:
+    """Return whether a tar file of masks exists; raise an InputError where it has another header."""
+    if not tar.exists():
+        return False
+    try:
+        with tarfile.open(tar) as archive:
+            found = json.loads(archive.pax_headers[HEADER])
+    except (tarfile.TarError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"{tar} exists already, and is no tar file of masks: choose another output") from error
+    for key, one, other in differences(found, header):
+        package = key.removeprefix("source.")
+        what = f"{key} {one!r}, not {other!r}" if package == key else f"another revision of the code in {package}/"
+        raise InputError(f"{tar} exists already, made with {what}: remove it, or choose another output")
+    return True
+
+
+def _write_tar(tar: Path, header: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Write a tar file whose bytes follow from its members alone: the header, and files without date and owner."""
+    text = json.dumps(header, sort_keys=True)
+    with (
+        open_atomically(tar) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers={HEADER: text}) as archive,
+    ):
+        for name, content in sorted(files.items()):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
 
 
 def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None:
@@ -106,18 +199,19 @@ def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None
             raise InputError(f"{target} would replace an image: choose another output folder")
 
 
-def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str, str]) -> None:
+def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str, str], part: str = "") -> None:
     """Write ``skipped.csv``, the images that cannot be read with the reasons; without any, remove an earlier one.
 
     Args:
         output: the folder for the file.
         samples: all images.
         skipped: the reason for each skipped image by id.
+        part: end of the file's name, of the job that predicts a part of the images.
 
     Raises:
         InputError: images were skipped; the command then ends with status 1.
     """
-    table = output / "skipped.csv"
+    table = output / f"skipped{part}.csv"
     if not skipped:
         table.unlink(missing_ok=True)
         return

@@ -31,9 +31,18 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from upath import UPath
 
 from datamodules.errors import InputError, UsageError
-from datamodules.files import differences, file_sizes, folder_fingerprint, read_json, write_atomically, write_json
+from datamodules.files import (
+    AnyPath,
+    differences,
+    file_sizes,
+    folder_fingerprint,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from datamodules.seed_cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.child_process import run_process
@@ -423,8 +432,8 @@ def _fingerprint(value: str, output: Path) -> str | None:
     Returns:
         Hexadecimal digits; None where there is no such file, and for '/' and '..'.
     """
-    path = Path(value).expanduser()
-    if path.resolve() in Path.cwd().parents:
+    path: AnyPath = UPath(value).expanduser()
+    if isinstance(path, Path) and path.resolve() in Path.cwd().parents:
         return None
     return cache_fingerprint(path) or folder_fingerprint(path, output)
 

@@ -58,7 +58,7 @@ INSTANCES = {  # by image: category, segmentation, crowd
     2: [(18, [box(0, 0, 5, 5), box(30.5, 10.25, 50, 35), [1, 1, 2, 2]], 0)],  # parts; two points have no area
     3: [(44, compressed(RING), 0), (1, run_lengths(region(30, 0, 60, 40)), 1), (18, [box(40, 10, 50, 20)], 0)],
     4: [],
-    5: [(1, run_lengths(region(0, 0, 9, 40)), 0)],
+    5: [(1, run_lengths(region(0, 0, 9, 40)), 0), (18, [[30, 5, 8, 8]], 0)],  # two points are no box
 }
 
 
@@ -111,7 +111,7 @@ def test_classes_tags_and_images(coco):
     assert [sample.id for sample in samples] == ["001", "002", "003", "004", "005"]
     assert samples[0].image == str(coco / "val2017/001.jpg")
     assert [set(sample.tags) for sample in samples] == [
-        {"person", "dog"}, {"dog"}, {"person", "dog", "bottle"}, set(), {"person"},
+        {"person", "dog"}, {"dog"}, {"person", "dog", "bottle"}, set(), {"person", "dog"},
     ]  # fmt: skip
     assert [sample.id for sample in data.samples("train2017")] == ["001", "003"]
     without = data.samples("val2017", tags=False, masks=False)
@@ -263,7 +263,7 @@ def test_a_folder_by_uri(coco):
 
 
 def test_a_supercategory_that_no_annotation_uses_is_no_class(tmp_path):
-    """Roboflow's category 0 is the name of the project, or of the only class."""
+    """Roboflow's category 0 is the name of the project, or of the only class. Other categories stay, used or not."""
     categories = [
         {"id": 0, "name": "dog", "supercategory": "none"},
         {"id": 1, "name": "person", "supercategory": "dog"},
@@ -276,6 +276,9 @@ def test_a_supercategory_that_no_annotation_uses_is_no_class(tmp_path):
     data = COCODataModule(str(tmp_path))
     assert data.classes == ("person", "dog")
     assert [set(sample.tags) for sample in data.samples("all")] == [{"person"}, {"dog"}]
+    child = {"id": 3, "name": "puppy", "supercategory": "dog"}
+    write(tmp_path / "result.json", content({1: []}, [*categories[1:], child]))
+    assert COCODataModule(str(tmp_path)).classes == ("person", "dog", "puppy")
     write(tmp_path / "result.json", content({1: [(0, [box(1, 1, 9, 9)], 0)]}, categories[:2]))
     assert COCODataModule(str(tmp_path)).classes == ("dog", "person")
 
@@ -308,7 +311,7 @@ def test_the_training_reads_no_masks_for_tags(coco, monkeypatch):
 
 
 def test_masks_travel_to_workers(coco):
-    """Whole batches from spawned workers, and a mask in a few bytes an instance."""
+    """Batches of a worker process, and a mask that takes a few bytes an instance."""
     data = open_coco(coco, targets="masks", num_workers=1)
     data.setup("fit")
     batches = list(data.val_dataloader())

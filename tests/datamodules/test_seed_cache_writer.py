@@ -122,6 +122,34 @@ def test_other_classes_or_more_shards_are_refused(tmp_path):
     assert SeedCache(tmp_path / "c").ids == tuple("abcd")
 
 
+def test_partitions_of_different_lists_or_settings_are_refused(tmp_path):
+    """Though neither would write the shards of the other."""
+    make(tmp_path / "c", [0])
+    for change in ({"settings": SETTINGS | {"fg_threshold": 0.3}}, {"blocks": [*BLOCKS, ["f"]]}):
+        with pytest.raises(InputError, match=r"c exists already, made with (fg_threshold|shards) "):
+            make(tmp_path / "c", [1], **change)
+    assert make(tmp_path / "c", [1], settings=SETTINGS | {"fg_threshold": 0.3}, overwrite=True) == [1]
+    assert sorted(shards(tmp_path / "c")) == [shard_name(0), shard_name(1)]
+
+
+def test_names_of_shards(tmp_path):
+    """A cache with names of its own; a file of another name, or one that is no shard, is refused."""
+    blocks, names = [["a"], ["b"]], ["t-1.safetensors", "t-0.safetensors"]
+    output = CacheOutput(tmp_path / "c", ("cat",), SETTINGS, blocks, names=names)
+    assert output.missing(range(2)) == [0, 1]
+    for number, name in enumerate("ab"):
+        shard = ShardBuilder(("cat",))
+        shard.add(name, np.zeros((2, 2), np.uint8))
+        output.write(number, shard, {})
+    assert SeedCache(tmp_path / "c").ids == ("a", "b")
+    assert output.missing(range(2)) == []
+    (tmp_path / "c/t-0.safetensors").rename(tmp_path / "c/t-2.safetensors")
+    assert output.missing(range(2)) == [1]
+    (tmp_path / "c/t-2.safetensors").write_bytes(b"weights of a network")
+    with pytest.raises(InputError, match=r"t-2\.safetensors is damaged: .*, or is not part of a seed cache: remove it"):
+        output.missing(range(2))
+
+
 def test_overwriting(tmp_path):
     other = SETTINGS | {"fg_threshold": 0.3}
     make(tmp_path / "c", [0])

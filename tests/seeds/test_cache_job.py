@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from torch.nn import Identity
+from upath import UPath
 
 from datamodules.errors import InputError
+from datamodules.files import list_folder, read_bytes, write_atomically
 from datamodules.sample_blocks import consecutive_blocks
 from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.seed_cache_writer import CacheOutput
@@ -256,3 +258,47 @@ def test_tars_by_partitions(voc, checkpoint, tmp_path):
     assert sorted(files(tmp_path / "torn")) == ["train-000.safetensors"]
     with pytest.raises(InputError, match="give neither root nor split"):
         generate(checkpoint, tmp_path / "none", images=str(folder), root=str(voc), **SETTINGS)
+
+
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_partitions_of_which_one_is_killed(voc, checkpoint, tmp_path, s3, monkeypatch, storage):
+    """Three partitions in any order, one of them killed after its first shard and started again; and all at once."""
+    folder = {"local": tmp_path, "s3": UPath(f"{s3}/job")}[storage]
+    for name, content in voc_tars(voc, data_of(voc).samples("train"), 1).items():
+        if storage == "local":
+            (tmp_path / "tars").mkdir(exist_ok=True)
+        write_atomically(folder / "tars" / name, content)
+
+    def write(name, partition="0/1"):
+        generate(
+            checkpoint, UPath(f"{folder}/{name}"), images=f"{folder}/tars/train-{{000..005}}.tar",
+            partition=partition, **SETTINGS,
+        )  # fmt: skip
+
+    write("whole")
+    whole, writing = shards_in(f"{folder}/whole"), CacheOutput.write
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheOutput, "write", lambda *arguments: (writing(*arguments), time.sleep(100)))
+        pid = child(lambda: write("parts", "1/3"))
+    while not shards_in(f"{folder}/parts"):
+        time.sleep(0.05)
+    kill(pid)
+    assert len(shards_in(f"{folder}/parts")) == 1
+    for part in (2, 1, 0):
+        pid = child(lambda part=part: write("parts", f"{part}/3"))
+        assert os.waitpid(pid, 0)[1] == 0
+    assert shards_in(f"{folder}/parts") == whole
+    assert len(whole) == 6
+    pids = [child(lambda part=part: write("twice", f"{part}/2")) for part in (0, 1, 1)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+    assert shards_in(f"{folder}/twice") == whole
+    assert SeedCache(UPath(f"{folder}/twice")).ids == tuple(f"p{number}" for number in range(6))
+
+
+def shards_in(folder):
+    """The content of the shards in a folder, by path or URI."""
+    try:
+        names = list_folder(UPath(folder))[1]
+        return {name: read_bytes(f"{folder}/{name}") for name in names if name[0] != "."}
+    except FileNotFoundError:
+        return {}

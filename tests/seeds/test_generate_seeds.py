@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
+from upath import UPath
 
 from datamodules.dataset import image_loader
 from datamodules.errors import InputError
-from datamodules.files import file_sha256
+from datamodules.files import file_sha256, write_atomically
 from datamodules.images import image_size, normalize, read_image
 from datamodules.irn_maps import read_irn
 from datamodules.seed_cache import SeedCache, verify_cache
@@ -33,6 +34,7 @@ from seeds.gradcam import GradCAM
 from seeds.provenance import ids_sha256
 from tests.seed_caches import CacheWriter, generate
 from tests.seeds.conftest import IDS, data_of
+from tests.storage import upload
 
 LABELS = [[0], [1], [0, 1], [0], [1], [0, 1]]
 
@@ -451,3 +453,22 @@ def test_seeds_of_images_up_to_a_tile_do_not_depend_on_the_option(voc, checkpoin
     with pytest.raises(InputError, match="a tile has at least 32 pixels"):
         generate(checkpoint, tmp_path / "none", tile=20)
     assert not (tmp_path / "none").exists()
+
+
+def test_the_seeds_of_a_bucket_are_those_of_a_folder(s3, voc, checkpoint, tmp_path):
+    """Images, checkpoint and the new cache by URI, two workers: the same shards but for the names of inputs."""
+    root = upload(voc, f"{s3}/generate/voc")
+    remote = UPath(f"{s3}/generate/classifier.ckpt")
+    write_atomically(remote, checkpoint.read_bytes())
+    generate(checkpoint, tmp_path / "local", num_workers=0, shard_size=4)
+    generate(remote, UPath(f"{s3}/generate/cache"), root=root, num_workers=2, shard_size=4)
+    local, found = SeedCache(tmp_path / "local"), SeedCache(f"{s3}/generate/cache")
+    assert found.fingerprint == local.fingerprint
+    assert found.inputs["checkpoint"] == str(remote)
+    assert found.inputs["data"]["root"] == root
+    for name in IDS:
+        assert (found.cues(name) == local.cues(name)).all()
+    (tmp_path / "copy").mkdir()
+    for path in remote.with_name("cache").iterdir():
+        (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
+    verify_cache(tmp_path / "copy")

@@ -69,7 +69,8 @@ def test_cocos_layout(tmp_path, monkeypatch):
     root = tmp_path / "coco"
     for seed, (split, total) in enumerate({"train2014": 160, "val2014": 40}.items()):
         write_split(root / split, root / f"annotations/instances_{split}.json", seed, total)
-    output = run_recipe(tmp_path, monkeypatch, root, "--train_split=train2014", "--val_split=val2014")
+    words = ["--train_split=train2014", "--val_split=val2014", "--annotations=annotations/instances_{split}.json"]
+    output = run_recipe(tmp_path, monkeypatch, root, *words)
     metrics = json.loads((output / "metrics.json").read_text())
     assert (metrics["images"], metrics["images_with_mask"], metrics["split"]) == (40, 40, "val2014")
     assert metrics["classes"] == list(CLASSES)
@@ -83,10 +84,11 @@ def test_cocos_layout(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_an_own_export(tmp_path, monkeypatch):
-    """One JSON for all images, as CVAT writes it: the same YAML, with splits by a hash."""
-    root = tmp_path / "export"
-    write_split(root / "images", root / "annotations/instances_default.json", 7, 40)
-    output = run_recipe(tmp_path, monkeypatch, root, "--train_split=train", "--val_split=val")
+    """One JSON for all images, with any name: the same YAML, with splits by a hash and two of the categories."""
+    write_split(tmp_path / "export/photos", tmp_path / "export/labels.json", 7, 40)
+    words = ["--annotations=../labels.json", "--train_split=train", "--val_split=val", "--classes=[fish, bee]"]
+    output = run_recipe(tmp_path, monkeypatch, tmp_path / "export/photos", *words)
     metrics = json.loads((output / "metrics.json").read_text())
     assert 0 < metrics["images_with_mask"] < 12
+    assert metrics["classes"] == ["fish", "bee"]
     assert len(SeedCache(output / "seeds").ids) == 40 - metrics["images"]

@@ -2,11 +2,13 @@
 
 import csv
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from upath import UPath
 
 from datamodules import dataset
 from datamodules.base_datamodule import datamodule_from_settings
@@ -15,6 +17,7 @@ from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.masks import read_mask
 from datamodules.unreadable_images import UnreadableImages
+from tests.tars import tar_bytes
 from training.cli import main
 from training.inference import load_trained, predictions
 from training.predict import predict
@@ -181,3 +184,84 @@ def test_photos_beyond_pillows_limit(checkpoint, photos, tmp_path, monkeypatch, 
     assert main([*words, f"--output={tmp_path / 'tiled'}", "--tile=100"]) == 0
     monkeypatch.undo()
     assert read_mask(tmp_path / "tiled/large.png").shape == (140, 150)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_partitions_predict_what_one_process_predicts(voc, checkpoint, tmp_path):
+    """In any order and twice; each has whole batches and its own list of skipped images."""
+    (tmp_path / "photos").mkdir()
+    for path in sorted((voc / "JPEGImages").iterdir())[:5]:
+        shutil.copy(path, tmp_path / "photos")
+    how = {"num_workers": 0, "batch_size": 2}
+    predict(checkpoint, UPath(tmp_path / "photos"), tmp_path / "whole", **how)
+    counts = {}
+    for part in (2, 0, 0, 1):
+        found = predict(checkpoint, UPath(tmp_path / "photos"), tmp_path / "parts", partition=f"{part}/3", **how)
+        counts[part] = len(found)
+    assert counts == {0: 2, 1: 2, 2: 1}
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+    assert predict(checkpoint, UPath(tmp_path / "photos"), tmp_path / "parts", partition="3/4", **how) == []
+    (tmp_path / "photos" / "zz.jpg").write_bytes(b"no photo")
+    with pytest.raises(InputError, match=r"1 of 2 images were skipped, .*skipped-2-of-3\.csv lists them"):
+        predict(checkpoint, UPath(tmp_path / "photos"), tmp_path / "parts", partition="2/3", **how)
+    with pytest.raises(InputError, match="partition must be i/N with i from 0 to N-1"):
+        predict(checkpoint, UPath(tmp_path / "photos"), tmp_path / "none", partition="3/3")
+
+
+def test_masks_of_tar_files(voc, checkpoint, tmp_path, capsys):
+    """A tar file of masks for each tar file of images: the masks of the images, the same bytes again, in partitions."""
+    images = sorted((voc / "JPEGImages").iterdir())[:4]
+    (tmp_path / "in").mkdir()
+    for number, two in enumerate((images[:2], images[2:])):
+        members = {path.name: path.read_bytes() for path in reversed(two)} | {f"{two[0].stem}.txt": "cat"}
+        (tmp_path / "in" / f"x-{number}.tar").write_bytes(tar_bytes(members))
+    pattern, how = UPath(tmp_path / "in" / "x-{0..1}.tar"), {"num_workers": 0, "batch_size": 2}
+    predict(checkpoint, UPath(voc / "JPEGImages"), tmp_path / "plain", **how)
+    written = predict(checkpoint, pattern, tmp_path / "masks", **how)
+    assert [path.name for path in written] == ["x-0.tar", "x-1.tar"]
+    for path, two in zip(written, (images[:2], images[2:]), strict=True):
+        with tarfile.open(path) as archive:
+            assert archive.getnames() == ["classes.txt", *(f"{each.stem}.png" for each in two)]
+            for each in two:
+                name = f"{each.stem}.png"
+                assert archive.extractfile(name).read() == (tmp_path / "plain" / name).read_bytes()
+    whole = content(tmp_path / "masks")
+    for part in (1, 0):
+        predict(checkpoint, pattern, tmp_path / "parts", partition=f"{part}/2", **how)
+    assert content(tmp_path / "parts") == whole
+    before = [path.stat().st_mtime_ns for path in written]
+    predict(checkpoint, pattern, tmp_path / "masks", **how)
+    assert [path.stat().st_mtime_ns for path in written] == before
+    assert "x-1.tar is there already, made with these settings" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"x-0\.tar exists already, made with crf True, not False: remove it"):
+        predict(checkpoint, pattern, tmp_path / "masks", crf=False, **how)
+    with pytest.raises(InputError, match=r"x-0\.tar exists already, and is no tar file of masks"):
+        predict(checkpoint, pattern, tmp_path / "in", **how)
+    (tmp_path / "in/x-1.tar").write_bytes((tmp_path / "in/x-1.tar").read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"tar file .*x-1\.tar is truncated in"):
+        predict(checkpoint, pattern, tmp_path / "torn", **how)
+    assert content(tmp_path / "torn") == {"x-0.tar": whole["x-0.tar"]}
+
+
+def test_images_of_a_tar_that_cannot_be_read_are_skipped(voc, checkpoint, tmp_path):
+    path = min((voc / "JPEGImages").iterdir())
+    members = {"a.jpg": path.read_bytes(), "b.jpg": b"not an image"}
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members))
+    words = ["predict", f"--checkpoint={checkpoint}", f"--images={tmp_path}/x.tar", f"--output={tmp_path}/out"]
+    assert main([*words, "--num_workers=0"]) == 1
+    assert "b.jpg::" in (tmp_path / "out/skipped.csv").read_text()
+    with tarfile.open(tmp_path / "out/x.tar") as archive:
+        assert archive.getnames() == ["a.png", "classes.txt"]
+
+
+def test_processes_of_torchrun_predict_partitions_alone(voc, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    photo = UPath(min((voc / "JPEGImages").iterdir()))
+    with pytest.raises(InputError, match="predict works in one process, and 2 were started"):
+        predict(checkpoint, photo, tmp_path / "out", num_workers=0)
+    assert predict(checkpoint, photo, tmp_path / "out", num_workers=0, partition="1/2") == []
+    assert len(predict(checkpoint, photo, tmp_path / "out", num_workers=0, partition="0/2")) == 1

@@ -9,8 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
+from upath import UPath
 
-from datamodules.files import file_sha256, write_json
+from datamodules.files import file_sha256, is_uri, write_json
 from datamodules.samplers import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
@@ -46,7 +47,7 @@ class RunRecord(pl.Callback):
         """Add this attempt, whose images are known by now."""
         loader: Any = trainer.train_dataloader
         data = loader.dataset  # an ImageDataset
-        device, weights = trainer.strategy.root_device, Path(str(task.hparams.get("weights")))
+        device, weights = trainer.strategy.root_device, UPath(str(task.hparams.get("weights")))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         attempt = provenance(*PACKAGES) | {
             "source": source_revision(ALL_PACKAGES), "precision": str(trainer.precision),
@@ -63,7 +64,7 @@ class RunRecord(pl.Callback):
                 "fingerprint": data.cues.fingerprint,
                 "classifier_sha256": data.cues.settings.get("checkpoint_sha256"),  # None: imported
             }
-        if weights.is_file():
+        if is_uri(weights) or weights.is_file():
             attempt["weights"] = {"path": str(weights), "sha256": file_sha256(weights)}
         self.attempts.append(attempt | {"config": self.config})
         self._write(trainer, finished=False)
