@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 TIFF_SUFFIXES = (".tif", ".tiff")
 """Suffixes (lower case) of TIFF files."""
 
-<<<<<<< HEAD
-CACHE = 256  # MB of decoded blocks that GDAL keeps; by default it takes 5 % of the machine's memory
-=======
 _CACHE = 256 << 20  # bytes of decoded blocks that GDAL keeps; by default 5 % of the machine's memory
->>>>>>> main
 
 _GEO_TAGS = {33550, 33922, 34264, 34735}  # TIFF's tags of the pixel scale, tie points, transform and CRS
 
@@ -128,7 +124,6 @@ def open_tiff(path: str | AnyPath) -> Iterator[Any]:
     with ExitStack() as files:
         files.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE))
         try:
-            files.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
             source: Any = path
             if is_uri(path):
                 source = files.enter_context(rasterio.MemoryFile(read_bytes(path)))
