@@ -161,7 +161,7 @@ class JobSource:
             checkpoint: the file.
             task_class: class of the network.
             job: options of the job.
-            images: tar files in place of the data set of the training: a folder, or a pattern of
+            images: tar files in place of the data set, its root and its split: a folder, or a pattern of
                 `datamodules.webdataset.WebDatasetDataModule` in one.
             **overrides: settings of the data module that replace those of the training, where they are not None.
 
@@ -172,8 +172,6 @@ class JobSource:
         stored = read_checkpoint(checkpoint, task.task_name).get("datamodule_hyper_parameters")
         if images is not None:
             folder, _, pattern = images.rpartition("/") if images.endswith(".tar") else (images, "/", "*.tar")
-            if overrides.pop("root") or overrides.pop("train_split"):
-                raise InputError(f"images {images} replaces the data set: give neither root nor split")
             stored = {**(stored or {}), "class_path": "datamodules.webdataset.WebDatasetDataModule"}
             overrides |= {"root": folder or ".", "train_split": pattern}
         given = {"classes": list(task.classes), "batch_size": job.batch_size, "num_workers": job.num_workers}
@@ -367,7 +365,9 @@ class ShardWriter(BasePredictionWriter):
         problem, missing = trainer.strategy.broadcast((problem, missing))
         if problem:
             raise InputError(problem) if trainer.is_global_zero else SystemExit(0)
-        if not missing:
+        if not numbers:
+            print_message(f"partition {job.partition} is empty: there are {count} shards")
+        elif not missing:
             print_message(f"{self.cache.path} is there already, made with these settings")
         elif len(missing) < len(numbers):
             print_message(f"{len(numbers) - len(missing)} of {len(numbers)} shards are there already, and sound")

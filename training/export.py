@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from upath import UPath
 
 from datamodules.errors import InputError, first_line
-from datamodules.files import AnyPath, file_sha256, new_folder, write_atomically, write_json
+from datamodules.files import AnyPath, file_sha256, new_folder, read_bytes, write_atomically, write_json
 from datamodules.images import channel_statistics
 from training.inference import load_trained
 from training.networks import SmpNetwork
@@ -189,23 +189,25 @@ def load_exported(path: AnyPath) -> Exported:
         InputError: the file is missing or damaged, was not written by `export`, or a package to run it is missing.
     """
     try:
-        if path.is_dir():
+        if isinstance(path, Path) and path.is_dir():  # segmentation_models_pytorch reads local folders alone
             metadata = json.loads((path / SIDECAR).read_bytes())
             run: Any = _restore_smp(_load_smp(path), metadata["convolutions"])
         elif path.suffix == ".onnx":
-            text, run = _onnx_network(path.read_bytes())
+            text, run = _onnx_network(read_bytes(path))
             metadata = json.loads(text)
         else:
             files = {SIDECAR: ""}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch calls its deprecated functions itself
-                run = torch.jit.load(str(path), map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
+                file = io.BytesIO(read_bytes(path))
+                run = torch.jit.load(file, map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
             metadata = json.loads(files[SIDECAR])
         return Exported(tuple(metadata["classes"]), int(metadata["size"]), len(metadata["mean"]), run)
     except InputError:
         raise
     except Exception as error:  # each runtime has its own errors; the file is not usable in any case
-        raise InputError(f"{path} is no intact 'tag2mask export', nor a *.ckpt: {first_line(error)}") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{path} is no intact 'tag2mask export', nor a *.ckpt: {reason}") from error
 
 
 def _import_onnx(name: str) -> Any:

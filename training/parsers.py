@@ -34,8 +34,17 @@ REPLACEMENTS = (
     (r"'fit\.|'validate\.|'test\.", "'"),
     (r"\b(?:fit|validate|test)\.(?=(?:model|data|trainer|output|wandb)\b)", ""),
 )
-register_type(UPath)  # options that are paths or URIs
 NOT_NONE = "Expected a <class 'NoneType'>"  # the last alternative of every optional value: no help
+
+
+def read_path(text: str) -> UPath:
+    """Return an option's path or URI; a ValueError where a URI lacks its bucket, such as ``s3:/photos``."""
+    path = UPath(text)
+    path.joinpath("file")  # checks the bucket
+    return path
+
+
+register_type(UPath, deserializer=read_path)  # options that are paths or URIs
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

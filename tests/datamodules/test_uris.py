@@ -18,7 +18,7 @@ from upath import UPath
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.dataset import ImageDataset
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import CACHE, read_bytes, write_atomically
+from datamodules.files import CACHE, folder_fingerprint, read_bytes, write_atomically
 from datamodules.folder import FolderDataModule
 from datamodules.images import read_image
 from datamodules.voc import VOCDataModule
@@ -225,6 +225,23 @@ def test_what_is_wrong_in_a_bucket_is_one_sentence(s3: str, voc: Path) -> None:
             module(f"{s3}/nowhere")
     with pytest.raises(InputError, match=rf"^folder {root}/ImageSets contains no JPEGImages: give the folder"):
         VOCDataModule(f"{root}/ImageSets").samples("train")
+
+
+@pytest.mark.parametrize("storage", ["memory://fingerprint", "s3://bucket/fingerprint"])
+def test_the_fingerprint_of_a_folder(s3: str, storage: str) -> None:
+    """It changes with the content of a file, with its name, and with the files of folders below."""
+    assert s3 == "s3://bucket"
+    root, found = UPath(storage), list[str | None]()
+    for name, content in (("a.jpg", b"1"), ("b/c.txt", b"1"), ("a.jpg", b"2"), ("a.png", b"2")):
+        write_atomically(root / name, content)
+        found.append(folder_fingerprint(root))
+        assert folder_fingerprint(UPath(storage)) == found[-1]
+    (root / "a.png").unlink()
+    assert folder_fingerprint(root) == found[2]
+    assert None not in found
+    assert len(set(found)) == 4
+    assert folder_fingerprint(root / "nowhere") is None
+    assert folder_fingerprint(root / "a.jpg") is not None
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -256,8 +257,21 @@ def test_tars_by_partitions(voc, checkpoint, tmp_path):
     with pytest.raises(InputError, match=r"train-001\.tar is truncated in p"):
         generate(checkpoint, tmp_path / "torn", images=str(folder), **SETTINGS)
     assert sorted(files(tmp_path / "torn")) == ["train-000.safetensors"]
-    with pytest.raises(InputError, match="give neither root nor split"):
-        generate(checkpoint, tmp_path / "none", images=str(folder), root=str(voc), **SETTINGS)
+
+
+def test_two_processes_share_tars(voc, checkpoint, tmp_path, capfd):
+    """Images count, and not the root and split of a configuration; a partition may be empty."""
+    for name, content in voc_tars(voc, data_of(voc).samples("train"), 2).items():
+        (tmp_path / name).write_bytes(content)
+    generate(checkpoint, tmp_path / "one", images=str(tmp_path), root="none", split="none", **SETTINGS)
+    generate(checkpoint, tmp_path / "one", images=str(tmp_path), partition="3/4", **SETTINGS)
+    assert "partition 3/4 is empty: there are 3 shards" in capfd.readouterr().err
+    run = partial(generate, checkpoint, images=str(tmp_path), devices=2, **SETTINGS)
+    assert ranks(2, lambda: run(tmp_path / "two")) == [0, 0]
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    (tmp_path / "train-001.tar").write_bytes(b"torn")
+    assert ranks(2, lambda: run(tmp_path / "no")) == [1, 0]
+    assert "train-001.tar is not a tar archive" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("storage", ["local", "s3"])

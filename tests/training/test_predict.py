@@ -14,6 +14,7 @@ from datamodules import dataset
 from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
+from datamodules.files import write_atomically
 from datamodules.images import read_image
 from datamodules.masks import read_mask
 from datamodules.unreadable_images import UnreadableImages
@@ -236,6 +237,11 @@ def test_masks_of_tar_files(voc, checkpoint, tmp_path, capsys):
     predict(checkpoint, pattern, tmp_path / "masks", **how)
     assert [path.stat().st_mtime_ns for path in written] == before
     assert "x-1.tar is there already, made with these settings" in capsys.readouterr().err
+    for path in (tmp_path / "in").iterdir():
+        write_atomically(UPath(f"memory://predict/{path.name}"), path.read_bytes())
+    for uri in ("memory://predict/*.tar", "memory://predict/x-{0..1}.tar"):
+        predict(checkpoint, UPath(uri), tmp_path / "remote", **how)
+    assert content(tmp_path / "remote") == whole
     with pytest.raises(InputError, match=r"x-0\.tar exists already, made with crf True, not False: remove it"):
         predict(checkpoint, pattern, tmp_path / "masks", crf=False, **how)
     with pytest.raises(InputError, match=r"x-0\.tar exists already, and is no tar file of masks"):

@@ -16,6 +16,7 @@ from datamodules.transforms import Transform
 from seeds.cache_job import Seed
 from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
+from tests.tars import voc_tars
 from tests.training.conftest import SIZE, data_of
 from tests.training.fits import fit
 from training.cli import main
@@ -197,6 +198,30 @@ def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
     for bad, message in (("lacking", "lacks"), ("nothing", "is not a seed cache")):
         assert main([*words, str(tmp_path / bad), "--overwrite", "true"]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_labels_of_tar_files(labels, voc, checkpoint, tmp_path):
+    """A shard for each tar file, with the labels of the images; what a cache has left out is left out."""
+    first, samples = SeedCache(labels), data_of(voc).samples("train")
+    for name, content in voc_tars(voc, samples, 4).items():
+        (tmp_path / name).write_bytes(content)
+    with CacheWriter(tmp_path / "other", first.classes, {}, left_out={samples[5].id: "it is torn"}) as writer:
+        for name in first.ids:
+            if name != samples[5].id:
+                writer.add(name, first.cues(name))
+    words = ["pseudo-label", f"--checkpoint={checkpoint}", f"--images={tmp_path}/train-{{000..001}}.tar"]
+    words += [f"--output={tmp_path / 'new'}", f"--consensus={tmp_path / 'other'}", "--num_workers=0"]
+    for partition in ("1/2", "0/2"):
+        assert main([*words, "--accelerator=cpu", f"--partition={partition}"]) == 0
+    new = SeedCache(tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir())[:2] == [
+        "train-000.safetensors",
+        "train-001.safetensors",
+    ]
+    assert list(new.ids) == [sample.id for sample in samples[:8] if sample != samples[5]]
+    assert dict(new.left_out) == {samples[5].id: "it is torn"}
+    for name in new.ids:
+        assert np.array_equal(new.cues(name), first.cues(name))
 
 
 @pytest.mark.parametrize(
