@@ -21,6 +21,8 @@ The metadata of the safetensors header has one key, ``index``, with one JSON obj
 
 import hashlib
 import json
+import math
+import mmap
 import os
 import shutil
 from collections import Counter
@@ -49,6 +51,7 @@ FORMAT, VERSION = "tag2mask-seeds-index", 1
 BUCKETS = 64  # a part of the hashes is sorted at a time: 1/64 of 24 bytes per image are in memory
 SPOOL = 1 << 20  # bytes of a column that are kept in memory before they are kept in a temporary file
 CHUNK = 1 << 16  # images
+FINDS = 64  # after so many, pages of the file are unmapped: 64 kB around each that was read would count as memory
 
 _METADATA = "index"
 _DTYPES: dict[str, np.dtype[Any]] = {"U64": np.dtype("<u8"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
@@ -129,17 +132,18 @@ class CacheIndex:
         fingerprint: SHA-256 over all shards.
     """
 
-    def __init__(self, content: NDArray[np.uint8], path: AnyPath | None) -> None:
+    def __init__(self, file: bytes | mmap.mmap, path: AnyPath | None) -> None:
         """Interpret the bytes of an index.
 
         Args:
-            content: the whole file.
-            path: the file.
+            file: its bytes.
+            path: its name.
 
         Raises:
             InputError: it is damaged, or of another version.
         """
-        self.path, self._content = path, content
+        content = np.frombuffer(file, np.uint8)
+        self.path, self._file, self._content, self._finds = path, file, content, 0
         damaged = f"{path} is damaged: delete it, or run seeds merge again"
         try:
             start = 8 + int.from_bytes(content[:8].tobytes(), "little")
@@ -167,9 +171,18 @@ class CacheIndex:
 
     def find(self, name: str) -> int | None:
         """Return the number of an image; -1 - i for the i-th image that was left out, and None for others."""
+        self._finds += 1
+        if self._finds % FINDS == 0 and isinstance(self._file, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self._file.madvise(mmap.MADV_DONTNEED)
         wanted = np.frombuffer(hash_id(name.encode(errors="surrogatepass")), "<u8")[0]
-        place = int(np.searchsorted(self._hashes, wanted))
-        while place < len(self._hashes) and self._hashes[place] == wanted:
+        count = len(self._hashes)
+        guess, width = int(wanted) * count >> 64, 2 * math.isqrt(count) + 64
+        start = max(0, guess - width)
+        hashes = self._hashes[start : guess + width]  # hashes are uniform: this is within four standard deviations
+        if not count or not hashes[0] < wanted <= hashes[-1]:
+            start, hashes = 0, self._hashes
+        place = start + int(np.searchsorted(hashes, wanted))
+        while place < count and self._hashes[place] == wanted:
             entry = int(self._entries[place])
             if name == (self.ids[entry] if entry >= 0 else self.left_out_ids[-1 - entry]):
                 return entry
@@ -406,16 +419,15 @@ def read_index(folder: AnyPath) -> CacheIndex:
     try:
         local = local_copy(path) if is_uri(path) else Path(str(path))
         if local is None or not local.stat().st_size:
-            content = np.frombuffer(read_bytes(path), np.uint8)
-        else:
-            content = np.memmap(local, np.uint8, "r")
+            return CacheIndex(read_bytes(path), path)
+        with local.open("rb") as file:
+            return CacheIndex(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), path)
     except (FileNotFoundError, NotADirectoryError):
         output = BytesIO()
         merge_shards(folder, output)
-        return CacheIndex(np.frombuffer(output.getbuffer(), np.uint8), None)
+        return CacheIndex(output.getvalue(), None)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    return CacheIndex(content, path)
 
 
 def merge_cache(cache: UPath) -> None:

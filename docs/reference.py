@@ -22,7 +22,7 @@ from docstring_parser import parse
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from datamodules import seed_shard  # noqa: E402  after the path is set
+from datamodules import seed_cache_index, seed_shard  # noqa: E402  after the path is set
 from datamodules.transforms import Augment  # noqa: E402
 from seeds.job_options import JobOptions  # noqa: E402
 from training import cli  # noqa: E402
@@ -66,8 +66,10 @@ The YAML of every other command has the command's own options as its keys.
 SEED_CACHE = """<!-- Written by docs/reference.py from the code: do not edit. -->
 # Seed cache
 
-A seed cache is a folder of shards `shard-00000.safetensors`, `shard-00001.safetensors`, … Each shard describes itself.
-[`SeedCache`][datamodules.seed_cache.SeedCache] reads a cache; `seeds verify` checks every byte.
+A seed cache is a folder of shards `shard-00000.safetensors`, `shard-00001.safetensors`, … Each shard describes itself;
+its file may have any name that ends in `.safetensors`. The folder is a local one, or a URI such as `s3://bucket/seeds`.
+[`SeedCache`][datamodules.seed_cache.SeedCache] reads a cache; `seeds merge` writes an index by which a large
+cache opens at once; `seeds verify` checks every byte. [Scale](scale.md) has sizes and times.
 """
 
 
@@ -306,8 +308,9 @@ def configuration() -> str:
 
 
 def seed_cache() -> str:
-    """Return the page of the seed cache's format: the docstring of the module that reads and writes a shard."""
-    return f"{SEED_CACHE}\n## A shard\n\n{with_markdown_tables(seed_shard.__doc__ or '')}"
+    """Return the page of the seed cache's format: the docstrings of the modules of a shard and of the index."""
+    shard, index = (with_markdown_tables(module.__doc__ or "") for module in (seed_shard, seed_cache_index))
+    return f"{SEED_CACHE}\n## A shard\n\n{shard}\n## The index\n\n{index}"
 
 
 def with_markdown_tables(text: str) -> str:

@@ -1,7 +1,8 @@
-"""The seed cache: ``python -m tests.benchmarks.bench_cache [--quick]``.
+"""The seed cache: ``python -m tests.benchmarks.bench_cache [--quick] [--index N]``.
 
 Speed of seed generation beside the bare network, its bottleneck and memory, speed of reading cues, time to open a cache
-of many images, and bytes per image on disk beside the files of irn.
+of many images, its index, and bytes per image on disk beside the files of irn. ``--index 100000000`` measures nothing
+but an index of so many images.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache_index import merge_cache
 from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
 from seeds.cache_job import Seed, ShardWriter
@@ -194,26 +196,91 @@ def on_disk(path: Path, entries: list[dict]) -> str:
     )
 
 
+PEAK = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024"  # MB; ru_maxrss has the parent's
+
+
 def opening(folder: Path) -> str:
-    """Return the time and memory of opening a cache of many images, in another process."""
+    """Return the time and memory of opening a cache of many images without its index and with it, and cues a second."""
     with mock.patch("os.fsync"), CacheWriter(folder, ["cat"], {}) as cache:
         for i in range(MANY):
-            cache.add(f"train/{i % 1000:03d}/{i:012d}", np.zeros((1, 1), np.uint8))
-    code = (
-        "import sys, time\nfrom datamodules.seed_cache import SeedCache\nstart = time.perf_counter()\n"
-        "cache = SeedCache(sys.argv[1])\nassert 'train/345/000000012345' in cache and 'train/345/1' not in cache\n"
-        "print(time.perf_counter() - start)"
+            cache.add(image_id(i), np.full((41, 41), i % 2, np.uint8))
+    size = sum(file.stat().st_size for file in folder.iterdir()) / MANY / 1e3
+    code = f"""
+import sys, time
+import numpy as np
+from datamodules.seed_cache import SeedCache
+before, start = {PEAK}, time.perf_counter()
+cache = SeedCache(sys.argv[1])
+names = [f"train/{{i % 1000:03d}}/{{i:012d}}" for i in np.random.default_rng(0).integers(0, {MANY}, 1000).tolist()]
+assert all(name in cache for name in names) and "train/345/1" not in cache
+print(time.perf_counter() - start)
+start = time.perf_counter()
+for name in names:
+    cache.cues(name)
+print(1000 / (time.perf_counter() - start), {PEAK} - before)"""
+    figures = [in_a_process(code, folder)]
+    start = time.perf_counter()
+    merge_cache(folder)
+    merging = time.perf_counter() - start
+    figures.append(in_a_process(code, folder))
+    lines = [f"cues of {MANY:,} images, {size:.2f} kB an image; seeds merge {merging:.1f} s"]
+    for name, (printed, _) in zip(("without", "with"), figures, strict=True):
+        seconds, speed, memory = map(float, printed[:3])
+        found = f"opened, and 1,000 images found, in {seconds:.3f} s"
+        lines.append(f"  {name} index: {found}; {speed:.0f} cues/s at random; {memory:.0f} MB beside the imports")
+    return "\n".join(lines)
+
+
+def image_id(number: int) -> str:
+    """An id of 22 characters."""
+    return f"train/{number % 1000:03d}/{number:012d}"
+
+
+def indexing(folder: Path, count: int) -> str:
+    """Return time and memory of an index of many images: writing it from made-up headers, and finding images in it."""
+    imports = f"""
+import sys, time
+import numpy as np
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache_index import INDEX, ShardEntry, write_index
+folder, count = sys.argv[1], int(sys.argv[2])
+image_id = lambda i: f"train/{{i % 1000:03d}}/{{i:012d}}"
+before, start = {PEAK}, time.perf_counter()"""
+    result = f"\nprint(time.perf_counter() - start, {PEAK} - before)"
+    writing = """
+def shards():
+    for number, first in enumerate(range(0, count, 256)):
+        names = list(map(image_id, range(first, min(first + 256, count))))
+        yield ShardEntry(f"shard-{number:05d}.safetensors", bytes(32), names, {})
+with open(f"{folder}/{INDEX}", "wb") as file:
+    write_index(file, shards(), {"classes": ["cat"], "settings": {}, "inputs": {}}, folder)"""
+    finding = """
+cache = SeedCache(folder)
+print(time.perf_counter() - start)
+for number in np.random.default_rng(0).integers(0, count, 1000).tolist():
+    assert cache._index.find(image_id(number)) == number and f"x{number}" not in cache"""
+    written, _ = in_a_process(imports + writing + result, folder, count)
+    opened, seconds, memory = (float(word) for word in in_a_process(imports + finding + result, folder, count)[0][:3])
+    size = (folder / "index.safetensors").stat().st_size
+    (folder / "index.safetensors").unlink()
+    return (
+        f"index of {count:,} images: {size / count:.1f} bytes an image; written in {float(written[0]):.1f} s with "
+        f"{float(written[1]):.0f} MB beside the imports; opened in {opened * 1e3:.1f} ms; 1,000 images found and 1,000 "
+        f"others not in {seconds - opened:.3f} s; {memory:.0f} MB beside the imports"
     )
-    printed, most = in_a_process(code, folder)
-    return f"opening {MANY:,} images: {float(printed[0]):.2f} s, {most:.0f} MB at most for the whole process"
 
 
 def main() -> None:
     """Print the table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer images and turns")
-    quick = parser.parse_args().quick
-    console = Console(width=130)
+    parser.add_argument("--index", type=int, help="measure nothing but an index of this many images")
+    options = parser.parse_args()
+    quick, console = options.quick, Console(width=130)
+    if options.index:
+        with tempfile.TemporaryDirectory() as name:
+            console.print(indexing(Path(name), options.index), highlight=False)
+        return
     torch.set_num_threads(1)  # the generator's default; a core is left for its reader
     count, turns = (64, 3) if quick else (192, 5)
     with tempfile.TemporaryDirectory() as name:
@@ -222,7 +289,12 @@ def main() -> None:
         write_synthetic_voc(folder / "few", train=FEW, val=2, size=SIZE)
         console.print(generation(folder, count, turns), memory(folder, count), sep="\n", highlight=False)
         entries = made_up(folder / "voc", VOC)
-        for line in (reading(folder / "voc"), on_disk(folder / "voc", entries), opening(folder / "many")):
+        for line in (
+            reading(folder / "voc"),
+            on_disk(folder / "voc", entries),
+            opening(folder / "many"),
+            indexing(folder, 10**6),
+        ):
             console.print(line, highlight=False)
 
 
