@@ -127,7 +127,7 @@ def predict(
 
     samples, written = list[Sample](), list[Path]()
     classes = "".join(f"{name}\n" for name in network.classes).encode()
-    if all(path.suffix == ".tar" for path in paths):
+    if paths and all(path.suffix == ".tar" for path in paths):
         settings = {
             "checkpoint_sha256": file_sha256(checkpoint), "crf": crf, "overlay": overlay, "batch_size": batch_size,
             "tile": tile, "overlap": overlap if tile else None, "precision": getattr(network, "precision", "32-true"),
