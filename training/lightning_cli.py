@@ -20,6 +20,7 @@ from datamodules.folder import FolderDataModule
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.transforms import Augment
 from datamodules.voc import VOCDataModule
+from datamodules.webdataset import WebDatasetDataModule
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.base_task import BaseTask
 from seeds.checkpoints import read_checkpoint
@@ -36,7 +37,7 @@ from training.segmentation_task import SegmentationTask
 
 # imported, so that a YAML can name them without their modules
 TASKS = (ClassifierTask, AffinityTask, SegmentationTask)
-DATA_MODULES = (VOCDataModule, COCODataModule, FolderDataModule, SyntheticDataModule)
+DATA_MODULES = (VOCDataModule, COCODataModule, FolderDataModule, WebDatasetDataModule, SyntheticDataModule)
 CLASSES = (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment)  # whose arguments a YAML can name
 
 

@@ -41,7 +41,7 @@ from training.image_overlays import encode_image, label_overlay
 from training.inference import load_trained, predictions
 
 OVERLAY_QUALITY = 90
-HEADER = "tag2mask"  # in a tar file of masks: what the masks depend on, as JSON in the PAX header
+HEADER = "comment"  # of the PAX header of a tar file of masks: what the masks depend on, as JSON
 
 
 def predict(
@@ -127,7 +127,7 @@ def predict(
 
     samples, written = list[Sample](), list[Path]()
     classes = "".join(f"{name}\n" for name in network.classes).encode()
-    if all(path.suffix == ".tar" for path in paths):
+    if paths and all(path.suffix == ".tar" for path in paths):
         settings = {
             "checkpoint_sha256": file_sha256(checkpoint), "crf": crf, "overlay": overlay, "batch_size": batch_size,
             "tile": tile, "overlap": overlap if tile else None, "precision": getattr(network, "precision", "32-true"),

@@ -274,6 +274,21 @@ def test_two_processes_share_tars(voc, checkpoint, tmp_path, capfd):
     assert "train-001.tar is not a tar archive" in capfd.readouterr().err
 
 
+def test_an_image_of_a_tar_that_cannot_be_read(voc, checkpoint, tmp_path):
+    """It is left out and listed, up to a share of the images; strict allows none."""
+    (tar,) = voc_tars(voc, data_of(voc).samples("train"), 6).values()
+    whole = (voc / "JPEGImages/p1.jpg").read_bytes()
+    (tmp_path / "x.tar").write_bytes(tar.replace(whole, whole[:-500] + bytes(500)))
+    run = partial(generate, checkpoint, tmp_path / "c", images=str(tmp_path / "x.tar"), **SETTINGS)
+    with pytest.raises(InputError, match=r"1 of 6 images cannot be read, and max_unreadable allows a share of 0\.01"):
+        run()
+    with pytest.raises(InputError, match=r"image tar://p1\.jpg::.*/x\.tar#\d+\+\d+ cannot be read, it is truncated"):
+        run(strict=True)
+    run(max_unreadable=0.5)
+    cache = SeedCache(tmp_path / "c")
+    assert (list(cache.left_out), len(cache)) == (["p1"], 5)
+
+
 @pytest.mark.parametrize("storage", ["local", "s3"])
 def test_partitions_of_which_one_is_killed(voc, checkpoint, tmp_path, s3, monkeypatch, storage):
     """Three partitions in any order, one of them killed after its first shard and started again; and all at once."""

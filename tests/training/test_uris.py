@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+import yaml
 from upath import UPath
 
 from datamodules.files import file_sha256, write_atomically
@@ -120,3 +121,20 @@ def test_missing_credentials_end_a_process_with_one_sentence(in_bucket) -> None:
     reason = "access is denied, check the credentials (Unable to locate credentials)"
     assert re.fullmatch(rf"tag2mask: {in_bucket['cues']}\S* .*: {re.escape(reason)}\n", done.stderr)
     assert done.returncode == 1
+
+
+def test_a_recipe_notices_what_changes_in_a_bucket(s3, voc, tmp_path, capsys, monkeypatch) -> None:
+    """A stage is kept until a mask behind its URI changes."""
+    monkeypatch.setattr("training.recipe.run_process", lambda words, _title: main(list(words)))
+    root = upload(voc, f"{s3}/recipe/voc")
+    options = {"root": root, "predictions": f"{root}/SegmentationClass"}
+    content = {"output": str(tmp_path / "out"), "stages": {"score": {"command": "evaluate", "options": options}}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    mask, other = (UPath(root) / f"SegmentationClass/val_0000{index}.png" for index in (0, 1))
+    states = []
+    for change in (False, False, True, False):
+        if change:
+            write_atomically(mask, other.read_bytes())
+        assert main(["run", f"--config={tmp_path / 'recipe.yaml'}"]) == 0, capsys.readouterr().err
+        states.append(json.loads((tmp_path / "out/summary.json").read_text())["stages"][0]["state"])
+    assert states == ["done", "kept", "done", "kept"]
