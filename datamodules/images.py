@@ -113,7 +113,9 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
         # Inside a scan 0xff is always escaped, so an end-of-image marker after the last start-of-scan marker means that
         # the scan is complete. Where there is none (or where a camera appended other data) Pillow decides.
         if jpeg and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
-            pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            pixels: np.ndarray | None = None
+            with suppress(cv2.error):  # more pixels than OpenCV allows
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
             if pixels is not None:
                 return pixels
         try:
@@ -157,7 +159,7 @@ def _only_rasterio_reads(path: str | AnyPath, error: UnreadableError) -> bool:
 def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
     """Open an image of any size that is read by windows: ``image[top:bottom, left:right]`` is uint8 (h, w, channels).
 
-    A TIFF stays on disk, where rasterio can read it. Others are an array in memory.
+    A TIFF stays on disk where rasterio can read it. Others are an array in memory.
 
     Raises:
         UnreadableError: As for `read_image`.
@@ -167,6 +169,9 @@ def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
         if is_tiff(path):
             with suppress(InputError):  # rasterio is missing, or the TIFF is of a kind that Pillow converts
                 image = context.enter_context(GeoTiff(path, channels))
+        if channels == 3 and not is_uri(path) and str(path).lower().endswith(".png"):
+            with suppress(cv2.error):  # more pixels than OpenCV allows
+                image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)  # the pixels of Pillow, in less memory
         if image is None or image.shape[:2] != image_size(path):  # one is turned by its orientation
             image = read_image(path, channels)
         yield image

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 
+CHUNK = 1 << 24  # pixels counted at a time: their indices are int64
+
 
 class ConfusionMatrix:
     """Counts of pixels by true and predicted class. They are exact integers, so sums over processes are exact.
@@ -37,13 +39,17 @@ class ConfusionMatrix:
         predicted, truth = torch.as_tensor(pred), torch.as_tensor(target)
         if predicted.shape != truth.shape:
             raise InputError(f"a prediction of shape {tuple(predicted.shape)} for a mask of shape {tuple(truth.shape)}")
-        kept = truth != IGNORE
-        truth, predicted = truth[kept].long(), predicted[kept].long()
-        for name, indices in (("mask", truth), ("prediction", predicted)):
-            outside = indices[(indices < 0) | (indices >= self.num_classes)]
-            if len(outside):
-                raise InputError(f"a {name} holds class index {outside[0]}, outside 0..{self.num_classes - 1}")
-        counts = torch.bincount(truth * self.num_classes + predicted, minlength=self.num_classes**2)
+        counts = torch.zeros(self.num_classes**2, dtype=torch.int64, device=truth.device)
+        truth, predicted = truth.flatten(), predicted.flatten()
+        for start in range(0, len(truth), CHUNK):
+            part = slice(start, start + CHUNK)
+            kept = truth[part] != IGNORE
+            rows, columns = truth[part][kept].long(), predicted[part][kept].long()
+            for name, indices in (("mask", rows), ("prediction", columns)):
+                outside = indices[(indices < 0) | (indices >= self.num_classes)]
+                if len(outside):
+                    raise InputError(f"a {name} holds class index {outside[0]}, outside 0..{self.num_classes - 1}")
+            counts += torch.bincount(rows * self.num_classes + columns, minlength=self.num_classes**2)
         self.matrix += counts.view(self.num_classes, self.num_classes).to(self.matrix.device)
 
     def iou(self) -> NDArray[np.float64]:

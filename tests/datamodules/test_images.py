@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from datamodules.errors import InputError, UnreadableError
-from datamodules.images import as_rgb, image_size, normalize, read_image, to_uint8
+from datamodules.images import as_rgb, image_size, normalize, open_windows, read_image, to_uint8
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
@@ -222,3 +222,33 @@ def test_a_worker_s_error_is_its_last_sentence():
                        "datamodules.errors.InputError: image x is truncated.\n")  # fmt: skip
     assert str(error) == "image x is truncated."
     assert str(InputError("as it is.")) == "as it is."
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_images_read_by_windows_are_those_read_as_a_whole(tmp_path, mode, orientation):
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (30, 40, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert("RGB").convert(mode if mode != "RGBA" else "RGB")
+    if mode == "RGBA":
+        image = Image.fromarray(pixels)
+    if mode == "I;16":
+        image = Image.fromarray(generator.integers(0, 1 << 16, (30, 40), dtype=np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for suffix in ("png", "tif", "jpg"):
+        if (suffix, mode) in {("tif", "I;16"), *(("jpg", other) for other in ("RGBA", "LA", "P", "1", "I;16"))}:
+            continue
+        path = tmp_path / f"image.{suffix}"
+        image.save(path, exif=exif)
+        whole = read_image(path)
+        with open_windows(path) as windows:
+            assert windows.shape == whole.shape
+            np.testing.assert_array_equal(windows[5:20, 3:9], whole[5:20, 3:9])
+
+
+def test_a_truncated_image_that_is_read_by_windows(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-5000])
+    with pytest.raises(UnreadableError, match=r"a\.png cannot be read"), open_windows(tmp_path / "a.png"):
+        pass

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from datamodules.errors import InputError
+from seeds.evaluation import confusion_matrix
 from seeds.evaluation.confusion_matrix import ConfusionMatrix
 
 
@@ -25,6 +26,18 @@ def test_a_class_present_and_never_hit_counts_zero():
     confusion.update(np.zeros(4, np.uint8), np.array([0, 0, 0, 1], np.uint8))
     assert confusion.iou().tolist() == [0.75, 0.0]
     assert confusion.miou() == 0.375
+
+
+def test_pixels_of_a_large_mask_are_counted_part_by_part(monkeypatch):
+    pred, target = np.random.default_rng(0).choice([0, 1, 2], (2, 31, 17))
+    target[5] = 255
+    whole, parts = ConfusionMatrix(3), ConfusionMatrix(3)
+    whole.update(pred, target)
+    monkeypatch.setattr(confusion_matrix, "CHUNK", 50)
+    parts.update(pred, target)
+    assert torch.equal(whole.matrix, parts.matrix)
+    with pytest.raises(InputError, match="class index 2"):
+        ConfusionMatrix(2).update(pred, target)
 
 
 def test_nothing_counted_is_nan():

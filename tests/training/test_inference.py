@@ -1,9 +1,10 @@
 """Views, the CRF at test time, and loading of checkpoints."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -111,29 +112,41 @@ def quantized_network(images):
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(40, 200), st.integers(40, 200), st.sampled_from([0.0, 0.25, 0.6]), st.booleans())
-def test_every_pixel_of_an_image_in_tiles_has_the_label_of_the_whole_image(height, width, overlap, crf):
-    """Windows of 60 pixels, several in most images; the CRF sees the whole image where its margin is large."""
-    generator = np.random.default_rng(height)
-    image = np.kron(generator.integers(0, 256, (-(-height // 20), -(-width // 20), 3)), np.ones((20, 20, 1)))
-    image = np.ascontiguousarray(image.astype(np.uint8)[:height, :width])
-    canvas = cv2.copyMakeBorder(image, 0, 200 - height, 0, 200 - width, cv2.BORDER_REFLECT_101)
-    scores = quantized_network(normalize(torch.from_numpy(canvas).permute(2, 0, 1)[None]))
-    whole = label_map(scores[0], (200, 200))[:height, :width].numpy()
-    probs = torch.nn.functional.interpolate(scores.softmax(1), (200, 200), mode="bilinear")[..., :height, :width]
+@given(st.integers(10, 50), st.integers(10, 50), st.sampled_from([0.0, 0.25, 0.6]), st.booleans())
+def test_every_pixel_of_an_image_in_tiles_has_the_label_of_the_whole_image(rows, columns, overlap, crf):
+    """Windows of 60 pixels, several in most images; the margin of the CRF is as large as the image."""
+    image = np.random.default_rng(rows).integers(0, 256, (-(-rows // 5), -(-columns // 5), 3), dtype=np.uint8)
+    image = np.ascontiguousarray(image.repeat(20, axis=0).repeat(20, axis=1)[: 4 * rows, : 4 * columns])
+    size, pixels = image.shape[:2], torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
+    scores = quantized_network(normalize(pixels))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "WINDOW", 60)
         patch.setattr(inference, "MARGIN", 200)
-        plain, final = tiled_label_maps(
-            image, quantized_network, Tiling(40, overlap), size=40, batch_size=3, crf=crf
-        )  # fmt: skip
-    assert (plain == whole).mean() > 0.999  # but for ties
+        plain, final = tiled_label_maps(image, quantized_network, Tiling(40, overlap), size=40, batch_size=3, crf=crf)
+    assert (plain == label_map(scores[0], size).numpy()).mean() > 0.999  # but for ties
     if crf:
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
+        probs = torch.nn.functional.interpolate(scores.softmax(1), size, mode="bilinear")
         smoothed = dense_crf(pixels, probs.clamp_min(1e-5).log(), iterations=10, scale=1.0)[0].argmax(0)
         assert (final == smoothed.numpy()).mean() > 0.999
     else:
         assert final is plain
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 150), st.sampled_from([0.0, 0.4, 0.9]))
+def test_every_pixel_of_any_size_is_labelled(height, width, overlap):
+    """One class everywhere: a pixel that is left out would be background."""
+
+    def network(images):
+        return torch.tensor([0.0, 0.0, 5.0]).view(1, 3, 1, 1).expand(len(images), 3, 7, 7)
+
+    image = np.zeros((height, width, 3), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "WINDOW", 33)
+        patch.setattr(inference, "MARGIN", 5)
+        plain, final = tiled_label_maps(image, network, Tiling(37, overlap), size=32, batch_size=4, crf=True)
+    assert (plain == 2).all()
+    assert (final == 2).all()
 
 
 @pytest.mark.parametrize("crf", [False, True])
@@ -179,3 +192,33 @@ def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint,
         assert each.image.shape[0] * factor == pytest.approx(each.final.shape[0], abs=factor)
         assert len(np.unique(each.plain)) > 1
         np.testing.assert_array_equal(each.truth, read_class_mask(sample.mask, data.mask_lut))
+
+
+MEMORY = """
+import resource
+import numpy as np, torch
+from seeds.tiles import Tiling
+from training.inference import tiled_label_maps
+
+class Drawn:  # pixels that are made as they are read
+    def __init__(self, side):
+        self.shape = (side, side, 3)
+    def __getitem__(self, window):
+        height, width = (len(range(*each.indices(self.shape[0]))) for each in window)
+        return np.full((height, width, 3), (window[0].start + window[1].start) % 251, np.uint8)
+
+def network(images):
+    return torch.nn.functional.avg_pool2d(images, 4).repeat(1, 7, 1, 1)
+
+for side in (800, 2500):
+    tiled_label_maps(Drawn(side), network, Tiling(512), size=512, batch_size=1, crf=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss")
+def test_memory_is_bounded_by_a_row_of_tiles():
+    """Scores of 21 classes at every pixel of the larger image would take 525 MB."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=100)
+    small, large = (int(line) * 1024 for line in done.stdout.split())
+    assert large - small < 2500**2 + 170e6

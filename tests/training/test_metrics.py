@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.training.label_maps import NAMES, blobs, counts_of
+from training.evaluation import metrics
 from training.evaluation.evaluation_table import compute_metrics
 from training.evaluation.metrics import (
     RESAMPLES,
@@ -101,8 +102,10 @@ def authors_boundary(mask: np.ndarray) -> np.ndarray:
     return mask - eroded[1:-1, 1:-1]
 
 
+@pytest.mark.parametrize("rows", [2048, 16])
 @pytest.mark.parametrize("size", [(60, 80), (150, 200), (9, 7)])
-def test_boundary_is_the_authors(size):
+def test_boundary_is_the_authors(size, rows, monkeypatch):
+    monkeypatch.setattr(metrics, "ROWS", rows)  # at a time
     pred, truth = blobs(1, size), blobs(2, size, void=True)
     counts = boundary_counts(pred.numpy(), truth.numpy(), 4)
     for c in range(4):

@@ -12,6 +12,7 @@ from datamodules.class_names import IGNORE, ILLEGAL
 from seeds.evaluation.confusion_matrix import ConfusionMatrix, none_if_nan, ratio
 
 BAND = 0.02  # width of the boundary relative to the image's diagonal, the authors' choice for every data set
+ROWS = 2048  # of a label map whose boundaries are computed at a time
 RESAMPLES = 1000  # of the bootstrap
 CHUNK = 50  # resamples that are computed together
 SEED = 0  # of the bootstrap
@@ -71,18 +72,23 @@ def boundary_counts(pred: NDArray[np.integer], truth: NDArray[np.integer], num_c
     Returns:
         int64 (3, K): pixels in both bands, in the band of the prediction, in the band of the truth.
     """
-    target = truth.astype(np.uint8)
-    predicted = np.where(target == IGNORE, IGNORE, pred).astype(np.uint8)
-    width = max(1, round(BAND * math.hypot(*target.shape)))
+    width = max(1, round(BAND * math.hypot(*truth.shape)))
     window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    bands = []
-    for labels in (predicted, target):  # where another label lies within the width: there minimum and maximum differ
-        framed = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=ILLEGAL)
-        bands.append((cv2.erode(framed, window) != cv2.dilate(framed, window))[1:-1, 1:-1])
-    in_predicted, in_target = bands
-    both = in_predicted & in_target & (predicted == target)
-    parts = (predicted[both], predicted[in_predicted], target[in_target])
-    return np.stack([np.bincount(part, minlength=IGNORE + 1)[:num_classes] for part in parts])
+    counts = np.zeros((3, num_classes), np.int64)
+    for top in range(0, len(truth), ROWS):  # with the rows above and below that lie within the width
+        first = max(0, top - width)
+        target = truth[first : top + ROWS + width].astype(np.uint8)
+        predicted = np.where(target == IGNORE, IGNORE, pred[first : top + ROWS + width]).astype(np.uint8)
+        bands = []
+        for labels in (predicted, target):  # where another label lies within the width minimum and maximum differ
+            framed = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=ILLEGAL)
+            bands.append((cv2.erode(framed, window) != cv2.dilate(framed, window))[1:-1, 1:-1])
+        own = slice(top - first, top - first + ROWS)
+        predicted, target, in_predicted, in_target = (each[own] for each in (predicted, target, *bands))
+        both = in_predicted & in_target & (predicted == target)
+        parts = (predicted[both], predicted[in_predicted], target[in_target])
+        counts += np.stack([np.bincount(part, minlength=IGNORE + 1)[:num_classes] for part in parts])
+    return counts
 
 
 def miou_interval(per_image: Sequence[NDArray[np.int64]]) -> dict[str, Any] | None:
