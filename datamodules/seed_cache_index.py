@@ -27,6 +27,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from io import BytesIO
 from itertools import pairwise
@@ -51,6 +52,7 @@ FORMAT, VERSION = "tag2mask-seeds-index", 1
 BUCKETS = 64  # a part of the hashes is sorted at a time: 1/64 of 24 bytes per image are in memory
 SPOOL = 1 << 20  # bytes of a column that are kept in memory before they are kept in a temporary file
 CHUNK = 1 << 16  # images
+REQUESTS = 16  # headers of shards at a URI that are read at a time
 FINDS = 64  # after so many, pages of the file are unmapped: 64 kB around each that was read would count as memory
 
 _METADATA = "index"
@@ -364,6 +366,16 @@ class _IndexWriter:
             shutil.copyfileobj(column, output, 1 << 20)
 
 
+def _open_shards(folder: AnyPath, names: Sequence[str]) -> Iterator[Shard]:
+    """Yield open shards; many requests at a time read headers at a URI."""
+    if isinstance(folder, Path):
+        yield from (Shard(folder / name) for name in names)
+        return
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for start in range(0, len(names), 4 * REQUESTS):
+            yield from pool.map(Shard, [folder / name for name in names[start : start + 4 * REQUESTS]])
+
+
 def merge_shards(folder: AnyPath, output: IO[bytes], *, progress: bool = False) -> None:
     """Write the index of a cache from the headers of its shards.
 
@@ -381,9 +393,9 @@ def merge_shards(folder: AnyPath, output: IO[bytes], *, progress: bool = False) 
         raise InputError(f"{folder} is not a seed cache: it contains no shards")
     files, places, result = dict[int, str](), dict[int, int](), dict[str, Any]()
     with SpooledTemporaryFile(1 << 26, "w+", dir=temporary, encoding="ascii", newline="\n") as spool:
-        for name in track(names, "merging", unit="shards") if progress else names:
-            shard = Shard(folder / name)
-            result = result or shard.result
+        shards = _open_shards(folder, names)
+        for shard in track(shards, "merging", len(names), "shards") if progress else shards:
+            name, result = shard.path.name, result or shard.result
             for key, here, there in differences(result, shard.result):
                 where = f"{key} is {here!r} in {names[0]} and {there!r} in {name}"
                 raise InputError(f"{folder} contains shards of different settings: {where}; overwrite it")

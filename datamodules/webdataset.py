@@ -72,7 +72,7 @@ class WebDatasetDataModule(BaseDataModule):
         stems = [name.removesuffix(".tar") for name in tars]
         if "index" in stems:
             raise InputError(f"{self.root}/index.tar cannot be a shard: index is the name of a seed cache's index.")
-        listed = "".join(f"{name}\0{length}\n" for name, length in tars.items())
+        listed = "".join(f"{name}\0{length}\n" for name, length in tars.items()) + "\n".join(self._known or ())
 
         def read(number: int) -> list[Sample]:
             samples = self._samples(f"{stems[number]}.tar")

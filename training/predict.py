@@ -41,7 +41,7 @@ from training.image_overlays import encode_image, label_overlay
 from training.inference import load_trained, predictions
 
 OVERLAY_QUALITY = 90
-HEADER = "tag2mask"  # in a tar file of masks: what the masks depend on, as JSON in the PAX header
+HEADER = "comment"  # of the PAX header of a tar file of masks: what the masks depend on, as JSON
 
 
 def predict(

@@ -133,7 +133,7 @@ def test_partitions_of_different_lists_or_settings_are_refused(tmp_path):
 
 
 def test_names_of_shards(tmp_path):
-    """A cache with names of its own; a file of another name, or one that is no shard, is refused."""
+    """A cache with other names than the default; a shard of a third name does not count."""
     blocks, names = [["a"], ["b"]], ["t-1.safetensors", "t-0.safetensors"]
     output = CacheOutput(tmp_path / "c", ("cat",), SETTINGS, blocks, names=names)
     assert output.missing(range(2)) == [0, 1]

@@ -10,7 +10,7 @@ from PIL import Image
 from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import CACHE, write_atomically
 from datamodules.images import read_image
 from datamodules.tar_files import find_tars
 from datamodules.webdataset import WebDatasetDataModule, tar_samples
@@ -40,9 +40,11 @@ TAGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("storage", ["local", "memory", "s3"])
-def test_samples_by_hand(storage, tmp_path, s3):
-    folder = {"local": tmp_path, "memory": UPath("memory://tars/one"), "s3": UPath(f"{s3}/tars/one")}[storage]
+@pytest.mark.parametrize("storage", ["local", "memory", "s3", "copies of s3"])
+def test_samples_by_hand(storage, tmp_path, s3, monkeypatch):
+    folder = {"local": tmp_path, "memory": UPath("memory://tars/one")}.get(storage, UPath(f"{s3}/tars/one"))
+    if storage == "copies of s3":
+        monkeypatch.setenv(CACHE, str(tmp_path / "copies"))
     write_atomically(folder / "x.tar", tar_bytes(MEMBERS))
     samples = tar_samples(folder / "x.tar", ("cat", "dog", "cow"))
     assert {sample.id: sample.tags for sample in samples} == TAGS
@@ -51,6 +53,7 @@ def test_samples_by_hand(storage, tmp_path, s3):
         assert (read_image(sample.image) == number).all()
         assert read_image(sample.image).shape == (4, 6, 3)
     assert {sample.tags for sample in tar_samples(folder / "x.tar", tags=False)} == {None}
+    assert (storage == "copies of s3") == (tmp_path / "copies").exists()
 
 
 WHOLE = tar_bytes({"a.png": png(1), "a.txt": "cat", "b.png": png(2)})
@@ -146,6 +149,8 @@ def test_a_block_for_each_tar(shards):
     assert [sample.id for sample in blocks.read(1)] == ["train-1"]
     with pytest.raises(InputError, match=r"train-0\.tar contains no image"):
         blocks.read(0)
+    (shards / "classes.txt").write_text("dog\ncat\n")  # the meaning of numbers
+    assert WebDatasetDataModule(str(shards)).blocks("train", 1).files_sha256 != whole.files_sha256
     (shards / "train-1.tar").write_bytes(tar_bytes({"a.png": png(1)}))
     with pytest.raises(InputError, match=r"train-1\.tar gives no image tags \(\.json, \.cls, \.txt\)"):
         data.blocks("train", 1).read(1)
