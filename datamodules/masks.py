@@ -134,7 +134,7 @@ def mask_png(mask: np.ndarray, name: str = "a mask") -> bytes:
     """
     if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 255:
         raise InputError(f"{name} must be (H, W) with values 0..255, not of shape {tuple(mask.shape)}.")
-    image = Image.fromarray(mask.astype(np.uint8))
+    image = Image.fromarray(mask.astype(np.uint8, copy=False))
     image.putpalette(voc_palette())
     file = io.BytesIO()
     image.save(file, format="PNG")

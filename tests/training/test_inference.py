@@ -192,6 +192,9 @@ def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint,
         assert each.image.shape[0] * factor == pytest.approx(each.final.shape[0], abs=factor)
         assert len(np.unique(each.plain)) > 1
         np.testing.assert_array_equal(each.truth, read_class_mask(sample.mask, data.mask_lut))
+    shutil.copy(samples[3].mask, samples[0].mask)
+    with pytest.raises(InputError, match=rf"mask .*{samples[0].id}\.png is 72x96, and its image .* is 192x144"):
+        list(predictions(trained.scores, loader, unreadable, crf=False, tiling=Tiling(100, 0.5)))
 
 
 MEMORY = """
