@@ -47,7 +47,7 @@ class Oracle(Explainer):
 
     def __init__(self, voc):
         self.classes, self.size, self.methods = ("red", "blue"), 64, {"truth": None, "lie": None}
-        self.truth = None
+        self.truth, self.in_channels = None, 3
         self._masks = [read_mask(voc / f"SegmentationClass/{name}.png") for name in IDS]
 
     def preprocess(self, image):
