@@ -21,7 +21,7 @@ from upath import UPath
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder
+from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder, storage_errors
 from datamodules.progress import print_message
 from datamodules.sample import Sample, require_masks, require_tags
 from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
@@ -323,7 +323,8 @@ def data_folder(root: str) -> AnyPath:
     Raises:
         InputError: The URI cannot be read: there is no such bucket or folder, or the credentials are wrong.
     """
-    folder = UPath(root).expanduser()
+    with storage_errors(f"folder {root}"):
+        folder = UPath(root).expanduser()
     if is_uri(folder):
         try:
             list_folder(folder)

@@ -452,6 +452,7 @@ def merge_cache(cache: UPath) -> None:
         InputError: shards are missing, damaged or of different settings, an image occurs twice, or the index cannot be
             written.
     """
+    list_shards(cache)  # whether there is such a folder
     with open_atomically(cache / INDEX) as output:
         merge_shards(cache, output, progress=True)
     index = read_index(cache)

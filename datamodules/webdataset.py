@@ -15,6 +15,7 @@ from datamodules.folder import TAG_COLUMNS
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.sample import Sample
 from datamodules.sample_blocks import SampleBlocks
+from datamodules.seed_shard import is_valid_id
 from datamodules.tar_files import find_tars, read_tar
 
 TAG_SUFFIXES = (".json", ".cls", ".txt")
@@ -114,6 +115,8 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
         if not stem:
             continue
         if suffix in IMAGE_SUFFIXES:
+            if not is_valid_id(key):  # a mask of this name would be outside its folder
+                raise InputError(f"tar file {tar} contains the image {name[:80]!r}, which is no path inside a folder.")
             if key in images:
                 raise InputError(f"tar file {tar} contains two images of the key {key!r}: rename or remove one.")
             images[key] = uri

@@ -221,6 +221,12 @@ def test_an_incomplete_cache(tmp_path, capsys):
     assert sorted(file.name for file in path.iterdir()) == [shard_name(number) for number in (1, 2, 3, 7, 9)]
 
 
+@pytest.mark.parametrize("command", ["merge", "verify", "info"])
+def test_a_folder_that_does_not_exist(command, tmp_path, capsys):
+    assert main(["seeds", command, f"--cache={tmp_path / 'none'}"]) == 1
+    assert "none is not a seed cache: No such file or directory" in capsys.readouterr().err
+
+
 def test_partitions_of_different_lists(tmp_path):
     """They have different numbers of shards, or images in common."""
     write(tmp_path / "few", 4)
