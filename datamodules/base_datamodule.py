@@ -119,6 +119,10 @@ class BaseDataModule(pl.LightningDataModule):
         known = self.known_classes()
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
         self.classes: tuple[str, ...] = known if classes is None else check_classes(classes, known, where)
+        for name in self.classes:
+            if name == "background" or name.splitlines() != [name]:  # a line of classes.txt, a key in metrics
+                rule = "a class is one line of text other than background; choose others with classes"
+                raise InputError(f"{name!r} cannot be one of the classes {where}: {rule}.")
         self.mask_lut = mask_lut(known, self.classes)
         # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then tells the
         # meaning of its channels, and Lightning finds the same value in the task's settings

@@ -13,6 +13,7 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.folder import TAG_COLUMNS
 from datamodules.images import IMAGE_SUFFIXES
+from datamodules.progress import print_message
 from datamodules.sample import Sample
 from datamodules.sample_blocks import SampleBlocks
 from datamodules.seed_shard import is_valid_id
@@ -80,6 +81,10 @@ class WebDatasetDataModule(BaseDataModule):
             if all(sample.tags is None for sample in samples):
                 suffixes = ", ".join(TAG_SUFFIXES)
                 raise InputError(f"{self.root}/{stems[number]}.tar gives no image tags ({suffixes}).")
+            tags = frozenset[str]().union(*(sample.tags or () for sample in samples))
+            if tags and tags.isdisjoint(self.classes):
+                unknown = f"none of the tags is a class, such as {min(tags)!r}"
+                print_message(f"{self.root}/{stems[number]}.tar: {unknown}; the classes are {', '.join(self.classes)}")
             return samples
 
         names = [f"{stem}.safetensors" for stem in stems]

@@ -140,6 +140,19 @@ def test_a_data_module_of_tars(shards):
     assert WebDatasetDataModule(str(shards), classes=["dog", "cow"]).samples("train")[0].tags == {"cat", "dog"}
 
 
+def test_a_tar_whose_tags_are_no_classes_is_reported(shards, capsys):
+    (shards / "classes.txt").unlink()
+    (shards / "train-1.tar").write_bytes(tar_bytes({"a.png": png(1), "a.txt": "Cat", "b.png": png(2)}))
+    (shards / "train-2.tar").write_bytes(tar_bytes({"a.png": png(1), "a.txt": ""}))
+    blocks = WebDatasetDataModule(str(shards), classes=["cat", "cow"]).blocks("train", 1)
+    assert [sample.tags for sample in blocks.read(0) + blocks.read(2)] == [{"cat", "dog"}, set()]
+    assert capsys.readouterr().err == ""
+    blocks.read(1)
+    assert (
+        "train-1.tar: none of the tags is a class, such as 'Cat'; the classes are cat, cow" in capsys.readouterr().err
+    )
+
+
 def test_a_block_for_each_tar(shards):
     """A tar file is not opened before its block is read; its name and size identify it."""
     data = WebDatasetDataModule(str(shards))
