@@ -80,6 +80,7 @@ class COCODataModule(BaseDataModule):
         """Return the JSON of a split, and whether it lists all images; None where there is none."""
         for layout in self.layouts:
             path = self.root / layout.replace("{split}", split)
+            path = path.resolve() if is_uri(path) else path  # an object store knows no folder ..
             if path.is_file():
                 return path, "{split}" not in layout
         return None

@@ -239,7 +239,9 @@ def list_shards(folder: AnyPath) -> list[str]:
     try:
         _, names = list_folder(folder)
     except OSError as error:
-        raise InputError(f"{folder} is not a seed cache: {error.strerror or error}") from error
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        problem = "is not a seed cache" if is_missing else "cannot be read"
+        raise InputError(f"{folder} {problem}: {error.strerror or error}") from error
     return sorted(name for name in names if name.endswith(".safetensors") and name[0] != "." and name != INDEX)
 
 

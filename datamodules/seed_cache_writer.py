@@ -23,6 +23,11 @@ from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
 
 STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
 
+_MEANINGS = {  # of settings whose values say nothing to a person
+    "checkpoint_sha256": "the checkpoint", "files_sha256": "the list of tar files", "ids_sha256": "the list of images",
+    "labels_sha256": "the tags",
+}  # fmt: skip
+
 _METRICS = "metrics.json"  # of `seeds evaluate`
 
 _CACHE_FILE = re.compile(r"[^.].*\.safetensors|\..*\.safetensors\..*part|" + re.escape(_METRICS))
@@ -133,7 +138,12 @@ class CacheOutput:
         wanted = json.loads(json.dumps({**self.settings, "classes": self.classes, "shards": len(self.blocks)}))
         for key, one, other in differences(shard.result, wanted):
             package = key.removeprefix("source.")
-            what = f"{key} {one!r}, not {other!r}" if package == key else f"another revision of the code in {package}/"
+            meaning = f" ({_MEANINGS[key]})" if key in _MEANINGS else ""
+            what = (
+                f"{key}{meaning} {one!r}, not {other!r}"
+                if package == key
+                else f"another revision of the code in {package}/"
+            )
             raise InputError(f"{self.path} exists already, made with {what}; overwrite it, or choose another output")
         if number is None:
             return True

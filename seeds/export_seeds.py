@@ -51,12 +51,16 @@ def export_seeds(
             for sample in track(covered_samples(seeds, samples, data.classes), "exporting"):
                 classes, maps = seeds.maps(sample.id)
                 found.update(classes)
-                write_irn(folder / f"{sample.id}.npy", classes, maps, image_size(sample.image))
+                file = folder / f"{sample.id}.npy"
+                file.parent.mkdir(parents=True, exist_ok=True)  # an id may be a path
+                write_irn(file, classes, maps, image_size(sample.image))
             if not found:
                 raise InputError(f"{seeds.path} has cues without maps, and the files of irn contain maps")
         elif format == "png":
             for name in track(seeds.ids, "exporting"):
-                write_mask(folder / f"{name}.png", seeds.cues(name))
+                target = folder / f"{name}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_mask(target, seeds.cues(name))
         else:
             images = []
             for name in track(seeds.ids, "exporting"):
@@ -65,6 +69,6 @@ def export_seeds(
             sizes = len({cues.shape for _, _, cues in images})
             if sizes != 1:
                 raise InputError(f"{seeds.path} has cues of {sizes} different sizes, and a file of SEC has one size")
-            for file, content in sec_files(images).items():
-                (folder / file).write_bytes(content)
+            for title, content in sec_files(images).items():
+                (folder / title).write_bytes(content)
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in seeds.classes), encoding="utf-8")

@@ -255,6 +255,8 @@ def test_a_folder_by_uri(coco):
     assert data.samples("val2017")[0].image == "memory://coco-by-uri/val2017/001.jpg"
     data.setup("validate")
     assert next(iter(data.val_dataloader()))["id"] == ["001", "002"]
+    beside = open_coco("memory://coco-by-uri/val2017", annotations="../annotations/instances_{split}.json")
+    assert beside.samples("val2017") == data.samples("val2017")
     with pytest.raises(InputError, match=r"no annotations/instances_val.json or .*: train2017, val2017\.$"):
         COCODataModule("memory://coco-by-uri")
     storage.rm("/coco-by-uri/val2017/003.jpg")

@@ -196,6 +196,18 @@ def test_mistakes(name, tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(("form", "suffix"), [("png", "png"), ("irn", "npy")])
+def test_ids_that_are_paths(form, suffix, tmp_path):
+    (tmp_path / "images/train").mkdir(parents=True)
+    Image.new("RGB", (6, 4)).save(tmp_path / "images/train/a.png")
+    (tmp_path / "images/tags.csv").write_text("file,tags\ntrain/a.png,red\n")
+    data = {"class_path": "datamodules.folder.FolderDataModule", "root": str(tmp_path / "images"), "train_split": "all"}
+    with CacheWriter(tmp_path / "cache", ("red",), {}, inputs={"data": data}) as writer:
+        writer.add("train/a", np.zeros((2, 2), np.uint8), [0], np.ones((1, 2, 2), np.float32))
+    export_seeds(tmp_path / "cache", tmp_path / "out", form)
+    assert (tmp_path / f"out/train/a.{suffix}").is_file()
+
+
 @pytest.mark.parametrize(("form", "words"), [("sec", "cues of 2 different sizes"), ("irn", "has cues without maps")])
 def test_what_cannot_be_exported(voc, form, words, tmp_path):
     with CacheWriter(tmp_path / "cache", ("red", "blue"), {}) as writer:
