@@ -159,14 +159,14 @@ def _only_rasterio_reads(path: str | AnyPath, error: UnreadableError) -> bool:
 def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
     """Open an image of any size that is read by windows: ``image[top:bottom, left:right]`` is uint8 (h, w, channels).
 
-    A TIFF stays on disk where rasterio can read it. Others are an array in memory.
+    A TIFF stays on disk where rasterio can read it and its rows need not be turned. Others are an array in memory.
 
     Raises:
         UnreadableError: As for `read_image`.
     """
     with any_size(), ExitStack() as context:
         image: Any = None
-        if is_tiff(path):
+        if is_tiff(path) and (channels != 3 or not _is_turned(path)):
             with suppress(InputError):  # rasterio is missing, or the TIFF is of a kind that Pillow converts
                 image = context.enter_context(GeoTiff(path, channels))
         if channels == 3 and not is_uri(path) and str(path).lower().endswith(".png"):
@@ -193,6 +193,13 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
             raise
     with open_tiff(path) as tiff:
         return int(tiff.height), int(tiff.width)
+
+
+def _is_turned(path: str | AnyPath) -> bool:
+    """Return whether a TIFF has an orientation other than upright, which Pillow applies and rasterio ignores."""
+    with suppress(UnreadableError), open_file(path) as file, open_image(file, path) as image:
+        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+    return False
 
 
 def channel_statistics(channels: int) -> tuple[list[float], list[float]]:
