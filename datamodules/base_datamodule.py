@@ -21,7 +21,7 @@ from upath import UPath
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder
+from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder, storage_errors
 from datamodules.progress import print_message
 from datamodules.sample import Sample, require_masks, require_tags
 from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
@@ -119,6 +119,10 @@ class BaseDataModule(pl.LightningDataModule):
         known = self.known_classes()
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
         self.classes: tuple[str, ...] = known if classes is None else check_classes(classes, known, where)
+        for name in self.classes:
+            if name == "background" or name.splitlines() != [name]:  # a line of classes.txt, a key in metrics
+                rule = "a class is one line of text other than background; choose others with classes"
+                raise InputError(f"{name!r} cannot be one of the classes {where}: {rule}.")
         self.mask_lut = mask_lut(known, self.classes)
         # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then tells the
         # meaning of its channels, and Lightning finds the same value in the task's settings
@@ -323,7 +327,8 @@ def data_folder(root: str) -> AnyPath:
     Raises:
         InputError: The URI cannot be read: there is no such bucket or folder, or the credentials are wrong.
     """
-    folder = UPath(root).expanduser()
+    with storage_errors(f"folder {root}"):
+        folder = UPath(root).expanduser()
     if is_uri(folder):
         try:
             list_folder(folder)

@@ -175,7 +175,7 @@ def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> d
     for each in content["categories"]:
         key, name = each.get("id"), each.get("name")
         if not isinstance(key, int) or not isinstance(name, str) or key in names:
-            raise InputError(f"{path}: the category {each} has no id or name, or its id occurs twice.")
+            raise InputError(f"{path}: the category {each} has no id or name, its id is no integer or occurs twice.")
         others = [other for other in content["categories"] if other is not each]
         if key != 0 or key in used or all(other.get("supercategory") != name for other in others):
             names[key] = name
@@ -203,7 +203,7 @@ def instance_mask(
     size = image.get("height"), image.get("width")
     height, width = size
     if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
-        raise InputError(f"{path}: image {image['id']} has no height or width.")
+        raise InputError(f"{path}: image {image['id']} has no height or width, or they are no integers above 0.")
     instances: list[tuple[bool, int, int, bytes]] = []
     for each in annotations:
         try:

@@ -331,18 +331,29 @@ class _IndexWriter:
             records = np.frombuffer(bucket.read(), "<u8").reshape(-1, 2)
             records = records[np.argsort(records[:, 0], kind="stable")]
             equal = np.flatnonzero(records[1:, 0] == records[:-1, 0])
-            names = set[str]()
+            names = dict[str, int]()
             for entry in records[np.union1d(equal, equal + 1), 1].view("<i8").tolist():
                 if (name := self._name(entry)) in names:
-                    raise InputError(f"image {name} occurs twice")
-                names.add(name)  # an id with the hash of another
+                    first, second = sorted(self._file_of(each) for each in (names[name], entry))
+                    raise InputError(f"image {name} occurs twice, in {first} and {second}")
+                names[name] = entry  # an id with the hash of another
             for name, values in zip(("hashes", "entries"), records.T, strict=True):
                 self._columns[name].write(values.tobytes())
             bucket.truncate(0)
 
     def _name(self, entry: int) -> str:
         """Return the id of an image."""
-        name, number = ("ids", entry) if entry >= 0 else ("left_out", -1 - entry)
+        return self._text("ids", entry) if entry >= 0 else self._text("left_out", -1 - entry)
+
+    def _file_of(self, entry: int) -> str:
+        """Return the file name of the shard that contains an image."""
+        if entry < 0:
+            return "the images left out"
+        self._columns["first"].seek(0)
+        ends = np.frombuffer(self._columns["first"].read(), "<i8")[1:]
+        return self._text("files", int(np.searchsorted(ends, entry, side="right")))
+
+    def _text(self, name: str, number: int) -> str:
         self._columns[f"{name}_offsets"].seek(8 * number)
         first, last = np.frombuffer(self._columns[f"{name}_offsets"].read(16), "<i8").tolist()
         self._columns[name].seek(first)
@@ -452,6 +463,7 @@ def merge_cache(cache: UPath) -> None:
         InputError: shards are missing, damaged or of different settings, an image occurs twice, or the index cannot be
             written.
     """
+    list_shards(cache)  # whether there is such a folder
     with open_atomically(cache / INDEX) as output:
         merge_shards(cache, output, progress=True)
     index = read_index(cache)

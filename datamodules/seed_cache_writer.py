@@ -109,8 +109,11 @@ class CacheOutput:
         try:
             if isinstance(self.path, Path):
                 self.path.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
+            try:
                 folders, files = list_folder(self.path)
+            except FileNotFoundError as error:
+                if "bucket" in str(error.strerror):  # found before the first shard is computed
+                    raise
             for name in folders + files:
                 if not _CACHE_FILE.fullmatch(name):
                     problem = f"exists already and contains {name}, which is not part of a seed cache"

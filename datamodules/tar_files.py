@@ -61,6 +61,8 @@ def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
         if not names or names[0] not in sizes:
             raise InputError(f"there is no tar file {folder}/{name}.")
         found |= {each: sizes[each] for each in names}
+    if not found:
+        raise InputError(f"there is no tar file {folder}/{pattern}: a range such as {{000..099}} counts up.")
     return found
 
 

@@ -13,8 +13,10 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.folder import TAG_COLUMNS
 from datamodules.images import IMAGE_SUFFIXES
+from datamodules.progress import print_message
 from datamodules.sample import Sample
 from datamodules.sample_blocks import SampleBlocks
+from datamodules.seed_shard import is_valid_id
 from datamodules.tar_files import find_tars, read_tar
 
 TAG_SUFFIXES = (".json", ".cls", ".txt")
@@ -79,6 +81,10 @@ class WebDatasetDataModule(BaseDataModule):
             if all(sample.tags is None for sample in samples):
                 suffixes = ", ".join(TAG_SUFFIXES)
                 raise InputError(f"{self.root}/{stems[number]}.tar gives no image tags ({suffixes}).")
+            tags = frozenset[str]().union(*(sample.tags or () for sample in samples))
+            if tags and tags.isdisjoint(self.classes):
+                unknown = f"none of the tags is a class, such as {min(tags)!r}"
+                print_message(f"{self.root}/{stems[number]}.tar: {unknown}; the classes are {', '.join(self.classes)}")
             return samples
 
         names = [f"{stem}.safetensors" for stem in stems]
@@ -114,6 +120,8 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
         if not stem:
             continue
         if suffix in IMAGE_SUFFIXES:
+            if not is_valid_id(key):  # a mask of this name would be outside its folder
+                raise InputError(f"tar file {tar} contains the image {name[:80]!r}, which is no path inside a folder.")
             if key in images:
                 raise InputError(f"tar file {tar} contains two images of the key {key!r}: rename or remove one.")
             images[key] = uri

@@ -19,7 +19,7 @@ def read_partition(partition: str) -> tuple[int, int]:
     Raises:
         InputError: the text is no partition.
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", partition)
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", partition)
     if match is None or int(match[1]) >= int(match[2]):
         raise InputError(f"partition must be i/N with i from 0 to N-1, such as 2/10, not {partition!r}")
     return int(match[1]), int(match[2])

@@ -87,7 +87,7 @@ class TagToMaskCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run itself, and link the data's classes to the model's."""
         text = "folder of the run: config.yaml, provenance.json (what made the run), metrics.csv, best.ckpt, last.ckpt"
-        parser.add_argument("--output", type=str, default="runs/latest", help=text)
+        parser.add_argument("--output", type=Path, default="runs/latest", help=text)
         text = "log to Weights & Biases as well, with images: disabled, offline (no account needed) or online"
         parser.add_argument("--wandb", type=Literal["disabled", "offline", "online"], default="disabled", help=text)
         text = "fit: train once for each seed, as in 0,1,2, in output/seed-0 and so on, and print mean and std"

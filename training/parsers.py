@@ -17,6 +17,7 @@ from jsonargparse.typing import register_type
 from upath import UPath
 
 from datamodules.errors import UsageError
+from datamodules.files import is_uri
 
 UNKNOWN_KEY = (
     r"there is no option '([^']+)'",  # by this module for an inner parser, and quoted by the outer one
@@ -44,7 +45,15 @@ def read_path(text: str) -> UPath:
     return path
 
 
+def read_local_path(text: str) -> Path:
+    """Return an option's local path; a ValueError where it is a URI, which would become folders of its name here."""
+    if is_uri(text):
+        raise ValueError(f"it must be a local path, not {text}")
+    return Path(text)
+
+
 register_type(UPath, deserializer=read_path)  # options that are paths or URIs
+register_type(Path, deserializer=read_local_path, type_check=isinstance)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -42,6 +42,7 @@ from training.inference import load_trained, predictions
 
 OVERLAY_QUALITY = 90
 HEADER = "comment"  # of the PAX header of a tar file of masks: what the masks depend on, as JSON
+SKIPPED = "skipped"  # key of that JSON: the images that could not be read
 
 
 def predict(
@@ -139,13 +140,18 @@ def predict(
         for folder, name, size in tars[part::parts]:
             tar, header = output / name, settings | {"input": name, "input_bytes": size}
             written.append(tar)
-            if _is_predicted(tar, header):
+            if (earlier := _read_predicted(tar, header)) is not None:
                 print_message(f"{tar} is there already, made with these settings")
+                for key, readable in earlier.items():
+                    samples.append(Sample(key, f"{key} in {folder / name}"))
+                    if not readable:
+                        skipped.found[key] = f"{key} could not be read when {tar} was written: remove it to try again"
                 continue
             found = sorted(tar_samples(folder / name, tags=False), key=lambda sample: sample.id)
             masks = dict(files(found, f"predicting {name}", {}))
             output.mkdir(parents=True, exist_ok=True)
-            _write_tar(tar, header, {"classes.txt": classes, **masks})
+            lacking = [sample.id for sample in found if sample.id in skipped.found]
+            _write_tar(tar, header | {SKIPPED: lacking}, {"classes.txt": classes, **masks})
             samples += found
     else:
         listed = photo_samples(paths)  # a job has whole batches, so that masks have the bits of one process
@@ -162,20 +168,26 @@ def predict(
     return written
 
 
-def _is_predicted(tar: Path, header: Mapping[str, Any]) -> bool:
-    """Return whether a tar file of masks exists; raise an InputError where it has another header."""
+def _read_predicted(tar: Path, header: Mapping[str, Any]) -> dict[str, bool] | None:
+    """Return the images of a tar file of masks, and whether each was readable; None where there is no such file.
+
+    Raises:
+        InputError: it has another header, or is no tar file of masks.
+    """
     if not tar.exists():
-        return False
+        return None
     try:
         with tarfile.open(tar) as archive:
             found = json.loads(archive.pax_headers[HEADER])
-    except (tarfile.TarError, OSError, KeyError, ValueError) as error:
+            lacking = found.pop(SKIPPED)
+            images = [name.removesuffix(".png") for name in archive.getnames() if name.endswith(".png")]
+    except (tarfile.TarError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{tar} exists already, and is no tar file of masks: choose another output") from error
     for key, one, other in differences(found, header):
         package = key.removeprefix("source.")
         what = f"{key} {one!r}, not {other!r}" if package == key else f"another revision of the code in {package}/"
         raise InputError(f"{tar} exists already, made with {what}: remove it, or choose another output")
-    return True
+    return dict.fromkeys(images, True) | dict.fromkeys(lacking, False)
 
 
 def _write_tar(tar: Path, header: Mapping[str, Any], files: Mapping[str, bytes]) -> None:

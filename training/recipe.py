@@ -39,6 +39,7 @@ from datamodules.files import (
     differences,
     file_sizes,
     folder_fingerprint,
+    is_uri,
     read_json,
     write_atomically,
     write_json,
@@ -114,6 +115,8 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, Any]) -
     output = settings.pop("output")
     if not isinstance(output, str):
         raise UsageError("'output', the folder of the results, is missing")
+    if is_uri(output):
+        raise UsageError(f"'output', the folder of the results, must be a local path, not {output}")
     stages: dict[str, Stage] = {}
     for name, stage in _mapping(content.get(STAGES), f"'{STAGES}'").items():
         try:

@@ -406,6 +406,16 @@ def test_missing_files_and_unknown_names(coco):
         open_coco(coco)
 
 
+@pytest.mark.parametrize("name", ["background", "", "cat\ndog"])
+def test_a_category_that_cannot_be_a_class(coco, name):
+    """Background has index 0; classes.txt has one class a line."""
+    for split in ("train2017", "val2017"):
+        write(coco / f"annotations/instances_{split}.json", content(categories=[*CATEGORIES, {"id": 99, "name": name}]))
+    with pytest.raises(InputError, match=r"cannot be one of the classes of .*: a class is one line of text other than"):
+        open_coco(coco)
+    assert open_coco(coco, classes=["dog"]).classes == ("dog",)
+
+
 def test_splits_of_different_categories(coco):
     write(
         coco / "annotations/instances_train2017.json", content(categories=[*CATEGORIES[:2], {"id": 18, "name": "cat"}])

@@ -225,7 +225,7 @@ def test_a_worker_s_error_is_its_last_sentence():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
-@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6])
 def test_images_read_by_windows_are_those_read_as_a_whole(tmp_path, mode, orientation):
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (30, 40, 4), dtype=np.uint8)

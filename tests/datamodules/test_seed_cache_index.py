@@ -193,9 +193,10 @@ def test_an_image_twice(tmp_path, first):
     with CacheWriter(tmp_path / "c", ["cat"], {}, shard_size=1, left_out={"a": "torn"} if first else {}) as writer:
         for name in ("b", "a") if first else ("a", "b", "a"):
             writer.add(name, np.zeros((1, 1), np.uint8))
-    with pytest.raises(InputError, match="c: image a occurs twice"):
+    where = "shard-00001.safetensors and the images left out" if first else "shard-0000(0.* and shard-00002)"
+    with pytest.raises(InputError, match=f"c: image a occurs twice, in {where}"):
         merge_cache(tmp_path / "c")
-    with pytest.raises(InputError, match="c: image a occurs twice"):
+    with pytest.raises(InputError, match=f"c: image a occurs twice, in {where}"):
         verify_cache(tmp_path / "c")
     assert not (tmp_path / "c" / INDEX).exists()
 
@@ -219,6 +220,12 @@ def test_an_incomplete_cache(tmp_path, capsys):
     assert "shard-00009.safetensors is damaged: image id" in message
     assert message.endswith("; of 10 shards these are missing or have no header: 0, 3-6, 8")
     assert sorted(file.name for file in path.iterdir()) == [shard_name(number) for number in (1, 2, 3, 7, 9)]
+
+
+@pytest.mark.parametrize("command", ["merge", "verify", "info"])
+def test_a_folder_that_does_not_exist(command, tmp_path, capsys):
+    assert main(["seeds", command, f"--cache={tmp_path / 'none'}"]) == 1
+    assert "none is not a seed cache: No such file or directory" in capsys.readouterr().err
 
 
 def test_partitions_of_different_lists(tmp_path):

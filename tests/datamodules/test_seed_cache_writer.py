@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache, verify_cache
@@ -203,6 +204,12 @@ def test_temporary_files_of_killed_processes(tmp_path):
     assert not old.exists()
     assert new.exists()
     assert SeedCache(tmp_path / "c").ids == tuple("abcde")
+
+
+def test_a_missing_bucket_is_found_before_the_first_shard(s3):
+    assert CacheOutput(UPath(f"{s3}/nothing/yet"), ["cat"], {}, [["a"]]).missing(range(1)) == [0]
+    with pytest.raises(InputError, match="seed cache s3://nobucket/c cannot be written: there is no bucket nobucket"):
+        CacheOutput(UPath("s3://nobucket/c"), ["cat"], {}, [["a"]]).missing(range(1))
 
 
 def test_images_left_out(tmp_path):

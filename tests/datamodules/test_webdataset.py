@@ -72,6 +72,8 @@ LONG = tar_bytes({"a.png": png(1), "b.tif": bytes(5000)})
      (tar_bytes({}), "contains no image"),
      (tar_bytes({"a.txt": "cat", "b.png": png(2)}), "contains tags of 'a' and no image"),
      (tar_bytes({"a.png": png(1), "a.jpg": png(1)}), "contains two images of the key 'a'"),
+     (tar_bytes({"../a.png": png(1)}), r"contains the image '\.\./a\.png', which is no path inside a folder"),
+     (tar_bytes({"/a/b.png": png(1)}), "contains the image '/a/b.png', which is no path inside a folder"),
      (tar_bytes({"a.png": png(1), "a.json": "{"}), r"a\.json in tar file .* cannot be read as tags"),
      (tar_bytes({"a.png": png(1), "a.txt": b"\xff"}), r"a\.txt in tar file .* cannot be read as tags"),
      (tar_bytes({"a.png": png(1), "a.json": '{"tags": [0.5]}'}), "neither names nor classes"),
@@ -103,7 +105,7 @@ def test_patterns(storage, tmp_path, s3):
     assert find_tars(folder, "t-{08..11}.tar") == find_tars(folder, "*.tar") == find_tars(folder, "t-*.tar") == every
     assert list(find_tars(folder, "t-{1..1}{0..1}.tar")) == ["t-10.tar", "t-11.tar"]
     assert find_tars(folder, "t-09.tar") == {"t-09.tar": 9}
-    for pattern, name in (("t-{08..12}.tar", r"t-12\.tar"), ("u*.tar", r"u\*\.tar")):
+    for pattern, name in (("t-{08..12}.tar", r"t-12\.tar"), ("u*.tar", r"u\*\.tar"), ("t-{9..8}.tar", r"t-\{9\.\.8\}")):
         with pytest.raises(InputError, match=f"there is no tar file .*/{name}"):
             find_tars(folder, pattern)
     with pytest.raises(InputError, match=r"the folder of tar files .*none cannot be read"):
@@ -136,6 +138,19 @@ def test_a_data_module_of_tars(shards):
         WebDatasetDataModule(str(shards))
     assert WebDatasetDataModule(str(shards), train_split="val").classes == ("dog",)
     assert WebDatasetDataModule(str(shards), classes=["dog", "cow"]).samples("train")[0].tags == {"cat", "dog"}
+
+
+def test_a_tar_whose_tags_are_no_classes_is_reported(shards, capsys):
+    (shards / "classes.txt").unlink()
+    (shards / "train-1.tar").write_bytes(tar_bytes({"a.png": png(1), "a.txt": "Cat", "b.png": png(2)}))
+    (shards / "train-2.tar").write_bytes(tar_bytes({"a.png": png(1), "a.txt": ""}))
+    blocks = WebDatasetDataModule(str(shards), classes=["cat", "cow"]).blocks("train", 1)
+    assert [sample.tags for sample in blocks.read(0) + blocks.read(2)] == [{"cat", "dog"}, set()]
+    assert capsys.readouterr().err == ""
+    blocks.read(1)
+    assert (
+        "train-1.tar: none of the tags is a class, such as 'Cat'; the classes are cat, cow" in capsys.readouterr().err
+    )
 
 
 def test_a_block_for_each_tar(shards):

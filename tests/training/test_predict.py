@@ -252,7 +252,7 @@ def test_masks_of_tar_files(voc, checkpoint, tmp_path, capsys):
     assert content(tmp_path / "torn") == {"x-0.tar": whole["x-0.tar"]}
 
 
-def test_images_of_a_tar_that_cannot_be_read_are_skipped(voc, checkpoint, tmp_path):
+def test_images_of_a_tar_that_cannot_be_read_are_skipped(voc, checkpoint, tmp_path, capsys):
     path = min((voc / "JPEGImages").iterdir())
     members = {"a.jpg": path.read_bytes(), "b.jpg": b"not an image"}
     (tmp_path / "x.tar").write_bytes(tar_bytes(members))
@@ -261,6 +261,9 @@ def test_images_of_a_tar_that_cannot_be_read_are_skipped(voc, checkpoint, tmp_pa
     assert "b.jpg::" in (tmp_path / "out/skipped.csv").read_text()
     with tarfile.open(tmp_path / "out/x.tar") as archive:
         assert archive.getnames() == ["a.png", "classes.txt"]
+    assert main([*words, "--num_workers=0"]) == 1  # the file of masks is kept, and b is still missing
+    assert "x.tar was written: remove it to try again" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "out/skipped.csv").read_text().splitlines()[1].startswith(f"b in {tmp_path / 'x.tar'},")
 
 
 def test_processes_of_torchrun_predict_partitions_alone(voc, checkpoint, tmp_path, monkeypatch):

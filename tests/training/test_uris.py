@@ -92,6 +92,10 @@ MISTAKES = {
     "no root": ("evaluate --checkpoint={sec} --root={s3}/no", f"folder {{s3}}/no cannot be read: {NOWHERE}."),
     "no bucket's name": ("predict --checkpoint={sec} --images=s3:/photos", "images: Not of type UPath: "),
     "no root's bucket": ("evaluate --checkpoint={sec} --root=s3:/voc", "folder s3:///voc cannot be read: "),
+    "no such storage": (
+        "evaluate --checkpoint={sec} --root=foo://voc",
+        "folder foo://voc cannot be read: Unsupported filesystem: 'foo'.",
+    ),
     "no export": ("predict --checkpoint={s3}/no.onnx --images={voc}", f"nor a *.ckpt: {NOWHERE}"),
     "no images": ("predict --checkpoint={sec} --images={s3}/no", f"{NOWHERE}: {{s3}}/no"),
     "cut short": ("evaluate --checkpoint={s3}/cut.ckpt", "{s3}/cut.ckpt cannot be read as a checkpoint: "),
@@ -111,6 +115,21 @@ def test_mistakes_are_one_sentence(in_bucket, s3, checkpoint, tmp_path, capsys, 
     assert main([*words.split(), f"--output={tmp_path / 'out'}"]) in (1, 2)
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["predict --checkpoint={checkpoint} --images={voc}", "evaluate --checkpoint={checkpoint}",
+     "seeds evaluate --cache={cues}", "fit --config=sec_demo.yaml --data.root={voc}", "run --config=demo.yaml"],
+)  # fmt: skip
+def test_results_go_to_no_folder_named_like_a_uri(in_bucket, tmp_path, capsys, monkeypatch, command) -> None:
+    configs = Path(__file__).resolve().parents[2] / "configs"
+    words = command.format(**in_bucket).replace("--config=", f"--config={configs}/")
+    monkeypatch.chdir(tmp_path)
+    assert main([*words.split(), "--output=s3://bucket/results"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "must be a local path, not s3://bucket/results" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_credentials_end_a_process_with_one_sentence(in_bucket) -> None:
