@@ -56,7 +56,7 @@ class Tiling:
         if self.side < MIN_TILE or not 0 <= self.overlap < 1:
             given = f"tile is {self.side} and overlap is {self.overlap}"
             raise InputError(
-                f"{given}: a tile has at least {MIN_TILE} pixels on a side, and overlap is in 0..1, below 1"
+                f"{given}: a tile has at least {MIN_TILE} pixels on a side, and overlap is at least 0 and below 1"
             )
 
     def places(self, pixels: int, positions: int) -> list[tuple[int, Tensor]]:
