@@ -138,12 +138,8 @@ class CacheOutput:
         wanted = json.loads(json.dumps({**self.settings, "classes": self.classes, "shards": len(self.blocks)}))
         for key, one, other in differences(shard.result, wanted):
             package = key.removeprefix("source.")
-            meaning = f" ({_MEANINGS[key]})" if key in _MEANINGS else ""
-            what = (
-                f"{key}{meaning} {one!r}, not {other!r}"
-                if package == key
-                else f"another revision of the code in {package}/"
-            )
+            name = f"{key} ({_MEANINGS[key]})" if key in _MEANINGS else key
+            what = f"{name} {one!r}, not {other!r}" if package == key else f"another revision of the code in {package}/"
             raise InputError(f"{self.path} exists already, made with {what}; overwrite it, or choose another output")
         if number is None:
             return True

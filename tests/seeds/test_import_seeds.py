@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
@@ -203,7 +204,7 @@ def test_ids_that_are_paths(form, suffix, tmp_path):
     (tmp_path / "images/tags.csv").write_text("file,tags\ntrain/a.png,red\n")
     data = {"class_path": "datamodules.folder.FolderDataModule", "root": str(tmp_path / "images"), "train_split": "all"}
     with CacheWriter(tmp_path / "cache", ("red",), {}, inputs={"data": data}) as writer:
-        writer.add("train/a", np.zeros((2, 2), np.uint8), [0], np.ones((1, 2, 2), np.float32))
+        writer.add("train/a", np.zeros((2, 2), np.uint8), map_classes=[0], maps=np.ones((1, 2, 2), np.float32))
     export_seeds(tmp_path / "cache", tmp_path / "out", form)
     assert (tmp_path / f"out/train/a.{suffix}").is_file()
 
