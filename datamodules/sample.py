@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
+from datamodules.annotations import LabelledBox, Point, Scribble
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.masks import RleMask
@@ -24,13 +25,19 @@ class Sample:
         image: Path or URI of the image.
         tags: Names of the classes in the image; names outside the chosen classes are ignored. None: not known.
         mask: Path or URI of the mask, a palette or gray PNG of class indices; or the instances from which it is
-            rendered. None: there is no mask.
+            rendered. Index 255: not known. None: there is no mask.
+        points: Pixels of known classes.
+        scribbles: Lines through pixels of known classes.
+        boxes: Rectangles around objects.
     """
 
     id: str
     image: str
     tags: frozenset[str] | None = None
     mask: str | RleMask | None = None
+    points: tuple[Point, ...] = ()
+    scribbles: tuple[Scribble, ...] = ()
+    boxes: tuple[LabelledBox, ...] = ()
 
 
 def image_id(file: str) -> str:

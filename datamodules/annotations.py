@@ -1,0 +1,50 @@
+"""What people have drawn into images beside masks: points, scribbles and boxes."""
+
+from typing import NamedTuple
+
+BACKGROUND = "background"
+"""Name of the background in points and scribbles."""
+
+
+class Point(NamedTuple):
+    """A pixel of which the class is known.
+
+    Attributes:
+        name: Name of the class, or `BACKGROUND`.
+        x: Column in pixels, from 0 at the left edge of the image.
+        y: Row in pixels, from 0 at the upper edge of the image.
+    """
+
+    name: str
+    x: float
+    y: float
+
+
+class Scribble(NamedTuple):
+    """A line through pixels of one class.
+
+    Attributes:
+        name: Name of the class, or `BACKGROUND`.
+        vertices: (x, y) of the vertices of the line, as in `Point`; at least one.
+    """
+
+    name: str
+    vertices: tuple[tuple[float, float], ...]
+
+
+class LabelledBox(NamedTuple):
+    """A rectangle around one object. An image with boxes of a class has a box of every object of the class.
+
+    Attributes:
+        name: Name of the class.
+        left: x of the left side, as in `Point`.
+        top: y of the upper side.
+        right: x of the right side.
+        bottom: y of the lower side.
+    """
+
+    name: str
+    left: float
+    top: float
+    right: float
+    bottom: float
