@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datamodules.annotations import BACKGROUND
 from datamodules.class_names import IGNORE
+from datamodules.drawn_labels import corrected_cues, draw_labels
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import any_size, as_rgb, image_size, normalize, read_image
 from datamodules.masks import read_class_mask
@@ -29,6 +31,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
     on disk; where ``mask_lut`` is given and a sample has a mask ``mask`` uint8, (S, S) in training and (H, W)
     otherwise, all 255 for an image without a mask; where ``cues`` is given ``cues`` uint8 (h, w), a label map (0
     background, 1..C, 255 no cue) with h = w = ⌈S / cue_stride⌉. `collate` makes batches.
+
+    With ``annotations``, ``mask`` uint8 (S, S) contains the masks, points and scribbles of every sample (255 where
+    nothing is drawn), and ``boxes`` float32 (n, 5) its boxes: class 1..C, left, top, right, bottom, in fractions of the
+    sides of the transformed image, beyond 0..1 where a box leaves it. What is drawn replaces the cues there, and no
+    cue of a class with boxes lies outside of them.
 
     ``unreadable`` lists ids and reasons of images that cannot be read. In training the next readable image takes the
     place; otherwise the item contains nothing else.
@@ -52,15 +59,19 @@ class ImageDataset(Dataset[dict[str, Any]]):
             `datamodules.images.as_rgb` for images with other than 3 channels.
         channels: Channels of the images, see `datamodules.images.read_image`.
         largest: Height and width in pixels up to which images are read; None for any.
+        annotations: Whether items contain what people have drawn, as training targets.
     """
 
     def __init__(
         self, samples: Sequence[Sample], classes: Sequence[str], size: int, *, training: bool = False,
         mask_lut: NDArray[np.uint8] | None = None, augment: Augment | None = None, cues: SeedCache | None = None,
         cue_stride: int = 8, originals: bool = False, channels: int = 3, largest: int | None = None,
+        annotations: bool = False,
     ) -> None:  # fmt: skip
         self.samples = samples
         self.labels = multi_hot(samples, classes)
+        self.indices = {BACKGROUND: 0} | {name: index for index, name in enumerate(classes, start=1)}
+        self.annotations = annotations
         self.mask_lut = mask_lut if any(sample.mask for sample in samples) else None
         self.training = training
         self.size = size
@@ -109,15 +120,54 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 size, mask_size = ("x".join(map(str, each.shape[1::-1])) for each in (image, mask))
                 raise InputError(f"mask {sample.mask} is {mask_size}, and its image {sample.image} is {size}.")
         cues = None if self.cues is None else self.cues.cues(sample.id)
-        moved = self.transform(image, seed=seed, mask=mask if self.training else None, cues=cues)
+        own_size = mask is not None and not self.training and not self.annotations
+        lines = self._lines(sample, image.shape[:2]) if self.annotations else []
+        boxes = [each for each in sample.boxes if each.name in self.indices] if self.annotations else []
+        corners = np.array([each[1:] for each in boxes], np.float32).reshape(-1, 2)
+        points = np.concatenate([*(vertices for _, vertices in lines), corners]) if lines or boxes else None
+        moved = self.transform(image, seed=seed, mask=None if own_size else mask, cues=cues, points=points)
         item = {"image": moved["image"], "labels": self.labels[index], "id": sample.id, "size": image.shape[:2]}
         if mask is not None:
-            item["mask"] = moved["mask"] if self.training else mask
+            item["mask"] = mask if own_size else moved["mask"]
         if cues is not None:
             item["cues"] = resize_nearest(moved["cues"], self.grid, self.grid)
+        if self.annotations:
+            ends = np.cumsum([len(vertices) for _, vertices in lines])
+            *strokes, corners = (
+                np.split(moved.get("points", corners), ends) if lines else [moved.get("points", corners)]
+            )
+            drawn = [(label, vertices) for (label, _), vertices in zip(lines, strokes, strict=True)]
+            item["mask"] = draw_labels((self.size, self.size), moved.get("mask"), drawn)
+            sides = corners.reshape(-1, 4) / self.size
+            sides[:, ::2].sort(axis=1)  # a mirrored box has its left side on the right
+            indices = np.array([self.indices[each.name] for each in boxes], np.float32)
+            item["boxes"] = np.column_stack([indices, sides]).astype(np.float32)
+            if mask is not None and self.training:  # a class of the mask is in the image, whatever its tags are
+                drawn_classes = np.setdiff1d(mask, (0, IGNORE))
+                item["labels"] = item["labels"].copy()
+                item["labels"][drawn_classes - 1] = 1
+            if cues is not None:
+                item["cues"] = corrected_cues(item["cues"], item["mask"], item["boxes"])
         if self.originals:
             item["original"] = as_rgb(image)
         return item
+
+    def _lines(self, sample: Sample, size: tuple[int, int]) -> list[tuple[int, np.ndarray]]:
+        """Return index and vertices (n, 2) of the points and scribbles of an image of a size (H, W).
+
+        Raises:
+            InputError: A vertex is outside the image.
+        """
+        height, width = size
+        lines = []
+        for name, vertices in [*((each.name, ((each.x, each.y),)) for each in sample.points), *sample.scribbles]:
+            for x, y in vertices:
+                if not (0 <= x < width and 0 <= y < height):
+                    where = f"the point ({x:g}, {y:g}) of {name} is outside of the image {sample.image}"
+                    raise InputError(f"{where}, which is {width}x{height}.")
+            if name in self.indices:
+                lines.append((self.indices[name], np.array(vertices, np.float32)))
+        return lines
 
 
 def image_loader(
@@ -150,12 +200,12 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         ``image`` float32 (B, channels, S, S), normalised; ``labels`` float32 (B, C); ``id`` list of B str;
         ``size`` int64 (B, 2), (H, W) of the images on disk; where items have them ``mask`` int64 (B, Hmax, Wmax),
-        padded with 255 to the right and below, ``cues`` bool (B, C+1, h, w), channel 0 = background, and
-        ``original``, a list of uint8 (H, W, 3). ``unreadable`` lists ids and reasons of unreadable images, if there
-        are any; images that were not replaced are missing from the batch. ``large`` lists the images that were not read
-        because of their size, if there are any: their dictionaries, with their place among all readable images of the
-        batch as ``place``. Where B is 0, the batch contains only ``image`` (0, 3, 0, 0), ``id``, ``unreadable`` and
-        ``large``.
+        padded with 255 to the right and below, ``cues`` bool (B, C+1, h, w), channel 0 = background, ``boxes``, a list
+        of float32 (n, 5), and ``original``, a list of uint8 (H, W, 3). ``unreadable`` lists ids and reasons of
+        unreadable images, if there are any; images that were not replaced are missing from the batch. ``large`` lists
+        the images that were not read because of their size, if there are any: their dictionaries, with their place
+        among all readable images of the batch as ``place``. Where B is 0, the batch contains only ``image``
+        (0, 3, 0, 0), ``id``, ``unreadable`` and ``large``.
     """
     unreadable = [each for item in items for each in item["unreadable"]]
     items = [item for item in items if item.keys() != {"unreadable"}]
@@ -180,6 +230,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for padded, item in zip(batch["mask"], items, strict=True):
             height, width = item["mask"].shape
             padded[:height, :width] = torch.from_numpy(item["mask"])
+    if "boxes" in items[0]:
+        batch["boxes"] = [torch.from_numpy(item["boxes"]) for item in items]
     if "original" in items[0]:
         batch["original"] = [item["original"] for item in items]
     if "cues" in items[0]:

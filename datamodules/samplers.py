@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import DistributedSampler
 
@@ -64,19 +65,23 @@ class TrainSampler(DistributedSampler[Draw]):
         seed: Seed of the order and of the random changes.
         accumulate: Batches per optimizer step. Batches that do not fill a last step are left out of the epoch:
             Lightning would divide their gradient by ``accumulate`` all the same.
+        repeats: How often each image takes part in the shuffling, (length,); None for once each. The epoch contains as
+            many images as before: those at the end of the order are left out of it.
 
     Raises:
         InputError: There are fewer images than processes, or fewer than a step of several batches needs.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, accumulate: int = 1) -> None:
+    def __init__(
+        self, length: int, batch_size: int, seed: int, accumulate: int = 1, repeats: NDArray[np.int64] | None = None
+    ) -> None:
         replicas, rank = _processes(length)
         step = batch_size * accumulate
         if accumulate > 1 and length < step * replicas:
             step_size = f"{accumulate} batches (accumulate_grad_batches) of {batch_size} images in {replicas} processes"
             raise InputError(f"{length} images do not fill one step of {step_size}.")
         super().__init__(range(length), num_replicas=replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
-        self.length = length
+        self.indices = np.arange(length) if repeats is None else np.repeat(np.arange(length), repeats)
         # fewer images than a batch: one smaller batch
         self.num_samples = length // (step * replicas) * step or length // replicas
         self.total_size = self.num_samples * replicas
@@ -84,7 +89,7 @@ class TrainSampler(DistributedSampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         """Iterate over the share of this process in the epoch."""
         random = np.random.default_rng([self.seed, self.epoch])
-        order, seeds = random.permutation(self.length), random.integers(2**62, size=self.length)
+        order, seeds = random.permutation(self.indices), random.integers(2**62, size=len(self.indices))
         for place in range(self.rank, self.total_size, self.num_replicas):
             yield Draw(int(order[place]), int(seeds[place]))
         self.epoch += 1  # where set_epoch is not called

@@ -1,4 +1,4 @@
-"""Resizing and random augmentation of an image together with its mask and cues."""
+"""Resizing and random augmentation of an image together with its mask, cues and points."""
 
 import math
 import os
@@ -62,7 +62,7 @@ class _RelativeCrop(A.RandomResizedCrop):  # type: ignore[misc]
 
 
 class Transform:
-    """Resize an image with its mask and cues to one size, with random augmentation.
+    """Resize an image with its mask, cues and points to one size, with random augmentation.
 
     The aspect ratio is not kept; with ``augment`` the image is cropped first. Images are interpolated (by area where
     they shrink); masks and cues take the nearest value.
@@ -86,11 +86,13 @@ class Transform:
             c = augment.color
             jitter = A.ColorJitter(brightness=c, contrast=c, saturation=c, hue=c / 8, p=1.0)
             steps.append(jitter if channels == 3 else A.RandomBrightnessContrast(c, c, p=1.0))
-        self.pipeline = A.Compose(steps, additional_targets={"cues": "mask"})
+        points = A.KeypointParams(format="xy", remove_invisible=False)
+        self.pipeline = A.Compose(steps, additional_targets={"cues": "mask"}, keypoint_params=points)
 
     def __call__(
-        self, image: np.ndarray, *, seed: int = 0, mask: np.ndarray | None = None, cues: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
+        self, image: np.ndarray, *, seed: int = 0, mask: np.ndarray | None = None, cues: np.ndarray | None = None,
+        points: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
         """Transform one image.
 
         Args:
@@ -99,15 +101,24 @@ class Transform:
                 workers would share.)
             mask: uint8 (H, W).
             cues: uint8 label map (h, w) of any size that covers the image.
+            points: float (n, 2), x and y in pixels from the upper left corner of the image.
 
         Returns:
-            ``image`` uint8 (S, S, C), and ``mask``, ``cues`` uint8 (S, S) where given.
+            ``image`` uint8 (S, S, C), and where given ``mask``, ``cues`` uint8 (S, S) and ``points`` float32 (n, 2),
+            also those that the crop leaves outside.
         """
         data = {"image": image} if mask is None else {"image": image, "mask": mask}
         if cues is not None:
             data["cues"] = resize_nearest(cues, *image.shape[:2])
         self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
+        if points is not None:
+            data["keypoints"] = np.concatenate([[(0, 0), (image.shape[1], 0)], points]).astype(np.float32)
         result: dict[str, np.ndarray] = self.pipeline(**data)
+        if points is not None:
+            moved = np.asarray(result.pop("keypoints"), np.float32).reshape(-1, 2)
+            if moved[0, 0] > moved[1, 0]:  # mirrored: albumentations' x is that of a pixel, here it is that of an edge
+                moved[:, 0] += 1
+            result["points"] = moved[2:]
         return result
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError, first_line
 from seeds.activations import MAP_DIMS, forward_hooks
+from seeds.dilated_depthwise import replace_dilated_depthwise
 from seeds.pretrained_weights import load_weights
 from seeds.vgg import VGG_NAMES, dilate_vgg, init_convolutions, vgg_layers
 
@@ -264,3 +265,4 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
         reached = 0
     if reached != min(output_stride, published_stride):
         raise InputError(f"this backbone cannot have output stride {output_stride}, only {published_stride}")
+    replace_dilated_depthwise(encoder)

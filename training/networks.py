@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError, first_line, unknown_name
 from seeds.backbones import FreezableNetwork, dilate, measure_encoder
+from seeds.dilated_depthwise import replace_dilated_depthwise
 from seeds.pretrained_weights import load_weights
 from training.largefov import LargeFOV
 
@@ -62,6 +63,7 @@ class SmpNetwork(FreezableNetwork):
             self.model.encoder.get_submodule(block).requires_grad_(False)
         if isinstance(self.model.segmentation_head, SegmentationHead):
             self.model.segmentation_head[1] = nn.Identity()  # the upsampling
+        replace_dilated_depthwise(self.model)
         self.head_layers = [module for name, module in self.model.named_children() if name != "encoder"]
         self.multiple = int(self.model.encoder.output_stride) if self.model.requires_divisible_input_shape else 1
 

@@ -1,0 +1,97 @@
+"""Label maps of what people have drawn into images: masks, points, scribbles and boxes."""
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+
+from datamodules.class_names import IGNORE
+from datamodules.transforms import resize_nearest
+
+
+def draw_labels(size: tuple[int, int], mask: np.ndarray | None, lines: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Return the label map of what is drawn into an image; the order of the lines does not matter.
+
+    Args:
+        size: H, W.
+        mask: uint8 (H, W): 0 background, 1..C, 255 not known; None where there is none.
+        lines: Index (0..C) and vertices float (n, 2) of each line, x and y in pixels; a point is a line of one vertex.
+            Lines have a width of one pixel.
+
+    Returns:
+        uint8 (H, W): 0..C; 255 where nothing is drawn, and where two classes are.
+    """
+    labels = np.full(size, IGNORE, np.uint8) if mask is None else mask.copy()
+    conflict = np.zeros(size, bool)
+    for index, vertices in lines:
+        stroke = np.zeros(size, np.uint8)
+        cv2.polylines(stroke, [np.floor(vertices).astype(np.int32)], isClosed=False, color=1)
+        drawn = stroke > 0
+        conflict |= drawn & (labels != IGNORE) & (labels != index)
+        labels[drawn] = index
+    labels[conflict] = IGNORE
+    return labels
+
+
+def reduce_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return a label map at a smaller size that keeps single pixels.
+
+    Args:
+        labels: uint8 (H, W), 255 where nothing is known.
+        height: h, at most H.
+        width: w, at most W.
+
+    Returns:
+        uint8 (h, w): the label at the centre of each position; if that is 255, the only label within the position; 255
+        where there is none, or more than one.
+    """
+    if not (labels != IGNORE).any():
+        return np.full((height, width), IGNORE, np.uint8)
+    reduced = resize_nearest(labels, height, width)
+    rows, columns = (np.arange(n) * m // n for n, m in ((height, labels.shape[0]), (width, labels.shape[1])))
+
+    def within(ufunc: np.ufunc, values: np.ndarray) -> np.ndarray:
+        result: np.ndarray = ufunc.reduceat(ufunc.reduceat(values, rows, axis=0), columns, axis=1)
+        return result
+
+    lowest = within(np.minimum, labels)
+    highest = within(np.maximum, np.where(labels == IGNORE, 0, labels))
+    only = np.where((lowest == highest) & (lowest != IGNORE), lowest, IGNORE)
+    return np.where(reduced == IGNORE, only, reduced).astype(np.uint8)
+
+
+def box_interiors(boxes: np.ndarray, height: int, width: int) -> dict[int, np.ndarray]:
+    """Return the positions whose centres lie in the boxes of each class.
+
+    Args:
+        boxes: float (n, 5): index 1..C, left, top, right, bottom; in fractions of the image's sides.
+        height: h.
+        width: w.
+
+    Returns:
+        bool (n, h, w), one for each box, by the index of the class.
+    """
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    interiors: dict[int, list[np.ndarray]] = {}
+    for index, left, top, right, bottom in boxes.tolist():
+        inside = ((top <= y) & (y < bottom))[:, None] & ((left <= x) & (x < right))
+        interiors.setdefault(int(index), []).append(inside)
+    return {index: np.stack(each) for index, each in interiors.items()}
+
+
+def corrected_cues(cues: np.ndarray, drawn: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return cues with what people have drawn in their place.
+
+    Args:
+        cues: uint8 label map (h, w): 0 background, 1..C, 255 no cue.
+        drawn: uint8 label map (H, W) of the same image, 255 where nothing is drawn; see `reduce_labels`.
+        boxes: float (n, 5), see `box_interiors`: no cue of a class with boxes is left outside of them.
+
+    Returns:
+        uint8 (h, w).
+    """
+    labels = cues.copy()
+    for index, interiors in box_interiors(boxes, *cues.shape).items():
+        labels[(labels == index) & ~interiors.any(axis=0)] = IGNORE
+    known = reduce_labels(drawn, *cues.shape)
+    return np.where(known == IGNORE, labels, known).astype(np.uint8)
