@@ -50,7 +50,7 @@ from seeds.distributed import (
 )
 from seeds.job_options import JobOptions
 from seeds.precision import Chosen, resolve_precision
-from seeds.provenance import ids_sha256, package_versions
+from seeds.provenance import annotations_sha256, ids_sha256, package_versions
 
 LISTED = 10  # left-out images that are printed one by one; the cache lists all
 LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.fabric")
@@ -67,6 +67,9 @@ class Seed(NamedTuple):
         maps: one per class, float32 (k, h, w), not negative.
         saliency: background saliency, float32 (h, w), or None.
         image: the image that the cues depend on, uint8 (3, H, W), or None where they depend on the maps alone.
+        drawn: labels of what people have drawn into the image, uint8 (H, W), 255 where nothing is drawn; None without
+            annotations.
+        boxes: what `datamodules.dataset.ImageDataset` calls so, float32 (n, 5); None without annotations.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Seed(NamedTuple):
     maps: NDArray[np.float32]
     saliency: NDArray[np.float32] | None = None
     image: Tensor | None = None
+    drawn: NDArray[np.uint8] | None = None
+    boxes: NDArray[np.float32] | None = None
 
 
 class SeedModule(pl.LightningModule):
@@ -83,12 +88,14 @@ class SeedModule(pl.LightningModule):
         network: the network.
         settings: all settings that the result depends on, plain values as the cache records them.
         packages: packages of this project whose code the result depends on.
+        annotations: whether the result depends on what people have drawn into the images.
         grid: height and width of the cue grid.
         image_size: side in pixels to which images are resized.
         problem: the first error of this process, after which it predicts nothing.
     """
 
     packages: tuple[str, ...] = SEED_PACKAGES
+    annotations = False
 
     def __init__(self, network: nn.Module, settings: Mapping[str, Any]) -> None:
         """Prepare.
@@ -217,6 +224,9 @@ def write_seed_cache(
         settings["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
         settings["ids_sha256"] = ids_sha256([sample.id for sample in samples])
         ids = [[sample.id for sample in blocks.read(number)] for number in range(len(ids))]
+    annotated = module.annotations and data.hparams["annotations"] is not None
+    if annotated:
+        settings["annotations_sha256"] = annotations_sha256(samples or ())
     for option, cache in caches.items():
         if cache is not None:
             covered_samples(cache, samples or (), data.classes)
@@ -241,7 +251,8 @@ def write_seed_cache(
                     for found, indices in writer.rounds():
                         images = ImageDataset(
                             found, data.classes, module.image_size, channels=data.in_channels,
-                            largest=module.settings.get("tile"),
+                            largest=module.settings.get("tile"), annotations=annotated,
+                            mask_lut=data.mask_lut if annotated else None,
                         )  # fmt: skip
                         order = {"batch_size": batch_size, "batch_sampler": indices}
                         loader = image_loader(images, num_workers=num_workers, **order)

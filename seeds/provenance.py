@@ -12,6 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
+from datamodules.errors import InputError
+from datamodules.files import read_bytes
+from datamodules.sample import Sample
+
 PACKAGES = ("tag2mask", "torch", "torchvision", "segmentation_models_pytorch", "timm", "numpy", "albumentations")
 GIT_SECONDS = 5
 _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in the hooks of another repository
@@ -62,3 +68,23 @@ def git_revision(root: Path) -> str | None:
 def ids_sha256(ids: Sequence[str]) -> str:
     """Return the SHA-256 of a list of images: their ids, in order, joined by line breaks."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+def annotations_sha256(samples: Sequence[Sample]) -> str:
+    """Return the SHA-256 of what people have drawn into images, with the content of mask files.
+
+    Raises:
+        InputError: a mask cannot be read.
+    """
+    digest = hashlib.sha256()
+    for sample in samples:
+        drawn = (sample.id, sample.points, sample.scribbles, sample.boxes)
+        digest.update(repr(drawn).encode())
+        if isinstance(sample.mask, str):
+            try:
+                digest.update(read_bytes(UPath(sample.mask)))
+            except OSError as error:
+                raise InputError(f"mask {sample.mask} cannot be read: {error.strerror}.") from error
+        else:
+            digest.update(repr(sample.mask).encode())
+    return digest.hexdigest()

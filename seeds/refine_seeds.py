@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 from upath import UPath
 
+from datamodules.class_names import IGNORE
+from datamodules.drawn_labels import box_interiors, corrected_cues, reduce_labels
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
 from datamodules.seed_cache import SeedCache
@@ -45,8 +47,9 @@ def refine_seeds(
 
     Boundaries hold up the walk, so that the map of a class fills its object. The background wins where no map exceeds
     its score. There are two differences from irn: a map is divided by its own maximum, because the tag proves that the
-    class is in the image (irn divides all maps of an image by their common maximum); and the dense CRF follows. The
-    new cache contains the spread maps. The job runs as ``seeds generate`` does, in any number of processes, and can be
+    class is in the image (irn divides all maps of an image by their common maximum); and the dense CRF follows.
+    Annotations of the training (see the option ``annotations`` of its data) count: what is drawn spreads in a random
+    walk of its own, and has its label; a class stays within its boxes, and each box contains some of it. The new cache contains the spread maps. The job runs as ``seeds generate`` does, in any number of processes, and can be
     resumed. Images that ``cache`` has left out are left out.
 
     Args:
@@ -87,6 +90,8 @@ def refine_seeds(
 class RandomWalkModule(SeedModule):
     """Spreads the maps of a seed cache along the boundaries that a network predicts, and labels each position."""
 
+    annotations = True
+
     def __init__(self, network: nn.Module, settings: Mapping[str, Any], start: SeedCache) -> None:
         """Prepare.
 
@@ -111,8 +116,10 @@ class RandomWalkModule(SeedModule):
             raise InputError(f"the network's boundaries of image {batch['id'][0]} or its neighbours are not finite")
         pixels, labels = to_uint8(images).cpu(), batch["labels"].cpu().numpy() != 0
         walk = {name: self.settings[name] for name in ("radius", "beta", "steps")}
-        seeds = []
-        for name, image, boundary, tags in zip(batch["id"], pixels, boundaries.cpu().numpy(), labels, strict=True):
+        seeds, nothing = [], [None] * len(labels)
+        drawings = zip(batch.get("mask", nothing), batch.get("boxes", nothing), strict=True)
+        per_image = zip(batch["id"], pixels, boundaries.cpu().numpy(), labels, drawings, strict=True)
+        for name, image, boundary, tags, (mask, rectangles) in per_image:
             classes, maps = np.flatnonzero(tags), np.zeros((0, *self.grid), np.float32)
             if len(classes):
                 found, stored = self.start.maps(name)
@@ -122,16 +129,50 @@ class RandomWalkModule(SeedModule):
                     raise InputError(f"the seed cache {self.start.path} has no {what} of image {name}, which is tagged")
                 rows = [found.tolist().index(label) for label in classes]  # imported maps are in another order
                 maps = resize_maps(torch.from_numpy(stored[rows])[None], self.grid)[0].numpy()
-            seeds.append(Seed(name, classes, random_walk(maps, boundary, **walk), None, image))
+            if mask is None:
+                seeds.append(Seed(name, classes, random_walk(maps, boundary, **walk), None, image))
+                continue
+            drawn, boxes = mask.cpu().numpy().astype(np.uint8), rectangles.cpu().numpy()
+            maps = random_walk(within_boxes(classes, maps, boxes), boundary, **walk)
+            known = reduce_labels(drawn, *self.grid)
+            if (fixed := known != IGNORE).any():
+                own = (known == classes[:, None, None] + 1).astype(np.float32)
+                maps = np.maximum(of_maximum_one(maps), random_walk(own, boundary, **walk, fixed=fixed))
+                maps[:, fixed] = own[:, fixed]
+            seeds.append(Seed(name, classes, within_boxes(classes, maps, boxes), None, image, drawn, boxes))
         return seeds
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
         """Return the label map of an image, made of its maps as the cache returns them."""
         maps, fg_threshold = as_stored(seed.maps), self.settings["fg_threshold"]
+        labels: NDArray[np.uint8]
         if self.settings["crf"] and len(maps):
             assert seed.image is not None
-            return refined(seed.classes, maps, seed.image, fg_threshold, fg_threshold)
-        background = np.full((1, *maps.shape[1:]), fg_threshold, np.float32)
-        winners = np.concatenate([background, of_maximum_one(maps)]).argmax(axis=0)
-        labels: NDArray[np.uint8] = np.array([0, *(seed.classes + 1)], np.uint8)[winners]
-        return labels
+            labels = refined(seed.classes, maps, seed.image, fg_threshold, fg_threshold)
+        else:
+            background = np.full((1, *maps.shape[1:]), fg_threshold, np.float32)
+            winners = np.concatenate([background, of_maximum_one(maps)]).argmax(axis=0)
+            labels = np.array([0, *(seed.classes + 1)], np.uint8)[winners]
+        return labels if seed.drawn is None else corrected_cues(labels, seed.drawn, seed.boxes)
+
+
+def within_boxes(
+    classes: NDArray[np.int64], maps: NDArray[np.float32], boxes: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return maps of which those of classes with boxes are 0 outside of them and have the maximum 1 in each.
+
+    Args:
+        classes: the maps' classes 0..C-1, (k,).
+        maps: (k, h, w), not negative.
+        boxes: (n, 5), see `datamodules.drawn_labels.box_interiors`.
+
+    Returns:
+        float32 (k, h, w); a box in which the map is 0 is filled with 1.
+    """
+    result = maps.copy()
+    for index, interiors in box_interiors(boxes, *maps.shape[1:]).items():
+        for row in np.flatnonzero(classes == index - 1):
+            own = maps[row] * interiors  # (n, h, w)
+            own[~own.any(axis=(1, 2))] = 1
+            result[row] = (of_maximum_one(own) * interiors).max(axis=0)
+    return result

@@ -2,17 +2,23 @@
 
 Kolesnikov & Lampert, *Seed, Expand and Constrain: Three Principles for Weakly-Supervised Image Segmentation*,
 ECCV 2016. Numbers and reductions are those of the authors' released code. Each function takes probabilities over the
-classes, with background as channel 0, and returns a scalar. Every image of a batch has the same weight. A term that
-does not apply to an image (no cue, no present class, no absent class) is 0 for that image.
+classes, with background as channel 0, and returns a scalar. Every image of a batch has the same weight, or that of
+``image_weights`` (B,). A term that does not apply to an image (no cue, no present class, no absent class) is 0 for that
+image.
 
-All losses are computed in float32 (float64 for float64 probabilities), also under autocast, without loops over images
-or classes. To add a term, write its function here and add it to `training.segmentation_task.SegmentationTask`.
+All losses are computed in float32 (float64 for float64 probabilities), also under autocast; all but `box_loss` without
+loops over images or classes. To add a term, write its function here and add it to
+`training.segmentation_task.SegmentationTask`.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from datamodules.class_names import IGNORE
 
 PROBABILITY_FLOOR = 1e-4  # added after the softmax, and the floor of the CRF's output, as released
 REFERENCE_POSITIONS = 41 * 41  # of the grid to which the released decays 0.996 and 0.999 belong
@@ -32,7 +38,7 @@ def sec_probabilities(logits: Tensor) -> Tensor:
     return (probs + PROBABILITY_FLOOR) / (1.0 + PROBABILITY_FLOOR * logits.shape[1])
 
 
-def seed_loss(probs: Tensor, cues: Tensor) -> Tensor:
+def seed_loss(probs: Tensor, cues: Tensor, *, image_weights: Tensor | None = None) -> Tensor:
     """Return the cross-entropy at the cues: -mean over images of [sum(cues * log p) / sum(cues)].
 
     Foreground and background cues are in one sum, as in the released code.
@@ -40,6 +46,7 @@ def seed_loss(probs: Tensor, cues: Tensor) -> Tensor:
     Args:
         probs: probabilities (B, C+1, h, w).
         cues: bool (B, C+1, h, w), channel 0 = background; an image without a cue adds 0.
+        image_weights: weight (B,) of each image; by default 1.
 
     Returns:
         Scalar tensor.
@@ -48,10 +55,10 @@ def seed_loss(probs: Tensor, cues: Tensor) -> Tensor:
         ValueError: if the shapes differ or are not 4-D.
     """
     probs = _check(probs, "seed_loss", cues=cues)
-    return _mean_at(probs, cues.to(probs.dtype))
+    return _mean_at(probs, cues.to(probs.dtype), image_weights)
 
 
-def balanced_cross_entropy(probs: Tensor, cues: Tensor) -> Tensor:
+def balanced_cross_entropy(probs: Tensor, cues: Tensor, *, image_weights: Tensor | None = None) -> Tensor:
     """Return the cross-entropy at foreground cues plus the one at background cues, each a mean over its positions.
 
     A small object then has as much weight as all the background of its image. As in DSRG (Huang et al.,
@@ -60,6 +67,7 @@ def balanced_cross_entropy(probs: Tensor, cues: Tensor) -> Tensor:
     Args:
         probs: probabilities (B, C+1, h, w).
         cues: bool (B, C+1, h, w), channel 0 = background; the term of an image without such cues is 0.
+        image_weights: weight (B,) of each image; by default 1.
 
     Returns:
         Scalar tensor.
@@ -69,10 +77,13 @@ def balanced_cross_entropy(probs: Tensor, cues: Tensor) -> Tensor:
     """
     probs = _check(probs, "balanced_cross_entropy", cues=cues)
     cues = cues.to(probs.dtype)
-    return _mean_at(probs[:, :1], cues[:, :1]) + _mean_at(probs[:, 1:], cues[:, 1:])
+    return _mean_at(probs[:, :1], cues[:, :1], image_weights) + _mean_at(probs[:, 1:], cues[:, 1:], image_weights)
 
 
-def expand_loss(probs: Tensor, labels: Tensor, *, decay_fg: float = 0.996, decay_bg: float = 0.999) -> Tensor:
+def expand_loss(
+    probs: Tensor, labels: Tensor, *, decay_fg: float = 0.996, decay_bg: float = 0.999,
+    image_weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return the image-level loss by global weighted rank pooling.
 
     Three terms, each a mean over images: present classes, -log of the ranked mean with ``decay_fg``, averaged over
@@ -85,6 +96,7 @@ def expand_loss(probs: Tensor, labels: Tensor, *, decay_fg: float = 0.996, decay
         decay_fg: ratio of the weights of successive positions on a grid of 1681 (see `ranked_weights`), for present
             classes.
         decay_bg: the same for the background.
+        image_weights: weight (B,) of each image; by default 1.
 
     Returns:
         Scalar tensor.
@@ -105,10 +117,10 @@ def expand_loss(probs: Tensor, labels: Tensor, *, decay_fg: float = 0.996, decay
     absent = 1.0 - present
     present_term = _ratio((present * _log(foreground)).sum(dim=1), present.sum(dim=1))  # (B,)
     absent_term = _ratio((absent * _log(1.0 - ranked[:, 1:, 0])).sum(dim=1), absent.sum(dim=1))  # (B,)
-    return -(present_term + absent_term + _log(background)).mean()
+    return -_mean(present_term + absent_term + _log(background), image_weights)
 
 
-def constrain_loss(probs: Tensor, crf_probs: Tensor) -> Tensor:
+def constrain_loss(probs: Tensor, crf_probs: Tensor, *, image_weights: Tensor | None = None) -> Tensor:
     """Return KL(Q || p), summed over classes, mean over images and positions; Q is the CRF's output.
 
     Q is floored at 1e-4 and renormalised here, and no gradient flows through it. (The released code also clips the
@@ -117,6 +129,7 @@ def constrain_loss(probs: Tensor, crf_probs: Tensor) -> Tensor:
     Args:
         probs: probabilities (B, C+1, h, w).
         crf_probs: the CRF's probabilities (B, C+1, h, w).
+        image_weights: weight (B,) of each image; by default 1.
 
     Returns:
         Scalar tensor.
@@ -127,7 +140,65 @@ def constrain_loss(probs: Tensor, crf_probs: Tensor) -> Tensor:
     probs = _check(probs, "constrain_loss", crf_probs=crf_probs)
     target = crf_probs.detach().to(probs.dtype).clamp_min(PROBABILITY_FLOOR)
     target = target / target.sum(dim=1, keepdim=True)
-    return (target * (target.log() - _log(probs))).sum(dim=1).mean()
+    return _mean((target * (target.log() - _log(probs))).sum(dim=1), image_weights)
+
+
+def mask_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the cross-entropy at drawn pixels: mean over images of [mean over the image's drawn pixels].
+
+    A single point thus has the weight of a whole mask, as the few pixels of points and scribbles have in Bearman et
+    al., *What's the Point: Semantic Segmentation with Point Supervision*, ECCV 2016, eq. 3.
+
+    Args:
+        logits: class scores (B, C+1, H, W).
+        mask: int64 (B, H, W), 255 where nothing is drawn; an image of which nothing is drawn adds 0.
+
+    Returns:
+        Scalar tensor.
+    """
+    values = functional.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="none")  # (B, H, W)
+    return _ratio(values.sum(dim=(1, 2)), (mask != IGNORE).sum(dim=(1, 2)).to(values.dtype)).mean()
+
+
+def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    """Return the loss of boxes: a class with boxes is absent outside of them, and reaches every side of each box.
+
+    Outside: -mean over positions of log(1 - p), the emptiness constraint of Kervadec et al., *Bounding boxes for weakly
+    supervised segmentation: Global constraints get close to full supervision*, MIDL 2020. Inside: -mean over the rows
+    and columns of each box of log(max p), because a tight box has a position of the object in each of them (the
+    tightness prior of Lempitsky et al., *Image segmentation with a bounding box prior*, ICCV 2009; as a loss by Hsu
+    et al., *Weakly supervised instance segmentation using the bounding box tightness prior*, NeurIPS 2019). Rows that
+    leave the image at a side of the box, and columns likewise, are left out: the object may lie beyond.
+
+    Args:
+        probs: probabilities (B, C+1, h, w).
+        boxes: float (n, 5) of each image: class 1..C, left, top, right, bottom, in fractions of the image's sides,
+            beyond 0..1 where the box leaves the image. An image without boxes adds 0.
+
+    Returns:
+        Scalar tensor: the sum of both, averaged over an image's classes with boxes and then over images.
+    """
+    probs = _check(probs, "box_loss")
+    height, width = probs.shape[-2:]
+    y = (torch.arange(height, device=probs.device) + 0.5) / height
+    x = (torch.arange(width, device=probs.device) + 0.5) / width
+    total = probs.new_zeros(())
+    for image, own in zip(probs, boxes, strict=True):
+        labels = own[:, 0].long()
+        present = torch.unique(labels)
+        for label in present:
+            p, (left, top, right, bottom) = image[label], own[labels == label, 1:].T[..., None]  # (h, w), (n, 1) each
+            rows, columns = (top <= y) & (y < bottom), (left <= x) & (x < right)  # (n, h), (n, w)
+            interiors = rows[:, :, None] & columns[:, None]  # (n, h, w)
+            outside = ~interiors.any(dim=0)
+            inside = p.where(interiors, 0)
+            lines = torch.cat([inside.amax(dim=2), inside.amax(dim=1)], dim=1)  # (n, h + w), largest p of each
+            complete = torch.cat([rows & (left >= 0) & (right <= 1), columns & (top >= 0) & (bottom <= 1)], dim=1)
+            complete &= torch.cat([interiors.any(dim=2), interiors.any(dim=1)], dim=1)
+            term = _ratio((_log(1 - p) * outside).sum(), outside.sum())
+            term = term + _ratio((_log(lines) * complete).sum(), complete.sum())
+            total = total - term / (len(present) * len(boxes))
+    return total
 
 
 @lru_cache(maxsize=64)
@@ -169,10 +240,17 @@ def _check(probs: Tensor, loss: str, **others: Tensor) -> Tensor:
     return probs.to(torch.promote_types(probs.dtype, torch.float32))
 
 
-def _mean_at(probs: Tensor, cues: Tensor) -> Tensor:
+def _mean_at(probs: Tensor, cues: Tensor, image_weights: Tensor | None) -> Tensor:
     """Return -mean over images of the mean log p at an image's cues; both (B, K, h, w)."""
     log_likelihood = (cues * _log(probs)).sum(dim=(1, 2, 3))  # (B,)
-    return -_ratio(log_likelihood, cues.sum(dim=(1, 2, 3))).mean()
+    return -_mean(_ratio(log_likelihood, cues.sum(dim=(1, 2, 3))), image_weights)
+
+
+def _mean(values: Tensor, image_weights: Tensor | None) -> Tensor:
+    """Return the mean over images of the mean of an image's values (B, ...), times its weight."""
+    return (
+        values.mean() if image_weights is None else (values.reshape(len(values), -1).mean(dim=1) * image_weights).mean()
+    )
 
 
 def _log(probs: Tensor) -> Tensor:

@@ -15,7 +15,15 @@ from seeds.crf import dense_crf
 from seeds.distributed import mean_over_processes
 from seeds.evaluation.confusion_matrix import ConfusionMatrix
 from seeds.score_maps import label_map, resize_maps, small_images
-from training.losses import balanced_cross_entropy, constrain_loss, expand_loss, sec_probabilities, seed_loss
+from training.losses import (
+    balanced_cross_entropy,
+    box_loss,
+    constrain_loss,
+    expand_loss,
+    mask_loss,
+    sec_probabilities,
+    seed_loss,
+)
 from training.networks import build_network
 
 Batch = Mapping[str, Any]
@@ -51,10 +59,13 @@ class SegmentationTask(BaseTask):
         network_args: further arguments of the architecture's class.
         freeze_stride: freeze the encoder's stages up to and including this stride, batch-norm statistics too; 0: none.
         loss: ``sec``: seed, expand and constrain losses on ``cues`` and ``labels``; ``cross_entropy``: on ``mask``, or
-            on pseudo-masks in ``cues``, foreground and background balanced.
+            on pseudo-masks in ``cues``, foreground and background balanced. Where people have drawn into an image with
+            cues, the cross-entropy at the drawn pixels takes the place of the loss there.
         seed_weight: weight of the seed loss; a loss of weight 0 is not computed.
         expand_weight: weight of the expand loss.
         constrain_weight: weight of the constrain loss.
+        mask_weight: weight of the cross-entropy at drawn pixels of images with cues, see `training.losses.mask_loss`.
+        box_weight: weight of the loss of boxes, see `training.losses.box_loss`.
         decay_fg: rank decay of present classes in the expand loss, on a grid of 1681 positions.
         decay_bg: rank decay of the background.
         crf: numbers of the CRF in the constrain loss that differ from SEC's.
@@ -79,6 +90,8 @@ class SegmentationTask(BaseTask):
         seed_weight: float = 1.0,
         expand_weight: float = 1.0,
         constrain_weight: float = 1.0,
+        mask_weight: float = 1.0,
+        box_weight: float = 1.0,
         decay_fg: float = 0.996,
         decay_bg: float = 0.999,
         crf: CrfSettings | None = None,
@@ -88,6 +101,7 @@ class SegmentationTask(BaseTask):
         self.save_arguments(locals())
         self.classes = tuple(classes)
         self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
+        self.loss_weights |= {"mask": mask_weight, "box": box_weight}
         for name, weight in self.loss_weights.items():
             if not 0 <= weight < math.inf:
                 raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
@@ -105,58 +119,77 @@ class SegmentationTask(BaseTask):
 
     def training_step(self, batch: Batch, _batch_index: int) -> Tensor:
         """Return the loss of a batch; it and each of its terms are logged."""
-        is_sec, size = self.hparams["loss"] == "sec", len(batch["image"])
-        losses = self.sec_losses(batch) if is_sec else {"cross_entropy": self.cross_entropy(batch)}
+        size, losses = len(batch["image"]), self.losses(batch)
         loss = torch.stack([self.loss_weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         terms = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(terms, batch_size=size, sync_dist=True)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
-    def sec_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the terms of SEC's loss on the grid of the cues; terms of weight 0 are left out.
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the terms of the loss.
+
+        With ``cues``, SEC's losses or the balanced cross-entropy count on their grid. If the batch has a ``mask``, too,
+        they count at positions without a drawn pixel, and an image's part has the weight of its share of pixels that
+        are not drawn: the loss of an image without a drawn pixel is that of its cues, and the loss of an image with
+        drawn pixels only is that of its mask. Without cues, it is the cross-entropy at ``mask``.
 
         Args:
-            batch: ``image`` (B, 3, H, W), ``labels`` (B, C), ``cues`` bool (B, C+1, h, w).
+            batch: ``image`` (B, 3, H, W), ``labels`` (B, C) for SEC's losses, ``cues`` bool (B, C+1, h, w) or ``mask``
+                int64 (B, H, W) or both, and perhaps ``boxes``, B of float (n, 5).
 
         Returns:
-            Scalars by name, not weighted.
+            Scalars by name, not weighted; terms of weight 0 are left out.
         """
+        is_sec, images, mask = self.hparams["loss"] == "sec", batch["image"], batch.get("mask")
         if "cues" not in batch:
-            raise InputError("loss 'sec' needs cues: give the data module targets: cues and the cues' folder")
-        images, labels, cues = batch["image"], batch["labels"], batch["cues"]
-        logits = resize_maps(self(images).float(), cues.shape[-2:])  # (B, C+1, h, w)
-        probs = sec_probabilities(logits)
-        losses = {}
-        if self.loss_weights["seed"]:
-            losses["seed"] = seed_loss(probs, cues)
-        if self.loss_weights["expand"]:
+            if is_sec:
+                raise InputError("loss 'sec' needs cues: give the data module targets: cues and the cues' folder")
+            if mask is None:
+                needed = "give the data module targets: masks, or targets: cues"
+                raise InputError(f"loss 'cross_entropy' needs masks: {needed}")
+            return {"cross_entropy": self.cross_entropy(self(images).float(), mask)}
+        scores, cues = self(images).float(), batch["cues"]
+        logits, undrawn = resize_maps(scores, cues.shape[-2:]), None  # (B, C+1, h, w)
+        if mask is not None:
+            known = mask != IGNORE
+            undrawn = 1 - known.float().mean(dim=(1, 2))  # (B,)
+            cues = cues & (functional.interpolate(known[:, None].float(), cues.shape[-2:], mode="nearest-exact") == 0)
+        probs, losses = sec_probabilities(logits), {}
+        if not is_sec:
+            losses["cross_entropy"] = balanced_cross_entropy(probs, cues, image_weights=undrawn)
+        if is_sec and self.loss_weights["seed"]:
+            losses["seed"] = seed_loss(probs, cues, image_weights=undrawn)
+        if is_sec and self.loss_weights["expand"]:
             decays = {name: self.hparams[name] for name in ("decay_fg", "decay_bg")}
-            losses["expand"] = expand_loss(probs, labels, **decays)
-        if self.loss_weights["constrain"]:
+            losses["expand"] = expand_loss(probs, batch["labels"], **decays, image_weights=undrawn)
+        if is_sec and self.loss_weights["constrain"]:
             crf_probs = dense_crf(small_images(images, cues.shape[-2:]), logits.detach(), **self.crf)
-            losses["constrain"] = constrain_loss(probs, crf_probs)
+            losses["constrain"] = constrain_loss(probs, crf_probs, image_weights=undrawn)
         if not losses:
             raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")
+        if mask is not None and self.loss_weights["mask"]:
+            drawn = known.any(dim=(1, 2))  # (B,); the scores of the other images need not be resized
+            values = (
+                mask_loss(resize_maps(scores[drawn], mask.shape[-2:]), mask[drawn]) if drawn.any() else scores.sum() * 0
+            )
+            losses["mask"] = values * drawn.float().mean()
+        if "boxes" in batch and self.loss_weights["box"]:
+            losses["box"] = box_loss(probs, batch["boxes"])
         return losses
 
-    def cross_entropy(self, batch: Batch) -> Tensor:
-        """Compute the cross-entropy against pseudo-masks or masks.
+    def cross_entropy(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean cross-entropy over all pixels of all processes, except 255.
 
-        With ``cues`` bool (B, C+1, h, w) it is `balanced_cross_entropy` on their grid. With ``mask`` (B, H, W) it is
-        the mean over all pixels of all processes except 255, so a process with few pixels has a low weight.
+        A process with few pixels thus has a low weight.
 
         Args:
-            batch: ``image`` (B, 3, H, W), and ``cues`` or ``mask``.
+            scores: (B, C+1, h, w).
+            mask: int64 (B, H, W).
         """
-        if "cues" in batch:
-            logits = resize_maps(self(batch["image"]).float(), batch["cues"].shape[-2:])  # (B, C+1, h, w)
-            return balanced_cross_entropy(sec_probabilities(logits), batch["cues"])
-        if "mask" not in batch:
-            raise InputError("loss 'cross_entropy' needs masks: give the data module targets: masks, or targets: cues")
-        mask = batch["mask"]
-        logits = resize_maps(self(batch["image"]).float(), mask.shape[-2:])  # (B, C+1, H, W)
-        total = functional.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="sum")
+        total = functional.cross_entropy(
+            resize_maps(scores, mask.shape[-2:]), mask, ignore_index=IGNORE, reduction="sum"
+        )
         pixels = mean_over_processes((mask != IGNORE).sum())  # gradients are averaged over the processes
         return total / pixels.where(pixels > 0, 1.0)
 

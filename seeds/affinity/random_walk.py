@@ -13,7 +13,10 @@ Floats = NDArray[np.float32]
 Array = np.ndarray[Any, Any]
 
 
-def random_walk(maps: Floats, boundary: Floats, *, radius: int = 5, beta: float = 10.0, steps: int = 256) -> Floats:
+def random_walk(
+    maps: Floats, boundary: Floats, *, radius: int = 5, beta: float = 10.0, steps: int = 256,
+    fixed: NDArray[np.bool_] | None = None,
+) -> Floats:  # fmt: skip
     """Spread the values of maps to near positions by a random walk that rarely crosses a boundary.
 
     A step replaces each value by the mean of the position and its neighbours, weighted by affinity^beta. irn squares
@@ -26,11 +29,14 @@ def random_walk(maps: Floats, boundary: Floats, *, radius: int = 5, beta: float 
         radius: a step leads to positions nearer than this.
         beta: exponent of the affinities: the higher it is, the rarer are steps over a weak boundary.
         steps: number of steps.
+        fixed: positions (h, w) that keep their values, as in the random walker of Grady (*Random walks for image
+            segmentation*, PAMI 2006).
 
     Returns:
         float32 (k, h, w).
     """
     h, w = boundary.shape
+    kept = np.argwhere(np.zeros((h, w), bool) if fixed is None else fixed)  # (m, 2)
     offsets, side = np.array(pair_offsets(radius), np.int64), radius - 1
     ahead = affinities(torch.from_numpy(boundary.astype(np.float32))[None], radius)[0].numpy() ** beta  # (P, h, w)
     behind = np.zeros_like(ahead)  # the same at the position where the offset ends
@@ -41,14 +47,18 @@ def random_walk(maps: Floats, boundary: Floats, *, radius: int = 5, beta: float 
     both = np.concatenate([ahead, behind]).transpose(1, 0, 2)  # (h, 2 P, w)
     own = 1 / (1 + both.sum(axis=1))  # a position's affinity with itself is 1
     shares = np.ascontiguousarray(both * own[:, None], dtype=np.float32)
-    values = np.pad((maps * (1 - boundary)).astype(np.float32), ((0, 0), (side, side), (side, side)))
+    start = (maps * (1 - boundary)).astype(np.float32)
+    start[:, kept[:, 0], kept[:, 1]] = maps[:, kept[:, 0], kept[:, 1]]
+    values = np.pad(start, ((0, 0), (side, side), (side, side)))
     neighbours = np.concatenate([offsets, -offsets])
-    walk(values, np.zeros_like(values), shares, own.astype(np.float32), neighbours, side, steps)
+    walk(values, np.zeros_like(values), shares, own.astype(np.float32), neighbours, kept + side, side, steps)
     return np.ascontiguousarray(values[:, side : side + h, side : side + w])
 
 
 @compiled
-def walk(values: Array, buffer: Array, shares: Array, own: Array, offsets: Array, side: int, steps: int) -> None:
+def walk(
+    values: Array, buffer: Array, shares: Array, own: Array, offsets: Array, kept: Array, side: int, steps: int
+) -> None:
     """Take the steps of a walk in place.
 
     Args:
@@ -57,6 +67,7 @@ def walk(values: Array, buffer: Array, shares: Array, own: Array, offsets: Array
         shares: the neighbours' shares, (h, n, w).
         own: the share of the position itself, (h, w).
         offsets: of the neighbours, (n, 2).
+        kept: row and column in ``values`` of the positions that keep their values, (m, 2).
         side: positions around the map.
         steps: number of steps.
     """
@@ -75,5 +86,7 @@ def walk(values: Array, buffer: Array, shares: Array, own: Array, offsets: Array
                     share = shares[y, i]
                     for x in range(w):
                         row[x] += share[x] * here[x]
+            for i in range(len(kept)):
+                target[k, kept[i, 0], kept[i, 1]] = source[k, kept[i, 0], kept[i, 1]]
     if steps % 2 == 1:
         values[:] = buffer

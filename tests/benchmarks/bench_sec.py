@@ -96,7 +96,7 @@ class Case:
     def sec(self) -> None:
         """A training step."""
         with self.autocast():
-            loss = torch.stack(list(self.task.sec_losses(self.batch).values())).sum()
+            loss = torch.stack(list(self.task.losses(self.batch).values())).sum()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

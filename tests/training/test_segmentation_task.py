@@ -35,7 +35,7 @@ def test_the_loss_is_seed_plus_expand_plus_constrain():
     torch.manual_seed(0)
     task = SegmentationTask(CLASSES, **TINY).eval()  # eval: no dropout, so that twice gives the same
     batch = batch_of()
-    losses = task.sec_losses(batch)
+    losses = task.losses(batch)
     with torch.no_grad():
         logits = F.interpolate(task.network(batch["image"]), (8, 8), mode="bilinear", align_corners=False)
     probs = sec_probabilities(logits)
@@ -58,7 +58,7 @@ def test_the_crf_sees_logits_and_the_images_own_colours(monkeypatch):
     batch = batch_of()
     flat = torch.tensor([250, 128, 3], dtype=torch.uint8)[None, :, None, None].expand(2, 3, 64, 64)
     batch["image"] = normalize(flat)
-    task.sec_losses(batch)
+    task.losses(batch)
     assert seen["image"].dtype == torch.uint8
     assert seen["image"].shape == (2, 3, 8, 8)
     assert seen["image"][0, :, 3, 3].tolist() == [250, 128, 3]
@@ -71,7 +71,7 @@ def test_the_crf_sees_logits_and_the_images_own_colours(monkeypatch):
 @pytest.mark.parametrize("grid", [5, 8, 16, 41])
 def test_any_grid_of_cues(grid):
     task = SegmentationTask(CLASSES, **TINY)
-    losses = task.sec_losses(batch_of(grid))
+    losses = task.losses(batch_of(grid))
     assert set(losses) == {"seed", "expand", "constrain"}
     assert all(torch.isfinite(value) for value in losses.values())
 
@@ -79,15 +79,15 @@ def test_any_grid_of_cues(grid):
 def test_a_loss_of_weight_zero_is_not_computed(monkeypatch):
     monkeypatch.setattr(task_module, "dense_crf", None)
     task = SegmentationTask(CLASSES, **TINY, constrain_weight=0.0, expand_weight=0.0)
-    assert set(task.sec_losses(batch_of())) == {"seed"}
+    assert set(task.losses(batch_of())) == {"seed"}
     with pytest.raises(InputError, match="all 0"):
-        SegmentationTask(CLASSES, **TINY, seed_weight=0, expand_weight=0, constrain_weight=0).sec_losses(batch_of())
+        SegmentationTask(CLASSES, **TINY, seed_weight=0, expand_weight=0, constrain_weight=0).losses(batch_of())
 
 
 def test_weights_of_the_losses(monkeypatch):
     task = SegmentationTask(CLASSES, **TINY, seed_weight=2.0, expand_weight=3.0, constrain_weight=5.0)
     parts = {"seed": torch.tensor(1.0), "expand": torch.tensor(10.0), "constrain": torch.tensor(100.0)}
-    monkeypatch.setattr(task, "sec_losses", lambda _batch: parts)
+    monkeypatch.setattr(task, "losses", lambda _batch: parts)
     logged = {}
     monkeypatch.setattr(task, "log_dict", lambda values, **_: logged.update(values))
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: value}))
@@ -109,8 +109,10 @@ def test_cross_entropy_ignores_255():
         log_probs = resize_maps(task(image), (64, 64)).log_softmax(1)
     picked = log_probs.gather(1, mask.clamp_max(3)[:, None])[:, 0]
     expected = -picked[mask != 255].mean()
-    assert task.cross_entropy({"image": image, "mask": mask}).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert task.cross_entropy({"image": image, "mask": torch.full_like(mask, 255)}).item() == 0
+    assert task.losses({"image": image, "mask": mask})["cross_entropy"].item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+    assert task.losses({"image": image, "mask": torch.full_like(mask, 255)})["cross_entropy"].item() == 0
 
 
 @pytest.mark.parametrize(("loss", "needed"), [("sec", "cues"), ("cross_entropy", "masks")])
@@ -171,7 +173,7 @@ def test_sec_learns_its_cues(voc, cues, tmp_path):
     task = SegmentationTask(list(data.classes), **TINY, optimizer="adamw", lr=1e-3, schedule="constant")
     trainer = trainer_of(tmp_path, max_steps=40, limit_val_batches=0)
     trainer.fit(task, torch.utils.data.DataLoader([batch] * 40, batch_size=None))
-    start = SegmentationTask(list(data.classes), **TINY).sec_losses(batch)["seed"].item()
+    start = SegmentationTask(list(data.classes), **TINY).losses(batch)["seed"].item()
     assert trainer.callback_metrics["train/seed"].item() < 0.4 * start
 
 
