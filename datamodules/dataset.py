@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.annotations import BACKGROUND
 from datamodules.class_names import IGNORE
-from datamodules.drawn_labels import corrected_cues, draw_labels
+from datamodules.drawn_labels import Drawn, corrected_cues, draw_labels
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import any_size, as_rgb, image_size, normalize, read_image
 from datamodules.masks import read_class_mask
@@ -147,7 +147,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 item["labels"] = item["labels"].copy()
                 item["labels"][drawn_classes - 1] = 1
             if cues is not None:
-                item["cues"] = corrected_cues(item["cues"], item["mask"], item["boxes"])
+                item["cues"] = corrected_cues(item["cues"], Drawn(item["mask"], item["boxes"]))
         if self.originals:
             item["original"] = as_rgb(image)
         return item

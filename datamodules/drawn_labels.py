@@ -1,12 +1,33 @@
 """Label maps of what people have drawn into images: masks, points, scribbles and boxes."""
 
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from datamodules.class_names import IGNORE
 from datamodules.transforms import resize_nearest
+
+
+class Drawn(NamedTuple):
+    """What people have drawn into one image.
+
+    Attributes:
+        mask: uint8 (H, W): 0 background, 1..C; 255 where nothing is drawn.
+        boxes: float32 (n, 5): class 1..C, left, top, right, bottom, in fractions of the image's sides.
+    """
+
+    mask: np.ndarray
+    boxes: np.ndarray
+
+
+def drawn_in(batch: dict[str, Any]) -> list[Drawn] | list[None]:
+    """Return what is drawn into each image of a batch; None for each where the batch contains no annotations."""
+    if "boxes" not in batch:
+        return [None] * len(batch["id"])
+    masks = batch["mask"].cpu().numpy().astype(np.uint8)
+    return [Drawn(mask, boxes.cpu().numpy()) for mask, boxes in zip(masks, batch["boxes"], strict=True)]
 
 
 def draw_labels(size: tuple[int, int], mask: np.ndarray | None, lines: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
@@ -25,7 +46,8 @@ def draw_labels(size: tuple[int, int], mask: np.ndarray | None, lines: Iterable[
     conflict = np.zeros(size, bool)
     for index, vertices in lines:
         stroke = np.zeros(size, np.uint8)
-        cv2.polylines(stroke, [np.floor(vertices).astype(np.int32)], isClosed=False, color=1)
+        pixels = np.floor(vertices[[0, *range(len(vertices))]]).astype(np.int32)  # of one vertex, OpenCV draws nothing
+        cv2.polylines(stroke, [pixels], isClosed=False, color=1)
         drawn = stroke > 0
         conflict |= drawn & (labels != IGNORE) & (labels != index)
         labels[drawn] = index
@@ -79,19 +101,18 @@ def box_interiors(boxes: np.ndarray, height: int, width: int) -> dict[int, np.nd
     return {index: np.stack(each) for index, each in interiors.items()}
 
 
-def corrected_cues(cues: np.ndarray, drawn: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def corrected_cues(cues: np.ndarray, drawn: Drawn) -> np.ndarray:
     """Return cues with what people have drawn in their place.
 
     Args:
         cues: uint8 label map (h, w): 0 background, 1..C, 255 no cue.
-        drawn: uint8 label map (H, W) of the same image, 255 where nothing is drawn; see `reduce_labels`.
-        boxes: float (n, 5), see `box_interiors`: no cue of a class with boxes is left outside of them.
+        drawn: what is drawn into the same image. No cue of a class with boxes is left outside of them.
 
     Returns:
         uint8 (h, w).
     """
     labels = cues.copy()
-    for index, interiors in box_interiors(boxes, *cues.shape).items():
+    for index, interiors in box_interiors(drawn.boxes, *cues.shape).items():
         labels[(labels == index) & ~interiors.any(axis=0)] = IGNORE
-    known = reduce_labels(drawn, *cues.shape)
+    known = reduce_labels(drawn.mask, *cues.shape)
     return np.where(known == IGNORE, labels, known).astype(np.uint8)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
 from datamodules.dataset import ImageDataset, image_loader
+from datamodules.drawn_labels import Drawn
 from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, file_sha256
 from datamodules.progress import Progress, print_message
@@ -67,9 +68,7 @@ class Seed(NamedTuple):
         maps: one per class, float32 (k, h, w), not negative.
         saliency: background saliency, float32 (h, w), or None.
         image: the image that the cues depend on, uint8 (3, H, W), or None where they depend on the maps alone.
-        drawn: labels of what people have drawn into the image, uint8 (H, W), 255 where nothing is drawn; None without
-            annotations.
-        boxes: what `datamodules.dataset.ImageDataset` calls so, float32 (n, 5); None without annotations.
+        drawn: what people have drawn into the image; None without annotations.
     """
 
     name: str
@@ -77,8 +76,7 @@ class Seed(NamedTuple):
     maps: NDArray[np.float32]
     saliency: NDArray[np.float32] | None = None
     image: Tensor | None = None
-    drawn: NDArray[np.uint8] | None = None
-    boxes: NDArray[np.float32] | None = None
+    drawn: Drawn | None = None
 
 
 class SeedModule(pl.LightningModule):

@@ -13,7 +13,7 @@ from torch import nn
 from upath import UPath
 
 from datamodules.class_names import IGNORE
-from datamodules.drawn_labels import box_interiors, corrected_cues, reduce_labels
+from datamodules.drawn_labels import box_interiors, corrected_cues, drawn_in, reduce_labels
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
 from datamodules.seed_cache import SeedCache
@@ -47,10 +47,11 @@ def refine_seeds(
 
     Boundaries hold up the walk, so that the map of a class fills its object. The background wins where no map exceeds
     its score. There are two differences from irn: a map is divided by its own maximum, because the tag proves that the
-    class is in the image (irn divides all maps of an image by their common maximum); and the dense CRF follows.
-    Annotations of the training (see the option ``annotations`` of its data) count: what is drawn spreads in a random
-    walk of its own, and has its label; a class stays within its boxes, and each box contains some of it. The new cache contains the spread maps. The job runs as ``seeds generate`` does, in any number of processes, and can be
-    resumed. Images that ``cache`` has left out are left out.
+    class is in the image (irn divides all maps of an image by their common maximum); and the dense CRF follows. The
+    new cache contains the spread maps. Annotations of the affinities' training count (``annotations`` of its data):
+    what is drawn spreads in a random walk of its own, and keeps its label; a class stays within its boxes, and each box
+    contains some of it. The job runs as ``seeds generate`` does, in any number of processes, and can be resumed. Images
+    that ``cache`` has left out are left out.
 
     Args:
         cache: the seed cache whose maps are spread: CAMs, or the probabilities of ``pseudo-label``.
@@ -116,10 +117,9 @@ class RandomWalkModule(SeedModule):
             raise InputError(f"the network's boundaries of image {batch['id'][0]} or its neighbours are not finite")
         pixels, labels = to_uint8(images).cpu(), batch["labels"].cpu().numpy() != 0
         walk = {name: self.settings[name] for name in ("radius", "beta", "steps")}
-        seeds, nothing = [], [None] * len(labels)
-        drawings = zip(batch.get("mask", nothing), batch.get("boxes", nothing), strict=True)
-        per_image = zip(batch["id"], pixels, boundaries.cpu().numpy(), labels, drawings, strict=True)
-        for name, image, boundary, tags, (mask, rectangles) in per_image:
+        per_image = zip(batch["id"], pixels, boundaries.cpu().numpy(), labels, drawn_in(batch), strict=True)
+        seeds = []
+        for name, image, boundary, tags, drawn in per_image:
             classes, maps = np.flatnonzero(tags), np.zeros((0, *self.grid), np.float32)
             if len(classes):
                 found, stored = self.start.maps(name)
@@ -129,17 +129,16 @@ class RandomWalkModule(SeedModule):
                     raise InputError(f"the seed cache {self.start.path} has no {what} of image {name}, which is tagged")
                 rows = [found.tolist().index(label) for label in classes]  # imported maps are in another order
                 maps = resize_maps(torch.from_numpy(stored[rows])[None], self.grid)[0].numpy()
-            if mask is None:
+            if drawn is None:
                 seeds.append(Seed(name, classes, random_walk(maps, boundary, **walk), None, image))
                 continue
-            drawn, boxes = mask.cpu().numpy().astype(np.uint8), rectangles.cpu().numpy()
-            maps = random_walk(within_boxes(classes, maps, boxes), boundary, **walk)
-            known = reduce_labels(drawn, *self.grid)
+            maps = random_walk(within_boxes(classes, maps, drawn.boxes), boundary, **walk)
+            known = reduce_labels(drawn.mask, *self.grid)
             if (fixed := known != IGNORE).any():
                 own = (known == classes[:, None, None] + 1).astype(np.float32)
                 maps = np.maximum(of_maximum_one(maps), random_walk(own, boundary, **walk, fixed=fixed))
                 maps[:, fixed] = own[:, fixed]
-            seeds.append(Seed(name, classes, within_boxes(classes, maps, boxes), None, image, drawn, boxes))
+            seeds.append(Seed(name, classes, within_boxes(classes, maps, drawn.boxes), None, image, drawn))
         return seeds
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
@@ -153,7 +152,7 @@ class RandomWalkModule(SeedModule):
             background = np.full((1, *maps.shape[1:]), fg_threshold, np.float32)
             winners = np.concatenate([background, of_maximum_one(maps)]).argmax(axis=0)
             labels = np.array([0, *(seed.classes + 1)], np.uint8)[winners]
-        return labels if seed.drawn is None else corrected_cues(labels, seed.drawn, seed.boxes)
+        return labels if seed.drawn is None else corrected_cues(labels, seed.drawn)
 
 
 def within_boxes(

@@ -10,7 +10,7 @@ from torch import nn
 from upath import UPath
 
 from datamodules.class_names import IGNORE
-from datamodules.drawn_labels import box_interiors, corrected_cues
+from datamodules.drawn_labels import box_interiors, corrected_cues, drawn_in
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
 from datamodules.seed_cache import SeedCache
@@ -45,8 +45,9 @@ def pseudo_label(
 
     Classes that are not tags of the image are removed before the softmax. The dense CRF smooths the probabilities as
     at test time, and each position becomes a cue of its most likely class. The maps of the cache are the probabilities
-    of the tags. Annotations of the training (see the option ``annotations`` of its data) count: what is drawn has its
-    label, before and after the CRF and whatever ``consensus`` contains, and a class stays within its boxes. The job runs as ``seeds generate`` does, in any number of processes, and can be resumed.
+    of the tags. Annotations of the network's training count (``annotations`` of its data): what is drawn has its label,
+    before and after the CRF and whatever ``consensus`` contains, and a class stays within its boxes. The job runs as
+    ``seeds generate`` does, in any number of processes, and can be resumed.
 
     Args:
         checkpoint: checkpoint of a segmentation network.
@@ -116,16 +117,14 @@ class PseudoLabelModule(SeedModule):
         if not np.isfinite(probs).all():
             raise InputError(f"the network's scores of image {batch['id'][0]} or its neighbours are not finite")
         pixels, tags = to_uint8(images).cpu(), labels.cpu().numpy() != 0
-        seeds, nothing = [], [None] * len(tags)
-        drawings = zip(batch.get("mask", nothing), batch.get("boxes", nothing), strict=True)
-        for name, own, each, image, (mask, rectangles) in zip(batch["id"], tags, probs, pixels, drawings, strict=True):
-            drawn, boxes = None, None
-            if mask is not None:
-                drawn, boxes = mask.cpu().numpy().astype(np.uint8), rectangles.cpu().numpy()
-                for index, interiors in box_interiors(boxes, *self.grid).items():
+        seeds = []
+        per_image = zip(batch["id"], tags, probs, pixels, drawn_in(batch), strict=True)
+        for name, own, each, image, drawn in per_image:
+            if drawn:
+                for index, interiors in box_interiors(drawn.boxes, *self.grid).items():
                     each[index, ~interiors.any(axis=0)] = 0
-                each /= each.sum(axis=0).clip(min=PROBABILITY_FLOOR)
-            seeds.append(Seed(name, np.flatnonzero(own), each[1:][own], None, image, drawn, boxes))
+                np.divide(each, each.sum(axis=0).clip(min=PROBABILITY_FLOOR), out=each)
+            seeds.append(Seed(name, np.flatnonzero(own), each[1:][own], None, image, drawn))
         return seeds
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
@@ -138,8 +137,8 @@ class PseudoLabelModule(SeedModule):
             large = resize_maps(probs, tuple(seed.image.shape[1:]))
             if seed.drawn is not None:
                 for row, index in enumerate([0, *(seed.classes + 1)]):
-                    large[0, row, torch.from_numpy(seed.drawn != IGNORE)] = 0
-                    large[0, row, torch.from_numpy(seed.drawn == index)] = 1
+                    large[0, row, torch.from_numpy(seed.drawn.mask != IGNORE)] = 0
+                    large[0, row, torch.from_numpy(seed.drawn.mask == index)] = 1
             probs = dense_crf(seed.image[None].contiguous(), large.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
         confidence, winners = (part.numpy() for part in probs[0].max(dim=0))
         names = np.array([0, *(seed.classes + 1)], np.uint8)
@@ -148,4 +147,4 @@ class PseudoLabelModule(SeedModule):
         if self.consensus is not None:
             other = resize_nearest(self.consensus.cues(seed.name), h, w)
             labels = np.where(labels == other, labels, NO_CUE).astype(np.uint8)
-        return labels if seed.drawn is None else corrected_cues(labels, seed.drawn, seed.boxes)
+        return labels if seed.drawn is None else corrected_cues(labels, seed.drawn)

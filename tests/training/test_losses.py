@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from training.losses import (
     balanced_cross_entropy,
+    box_loss,
     constrain_loss,
     expand_loss,
+    mask_loss,
     ranked_weights,
     sec_probabilities,
     seed_loss,
@@ -382,3 +384,100 @@ def test_wrong_shapes_are_quoted(call, words):
     with pytest.raises(ValueError) as caught:
         call()
     assert all(part in str(caught.value) for part in words)
+
+
+def test_mask_loss_is_the_mean_over_images_of_the_mean_over_drawn_pixels():
+    logits = torch.tensor([[[[2.0, 0.0, 1.0]], [[0.0, 0.0, 3.0]]]] * 3, dtype=torch.float64)  # (3, 2, 1, 3)
+    mask = torch.tensor([[[0, 255, 1]], [[255, 0, 255]], [[255, 255, 255]]])
+    first = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-2))) / 2
+    assert mask_loss(logits, mask).item() == pytest.approx((first + math.log(2) + 0) / 3, rel=1e-6)
+
+
+def test_mask_loss_of_whole_masks_is_torchs_cross_entropy_and_unknown_pixels_have_no_gradient():
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3, 5, 6, requires_grad=True)
+    mask = torch.randint(0, 3, (4, 5, 6))
+    wanted = torch.nn.functional.cross_entropy(logits, mask)
+    assert mask_loss(logits, mask).item() == pytest.approx(wanted.item(), rel=1e-6)
+    mask[torch.rand(mask.shape) < 0.7] = 255
+    mask_loss(logits, mask).backward()
+    undrawn = (mask == 255)[:, None].expand_as(logits)
+    assert (logits.grad[undrawn] == 0).all()
+    assert (logits.grad[~undrawn] != 0).all()
+
+
+def slow_box_loss(probs, boxes):
+    """Loops over everything, in float64."""
+    total = 0.0
+    for image, own in zip(probs.double().tolist(), boxes, strict=True):
+        terms = []
+        for label in {int(box[0]) for box in own.tolist()}:
+            p = image[label]
+            h, w = len(p), len(p[0])
+            rectangles = [box[1:] for box in own.tolist() if box[0] == label]
+
+            def within(y, x, box, h=h, w=w):
+                left, top, right, bottom = box
+                return left <= (x + 0.5) / w < right and top <= (y + 0.5) / h < bottom
+
+            outside = [
+                -math.log(1 - p[y][x]) for y in range(h) for x in range(w)
+                if not any(within(y, x, box) for box in rectangles)
+            ]  # fmt: skip
+            lines = []
+            for box in rectangles:
+                left, top, right, bottom = box
+                inside = [(y, x) for y in range(h) for x in range(w) if within(y, x, box)]
+                if left >= 0 and right <= 1:
+                    lines += [-math.log(max(p[y][x] for y, x in inside if y == row)) for row in {y for y, _ in inside}]
+                if top >= 0 and bottom <= 1:
+                    lines += [-math.log(max(p[y][x] for y, x in inside if x == col)) for col in {x for _, x in inside}]
+            terms.append((sum(outside) / max(1, len(outside))) + (sum(lines) / max(1, len(lines))))
+        total += sum(terms) / max(1, len(terms))
+    return total / len(probs)
+
+
+BOXES = [
+    torch.tensor([[1, 0.1, 0.2, 0.6, 0.7]]),
+    torch.tensor([
+        [1, -0.3, 0.0, 0.5, 0.5], [2, 0.25, 0.5, 1.0, 1.2], [1, 0.4, 0.4, 0.95, 0.8], [2, 0.41, 0.41, 0.42, 0.42],
+    ]),
+    torch.zeros(0, 5),
+]  # fmt: skip
+
+
+def test_box_loss_equals_a_slow_loop():
+    torch.manual_seed(1)
+    probs = torch.randn(3, 3, 7, 9, dtype=torch.float64).softmax(dim=1)
+    assert box_loss(probs, BOXES).item() == pytest.approx(slow_box_loss(probs, BOXES), rel=1e-6)
+    shuffled = [own[torch.randperm(len(own))] for own in BOXES]
+    assert box_loss(probs, shuffled).item() == pytest.approx(box_loss(probs, BOXES).item(), rel=1e-6)
+    assert box_loss(probs[2:], BOXES[2:]).item() == 0
+
+
+def test_box_loss_moves_a_class_into_its_box():
+    logits = torch.zeros(1, 2, 8, 8, requires_grad=True)
+    box_loss(logits.softmax(dim=1), [torch.tensor([[1, 0.25, 0.25, 0.75, 0.75]])]).backward()
+    push = -logits.grad[0, 1]
+    inside = torch.zeros(8, 8, dtype=torch.bool)
+    inside[2:6, 2:6] = True
+    assert (push[~inside] < 0).all()
+    assert push[inside].sum() > 0
+    perfect = torch.where(inside, 1.0, 0.0)
+    assert (
+        box_loss(torch.stack([1 - perfect, perfect])[None], [torch.tensor([[1, 0.25, 0.25, 0.75, 0.75]])]).item() < 1e-5
+    )
+
+
+def test_image_weights():
+    torch.manual_seed(2)
+    probs, crf_probs = (torch.randn(3, 4, 5, 5).softmax(dim=1) for _ in range(2))
+    cues = torch.rand(3, 4, 5, 5) < 0.3
+    labels = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0]])
+    weights = torch.tensor([0.0, 0.25, 1.0])
+    for loss, other in (
+        (seed_loss, cues), (balanced_cross_entropy, cues), (expand_loss, labels), (constrain_loss, crf_probs),
+    ):  # fmt: skip
+        each = torch.stack([loss(probs[i : i + 1], other[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(loss(probs, other, image_weights=weights), (each * weights).mean())
+        torch.testing.assert_close(loss(probs, other, image_weights=torch.ones(3)), loss(probs, other))

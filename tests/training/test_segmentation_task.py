@@ -15,7 +15,7 @@ from seeds.crf import dense_crf
 from seeds.score_maps import label_map, resize_maps, small_images
 from tests.training.conftest import TINY, data_of, trainer_of
 from training import segmentation_task as task_module
-from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
+from training.losses import balanced_cross_entropy, constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.segmentation_task import SegmentationTask
 
 CLASSES = ["a", "b", "c"]
@@ -113,6 +113,76 @@ def test_cross_entropy_ignores_255():
         expected.item(), rel=1e-5
     )
     assert task.losses({"image": image, "mask": torch.full_like(mask, 255)})["cross_entropy"].item() == 0
+
+
+def gradients_of(task, batch):
+    losses = task.losses(batch)
+    task.zero_grad()
+    sum(task.loss_weights.get(name, 1.0) * value for name, value in losses.items()).backward()
+    return losses, {name: each.grad.clone() for name, each in task.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("loss", ["sec", "cross_entropy"])
+def test_images_drawn_as_a_whole_train_exactly_as_with_their_masks(loss):
+    torch.manual_seed(0)
+    task = SegmentationTask(CLASSES, **TINY, loss=loss).eval()  # eval: no dropout
+    supervised = SegmentationTask(CLASSES, **TINY, loss="cross_entropy").eval()
+    supervised.load_state_dict(task.state_dict())
+    batch = batch_of()
+    mask = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    drawn, own = gradients_of(task, {**batch, "mask": mask, "boxes": [torch.zeros(0, 5)] * 2})
+    wanted, gradients = gradients_of(supervised, {"image": batch["image"], "mask": mask})
+    assert drawn["mask"].item() == pytest.approx(wanted["cross_entropy"].item(), rel=1e-6)
+    assert all(value == 0 for name, value in drawn.items() if name != "mask")
+    assert own.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["sec", "cross_entropy"])
+def test_images_without_annotation_train_exactly_as_with_their_cues(loss):
+    torch.manual_seed(0)
+    task, batch = SegmentationTask(CLASSES, **TINY, loss=loss).eval(), batch_of()
+    plain = task.losses(batch)
+    nothing = {"mask": torch.full((2, 64, 64), 255), "boxes": [torch.zeros(0, 5)] * 2}
+    annotated = task.losses(batch | nothing)
+    assert annotated["mask"] == annotated["box"] == 0
+    for name, value in plain.items():
+        torch.testing.assert_close(annotated[name], value)
+
+
+def test_masks_and_partly_drawn_images_in_one_batch():
+    """The loss is the mean over images: of cues with the share that is not drawn, and of drawn pixels."""
+    torch.manual_seed(0)
+    task = SegmentationTask(CLASSES, **TINY, loss="cross_entropy", mask_weight=3.0).eval()
+    batch, mask = batch_of(images=3), torch.full((3, 64, 64), 255)
+    mask[0] = torch.randint(0, 4, (64, 64))
+    mask[1, :16] = 2  # the upper quarter, where the cues are background
+    losses = task.losses(batch | {"mask": mask})
+    with torch.no_grad():
+        logits = resize_maps(task(batch["image"]), (64, 64))
+        probs = sec_probabilities(resize_maps(task(batch["image"]), (8, 8)))
+    parts = [F.cross_entropy(logits[i : i + 1], mask[i : i + 1], ignore_index=255).item() for i in (0, 1)]
+    assert losses["mask"].item() == pytest.approx(sum(parts) / 3, rel=1e-5)
+    cues = batch["cues"][1:].clone()
+    cues[0, :, :2] = False
+    each = [balanced_cross_entropy(probs[i : i + 1], cues[i - 1 : i]).item() for i in (1, 2)]
+    assert losses["cross_entropy"].item() == pytest.approx((0.75 * each[0] + each[1]) / 3, rel=1e-5)
+    assert task.loss_weights["mask"] == 3.0
+
+
+@pytest.mark.parametrize("loss", ["sec", "cross_entropy"])
+def test_gradients_are_zero_at_unknown_pixels(loss, monkeypatch):
+    """Of the loss at drawn pixels; the cues of unknown pixels have their own."""
+    task, batch = SegmentationTask(CLASSES, **TINY, loss=loss), batch_of()
+    scores = torch.randn(2, 4, 64, 64, requires_grad=True)
+    monkeypatch.setattr(task, "forward", lambda _images: scores)
+    mask = torch.full((2, 64, 64), 255)
+    mask[0, 3, 5], mask[1, 60:] = 1, 0
+    task.losses(batch | {"mask": mask})["mask"].backward()
+    undrawn = (mask == 255)[:, None].expand_as(scores)
+    assert (scores.grad[undrawn] == 0).all()
+    assert (scores.grad[~undrawn] != 0).all()
 
 
 @pytest.mark.parametrize(("loss", "needed"), [("sec", "cues"), ("cross_entropy", "masks")])
