@@ -7,7 +7,7 @@ BACKGROUND = "background"
 
 
 class Point(NamedTuple):
-    """A pixel of which the class is known.
+    """A pixel of known class.
 
     Attributes:
         name: Name of the class, or `BACKGROUND`.

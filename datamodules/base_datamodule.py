@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 from upath import UPath
 
+from datamodules.annotation_files import annotated, check_source
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
@@ -49,6 +50,11 @@ class BaseDataModule(pl.LightningDataModule):
         train_split: Split to train on.
         val_split: Split to validate on; None for no validation.
         test_split: Split to test and predict on.
+        annotations: Source, or list of sources, of masks, points, scribbles and boxes of some images: ``masks`` for the
+            data set's own masks; ``xml`` for the boxes of ``Annotations/<id>.xml`` in a VOC folder; the path of a list
+            of ids (``.txt``) for the data set's own masks of these images; the path of a table (``.csv``, ``.jsonl``)
+            with the columns ``mask``, ``points``, ``scribbles``, ``boxes``; or the path of a JSON of COCO's instances
+            (``.json``). None: there are only tags.
         targets: Training targets: ``tags``, ``cues`` (of a seed cache) or ``masks``.
         cues: Folder of the seed cache, for ``targets: cues``.
         cues_checkpoint: Checkpoint that the seed cache must come from; compared with the cache's metadata.
@@ -69,6 +75,7 @@ class BaseDataModule(pl.LightningDataModule):
     Attributes:
         classes: Names of the chosen classes.
         in_channels: Channels of the images.
+        mask_classes: All classes of the data set, in the order of the indices in its masks.
         mask_lut: uint8 (256,): index in a mask file -> class index, see `datamodules.class_names.mask_lut`.
         source: Name of the file or folder that lists images and tags, for messages; a subclass may set it.
         unreadable: Unreadable images of all splits that were set up.
@@ -87,6 +94,7 @@ class BaseDataModule(pl.LightningDataModule):
         train_split: str = "train",
         val_split: str | None = "val",
         test_split: str = "val",
+        annotations: str | list[str] | None = None,
         targets: Literal["tags", "cues", "masks"] = "tags",
         cues: str | None = None,
         cues_checkpoint: str | None = None,
@@ -113,6 +121,10 @@ class BaseDataModule(pl.LightningDataModule):
         for name, least in (*((name, 1) for name in positive), ("num_workers", 0)):
             if settings[name] < least:
                 raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
+        self.sources = [annotations] if isinstance(annotations, str) else [str(source) for source in annotations or ()]
+        for source in self.sources:
+            check_source(source)
+        settings["annotations"] = self.sources or None
         self.in_channels = in_channels
         self.root = data_folder(root)
         self.source = self.source or str(self.root)
@@ -123,7 +135,7 @@ class BaseDataModule(pl.LightningDataModule):
             if name == "background" or name.splitlines() != [name]:  # a line of classes.txt, a key in metrics
                 rule = "a class is one line of text other than background; choose others with classes"
                 raise InputError(f"{name!r} cannot be one of the classes {where}: {rule}.")
-        self.mask_lut = mask_lut(known, self.classes)
+        self.mask_classes, self.mask_lut = known, mask_lut(known, self.classes)
         # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then tells the
         # meaning of its channels, and Lightning finds the same value in the task's settings
         settings |= {name: str(settings[name]) for name in ("root", "cues", "cues_checkpoint") if settings[name]}
@@ -189,6 +201,31 @@ class BaseDataModule(pl.LightningDataModule):
                 raise InputError(f"{where} {sample.id}, and there is no image {sample.image}.")
             seen.add(sample.id)
         return samples
+
+    def annotated(self, samples: Sequence[Sample], split: str) -> list[Sample]:
+        """Return samples with the masks, points, scribbles and boxes of ``annotations``; without it, as they are.
+
+        Masks of images that no source contains become None. Tags that are not known become the classes of the
+        annotations.
+
+        Args:
+            samples: All samples of the split, with tags where they are known.
+            split: Name of the split.
+
+        Raises:
+            InputError: A source is missing or invalid, contains no image of the split, contradicts the tags of an
+                image, or adds a second mask.
+        """
+        if not self.sources:
+            return list(samples)
+
+        def masks() -> dict[str, Any]:
+            return {sample.id: sample.mask for sample in self.read_samples(split, tags=False)}
+
+        return annotated(
+            samples, self.sources, root=self.root, where=f"the split {split!r} of {self.source}",
+            mask_classes=self.mask_classes, classes=self.classes, lut=self.mask_lut, masks=masks,
+        )  # fmt: skip
 
     def blocks(self, split: str, size: int) -> SampleBlocks:
         """Return the samples of a split with tags in blocks, one for each shard of a seed cache.

@@ -1,8 +1,6 @@
 """A folder of images with a table of tags (CSV, metadata.csv, metadata.jsonl), or one folder a tag."""
 
-import csv
 import filecmp
-import io
 import json
 import re
 from contextlib import suppress
@@ -17,6 +15,7 @@ from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_masks, mask_folder
 from datamodules.sample import Sample, image_id, in_split
+from datamodules.tables import read_rows
 
 TAG_COLUMNS = ("tags", "labels", "label")
 """Columns of a table that may contain the tags; the first that exists does."""
@@ -99,32 +98,14 @@ def read_table(path: AnyPath) -> list[Sample]:
     Raises:
         InputError: The table is missing or malformed, or lacks an image that lies beside its images.
     """
-    try:
-        file = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
-        if path.suffix == ".jsonl":
-            rows = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
-            header = sorted(set().union(*(row for _, row in rows if isinstance(row, dict))))
-        else:
-            reader = csv.DictReader(file, strict=True)
-            reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InputError(f"tag file {path} cannot be read: {error.strerror}.") from error
-    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"tag file {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}.") from error
+    header, rows = read_rows(path)
     file_column = next((name for name in ("file", "file_name") if name in header), None)
     tag_column = next((name for name in TAG_COLUMNS if name in header), None)
     if file_column is None or tag_column is None:
         columns = f"'file,tags', or have file_name and one of {', '.join(TAG_COLUMNS)}"
         raise InputError(f"{path} must start with the line {columns}, not {','.join(header)!r}.")
     samples, below = [], set[PurePosixPath]()  # images relative to the table's folder
-    for line, row in rows:
-        where = f"{path}, line {line}"
-        if not isinstance(row, dict):
-            raise InputError(f"{where} is not a JSON object.")
-        # csv.DictReader stores columns beyond the header under None: "a.jpg,cat,dog" would lose its dog
-        if beyond := next(filter(str.strip, row.get(None, ())), None):
-            raise InputError(f"{where}: {beyond.strip()!r} is beyond the columns of the header; separate tags by ';'.")
+    for where, row in rows:
         name, tags = row.get(file_column), row.get(tag_column)
         if not isinstance(name, str):
             raise InputError(f"{where} has no {file_column}.")

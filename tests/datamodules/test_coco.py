@@ -15,7 +15,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from datamodules.base_datamodule import datamodule_from_settings
-from datamodules.coco import COCODataModule, decompress_runs
+from datamodules.coco import COCODataModule
+from datamodules.coco_instances import decompress_runs
 from datamodules.errors import InputError
 from datamodules.masks import RleMask, read_class_mask, read_mask
 from datamodules.unreadable_images import UnreadableImages, readable
@@ -229,7 +230,7 @@ def test_one_json_for_all_images_has_the_splits_of_a_hash(tmp_path):
 def named(root):
     """A JSON of another name, written into the folder x."""
     write(root / "x/own/list.json", content())
-    return {"annotations": "own/list.json", "val_fraction": 0.0}
+    return {"instances": "own/list.json", "val_fraction": 0.0}
 
 
 def test_files_in_folders_and_uris(tmp_path):
@@ -255,7 +256,7 @@ def test_a_folder_by_uri(coco):
     assert data.samples("val2017")[0].image == "memory://coco-by-uri/val2017/001.jpg"
     data.setup("validate")
     assert next(iter(data.val_dataloader()))["id"] == ["001", "002"]
-    beside = open_coco("memory://coco-by-uri/val2017", annotations="../annotations/instances_{split}.json")
+    beside = open_coco("memory://coco-by-uri/val2017", instances="../annotations/instances_{split}.json")
     assert beside.samples("val2017") == data.samples("val2017")
     with pytest.raises(InputError, match=r"no annotations/instances_val.json or .*: train2017, val2017\.$"):
         COCODataModule("memory://coco-by-uri")
@@ -298,7 +299,7 @@ def test_an_instance_without_a_segmentation(coco):
 
 def test_it_is_made_again_from_its_settings(coco):
     """As `tag2mask evaluate` does, with its class, its annotations and a subset of the classes."""
-    data = open_coco(coco, classes=["dog", "bottle"], annotations="annotations/instances_{split}.json")
+    data = open_coco(coco, classes=["dog", "bottle"], instances="annotations/instances_{split}.json")
     again = datamodule_from_settings(data.settings, test_split="train2017")
     assert isinstance(again, COCODataModule)
     assert (again.classes, again.hparams["test_split"]) == (("dog", "bottle"), "train2017")
@@ -399,7 +400,7 @@ def test_missing_files_and_unknown_names(coco):
     with pytest.raises(InputError, match=r"folder .*nowhere does not exist"):
         COCODataModule(str(coco / "nowhere"))
     with pytest.raises(InputError, match=r"there is no own.json in"):
-        COCODataModule(str(coco), annotations="own.json")
+        COCODataModule(str(coco), instances="own.json")
     (coco / "val2017/003.jpg").unlink()
     with pytest.raises(InputError, match=r"contains 003, and there is no image .*val2017/003.jpg"):
         open_coco(coco).samples("val2017")

@@ -69,7 +69,7 @@ def test_cocos_layout(tmp_path, monkeypatch):
     root = tmp_path / "coco"
     for seed, (split, total) in enumerate({"train2014": 160, "val2014": 40}.items()):
         write_split(root / split, root / f"annotations/instances_{split}.json", seed, total)
-    words = ["--train_split=train2014", "--val_split=val2014", "--annotations=annotations/instances_{split}.json"]
+    words = ["--train_split=train2014", "--val_split=val2014", "--instances=annotations/instances_{split}.json"]
     output = run_recipe(tmp_path, monkeypatch, root, *words)
     metrics = json.loads((output / "metrics.json").read_text())
     assert (metrics["images"], metrics["images_with_mask"], metrics["split"]) == (40, 40, "val2014")
@@ -86,7 +86,7 @@ def test_cocos_layout(tmp_path, monkeypatch):
 def test_an_own_export(tmp_path, monkeypatch):
     """One JSON for all images, with any name: the same YAML, with splits by a hash and two of the categories."""
     write_split(tmp_path / "export/photos", tmp_path / "export/labels.json", 7, 40)
-    words = ["--annotations=../labels.json", "--train_split=train", "--val_split=val", "--classes=[fish, bee]"]
+    words = ["--instances=../labels.json", "--train_split=train", "--val_split=val", "--classes=[fish, bee]"]
     output = run_recipe(tmp_path, monkeypatch, tmp_path / "export/photos", *words)
     metrics = json.loads((output / "metrics.json").read_text())
     assert 0 < metrics["images_with_mask"] < 12

@@ -1,0 +1,307 @@
+"""Reading of annotations: masks, points, scribbles and boxes from tables, lists of ids, VOC's XML and COCO's JSON."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from upath import UPath
+
+from datamodules.annotations import BACKGROUND, LabelledBox, Point, Scribble
+from datamodules.bounding_boxes import xml_boxes
+from datamodules.class_names import IGNORE
+from datamodules.coco_instances import category_names, images_with_instances, instance_mask, read_instances
+from datamodules.errors import InputError, unknown_name
+from datamodules.files import AnyPath, existing_files, is_uri
+from datamodules.masks import RleMask, read_class_mask
+from datamodules.sample import Sample, image_id, read_ids
+from datamodules.tables import read_rows
+
+SUFFIXES = (".txt", ".csv", ".jsonl", ".json")
+"""Suffixes of files that are sources of annotations."""
+
+KINDS = {Point: "point", Scribble: "scribble", LabelledBox: "box"}
+
+FORMS = {
+    "points": '["class", x, y]',
+    "scribbles": '["class", [[x, y], [x, y]]]',
+    "boxes": '["class", left, top, right, bottom]',
+}
+"""Columns of a table, and how one element of a cell is written."""
+
+Mask = str | RleMask
+Shape = Point | Scribble | LabelledBox
+Found = Iterator[tuple[str, str, Mask | Shape]]
+"""Of each annotation: the id of its image, its place in a file for messages, and the annotation."""
+
+
+def check_source(source: str) -> None:
+    """Raise an InputError unless ``source`` is ``masks``, ``xml`` or the path of a file of a kind that can be read."""
+    if source not in ("masks", "xml") and PurePosixPath(source).suffix.lower() not in SUFFIXES:
+        kinds = f"masks, xml, or the path of a file ({', '.join(SUFFIXES)})"
+        raise InputError(f"annotations contains {source!r}, and must contain {kinds}.")
+
+
+def annotated(
+    samples: Sequence[Sample], sources: Sequence[str], *, root: AnyPath, where: str, mask_classes: Sequence[str],
+    classes: Sequence[str], lut: np.ndarray, masks: Callable[[], Mapping[str, Mask | None]],
+) -> list[Sample]:  # fmt: skip
+    """Return samples with the masks, points, scribbles and boxes of several sources.
+
+    The order of the sources does not matter: points, scribbles and boxes of an image are collected, without repeats,
+    and sorted. Those of classes that were not chosen are left out. Tags that are not known become the classes of the
+    annotations; they stay unknown where the annotations name no class and leave pixels unknown.
+
+    Args:
+        samples: All samples of a split; their masks are replaced.
+        sources: Each ``masks``, ``xml``, or the path or URI of a list (``.txt``), table (``.csv``, ``.jsonl``) or JSON
+            of COCO's instances (``.json``). See `datamodules.base_datamodule.BaseDataModule`.
+        root: Folder of the data set.
+        where: Name of the split in messages.
+        mask_classes: All classes of the data set, in the order of the indices in its masks.
+        classes: The chosen classes.
+        lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
+        masks: Returns the data set's own masks by id.
+
+    Raises:
+        InputError: A source is invalid or contains no image of the samples; a class is unknown or is not among the
+            tags of its image; an image has two masks.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    chosen: dict[str, tuple[Mask, str]] = {}
+    shapes: dict[str, set[Shape]] = {name: set() for name in by_id}
+    for source in sources:
+        check_source(source)
+        path = UPath(source)
+        suffix = path.suffix.lower()
+        found: Found
+        if source == "masks":
+            found = _own_masks(masks(), by_id, where)
+        elif source == "xml":
+            found = _xml_boxes(root, list(by_id), mask_classes, where)
+        elif suffix == ".txt":
+            found = _listed_masks(path, masks(), by_id, where)
+        elif suffix == ".json":
+            found = _instances(path, by_id, mask_classes, where)
+        else:
+            found = _table(path, by_id, where)
+        for name, place, item in found:
+            if isinstance(item, Mask):
+                first, origin = chosen.setdefault(name, (item, place))
+                if first != item:
+                    both = f"{first} ({origin}) and {item} ({place})"
+                    raise InputError(f"image {name} has two masks, {both}: leave out one of them.")
+            elif _is_chosen(item, by_id[name], place, mask_classes, classes):
+                shapes[name].add(item)
+    complete = [
+        replace(
+            sample, mask=chosen[sample.id][0] if sample.id in chosen else None,
+            points=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Point))),
+            scribbles=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Scribble))),
+            boxes=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, LabelledBox))),
+        )
+        for sample in samples
+    ]  # fmt: skip
+    with ThreadPoolExecutor() as pool:  # masks are read where tags are not known
+        return list(pool.map(lambda sample: _with_tags(sample, lut, classes), complete))
+
+
+def _is_chosen(item: Shape, sample: Sample, place: str, known: Sequence[str], classes: Sequence[str]) -> bool:
+    """Return whether an annotation is of the background or of a chosen class.
+
+    Raises:
+        InputError: There is no such class, or the image does not have that tag.
+    """
+    if item.name == BACKGROUND and not isinstance(item, LabelledBox):
+        return True
+    if item.name not in known and item.name not in (sample.tags or ()):
+        raise InputError(f"{place}: {unknown_name('class', item.name, known)}.")
+    if item.name not in classes:
+        return False
+    if sample.tags is not None and item.name not in sample.tags:
+        tags = f"the tags of the image are {', '.join(sorted(sample.tags))}" if sample.tags else "the image has no tag"
+        raise InputError(f"{place}: there is a {KINDS[type(item)]} of {item.name!r}, and {tags}.")
+    return True
+
+
+def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str]) -> Sample:
+    shapes: list[Shape] = [*sample.points, *sample.scribbles, *sample.boxes]
+    if sample.tags is not None or (sample.mask is None and not shapes):
+        return sample
+    names = {each.name for each in shapes} - {BACKGROUND}
+    indices = {IGNORE}
+    if isinstance(sample.mask, RleMask):
+        indices = set(lut[list(sample.mask.indices)].tolist())
+    elif sample.mask is not None:
+        indices = set(np.unique(read_class_mask(sample.mask, lut)).tolist())
+    names |= {classes[index - 1] for index in indices - {0, IGNORE}}
+    return replace(sample, tags=frozenset(names)) if names or IGNORE not in indices else sample
+
+
+def _own_masks(masks: Mapping[str, Mask | None], samples: Mapping[str, Sample], where: str) -> Found:
+    found = {name: mask for name in samples if (mask := masks.get(name)) is not None}
+    if not found:
+        raise InputError(f"annotations contains masks, and no image of {where} has a mask.")
+    for name, mask in found.items():
+        yield name, "masks", mask
+
+
+def _listed_masks(
+    path: AnyPath, masks: Mapping[str, Mask | None], samples: Mapping[str, Sample], where: str
+) -> Found:  # fmt: skip
+    listed = [name for name in read_ids(path) if name in samples]
+    if not listed:
+        raise InputError(f"the list {path} contains no image of {where}, whose first is {min(samples)}.")
+    for name in listed:
+        if (mask := masks.get(name)) is None:
+            raise InputError(f"the list {path} contains {name}, and the data set has no mask of it.")
+        yield name, str(path), mask
+
+
+def _xml_boxes(root: AnyPath, ids: Sequence[str], known: Sequence[str], where: str) -> Found:
+    folder = root / "Annotations"
+    files = existing_files(folder, [f"{name}.xml" for name in ids])
+    listed = [name for name in ids if f"{name}.xml" in files]
+    if not listed:
+        raise InputError(f"annotations contains xml, and {folder} has no <id>.xml of an image of {where}.")
+    with ThreadPoolExecutor() as pool:  # the files of an object store are a request each
+        boxes = list(pool.map(lambda name: xml_boxes(folder / f"{name}.xml", known), listed))
+    for name, own in zip(listed, boxes, strict=True):
+        for label, *sides in own:
+            yield name, str(folder / f"{name}.xml"), LabelledBox(known[label], *map(float, sides))
+
+
+def _table(path: AnyPath, samples: Mapping[str, Sample], where: str) -> Found:
+    header, rows = read_rows(path)
+    key = next((name for name in ("file", "file_name", "id") if name in header), None)
+    if key is None or {"mask", *FORMS}.isdisjoint(header):
+        needed = f"file, file_name or id, and of mask, {', '.join(FORMS)}"
+        raise InputError(f"{path} needs a column of {needed}; its header is {','.join(header)!r}.")
+    places, names, cells = [], [], []
+    for place, row in rows:
+        name, own = row.get(key), [(column, row.get(column)) for column in ("mask", *FORMS)]
+        if not isinstance(name, str) or not name.strip():
+            if not name and not any(cell for _, cell in own):
+                continue  # an empty row of a spreadsheet
+            raise InputError(f"{place} has no {key}.")
+        names.append(name.strip() if key == "id" else image_id(name.strip()))
+        places.append(f"{place}, image {names[-1]}")
+        cells.append(own)
+    for name, place, own in zip(_matching(names, places, samples, path, where), places, cells, strict=True):
+        for column, cell in own:
+            if column != "mask":
+                for shape in _shapes(column, cell, place):  # of images of other splits, too: all mistakes are found
+                    if name in samples:
+                        yield name, place, shape
+            elif cell is not None and not isinstance(cell, str):
+                raise InputError(f"{place}: the mask {cell!r} is not a path.")
+            elif name in samples and cell and cell.strip():
+                mask = cell.strip()
+                if not is_uri(mask):
+                    file = path.parent / mask
+                    mask = str(file.resolve() if is_uri(file) else file)  # an object store knows no folder ..
+                if not is_uri(mask) and not Path(mask).is_file():
+                    raise InputError(f"{place}: there is no mask {mask}.")
+                yield name, place, mask
+
+
+def _shapes(column: str, cell: Any, place: str) -> Iterator[Shape]:
+    """Yield the points, scribbles or boxes of a cell: a list, its JSON, or nothing."""
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell) if cell.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{place}: {column} contains {cell[:80]!r}, which is not JSON ({error}).") from error
+    if cell is not None and not isinstance(cell, list):
+        raise InputError(f"{place}: {column} contains {str(cell)[:80]!r}, and must be a list [{FORMS[column]}, ...].")
+    for each in cell or ():
+        match each:
+            case [str(name), *numbers] if column == "points" and _are_numbers(numbers, 2):
+                yield Point(name, *map(float, numbers))
+            case [str(name), *numbers] if column == "boxes" and _are_numbers(numbers, 4):
+                left, top, right, bottom = map(float, numbers)
+                if right <= left or bottom <= top:
+                    raise InputError(f"{place}: the box {each} is empty: it needs left < right and top < bottom.")
+                yield LabelledBox(name, left, top, right, bottom)
+            case [str(name), [*vertices]] if column == "scribbles" and all(_are_numbers(xy, 2) for xy in vertices):
+                if not vertices:
+                    raise InputError(f"{place}: a scribble of {name!r} has no vertex.")
+                yield Scribble(name, tuple((float(x), float(y)) for x, y in vertices))
+            case _:
+                form = f"{FORMS[column]} with finite numbers"
+                raise InputError(f"{place}: {column} contains {str(each)[:80]}, and must contain {form}.")
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    """Return whether a value of a JSON is a list of finite numbers; those above 1e9 are no pixels, either."""
+    numbers = isinstance(values, list) and len(values) == count and all(type(each) in (int, float) for each in values)
+    return numbers and all(-1e9 < each < 1e9 for each in values)
+
+
+def _instances(path: AnyPath, samples: Mapping[str, Sample], known: Sequence[str], where: str) -> Found:
+    """Yield the annotations of a JSON of COCO's instances.
+
+    The mask of an image is rendered from its instances where all have a segmentation; otherwise the image has boxes:
+    those of a class of which every instance has one, and none is a crowd. Points are keypoints with a visibility above
+    0. An image without instances is background, as in COCO; but where its tags name an object, it counts as not
+    annotated, since annotation tools export such images, too. Categories that are no class of the data set become 255
+    in masks, and are left out otherwise.
+    """
+    content = read_instances(path)
+    categories = category_names(content, path)
+    indices = {key: known.index(name) + 1 if name in known else IGNORE for key, name in categories.items()}
+    if set(indices.values()) == {IGNORE}:
+        listed = f"{', '.join(list(categories.values())[:5])}; the classes are {', '.join(known[:20])}"
+        raise InputError(f"{path}: none of its categories is a class of the data set: {listed}.")
+    images = images_with_instances(content, categories, path)
+    names = [image_id(file) for file, _, _ in images]
+    matching = _matching(names, [f"{path}, image {image['id']}" for _, image, _ in images], samples, path, where)
+    for name, (_, image, instances) in zip(matching, images, strict=True):
+        if name not in samples or not (instances or not samples[name].tags):
+            continue
+        segmented = all(each.get("segmentation") for each in instances)
+        if segmented and (mask := instance_mask(image, instances, indices, path)) is not None:
+            yield name, str(path), mask
+        no_boxes = {each["category_id"] for each in instances if each.get("iscrowd") or not each.get("bbox")}
+        for each in instances:
+            if (category := each["category_id"]) not in categories or indices[category] == IGNORE:
+                continue
+            label, place = categories[category], f"{path}, annotation {each.get('id')} of image {name}"
+            if not segmented and category not in no_boxes:
+                if not _are_numbers(each["bbox"], 4):
+                    raise InputError(f"{place}: the bbox {each['bbox']} is not [x, y, width, height].")
+                x, y, width, height = map(float, each["bbox"])
+                if width <= 0 or height <= 0:
+                    raise InputError(f"{place}: the bbox {each['bbox']} is empty.")
+                yield name, place, LabelledBox(label, x, y, x + width, y + height)
+            keypoints = each.get("keypoints") or []
+            if not isinstance(keypoints, list) or len(keypoints) % 3 or not _are_numbers(keypoints, len(keypoints)):
+                raise InputError(f"{place}: its keypoints are not a list [x, y, visibility, ...] of numbers.")
+            for x, y, visibility in zip(*[iter(keypoints)] * 3, strict=True):
+                if visibility > 0:
+                    yield name, place, Point(label, float(x), float(y))
+
+
+def _matching(
+    names: Sequence[str], places: Sequence[str], samples: Mapping[str, Sample], path: AnyPath, where: str
+) -> Sequence[str]:
+    """Return the ids of the images that a file lists; names without their folders where no name is an id.
+
+    Raises:
+        InputError: A name occurs twice, or none is an id.
+    """
+    counts = Counter(names)
+    for name, place in zip(names, places, strict=True):
+        if counts[name] > 1:
+            raise InputError(f"{place}: {path} contains the image {name} {counts[name]} times.")
+    if samples.keys().isdisjoint(names):
+        stems = [name.rpartition("/")[2] for name in names]
+        if samples.keys().isdisjoint(stems) or len(set(stems)) < len(stems):
+            first = f"its first is {names[0]}" if names else "it is empty"
+            raise InputError(f"{path} contains no image of {where}: {first}, and that of the split is {min(samples)}.")
+        return stems
+    return names

@@ -1,0 +1,179 @@
+"""JSON of COCO's instances: images, categories, and masks rendered from segmentations."""
+
+import json
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from datamodules.class_names import IGNORE, MAX_CLASSES
+from datamodules.errors import InputError
+from datamodules.files import AnyPath, read_bytes
+from datamodules.masks import RleMask
+
+
+def read_instances(path: AnyPath) -> dict[str, list[dict[str, Any]]]:
+    """Return the content of a JSON of COCO's instances.
+
+    Raises:
+        InputError: It cannot be read, or lacks a list of images, annotations or categories.
+    """
+    try:
+        content = json.loads(read_bytes(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}.") from error
+    for key in ("images", "annotations", "categories"):
+        found = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise InputError(f"{path} is not a JSON of COCO's instances: it has no list of {key}.")
+    return dict(content)
+
+
+def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> dict[int, str]:
+    """Return the names of categories by their ids, in the order of the ids.
+
+    A category 0 that no annotation uses and that another one names as its supercategory is left out.
+
+    Raises:
+        InputError: A category has no id or name, an id or a name occurs twice, or there are none or too many.
+    """
+    names: dict[int, str] = {}
+    used = {each.get("category_id") for each in content["annotations"]}
+    for each in content["categories"]:
+        key, name = each.get("id"), each.get("name")
+        if not isinstance(key, int) or not isinstance(name, str) or key in names:
+            raise InputError(f"{path}: the category {each} has no id or name, its id is no integer or occurs twice.")
+        others = [other for other in content["categories"] if other is not each]
+        if key != 0 or key in used or all(other.get("supercategory") != name for other in others):
+            names[key] = name
+    if twice := next((name for name, times in Counter(names.values()).items() if times > 1), None):
+        raise InputError(f"{path}: two categories have the name {twice!r}.")
+    if not 1 <= len(names) <= MAX_CLASSES:
+        raise InputError(f"{path} has {len(names)} categories, and an 8-bit mask has 1 to {MAX_CLASSES} classes.")
+    return dict(sorted(names.items()))
+
+
+def images_with_instances(
+    content: dict[str, list[dict[str, Any]]], categories: Collection[int], path: AnyPath
+) -> list[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """Return the images of a JSON: file name or URI, the image as it is in the JSON, and its instances.
+
+    Args:
+        content: The JSON.
+        categories: Ids of the categories.
+        path: The JSON, for messages.
+
+    Raises:
+        InputError: An image has no file name, no id or that of another one, or an instance has no image or category.
+    """
+    instances: dict[int | str, list[dict[str, Any]]] = {}  # by image
+    for image in content["images"]:
+        if not isinstance(number := image.get("id"), int | str) or number in instances:
+            raise InputError(f"{path}: the id {number!r} of an image is missing, or occurs twice.")
+        instances[number] = []
+    for each in content["annotations"]:
+        for what, known in (("image_id", instances), ("category_id", categories)):
+            if not isinstance(each.get(what), int | str) or each[what] not in known:
+                problem = f"annotation {each.get('id')} has the {what} {each.get(what)!r}"
+                raise InputError(f"{path}: {problem}, and there is no such {what.removesuffix('_id')}.")
+        instances[each["image_id"]].append(each)
+    files = [str(image.get("file_name") or image.get("coco_url") or "") for image in content["images"]]
+    if "" in files:
+        raise InputError(f"{path}: image {content['images'][files.index('')]['id']} has no file_name.")
+    return [(file, image, instances[image["id"]]) for file, image in zip(files, content["images"], strict=True)]
+
+
+def instance_mask(
+    image: dict[str, Any], annotations: list[dict[str, Any]], indices: dict[int, int], path: AnyPath
+) -> RleMask | None:
+    """Return the mask of an image; None where an instance has no segmentation.
+
+    Args:
+        image: The image in the JSON.
+        annotations: Its instances.
+        indices: Index in the mask by category.
+        path: The JSON, for messages.
+
+    Raises:
+        InputError: The image's size is missing, or a segmentation is invalid.
+    """
+    size = image.get("height"), image.get("width")
+    height, width = size
+    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
+        raise InputError(f"{path}: image {image['id']} has no height or width, or they are no integers above 0.")
+    instances: list[tuple[bool, int, int, bytes]] = []
+    for each in annotations:
+        try:
+            rle = instance_rle(each.get("segmentation"), height, width)
+        except ValueError as error:
+            raise InputError(f"{path}: annotation {each.get('id')} {error}.") from error
+        if rle is None:
+            return None
+        crowd = bool(each.get("iscrowd"))
+        index = IGNORE if crowd else indices[each["category_id"]]
+        instances.append((not crowd, -int(coco_mask.area(rle)), index, rle["counts"]))
+    instances.sort(key=lambda instance: instance[:2])  # crowds, then by area
+    painted = bytes(index for _, _, index, _ in instances)
+    counts = tuple(counts for *_, counts in instances)
+    return RleMask(f"of image {image['id']} in {path.name}", (height, width), painted, counts)
+
+
+def instance_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
+    """Return the pixels of an instance as pycocotools' compressed run lengths.
+
+    Args:
+        segmentation: A list of polygons [x, y, x, y, …], whose union counts; or run lengths ``counts`` of ``size``
+            (H, W), a list or a compressed text. pycocotools does not check them.
+        height: Height of the image.
+        width: Width of the image.
+
+    Returns:
+        ``size`` and ``counts``; None for an empty segmentation.
+
+    Raises:
+        ValueError: The segmentation is invalid; the message is the end of a sentence.
+    """
+    if not segmentation:
+        return None
+    runs: Any = [height * width]
+    if isinstance(segmentation, list):
+        far = 10 * max(height, width)
+        try:  # nan and inf are not below any limit; pycocotools would take memory for points far away
+            valid = all(len(each) % 2 == 0 and sum(map(abs, each)) <= far * len(each) for each in segmentation)
+        except TypeError:
+            valid = False
+        if not valid:
+            raise ValueError("has a segmentation that is not a list of polygons [x, y, x, y, ...] in its image")
+        # fewer points have no area, and pycocotools reads two of them as a box
+        if polygons := [each for each in segmentation if len(each) >= 6]:
+            return dict(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+    else:
+        size, counts = (segmentation.get(key) if isinstance(segmentation, dict) else None for key in ("size", "counts"))
+        if size != [height, width]:
+            raise ValueError(f"has run lengths of the size {size}, and its image is {[height, width]} (height, width)")
+        runs = decompress_runs(counts) if isinstance(counts, str) else counts
+        valid = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
+        if not valid or sum(runs) != height * width:
+            raise ValueError(f"has run lengths that do not sum up to the {height * width} pixels of its image")
+    return dict(coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width))
+
+
+def decompress_runs(text: str) -> list[int]:
+    """Return the run lengths of COCO's compressed text; those of any text are integers, and may be negative.
+
+    A number is written in groups of five bits, the lowest first, as characters from ``0`` on; 32 is added to each group
+    but the last, whose bit 16 is the sign. From the fourth number on, it is the difference to the last but one.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for group in (ord(character) - 48 for character in text):
+        number |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            number -= (group & 16) << (shift - 4)
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number = shift = 0
+    return runs

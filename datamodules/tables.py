@@ -1,0 +1,53 @@
+"""Tables of images: CSV with a header, or JSON lines."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from datamodules.errors import InputError
+from datamodules.files import AnyPath, read_bytes
+
+csv.field_size_limit(1 << 30)  # by default 128 KiB, which a long scribble exceeds
+
+
+def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
+    """Return the columns of a table, and the place (file and line) and the cells of each row.
+
+    Columns of a CSV are in lower case. Cells of JSON lines have any type of JSON; a cell may be missing.
+
+    Args:
+        path: A CSV with a header, or JSON lines (``.jsonl``).
+
+    Raises:
+        InputError: The table is missing or malformed. The iterator raises it for a row that is no JSON object, or has
+            more cells than the header.
+    """
+    lines: list[tuple[int, Any]]
+    try:
+        file = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
+        if path.suffix == ".jsonl":
+            lines = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
+            header = sorted(set().union(*(row for _, row in lines if isinstance(row, dict))))
+        else:
+            reader = csv.DictReader(file, strict=True)
+            reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
+            lines = [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise InputError(f"table {path} cannot be read: {error.strerror}.") from error
+    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"table {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}.") from error
+
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        for line, row in lines:
+            where = f"{path}, line {line}"
+            if not isinstance(row, dict):
+                raise InputError(f"{where} is not a JSON object.")
+            # csv.DictReader stores columns beyond the header under None: "a.jpg,cat,dog" would lose its dog
+            if beyond := next(filter(str.strip, row.get(None, ())), None):
+                problem = f"{beyond.strip()!r} is beyond the columns of the header"
+                raise InputError(f"{where}: {problem}; separate tags by ';', and put a cell with commas in quotes.")
+            yield where, row
+
+    return header, rows()

@@ -1,0 +1,527 @@
+"""Sources of masks, points, scribbles and boxes, on a VOC folder of eight images and a folder of photos."""
+
+import csv
+import io
+import itertools
+import json
+import shutil
+import tarfile
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools.coco import COCO
+from pytorch_lightning.cli import LightningArgumentParser
+
+from datamodules.annotations import LabelledBox, Point, Scribble
+from datamodules.base_datamodule import datamodule_from_settings
+from datamodules.coco import COCODataModule
+from datamodules.errors import InputError
+from datamodules.folder import FolderDataModule
+from datamodules.masks import read_class_mask, read_mask, write_mask
+from datamodules.voc import VOCDataModule
+from datamodules.webdataset import WebDatasetDataModule
+
+# tags of the fixture voc: p0 ant; p1 bat; p2 ant, bat; p3 cow; p4 ant, cow; p5 bat, cow; p6 all; p7 none
+
+
+def open_voc(root, annotations, **options):
+    return VOCDataModule(str(root), annotations=annotations, num_workers=0, **options)
+
+
+def read(data, split="train", **options):
+    """The annotated samples of a split by id."""
+    samples = data.annotated(data.samples(split, masks=False, **options), split)
+    return {sample.id: sample for sample in samples}
+
+
+def annotated_ids(samples):
+    return {name for name, each in samples.items() if each.mask or each.points or each.scribbles or each.boxes}
+
+
+def write_csv(path, rows, header=None):
+    """Write dictionaries as rows; lists and tuples as JSON."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, header or list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        for row in rows:
+            plain = {key: cell if isinstance(cell, str) else json.dumps(cell) for key, cell in row.items()}
+            writer.writerow(plain)
+    return str(path)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+ROWS = [
+    {"file": "p0.jpg", "points": [["ant", 3, 10.5], ["background", 0, 0]], "tags": "ant"},
+    {"file": "p2.jpg", "scribbles": [["bat", [[17, 9], [20.5, 30], [18, 9]]]]},
+    {
+        "file": "p4.jpg",
+        "boxes": [["cow", 32, 8, 48, 40], ["ant", 0, 8, 16, 40]],
+        "mask": "VOC/SegmentationClass/p4.png",
+    },
+    {"file": "p6.jpg", "points": [["ant", 1, 1]]},  # of another split
+    {"file": "none.jpg", "points": [["ant", 1, 1]]},
+    {"file": "p5.jpg"},
+]
+
+
+def test_without_annotations(voc):
+    data = open_voc(voc, None)
+    samples = data.samples("train")
+    assert data.annotated(samples, "train") == samples
+    assert data.hparams["annotations"] is None
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_table(voc, tmp_path, kind):
+    write = {"csv": write_csv, "jsonl": write_jsonl}[kind]
+    samples = read(open_voc(voc, write(tmp_path / f"a.{kind}", ROWS)))
+    assert list(samples) == [f"p{i}" for i in range(6)]
+    assert samples["p0"].points == (Point("ant", 3.0, 10.5), Point("background", 0.0, 0.0))
+    assert samples["p2"].scribbles == (Scribble("bat", ((17.0, 9.0), (20.5, 30.0), (18.0, 9.0))),)
+    assert samples["p4"].boxes == (LabelledBox("ant", 0, 8, 16, 40), LabelledBox("cow", 32, 8, 48, 40))
+    assert samples["p4"].mask == str(tmp_path / "VOC/SegmentationClass/p4.png")
+    assert annotated_ids(samples) == {"p0", "p2", "p4"}
+    assert samples["p0"].tags == {"ant"}
+
+
+def test_names_of_images(voc, tmp_path):
+    """An image is named by its file, or by its id; folders count only where names with them are ids."""
+    for column, form in (("file", "JPEGImages/{}.jpg"), ("file_name", "{}.png"), ("id", "{}")):
+        rows = [{column: form.format(f"p{i}"), "points": [["bat", i, 1]]} for i in (1, 5)]
+        samples = read(open_voc(voc, write_csv(tmp_path / "a.csv", rows)))
+        assert {name: each.points for name, each in samples.items() if each.points} == {
+            "p1": (Point("bat", 1, 1),), "p5": (Point("bat", 5, 1),),
+        }  # fmt: skip
+
+
+def test_the_table_of_tags_may_contain_annotations(tmp_path):
+    for name in ("a", "b/a"):
+        (tmp_path / f"{name}.png").parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    rows = [
+        {"file": "a.png", "tags": "cat", "points": '[["cat", 1, 2]]'},
+        {"file": "b/a.png", "tags": "dog;cat", "points": ""},
+    ]
+    source = write_csv(tmp_path / "tags.csv", rows)
+    samples = read(FolderDataModule(str(tmp_path), annotations=source), "all")
+    assert [(name, each.points) for name, each in samples.items()] == [("a", (Point("cat", 1, 2),)), ("b/a", ())]
+    assert samples["b/a"].tags == {"cat", "dog"}
+
+
+def test_own_masks(voc, tmp_path):
+    (tmp_path / "few.txt").write_text("p6\np1 1\np5\n")  # of two splits
+    folder = voc / "SegmentationClass"
+    assert {name for name, each in read(open_voc(voc, "masks")).items() if each.mask} == {f"p{i}" for i in range(6)}
+    few = read(open_voc(voc, str(tmp_path / "few.txt")))
+    assert {name: each.mask for name, each in few.items() if each.mask} == {
+        name: str(folder / f"{name}.png") for name in ("p1", "p5")
+    }
+    assert annotated_ids(read(open_voc(voc, str(tmp_path / "few.txt")), "val")) == {"p6"}
+    (folder / "p0.png").unlink()
+    assert annotated_ids(read(open_voc(voc, ["masks"]))) == {f"p{i}" for i in range(1, 6)}
+    data = open_voc(voc, str(tmp_path / "few.txt"))
+    with_masks = data.annotated(data.samples("train"), "train")
+    assert sum(each.mask is not None for each in with_masks) == 2  # the masks of other images are not annotations
+
+
+def write_xml(root, name, *objects):
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    text = "".join(
+        f"<object><name>{label}</name><bndbox>"
+        + "".join(f"<{side}>{value}</{side}>" for side, value in zip(sides, values, strict=True))
+        + "</bndbox></object>"
+        for label, *values in objects
+    )
+    (root / f"Annotations/{name}.xml").write_text(f"<annotation>{text}</annotation>")
+
+
+def test_xml(voc):
+    shutil.rmtree(voc / "Annotations")
+    (voc / "Annotations").mkdir()
+    write_xml(voc, "p2", ("bat", 17, 9, 32, 40), ("ant", 1, 9, 16, 40), ("zebra", 1, 1, 2, 2))
+    write_xml(voc, "p3")
+    samples = read(open_voc(voc, "xml"))
+    assert samples["p2"].boxes == (LabelledBox("ant", 0, 8, 16, 40), LabelledBox("bat", 16, 8, 32, 40))
+    assert annotated_ids(samples) == {"p2"}
+    assert read(open_voc(voc, "xml", classes=["bat"]))["p2"].boxes == (LabelledBox("bat", 16, 8, 32, 40),)
+
+
+HEIGHT = {f"p{i}": 48 + 4 * i for i in range(8)}
+
+
+def polygon(left, top, right, bottom):
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def instances_json(path, images, categories=("bat", "ant", "cow", "zebra")):
+    """Write COCO's JSON; ``images`` are lists of instances by id, whose categories are named."""
+    listed = [
+        {"id": i, "file_name": f"JPEGImages/{name}.jpg", "height": HEIGHT[name], "width": 64}
+        for i, name in enumerate(images)
+    ]
+    own = itertools.count(100)
+    content = {
+        "images": listed,
+        "categories": [{"id": 7 * i, "name": name} for i, name in enumerate(categories, start=1)],
+        "annotations": [
+            {"id": next(own), "image_id": i, **each, "category_id": 7 * (categories.index(each["category_id"]) + 1)}
+            for i, instances in enumerate(images.values())
+            for each in instances
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def instance(category, segmentation=None, **more):
+    return {"category_id": category, **({"segmentation": segmentation} if segmentation else {}), **more}
+
+
+def test_masks_of_instances_are_those_of_pycocotools(voc, tmp_path):
+    """Indices are those of the data set's classes, not the categories' order; other categories are 255."""
+    path = instances_json(tmp_path / "a.json", {
+        "p4": [
+            instance("cow", [polygon(32.3, 8, 47.6, 40)]),
+            instance("ant", [polygon(0, 8, 16, 30), polygon(2, 30, 9, 41)]),
+            instance("zebra", [polygon(50, 2, 60, 12)]),
+        ],
+        "p6": [instance("ant", [polygon(0, 0, 5, 5)])],  # of another split
+        "p0": [instance("ant", [polygon(0, 0, 64, 52)], iscrowd=0)],
+    })  # fmt: skip
+    data = open_voc(voc, path)
+    samples = read(data)
+    assert annotated_ids(samples) == {"p0", "p4"}
+    peer = COCO(path)
+    expected = np.zeros((HEIGHT["p4"], 64), np.uint8)
+    for each in peer.loadAnns(peer.getAnnIds(imgIds=0)):  # they do not overlap
+        expected[peer.annToMask(each) == 1] = {7: 2, 14: 1, 21: 3, 28: 255}[each["category_id"]]
+    assert set(np.unique(expected)) == {0, 1, 3, 255}
+    np.testing.assert_array_equal(read_mask(samples["p4"].mask), expected)
+    chosen = open_voc(voc, path, classes=["cow"])
+    mask = read_class_mask(read(chosen)["p4"].mask, chosen.mask_lut)
+    np.testing.assert_array_equal(mask, np.select([expected == 3, expected > 0], [1, 255], 0))
+
+
+def test_boxes_and_keypoints_of_instances(voc, tmp_path):
+    path = instances_json(tmp_path / "a.json", {
+        "p2": [
+            instance("ant", bbox=[0, 8, 16, 32.5], keypoints=[3, 9, 2, 0, 0, 0, 5, 12, 1]),
+            instance("bat", [polygon(16, 8, 32, 40)], bbox=[16, 8, 16, 32]), instance("zebra", bbox=[1, 1, 2, 2]),
+        ],
+        "p4": [
+            instance("ant", bbox=[0, 8, 16, 32]), instance("cow", bbox=[32, 8, 5, 5]),
+            instance("cow", bbox=[30, 8, 30, 30], iscrowd=1),
+        ],
+        "p5": [instance("cow", bbox=[32, 8, 5, 5]), instance("cow", keypoints=[34, 9, 2]), instance("bat")],
+    })  # fmt: skip
+    samples = read(open_voc(voc, path))
+    assert samples["p2"].boxes == (LabelledBox("ant", 0, 8, 16, 40.5), LabelledBox("bat", 16, 8, 32, 40))
+    assert samples["p2"].points == (Point("ant", 3, 9), Point("ant", 5, 12))
+    assert samples["p4"].boxes == (LabelledBox("ant", 0, 8, 16, 40),)  # a crowd: not every cow has a box
+    assert (samples["p5"].boxes, samples["p5"].points) == ((), (Point("cow", 34, 9),))
+    assert all(sample.mask is None for sample in samples.values())
+
+
+def test_an_image_without_instances_is_background_unless_its_tags_name_an_object(voc, tmp_path):
+    path = instances_json(tmp_path / "a.json", {"p6": [], "p7": []})
+    samples = read(open_voc(voc, path), "val")  # p6 has tags, and p7 has none
+    assert samples["p6"].mask is None
+    assert not read_mask(samples["p7"].mask).any()
+    untagged = read(open_voc(voc, path, labels=None), "val")
+    assert {name: each.tags for name, each in untagged.items()} == {"p6": frozenset(), "p7": frozenset()}
+
+
+def test_unknown_tags_become_the_classes_of_the_annotations(voc, tmp_path):
+    (tmp_path / "few.txt").write_text("p4\n")
+    mask = np.zeros((HEIGHT["p3"], 64), np.uint8)
+    write_mask(tmp_path / "background.png", mask)
+    write_mask(tmp_path / "partial.png", mask + 255 * (np.arange(64) > 9))
+    rows = [
+        {"id": "p0", "points": [["bat", 1, 1], ["background", 2, 2]]},
+        {"id": "p1", "points": [["background", 2, 2]]},
+        {"id": "p3", "mask": "background.png"},
+        {"id": "p5", "mask": "partial.png"},
+    ]
+    boxes = write_csv(tmp_path / "boxes.csv", [{"id": "p0", "boxes": [["cow", 0, 0, 2, 2]]}])
+    json_file = instances_json(tmp_path / "a.json", {"p2": [instance("bat", [polygon(1, 1, 9, 9)])]})
+    sources = [write_csv(tmp_path / "a.csv", rows), boxes, str(tmp_path / "few.txt"), json_file]
+    tags = {name: each.tags for name, each in read(open_voc(voc, sources, labels=None)).items()}
+    assert tags == {
+        "p0": {"bat", "cow"}, "p1": None, "p2": {"bat"}, "p3": set(), "p4": {"ant", "cow"}, "p5": None,
+    }  # fmt: skip
+    chosen = read(open_voc(voc, sources, labels=None, classes=["cow"]))
+    assert chosen["p0"].tags == {"cow"}
+    assert chosen["p2"].tags is None  # the pixels of other classes are 255
+
+
+def test_the_order_of_sources_and_rows_does_not_matter(voc, tmp_path):
+    (tmp_path / "few.txt").write_text("p5\np4\n")  # the mask of p4 is that of the table
+    points = write_csv(tmp_path / "b.csv", [{"id": "p4", "points": [["cow", 40, 9], ["ant", 3, 9]]}, {"id": "p0"}])
+    first = None
+    for rows in (ROWS, ROWS[::-1]):
+        sources = [write_csv(tmp_path / "a.csv", rows), str(tmp_path / "few.txt"), points, points]
+        for ordered in itertools.permutations(sources):
+            samples = read(open_voc(voc, list(ordered)))
+            first = first or samples
+            assert samples == first
+    assert first["p4"].points == (Point("ant", 3, 9), Point("cow", 40, 9))
+    assert first["p4"].boxes
+    assert first["p4"].mask == str(voc / "SegmentationClass/p4.png")
+
+
+def test_classes_that_were_not_chosen_are_left_out(voc, tmp_path):
+    samples = read(open_voc(voc, write_csv(tmp_path / "a.csv", ROWS), classes=["cow"]))
+    assert samples["p0"].points == (Point("background", 0, 0),)
+    assert samples["p2"].scribbles == ()
+    assert samples["p4"].boxes == (LabelledBox("cow", 32, 8, 48, 40),)
+
+
+def test_by_uri():
+    memory = fsspec.filesystem("memory")
+    try:
+        root = "memory://annotated"
+        for name in ("a", "b"):
+            file = io.BytesIO()
+            Image.new("RGB", (8, 8)).save(file, "PNG")
+            memory.pipe(f"/annotated/photos/{name}.png", file.getvalue())
+        memory.pipe("/annotated/photos/tags.csv", b"file,tags\na.png,cat\nb.png,dog\n")
+        table = 'file,mask,points\na.png,../masks/a.png,\nb.png,memory://other/b.png,"[[""dog"", 1, 2]]"\n'
+        memory.pipe("/annotated/lists/some.csv", table.encode())
+        samples = read(FolderDataModule(f"{root}/photos", annotations=f"{root}/lists/some.csv"), "all")
+        assert samples["a"].mask == "memory://annotated/masks/a.png"
+        assert samples["b"].mask == "memory://other/b.png"
+        assert samples["b"].points == (Point("dog", 1, 2),)
+    finally:
+        memory.rm("/annotated", recursive=True)
+
+
+def test_masks_of_coco(voc, tmp_path):
+    """The data set of a JSON has masks of its own, of which a list may choose some."""
+    instances_json(tmp_path / "own.json", {
+        "p0": [instance("ant", [polygon(0, 0, 9, 9)])], "p1": [instance("bat", [polygon(0, 0, 9, 9)])]
+    })  # fmt: skip
+    (tmp_path / "few.txt").write_text("JPEGImages/p1\n")
+    options = {"instances": str(tmp_path / "own.json"), "val_fraction": 0.0, "annotations": str(tmp_path / "few.txt")}
+    samples = read(COCODataModule(str(voc), **options), "all")
+    assert annotated_ids(samples) == {"JPEGImages/p1"}
+    assert read_mask(samples["JPEGImages/p1"].mask)[:9, :9].all()
+
+
+def test_sources_are_settings(voc, tmp_path):
+    """They are one name, a list or null, and belong to a checkpoint's settings."""
+    source = write_csv(tmp_path / "a.csv", ROWS)
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(VOCDataModule, "data")
+    for given_value, expected in (("null", None), (source, source), (f"[{source}, masks]", [source, "masks"])):
+        parsed = parser.parse_args([f"--data.root={voc}", f"--data.annotations={given_value}"])
+        assert parsed.data.annotations == expected
+    data = open_voc(voc, source)
+    assert data.settings["annotations"] == [source]
+    again = datamodule_from_settings(json.loads(json.dumps(data.settings)))
+    assert read(again) == read(data)
+
+
+ERRORS = {
+    "class unknown": ({"points": [["bta", 1, 1]]}, r"line 2, image p1: there is no class 'bta'; did you mean bat"),
+    "background box": ({"boxes": [["background", 1, 1, 2, 2]]}, "there is no class 'background'"),
+    "not tagged": (
+        {"points": [["ant", 1, 1]]},
+        "image p1: there is a point of 'ant', and the tags of the image are bat",
+    ),
+    "scribble not tagged": (
+        {"scribbles": [["ant", [[1, 1]]]]},
+        "a scribble of 'ant', and the tags of the image are bat",
+    ),
+    "box not tagged": ({"boxes": [["cow", 1, 1, 2, 2]]}, "a box of 'cow', and the tags of the image are bat"),
+    "empty box": ({"boxes": [["bat", 3, 1, 3, 2]]}, r"p1: the box \['bat', 3, 1, 3, 2\] is empty"),
+    "flat box": ({"boxes": [["bat", 3, 4, 5, 2]]}, r"p1: the box \['bat', 3, 4, 5, 2\] is empty"),
+    "nan": ({"points": '[["bat", NaN, 1]]'}, r"points contains \['bat', nan, 1\], and must contain"),
+    "inf": ({"boxes": '[["bat", 0, 0, 1e999, 1]]'}, "boxes contains .*inf.*, and must contain .* finite numbers"),
+    "huge": ({"points": f'[["bat", 1{"0" * 400}, 1]]'}, "points contains .*, and must contain .* finite numbers"),
+    "text": ({"points": [["bat", "1", 1]]}, r"points contains \['bat', '1', 1\]"),
+    "true": ({"points": [["bat", True, 1]]}, "points contains .*True"),
+    "no class": ({"points": [[1, 1]]}, r'points contains \[1, 1\], and must contain \["class", x, y\]'),
+    "no list": ({"points": '{"bat": [1, 1]}'}, r'points contains .*, and must be a list \[\["class", x, y\], \.\.\.\]'),
+    "one box": ({"boxes": ["bat", 0, 0, 1, 1]}, "boxes contains bat, and must contain"),
+    "no vertex": ({"scribbles": [["bat", []]]}, "p1: a scribble of 'bat' has no vertex"),
+    "vertex": ({"scribbles": [["bat", [[1, 1], [2]]]]}, "scribbles contains .*, and must contain"),
+    "no JSON": ({"points": "bat 1 1"}, "p1: points contains 'bat 1 1', which is not JSON"),
+    "deep": ({"points": "[" * 100_000}, "points contains .*, which is not JSON"),
+    "no mask": ({"mask": "none.png"}, "image p1: there is no mask .*none.png"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_wrong_cells(voc, tmp_path, name):
+    cells, message = ERRORS[name]
+    data = open_voc(voc, write_csv(tmp_path / "a.csv", [{"id": "p1"} | cells]))
+    with pytest.raises(InputError, match=message) as caught:
+        read(data)
+    assert str(tmp_path / "a.csv") in str(caught.value)
+    assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"points": "x"}], "needs a column of file, file_name or id, and of mask, points, scribbles, boxes"),
+        ([{"file": "p1.jpg", "tags": "bat"}], r"needs a column of .*; its header is 'file,tags'"),
+        ([{"id": "p1", "points": []}, {"id": "", "points": [["bat", 1, 1]]}], "line 3 has no id"),
+        ([{"id": "p1", "points": []}, {"id": "p1", "points": []}], "a.csv contains the image p1 2 times"),
+        ([{"file": "p1.jpg", "points": []}, {"file": "p1.png", "points": []}], "contains the image p1 2 times"),
+        ([{"id": "x1", "points": []}], r"no image of the split 'train' of .*: its first is x1, and that of .* p0"),
+        ([{"id": "p7", "points": []}], "contains no image of the split 'train'"),
+    ],
+)  # fmt: skip
+def test_wrong_tables(voc, tmp_path, rows, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read(open_voc(voc, write_csv(tmp_path / "a.csv", rows)))
+    assert str(tmp_path / "a.csv") in str(caught.value)
+
+
+def test_an_image_without_tags(voc, tmp_path):
+    data = open_voc(voc, write_csv(tmp_path / "a.csv", [{"id": "p7", "points": [["bat", 1, 1]]}]))
+    with pytest.raises(InputError, match="image p7: there is a point of 'bat', and the image has no tag"):
+        read(data, "val")
+
+
+def test_a_row_needs_quotes(voc, tmp_path):
+    (tmp_path / "a.csv").write_text('id,points\np1,[["bat", 1, 1]]\n')
+    with pytest.raises(InputError, match=r"line 2: .* beyond the columns of the header; .* in quotes"):
+        read(open_voc(voc, str(tmp_path / "a.csv")))
+
+
+def test_a_mask_that_is_no_text(voc, tmp_path):
+    with pytest.raises(InputError, match=r"a.jsonl, line 1, image p1: the mask 3 is not a path"):
+        read(open_voc(voc, write_jsonl(tmp_path / "a.jsonl", [{"id": "p1", "mask": 3}])))
+
+
+def test_wrong_lists(voc, tmp_path):
+    path = tmp_path / "a.txt"
+    data = open_voc(voc, str(path))
+    with pytest.raises(InputError, match=r"the list .*a\.txt cannot be read"):
+        read(data)
+    path.write_text("p6\np7\n")
+    with pytest.raises(InputError, match=r"the list .*a\.txt contains no image of the split 'train' of .*, .* is p0"):
+        read(data)
+    path.write_text("p6\np1\n")
+    (voc / "SegmentationClass/p1.png").unlink()
+    with pytest.raises(InputError, match=r"the list .*a\.txt contains p1, and the data set has no mask of it"):
+        read(data)
+
+
+def test_two_masks_of_an_image(voc, tmp_path):
+    shutil.copyfile(voc / "SegmentationClass/p4.png", tmp_path / "other.png")
+    source = write_csv(tmp_path / "a.csv", [{"id": "p4", "mask": "other.png"}])
+    for sources in (["masks", source], [source, "masks"]):
+        with pytest.raises(InputError, match="image p4 has two masks") as caught:
+            read(open_voc(voc, sources))
+        assert str(tmp_path / "other.png") in str(caught.value)
+        assert str(voc / "SegmentationClass/p4.png") in str(caught.value)
+
+
+def test_missing_sources(voc, tmp_path):
+    for source, message in (
+        ("boxes", r"annotations contains 'boxes', and must contain masks, xml, or .*\.txt, \.csv, \.jsonl, \.json"),
+        (["masks", "a.xlsx"], "annotations contains 'a.xlsx'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_voc(voc, source)
+    for name in ("a.csv", "a.jsonl", "a.json"):
+        with pytest.raises(InputError, match=rf"{name} cannot be read: No such file"):
+            read(open_voc(voc, str(tmp_path / name)))
+    shutil.rmtree(voc / "Annotations")
+    with pytest.raises(InputError, match=r"contains xml, and .*Annotations has no <id>\.xml of an image of the split"):
+        read(open_voc(voc, "xml"))
+    shutil.rmtree(voc / "SegmentationClass")
+    with pytest.raises(InputError, match=r"contains masks, and no image of the split 'train' of .* has a mask"):
+        read(open_voc(voc, "masks"))
+
+
+def test_wrong_xml(voc):
+    write_xml(voc, "p1", ("ant", 1, 1, 2, 2))
+    for name in ("p0", "p2", "p3", "p4", "p5"):
+        write_xml(voc, name)
+    with pytest.raises(InputError, match=r"p1\.xml: there is a box of 'ant', and the tags of the image are bat"):
+        read(open_voc(voc, "xml"))
+
+
+JSON_ERRORS = {
+    "not tagged": ({"p1": [instance("ant", bbox=[1, 1, 2, 2])]}, "annotation 100 of image p1: there is a box of 'ant'"),
+    "point not tagged": ({"p1": [instance("cow", keypoints=[1, 1, 2])]}, "of image p1: there is a point of 'cow'"),
+    "empty box": ({"p1": [instance("bat", bbox=[1, 1, 0, 2])]}, r"annotation 100 of image p1: the bbox .* is empty"),
+    "bbox": ({"p1": [instance("bat", bbox=[1, 1, 2])]}, r"100 of image p1: the bbox \[1, 1, 2\] is not \[x, y, width"),
+    "nan": ({"p1": [instance("bat", bbox=[1, float("nan"), 2, 3])]}, "100 of image p1: the bbox .* is not"),
+    "keypoints": ({"p1": [instance("bat", keypoints=[1, 1, 2, 3])]}, "100 of image p1: its keypoints are not a list"),
+    "no text": ({"p1": [instance("bat", keypoints="abc")]}, "100 of image p1: its keypoints are not a list"),
+    "segmentation": ({"p1": [instance("bat", [[1, 1, 2]])]}, "annotation 100 has a segmentation"),
+    "other split": ({"p7": []}, "contains no image of the split 'train' of .*: its first is JPEGImages/p7, and .* p0"),
+    "no image": ({}, "contains no image of the split 'train' of .*: it is empty"),
+}
+
+
+@pytest.mark.parametrize("name", JSON_ERRORS)
+def test_wrong_json(voc, tmp_path, name):
+    images, message = JSON_ERRORS[name]
+    with pytest.raises(InputError, match=message) as caught:
+        read(open_voc(voc, instances_json(tmp_path / "a.json", images)))
+    assert str(tmp_path / "a.json") in str(caught.value)
+
+
+def test_json_of_other_classes(voc, tmp_path):
+    path = instances_json(tmp_path / "a.json", {"p1": []}, categories=("Ant", "zebra"))
+    with pytest.raises(
+        InputError, match="none of its categories is a class of the data set: Ant, zebra; the classes are"
+    ):
+        read(open_voc(voc, path))
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["images"].append(content["images"][0] | {"id": 1})
+    content["categories"][0]["name"] = "ant"
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"image 0: .*a\.json contains the image JPEGImages/p1 2 times"):
+        read(open_voc(voc, path))
+
+
+def test_a_data_set_without_masks(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for name, content in (("a.jpg", b"x"), ("a.txt", b"cat;dog")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    table = write_csv(tmp_path / "a.csv", [{"id": "a", "points": [["cat", 1, 1], ["dog", 2, 2]]}])
+    data = WebDatasetDataModule(str(tmp_path), classes=["dog"], annotations=table)
+    assert read(data)["a"].points == (Point("dog", 2, 2),)  # cat is a tag, and no chosen class
+    with pytest.raises(InputError, match=r"no image of the split 'train' of .* has a mask"):
+        read(WebDatasetDataModule(str(tmp_path), annotations="masks"))
+
+
+numbers = st.floats(-1e6, 1e6) | st.integers(-1000, 1000)
+names = st.sampled_from(["ant", "bat", "cow", "background"])
+drawn_points = st.lists(st.tuples(names, numbers, numbers), max_size=5)
+drawn_scribbles = st.lists(st.tuples(names, st.lists(st.tuples(numbers, numbers), min_size=1, max_size=5)), max_size=3)
+drawn_boxes = st.lists(
+    st.tuples(st.sampled_from(["ant", "bat", "cow"]), st.integers(0, 99), st.floats(0, 99), st.integers(100, 200),
+              st.floats(100, 200)),
+    max_size=4,
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(points=drawn_points, scribbles=drawn_scribbles, boxes=drawn_boxes)
+def test_tables_keep_what_is_written(voc_source, tmp_path_factory, points, scribbles, boxes):
+    row = {"id": "p6", "points": points, "scribbles": scribbles, "boxes": boxes}  # p6 has all tags
+    folder = tmp_path_factory.mktemp("table")
+    for source in (write_csv(folder / "a.csv", [row]), write_jsonl(folder / "a.jsonl", [row])):
+        sample = read(open_voc(voc_source, source), "val")["p6"]
+        assert sample.points == tuple(sorted({Point(*each) for each in points}))
+        lines = {Scribble(name, tuple(vertices)) for name, vertices in scribbles}
+        assert sample.scribbles == tuple(sorted(lines))
+        assert sample.boxes == tuple(sorted({LabelledBox(*each) for each in boxes}))
