@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 from upath import UPath
@@ -54,7 +55,11 @@ class BaseDataModule(pl.LightningDataModule):
             data set's own masks; ``xml`` for the boxes of ``Annotations/<id>.xml`` in a VOC folder; the path of a list
             of ids (``.txt``) for the data set's own masks of these images; the path of a table (``.csv``, ``.jsonl``)
             with the columns ``mask``, ``points``, ``scribbles``, ``boxes``; or the path of a JSON of COCO's instances
-            (``.json``). None: there are only tags.
+            (``.json``). None: there are only tags. With ``targets: cues`` or ``masks``, what is drawn into a training
+            image is a training target, see `training.segmentation_task.SegmentationTask.losses`; with ``masks``, images
+            without a mask, point or scribble are left out.
+        mask_sampling_rate: How often an image with a mask among its annotations takes part in an epoch's shuffling,
+            relative to other images. The number of images in an epoch stays the same.
         targets: Training targets: ``tags``, ``cues`` (of a seed cache) or ``masks``.
         cues: Folder of the seed cache, for ``targets: cues``.
         cues_checkpoint: Checkpoint that the seed cache must come from; compared with the cache's metadata.
@@ -95,6 +100,7 @@ class BaseDataModule(pl.LightningDataModule):
         val_split: str | None = "val",
         test_split: str = "val",
         annotations: str | list[str] | None = None,
+        mask_sampling_rate: int = 1,
         targets: Literal["tags", "cues", "masks"] = "tags",
         cues: str | None = None,
         cues_checkpoint: str | None = None,
@@ -117,7 +123,7 @@ class BaseDataModule(pl.LightningDataModule):
         if targets == "cues" and cues is None:
             raise InputError("targets is cues, and no seed cache is given: set cues to its folder.")
         settings["eval_size"] = size if eval_size is None else eval_size
-        positive = ("size", "eval_size", "cue_stride", "in_channels", "batch_size")
+        positive = ("size", "eval_size", "cue_stride", "in_channels", "batch_size", "mask_sampling_rate")
         for name, least in (*((name, 1) for name in positive), ("num_workers", 0)):
             if settings[name] < least:
                 raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
@@ -237,7 +243,7 @@ class BaseDataModule(pl.LightningDataModule):
         Raises:
             InputError: As `samples`, or no image has a tag.
         """
-        samples = self.samples(split, masks=False)
+        samples = self.annotated(self.samples(split, masks=False), split)
         require_tags(samples, self.classes, self.source)
         return consecutive_blocks(samples, size)
 
@@ -275,10 +281,13 @@ class BaseDataModule(pl.LightningDataModule):
 
     def _training_dataset(self) -> ImageDataset:
         hp = self.hparams
-        with_masks = hp["targets"] == "masks"
-        samples = self.samples(hp["train_split"], masks=with_masks)
+        with_masks, annotated = hp["targets"] == "masks", bool(self.sources) and hp["targets"] != "tags"
+        samples = self.annotated(self.samples(hp["train_split"], masks=with_masks), hp["train_split"])
         cues = None
-        if with_masks:
+        if with_masks and annotated:
+            samples = [sample for sample in samples if sample.mask or sample.points or sample.scribbles]
+            print_message(f"{len(samples)} training images have a mask, point or scribble; the others are left out")
+        elif with_masks:
             require_masks(samples, "targets: masks")
         if hp["targets"] == "cues":
             cues = SeedCache(hp["cues"])
@@ -295,8 +304,9 @@ class BaseDataModule(pl.LightningDataModule):
         if not with_masks:
             require_tags(samples, self.classes, self.source)
         return ImageDataset(
-            samples, self.classes, hp["size"], mask_lut=self.mask_lut if with_masks else None, training=True,
-            augment=self.augment, cues=cues, cue_stride=hp["cue_stride"], channels=self.in_channels,
+            samples, self.classes, hp["size"], mask_lut=self.mask_lut if with_masks or annotated else None,
+            training=True, augment=self.augment, cues=cues, cue_stride=hp["cue_stride"], channels=self.in_channels,
+            annotations=annotated,
         )  # fmt: skip
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:  # noqa: ARG002
@@ -309,7 +319,9 @@ class BaseDataModule(pl.LightningDataModule):
         """Shuffled and augmented batches; images that do not fill a last optimizer step are left out of the epoch."""
         data = self._datasets["train"]
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
-        sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed(), accumulate)
+        rate = self.hparams["mask_sampling_rate"] if data.annotations else 1
+        repeats = np.array([rate if sample.mask else 1 for sample in data.samples])
+        sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed(), accumulate, repeats)
         sampler.set_epoch(self._epoch)
         return self._loader(data, sampler=sampler, persistent=True)
 

@@ -135,8 +135,10 @@ class RandomWalkModule(SeedModule):
             maps = random_walk(within_boxes(classes, maps, drawn.boxes), boundary, **walk)
             known = reduce_labels(drawn.mask, *self.grid)
             if (fixed := known != IGNORE).any():
-                own = (known == classes[:, None, None] + 1).astype(np.float32)
-                maps = np.maximum(of_maximum_one(maps), random_walk(own, boundary, **walk, fixed=fixed))
+                one_hot = (known == np.array([*(classes + 1), 0])[:, None, None]).astype(np.float32)
+                spread = random_walk(one_hot, boundary, **walk, fixed=fixed)  # (k + 1, h, w), the background last
+                own, others = spread[:-1], spread.sum(axis=0) - spread[:-1]
+                maps = np.maximum(of_maximum_one(maps) * (1 - others).clip(min=0), own)
                 maps[:, fixed] = own[:, fixed]
             seeds.append(Seed(name, classes, within_boxes(classes, maps, drawn.boxes), None, image, drawn))
         return seeds

@@ -192,3 +192,23 @@ def test_a_step_of_training_finds_the_edges(voc):
         pad = torch.zeros_like(labels[:, :1] if axis == 1 else labels[:, :, :1], dtype=torch.bool)
         change |= torch.cat([edge, pad], dim=axis) | torch.cat([pad, edge], dim=axis)
     assert boundary[change].mean() > 2 * boundary[~change].mean()
+
+
+def test_fixed_positions_keep_their_values():
+    """By the matrix of irn, whose columns at fixed positions are those of the identity."""
+    generator = np.random.default_rng(5)
+    shape, radius, steps = (5, 6), 3, 12
+    maps, boundary = generator.random((2, *shape), dtype=np.float32), generator.random(shape, dtype=np.float32) * 0.6
+    fixed = np.zeros(shape, bool)
+    fixed[1, 2] = fixed[4, 5] = True
+    matrix = np.eye(30)
+    for a, b in pairs_of(shape, radius):
+        i, j = a[0] * 6 + a[1], b[0] * 6 + b[1]
+        matrix[i, j] = matrix[j, i] = affinity_of(boundary.astype(float), a, b) ** 10
+    matrix /= matrix.sum(axis=0, keepdims=True)
+    matrix[:, fixed.ravel()] = np.eye(30)[:, fixed.ravel()]
+    start = np.where(fixed, maps, maps * (1 - boundary)).reshape(2, -1)
+    wanted = (start @ np.linalg.matrix_power(matrix, steps)).reshape(2, *shape)
+    found = random_walk(maps, boundary, radius=radius, steps=steps, fixed=fixed)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(found[:, fixed], maps[:, fixed])

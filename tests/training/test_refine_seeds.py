@@ -6,13 +6,15 @@ import numpy as np
 import torch
 
 from datamodules.images import normalize
+from datamodules.masks import read_class_mask
 from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
+from datamodules.transforms import resize_nearest
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
 from seeds.cache_job import Seed
 from seeds.checkpoints import load_task
-from seeds.refine_seeds import RandomWalkModule
+from seeds.refine_seeds import RandomWalkModule, within_boxes
 from tests.seed_caches import CacheWriter
 from tests.training.conftest import data_of
 from tests.training.fits import fit
@@ -252,3 +254,67 @@ def test_maps_belong_to_class_ids_not_to_an_order(voc, boundaries, tmp_path):
     channels = [0, *(order.index(name) + 1 for name in names)]
     assert found["other"][1]["id"] == found["same"][1]["id"]
     assert (found["other"][1]["cues"][:, channels] == found["same"][1]["cues"]).float().mean() > 0.97  # but for ties
+
+
+def test_boxes_bound_the_maps_and_each_contains_its_class():
+    maps = np.array([[[4.0, 2.0, 0.0, 1.0]], [[1.0, 3.0, 3.0, 3.0]]], np.float32)
+    boxes = np.array([[1, 0.25, 0, 0.5, 1], [1, 0.5, 0, 0.75, 1], [3, 0, 0, 1, 1]], np.float32)
+    found = within_boxes(np.array([0, 1]), maps, boxes)  # the class 2 (index 3) is not among the maps
+    assert found.tolist() == [[[0, 1, 1, 0]], [[1, 3, 3, 3]]]
+    assert within_boxes(np.array([0, 1]), maps, boxes[:0]).tolist() == maps.tolist()
+
+
+class Walls(torch.nn.Module):
+    """A boundary between the left and the right half."""
+
+    def forward(self, images):
+        walls = torch.zeros(len(images), 16, 16)
+        walls[:, :, 7:9] = 1
+        return walls
+
+
+def test_drawn_pixels_keep_their_labels_and_spread(tmp_path):
+    """A point of class y in a region that the map of x covers; the walls between the regions hold all walks up."""
+    with CacheWriter(tmp_path / "c", ["x", "y"], {}) as writer:
+        maps = np.zeros((2, 16, 16), np.float32)
+        maps[0], maps[1, 2, 2] = 1, 0.1
+        writer.add("a", np.zeros((16, 16), np.uint8), map_classes=np.array([0, 1]), maps=maps)
+    mask = np.full((64, 64), 255)
+    mask[30, 50], mask[2, 2] = 2, 0  # y in the right half, background in the left one
+    batch = {"id": ["a"], "labels": torch.ones(1, 2), "image": torch.zeros(1, 3, 64, 64)}
+    batch |= {"mask": torch.from_numpy(mask)[None].long(), "boxes": [torch.zeros(0, 5)]}
+    module = RandomWalkModule(Walls(), SETTINGS | {"steps": 400}, SeedCache(tmp_path / "c"))
+    (seed,) = module.predict_seeds(batch)
+    labels = module.cues(seed)
+    assert labels[7, 12] == 2
+    assert labels[0, 0] == 0
+    assert (labels[5:10, 10:15] == 2).mean() > 0.9, "the point's label spreads in its region"
+    assert not (labels[:, :7] == 2).any(), "and does not cross the wall"
+    assert (labels[:, :7] == 1).mean() > 0.9
+    assert seed.maps[0, 7, 12] == seed.maps[:, 0, 0].max() == 0
+    del batch["mask"], batch["boxes"]
+    assert not (module.cues(module.predict_seeds(batch)[0])[:, 9:] == 2).any()
+
+
+def test_a_whole_mask_is_the_label_map(voc, cues, boundaries, tmp_path):
+    """By the command, with the annotations of the training; images of no list keep their labels."""
+    stored = torch.load(boundaries, weights_only=True)
+    (tmp_path / "some.txt").write_text("train_00001\ntrain_00004\n")
+    stored["datamodule_hyper_parameters"]["annotations"] = [str(tmp_path / "some.txt")]
+    torch.save(stored, tmp_path / "annotated.ckpt")
+    words = ["--steps", "4", "--size", "64", "--cue_stride", "4", "--crf", "false"]
+    assert refine(cues, boundaries, tmp_path / "plain", *words) == 0
+    assert refine(cues, tmp_path / "annotated.ckpt", tmp_path / "drawn", *words) == 0
+    plain, own = SeedCache(tmp_path / "plain"), SeedCache(tmp_path / "drawn")
+    assert len(own.settings["annotations_sha256"]) == 64
+    assert "annotations_sha256" not in plain.settings
+    data = data_of(voc)
+    for sample in data.samples("train"):
+        if sample.id in ("train_00001", "train_00004"):
+            mask = read_class_mask(sample.mask, data.mask_lut)
+            small = resize_nearest(resize_nearest(mask, 64, 64), 16, 16)
+            known = small != 255
+            assert (own.cues(sample.id)[known] == small[known]).all()
+            assert (own.cues(sample.id) != plain.cues(sample.id)).any()
+        else:
+            assert (own.cues(sample.id) == plain.cues(sample.id)).all()
