@@ -31,7 +31,7 @@ FORMS = {
     "scribbles": '["class", [[x, y], [x, y]]]',
     "boxes": '["class", left, top, right, bottom]',
 }
-"""Columns of a table, and how one element of a cell is written."""
+"""Columns of a table, and how one element of a field is written."""
 
 Mask = str | RleMask
 Shape = Point | Scribble | LabelledBox
@@ -181,26 +181,26 @@ def _table(path: AnyPath, samples: Mapping[str, Sample], where: str) -> Found:
     if key is None or {"mask", *FORMS}.isdisjoint(header):
         needed = f"file, file_name or id, and of mask, {', '.join(FORMS)}"
         raise InputError(f"{path} needs a column of {needed}; its header is {','.join(header)!r}.")
-    places, names, cells = [], [], []
+    places, names, fields = [], [], []
     for place, row in rows:
         name, own = row.get(key), [(column, row.get(column)) for column in ("mask", *FORMS)]
         if not isinstance(name, str) or not name.strip():
-            if not name and not any(cell for _, cell in own):
+            if not name and not any(field for _, field in own):
                 continue  # an empty row of a spreadsheet
             raise InputError(f"{place} has no {key}.")
         names.append(name.strip() if key == "id" else image_id(name.strip()))
         places.append(f"{place}, image {names[-1]}")
-        cells.append(own)
-    for name, place, own in zip(_matching(names, places, samples, path, where), places, cells, strict=True):
-        for column, cell in own:
+        fields.append(own)
+    for name, place, own in zip(_matching(names, places, samples, path, where), places, fields, strict=True):
+        for column, field in own:
             if column != "mask":
-                for shape in _shapes(column, cell, place):  # of images of other splits, too: all mistakes are found
+                for shape in _shapes(column, field, place):  # of images of other splits, too: all mistakes are found
                     if name in samples:
                         yield name, place, shape
-            elif cell is not None and not isinstance(cell, str):
-                raise InputError(f"{place}: the mask {cell!r} is not a path.")
-            elif name in samples and cell and cell.strip():
-                mask = cell.strip()
+            elif field is not None and not isinstance(field, str):
+                raise InputError(f"{place}: the mask {field!r} is not a path.")
+            elif name in samples and field and field.strip():
+                mask = field.strip()
                 if not is_uri(mask):
                     file = path.parent / mask
                     mask = str(file.resolve() if is_uri(file) else file)  # an object store knows no folder ..
@@ -209,16 +209,16 @@ def _table(path: AnyPath, samples: Mapping[str, Sample], where: str) -> Found:
                 yield name, place, mask
 
 
-def _shapes(column: str, cell: Any, place: str) -> Iterator[Shape]:
-    """Yield the points, scribbles or boxes of a cell: a list, its JSON, or nothing."""
-    if isinstance(cell, str):
+def _shapes(column: str, field: Any, place: str) -> Iterator[Shape]:
+    """Yield the points, scribbles or boxes of a field: a list, its JSON, or nothing."""
+    if isinstance(field, str):
         try:
-            cell = json.loads(cell) if cell.strip() else None
+            field = json.loads(field) if field.strip() else None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{place}: {column} contains {cell[:80]!r}, which is not JSON ({error}).") from error
-    if cell is not None and not isinstance(cell, list):
-        raise InputError(f"{place}: {column} contains {str(cell)[:80]!r}, and must be a list [{FORMS[column]}, ...].")
-    for each in cell or ():
+            raise InputError(f"{place}: {column} contains {field[:80]!r}, which is not JSON ({error}).") from error
+    if field is not None and not isinstance(field, list):
+        raise InputError(f"{place}: {column} contains {str(field)[:80]!r}, and must be a list [{FORMS[column]}, ...].")
+    for each in field or ():
         match each:
             case [str(name), *numbers] if column == "points" and _are_numbers(numbers, 2):
                 yield Point(name, *map(float, numbers))
@@ -246,7 +246,7 @@ def _instances(path: AnyPath, samples: Mapping[str, Sample], known: Sequence[str
     """Yield the annotations of a JSON of COCO's instances.
 
     The mask of an image is rendered from its instances where all have a segmentation; otherwise the image has boxes:
-    those of a class of which every instance has one, and none is a crowd. Points are keypoints with a visibility above
+    those of a class whose instances all have one and are no crowds. Points are keypoints with a visibility above
     0. An image without instances is background, as in COCO; but where its tags name an object, it counts as not
     annotated, since annotation tools export such images, too. Categories that are no class of the data set become 255
     in masks, and are left out otherwise.

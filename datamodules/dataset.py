@@ -142,7 +142,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             sides[:, ::2].sort(axis=1)  # a mirrored box has its left side on the right
             indices = np.array([self.indices[each.name] for each in boxes], np.float32)
             item["boxes"] = np.column_stack([indices, sides]).astype(np.float32)
-            if mask is not None and self.training:  # a class of the mask is in the image, whatever its tags are
+            if mask is not None and self.training:  # a class of the mask is in the image, with or without a tag
                 drawn_classes = np.setdiff1d(mask, (0, IGNORE))
                 item["labels"] = item["labels"].copy()
                 item["labels"][drawn_classes - 1] = 1

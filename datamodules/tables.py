@@ -13,16 +13,16 @@ csv.field_size_limit(1 << 30)  # by default 128 KiB, which a long scribble excee
 
 
 def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
-    """Return the columns of a table, and the place (file and line) and the cells of each row.
+    """Return the columns of a table, and the place (file and line) and the fields of each row.
 
-    Columns of a CSV are in lower case. Cells of JSON lines have any type of JSON; a cell may be missing.
+    Columns of a CSV are in lower case. Cells of JSON lines have any type of JSON; a field may be missing.
 
     Args:
         path: A CSV with a header, or JSON lines (``.jsonl``).
 
     Raises:
         InputError: The table is missing or malformed. The iterator raises it for a row that is no JSON object, or has
-            more cells than the header.
+            more fields than the header.
     """
     lines: list[tuple[int, Any]]
     try:
@@ -47,7 +47,7 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
             # csv.DictReader stores columns beyond the header under None: "a.jpg,cat,dog" would lose its dog
             if beyond := next(filter(str.strip, row.get(None, ())), None):
                 problem = f"{beyond.strip()!r} is beyond the columns of the header"
-                raise InputError(f"{where}: {problem}; separate tags by ';', and put a cell with commas in quotes.")
+                raise InputError(f"{where}: {problem}; separate tags by ';', and put a field with commas in quotes.")
             yield where, row
 
     return header, rows()

@@ -24,7 +24,7 @@ class DilatedDepthwiseConv2d(nn.Conv2d):
             return super().forward(maps)
         (b, k, h, w), (down, right) = maps.shape, self.dilation
         if h >= MIN_POSITIONS * down and w >= MIN_POSITIONS * right:
-            # each position meets only positions of the same remainders: they form maps of their own, without dilation
+            # each position meets only positions of the same remainders: they form separate maps, without dilation
             rows, columns = -(-h // down), -(-w // right)
             split = functional.pad(maps, (0, columns * right - w, 0, rows * down - h))
             split = split.view(b, k, rows, down, columns, right).permute(0, 3, 5, 1, 2, 4).reshape(-1, k, rows, columns)

@@ -49,7 +49,7 @@ def refine_seeds(
     its score. There are two differences from irn: a map is divided by its own maximum, because the tag proves that the
     class is in the image (irn divides all maps of an image by their common maximum); and the dense CRF follows. The
     new cache contains the spread maps. Annotations of the affinities' training count (``annotations`` of its data):
-    what is drawn spreads in a random walk of its own, and keeps its label; a class stays within its boxes, and each box
+    what is drawn spreads in another random walk, and keeps its label; a class stays within its boxes, and each box
     contains some of it. The job runs as ``seeds generate`` does, in any number of processes, and can be resumed. Images
     that ``cache`` has left out are left out.
 
@@ -160,7 +160,7 @@ class RandomWalkModule(SeedModule):
 def within_boxes(
     classes: NDArray[np.int64], maps: NDArray[np.float32], boxes: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return maps of which those of classes with boxes are 0 outside of them and have the maximum 1 in each.
+    """Return maps; those of classes with boxes are 0 outside of the boxes and have the maximum 1 in each box.
 
     Args:
         classes: the maps' classes 0..C-1, (k,).

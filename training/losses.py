@@ -151,7 +151,7 @@ def mask_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         logits: class scores (B, C+1, H, W).
-        mask: int64 (B, H, W), 255 where nothing is drawn; an image of which nothing is drawn adds 0.
+        mask: int64 (B, H, W), 255 where nothing is drawn; an image without drawn pixels adds 0.
 
     Returns:
         Scalar tensor.

@@ -46,7 +46,7 @@ def pseudo_label(
     Classes that are not tags of the image are removed before the softmax. The dense CRF smooths the probabilities as
     at test time, and each position becomes a cue of its most likely class. The maps of the cache are the probabilities
     of the tags. Annotations of the network's training count (``annotations`` of its data): what is drawn has its label,
-    before and after the CRF and whatever ``consensus`` contains, and a class stays within its boxes. The job runs as
+    before and after the CRF and also where ``consensus`` differs, and a class stays within its boxes. The job runs as
     ``seeds generate`` does, in any number of processes, and can be resumed.
 
     Args:

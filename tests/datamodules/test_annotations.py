@@ -48,7 +48,7 @@ def write_csv(path, rows, header=None):
         writer = csv.DictWriter(file, header or list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         for row in rows:
-            plain = {key: cell if isinstance(cell, str) else json.dumps(cell) for key, cell in row.items()}
+            plain = {key: field if isinstance(field, str) else json.dumps(field) for key, field in row.items()}
             writer.writerow(plain)
     return str(path)
 
@@ -304,7 +304,7 @@ def test_by_uri():
 
 
 def test_masks_of_coco(voc, tmp_path):
-    """The data set of a JSON has masks of its own, of which a list may choose some."""
+    """The data set of a JSON has masks itself, and a list may choose some of them."""
     instances_json(tmp_path / "own.json", {
         "p0": [instance("ant", [polygon(0, 0, 9, 9)])], "p1": [instance("bat", [polygon(0, 0, 9, 9)])]
     })  # fmt: skip
@@ -360,9 +360,9 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_wrong_cells(voc, tmp_path, name):
-    cells, message = ERRORS[name]
-    data = open_voc(voc, write_csv(tmp_path / "a.csv", [{"id": "p1"} | cells]))
+def test_wrong_values(voc, tmp_path, name):
+    fields, message = ERRORS[name]
+    data = open_voc(voc, write_csv(tmp_path / "a.csv", [{"id": "p1"} | fields]))
     with pytest.raises(InputError, match=message) as caught:
         read(data)
     assert str(tmp_path / "a.csv") in str(caught.value)

@@ -1,18 +1,21 @@
 """Labels of a network for its training images: from tags, scores and the CRF; a cache to train on again."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from datamodules.files import file_sha256
 from datamodules.images import normalize, read_image
+from datamodules.masks import read_class_mask, write_mask
 from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_shard import NO_CUE
-from datamodules.transforms import Transform
+from datamodules.transforms import Transform, resize_nearest
 from seeds.cache_job import Seed
 from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
@@ -242,3 +245,57 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
     (tmp_path / "x.ckpt").write_bytes(b"nothing")
     assert main(["pseudo-label", "--checkpoint", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "x")]) == 1
     assert "x.ckpt" in capsys.readouterr().err
+
+
+def annotated_checkpoint(checkpoint, path, annotations):
+    """The checkpoint, as if it had been trained with annotations."""
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["datamodule_hyper_parameters"]["annotations"] = annotations
+    torch.save(stored, path)
+    return path
+
+
+def test_drawn_pixels_keep_their_labels_and_boxes_bound_their_class(labels, voc, checkpoint, tmp_path):
+    """A mask of one image and a box of another; the other images are labelled as without annotations."""
+    samples, _ = labelled(voc)
+    first, second = samples[0], samples[1]
+    (tmp_path / "few.txt").write_text(f"{first.id}\n")
+    width, height = Image.open(second.image).size
+    tag = min(second.tags)
+    row = {"id": second.id, "boxes": [[tag, 0, 0, width / 2, height / 4]]}
+    (tmp_path / "boxes.jsonl").write_text(json.dumps(row))
+    annotations = [str(tmp_path / "few.txt"), str(tmp_path / "boxes.jsonl")]
+    network = annotated_checkpoint(checkpoint, tmp_path / "a.ckpt", annotations)
+    job = JobOptions(num_workers=0, shard_size=4, accelerator="cpu")
+    pseudo_label(network, tmp_path / "c", consensus=labels, job=job)
+    cache, plain = SeedCache(tmp_path / "c"), SeedCache(labels)
+    data = data_of(voc)
+    mask = read_class_mask(first.mask, data.mask_lut)
+    side = SIZE // 4
+    small = resize_nearest(resize_nearest(mask, SIZE, SIZE), side, side)
+    assert (cache.cues(first.id)[small != 255] == small[small != 255]).all()
+    index = data.classes.index(tag)
+    outside = np.ones((side, side), bool)
+    outside[: side // 4, : side // 2] = False
+    classes, maps = cache.maps(second.id)
+    assert maps[classes.tolist().index(index)][outside].max() == 0
+    assert not (cache.cues(second.id)[outside] == index + 1).any()
+    for sample in samples[2:]:
+        assert (cache.cues(sample.id) == plain.cues(sample.id)).all()
+
+
+def test_a_changed_mask_makes_labels_anew(voc, checkpoint, tmp_path, capsys):
+    root = shutil.copytree(voc, tmp_path / "voc")
+    samples, _ = labelled(root)
+    (tmp_path / "few.txt").write_text(f"{samples[0].id}\n")
+    network = annotated_checkpoint(checkpoint, tmp_path / "a.ckpt", [str(tmp_path / "few.txt")])
+    words = ["pseudo-label", "--checkpoint", str(network), "--output", str(tmp_path / "c"), "--root", str(root)]
+    words += ["--num_workers", "0", "--accelerator", "cpu", "--crf", "false"]
+    assert main(words) == 0
+    assert main(words) == 0
+    assert "is there already" in capsys.readouterr().err
+    write_mask(samples[0].mask, np.zeros_like(np.array(Image.open(samples[0].mask))))
+    assert main(words) != 0
+    assert "annotations_sha256" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "true"]) == 0
+    assert not SeedCache(tmp_path / "c").cues(samples[0].id).any()
