@@ -19,9 +19,9 @@ from datamodules.errors import InputError, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri
 from datamodules.masks import RleMask, read_class_mask
 from datamodules.sample import Sample, image_id, read_ids
-from datamodules.tables import read_rows
+from datamodules.tables import TABLES, mask_path, read_rows
 
-SUFFIXES = (".txt", ".csv", ".jsonl", ".json")
+SUFFIXES = (".txt", ".json", *TABLES)
 """Suffixes of files that are sources of annotations."""
 
 KINDS = {Point: "point", Scribble: "scribble", LabelledBox: "box"}
@@ -200,10 +200,7 @@ def _table(path: AnyPath, samples: Mapping[str, Sample], where: str) -> Found:
             elif field is not None and not isinstance(field, str):
                 raise InputError(f"{place}: the mask {field!r} is not a path.")
             elif name in samples and field and field.strip():
-                mask = field.strip()
-                if not is_uri(mask):
-                    file = path.parent / mask
-                    mask = str(file.resolve() if is_uri(file) else file)  # an object store knows no folder ..
+                mask = mask_path(path, field.strip())
                 if not is_uri(mask) and not Path(mask).is_file():
                     raise InputError(f"{place}: there is no mask {mask}.")
                 yield name, place, mask

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, read_bytes
+from datamodules.files import AnyPath, is_uri, read_bytes
+
+TABLES = (".csv", ".jsonl")
+"""Suffixes of tables."""
 
 csv.field_size_limit(1 << 30)  # by default 128 KiB, which a long scribble exceeds
 
@@ -51,3 +54,20 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
             yield where, row
 
     return header, rows()
+
+
+def mask_path(table: AnyPath, mask: str) -> str:
+    """Return the path or URI of a mask that a table names relative to its folder."""
+    if is_uri(mask):
+        return mask
+    file = table.parent / mask
+    return str(file.resolve() if is_uri(file) else file)  # an object store knows no folder ..
+
+
+def mask_paths(table: AnyPath) -> list[str]:
+    """Return the masks in a table's column ``mask``; none where the table cannot be read."""
+    try:
+        masks = [row.get("mask") for _, row in read_rows(table)[1]]
+    except InputError:
+        return []
+    return [mask_path(table, mask.strip()) for mask in masks if isinstance(mask, str) and mask.strip()]

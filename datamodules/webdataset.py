@@ -42,6 +42,8 @@ class WebDatasetDataModule(BaseDataModule):
     """
 
     def __init__(self, root: str, **common: Any) -> None:
+        if common.get("annotations"):
+            raise InputError(f"annotations of images in tar files are not read: unpack those of {root} into a folder.")
         self._given: Sequence[str] | None = common.get("classes")
         self._split = str(common.get("train_split", "train"))
         self._known: tuple[str, ...] | None = None

@@ -178,6 +178,8 @@ class JobSource:
         if images is not None:
             folder, _, pattern = images.rpartition("/") if images.endswith(".tar") else (images, "/", "*.tar")
             stored = {**(stored or {}), "class_path": "datamodules.webdataset.WebDatasetDataModule"}
+            if stored.pop("annotations", None) is not None:
+                print_message("the annotations of the training are not used: the images are in tar files")
             overrides |= {"root": folder or ".", "train_split": pattern}
         given = {"classes": list(task.classes), "batch_size": job.batch_size, "num_workers": job.num_workers}
         data = datamodule_from_settings(stored, **given, **overrides)

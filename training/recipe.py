@@ -46,6 +46,7 @@ from datamodules.files import (
 )
 from datamodules.seed_cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
+from datamodules.tables import TABLES, mask_paths
 from training.child_process import run_process
 from training.parsers import OneSentenceErrors, config_path, nearest
 
@@ -53,8 +54,8 @@ STAGES = "stages"  # the recipe's key, and the folder of the records in its outp
 RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
 RUN_OPTIONS = ("config", "help", "output", STAGES)  # of `tag2mask run`, beside settings
 PATH_OPTIONS = frozenset({
-    "consensus", "cache", "caches", "checkpoint", "ckpt_path", "cues", "cues_checkpoint", "ids", "images", "input_list",
-    "photos", "predictions", "results", "root", "source", "weights",
+    "annotations", "cache", "caches", "checkpoint", "ckpt_path", "consensus", "cues", "cues_checkpoint", "ids",
+    "images", "input_list", "photos", "predictions", "results", "root", "source", "weights",
 })  # fmt: skip
 """Options of the commands whose values are files or folders."""
 
@@ -416,6 +417,7 @@ class Runner:
         of_seeds = stage.command.startswith("seeds ") and stage.command != "seeds show"  # which training/ draws
         options = dict(leaves(stage.options))
         paths = [value for name, value in options.items() if is_path(name, value)]
+        paths += [mask for path in paths if path.endswith(TABLES) for mask in mask_paths(UPath(path))]
         folders = {name: str(self.output / name) for name in stage.needs}
         dependencies = {
             "command": stage.command, "options": options,

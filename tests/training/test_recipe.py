@@ -15,12 +15,15 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from filelock import FileLock
+from PIL import Image
 
 from datamodules.base_datamodule import BaseDataModule
+from datamodules.masks import write_mask
 from datamodules.seed_cache import SeedCache
 from datamodules.source_revision import ALL_PACKAGES
 from training import recipe as recipe_module
@@ -235,6 +238,29 @@ def test_files_outside_the_output_count(copied, ran):
     torch.save(checkpoint, weights)
     assert copied.run(content) == 0
     assert names(ran) == ["seeds", "quality"]
+
+
+def test_annotations_and_their_masks_count(copied, ran):
+    """A stage runs again when a table of annotations changes, or a mask in it; other stages are kept."""
+    folder = copied.path.parent / "drawn"
+    folder.mkdir()
+    mask = folder / "m.png"
+    shutil.copy(copied.data / "8/SegmentationClass/train_00000.png", mask)
+    table = folder / "table.csv"
+    table.write_text("id,mask\ntrain_00000,m.png\n")
+    content = copied.content()
+    content["settings"]["annotations"] = None
+    trained = json.loads(json.dumps(content["stages"]["classifier"]))
+    trained["options"]["data"]["init_args"]["annotations"] = "{annotations}"
+    content["stages"]["annotated"] = trained
+    for words in ([], ["--annotations", str(table)], ["--annotations", f"[{table}]"]):
+        assert copied.run(content, *words) == 0
+        assert names(ran) == ["annotated"]
+        assert copied.run(content, *words) == 0
+        assert names(ran) == []
+    write_mask(mask, 1 - np.array(Image.open(mask)).clip(0, 1))
+    assert copied.run(content, *words) == 0
+    assert names(ran) == ["annotated"]
 
 
 def cache_bytes(folder: Path) -> dict[str, bytes]:
