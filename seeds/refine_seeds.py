@@ -25,6 +25,13 @@ from seeds.crf_refinement import crf_settings, of_maximum_one, refined
 from seeds.job_options import JobOptions
 from seeds.score_maps import resize_maps
 
+DRAWN_POWER = 0.25
+"""Exponent of what reaches a position from drawn pixels, which decreases fast with the distance to a single point."""
+
+DRAWN_SHARE = 0.3
+"""Weight of the walk from drawn pixels beside that of the seed cache. Both numbers were chosen with one point for each
+class and with skeletons of masks, by the masks of VOC animals' ``train``."""
+
 
 def refine_seeds(
     cache: UPath,
@@ -34,6 +41,7 @@ def refine_seeds(
     root: str | None = None,
     split: str | None = None,
     images: str | None = None,
+    annotations: str | list[str] | None = None,
     radius: int = 5,
     beta: float = 10.0,
     steps: int = 256,
@@ -48,10 +56,9 @@ def refine_seeds(
     Boundaries hold up the walk, so that the map of a class fills its object. The background wins where no map exceeds
     its score. There are two differences from irn: a map is divided by its own maximum, because the tag proves that the
     class is in the image (irn divides all maps of an image by their common maximum); and the dense CRF follows. The
-    new cache contains the spread maps. Annotations of the affinities' training count (``annotations`` of its data):
-    what is drawn spreads in another random walk, and keeps its label; a class stays within its boxes, and each box
-    contains some of it. The job runs as ``seeds generate`` does, in any number of processes, and can be resumed. Images
-    that ``cache`` has left out are left out.
+    new cache contains the spread maps. Annotations count: what is drawn spreads in another random walk, and keeps its
+    label; a class stays within its boxes, and each box contains some of it. The job runs as ``seeds generate`` does, in
+    any number of processes, and can be resumed. Images that ``cache`` has left out are left out.
 
     Args:
         cache: the seed cache whose maps are spread: CAMs, or the probabilities of ``pseudo-label``.
@@ -62,6 +69,8 @@ def refine_seeds(
         images: tar files of images and tags in place of ``root`` and ``split``, by path or URI: a folder, or a pattern
             such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
             the same name.
+        annotations: source, or list of sources, of masks, points, scribbles and boxes of some images, see
+            `datamodules.base_datamodule.BaseDataModule`; by default those of the training.
         radius: a step of the walk leads to positions nearer than this.
         beta: exponent of the affinities: with a higher one less crosses a weak boundary.
         steps: number of steps of the walk.
@@ -78,7 +87,9 @@ def refine_seeds(
         raise InputError(f"radius {radius}, steps {steps} or beta {beta} is too small for a walk")
     if not 0 < fg_threshold < 1:
         raise InputError(f"fg_threshold {fg_threshold} is not between 0 and 1")
-    source = JobSource.load(checkpoint, AffinityTask, job, images, root=root, train_split=split)
+    source = JobSource.load(
+        checkpoint, AffinityTask, job, images, root=root, train_split=split, annotations=annotations
+    )
     start = SeedCache(cache)
     settings = {
         "method": "refine", "backbone": source.task.hparams["backbone"], "radius": radius, "beta": beta, "steps": steps,
@@ -136,9 +147,9 @@ class RandomWalkModule(SeedModule):
             known = reduce_labels(drawn.mask, *self.grid)
             if (fixed := known != IGNORE).any():
                 one_hot = (known == np.array([*(classes + 1), 0])[:, None, None]).astype(np.float32)
-                spread = random_walk(one_hot, boundary, **walk, fixed=fixed)  # (k + 1, h, w), the background last
-                own, others = spread[:-1], spread.sum(axis=0) - spread[:-1]
-                maps = np.maximum(of_maximum_one(maps) * (1 - others).clip(min=0), own)
+                spread = random_walk(one_hot, boundary, **walk, fixed=fixed) ** DRAWN_POWER  # the background last
+                own, others = spread[:-1], (spread.sum(axis=0) - spread[:-1]).clip(max=1)
+                maps = (1 - DRAWN_SHARE) * of_maximum_one(maps) * (1 - others) + DRAWN_SHARE * own
                 maps[:, fixed] = own[:, fixed]
             seeds.append(Seed(name, classes, within_boxes(classes, maps, drawn.boxes), None, image, drawn))
         return seeds

@@ -32,6 +32,7 @@ def pseudo_label(
     root: str | None = None,
     split: str | None = None,
     images: str | None = None,
+    annotations: str | list[str] | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     size: int | None = None,
@@ -45,9 +46,9 @@ def pseudo_label(
 
     Classes that are not tags of the image are removed before the softmax. The dense CRF smooths the probabilities as
     at test time, and each position becomes a cue of its most likely class. The maps of the cache are the probabilities
-    of the tags. Annotations of the network's training count (``annotations`` of its data): what is drawn has its label,
-    before and after the CRF and also where ``consensus`` differs, and a class stays within its boxes. The job runs as
-    ``seeds generate`` does, in any number of processes, and can be resumed.
+    of the tags. Annotations count: what is drawn has its label, before and after the CRF and also where ``consensus``
+    differs, and a class stays within its boxes. The job runs as ``seeds generate`` does, in any number of processes,
+    and can be resumed.
 
     Args:
         checkpoint: checkpoint of a segmentation network.
@@ -57,6 +58,8 @@ def pseudo_label(
         images: tar files of images and tags in place of ``root`` and ``split``, by path or URI: a folder, or a pattern
             such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
             the same name.
+        annotations: source, or list of sources, of masks, points, scribbles and boxes of some images, see
+            `datamodules.base_datamodule.BaseDataModule`; by default those of the training.
         scales: sizes of the image relative to ``size``, over which probabilities are averaged.
         flip: average the probabilities with those of the mirrored image.
         size: side in pixels to which images are resized at scale 1; by default that of the validation.
@@ -73,7 +76,9 @@ def pseudo_label(
     """
     if not 0 <= min_confidence < 1:
         raise InputError(f"min_confidence {min_confidence} is outside 0..1")
-    source = JobSource.load(checkpoint, SegmentationTask, job, images, root=root, train_split=split)
+    source = JobSource.load(
+        checkpoint, SegmentationTask, job, images, root=root, train_split=split, annotations=annotations
+    )
     task, other = source.task, None if consensus is None else SeedCache(consensus)
     settings = {
         "method": "pseudo-label", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],

@@ -297,14 +297,12 @@ def test_drawn_pixels_keep_their_labels_and_spread(tmp_path):
 
 
 def test_a_whole_mask_is_the_label_map(voc, cues, boundaries, tmp_path):
-    """By the command, with the annotations of the training; images of no list keep their labels."""
-    stored = torch.load(boundaries, weights_only=True)
+    """By the command; images that are not in the list keep their labels."""
     (tmp_path / "some.txt").write_text("train_00001\ntrain_00004\n")
-    stored["datamodule_hyper_parameters"]["annotations"] = [str(tmp_path / "some.txt")]
-    torch.save(stored, tmp_path / "annotated.ckpt")
     words = ["--steps", "4", "--size", "64", "--cue_stride", "4", "--crf", "false"]
     assert refine(cues, boundaries, tmp_path / "plain", *words) == 0
-    assert refine(cues, tmp_path / "annotated.ckpt", tmp_path / "drawn", *words) == 0
+    drawn = ["--annotations", str(tmp_path / "some.txt")]
+    assert refine(cues, boundaries, tmp_path / "drawn", *words, *drawn) == 0
     plain, own = SeedCache(tmp_path / "plain"), SeedCache(tmp_path / "drawn")
     assert len(own.settings["annotations_sha256"]) == 64
     assert "annotations_sha256" not in plain.settings
