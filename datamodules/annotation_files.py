@@ -21,7 +21,7 @@ from datamodules.masks import RleMask, read_class_mask
 from datamodules.sample import Sample, image_id, read_ids
 from datamodules.tables import TABLES, mask_path, read_rows
 
-SUFFIXES = (".txt", ".json", *TABLES)
+SUFFIXES = (".txt", *TABLES, ".json")
 """Suffixes of files that are sources of annotations."""
 
 KINDS = {Point: "point", Scribble: "scribble", LabelledBox: "box"}

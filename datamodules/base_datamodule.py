@@ -32,7 +32,7 @@ from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 
-TRAINING_ONLY = ("augment", "cues", "cues_checkpoint", "download", "targets")
+TRAINING_ONLY = ("augment", "cues", "cues_checkpoint", "download", "mask_sampling_rate", "targets")
 """Settings that only a training uses; `BaseDataModule.settings` and `datamodule_from_settings` leave them out."""
 
 

@@ -42,8 +42,6 @@ class WebDatasetDataModule(BaseDataModule):
     """
 
     def __init__(self, root: str, **common: Any) -> None:
-        if common.get("annotations"):
-            raise InputError(f"annotations of images in tar files are not read: unpack those of {root} into a folder.")
         self._given: Sequence[str] | None = common.get("classes")
         self._split = str(common.get("train_split", "train"))
         self._known: tuple[str, ...] | None = None
@@ -71,7 +69,10 @@ class WebDatasetDataModule(BaseDataModule):
         return [sample for name in self.tars(split) for sample in self._samples(name, tags=tags)]
 
     def blocks(self, split: str, size: int) -> SampleBlocks:  # noqa: ARG002
-        """Return one block for each tar file, which is not opened before its block is read."""
+        """Return one block for each tar file, which is not opened before its block is read; without annotations."""
+        if self.sources:
+            hint = "unpack them, or name them as images, which leaves the annotations out"
+            raise InputError(f"labels of the tar files in {self.root} cannot follow annotations: {hint}.")
         tars = self.tars(split)
         stems = [name.removesuffix(".tar") for name in tars]
         if "index" in stems:

@@ -15,14 +15,14 @@ MIN_POSITIONS = 4  # on a side of the map for each step of the dilation; below, 
 class DilatedDepthwiseConv2d(nn.Conv2d):
     """A depthwise 3x3 convolution of stride 1 whose padding equals its dilation.
 
-    It computes what `torch.nn.Conv2d` does. Where a gradient is needed on a CPU, and the dilation is either small or at
-    least the side of the map, it does so without dilation; the last bits may differ, as the order of sums does.
+    It computes what `torch.nn.Conv2d` does. In training on a CPU, where the dilation is either small or at least the
+    side of the map, it does so without dilation; the last bits may differ, as the order of sums does.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return the convolution (B, K, h, w) of maps (B, K, h, w)."""
         (b, k, h, w), (down, right) = maps.shape, self.dilation
-        if maps.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not self.training or maps.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(maps)
         if down >= h and right >= w:  # no position meets another one
             if torch.is_autocast_enabled("cpu"):

@@ -501,6 +501,8 @@ def test_a_data_set_without_masks(tmp_path):
     assert read(data)["a"].points == (Point("dog", 2, 2),)  # cat is a tag, and no chosen class
     with pytest.raises(InputError, match=r"no image of the split 'train' of .* has a mask"):
         read(WebDatasetDataModule(str(tmp_path), annotations="masks"))
+    with pytest.raises(InputError, match=r"tar files in .* cannot follow annotations: unpack them"):
+        data.blocks("train", 8)
 
 
 numbers = st.floats(-1e6, 1e6) | st.integers(-1000, 1000)

@@ -244,7 +244,7 @@ def test_masks_of_predict_score_as_evaluate_does(voc, checkpoint, tmp_path):
     photos = [voc / f"JPEGImages/{name}.jpg" for name in (voc / "ImageSets/Segmentation/val.txt").read_text().split()]
     listed = json.dumps([str(photo) for photo in photos])
     common = ("--checkpoint", checkpoint, "--crf", "false", "--num_workers", 0)
-    assert run("predict", *common, "--images", listed, "--output", tmp_path / "masks") == 0
+    assert run("predict", *common, "--batch_size", 1, "--images", listed, "--output", tmp_path / "masks") == 0
     assert run("evaluate", *common, "--num_images", 0, "--batch_size", 1, "--output", tmp_path / "a") == 0
     scored = evaluate(predictions=tmp_path / "masks", root=str(voc), output=tmp_path / "b", num_images=0)
     direct = json.loads((tmp_path / "a/metrics.json").read_text())
