@@ -272,6 +272,11 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         raise UsageError(f"{path} has no stage '{unknown}'{nearest(unknown, known)}")
     for stage in reversed(stages):
         wanted |= set(stage.needs) if stage.name in wanted else set()
+    for stage in stages:  # hours may pass before the first stage that reads annotations
+        for name, value in leaves(stage.options):
+            is_file = "annotations" in name.split(".")[-2:] and value not in (None, "masks", "xml")
+            if is_file and stage.name in wanted and not UPath(value).is_file():
+                raise UsageError(f"{path}: stage '{stage.name}': there is no file of annotations {value}")
     (output / STAGES).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / STAGES / "lock", blocking=False, fallback_to_soft=False):

@@ -263,6 +263,17 @@ def test_annotations_and_their_masks_count(copied, ran):
     assert names(ran) == ["annotated"]
 
 
+def test_missing_annotations_are_found_before_the_first_stage(tmp_path, ran, capsys):
+    recipe = RecipeFolder(tmp_path, tmp_path / "data")
+    content = recipe.content()
+    content["stages"]["seeds"]["options"]["annotations"] = "few.csv"
+    content["stages"]["quality"]["options"]["annotations"] = ["masks", "few.csv"]
+    assert recipe.run(content) != 0
+    assert "stage 'seeds': there is no file of annotations few.csv" in capsys.readouterr().err
+    assert ran == []
+    assert not recipe.output.exists()
+
+
 def cache_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
