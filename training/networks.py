@@ -1,6 +1,7 @@
 """Segmentation networks by name: any architecture of segmentation_models_pytorch, or SEC's LargeFOV."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -9,9 +10,12 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, first_line, unknown_name
+from datamodules.files import is_uri
 from seeds.backbones import FreezableNetwork, dilate, measure_encoder
+from seeds.base_task import HEADER
+from seeds.checkpoints import read_checkpoint, read_file
 from seeds.dilated_depthwise import replace_dilated_depthwise
-from seeds.pretrained_weights import load_weights
+from seeds.pretrained_weights import load_fitting, load_weights
 from training.largefov import LargeFOV
 
 SMP_CLASSES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
@@ -98,8 +102,9 @@ def build_network(
         encoder: segmentation_models_pytorch's name of the encoder (``mobilenet_v2``, ``tu-convnext_tiny`` …).
         output_stride: pixels between positions of the encoder's last map, for architectures with a choice
             (``DeepLabV3``, ``DeepLabV3Plus``, ``PAN``: 8 or 16); None: the architecture's default.
-        weights: initial weights of the encoder: ``none``, ``imagenet`` (downloaded), or a file: a state dict with
-            torchvision's keys, or a classifier's checkpoint, whose trunk is taken.
+        weights: initial weights: ``none``, ``imagenet`` (of the encoder, downloaded), or a file: a state dict of the
+            encoder with torchvision's keys, a classifier's checkpoint, whose trunk is taken, or the checkpoint of a
+            segmentation network of the same architecture, encoder and classes, with its head.
         network_args: further arguments of the architecture's class (``{"decoder_channels": 128}``).
         in_channels: channels of the images; weights of RGB images are adapted, see
             `seeds.pretrained_weights.load_fitting`.
@@ -107,6 +112,13 @@ def build_network(
     Raises:
         InputError: no such architecture or encoder, an argument that it does not take, or weights that do not fit.
     """
+    is_file = weights not in ("none", "imagenet") and (is_uri(weights) or Path(weights).is_file())
+    if is_file and read_file(weights).get(HEADER, {}).get("task") == "segmentation":
+        network = build_network(architecture, num_classes, encoder, output_stride, "none", network_args, in_channels)
+        stored = read_checkpoint(weights, "segmentation")["state_dict"]
+        state = {name.removeprefix("network."): value for name, value in stored.items() if name.startswith("network.")}
+        load_fitting(network, state, f"weights {weights} are of another network")
+        return network
     if architecture == "LargeFOV":
         if network_args or output_stride not in (None, 8):
             raise InputError("LargeFOV has output_stride 8 and takes no network_args")

@@ -53,8 +53,9 @@ class SegmentationTask(BaseTask):
         classes: class names without background, in the order of the labels.
         architecture: ``LargeFOV`` (SEC's VGG-16) or a class of segmentation_models_pytorch (``Unet`` …).
         encoder: segmentation_models_pytorch's name of the encoder (not for ``LargeFOV``).
-        weights: initial weights of the encoder: ``none``, ``imagenet`` (download), or a file: a state dict with
-            torchvision's keys or a checkpoint of the classifier.
+        weights: initial weights: ``none``, ``imagenet`` (of the encoder, downloaded), or a file: a state dict of the
+            encoder with torchvision's keys, a checkpoint of the classifier, or one of a segmentation network, with
+            its head.
         output_stride: pixels between positions of the encoder's map, if the architecture gives a choice.
         network_args: further arguments of the architecture's class.
         freeze_stride: freeze the encoder's stages up to and including this stride, batch-norm statistics too; 0: none.

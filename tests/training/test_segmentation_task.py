@@ -285,3 +285,15 @@ def test_the_papers_configuration_trains_two_steps(tmp_path):
     assert sorted(group["lr"] for group in trainer.optimizers[0].param_groups) == [1e-3, 2e-3, 1e-2, 2e-2]
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
     assert not torch.equal(task.network.fc8.weight, before)
+
+
+def test_a_training_may_start_from_a_whole_network(checkpoint, tmp_path):
+    first = load_task(checkpoint, SegmentationTask)
+    again = SegmentationTask(list(first.classes), **TINY, weights=str(checkpoint))
+    assert all(
+        torch.equal(value, first.network.state_dict()[name]) for name, value in again.network.state_dict().items()
+    )
+    with pytest.raises(InputError, match=r"sec\.ckpt are of another network: .*size mismatch"):
+        SegmentationTask(["a", "b"], **TINY, weights=str(checkpoint))
+    with pytest.raises(InputError, match=r"sec\.ckpt are of another network"):
+        SegmentationTask(list(first.classes), "LargeFOV", weights=str(checkpoint))
