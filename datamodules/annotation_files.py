@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from datamodules.annotations import BACKGROUND, LabelledBox, Point, Scribble
+from datamodules.annotations import BACKGROUND, NAMED_SOURCES, LabelledBox, Point, Scribble
 from datamodules.bounding_boxes import xml_boxes
 from datamodules.class_names import IGNORE
 from datamodules.coco_instances import category_names, images_with_instances, instance_mask, read_instances
@@ -41,8 +41,8 @@ Found = Iterator[tuple[str, str, Mask | Shape]]
 
 def check_source(source: str) -> None:
     """Raise an InputError unless ``source`` is ``masks``, ``xml`` or the path of a file of a kind that can be read."""
-    if source not in ("masks", "xml") and PurePosixPath(source).suffix.lower() not in SUFFIXES:
-        kinds = f"masks, xml, or the path of a file ({', '.join(SUFFIXES)})"
+    if source not in NAMED_SOURCES and PurePosixPath(source).suffix.lower() not in SUFFIXES:
+        kinds = f"{', '.join(NAMED_SOURCES)}, or the path of a file ({', '.join(SUFFIXES)})"
         raise InputError(f"annotations contains {source!r}, and must contain {kinds}.")
 
 

@@ -5,6 +5,9 @@ from typing import NamedTuple
 BACKGROUND = "background"
 """Name of the background in points and scribbles."""
 
+NAMED_SOURCES = ("masks", "xml")
+"""Sources of annotations that are no files: the data set's own masks, and the boxes of a VOC folder."""
+
 
 class Point(NamedTuple):
     """A pixel of known class.

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 from upath import UPath
@@ -281,10 +280,10 @@ class BaseDataModule(pl.LightningDataModule):
 
     def _training_dataset(self) -> ImageDataset:
         hp = self.hparams
-        with_masks, annotated = hp["targets"] == "masks", bool(self.sources) and hp["targets"] != "tags"
+        with_masks, with_annotations = hp["targets"] == "masks", bool(self.sources) and hp["targets"] != "tags"
         samples = self.annotated(self.samples(hp["train_split"], masks=with_masks), hp["train_split"])
         cues = None
-        if with_masks and annotated:
+        if with_masks and with_annotations:
             samples = [sample for sample in samples if sample.mask or sample.points or sample.scribbles]
             print_message(f"{len(samples)} training images have a mask, point or scribble; the others are left out")
         elif with_masks:
@@ -304,9 +303,9 @@ class BaseDataModule(pl.LightningDataModule):
         if not with_masks:
             require_tags(samples, self.classes, self.source)
         return ImageDataset(
-            samples, self.classes, hp["size"], mask_lut=self.mask_lut if with_masks or annotated else None,
+            samples, self.classes, hp["size"], mask_lut=self.mask_lut if with_masks or with_annotations else None,
             training=True, augment=self.augment, cues=cues, cue_stride=hp["cue_stride"], channels=self.in_channels,
-            annotations=annotated,
+            annotations=with_annotations,
         )  # fmt: skip
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:  # noqa: ARG002
@@ -320,7 +319,7 @@ class BaseDataModule(pl.LightningDataModule):
         data = self._datasets["train"]
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         rate = self.hparams["mask_sampling_rate"] if data.annotations else 1
-        repeats = np.array([rate if sample.mask else 1 for sample in data.samples])
+        repeats = [rate if sample.mask else 1 for sample in data.samples]
         sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed(), accumulate, repeats)
         sampler.set_epoch(self._epoch)
         return self._loader(data, sampler=sampler, persistent=True)

@@ -5,12 +5,11 @@ one process.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import DistributedSampler
 
@@ -73,7 +72,7 @@ class TrainSampler(DistributedSampler[Draw]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, accumulate: int = 1, repeats: NDArray[np.int64] | None = None
+        self, length: int, batch_size: int, seed: int, accumulate: int = 1, repeats: Sequence[int] | None = None
     ) -> None:
         replicas, rank = _processes(length)
         step = batch_size * accumulate

@@ -141,9 +141,10 @@ class PseudoLabelModule(SeedModule):
             assert seed.image is not None
             large = resize_maps(probs, tuple(seed.image.shape[1:]))
             if seed.drawn is not None:
-                for row, index in enumerate([0, *(seed.classes + 1)]):
-                    large[0, row, torch.from_numpy(seed.drawn.mask != IGNORE)] = 0
-                    large[0, row, torch.from_numpy(seed.drawn.mask == index)] = 1
+                mask = torch.from_numpy(seed.drawn.mask)
+                large[0, :, mask != IGNORE] = 0
+                for row, index in enumerate([0, *(seed.classes + 1).tolist()]):
+                    large[0, row, mask == index] = 1
             probs = dense_crf(seed.image[None].contiguous(), large.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
         confidence, winners = (part.numpy() for part in probs[0].max(dim=0))
         names = np.array([0, *(seed.classes + 1)], np.uint8)

@@ -33,6 +33,7 @@ from rich.table import Table
 from rich.text import Text
 from upath import UPath
 
+from datamodules.annotations import NAMED_SOURCES
 from datamodules.errors import InputError, UsageError
 from datamodules.files import (
     AnyPath,
@@ -274,8 +275,13 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         wanted |= set(stage.needs) if stage.name in wanted else set()
     for stage in stages:  # hours may pass before the first stage that reads annotations
         for name, value in leaves(stage.options):
-            is_file = "annotations" in name.split(".")[-2:] and value not in (None, "masks", "xml")
-            if is_file and stage.name in wanted and not UPath(value).is_file():
+            names_file = isinstance(value, str) and value not in NAMED_SOURCES
+            if (
+                names_file
+                and "annotations" in name.split(".")[-2:]
+                and stage.name in wanted
+                and not UPath(value).is_file()
+            ):
                 raise UsageError(f"{path}: stage '{stage.name}': there is no file of annotations {value}")
     (output / STAGES).mkdir(parents=True, exist_ok=True)
     try:

@@ -272,6 +272,10 @@ def test_missing_annotations_are_found_before_the_first_stage(tmp_path, ran, cap
     assert "stage 'seeds': there is no file of annotations few.csv" in capsys.readouterr().err
     assert ran == []
     assert not recipe.output.exists()
+    content = recipe.content()
+    content["stages"]["classifier"]["options"]["data"]["init_args"]["annotations"] = 3
+    assert recipe.run(content) != 0
+    assert "tag2mask: stage 'classifier': data: annotations: expected str" in capsys.readouterr().err
 
 
 def cache_bytes(folder: Path) -> dict[str, bytes]:
