@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from datamodules.synthetic import write_synthetic_voc
+from datamodules.voc import VOCDataModule
 from tests.seed_caches import CacheWriter
 from tests.training.fits import fit, read_record
 from training.cli import FUNCTIONS, main
@@ -59,6 +60,17 @@ def test_the_recommended_recipe():
         assert stages["val"]["checkpoint"] == "{network}/last.ckpt"
         for key in ("classifier", "affinity", "first-network", "network"):
             assert stages[key]["seed_everything"] == "{seed}"
+
+
+@pytest.mark.parametrize("stage", ["affinity", "labels", "sec"])
+def test_masks_of_all_training_images_may_be_used(real_data, stage):
+    """SegmentationClass has masks of a third of them; those of `val` are the same in both folders."""
+    settings = yaml.safe_load((CONFIGS / f"{stage}_voc_animals.yaml").read_text())["data"]["init_args"]
+    settings |= {"root": str(real_data / "VOCdevkit/VOC2012"), "annotations": "masks"}
+    data = VOCDataModule(**settings)
+    samples = data.annotated(data.samples("trainaug"), "trainaug")
+    assert len(samples) == 1252
+    assert all(sample.mask for sample in samples)
 
 
 @pytest.mark.slow
