@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from datamodules.errors import InputError
 from seeds.activations import MAP_DIMS, forward_hooks
-from seeds.affinity.pair_affinities import IGNORE, affinities, affinity_loss
+from seeds.affinity.affinity_loss import affinity_loss
+from seeds.affinity.pair_affinities import IGNORE
 from seeds.backbones import BLANK_SIZE, FULL_DEPTH, Backbone, FreezableNetwork, build_backbone
 from seeds.base_task import BaseTask
 
@@ -115,8 +116,7 @@ class AffinityTask(BaseTask):
             raise InputError("affinities are learned from cues: give the data module targets: cues and their folder")
         boundary = self(batch["image"])
         labels = resize_cues(batch["cues"], boundary.shape[-2:])
-        radius = self.hparams["radius"]
-        loss = affinity_loss(affinities(boundary, radius), labels, radius)
+        loss = affinity_loss(boundary, labels, self.hparams["radius"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(labels), sync_dist=True)
         return loss
 

@@ -1,4 +1,4 @@
-"""Affinities of pairs of near positions: the boundary on the path between them, and the loss that teaches it.
+"""Affinities of pairs of near positions: the boundary on the path between them.
 
 Ahn, Cho & Kwak, *Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations*, CVPR 2019, and the
 authors' code (irn, ``misc/indexing.py``). Two positions have the same class unless a boundary lies between them.
@@ -12,7 +12,6 @@ from torch.nn import functional
 
 Offset = tuple[int, int]
 IGNORE = 255
-LOG_FLOOR = 1e-5  # irn's, within the logarithm
 
 
 @cache
@@ -50,41 +49,3 @@ def affinities(boundary: Tensor, radius: int) -> Tensor:
         for offset in pair_offsets(radius)
     ]
     return 1 - torch.stack(highest, dim=1)
-
-
-def affinity_loss(affinity: Tensor, labels: Tensor, radius: int) -> Tensor:
-    """Return the cross-entropy of affinities against pairs of labels: equal, or different.
-
-    Pairs within one class, pairs within the background and pairs of different labels are three means over the batch,
-    with weights ½, ½ and 1 (twice those of irn's code, in the same proportion); a mean over no pair is 0.
-
-    Args:
-        affinity: (B, P, h, w), from :func:`affinities`.
-        labels: (B, h, w): 0 = background, 1..C = class, 255 = unknown, which forms no pair.
-        radius: as for the affinities.
-
-    Returns:
-        Scalar tensor.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    offsets = pair_offsets(radius)
-    images, h, w = labels.shape
-    if affinity.shape != (images, len(offsets), h, w):
-        wanted = (images, len(offsets), h, w)
-        raise ValueError(f"affinity_loss: affinity {tuple(affinity.shape)} must be {wanted} for radius {radius}")
-    side = radius - 1
-    padded = functional.pad(labels, (side, side, 0, side), value=IGNORE)
-    other = torch.stack([padded[:, y : y + h, side + x : side + x + w] for y, x in offsets], dim=1)  # (B, P, h, w)
-    own = labels[:, None].expand_as(other)
-    known = (own != IGNORE) & (other != IGNORE)
-    equal = known & (own == other)
-    affinity = affinity.float()
-    equal_loss, different_loss = -(affinity + LOG_FLOOR).log(), -(1 - affinity + LOG_FLOOR).log()
-
-    def mean(values: Tensor, where: Tensor) -> Tensor:
-        return (values * where).sum() / where.sum().clamp_min(1)
-
-    within = mean(equal_loss, equal & (own > 0)) + mean(equal_loss, equal & (own == 0))
-    return within / 2 + mean(different_loss, known & (own != other))

@@ -4,11 +4,7 @@
 (position and colour) and 2 for the Gaussian kernel (position).
 """
 
-import functools
 import math
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +12,7 @@ import numpy as np
 from datamodules.errors import InputError
 from seeds.crf.vector_instructions import element
 from seeds.numba_compile import compiled
+from seeds.threads import map_on_threads
 
 Array = np.ndarray[Any, Any]
 REMAINDER_SHIFT = 60
@@ -65,24 +62,6 @@ def build_lattice(
     norm = filter_ones(vertices, weights, neighbors)
     map_on_threads(lambda pixels: normalize(vertices, weights, norm, weight, *pixels), ranges, len(ranges))
     return Lattice(vertices, weights, neighbors)
-
-
-def map_on_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
-    """Return ``[function(item) for item in items]``, computed on so many threads; the first error is raised.
-
-    The functions are compiled and run without the interpreter lock. Python's threads replace numba's parallel loops:
-    they may be used from several threads at once, work in a forked process (a data loader's worker), and wait without
-    spinning, which matters where cores are shared.
-    """
-    if threads == 1 or len(items) == 1:
-        return [function(item) for item in items]
-    return list(_thread_pool(threads, os.getpid()).map(function, items))
-
-
-@functools.cache
-def _thread_pool(threads: int, _process: int) -> ThreadPoolExecutor:
-    """Return a pool of threads; a forked process makes its own, because it inherits no threads."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="crf")
 
 
 @compiled

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from seeds.crf import vector_instructions as vec
 from seeds.crf.gaussian_kernels import Kernels
-from seeds.crf.lattice_build import Lattice, build_lattice, map_on_threads
+from seeds.crf.lattice_build import Lattice, build_lattice
 from seeds.numba_compile import compiled
+from seeds.threads import map_on_threads
 
 Array = np.ndarray[Any, Any]
 Field = tuple[Array, Array, Array, Array]

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from seeds.affinity.affinity_loss import affinity_loss, tensor_loss
 from seeds.affinity.affinity_task import AffinityTask, BoundaryNetwork, resize_cues
-from seeds.affinity.pair_affinities import affinities, affinity_loss, pair_offsets, path_between
+from seeds.affinity.pair_affinities import affinities, pair_offsets, path_between
 from seeds.affinity.random_walk import random_walk
 from seeds.backbones import build_backbone
 from tests.seeds.conftest import data_of
@@ -56,7 +57,8 @@ def test_affinities_of_all_pairs(radius, height, width, seed):
     assert np.count_nonzero(found) == seen  # no pair leads out of the map
 
 
-def test_the_loss_by_a_plain_sum():
+@pytest.mark.parametrize("loss", [affinity_loss, tensor_loss])
+def test_the_loss_by_a_plain_sum(loss):
     generator = np.random.default_rng(0)
     radius, shape = 3, (4, 5)
     boundary = generator.random((2, *shape))
@@ -70,18 +72,48 @@ def test_the_loss_by_a_plain_sum():
             kind = "apart" if one != other else "fg" if one else "bg"
             terms[kind].append(-np.log((1 - alike if one != other else alike) + 1e-5))
     wanted = np.mean(terms["bg"]) / 2 + np.mean(terms["fg"]) / 2 + np.mean(terms["apart"])
-    found = affinity_loss(affinities(torch.from_numpy(boundary), radius), torch.from_numpy(labels), radius)
+    found = loss(torch.from_numpy(boundary), torch.from_numpy(labels), radius)
     assert found.item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_nothing_known_costs_nothing_and_its_gradient_is_none():
+@pytest.mark.parametrize("loss", [affinity_loss, tensor_loss])
+def test_nothing_known_costs_nothing_and_its_gradient_is_none(loss):
     boundary = torch.full((1, 4, 4), 0.5, requires_grad=True)
-    loss = affinity_loss(affinities(boundary, 3), torch.full((1, 4, 4), 255), 3)
-    loss.backward()
-    assert loss.item() == 0
+    found = loss(boundary, torch.full((1, 4, 4), 255), 3)
+    found.backward()
+    assert found.item() == 0
     assert not boundary.grad.any()
-    with pytest.raises(ValueError, match=r"\(1, 12, 5, 4\)"):
-        affinity_loss(affinities(boundary, 3), torch.zeros(1, 5, 4), 3)
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"labels \(1, 5, 4\) must be as boundary \(1, 4, 4\)"):
+        affinity_loss(torch.rand(1, 4, 4), torch.zeros(1, 5, 4), 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 10), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_the_compiled_loss_and_its_gradient_are_autograds(radius, images, height, width, seed):
+    """All boundaries differ, because autograd shares the gradient of equal ones; 0 and 1 are among them."""
+    generator = torch.Generator().manual_seed(seed)
+    size = images * height * width
+    boundary = (torch.randperm(size, generator=generator) / max(1, size - 1)).view(images, height, width)
+    values = torch.tensor([0, 0, 1, 2, 254, 255])
+    labels = values[torch.randint(0, len(values), boundary.shape, generator=generator)]
+    results = []
+    for loss, dtype in ((affinity_loss, torch.float32), (tensor_loss, torch.float64)):
+        leaf = boundary.to(dtype).detach().clone().requires_grad_()
+        value = loss(leaf, labels, radius)
+        (3 * value).backward()
+        results.append((value.detach().double(), leaf.grad.double()))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_loss_on_a_gpu():
+    boundary, labels = torch.rand(2, 20, 20), torch.randint(0, 3, (2, 20, 20))
+    found = affinity_loss(boundary.cuda(), labels.cuda(), 5)
+    torch.testing.assert_close(found.cpu(), affinity_loss(boundary, labels, 5), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
