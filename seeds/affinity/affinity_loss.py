@@ -143,7 +143,7 @@ def add_pairs(
                 probability = (highest[x] if kind == 2 else 1 - highest[x]) + LOG_FLOOR
                 counts[kind] += 1
                 products[kind] *= probability
-                if products[kind] < 1e-290:  # far from the smallest float64, with room for one more probability
+                if products[kind] < 1e-290:  # one more factor of 1e-5 is still a normal float64
                     sums[kind] -= math.log(products[kind])
                     products[kind] = 1
                 slope = 1 / probability
