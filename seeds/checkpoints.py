@@ -43,7 +43,15 @@ def read_checkpoint(path: str | AnyPath, task: str) -> dict[str, Any]:
     Raises:
         InputError: as :func:`read_file`, or the checkpoint is of another task or of a newer version.
     """
-    checkpoint = read_file(path)
+    return check_checkpoint(read_file(path), path, task)
+
+
+def check_checkpoint(checkpoint: dict[str, Any], path: str | AnyPath, task: str) -> dict[str, Any]:
+    """Return the content of a file that :func:`read_file` has read, if it is a checkpoint of ``task``.
+
+    Raises:
+        InputError: it is no checkpoint of this program, of another task or of a newer version.
+    """
     header = checkpoint.get(HEADER)
     if not isinstance(header, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path} was not written by tag2mask; a checkpoint of a {task} is needed here")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri
 from seeds.base_task import HEADER
-from seeds.checkpoints import read_checkpoint, read_file
+from seeds.checkpoints import check_checkpoint, read_file
 
 HEADS = ("classifier.", "fc.", "head", "last_linear.", "mask_token")  # of pretraining, not needed here
 CLASSIFIER_PREFIX = "model.features.encoder."  # of the encoder's weights in a ClassifierTask
@@ -76,7 +76,7 @@ def read_weights(path: str | AnyPath) -> State:
         raise InputError(f"weights {path} is neither 'none' nor 'imagenet' nor a file")
     state = read_file(path)
     if HEADER in state:
-        checkpoint, prefix = read_checkpoint(path, "classifier")["state_dict"], CLASSIFIER_PREFIX
+        checkpoint, prefix = check_checkpoint(state, path, "classifier")["state_dict"], CLASSIFIER_PREFIX
         state = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
     state = state.get("state_dict", state)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):

@@ -13,7 +13,7 @@ from datamodules.errors import InputError, first_line, unknown_name
 from datamodules.files import is_uri
 from seeds.backbones import FreezableNetwork, dilate, measure_encoder
 from seeds.base_task import HEADER
-from seeds.checkpoints import read_checkpoint, read_file
+from seeds.checkpoints import check_checkpoint, read_file
 from seeds.dilated_depthwise import replace_dilated_depthwise
 from seeds.pretrained_weights import load_fitting, load_weights
 from training.largefov import LargeFOV
@@ -113,9 +113,11 @@ def build_network(
         InputError: no such architecture or encoder, an argument that it does not take, or weights that do not fit.
     """
     is_file = weights not in ("none", "imagenet") and (is_uri(weights) or Path(weights).is_file())
-    if is_file and read_file(weights).get(HEADER, {}).get("task") == "segmentation":
+    content = read_file(weights) if is_file else {}
+    header = content.get(HEADER)
+    if isinstance(header, dict) and header.get("task") == "segmentation":
         network = build_network(architecture, num_classes, encoder, output_stride, "none", network_args, in_channels)
-        stored = read_checkpoint(weights, "segmentation")["state_dict"]
+        stored = check_checkpoint(content, weights, "segmentation")["state_dict"]
         state = {name.removeprefix("network."): value for name, value in stored.items() if name.startswith("network.")}
         load_fitting(network, state, f"weights {weights} are of another network")
         return network

@@ -273,15 +273,10 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         raise UsageError(f"{path} has no stage '{unknown}'{nearest(unknown, known)}")
     for stage in reversed(stages):
         wanted |= set(stage.needs) if stage.name in wanted else set()
-    for stage in stages:  # hours may pass before the first stage that reads annotations
+    for stage in (each for each in stages if each.name in wanted):  # hours may pass before the first that reads them
         for name, value in leaves(stage.options):
-            names_file = isinstance(value, str) and value not in NAMED_SOURCES
-            if (
-                names_file
-                and "annotations" in name.split(".")[-2:]
-                and stage.name in wanted
-                and not UPath(value).is_file()
-            ):
+            is_source = "annotations" in name.split(".")[-2:] and isinstance(value, str)
+            if is_source and value not in NAMED_SOURCES and not UPath(value).is_file():
                 raise UsageError(f"{path}: stage '{stage.name}': there is no file of annotations {value}")
     (output / STAGES).mkdir(parents=True, exist_ok=True)
     try:

@@ -13,7 +13,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from seeds.affinity.pair_affinities import IGNORE, affinities, pair_offsets, path_between
+from datamodules.class_names import IGNORE
+from seeds.affinity.pair_affinities import affinities, pair_offsets, path_between
 from seeds.numba_compile import compiled
 from seeds.threads import map_on_threads
 

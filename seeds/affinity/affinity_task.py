@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from seeds.activations import MAP_DIMS, forward_hooks
 from seeds.affinity.affinity_loss import affinity_loss
-from seeds.affinity.pair_affinities import IGNORE
 from seeds.backbones import BLANK_SIZE, FULL_DEPTH, Backbone, FreezableNetwork, build_backbone
 from seeds.base_task import BaseTask
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 
 Offset = tuple[int, int]
-IGNORE = 255
 
 
 @cache

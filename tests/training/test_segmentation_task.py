@@ -297,3 +297,6 @@ def test_a_training_may_start_from_a_whole_network(checkpoint, tmp_path):
         SegmentationTask(["a", "b"], **TINY, weights=str(checkpoint))
     with pytest.raises(InputError, match=r"sec\.ckpt are of another network"):
         SegmentationTask(list(first.classes), "LargeFOV", weights=str(checkpoint))
+    torch.save({"tag2mask": 3}, tmp_path / "odd.ckpt")
+    with pytest.raises(InputError, match=r"odd\.ckpt was not written by tag2mask"):
+        SegmentationTask(list(first.classes), **TINY, weights=str(tmp_path / "odd.ckpt"))
