@@ -25,12 +25,9 @@ from seeds.crf_refinement import crf_settings, of_maximum_one, refined
 from seeds.job_options import JobOptions
 from seeds.score_maps import resize_maps
 
-DRAWN_POWER = 0.25
-"""Exponent of what reaches a position from drawn pixels, which decreases fast with the distance to a single point."""
-
-DRAWN_SHARE = 0.3
-"""Weight of the walk from drawn pixels beside that of the seed cache. Both numbers were chosen with one point for each
-class and with skeletons of masks, by the masks of VOC animals' ``train``."""
+DRAWN_SHARE = 0.4
+"""Weight of the walk from drawn pixels beside that of the seed cache, chosen with one point or one line for each class,
+by the masks of VOC animals' ``train``."""
 
 
 def refine_seeds(
@@ -147,7 +144,9 @@ class RandomWalkModule(SeedModule):
             known = reduce_labels(drawn.mask, *self.grid)
             if (fixed := known != IGNORE).any():
                 one_hot = (known == np.array([*(classes + 1), 0])[:, None, None]).astype(np.float32)
-                spread = random_walk(one_hot, boundary, **walk, fixed=fixed) ** DRAWN_POWER  # the background last
+                spread = random_walk(one_hot, boundary, **walk, fixed=fixed)  # the background last
+                spread /= max(spread[:, ~fixed].max(initial=0), np.finfo(np.float32).tiny)  # of a point: little
+                spread = np.where(fixed, one_hot, spread)
                 own, others = spread[:-1], (spread.sum(axis=0) - spread[:-1]).clip(max=1)
                 maps = (1 - DRAWN_SHARE) * of_maximum_one(maps) * (1 - others) + DRAWN_SHARE * own
                 maps[:, fixed] = own[:, fixed]
