@@ -38,6 +38,7 @@ FUNCTIONS = {
     "seeds import": ("seeds.import_seeds:import_seeds", "convert seeds of other tools to a seed cache"),
     "seeds export": ("seeds.export_seeds:export_seeds", "convert a seed cache to files of other tools"),
     "pseudo-label": ("training.pseudo_labels:pseudo_label", "label training images by a trained network: a seed cache"),
+    "check": ("datamodules.check_data:check_data", "look at images and tags before a training: what to correct"),
     "evaluate": ("training.evaluation.evaluate:evaluate", "score a segmentation checkpoint or masks: IoU per class"),
     "compare": ("training.evaluation.compare:compare", "compare the figures of several evaluations: compare A B ..."),
     "predict": ("training.predict:predict", "write masks for images"),

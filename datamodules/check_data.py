@@ -1,0 +1,277 @@
+"""`tag2mask check`: what is wrong with images and tags, before any training."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from datamodules.base_datamodule import BaseDataModule, data_folder, datamodule_from_settings
+from datamodules.errors import InputError, UnreadableError
+from datamodules.files import write_json
+from datamodules.images import as_rgb, read_image
+from datamodules.progress import track
+from datamodules.sample import Sample, multi_hot
+
+FEW = 20
+"""Images of a class below which its classifier is a matter of luck; VOC's rarest class has 250."""
+
+TOGETHER = 0.9
+"""Share of a class's images with another class from which Grad-CAM can hardly tell the two apart."""
+
+SIDE = 16  # of the grid whose horizontal differences are compared
+NEAR = 16  # of its 256 differences; two photos of VOC animals differ in 61 or more
+SMALL = 32  # side of the gray image that is compared where few differences differ
+ALIKE = 0.95  # correlation of two such images; dark industrial images that differ had 0.91 or less
+LISTED = 5  # images named in a sentence; the JSON has all
+
+
+class Fingerprint(NamedTuple):
+    """What is kept of an image.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        bits: the signs of its horizontal differences on a coarse grid, uint64 (4,).
+        small: the image in gray and small, of mean 0 and norm 1, float32 (1024,); zeros for one gray value.
+    """
+
+    height: int
+    width: int
+    bits: NDArray[np.uint64]
+    small: NDArray[np.float32]
+
+
+class Finding(NamedTuple):
+    """A problem that was found.
+
+    Attributes:
+        kind: ``unreadable``, ``identical``, ``few``, ``together``, ``everywhere`` or ``small``.
+        sentence: what was found and what to do.
+        images: ids concerned, where it is about images; groups of them for ``identical``.
+        classes: names concerned, where it is about classes.
+    """
+
+    kind: str
+    sentence: str
+    images: Sequence[str] | Sequence[Sequence[str]] = ()
+    classes: Sequence[str] = ()
+
+
+def check_data(
+    root: str,
+    *,
+    split: str = "train",
+    validation: str | None = "val",
+    classes: list[str] | None = None,
+    size: int = 320,
+    cue_stride: int = 4,
+    output: Path | None = None,
+) -> None:
+    """Look at images and tags before any training, and print what is wrong and what to do.
+
+    Every image is read once. It is reported which images cannot be read; which are nearly identical, and whether their
+    tags differ; which classes have few images, are in all images, or nearly always have another class beside them; and
+    how large an object must be in a photo to cover one position of the cue grid.
+
+    Args:
+        root: folder of the data set: one of VOC (with ``ImageSets``), COCO (with ``annotations``), or photos with a
+            table or in folders, see `datamodules.folder.FolderDataModule`.
+        split: the images to train on.
+        validation: the images to validate on, among which none should be nearly identical to one of the others; null
+            where there is no such split.
+        classes: the classes; by default all of the data set.
+        size: side in pixels to which the training resizes images.
+        cue_stride: pixels per position of the cue grid.
+        output: JSON file of all findings, with all ids.
+
+    Raises:
+        InputError: the data set cannot be read at all, or a number is not positive.
+    """
+    if size < 1 or cue_stride < 1:
+        raise InputError(f"size {size} and cue_stride {cue_stride} must be positive")
+    data = detected(root, classes)
+    samples, others = data.samples(split, masks=False), list[Sample]()
+    if validation not in (None, split):
+        ids = {sample.id for sample in samples}
+        others = [sample for sample in data.samples(validation, masks=False) if sample.id not in ids]
+    everything = [*samples, *others]
+    fingerprints, unreadable = read_fingerprints(everything, data.in_channels)
+    present = [sample for sample in everything if sample.id in fingerprints]
+    groups = [[present[index] for index in group] for group in near_groups([fingerprints[each.id] for each in present])]
+    found = [
+        *unreadable_images(unreadable, len(everything)),
+        *identical_images(groups, {sample.id for sample in others}),
+        *tag_problems(samples, data.classes),
+        *small_objects(fingerprints, size, cue_stride),
+    ]
+    console = Console(soft_wrap=True, highlight=False)
+    counts = Counter(tag for sample in samples for tag in sample.tags or () if tag in data.classes)
+    console.print(f"{len(samples):,} images in the split {split!r} of {data.source}, {len(data.classes)} classes:")
+    console.print(", ".join(f"{name} {counts[name]:,}" for name in data.classes), markup=False)
+    for finding in found:
+        console.print(f"- {finding.sentence}", markup=False)
+    if not found:
+        console.print("nothing to correct was found")
+    if output is not None:
+        write_json(output, {
+            "root": root, "split": split, "images": len(samples), "images_by_class": dict(counts),
+            "findings": [finding._asdict() for finding in found],
+        })  # fmt: skip
+
+
+def detected(root: str, classes: list[str] | None = None) -> BaseDataModule:
+    """Return the data module of a folder, which its layout decides."""
+    folder = data_folder(root)
+    class_path = "datamodules.folder.FolderDataModule"
+    if (folder / "ImageSets").is_dir():
+        class_path = "datamodules.voc.VOCDataModule"
+    elif (folder / "annotations").is_dir() and any((folder / "annotations").glob("instances_*.json")):
+        class_path = "datamodules.coco.CocoDataModule"
+    return datamodule_from_settings({"class_path": class_path}, root=root, classes=classes)
+
+
+def read_fingerprints(samples: Sequence[Sample], channels: int = 3) -> tuple[dict[str, Fingerprint], dict[str, str]]:
+    """Return what is kept of each image, and the reason for each image that cannot be read, by id."""
+
+    def read(sample: Sample) -> Fingerprint | str:
+        try:
+            image = read_image(sample.image, channels)
+        except UnreadableError as error:
+            return str(error)
+        gray = cv2.cvtColor(as_rgb(image), cv2.COLOR_RGB2GRAY)
+        coarse = cv2.resize(gray, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
+        bits = np.packbits(coarse[:, 1:] > coarse[:, :-1]).view(np.uint64)
+        small = cv2.resize(gray, (SMALL, SMALL), interpolation=cv2.INTER_AREA).ravel().astype(np.float32)
+        small -= small.mean()
+        height, width = image.shape[:2]
+        return Fingerprint(height, width, bits, small / max(float(np.linalg.norm(small)), 1e-6))
+
+    with ThreadPoolExecutor() as pool:
+        read_ones = list(track(pool.map(read, samples), "reading", len(samples)))
+    by_id = dict(zip([sample.id for sample in samples], read_ones, strict=True))
+    fingerprints = {name: each for name, each in by_id.items() if isinstance(each, Fingerprint)}
+    return fingerprints, {name: each for name, each in by_id.items() if isinstance(each, str)}
+
+
+def unreadable_images(reasons: Mapping[str, str], total: int) -> list[Finding]:
+    """Return a finding about images that cannot be read, by their reasons; none where all can."""
+    if not reasons:
+        return []
+    sentence = (
+        f"{len(reasons)} of {total} images cannot be read; replace or remove them, or allow their share by "
+        f"--data.max_unreadable: {listed(list(reasons))}. The first: {next(iter(reasons.values()))}"
+    )
+    return [Finding("unreadable", sentence, list(reasons))]
+
+
+def identical_images(groups: Sequence[Sequence[Sample]], validation: Collection[str]) -> list[Finding]:
+    """Return findings about groups of nearly identical images: all, those with different tags, those in both splits.
+
+    Args:
+        groups: the groups.
+        validation: ids of the images of the validation split.
+    """
+    found = []
+
+    def add(chosen: Sequence[Sequence[Sample]], sentence: str, words: Sequence[str], separator: str = ", ") -> None:
+        if chosen:
+            names = [[sample.id for sample in group] for group in chosen]
+            found.append(Finding("identical", f"{sentence}: {listed(words, separator)}", names))
+
+    number = sum(map(len, groups))
+    sentence = (
+        f"{number} images are nearly identical to another one, in {len(groups)} groups; one of each group is enough"
+    )
+    add(groups, sentence, [" = ".join(sample.id for sample in group[:3]) for group in groups])
+    differ = [group for group in groups if len({sample.tags for sample in group if sample.tags is not None}) > 1]
+    sentence = f"{len(differ)} of these groups have different tags; look which are wrong"
+    words = [", ".join(f"{each.id} ({tags_of(each)})" for each in group[:3]) for group in differ]
+    add(differ, sentence, words, "; ")
+    both = [group for group in groups if len({sample.id in validation for sample in group}) > 1]
+    sentence = (
+        f"{len(both)} of these groups are in the training and in the validation split, whose figures are too good"
+    )
+    add(both, sentence, [" = ".join(sample.id for sample in group[:3]) for group in both])
+    return found
+
+
+def tags_of(sample: Sample) -> str:
+    """Return the tags of an image in words."""
+    return "; ".join(sorted(sample.tags or ())) or "no tag"
+
+
+def near_groups(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
+    """Return the groups of indices, of two or more, that pairs of nearly identical fingerprints connect.
+
+    A pair has at most `NEAR` different signs of differences on the coarse grid (dHash of N. Krawetz, *Kind of Like
+    That*, 2013, at 16x16), and a correlation of at least `ALIKE`.
+    """
+    parent = list(range(len(fingerprints)))
+
+    def top(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    bits = np.array([fingerprint.bits for fingerprint in fingerprints])  # (N, 4)
+    for index, fingerprint in enumerate(fingerprints[1:], 1):
+        distances = np.bitwise_count(bits[:index] ^ fingerprint.bits).sum(axis=1, dtype=np.int64)
+        for other in np.flatnonzero(distances <= NEAR).tolist():
+            if fingerprint.small @ fingerprints[other].small >= ALIKE:
+                parent[top(index)] = top(other)
+    groups = defaultdict(list)
+    for index in range(len(fingerprints)):
+        groups[top(index)].append(index)
+    return sorted(group for group in groups.values() if len(group) > 1)
+
+
+def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Finding]:
+    """Return findings about the numbers of images that classes have alone and together."""
+    tagged = [sample for sample in samples if sample.tags is not None]
+    labels = multi_hot(tagged, classes) > 0  # (N, C)
+    counts, found = labels.sum(axis=0), list[Finding]()
+    if few := [name for name, count in zip(classes, counts, strict=True) if count < FEW]:
+        words = [f"{name} ({counts[classes.index(name)]})" for name in few]
+        sentence = f"classes with fewer than {FEW} images are hardly learned: add images of them, or leave them out by "
+        found.append(Finding("few", f"{sentence}--data.classes: {listed(words)}", classes=few))
+    if everywhere := [name for name, count in zip(classes, counts, strict=True) if count == len(tagged)]:
+        sentence = "classes in every image cannot be localized, because nothing shows what an image without them is: "
+        found.append(Finding("everywhere", f"{sentence}add images without {listed(everywhere)}", classes=everywhere))
+    for row, column in np.argwhere(~np.eye(len(classes), dtype=bool)):
+        both = int((labels[:, row] & labels[:, column]).sum())
+        if counts[row] >= FEW and both >= TOGETHER * counts[row] and classes[column] not in everywhere:
+            one, other = classes[row], classes[column]
+            sentence = (
+                f"{both} of {counts[row]} images of {one} show {other}, too: Grad-CAM cannot tell them apart; "
+                f"add images of {one} without {other}, or make them one class"
+            )
+            found.append(Finding("together", sentence, classes=[one, other]))
+    return found
+
+
+def small_objects(fingerprints: Mapping[str, Fingerprint], size: int, cue_stride: int) -> list[Finding]:
+    """Return a finding where a position of the cue grid covers much of a typical image; none otherwise."""
+    if not fingerprints:
+        return []
+    side = median(max(each.height, each.width) for each in fingerprints.values())
+    pixels = side * cue_stride / size
+    if side <= 2 * size:
+        return []
+    sentence = (
+        f"half of the images have a side of {side:,.0f} pixels or more, and are trained at {size}: a position of the "
+        f"cue grid is {pixels:.0f} pixels of the photo, and smaller objects are lost; use a larger --data.size or tiles"
+    )
+    return [Finding("small", sentence)]
+
+
+def listed(words: Sequence[str], separator: str = ", ") -> str:
+    """Return the first words of a list, and how many there are beyond."""
+    more = len(words) - LISTED
+    return separator.join(words[:LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,124 @@
+"""What is wrong with images and tags, before any training."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.check_data import FEW, tag_problems
+from datamodules.folder import FolderDataModule
+from datamodules.sample import Sample
+from training.cli import main
+
+
+def random_image(seed, height=96, width=128):
+    """Return an image of random blocks; those of two seeds have nothing in common."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return cv2.resize(blocks, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Forty images of two classes. Again image 0, smaller and compressed, and image 1, darker and of another class."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    rows = ["file,tags"]
+    for index in range(40):
+        cv2.imwrite(str(root / f"{index}.png"), random_image(index))
+        rows.append(f"{index}.png,{'cat' if index < 20 else 'dog'}")
+    cv2.imwrite(str(root / "small.jpg"), cv2.resize(random_image(0), (64, 48)), [cv2.IMWRITE_JPEG_QUALITY, 50])
+    cv2.imwrite(str(root / "dark.png"), random_image(1) // 2)
+    cv2.imwrite(str(root / "mirrored.png"), random_image(2)[:, ::-1])
+    (root / "tags.csv").write_text("\n".join([*rows, "small.jpg,cat", "dark.png,dog", "mirrored.png,"]))
+    return root
+
+
+def check(root, output, *words):
+    """Return the exit status and the findings of the command."""
+    status = main(["check", f"--root={root}", "--split=all", f"--output={output}", *words])
+    return status, json.loads(output.read_text())["findings"] if output.exists() else None
+
+
+def test_nearly_identical_images_and_their_tags(photos, tmp_path, capsys):
+    status, findings = check(photos, tmp_path / "check.json")
+    assert status == 0
+    first, second = (finding for finding in findings if finding["kind"] == "identical")
+    assert sorted(map(sorted, first["images"])) == [["0", "small"], ["1", "dark"]]
+    assert second["images"] == [["1", "dark"]]
+    assert "1 (cat), dark (dog)" in second["sentence"]
+    assert "1 (cat), dark (dog)" in capsys.readouterr().out
+
+
+def test_identical_images_in_both_splits(photos, tmp_path):
+    """A table lists copies of all images: some of the copies are in the validation split, by their names."""
+    table = photos / "tags.csv"
+    rows = table.read_text().splitlines()[:41]
+    for row in rows[1:]:
+        (photos / f"copy-{row.split(',')[0]}").write_bytes((photos / row.split(",")[0]).read_bytes())
+    for name in ("small.jpg", "dark.png", "mirrored.png"):
+        (photos / name).unlink()
+    table.write_text("\n".join([*rows, *(f"copy-{row}" for row in rows[1:])]))
+    assert main(["check", f"--root={photos}", f"--output={tmp_path / 'check.json'}"]) == 0
+    first, both = json.loads((tmp_path / "check.json").read_text())["findings"][:2]
+    assert len(first["images"]) == 40
+    validation = {sample.id for sample in FolderDataModule(str(photos)).samples("val")}
+    assert 0 < len(both["images"]) == sum(len(validation & {name, f"copy-{name}"}) == 1 for name in map(str, range(40)))
+
+
+def test_a_sound_data_set(photos, tmp_path, capsys):
+    for name in ("small.jpg", "dark.png"):
+        (photos / name).unlink()
+    table = photos / "tags.csv"
+    table.write_text("\n".join(row for row in table.read_text().splitlines() if not row.startswith(("small", "dark"))))
+    assert check(photos, tmp_path / "check.json") == (0, [])
+    printed = capsys.readouterr().out
+    assert "cat 20, dog 20" in printed
+    assert "nothing to correct" in printed
+
+
+def test_unreadable_images(photos, tmp_path):
+    for name in ("3.png", "4.png"):
+        (photos / name).write_bytes((photos / name).read_bytes()[:200])
+    _, findings = check(photos, tmp_path / "check.json")
+    assert findings[0]["kind"] == "unreadable"
+    assert findings[0]["images"] == ["3", "4"]
+    assert findings[0]["sentence"].startswith("2 of 43 images cannot be read")
+
+
+def test_large_images(photos, tmp_path):
+    """A position of 4 of 32 pixels is 16 of 128."""
+    _, findings = check(photos, tmp_path / "check.json", "--size=32")
+    (finding,) = (finding for finding in findings if finding["kind"] == "small")
+    assert "16 pixels of the photo" in finding["sentence"]
+    assert not [each for each in check(photos, tmp_path / "b.json", "--size=64")[1] if each["kind"] == "small"]
+
+
+def test_numbers_of_images_of_classes():
+    def samples(number, *tags):
+        return [Sample(f"{tags}{index}", "", frozenset(tags)) for index in range(number)]
+
+    classes = ("cat", "dog", "road")
+    found = tag_problems([*samples(FEW - 1, "cat"), *samples(FEW, "dog")], ("cat", "dog"))
+    assert [(each.kind, each.classes) for each in found] == [("few", ["cat"])]
+    found = tag_problems([*samples(FEW, "cat", "road"), *samples(FEW, "dog", "road")], classes)
+    assert [(each.kind, each.classes) for each in found] == [("everywhere", ["road"])]
+    found = tag_problems(
+        [*samples(18, "cat", "road"), *samples(2, "cat"), *samples(30, "dog"), *samples(30, "road")], classes
+    )
+    assert [(each.kind, each.classes) for each in found] == [("together", ["cat", "road"])]
+    assert "18 of 20 images of cat show road" in found[0].sentence
+    found = tag_problems(
+        [*samples(17, "cat", "road"), *samples(3, "cat"), *samples(30, "dog"), *samples(30, "road")], classes
+    )
+    assert not found
+
+
+def test_bad_input_is_one_sentence(photos, tmp_path, capsys):
+    for words, problem in (([f"--root={tmp_path / 'none'}"], "none"), ([f"--root={photos}", "--size=0"], "size 0"),
+                           ([f"--root={photos}", "--split=test"], "'test'"),
+                           ([f"--root={photos}", "--classes=[cow]"], "cow")):  # fmt: skip
+        assert main(["check", *words]) == 1
+        error = capsys.readouterr().err
+        assert problem in error.splitlines()[-1]
+        assert "Traceback" not in error
