@@ -67,8 +67,8 @@ class Finding(NamedTuple):
 def check_data(
     root: str,
     *,
-    split: str = "train",
-    validation: str | None = "val",
+    split: str | None = None,
+    validation: str | None = None,
     classes: list[str] | None = None,
     size: int = 320,
     cue_stride: int = 4,
@@ -83,9 +83,9 @@ def check_data(
     Args:
         root: folder of the data set: one of VOC (with ``ImageSets``), COCO (with ``annotations``), or photos with a
             table or in folders, see `datamodules.folder.FolderDataModule`.
-        split: the images to train on.
-        validation: the images to validate on, among which none should be nearly identical to one of the others; null
-            where there is no such split.
+        split: the images to train on; by default the data module's ``train_split``.
+        validation: the images to validate on, none of which should be nearly identical to one of the others; by default
+            the data module's ``val_split``.
         classes: the classes; by default all of the data set.
         size: side in pixels to which the training resizes images.
         cue_stride: pixels per position of the cue grid.
@@ -97,10 +97,11 @@ def check_data(
     if size < 1 or cue_stride < 1:
         raise InputError(f"size {size} and cue_stride {cue_stride} must be positive")
     data = detected(root, classes)
-    samples, others = data.samples(split, masks=False), list[Sample]()
-    if validation not in (None, split):
-        ids = {sample.id for sample in samples}
-        others = [sample for sample in data.samples(validation, masks=False) if sample.id not in ids]
+    split, validation = split or data.hparams["train_split"], validation or data.hparams["val_split"]
+    samples = data.samples(split, masks=False)
+    ids = {sample.id for sample in samples}
+    others = [] if validation is None else data.samples(validation, masks=False)
+    others = [sample for sample in others if sample.id not in ids]
     everything = [*samples, *others]
     fingerprints, unreadable = read_fingerprints(everything, data.in_channels)
     present = [sample for sample in everything if sample.id in fingerprints]
@@ -113,7 +114,9 @@ def check_data(
     ]
     console = Console(soft_wrap=True, highlight=False)
     counts = Counter(tag for sample in samples for tag in sample.tags or () if tag in data.classes)
-    console.print(f"{len(samples):,} images in the split {split!r} of {data.source}, {len(data.classes)} classes:")
+    console.print(
+        f"{len(samples):,} images in the split {split!r} of {data.source}, {len(data.classes)} classes:", markup=False
+    )
     console.print(", ".join(f"{name} {counts[name]:,}" for name in data.classes), markup=False)
     for finding in found:
         console.print(f"- {finding.sentence}", markup=False)
