@@ -1,18 +1,22 @@
 """`tag2mask check`: what is wrong with images and tags, before any training."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from datamodules.base_datamodule import BaseDataModule, data_folder, datamodule_from_settings
+from datamodules.coco import LAYOUTS
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_json
 from datamodules.images import as_rgb, read_image
@@ -20,7 +24,7 @@ from datamodules.progress import track
 from datamodules.sample import Sample, multi_hot
 
 FEW = 20
-"""Images of a class below which its classifier is a matter of luck; VOC's rarest class has 250."""
+"""Images of a class below which it is named; the rarest class of VOC animals has 196 in ``trainaug``."""
 
 TOGETHER = 0.9
 """Share of a class's images with another class from which Grad-CAM can hardly tell the two apart."""
@@ -28,7 +32,7 @@ TOGETHER = 0.9
 SIDE = 16  # of the grid whose horizontal differences are compared
 NEAR = 16  # of its 256 differences; two photos of VOC animals differ in 61 or more
 SMALL = 32  # side of the gray image that is compared where few differences differ
-ALIKE = 0.95  # correlation of two such images; dark industrial images that differ had 0.91 or less
+ALIKE = 0.95  # correlation of two such images; tiles that differ, looked at, had 0.91 or less
 LISTED = 5  # images named in a sentence; the JSON has all
 
 
@@ -81,10 +85,10 @@ def check_data(
     how large an object must be in a photo to cover one position of the cue grid.
 
     Args:
-        root: folder of the data set: one of VOC (with ``ImageSets``), COCO (with ``annotations``), or photos with a
-            table or in folders, see `datamodules.folder.FolderDataModule`.
+        root: folder of the data set: one of VOC (with ``ImageSets``), one with a JSON of COCO's instances, or photos
+            with a table or in folders, see `datamodules.folder.FolderDataModule`.
         split: the images to train on; by default the data module's ``train_split``.
-        validation: the images to validate on, none of which should be nearly identical to one of the others; by default
+        validation: the images to validate on, which should not be nearly identical to images to train on; by default
             the data module's ``val_split``.
         classes: the classes; by default all of the data set.
         size: side in pixels to which the training resizes images.
@@ -96,24 +100,25 @@ def check_data(
     """
     if size < 1 or cue_stride < 1:
         raise InputError(f"size {size} and cue_stride {cue_stride} must be positive")
-    data = detected(root, classes)
-    split, validation = split or data.hparams["train_split"], validation or data.hparams["val_split"]
+    data = open_data(root, classes=classes, train_split=split, val_split=validation)
+    split, validation = data.hparams["train_split"], data.hparams["val_split"]
     samples = data.samples(split, masks=False)
     ids = {sample.id for sample in samples}
     others = [] if validation is None else data.samples(validation, masks=False)
     others = [sample for sample in others if sample.id not in ids]
-    everything = [*samples, *others]
+    everything, known = [*samples, *others], frozenset(data.classes)
+    everything = [each if each.tags is None else replace(each, tags=each.tags & known) for each in everything]
     fingerprints, unreadable = read_fingerprints(everything, data.in_channels)
     present = [sample for sample in everything if sample.id in fingerprints]
     groups = [[present[index] for index in group] for group in near_groups([fingerprints[each.id] for each in present])]
     found = [
         *unreadable_images(unreadable, len(everything)),
         *identical_images(groups, {sample.id for sample in others}),
-        *tag_problems(samples, data.classes),
+        *tag_problems(everything[: len(samples)], data.classes),
         *small_objects(fingerprints, size, cue_stride),
     ]
     console = Console(soft_wrap=True, highlight=False)
-    counts = Counter(tag for sample in samples for tag in sample.tags or () if tag in data.classes)
+    counts = Counter(tag for sample in everything[: len(samples)] for tag in sample.tags or ())
     console.print(
         f"{len(samples):,} images in the split {split!r} of {data.source}, {len(data.classes)} classes:", markup=False
     )
@@ -129,15 +134,15 @@ def check_data(
         })  # fmt: skip
 
 
-def detected(root: str, classes: list[str] | None = None) -> BaseDataModule:
+def open_data(root: str, **settings: Any) -> BaseDataModule:
     """Return the data module of a folder, which its layout decides."""
     folder = data_folder(root)
     class_path = "datamodules.folder.FolderDataModule"
     if (folder / "ImageSets").is_dir():
         class_path = "datamodules.voc.VOCDataModule"
-    elif (folder / "annotations").is_dir() and any((folder / "annotations").glob("instances_*.json")):
-        class_path = "datamodules.coco.CocoDataModule"
-    return datamodule_from_settings({"class_path": class_path}, root=root, classes=classes)
+    elif any(next(folder.glob(layout.replace("{split}", "*")), None) for layout in LAYOUTS):
+        class_path = "datamodules.coco.COCODataModule"
+    return datamodule_from_settings({"class_path": class_path}, root=root, **settings)
 
 
 def read_fingerprints(samples: Sequence[Sample], channels: int = 3) -> tuple[dict[str, Fingerprint], dict[str, str]]:
@@ -181,33 +186,28 @@ def identical_images(groups: Sequence[Sequence[Sample]], validation: Collection[
         groups: the groups.
         validation: ids of the images of the validation split.
     """
-    found = []
 
-    def add(chosen: Sequence[Sequence[Sample]], sentence: str, words: Sequence[str], separator: str = ", ") -> None:
-        if chosen:
-            names = [[sample.id for sample in group] for group in chosen]
-            found.append(Finding("identical", f"{sentence}: {listed(words, separator)}", names))
+    def ids(group: Sequence[Sample]) -> str:
+        return " = ".join(sample.id for sample in group[:3])
 
-    number = sum(map(len, groups))
-    sentence = (
-        f"{number} images are nearly identical to another one, in {len(groups)} groups; one of each group is enough"
-    )
-    add(groups, sentence, [" = ".join(sample.id for sample in group[:3]) for group in groups])
+    def ids_and_tags(group: Sequence[Sample]) -> str:
+        return ", ".join(f"{each.id} ({'; '.join(sorted(each.tags or ())) or 'no tag'})" for each in group[:3])
+
     differ = [group for group in groups if len({sample.tags for sample in group if sample.tags is not None}) > 1]
-    sentence = f"{len(differ)} of these groups have different tags; look which are wrong"
-    words = [", ".join(f"{each.id} ({tags_of(each)})" for each in group[:3]) for group in differ]
-    add(differ, sentence, words, "; ")
     both = [group for group in groups if len({sample.id in validation for sample in group}) > 1]
-    sentence = (
-        f"{len(both)} of these groups are in the training and in the validation split, whose figures are too good"
-    )
-    add(both, sentence, [" = ".join(sample.id for sample in group[:3]) for group in both])
-    return found
-
-
-def tags_of(sample: Sample) -> str:
-    """Return the tags of an image in words."""
-    return "; ".join(sorted(sample.tags or ())) or "no tag"
+    same = f"{sum(map(len, groups))} images are nearly identical to another one, in {len(groups)} groups; "
+    tags = f"{len(differ)} of these groups have different tags; look which are wrong"
+    splits = f"{len(both)} of these groups are in the training and in the validation split, whose figures are too good"
+    found = [
+        (groups, f"{same}one of each group is enough: {listed([ids(group) for group in groups])}"),
+        (differ, f"{tags}: {listed([ids_and_tags(group) for group in differ], '; ')}"),
+        (both, f"{splits}: {listed([ids(group) for group in both])}"),
+    ]
+    return [
+        Finding("identical", sentence, [[sample.id for sample in group] for group in chosen])
+        for chosen, sentence in found
+        if chosen
+    ]
 
 
 def near_groups(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
@@ -216,23 +216,18 @@ def near_groups(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
     A pair has at most `NEAR` different signs of differences on the coarse grid (dHash of N. Krawetz, *Kind of Like
     That*, 2013, at 16x16), and a correlation of at least `ALIKE`.
     """
-    parent = list(range(len(fingerprints)))
-
-    def top(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = index = parent[parent[index]]
-        return index
-
-    bits = np.array([fingerprint.bits for fingerprint in fingerprints])  # (N, 4)
+    bits, pairs = np.array([fingerprint.bits for fingerprint in fingerprints]), list[tuple[int, int]]()  # (N, 4)
     for index, fingerprint in enumerate(fingerprints[1:], 1):
-        distances = np.bitwise_count(bits[:index] ^ fingerprint.bits).sum(axis=1, dtype=np.int64)
-        for other in np.flatnonzero(distances <= NEAR).tolist():
+        differences = np.bitwise_count(bits[:index] ^ fingerprint.bits).sum(axis=1, dtype=np.int64)
+        for other in np.flatnonzero(differences <= NEAR).tolist():
             if fingerprint.small @ fingerprints[other].small >= ALIKE:
-                parent[top(index)] = top(other)
-    groups = defaultdict(list)
-    for index in range(len(fingerprints)):
-        groups[top(index)].append(index)
-    return sorted(group for group in groups.values() if len(group) > 1)
+                pairs.append((index, other))
+    if not pairs:
+        return []
+    graph = coo_array((np.ones(len(pairs)), np.transpose(pairs)), shape=(len(bits), len(bits)))
+    _, group_of = connected_components(graph, directed=False)
+    groups = [np.flatnonzero(group_of == group).tolist() for group in np.unique(group_of[np.ravel(pairs)])]
+    return sorted(groups)
 
 
 def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Finding]:

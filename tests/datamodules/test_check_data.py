@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.check_data import FEW, tag_problems
+from datamodules.check_data import FEW, open_data, tag_problems
+from datamodules.coco import COCODataModule
 from datamodules.folder import FolderDataModule
 from datamodules.sample import Sample
+from datamodules.voc import VOCDataModule
 from training.cli import main
 
 
@@ -122,3 +124,33 @@ def test_bad_input_is_one_sentence(photos, tmp_path, capsys):
         error = capsys.readouterr().err
         assert problem in error.splitlines()[-1]
         assert "Traceback" not in error
+
+
+def test_the_layout_decides_the_data_module(voc, photos, tmp_path, capsys):
+    """A folder of VOC, of photos, and of COCO, whose splits have the names of COCO 2017."""
+    assert type(open_data(str(voc))) is VOCDataModule
+    assert type(open_data(str(photos))) is FolderDataModule
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (root / split).mkdir()
+        cv2.imwrite(str(root / split / f"{split}.png"), random_image(0))
+        image = {"id": 1, "file_name": f"{split}.png", "width": 128, "height": 96}
+        instance = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+        content = {"images": [image], "annotations": [instance], "categories": [{"id": 1, "name": "cat"}]}
+        (root / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    splits = {"train_split": "train2017", "val_split": "val2017"}
+    assert type(open_data(str(root), **splits)) is COCODataModule
+    assert main(["check", f"--root={root}", "--split=train2017", "--validation=val2017"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 images in the split 'train2017'" in printed
+    assert "1 of these groups are in the training and in the validation split" in printed
+
+
+def test_tags_of_classes_that_are_left_out_do_not_count(photos, tmp_path):
+    """Image 1 is a cat, and its darker copy a dog."""
+    table = photos / "tags.csv"
+    table.write_text(table.read_text().replace("dark.png,dog", "dark.png,cat;dog"))
+    differ = "different tags"
+    assert any(differ in each["sentence"] for each in check(photos, tmp_path / "a.json")[1])
+    assert not any(differ in each["sentence"] for each in check(photos, tmp_path / "b.json", "--classes=[cat]")[1])
