@@ -1,0 +1,96 @@
+"""``tag2mask plan``: gains read off measured curves, and nothing beyond them."""
+
+import csv
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from training.annotation_plan import CURVES, Curve, expected_gains, read_curves
+from training.cli import main
+
+SECONDS = {"points": 22.0, "scribbles": 35.0, "masks": 240.0}
+NOTHING = {"points": 0, "scribbles": 0, "masks": 0, "boxes": 0}
+
+
+def curve(shares, *seeds):
+    return Curve(np.array(shares), np.array(seeds))
+
+
+@pytest.fixture
+def curves():
+    return {
+        "tags": curve([0.5, 1], [0.58, 0.6], [0.6, 0.66]),
+        "points": curve([0, 1], [0.6, 0.64], [0.66, 0.72]),
+        "scribbles": curve([0, 1], [0.6, 0.7], [0.66, 0.7]),
+        "masks": curve([0, 0.1, 0.25], [0.6, 0.65, 0.68], [0.66, 0.69, 0.7]),
+    }
+
+
+def test_the_gain_of_each_seed_is_interpolated(curves):
+    mean, std = curves["masks"].gain(0, 0.1)
+    assert (mean, std) == (pytest.approx(0.04), pytest.approx(np.std([0.05, 0.03], ddof=1)))
+    mean, std = curves["masks"].gain(0.05, 0.175)  # 0.625 -> 0.665 and 0.675 -> 0.695
+    assert (mean, std) == (pytest.approx(0.03), pytest.approx(np.std([0.04, 0.02], ddof=1)))
+    assert curves["masks"].gain(0.1, 0.26) is None
+    assert curves["tags"].gain(0.4, 1) is None
+
+
+def test_an_hour_by_hand(curves):
+    """1,000 images: 180 more tags are 1 of 1 / 1.18; a point takes 2 s, a line 15 s, a mask 220 s beside the tags."""
+    rows = expected_gains(1000, NOTHING, 3600, 20, SECONDS, curves)
+    share = 1 / 1.18  # of the images that there are then; 0.5 to 1 is +2 and +6 points
+    tags = [(1 - share) / 0.5 * each for each in (2, 6)]
+    assert rows[0] == ("tags", "180 more", "1.0", f"{np.mean(tags):.1f} ± {np.std(tags, ddof=1):.1f}")
+    assert rows[1] == ("points", "1,000 (100.0 %)", "0.6", "5.0 ± 1.4")
+    assert rows[2][:3] == ("scribbles", "240 (24.0 %)", "1.0")
+    masks = [16 / 100 * each for each in (5, 3)]
+    assert rows[3] == ("masks", "16 (1.6 %)", "1.0", f"{np.mean(masks):.1f} ± {np.std(masks, ddof=1):.1f}")
+
+
+def test_annotated_images_count(curves):
+    rows = {row[0]: row for row in expected_gains(100, {**NOTHING, "masks": 10}, 36000, 20, SECONDS, curves)}
+    assert rows["masks"][1:] == ("90 (90.0 %)", "5.5", "not measured")
+    assert {rows[kind][3] for kind in ("tags", "points", "scribbles")} == {"not measured"}
+    rows = {row[0]: row for row in expected_gains(100, {**NOTHING, "masks": 10}, 2200, 20, SECONDS, curves)}
+    assert rows["masks"][1:] == ("10 (10.0 %)", "0.6", f"{(2 + 2 / 3) / 2:.1f} ± {np.std([2, 2 / 3], ddof=1):.1f}")
+    rows = expected_gains(100, {**NOTHING, "boxes": 1}, 3600, 20, SECONDS, curves)
+    assert {row[3] for row in rows} == {"not measured"}
+
+
+def test_the_measured_curves_have_three_seeds():
+    seeds = defaultdict(set)
+    with CURVES.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            seeds[row["kind"], float(row["share"])].add(int(row["seed"]))
+            assert 0.5 < float(row["miou"]) < 0.8
+            assert 0.5 < float(row["miou_crf"]) < 0.8
+    assert set(map(frozenset, seeds.values())) == {frozenset((0, 1, 2))}
+    found = read_curves()
+    for kind in ("points", "scribbles", "masks"):
+        assert found[kind].shares[0] == 0
+        np.testing.assert_array_equal(found[kind].miou[:, 0], found["tags"].miou[:, -1])
+
+
+def test_the_command(checkpoint, capsys):
+    assert main(["plan", "--checkpoint", str(checkpoint), "--hours", "0.01"]) == 0
+    out = capsys.readouterr().out
+    assert "none annotated" in out
+    assert [line for line in out.splitlines() if "tags" in line and "1 more" in line]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hours", "0"], "hours 0.0 and tag_seconds 20.0 must be positive"),
+        (["--mask_seconds", "20"], "mask_seconds 20.0 must be more than tag_seconds 20.0: they include tags"),
+        (["--checkpoint", "nothing.ckpt"], "nothing.ckpt"),
+        (["--root", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_planned(checkpoint, words, message, capsys):
+    given = [] if "--checkpoint" in words else ["--checkpoint", str(checkpoint)]
+    assert main(["plan", *given, *words]) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
