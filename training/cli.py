@@ -39,6 +39,7 @@ FUNCTIONS = {
     "seeds export": ("seeds.export_seeds:export_seeds", "convert a seed cache to files of other tools"),
     "pseudo-label": ("training.pseudo_labels:pseudo_label", "label training images by a trained network: a seed cache"),
     "check": ("datamodules.check_data:check_data", "look at images and tags before a training: what to correct"),
+    "review": ("training.review:review", "rank training images by how doubtful their labels and tags are"),
     "plan": ("training.annotation_plan:plan", "print what hours of annotation are expected to give"),
     "evaluate": ("training.evaluation.evaluate:evaluate", "score a segmentation checkpoint or masks: IoU per class"),
     "compare": ("training.evaluation.compare:compare", "compare the figures of several evaluations: compare A B ..."),

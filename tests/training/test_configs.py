@@ -135,7 +135,8 @@ def test_precision_is_auto_in_every_command():
             defaults[name] = parameters["job"].default.precision
         elif "precision" in parameters:
             defaults[name] = parameters["precision"].default
-    assert defaults == dict.fromkeys(("seeds generate", "seeds refine", "pseudo-label", "evaluate", "predict"), "auto")
+    commands = ("seeds generate", "seeds refine", "pseudo-label", "review", "evaluate", "predict")
+    assert defaults == dict.fromkeys(commands, "auto")
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])

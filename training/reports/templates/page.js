@@ -31,18 +31,40 @@
     });
   }));
 
-  const chips = all("button[data-class]", toolbar);
+  const chips = all("button.chip", toolbar);
   const count = toolbar.querySelector(".count");
-  const filter = (wanted) => {
-    chips.forEach((chip) => chip.setAttribute("aria-pressed", String(chip.dataset.class === wanted)));
-    cards.forEach((card) => { card.hidden = wanted !== null && !card.dataset.classes.split(" ").includes(wanted); });
+  // of each kind of chips, data-class and data-reason, at most one is pressed
+  const pressed = (kind) => chips.find((chip) => chip.getAttribute("aria-pressed") === "true" && kind in chip.dataset)?.dataset[kind];
+  const filter = () => {
+    const label = pressed("class"), reason = pressed("reason");
+    cards.forEach((card) => {
+      card.hidden = (label !== undefined && !card.dataset.classes.split(" ").includes(label))
+        || (reason !== undefined && card.dataset.reason !== reason);
+    });
     all("section.images").forEach((section) => {
       section.querySelector(".none").hidden = section.querySelector("article:not([hidden])") !== null;
     });
     const shown = cards.filter((card) => !card.hidden).length;
-    count.textContent = wanted === null ? "" : `${shown} of ${cards.length} images`;
+    count.textContent = label === undefined && reason === undefined ? "" : `${shown} of ${cards.length} images`;
   };
   chips.forEach((chip) => chip.addEventListener("click", () => {
-    filter(chip.getAttribute("aria-pressed") === "true" ? null : chip.dataset.class);
+    const on = chip.getAttribute("aria-pressed") !== "true", kind = "class" in chip.dataset ? "class" : "reason";
+    chips.filter((other) => kind in other.dataset).forEach((other) => other.setAttribute("aria-pressed", "false"));
+    chip.setAttribute("aria-pressed", String(on));
+    filter();
   }));
+
+  // j and k go from image to image, digits choose the overlay of the image that has the focus
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const shown = cards.filter((card) => !card.hidden && card.tabIndex === -1 && card.hasAttribute("tabindex"));
+    const at = shown.findIndex((card) => card.contains(document.activeElement));
+    if (event.key === "j" || event.key === "k") {
+      const next = shown[at < 0 ? 0 : at + (event.key === "j" ? 1 : -1)];
+      if (next) { next.focus({ preventScroll: true }); next.scrollIntoView({ block: "center" }); }
+    } else if (at >= 0 && /^[1-9]$/.test(event.key)) {
+      const radio = all("input[type=radio]", shown[at])[Number(event.key) - 1];
+      if (radio) { radio.checked = true; radio.dispatchEvent(new Event("change")); }
+    }
+  });
 })();

@@ -1,0 +1,60 @@
+"""How many of the wrong pixels of labels are in the images that ``tag2mask review`` lists first.
+
+    python -m tests.benchmarks.review_ranking --review review/review.csv --cache runs/recipe/seed-0/labels
+
+Prints, for 5 and 10 % of the images, the share of all wrong pixels that they contain: ranked by all reasons, by each
+reason alone, at random, and at best. Pixels without a label do not count. The masks are those of the data set of the
+seed cache, or ``--masks FOLDER``.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from upath import UPath
+
+from datamodules.base_datamodule import datamodule_from_settings
+from datamodules.class_names import IGNORE
+from datamodules.masks import find_masks, read_class_mask
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_shard import NO_CUE
+from datamodules.transforms import resize_nearest
+from training.doubtful_labels import REASONS
+
+SHARES = (0.05, 0.1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--review", type=Path, required=True)
+    parser.add_argument("--cache", type=UPath, required=True)
+    parser.add_argument("--masks", type=UPath)
+    options = parser.parse_args()
+    with options.review.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    cache, ids = SeedCache(options.cache), [row["id"] for row in rows]
+    data = datamodule_from_settings(cache.inputs["data"])
+    if options.masks is None:
+        found = {sample.id: sample.mask for sample in data.samples(data.hparams["train_split"], tags=False)}
+    else:
+        found = dict(zip(ids, find_masks(options.masks, ids), strict=True))
+    wrong, scored = np.zeros(len(ids)), np.zeros(len(ids))
+    for index, name in enumerate(ids):
+        mask = read_class_mask(found[name], data.mask_lut)
+        labels = resize_nearest(cache.cues(name), *mask.shape)
+        known = (mask != IGNORE) & (labels != NO_CUE)
+        wrong[index], scored[index] = (known & (labels != mask)).sum(), (mask != IGNORE).sum()
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{len(ids)} images, {100 * wrong.sum() / scored.sum():.1f} % of the pixels have a wrong label")
+    scores = {name: np.array([float(row[name]) for row in rows]) for name in ("doubt", *REASONS)}
+    scores |= {"random": np.random.default_rng(0).random(len(ids)), "best": wrong / scored.clip(1)}
+    for name, values in scores.items():
+        order = np.argsort(-values, kind="stable")
+        shares = [wrong[order[: round(share * len(ids))]].sum() / wrong.sum() for share in SHARES]
+        console.print(f"{name:10}", *(f"{100 * each:5.1f} %" for each in shares))
+
+
+if __name__ == "__main__":
+    main()

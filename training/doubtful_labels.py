@@ -1,0 +1,132 @@
+"""How doubtful the labels and tags of training images are, by a network that was trained on them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from datamodules.base_datamodule import BaseDataModule
+from datamodules.images import to_uint8
+from datamodules.sample import Sample
+from datamodules.seed_cache import SeedCache
+from datamodules.seed_shard import NO_CUE
+from datamodules.transforms import resize_nearest
+from seeds.crf import dense_crf
+from seeds.score_maps import resize_maps
+from training.inference import PROBABILITY_FLOOR, TEST_CRF, Trained
+
+REASONS = {
+    "labels": "the network predicts another class than the label",
+    "views": "the network predicts another class in the mirrored image",
+    "CRF": "the dense CRF changes the prediction",
+}
+"""Why a position is doubtful."""
+
+WINDOW = 8
+"""A class is found where its mean probability in a square of 1/8 of the image's side is high."""
+
+SUSPECT = 0.5
+"""Probability from which a tag is listed as doubtful."""
+
+
+class Reviewed(NamedTuple):
+    """What a network makes of one training image, on the grid of its labels.
+
+    Attributes:
+        sample: the image's id and tags.
+        image: uint8 (H, W, 3), as it is on disk.
+        labels: uint8 (h, w), 0..C; 255 without a label.
+        prediction: uint8 (h, w), 0 or a tag of the image, after the CRF.
+        doubtful: for each of `REASONS`, the positions, bool (h, w).
+        found: float32 (C,), how sure the network is that each class is in the image, 0..1, whatever the tags are.
+    """
+
+    sample: Sample
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+    doubtful: Mapping[str, NDArray[np.bool_]]
+    found: NDArray[np.float32]
+
+    @property
+    def doubt(self) -> float:
+        """The share of doubtful positions, of any reason."""
+        return float(np.logical_or.reduce(list(self.doubtful.values())).mean())
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of positions that are doubtful for each reason."""
+        return {reason: float(where.mean()) for reason, where in self.doubtful.items()}
+
+
+class Ranked(NamedTuple):
+    """The scores of one training image.
+
+    Attributes:
+        id: the image.
+        doubt: share of doubtful positions.
+        shares: the same for each of `REASONS`.
+        untagged: probability of each class that is not among the tags and seems to be in the image.
+        missing: for each tag that seems not to be in the image, 1 - its probability.
+        identical: ids of nearly identical images.
+    """
+
+    id: str
+    doubt: float
+    shares: Mapping[str, float]
+    untagged: Mapping[str, float]
+    missing: Mapping[str, float]
+    identical: Sequence[str]
+
+    @property
+    def tag_doubt(self) -> float:
+        """The highest probability that one of the tags is wrong or lacks; 0 where none is doubtful."""
+        return max([*self.untagged.values(), *self.missing.values()], default=0.0)
+
+
+@torch.inference_mode()
+def predict(trained: Trained, data: BaseDataModule, samples: Sequence[Sample], cache: SeedCache) -> Iterator[Reviewed]:
+    """Yield what the network makes of each readable image.
+
+    Raises:
+        InputError: more images are unreadable than the data module allows.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    for batch in data.eval_loader(samples, originals=True):
+        for name, reason in batch.get("unreadable", ()):
+            data.unreadable.add(name, reason)
+        if not batch["id"]:
+            continue
+        images = batch["image"]
+        views = torch.stack([trained.scores(images).cpu(), trained.scores(images.flip(-1)).flip(-1).cpu()])
+        probs = views.softmax(dim=2).mean(dim=0)[:, 1:]  # (B, C, h, w)
+        window = max(1, probs.shape[-1] // WINDOW)
+        found = nn.functional.avg_pool2d(probs, window, stride=1).amax(dim=(2, 3)).numpy()
+        pixels, tagged = to_uint8(images), batch["labels"] != 0
+        for index, (name, image) in enumerate(zip(batch["id"], batch["original"], strict=True)):
+            classes = nn.functional.pad(tagged[index], (1, 0), value=True).nonzero()[:, 0]  # 0 and the tags
+            both = resize_maps(views[:, index, classes].softmax(dim=1), tuple(pixels.shape[2:]))  # (2, k+1, H, W)
+            mean = both.mean(dim=0, keepdim=True)
+            smoothed = dense_crf(pixels[index : index + 1], mean.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
+            plain, mirrored, before, after = (
+                classes[each.argmax(dim=0)].numpy().astype(np.uint8) for each in (*both, mean[0], smoothed[0])
+            )
+            labels = cache.cues(name)
+            prediction = resize_nearest(after, *labels.shape)
+            doubtful = {
+                "labels": (labels != NO_CUE) & (labels != prediction),
+                "views": resize_nearest((plain != mirrored).astype(np.uint8), *labels.shape) > 0,
+                "CRF": resize_nearest((before != after).astype(np.uint8), *labels.shape) > 0,
+            }
+            yield Reviewed(by_id[name], image, labels, prediction, doubtful, found[index])
+
+
+def rank(each: Reviewed, classes: Sequence[str], identical: Sequence[str]) -> Ranked:
+    """Return the scores of an image, see `Ranked`."""
+    tags = each.sample.tags or frozenset()
+    sure = dict(zip(classes, each.found.tolist(), strict=True))
+    untagged = {name: value for name, value in sure.items() if name not in tags and value >= SUSPECT}
+    missing = {name: 1 - value for name, value in sure.items() if name in tags and 1 - value >= SUSPECT}
+    return Ranked(each.sample.id, each.doubt, each.shares(), untagged, missing, identical)

@@ -1,0 +1,128 @@
+"""`tag2mask review`: which training images have doubtful labels or tags, the worst first."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from upath import UPath
+
+from datamodules.base_datamodule import covered_samples, datamodule_from_settings
+from datamodules.check_data import near_groups, read_fingerprints
+from datamodules.errors import InputError
+from datamodules.files import write_atomically
+from datamodules.progress import print_message, track
+from datamodules.seed_cache import SeedCache
+from seeds.precision import Precision
+from training.doubtful_labels import REASONS, Ranked, predict, rank
+from training.inference import load_trained
+from training.reports.review_report import render_review
+
+
+def review(
+    checkpoint: UPath,
+    *,
+    output: Path,
+    cues: UPath | None = None,
+    root: str | None = None,
+    split: str | None = None,
+    num_images: int = 60,
+    precision: Precision = "auto",
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+) -> None:
+    """Rank training images by how doubtful their labels and tags are, and write ``index.html`` and ``review.csv``.
+
+    A position of an image is doubtful where the network, which may predict the image's tags only, predicts another
+    class than the label it has learned from, where it predicts another class in the mirrored image, and where the dense
+    CRF changes its prediction. Images are ranked by the share of these positions. Tags are doubtful where the network,
+    now with all classes, is sure of a class without a tag, or does not find a tag anywhere. Images with masks among the
+    annotations of the training are left out: they have been corrected. Nearly identical images are shown together.
+
+    Args:
+        checkpoint: checkpoint of a segmentation network that was trained on a seed cache.
+        output: folder of the page and the table; created if necessary.
+        cues: the seed cache; by default that of the training.
+        root: folder of the images; by default that of the training.
+        split: the images; by default the split of the training.
+        num_images: images on the page with doubtful labels, and as many with doubtful tags; the table has all.
+        precision: floating-point precision of the network, see `seeds.precision`.
+        batch_size: images per batch; by default as in the training.
+        num_workers: processes that read images; by default as in the training.
+
+    Raises:
+        InputError: the checkpoint, the cache or an image is not usable; nothing is written then.
+    """
+    if num_images < 1:
+        raise InputError(f"num_images must be at least 1, not {num_images}")
+    trained = load_trained(checkpoint, precision)
+    folder = cues or trained.data.get("cues")
+    if folder is None:
+        raise InputError(f"{checkpoint} was not trained on a seed cache: give the labels to review as --cues")
+    cache = SeedCache(UPath(folder))
+    data = datamodule_from_settings(
+        trained.data, classes=list(trained.classes), root=root, train_split=split, batch_size=batch_size,
+        num_workers=num_workers,
+    )  # fmt: skip
+    split = data.hparams["train_split"]
+    samples = data.annotated(data.samples(split, masks=False), split)
+    corrected = [sample for sample in samples if sample.mask is not None]
+    samples = covered_samples(cache, [sample for sample in samples if sample.mask is None], trained.classes)
+    if not samples:
+        raise InputError(f"all images of the split {split!r} have masks: there is nothing to review")
+    if corrected:
+        print_message(f"images with masks are left out: {len(corrected)}")
+
+    ids, fingerprints = [sample.id for sample in samples], read_fingerprints(samples, data.in_channels)[0]
+    present = [name for name in ids if name in fingerprints]
+    identical: dict[str, list[str]] = {}
+    for group in near_groups([fingerprints[name] for name in present]):
+        names = [present[index] for index in group]
+        identical |= {name: [other for other in names if other != name] for name in names}
+    ranked = [
+        rank(each, trained.classes, identical.get(each.sample.id, ()))
+        for each in track(predict(trained, data, samples, cache), "reviewing", len(samples))
+    ]
+    ranked.sort(key=lambda each: each.doubt, reverse=True)
+    sections = {
+        "labels": together(ranked, num_images),
+        "tags": [each for each in sorted(ranked, key=lambda each: each.tag_doubt, reverse=True) if each.tag_doubt > 0][
+            :num_images
+        ],
+    }
+    shown = {each.id for section in sections.values() for each in section}
+    again = predict(trained, data, [sample for sample in samples if sample.id in shown], cache)
+    drawn = {each.sample.id: each for each in again}
+    page = render_review(sections, drawn, trained.classes, facts=[
+        ("checkpoint", checkpoint), ("labels", cache.path), ("data", f"{data.source}, split {split}"),
+        ("images", f"{len(ranked)}; {len(corrected)} more have masks and are left out"),
+    ])  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / "review.csv", table(ranked).encode())
+    write_atomically(output / "index.html", page.encode())
+    suspects = sum(each.tag_doubt > 0 for each in ranked)
+    print_message(f"{len(ranked)} images, {suspects} of them with doubtful tags: {output / 'index.html'}, review.csv")
+
+
+def together(ranked: Sequence[Ranked], count: int) -> list[Ranked]:
+    """Return the first ``count`` images, each followed by those that are nearly identical to it."""
+    by_id, chosen = {each.id: each for each in ranked}, dict[str, Ranked]()
+    for each in ranked[:count]:
+        for name in (each.id, *each.identical):
+            if name in by_id:
+                chosen.setdefault(name, by_id[name])
+    return list(chosen.values())
+
+
+def table(ranked: Sequence[Ranked]) -> str:
+    """Return the table of all images, the most doubtful labels first, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "doubt", *REASONS, "untagged", "missing", "identical"])
+    for each in ranked:
+        tags = [
+            ";".join(f"{name} {value:.2f}" for name, value in found.items()) for found in (each.untagged, each.missing)
+        ]
+        numbers = [f"{value:.4f}" for value in (each.doubt, *each.shares.values())]
+        writer.writerow([each.id, *numbers, *tags, ";".join(each.identical)])
+    return text.getvalue()
