@@ -41,7 +41,7 @@ class Reviewed(NamedTuple):
         labels: uint8 (h, w), 0..C; 255 without a label.
         prediction: uint8 (h, w), 0 or a tag of the image, after the CRF.
         doubtful: for each of `REASONS`, the positions, bool (h, w).
-        found: float32 (C,), how sure the network is that each class is in the image, 0..1, whatever the tags are.
+        found: float32 (C,), how sure the network is that each class is in the image, 0..1, independent of the tags.
     """
 
     sample: Sample

@@ -34,7 +34,7 @@ def ranked(name, *identical, doubt=0.0):
 
 
 class SureOfTwoClasses:
-    """Scores of a tagged class left of the middle, in each view of its own, and of another one at the upper right."""
+    """Scores of a tagged class left of the middle of each view, and of another one at the upper right."""
 
     def __init__(self, classes, tagged, untagged):
         self.classes, self.tagged, self.untagged = classes, tagged, untagged
