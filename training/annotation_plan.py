@@ -1,6 +1,7 @@
 """`tag2mask plan`: what the next hours of annotation are expected to give, by what was measured on VOC animals."""
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,10 +99,10 @@ def plan(
         InputError: the checkpoint or its data set cannot be read, or a number is out of range.
     """
     seconds = {"points": point_seconds, "scribbles": scribble_seconds, "masks": mask_seconds}
-    if hours <= 0 or tag_seconds <= 0:
-        raise InputError(f"hours {hours} and tag_seconds {tag_seconds} must be positive")
+    if not (0 < hours < math.inf and 0 < tag_seconds < math.inf):
+        raise InputError(f"hours {hours} and tag_seconds {tag_seconds} must be positive and finite")
     for kind, each in seconds.items():
-        if each <= tag_seconds:
+        if not tag_seconds < each < math.inf:
             raise InputError(
                 f"{kind[:-1]}_seconds {each} must be more than tag_seconds {tag_seconds}: they include tags"
             )

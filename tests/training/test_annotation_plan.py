@@ -83,6 +83,9 @@ def test_the_command(checkpoint, capsys):
     ("words", "message"),
     [
         (["--hours", "0"], "hours 0.0 and tag_seconds 20.0 must be positive"),
+        (["--hours", ".inf"], "hours inf and tag_seconds 20.0 must be positive and finite"),
+        (["--tag_seconds", ".nan"], "hours 1.0 and tag_seconds nan must be positive and finite"),
+        (["--point_seconds", ".nan"], "point_seconds nan must be more than tag_seconds 20.0: they include tags"),
         (["--mask_seconds", "20"], "mask_seconds 20.0 must be more than tag_seconds 20.0: they include tags"),
         (["--checkpoint", "nothing.ckpt"], "nothing.ckpt"),
         (["--root", "nowhere"], "nowhere"),
