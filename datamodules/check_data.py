@@ -109,8 +109,8 @@ def check_data(
     everything, known = [*samples, *others], frozenset(data.classes)
     everything = [each if each.tags is None else replace(each, tags=each.tags & known) for each in everything]
     fingerprints, unreadable = read_fingerprints(everything, data.in_channels)
-    present = [sample for sample in everything if sample.id in fingerprints]
-    groups = [[present[index] for index in group] for group in near_groups([fingerprints[each.id] for each in present])]
+    by_id = {sample.id: sample for sample in everything}
+    groups = [[by_id[name] for name in group] for group in near_groups(fingerprints)]
     found = [
         *unreadable_images(unreadable, len(everything)),
         *identical_images(groups, {sample.id for sample in others}),
@@ -210,24 +210,25 @@ def identical_images(groups: Sequence[Sequence[Sample]], validation: Collection[
     ]
 
 
-def near_groups(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
-    """Return the groups of indices, of two or more, that pairs of nearly identical fingerprints connect.
+def near_groups(fingerprints: Mapping[str, Fingerprint]) -> list[list[str]]:
+    """Return the groups of ids, of two or more, that pairs of nearly identical fingerprints connect.
 
     A pair has at most `NEAR` different signs of differences on the coarse grid (dHash of N. Krawetz, *Kind of Like
     That*, 2013, at 16x16), and a correlation of at least `ALIKE`.
     """
-    bits, pairs = np.array([fingerprint.bits for fingerprint in fingerprints]), list[tuple[int, int]]()  # (N, 4)
-    for index, fingerprint in enumerate(fingerprints[1:], 1):
+    names, found = list(fingerprints), list(fingerprints.values())
+    bits, pairs = np.array([fingerprint.bits for fingerprint in found]), list[tuple[int, int]]()  # (N, 4)
+    for index, fingerprint in enumerate(found[1:], 1):
         differences = np.bitwise_count(bits[:index] ^ fingerprint.bits).sum(axis=1, dtype=np.int64)
         for other in np.flatnonzero(differences <= NEAR).tolist():
-            if fingerprint.small @ fingerprints[other].small >= ALIKE:
+            if fingerprint.small @ found[other].small >= ALIKE:
                 pairs.append((index, other))
     if not pairs:
         return []
     graph = coo_array((np.ones(len(pairs)), np.transpose(pairs)), shape=(len(bits), len(bits)))
     _, group_of = connected_components(graph, directed=False)
     groups = [np.flatnonzero(group_of == group).tolist() for group in np.unique(group_of[np.ravel(pairs)])]
-    return sorted(groups)
+    return [[names[index] for index in group] for group in sorted(groups)]
 
 
 def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Finding]:

@@ -73,35 +73,33 @@ def review(
     if corrected:
         print_message(f"images with masks are left out: {len(corrected)}")
 
-    ids, fingerprints = [sample.id for sample in samples], read_fingerprints(samples, data.in_channels)[0]
-    present = [name for name in ids if name in fingerprints]
+    fingerprints, unreadable = read_fingerprints(samples, data.in_channels)
+    data.unreadable.total += len(samples)
+    for name, reason in unreadable.items():
+        data.unreadable.add(name, reason)
+    samples = [sample for sample in samples if sample.id in fingerprints]
     identical: dict[str, list[str]] = {}
-    for group in near_groups([fingerprints[name] for name in present]):
-        names = [present[index] for index in group]
-        identical |= {name: [other for other in names if other != name] for name in names}
+    for group in near_groups(fingerprints):
+        identical |= {name: [other for other in group if other != name] for name in group}
     ranked = [
         rank(each, trained.classes, identical.get(each.sample.id, ()))
         for each in track(predict(trained, data, samples, cache), "reviewing", len(samples))
     ]
     ranked.sort(key=lambda each: each.doubt, reverse=True)
-    sections = {
-        "labels": together(ranked, num_images),
-        "tags": [each for each in sorted(ranked, key=lambda each: each.tag_doubt, reverse=True) if each.tag_doubt > 0][
-            :num_images
-        ],
-    }
+    suspects = sorted((each for each in ranked if each.tag_doubt > 0), key=lambda each: each.tag_doubt, reverse=True)
+    sections = {"labels": together(ranked, num_images), "tags": suspects[:num_images]}
     shown = {each.id for section in sections.values() for each in section}
     again = predict(trained, data, [sample for sample in samples if sample.id in shown], cache)
-    drawn = {each.sample.id: each for each in again}
-    page = render_review(sections, drawn, trained.classes, facts=[
+    page = render_review(sections, again, trained.classes, facts=[
         ("checkpoint", checkpoint), ("labels", cache.path), ("data", f"{data.source}, split {split}"),
         ("images", f"{len(ranked)}; {len(corrected)} more have masks and are left out"),
     ])  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "review.csv", table(ranked).encode())
     write_atomically(output / "index.html", page.encode())
-    suspects = sum(each.tag_doubt > 0 for each in ranked)
-    print_message(f"{len(ranked)} images, {suspects} of them with doubtful tags: {output / 'index.html'}, review.csv")
+    print_message(
+        f"{len(ranked)} images, {len(suspects)} of them with doubtful tags: {output / 'index.html'}, review.csv"
+    )
 
 
 def together(ranked: Sequence[Ranked], count: int) -> list[Ranked]:

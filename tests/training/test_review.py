@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import cv2
 import numpy as np
@@ -158,6 +159,21 @@ def test_images_with_masks_are_left_out(voc, cues, checkpoint, tmp_path, capsys)
     assert "all images of the split 'train' have masks" in capsys.readouterr().err
 
 
+def test_an_unreadable_image_is_left_out_where_the_data_module_allows_it(voc, cues, checkpoint, tmp_path, capsys):
+    shutil.copytree(voc, tmp_path / "voc")
+    names = [sample.id for sample in VOCDataModule(str(voc)).samples("train")]
+    next((tmp_path / "voc/JPEGImages").glob(f"{names[0]}.*")).write_bytes(b"no image")
+    content = torch.load(checkpoint, weights_only=True)
+    content["datamodule_hyper_parameters"]["max_unreadable"] = 0.2
+    torch.save(content, tmp_path / "lenient.ckpt")
+    words = ["review", "--num_workers", "0", "--root", str(tmp_path / "voc"), "--output", str(tmp_path / "out")]
+    assert main([*words, "--checkpoint", str(checkpoint)]) == 1
+    assert f"1 of {len(names)} images cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--checkpoint", str(tmp_path / "lenient.ckpt")]) == 0
+    assert sorted(row["id"] for row in rows_of(tmp_path / "out")) == sorted(names[1:])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -215,7 +231,9 @@ def test_keys_and_filters_in_a_browser(tmp_path):
         drawn[name] = Reviewed(
             Sample(name, "", frozenset()), image, flat + label, flat, nothing, np.zeros(2, np.float32)
         )
-    page = render_review({"labels": images, "tags": []}, drawn, ("x", HOSTILE), facts=[("checkpoint", HOSTILE)])
+    page = render_review(
+        {"labels": images, "tags": []}, drawn.values(), ("x", HOSTILE), facts=[("checkpoint", HOSTILE)]
+    )
     check_page(page)
     (tmp_path / "page.html").write_text(page.replace("<body>", "<body>" + PROBE))
     document = run_chromium("--virtual-time-budget=2000", str(tmp_path / "page.html"), folder=tmp_path / "profile")

@@ -9,7 +9,7 @@ from datamodules.transforms import resize_nearest
 from training.evaluation.evaluation_table import COLUMNS
 from training.image_overlays import cue_layer, label_layer, shrink
 from training.reports.example_selection import Example, Section
-from training.reports.pages import data_uri, embed, render
+from training.reports.pages import class_legend, embed, embed_layers, render
 from training.runs.provenance_record import provenance_lines
 
 LONGEST = 420  # pixels of an image's longer side on the page
@@ -32,7 +32,7 @@ def render_page(metrics: Mapping[str, Any], sections: Sequence[Section]) -> str:
         "evaluation.html", metrics=metrics, names=names,
         columns={key: column.title for key, column in COLUMNS.items()},
         scored=[(index, name) for index, name in enumerate(names) if name in metrics["iou"]], sections=cards,
-        legend=[(i, name) for i, name in enumerate(names) if any(i in card["classes"] for card in shown)],
+        legend=class_legend(names, shown),
         kinds=list(dict.fromkeys(kind for card in shown for kind in card["layers"])), facts=_facts(metrics),
     )  # fmt: skip
 
@@ -49,10 +49,9 @@ def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
             text += f"; {kind}: {', '.join(names[index] for index in found) or 'only background'}"
     if example.cues is not None:
         layers["cues"] = cue_layer(example.cues)
-    pixels = {kind: (layer * (1, 1, 1, 255)).round().astype(np.uint8) for kind, layer in layers.items()}
     return {
         "name": example.name, "iou": example.iou, "image": embed(small, text),
-        "layers": {kind: data_uri(each, "png", optimize=True) for kind, each in pixels.items()},
+        "layers": embed_layers(layers),
         "classes": sorted(contained),
     }  # fmt: skip
 

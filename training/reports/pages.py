@@ -1,6 +1,7 @@
 """Render the templates in ``templates``; an HTML page is one file with its images, style and script."""
 
 import base64
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -8,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from numpy.typing import NDArray
 
 from datamodules.progress import percent
-from training.image_overlays import class_colour, encode_image
+from training.image_overlays import Layer, class_colour, encode_image
 
 JPEG_QUALITY = 82
 
@@ -32,6 +33,17 @@ def embed(image: NDArray[np.uint8], text: str) -> dict[str, Any]:
     """
     source = data_uri(image, "jpeg", quality=JPEG_QUALITY)
     return {"source": source, "width": image.shape[1], "height": image.shape[0], "text": text}
+
+
+def embed_layers(layers: Mapping[str, Layer]) -> dict[str, str]:
+    """Return layers over an image, see `training.image_overlays`, as PNGs in data URIs."""
+    pixels = {kind: (layer * (1, 1, 1, 255)).round().astype(np.uint8) for kind, layer in layers.items()}
+    return {kind: data_uri(each, "png", optimize=True) for kind, each in pixels.items()}
+
+
+def class_legend(names: Sequence[str], cards: Collection[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Return index and name of the classes that are in ``classes`` of one of the cards."""
+    return [(index, name) for index, name in enumerate(names) if any(index in card["classes"] for card in cards)]
 
 
 def render(template: str, **context: Any) -> str:

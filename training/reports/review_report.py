@@ -1,6 +1,6 @@
 """The HTML page of `tag2mask review`: images with doubtful labels or tags, the worst first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,32 +8,32 @@ import numpy as np
 from datamodules.transforms import resize_nearest
 from training.doubtful_labels import REASONS, Ranked, Reviewed
 from training.image_overlays import cue_layer, label_layer, shrink
-from training.reports.pages import data_uri, embed, render
+from training.reports.pages import class_legend, embed, embed_layers, render
 
 LONGEST = 420  # pixels of an image's longer side on the page
+KINDS = ("doubt", "labels", "prediction")  # overlays
 DOUBT = np.array((230, 40, 40, 0.7), np.float32)  # red, green, blue, opacity
 
 
 def render_review(
-    sections: Mapping[str, Sequence[Ranked]], drawn: Mapping[str, Reviewed], classes: Sequence[str],
+    sections: Mapping[str, Sequence[Ranked]], drawn: Iterable[Reviewed], classes: Sequence[str],
     facts: Sequence[tuple[str, Any]],
 ) -> str:  # fmt: skip
     """Return the page.
 
     Args:
         sections: images with doubtful labels (``labels``) and with doubtful tags (``tags``).
-        drawn: for each of these images what the network makes of it.
+        drawn: what the network makes of each of these images; only one of them is held in memory at its own size.
         classes: names of the classes 1..C.
         facts: lines for the foot of the page.
     """
     names = ("background", *classes)
-    cards = {
-        section: [_card(ranked, drawn[ranked.id], names) for ranked in images if ranked.id in drawn]
-        for section, images in sections.items()
-    }
-    shown = [card for section in cards.values() for card in section]
-    legend = [(index, name) for index, name in enumerate(names) if any(index in card["classes"] for card in shown)]
-    return render("review.html", sections=cards, names=names, legend=legend, reasons=REASONS, facts=facts)
+    scores = {ranked.id: ranked for images in sections.values() for ranked in images}
+    cards = {each.sample.id: _card(scores[each.sample.id], each, names) for each in drawn}
+    return render(
+        "review.html", sections={title: [cards[each.id] for each in images] for title, images in sections.items()},
+        legend=class_legend(names, cards.values()), kinds=KINDS, reasons=REASONS, facts=facts,
+    )  # fmt: skip
 
 
 def _card(ranked: Ranked, reviewed: Reviewed, names: Sequence[str]) -> dict[str, Any]:
@@ -49,13 +49,12 @@ def _card(ranked: Ranked, reviewed: Reviewed, names: Sequence[str]) -> dict[str,
     tags = reviewed.sample.tags or frozenset()
     found = {*np.unique(reviewed.labels).tolist(), *np.unique(reviewed.prediction).tolist()}
     found |= {names.index(name) for name in (*ranked.untagged, *ranked.missing)}
-    pixels = {kind: (layer * (1, 1, 1, 255)).round().astype(np.uint8) for kind, layer in layers.items()}
     return {
         "name": ranked.id, "doubt": ranked.doubt, "shares": ranked.shares, "identical": ranked.identical,
         "reason": max(ranked.shares, key=lambda reason: ranked.shares[reason]),
         "tags": [name for name in names if name in tags],
         "untagged": ranked.untagged, "missing": ranked.missing,
         "image": embed(small, f"{ranked.id}, tags: {', '.join(sorted(tags)) or 'none'}"),
-        "layers": {kind: data_uri(each, "png", optimize=True) for kind, each in pixels.items()},
+        "layers": embed_layers(layers),
         "classes": sorted(index for index in found if 0 < index < len(names)),
     }  # fmt: skip

@@ -57,7 +57,7 @@
   // j and k go from image to image, digits choose the overlay of the image that has the focus
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const shown = cards.filter((card) => !card.hidden && card.tabIndex === -1 && card.hasAttribute("tabindex"));
+    const shown = cards.filter((card) => !card.hidden && card.hasAttribute("tabindex"));
     const at = shown.findIndex((card) => card.contains(document.activeElement));
     if (event.key === "j" || event.key === "k") {
       const next = shown[at < 0 ? 0 : at + (event.key === "j" ? 1 : -1)];
