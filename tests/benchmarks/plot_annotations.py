@@ -22,7 +22,6 @@ STYLES = {
     "points": ("tags + a point for each class", "^", "tab:green"),
     "scribbles": ("tags + a line for each class", "s", "tab:olive"),
     "masks": ("tags + masks", "o-", "tab:red"),
-    "masks, stratified": ("tags + masks, classes balanced", "D", "tab:pink"),
     "masks alone": ("masks alone", "o--", "0.4"),
 }
 
@@ -31,7 +30,7 @@ def hours(kind: str, share: float) -> float:
     """Return the hours that annotation takes: the tags of all images, and more for a share of them."""
     defaults = inspect.signature(plan).parameters
     tag, point, scribble, mask = (defaults[f"{name}_seconds"].default for name in ("tag", "point", "scribble", "mask"))
-    drawn = {"points": point - tag, "scribbles": scribble - tag, "masks": mask - tag, "masks, stratified": mask - tag}
+    drawn = {"points": point - tag, "scribbles": scribble - tag, "masks": mask - tag}
     seconds = {"tags": share * tag, "masks alone": share * mask}
     return IMAGES * (seconds[kind] if kind in seconds else tag + share * drawn[kind]) / 3600
 
