@@ -18,15 +18,21 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # The extras, and the libraries the tests compare with. pydensecrf2 is compiled on installation: without a C++ compiler those tests skip.
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt captum grad-cam onnx onnxruntime rasterio ray torchcam
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt captum datasets grad-cam onnx onnxruntime rasterio ray torchcam
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt pydensecrf2 || echo "no C++ compiler: tests against pydensecrf2 will skip"
+	touch $@
+
+# Libraries of annotation tools need other versions of NumPy and OpenCV: tests run them in an environment of their own.
+$(VENV)/.annotation-tools: $(VENV)/.installed constraints-annotation-tools.txt
+	$(PYTHON) -m venv $(VENV)/annotation-tools
+	$(VENV)/annotation-tools/bin/pip install --quiet --disable-pip-version-check -c constraints-annotation-tools.txt datasets datumaro label-studio-sdk supervision || echo "not installable here: tests with annotation tools' libraries will skip"
 	touch $@
 
 demo: $(VENV)/.installed ## tags to masks on the embedded data set, in minutes: runs/demo/index.html
 	$(BIN)/tag2mask run --config configs/demo.yaml --output $(DEMO)
 	@echo 'done: $(DEMO)/metrics.json, and $(DEMO)/index.html to open in a browser'
 
-test: $(VENV)/.installed $(VENV)/.peers docs ## ruff, mypy, pytest and the documentation's strict build
+test: $(VENV)/.installed $(VENV)/.peers $(VENV)/.annotation-tools docs ## ruff, mypy, pytest and the documentation's strict build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

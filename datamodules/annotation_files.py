@@ -1,7 +1,6 @@
-"""Reading of annotations: masks, points, scribbles and boxes from tables, lists of ids, VOC's XML and COCO's JSON."""
+"""Reading of annotations: masks, points, scribbles and boxes from tables, lists of ids and annotation tools' files."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,17 +10,25 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from datamodules.annotations import BACKGROUND, NAMED_SOURCES, LabelledBox, Point, Scribble
+from datamodules.annotation_import import cvat_masks, label_studio_annotations, parquet_masks, yolo_annotations
+from datamodules.annotations import BACKGROUND, NAMED_SOURCES, Found, LabelledBox, Mask, Point, Scribble, Shape
 from datamodules.bounding_boxes import xml_boxes
 from datamodules.class_names import IGNORE
-from datamodules.coco_instances import category_names, images_with_instances, instance_mask, read_instances
-from datamodules.errors import InputError, unknown_name
+from datamodules.coco_instances import (
+    category_names,
+    check_instances,
+    images_with_instances,
+    instance_mask,
+    read_json_file,
+)
+from datamodules.errors import InputError, UnreadableError, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri
 from datamodules.masks import RleMask, read_class_mask
-from datamodules.sample import Sample, image_id, read_ids
+from datamodules.progress import print_message
+from datamodules.sample import Sample, image_id, match_ids, read_ids
 from datamodules.tables import TABLES, mask_path, read_rows
 
-SUFFIXES = (".txt", *TABLES, ".json")
+SUFFIXES = (".txt", *TABLES, ".json", ".zip", ".yaml", ".parquet")
 """Suffixes of files that are sources of annotations."""
 
 KINDS = {Point: "point", Scribble: "scribble", LabelledBox: "box"}
@@ -32,11 +39,6 @@ FORMS = {
     "boxes": '["class", left, top, right, bottom]',
 }
 """Columns of a table, and how one element of a field is written."""
-
-Mask = str | RleMask
-Shape = Point | Scribble | LabelledBox
-Found = Iterator[tuple[str, str, Mask | Shape]]
-"""Of each annotation: the id of its image, its place in a file for messages, and the annotation."""
 
 
 def check_source(source: str) -> None:
@@ -52,14 +54,16 @@ def annotated(
 ) -> list[Sample]:  # fmt: skip
     """Return samples with the masks, points, scribbles and boxes of several sources.
 
-    The order of the sources does not matter: points, scribbles and boxes of an image are collected, without repeats,
-    and sorted. Those of classes that were not chosen are left out. Tags that are not known become the classes of the
-    annotations; they stay unknown where the annotations name no class and leave pixels unknown.
+    Points, scribbles and boxes of an image are collected from all sources, without repeats, and sorted. Those of
+    classes that were not chosen are left out. Of several masks of an image that of the last source counts. Tags that
+    are not known become the classes of the annotations; they stay unknown where the annotations name no class and leave
+    pixels unknown. A mask from a file corrects known tags: they become its classes where it has no unknown pixel, and
+    its classes are added otherwise. Messages list images with several masks, and those whose tags change.
 
     Args:
         samples: All samples of a split; their masks are replaced.
-        sources: Each ``masks``, ``xml``, or the path or URI of a list (``.txt``), table (``.csv``, ``.jsonl``) or JSON
-            of COCO's instances (``.json``). See `datamodules.base_datamodule.BaseDataModule`.
+        sources: Each ``masks``, ``xml``, or the path or URI of a file with one of `SUFFIXES`, see
+            `datamodules.base_datamodule.BaseDataModule`.
         root: Folder of the data set.
         where: Name of the split in messages.
         mask_classes: All classes of the data set, in the order of the indices in its masks.
@@ -69,10 +73,11 @@ def annotated(
 
     Raises:
         InputError: A source is invalid or contains no image of the samples; a class is unknown or is not among the
-            tags of its image; an image has two masks.
+            tags of its image.
     """
     by_id = {sample.id: sample for sample in samples}
-    chosen: dict[str, tuple[Mask, str]] = {}
+    masks_by_id: dict[str, Mask] = {}
+    own, replaced = set[str](), dict[str, None]()  # images with a mask of the data set itself, and with several masks
     shapes: dict[str, set[Shape]] = {name: set() for name in by_id}
     for source in sources:
         check_source(source)
@@ -85,29 +90,47 @@ def annotated(
             found = _xml_boxes(root, list(by_id), mask_classes, where)
         elif suffix == ".txt":
             found = _listed_masks(path, masks(), by_id, where)
-        elif suffix == ".json":
-            found = _instances(path, by_id, mask_classes, where)
-        else:
+        elif suffix in TABLES:
             found = _table(path, by_id, where)
+        elif suffix == ".json":
+            content = read_json_file(path)
+            read = label_studio_annotations if isinstance(content, list) else _instances
+            found = read(path, content, by_id, mask_classes, where)
+        else:
+            readers = {".zip": cvat_masks, ".yaml": yolo_annotations, ".parquet": parquet_masks}
+            found = readers[suffix](path, by_id, mask_classes, where)
         for name, place, item in found:
             if isinstance(item, Mask):
-                first, origin = chosen.setdefault(name, (item, place))
-                if first != item:
-                    both = f"{first} ({origin}) and {item} ({place})"
-                    raise InputError(f"image {name} has two masks, {both}: leave out one of them.")
+                if masks_by_id.get(name, item) != item:
+                    replaced[name] = None
+                masks_by_id[name] = item
+                (own.add if source == "masks" or suffix == ".txt" else own.discard)(name)
             elif _is_chosen(item, by_id[name], place, mask_classes, classes):
                 shapes[name].add(item)
     complete = [
         replace(
-            sample, mask=chosen[sample.id][0] if sample.id in chosen else None,
+            sample, mask=masks_by_id.get(sample.id),
             points=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Point))),
             scribbles=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Scribble))),
             boxes=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, LabelledBox))),
         )
         for sample in samples
     ]  # fmt: skip
-    with ThreadPoolExecutor() as pool:  # masks are read where tags are not known
-        return list(pool.map(lambda sample: _with_tags(sample, lut, classes), complete))
+    with ThreadPoolExecutor() as pool:  # masks are read where tags may change
+        result = list(
+            pool.map(lambda sample: _with_tags(sample, lut, classes, corrects=sample.id not in own), complete)
+        )
+    changed = [
+        " ".join([each.id, *(f"+{tag}" for tag in sorted(new - old)), *(f"-{tag}" for tag in sorted(old - new))])
+        for each, sample in zip(result, samples, strict=True)
+        if (old := sample.tags) is not None and (new := each.tags or frozenset()) != old
+    ]
+    for names, what in ((list(replaced), "have several masks, and the last one counts"), (changed, "get other tags")):
+        if names:
+            print_message(
+                f"annotations: {len(names)} images {what}: {', '.join(names[:5])}{', …' if names[5:] else ''}"
+            )
+    return result
 
 
 def _is_chosen(item: Shape, sample: Sample, place: str, known: Sequence[str], classes: Sequence[str]) -> bool:
@@ -128,18 +151,28 @@ def _is_chosen(item: Shape, sample: Sample, place: str, known: Sequence[str], cl
     return True
 
 
-def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str]) -> Sample:
+def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corrects: bool) -> Sample:
+    """Return a sample with the tags that follow from its annotations; ``corrects``: its mask may change known tags."""
     shapes: list[Shape] = [*sample.points, *sample.scribbles, *sample.boxes]
-    if sample.tags is not None or (sample.mask is None and not shapes):
+    known, mask = sample.tags, sample.mask
+    if (known is not None and (mask is None or not corrects)) or (mask is None and not shapes):
         return sample
-    names = {each.name for each in shapes} - {BACKGROUND}
     indices = {IGNORE}
-    if isinstance(sample.mask, RleMask):
-        indices = set(lut[list(sample.mask.indices)].tolist())
-    elif sample.mask is not None:
-        indices = set(np.unique(read_class_mask(sample.mask, lut)).tolist())
-    names |= {classes[index - 1] for index in indices - {0, IGNORE}}
-    return replace(sample, tags=frozenset(names)) if names or IGNORE not in indices else sample
+    if isinstance(mask, RleMask):
+        indices = set(lut[list(mask.indices)].tolist())
+    elif mask is not None:
+        try:
+            indices = set(np.unique(read_class_mask(mask, lut)).tolist())
+        except UnreadableError:
+            if known is None:
+                raise
+            return sample  # the error is that of whoever needs the mask
+    names = frozenset(classes[index - 1] for index in indices - {0, IGNORE})
+    if known is None:
+        names |= {each.name for each in shapes} - {BACKGROUND}
+        return replace(sample, tags=names) if names or IGNORE not in indices else sample
+    kept = known if IGNORE in indices else known.difference(classes)
+    return replace(sample, tags=names | kept)
 
 
 def _own_masks(masks: Mapping[str, Mask | None], samples: Mapping[str, Sample], where: str) -> Found:
@@ -191,7 +224,7 @@ def _table(path: AnyPath, samples: Mapping[str, Sample], where: str) -> Found:
         names.append(name.strip() if key == "id" else image_id(name.strip()))
         places.append(f"{place}, image {names[-1]}")
         fields.append(own)
-    for name, place, own in zip(_matching(names, places, samples, path, where), places, fields, strict=True):
+    for name, place, own in zip(match_ids(names, places, samples, path, where), places, fields, strict=True):
         for column, field in own:
             if column != "mask":
                 for shape in _shapes(column, field, place):  # of images of other splits, too: all mistakes are found
@@ -239,24 +272,28 @@ def _are_numbers(values: Any, count: int) -> bool:
     return numbers and all(-1e9 < each < 1e9 for each in values)
 
 
-def _instances(path: AnyPath, samples: Mapping[str, Sample], known: Sequence[str], where: str) -> Found:
+def _instances(path: AnyPath, content: Any, samples: Mapping[str, Sample], known: Sequence[str], where: str) -> Found:
     """Yield the annotations of a JSON of COCO's instances.
 
     The mask of an image is rendered from its instances where all have a segmentation; otherwise the image has boxes:
     those of a class whose instances all have one and are no crowds. Points are keypoints with a visibility above
     0. An image without instances is background, as in COCO; but where its tags name an object, it counts as not
     annotated, since annotation tools export such images, too. Categories that are no class of the data set become 255
-    in masks, and are left out otherwise.
+    in masks, and are left out otherwise. Crowds are 255 in masks; but where all segmentations of a JSON are crowds,
+    they are CVAT's brush masks: it writes ``iscrowd`` 1 with all run lengths.
     """
-    content = read_instances(path)
+    check_instances(content, path)
     categories = category_names(content, path)
     indices = {key: known.index(name) + 1 if name in known else IGNORE for key, name in categories.items()}
     if set(indices.values()) == {IGNORE}:
         listed = f"{', '.join(list(categories.values())[:5])}; the classes are {', '.join(known[:20])}"
         raise InputError(f"{path}: none of its categories is a class of the data set: {listed}.")
+    crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if each.get("segmentation")]
+    if crowds and all(crowds):
+        content = {**content, "annotations": [{**each, "iscrowd": 0} for each in content["annotations"]]}
     images = images_with_instances(content, categories, path)
     names = [image_id(file) for file, _, _ in images]
-    matching = _matching(names, [f"{path}, image {image['id']}" for _, image, _ in images], samples, path, where)
+    matching = match_ids(names, [f"{path}, image {image['id']}" for _, image, _ in images], samples, path, where)
     for name, (_, image, instances) in zip(matching, images, strict=True):
         if name not in samples or not (instances or not samples[name].tags):
             continue
@@ -281,24 +318,3 @@ def _instances(path: AnyPath, samples: Mapping[str, Sample], known: Sequence[str
             for x, y, visibility in zip(*[iter(keypoints)] * 3, strict=True):
                 if visibility > 0:
                     yield name, place, Point(label, float(x), float(y))
-
-
-def _matching(
-    names: Sequence[str], places: Sequence[str], samples: Mapping[str, Sample], path: AnyPath, where: str
-) -> Sequence[str]:
-    """Return the ids of the images that a file lists; names without their folders where no name is an id.
-
-    Raises:
-        InputError: A name occurs twice, or none is an id.
-    """
-    counts = Counter(names)
-    for name, place in zip(names, places, strict=True):
-        if counts[name] > 1:
-            raise InputError(f"{place}: {path} contains the image {name} {counts[name]} times.")
-    if samples.keys().isdisjoint(names):
-        stems = [name.rpartition("/")[2] for name in names]
-        if samples.keys().isdisjoint(stems) or len(set(stems)) < len(stems):
-            first = f"its first is {names[0]}" if names else "it is empty"
-            raise InputError(f"{path} contains no image of {where}: {first}, and that of the split is {min(samples)}.")
-        return stems
-    return names

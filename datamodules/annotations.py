@@ -1,6 +1,9 @@
 """What people have drawn into images beside masks: points, scribbles and boxes."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
+
+from datamodules.masks import RleMask
 
 BACKGROUND = "background"
 """Name of the background in points and scribbles."""
@@ -51,3 +54,9 @@ class LabelledBox(NamedTuple):
     top: float
     right: float
     bottom: float
+
+
+Mask = str | RleMask
+Shape = Point | Scribble | LabelledBox
+Found = Iterator[tuple[str, str, Mask | Shape]]
+"""Of each annotation in a file: the id of its image, its place in the file for messages, and the annotation."""

@@ -53,10 +53,12 @@ class BaseDataModule(pl.LightningDataModule):
         annotations: Source, or list of sources, of masks, points, scribbles and boxes of some images: ``masks`` for the
             data set's own masks; ``xml`` for the boxes of ``Annotations/<id>.xml`` in a VOC folder; the path of a list
             of ids (``.txt``) for the data set's own masks of these images; the path of a table (``.csv``, ``.jsonl``)
-            with the columns ``mask``, ``points``, ``scribbles``, ``boxes``; or the path of a JSON of COCO's instances
-            (``.json``). None: there are only tags. With ``targets: cues`` or ``masks``, what is drawn into a training
-            image is a training target, see `training.segmentation_task.SegmentationTask.losses`; with ``masks``, images
-            without a mask, point or scribble are left out.
+            with the columns ``mask``, ``points``, ``scribbles``, ``boxes``; or a file of an annotation tool: a JSON of
+            COCO's instances or of Label Studio's tasks (``.json``), masks of CVAT (``.zip``), the ``data.yaml`` of YOLO
+            (``.yaml``), a Hugging Face data set (``.parquet``). None: there are only tags. With ``targets: cues`` or
+            ``masks``, what is drawn into a training image is a training target, see
+            `training.segmentation_task.SegmentationTask.losses`; with ``masks``, images without a mask, point or
+            scribble are left out.
         mask_sampling_rate: How often an image with a mask among its annotations takes part in an epoch's shuffling,
             relative to other images. The number of images in an epoch stays the same.
         targets: Training targets: ``tags``, ``cues`` (of a seed cache) or ``masks``.

@@ -14,22 +14,32 @@ from datamodules.masks import RleMask
 
 
 def read_instances(path: AnyPath) -> dict[str, list[dict[str, Any]]]:
-    """Return the content of a JSON of COCO's instances.
+    """Return the content of a JSON of COCO's instances; an InputError as of `read_json_file` and `check_instances`."""
+    content = read_json_file(path)
+    check_instances(content, path)
+    return dict(content)
+
+
+def read_json_file(path: AnyPath) -> Any:
+    """Return the content of a JSON.
 
     Raises:
-        InputError: It cannot be read, or lacks a list of images, annotations or categories.
+        InputError: It cannot be read.
     """
     try:
-        content = json.loads(read_bytes(path))
+        return json.loads(read_bytes(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}.") from error
+
+
+def check_instances(content: Any, path: AnyPath) -> None:
+    """Raise an InputError unless the content of a JSON has lists of images, annotations and categories."""
     for key in ("images", "annotations", "categories"):
         found = content.get(key) if isinstance(content, dict) else None
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
             raise InputError(f"{path} is not a JSON of COCO's instances: it has no list of {key}.")
-    return dict(content)
 
 
 def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> dict[int, str]:

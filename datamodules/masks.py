@@ -2,9 +2,10 @@
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,6 +33,21 @@ class RleMask:
     size: tuple[int, int]
     indices: bytes
     counts: tuple[bytes, ...]
+
+    @classmethod
+    def of_regions(
+        cls, name: str, size: tuple[int, int], regions: Sequence[tuple[int, Mapping[str, Any]]]
+    ) -> "RleMask":
+        """Return a mask in which a smaller region covers a larger one.
+
+        Args:
+            name: Name in messages.
+            size: (H, W).
+            regions: Index and run lengths of each region, as pycocotools compresses them.
+        """
+        painted = sorted(regions, key=lambda region: -int(coco_mask.area(region[1])))
+        counts = tuple(rle["counts"] for _, rle in painted)
+        return cls(name, size, bytes(index for index, _ in painted), counts)
 
     def __str__(self) -> str:
         return self.name

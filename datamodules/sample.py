@@ -1,7 +1,8 @@
 """Samples: what is known about images before a pixel is read, and the checks of lists of samples."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -118,3 +119,31 @@ def require_masks(samples: Sequence[Sample], purpose: str) -> list[str | RleMask
         problem = f"{len(missing)} of {len(samples)} masks are missing, first that of {missing[0]}"
         raise InputError(f"{problem}; {purpose} needs a mask of every image.")
     return masks
+
+
+def match_ids(
+    names: Sequence[str], places: Sequence[str], samples: Mapping[str, Sample], path: AnyPath, where: str
+) -> Sequence[str]:
+    """Return the ids of the images that a file lists; names without their folders where no name is an id.
+
+    Args:
+        names: Ids as in the file.
+        places: Their places in the file, for messages.
+        samples: The images by id.
+        path: The file, for messages.
+        where: Name of the split in messages.
+
+    Raises:
+        InputError: A name occurs twice, or none is an id.
+    """
+    counts = Counter(names)
+    for name, place in zip(names, places, strict=True):
+        if counts[name] > 1:
+            raise InputError(f"{place}: {path} contains the image {name} {counts[name]} times.")
+    if samples.keys().isdisjoint(names):
+        stems = [name.rpartition("/")[2] for name in names]
+        if samples.keys().isdisjoint(stems) or len(set(stems)) < len(stems):
+            first = f"its first is {names[0]}" if names else "it is empty"
+            raise InputError(f"{path} contains no image of {where}: {first}, and that of the split is {min(samples)}.")
+        return stems
+    return names

@@ -2,10 +2,14 @@
 """``seeds export``: convert a seed cache to files of other tools."""
 
 from pathlib import Path
+from typing import Literal
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 from upath import UPath
 
+from datamodules.annotation_export import AnnotationFormat, LabelledImage, write_annotations
 from datamodules.errors import InputError
 from datamodules.files import new_folder
 from datamodules.images import image_size
@@ -19,7 +23,12 @@ from seeds.import_seeds import Format
 
 
 def export_seeds(
-    cache: UPath, output: Path, format: Format, *, root: str | None = None, split: str | None = None
+    cache: UPath,
+    output: Path,
+    format: Literal[Format, AnnotationFormat],
+    *,
+    root: str | None = None,
+    split: str | None = None,
 ) -> None:
     """Convert a seed cache to files of another tool, with a ``classes.txt`` that lists the classes 1..C.
 
@@ -28,12 +37,16 @@ def export_seeds(
     with its maps, as the later steps of irn read them. ``png`` is a palette PNG per image with its label map: 0 =
     background, 1..C = class, 255 = no cue.
 
+    The formats of annotation tools contain the label maps in the images' own sizes, see
+    `datamodules.annotation_export.write_annotations`: between the centres of positions the classes are interpolated,
+    and the highest one wins.
+
     Args:
         cache: a seed cache.
         output: the folder to write, which must be new or empty.
-        format: sec, irn or png.
-        root: irn: folder of the images, whose sizes the maps get; by default as recorded in the cache.
-        split: irn: the images; by default the split recorded in the cache.
+        format: sec, irn, png, coco, yolo, label-studio, cvat or huggingface.
+        root: irn and annotation tools: folder of the images, whose sizes count; by default as recorded in the cache.
+        split: irn and annotation tools: the images; by default the split recorded in the cache.
 
     Raises:
         InputError: there is no such cache, it does not fit the format (cues of several sizes, no maps), images are
@@ -41,14 +54,16 @@ def export_seeds(
     """
     seeds = SeedCache(cache)
     with new_folder(output) as folder:
-        if format == "irn":
+        if format not in ("png", "sec"):
             from datamodules.base_datamodule import covered_samples, datamodule_from_settings  # torch, here only
 
             settings = {"classes": list(seeds.classes), "root": root, "train_split": split}
             data = datamodule_from_settings(seeds.inputs.get("data"), **settings)
-            samples = data.samples(data.hparams["train_split"], tags=False, masks=False)
+            every = data.samples(data.hparams["train_split"], tags=False, masks=False)
+            samples = track(covered_samples(seeds, every, data.classes), "exporting")
+        if format == "irn":
             found = set[int]()
-            for sample in track(covered_samples(seeds, samples, data.classes), "exporting"):
+            for sample in samples:
                 classes, maps = seeds.maps(sample.id)
                 found.update(classes)
                 file = folder / f"{sample.id}.npy"
@@ -61,7 +76,7 @@ def export_seeds(
                 target = folder / f"{name}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_mask(target, seeds.cues(name))
-        else:
+        elif format == "sec":
             images = []
             for name in track(seeds.ids, "exporting"):
                 cues, (classes, _) = seeds.cues(name), seeds.maps(name)
@@ -71,4 +86,30 @@ def export_seeds(
                 raise InputError(f"{seeds.path} has cues of {sizes} different sizes, and a file of SEC has one size")
             for title, content in sec_files(images).items():
                 (folder / title).write_bytes(content)
+        else:
+            labelled = (
+                LabelledImage(sample.id, sample.image, enlarge_labels(seeds.cues(sample.id), *image_size(sample.image)))
+                for sample in samples
+            )
+            write_annotations(format, folder, seeds.classes, labelled)
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in seeds.classes), encoding="utf-8")
+
+
+def enlarge_labels(labels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Return a label map at another size: the class whose bilinearly interpolated indicator is highest.
+
+    Args:
+        labels: uint8 (h, w).
+        height: H.
+        width: W.
+
+    Returns:
+        uint8 (H, W).
+    """
+    indices = np.unique(labels)
+    highest, enlarged = np.full((height, width), -1, np.float32), np.zeros((height, width), np.uint8)
+    for index in indices:
+        share = cv2.resize((labels == index).astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        enlarged[share > highest] = index
+        np.maximum(highest, share, out=highest)
+    return enlarged

@@ -128,15 +128,20 @@ class RandomWalkModule(SeedModule):
         per_image = zip(batch["id"], pixels, boundaries.cpu().numpy(), labels, drawn_in(batch), strict=True)
         seeds = []
         for name, image, boundary, tags, drawn in per_image:
-            classes, maps = np.flatnonzero(tags), np.zeros((0, *self.grid), np.float32)
+            classes = np.flatnonzero(tags)
+            maps = np.zeros((len(classes), *self.grid), np.float32)
             if len(classes):
                 found, stored = self.start.maps(name)
-                lacking = [self.start.classes[label] for label in np.setdiff1d(classes, found)]
+                marked = [] if drawn is None else np.unique(drawn.mask).tolist()  # a tag may follow from a mask alone
+                lacking = [label for label in np.setdiff1d(classes, found) if label + 1 not in marked]
                 if lacking:
-                    what = f"map of class {lacking[0]}" if len(found) else "maps"
+                    what = f"map of class {self.start.classes[lacking[0]]}" if len(found) else "maps"
                     raise InputError(f"the seed cache {self.start.path} has no {what} of image {name}, which is tagged")
-                rows = [found.tolist().index(label) for label in classes]  # imported maps are in another order
-                maps = resize_maps(torch.from_numpy(stored[rows])[None], self.grid)[0].numpy()
+                rows = {label: row for row, label in enumerate(found.tolist())}  # imported maps are in another order
+                mapped = [label in rows for label in classes.tolist()]
+                if any(mapped):
+                    own = stored[[rows[label] for label in classes[mapped].tolist()]]
+                    maps[mapped] = resize_maps(torch.from_numpy(own)[None], self.grid)[0].numpy()
             if drawn is None:
                 seeds.append(Seed(name, classes, random_walk(maps, boundary, **walk), None, image))
                 continue

@@ -71,6 +71,7 @@ class Ranked(NamedTuple):
         untagged: probability of each class that is not among the tags and seems to be in the image.
         missing: for each tag that seems not to be in the image, 1 - its probability.
         identical: ids of nearly identical images.
+        image: path or URI of the image.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Ranked(NamedTuple):
     untagged: Mapping[str, float]
     missing: Mapping[str, float]
     identical: Sequence[str]
+    image: str
 
     @property
     def tag_doubt(self) -> float:
@@ -129,4 +131,4 @@ def rank(each: Reviewed, classes: Sequence[str], identical: Sequence[str]) -> Ra
     sure = dict(zip(classes, each.found.tolist(), strict=True))
     untagged = {name: value for name, value in sure.items() if name not in tags and value >= SUSPECT}
     missing = {name: 1 - value for name, value in sure.items() if name in tags and 1 - value >= SUSPECT}
-    return Ranked(each.sample.id, each.doubt, each.shares(), untagged, missing, identical)
+    return Ranked(each.sample.id, each.doubt, each.shares(), untagged, missing, identical, each.sample.image)

@@ -1,16 +1,18 @@
+# ruff: noqa: A002  format is the name of an option
 """`tag2mask predict`: masks of any images."""
 
 import csv
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from upath import UPath
 
+from datamodules.annotation_export import AnnotationFormat, LabelledImage, write_annotations
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import (
@@ -19,6 +21,7 @@ from datamodules.files import (
     file_sha256,
     is_uri,
     list_folder,
+    new_folder,
     open_atomically,
     write_atomically,
 )
@@ -28,6 +31,7 @@ from datamodules.masks import mask_png
 from datamodules.progress import print_message, track
 from datamodules.sample import Sample, file_samples
 from datamodules.source_revision import ALL_PACKAGES, source_revision
+from datamodules.tables import TABLES, read_rows
 from datamodules.tar_files import find_tars
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import UnreadableImages
@@ -38,7 +42,7 @@ from seeds.provenance import package_versions
 from seeds.tiles import Tiling
 from training.export import load_exported
 from training.image_overlays import encode_image, label_overlay
-from training.inference import load_trained, predictions
+from training.inference import Predicted, load_trained, predictions
 
 OVERLAY_QUALITY = 90
 HEADER = "comment"  # of the PAX header of a tar file of masks: what the masks depend on, as JSON
@@ -50,6 +54,7 @@ def predict(
     images: UPath | list[UPath],
     output: Path,
     *,
+    format: Literal["png", AnnotationFormat] = "png",
     crf: bool = True,
     overlay: bool = False,
     tile: int | None = None,
@@ -68,6 +73,9 @@ def predict(
     image is read once, and each mask is written immediately. An image that cannot be read is skipped: the terminal and
     ``skipped.csv`` list it with the reason, and the exit status is 1.
 
+    Other formats are those of annotation tools and libraries, for correction there: see
+    `datamodules.annotation_export.write_annotations`.
+
     The masks of a tar file are a tar file of the same name with a member ``KEY.png`` for each image, see
     `datamodules.webdataset.WebDatasetDataModule`. One that exists with the same settings is kept.
 
@@ -75,8 +83,10 @@ def predict(
         checkpoint: a segmentation checkpoint of ``tag2mask fit``, named ``*.ckpt``, or else a network written by
             ``tag2mask export``.
         images: an image, a folder of images, or a list of both; a URI whose name has no suffix of an image is a folder.
-            Or tar files, such as ``shards/x-{000..099}.tar`` or ``shards/*.tar``.
+            Or a table (``.csv``, ``.jsonl``) with the column ``image``, such as the ``review.csv`` of ``tag2mask
+            review``. Or tar files, such as ``shards/x-{000..099}.tar`` or ``shards/*.tar``.
         output: folder for the masks; created if necessary.
+        format: png, or coco, yolo, label-studio, cvat or huggingface; ``output`` must then be new or empty.
         crf: smooth predictions with the dense CRF.
         overlay: also write ``<name>_overlay.jpg``, the mask in colour over the image (of an image in tiles, reduced to
             at most 2,048 pixels on a side).
@@ -96,7 +106,7 @@ def predict(
 
     Raises:
         InputError: there is no image, two have the same name, a mask would replace an image, a tar file exists with
-            masks of other settings, or images were skipped.
+            masks of other settings, the format excludes another option, or images were skipped.
     """
     part, parts = read_partition(partition)
     if parts == 1:
@@ -110,14 +120,16 @@ def predict(
     paths = images if isinstance(images, list) else [images]
     skipped = UnreadableImages(1.0)
 
-    def files(chosen: Sequence[Sample], title: str, places: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-        """Yield name and content of the files of each image."""
+    def predicted(chosen: Sequence[Sample], title: str) -> Iterator[Predicted]:
         dataset = ImageDataset(
             chosen, network.classes, network.size, originals=True, channels=network.in_channels, largest=tile
         )
         loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
-        stream = predictions(network.scores, loader, skipped, crf=crf, tiling=tiling)
-        for each in track(stream, title, len(chosen)):
+        yield from track(predictions(network.scores, loader, skipped, crf=crf, tiling=tiling), title, len(chosen))
+
+    def files(chosen: Sequence[Sample], title: str, places: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+        """Yield name and content of the files of each image."""
+        for each in predicted(chosen, title):
             place = places.get(each.name)
             mask = mask_geotiff(each.final, place) if place else mask_png(each.final)
             yield f"{each.name}{'.tif' if place else '.png'}", mask
@@ -128,7 +140,19 @@ def predict(
 
     samples, written = list[Sample](), list[Path]()
     classes = "".join(f"{name}\n" for name in network.classes).encode()
-    if paths and all(path.suffix == ".tar" for path in paths):
+    in_tars = bool(paths) and all(path.suffix == ".tar" for path in paths)
+    if format != "png" and (in_tars or overlay or parts > 1):
+        raise InputError(f"the format {format} is written by one job, without overlays, and not from tar files")
+    if format != "png":
+        samples = photo_samples(paths)
+        images_by_id = {sample.id: sample.image for sample in samples}
+        masks = (
+            LabelledImage(each.name, images_by_id[each.name], each.final) for each in predicted(samples, "predicting")
+        )
+        with new_folder(output) as folder:
+            write_annotations(format, folder, network.classes, masks)
+        written = sorted(path for path in output.rglob("*") if path.is_file())
+    elif in_tars:
         settings = {
             "checkpoint_sha256": file_sha256(checkpoint), "crf": crf, "overlay": overlay, "batch_size": batch_size,
             "tile": tile, "overlap": overlap if tile else None, "precision": getattr(network, "precision", "32-true"),
@@ -137,22 +161,10 @@ def predict(
         tars = [(path.parent, *tar) for path in paths for tar in find_tars(path.parent, path.name).items()]
         if len({name for _, name, _ in tars}) < len(tars):
             raise InputError("two of the tar files have the same name, and so would their tar files of masks")
-        for folder, name, size in tars[part::parts]:
-            tar, header = output / name, settings | {"input": name, "input_bytes": size}
-            written.append(tar)
-            if (earlier := _read_predicted(tar, header)) is not None:
-                print_message(f"{tar} is there already, made with these settings")
-                for key, readable in earlier.items():
-                    samples.append(Sample(key, f"{key} in {folder / name}"))
-                    if not readable:
-                        skipped.found[key] = f"{key} could not be read when {tar} was written: remove it to try again"
-                continue
-            found = sorted(tar_samples(folder / name, tags=False), key=lambda sample: sample.id)
-            masks = dict(files(found, f"predicting {name}", {}))
-            output.mkdir(parents=True, exist_ok=True)
-            lacking = [sample.id for sample in found if sample.id in skipped.found]
-            _write_tar(tar, header | {SKIPPED: lacking}, {"classes.txt": classes, **masks})
-            samples += found
+        for parent, name, size in tars[part::parts]:
+            written.append(output / name)
+            header = settings | {"input": name, "input_bytes": size}
+            samples += _predict_tar(parent / name, written[-1], header, classes, files, skipped)
     else:
         listed = photo_samples(paths)  # a job has whole batches, so that masks have the bits of one process
         for first in range(part * batch_size, len(listed), parts * batch_size):
@@ -166,6 +178,33 @@ def predict(
             write_atomically(output / name, content)
     report_skipped(output, samples, skipped.found, "" if parts == 1 else f"-{part}-of-{parts}")
     return written
+
+
+def _predict_tar(
+    source: AnyPath, tar: Path, header: dict[str, Any], classes: bytes,
+    files: Callable[[Sequence[Sample], str, Mapping[str, Any]], Iterator[tuple[str, bytes]]], skipped: UnreadableImages,
+) -> list[Sample]:  # fmt: skip
+    """Write the masks of a tar file of images as a tar file, unless it exists; return the samples of the images.
+
+    Args:
+        source: the images.
+        tar: the masks.
+        header: what the masks depend on.
+        classes: content of ``classes.txt``.
+        files: returns name and content of the files of images.
+        skipped: images that could not be read are added.
+    """
+    if (earlier := _read_predicted(tar, header)) is not None:
+        print_message(f"{tar} is there already, made with these settings")
+        for key in (key for key, readable in earlier.items() if not readable):
+            skipped.found[key] = f"{key} could not be read when {tar} was written: remove it to try again"
+        return [Sample(key, f"{key} in {source}") for key in earlier]
+    samples = sorted(tar_samples(source, tags=False), key=lambda sample: sample.id)
+    masks = dict(files(samples, f"predicting {tar.name}", {}))
+    tar.parent.mkdir(parents=True, exist_ok=True)
+    lacking = [sample.id for sample in samples if sample.id in skipped.found]
+    _write_tar(tar, header | {SKIPPED: lacking}, {"classes.txt": classes, **masks})
+    return samples
 
 
 def _read_predicted(tar: Path, header: Mapping[str, Any]) -> dict[str, bool] | None:
@@ -236,7 +275,7 @@ def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str
 
 
 def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
-    """Return samples of the given images and of the images in the given folders, those of a folder by name.
+    """Return samples of the given images, of those in the given folders, by name, and of those in the given tables.
 
     Raises:
         InputError: an image does not exist, a folder contains none, none is given, or two have the same name.
@@ -244,7 +283,12 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
     files = []
     for path in paths:
         found = [path]
-        if path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
+        if path.suffix.lower() in TABLES:
+            header, rows = read_rows(path)
+            if "image" not in header:
+                raise InputError(f"{path} has no column image with the path of each image.")
+            found = [UPath(str(row["image"]).strip()) for _, row in rows if row.get("image")]
+        elif path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
             names = list_folder(path)[1]
             found = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
         if not found:

@@ -5,7 +5,8 @@ In the recipe's output, ``STAGE`` is the folder that a stage writes, and ``stage
 ==============  ======================================================================================================
 ``STAGE.yaml``  its options: ``tag2mask COMMAND --config STAGE.yaml`` runs the same stage by hand
 ``STAGE.json``  its record. While it runs: its key, and the record of the earlier result. Afterwards also all that
-                the key is computed from, names and sizes of the files written, seconds and figures
+                the key is computed from, names and sizes of the files written, seconds, figures, and those of
+                the earlier result
 ``.STAGE.old``  the result of other settings, until the new one is complete
 ==============  ======================================================================================================
 """
@@ -373,7 +374,11 @@ class Runner:
         table = Table("stage", "state", "minutes", "figures in %", title=str(self.output))
         for report in reports:
             minutes = f"{report['seconds'] / 60:.1f}{' since resumed' if report['resumed'] else ''}"
-            figures = ", ".join(f"{name} {100 * value:.1f}" for name, value in report["figures"].items())
+            before = report.get("figures_before", {})
+            figures = ", ".join(
+                f"{name} {100 * value:.1f}" + (f" (before: {100 * before[name]:.1f})" if name in before else "")
+                for name, value in report["figures"].items()
+            )
             table.add_row(Text(report["name"]), report["state"], minutes, Text(figures))
         Console().print(table)
 
@@ -392,7 +397,8 @@ class Runner:
         if (record := result.kept(key)) is not None:
             self._console.print(f"[{title}] {stage.command}: kept", style="bold")
             return record, "kept"
-        last = read_json(result.record_path).get("dependencies")
+        earlier = read_json(result.record_path)
+        earlier, last = earlier.get("old") or earlier, earlier.get("dependencies")
         changed = next((name for name, _, _ in differences(last or {}, dependencies)), "a file of the result")
         reason = f"{changed} has changed" if last else "not made yet"
         self._console.print(f"[{title}] {stage.command}: {reason}", style="bold")
@@ -410,6 +416,8 @@ class Runner:
             "seconds": round(time.monotonic() - start, 1), "resumed": resume_arguments is not None,
             "figures": read_figures(result.folder), "dependencies": dependencies,
         }  # fmt: skip
+        if earlier.get("figures"):
+            record["figures_before"] = earlier["figures"]
         write_json(result.record_path, record)
         _remove(result.old)
         return record, "done"

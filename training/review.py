@@ -116,11 +116,11 @@ def table(ranked: Sequence[Ranked]) -> str:
     """Return the table of all images, the most doubtful labels first, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "doubt", *REASONS, "untagged", "missing", "identical"])
+    writer.writerow(["id", "doubt", *REASONS, "untagged", "missing", "identical", "image"])
     for each in ranked:
         tags = [
             ";".join(f"{name} {value:.2f}" for name, value in found.items()) for found in (each.untagged, each.missing)
         ]
         numbers = [f"{value:.4f}" for value in (each.doubt, *each.shares.values())]
-        writer.writerow([each.id, *numbers, *tags, ";".join(each.identical)])
+        writer.writerow([each.id, *numbers, *tags, ";".join(each.identical), each.image])
     return text.getvalue()

@@ -418,14 +418,33 @@ def test_wrong_lists(voc, tmp_path):
         read(data)
 
 
-def test_two_masks_of_an_image(voc, tmp_path):
+def test_the_last_of_two_masks_counts(voc, tmp_path, capsys):
     shutil.copyfile(voc / "SegmentationClass/p4.png", tmp_path / "other.png")
     source = write_csv(tmp_path / "a.csv", [{"id": "p4", "mask": "other.png"}])
-    for sources in (["masks", source], [source, "masks"]):
-        with pytest.raises(InputError, match="image p4 has two masks") as caught:
-            read(open_voc(voc, sources))
-        assert str(tmp_path / "other.png") in str(caught.value)
-        assert str(voc / "SegmentationClass/p4.png") in str(caught.value)
+    own = str(voc / "SegmentationClass/p4.png")
+    for sources, last in ((["masks", source], str(tmp_path / "other.png")), ([source, "masks"], own)):
+        assert read(open_voc(voc, sources))["p4"].mask == last
+        assert "annotations: 1 images have several masks, and the last one counts: p4" in capsys.readouterr().err
+    assert read(open_voc(voc, ["masks", "masks"]))["p4"].mask == own
+    assert capsys.readouterr().err == ""
+
+
+def test_masks_from_files_correct_tags(voc, tmp_path, capsys):
+    """p0 is tagged ant, p1 bat, p3 cow."""
+    ant, bat, unknown = np.zeros((3, 48, 64), np.uint8)
+    ant[:9], bat[:9], unknown[:] = 1, 2, 255
+    unknown[:9] = 1
+    for name, mask in {"p0": bat, "p1": ant, "p3": unknown}.items():
+        write_mask(tmp_path / f"{name}.png", mask)
+    rows = [{"id": name, "mask": f"{name}.png"} for name in ("p0", "p1", "p3")]
+    source = write_csv(tmp_path / "a.csv", rows)
+    samples = read(open_voc(voc, source))
+    assert [samples[name].tags for name in ("p0", "p1", "p3")] == [{"bat"}, {"ant"}, {"ant", "cow"}]
+    assert "annotations: 3 images get other tags: p0 +bat -ant, p1 +ant -bat, p3 +ant" in capsys.readouterr().err
+    few = read(open_voc(voc, source, classes=["ant", "cow"]))  # bats are 255 in masks: not known
+    assert [few[name].tags for name in ("p0", "p1", "p3")] == [{"ant"}, {"ant"}, {"ant", "cow"}]
+    (tmp_path / "few.txt").write_text("p0\n")  # the data set's own masks are not corrections
+    assert read(open_voc(voc, str(tmp_path / "few.txt")))["p0"].tags == {"ant"}
 
 
 def test_missing_sources(voc, tmp_path):

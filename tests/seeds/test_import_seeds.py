@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.masks import read_mask, write_mask
 from datamodules.seed_cache import SeedCache
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
-from seeds.export_seeds import export_seeds
+from seeds.export_seeds import enlarge_labels, export_seeds
 from seeds.import_seeds import import_seeds
 from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS
@@ -207,6 +208,35 @@ def test_ids_that_are_paths(form, suffix, tmp_path):
         writer.add("train/a", np.zeros((2, 2), np.uint8), map_classes=[0], maps=np.ones((1, 2, 2), np.float32))
     export_seeds(tmp_path / "cache", tmp_path / "out", form)
     assert (tmp_path / f"out/train/a.{suffix}").is_file()
+
+
+def test_label_maps_for_annotation_tools(tmp_path):
+    """2 x 2 positions in an image of 4 x 4 pixels: each pixel has the label of a position."""
+    (tmp_path / "images/train").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "images/train/a.png")
+    (tmp_path / "images/tags.csv").write_text("file,tags\ntrain/a.png,red\n")
+    data = {"class_path": "datamodules.folder.FolderDataModule", "root": str(tmp_path / "images"), "train_split": "all"}
+    with CacheWriter(tmp_path / "cache", ("red",), {}, inputs={"data": data}) as writer:
+        writer.add("train/a", np.array([[1, 0], [255, 1]], np.uint8))
+    export_seeds(tmp_path / "cache", tmp_path / "out", "coco")
+    coco = COCO(str(tmp_path / "out/instances.json"))
+    assert coco.loadImgs(1)[0]["file_name"] == "train/a.png"
+    assert [each["name"] for each in coco.loadCats([1, 2])] == ["red", "unknown"]
+    red, unknown = (coco.annToMask(each) for each in coco.loadAnns([1, 2]))
+    assert red[0].tolist() == [1, 1, 0, 0]
+    assert red[3].tolist() == [0, 0, 1, 1]
+    assert (unknown == 1)[2:, :2].sum() >= 3
+    assert not (unknown * red).any()
+
+
+def test_labels_of_another_size():
+    """A straight boundary stays in its place; a diagonal one has no steps of whole positions."""
+    halves = np.repeat(np.array([[2, 0, 255]], np.uint8), 3, axis=0)
+    np.testing.assert_array_equal(enlarge_labels(halves, 9, 12), np.repeat(halves[:1], 9, axis=0).repeat(4, axis=1))
+    np.testing.assert_array_equal(enlarge_labels(halves, 3, 3), halves)
+    diagonal = np.tril(np.ones((8, 8), np.uint8))
+    fine = np.tril(np.ones((64, 64), np.uint8), k=4)
+    assert (enlarge_labels(diagonal, 64, 64) != fine).sum() < 0.6 * (diagonal.repeat(8, 0).repeat(8, 1) != fine).sum()
 
 
 @pytest.mark.parametrize(("form", "words"), [("sec", "cues of 2 different sizes"), ("irn", "has cues without maps")])

@@ -1,6 +1,7 @@
 """Masks of `tag2mask predict`."""
 
 import csv
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -15,9 +16,11 @@ from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
+from datamodules.folder import FolderDataModule
 from datamodules.images import read_image
 from datamodules.masks import read_mask
 from datamodules.unreadable_images import UnreadableImages
+from tests.datamodules.test_annotation_export import FILES, annotate
 from tests.tars import tar_bytes
 from training.cli import main
 from training.inference import load_trained, predictions
@@ -115,6 +118,49 @@ def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):
     with pytest.raises(InputError, match="batch_size 0"):
         predict(checkpoint, [photos], out, batch_size=0)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "label-studio", "cvat", "huggingface"])
+def test_masks_for_annotation_tools(checkpoint, photos, tmp_path, kind):
+    """What a data module reads from the file are the masks that `predict` writes as PNGs."""
+    if kind == "huggingface":
+        pytest.importorskip("datasets")
+    predict(checkpoint, [photos], tmp_path / "png", num_workers=0)
+    (written, *_) = predict(checkpoint, photos, tmp_path / "out", format=kind, num_workers=0)
+    assert written.is_file()
+    source = tmp_path / "out" / FILES[kind]
+    if kind == "label-studio":
+        annotate(source)
+    (photos / "tags.csv").write_text("file,tags\na.jpg,\nb.jpeg,\n")
+    (photos / "classes.txt").write_text((tmp_path / "png/classes.txt").read_text())
+    data = FolderDataModule(str(photos), annotations=str(source), num_workers=0)
+    for sample in data.annotated(data.samples("all"), "all"):
+        np.testing.assert_array_equal(read_mask(sample.mask), read_mask(tmp_path / "png" / f"{sample.id}.png"))
+
+
+def test_images_of_a_table(checkpoint, photos, tmp_path):
+    """Such as the first rows of a review: in their order."""
+    table = tmp_path / "review.csv"
+    table.write_text(f"id,image\nb,{photos / 'b.jpeg'}\na,{photos / 'a.jpg'}\n")
+    predict(checkpoint, UPath(table), tmp_path / "out", format="coco", num_workers=0)
+    content = json.loads((tmp_path / "out/instances.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["b.jpeg", "a.jpg"]
+    table.write_text("id\na\n")
+    with pytest.raises(InputError, match=r"review\.csv has no column image"):
+        predict(checkpoint, UPath(table), tmp_path / "none")
+
+
+def test_formats_of_annotation_tools_exclude_options(checkpoint, photos, tmp_path):
+    for options in ({"overlay": True}, {"partition": "0/2"}):
+        with pytest.raises(InputError, match="the format coco is written by one job, without overlays"):
+            predict(checkpoint, photos, tmp_path / "out", format="coco", **options)
+    predict(checkpoint, photos, tmp_path / "out", format="coco", num_workers=0)
+    with pytest.raises(InputError, match="out"):
+        predict(checkpoint, photos, tmp_path / "out", format="coco", num_workers=0)
+    (photos / "c.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match="1 of 3 images were skipped"):
+        predict(checkpoint, photos, tmp_path / "two", format="coco", num_workers=0)
+    assert len(json.loads((tmp_path / "two/instances.json").read_text())["images"]) == 2
 
 
 def test_a_photo_is_never_overwritten(checkpoint, photos):

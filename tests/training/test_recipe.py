@@ -195,6 +195,20 @@ def test_a_changed_option_runs_what_depends_on_it(copied, ran, capsys):
     assert not [path for path in (copied.output / "stages").iterdir() if path.name.startswith(".")]
 
 
+def test_figures_before_a_change_are_reported(copied, ran, capsys):
+    def stages():
+        return {each["name"]: each for each in json.loads((copied.output / "summary.json").read_text())["stages"]}
+
+    before, content = stages(), copied.content()
+    content["stages"]["seeds"]["options"]["fg_threshold"] = 0.25
+    for _ in range(2):  # kept, too
+        assert copied.run(content) == 0
+        assert "(before:" in capsys.readouterr().out
+        assert stages()["quality"]["figures_before"] == before["quality"]["figures"]
+        assert "figures_before" not in stages()["classifier"]
+    assert not any("figures_before" in each for each in before.values())
+
+
 def test_a_setting_on_the_command_line(copied, ran):
     """A setting reaches the options that refer to it, with its type; named stages run with those they need."""
     assert copied.run(None, "--images", "9", "--stages=classifier") == 0

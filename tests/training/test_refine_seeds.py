@@ -3,8 +3,10 @@
 import shutil
 
 import numpy as np
+import pytest
 import torch
 
+from datamodules.errors import InputError
 from datamodules.images import normalize
 from datamodules.masks import read_class_mask
 from datamodules.sample import multi_hot
@@ -316,3 +318,20 @@ def test_a_whole_mask_is_the_label_map(voc, cues, boundaries, tmp_path):
             assert (own.cues(sample.id) != plain.cues(sample.id)).any()
         else:
             assert (own.cues(sample.id) == plain.cues(sample.id)).all()
+
+
+def test_a_class_that_only_a_mask_shows_needs_no_map(tmp_path):
+    """The mask of an image corrects its tags; the cache was made of the tags before."""
+    with CacheWriter(tmp_path / "c", ["x", "y"], {}) as writer:
+        writer.add("a", np.zeros((16, 16), np.uint8), map_classes=np.array([0]), maps=np.ones((1, 16, 16), np.float32))
+    mask = np.full((1, 64, 64), 255)
+    mask[0, 32:, 32:], mask[0, :8] = 2, 0
+    batch = {"id": ["a"], "labels": torch.ones(1, 2), "image": torch.zeros(1, 3, 64, 64)}
+    drawn = {"mask": torch.from_numpy(mask).long(), "boxes": [torch.zeros(0, 5)]}
+    module = RandomWalkModule(Walls(), SETTINGS | {"steps": 4}, SeedCache(tmp_path / "c"))
+    (seed,) = module.predict_seeds(batch | drawn)
+    assert seed.maps.shape == (2, 16, 16)
+    assert (module.cues(seed)[8:, 8:] == 2).all()
+    mask[mask == 2] = 1
+    with pytest.raises(InputError, match="has no map of class y of image a"):
+        module.predict_seeds(batch | drawn)

@@ -28,7 +28,7 @@ def rows_of(folder):
 
 
 def ranked(name, *identical, doubt=0.0):
-    return Ranked(name, doubt, dict.fromkeys(REASONS, 0.0), {}, {}, identical)
+    return Ranked(name, doubt, dict.fromkeys(REASONS, 0.0), {}, {}, identical, f"{name}.jpg")
 
 
 # --- positions and tags
@@ -104,10 +104,12 @@ def test_nearly_identical_images_follow_each_other():
 
 
 def test_the_table():
-    row = Ranked("a,b", 0.5, dict(zip(REASONS, (0.25, 0.125, 0), strict=True)), {"cat": 0.9}, {"dog": 1.0}, ["c", "d"])
+    row = Ranked(
+        "a,b", 0.5, dict(zip(REASONS, (0.25, 0.125, 0), strict=True)), {"cat": 0.9}, {"dog": 1.0}, ["c", "d"], "x.jpg"
+    )
     assert table([row]).splitlines() == [
-        "id,doubt,labels,views,CRF,untagged,missing,identical",
-        '"a,b",0.5000,0.2500,0.1250,0.0000,cat 0.90,dog 1.00,c;d',
+        "id,doubt,labels,views,CRF,untagged,missing,identical,image",
+        '"a,b",0.5000,0.2500,0.1250,0.0000,cat 0.90,dog 1.00,c;d,x.jpg',
     ]  # fmt: skip
 
 
@@ -226,7 +228,7 @@ def test_keys_and_filters_in_a_browser(tmp_path):
     images, drawn = [], {}
     for name, label, shares in (("a", 1, (0.5, 0, 0)), (HOSTILE, 1, (0, 0.4, 0)), ("c", 2, (0, 0.3, 0.1))):
         by_reason = dict(zip(REASONS, shares, strict=True))
-        images.append(Ranked(name, max(shares), by_reason, {}, {}, [HOSTILE]))
+        images.append(Ranked(name, max(shares), by_reason, {}, {}, [HOSTILE], f"{name}.jpg"))
         nothing = dict.fromkeys(REASONS, flat > 0)
         drawn[name] = Reviewed(
             Sample(name, "", frozenset()), image, flat + label, flat, nothing, np.zeros(2, np.float32)

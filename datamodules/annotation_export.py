@@ -1,0 +1,234 @@
+# ruff: noqa: A002  format is the name of an option
+"""Label maps of images in the formats of annotation tools and other libraries."""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote, urlsplit
+from xml.sax.saxutils import quoteattr
+
+import cv2
+import numpy as np
+import yaml
+from pycocotools import mask as coco_mask
+from scipy.spatial import cKDTree
+
+from datamodules.brush_rle import encode_brush
+from datamodules.class_names import IGNORE, voc_palette
+from datamodules.errors import InputError
+from datamodules.files import is_uri, read_bytes, write_atomically, write_json
+from datamodules.masks import mask_png
+
+AnnotationFormat = Literal["coco", "yolo", "label-studio", "cvat", "huggingface"]
+"""Formats that `write_annotations` writes."""
+
+UNKNOWN = "unknown"
+"""Name of the class of unlabelled pixels in formats that only know classes."""
+
+
+class LabelledImage(NamedTuple):
+    """An image and the class of each of its pixels.
+
+    Attributes:
+        id: Name of the image, see `datamodules.sample.Sample`.
+        image: Its path or URI.
+        labels: uint8 (H, W) of the image's own size: 0 background, 1..C, 255 not known.
+    """
+
+    id: str
+    image: str
+    labels: np.ndarray
+
+    @property
+    def file_name(self) -> str:
+        """Path of the image below the folder of images."""
+        return self.id + PurePosixPath(urlsplit(self.image).path if is_uri(self.image) else self.image).suffix
+
+
+def write_annotations(
+    format: AnnotationFormat, folder: Path, classes: Sequence[str], images: Iterable[LabelledImage]
+) -> None:
+    """Write label maps for an annotation tool or library.
+
+    ================  ==================================================================================================
+    ``coco``          ``instances.json``: an instance for each class of an image, as run lengths that keep holes
+    ``yolo``          ``labels/<id>.txt`` and ``data.yaml``: a polygon for each connected region of a class; holes are
+                      joined to the outline by a line of no width. Unknown pixels become background
+    ``label-studio``  ``tasks.json``, tasks with brush masks as predictions, and ``labeling_config.xml``. A local image
+                      is named by its absolute path, below the document root ``/`` of Label Studio's local storage
+    ``cvat``          ``annotations.zip`` in VOC's layout of segmentation, as CVAT's "Segmentation mask 1.1"
+    ``huggingface``   ``train.parquet`` with the columns ``id``, ``file_name``, ``image``, ``mask`` (class indices;
+                      255 = unknown) and ``tags``; needs ``pip install 'tag2mask[huggingface]'``
+    ================  ==================================================================================================
+
+    Where pixels are unknown, ``coco``, ``label-studio`` and ``cvat`` get one more class, ``unknown``.
+
+    Args:
+        format: The format.
+        folder: An existing folder.
+        classes: Names of the classes 1..C.
+        images: The label maps; one is in memory at a time.
+
+    Raises:
+        InputError: A class has the name ``unknown`` while pixels are unknown, an image cannot be read, or the library
+            of the format is not installed.
+    """
+    writers = {"coco": _coco, "yolo": _yolo, "label-studio": _label_studio, "cvat": _cvat, "huggingface": _huggingface}
+    writers[format](folder, tuple(classes), images)
+
+
+def _with_unknown(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if UNKNOWN in classes:
+        raise InputError(
+            f"pixels are unknown, and {UNKNOWN!r} is the name of a class: this format cannot contain both."
+        )
+    return *classes, UNKNOWN
+
+
+def _regions(each: LabelledImage, classes: tuple[str, ...]) -> list[tuple[int, np.ndarray]]:
+    """Return index and pixels, bool (H, W), of each class in an image; unknown pixels have the index C + 1."""
+    found = [int(index) for index in np.unique(each.labels) if index]
+    return [(len(classes) + 1 if index == IGNORE else index, each.labels == index) for index in found]
+
+
+def _coco(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
+    listed: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    names = classes
+    for number, each in enumerate(images, 1):
+        height, width = each.labels.shape
+        listed.append({"id": number, "file_name": each.file_name, "height": height, "width": width})
+        for index, pixels in _regions(each, classes):
+            names = _with_unknown(classes) if index > len(classes) else names
+            rle = coco_mask.encode(np.asfortranarray(pixels, np.uint8))
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": number, "category_id": index, "iscrowd": 0,
+                "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
+                "area": int(coco_mask.area(rle)), "bbox": coco_mask.toBbox(rle).tolist(),
+            })  # fmt: skip
+    categories = [{"id": index, "name": name, "supercategory": ""} for index, name in enumerate(names, 1)]
+    write_json(folder / "instances.json", {"images": listed, "annotations": annotations, "categories": categories})
+
+
+def _yolo(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
+    for each in images:
+        lines = []
+        for index, pixels in _regions(each, classes):
+            if index <= len(classes):  # a quarter of a pixel: readers that truncate and those that round find the pixel
+                polygons = [(polygon + 0.25) / pixels.shape[::-1] for polygon in region_polygons(pixels)]
+                lines += [f"{index - 1} {' '.join(f'{x:.7g}' for x in polygon.ravel())}\n" for polygon in polygons]
+        target = folder / "labels" / f"{each.id}.txt"
+        target.parent.mkdir(parents=True, exist_ok=True)  # an id may be a path
+        write_atomically(target, "".join(lines).encode())
+    content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(classes))}
+    write_atomically(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+
+
+def region_polygons(pixels: np.ndarray) -> list[np.ndarray]:
+    """Return a polygon for each connected region of a mask, filled by ``cv2.fillPoly`` with its boundary.
+
+    A hole is joined to the polygon by the shortest line, there and back, the nearest hole first, so that no line
+    crosses another hole.
+
+    Args:
+        pixels: bool (H, W).
+
+    Returns:
+        int (n, 2) each, n >= 3: x and y of pixels.
+    """
+    contours, hierarchy = cv2.findContours(pixels.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    polygons = []
+    parents = hierarchy[0][:, 3].tolist() if contours else []
+    for outer in (index for index, parent in enumerate(parents) if parent < 0):
+        polygon = contours[outer][:, 0]
+        holes = [contours[index][:, 0] for index, parent in enumerate(parents) if parent == outer]
+        joints = [_nearest(hole, polygon) for hole in holes]  # distance, own vertex, and vertex of the polygon there
+        while holes:
+            nearest = min(range(len(holes)), key=lambda index: joints[index][0])
+            hole, (_, vertex, anchor) = holes.pop(nearest), joints.pop(nearest)
+            at = int(np.flatnonzero((polygon == anchor).all(axis=1))[0])
+            polygon = np.concatenate([polygon[: at + 1], hole[vertex:], hole[: vertex + 1], polygon[at:]])
+            found = [_nearest(other, hole) for other in holes]
+            joints = [min(pair, key=lambda joint: joint[0]) for pair in zip(joints, found, strict=True)]
+        steps = np.diff(polygon, axis=0, append=polygon[:1])
+        corners = (steps != np.roll(steps, 1, axis=0)).any(axis=1)  # on a straight line, single pixels are not needed
+        polygon = polygon[corners] if corners.any() else polygon
+        polygons.append(np.pad(polygon, ((0, max(0, 3 - len(polygon))), (0, 0)), mode="edge"))  # of one or two pixels
+    return polygons
+
+
+def _nearest(points: np.ndarray, others: np.ndarray) -> tuple[float, int, np.ndarray]:
+    """Return the smallest distance between two sets of points, the index of that point, and the other point."""
+    distances, indices = cKDTree(others).query(points)
+    index = int(distances.argmin())
+    return float(distances[index]), index, others[indices[index]]
+
+
+def _label_studio(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
+    tasks: list[dict[str, Any]] = []
+    names = classes
+    for each in images:
+        height, width = each.labels.shape
+        results = []
+        for index, pixels in _regions(each, classes):
+            names = _with_unknown(classes) if index > len(classes) else names
+            results.append({
+                "id": f"region-{index}", "type": "brushlabels", "from_name": "labels", "to_name": "image",
+                "original_width": width, "original_height": height, "image_rotation": 0,
+                "value": {"format": "rle", "rle": encode_brush(pixels), "brushlabels": [names[index - 1]]},
+            })  # fmt: skip
+        local = f"/data/local-files/?d={quote(str(Path(each.image).resolve()).lstrip('/'))}"
+        data = {"image": each.image if is_uri(each.image) else local, "id": each.id}
+        tasks.append({"data": data, "predictions": [{"model_version": "tag2mask", "result": results}]})
+    labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
+    config = (
+        '<View>\n  <Image name="image" value="$image" zoom="true"/>\n  <BrushLabels name="labels" toName="image">\n'
+        f"{labels}  </BrushLabels>\n</View>\n"
+    )
+    write_atomically(folder / "labeling_config.xml", config.encode())
+    write_atomically(folder / "tasks.json", json.dumps(tasks).encode())
+
+
+def _cvat(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
+    ids, names = [], classes
+    with zipfile.ZipFile(folder / "annotations.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for each in images:
+            labels = each.labels
+            if (labels == IGNORE).any():
+                names = _with_unknown(classes)
+                labels = np.where(labels == IGNORE, len(names), labels).astype(np.uint8)
+            archive.writestr(f"SegmentationClass/{each.id}.png", mask_png(labels))
+            ids.append(each.id)
+        if invalid := next((name for name in names if re.search(r"[:\n]|^#", name)), None):
+            raise InputError(
+                f"the class {invalid!r} has a colon, a line break or '#', which CVAT's labelmap.txt excludes."
+            )
+        colours = np.array(voc_palette()).reshape(256, 3)
+        lines = [f"{name}:{','.join(map(str, colours[index]))}::" for index, name in enumerate(("background", *names))]
+        archive.writestr("labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines, ""]))
+        archive.writestr("ImageSets/Segmentation/default.txt", "".join(f"{name}\n" for name in ids))
+
+
+def _huggingface(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
+    try:
+        import pyarrow as pa
+        from datasets import ClassLabel, Features, Image, List, Value
+        from pyarrow.parquet import ParquetWriter
+    except ImportError as error:
+        raise InputError("the format huggingface needs `pip install 'tag2mask[huggingface]'`.") from error
+    features = Features({
+        "id": Value("string"), "file_name": Value("string"), "image": Image(), "mask": Image(),
+        "tags": List(ClassLabel(names=list(classes))),
+    })  # fmt: skip
+    with ParquetWriter(folder / "train.parquet", features.arrow_schema) as writer:
+        for each in images:
+            row = {
+                "id": each.id, "file_name": each.file_name,
+                "image": {"bytes": read_bytes(each.image), "path": each.file_name},
+                "mask": {"bytes": mask_png(each.labels), "path": f"{each.id}.png"},
+                "tags": [index - 1 for index in np.unique(each.labels).tolist() if index not in (0, IGNORE)],
+            }  # fmt: skip
+            writer.write_batch(pa.RecordBatch.from_pylist([row], features.arrow_schema))

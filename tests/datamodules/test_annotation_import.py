@@ -1,0 +1,300 @@
+"""Annotations from Label Studio, CVAT, YOLO and Hugging Face data sets."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.annotations import LabelledBox, Point
+from datamodules.brush_rle import encode_brush
+from datamodules.errors import InputError
+from datamodules.masks import mask_png, read_mask
+from tests.datamodules.test_annotations import open_voc, read
+
+# tags of the fixture voc: p0 ant; p1 bat; p2 ant, bat; p3 cow; p4 ant, cow; p5 bat, cow. p0 has 48 x 64 pixels
+
+
+def region(kind, label, **value):
+    size = {"original_width": 64, "original_height": 48}
+    return {"type": kind, **size, "value": {kind: [label], **value}, "from_name": "a", "to_name": "b"}
+
+
+def brush(label, rows, columns):
+    pixels = np.zeros((48, 64), bool)
+    pixels[rows, columns] = True
+    return region("brushlabels", label, format="rle", rle=encode_brush(pixels))
+
+
+def task(image, *results, **annotation):
+    return {"data": {"image": image}, "annotations": [{"result": list(results), **annotation}]}
+
+
+def studio(voc, tmp_path, *tasks, **options):
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    return read(open_voc(voc, str(tmp_path / "export.json"), **options))
+
+
+# --- Label Studio
+
+
+def test_brushes_and_polygons_are_a_mask(voc, tmp_path):
+    """A smaller region covers a larger one; a label that is no class is 255; what nothing covers is background."""
+    square = region("polygonlabels", "ant", points=[[50, 50], [75, 50], [75, 75], [50, 75]])  # x 32..48, y 24..36
+    results = [brush("cup", np.s_[0:2], np.s_[0:3]), square, brush("ant", np.s_[0:20], np.s_[:])]
+    samples = studio(voc, tmp_path, task("/data/local-files/?d=x/p0.jpg", *results))
+    wanted = np.zeros((48, 64), np.uint8)
+    wanted[:20], wanted[24:36, 32:48], wanted[0:2, 0:3] = 1, 1, 255
+    np.testing.assert_array_equal(read_mask(samples["p0"].mask), wanted)
+    assert all(each.mask is None for name, each in samples.items() if name != "p0")
+
+
+def test_background_may_be_drawn(voc, tmp_path):
+    results = [brush("ant", np.s_[:], np.s_[:]), brush("background", np.s_[0:5], np.s_[:])]
+    mask = read_mask(studio(voc, tmp_path, task("p0.jpg", *results))["p0"].mask)
+    assert (mask[:5] == 0).all()
+    assert (mask[5:] == 1).all()
+
+
+def test_rectangles_and_key_points(voc, tmp_path):
+    results = [
+        region("rectanglelabels", "ant", x=25, y=50, width=50, height=25),
+        region("keypointlabels", "ant", x=50, y=25, width=1),
+        region("rectanglelabels", "cup", x=0, y=0, width=5, height=5),  # no class
+        {"type": "choices", "value": {"choices": ["blurred"]}},
+    ]
+    sample = studio(voc, tmp_path, task("s3://bucket/a/p0.jpg", *results))["p0"]
+    assert sample.mask is None
+    assert sample.boxes == (LabelledBox("ant", 16, 24, 48, 36),)
+    assert sample.points == (Point("ant", 32, 12),)
+
+
+def test_the_last_annotation_of_an_image_counts(voc, tmp_path):
+    first = task("p0.jpg", brush("ant", np.s_[:1], np.s_[:]), updated_at="2026-01-03T00:00:00Z")
+    second = task("p0.jpg", brush("ant", np.s_[:2], np.s_[:]), updated_at="2026-01-02T00:00:00Z")
+    skipped = task("p0.jpg", brush("ant", np.s_[:3], np.s_[:]), updated_at="2026-01-04T00:00:00Z", was_cancelled=True)
+    for tasks in ([first, second, skipped], [skipped, second, first]):
+        assert read_mask(studio(voc, tmp_path, *tasks)["p0"].mask).sum() == 64
+    first["annotations"] += second["annotations"]  # two people annotated the task
+    assert read_mask(studio(voc, tmp_path, first)["p0"].mask).sum() == 64
+
+
+def test_names_of_uploaded_files_and_own_ids(voc, tmp_path):
+    results = brush("bat", np.s_[:1], np.s_[:])
+    results["original_height"] = 52
+    results["value"]["rle"] = encode_brush(np.ones((52, 64), bool))
+    uploaded, own = task("/data/upload/3/0a1b2c3d-p1.jpg", results), task("other.jpg", results)
+    own["data"]["id"] = "p1"
+    for each in (uploaded, own):
+        assert studio(voc, tmp_path, each)["p1"].mask is not None
+
+
+def test_an_annotation_without_a_region_is_background(voc, tmp_path):
+    """A person has removed all regions; a task without annotation is not annotated."""
+    pending = {"data": {"image": "p1.jpg"}, "annotations": [], "predictions": [{"result": []}]}
+    samples = studio(voc, tmp_path, task("p0.jpg"), pending)
+    assert read_mask(samples["p0"].mask).shape == (48, 64)
+    assert not read_mask(samples["p0"].mask).any()
+    assert samples["p0"].tags == frozenset()
+    assert samples["p1"].mask is None
+
+
+BAD_REGIONS = {
+    "ellipse": (region("ellipselabels", "ant", x=1), "a region is of the type ellipselabels: draw brush"),
+    "run lengths": (region("brushlabels", "ant", rle=[1, 2]), "image of 48 x 64 pixels"),
+    "no run lengths": (
+        region("brushlabels", "ant"),
+        r"a region of the type brushlabels is invalid \(KeyError\('rle'\)\)",
+    ),
+    "no label": (region("brushlabels", "ant") | {"value": {}}, "brushlabels is invalid"),
+    "size": (region("brushlabels", "ant") | {"original_width": 0}, "a region has the original size 48 x 0"),
+    "rotated": (region("brushlabels", "ant") | {"image_rotation": 90}, "rotated in Label Studio"),
+    "polygon": (region("polygonlabels", "ant", points=[[1, 2, 3]]), "polygonlabels is invalid"),
+    "far polygon": (region("polygonlabels", "ant", points=[[1e300, 2]] * 3), "not a list of polygons"),
+    "text": (region("keypointlabels", "ant", x="1", y=2), "keypointlabels is invalid"),
+    "number": (region("brushlabels", 3), "a region has the label 3"),
+}
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD_REGIONS.values(), ids=BAD_REGIONS)
+def test_regions_that_cannot_be_read(voc, tmp_path, bad, message):
+    with pytest.raises(InputError, match=rf"export\.json, task 1, image p0: .*{message}"):
+        studio(voc, tmp_path, task("p0.jpg", bad))
+
+
+def test_other_json_of_label_studio(voc, tmp_path):
+    for content, message in (
+        ([{"image": "p0.jpg", "tag": []}], r"export\.json, task 1 has no list of annotations: export .* as JSON"),
+        ([3], "task 1 has no list of annotations"),
+        ([{"data": {"text": "p0"}, "annotations": []}], "task 1 has no image"),
+        ([{"data": {"image": "p0.jpg"}, "annotations": [{"id": 1}]}], "task 1 has an annotation without a result"),
+        ([{"data": {"image": "p0.jpg"}, "annotations": []}], r"export\.json contains no annotation of any image"),
+        ([task("x9.jpg")], r"export\.json contains no image of the split 'train'"),
+        (
+            [task("p0.jpg", brush("cup", 0, 0))],
+            "none of its labels is a class of the data set: cup; there are ant, bat",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            studio(voc, tmp_path, *content)
+
+
+# --- CVAT
+
+
+LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nbat:10,20,30::\ncup:9,9,9::\nant:1,0,0::\n"
+
+
+def archive(path, labelmap=LABELMAP, **masks):
+    with zipfile.ZipFile(path, "w") as file:
+        if labelmap:
+            file.writestr("labelmap.txt", labelmap)
+        for name, colours in masks.items():
+            content = io.BytesIO()
+            Image.fromarray(colours).save(content, "PNG")
+            file.writestr(f"SegmentationClass/{name}.png", content.getvalue())
+    return str(path)
+
+
+def test_colours_are_those_of_the_labelmap(voc, tmp_path):
+    colours = np.zeros((48, 64, 3), np.uint8)
+    colours[0], colours[1], colours[2] = (10, 20, 30), (1, 0, 0), (9, 9, 9)
+    samples = read(open_voc(voc, archive(tmp_path / "a.zip", p2=colours)))
+    wanted = np.zeros((48, 64), np.uint8)
+    wanted[0], wanted[1], wanted[2] = 2, 1, 255
+    np.testing.assert_array_equal(read_mask(samples["p2"].mask), wanted)
+    assert sum(each.mask is not None for each in samples.values()) == 1
+
+
+def test_archives_that_are_none(voc, tmp_path):
+    colours = np.full((48, 64, 3), 7, np.uint8)
+    path = tmp_path / "a.zip"
+    for content, message in (
+        ({"labelmap": None, "p0": colours}, "has no labelmap.txt and SegmentationClass: export it as"),
+        ({}, "has no labelmap.txt and SegmentationClass"),
+        (
+            {"labelmap": "ant,1,2,3\n", "p0": colours},
+            "the line 'ant,1,2,3' of labelmap.txt is not label:red,green,blue",
+        ),
+        ({"labelmap": "cup:1,2,3::\n", "p0": colours}, "none of the labels of labelmap.txt is a class"),
+        ({"p0": colours}, r"SegmentationClass/p0.png has pixels of the colour 7,7,7, which labelmap.txt does not list"),
+        ({"x9": colours}, "contains no image of the split 'train'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(open_voc(voc, archive(path, **content)))
+    path.write_bytes(b"PK no zip file")
+    with pytest.raises(InputError, match=r"a\.zip cannot be read as a zip file"):
+        read(open_voc(voc, str(path)))
+
+
+# --- YOLO
+
+
+def yolo(folder, names="names: {0: bat, 1: ant, 2: cup}\n", **files):
+    folder.mkdir(exist_ok=True)
+    (folder / "data.yaml").write_text(names)
+    for name, text in files.items():
+        target = folder / name.replace("__", "/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.with_suffix(".txt").write_text(text)
+    return str(folder / "data.yaml")
+
+
+SQUARE = "0.25 0.25 0.734375 0.25 0.734375 0.734375 0.25 0.734375"  # x 16..47, y 12..35 of 64 x 48
+
+
+@pytest.mark.parametrize("place", ["labels__{}", "labels__train__{}", "train__labels__{}"])
+def test_polygons_of_yolo(voc, tmp_path, place):
+    text = f"1 {SQUARE}\n2 0 0 0.99 0 0.99 0.1 0 0.1\n"
+    samples = read(open_voc(voc, yolo(tmp_path / "a", **{place.format("p0"): text})))
+    wanted = np.zeros((48, 64), np.uint8)
+    wanted[12:36, 16:48], wanted[0:5] = 1, 255
+    np.testing.assert_array_equal(read_mask(samples["p0"].mask), wanted)
+
+
+def test_boxes_of_yolo(voc, tmp_path):
+    source = yolo(tmp_path / "a", labels__p0="1 0.5 0.5 0.25 0.5\n2 0.1 0.1 0.1 0.1\n", labels__p7="")
+    sample = read(open_voc(voc, source))["p0"]
+    assert sample.boxes == (LabelledBox("ant", 24, 12, 40, 36),)
+    assert sample.mask is None
+
+
+def test_an_empty_file_of_yolo(voc, tmp_path):
+    """An image without any tag is background; one with a tag is not annotated."""
+    tags = dict.fromkeys(("labels__p0", "labels__p1"), "")
+    tags["labels__p2"] = f"1 {SQUARE}\n"
+    samples = read(open_voc(voc, yolo(tmp_path / "a", **tags)))
+    assert [name for name, each in samples.items() if each.mask] == ["p2"]
+    without = read(open_voc(voc, yolo(tmp_path / "a", **tags), labels=None))
+    assert [name for name, each in without.items() if each.mask] == ["p0", "p1", "p2"]
+    assert without["p0"].tags == frozenset()
+
+
+def test_files_of_yolo_that_are_none(voc, tmp_path):
+    for number, (names, text, message) in enumerate(
+        (
+            ("path: .\n", "", r"data\.yaml has no names of classes"),
+            ("names: [cup]\n", "", "none of its names is a class of the data set: cup; there are ant"),
+            ("names: [\n", "", r"data\.yaml cannot be read as YAML"),
+            ("names: [ant]\n", "0 1 2 3\n", r"p0\.txt, line 1: the coordinates are no pairs"),
+            ("names: [ant]\n", "\n0 0 0 nan 0\n", r"p0\.txt, line 2: the coordinates are no pairs"),
+            (
+                "names: [ant]\n",
+                "3 0 0 1 1\n",
+                r"p0\.txt, line 1: '3 0 0 1 1' is not the number of a class and coordinates",
+            ),
+            ("names: [ant]\n", "ant 0 0 1 1\n", "is not the number of a class"),
+        )
+    ):
+        with pytest.raises(InputError, match=message):
+            read(open_voc(voc, yolo(tmp_path / str(number), names, labels__p0=text)))
+    with pytest.raises(InputError, match="there is no folder labels with text files beside"):
+        read(open_voc(voc, yolo(tmp_path / "none")))
+    with pytest.raises(InputError, match=r"contains the image p0 2 times"):
+        read(open_voc(voc, yolo(tmp_path / "twice", train__labels__p0="", valid__labels__p0="")))
+
+
+# --- Hugging Face
+
+
+def test_masks_of_parquet(voc, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:3], mask[5] = 2, 255
+    path = tmp_path / "train.parquet"
+    rows = {"file_name": ["x/p2.jpg", "x/p3.jpg"], "mask": [{"bytes": mask_png(mask), "path": None}, None]}
+    parquet.write_table(pa.table(rows), path)
+    samples = read(open_voc(voc, str(path)))
+    np.testing.assert_array_equal(read_mask(samples["p2"].mask), mask)
+    assert samples["p3"].mask is None
+    features = {"label": {"feature": {"names": ["cow", "cup"], "_type": "ClassLabel"}, "_type": "List"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    mask[4] = 1  # cow, of another order
+    rows["mask"][0]["bytes"] = mask_png(mask)
+    parquet.write_table(pa.table(rows).replace_schema_metadata(metadata), path)
+    mask[:3], mask[4] = 255, 3
+    np.testing.assert_array_equal(read_mask(read(open_voc(voc, str(path)))["p2"].mask), mask)
+
+
+def test_parquet_that_is_none(voc, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "train.parquet"
+    rgb = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(rgb, "PNG")
+    for columns, message in (
+        ({"id": ["p0"]}, r"train\.parquet needs a column id or file_name, and mask; it has id"),
+        ({"id": ["p0"], "mask": [{"bytes": b"x"}]}, r"train\.parquet, image p0 cannot be read: it is not an image"),
+        ({"id": ["p0"], "mask": ["a"]}, "image p0: the mask is no image"),
+        ({"id": ["p0"], "mask": [rgb.getvalue()]}, "image p0: the mask contains RGB values, not class indices"),
+        ({"id": ["p0"], "mask": [mask_png(np.full((48, 64), 9))]}, "contains the index 9, and there are 3 classes"),
+    ):
+        parquet.write_table(pa.table(columns), path)
+        with pytest.raises(InputError, match=message):
+            read(open_voc(voc, str(path)))
+    path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"train\.parquet cannot be read as Parquet"):
+        read(open_voc(voc, str(path)))
