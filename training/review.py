@@ -119,7 +119,7 @@ def table(ranked: Sequence[Ranked]) -> str:
     writer.writerow(["id", "doubt", *REASONS, "untagged", "missing", "identical", "image"])
     for each in ranked:
         tags = [
-            ";".join(f"{name} {value:.2f}" for name, value in found.items()) for found in (each.untagged, each.missing)
+            ";".join(f"{name} {value:.4f}" for name, value in found.items()) for found in (each.untagged, each.missing)
         ]
         numbers = [f"{value:.4f}" for value in (each.doubt, *each.shares.values())]
         writer.writerow([each.id, *numbers, *tags, ";".join(each.identical), each.image])

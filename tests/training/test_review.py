@@ -109,7 +109,7 @@ def test_the_table():
     )
     assert table([row]).splitlines() == [
         "id,doubt,labels,views,CRF,untagged,missing,identical,image",
-        '"a,b",0.5000,0.2500,0.1250,0.0000,cat 0.90,dog 1.00,c;d,x.jpg',
+        '"a,b",0.5000,0.2500,0.1250,0.0000,cat 0.9000,dog 1.0000,c;d,x.jpg',
     ]  # fmt: skip
 
 
