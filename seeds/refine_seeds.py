@@ -154,6 +154,7 @@ class RandomWalkModule(SeedModule):
                 spread = np.where(fixed, one_hot, spread)
                 own, others = spread[:-1], (spread.sum(axis=0) - spread[:-1]).clip(max=1)
                 maps = (1 - DRAWN_SHARE) * of_maximum_one(maps) * (1 - others) + DRAWN_SHARE * own
+                maps /= maps[:, ~fixed].max(axis=1, initial=1 - DRAWN_SHARE)[:, None, None]  # thresholds stay relative
                 maps[:, fixed] = own[:, fixed]
             seeds.append(Seed(name, classes, within_boxes(classes, maps, drawn.boxes), None, image, drawn))
         return seeds

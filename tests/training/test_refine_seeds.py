@@ -298,6 +298,23 @@ def test_drawn_pixels_keep_their_labels_and_spread(tmp_path):
     assert not (module.cues(module.predict_seeds(batch)[0])[:, 9:] == 2).any()
 
 
+def test_the_threshold_is_a_fraction_of_the_maximum_without_drawn_pixels(tmp_path):
+    """A point left of the wall, where the map is low; right of it, 0.3 of the maximum exceeds the threshold 0.25."""
+    with CacheWriter(tmp_path / "c", ["x"], {}) as writer:
+        maps = np.full((1, 16, 16), 0.1, np.float32)
+        maps[0, :4, 9:], maps[0, 4:, 9:] = 1, 0.3
+        writer.add("a", np.zeros((16, 16), np.uint8), map_classes=np.array([0]), maps=maps)
+    mask = torch.full((1, 64, 64), 255)
+    batch = {"id": ["a"], "labels": torch.ones(1, 1), "image": torch.zeros(1, 3, 64, 64), "boxes": [torch.zeros(0, 5)]}
+    module = RandomWalkModule(Walls(), SETTINGS | {"steps": 1, "fg_threshold": 0.25}, SeedCache(tmp_path / "c"))
+    mask[0, 30, 10] = 1
+    (seed,) = module.predict_seeds(batch | {"mask": mask})
+    labels = module.cues(seed)
+    assert labels[7, 2] == 1
+    assert (labels[12:, 12:] == 1).all()
+    assert (labels[12:, :6] == 0).all()
+
+
 def test_a_whole_mask_is_the_label_map(voc, cues, boundaries, tmp_path):
     """By the command; images that are not in the list keep their labels."""
     (tmp_path / "some.txt").write_text("train_00001\ntrain_00004\n")
