@@ -2,12 +2,13 @@
 """Label maps of images in the formats of annotation tools and other libraries."""
 
 import json
+import os
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import cv2
@@ -19,7 +20,8 @@ from scipy.spatial import cKDTree
 from datamodules.brush_rle import encode_brush
 from datamodules.class_names import IGNORE, voc_palette
 from datamodules.errors import InputError
-from datamodules.files import is_uri, read_bytes, write_atomically, write_json
+from datamodules.files import is_uri, write_atomically, write_json
+from datamodules.images import open_file
 from datamodules.masks import mask_png
 
 AnnotationFormat = Literal["coco", "yolo", "label-studio", "cvat", "huggingface"]
@@ -28,6 +30,9 @@ AnnotationFormat = Literal["coco", "yolo", "label-studio", "cvat", "huggingface"
 UNKNOWN = "unknown"
 """Name of the class of unlabelled pixels in formats that only know classes."""
 
+ID_KEY = "tag2mask_id"
+"""Key of an image's id in the data of a task of Label Studio."""
+
 
 class LabelledImage(NamedTuple):
     """An image and the class of each of its pixels.
@@ -35,17 +40,18 @@ class LabelledImage(NamedTuple):
     Attributes:
         id: Name of the image, see `datamodules.sample.Sample`.
         image: Its path or URI.
-        labels: uint8 (H, W) of the image's own size: 0 background, 1..C, 255 not known.
+        label_map: uint8 (H, W) of the image's own size: 0 background, 1..C, 255 not known.
     """
 
     id: str
     image: str
-    labels: np.ndarray
+    label_map: np.ndarray
 
     @property
     def file_name(self) -> str:
         """Path of the image below the folder of images."""
-        return self.id + PurePosixPath(urlsplit(self.image).path if is_uri(self.image) else self.image).suffix
+        path = self.image.partition("::")[0].partition("?")[0] if is_uri(self.image) else self.image
+        return self.id + PurePosixPath(path.rpartition("/")[2]).suffix
 
 
 def write_annotations(
@@ -56,7 +62,8 @@ def write_annotations(
     ================  ==================================================================================================
     ``coco``          ``instances.json``: an instance for each class of an image, as run lengths that keep holes
     ``yolo``          ``labels/<id>.txt`` and ``data.yaml``: a polygon for each connected region of a class; holes are
-                      joined to the outline by a line of no width. Unknown pixels become background
+                      joined to the outline by a line of no width. Unknown pixels become background. Trainers look for
+                      the images in ``images``
     ``label-studio``  ``tasks.json``, tasks with brush masks as predictions, and ``labeling_config.xml``. A local image
                       is named by its absolute path, below the document root ``/`` of Label Studio's local storage
     ``cvat``          ``annotations.zip`` in VOC's layout of segmentation, as CVAT's "Segmentation mask 1.1"
@@ -64,7 +71,7 @@ def write_annotations(
                       255 = unknown) and ``tags``; needs ``pip install 'tag2mask[huggingface]'``
     ================  ==================================================================================================
 
-    Where pixels are unknown, ``coco``, ``label-studio`` and ``cvat`` get one more class, ``unknown``.
+    Where pixels are unknown, ``coco`` and ``cvat`` get one more class, ``unknown``; ``label-studio`` always does.
 
     Args:
         format: The format.
@@ -73,8 +80,8 @@ def write_annotations(
         images: The label maps; one is in memory at a time.
 
     Raises:
-        InputError: A class has the name ``unknown`` while pixels are unknown, an image cannot be read, or the library
-            of the format is not installed.
+        InputError: A class has the name ``unknown`` while pixels are unknown, a name is invalid in the format, an image
+            cannot be read, or the library of the format is not installed.
     """
     writers = {"coco": _coco, "yolo": _yolo, "label-studio": _label_studio, "cvat": _cvat, "huggingface": _huggingface}
     writers[format](folder, tuple(classes), images)
@@ -88,10 +95,10 @@ def _with_unknown(classes: tuple[str, ...]) -> tuple[str, ...]:
     return *classes, UNKNOWN
 
 
-def _regions(each: LabelledImage, classes: tuple[str, ...]) -> list[tuple[int, np.ndarray]]:
+def _class_masks(each: LabelledImage, classes: tuple[str, ...]) -> list[tuple[int, np.ndarray]]:
     """Return index and pixels, bool (H, W), of each class in an image; unknown pixels have the index C + 1."""
-    found = [int(index) for index in np.unique(each.labels) if index]
-    return [(len(classes) + 1 if index == IGNORE else index, each.labels == index) for index in found]
+    found = [int(index) for index in np.unique(each.label_map) if index]
+    return [(len(classes) + 1 if index == IGNORE else index, each.label_map == index) for index in found]
 
 
 def _coco(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
@@ -99,9 +106,9 @@ def _coco(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage
     annotations: list[dict[str, Any]] = []
     names = classes
     for number, each in enumerate(images, 1):
-        height, width = each.labels.shape
+        height, width = each.label_map.shape
         listed.append({"id": number, "file_name": each.file_name, "height": height, "width": width})
-        for index, pixels in _regions(each, classes):
+        for index, pixels in _class_masks(each, classes):
             names = _with_unknown(classes) if index > len(classes) else names
             rle = coco_mask.encode(np.asfortranarray(pixels, np.uint8))
             annotations.append({
@@ -116,14 +123,14 @@ def _coco(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage
 def _yolo(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
     for each in images:
         lines = []
-        for index, pixels in _regions(each, classes):
+        for index, pixels in _class_masks(each, classes):
             if index <= len(classes):  # a quarter of a pixel: readers that truncate and those that round find the pixel
                 polygons = [(polygon + 0.25) / pixels.shape[::-1] for polygon in region_polygons(pixels)]
                 lines += [f"{index - 1} {' '.join(f'{x:.7g}' for x in polygon.ravel())}\n" for polygon in polygons]
         target = folder / "labels" / f"{each.id}.txt"
         target.parent.mkdir(parents=True, exist_ok=True)  # an id may be a path
         write_atomically(target, "".join(lines).encode())
-    content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(classes))}
+    content = {"train": "images", "val": "images", "names": dict(enumerate(classes))}
     write_atomically(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 
@@ -145,13 +152,15 @@ def region_polygons(pixels: np.ndarray) -> list[np.ndarray]:
     for outer in (index for index, parent in enumerate(parents) if parent < 0):
         polygon = contours[outer][:, 0]
         holes = [contours[index][:, 0] for index, parent in enumerate(parents) if parent == outer]
-        joints = [_nearest(hole, polygon) for hole in holes]  # distance, own vertex, and vertex of the polygon there
+        joints = [
+            _closest_vertices(hole, polygon) for hole in holes
+        ]  # distance, own vertex, and vertex of the polygon there
         while holes:
             nearest = min(range(len(holes)), key=lambda index: joints[index][0])
             hole, (_, vertex, anchor) = holes.pop(nearest), joints.pop(nearest)
             at = int(np.flatnonzero((polygon == anchor).all(axis=1))[0])
             polygon = np.concatenate([polygon[: at + 1], hole[vertex:], hole[: vertex + 1], polygon[at:]])
-            found = [_nearest(other, hole) for other in holes]
+            found = [_closest_vertices(other, hole) for other in holes]
             joints = [min(pair, key=lambda joint: joint[0]) for pair in zip(joints, found, strict=True)]
         steps = np.diff(polygon, axis=0, append=polygon[:1])
         corners = (steps != np.roll(steps, 1, axis=0)).any(axis=1)  # on a straight line, single pixels are not needed
@@ -160,7 +169,7 @@ def region_polygons(pixels: np.ndarray) -> list[np.ndarray]:
     return polygons
 
 
-def _nearest(points: np.ndarray, others: np.ndarray) -> tuple[float, int, np.ndarray]:
+def _closest_vertices(points: np.ndarray, others: np.ndarray) -> tuple[float, int, np.ndarray]:
     """Return the smallest distance between two sets of points, the index of that point, and the other point."""
     distances, indices = cKDTree(others).query(points)
     index = int(distances.argmin())
@@ -169,19 +178,21 @@ def _nearest(points: np.ndarray, others: np.ndarray) -> tuple[float, int, np.nda
 
 def _label_studio(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
     tasks: list[dict[str, Any]] = []
-    names = classes
+    names = classes if UNKNOWN in classes else (*classes, UNKNOWN)  # for pixels that a person cannot decide on
     for each in images:
-        height, width = each.labels.shape
+        if "::" in each.image:
+            raise InputError(f"Label Studio cannot open {each.image}: unpack the archive.")
+        height, width = each.label_map.shape
         results = []
-        for index, pixels in _regions(each, classes):
+        for index, pixels in _class_masks(each, classes):
             names = _with_unknown(classes) if index > len(classes) else names
             results.append({
                 "id": f"region-{index}", "type": "brushlabels", "from_name": "labels", "to_name": "image",
                 "original_width": width, "original_height": height, "image_rotation": 0,
                 "value": {"format": "rle", "rle": encode_brush(pixels), "brushlabels": [names[index - 1]]},
             })  # fmt: skip
-        local = f"/data/local-files/?d={quote(str(Path(each.image).resolve()).lstrip('/'))}"
-        data = {"image": each.image if is_uri(each.image) else local, "id": each.id}
+        local = f"/data/local-files/?d={quote(os.path.abspath(each.image).lstrip('/'))}"  # noqa: PTH100  links stay
+        data = {"image": each.image if is_uri(each.image) else local, ID_KEY: each.id}
         tasks.append({"data": data, "predictions": [{"model_version": "tag2mask", "result": results}]})
     labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
     config = (
@@ -193,19 +204,20 @@ def _label_studio(folder: Path, classes: tuple[str, ...], images: Iterable[Label
 
 
 def _cvat(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
+    if invalid := next((name for name in classes if re.search(r"[:\n]|^#", name)), None):
+        raise InputError(f"the class {invalid!r} has a colon, a line break or '#', which CVAT's labelmap.txt excludes.")
     ids, names = [], classes
     with zipfile.ZipFile(folder / "annotations.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for each in images:
-            labels = each.labels
-            if (labels == IGNORE).any():
+            if each.id.startswith("#"):
+                raise InputError(f"the id {each.id!r} begins with '#', which begins a comment in CVAT's lists.")
+            label_map = each.label_map
+            if (label_map == IGNORE).any():
                 names = _with_unknown(classes)
-                labels = np.where(labels == IGNORE, len(names), labels).astype(np.uint8)
-            archive.writestr(f"SegmentationClass/{each.id}.png", mask_png(labels))
+                label_map = np.where(label_map == IGNORE, len(names), label_map).astype(np.uint8)
+            for layer in ("SegmentationClass", "SegmentationObject"):  # without objects, background is one for CVAT
+                archive.writestr(f"{layer}/{each.id}.png", mask_png(label_map))
             ids.append(each.id)
-        if invalid := next((name for name in names if re.search(r"[:\n]|^#", name)), None):
-            raise InputError(
-                f"the class {invalid!r} has a colon, a line break or '#', which CVAT's labelmap.txt excludes."
-            )
         colours = np.array(voc_palette()).reshape(256, 3)
         lines = [f"{name}:{','.join(map(str, colours[index]))}::" for index, name in enumerate(("background", *names))]
         archive.writestr("labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines, ""]))
@@ -225,10 +237,12 @@ def _huggingface(folder: Path, classes: tuple[str, ...], images: Iterable[Labell
     })  # fmt: skip
     with ParquetWriter(folder / "train.parquet", features.arrow_schema) as writer:
         for each in images:
+            with open_file(each.image) as file:
+                content = file.read()
             row = {
                 "id": each.id, "file_name": each.file_name,
-                "image": {"bytes": read_bytes(each.image), "path": each.file_name},
-                "mask": {"bytes": mask_png(each.labels), "path": f"{each.id}.png"},
-                "tags": [index - 1 for index in np.unique(each.labels).tolist() if index not in (0, IGNORE)],
+                "image": {"bytes": content, "path": each.file_name},
+                "mask": {"bytes": mask_png(each.label_map), "path": f"{each.id}.png"},
+                "tags": [index - 1 for index in np.unique(each.label_map).tolist() if index not in (0, IGNORE)],
             }  # fmt: skip
             writer.write_batch(pa.RecordBatch.from_pylist([row], features.arrow_schema))

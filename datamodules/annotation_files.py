@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,12 +24,13 @@ from datamodules.coco_instances import (
 )
 from datamodules.errors import InputError, UnreadableError, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri
+from datamodules.images import image_size
 from datamodules.masks import RleMask, read_class_mask
 from datamodules.progress import print_message
 from datamodules.sample import Sample, image_id, match_ids, read_ids
 from datamodules.tables import TABLES, mask_path, read_rows
 
-SUFFIXES = (".txt", *TABLES, ".json", ".zip", ".yaml", ".parquet")
+SUFFIXES = (".txt", *TABLES, ".json", ".zip", ".yaml", ".yml", ".parquet")
 """Suffixes of files that are sources of annotations."""
 
 KINDS = {Point: "point", Scribble: "scribble", LabelledBox: "box"}
@@ -97,7 +99,12 @@ def annotated(
             read = label_studio_annotations if isinstance(content, list) else _instances
             found = read(path, content, by_id, mask_classes, where)
         else:
-            readers = {".zip": cvat_masks, ".yaml": yolo_annotations, ".parquet": parquet_masks}
+            readers = {
+                ".zip": cvat_masks,
+                ".yaml": yolo_annotations,
+                ".yml": yolo_annotations,
+                ".parquet": parquet_masks,
+            }
             found = readers[suffix](path, by_id, mask_classes, where)
         for name, place, item in found:
             if isinstance(item, Mask):
@@ -152,7 +159,14 @@ def _is_chosen(item: Shape, sample: Sample, place: str, known: Sequence[str], cl
 
 
 def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corrects: bool) -> Sample:
-    """Return a sample with the tags that follow from its annotations; ``corrects``: its mask may change known tags."""
+    """Return a sample with the tags that follow from its annotations.
+
+    Args:
+        sample: The sample.
+        lut: As for `annotated`.
+        classes: As for `annotated`.
+        corrects: Whether the mask comes from a file: it may change known tags.
+    """
     shapes: list[Shape] = [*sample.points, *sample.scribbles, *sample.boxes]
     known, mask = sample.tags, sample.mask
     if (known is not None and (mask is None or not corrects)) or (mask is None and not shapes):
@@ -167,6 +181,10 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
             if known is None:
                 raise
             return sample  # the error is that of whoever needs the mask
+    with suppress(UnreadableError):
+        if isinstance(mask, RleMask) and corrects and mask.size != (size := image_size(sample.image)):
+            sizes = "{} x {} pixels, and its image {} x {} (height, width)".format(*mask.size, *size)
+            raise InputError(f"the mask {mask} of image {sample.id} has {sizes}.")
     names = frozenset(classes[index - 1] for index in indices - {0, IGNORE})
     if known is None:
         names |= {each.name for each in shapes} - {BACKGROUND}

@@ -35,7 +35,7 @@ class RleMask:
     counts: tuple[bytes, ...]
 
     @classmethod
-    def of_regions(
+    def from_regions(
         cls, name: str, size: tuple[int, int], regions: Sequence[tuple[int, Mapping[str, Any]]]
     ) -> "RleMask":
         """Return a mask in which a smaller region covers a larger one.

@@ -15,6 +15,7 @@ from datamodules.annotations import LabelledBox, Point, Scribble
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.masks import RleMask
+from datamodules.progress import print_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +83,28 @@ def read_ids(path: AnyPath) -> tuple[str, ...]:
     return ids
 
 
-def file_samples(paths: Sequence[str | AnyPath]) -> list[Sample]:
-    """Return samples of single image files without tags or masks; an id is the file's name without its suffix.
+def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None = None) -> list[Sample]:
+    """Return samples of single image files without tags or masks.
 
     Files named by URI are not looked up: whoever reads them finds the missing ones.
 
+    Args:
+        paths: The files.
+        ids: Ids by path; of the others the id is the file's name without its suffix.
+
     Raises:
-        InputError: A file does not exist, or two files have the same id.
+        InputError: A file does not exist, two files have the same id, or an id is no relative path.
     """
     samples: dict[str, Sample] = {}
     for path in map(UPath, paths):
         if not is_uri(path) and not path.is_file():
             raise InputError(f"there is no image {path}.")
-        if path.stem in samples:
-            raise InputError(f"{samples[path.stem].image} and {path} have the same id {path.stem!r}: rename one file.")
-        samples[path.stem] = Sample(path.stem, str(path))
+        name = (ids or {}).get(str(path), path.stem)
+        if name.startswith("/") or ".." in name.split("/"):
+            raise InputError(f"the id {name!r} of {path} is no relative path without '..'.")
+        if name in samples:
+            raise InputError(f"{samples[name].image} and {path} have the same id {name!r}: rename one file.")
+        samples[name] = Sample(name, str(path))
     return list(samples.values())
 
 
@@ -124,26 +132,37 @@ def require_masks(samples: Sequence[Sample], purpose: str) -> list[str | RleMask
 def match_ids(
     names: Sequence[str], places: Sequence[str], samples: Mapping[str, Sample], path: AnyPath, where: str
 ) -> Sequence[str]:
-    """Return the ids of the images that a file lists; names without their folders where no name is an id.
+    """Return the ids of the images that a file lists.
+
+    The longest end of a path that is an id counts: ``/home/me/photos/cat/a`` is ``cat/a``, or else ``a``. A message
+    reports how many images are not among the samples.
 
     Args:
-        names: Ids as in the file.
+        names: Ids or paths without suffixes, as in the file.
         places: Their places in the file, for messages.
         samples: The images by id.
         path: The file, for messages.
         where: Name of the split in messages.
 
+    Returns:
+        An id for each name; the name itself where no end of it is an id.
+
     Raises:
-        InputError: A name occurs twice, or none is an id.
+        InputError: Two names are the same image, or none is one of the samples.
     """
-    counts = Counter(names)
-    for name, place in zip(names, places, strict=True):
+    found = []
+    for name in names:
+        parts = name.split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        found.append(next((end for end in ends if end in samples), name))
+    counts = Counter(found)
+    for name, listed, place in zip(found, names, places, strict=True):
         if counts[name] > 1:
-            raise InputError(f"{place}: {path} contains the image {name} {counts[name]} times.")
-    if samples.keys().isdisjoint(names):
-        stems = [name.rpartition("/")[2] for name in names]
-        if samples.keys().isdisjoint(stems) or len(set(stems)) < len(stems):
-            first = f"its first is {names[0]}" if names else "it is empty"
-            raise InputError(f"{path} contains no image of {where}: {first}, and that of the split is {min(samples)}.")
-        return stems
-    return names
+            raise InputError(f"{place}: {path} contains the image {listed} {counts[name]} times.")
+    matched = sum(name in samples for name in found)
+    if not matched:
+        first = f"its first is {names[0]}" if names else "it is empty"
+        raise InputError(f"{path} contains no image of {where}: {first}, and that of the split is {min(samples)}.")
+    if matched < len(names):
+        print_message(f"{path}: {matched} of {len(names)} images are in {where}; the others are left out")
+    return found

@@ -73,8 +73,8 @@ def predict(
     image is read once, and each mask is written immediately. An image that cannot be read is skipped: the terminal and
     ``skipped.csv`` list it with the reason, and the exit status is 1.
 
-    Other formats are those of annotation tools and libraries, for correction there: see
-    `datamodules.annotation_export.write_annotations`.
+    Other formats than PNG are those of annotation tools and libraries, for correction there: see
+    `datamodules.annotation_export.write_annotations`. They contain the names of the classes themselves.
 
     The masks of a tar file are a tar file of the same name with a member ``KEY.png`` for each image, see
     `datamodules.webdataset.WebDatasetDataModule`. One that exists with the same settings is kept.
@@ -83,8 +83,9 @@ def predict(
         checkpoint: a segmentation checkpoint of ``tag2mask fit``, named ``*.ckpt``, or else a network written by
             ``tag2mask export``.
         images: an image, a folder of images, or a list of both; a URI whose name has no suffix of an image is a folder.
-            Or a table (``.csv``, ``.jsonl``) with the column ``image``, such as the ``review.csv`` of ``tag2mask
-            review``. Or tar files, such as ``shards/x-{000..099}.tar`` or ``shards/*.tar``.
+            Or a table (``.csv``, ``.jsonl``) with the columns ``image`` and, if masks are not named like the images,
+            ``id``: such as the ``review.csv`` of ``tag2mask review``. Or tar files, such as
+            ``shards/x-{000..099}.tar`` or ``shards/*.tar``.
         output: folder for the masks; created if necessary.
         format: png, or coco, yolo, label-studio, cvat or huggingface; ``output`` must then be new or empty.
         crf: smooth predictions with the dense CRF.
@@ -175,6 +176,7 @@ def predict(
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / "classes.txt", classes)
         for name, content in files(samples, "predicting", places):
+            (output / name).parent.mkdir(parents=True, exist_ok=True)  # an id in a table may be a path
             write_atomically(output / name, content)
     report_skipped(output, samples, skipped.found, "" if parts == 1 else f"-{part}-of-{parts}")
     return written
@@ -280,14 +282,16 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
     Raises:
         InputError: an image does not exist, a folder contains none, none is given, or two have the same name.
     """
-    files = []
+    files, ids = [], dict[str, str]()
     for path in paths:
         found = [path]
         if path.suffix.lower() in TABLES:
             header, rows = read_rows(path)
             if "image" not in header:
                 raise InputError(f"{path} has no column image with the path of each image.")
-            found = [UPath(str(row["image"]).strip()) for _, row in rows if row.get("image")]
+            given = [(UPath(image), row.get("id")) for _, row in rows if (image := str(row.get("image") or "").strip())]
+            found = [image for image, _ in given]
+            ids |= {str(image): str(name) for image, name in given if name}
         elif path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
             names = list_folder(path)[1]
             found = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
@@ -296,4 +300,4 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
         files += found
     if not files:
         raise InputError("no image is given: name images or a folder of them")
-    return file_samples(files)
+    return file_samples(files, ids)

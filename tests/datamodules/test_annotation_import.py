@@ -11,6 +11,7 @@ from PIL import Image
 from datamodules.annotations import LabelledBox, Point
 from datamodules.brush_rle import encode_brush
 from datamodules.errors import InputError
+from datamodules.folder import FolderDataModule
 from datamodules.masks import mask_png, read_mask
 from tests.datamodules.test_annotations import open_voc, read
 
@@ -86,7 +87,7 @@ def test_names_of_uploaded_files_and_own_ids(voc, tmp_path):
     results["original_height"] = 52
     results["value"]["rle"] = encode_brush(np.ones((52, 64), bool))
     uploaded, own = task("/data/upload/3/0a1b2c3d-p1.jpg", results), task("other.jpg", results)
-    own["data"]["id"] = "p1"
+    own["data"]["tag2mask_id"] = "p1"
     for each in (uploaded, own):
         assert studio(voc, tmp_path, each)["p1"].mask is not None
 
@@ -102,19 +103,22 @@ def test_an_annotation_without_a_region_is_background(voc, tmp_path):
 
 
 BAD_REGIONS = {
-    "ellipse": (region("ellipselabels", "ant", x=1), "a region is of the type ellipselabels: draw brush"),
-    "run lengths": (region("brushlabels", "ant", rle=[1, 2]), "image of 48 x 64 pixels"),
-    "no run lengths": (
-        region("brushlabels", "ant"),
-        r"a region of the type brushlabels is invalid \(KeyError\('rle'\)\)",
+    "ellipse": (
+        region("ellipselabels", "ant", x=1, y=1, radiusX=3, radiusY=3),
+        "type ellipselabels is no brush mask, pol",
     ),
-    "no label": (region("brushlabels", "ant") | {"value": {}}, "brushlabels is invalid"),
-    "size": (region("brushlabels", "ant") | {"original_width": 0}, "a region has the original size 48 x 0"),
-    "rotated": (region("brushlabels", "ant") | {"image_rotation": 90}, "rotated in Label Studio"),
+    "run lengths": (region("brushlabels", "ant", rle=[1, 2]), "image of 48 x 64 pixels"),
+    "no shape": (region("brushlabels", "ant"), "a region of the type brushlabels is no brush mask"),
+    "two labels": (region("brushlabels", "ant", labels=["bat"]), r"has the labels \['ant', 'bat'\], and must have one"),
+    "empty box": (region("rectanglelabels", "ant", x=9, y=9, width=0, height=9), "a box of 'ant' is empty"),
+    "nan": (region("rectanglelabels", "ant", x=9, y=float("nan"), width=1, height=9), "a box of 'ant' is empty"),
+    "turned": (region("rectanglelabels", "ant", x=9, y=9, width=1, height=9, rotation=45), "a rectangle is rotated"),
+    "size": (region("brushlabels", "ant", rle=[]) | {"original_width": 0}, "a region has the original size 48 x 0"),
+    "rotated": (region("brushlabels", "ant", rle=[]) | {"image_rotation": 90}, "rotated in Label Studio"),
     "polygon": (region("polygonlabels", "ant", points=[[1, 2, 3]]), "polygonlabels is invalid"),
     "far polygon": (region("polygonlabels", "ant", points=[[1e300, 2]] * 3), "not a list of polygons"),
     "text": (region("keypointlabels", "ant", x="1", y=2), "keypointlabels is invalid"),
-    "number": (region("brushlabels", 3), "a region has the label 3"),
+    "number": (region("brushlabels", 3), r"a region has the labels \[3\]"),
 }
 
 
@@ -122,6 +126,74 @@ BAD_REGIONS = {
 def test_regions_that_cannot_be_read(voc, tmp_path, bad, message):
     with pytest.raises(InputError, match=rf"export\.json, task 1, image p0: .*{message}"):
         studio(voc, tmp_path, task("p0.jpg", bad))
+
+
+def test_a_shape_and_its_label_may_be_two_entries(voc, tmp_path):
+    """The control Labels beside Brush; a shape without a label is unknown."""
+    shape = {key: value for key, value in brush("ant", np.s_[:9], np.s_[:]).items() if key != "value"}
+    rle = brush("ant", np.s_[:9], np.s_[:])["value"]["rle"]
+    entries = [
+        {**shape, "type": "brush", "id": "r1", "value": {"rle": rle}},
+        {**shape, "type": "labels", "id": "r1", "value": {"rle": rle, "labels": ["ant"]}},
+        {**shape, "type": "choices", "id": "r1", "value": {"rle": rle, "choices": ["blurred"]}},
+        {"type": "relation", "from_id": "r1", "to_id": "r2"},
+        brush("bat", np.s_[20:30], np.s_[:]) | {"type": "brush", "id": "r2"},
+    ]
+    del entries[-1]["value"]["brushlabels"]
+    mask = read_mask(studio(voc, tmp_path, task("p0.jpg", *entries))["p0"].mask)
+    assert (mask[:9] == 1).all()
+    assert (mask[20:30] == 255).all()
+    assert not mask[30:].any()
+
+
+def test_key_points_of_the_background(voc, tmp_path):
+    point = region("keypointlabels", "background", x=50, y=25, width=1)
+    assert studio(voc, tmp_path, task("p0.jpg", point))["p0"].points == (Point("background", 32, 12),)
+
+
+def test_regions_of_two_sizes(voc, tmp_path):
+    small = brush("ant", 0, 0) | {"original_width": 32, "original_height": 24}
+    small["value"]["rle"] = encode_brush(np.ones((24, 32), bool))
+    with pytest.raises(InputError, match=r"regions have the original sizes \(24, 32\) and \(48, 64\)"):
+        studio(voc, tmp_path, task("p0.jpg", small, brush("ant", 1, 1)))
+    with pytest.raises(InputError, match="of image p0 has 24 x 32 pixels, and its image 48 x 64"):
+        studio(voc, tmp_path, task("p0.jpg", small))
+
+
+@pytest.mark.parametrize("url", [
+    "https://host/a%20b/p0.jpg?X-Amz-Signature=1&d=1", "s3://bucket/x/p0.jpg", "/data/local-files/?d=x%5Cp0.jpg",
+    "/data/upload/3/0a1b2c3d-p0.jpg?x=1", "/tasks/1/presign/?fileuri=czM6Ly9iL3AwLmpwZw==", "C:\\x\\p0.jpg",
+])  # fmt: skip
+def test_urls_of_images(voc, tmp_path, url):
+    assert studio(voc, tmp_path, task(url, brush("ant", 0, 0)))["p0"].mask is not None
+
+
+def test_the_image_of_a_task_with_several(voc, tmp_path):
+    first = task("p0.jpg", brush("ant", 0, 0))
+    first["data"] = {"thumbnail": "p1.jpg", "image": "p0.jpg"}
+    assert studio(voc, tmp_path, first)["p0"].mask is not None
+    first["data"] = {"left": "p1.jpg", "right": "p0.jpg"}
+    with pytest.raises(InputError, match=r"task 1 has several images, p1.jpg, p0.jpg: name one of them 'image'"):
+        studio(voc, tmp_path, first)
+
+
+def test_images_in_folders(tmp_path):
+    """Ids of a folder for each tag are paths; a file lists longer or shorter ones."""
+    for name in ("cat/a", "dog/b", "dog/c"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(tmp_path / "photos" / f"{name}.png")
+    tasks = [task(f"/data/local-files/?d=home/me/photos/{name}.png", brush("dog", 0, 0)) for name in ("dog/b", "cat/a")]
+    (tmp_path / "a.json").write_text(json.dumps(tasks))
+    data = FolderDataModule(str(tmp_path / "photos"), annotations=str(tmp_path / "a.json"), num_workers=0)
+    samples = {each.id: each for each in data.annotated(data.samples("all"), "all")}
+    assert [name for name, each in samples.items() if each.mask] == ["cat/a", "dog/b"]
+
+
+def test_a_message_counts_images_that_are_not_in_the_split(voc, tmp_path, capsys):
+    studio(voc, tmp_path, task("x/p0.jpg", brush("ant", 0, 0)), task("x9.jpg"))
+    assert "export.json: 1 of 2 images are in the split 'train'" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"contains the image x/p0 2 times"):
+        studio(voc, tmp_path, task("x/p0.jpg"), task("p0.jpg"))
 
 
 def test_other_json_of_label_studio(voc, tmp_path):
@@ -161,10 +233,10 @@ def archive(path, labelmap=LABELMAP, **masks):
 def test_colours_are_those_of_the_labelmap(voc, tmp_path):
     colours = np.zeros((48, 64, 3), np.uint8)
     colours[0], colours[1], colours[2] = (10, 20, 30), (1, 0, 0), (9, 9, 9)
-    samples = read(open_voc(voc, archive(tmp_path / "a.zip", p2=colours)))
+    samples = read(open_voc(voc, archive(tmp_path / "a.zip", p0=colours)))
     wanted = np.zeros((48, 64), np.uint8)
     wanted[0], wanted[1], wanted[2] = 2, 1, 255
-    np.testing.assert_array_equal(read_mask(samples["p2"].mask), wanted)
+    np.testing.assert_array_equal(read_mask(samples["p0"].mask), wanted)
     assert sum(each.mask is not None for each in samples.values()) == 1
 
 
@@ -172,8 +244,14 @@ def test_archives_that_are_none(voc, tmp_path):
     colours = np.full((48, 64, 3), 7, np.uint8)
     path = tmp_path / "a.zip"
     for content, message in (
-        ({"labelmap": None, "p0": colours}, "has no labelmap.txt and SegmentationClass: export it as"),
-        ({}, "has no labelmap.txt and SegmentationClass"),
+        ({"labelmap": None, "p0": colours}, "contains 0 files labelmap.txt and 1 masks in SegmentationClass: export"),
+        ({}, "contains 1 files labelmap.txt and 0 masks"),
+        (
+            {"labelmap": "ant:1,2,3::\nbat:1,2,3::\n", "p0": colours},
+            "the colour of 'bat' in labelmap.txt is that of an",
+        ),
+        ({"labelmap": "ant:0,0,0::\n", "p0": colours}, "the colour of 'ant' in labelmap.txt is that of another label"),
+        ({"labelmap": "ant:300,0,0::\n", "p0": colours}, "the line 'ant:300,0,0::' of labelmap.txt is not"),
         (
             {"labelmap": "ant,1,2,3\n", "p0": colours},
             "the line 'ant,1,2,3' of labelmap.txt is not label:red,green,blue",
@@ -184,6 +262,13 @@ def test_archives_that_are_none(voc, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             read(open_voc(voc, archive(path, **content)))
+    content = bytearray(archive(path, p0=colours) and path.read_bytes())
+    start = content.index(b"labelmap.txt") + len("labelmap.txt")
+    content[start : start + 20] = bytes(20)
+    for damaged in (b"PK no zip file", bytes(content)):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.zip cannot be read as a zip file"):
+            read(open_voc(voc, str(path)))
     path.write_bytes(b"PK no zip file")
     with pytest.raises(InputError, match=r"a\.zip cannot be read as a zip file"):
         read(open_voc(voc, str(path)))
@@ -238,6 +323,9 @@ def test_files_of_yolo_that_are_none(voc, tmp_path):
             ("path: .\n", "", r"data\.yaml has no names of classes"),
             ("names: [cup]\n", "", "none of its names is a class of the data set: cup; there are ant"),
             ("names: [\n", "", r"data\.yaml cannot be read as YAML"),
+            ("names: [[ant]]\n", "", "has no names of classes"),
+            ("names: [ant]\nkpt_shape: [4, 3]\n", "", "is of a data set of poses"),
+            ("names: [ant]\n", "0 .5 .5 0 0\n", r"p0\.txt, line 1: a box of 'ant' is empty"),
             ("names: [ant]\n", "0 1 2 3\n", r"p0\.txt, line 1: the coordinates are no pairs"),
             ("names: [ant]\n", "\n0 0 0 nan 0\n", r"p0\.txt, line 2: the coordinates are no pairs"),
             (
@@ -256,13 +344,18 @@ def test_files_of_yolo_that_are_none(voc, tmp_path):
         read(open_voc(voc, yolo(tmp_path / "twice", train__labels__p0="", valid__labels__p0="")))
 
 
+def test_predictions_below_the_yaml_are_no_labels(voc, tmp_path):
+    source = yolo(tmp_path / "a", labels__p2=f"1 {SQUARE}\n", runs__segment__predict__labels__p3=f"1 {SQUARE}\n")
+    assert [name for name, each in read(open_voc(voc, source)).items() if each.mask] == ["p2"]
+
+
 # --- Hugging Face
 
 
 def test_masks_of_parquet(voc, tmp_path):
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    mask = np.zeros((48, 64), np.uint8)
+    mask = np.zeros((56, 64), np.uint8)
     mask[:3], mask[5] = 2, 255
     path = tmp_path / "train.parquet"
     rows = {"file_name": ["x/p2.jpg", "x/p3.jpg"], "mask": [{"bytes": mask_png(mask), "path": None}, None]}
@@ -270,7 +363,8 @@ def test_masks_of_parquet(voc, tmp_path):
     samples = read(open_voc(voc, str(path)))
     np.testing.assert_array_equal(read_mask(samples["p2"].mask), mask)
     assert samples["p3"].mask is None
-    features = {"label": {"feature": {"names": ["cow", "cup"], "_type": "ClassLabel"}, "_type": "List"}}
+    tags = {"feature": {"names": ["background", "cow", "cup"], "_type": "ClassLabel"}, "_type": "List"}
+    features = {"split": {"names": ["ant", "bat"], "_type": "ClassLabel"}, "tags": tags}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     mask[4] = 1  # cow, of another order
     rows["mask"][0]["bytes"] = mask_png(mask)
@@ -286,9 +380,10 @@ def test_parquet_that_is_none(voc, tmp_path):
     rgb = io.BytesIO()
     Image.new("RGB", (64, 48)).save(rgb, "PNG")
     for columns, message in (
-        ({"id": ["p0"]}, r"train\.parquet needs a column id or file_name, and mask; it has id"),
+        ({"id": ["p0"]}, r"train\.parquet needs a column id or file_name of texts, and mask; it has id"),
         ({"id": ["p0"], "mask": [{"bytes": b"x"}]}, r"train\.parquet, image p0 cannot be read: it is not an image"),
         ({"id": ["p0"], "mask": ["a"]}, "image p0: the mask is no image"),
+        ({"id": [0], "mask": [b"x"]}, "needs a column id or file_name of texts"),
         ({"id": ["p0"], "mask": [rgb.getvalue()]}, "image p0: the mask contains RGB values, not class indices"),
         ({"id": ["p0"], "mask": [mask_png(np.full((48, 64), 9))]}, "contains the index 9, and there are 3 classes"),
     ):

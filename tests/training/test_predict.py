@@ -145,6 +145,12 @@ def test_images_of_a_table(checkpoint, photos, tmp_path):
     predict(checkpoint, UPath(table), tmp_path / "out", format="coco", num_workers=0)
     content = json.loads((tmp_path / "out/instances.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["b.jpeg", "a.jpg"]
+    table.write_text(f"id,image\ncat/x,{photos / 'b.jpeg'}\n")  # ids of a folder for each tag
+    predict(checkpoint, UPath(table), tmp_path / "png", num_workers=0)
+    assert (tmp_path / "png/cat/x.png").is_file()
+    table.write_text(f"id,image\n../x,{photos / 'b.jpeg'}\n")
+    with pytest.raises(InputError, match=r"the id '\.\./x' of .*b\.jpeg is no relative path without"):
+        predict(checkpoint, UPath(table), tmp_path / "none")
     table.write_text("id\na\n")
     with pytest.raises(InputError, match=r"review\.csv has no column image"):
         predict(checkpoint, UPath(table), tmp_path / "none")
