@@ -1,8 +1,8 @@
-"""Run lengths of Label Studio's brush masks: the format ``rle-pack`` of thi.ng/umbrella.
+"""Run lengths of Label Studio's brush masks: the run-length encoding of thi.ng/umbrella.
 
 A stream of bits, the highest of each byte first: the number of values (32 bits), the bits of a value - 1 (5), and four
 sizes - 1 (4 bits each). Then come runs: one bit, 1 for a repeated value and 0 for single values; the index of a size
-(2 bits); the length - 1, in as many bits as that size; and the value, or the values. Label Studio packs the four
+(2 bits); the length - 1, in as many bits as that size; and the value, or the values. Label Studio encodes the four
 channels of an image this way; a pixel belongs to the mask where its fourth channel is not 0.
 """
 
