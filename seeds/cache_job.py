@@ -50,6 +50,7 @@ from seeds.distributed import (
     read_partition,
 )
 from seeds.job_options import JobOptions
+from seeds.lost_classes import report_lost_classes
 from seeds.precision import Chosen, resolve_precision
 from seeds.provenance import annotations_sha256, ids_sha256, package_versions
 
@@ -263,11 +264,11 @@ def write_seed_cache(
             trainer.predict(module, batches(), return_predictions=False)
         writer.close(module, finished=True)
         module.problem = module.problem or unread
-        problems = [problem for problem in gather_objects(module.problem) if problem]
+        states = gather_objects((module.problem, writer.tags))
         if trainer.is_global_zero:
-            if problems:
-                raise InputError(problems[0])
-            _report(shards, job)
+            if problem := next(filter(None, (each for each, _ in states)), ""):
+                raise InputError(problem)
+            _report(shards, job, sum(tags for _, tags in states))
     except SystemExit as leave:  # Lightning raises it for Ctrl-C, after it has stopped the other processes
         if leave.code:
             raise KeyboardInterrupt from leave
@@ -310,8 +311,13 @@ def _trainer(job: JobOptions, precision: Chosen, writer: "ShardWriter") -> pl.Tr
     return trainer
 
 
-def _report(shards: CacheOutput, job: JobOptions) -> None:
+def _report(shards: CacheOutput, job: JobOptions, tags: NDArray[np.int64]) -> None:
     """Check and report what the job has written, in the first process.
+
+    Args:
+        shards: the cache.
+        job: options of the job.
+        tags: number of images tagged with each class, and of those with a cue of it, (2, C).
 
     Raises:
         InputError: too many images are unreadable.
@@ -334,6 +340,8 @@ def _report(shards: CacheOutput, job: JobOptions) -> None:
         raise InputError(f"no image could be used; first {name}: {reason}")
     if seeds.left_out:
         print_message(f"{len(seeds.left_out)} images were left out; tag2mask seeds info lists all")
+    advice = "Look at them (tag2mask seeds show), at the network they come from, and at the tags."
+    report_lost_classes(tags, shards.classes, what="the new cues contain", advice=advice)
 
 
 class ShardWriter(BasePredictionWriter):
@@ -359,6 +367,7 @@ class ShardWriter(BasePredictionWriter):
         self._unreadable: dict[str, str] = {}  # of this process
         self._left_out: dict[int, dict[str, str]] = {}  # of each shard
         self._builder = ShardBuilder(cache.classes)  # of the shard at hand; used by the thread alone
+        self.tags = np.zeros((2, len(cache.classes)), int)  # images tagged with each class; those with a cue of it
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the missing shards in the first process, and deal them to all: every n-th to each of n processes.
@@ -432,7 +441,10 @@ class ShardWriter(BasePredictionWriter):
     def _add(self, module: SeedModule, seeds: list[Seed], number: int, *, complete: bool) -> None:
         """Make the cues of a batch; write its shard if it is complete."""
         for seed in seeds:
-            self._builder.add(seed.name, module.cues(seed), seed.classes, seed.maps, seed.saliency)
+            cues = module.cues(seed)
+            self._builder.add(seed.name, cues, seed.classes, seed.maps, seed.saliency)
+            self.tags[0, seed.classes] += 1
+            self.tags[1, seed.classes] += np.isin(seed.classes + 1, cues)
         if complete:
             self.cache.write(number, self._builder, self._left_out.pop(number))
             self._builder = ShardBuilder(self.cache.classes)

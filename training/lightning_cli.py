@@ -28,7 +28,15 @@ from seeds.classifier import ClassifierTask
 from seeds.distributed import check_process_count, launched_devices, require_one_process
 from seeds.precision import resolve_precision
 from training.parsers import OneSentenceErrors
-from training.runs.callbacks import CheckpointIO, LogProgress, LossGuard, StepSeed, UpdateCount, checkpoint_callbacks
+from training.runs.callbacks import (
+    CheckpointIO,
+    FoundTags,
+    LogProgress,
+    LossGuard,
+    StepSeed,
+    UpdateCount,
+    checkpoint_callbacks,
+)
 from training.runs.image_panels import ImagePanels
 from training.runs.loggers import ResumableCSVLogger, ResumableWandbLogger
 from training.runs.provenance_record import RunRecord
@@ -119,7 +127,7 @@ class TagToMaskCLI(LightningCLI):
             logger += [] if wandb == "disabled" else [ResumableWandbLogger(folder, offline=wandb == "offline")]
         callbacks: list[Callback] = list(given.callbacks or [])
         if fits:
-            callbacks += [StepSeed(), LossGuard(), RunRecord(folder, self.plain_config()), UpdateCount()]
+            callbacks += [StepSeed(), LossGuard(), RunRecord(folder, self.plain_config()), UpdateCount(), FoundTags()]
             callbacks += [LearningRateMonitor("epoch"), ImagePanels()] if logger else []
             if given.enable_checkpointing is not False:
                 callbacks += checkpoint_callbacks(folder, str(self.model.task_name))

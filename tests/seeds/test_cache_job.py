@@ -20,6 +20,7 @@ from datamodules.sample_blocks import consecutive_blocks
 from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.seed_cache_writer import CacheOutput
 from seeds.cache_job import SeedModule, ShardWriter
+from seeds.generate_seeds import CamModule
 from seeds.job_options import JobOptions
 from tests.processes import child, free_port, kill, ranks
 from tests.seed_caches import generate
@@ -331,3 +332,20 @@ def shards_in(folder):
         return {name: read_bytes(f"{folder}/{name}") for name in names if name[0] != "."}
     except FileNotFoundError:
         return {}
+
+
+def test_classes_without_cues_are_reported(checkpoint, tmp_path, monkeypatch, capsys):
+    generate(checkpoint, tmp_path / "all", **SETTINGS)
+    assert "fewer than half of the tags" not in capsys.readouterr().err
+    original = CamModule.cues
+
+    def without_the_second_class(self, seed):
+        cues = original(self, seed)
+        return np.where(cues == 2, 0, cues).astype(np.uint8)
+
+    monkeypatch.setattr(CamModule, "cues", without_the_second_class)
+    generate(checkpoint, tmp_path / "some", **SETTINGS)
+    cache = SeedCache(tmp_path / "some")
+    count = sum(1 in cache.maps(name)[0] for name in cache.ids)
+    what = "the new cues contain fewer than half of the tags of some classes"
+    assert f"warning: {what}: {cache.classes[1]} in 0 of {count} images. Look at them" in capsys.readouterr().err

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from datamodules.errors import InputError
+from datamodules.sample import multi_hot
 from tests.training.conftest import TINY, data_of, trainer_of
 from tests.training.fits import fit
-from training.runs.callbacks import LogProgress, LossGuard, StepSeed
+from training.runs.callbacks import FoundTags, LogProgress, LossGuard, StepSeed
 from training.segmentation_task import SegmentationTask
 
 
@@ -52,6 +53,51 @@ def test_dropout_is_a_function_of_seed_epoch_batch_and_process(monkeypatch):
     first = [drawn(*place) for place in places]
     assert len({tuple(values) for values in first}) == len(places)
     assert [drawn(*place) for place in places] == first
+
+
+# --- classes that are not found
+
+
+class Finding(SegmentationTask):
+    """Scores that name the first class everywhere, and the second one at a position of every image tagged with it."""
+
+    def training_step(self, batch, batch_idx):
+        self.tags = batch["labels"]
+        return super().training_step(batch, batch_idx)
+
+    def forward(self, images):
+        scores = 0 * super().forward(images)
+        first, second = torch.zeros_like(scores), torch.zeros_like(scores)
+        first[:, 1], second[:, 2, 1, 1] = 1, 2
+        return scores + first + second * self.tags[:, 1, None, None, None]
+
+
+def test_classes_that_a_network_does_not_find_are_reported_once(voc, cues, tmp_path, capsys):
+    data = data_of(voc, targets="cues", cues=str(cues))
+    task = Finding(list(data.classes), **TINY)
+    limits = {"max_steps": -1, "max_epochs": 2, "num_sanity_val_steps": 0, "limit_val_batches": 0}
+    trainer_of(tmp_path, callbacks=[FoundTags()], **limits).fit(task, data)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning: the network finds" in line]
+    tags = multi_hot(data.samples("train"), data.classes).sum(axis=0).astype(int).tolist()
+    others = ", ".join(f"{name} in 0 of {n} images" for name, n in list(zip(data.classes, tags, strict=True))[2:] if n)
+    assert len(lines) == 1
+    assert f"fewer than half of the tags of some classes: {others}. Later stages" in lines[0]
+    assert not task._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"), [([3.0, -3.0], "b in 0 of 2 images"), ([-3.0, 3.0], "a in 0 of 4 images")]
+)
+def test_classes_that_a_classifier_does_not_find(capsys, scores, found):
+    callback, trainer = FoundTags(), SimpleNamespace(max_epochs=1, current_epoch=0, is_global_zero=True)
+    task = torch.nn.Identity()
+    task.hparams = {"classes": ["a", "b"]}
+    callback.on_train_epoch_start(trainer, task)
+    for labels in ([[1.0, 1.0], [1.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]]):
+        task(torch.tensor([scores, scores]))
+        callback.on_train_batch_end(trainer, task, None, {"labels": torch.tensor(labels)}, 0)
+    callback.on_train_epoch_end(trainer, task)
+    assert f"some classes: {found}" in capsys.readouterr().err
 
 
 # --- progress in a log file

@@ -15,6 +15,7 @@ from datamodules.errors import InputError
 from datamodules.progress import Progress, print_message
 from datamodules.samplers import run_seed
 from seeds.distributed import gather_objects
+from seeds.lost_classes import report_lost_classes
 
 BEST_BY = {"classifier": "val/map", "segmentation": "val/miou"}  # by task; other tasks have no best.ckpt
 
@@ -76,6 +77,55 @@ class UpdateCount(pl.Callback):
         if effective > batch_size:
             product = f"{batch_size} (batch_size) x {processes} (processes) x {batches} (accumulate_grad_batches)"
             print_message(f"a step sees {product} images; the learning rate stays as it is")
+
+
+class FoundTags(pl.Callback):
+    """Reports classes that the network finds in fewer than half of the training images tagged with them.
+
+    The last epoch counts. A classifier finds a class whose probability exceeds 0.5, a segmentation network one that has
+    the highest score at any position of the training crop.
+    """
+
+    def __init__(self) -> None:
+        self._hook: Any = None
+        self._scores: Tensor | None = None
+        self._tags: Tensor | None = None  # images tagged with each class, and those in which it is found: (2, C)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        """Start to look at the network's scores, in the last epoch."""
+        if trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1:
+            self._hook, self._tags = task.register_forward_hook(self._remember), None
+
+    def _remember(self, _task: Any, _images: Any, scores: Tensor) -> None:
+        self._scores = scores.detach()
+
+    def on_train_batch_end(self, _trainer: pl.Trainer, _task: pl.LightningModule, *hook: Any) -> None:
+        """Count tags and found tags of a batch."""
+        _outputs, batch, _index = hook
+        scores, labels = self._scores, batch.get("labels")
+        self._scores = None
+        if scores is None or labels is None or scores.ndim == 3:  # boundaries have no classes
+            return
+        found = scores > 0  # (B, C)
+        if scores.ndim == 4:
+            found = torch.zeros_like(scores[:, :, 0, 0], dtype=torch.bool)
+            found = found.scatter(1, scores.argmax(dim=1).flatten(1), value=True)[:, 1:]
+        tagged = labels > 0
+        counts = torch.stack([tagged.sum(dim=0), (tagged & found).sum(dim=0)]).cpu()
+        self._tags = counts if self._tags is None else self._tags + counts
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        """Report."""
+        if self._hook is None:
+            return
+        self._hook.remove()
+        self._hook = None
+        counts = [each for each in gather_objects(self._tags) if each is not None]
+        if counts and trainer.is_global_zero:
+            tags = torch.stack(counts).sum(dim=0).numpy()
+            advice = "Later stages cannot make up for it: check the tags (tag2mask check), or train longer."
+            what = "the network finds, in its training images,"
+            report_lost_classes(tags, task.hparams["classes"], what=what, advice=advice)
 
 
 class BestCheckpoint(ModelCheckpoint):

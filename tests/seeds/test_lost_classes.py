@@ -1,0 +1,20 @@
+"""Classes that a stage has lost."""
+
+import numpy as np
+import pytest
+
+from seeds.lost_classes import report_lost_classes
+
+
+def test_classes_below_one_half_are_named(capsys):
+    tags = np.array([[4, 5, 0, 3], [2, 2, 0, 0]])
+    report_lost_classes(tags, ["a", "b", "c", "d"], what="it finds", advice="Look.")
+    assert capsys.readouterr().err == (
+        "warning: it finds fewer than half of the tags of some classes: b in 2 of 5 images, d in 0 of 3 images. Look.\n"
+    )
+
+
+@pytest.mark.parametrize("tags", [[[4, 0], [2, 0]], [[1, 9], [1, 9]]])
+def test_nothing_is_printed_where_no_class_is_lost(capsys, tags):
+    report_lost_classes(np.array(tags), ["a", "b"], what="it finds", advice="Look.")
+    assert capsys.readouterr().err == ""
