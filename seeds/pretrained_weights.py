@@ -1,17 +1,20 @@
 """Initial weights of a backbone: none, a library's ImageNet weights, or a file."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
+import torch
 import torchvision
-from segmentation_models_pytorch.encoders import encoders, get_encoder
+from segmentation_models_pytorch.encoders import TimmUniversalEncoder, encoders, get_encoder
 from timm.models import adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri
+from datamodules.images import channel_statistics
 from seeds.base_task import HEADER
 from seeds.checkpoints import check_checkpoint, read_file
 
@@ -30,7 +33,8 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     Args:
         encoder: an encoder of :func:`seeds.backbones.build_encoder` or a module with the same parameter names.
         weights: ``none`` keeps the random weights; ``imagenet`` downloads; else a file: a state dict with the
-            library's names (torchvision's or SMP's; the ImageNet head is left out), or a checkpoint of a classifier.
+            library's names (torchvision's, timm's or SMP's; layers behind the last stage are left out), or a checkpoint
+            of a classifier.
         name: the backbone's name.
 
     Raises:
@@ -39,12 +43,45 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     """
     if weights == "none":
         return
-    state = imagenet_weights(name, encoder) if weights == "imagenet" else read_weights(weights)
+    state, published = (imagenet_weights(name, encoder), True) if weights == "imagenet" else read_weights(weights)
     if isinstance(encoder, VisionTransformer):
         state = checkpoint_filter_fn(state, encoder)
+    if isinstance(encoder, TimmUniversalEncoder):  # SMP wraps timm's network, without the layers behind the last stage
+        names = {key.removeprefix("model."): value for key, value in state.items()}
+        modules = dict(encoder.model.named_children())
+        state = {f"model.{key}": value for key, value in names.items() if key.partition(".")[0] in modules}
+        config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+        if published and config is not None:
+            adapt_normalization(encoder, state, config.mean, config.std)
     own = encoder.state_dict().keys()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(HEADS)}
     load_fitting(encoder, state, f"weights {weights} do not fit backbone {name}")
+
+
+def adapt_normalization(encoder: nn.Module, state: State, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Change the first layer of published weights, in place, to images that are normalised by ImageNet's mean and std.
+
+    The output is that of the published network for its own normalisation, except where a window of the first
+    convolution contains padding: zero is another colour there.
+
+    Args:
+        encoder: the network, whose first convolution has a bias or is followed by a batch norm.
+        state: its weights; nothing changes where the first convolution is missing or not of three channels.
+        mean: mean of each channel with which the weights were trained, of values in [0, 1].
+        std: standard deviation of each channel.
+    """
+    convolution, layer = next(each for each in encoder.named_modules() if isinstance(each[1], nn.Conv2d))
+    weight = state.get(f"{convolution}.weight")
+    if weight is None or weight.shape[1] != 3:
+        return
+    own_mean, own_std = (torch.tensor(values) for values in channel_statistics(3))
+    scale, shift = own_std / torch.tensor(std), (own_mean - torch.tensor(mean)) / torch.tensor(std)
+    moved = (weight * shift[:, None, None]).sum(dim=(1, 2, 3))
+    state[f"{convolution}.weight"] = weight * scale[:, None, None]
+    norm = next((each for each, module in encoder.named_modules() if isinstance(module, nn.BatchNorm2d)), "")
+    key, sign = (f"{convolution}.bias", 1) if layer.bias is not None else (f"{norm}.running_mean", -1)
+    if key in state:
+        state[key] = state[key] + sign * moved
 
 
 def load_fitting(network: nn.Module, state: State, message: str) -> None:
@@ -66,8 +103,11 @@ def load_fitting(network: nn.Module, state: State, message: str) -> None:
         raise InputError(f"{message}: {textwrap.shorten(reason, 160)}") from error
 
 
-def read_weights(path: str | AnyPath) -> State:
+def read_weights(path: str | AnyPath) -> tuple[State, bool]:
     """Read the encoder's state dict from a weight file or from a classifier's checkpoint.
+
+    Returns:
+        The state dict, and whether it is that of a weight file.
 
     Raises:
         InputError: no such file, another kind of file, a file that carries code, or a checkpoint of another task.
@@ -75,13 +115,14 @@ def read_weights(path: str | AnyPath) -> State:
     if not is_uri(path) and not Path(str(path)).is_file():
         raise InputError(f"weights {path} is neither 'none' nor 'imagenet' nor a file")
     state = read_file(path)
-    if HEADER in state:
+    published = HEADER not in state
+    if not published:
         checkpoint, prefix = check_checkpoint(state, path, "classifier")["state_dict"], CLASSIFIER_PREFIX
         state = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
     state = state.get("state_dict", state)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds no weights: a dictionary of tensors is needed")
-    return dict(state)
+    return dict(state), published
 
 
 def imagenet_weights(name: str, encoder: nn.Module | None = None) -> State:

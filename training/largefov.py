@@ -52,7 +52,7 @@ class LargeFOV(FreezableNetwork):
         nn.init.normal_(self.fc8.weight, std=HEAD_STD)
         self.head_layers: list[nn.Module] = [self.fc8]
         if weights != "none":
-            state = largefov_state(imagenet_weights("vgg16") if weights == "imagenet" else read_weights(weights))
+            state = largefov_state(imagenet_weights("vgg16") if weights == "imagenet" else read_weights(weights)[0])
             head = {key: value for key, value in self.state_dict().items() if not key.startswith("features.")}
             load_fitting(self, {**head, **state}, f"weights {weights} are not a VGG-16's")
 

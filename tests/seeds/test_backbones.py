@@ -2,17 +2,20 @@
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
+import timm
 import torch
 import torchvision
 import yaml
 from torch import nn
 
 from datamodules.errors import InputError
+from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
 from datamodules.seed_cache import SeedCache
 from seeds import pretrained_weights as weights
 from seeds.affinity.affinity_task import BoundaryNetwork
 from seeds.backbones import build_backbone
-from seeds.classifier import Classifier
+from seeds.classifier import Classifier, ClassifierTask
 from seeds.gradcam import GradCAM
 from seeds.pretrained_weights import load_weights
 from tests.seeds.conftest import IDS
@@ -187,6 +190,46 @@ def test_real_imagenet_weights(real_data):
     assert torch.equal(backbone.encoder.features[18][0].weight, stored["features.18.0.weight"])
     with pytest.raises(InputError, match="do not fit backbone resnet18"):
         build_backbone("resnet18", 16, str(path))
+
+
+LITE = "tf_efficientnet_lite0"  # trained with mean and std 0.5
+
+
+def test_timms_files_load_and_take_images_of_imagenets_normalisation(tmp_path):
+    """The first layer computes what timm's does for its own normalisation; the other weights stay as they are."""
+    theirs = timm.create_model(LITE).eval()
+    with torch.no_grad():
+        theirs.bn1.running_mean.normal_()
+        theirs.bn1.running_var.uniform_(0.5, 2)
+    torch.save(theirs.state_dict(), tmp_path / "lite.pth")
+    backbone = build_backbone(f"tu-{LITE}", 16, str(tmp_path / "lite.pth")).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
+    own = backbone.encoder.model
+    with torch.no_grad():
+        first = own.bn1(own.conv_stem((pixels - mean) / std))
+        wanted = theirs.bn1(theirs.conv_stem((pixels - 0.5) / 0.5))
+    torch.testing.assert_close(first[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
+    assert torch.equal(own.blocks[6][0].conv_pwl.weight, theirs.blocks[6][0].conv_pwl.weight)
+
+
+def test_a_classifiers_checkpoint_is_not_adapted_again(tmp_path):
+    task = ClassifierTask(["a", "b"], backbone=f"tu-{LITE}")
+    trainer = pl.Trainer(max_epochs=0, accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer.strategy.connect(task)
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    again = build_backbone(f"tu-{LITE}", 16, str(tmp_path / "c.ckpt"))
+    for key, value in task.model.features.encoder.state_dict().items():
+        assert torch.equal(again.encoder.state_dict()[key], value), key
+
+
+def test_real_weights_of_timm(real_data):
+    path = real_data / "imagenet" / f"{LITE}_imagenet.pth"
+    backbone = build_backbone(f"tu-{LITE}", 16, str(path))
+    stored = torch.load(path, weights_only=True)
+    assert torch.equal(backbone.encoder.model.blocks[3][1].conv_pw.weight, stored["blocks.3.1.conv_pw.weight"])
+    with pytest.raises(InputError, match=f"do not fit backbone tu-{LITE}"):
+        build_backbone(f"tu-{LITE}", 16, str(real_data / "imagenet" / "mobilenet_v2_imagenet.pth"))
 
 
 # --- vision transformers
