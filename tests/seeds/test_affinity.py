@@ -10,7 +10,7 @@ from torch.nn import functional
 from seeds.affinity.affinity_loss import affinity_loss, tensor_loss
 from seeds.affinity.affinity_task import AffinityTask, BoundaryNetwork, resize_cues
 from seeds.affinity.pair_affinities import affinities, pair_offsets, path_between
-from seeds.affinity.random_walk import random_walk
+from seeds.affinity.random_walk import TOLERANCE, chebyshev_of_power, random_walk
 from seeds.backbones import build_backbone
 from tests.seeds.conftest import data_of
 
@@ -117,7 +117,8 @@ def test_the_loss_on_a_gpu():
 
 
 @pytest.mark.parametrize(
-    ("shape", "radius", "steps"), [((5, 6), 3, 1), ((5, 6), 3, 2), ((5, 6), 3, 16), ((2, 15), 9, 2), ((1, 1), 5, 2)]
+    ("shape", "radius", "steps"),
+    [((5, 6), 3, 1), ((5, 6), 3, 2), ((5, 6), 3, 16), ((5, 6), 3, 256), ((2, 15), 9, 2), ((1, 1), 5, 2)],
 )
 def test_the_walk_is_irns_matrix_squared(shape, radius, steps):
     """As irn: affinity^beta, columns of sum 1, the matrix squared ``exp_times`` times, and x · (1 - edge) @ T."""
@@ -135,6 +136,19 @@ def test_the_walk_is_irns_matrix_squared(shape, radius, steps):
     wanted = (maps * (1 - boundary)).reshape(2, positions) @ matrix
     found = random_walk(maps, boundary, radius=radius, beta=10, steps=steps)
     np.testing.assert_allclose(found.reshape(2, positions), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("power", "wanted"), [(0, [1]), (1, [0, 1]), (2, [0.5, 0, 0.5]), (3, [0, 0.75, 0, 0.25])])
+def test_chebyshev_coefficients_by_hand(power, wanted):
+    np.testing.assert_allclose(chebyshev_of_power(power), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("power", [16, 255, 256, 2000])
+def test_a_power_is_its_chebyshev_series(power):
+    x = np.cos(np.linspace(0, np.pi, 1001))
+    found = np.polynomial.chebyshev.chebval(x, chebyshev_of_power(power).astype(float))
+    np.testing.assert_allclose(found, x**power, rtol=0, atol=3e-6)
+    assert len(chebyshev_of_power(power)) <= 2 + np.sqrt(2 * power * np.log(2 / TOLERANCE))
 
 
 def test_a_wall_holds_the_walk_up():
