@@ -54,7 +54,7 @@ from training.parsers import OneSentenceErrors, config_path, nearest
 
 STAGES = "stages"  # the recipe's key, and the folder of the records in its output
 RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
-RUN_OPTIONS = ("config", "help", "output", STAGES)  # of `tag2mask run`, beside settings
+RUN_OPTIONS = ("config", "dry_run", "help", "output", STAGES)  # of `tag2mask run`, beside settings
 PATH_OPTIONS = frozenset({
     "annotations", "cache", "caches", "checkpoint", "ckpt_path", "consensus", "cues", "cues_checkpoint", "ids",
     "images", "input_list", "photos", "predictions", "results", "root", "source", "weights",
@@ -251,6 +251,10 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
     parser.add_argument("-c", "--config", metavar="FILE", required=True, help="the recipe")
     parser.add_argument("--stages", metavar="A,B", default="", help="only these stages and those they need")
     parser.add_argument("--output", metavar="DIR", help="folder of the results in place of the recipe's")
+    parser.add_argument(
+        "--dry_run", metavar="BOOL", choices=("true", "false"), default="false",
+        help="true: run nothing; list the stages, and estimate images, steps, hours and memory of the trainings",
+    )  # fmt: skip
     options, rest = parser.parse_known_args(words)
     given: dict[str, Any] = {"output": options.output} if options.output else {}
     remaining = iter(rest)
@@ -279,6 +283,9 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
             is_source = "annotations" in name.split(".")[-2:] and isinstance(value, str)
             if is_source and value not in NAMED_SOURCES and not UPath(value).is_file():
                 raise UsageError(f"{path}: stage '{stage.name}': there is no file of annotations {value}")
+    if options.dry_run == "true":
+        Runner(output, dispatch).estimate([stage for stage in stages if stage.name in wanted])
+        return
     (output / STAGES).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / STAGES / "lock", blocking=False, fallback_to_soft=False):
@@ -349,15 +356,7 @@ class Runner:
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Run or keep stages in their order; write and print the summary."""
-        _fingerprint.cache_clear()
-        waiting: list[Stage] = []  # stages that will run, as far as is known before the others have
-        for stage in stages:
-            result = StageResult(self.output, stage)
-            changed = any(each.name in stage.needs for each in waiting)
-            if changed or result.kept(self._key(stage)[0]) is None:
-                if result.folder.exists() and not result.record_path.exists():
-                    raise InputError(f"{result.folder} exists already, and no recipe has written it: move it away")
-                waiting.append(stage)
+        waiting = self._waiting(stages)
         for stage in waiting:
             try:
                 with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
@@ -381,6 +380,45 @@ class Runner:
             )
             table.add_row(Text(report["name"]), report["state"], minutes, Text(figures))
         Console().print(table)
+
+    def _waiting(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Return the stages that will run, as far as is known before the others have."""
+        _fingerprint.cache_clear()
+        waiting: list[Stage] = []
+        for stage in stages:
+            result = StageResult(self.output, stage)
+            changed = any(each.name in stage.needs for each in waiting)
+            if changed or result.kept(self._key(stage)[0]) is None:
+                if result.folder.exists() and not result.record_path.exists():
+                    raise InputError(f"{result.folder} exists already, and no recipe has written it: move it away")
+                waiting.append(stage)
+        return waiting
+
+    def estimate(self, stages: Sequence[Stage]) -> None:
+        """Print the stages and what the trainings among them will take, and run none.
+
+        Raises:
+            InputError: data or weights do not exist, or an option is invalid; the message names the stage.
+        """
+        from training.recipe_estimate import estimate_training  # torch, here only
+
+        waiting, hours = self._waiting(stages), 0.0
+        table = Table("stage", "command", "state", "images", "steps", "hours", "GB", title=str(self.output))
+        for stage in stages:
+            state, figures = ("to run" if stage in waiting else "kept"), [""] * 4
+            if stage.command == "fit" and state == "to run":
+                try:
+                    images, steps, time_needed, memory = estimate_training(stage.options)
+                except InputError as error:
+                    raise InputError(f"stage '{stage.name}': {error}") from error
+                hours += time_needed
+                figures = [f"{images:,}", f"{steps:,}", f"{time_needed:.2f}", f"{memory / 1e9:.1f}"]
+            table.add_row(Text(stage.name), stage.command, state, *figures)
+        Console().print(table)
+        self._console.print(
+            f"trainings: {hours:.1f} hours, estimated by two steps of each network on this machine, without reading "
+            "of images, validations and the other stages; GB: weights, gradients, optimizer and activations"
+        )
 
     def _run_or_keep(self, stage: Stage, title: str) -> tuple[dict[str, Any], str]:
         """Run a stage or keep its result; return the record, and ``done`` or ``kept``.

@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,12 +24,14 @@ from filelock import FileLock
 from PIL import Image
 
 from datamodules.base_datamodule import BaseDataModule
+from datamodules.errors import InputError
 from datamodules.masks import write_mask
 from datamodules.seed_cache import SeedCache
 from datamodules.source_revision import ALL_PACKAGES
 from training import recipe as recipe_module
 from training.cli import FUNCTIONS, LIGHTNING, dispatch, main
 from training.recipe import read_recipe, substitute
+from training.recipe_estimate import estimate_training, time_step
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROOT = CONFIGS.parent
@@ -275,6 +278,51 @@ def test_annotations_and_their_masks_count(copied, ran):
     write_mask(mask, 1 - np.array(Image.open(mask)).clip(0, 1))
     assert copied.run(content, *words) == 0
     assert names(ran) == ["annotated"]
+
+
+def test_a_dry_run_writes_nothing_and_estimates_the_trainings(copied, ran, capsys):
+    before = {path: path.read_bytes() for path in copied.path.parent.rglob("*") if path.is_file()}
+    assert copied.run(copied.content(epochs=3), "--dry_run", "true") == 0
+    assert names(ran) == []
+    printed = capsys.readouterr().out
+    after = {path: path.read_bytes() for path in copied.path.parent.rglob("*") if path.is_file()}
+    assert {path: content for path, content in after.items() if path != copied.path} == before
+    (row,) = (line for line in printed.splitlines() if "classifier" in line)
+    assert re.search(r"fit +│ to run │ 8 +│ 6 +│ 0\.00 +│ 0\.\d", row)  # 8 images in batches of 4, 3 epochs
+    assert "trainings: 0.0 hours, estimated by two steps of each network on this machine" in printed
+    assert copied.run(None, "--dry_run=true") == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "classifier" in line)
+    assert "kept" in row
+
+
+@pytest.mark.parametrize(("part", "change", "message"), [
+    ("data", {"init_args": {"root": "nowhere"}}, "folder nowhere does not exist"),
+    ("data", {"class_path": "nowhere.Data"}, "there is no class nowhere.Data"),
+    ("model", {"init_args": {"weights": "none.pth"}}, "there are no weights none.pth"),
+    ("model", {"init_args": {"backbone": "resnet0"}}, "resnet0"),
+])  # fmt: skip
+def test_a_dry_run_finds_what_is_missing(whole, part, change, message):
+    options = {
+        "model": {"class_path": "ClassifierTask", "init_args": {"backbone": "resnet18", "output_stride": 32}},
+        "data": {"class_path": "VOCDataModule", "init_args": {"root": f"{whole.data}/8", "size": 48, "batch_size": 4}},
+        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+    }
+    assert estimate_training(options)[:2] == (8, 4)
+    options[part] |= change
+    with pytest.raises(InputError, match=message):
+        estimate_training(options)
+
+
+def test_memory_of_a_training_step():
+    """Weights, gradients and two moments of 20 parameters; and what the backward pass needs of each pixel.
+
+    These are the inputs of the two convolutions, and input and result of logsumexp: 3 + 4 + 2 + 1 numbers.
+    """
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.Conv2d(4, 2, 1, bias=False))
+    network.hparams = {"in_channels": 3}
+    for batch_size in (2, 4, 16):
+        _, memory = time_step(network, batch_size, 8, "cpu", "32-true")
+        assert memory == 4 * (4 * 20 + batch_size * 8 * 8 * (3 + 4 + 2 + 1))
 
 
 def test_missing_annotations_are_found_before_the_first_stage(tmp_path, ran, capsys):

@@ -1,0 +1,140 @@
+"""What the trainings of a recipe will take: images, steps, hours and memory, before any of them runs."""
+
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.errors import InputError
+from datamodules.files import is_uri
+from datamodules.synthetic import SyntheticDataModule
+from seeds.base_task import BaseTask
+from seeds.precision import computes_bfloat16
+from training.lightning_cli import DATA_MODULES, TASKS
+
+TIMED_STEPS = 2
+CPU_IMAGES = 4  # of a timed step on a processor, on which the time is proportional to the images
+
+
+class TrainingEstimate(NamedTuple):
+    """What a training takes.
+
+    Attributes:
+        images: number of training images.
+        steps: updates of the weights.
+        hours: of the network's forward and backward passes and the optimizer on this machine; images are read and
+            augmented beside them, and validations are not counted.
+        memory: bytes of weights, gradients, optimizer and activations at the batch size.
+    """
+
+    images: int
+    steps: int
+    hours: float
+    memory: int
+
+
+def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
+    """Estimate a training by two steps of its network on random images, and by the list of its training images.
+
+    Args:
+        options: options of ``tag2mask fit``; seed caches and other results of earlier stages need not exist.
+
+    Raises:
+        InputError: the data or the weights do not exist, or an option is invalid.
+    """
+    trainer, model, given = (dict(options.get(name) or {}) for name in ("trainer", "model", "data"))
+    later = ("annotations", "cues", "cues_checkpoint", "targets")  # results of other stages
+    arguments = {name: value for name, value in (given.get("init_args") or {}).items() if name not in later}
+    data = _find(given.get("class_path"), DATA_MODULES)(**arguments)
+    if isinstance(data, SyntheticDataModule):  # written by the first stage that reads it
+        images = int(data.hparams["train"])
+    else:
+        images = len(data.samples(data.hparams["train_split"], tags=False, masks=False))
+    arguments = dict(model.get("init_args") or {})
+    weights = arguments.pop("weights", "none")
+    if (
+        weights not in ("none", "imagenet")
+        and "{" not in weights
+        and not is_uri(weights)
+        and not Path(weights).is_file()
+    ):
+        raise InputError(f"there are no weights {weights}")
+    task = _find(model.get("class_path"), TASKS)(classes=list(data.classes), **arguments)
+    batch_size, size = data.hparams["batch_size"], data.hparams["size"]
+    accumulated = int(trainer.get("accumulate_grad_batches") or 1)
+    steps = int(trainer.get("max_steps") or -1)
+    if steps < 0:  # as `datamodules.samplers.TrainSampler`
+        steps = max(1, images // (batch_size * accumulated)) * int(trainer.get("max_epochs") or 1)
+    seconds, memory = time_step(
+        task, batch_size, size, str(trainer.get("accelerator") or "auto"), str(trainer.get("precision") or "32-true")
+    )
+    return TrainingEstimate(images, steps, steps * accumulated * seconds / 3600, memory)
+
+
+def _find(path: Any, known: tuple[type, ...]) -> Any:
+    """Return the class that a YAML names: one of ``known``, or one of an importable module."""
+    module, _, name = str(path).rpartition(".")
+    found = next((each for each in known if each.__name__ == str(path)), None)
+    try:
+        return found or getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"there is no class {path}") from error
+
+
+def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, precision: str) -> tuple[float, int]:
+    """Return seconds and bytes of a training step: forward and backward pass of the network on random images.
+
+    On a GPU the whole batch is computed and its memory measured. On a processor a few images are, and both figures are
+    scaled to the batch; the bytes are those of the weights, their gradients, two moments, and the saved activations.
+
+    Args:
+        task: the task; its weights change.
+        batch_size: images per step.
+        size: side of the images in pixels.
+        accelerator: Lightning's name of the device.
+        precision: Lightning's name, or ``auto``.
+
+    Raises:
+        InputError: the batch does not fit into the memory of the GPU.
+    """
+    device = torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+    bfloat16 = computes_bfloat16(accelerator) if precision == "auto" else precision.startswith("bf16")
+    count = batch_size if device.type == "cuda" else min(batch_size, CPU_IMAGES)
+    network: nn.Module = task.train().to(device)
+    images = torch.randn(count, int(task.hparams["in_channels"]), size, size, device=device)
+    saved: dict[int, int] = {}  # bytes of the tensors kept for the backward pass, by address
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            scores: Tensor = network(images)
+        torch.autograd.backward(scores.float().logsumexp(dim=1).mean())
+        network.zero_grad(set_to_none=True)
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            step()
+        start = time.perf_counter()
+        for _ in range(TIMED_STEPS):
+            step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"a batch of {batch_size} images of {size} x {size} pixels does not fit into the GPU"
+        ) from error
+    seconds = (time.perf_counter() - start) / TIMED_STEPS * batch_size / count
+    trained = sum(each.numel() for each in network.parameters() if each.requires_grad)
+    if device.type == "cuda":
+        return seconds, torch.cuda.max_memory_allocated() + 8 * trained  # and Adam's two moments
+    own = {each.untyped_storage().data_ptr() for each in (*network.parameters(), *network.buffers())}
+    activations = sum(size for address, size in saved.items() if address not in own)
+    weights = sum(each.numel() for each in network.parameters())
+    return seconds, 4 * weights + 12 * trained + activations * batch_size // count
