@@ -97,7 +97,7 @@ def test_commands_are_parsed(name, reference, monkeypatch):
             if words[0] == "run":
                 recipe = yaml.safe_load(Path(words[words.index("--config") + 1]).read_text())
                 options = {word.removeprefix("--") for word in words if word.startswith("--")}
-                assert options <= {"config", "output", "stages", *recipe["settings"]}, words
+                assert options <= {"config", "dry_run", "output", "stages", *recipe["settings"]}, words
             assert parsed.options, words
 
 
