@@ -25,7 +25,7 @@ $(VENV)/.peers: $(VENV)/.installed
 # Libraries of annotation tools need other versions of NumPy and OpenCV: tests run them in an environment of their own.
 $(VENV)/.annotation-tools: $(VENV)/.installed constraints-annotation-tools.txt
 	$(PYTHON) -m venv $(VENV)/annotation-tools
-	$(VENV)/annotation-tools/bin/pip install --quiet --disable-pip-version-check -c constraints-annotation-tools.txt datasets datumaro label-studio-sdk supervision || echo "not installable here: tests with annotation tools' libraries will skip"
+	$(VENV)/annotation-tools/bin/pip install --quiet --disable-pip-version-check -c constraints-annotation-tools.txt datasets datumaro label-studio-sdk supervision || { echo "not installable here: tests with annotation tools' libraries will skip"; rm -rf $(VENV)/annotation-tools; }
 	touch $@
 
 demo: $(VENV)/.installed ## tags to masks on the embedded data set, in minutes: runs/demo/index.html
