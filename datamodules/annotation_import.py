@@ -66,7 +66,7 @@ def label_studio_annotations(
             except InputError as error:
                 raise InputError(f"{place}: {error}.") from error
             except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise InputError(f"{place}: a region of the type {each['type']} is invalid ({error!r}).") from error
+                raise InputError(f"{place}: a region of the type {each.get('type')} is invalid ({error!r}).") from error
             if label is not None:
                 labels.add(label)
             if isinstance(region, dict):
@@ -129,7 +129,7 @@ def _task_image(task: Mapping[str, Any], place: str) -> str:
 
 def _file_of(value: str) -> str:
     """Return the path in a URL of Label Studio; an uploaded file has eight digits and a hyphen before its name."""
-    url = urlsplit(value) if value.startswith(("http:", "https:", "/")) else None
+    url = urlsplit(value) if value.startswith(("http:", "https:", "/data/", "/tasks/")) else None
     query = parse_qs(url.query) if url else {}
     if url is None:  # a path, or the URI of an object store, in which ? and # may be parts of names
         return value.replace("\\", "/")
@@ -189,7 +189,7 @@ def _read_region(each: Mapping[str, Any]) -> tuple[str | None, Any, dict[str, An
         if not (-1e9 < x < 1e9 and -1e9 < y < 1e9):
             raise InputError(f"a point is at {x}, {y}")
     else:
-        raise InputError(f"a region of the type {each['type']} is no brush mask, polygon, rectangle or key point")
+        raise InputError(f"a region of the type {each.get('type')} is no brush mask, polygon, rectangle or key point")
     return label, (height, width), region
 
 
