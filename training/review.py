@@ -86,7 +86,8 @@ def review(
         for each in track(predict(trained, data, samples, cache), "reviewing", len(samples))
     ]
     ranked.sort(key=lambda each: each.doubt, reverse=True)
-    suspects = sorted((each for each in ranked if each.tag_doubt > 0), key=lambda each: each.tag_doubt, reverse=True)
+    suspects = [each for each in ranked if each.untagged or each.missing]
+    suspects.sort(key=lambda each: each.wrong_tags, reverse=True)
     sections = {"labels": together(ranked, num_images), "tags": suspects[:num_images]}
     shown = {each.id for section in sections.values() for each in section}
     again = predict(trained, data, [sample for sample in samples if sample.id in shown], cache)
@@ -116,11 +117,11 @@ def table(ranked: Sequence[Ranked]) -> str:
     """Return the table of all images, the most doubtful labels first, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "doubt", *REASONS, "untagged", "missing", "identical", "image"])
+    writer.writerow(["id", "doubt", *REASONS, "tags", "untagged", "missing", "identical", "image"])
     for each in ranked:
         tags = [
             ";".join(f"{name} {value:.4f}" for name, value in found.items()) for found in (each.untagged, each.missing)
         ]
-        numbers = [f"{value:.4f}" for value in (each.doubt, *each.shares.values())]
+        numbers = [f"{value:.4f}" for value in (each.doubt, *each.shares.values(), each.wrong_tags)]
         writer.writerow([each.id, *numbers, *tags, ";".join(each.identical), each.image])
     return text.getvalue()

@@ -6,8 +6,8 @@
 
 Of a random share of the images, one third has a class in place of another one, one third lacks one of several tags
 (images with a single tag are of the other two thirds), and one third has one class too many. ``--review`` ranks images
-by the highest probability that one of their tags is wrong, and prints how many of the wrong images are among the first
-10 %, and among all with a doubtful tag.
+by their expected number of wrong tags, and prints how many of the wrong images are among the first 10 %, and among all
+with a doubtful tag.
 """
 
 import argparse
@@ -41,17 +41,6 @@ def wrong_rows(labels: np.ndarray, share: float, rng: np.random.Generator) -> tu
     return wrong, kinds
 
 
-def tag_doubts(review: Path) -> dict[str, float]:
-    """Return the highest probability that a tag is wrong or lacks, by image; 0 where no tag is doubtful."""
-    with review.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    doubts = {}
-    for row in rows:
-        listed = [each for field in ("untagged", "missing") for each in row[field].split(";") if each]
-        doubts[row["id"]] = max((float(each.rpartition(" ")[2]) for each in listed), default=0.0)
-    return doubts
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
@@ -77,9 +66,12 @@ def main() -> None:
         with options.output.open("wb") as file:
             np.save(file, dict(zip(ids, rows, strict=True)), allow_pickle=True)
         return
-    doubts = tag_doubts(options.review)
-    order = sorted(doubts, key=lambda name: -doubts[name])
-    for title, first in (("10 %", order[: round(0.1 * len(order))]), ("doubtful", [n for n in order if doubts[n] > 0])):
+    with options.review.open(encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: -float(row["tags"]))
+    order, doubtful = (
+        [row["id"] for row in chosen] for chosen in (rows, [r for r in rows if r["untagged"] + r["missing"]])
+    )
+    for title, first in (("10 %", order[: round(0.1 * len(order))]), ("doubtful", doubtful)):
         found = {kind: sum(wrong.get(name) == kind for name in first) for kind in KINDS}
         total = sum(found.values())
         console.print(

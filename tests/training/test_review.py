@@ -28,7 +28,7 @@ def rows_of(folder):
 
 
 def ranked(name, *identical, doubt=0.0):
-    return Ranked(name, doubt, dict.fromkeys(REASONS, 0.0), {}, {}, identical, f"{name}.jpg")
+    return Ranked(name, doubt, dict.fromkeys(REASONS, 0.0), {}, {}, identical, f"{name}.jpg", 0.0)
 
 
 # --- positions and tags
@@ -90,11 +90,11 @@ def test_doubtful_tags():
     nothing = dict.fromkeys(REASONS, flat > 0)
     sample = Sample("a", "a.jpg", frozenset({"cat", "cow"}))
     image = np.zeros((2, 2, 3), np.uint8)
-    each = Reviewed(sample, image, flat, flat, nothing, np.array([0.25, 0.75, 0.875, 0.25], np.float32))
+    each = Reviewed(sample, image, flat, flat, nothing, np.array([0.25, 0.8125, 0.875, 0.125], np.float32))
     found = rank(each, ["cat", "cow", "dog", "horse"], ["b"])
     assert (found.untagged, found.missing) == ({"dog": 0.875}, {"cat": 0.75})
-    assert (found.tag_doubt, found.doubt, found.identical) == (0.875, 0, ["b"])
-    assert ranked("b").tag_doubt == 0
+    assert (found.doubt, found.identical, found.image) == (0, ["b"], "a.jpg")
+    assert found.wrong_tags == 0.75 + 0.1875 + 0.875 + 0.125
 
 
 def test_nearly_identical_images_follow_each_other():
@@ -105,11 +105,18 @@ def test_nearly_identical_images_follow_each_other():
 
 def test_the_table():
     row = Ranked(
-        "a,b", 0.5, dict(zip(REASONS, (0.25, 0.125, 0), strict=True)), {"cat": 0.9}, {"dog": 1.0}, ["c", "d"], "x.jpg"
+        "a,b",
+        0.5,
+        dict(zip(REASONS, (0.25, 0.125, 0), strict=True)),
+        {"cat": 0.9},
+        {"dog": 1.0},
+        ["c", "d"],
+        "x.jpg",
+        1.9,
     )
     assert table([row]).splitlines() == [
-        "id,doubt,labels,views,CRF,untagged,missing,identical,image",
-        '"a,b",0.5000,0.2500,0.1250,0.0000,cat 0.9000,dog 1.0000,c;d,x.jpg',
+        "id,doubt,labels,views,CRF,tags,untagged,missing,identical,image",
+        '"a,b",0.5000,0.2500,0.1250,0.0000,1.9000,cat 0.9000,dog 1.0000,c;d,x.jpg',
     ]  # fmt: skip
 
 
@@ -228,7 +235,7 @@ def test_keys_and_filters_in_a_browser(tmp_path):
     images, drawn = [], {}
     for name, label, shares in (("a", 1, (0.5, 0, 0)), (HOSTILE, 1, (0, 0.4, 0)), ("c", 2, (0, 0.3, 0.1))):
         by_reason = dict(zip(REASONS, shares, strict=True))
-        images.append(Ranked(name, max(shares), by_reason, {}, {}, [HOSTILE], f"{name}.jpg"))
+        images.append(Ranked(name, max(shares), by_reason, {}, {}, [HOSTILE], f"{name}.jpg", 0.0))
         nothing = dict.fromkeys(REASONS, flat > 0)
         drawn[name] = Reviewed(
             Sample(name, "", frozenset()), image, flat + label, flat, nothing, np.zeros(2, np.float32)

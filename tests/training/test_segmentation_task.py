@@ -152,7 +152,7 @@ def test_images_without_annotation_train_exactly_as_with_their_cues(loss):
 
 
 def test_masks_and_partly_drawn_images_in_one_batch():
-    """The loss is the mean over images: of cues with the share that is not drawn, and of drawn pixels."""
+    """The loss is the mean over images: of cues with the share that is not drawn, of drawn pixels with theirs."""
     torch.manual_seed(0)
     task = SegmentationTask(CLASSES, **TINY, loss="cross_entropy", mask_weight=3.0).eval()
     batch, mask = batch_of(images=3), torch.full((3, 64, 64), 255)
@@ -163,7 +163,7 @@ def test_masks_and_partly_drawn_images_in_one_batch():
         logits = resize_maps(task(batch["image"]), (64, 64))
         probs = sec_probabilities(resize_maps(task(batch["image"]), (8, 8)))
     parts = [F.cross_entropy(logits[i : i + 1], mask[i : i + 1], ignore_index=255).item() for i in (0, 1)]
-    assert losses["mask"].item() == pytest.approx(sum(parts) / 3, rel=1e-5)
+    assert losses["mask"].item() == pytest.approx((parts[0] + 0.25 * parts[1]) / 3, rel=1e-5)
     cues = batch["cues"][1:].clone()
     cues[0, :, :2] = False
     each = [balanced_cross_entropy(probs[i : i + 1], cues[i - 1 : i]).item() for i in (1, 2)]
