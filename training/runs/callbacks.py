@@ -96,15 +96,17 @@ class FoundTags(pl.Callback):
         if trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1:
             self._hook, self._tags = task.register_forward_hook(self._remember), None
 
-    def _remember(self, _task: Any, _images: Any, scores: Tensor) -> None:
-        self._scores = scores.detach()
+    def _remember(self, _task: Any, _inputs: Any, output: Any) -> None:
+        """Keep scores (B, C) or (B, C+1, h, w): boundaries have no classes, and DDP calls the task once more."""
+        if isinstance(output, Tensor) and output.ndim in (2, 4):
+            self._scores = output.detach()
 
     def on_train_batch_end(self, _trainer: pl.Trainer, _task: pl.LightningModule, *hook: Any) -> None:
         """Count tags and found tags of a batch."""
         _outputs, batch, _index = hook
         scores, labels = self._scores, batch.get("labels")
         self._scores = None
-        if scores is None or labels is None or scores.ndim == 3:  # boundaries have no classes
+        if scores is None or labels is None:
             return
         found = scores > 0  # (B, C)
         if scores.ndim == 4:
