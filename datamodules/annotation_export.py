@@ -22,16 +22,14 @@ from datamodules.class_names import IGNORE, voc_palette
 from datamodules.errors import InputError
 from datamodules.files import is_uri, write_atomically, write_json
 from datamodules.images import open_file
-from datamodules.masks import mask_png
+from datamodules.label_studio import ID_KEY
+from datamodules.masks import encode_mask, mask_png
 
 AnnotationFormat = Literal["coco", "yolo", "label-studio", "cvat", "huggingface"]
 """Formats that `write_annotations` writes."""
 
 UNKNOWN = "unknown"
 """Name of the class of unlabelled pixels in formats that only know classes."""
-
-ID_KEY = "tag2mask_id"
-"""Key of an image's id in the data of a task of Label Studio."""
 
 
 class LabelledImage(NamedTuple):
@@ -110,7 +108,7 @@ def _coco(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage
         listed.append({"id": number, "file_name": each.file_name, "height": height, "width": width})
         for index, pixels in _class_masks(each, classes):
             names = _with_unknown(classes) if index > len(classes) else names
-            rle = coco_mask.encode(np.asfortranarray(pixels, np.uint8))
+            rle = encode_mask(pixels)
             annotations.append({
                 "id": len(annotations) + 1, "image_id": number, "category_id": index, "iscrowd": 0,
                 "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},

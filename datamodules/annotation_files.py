@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from datamodules.annotation_import import cvat_masks, label_studio_annotations, parquet_masks, yolo_annotations
+from datamodules.annotation_import import cvat_masks, parquet_masks, yolo_annotations
 from datamodules.annotations import BACKGROUND, NAMED_SOURCES, Found, LabelledBox, Mask, Point, Scribble, Shape
 from datamodules.bounding_boxes import xml_boxes
 from datamodules.class_names import IGNORE
@@ -25,6 +25,7 @@ from datamodules.coco_instances import (
 from datamodules.errors import InputError, UnreadableError, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri
 from datamodules.images import image_size
+from datamodules.label_studio import label_studio_annotations
 from datamodules.masks import RleMask, read_class_mask
 from datamodules.progress import print_message
 from datamodules.sample import Sample, image_id, match_ids, read_ids
@@ -166,6 +167,9 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
         lut: As for `annotated`.
         classes: As for `annotated`.
         corrects: Whether the mask comes from a file: it may change known tags.
+
+    Raises:
+        InputError: A mask cannot be read, or that of a file has another size than its image.
     """
     shapes: list[Shape] = [*sample.points, *sample.scribbles, *sample.boxes]
     known, mask = sample.tags, sample.mask

@@ -1,8 +1,10 @@
 """What people have drawn into images beside masks: points, scribbles and boxes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from datamodules.class_names import IGNORE
+from datamodules.errors import InputError
 from datamodules.masks import RleMask
 
 BACKGROUND = "background"
@@ -54,6 +56,18 @@ class LabelledBox(NamedTuple):
     top: float
     right: float
     bottom: float
+
+
+def mask_index(label: str | None, known: Sequence[str]) -> int:
+    """Return the index in masks of a tool's label: 0 for `BACKGROUND`, 255 for None and one that is no class."""
+    return 0 if label == BACKGROUND else known.index(label) + 1 if label in known else IGNORE
+
+
+def valid_box(label: str, left: float, top: float, right: float, bottom: float) -> LabelledBox:
+    """Return a box; an InputError where it is empty or its sides are no finite numbers."""
+    if not (-1e9 < left < right < 1e9 and -1e9 < top < bottom < 1e9):
+        raise InputError(f"a box of {label!r} is empty: left {left:g}, top {top:g}, right {right:g}, bottom {bottom:g}")
+    return LabelledBox(label, left, top, right, bottom)
 
 
 Mask = str | RleMask

@@ -1,7 +1,7 @@
 """Names of classes, and the lookup table from the indices of a mask to classes."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -54,6 +54,19 @@ def mask_lut(source: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     for index, name in enumerate(source, start=1):
         table[index] = list(classes).index(name) + 1 if name in classes else IGNORE
     return table
+
+
+def require_known(labels: Collection[str], known: Sequence[str], what: str) -> None:
+    """Raise an InputError where none of a file's labels is a class of the data set.
+
+    Args:
+        labels: The labels.
+        known: All classes of the data set.
+        what: The file and what its labels are, such as ``a.json: none of its labels``.
+    """
+    if set(labels).isdisjoint(known):
+        found = f"{', '.join(sorted(labels)[:5])}; there are {', '.join(known[:20])}"
+        raise InputError(f"{what} is a class of the data set: {found}.")
 
 
 def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:

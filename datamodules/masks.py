@@ -49,6 +49,13 @@ class RleMask:
         counts = tuple(rle["counts"] for _, rle in painted)
         return cls(name, size, bytes(index for index, _ in painted), counts)
 
+    @classmethod
+    def from_label_map(cls, name: str, label_map: np.ndarray) -> "RleMask":
+        """Return a label map, uint8 (H, W), as run lengths; ``name`` is its name in messages."""
+        regions = [(int(index), encode_mask(label_map == index)) for index in np.unique(label_map) if index]
+        height, width = label_map.shape
+        return cls.from_regions(name, (height, width), regions)
+
     def __str__(self) -> str:
         return self.name
 
@@ -58,6 +65,11 @@ class RleMask:
         for index, counts in zip(self.indices, self.counts, strict=True):
             mask[coco_mask.decode({"size": self.size, "counts": counts}) == 1] = index
         return mask
+
+
+def encode_mask(pixels: np.ndarray) -> dict[str, Any]:
+    """Return the run lengths of a mask, bool (H, W), as pycocotools compresses them."""
+    return dict(coco_mask.encode(np.asfortranarray(pixels, np.uint8)))
 
 
 _SUFFIXES = (".png", ".tif")  # of masks; `predict` writes those of GeoTIFFs as TIFFs

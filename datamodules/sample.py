@@ -16,6 +16,7 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.masks import RleMask
 from datamodules.progress import print_message
+from datamodules.seed_shard import is_valid_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,9 @@ def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None =
     for path in map(UPath, paths):
         if not is_uri(path) and not path.is_file():
             raise InputError(f"there is no image {path}.")
-        name = (ids or {}).get(str(path), path.stem)
-        if name.startswith("/") or ".." in name.split("/"):
+        given = (ids or {}).get(str(path))
+        name = path.stem if given is None else given
+        if given is not None and not is_valid_id(given):
             raise InputError(f"the id {name!r} of {path} is no relative path without '..'.")
         if name in samples:
             raise InputError(f"{samples[name].image} and {path} have the same id {name!r}: rename one file.")

@@ -266,7 +266,7 @@ def write_seed_cache(
         module.problem = module.problem or unread
         states = gather_objects((module.problem, writer.tags))
         if trainer.is_global_zero:
-            if problem := next(filter(None, (each for each, _ in states)), ""):
+            if problem := next((each for each, _ in states if each), ""):
                 raise InputError(problem)
             _report(shards, job, sum(tags for _, tags in states))
     except SystemExit as leave:  # Lightning raises it for Ctrl-C, after it has stopped the other processes

@@ -126,8 +126,17 @@ def predict(trained: Trained, data: BaseDataModule, samples: Sequence[Sample], c
 def rank(each: Reviewed, classes: Sequence[str], identical: Sequence[str]) -> Ranked:
     """Return the scores of an image, see `Ranked`."""
     tags = each.sample.tags or frozenset()
-    sure = dict(zip(classes, each.found.tolist(), strict=True))
-    untagged = {name: value for name, value in sure.items() if name not in tags and value >= SUSPECT}
-    missing = {name: 1 - value for name, value in sure.items() if name in tags and 1 - value >= SUSPECT}
-    expected = sum(1 - value if name in tags else value for name, value in sure.items())
-    return Ranked(each.sample.id, each.doubt, each.shares(), untagged, missing, identical, each.sample.image, expected)
+    found = zip(classes, each.found.tolist(), strict=True)
+    wrong = {name: 1 - value if name in tags else value for name, value in found}  # probability of a mistake
+    untagged = {name: value for name, value in wrong.items() if name not in tags and value >= SUSPECT}
+    missing = {name: value for name, value in wrong.items() if name in tags and value >= SUSPECT}
+    return Ranked(
+        each.sample.id,
+        each.doubt,
+        each.shares(),
+        untagged,
+        missing,
+        identical,
+        each.sample.image,
+        sum(wrong.values()),
+    )

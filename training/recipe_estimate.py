@@ -26,8 +26,8 @@ class TrainingEstimate(NamedTuple):
     Attributes:
         images: number of training images.
         steps: updates of the weights.
-        hours: of the network's forward and backward passes and the optimizer on this machine; images are read and
-            augmented beside them, and validations are not counted.
+        hours: of the network's forward and backward passes on this machine; images are read and augmented beside them,
+            and validations are not counted.
         memory: bytes of weights, gradients, optimizer and activations at the batch size.
     """
 
@@ -117,15 +117,17 @@ def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, prec
             scores: Tensor = network(images)
         torch.autograd.backward(scores.float().logsumexp(dim=1).mean())
         network.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     try:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # of an earlier network
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             step()
         start = time.perf_counter()
         for _ in range(TIMED_STEPS):
             step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"a batch of {batch_size} images of {size} x {size} pixels does not fit into the GPU"

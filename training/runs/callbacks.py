@@ -113,7 +113,7 @@ class FoundTags(pl.Callback):
             found = torch.zeros_like(scores[:, :, 0, 0], dtype=torch.bool)
             found = found.scatter(1, scores.argmax(dim=1).flatten(1), value=True)[:, 1:]
         tagged = labels > 0
-        counts = torch.stack([tagged.sum(dim=0), (tagged & found).sum(dim=0)]).cpu()
+        counts = torch.stack([tagged.sum(dim=0), (tagged & found).sum(dim=0)])  # stays on the device
         self._tags = counts if self._tags is None else self._tags + counts
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
@@ -122,7 +122,7 @@ class FoundTags(pl.Callback):
             return
         self._hook.remove()
         self._hook = None
-        counts = [each for each in gather_objects(self._tags) if each is not None]
+        counts = [each for each in gather_objects(None if self._tags is None else self._tags.cpu()) if each is not None]
         if counts and trainer.is_global_zero:
             tags = torch.stack(counts).sum(dim=0).numpy()
             advice = "Later stages cannot make up for it: check the tags (tag2mask check), or train longer."
