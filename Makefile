@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # The extras, and the libraries the tests compare with. pydensecrf2 is compiled on installation: without a C++ compiler those tests skip.
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt captum datasets grad-cam onnx onnxruntime rasterio ray torchcam
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt captum datasets grad-cam onnx onnxruntime open_clip_torch rasterio ray torchcam
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt pydensecrf2 || echo "no C++ compiler: tests against pydensecrf2 will skip"
 	touch $@
 

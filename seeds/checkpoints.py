@@ -3,9 +3,12 @@
 import inspect
 import io
 import pickle
+import warnings
 from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, is_uri, read_bytes
@@ -15,22 +18,28 @@ Task = TypeVar("Task", bound=BaseTask)
 
 
 def read_file(path: str | AnyPath) -> dict[str, Any]:
-    """Load a dictionary saved by ``torch.save`` onto the CPU; a file that would run code is refused.
+    """Load a dictionary saved by ``torch.save`` onto the CPU, or a ``.safetensors``; a file with code is refused.
 
     Raises:
         InputError: there is no such file, it is truncated or of another kind, or it holds more than plain data.
     """
     try:
+        if str(path).endswith(".safetensors"):
+            return dict(safetensors.torch.load(read_bytes(path)))
         file = io.BytesIO(read_bytes(path)) if is_uri(path) else str(path)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*TorchScript archive")  # it is refused
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint {path}{f': {error.strerror}' if is_uri(path) else ''}") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} is refused: it carries code or is damaged, it is no file of plain tensors") from error
     except InputError:
         raise
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
+        if "TorchScript" in reason:  # OpenAI's files of CLIP
+            reason = "it is a TorchScript archive, which carries code; a state dict is needed, such as a .safetensors"
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")

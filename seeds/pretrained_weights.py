@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri
 from datamodules.images import channel_statistics
+from datamodules.progress import print_message
 from seeds.base_task import HEADER
 from seeds.checkpoints import check_checkpoint, read_file
 
@@ -28,7 +29,8 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     """Load weights into an encoder, in place.
 
     A vision transformer takes the files of timm, DINO, DINOv2 and CLIP; position embeddings of another grid are
-    resampled.
+    resampled. The first layer of timm's networks is changed so that images normalised by ImageNet's mean and std have
+    the features that the published network computes with its own.
 
     Args:
         encoder: an encoder of :func:`seeds.backbones.build_encoder` or a module with the same parameter names.
@@ -50,12 +52,36 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
         names = {key.removeprefix("model."): value for key, value in state.items()}
         modules = dict(encoder.model.named_children())
         state = {f"model.{key}": value for key, value in names.items() if key.partition(".")[0] in modules}
-        config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
-        if published and config is not None:
-            adapt_normalization(encoder, state, config.mean, config.std)
+    if published and isinstance(encoder, VisionTransformer | TimmUniversalEncoder):
+        adapt_normalization(encoder, state, *published_statistics(name, is_file=weights != "imagenet"))
     own = encoder.state_dict().keys()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(HEADS)}
     load_fitting(encoder, state, f"weights {weights} do not fit backbone {name}")
+
+
+def published_statistics(name: str, *, is_file: bool) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and std by which timm normalises the images of a backbone's published weights.
+
+    A name without a tag, such as ``tu-vit_small_patch16_224``, stands for the weights that timm downloads by default.
+
+    Args:
+        name: the backbone's name.
+        is_file: whether the weights are a file, which may be of any tag.
+
+    Raises:
+        InputError: the name has no tag, and the statistics of a file depend on it.
+    """
+    model = name.removeprefix("tu-")
+    tags = [model] if "." in model or not is_file else timm.list_pretrained(f"{model}.*") or [model]
+    configs = [config for tag in tags if (config := timm.get_pretrained_cfg(tag)) is not None]
+    known = list(dict.fromkeys((config.mean, config.std) for config in configs))
+    if len(known) > 1:
+        some = ", ".join(f"tu-{tag}" for tag in tags[:12])
+        raise InputError(f"the mean and std of images depend on who trained {name}: name the weights, as in {some}")
+    if any("QuickGELU" in note for config in configs for note in config.notes or ()):
+        better = name.replace("_clip_", "_clip_quickgelu_")
+        print_message(f"{name} computes GELU, and its weights were trained with QuickGELU: choose {better}")
+    return known[0] if known else channel_statistics(3)
 
 
 def adapt_normalization(encoder: nn.Module, state: State, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -65,7 +91,7 @@ def adapt_normalization(encoder: nn.Module, state: State, mean: Sequence[float],
     convolution contains padding: zero is another colour there.
 
     Args:
-        encoder: the network, whose first convolution has a bias or is followed by a batch norm.
+        encoder: the network, whose first convolution has a bias or is followed by position embeddings or a batch norm.
         state: its weights; nothing changes where the first convolution is missing or not of three channels.
         mean: mean of each channel with which the weights were trained, of values in [0, 1].
         std: standard deviation of each channel.
@@ -80,6 +106,10 @@ def adapt_normalization(encoder: nn.Module, state: State, mean: Sequence[float],
     state[f"{convolution}.weight"] = weight * scale[:, None, None]
     norm = next((each for each, module in encoder.named_modules() if isinstance(module, nn.BatchNorm2d)), "")
     key, sign = (f"{convolution}.bias", 1) if layer.bias is not None else (f"{norm}.running_mean", -1)
+    if layer.bias is None and isinstance(encoder, VisionTransformer):  # CLIP's: position embeddings are added next
+        key, sign = "pos_embed", 1
+        is_patch = torch.arange(state[key].shape[1]) >= (0 if encoder.no_embed_class else encoder.num_prefix_tokens)
+        moved = is_patch[:, None] * moved
     if key in state:
         state[key] = state[key] + sign * moved
 

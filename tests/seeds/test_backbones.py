@@ -135,7 +135,10 @@ def test_weights_of_rgb_images_are_adapted(tmp_path, in_channels, expected):
     assert torch.equal(backbone.encoder.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "vgg11", TINY, "efficientnet_b0", "convnext_tiny", "tu-resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v2", "vgg11", "tu-vit_small_patch16_224.dino", "efficientnet_b0", "convnext_tiny", "tu-resnet18"],
+)
 def test_every_kind_of_backbone_takes_other_numbers_of_channels(tmp_path, name):
     """With the same weights for each colour a gray image in three channels and in four gives the same map."""
     stride = 32 if name == "convnext_tiny" else 16
@@ -303,12 +306,66 @@ def clip_names(state):
 
 def test_weights_of_clip(tmp_path):
     torch.manual_seed(0)
-    name = "tu-vit_base_patch32_clip_224.openai"
+    name = "tu-vit_base_patch32_clip_quickgelu_224.openai"
     source = build_backbone(name, 32).encoder.state_dict()
     torch.save(clip_names(source), tmp_path / "clip.pt")
     network = build_backbone(name, 32).encoder
     load_weights(network, str(tmp_path / "clip.pt"), name)
-    assert all(torch.equal(value, source[key]) for key, value in network.state_dict().items())
+    adapted = ("patch_embed.proj.weight", "pos_embed")  # to ImageNet's mean and std
+    assert all(torch.equal(value, source[key]) for key, value in network.state_dict().items() if key not in adapted)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_tiny_patch16_224.augreg_in21k", "vit_small_patch16_224.dino", "vit_small_patch14_dinov2.lvd142m",
+     "vit_small_patch14_reg4_dinov2.lvd142m", "vit_base_patch32_clip_quickgelu_224.openai"],
+)  # fmt: skip
+def test_features_are_those_of_timm_for_its_own_mean_and_std(name, tmp_path):
+    """With class and register tokens, and positions of another grid."""
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # timm initialises many by 0
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    torch.save(theirs.state_dict(), tmp_path / "vit.pth")
+    patch = theirs.patch_embed.patch_size[0]
+    backbone = build_backbone(f"tu-{name}", 32 if patch == 32 else 16, str(tmp_path / "vit.pth")).eval()
+    config, pixels = timm.get_pretrained_cfg(name), torch.rand(2, 3, 6 * patch, 4 * patch)
+    ours, own = ([torch.tensor(each)[:, None, None] for each in pair]
+                 for pair in ((IMAGENET_MEAN, IMAGENET_STD), (config.mean, config.std)))  # fmt: skip
+    with torch.no_grad():
+        found = backbone((pixels - ours[0]) / ours[1])
+        tokens = theirs.forward_features((pixels - own[0]) / own[1])[:, theirs.num_prefix_tokens :]
+    torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_clip_are_those_of_open_clip(monkeypatch):
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    theirs = open_clip.create_model("ViT-B-32-quickgelu", load_weights=False).visual.eval()
+    theirs.output_tokens = True
+    state = {f"visual.{key}": value for key, value in theirs.state_dict().items()}
+    monkeypatch.setattr(weights, "read_weights", lambda _path: (state, True))
+    backbone = build_backbone("tu-vit_base_patch32_clip_quickgelu_224.openai", 32, "clip.safetensors").eval()
+    pixels = torch.rand(2, 3, 224, 224)
+    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
+    clip_mean, clip_std = (torch.tensor(each)[:, None, None] for each in (theirs.image_mean, theirs.image_std))
+    with torch.no_grad():
+        found = backbone((pixels - mean) / std)
+        _, tokens = theirs((pixels - clip_mean) / clip_std)
+    torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_a_name_without_a_tag_where_the_mean_depends_on_it(tmp_path, capsys):
+    name = "tu-vit_small_patch16_224"
+    torch.save(build_backbone(name, 16).encoder.state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(InputError, match=r"depend on who trained tu-vit_small_patch16_224: name .*tu-\S+224\.dino"):
+        build_backbone(name, 16, str(tmp_path / "vit.pth"))
+    build_backbone(f"{name}.dino", 16, str(tmp_path / "vit.pth"))
+    name = "tu-vit_base_patch32_clip_224.openai"
+    torch.save(clip_names(build_backbone(name, 32).encoder.state_dict()), tmp_path / "clip.pt")
+    build_backbone(name, 32, str(tmp_path / "clip.pt"))
+    assert "choose tu-vit_base_patch32_clip_quickgelu_224.openai" in "".join(capsys.readouterr())
 
 
 def test_vision_transformer_mistakes(tmp_path):

@@ -1,9 +1,11 @@
 import os
+import zipfile
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
+from safetensors.torch import save_file
 
 from datamodules.errors import InputError
 from seeds.checkpoints import load_task, read_checkpoint, read_file
@@ -31,6 +33,24 @@ def test_not_a_checkpoint(tmp_path, content):
     file = tmp_path / "bad.ckpt"
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.ckpt"):
+        read_file(file)
+
+
+def test_safetensors(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file({"a": torch.arange(3.0)}, file)
+    assert torch.equal(read_file(file)["a"], torch.arange(3.0))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"weights\.safetensors cannot be read"):
+        read_file(file)
+
+
+def test_torchscript(tmp_path):
+    file = tmp_path / "clip.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("constants.pkl", "data.pkl", "version"):
+            archive.writestr(f"clip/{name}", b"3")
+    with pytest.raises(InputError, match=r"clip\.pt .* TorchScript archive, which carries code; a state dict"):
         read_file(file)
 
 
