@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,20 +16,46 @@ from seeds.backbones import FULL_DEPTH, Backbone, build_backbone
 from seeds.base_task import BaseTask
 
 
-class Classifier(nn.Module):
-    """Backbone ``features``, global average pooling, linear ``head``: with this head Grad-CAM equals CAM.
+class TextHead(nn.Module):
+    """Scores of images by comparison with texts, as in CLIP (Radford et al., ICML 2021).
+
+    The logit of a text is the cosine of its angle to the projected feature, times CLIP's scale. The score of a class is
+    its logit minus the log-sum-exp of those of the background: the sigmoid of the score is the softmax over the class
+    and the background.
 
     Attributes:
-        default_layer: name of the layer whose maps localize best, the last one.
+        out_features: number of classes C.
+        projection: from features into the space of texts.
+        texts: a vector for each class, then for each text of the background, (C + K, E): of length 1, times the scale.
+    """
+
+    def __init__(self, in_features: int, embedding_size: int, num_classes: int, num_background: int) -> None:
+        super().__init__()
+        self.out_features = num_classes
+        self.projection = nn.Linear(in_features, embedding_size, bias=False)
+        self.texts = nn.Parameter(torch.randn(num_classes + num_background, embedding_size))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return scores (B, C) of features (B, K)."""
+        logits = functional.normalize(self.projection(features), dim=1) @ self.texts.T
+        classes, background = logits.tensor_split([self.out_features], dim=1)
+        return classes - background.logsumexp(dim=1, keepdim=True)
+
+
+class Classifier(nn.Module):
+    """Backbone ``features``, global average pooling, and a ``head``, linear by default: then Grad-CAM equals CAM.
+
+    Attributes:
+        default_layer: name of the layer whose maps localize best: the last one; with a `TextHead` the first norm of the
+            last block, as CLIP-ES takes it (Lin et al., CVPR 2023).
         saliency_layer: name of the layer at which background saliency is computed by default.
     """
 
-    default_layer = "features"
-
-    def __init__(self, features: Backbone, num_classes: int) -> None:
+    def __init__(self, features: Backbone, num_classes: int, head: TextHead | None = None) -> None:
         super().__init__()
         self.features = features
-        self.head = nn.Linear(features.out_channels, num_classes)
+        self.head = head or nn.Linear(features.out_channels, num_classes)
+        self.default_layer = f"features.{list(features.strides)[-1]}.norm1" if head else "features"
         self.saliency_layer = f"features.{features.saliency_layer}"
 
     def forward(self, image: Tensor) -> Tensor:
@@ -63,6 +90,8 @@ class ClassifierTask(BaseTask):
         output_stride: pixels between positions of the last feature map: 8, 16 or 32.
         depth: number of the backbone's stages; 5 is the whole backbone, 3 ends at stride 8.
         freeze_stride: freeze the stages up to and including this stride, batch-norm statistics too; 0: none.
+        prompts: set by ``tag2mask zero-shot``: texts that CLIP compares images with, one for each class, then those of
+            the background; None: a linear layer, newly initialised.
         **kwargs: solver options, see :class:`seeds.base_task.BaseTask`.
 
     Raises:
@@ -79,6 +108,7 @@ class ClassifierTask(BaseTask):
         output_stride: int = 16,
         depth: int = FULL_DEPTH,
         freeze_stride: int = 0,
+        prompts: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -86,15 +116,22 @@ class ClassifierTask(BaseTask):
         if not classes or len(set(classes)) != len(classes):
             raise InputError(f"classes must be different names, at least one; got {classes}")
         self.classes = tuple(classes)
+        config = timm.get_pretrained_cfg(backbone.removeprefix("tu-"))
+        if prompts is not None and (weights != "none" or config is None or len(prompts) <= len(classes)):
+            raise InputError("prompts need weights of CLIP: make the checkpoint by tag2mask zero-shot")
         features = build_backbone(backbone, output_stride, weights, depth, self.hparams["in_channels"])
         features.freeze(freeze_stride)
-        self.model = Classifier(features, len(classes))
+        head = None
+        if prompts is not None and config is not None:
+            # timm's class scores of CLIP are the dimensions of the space of images and texts
+            head = TextHead(features.out_channels, config.num_classes, len(classes), len(prompts) - len(classes))
+        self.model = Classifier(features, len(classes), head)
         self.val_map = MeanAveragePrecision(len(classes), average="none", validate_args=False)
         # Lightning's own mean over several processes rounds the number of images
         self.val_loss = MeanMetric()
 
     def network_and_head(self) -> tuple[nn.Module, list[nn.Module]]:
-        """Return the classifier and its linear layer."""
+        """Return the classifier and its head."""
         return self.model, [self.model.head]
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:

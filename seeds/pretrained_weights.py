@@ -78,7 +78,8 @@ def published_statistics(name: str, *, is_file: bool) -> tuple[Sequence[float], 
     if len(known) > 1:
         some = ", ".join(f"tu-{tag}" for tag in tags[:12])
         raise InputError(f"the mean and std of images depend on who trained {name}: name the weights, as in {some}")
-    if any("QuickGELU" in note for config in configs for note in config.notes or ()):
+    notes = [note for config in configs for note in config.notes or ()]
+    if "quickgelu" not in name and any("QuickGELU" in note for note in notes):
         better = name.replace("_clip_", "_clip_quickgelu_")
         print_message(f"{name} computes GELU, and its weights were trained with QuickGELU: choose {better}")
     return known[0] if known else channel_statistics(3)

@@ -27,6 +27,7 @@ LIGHTNING = {
 }
 # For each command its function, imported only when it is called so that --help is fast, and its line of help.
 FUNCTIONS = {
+    "zero-shot": ("seeds.zero_shot:zero_shot", "write a classifier that compares images with texts by CLIP"),
     "seeds generate": ("seeds.generate_seeds:generate_seeds", "localize the tags of images with a classifier"),
     "seeds threshold": ("seeds.threshold_seeds:threshold_seeds", "threshold the maps of a seed cache again"),
     "seeds refine": ("seeds.refine_seeds:refine_seeds", "refine a seed cache by a random walk and a CRF"),

@@ -40,7 +40,7 @@ def explain(
         checkpoint: Checkpoint of a classifier.
         output: Folder for the figures; created if necessary.
         methods: Names of CAM methods, separated by commas: gradcam, cam, counterfactual, gradcam++, layercam, hirescam,
-            guided-backprop, deconvolution, guided-gradcam, deconvolution-gradcam, gradient, mwp, c-mwp.
+            guided-backprop, deconvolution, guided-gradcam, deconvolution-gradcam, gradient, mwp, c-mwp, clip.
         classes: Names of classes, separated by commas. Default: the classes with probability 0.5 or more, or the most
             probable class.
         page: Name of a class. Write ``<class>.html`` instead of figures: the photos with the strongest evidence for the

@@ -11,6 +11,7 @@ from torch import Tensor
 from datamodules.errors import unknown_name
 from seeds.cam_methods import class_activation_maps as cams
 from seeds.cam_methods import excitation_backprop, input_gradients
+from seeds.cam_methods.clip_es import ClipES
 from seeds.cam_methods.targets import Target
 from seeds.gradcam import Counterfactual, GradCAM
 
@@ -23,7 +24,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gradient": input_gradients.InputGradient, "guided-backprop": input_gradients.GuidedBackprop,
     "deconvolution": input_gradients.Deconvolution, "guided-gradcam": input_gradients.GuidedGradCAM,
     "deconvolution-gradcam": input_gradients.DeconvolutionGradCAM,
-    "mwp": excitation_backprop.MWP, "c-mwp": excitation_backprop.ContrastiveMWP,
+    "mwp": excitation_backprop.MWP, "c-mwp": excitation_backprop.ContrastiveMWP, "clip": ClipES,
 }  # fmt: skip
 """``METHODS[name](model, layer)`` builds a method."""
 

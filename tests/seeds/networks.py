@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models.vgg import make_layers
 
@@ -18,6 +19,13 @@ def small_vgg(classes: int = 4, *, norm: bool = False) -> nn.Module:
         "classifier": nn.Sequential(nn.Linear(216, 32), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(32, classes)),
     }
     return nn.Sequential(OrderedDict(parts))
+
+
+def small_vit(classes: int = 4) -> nn.Module:
+    """Build a vision transformer of three blocks with patches of 8 pixels, for images of any size."""
+    return VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=classes, dynamic_img_size=True
+    )
 
 
 class Captioning(nn.Module):

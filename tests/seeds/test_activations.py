@@ -12,7 +12,7 @@ from seeds.activations import as_map, restore_layout
 from seeds.cam_methods.class_activation_maps import CAM
 from seeds.cam_methods.registry import METHODS
 from seeds.gradcam import GradCAM
-from tests.seeds.networks import small_vgg
+from tests.seeds.networks import small_vgg, small_vit
 
 
 def snapshot(model):
@@ -33,7 +33,11 @@ def network(name: str) -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
         )
-    return small_vgg(norm=True)
+    return small_vit() if name == "clip" else small_vgg(norm=True)
+
+
+def layer_of(name: str, other: str) -> str:
+    return {"cam": "1", "clip": "blocks.2.norm1"}.get(name, other)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -46,7 +50,7 @@ def test_the_model_comes_back_as_it_was(name, fails):
     before = snapshot(model)
     images = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
     kept = images.clone()
-    method = METHODS[name](model, "1" if name == "cam" else "features.2")
+    method = METHODS[name](model, layer_of(name, "features.2"))
     if fails:
         with pytest.raises(InputError):
             method(images, torch.tensor([0, 9]))
@@ -64,7 +68,7 @@ def test_the_model_comes_back_as_it_was(name, fails):
 def test_mixed_precision_and_channels_last(name):
     model, labels = network(name), torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])
     images = torch.randn(2, 3, 32, 32)
-    method = METHODS[name](model, "1" if name == "cam" else "features.6")
+    method = METHODS[name](model, layer_of(name, "features.6"))
     expected = method(images, labels)
     model.to(memory_format=torch.channels_last)
     found = method(images.to(memory_format=torch.channels_last), labels)
@@ -87,7 +91,9 @@ def test_a_thousand_calls_keep_nothing():
         nn.Conv2d(3, 3, 2, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
     )
     images, labels = torch.randn(1, 3, 4, 4), torch.ones(1, 2)
-    methods = {name: make(model, "1") for name, make in METHODS.items()}
+    methods = {name: make(model, "1") for name, make in METHODS.items() if name != "clip"}
+    transformer = METHODS["clip"](small_vit(2), "blocks.2.norm1")
+    methods["clip"] = lambda images, labels: transformer(images.repeat(1, 1, 4, 4), labels)
     for method in methods.values():
         method(images, labels)
     gc.collect()

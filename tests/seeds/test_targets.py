@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from seeds.cam_methods.registry import METHODS, method_class
 from seeds.gradcam import GradCAM
-from tests.seeds.networks import Captioning, QuestionAnswering, small_vgg
+from tests.seeds.networks import Captioning, QuestionAnswering, small_vgg, small_vit
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 CHANNELS_LAST = torch.channels_last
 LABELS = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
+
+
+LAYERS = {"cam": "layer4", "clip": "blocks.2.norm1"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def model() -> nn.Module:
     return small_vgg()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "clip"])  # its classes compete
 def test_indices_and_functions_are_labels_of_one_class(model, name):
     torch.manual_seed(0)
     network = torchvision.models.resnet18(num_classes=4) if name == "cam" else model
@@ -125,8 +128,8 @@ def test_the_code_of_the_docs_runs(model):
 @pytest.mark.parametrize("name", METHODS)
 def test_memory_stays_flat(model, name):
     """After many calls there is no tensor more than after the first few."""
-    network = torchvision.models.resnet18(num_classes=4).eval() if name == "cam" else model
-    method = METHODS[name](network, "layer4" if name == "cam" else "features.7")
+    network = {"cam": torchvision.models.resnet18(num_classes=4).eval(), "clip": small_vit()}.get(name, model)
+    method = METHODS[name](network, LAYERS.get(name, "features.7"))
 
     def count() -> int:
         gc.collect()
@@ -145,8 +148,8 @@ def test_memory_stays_flat(model, name):
 def test_memory_formats_and_mixed_precision(model, name, how):
     """Maps are the same, float32, in any memory format and under autocast."""
     torch.manual_seed(0)
-    network = torchvision.models.resnet18(num_classes=4) if name == "cam" else copy.deepcopy(model)
-    layer = "layer4" if name == "cam" else "features.7"
+    networks = {"cam": torchvision.models.resnet18(num_classes=4), "clip": small_vit()}
+    network, layer = networks.get(name) or copy.deepcopy(model), LAYERS.get(name, "features.7")
     expected = METHODS[name](network, layer)(IMAGES, LABELS)
     if how == "channels_last":
         network, images = network.to(memory_format=torch.channels_last), IMAGES.contiguous(memory_format=CHANNELS_LAST)

@@ -262,7 +262,8 @@ def test_help_names_options(command, capsys):
     assert "--print_config" in printed
 
 
-COMMANDS = {"seeds": "seeds generate", "refine": "seeds refine", "pseudo": "pseudo-label"}  # by a word of a YAML's name
+COMMANDS = {"seeds": "seeds generate", "refine": "seeds refine", "pseudo": "pseudo-label", "zero": "zero-shot"}
+"""Commands by a word of a YAML's name."""
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -117,7 +117,7 @@ def test_precision_and_processes_of_every_configuration(path):
     content = yaml.safe_load(path.read_text())
     if "trainer" in content:
         assert (content["trainer"]["precision"], content["trainer"]["devices"]) == ("auto", 1)
-    elif "stages" not in content:
+    elif "stages" not in content and path.stem != "zero_shot_voc12":  # which reads no image
         assert content["precision"] == "auto"
     for stage in content.get("stages", {}).values():
         given = stage.get("options", {})

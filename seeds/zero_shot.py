@@ -1,0 +1,162 @@
+"""``zero-shot``: a classifier that compares images with texts by CLIP, without training."""
+
+import logging
+import re
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
+from torch.nn import functional
+
+from datamodules.check_data import open_data
+from datamodules.errors import InputError, unknown_name
+from datamodules.files import file_sha256, new_folder, write_json
+from datamodules.progress import print_message
+from seeds.base_task import HEADER, VERSION
+from seeds.classifier import ClassifierTask, TextHead
+from seeds.pretrained_weights import State, load_fitting, load_weights, read_weights
+from seeds.provenance import provenance
+
+BACKGROUND = (
+    "ground", "land", "grass", "tree", "building", "wall", "sky", "lake", "water", "river", "sea", "railway",
+    "railroad", "keyboard", "helmet", "cloud", "house", "mountain", "ocean", "road", "rock", "street", "valley",
+    "bridge", "sign",
+)  # fmt: skip
+"""What CLIP-ES expects beside the objects of VOC (Lin et al., CVPR 2023, the authors' code)."""
+
+CLIP_FILE = "open_clip_model.safetensors"  # in timm's repositories on Hugging Face, with both networks
+SIZES = {"base": "B", "large": "L", "huge": "H", "giant": "g", "gigantic": "bigG"}
+# tags with "_ft" are of classifiers trained further; the others excluded have text networks of other sizes
+_NAME = re.compile(r"tu-vit_([a-z]+)_patch(\d+)_clip_(quickgelu_)?(\d+)\.(?!\w*(?:_ft|worldwide|mclip))\w+")
+
+
+def zero_shot(
+    root: str,
+    output: Path,
+    *,
+    weights: str = "download",
+    backbone: str = "tu-vit_base_patch16_clip_quickgelu_224.openai",
+    split: str | None = None,
+    classes: list[str] | None = None,
+    prompt: str = "a clean origami {}.",
+    class_prompts: dict[str, str] | None = None,
+    background_prompts: list[str] | None = None,
+) -> None:
+    """Write the checkpoint of a classifier that compares images with texts by CLIP: no training.
+
+    The checkpoint serves like that of a trained classifier; ``seeds generate --method clip`` localizes its classes as
+    CLIP-ES does. The texts are compared by vectors that are computed once and kept in the checkpoint.
+
+    Args:
+        root: folder of the data set: one of VOC (with ``ImageSets``), one with a JSON of COCO's instances, or photos
+            with a table or in folders, see `datamodules.folder.FolderDataModule`.
+        output: new folder of ``last.ckpt`` and of ``provenance.json``, texts, weights and packages.
+        weights: CLIP's image and text network, a file with the names of open_clip, such as open_clip_model.safetensors
+            of timm's repositories on Hugging Face; by default it is downloaded from there.
+        backbone: timm's name of the image network, with the tag of the weights; OpenAI's need ``quickgelu``.
+        split: the images to localize classes in; by default the data module's ``train_split``.
+        classes: the classes; by default all of the data set.
+        prompt: a text, with {} for the words of a class; the default is that of CLIP-ES.
+        class_prompts: words for classes in place of their names.
+        background_prompts: words for what is no class; by default those of CLIP-ES for VOC,
+            `seeds.zero_shot.BACKGROUND`, without names of classes.
+
+    Raises:
+        InputError: the data set cannot be read, there is no such network, the file is not of this network, a name in
+            ``class_prompts`` is no class, the download failed, or ``output`` is not empty.
+    """
+    if prompt.count("{}") != 1:
+        raise InputError(f"prompt {prompt!r} must contain {{}} once, in place of a class")
+    clip, config = open_clip_name(backbone), timm.get_pretrained_cfg(backbone.removeprefix("tu-"))
+    if clip is None or config is None:
+        known = [f"tu-{name}" for name in timm.list_pretrained("vit_*_clip_*")]
+        raise unknown_name("image network of CLIP", backbone, [name for name in known if open_clip_name(name)])
+    if find_spec("open_clip") is None:
+        raise InputError("zero-shot needs open_clip: pip install 'tag2mask[clip]'")
+    data = open_data(root, classes=classes, train_split=split)
+    words = {name: name for name in data.classes} | (class_prompts or {})
+    if unknown := next((name for name in words if name not in data.classes), None):
+        raise unknown_name("class", unknown, data.classes)
+    others = background_prompts
+    if others is None:
+        others = [word for word in BACKGROUND if word not in data.classes]
+    if not others:
+        raise InputError("background_prompts must name something that is no class")
+    prompts = [prompt.replace("{}", word) for word in (*words.values(), *others)]
+    task = ClassifierTask(list(data.classes), backbone, output_stride=32, prompts=prompts)
+    file = weights if weights != "download" else download(str(config.hf_hub_id))
+    state, _ = read_weights(file)
+    state = {key.removeprefix("module."): value.float() for key, value in state.items()}
+    needed = ("visual.proj", "text_projection", "token_embedding.weight", "logit_scale")
+    if missing := next((key for key in needed if key not in state), None):
+        raise InputError(f"{file} contains no image and text network of CLIP with open_clip's names: no {missing}")
+    load_weights(task.model.features.encoder, file, backbone)
+    head = task.model.head
+    assert isinstance(head, TextHead)
+    vectors = text_vectors(clip, state, prompts, file)
+    if state["visual.proj"].T.shape != head.projection.weight.shape or vectors.shape != head.texts.shape:
+        raise InputError(f"{file} is not of {backbone}: its texts have {vectors.shape[1]} dimensions")
+    head.projection.weight.data = state["visual.proj"].T.contiguous()
+    head.texts.data = vectors * state["logit_scale"].exp()
+    content = {
+        "state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "epoch": 0, "global_step": 0,
+        "datamodule_hyper_parameters": data.settings, "pytorch-lightning_version": version("pytorch-lightning"),
+        HEADER: {"task": task.task_name, "version": VERSION},
+    }  # fmt: skip
+    made = provenance("open_clip_torch") | {"weights": {"path": file, "sha256": file_sha256(file)}, "prompts": prompts}
+    with new_folder(output) as folder:
+        write_json(folder / "provenance.json", made)
+        torch.save(content, folder / "last.ckpt")
+    print_message(f"{output / 'last.ckpt'}: {len(words)} classes and {len(others)} texts of the background")
+
+
+def open_clip_name(backbone: str) -> str | None:
+    """Return open_clip's name of timm's image network of CLIP, as ViT-B-16-quickgelu; None if it is none."""
+    match = _NAME.fullmatch(backbone)
+    if match is None or match[1] not in SIZES:
+        return None
+    size, patch, quickgelu, side = match.groups()
+    return f"ViT-{SIZES[size]}-{patch}" + (f"-{side}" if side != "224" else "") + ("-quickgelu" if quickgelu else "")
+
+
+def download(repository: str) -> str:
+    """Download CLIP's weights from Hugging Face, or find them in its cache; return the file's path.
+
+    Raises:
+        InputError: the download failed.
+    """
+    try:
+        return hf_hub_download(repository, CLIP_FILE)
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{CLIP_FILE} of {repository} cannot be downloaded: give 'weights' a file") from error
+
+
+def text_vectors(name: str, state: State, texts: list[str], file: str) -> Tensor:
+    """Return the vectors (N, E) of N texts by CLIP's text network, float32, of length 1.
+
+    Args:
+        name: open_clip's name of the network.
+        state: its weights.
+        texts: the texts.
+        file: the file of the weights, for messages.
+
+    Raises:
+        InputError: the weights are those of another network.
+    """
+    import open_clip
+
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # it warns that no weights are loaded yet
+    try:
+        network = open_clip.create_model(name, load_weights=False)
+    finally:
+        logging.root.setLevel(level)
+    load_fitting(network, state, f"{file} is not of open_clip's {name}")
+    with torch.no_grad():
+        vectors: Tensor = functional.normalize(network.eval().encode_text(open_clip.get_tokenizer(name)(texts)), dim=1)
+    return vectors

@@ -1,0 +1,142 @@
+"""``tag2mask zero-shot``: a classifier of texts by CLIP, with random weights, from the command line to seeds."""
+
+import json
+import sys
+
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch.nn import functional
+
+from datamodules.errors import InputError
+from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
+from datamodules.seed_cache import SeedCache
+from seeds import zero_shot as module
+from seeds.checkpoints import load_task
+from seeds.classifier import ClassifierTask
+from seeds.zero_shot import zero_shot
+from tests.seeds.conftest import IDS
+from training.cli import main
+
+BACKBONE = "tu-vit_base_patch32_clip_quickgelu_224.openai"
+WORDS = {"blue": "deep blue"}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A network of open_clip, and its file with weights of 16 bits, as OpenAI's."""
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    network = open_clip.create_model("ViT-B-32-quickgelu", load_weights=False).half().float().eval()
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save({key: value.half() for key, value in network.state_dict().items()}, path)
+    return network, path
+
+
+def test_scores_and_seeds(clip, voc, tmp_path, capsys):
+    network, path = clip
+    words = ["--root", str(voc), "--weights", str(path), "--backbone", BACKBONE, "--prompt", "one {} thing"]
+    words += ["--class_prompts", json.dumps(WORDS), "--background_prompts", "[sky, grass]"]
+    assert main(["zero-shot", *words, "--output", str(tmp_path / "classifier")]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path / 'classifier' / 'last.ckpt'}: 2 classes and 2 texts of the background"
+    ]
+    assert main(["zero-shot", *words, "--output", str(tmp_path / "classifier")]) == 1
+    assert "exists already" in capsys.readouterr().err
+    task = load_task(tmp_path / "classifier" / "last.ckpt", ClassifierTask)
+    assert task.classes == ("red", "blue")
+    texts = ["one red thing", "one deep blue thing", "one sky thing", "one grass thing"]
+    record = json.loads((tmp_path / "classifier" / "provenance.json").read_text())
+    assert task.hparams["prompts"] == record["prompts"] == texts
+
+    import open_clip
+
+    pixels = torch.rand(2, 3, 224, 224)
+    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
+    visual = network.visual
+    visual.output_tokens = True
+    with torch.no_grad():
+        vectors = functional.normalize(network.encode_text(open_clip.tokenize(texts)), dim=1)
+        own_mean, own_std = (torch.tensor(each)[:, None, None] for each in (visual.image_mean, visual.image_std))
+        _, tokens = visual((pixels - own_mean) / own_std)
+        features = functional.normalize(tokens.mean(1) @ visual.proj, dim=1)
+        logits = network.logit_scale.exp() * features @ vectors.T
+        expected = logits[:, :2] - logits[:, 2:].logsumexp(1, keepdim=True)
+        found = task((pixels - mean) / std)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    checkpoint = ["--checkpoint", str(tmp_path / "classifier" / "last.ckpt")]
+    options = ["--method", "clip", "--size", "96", "--cue_stride", "16", "--flip", "true", "--accelerator", "cpu"]
+    assert main(["seeds", "generate", *checkpoint, *options, "--output", str(tmp_path / "seeds")]) == 0
+    cache = SeedCache(tmp_path / "seeds")
+    assert cache.settings["layer"] == "features.encoder.blocks.11.norm1"
+    classes, maps = cache.maps(IDS[2])[:2]
+    assert list(classes) == [0, 1]
+    assert maps.shape == (2, 6, 6)
+    assert (maps.max(axis=(1, 2)) > 0).all()
+    photo = next((voc / "JPEGImages").iterdir())
+    assert main(["explain", str(photo), *checkpoint, "--methods", "clip,gradcam", "--size", "96",
+                 "--output", str(tmp_path / "figures")]) == 0  # fmt: skip
+    assert list((tmp_path / "figures").glob("*.png"))
+
+
+def test_a_text_network_is_needed(clip, voc, tmp_path):
+    _, path = clip
+    state = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key.startswith("visual.")}, tmp_path / "image.pt")
+    with pytest.raises(InputError, match=r"image\.pt contains no image and text network of CLIP .*: no text_"):
+        zero_shot(str(voc), tmp_path / "out", weights=str(tmp_path / "image.pt"), backbone=BACKBONE)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"other\.pt contains no image and text network of CLIP"):
+        zero_shot(str(voc), tmp_path / "out", weights=str(tmp_path / "other.pt"), backbone=BACKBONE)
+    with pytest.raises(InputError, match=r"clip\.pt is not of open_clip's ViT-B-16-quickgelu: .*size mismatch"):
+        zero_shot(str(voc), tmp_path / "out", weights=str(path))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"prompt": "a photo"}, r"prompt 'a photo' must contain \{\} once"),
+     ({"class_prompts": {"bleu": "blue"}}, "there is no class 'bleu'; did you mean blue"),
+     ({"background_prompts": []}, "background_prompts must name something"),
+     ({"backbone": "tu-vit_base_patch16_clip_quickgelu_224"}, r"did you mean .*quickgelu_224\.openai"),
+     ({"backbone": "resnet50"}, "there is no image network of CLIP 'resnet50'"),
+     ({"weights": "none.safetensors"}, "weights none.safetensors is neither"),
+     ({"root": "nowhere"}, "nowhere")],
+)  # fmt: skip
+def test_mistakes(voc, tmp_path, options, words):
+    given = {"root": str(voc), "backbone": BACKBONE, "weights": "none.pt"} | options
+    with pytest.raises(InputError, match=words):
+        zero_shot(given.pop("root"), tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_network_and_without_open_clip(voc, tmp_path, monkeypatch):
+    def offline(*_):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(module, "hf_hub_download", offline)
+    words = "timm/vit_base_patch32_clip_224.openai cannot be downloaded: give 'weights' a file"
+    with pytest.raises(InputError, match=f"open_clip_model.safetensors of {words}"):
+        zero_shot(str(voc), tmp_path / "out", backbone=BACKBONE)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(InputError, match=r"zero-shot needs open_clip: pip install 'tag2mask\[clip\]'"):
+        zero_shot(str(voc), tmp_path / "out", backbone=BACKBONE)
+
+
+def test_prompts_are_made_by_zero_shot():
+    with pytest.raises(InputError, match="make the checkpoint by tag2mask zero-shot"):
+        ClassifierTask(["a"], backbone="resnet18", weights="imagenet", prompts=["a", "b"])
+
+
+def test_names_of_open_clip():
+    """Each network of CLIP of timm that the command takes has a network of open_clip of the same size."""
+    open_clip = pytest.importorskip("open_clip")
+    taken = 0
+    for name in timm.list_pretrained("vit_*_clip_*"):
+        if module.open_clip_name(f"tu-{name}"):
+            taken += 1
+            config = open_clip.get_model_config(module.open_clip_name(f"tu-{name}"))
+            assert config["embed_dim"] == timm.get_pretrained_cfg(name).num_classes, name
+    assert taken > 20
