@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from upath import UPath
 
@@ -403,21 +403,25 @@ class Runner:
         from training.recipe_estimate import estimate_training  # torch, here only
 
         waiting, hours = self._waiting(stages), 0.0
-        table = Table("stage", "command", "state", "images", "steps", "hours", "GB", title=str(self.output))
+        table = Table(Column("stage", no_wrap=True), "command", "state", title=str(self.output))
+        for column in ("images", "steps", "hours", "PFLOP", "GB"):
+            table.add_column(column, justify="right")
         for stage in stages:
-            state, figures = ("to run" if stage in waiting else "kept"), [""] * 4
+            state, figures = ("to run" if stage in waiting else "kept"), [""] * 5
             if stage.command == "fit" and state == "to run":
                 try:
-                    images, steps, time_needed, memory = estimate_training(stage.options)
+                    images, steps, time_needed, operations, memory = estimate_training(stage.options)
                 except InputError as error:
                     raise InputError(f"stage '{stage.name}': {error}") from error
                 hours += time_needed
-                figures = [f"{images:,}", f"{steps:,}", f"{time_needed:.2f}", f"{memory / 1e9:.1f}"]
+                figures = [f"{images:,}", f"{steps:,}", f"{time_needed:.2f}", f"{operations / 1e15:,.1f}"]
+                figures.append(f"{memory / 1e9:.1f}")
             table.add_row(Text(stage.name), stage.command, state, *figures)
         Console().print(table)
         self._console.print(
             f"trainings: {hours:.1f} hours, estimated by two steps of each network on this machine, without reading "
-            "of images, validations and the other stages; GB: weights, gradients, optimizer and activations"
+            "of images, validations and the other stages; PFLOP: 1e15 floating-point operations, of a GPU with "
+            "10 TFLOP/s 36 in an hour; GB: weights, gradients, optimizer and activations"
         )
 
     def _run_or_keep(self, stage: Stage, title: str) -> tuple[dict[str, Any], str]:

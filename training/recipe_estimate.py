@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.errors import InputError
 from datamodules.files import is_uri
@@ -28,12 +29,14 @@ class TrainingEstimate(NamedTuple):
         steps: updates of the weights.
         hours: of the network's forward and backward passes on this machine; images are read and augmented beside them,
             and validations are not counted.
+        operations: floating-point operations of the same passes, matrix products and convolutions alone.
         memory: bytes of weights, gradients, optimizer and activations at the batch size.
     """
 
     images: int
     steps: int
     hours: float
+    operations: float
     memory: int
 
 
@@ -69,10 +72,11 @@ def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
     steps = int(trainer.get("max_steps") or -1)
     if steps < 0:  # as `datamodules.samplers.TrainSampler`
         steps = max(1, images // (batch_size * accumulated)) * int(trainer.get("max_epochs") or 1)
-    seconds, memory = time_step(
+    seconds, operations, memory = time_step(
         task, batch_size, size, str(trainer.get("accelerator") or "auto"), str(trainer.get("precision") or "32-true")
     )
-    return TrainingEstimate(images, steps, steps * accumulated * seconds / 3600, memory)
+    passes = steps * accumulated
+    return TrainingEstimate(images, steps, passes * seconds / 3600, passes * operations, memory)
 
 
 def _find(path: Any, known: tuple[type, ...]) -> Any:
@@ -85,10 +89,12 @@ def _find(path: Any, known: tuple[type, ...]) -> Any:
         raise InputError(f"there is no class {path}") from error
 
 
-def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, precision: str) -> tuple[float, int]:
-    """Return seconds and bytes of a training step: forward and backward pass of the network on random images.
+def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, precision: str) -> tuple[float, int, int]:
+    """Return seconds, floating-point operations and bytes of a training step.
 
-    On a GPU the whole batch is computed and its memory measured. On a processor a few images are, and both figures are
+    A step is a forward and a backward pass of the network on random images.
+
+    On a GPU the whole batch is computed and its memory measured. On a processor a few images are, and all figures are
     scaled to the batch; the bytes are those of the weights, their gradients, two moments, and the saved activations.
 
     Args:
@@ -108,6 +114,8 @@ def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, prec
     images = torch.randn(count, int(task.hparams["in_channels"]), size, size, device=device)
     saved: dict[int, int] = {}  # bytes of the tensors kept for the backward pass, by address
 
+    counter = FlopCounterMode(display=False)
+
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
@@ -123,7 +131,7 @@ def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, prec
     try:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # of an earlier network
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), counter:
             step()
         start = time.perf_counter()
         for _ in range(TIMED_STEPS):
@@ -133,10 +141,11 @@ def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, prec
             f"a batch of {batch_size} images of {size} x {size} pixels does not fit into the GPU"
         ) from error
     seconds = (time.perf_counter() - start) / TIMED_STEPS * batch_size / count
+    operations = counter.get_total_flops() * batch_size // count
     trained = sum(each.numel() for each in network.parameters() if each.requires_grad)
     if device.type == "cuda":
-        return seconds, torch.cuda.max_memory_allocated() + 8 * trained  # and Adam's two moments
+        return seconds, operations, torch.cuda.max_memory_allocated() + 8 * trained  # and Adam's two moments
     own = {each.untyped_storage().data_ptr() for each in (*network.parameters(), *network.buffers())}
     activations = sum(size for address, size in saved.items() if address not in own)
     weights = sum(each.numel() for each in network.parameters())
-    return seconds, 4 * weights + 12 * trained + activations * batch_size // count
+    return seconds, operations, 4 * weights + 12 * trained + activations * batch_size // count

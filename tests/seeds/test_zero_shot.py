@@ -125,7 +125,7 @@ def test_without_network_and_without_open_clip(voc, tmp_path, monkeypatch):
         zero_shot(str(voc), tmp_path / "out", backbone=BACKBONE)
 
 
-def test_prompts_are_made_by_zero_shot():
+def test_prompts_need_zero_shot():
     with pytest.raises(InputError, match="make the checkpoint by tag2mask zero-shot"):
         ClassifierTask(["a"], backbone="resnet18", weights="imagenet", prompts=["a", "b"])
 

@@ -288,7 +288,7 @@ def test_a_dry_run_writes_nothing_and_estimates_the_trainings(copied, ran, capsy
     after = {path: path.read_bytes() for path in copied.path.parent.rglob("*") if path.is_file()}
     assert {path: content for path, content in after.items() if path != copied.path} == before
     (row,) = (line for line in printed.splitlines() if "classifier" in line)
-    assert re.search(r"fit +│ to run │ 8 +│ 6 +│ 0\.00 +│ 0\.\d", row)  # 8 images in batches of 4, 3 epochs
+    assert re.search(r"fit +│ to run │ +8 │ +6 │ +0\.00 │ +0\.0 │ 0\.\d", row)  # 8 images in batches of 4, 3 epochs
     assert "trainings: 0.0 hours, estimated by two steps of each network on this machine" in printed
     assert copied.run(None, "--dry_run=true") == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if "classifier" in line)
@@ -321,7 +321,9 @@ def test_memory_of_a_training_step():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.Conv2d(4, 2, 1, bias=False))
     network.hparams = {"in_channels": 3}
     for batch_size in (2, 4, 16):
-        _, memory = time_step(network, batch_size, 8, "cpu", "32-true")
+        _, operations, memory = time_step(network, batch_size, 8, "cpu", "32-true")
+        # a multiplication and an addition for each weight: forward, for the weights, and below the last layer for maps
+        assert operations == 2 * batch_size * 8 * 8 * (2 * 20 + 8)
         assert memory == 4 * (4 * 20 + batch_size * 8 * 8 * (3 + 4 + 2 + 1))
 
 
@@ -507,7 +509,7 @@ def test_two_processes_do_not_run_in_one_folder(copied, capsys):
         pass
 
 
-@pytest.mark.parametrize("name", ["coco", "demo", "photos", "voc_animals"])
+@pytest.mark.parametrize("name", ["coco", "coco14", "demo", "photos", "voc12", "voc_animals"])
 def test_shipped_recipes(name, tmp_path):
     """The stages' options are those of their commands; none refers to another recipe's output."""
     given = {"output": str(tmp_path / "elsewhere")}

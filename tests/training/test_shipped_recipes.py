@@ -1,20 +1,22 @@
-"""The recipe of COCO, two steps a training, on drawn scenes in COCO's layout and in that of an annotation tool."""
+"""Recipes for data that is not here, two steps a training: VOC's layout, COCO's, and that of an annotation tool."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from datamodules.seed_cache import SeedCache
+from datamodules.synthetic import write_synthetic_voc
 from datamodules.synthetic_scenes import CLASSES, draw_scene
 from training import recipe as recipe_module
 from training.cli import main
 
-RECIPE = Path(__file__).resolve().parents[2] / "configs/coco.yaml"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZE = 48
 TRAINER = {
     "max_steps": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 1,
@@ -26,6 +28,7 @@ SMALL = {  # by command
         "trainer": TRAINER,
     },
     "seeds generate": {"size": SIZE, "scales": [1.0], "num_workers": 0},
+    "seeds evaluate": {},
     "seeds refine": {"num_workers": 0},
     "pseudo-label": {"num_workers": 0},
     "evaluate": {"num_workers": 0},
@@ -50,12 +53,14 @@ def write_split(images: Path, annotations: Path, seed: int, total: int) -> None:
     annotations.write_text(json.dumps({"images": listed, "annotations": instances, "categories": categories}))
 
 
-def run_recipe(tmp_path: Path, monkeypatch, root: Path, *words: str) -> Path:
-    """Run the shipped recipe, made small, in this process; return its output."""
-    content = yaml.safe_load(RECIPE.read_text())
+def run_recipe(tmp_path: Path, monkeypatch, root: Path, *words: str, name: str = "coco", **data) -> Path:
+    """Run a shipped recipe, made small, in this process; return its output."""
+    content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     for stage in content["stages"].values():
         stage["options"] = recipe_module._merge(stage["options"], SMALL[stage["command"]])
-    path = tmp_path / "coco.yaml"
+        if stage["command"] == "fit":
+            stage["options"]["data"]["init_args"] |= data
+    path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.setattr(recipe_module, "run_process", lambda arguments, _title: main(list(arguments)))
     settings = ["--weights=none", "--accelerator=cpu", "--precision=32-true", f"--output={tmp_path / 'out'}"]
@@ -92,3 +97,29 @@ def test_an_own_export(tmp_path, monkeypatch):
     assert 0 < metrics["images_with_mask"] < 12
     assert metrics["classes"] == ["fish", "bee"]
     assert len(SeedCache(output / "seeds").ids) == 40 - metrics["images"]
+
+
+@pytest.mark.slow
+def test_coco_with_a_resnet(tmp_path, monkeypatch):
+    root = tmp_path / "coco"
+    for seed, (split, total) in enumerate({"train2014": 12, "val2014": 4}.items()):
+        write_split(root / split, root / f"annotations/instances_{split}.json", seed, total)
+    output = run_recipe(tmp_path, monkeypatch, root, name="coco14")
+    assert json.loads((output / "metrics.json").read_text())["images"] == 4
+    assert SeedCache(output / "seeds").settings["scales"] == [1.0]  # made small here
+    assert len(SeedCache(output / "labels").ids) == 12
+
+
+@pytest.mark.slow
+def test_voc_with_a_resnet(tmp_path, monkeypatch):
+    root = tmp_path / "voc"
+    write_synthetic_voc(root, train=12, val=4, size=2 * SIZE)
+    for path in (root / "ImageSets").rglob("*train.txt"):
+        path.with_name(path.name.replace("train", "trainaug")).write_text(path.read_text())
+    output = run_recipe(tmp_path, monkeypatch, root, name="voc12", labels="imagesets")
+    assert json.loads((output / "metrics.json").read_text())["images"] == 4
+    figures = json.loads((output / "labels-quality/metrics.json").read_text())
+    assert figures["images"] == 12
+    network = torch.load(output / "network/last.ckpt", weights_only=True)
+    assert network["global_step"] == 2
+    assert network["hyper_parameters"]["encoder"] == "resnet50"
