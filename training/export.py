@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 from rich.console import Console
 from segmentation_models_pytorch import from_pretrained
 from segmentation_models_pytorch.base import SegmentationHead
@@ -21,9 +23,9 @@ from torch import Tensor, nn
 from upath import UPath
 
 from datamodules.errors import InputError, first_line
-from datamodules.files import AnyPath, file_sha256, new_folder, read_bytes, write_atomically, write_json
+from datamodules.files import AnyPath, file_sha256, new_folder, read_bytes, read_json, write_atomically, write_json
 from datamodules.images import channel_statistics
-from training.inference import load_trained
+from training.inference import Trained, load_trained
 from training.networks import SmpNetwork
 from training.reports.pages import render
 
@@ -31,6 +33,7 @@ KEY = "tag2mask"  # of the JSON in ONNX's metadata
 SIDECAR = "tag2mask.json"  # the JSON as a file, in TorchScript's archive and in SMP's folder
 OPSET = 17  # of ONNX; onnxruntime supports it since 1.12
 TOLERANCE = 1e-4  # absolute and relative, between the network's scores and those of the exported network
+_REPOSITORY = re.compile(r"hf://[^/]+/[^/]+")
 OTHER_HEIGHT = 64  # pixels by which the second tested shape is higher
 
 
@@ -38,6 +41,10 @@ def export(
     checkpoint: UPath,
     output: Path,
     format: Literal["torchscript", "onnx", "smp"] = "onnx",  # noqa: A002  the option's name
+    *,
+    evaluation: Path | None = None,
+    license: str | None = None,  # noqa: A002  the option's name
+    repository: str | None = None,
 ) -> None:
     """Write a trained segmentation network for use without this project.
 
@@ -50,14 +57,26 @@ def export(
         output: the file to write; for ``smp`` a new or empty folder.
         format: ``torchscript``: one file for ``torch.jit.load``, the JSON as its extra file ``tag2mask.json``.
             ``onnx``: one file of opset 17, the JSON in its metadata under ``tag2mask``; needs ``pip install
-            'tag2mask[export]'``. ``smp``: a folder for ``smp.from_pretrained``, ``tag2mask.json`` beside the weights;
-            not for ``LargeFOV``, which is not an architecture of segmentation_models_pytorch.
+            'tag2mask[export]'``. ``smp``: a folder for ``smp.from_pretrained`` and Hugging Face: weights,
+            ``tag2mask.json``, and a model card, ``README.md``; not for ``LargeFOV``, which is not an architecture of
+            segmentation_models_pytorch.
+        evaluation: for ``smp``: folder of ``tag2mask evaluate``, whose figures the card lists.
+        license: for ``smp``: the licence that the card states, such as ``cc-by-4.0``.
+        repository: for ``smp``: USER/NAME on Hugging Face, to which the folder is uploaded as well. A new repository
+            is private. The token is that of ``HF_TOKEN`` or of ``hf auth login``.
 
     Raises:
-        InputError: the checkpoint is not usable, the network does not exist in that format, or the output is taken.
+        InputError: the checkpoint is not usable, the network does not exist in that format, the output is taken, the
+            evaluation is of another checkpoint, or the upload failed; then the folder is complete.
     """
     trained = load_trained(checkpoint)
+    given = {"evaluation": evaluation, "license": license, "repository": repository}
+    if format != "smp" and (option := next((name for name, value in given.items() if value is not None), None)):
+        raise InputError(f"{option} is for the format smp")
     network: Any = trained.task.network.cpu()
+    if format == "smp" and not isinstance(network, SmpNetwork):
+        kind = type(network).__name__
+        raise InputError(f"{kind} is none of segmentation_models_pytorch's architectures: use torchscript or onnx")
     if format != "smp" and output.is_dir():
         raise InputError(f"{output} is a folder: name a file")
     mean, std = channel_statistics(trained.in_channels)
@@ -70,11 +89,78 @@ def export(
         "output": "scores float32 (B, 1 + classes, h, w), background first: resize bilinearly to the image, argmax",
     }  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
-    write = {"torchscript": _write_torchscript, "onnx": _write_onnx, "smp": _write_smp}[format]
-    write(network, metadata, output)
+    if format == "smp":
+        _write_smp(network, metadata, output, model_card(trained, metadata, evaluation, license))
+    else:
+        write = {"torchscript": _write_torchscript, "onnx": _write_onnx}[format]
+        write(network, metadata, output)
     details = "; after smp.from_pretrained run the lines of its README.md" if metadata.get("convolutions") else ""
     sides = f"any size in multiples of {network.multiple}" if metadata["any_size"] else f"{trained.size} pixels"
     Console().print(f"{output}: {format}, images of {sides}{details}", highlight=False, markup=False, soft_wrap=True)
+    if repository is not None:
+        upload(output, repository)
+
+
+def model_card(
+    trained: Trained,
+    metadata: Mapping[str, Any],
+    evaluation: Path | None,
+    license: str | None,  # noqa: A002
+) -> dict[str, Any]:
+    """Return what ``model_card.md`` needs beside the metadata of the export.
+
+    Args:
+        trained: the network.
+        metadata: of the export.
+        evaluation: folder of ``tag2mask evaluate``.
+        license: the licence to state.
+
+    Raises:
+        InputError: the evaluation cannot be read, or is of another checkpoint.
+    """
+    options, results, figures = trained.task.hparams, [], dict[str, Any]()
+    if evaluation is not None:
+        path = evaluation / "metrics.json"
+        figures = read_json(path)
+        if (figures.get("checkpoint") or {}).get("sha256") != metadata["checkpoint_sha256"]:
+            raise InputError(f"{path} does not exist, or is not an evaluation of this checkpoint")
+        results = [EvalResult(
+            task_type="image-segmentation", dataset_type="image-segmentation", dataset_split=figures["split"],
+            dataset_name=str(figures["data"]["class_path"]).rpartition(".")[2].removesuffix("DataModule"),
+            metric_type="mean_iou", metric_value=figures["miou"],
+        )]  # fmt: skip
+    scores = {"IoU": figures} | ({"without CRF": figures["without_crf"]} if figures.get("crf") else {})
+    columns = {name: {"mean": each["miou"], **each["iou"]} for name, each in scores.items() if each}
+    front_matter = ModelCardData(
+        library_name="segmentation-models-pytorch", license=license, pipeline_tag="image-segmentation",
+        tags=["tag2mask", "semantic-segmentation", "weakly-supervised"],
+        model_name=f"{options['architecture']} {options['encoder']}", eval_results=results or None,
+    )  # fmt: skip
+    last = ((trained.provenance or {}).get("attempts") or [{}])[-1]
+    return {
+        "front_matter": front_matter.to_yaml(), "license": license, "evaluation": figures, "columns": columns,
+        "architecture": options["architecture"], "encoder": options["encoder"],
+        "targets": {"cues": "pseudo-masks", "masks": "masks"}.get(str(trained.data.get("targets"))),
+        "images": (last.get("data") or {}).get("images"), "command": last.get("command"), "date": last.get("date"),
+        "git": last.get("git"),
+    }  # fmt: skip
+
+
+def upload(folder: Path, repository: str) -> None:
+    """Upload a folder to a repository of models on Hugging Face, which is made, private, if it does not exist.
+
+    Raises:
+        InputError: the upload failed; the message contains the reason.
+    """
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except Exception as error:  # errors of HTTP, of tokens and of names have no common class
+        raise InputError(
+            f"{folder} is complete, and cannot be uploaded to {repository}: {first_line(error)}"
+        ) from error
+    Console().print(f"https://huggingface.co/{repository}", highlight=False, soft_wrap=True)
 
 
 def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> None:
@@ -114,10 +200,7 @@ def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
     write_atomically(output, content)
 
 
-def _write_smp(network: Any, metadata: dict[str, Any], output: Path) -> None:
-    if not isinstance(network, SmpNetwork):
-        kind = type(network).__name__
-        raise InputError(f"{kind} is none of segmentation_models_pytorch's architectures: use torchscript or onnx")
+def _write_smp(network: Any, metadata: dict[str, Any], output: Path, card: Mapping[str, Any]) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with new_folder(output) as folder:
         network.model.save_pretrained(folder)
@@ -134,8 +217,7 @@ def _write_smp(network: Any, metadata: dict[str, Any], output: Path) -> None:
         restored = _restore_smp(loaded, convolutions)
         metadata["any_size"] = _verify(restored, network, metadata, "segmentation_models_pytorch")
         write_json(folder / SIDECAR, metadata)
-        with (folder / "README.md").open("a", encoding="utf-8") as readme:
-            readme.write(render("smp_readme.md", sidecar=SIDECAR, **metadata))
+        (folder / "README.md").write_text(render("model_card.md", sidecar=SIDECAR, **metadata, **card), "utf-8")
         for path in folder.iterdir():
             path.chmod(0o644)  # SMP makes weights readable for their owner only
 
@@ -185,10 +267,15 @@ class Exported:
 def load_exported(path: AnyPath) -> Exported:
     """Load an exported network onto the CPU: a folder of SMP, a file ``.onnx``, or else TorchScript.
 
+    ``hf://USER/NAME`` is such a folder on Hugging Face, which is downloaded into its cache.
+
     Raises:
         InputError: the file is missing or damaged, was not written by `export`, or a package to run it is missing.
     """
     try:
+        if _REPOSITORY.fullmatch(str(path)):
+            name, _, revision = str(path).removeprefix("hf://").partition("@")
+            path = Path(snapshot_download(name, revision=revision or None))
         if isinstance(path, Path) and path.is_dir():  # segmentation_models_pytorch reads local folders alone
             metadata = json.loads((path / SIDECAR).read_bytes())
             run: Any = _restore_smp(_load_smp(path), metadata["convolutions"])

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
+from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
@@ -153,6 +156,79 @@ def test_smp_of_an_undilated_network_loads_as_it_is(voc, tmp_path, capsys):
     up = torch.nn.UpsamplingBilinear2d(scale_factor=4)(load_trained(checkpoint).scores(images))
     with torch.inference_mode():
         torch.testing.assert_close(model(images), up, rtol=0, atol=1e-4)
+
+
+def test_a_model_card(network, voc, tmp_path, capsys):
+    """Figures of the evaluation, licence, classes and command; the front matter is what Hugging Face reads."""
+    assert run("evaluate", "--checkpoint", network, "--output", tmp_path / "val", "--num_workers", 0) == 0
+    words = ["export", "--checkpoint", network, "--format", "smp", "--evaluation", tmp_path / "val"]
+    assert run(*words, "--license", "cc-by-4.0", "--output", tmp_path / "net") == 0
+    card = ModelCard.load(tmp_path / "net" / "README.md")
+    figures = json.loads((tmp_path / "val/metrics.json").read_text())
+    (result,) = card.data.eval_results
+    assert (card.data.license, result.metric_type, result.metric_value) == ("cc-by-4.0", "mean_iou", figures["miou"])
+    for name, value in figures["iou"].items():
+        plain = figures["without_crf"]["iou"][name]
+        assert f"| {name} | {100 * value:.1f} | {100 * plain:.1f} |\n" in card.text
+    assert f"| mean | {100 * figures['miou']:.1f} | {100 * figures['without_crf']['miou']:.1f} |\n" in card.text
+    assert ", ".join(f"{index} is {name}" for index, name in enumerate(figures["classes"], 1)) in card.text
+    assert "Licence: cc-by-4.0." in card.text
+
+    assert run(*words[:-2], "--output", tmp_path / "plain") == 0
+    card = ModelCard.load(tmp_path / "plain" / "README.md")
+    assert card.data.license is None
+    assert card.data.eval_results is None
+    assert "No licence is given" in card.text
+    assert "No evaluation is recorded" in card.text
+    capsys.readouterr()
+    figures["checkpoint"]["sha256"] = "0"
+    (tmp_path / "val/metrics.json").write_text(json.dumps(figures))
+    assert run(*words, "--output", tmp_path / "other") == 1
+    assert "metrics.json does not exist, or is not an evaluation of this checkpoint" in capsys.readouterr().err
+    assert run("export", "--checkpoint", network, "--license", "mit", "--output", tmp_path / "net.onnx") == 1
+    assert "license is for the format smp" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_hugging_face(network, written, tmp_path, monkeypatch, capsys):
+    """Uploads to a private repository; reads the network of a repository, at a revision."""
+    calls = []
+
+    class Api:
+        def create_repo(self, name, **options):
+            calls.append((name, options))
+
+        def upload_folder(self, *, repo_id, folder_path):
+            calls.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+
+    monkeypatch.setattr("training.export.HfApi", Api)
+    words = ["export", "--checkpoint", network, "--format", "smp", "--repository", "me/net-v1.0"]
+    assert run(*words, "--output", tmp_path / "net") == 0
+    files = ["README.md", "config.json", "model.safetensors", SIDECAR]
+    assert calls == [("me/net-v1.0", {"private": True, "exist_ok": True}), ("me/net-v1.0", files)]
+    assert "https://huggingface.co/me/net-v1.0" in capsys.readouterr().out
+
+    def offline(*_, **__):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(Api, "upload_folder", offline)
+    assert run(*words, "--output", tmp_path / "kept") == 1
+    assert "kept is complete, and cannot be uploaded to me/net-v1.0: no connection" in capsys.readouterr().err
+    assert (tmp_path / "kept" / "model.safetensors").is_file()
+
+    requested = []
+    monkeypatch.setattr(
+        "training.export.snapshot_download",
+        lambda name, revision: requested.append((name, revision)) or written / "net",
+    )
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    found = load_exported(UPath("hf://me/net-v1.0@abc"))
+    torch.testing.assert_close(found.scores(images), load_trained(network).scores(images), rtol=0, atol=1e-4)
+    load_exported(UPath("hf://me/net"))
+    assert requested == [("me/net-v1.0", "abc"), ("me/net", None)]
+    monkeypatch.setattr("training.export.snapshot_download", offline)
+    with pytest.raises(InputError, match=r"hf://me/net is no intact .*: no connection"):
+        load_exported(UPath("hf://me/net"))
 
 
 def test_a_wrong_export_is_not_written(network, tmp_path, monkeypatch):
