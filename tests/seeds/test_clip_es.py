@@ -159,6 +159,20 @@ def test_classes_compete_and_indices_and_functions_are_labels_of_one_class():
     assert not torch.allclose(together[rows, classes], alone[rows, classes], rtol=0.01)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_maps_on_a_gpu_are_those_of_the_processor():
+    torch.manual_seed(0)
+    network, images, labels = (
+        small_vit(),
+        torch.randn(3, 3, 64, 48),
+        torch.tensor([[1, 0, 1, 1], [0] * 4, [0, 1, 0, 0]]),
+    )
+    expected = ClipES(network, "blocks.2.norm1")(images, labels)
+    found = ClipES(network.cuda(), "blocks.2.norm1")(images.cuda(), labels.cuda())
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_a_network_without_a_transformer():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(InputError, match="method clip needs a network with one vision transformer of timm"):
