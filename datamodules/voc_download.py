@@ -27,11 +27,11 @@ def download_voc(root: Path) -> None:
     Raises:
         InputError: ``root`` ends differently, a download fails, or a list or mask is missing.
     """
-    if root.parts[-2:] != ("VOCdevkit", "VOC2012"):
-        raise InputError(f"VOC is downloaded into a folder ending in VOCdevkit/VOC2012: root cannot be {root}.")
     lists = root / "ImageSets" / "Segmentation"
     if (lists / "trainaug.txt").is_file():
         return
+    if root.parts[-2:] != ("VOCdevkit", "VOC2012"):
+        raise InputError(f"VOC is downloaded into a folder ending in VOCdevkit/VOC2012: root cannot be {root}.")
     base, sbd = root.parents[1], root.parents[1] / "sbd"
     try:
         sbd.mkdir(parents=True, exist_ok=True)

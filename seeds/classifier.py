@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,6 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 from datamodules.errors import InputError
 from seeds.backbones import FULL_DEPTH, Backbone, build_backbone
 from seeds.base_task import BaseTask
+from seeds.pretrained_weights import timm_config
 
 
 class TextHead(nn.Module):
@@ -90,8 +90,8 @@ class ClassifierTask(BaseTask):
         output_stride: pixels between positions of the last feature map: 8, 16 or 32.
         depth: number of the backbone's stages; 5 is the whole backbone, 3 ends at stride 8.
         freeze_stride: freeze the stages up to and including this stride, batch-norm statistics too; 0: none.
-        prompts: set by ``tag2mask zero-shot``: texts that CLIP compares images with, one for each class, then those of
-            the background; None: a linear layer, newly initialised.
+        texts: set by ``tag2mask zero-shot``: what CLIP compares images with, a text for each class, then those of the
+            background. Such a classifier is not trained. None: a linear layer, newly initialised.
         **kwargs: solver options, see :class:`seeds.base_task.BaseTask`.
 
     Raises:
@@ -108,7 +108,7 @@ class ClassifierTask(BaseTask):
         output_stride: int = 16,
         depth: int = FULL_DEPTH,
         freeze_stride: int = 0,
-        prompts: list[str] | None = None,
+        texts: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -116,19 +116,22 @@ class ClassifierTask(BaseTask):
         if not classes or len(set(classes)) != len(classes):
             raise InputError(f"classes must be different names, at least one; got {classes}")
         self.classes = tuple(classes)
-        config = timm.get_pretrained_cfg(backbone.removeprefix("tu-"))
-        if prompts is not None and (weights != "none" or config is None or len(prompts) <= len(classes)):
-            raise InputError("prompts need weights of CLIP: make the checkpoint by tag2mask zero-shot")
         features = build_backbone(backbone, output_stride, weights, depth, self.hparams["in_channels"])
         features.freeze(freeze_stride)
-        head = None
-        if prompts is not None and config is not None:
+        head, config = None, None if texts is None else timm_config(backbone)
+        if texts is not None and config is not None:
             # timm's class scores of CLIP are the dimensions of the space of images and texts
-            head = TextHead(features.out_channels, config.num_classes, len(classes), len(prompts) - len(classes))
+            head = TextHead(features.out_channels, config.num_classes, len(classes), len(texts) - len(classes))
         self.model = Classifier(features, len(classes), head)
         self.val_map = MeanAveragePrecision(len(classes), average="none", validate_args=False)
         # Lightning's own mean over several processes rounds the number of images
         self.val_loss = MeanMetric()
+
+    def setup(self, stage: str) -> None:
+        """Prepare a training; an InputError for a classifier of texts, see `seeds.zero_shot`."""
+        if stage == "fit" and self.hparams["texts"] is not None:
+            raise InputError("a classifier of texts is not trained: it is written by tag2mask zero-shot")
+        super().setup(stage)
 
     def network_and_head(self) -> tuple[nn.Module, list[nn.Module]]:
         """Return the classifier and its head."""

@@ -65,7 +65,8 @@ def generate_seeds(
             such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
             the same name.
         method: CAM method, a name in `seeds.cam_methods.registry.METHODS`.
-        layer: layer of the network whose maps are computed; by default the last feature map.
+        layer: layer of the network whose maps are computed; by default the last feature map, of a classifier of texts
+            that of CLIP-ES.
         saliency_layer: layer of the network for background saliency; by default the last layer of stride 8 (of a
             network that ends there, the last layer of the stage before).
         scales: sizes of the image relative to ``size``; the maps of all scales are averaged before any normalisation.

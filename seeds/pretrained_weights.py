@@ -8,7 +8,7 @@ import timm
 import torch
 import torchvision
 from segmentation_models_pytorch.encoders import TimmUniversalEncoder, encoders, get_encoder
-from timm.models import adapt_input_conv
+from timm.models import PretrainedCfg, adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -59,6 +59,14 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     load_fitting(encoder, state, f"weights {weights} do not fit backbone {name}")
 
 
+def timm_config(name: str) -> PretrainedCfg | None:
+    """Return what timm knows of a backbone's published weights, with or without a tag; None if it has none."""
+    try:
+        return timm.get_pretrained_cfg(name.removeprefix("tu-"))
+    except RuntimeError:  # no such tag
+        return None
+
+
 def published_statistics(name: str, *, is_file: bool) -> tuple[Sequence[float], Sequence[float]]:
     """Return the mean and std by which timm normalises the images of a backbone's published weights.
 
@@ -73,7 +81,7 @@ def published_statistics(name: str, *, is_file: bool) -> tuple[Sequence[float], 
     """
     model = name.removeprefix("tu-")
     tags = [model] if "." in model or not is_file else timm.list_pretrained(f"{model}.*") or [model]
-    configs = [config for tag in tags if (config := timm.get_pretrained_cfg(tag)) is not None]
+    configs = [config for tag in tags if (config := timm_config(tag)) is not None]
     known = list(dict.fromkeys((config.mean, config.std) for config in configs))
     if len(known) > 1:
         some = ", ".join(f"tu-{tag}" for tag in tags[:12])

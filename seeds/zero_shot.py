@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.check_data import open_data
-from datamodules.errors import InputError, unknown_name
+from datamodules.errors import InputError, first_line, unknown_name
 from datamodules.files import file_sha256, new_folder, write_json
 from datamodules.progress import print_message
 from seeds.base_task import HEADER, VERSION
 from seeds.classifier import ClassifierTask, TextHead
-from seeds.pretrained_weights import State, load_fitting, load_weights, read_weights
+from seeds.pretrained_weights import State, load_fitting, load_weights, read_weights, timm_config
 from seeds.provenance import provenance
 
 BACKGROUND = (
@@ -27,7 +27,7 @@ BACKGROUND = (
     "railroad", "keyboard", "helmet", "cloud", "house", "mountain", "ocean", "road", "rock", "street", "valley",
     "bridge", "sign",
 )  # fmt: skip
-"""What CLIP-ES expects beside the objects of VOC (Lin et al., CVPR 2023, the authors' code)."""
+"""Background of VOC's images in CLIP-ES (Lin et al., CVPR 2023, the authors' code)."""
 
 CLIP_FILE = "open_clip_model.safetensors"  # in timm's repositories on Hugging Face, with both networks
 SIZES = {"base": "B", "large": "L", "huge": "H", "giant": "g", "gigantic": "bigG"}
@@ -43,80 +43,85 @@ def zero_shot(
     backbone: str = "tu-vit_base_patch16_clip_quickgelu_224.openai",
     split: str | None = None,
     classes: list[str] | None = None,
-    prompt: str = "a clean origami {}.",
-    class_prompts: dict[str, str] | None = None,
-    background_prompts: list[str] | None = None,
+    template: str = "a clean origami {}.",
+    class_words: dict[str, str] | None = None,
+    background_words: list[str] | None = None,
 ) -> None:
     """Write the checkpoint of a classifier that compares images with texts by CLIP: no training.
 
     The checkpoint serves like that of a trained classifier; ``seeds generate --method clip`` localizes its classes as
-    CLIP-ES does. The texts are compared by vectors that are computed once and kept in the checkpoint.
+    CLIP-ES does. The vectors of the texts are computed once and kept in the checkpoint.
 
     Args:
         root: folder of the data set: one of VOC (with ``ImageSets``), one with a JSON of COCO's instances, or photos
             with a table or in folders, see `datamodules.folder.FolderDataModule`.
         output: new folder of ``last.ckpt`` and of ``provenance.json``, texts, weights and packages.
-        weights: CLIP's image and text network, a file with the names of open_clip, such as open_clip_model.safetensors
-            of timm's repositories on Hugging Face; by default it is downloaded from there.
-        backbone: timm's name of the image network, with the tag of the weights; OpenAI's need ``quickgelu``.
+        weights: CLIP's image and text network, a file with the names of open_clip; by default the file
+            open_clip_model.safetensors of timm's repository on Hugging Face is downloaded.
+        backbone: timm's name of the image network, with the tag of the weights; a name with ``quickgelu`` where the
+            weights were trained so, as OpenAI's.
         split: the images to localize classes in; by default the data module's ``train_split``.
         classes: the classes; by default all of the data set.
-        prompt: a text, with {} for the words of a class; the default is that of CLIP-ES.
-        class_prompts: words for classes in place of their names.
-        background_prompts: words for what is no class; by default those of CLIP-ES for VOC,
-            `seeds.zero_shot.BACKGROUND`, without names of classes.
+        template: the text of a class, with {} in place of its words; the default is that of CLIP-ES.
+        class_words: words in place of the names of classes.
+        background_words: objects and surroundings that are no class, each with a text of the same template; by default
+            those of CLIP-ES for VOC, `seeds.zero_shot.BACKGROUND`, without names of classes.
 
     Raises:
         InputError: the data set cannot be read, there is no such network, the file is not of this network, a name in
-            ``class_prompts`` is no class, the download failed, or ``output`` is not empty.
+            ``class_words`` is no class, a class is among ``background_words``, the download failed, or ``output`` is
+            not empty.
     """
-    if prompt.count("{}") != 1:
-        raise InputError(f"prompt {prompt!r} must contain {{}} once, in place of a class")
-    clip, config = open_clip_name(backbone), timm.get_pretrained_cfg(backbone.removeprefix("tu-"))
-    if clip is None or config is None:
-        known = [f"tu-{name}" for name in timm.list_pretrained("vit_*_clip_*")]
-        raise unknown_name("image network of CLIP", backbone, [name for name in known if open_clip_name(name)])
+    if template.count("{}") != 1:
+        raise InputError(f"template {template!r} must contain {{}} once, in place of a class")
+    if weights in ("none", "imagenet"):
+        raise InputError(f"weights {weights} are not those of CLIP: give a file, or download")
+    name, config = open_clip_name(backbone), timm_config(backbone)
+    if name is None or config is None:
+        known = [f"tu-{each}" for each in timm.list_pretrained("vit_*_clip_*")]
+        raise unknown_name("image network of CLIP", backbone, [each for each in known if open_clip_name(each)])
     if find_spec("open_clip") is None:
         raise InputError("zero-shot needs open_clip: pip install 'tag2mask[clip]'")
     data = open_data(root, classes=classes, train_split=split)
-    words = {name: name for name in data.classes} | (class_prompts or {})
-    if unknown := next((name for name in words if name not in data.classes), None):
+    if unknown := next((each for each in class_words or {} if each not in data.known_classes()), None):
         raise unknown_name("class", unknown, data.classes)
-    others = background_prompts
-    if others is None:
-        others = [word for word in BACKGROUND if word not in data.classes]
-    if not others:
-        raise InputError("background_prompts must name something that is no class")
-    prompts = [prompt.replace("{}", word) for word in (*words.values(), *others)]
-    task = ClassifierTask(list(data.classes), backbone, output_stride=32, prompts=prompts)
-    file = weights if weights != "download" else download(str(config.hf_hub_id))
-    state, _ = read_weights(file)
-    state = {key.removeprefix("module."): value.float() for key, value in state.items()}
-    needed = ("visual.proj", "text_projection", "token_embedding.weight", "logit_scale")
-    if missing := next((key for key in needed if key not in state), None):
-        raise InputError(f"{file} contains no image and text network of CLIP with open_clip's names: no {missing}")
-    load_weights(task.model.features.encoder, file, backbone)
-    head = task.model.head
-    assert isinstance(head, TextHead)
-    vectors = text_vectors(clip, state, prompts, file)
-    if state["visual.proj"].T.shape != head.projection.weight.shape or vectors.shape != head.texts.shape:
-        raise InputError(f"{file} is not of {backbone}: its texts have {vectors.shape[1]} dimensions")
-    head.projection.weight.data = state["visual.proj"].T.contiguous()
-    head.texts.data = vectors * state["logit_scale"].exp()
-    content = {
-        "state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "epoch": 0, "global_step": 0,
-        "datamodule_hyper_parameters": data.settings, "pytorch-lightning_version": version("pytorch-lightning"),
-        HEADER: {"task": task.task_name, "version": VERSION},
-    }  # fmt: skip
-    made = provenance("open_clip_torch") | {"weights": {"path": file, "sha256": file_sha256(file)}, "prompts": prompts}
+    if background_words is None:
+        background_words = [word for word in BACKGROUND if word not in data.classes]
+    if not background_words:
+        raise InputError("background_words must name something that is no class")
+    own_words = [(class_words or {}).get(each, each) for each in data.classes]
+    if both := next((word for word in background_words if word in (*own_words, *data.classes)), None):
+        raise InputError(f"background_words contains {both!r}, which is a class")
+    texts = [template.replace("{}", word) for word in (*own_words, *background_words)]
+    stride = 16 if "_patch32_" not in backbone else 32
     with new_folder(output) as folder:
-        write_json(folder / "provenance.json", made)
-        torch.save(content, folder / "last.ckpt")
-    print_message(f"{output / 'last.ckpt'}: {len(words)} classes and {len(others)} texts of the background")
+        task = ClassifierTask(list(data.classes), backbone, output_stride=stride, texts=texts)
+        file = weights if weights != "download" else download(str(config.hf_hub_id))
+        state, _ = read_weights(file)
+        state = {key.removeprefix("module."): value.float() for key, value in state.items()}
+        needed = ("visual.proj", "text_projection", "token_embedding.weight", "logit_scale")
+        if missing := next((key for key in needed if key not in state), None):
+            raise InputError(f"{file} contains no image and text network of CLIP with open_clip's names: no {missing}")
+        load_weights(task.model.features.encoder, file, backbone)
+        vectors, head = text_vectors(name, state, texts, file), task.model.head
+        assert isinstance(head, TextHead)
+        if state["visual.proj"].T.shape != head.projection.weight.shape or vectors.shape != head.texts.shape:
+            raise InputError(f"{file} is not of {backbone}: its texts have {vectors.shape[1]} dimensions")
+        head.projection.weight.data = state["visual.proj"].T.contiguous()
+        head.texts.data = vectors * state["logit_scale"].exp()
+        record = {"weights": {"path": file, "sha256": file_sha256(file)}, "texts": texts}
+        write_json(folder / "provenance.json", provenance("open_clip_torch") | record)
+        torch.save({
+            "state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "epoch": 0, "global_step": 0,
+            "datamodule_hyper_parameters": data.settings, "pytorch-lightning_version": version("pytorch-lightning"),
+            HEADER: {"task": task.task_name, "version": VERSION},
+        }, folder / "last.ckpt")  # fmt: skip
+    count = f"{len(data.classes)} classes and {len(background_words)} texts of the background"
+    print_message(f"{output / 'last.ckpt'}: {count}")
 
 
 def open_clip_name(backbone: str) -> str | None:
-    """Return open_clip's name of timm's image network of CLIP, as ViT-B-16-quickgelu; None if it is none."""
+    """Return open_clip's name of timm's image network of CLIP, such as ViT-B-16-quickgelu; None for others."""
     match = _NAME.fullmatch(backbone)
     if match is None or match[1] not in SIZES:
         return None
@@ -133,7 +138,8 @@ def download(repository: str) -> str:
     try:
         return hf_hub_download(repository, CLIP_FILE)
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{CLIP_FILE} of {repository} cannot be downloaded: give 'weights' a file") from error
+        problem = f"cannot be downloaded ({first_line(error)})"
+        raise InputError(f"{CLIP_FILE} of {repository} {problem}: give 'weights' a file") from error
 
 
 def text_vectors(name: str, state: State, texts: list[str], file: str) -> Tensor:

@@ -46,7 +46,7 @@ def explain(
         page: Name of a class. Write ``<class>.html`` instead of figures: the photos with the strongest evidence for the
             class (sum of the Grad-CAM map) beside those with the strongest evidence against it (counterfactual map).
         strongest: Number of photos on each side of the page.
-        layer: Name of the layer within the network. Default: the layer with the last map.
+        layer: Name of the layer within the network. Default: as in `seeds.generate_seeds`.
         size: Side in pixels to which photos are resized. Default: the size of the classifier's validation.
 
     Returns:

@@ -124,6 +124,8 @@ def model_card(
         figures = read_json(path)
         if (figures.get("checkpoint") or {}).get("sha256") != metadata["checkpoint_sha256"]:
             raise InputError(f"{path} does not exist, or is not an evaluation of this checkpoint")
+        if figures["miou"] is None:
+            raise InputError(f"{path} has no figures: no image of the evaluation has a mask")
         results = [EvalResult(
             task_type="image-segmentation", dataset_type="image-segmentation", dataset_split=figures["split"],
             dataset_name=str(figures["data"]["class_path"]).rpartition(".")[2].removesuffix("DataModule"),
@@ -131,16 +133,17 @@ def model_card(
         )]  # fmt: skip
     scores = {"IoU": figures} | ({"without CRF": figures["without_crf"]} if figures.get("crf") else {})
     columns = {name: {"mean": each["miou"], **each["iou"]} for name, each in scores.items() if each}
+    is_masks, is_sec = trained.data.get("targets") == "masks", options["loss"] == "sec"
     front_matter = ModelCardData(
         library_name="segmentation-models-pytorch", license=license, pipeline_tag="image-segmentation",
-        tags=["tag2mask", "semantic-segmentation", "weakly-supervised"],
+        tags=["tag2mask", "semantic-segmentation", *([] if is_masks else ["weakly-supervised"])],
         model_name=f"{options['architecture']} {options['encoder']}", eval_results=results or None,
     )  # fmt: skip
     last = ((trained.provenance or {}).get("attempts") or [{}])[-1]
     return {
         "front_matter": front_matter.to_yaml(), "license": license, "evaluation": figures, "columns": columns,
         "architecture": options["architecture"], "encoder": options["encoder"],
-        "targets": {"cues": "pseudo-masks", "masks": "masks"}.get(str(trained.data.get("targets"))),
+        "targets": "masks" if is_masks else "localization cues and the SEC loss" if is_sec else "pseudo-masks",
         "images": (last.get("data") or {}).get("images"), "command": last.get("command"), "date": last.get("date"),
         "git": last.get("git"),
     }  # fmt: skip
@@ -154,12 +157,11 @@ def upload(folder: Path, repository: str) -> None:
     """
     try:
         api = HfApi()
-        api.create_repo(repository, private=True, exist_ok=True)
+        repository = api.create_repo(repository, private=True, exist_ok=True).repo_id
         api.upload_folder(repo_id=repository, folder_path=folder)
     except Exception as error:  # errors of HTTP, of tokens and of names have no common class
-        raise InputError(
-            f"{folder} is complete, and cannot be uploaded to {repository}: {first_line(error)}"
-        ) from error
+        problem = f"cannot be uploaded to {repository} ({first_line(error)})"
+        raise InputError(f"{folder} is complete, but {problem}: try hf upload {repository} {folder}") from error
     Console().print(f"https://huggingface.co/{repository}", highlight=False, soft_wrap=True)
 
 
@@ -250,12 +252,14 @@ class Exported:
         classes: its classes, without background.
         size: side in pixels of the images of its training.
         in_channels: channels of the images.
+        checkpoint_sha256: SHA-256 of the checkpoint that was exported.
         run: class scores float32 (B, C+1, h, w) of normalised images (B, in_channels, size, size).
     """
 
     classes: tuple[str, ...]
     size: int
     in_channels: int
+    checkpoint_sha256: str
     run: Callable[[Tensor], Tensor]
 
     @torch.inference_mode()
@@ -289,7 +293,8 @@ def load_exported(path: AnyPath) -> Exported:
                 file = io.BytesIO(read_bytes(path))
                 run = torch.jit.load(file, map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
             metadata = json.loads(files[SIDECAR])
-        return Exported(tuple(metadata["classes"]), int(metadata["size"]), len(metadata["mean"]), run)
+        size, channels, digest = int(metadata["size"]), len(metadata["mean"]), str(metadata["checkpoint_sha256"])
+        return Exported(tuple(metadata["classes"]), size, channels, digest, run)
     except InputError:
         raise
     except Exception as error:  # each runtime has its own errors; the file is not usable in any case

@@ -40,7 +40,7 @@ from seeds.distributed import local_rank, read_partition, require_one_process
 from seeds.precision import Precision
 from seeds.provenance import package_versions
 from seeds.tiles import Tiling
-from training.export import load_exported
+from training.export import Exported, load_exported
 from training.image_overlays import encode_image, label_overlay
 from training.inference import Predicted, load_trained, predictions
 
@@ -154,8 +154,9 @@ def predict(
             write_annotations(format, folder, network.classes, masks)
         written = sorted(path for path in output.rglob("*") if path.is_file())
     elif in_tars:
+        digest = network.checkpoint_sha256 if isinstance(network, Exported) else file_sha256(checkpoint)
         settings = {
-            "checkpoint_sha256": file_sha256(checkpoint), "crf": crf, "overlay": overlay, "batch_size": batch_size,
+            "checkpoint_sha256": digest, "crf": crf, "overlay": overlay, "batch_size": batch_size,
             "tile": tile, "overlap": overlap if tile else None, "precision": getattr(network, "precision", "32-true"),
             "packages": package_versions(), "source": source_revision(ALL_PACKAGES),
         }  # fmt: skip

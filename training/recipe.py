@@ -56,8 +56,8 @@ STAGES = "stages"  # the recipe's key, and the folder of the records in its outp
 RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
 RUN_OPTIONS = ("config", "dry_run", "help", "output", STAGES)  # of `tag2mask run`, beside settings
 PATH_OPTIONS = frozenset({
-    "annotations", "cache", "caches", "checkpoint", "ckpt_path", "consensus", "cues", "cues_checkpoint", "ids",
-    "images", "input_list", "photos", "predictions", "results", "root", "source", "weights",
+    "annotations", "cache", "caches", "checkpoint", "ckpt_path", "consensus", "cues", "cues_checkpoint", "evaluation",
+    "ids", "images", "input_list", "photos", "predictions", "results", "root", "source", "weights",
 })  # fmt: skip
 """Options of the commands whose values are files or folders."""
 
@@ -66,7 +66,7 @@ ABOUT = """Run a recipe: a YAML with the folder of its results ('output'), 'sett
 ('options'). A stage writes to OUTPUT/STAGE; options refer to that folder as {STAGE}. A stage is kept as long as its
 options, the stages and files it refers to and the code stay the same. A recipe that was stopped resumes."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_REFERENCE = re.compile(r"\{([^{}]*)\}")
+_REFERENCE = re.compile(r"\{([^{}]+)\}")
 
 
 @dataclass(frozen=True)
@@ -420,8 +420,8 @@ class Runner:
         Console().print(table)
         self._console.print(
             f"trainings: {hours:.1f} hours, estimated by two steps of each network on this machine, without reading "
-            "of images, validations and the other stages; PFLOP: 1e15 floating-point operations, of a GPU with "
-            "10 TFLOP/s 36 in an hour; GB: weights, gradients, optimizer and activations"
+            "of images, validations and the other stages; PFLOP: 1e15 floating-point operations, a GPU at "
+            "10 TFLOP/s computes 36 PFLOP per hour; GB: weights, gradients, optimizer and activations"
         )
 
     def _run_or_keep(self, stage: Stage, title: str) -> tuple[dict[str, Any], str]:

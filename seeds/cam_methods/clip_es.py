@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -76,7 +77,9 @@ def record_attention(network: nn.Module) -> Iterator[list[Tensor]]:
             f"method clip needs a network with one vision transformer of timm; the {type(network).__name__} has "
             f"{len(transformers)}"
         )
-    layers: list[Any] = [block.attn for block in transformers[0].blocks[-BLOCKS:]]
+    layers: list[Any] = [getattr(block, "attn", None) for block in transformers[0].blocks[-BLOCKS:]]
+    if not all(isinstance(layer, Attention) for layer in layers):
+        raise InputError("method clip needs blocks with one attention each; those of this vision transformer differ")
     owners = {layer.qkv: layer for layer in layers}
     found: list[Tensor] = []
 

@@ -356,6 +356,11 @@ def test_features_of_clip_are_those_of_open_clip(monkeypatch):
     torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens, rtol=1e-5, atol=1e-5)
 
 
+def test_a_tag_that_does_not_exist():
+    with pytest.raises(InputError, match=r"there is no backbone tu-vit_small_patch16_224\.dinoo"):
+        ClassifierTask(["a"], backbone="tu-vit_small_patch16_224.dinoo")
+
+
 def test_a_name_without_a_tag_where_the_mean_depends_on_it(tmp_path, capsys):
     name = "tu-vit_small_patch16_224"
     torch.save(build_backbone(name, 16).encoder.state_dict(), tmp_path / "vit.pth")

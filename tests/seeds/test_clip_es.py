@@ -177,6 +177,9 @@ def test_a_network_without_a_transformer():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(InputError, match="method clip needs a network with one vision transformer of timm"):
         ClipES(model, "0")(torch.rand(1, 3, 8, 8), torch.ones(1, 4))
+    parallel = timm.create_model("vit_small_patch16_18x2_224", depth=1, num_classes=2)
+    with pytest.raises(InputError, match="blocks with one attention each"), record_attention(parallel):
+        pass
     two = [VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=1) for _ in range(2)]
     with pytest.raises(InputError, match="the ModuleList has 2"), record_attention(nn.ModuleList(two)):
         pass

@@ -1,19 +1,22 @@
 """``tag2mask zero-shot``: a classifier of texts by CLIP, with random weights, from the command line to seeds."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
 from torch.nn import functional
 
 from datamodules.errors import InputError
 from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
 from datamodules.seed_cache import SeedCache
 from seeds import zero_shot as module
-from seeds.checkpoints import load_task
+from seeds.checkpoints import load_task, read_checkpoint
 from seeds.classifier import ClassifierTask
 from seeds.zero_shot import zero_shot
 from tests.seeds.conftest import IDS
@@ -36,8 +39,8 @@ def clip(tmp_path_factory):
 
 def test_scores_and_seeds(clip, voc, tmp_path, capsys):
     network, path = clip
-    words = ["--root", str(voc), "--weights", str(path), "--backbone", BACKBONE, "--prompt", "one {} thing"]
-    words += ["--class_prompts", json.dumps(WORDS), "--background_prompts", "[sky, grass]"]
+    words = ["--root", str(voc), "--weights", str(path), "--backbone", BACKBONE, "--template", "one {} thing"]
+    words += ["--class_words", json.dumps(WORDS), "--background_words", "[sky, grass]"]
     assert main(["zero-shot", *words, "--output", str(tmp_path / "classifier")]) == 0
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path / 'classifier' / 'last.ckpt'}: 2 classes and 2 texts of the background"
@@ -48,7 +51,7 @@ def test_scores_and_seeds(clip, voc, tmp_path, capsys):
     assert task.classes == ("red", "blue")
     texts = ["one red thing", "one deep blue thing", "one sky thing", "one grass thing"]
     record = json.loads((tmp_path / "classifier" / "provenance.json").read_text())
-    assert task.hparams["prompts"] == record["prompts"] == texts
+    assert task.hparams["texts"] == record["texts"] == texts
 
     import open_clip
 
@@ -81,6 +84,51 @@ def test_scores_and_seeds(clip, voc, tmp_path, capsys):
     assert list((tmp_path / "figures").glob("*.png"))
 
 
+def test_photos_and_downloaded_weights(clip, tmp_path, monkeypatch):
+    """Photos in folders by class; the file is found by the name of timm's repository."""
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (64, 64), (40 * number, 90, 60)).save(tmp_path / "photos" / name / f"{name}{number}.png")
+    requested = []
+
+    def download(*names):
+        requested.append(names)
+        return str(clip[1])
+
+    monkeypatch.setattr(module, "hf_hub_download", download)
+    zero_shot(str(tmp_path / "photos"), tmp_path / "out", backbone=BACKBONE)
+    assert requested == [("timm/vit_base_patch32_clip_224.openai", "open_clip_model.safetensors")]
+    content = read_checkpoint(tmp_path / "out" / "last.ckpt", "classifier")
+    assert content["hyper_parameters"]["texts"][:3] == [
+        "a clean origami cat.", "a clean origami dog.", "a clean origami ground.",
+    ]  # fmt: skip
+    assert content["datamodule_hyper_parameters"]["class_path"] == "datamodules.folder.FolderDataModule"
+
+
+def test_the_configuration_of_voc_with_some_of_the_classes(clip, voc, tmp_path):
+    """VOC as it is published: its lists of tags lack images of the split, Annotations has all."""
+    root = tmp_path / "VOC"
+    shutil.copytree(voc, root)
+    (root / "classes.txt").unlink()
+    shutil.rmtree(root / "ImageSets" / "Main")
+    (root / "Annotations").mkdir()
+    for path in (root / "JPEGImages").iterdir():
+        objects = "".join(f"<object><name>{name}</name></object>" for name in ("bird", "dog"))
+        (root / "Annotations" / f"{path.stem}.xml").write_text(f"<annotation>{objects}</annotation>")
+    shutil.copy(root / "ImageSets/Segmentation/train.txt", root / "ImageSets/Segmentation/trainaug.txt")
+    config = Path(__file__).resolve().parents[2] / "configs"
+    words = ["--root", str(root), "--weights", str(clip[1]), "--backbone", BACKBONE, "--classes", "[bird, dog]"]
+    assert main(["zero-shot", "--config", str(config / "zero_shot_voc12.yaml"), *words,
+                 "--output", str(tmp_path / "out")]) == 0  # fmt: skip
+    task = load_task(tmp_path / "out" / "last.ckpt", ClassifierTask)
+    assert task.hparams["texts"][:2] == ["a clean origami bird avian.", "a clean origami dog."]
+    options = ["--checkpoint", str(tmp_path / "out" / "last.ckpt"), "--root", str(root), "--size", "64"]
+    assert main(["seeds", "generate", "--config", str(config / "seeds_clip_voc12.yaml"), *options,
+                 "--num_workers", "0", "--output", str(tmp_path / "seeds")]) == 0  # fmt: skip
+    assert len(SeedCache(tmp_path / "seeds").ids) == 6
+
+
 def test_a_text_network_is_needed(clip, voc, tmp_path):
     _, path = clip
     state = torch.load(path, weights_only=True)
@@ -97,15 +145,20 @@ def test_a_text_network_is_needed(clip, voc, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"prompt": "a photo"}, r"prompt 'a photo' must contain \{\} once"),
-     ({"class_prompts": {"bleu": "blue"}}, "there is no class 'bleu'; did you mean blue"),
-     ({"background_prompts": []}, "background_prompts must name something"),
+    [({"template": "a photo"}, r"template 'a photo' must contain \{\} once"),
+     ({"class_words": {"bleu": "blue"}}, "there is no class 'bleu'; did you mean blue"),
+     ({"background_words": []}, "background_words must name something"),
      ({"backbone": "tu-vit_base_patch16_clip_quickgelu_224"}, r"did you mean .*quickgelu_224\.openai"),
      ({"backbone": "resnet50"}, "there is no image network of CLIP 'resnet50'"),
+     ({"backbone": "tu-vit_base_patch32_clip_quickgelu_224.opnai"}, r"did you mean .*quickgelu_224\.openai"),
+     ({"background_words": ["sky", "red"]}, "background_words contains 'red', which is a class"),
+     ({"background_words": ["sky", "rose"], "class_words": {"red": "rose"}}, "contains 'rose', which is a class"),
      ({"weights": "none.safetensors"}, "weights none.safetensors is neither"),
-     ({"root": "nowhere"}, "nowhere")],
+     ({"weights": "imagenet"}, "weights imagenet are not those of CLIP: give a file"),
+     ({"root": "nowhere"}, "folder nowhere does not exist")],
 )  # fmt: skip
 def test_mistakes(voc, tmp_path, options, words):
+    pytest.importorskip("open_clip")
     given = {"root": str(voc), "backbone": BACKBONE, "weights": "none.pt"} | options
     with pytest.raises(InputError, match=words):
         zero_shot(given.pop("root"), tmp_path / "out", **given)
@@ -113,11 +166,13 @@ def test_mistakes(voc, tmp_path, options, words):
 
 
 def test_without_network_and_without_open_clip(voc, tmp_path, monkeypatch):
+    pytest.importorskip("open_clip")
+
     def offline(*_):
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(module, "hf_hub_download", offline)
-    words = "timm/vit_base_patch32_clip_224.openai cannot be downloaded: give 'weights' a file"
+    words = r"timm/vit_base_patch32_clip_224.openai cannot be downloaded \(no connection\): give 'weights' a file"
     with pytest.raises(InputError, match=f"open_clip_model.safetensors of {words}"):
         zero_shot(str(voc), tmp_path / "out", backbone=BACKBONE)
     monkeypatch.setitem(sys.modules, "open_clip", None)
@@ -125,9 +180,12 @@ def test_without_network_and_without_open_clip(voc, tmp_path, monkeypatch):
         zero_shot(str(voc), tmp_path / "out", backbone=BACKBONE)
 
 
-def test_prompts_need_zero_shot():
-    with pytest.raises(InputError, match="make the checkpoint by tag2mask zero-shot"):
-        ClassifierTask(["a"], backbone="resnet18", weights="imagenet", prompts=["a", "b"])
+def test_a_classifier_of_texts_is_not_trained(voc, tmp_path, capsys):
+    words = ["--model", "ClassifierTask", "--model.backbone", BACKBONE, "--model.output_stride", "32"]
+    words += ["--model.texts", "[red, blue, sky]", "--data", "VOCDataModule", "--data.root", str(voc)]
+    words += ["--data.train_split", "train", "--data.size", "64", "--data.num_workers", "0"]
+    assert main(["fit", *words, "--trainer.accelerator", "cpu", "--output", str(tmp_path / "run")]) == 1
+    assert "a classifier of texts is not trained: it is written by tag2mask zero-shot" in capsys.readouterr().err
 
 
 def test_names_of_open_clip():

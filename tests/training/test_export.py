@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
+from tests.tars import tar_bytes
 from tests.training.conftest import data_of, trainer_of
 from training.cli import main
 from training.export import SIDECAR, export, load_exported
@@ -95,6 +98,13 @@ def test_predict_writes_the_same_masks(voc, network, written, tmp_path, form):
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
     assert len(set(np.concatenate([np.frombuffer(path.read_bytes(), np.uint8) for path in first]))) > 1
     assert (tmp_path / "b/classes.txt").read_text() == (tmp_path / "a/classes.txt").read_text()
+    (tmp_path / "x.tar").write_bytes(tar_bytes({photo.name: photo.read_bytes() for photo in photos}))
+    words = ("--images", tmp_path / "x.tar", "--output", tmp_path / "tars", "--crf", "false", "--num_workers", 0)
+    assert run("predict", "--checkpoint", written / FORMATS[form], *words) == 0
+    with tarfile.open(tmp_path / "tars/x.tar") as archive:
+        assert (
+            archive.extractfile(f"{photos[0].stem}.png").read() == (tmp_path / f"b/{photos[0].stem}.png").read_bytes()
+        )
 
 
 def test_torchscript_needs_nothing_of_this_project(network, written, tmp_path):
@@ -130,7 +140,7 @@ def test_onnx_contains_its_metadata(network, written):
 
 
 def test_smp_loads_with_its_own_function(network, written):
-    """Dilated encoders need the lines of the README, which are run here as they stand there."""
+    """Dilated encoders need the lines of the README, which are run here."""
     folder = written / "net"
     metadata = json.loads((folder / SIDECAR).read_text())
     assert list(metadata["convolutions"]) == ["encoder.features.14.conv.1.0"]  # the strided one of the dilated stage
@@ -142,8 +152,8 @@ def test_smp_loads_with_its_own_function(network, written):
         assert not torch.allclose(model(images), up, atol=1e-2)
         card = (folder / "README.md").read_text()
         lines = card[card.rindex("```python") : card.rindex("```")].removeprefix("```python\n")
-        exec(lines.replace(SIDECAR, str(folder / SIDECAR)), {"model": model})
-        torch.testing.assert_close(model(images), up, rtol=0, atol=1e-4)
+        exec(lines.replace("FOLDER", str(folder)), names := {})
+        torch.testing.assert_close(names["model"](images), up, rtol=0, atol=1e-4)
 
 
 def test_smp_of_an_undilated_network_loads_as_it_is(voc, tmp_path, capsys):
@@ -173,6 +183,8 @@ def test_a_model_card(network, voc, tmp_path, capsys):
     assert f"| mean | {100 * figures['miou']:.1f} | {100 * figures['without_crf']['miou']:.1f} |\n" in card.text
     assert ", ".join(f"{index} is {name}" for index, name in enumerate(figures["classes"], 1)) in card.text
     assert "Licence: cc-by-4.0." in card.text
+    assert "with masks." in card.text
+    assert "weakly-supervised" not in card.data.tags
 
     assert run(*words[:-2], "--output", tmp_path / "plain") == 0
     card = ModelCard.load(tmp_path / "plain" / "README.md")
@@ -180,6 +192,15 @@ def test_a_model_card(network, voc, tmp_path, capsys):
     assert card.data.eval_results is None
     assert "No licence is given" in card.text
     assert "No evaluation is recorded" in card.text
+    capsys.readouterr()
+    (tmp_path / "val/metrics.json").write_text(json.dumps(figures | {"miou": None}))
+    assert run(*words, "--output", tmp_path / "other") == 1
+    assert "metrics.json has no figures: no image of the evaluation has a mask" in capsys.readouterr().err
+    del figures["without_crf"]["iou"][figures["classes"][0]]  # neither true nor predicted without the CRF
+    (tmp_path / "val/metrics.json").write_text(json.dumps(figures))
+    assert run(*words, "--output", tmp_path / "lacking") == 0
+    card = ModelCard.load(tmp_path / "lacking" / "README.md")
+    assert f"| {figures['classes'][0]} | {100 * figures['iou'][figures['classes'][0]]:.1f} |  |\n" in card.text
     capsys.readouterr()
     figures["checkpoint"]["sha256"] = "0"
     (tmp_path / "val/metrics.json").write_text(json.dumps(figures))
@@ -197,15 +218,16 @@ def test_hugging_face(network, written, tmp_path, monkeypatch, capsys):
     class Api:
         def create_repo(self, name, **options):
             calls.append((name, options))
+            return SimpleNamespace(repo_id=f"me/{name}")
 
         def upload_folder(self, *, repo_id, folder_path):
             calls.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
 
     monkeypatch.setattr("training.export.HfApi", Api)
-    words = ["export", "--checkpoint", network, "--format", "smp", "--repository", "me/net-v1.0"]
+    words = ["export", "--checkpoint", network, "--format", "smp", "--repository", "net-v1.0"]
     assert run(*words, "--output", tmp_path / "net") == 0
     files = ["README.md", "config.json", "model.safetensors", SIDECAR]
-    assert calls == [("me/net-v1.0", {"private": True, "exist_ok": True}), ("me/net-v1.0", files)]
+    assert calls == [("net-v1.0", {"private": True, "exist_ok": True}), ("me/net-v1.0", files)]
     assert "https://huggingface.co/me/net-v1.0" in capsys.readouterr().out
 
     def offline(*_, **__):
@@ -213,7 +235,8 @@ def test_hugging_face(network, written, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(Api, "upload_folder", offline)
     assert run(*words, "--output", tmp_path / "kept") == 1
-    assert "kept is complete, and cannot be uploaded to me/net-v1.0: no connection" in capsys.readouterr().err
+    message = "kept is complete, but cannot be uploaded to me/net-v1.0 (no connection): try hf upload me/net-v1.0"
+    assert message in capsys.readouterr().err
     assert (tmp_path / "kept" / "model.safetensors").is_file()
 
     requested = []

@@ -638,6 +638,13 @@ def test_an_invalid_recipe(text, words, expected, tmp_path, capsys, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
+def test_braces_without_a_name_are_no_reference(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("output: out\nstages: {texts: {command: zero-shot, options: {template: 'a {}', root: x}}}")
+    _, (stage,) = read_recipe(recipe, FUNCTIONS, {})
+    assert stage.options["template"] == "a {}"
+
+
 def test_a_reference_takes_the_type_of_its_value():
     options = {"a": "{n}", "b": ["{n}/{x}", 3], "c": {"d": None}}
     assert substitute(options, {"n": 5}) == {"a": 5, "b": ["5/{x}", 3], "c": {"d": None}}
