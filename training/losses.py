@@ -143,21 +143,25 @@ def constrain_loss(probs: Tensor, crf_probs: Tensor, *, image_weights: Tensor | 
     return _mean((target * (target.log() - _log(probs))).sum(dim=1), image_weights)
 
 
-def mask_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Return the cross-entropy at drawn pixels: mean over images of [sum over drawn pixels / all pixels of the image].
+def mask_loss(logits: Tensor, mask: Tensor, min_weight: float = 0.0) -> Tensor:
+    """Return the cross-entropy at drawn pixels: mean over images of [weight * mean over the drawn pixels].
 
-    A point thus has the weight of a pixel. With the weight of a whole mask, as in Bearman et al., *What's the Point:
-    Semantic Segmentation with Point Supervision*, ECCV 2016, eq. 3, points of the foreground alone made the networks
-    here worse: the labels already contain them, see the page of experiments.
+    The weight of an image is the share of its pixels that are drawn, at least ``min_weight``. With 0 a point has the
+    weight of a pixel. With 1 it has the weight of a whole mask, as in Bearman et al., *What's the Point: Semantic
+    Segmentation with Point Supervision*, ECCV 2016, eq. 3.
 
     Args:
         logits: class scores (B, C+1, H, W).
         mask: int64 (B, H, W), 255 where nothing is drawn; an image without drawn pixels adds 0.
+        min_weight: least weight of an image with drawn pixels, 0..1.
 
     Returns:
         Scalar tensor.
     """
-    return functional.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="sum") / mask.numel()
+    each = functional.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="none").sum(dim=(1, 2))
+    drawn = (mask != IGNORE).sum(dim=(1, 2))
+    weights = (drawn / mask[0].numel()).clamp(min=min_weight)
+    return (weights * each / drawn.clamp(min=1)).mean()
 
 
 def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:

@@ -65,7 +65,8 @@ class SegmentationTask(BaseTask):
         seed_weight: weight of the seed loss; a loss of weight 0 is not computed.
         expand_weight: weight of the expand loss.
         constrain_weight: weight of the constrain loss.
-        mask_weight: weight of the cross-entropy at drawn pixels of images with cues, see `training.losses.mask_loss`.
+        min_drawn_weight: least weight of the pixels that people have drawn into an image with cues, 0..1; otherwise
+            their share of the image, see `training.losses.mask_loss`.
         box_weight: weight of the loss of boxes, see `training.losses.box_loss`.
         decay_fg: rank decay of present classes in the expand loss, on a grid of 1681 positions.
         decay_bg: rank decay of the background.
@@ -91,7 +92,7 @@ class SegmentationTask(BaseTask):
         seed_weight: float = 1.0,
         expand_weight: float = 1.0,
         constrain_weight: float = 1.0,
-        mask_weight: float = 1.0,
+        min_drawn_weight: float = 0.0,
         box_weight: float = 1.0,
         decay_fg: float = 0.996,
         decay_bg: float = 0.999,
@@ -102,7 +103,9 @@ class SegmentationTask(BaseTask):
         self.save_arguments(locals())
         self.classes = tuple(classes)
         self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
-        self.loss_weights |= {"mask": mask_weight, "box": box_weight}
+        self.loss_weights["box"] = box_weight
+        if not 0 <= min_drawn_weight <= 1:
+            raise InputError(f"min_drawn_weight {min_drawn_weight} is outside 0..1")
         for name, weight in self.loss_weights.items():
             if not 0 <= weight < math.inf:
                 raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
@@ -132,9 +135,9 @@ class SegmentationTask(BaseTask):
 
         With ``cues``, SEC's losses or the balanced cross-entropy count on their grid. If the batch has a ``mask``, too,
         they count at positions without a drawn pixel, and an image's part has the weight of its share of pixels that
-        are not drawn; the cross-entropy at its drawn pixels has the weight of their share. The loss of an image without
-        a drawn pixel is thus that of its cues, and the loss of an image with drawn pixels only is that of its mask.
-        Without cues, it is the cross-entropy at ``mask``.
+        are not drawn; the cross-entropy at its drawn pixels has the weight of their share, or ``min_drawn_weight``. The
+        loss of an image without a drawn pixel is thus that of its cues, and the loss of an image with drawn pixels only
+        is that of its mask. Without cues, it is the cross-entropy at ``mask``.
 
         Args:
             batch: ``image`` (B, 3, H, W), ``labels`` (B, C) for SEC's losses, ``cues`` bool (B, C+1, h, w) or ``mask``
@@ -170,12 +173,12 @@ class SegmentationTask(BaseTask):
             losses["constrain"] = constrain_loss(probs, crf_probs, image_weights=undrawn)
         if not losses:
             raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")
-        if mask is not None and self.loss_weights["mask"]:
+        if mask is not None:
             drawn = known.any(dim=(1, 2))  # (B,); the scores of the other images need not be resized
-            values = (
-                mask_loss(resize_maps(scores[drawn], mask.shape[-2:]), mask[drawn]) if drawn.any() else scores.sum() * 0
-            )
-            losses["mask"] = values * drawn.float().mean()
+            losses["mask"] = scores.sum() * 0
+            if drawn.any():
+                logits, weight = resize_maps(scores[drawn], mask.shape[-2:]), self.hparams["min_drawn_weight"]
+                losses["mask"] = mask_loss(logits, mask[drawn], weight) * drawn.float().mean()
         if "boxes" in batch and self.loss_weights["box"]:
             losses["box"] = box_loss(probs, batch["boxes"])
         return losses

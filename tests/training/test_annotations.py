@@ -57,7 +57,7 @@ def test_a_network_learns_what_is_drawn(voc, cues, table, tmp_path, loss):
 def test_without_annotations_nothing_changes(voc, cues, tmp_path):
     """The weights are those of a training with the option left out."""
     assert fit(voc, cues, tmp_path / "a") == 0
-    assert fit(voc, cues, tmp_path / "b", "--data.annotations=null", "--model.mask_weight=3") == 0
+    assert fit(voc, cues, tmp_path / "b", "--data.annotations=null", "--model.min_drawn_weight=1") == 0
     one, other = (torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in "ab")
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert not logged(tmp_path / "a", "train/mask")

@@ -391,6 +391,8 @@ def test_mask_loss_is_the_mean_over_all_pixels_of_which_undrawn_ones_add_nothing
     mask = torch.tensor([[[0, 255, 1]], [[255, 0, 255]], [[255, 255, 255]]])
     first = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-2))) / 3  # of 3 pixels, 2 are drawn
     assert mask_loss(logits, mask).item() == pytest.approx((first + math.log(2) / 3 + 0) / 3, rel=1e-6)
+    assert mask_loss(logits, mask, 0.5).item() == pytest.approx((first + math.log(2) / 2 + 0) / 3, rel=1e-6)
+    assert mask_loss(logits, mask, 1.0).item() == pytest.approx((1.5 * first + math.log(2) + 0) / 3, rel=1e-6)
 
 
 def test_mask_loss_of_whole_masks_is_torchs_cross_entropy_and_unknown_pixels_have_no_gradient():

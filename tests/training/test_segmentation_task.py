@@ -151,10 +151,11 @@ def test_images_without_annotation_train_exactly_as_with_their_cues(loss):
         torch.testing.assert_close(annotated[name], value)
 
 
-def test_masks_and_partly_drawn_images_in_one_batch():
-    """The loss is the mean over images: of cues with the share that is not drawn, of drawn pixels with theirs."""
+@pytest.mark.parametrize(("min_weight", "weight"), [(0.0, 0.25), (0.6, 0.6), (1.0, 1.0)])
+def test_masks_and_partly_drawn_images_in_one_batch(min_weight, weight):
+    """The loss is the mean over images: cues with the share that is not drawn, drawn pixels with theirs or more."""
     torch.manual_seed(0)
-    task = SegmentationTask(CLASSES, **TINY, loss="cross_entropy", mask_weight=3.0).eval()
+    task = SegmentationTask(CLASSES, **TINY, loss="cross_entropy", min_drawn_weight=min_weight).eval()
     batch, mask = batch_of(images=3), torch.full((3, 64, 64), 255)
     mask[0] = torch.randint(0, 4, (64, 64))
     mask[1, :16] = 2  # the upper quarter, where the cues are background
@@ -163,12 +164,17 @@ def test_masks_and_partly_drawn_images_in_one_batch():
         logits = resize_maps(task(batch["image"]), (64, 64))
         probs = sec_probabilities(resize_maps(task(batch["image"]), (8, 8)))
     parts = [F.cross_entropy(logits[i : i + 1], mask[i : i + 1], ignore_index=255).item() for i in (0, 1)]
-    assert losses["mask"].item() == pytest.approx((parts[0] + 0.25 * parts[1]) / 3, rel=1e-5)
+    assert losses["mask"].item() == pytest.approx((parts[0] + weight * parts[1]) / 3, rel=1e-5)
     cues = batch["cues"][1:].clone()
     cues[0, :, :2] = False
     each = [balanced_cross_entropy(probs[i : i + 1], cues[i - 1 : i]).item() for i in (1, 2)]
     assert losses["cross_entropy"].item() == pytest.approx((0.75 * each[0] + each[1]) / 3, rel=1e-5)
-    assert task.loss_weights["mask"] == 3.0
+    assert "mask" not in task.loss_weights
+
+
+def test_a_weight_out_of_range():
+    with pytest.raises(InputError, match=r"min_drawn_weight 2 is outside 0\.\.1"):
+        SegmentationTask(CLASSES, **TINY, min_drawn_weight=2)
 
 
 @pytest.mark.parametrize("loss", ["sec", "cross_entropy"])
