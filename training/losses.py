@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from segmentation_models_pytorch.losses import LovaszLoss
 from torch import Tensor
 from torch.nn import functional
 
@@ -162,6 +163,27 @@ def mask_loss(logits: Tensor, mask: Tensor, min_weight: float = 0.0) -> Tensor:
     drawn = (mask != IGNORE).sum(dim=(1, 2))
     weights = (drawn / mask[0].numel()).clamp(min=min_weight)
     return (weights * each / drawn.clamp(min=1)).mean()
+
+
+def lovasz_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the Lovász-softmax loss of the drawn pixels of a batch, 1 - IoU made differentiable, mean over classes.
+
+    Berman et al., *The Lovász-Softmax loss*, CVPR 2018, by segmentation_models_pytorch. A class counts as much as any
+    other that is in the masks of the batch, however small its objects are.
+
+    Args:
+        logits: class scores (B, C+1, h, w).
+        mask: int64 (B, H, W), 255 where nothing is drawn; its value at the centre of each position counts.
+
+    Returns:
+        Scalar tensor, times the share of pixels that are drawn; 0 where none is.
+    """
+    mask = functional.interpolate(mask[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+    share = (mask != IGNORE).float().mean()
+    if not share:
+        return logits.sum() * 0
+    loss: Tensor = LovaszLoss("multiclass", ignore_index=IGNORE)(logits.float(), mask)
+    return share * loss
 
 
 def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from training.losses import (
     box_loss,
     constrain_loss,
     expand_loss,
+    lovasz_loss,
     mask_loss,
     sec_probabilities,
     seed_loss,
@@ -67,6 +68,8 @@ class SegmentationTask(BaseTask):
         constrain_weight: weight of the constrain loss.
         min_drawn_weight: least weight of the pixels that people have drawn into an image with cues, 0..1; otherwise
             their share of the image, see `training.losses.mask_loss`.
+        lovasz_weight: weight of the Lovász-softmax loss of masks beside their cross-entropy, for small objects, see
+            `training.losses.lovasz_loss`.
         box_weight: weight of the loss of boxes, see `training.losses.box_loss`.
         decay_fg: rank decay of present classes in the expand loss, on a grid of 1681 positions.
         decay_bg: rank decay of the background.
@@ -93,6 +96,7 @@ class SegmentationTask(BaseTask):
         expand_weight: float = 1.0,
         constrain_weight: float = 1.0,
         min_drawn_weight: float = 0.0,
+        lovasz_weight: float = 0.0,
         box_weight: float = 1.0,
         decay_fg: float = 0.996,
         decay_bg: float = 0.999,
@@ -103,7 +107,7 @@ class SegmentationTask(BaseTask):
         self.save_arguments(locals())
         self.classes = tuple(classes)
         self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
-        self.loss_weights["box"] = box_weight
+        self.loss_weights |= {"lovasz": lovasz_weight, "box": box_weight}
         if not 0 <= min_drawn_weight <= 1:
             raise InputError(f"min_drawn_weight {min_drawn_weight} is outside 0..1")
         for name, weight in self.loss_weights.items():
@@ -137,7 +141,8 @@ class SegmentationTask(BaseTask):
         they count at positions without a drawn pixel, and an image's part has the weight of its share of pixels that
         are not drawn; the cross-entropy at its drawn pixels has the weight of their share, or ``min_drawn_weight``. The
         loss of an image without a drawn pixel is thus that of its cues, and the loss of an image with drawn pixels only
-        is that of its mask. Without cues, it is the cross-entropy at ``mask``.
+        is that of its mask. Without cues, it is the cross-entropy at ``mask``. The Lovász-softmax loss of drawn
+        pixels is added.
 
         Args:
             batch: ``image`` (B, 3, H, W), ``labels`` (B, C) for SEC's losses, ``cues`` bool (B, C+1, h, w) or ``mask``
@@ -153,14 +158,16 @@ class SegmentationTask(BaseTask):
             if mask is None:
                 needed = "give the data module targets: masks, or targets: cues"
                 raise InputError(f"loss 'cross_entropy' needs masks: {needed}")
-            return {"cross_entropy": self.cross_entropy(self(images).float(), mask)}
+            scores = self(images).float()
+            losses = {"cross_entropy": self.cross_entropy(scores, mask)}
+            return losses | ({"lovasz": lovasz_loss(scores, mask)} if self.loss_weights["lovasz"] else {})
         scores, cues = self(images).float(), batch["cues"]
         logits, undrawn = resize_maps(scores, cues.shape[-2:]), None  # (B, C+1, h, w)
         if mask is not None:
             known = mask != IGNORE
             undrawn = 1 - known.float().mean(dim=(1, 2))  # (B,)
             cues = cues & (functional.interpolate(known[:, None].float(), cues.shape[-2:], mode="nearest-exact") == 0)
-        probs, losses = sec_probabilities(logits), {}
+        probs, losses = sec_probabilities(logits), dict[str, Tensor]()
         if not is_sec:
             losses["cross_entropy"] = balanced_cross_entropy(probs, cues, image_weights=undrawn)
         if is_sec and self.loss_weights["seed"]:
@@ -179,6 +186,8 @@ class SegmentationTask(BaseTask):
             if drawn.any():
                 logits, weight = resize_maps(scores[drawn], mask.shape[-2:]), self.hparams["min_drawn_weight"]
                 losses["mask"] = mask_loss(logits, mask[drawn], weight) * drawn.float().mean()
+            if self.loss_weights["lovasz"]:
+                losses["lovasz"] = lovasz_loss(scores, mask)
         if "boxes" in batch and self.loss_weights["box"]:
             losses["box"] = box_loss(probs, batch["boxes"])
         return losses

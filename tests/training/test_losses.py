@@ -13,6 +13,7 @@ from training.losses import (
     box_loss,
     constrain_loss,
     expand_loss,
+    lovasz_loss,
     mask_loss,
     ranked_weights,
     sec_probabilities,
@@ -406,6 +407,42 @@ def test_mask_loss_of_whole_masks_is_torchs_cross_entropy_and_unknown_pixels_hav
     undrawn = (mask == 255)[:, None].expand_as(logits)
     assert (logits.grad[undrawn] == 0).all()
     assert (logits.grad[~undrawn] != 0).all()
+
+
+def slow_lovasz(probs, labels):
+    """Lovász extension of 1 - IoU, mean over the present classes, by its definition; probs (n, K), labels (n,)."""
+    total, classes = 0.0, sorted(set(labels))
+    for label in classes:
+        pairs = [(1 - p[label], 1) if own == label else (p[label], 0) for p, own in zip(probs, labels, strict=True)]
+        errors = sorted(pairs, key=lambda pair: -pair[0])
+        count = sum(inside for _, inside in errors)
+        before = 0.0
+        for number in range(1, len(errors) + 1):
+            wrong = errors[:number]  # pixels that are wrong first
+            missed = sum(inside for _, inside in wrong)
+            jaccard = 1 - (count - missed) / (count + number - missed)
+            total += errors[number - 1][0] * (jaccard - before)
+            before = jaccard
+    return total / len(classes)
+
+
+def test_lovasz_loss_is_its_definition_at_drawn_pixels():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([0, 1, 2, 255]).repeat(6).view(2, 3, 4)
+    mask[0, 0, 0] = 255
+    drawn = mask.flatten() != 255
+    probs = logits.detach().softmax(1).permute(0, 2, 3, 1).reshape(-1, 3)[drawn].tolist()
+    expected = slow_lovasz(probs, mask.flatten()[drawn].tolist())
+    found = lovasz_loss(logits, mask)
+    assert found.item() == pytest.approx(17 / 24 * expected, rel=1e-5)
+    found.backward()
+    assert (logits.grad.abs().sum(1).flatten()[~drawn] == 0).all()
+    larger = mask.repeat_interleave(2, 1).repeat_interleave(2, 2)  # the centre of each position counts
+    assert lovasz_loss(logits, larger).item() == pytest.approx(found.item(), rel=1e-6)
+    assert lovasz_loss(logits, torch.full((2, 6, 8), 255)).item() == 0
+    perfect = 100 * torch.nn.functional.one_hot(torch.tensor([[[0, 1, 2, 1]]]), 3).permute(0, 3, 1, 2).double()
+    assert lovasz_loss(perfect, torch.tensor([[[0, 1, 2, 1]]])).item() == pytest.approx(0, abs=1e-6)
 
 
 def slow_box_loss(probs, boxes):

@@ -125,15 +125,16 @@ def gradients_of(task, batch):
 @pytest.mark.parametrize("loss", ["sec", "cross_entropy"])
 def test_images_drawn_as_a_whole_train_exactly_as_with_their_masks(loss):
     torch.manual_seed(0)
-    task = SegmentationTask(CLASSES, **TINY, loss=loss).eval()  # eval: no dropout
-    supervised = SegmentationTask(CLASSES, **TINY, loss="cross_entropy").eval()
+    task = SegmentationTask(CLASSES, **TINY, loss=loss, lovasz_weight=1).eval()  # eval: no dropout
+    supervised = SegmentationTask(CLASSES, **TINY, loss="cross_entropy", lovasz_weight=1).eval()
     supervised.load_state_dict(task.state_dict())
     batch = batch_of()
     mask = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(1))
     drawn, own = gradients_of(task, {**batch, "mask": mask, "boxes": [torch.zeros(0, 5)] * 2})
     wanted, gradients = gradients_of(supervised, {"image": batch["image"], "mask": mask})
     assert drawn["mask"].item() == pytest.approx(wanted["cross_entropy"].item(), rel=1e-6)
-    assert all(value == 0 for name, value in drawn.items() if name != "mask")
+    assert drawn["lovasz"].item() == pytest.approx(wanted["lovasz"].item(), rel=1e-6)
+    assert all(value == 0 for name, value in drawn.items() if name not in ("mask", "lovasz"))
     assert own.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-6)
@@ -142,11 +143,11 @@ def test_images_drawn_as_a_whole_train_exactly_as_with_their_masks(loss):
 @pytest.mark.parametrize("loss", ["sec", "cross_entropy"])
 def test_images_without_annotation_train_exactly_as_with_their_cues(loss):
     torch.manual_seed(0)
-    task, batch = SegmentationTask(CLASSES, **TINY, loss=loss).eval(), batch_of()
+    task, batch = SegmentationTask(CLASSES, **TINY, loss=loss, lovasz_weight=1).eval(), batch_of()
     plain = task.losses(batch)
     nothing = {"mask": torch.full((2, 64, 64), 255), "boxes": [torch.zeros(0, 5)] * 2}
     annotated = task.losses(batch | nothing)
-    assert annotated["mask"] == annotated["box"] == 0
+    assert annotated["mask"] == annotated["lovasz"] == annotated["box"] == 0
     for name, value in plain.items():
         torch.testing.assert_close(annotated[name], value)
 
