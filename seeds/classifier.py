@@ -118,8 +118,8 @@ class ClassifierTask(BaseTask):
         self.classes = tuple(classes)
         features = build_backbone(backbone, output_stride, weights, depth, self.hparams["in_channels"])
         features.freeze(freeze_stride)
-        head, config = None, None if texts is None else timm_config(backbone)
-        if texts is not None and config is not None:
+        head = None
+        if texts is not None and (config := timm_config(backbone)) is not None:
             # timm's class scores of CLIP are the dimensions of the space of images and texts
             head = TextHead(features.out_channels, config.num_classes, len(classes), len(texts) - len(classes))
         self.model = Classifier(features, len(classes), head)

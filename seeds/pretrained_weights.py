@@ -46,6 +46,22 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     if weights == "none":
         return
     state, published = (imagenet_weights(name, encoder), True) if weights == "imagenet" else read_weights(weights)
+    load_state(encoder, state, weights, name, published=published)
+
+
+def load_state(encoder: nn.Module, state: State, weights: str, name: str, *, published: bool) -> None:
+    """Load a state dict into an encoder, in place, as `load_weights` does with that of a file.
+
+    Args:
+        encoder: as for `load_weights`.
+        state: the weights.
+        weights: where they come from, as for `load_weights`.
+        name: the backbone's name.
+        published: whether they are a library's, and not those of a classifier's checkpoint.
+
+    Raises:
+        InputError: keys or shapes are another network's.
+    """
     if isinstance(encoder, VisionTransformer):
         state = checkpoint_filter_fn(state, encoder)
     if isinstance(encoder, TimmUniversalEncoder):  # SMP wraps timm's network, without the layers behind the last stage

@@ -19,7 +19,7 @@ from datamodules.files import file_sha256, new_folder, write_json
 from datamodules.progress import print_message
 from seeds.base_task import HEADER, VERSION
 from seeds.classifier import ClassifierTask, TextHead
-from seeds.pretrained_weights import State, load_fitting, load_weights, read_weights, timm_config
+from seeds.pretrained_weights import State, load_fitting, load_state, read_weights, timm_config
 from seeds.provenance import provenance
 
 BACKGROUND = (
@@ -102,7 +102,7 @@ def zero_shot(
         needed = ("visual.proj", "text_projection", "token_embedding.weight", "logit_scale")
         if missing := next((key for key in needed if key not in state), None):
             raise InputError(f"{file} contains no image and text network of CLIP with open_clip's names: no {missing}")
-        load_weights(task.model.features.encoder, file, backbone)
+        load_state(task.model.features.encoder, state, file, backbone, published=True)
         vectors, head = text_vectors(name, state, texts, file), task.model.head
         assert isinstance(head, TextHead)
         if state["visual.proj"].T.shape != head.projection.weight.shape or vectors.shape != head.texts.shape:

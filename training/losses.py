@@ -162,7 +162,7 @@ def mask_loss(logits: Tensor, mask: Tensor, min_weight: float = 0.0) -> Tensor:
     each = functional.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="none").sum(dim=(1, 2))
     drawn = (mask != IGNORE).sum(dim=(1, 2))
     weights = (drawn / mask[0].numel()).clamp(min=min_weight)
-    return (weights * each / drawn.clamp(min=1)).mean()
+    return (weights * _ratio(each, drawn)).mean()
 
 
 def lovasz_loss(logits: Tensor, mask: Tensor) -> Tensor:

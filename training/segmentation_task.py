@@ -160,7 +160,9 @@ class SegmentationTask(BaseTask):
                 raise InputError(f"loss 'cross_entropy' needs masks: {needed}")
             scores = self(images).float()
             losses = {"cross_entropy": self.cross_entropy(scores, mask)}
-            return losses | ({"lovasz": lovasz_loss(scores, mask)} if self.loss_weights["lovasz"] else {})
+            if self.loss_weights["lovasz"]:
+                losses["lovasz"] = lovasz_loss(scores, mask)
+            return losses
         scores, cues = self(images).float(), batch["cues"]
         logits, undrawn = resize_maps(scores, cues.shape[-2:]), None  # (B, C+1, h, w)
         if mask is not None:
