@@ -1,5 +1,6 @@
 """The multi-label classifier that Grad-CAM explains, and its training task."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,22 +67,23 @@ class Classifier(nn.Module):
         return scores
 
 
-class MeanAveragePrecision(MultilabelAveragePrecision):
-    """Average precision (area under the precision-recall steps) over the classes that have a positive image.
+class AveragePrecision(MultilabelAveragePrecision):
+    """Average precision (area under the precision-recall steps) of each class.
 
-    torchmetrics' mean counts a class without a positive image as 0; this one averages its ``average="none"``.
+    torchmetrics' counts a class without a positive image as 0.
     """
 
     def compute(self) -> Tensor:  # type: ignore[override]  # torchmetrics inherits a curve's signature
-        """Return the mean as a fraction, a scalar; nan if no class has a positive image."""
-        each = super().compute()
-        return each[dim_zero_cat(self.target).sum(0) > 0].mean()
+        """Return fractions (C,); nan of a class without a positive image."""
+        positives = dim_zero_cat(self.target).sum(0)
+        return super().compute().where(positives > 0, torch.nan) if positives.any() else positives * torch.nan
 
 
 class ClassifierTask(BaseTask):
     """Trains a :class:`Classifier` on image-level labels with a multi-label binary cross-entropy.
 
-    Logs ``train/loss``, ``val/loss`` and ``val/map`` (mean average precision, a fraction in 0..1).
+    Logs ``train/loss``, ``val/loss``, ``val/ap/CLASS`` (average precision, a fraction in 0..1) and ``val/map``, their
+    mean over the classes that have an image.
 
     Args:
         classes: names of the labels' columns, without background.
@@ -123,7 +125,7 @@ class ClassifierTask(BaseTask):
             # timm's class scores of CLIP are the dimensions of the space of images and texts
             head = TextHead(features.out_channels, config.num_classes, len(classes), len(texts) - len(classes))
         self.model = Classifier(features, len(classes), head)
-        self.val_map = MeanAveragePrecision(len(classes), average="none", validate_args=False)
+        self.val_ap = AveragePrecision(len(classes), average="none", validate_args=False)
         # Lightning's own mean over several processes rounds the number of images
         self.val_loss = MeanMetric()
 
@@ -156,15 +158,26 @@ class ClassifierTask(BaseTask):
         self.val_loss.reset()
 
     def validation_step(self, batch: Mapping[str, Any], _batch_index: int) -> None:
-        """Update ``val/loss`` and ``val/map``, over all images of all processes."""
-        if not len(batch["image"]):  # no image of the batch can be read
+        """Update the metrics with a batch."""
+        if not len(batch["image"]):  # no image of the batch can be read; the other processes wait for the metrics
+            nothing = torch.zeros(0, len(self.classes), device=self.device)
+            self.val_ap.update(nothing, nothing.long())
             return
         scores = self(batch["image"])
-        self.val_map.update(scores.sigmoid(), batch["labels"].long())
+        self.val_ap.update(scores.sigmoid(), batch["labels"].long())
         self.val_loss.update(self.loss(scores, batch["labels"]), weight=len(scores))
-        metrics = {"val/loss": self.val_loss, "val/map": self.val_map}
-        self.log_dict(metrics, prog_bar=True, on_epoch=True, batch_size=len(scores))
+        self.log("val/loss", self.val_loss, prog_bar=True, on_epoch=True, batch_size=len(scores))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/map`` and each class's ``val/ap/CLASS``, over all images of all processes."""
+        each = self.val_ap.compute()
+        self.val_ap.reset()
+        self.log("val/map", each.nanmean(), prog_bar=True, sync_dist=True)
+        for name, value in zip(self.classes, each.tolist(), strict=True):
+            if not math.isnan(value):
+                self.log(f"val/ap/{name}", value, sync_dist=True)
 
     # testing computes the same metrics under the same names
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end

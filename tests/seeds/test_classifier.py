@@ -5,7 +5,7 @@ import torch
 
 from datamodules.errors import InputError
 from seeds.backbones import build_backbone
-from seeds.classifier import Classifier, ClassifierTask, MeanAveragePrecision
+from seeds.classifier import AveragePrecision, Classifier, ClassifierTask
 from tests.seeds.conftest import data_of
 
 
@@ -54,14 +54,15 @@ def test_classes_must_be_names(classes):
         ClassifierTask(classes)
 
 
-def test_mean_average_precision_by_hand():
-    metric = MeanAveragePrecision(3, average="none", validate_args=False)
+def test_average_precision_by_hand():
+    metric = AveragePrecision(3, average="none", validate_args=False)
     scores = torch.tensor([[0.9, 0.1, 0.5], [0.8, 0.2, 0.4], [0.7, 0.3, 0.3], [0.6, 0.4, 0.2]])
     labels = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]])
     metric.update(scores[:3], labels[:3])
     metric.update(scores[3:], labels[3:])
-    # first: hits at ranks 1 and 3: (1 + 2/3) / 2; second: one hit at rank 4; third: no image, left out
-    assert metric.compute().item() == pytest.approx((5 / 6 + 1 / 4) / 2)
+    # first: hits at ranks 1 and 3: (1 + 2/3) / 2; second: one hit at rank 4; third: no image
+    assert metric.compute().tolist() == pytest.approx([5 / 6, 1 / 4, float("nan")], nan_ok=True)
+    assert metric.compute().nanmean().item() == pytest.approx((5 / 6 + 1 / 4) / 2)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -80,9 +81,10 @@ def test_training_learns_logs_and_leaves_the_frozen_alone(voc, optimizer):
     trainer.fit(task, data)
     logged = set(trainer.callback_metrics)
     last = trainer.validate(task, data, verbose=False)[0]
-    assert set(last) == {"val/loss", "val/map"}
-    assert logged == {"train/loss", "val/loss", "val/map"}
+    assert set(last) == {"val/loss", "val/map", "val/ap/red", "val/ap/blue"}
+    assert logged == {"train/loss", *last}
     assert last["val/loss"] < first["val/loss"]
     assert 0 <= last["val/map"] <= 1
+    assert last["val/map"] == pytest.approx((last["val/ap/red"] + last["val/ap/blue"]) / 2)
     after = task.model.features.encoder.layer1.state_dict()
     assert all(torch.equal(after[key], value) for key, value in frozen.items())
