@@ -166,17 +166,18 @@ def mask_loss(logits: Tensor, mask: Tensor, min_weight: float = 0.0) -> Tensor:
 
 
 def lovasz_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Return the Lovász-softmax loss of the drawn pixels of a batch, 1 - IoU made differentiable, mean over classes.
+    """Return the Lovász-softmax loss of a batch, 1 - IoU made differentiable, mean over the classes.
 
     Berman et al., *The Lovász-Softmax loss*, CVPR 2018, by segmentation_models_pytorch. A class counts as much as any
     other that is in the masks of the batch, however small its objects are.
 
     Args:
         logits: class scores (B, C+1, h, w).
-        mask: int64 (B, H, W), 255 where nothing is drawn; its value at the centre of each position counts.
+        mask: masks or labels, int64 (B, H, W), 255 where the class is unknown; its value at the centre of each
+            position counts.
 
     Returns:
-        Scalar tensor, times the share of pixels that are drawn; 0 where none is.
+        Scalar tensor, times the share of positions whose class is known; 0 where none is.
     """
     mask = functional.interpolate(mask[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
     share = (mask != IGNORE).float().mean()

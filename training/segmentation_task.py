@@ -68,7 +68,7 @@ class SegmentationTask(BaseTask):
         constrain_weight: weight of the constrain loss.
         min_drawn_weight: least weight of the pixels that people have drawn into an image with cues, 0..1; otherwise
             their share of the image, see `training.losses.mask_loss`.
-        lovasz_weight: weight of the Lovász-softmax loss of masks beside their cross-entropy, for small objects, see
+        lovasz_weight: weight of the Lovász-softmax loss of masks, cues and drawn pixels beside the others, see
             `training.losses.lovasz_loss`.
         box_weight: weight of the loss of boxes, see `training.losses.box_loss`.
         decay_fg: rank decay of present classes in the expand loss, on a grid of 1681 positions.
@@ -141,8 +141,8 @@ class SegmentationTask(BaseTask):
         they count at positions without a drawn pixel, and an image's part has the weight of its share of pixels that
         are not drawn; the cross-entropy at its drawn pixels has the weight of their share, or ``min_drawn_weight``. The
         loss of an image without a drawn pixel is thus that of its cues, and the loss of an image with drawn pixels only
-        is that of its mask. Without cues, it is the cross-entropy at ``mask``. The Lovász-softmax loss of drawn
-        pixels is added.
+        is that of its mask. Without cues, it is the cross-entropy at ``mask``. The Lovász-softmax loss of a batch is
+        that of its drawn pixels, and of its cues elsewhere.
 
         Args:
             batch: ``image`` (B, 3, H, W), ``labels`` (B, C) for SEC's losses, ``cues`` bool (B, C+1, h, w) or ``mask``
@@ -182,14 +182,14 @@ class SegmentationTask(BaseTask):
             losses["constrain"] = constrain_loss(probs, crf_probs, image_weights=undrawn)
         if not losses:
             raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")
+        if self.loss_weights["lovasz"]:
+            losses["lovasz"] = lovasz_loss(scores, _drawn_or_cues(mask, cues))
         if mask is not None:
             drawn = known.any(dim=(1, 2))  # (B,); the scores of the other images need not be resized
             losses["mask"] = scores.sum() * 0
             if drawn.any():
                 logits, weight = resize_maps(scores[drawn], mask.shape[-2:]), self.hparams["min_drawn_weight"]
                 losses["mask"] = mask_loss(logits, mask[drawn], weight) * drawn.float().mean()
-            if self.loss_weights["lovasz"]:
-                losses["lovasz"] = lovasz_loss(scores, mask)
         if "boxes" in batch and self.loss_weights["box"]:
             losses["box"] = box_loss(probs, batch["boxes"])
         return losses
@@ -236,3 +236,12 @@ class SegmentationTask(BaseTask):
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+
+def _drawn_or_cues(mask: Tensor | None, cues: Tensor) -> Tensor:
+    """Return the classes int64 of drawn pixels, and elsewhere of the cues (B, C+1, h, w); 255 where neither is."""
+    labels = cues.int().argmax(dim=1).masked_fill(~cues.any(dim=1), IGNORE)  # (B, h, w)
+    if mask is None:
+        return labels
+    resized = functional.interpolate(labels[:, None].float(), mask.shape[-2:], mode="nearest-exact")
+    return mask.where(mask != IGNORE, resized[:, 0].long())

@@ -15,7 +15,14 @@ from seeds.crf import dense_crf
 from seeds.score_maps import label_map, resize_maps, small_images
 from tests.training.conftest import TINY, data_of, trainer_of
 from training import segmentation_task as task_module
-from training.losses import balanced_cross_entropy, constrain_loss, expand_loss, sec_probabilities, seed_loss
+from training.losses import (
+    balanced_cross_entropy,
+    constrain_loss,
+    expand_loss,
+    lovasz_loss,
+    sec_probabilities,
+    seed_loss,
+)
 from training.segmentation_task import SegmentationTask
 
 CLASSES = ["a", "b", "c"]
@@ -145,11 +152,28 @@ def test_images_without_annotation_train_exactly_as_with_their_cues(loss):
     torch.manual_seed(0)
     task, batch = SegmentationTask(CLASSES, **TINY, loss=loss, lovasz_weight=1).eval(), batch_of()
     plain = task.losses(batch)
+    assert plain["lovasz"] > 0
     nothing = {"mask": torch.full((2, 64, 64), 255), "boxes": [torch.zeros(0, 5)] * 2}
     annotated = task.losses(batch | nothing)
-    assert annotated["mask"] == annotated["lovasz"] == annotated["box"] == 0
+    assert annotated["mask"] == annotated["box"] == 0
     for name, value in plain.items():
         torch.testing.assert_close(annotated[name], value)
+
+
+def test_the_lovasz_loss_is_that_of_drawn_pixels_and_of_cues_elsewhere():
+    torch.manual_seed(0)
+    task, batch = SegmentationTask(CLASSES, **TINY, loss="cross_entropy", lovasz_weight=1).eval(), batch_of()
+    mask = torch.full((2, 64, 64), 255)
+    mask[0] = torch.randint(0, 4, (64, 64))
+    mask[1, :16] = 2
+    cues = torch.zeros(2, 4, 8, 8, dtype=torch.bool)
+    cues[:, 3, 4:] = True
+    cues[:, 0, :3] = True  # none in the row between
+    merged = torch.full((2, 64, 64), 255)
+    merged[:, 32:], merged[:, :24] = 3, 0
+    merged[0], merged[1, :16] = mask[0], 2
+    found = task.losses({**batch, "cues": cues, "mask": mask})["lovasz"]
+    torch.testing.assert_close(found, lovasz_loss(task(batch["image"]).float(), merged))
 
 
 @pytest.mark.parametrize(("min_weight", "weight"), [(0.0, 0.25), (0.6, 0.6), (1.0, 1.0)])
