@@ -166,8 +166,9 @@ class CamModule(SeedModule):
             saliency = background_saliency(self.network, self.layers[1], views[0], labels)
         found = [first, *(self._maps(view, labels) for view in views[1:])]  # each (n, h, w), n labels of the batch
         found += [self._maps(view, labels).flip(-1) for view in flipped]
-        total = sum((resize_maps(maps[None], self.grid)[0] for maps in found), start=images.new_zeros(()))
-        return (total / len(found)).cpu(), resize_maps(saliency[None], self.grid)[0].cpu()
+        # antialiased, because maps of pixels, as those of guided Grad-CAM, are larger than the grid
+        mean = torch.cat([resize_maps(maps[None], self.grid, antialias=True) for maps in found]).mean(dim=0)
+        return mean.cpu(), resize_maps(saliency[None], self.grid)[0].cpu()
 
     def _predict_tiles(self, large: Mapping[str, Any]) -> Seed:
         """Return the seed of an image in tiles, an entry of ``large`` of a batch.

@@ -40,7 +40,7 @@ LABELS = [[0], [1], [0, 1], [0], [1], [0, 1]]
 
 
 def to_grid(maps, grid):
-    return functional.interpolate(maps, (grid, grid), mode="bilinear")
+    return functional.interpolate(maps, (grid, grid), mode="bilinear", antialias=True)
 
 
 def test_seeds_are_grad_cam_of_the_labels_of_each_image(voc, checkpoint, tmp_path):
