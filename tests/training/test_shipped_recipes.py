@@ -17,7 +17,7 @@ from training import recipe as recipe_module
 from training.cli import main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SIZE = 48
+SIZE = 64  # a multiple of 32, as FPN needs
 TRAINER = {
     "max_steps": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 1,
     "enable_progress_bar": False, "enable_model_summary": False,
