@@ -64,9 +64,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
         known: all words.
 
     Returns:
-        ``; did you mean 'x'?`` with the nearest known word, or nothing where none is near.
+        ``; did you mean 'x'?`` with the nearest known word, or nothing where none is near. A known word was given in
+        the wrong place.
     """
     found = difflib.get_close_matches(word, sorted(known), n=1)
+    if found == [word]:
+        return " here, only in another group or of another class_path"
     return f"; did you mean '{found[0]}'?" if found else ""
 
 

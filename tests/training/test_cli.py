@@ -151,6 +151,10 @@ def test_a_hostile_file_of_cues(tmp_path, capsys):
 MISTAKES = {
     "key in a YAML": (["fit", "--config={bad_key}"], "there is no option 'wieght_decay'; did you mean 'weight_decay'?"),
     "data key": (["fit", "--config={classifier}", "--data.sise=3"], "no option 'sise'; did you mean 'size'?"),
+    "key of another class": (
+        ["fit", "--config={classifier}", "--data=FolderDataModule", "--data.labels=xml"],
+        "there is no option 'labels' here, only in another group or of another class_path",
+    ),
     "type": (["fit", "--config={classifier}", "--data.size=large"], "data: size: expected int, got large"),
     "string for a boolean": (
         ["predict", "--checkpoint=x", "--images=[x]", "--output=y", "--crf=maybe"],

@@ -81,7 +81,7 @@ def test_fields_of_a_job_are_plain_options(tmp_path, monkeypatch, capsys):
     assert module.called == [(Path("c"), 4, JobOptions(devices=2, strict=True, threads=3))]
     for words, message in (
         (["--cache=c", "--devics=2"], "there is no option 'devics'; did you mean 'devices'"),
-        (["--cache=c", "--job.devices=2"], "there is no option 'job.devices'"),
+        (["--cache=c", "--job.devices=2"], "there is no option 'job.devices' here, only in another group"),
         (["--cache=c", "--threads=many"], "threads: expected int"),
         (["--cache=c", "--threads=0"], "threads 0 must be positive"),
     ):
