@@ -19,6 +19,7 @@ from datamodules.progress import track
 from datamodules.seed_cache_index import list_shards, merge_shards, missing_ranges, read_index
 from datamodules.seed_shard import Floats, Shard
 
+SMALL = "small_classes"  # key of the settings
 OPEN_SHARDS = 128
 """Shards that are open at a time, each a mapping of its file and some 500 kB."""
 
@@ -54,6 +55,11 @@ class SeedCache:
         self.ids, self.left_out, self.num_shards = index.ids, index.left_out, len(index.files)
         self.fingerprint = index.fingerprint
         self._open = lru_cache(OPEN_SHARDS)(self.shard)
+
+    @property
+    def small_labels(self) -> list[int]:
+        """Labels 1..C of the classes that ``seeds generate --small_classes`` was given."""
+        return [index for index, name in enumerate(self.classes, start=1) if name in self.settings.get(SMALL, ())]
 
     def __reduce__(self) -> tuple[type["SeedCache"], tuple[AnyPath]]:
         return SeedCache, (self.path,)

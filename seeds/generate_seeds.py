@@ -1,7 +1,7 @@
 """``seeds generate``: write the class activation maps, background saliency and cues of a split as a seed cache."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from upath import UPath
 
-from datamodules.errors import InputError, UnreadableError
+from datamodules.errors import InputError, UnreadableError, unknown_name
 from datamodules.images import open_windows, to_uint8
+from datamodules.seed_cache import SMALL
 from datamodules.seed_shard import as_stored
 from seeds.activations import find_layer, record_activations
 from seeds.background_saliency import background_saliency, check_saliency, saliency_map
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
 from seeds.cam_methods.input_gradients import heat
-from seeds.cam_methods.registry import method_class
+from seeds.cam_methods.registry import Method, method_class
 from seeds.cam_methods.targets import select_scores
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.crf_refinement import PIXELS, crf_settings, refined
@@ -40,6 +41,7 @@ def generate_seeds(
     saliency_layer: str | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    small_classes: list[str] | None = None,
     tile: int | None = None,
     overlap: float = 0.25,
     size: int | None = None,
@@ -71,6 +73,9 @@ def generate_seeds(
             network that ends there, the last layer of the stage before).
         scales: sizes of the image relative to ``size``; the maps of all scales are averaged before any normalisation.
         flip: average the maps with those of the mirrored image.
+        small_classes: classes whose objects are smaller than a position of ``layer``, such as holes and scratches:
+            their maps are those of guided Grad-CAM. ``seeds refine`` and ``pseudo-label`` read these classes from the
+            cache, and do not enlarge or smooth away their labels.
         tile: height and width in pixels above which an image is cut into overlapping tiles of this size. The maps and
             the saliency of the tiles are computed for all tags of the image, and blended before any normalisation; the
             cue grid of the image is larger as it has more tiles. By default images of any size are resized as a whole.
@@ -96,6 +101,9 @@ def generate_seeds(
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise InputError(f"scales {list(scales)} must be positive, at least one")
     source = JobSource.load(checkpoint, ClassifierTask, job, images, root=root, train_split=split, size=size)
+    for name in small_classes or ():
+        if name not in source.task.classes:
+            raise unknown_name("class", name, source.task.classes)
     task, crf = source.task, {"method": "crf", "conf_fg": conf_fg, "conf_bg": conf_bg, **crf_settings()}
     settings = {
         "method": method, "layer": layer or task.model.default_layer, "size": source.data.hparams["size"], "flip": flip,
@@ -103,20 +111,26 @@ def generate_seeds(
         "fg_threshold": fg_threshold, "bg_fraction": bg_fraction, "refinement": crf if refine == "crf" else None,
         "backbone": task.hparams["backbone"], "output_stride": task.hparams["output_stride"],
         **({} if tile is None else {"tile": tile, "overlap": overlap}),
+        **({SMALL: small_classes} if small_classes else {}),
     }  # fmt: skip
-    write_seed_cache(output, CamModule(task.model, settings, source.data.hparams["batch_size"]), source, job)
+    small = [task.classes.index(name) for name in small_classes or ()]
+    module = CamModule(task.model, settings, source.data.hparams["batch_size"], small)
+    write_seed_cache(output, module, source, job)
 
 
 class CamModule(SeedModule):
     """Computes class activation maps and background saliency, and makes cues by SEC's rule or by the dense CRF."""
 
-    def __init__(self, network: Classifier, settings: Mapping[str, Any], batch_size: int = 1) -> None:
+    def __init__(
+        self, network: Classifier, settings: Mapping[str, Any], batch_size: int = 1, small: Sequence[int] = ()
+    ) -> None:
         """Prepare; raise an InputError where the network lacks a layer or the method does not exist.
 
         Args:
             network: the classifier.
             settings: as :func:`generate_seeds` records them.
             batch_size: tiles per batch.
+            small: columns of the labels of the small classes.
         """
         super().__init__(network, settings)
         self.batch_size = batch_size
@@ -125,6 +139,8 @@ class CamModule(SeedModule):
         self.image_size = max(self.sides)
         self.layers = settings["layer"], settings["saliency_layer"]
         self.method = method_class(settings["method"])(network, self.layers[0])
+        self.small_method = method_class("guided-gradcam")(network, self.layers[0])
+        self.small = list(small)
         for layer in self.layers:
             find_layer(network, layer)
         if settings["bg_fraction"] and not settings["refinement"]:
@@ -162,13 +178,15 @@ class CamModule(SeedModule):
                 first = gradcam_maps(scores, activations[0], labels, self.layers[0], keep_graph=True)[labels != 0]
                 saliency = saliency_map(scores, activations[1], labels, self.layers[1])
         else:
-            first = self._maps(views[0], labels)
+            first = self._maps(self.method, views[0], labels)
             saliency = background_saliency(self.network, self.layers[1], views[0], labels)
-        found = [first, *(self._maps(view, labels) for view in views[1:])]  # each (n, h, w), n labels of the batch
-        found += [self._maps(view, labels).flip(-1) for view in flipped]
-        # antialiased, because maps of pixels, as those of guided Grad-CAM, are larger than the grid
-        mean = torch.cat([resize_maps(maps[None], self.grid, antialias=True) for maps in found]).mean(dim=0)
-        return mean.cpu(), resize_maps(saliency[None], self.grid)[0].cpu()
+        maps = self._mean_maps(self.method, views[1:], flipped, labels, [first])
+        small = torch.zeros_like(labels)
+        small[:, self.small] = labels[:, self.small]
+        if (own := small.any(dim=1)).any():
+            own_views, own_flipped = ([view[own] for view in each] for each in (views, flipped))
+            maps[small[labels != 0] != 0] = self._mean_maps(self.small_method, own_views, own_flipped, small[own])
+        return maps.cpu(), resize_maps(saliency[None], self.grid)[0].cpu()
 
     def _predict_tiles(self, large: Mapping[str, Any]) -> Seed:
         """Return the seed of an image in tiles, an entry of ``large`` of a batch.
@@ -199,10 +217,19 @@ class CamModule(SeedModule):
         pixels = None if small is None else torch.from_numpy(small).permute(2, 0, 1)
         return _seed(large["id"], classes, values[:-1], values[-1], pixels)
 
-    def _maps(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _mean_maps(
+        self, method: Method, views: list[Tensor], flipped: list[Tensor], labels: Tensor, found: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Return maps (n, h, w) of the n labels of a batch on the cue grid: the mean over views and maps ``found``."""
+        maps = [*found, *(self._maps(method, view, labels) for view in views)]
+        maps += [self._maps(method, view, labels).flip(-1) for view in flipped]
+        # antialiased, because maps of pixels, as those of guided Grad-CAM, are larger than the grid
+        return torch.cat([resize_maps(each[None], self.grid, antialias=True) for each in maps]).mean(dim=0)
+
+    def _maps(self, method: Method, images: Tensor, labels: Tensor) -> Tensor:
         """Return maps (n, h, w) of the n labels of a batch, not negative."""
         with torch.enable_grad():  # Lightning predicts without gradients
-            return heat(self.method(images, labels)).detach()[labels != 0].clamp(min=0)
+            return heat(method(images, labels)).detach()[labels != 0].clamp(min=0)
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
         """Return the cues of an image, made of its maps as the cache returns them."""

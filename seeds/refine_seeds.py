@@ -16,8 +16,9 @@ from datamodules.class_names import IGNORE
 from datamodules.drawn_labels import box_interiors, corrected_cues, drawn_in, reduce_labels
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
-from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import as_stored
+from datamodules.seed_cache import SMALL, SeedCache
+from datamodules.seed_shard import NO_CUE, as_stored
+from datamodules.transforms import resize_nearest
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
@@ -57,6 +58,10 @@ def refine_seeds(
     label; a class stays within its boxes, and each box contains some of it. The job runs as ``seeds generate`` does, in
     any number of processes, and can be resumed. Images that ``cache`` has left out are left out.
 
+    The small classes of ``cache`` do not walk, because no boundary that the network sees would hold them up. Their cues
+    are kept, and so are positions without a cue in their images that the walk of the other classes leaves to the
+    background.
+
     Args:
         cache: the seed cache whose maps are spread: CAMs, or the probabilities of ``pseudo-label``.
         checkpoint: checkpoint of an `seeds.affinity.affinity_task.AffinityTask`.
@@ -92,6 +97,7 @@ def refine_seeds(
         "method": "refine", "backbone": source.task.hparams["backbone"], "radius": radius, "beta": beta, "steps": steps,
         "size": source.data.hparams["eval_size"] if size is None else size, "cue_stride": cue_stride,
         "fg_threshold": fg_threshold, "crf": crf_settings() if crf else None,
+        **({SMALL: start.settings[SMALL]} if start.small_labels else {}),
     }  # fmt: skip
     write_seed_cache(output, RandomWalkModule(source.task, settings, start), source, job, cache=start)
 
@@ -111,6 +117,7 @@ class RandomWalkModule(SeedModule):
         """
         super().__init__(network, settings)
         self.start = start
+        self.small = start.small_labels
 
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the maps after the walk, along boundaries averaged with those of the mirrored image.
@@ -142,10 +149,13 @@ class RandomWalkModule(SeedModule):
                 if any(mapped):
                     own = stored[[rows[label] for label in classes[mapped].tolist()]]
                     maps[mapped] = resize_maps(torch.from_numpy(own)[None], self.grid)[0].numpy()
+            if drawn is not None:
+                maps = within_boxes(classes, maps, drawn.boxes)
+            walks = ~np.isin(classes + 1, self.small)
+            maps[walks] = random_walk(maps[walks], boundary, **walk)
             if drawn is None:
-                seeds.append(Seed(name, classes, random_walk(maps, boundary, **walk), None, image))
+                seeds.append(Seed(name, classes, maps, None, image))
                 continue
-            maps = random_walk(within_boxes(classes, maps, drawn.boxes), boundary, **walk)
             known = reduce_labels(drawn.mask, *self.grid)
             if (fixed := known != IGNORE).any():
                 one_hot = (known == np.array([*(classes + 1), 0])[:, None, None]).astype(np.float32)
@@ -161,15 +171,20 @@ class RandomWalkModule(SeedModule):
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
         """Return the label map of an image, made of its maps as the cache returns them."""
-        maps, fg_threshold = as_stored(seed.maps), self.settings["fg_threshold"]
+        fg_threshold, walks = self.settings["fg_threshold"], ~np.isin(seed.classes + 1, self.small)
+        classes, maps = seed.classes[walks], as_stored(seed.maps)[walks]
         labels: NDArray[np.uint8]
         if self.settings["crf"] and len(maps):
             assert seed.image is not None
-            labels = refined(seed.classes, maps, seed.image, fg_threshold, fg_threshold)
+            labels = refined(classes, maps, seed.image, fg_threshold, fg_threshold)
         else:
             background = np.full((1, *maps.shape[1:]), fg_threshold, np.float32)
             winners = np.concatenate([background, of_maximum_one(maps)]).argmax(axis=0)
-            labels = np.array([0, *(seed.classes + 1)], np.uint8)[winners]
+            labels = np.array([0, *(classes + 1)], np.uint8)[winners]
+        if not walks.all():
+            start = resize_nearest(self.start.cues(seed.name), *labels.shape)
+            kept = np.isin(start, self.small) | ((start == NO_CUE) & (labels == 0))
+            labels = np.where(kept, start, labels)
         return labels if seed.drawn is None else corrected_cues(labels, seed.drawn)
 
 

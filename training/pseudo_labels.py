@@ -13,7 +13,7 @@ from datamodules.class_names import IGNORE
 from datamodules.drawn_labels import box_interiors, corrected_cues, drawn_in
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
-from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache import SMALL, SeedCache
 from datamodules.seed_shard import NO_CUE, as_stored
 from datamodules.source_revision import ALL_PACKAGES
 from datamodules.transforms import resize_nearest
@@ -64,7 +64,8 @@ def pseudo_label(
         flip: average the probabilities with those of the mirrored image.
         size: side in pixels to which images are resized at scale 1; by default that of the validation.
         cue_stride: pixels per position of the cue grid.
-        crf: smooth the probabilities by the dense CRF.
+        crf: smooth the probabilities by the dense CRF; but positions at which a small class of ``consensus`` is the
+            most likely before it keep this class.
         min_confidence: positions whose most likely class is less probable than this have no cue.
         consensus: a seed cache of the same images and classes, such as earlier pseudo-labels: positions with another
             label there have no cue, and images that it has left out are left out. Two networks seldom make the same
@@ -84,6 +85,7 @@ def pseudo_label(
         "method": "pseudo-label", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
         "scales": list(scales), "flip": flip, "cue_stride": cue_stride, "min_confidence": min_confidence,
         "size": source.data.hparams["eval_size"] if size is None else size, "crf": dict(TEST_CRF) if crf else None,
+        **({SMALL: other.settings[SMALL]} if other is not None and other.small_labels else {}),
     }  # fmt: skip
     write_seed_cache(output, PseudoLabelModule(task, settings, other), source, job, consensus=other)
 
@@ -104,6 +106,7 @@ class PseudoLabelModule(SeedModule):
         """
         super().__init__(network, settings)
         self.views, self.consensus = Views(tuple(settings["scales"]), settings["flip"]), consensus
+        self.small = [] if consensus is None else consensus.small_labels
 
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the probabilities of each image's tags on the cue grid, averaged over views.
@@ -137,6 +140,9 @@ class PseudoLabelModule(SeedModule):
         maps = torch.from_numpy(as_stored(seed.maps))
         probs = torch.cat([(1 - maps.sum(dim=0, keepdim=True)).clamp(0, 1), maps])[None]  # (1, k+1, h, w)
         h, w = probs.shape[-2:]
+        names = np.array([0, *(seed.classes + 1)], np.uint8)
+        confidence, winners = (part.numpy() for part in probs[0].max(dim=0))
+        before = np.where(confidence < self.settings["min_confidence"], NO_CUE, names[winners])
         if self.settings["crf"]:
             assert seed.image is not None
             large = resize_maps(probs, tuple(seed.image.shape[1:]))
@@ -147,9 +153,9 @@ class PseudoLabelModule(SeedModule):
                     large[0, row, mask == index] = 1
             probs = dense_crf(seed.image[None].contiguous(), large.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
         confidence, winners = (part.numpy() for part in probs[0].max(dim=0))
-        names = np.array([0, *(seed.classes + 1)], np.uint8)
         labels = np.where(confidence < self.settings["min_confidence"], NO_CUE, names[winners]).astype(np.uint8)
         labels = resize_nearest(labels, h, w)
+        labels = np.where(np.isin(before, self.small), before, labels)
         if self.consensus is not None:
             other = resize_nearest(self.consensus.cues(seed.name), h, w)
             labels = np.where(labels == other, labels, NO_CUE).astype(np.uint8)

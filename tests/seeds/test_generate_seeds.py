@@ -105,6 +105,28 @@ def test_every_registered_method(voc, checkpoint, tmp_path, method):
     np.testing.assert_array_equal(cache.saliency("p2"), SeedCache(plain).saliency("p2"))
 
 
+def test_maps_of_small_classes_are_those_of_guided_grad_cam(voc, checkpoint, tmp_path):
+    generate(checkpoint, tmp_path / "small", small_classes=["blue"], scales=(1.0, 1.5), flip=True)
+    generate(checkpoint, tmp_path / "plain", scales=(1.0, 1.5), flip=True)
+    small, plain = SeedCache(tmp_path / "small"), SeedCache(tmp_path / "plain")
+    assert (small.settings["small_classes"], small.small_labels) == (["blue"], [2])
+    assert "small_classes" not in plain.settings
+    model = load_task(checkpoint, ClassifierTask).model
+
+    def guided(images, labels):
+        return heat(method_class("guided-gradcam")(model, "features")(images, labels)).clamp(min=0)
+
+    for name, labels in zip(IDS, LABELS, strict=True):
+        classes, maps = small.maps(name)
+        assert classes.tolist() == labels
+        for label, found, other in zip(labels, maps, plain.maps(name)[1], strict=True):
+            wanted = averaged_maps(guided, voc, name, [0.0, 1.0])[0] if label == 1 else other
+            np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=2e-3 * wanted.max())
+        np.testing.assert_array_equal(small.saliency(name), plain.saliency(name))
+    with pytest.raises(InputError, match="there is no class 'bleu'; did you mean blue"):
+        generate(checkpoint, tmp_path / "none", small_classes=["bleu"])
+
+
 def test_the_cache_records_its_settings(voc, checkpoint, tmp_path, capsys):
     generate(checkpoint, tmp_path / "cache", fg_threshold=0.3, cue_stride=16)
     cache = SeedCache(tmp_path / "cache")

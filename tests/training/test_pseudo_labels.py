@@ -81,6 +81,26 @@ def test_the_crf_follows_the_image():
     assert (found[:, 5:] == 0).all()
 
 
+def test_the_crf_does_not_remove_small_classes(tmp_path):
+    """A position of another class in a uniform image; in the consensus it is a small class, or not."""
+    maps = np.zeros((1, 8, 8), np.float32)
+    maps[0, 3, 3], maps[0, 6, 6] = 0.7, 0.6
+    seed = Seed("a", np.array([1]), maps, None, torch.full((3, 64, 64), 90, dtype=torch.uint8))
+    wanted = (maps[0] > 0.5) * 2
+    assert (label_map(seed) == wanted).all()
+    settings, labels = SETTINGS | {"crf": True}, {}
+    for small in ([], ["y"]):
+        path = tmp_path / f"other-{len(small)}"
+        with CacheWriter(path, ["x", "y"], {"small_classes": small}) as writer:
+            writer.add("a", wanted.astype(np.uint8))
+        module = PseudoLabelModule(Scores(), settings, SeedCache(path))
+        labels[len(small)] = module.cues(seed)
+        unsure = PseudoLabelModule(Scores(), settings | {"min_confidence": 0.65}, SeedCache(path)).cues(seed)
+        assert (unsure == 2).sum() == len(small)  # of 0.7 and 0.6
+    assert not (labels[0] == 2).any()
+    assert (labels[1] == wanted).all()
+
+
 @pytest.fixture(scope="module")
 def labels(checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("labels") / "cache"

@@ -1,6 +1,7 @@
 """`fit` on affinities and `tag2mask seeds refine`: a cache whose maps have walked."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from datamodules.images import normalize
 from datamodules.masks import read_class_mask
 from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
+from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
@@ -26,7 +28,10 @@ SETTINGS = {"size": 64, "cue_stride": 4, "radius": 5, "beta": 10.0, "steps": 10,
 
 
 def refined_label_map(seed, *, fg_threshold, crf):
-    return RandomWalkModule(torch.nn.Identity(), SETTINGS | {"fg_threshold": fg_threshold, "crf": crf}, None).cues(seed)
+    start = SimpleNamespace(small_labels=[])
+    return RandomWalkModule(torch.nn.Identity(), SETTINGS | {"fg_threshold": fg_threshold, "crf": crf}, start).cues(
+        seed
+    )
 
 
 def test_labels_by_hand():
@@ -86,6 +91,29 @@ def test_each_image_walks_with_its_own_maps_and_boundary(tmp_path, monkeypatch):
     np.testing.assert_allclose(found[0].maps, large[:2] + 10 * edges[0], atol=2e-3)
     np.testing.assert_allclose(found[1].maps, large[2:] + 10 * edges[1], atol=2e-3)
     assert [seed.image.tolist() for seed in found] == images.tolist()
+
+
+def test_small_classes_do_not_walk_and_keep_their_cues(tmp_path, monkeypatch):
+    """Class 2 (y) is small: in image a beside x, in b alone. Image c has none: its cues do not count."""
+    cues = np.full((16, 16), NO_CUE, np.uint8)
+    cues[:, :2], cues[:, 8], cues[:, 12:] = 1, 2, 0  # x at the left, y in the middle, background at the right
+    x, y = np.zeros((2, 16, 16), np.float32)
+    x[:, :6], y[:, 7:10] = 1, 1
+    with CacheWriter(tmp_path / "c", ["x", "y"], {"small_classes": ["y"]}) as writer:
+        writer.add("a", cues, map_classes=np.array([0, 1]), maps=np.stack([x, y]))
+        writer.add("b", np.where(cues == 1, NO_CUE, cues), map_classes=np.array([1]), maps=y[None])
+        writer.add("c", cues, map_classes=np.array([0]), maps=x[None])
+    batch = {
+        "id": ["a", "b", "c"], "labels": torch.tensor([[1.0, 1], [0, 1], [1, 0]]), "image": torch.zeros(3, 3, 64, 64),
+    }  # fmt: skip
+    monkeypatch.setattr("seeds.refine_seeds.random_walk", lambda maps, *_, **__: np.roll(maps, 2, axis=2))
+    module = RandomWalkModule(Edges(), SETTINGS, SeedCache(tmp_path / "c"))
+    a, b, c = module.predict_seeds(batch)
+    np.testing.assert_array_equal(a.maps, np.stack([np.roll(x, 2, axis=1), y]))
+    np.testing.assert_array_equal(b.maps, y[None])
+    assert module.cues(a)[5].tolist() == [0, 0, *[1] * 6, 2, *[NO_CUE] * 3, 0, 0, 0, 0]  # x has walked two positions
+    assert module.cues(b)[5].tolist() == [*[NO_CUE] * 8, 2, *[NO_CUE] * 3, 0, 0, 0, 0]
+    assert module.cues(c)[5].tolist() == [0, 0, *[1] * 6, *[0] * 8]
 
 
 def refine(cache, boundaries, output, *words):
