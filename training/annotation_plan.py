@@ -26,7 +26,7 @@ CURVES = Path(__file__).with_name("annotation_curves.csv")
 
 ``tags`` are tags alone, of a share of the images; ``masks``, ``points`` and ``scribbles`` are drawn into a share of the
 images, which all have tags; ``masks alone`` is a training on these masks without tags. The table in
-``docs/pages/experiments.md`` has the commands.
+``docs/pages/experiments.md`` has the commands and the revision.
 """
 
 DRAWN = ("points", "scribbles", "masks")
