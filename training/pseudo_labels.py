@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from upath import UPath
 
 from datamodules.class_names import IGNORE
@@ -141,8 +141,12 @@ class PseudoLabelModule(SeedModule):
         probs = torch.cat([(1 - maps.sum(dim=0, keepdim=True)).clamp(0, 1), maps])[None]  # (1, k+1, h, w)
         h, w = probs.shape[-2:]
         names = np.array([0, *(seed.classes + 1)], np.uint8)
-        confidence, winners = (part.numpy() for part in probs[0].max(dim=0))
-        before = np.where(confidence < self.settings["min_confidence"], NO_CUE, names[winners])
+
+        def most_likely(probs: Tensor) -> NDArray[np.uint8]:
+            confidence, winners = (part.numpy() for part in probs[0].max(dim=0))
+            return np.where(confidence < self.settings["min_confidence"], NO_CUE, names[winners]).astype(np.uint8)
+
+        before = most_likely(probs)
         if self.settings["crf"]:
             assert seed.image is not None
             large = resize_maps(probs, tuple(seed.image.shape[1:]))
@@ -152,9 +156,7 @@ class PseudoLabelModule(SeedModule):
                 for row, index in enumerate([0, *(seed.classes + 1).tolist()]):
                     large[0, row, mask == index] = 1
             probs = dense_crf(seed.image[None].contiguous(), large.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
-        confidence, winners = (part.numpy() for part in probs[0].max(dim=0))
-        labels = np.where(confidence < self.settings["min_confidence"], NO_CUE, names[winners]).astype(np.uint8)
-        labels = resize_nearest(labels, h, w)
+        labels = resize_nearest(most_likely(probs), h, w)
         labels = np.where(np.isin(before, self.small), before, labels)
         if self.consensus is not None:
             other = resize_nearest(self.consensus.cues(seed.name), h, w)
