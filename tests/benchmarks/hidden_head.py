@@ -1,6 +1,6 @@
 """Grad-CAM of a classifier whose head has a hidden layer, where CAM does not apply: the commands with such a network.
 
-The Grad-CAM paper asks a network with fully connected layers, as it is, and CAM needs another network: with global
+The Grad-CAM paper explains a network with fully connected layers as it is; CAM needs another network: with global
 average pooling and one linear layer (Selvaraju et al., ICCV 2017, section 4.1). The commands, with every option:
 
     python -m tests.benchmarks.hidden_head fit --config configs/classifier_voc_animals.yaml \
