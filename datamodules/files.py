@@ -326,6 +326,12 @@ def write_json(path: AnyPath, content: Mapping[str, Any], *, allow_nan: bool = T
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=allow_nan) + "\n").encode())
 
 
+def require_folder(path: Path) -> None:
+    """Raise an InputError where a folder cannot be made because it, or a folder above it, is a file."""
+    if file := next((each for each in (path, *path.parents) if each.is_file()), None):
+        raise InputError(f"the output {path} cannot be a folder: {file} is a file")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Make a folder that appears with all its files or not at all; within the context it is ``.NAME.PID.RANDOM.part``.

@@ -10,7 +10,7 @@ from upath import UPath
 from datamodules.base_datamodule import covered_samples, datamodule_from_settings
 from datamodules.check_data import near_groups, read_fingerprints
 from datamodules.errors import InputError
-from datamodules.files import write_atomically
+from datamodules.files import require_folder, write_atomically
 from datamodules.progress import print_message, track
 from datamodules.seed_cache import SeedCache
 from seeds.precision import Precision
@@ -55,6 +55,7 @@ def review(
     """
     if num_images < 1:
         raise InputError(f"num_images must be at least 1, not {num_images}")
+    require_folder(output)  # minutes pass before the page is written
     trained = load_trained(checkpoint, precision)
     folder = cues or trained.data.get("cues")
     if folder is None:

@@ -247,6 +247,17 @@ def test_a_cache_of_another_classifier(made, capsys):
     assert "another checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["evaluate --checkpoint", "review --checkpoint", "seeds show"])
+def test_an_output_that_cannot_be_a_folder(tmp_path, capsys, command):
+    """A file in place of the output's folder is reported before anything else is read, and stays as it is."""
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for output in (taken, taken / "below"):
+        assert main([*command.split(), "missing", "--output", str(output)]) == 1
+        assert f"the output {output} cannot be a folder: {taken} is a file" in capsys.readouterr().err
+    assert taken.read_text() == "mine"
+
+
 def test_a_process_without_traceback(tmp_path):
     """The installed command itself: status 1 and one sentence."""
     words = [sys.executable, "-c", "from training.cli import run; run()", "evaluate", "--checkpoint", "no.ckpt"]

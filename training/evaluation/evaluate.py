@@ -15,7 +15,7 @@ from upath import UPath
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, file_sha256, write_atomically, write_json
+from datamodules.files import AnyPath, file_sha256, require_folder, write_atomically, write_json
 from datamodules.images import any_size, as_rgb, read_image
 from datamodules.masks import find_masks, mask_png, read_class_mask
 from datamodules.progress import track
@@ -105,6 +105,7 @@ def evaluate(
     Raises:
         InputError: the checkpoint, the data, a mask or a prediction is not usable; nothing is written then.
     """
+    require_folder(output)  # minutes pass before the page is written
     limits: dict[str, Any] = {"max_unreadable": max_unreadable, "strict": strict or submission}
     trained: Trained | None = None
     tiling = None if tile is None else Tiling(tile, overlap)
@@ -163,12 +164,15 @@ def evaluate(
         selector.offer(_example(each, final, cache))
         if submission:
             label_maps[each.name] = each.final
-    recorded = ("class_path", "root", "masks", *(["eval_size"] if trained else []))
     metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf else {})
     metrics |= {
         "images": images, "images_with_mask": len(final.per_image), "unreadable": data.unreadable.found,
         "split": data.hparams["test_split"], **source,
-        "data": {key: data.hparams[key] for key in recorded if key in data.hparams}, "classes": list(data.classes),
+        "data": {
+            key: data.hparams[key] for key in ("class_path", "root", "masks", *(["eval_size"] if trained else []))
+            if key in data.hparams
+        },
+        "classes": list(data.classes),
     }  # fmt: skip
     sections = selector.sections()
     if trained is not None and cache is not None:
