@@ -70,7 +70,9 @@ def reduce_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     if not (labels != IGNORE).any():
         return np.full((height, width), IGNORE, np.uint8)
     reduced = resize_nearest(labels, height, width)
-    rows, columns = (np.arange(n) * m // n for n, m in ((height, labels.shape[0]), (width, labels.shape[1])))
+    # position k contains the pixels whose centres lie in it, from ceil(k * m / n - 1/2), and so the one at its centre
+    sides = (height, labels.shape[0]), (width, labels.shape[1])
+    rows, columns = (-((n - 2 * m * np.arange(n)) // (2 * n)) for n, m in sides)
 
     def within(ufunc: np.ufunc, values: np.ndarray) -> np.ndarray:
         result: np.ndarray = ufunc.reduceat(ufunc.reduceat(values, rows, axis=0), columns, axis=1)

@@ -54,6 +54,16 @@ def test_a_position_keeps_its_single_pixel():
     assert reduce_labels(labels, 2, 3)[0, 1] == resize_nearest(labels, 2, 3)[0, 1] != 255
 
 
+@pytest.mark.parametrize("size", range(1, 9))
+def test_each_pixel_is_in_one_position(size):
+    """The position of a single pixel is the one that contains its centre, also where the sizes do not divide."""
+    for pixels in range(size, 25):
+        labels = np.where(np.eye(pixels, dtype=bool), 0, 255).astype(np.uint8)
+        positions = [reduce_labels(row[None], 1, size).ravel().tolist() for row in labels]
+        expected = [[0 if k == (2 * p + 1) * size // (2 * pixels) else 255 for k in range(size)] for p in range(pixels)]
+        assert positions == expected
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 5), st.integers(1, 5), st.data())
 def test_reduced_labels_occur_in_their_position(height, width, data):
