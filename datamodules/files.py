@@ -328,7 +328,7 @@ def write_json(path: AnyPath, content: Mapping[str, Any], *, allow_nan: bool = T
 
 def require_folder(path: Path) -> None:
     """Raise an InputError where a folder cannot be made because it, or a folder above it, is a file."""
-    if file := next((each for each in (path, *path.parents) if each.is_file()), None):
+    if file := next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None):
         raise InputError(f"the output {path} cannot be a folder: {file} is a file")
 
 

@@ -122,9 +122,9 @@ def plan(
         table.add_row(*row)
     console.print(table)
     console.print(
-        "Gains on VOC animals (1,252 images, six classes; DeepLabV3+; val, with the dense CRF): mean ± standard "
-        "deviation of three random seeds, interpolated between measured shares of the images. Other data sets can gain "
-        "more or less.",
+        "Gains on VOC animals (1,252 images, six classes; DeepLabV3+; val, with the dense CRF): mean ± "
+        "standard deviation of three random seeds, interpolated between measured shares of the images. Other data sets "
+        "can gain more or less.",
         markup=False,
     )
 
