@@ -8,7 +8,7 @@ from upath import UPath
 
 from datamodules.class_names import check_classes
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import write_atomically
+from datamodules.files import require_folder, write_atomically
 from datamodules.images import as_rgb, read_image
 from datamodules.progress import track
 from datamodules.unreadable_images import UnreadableImages
@@ -54,9 +54,10 @@ def explain(
 
     Raises:
         InputError: There is no photo, two photos have the same name, a method, class, layer or checkpoint does not
-            exist, or a figure would replace a photo. Also after photos were skipped as unreadable; ``skipped.csv``
-            lists them.
+            exist, a figure would replace a photo, or the output cannot be a folder. Also after photos were skipped as
+            unreadable; ``skipped.csv`` lists them.
     """
+    require_folder(output)
     samples = photo_samples(photos)
     names = list(SIDES.values()) if page is not None else split_names(methods)
     if not names:

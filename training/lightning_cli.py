@@ -16,6 +16,7 @@ from rich.console import Console
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
+from datamodules.files import require_folder
 from datamodules.folder import FolderDataModule
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.transforms import Augment
@@ -108,8 +109,10 @@ class TagToMaskCLI(LightningCLI):
         words = cast("list[str]", args)
         self.config = parser.parse_args(words)
         self.subcommand = self.config["subcommand"]
-        seeds = seed_list(self._get(self.config, "random_seeds")) if self.subcommand == "fit" else []
-        if seeds:  # each in its own process
+        if self.subcommand != "fit":
+            return
+        require_folder(Path(self._get(self.config, "output")))
+        if seeds := seed_list(self._get(self.config, "random_seeds")):  # each in its own process
             require_one_process("fit --random_seeds")
             fit_repeatedly(words, self.plain_config(), seeds)
             sys.exit()

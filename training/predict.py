@@ -23,6 +23,7 @@ from datamodules.files import (
     list_folder,
     new_folder,
     open_atomically,
+    require_folder,
     write_atomically,
 )
 from datamodules.geotiff import mask_geotiff, read_georeference
@@ -106,9 +107,11 @@ def predict(
         The paths of the masks.
 
     Raises:
-        InputError: there is no image, two have the same name, a mask would replace an image, a tar file exists with
-            masks of other settings, the format excludes another option, or images were skipped.
+        InputError: there is no image, two have the same name, a mask would replace an image, the output cannot be a
+            folder, a tar file exists with masks of other settings, the format excludes another option, or images were
+            skipped.
     """
+    require_folder(output)
     part, parts = read_partition(partition)
     if parts == 1:
         require_one_process("predict")

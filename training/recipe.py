@@ -43,6 +43,7 @@ from datamodules.files import (
     folder_fingerprint,
     is_uri,
     read_json,
+    require_folder,
     write_atomically,
     write_json,
 )
@@ -244,8 +245,8 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         dispatch: runs a command line of this program.
 
     Raises:
-        InputError: the command line or the recipe is invalid (a `UsageError`), another process runs a recipe in the
-            same folder, or a stage failed.
+        InputError: the command line or the recipe is invalid (a `UsageError`), the output cannot be a folder, another
+            process runs a recipe in it, or a stage failed.
     """
     parser = RunParser("tag2mask run", description=ABOUT, allow_abbrev=False)
     parser.add_argument("-c", "--config", metavar="FILE", required=True, help="the recipe")
@@ -283,6 +284,7 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
             is_source = "annotations" in name.split(".")[-2:] and isinstance(value, str)
             if is_source and value not in NAMED_SOURCES and not UPath(value).is_file():
                 raise UsageError(f"{path}: stage '{stage.name}': there is no file of annotations {value}")
+    require_folder(output)
     if options.dry_run == "true":
         Runner(output, dispatch).estimate([stage for stage in stages if stage.name in wanted])
         return

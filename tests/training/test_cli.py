@@ -247,13 +247,24 @@ def test_a_cache_of_another_classifier(made, capsys):
     assert "another checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["evaluate --checkpoint", "review --checkpoint", "seeds show"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate --checkpoint missing",
+        "explain missing.jpg --checkpoint missing",
+        f"fit --config {CONFIGS}/classifier_demo.yaml",
+        "predict --images missing --checkpoint missing",
+        "review --checkpoint missing",
+        f"run --config {CONFIGS}/demo.yaml",
+        "seeds show missing",
+    ],
+)
 def test_an_output_that_cannot_be_a_folder(tmp_path, capsys, command):
     """A file in place of the output's folder is reported before anything else is read, and stays as it is."""
     taken = tmp_path / "taken"
     taken.write_text("mine")
     for output in (taken, taken / "below"):
-        assert main([*command.split(), "missing", "--output", str(output)]) == 1
+        assert main([*command.split(), "--output", str(output)]) == 1
         assert f"the output {output} cannot be a folder: {taken} is a file" in capsys.readouterr().err
     assert taken.read_text() == "mine"
 
