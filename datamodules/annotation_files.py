@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from datamodules.annotation_import import cvat_masks, parquet_masks, yolo_annotations
+from datamodules.annotation_import import cvat_masks, parquet_masks, yolo_annotations, yolo_label_files
 from datamodules.annotations import BACKGROUND, NAMED_SOURCES, Found, LabelledBox, Mask, Point, Scribble, Shape
 from datamodules.bounding_boxes import xml_boxes
 from datamodules.class_names import IGNORE
@@ -49,6 +49,23 @@ def check_source(source: str) -> None:
     if source not in NAMED_SOURCES and PurePosixPath(source).suffix.lower() not in SUFFIXES:
         kinds = f"{', '.join(NAMED_SOURCES)}, or the path of a file ({', '.join(SUFFIXES)})"
         raise InputError(f"annotations contains {source!r}, and must contain {kinds}.")
+
+
+def referenced_files(source: AnyPath) -> list[str]:
+    """Return the files that a file of annotations names: masks of a table, text files beside the YAML of YOLO.
+
+    None where the source cannot be read.
+    """
+    suffix = source.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return [str(file) for file, _ in yolo_label_files(source)]
+    if suffix not in TABLES:
+        return []
+    try:
+        masks = [row.get("mask") for _, row in read_rows(source)[1]]
+    except InputError:
+        return []
+    return [mask_path(source, mask.strip()) for mask in masks if isinstance(mask, str) and mask.strip()]
 
 
 def annotated(

@@ -100,15 +100,10 @@ def yolo_annotations(path: AnyPath, samples: Samples, known: Sequence[str], wher
     """
     names = _yolo_names(path)
     require_known(names.values(), known, f"{path}: none of its names")
-    ids, files = [], []
-    folder = UPath(path.parent)
-    for text in folder.rglob("*.txt"):
-        folders = text.relative_to(folder).parts
-        if "labels" in folders[:-1] and folders.index("labels") <= 1 and text.is_file():  # not runs/…/predict/labels
-            ids.append(image_id("/".join(folders[folders.index("labels") + 1 :])))
-            files.append(text)
-    if not files:
+    texts = yolo_label_files(path)
+    if not texts:
         raise InputError(f"there is no folder labels with text files beside {path}.")
+    ids, files = [image_id(name) for _, name in texts], [file for file, _ in texts]
     for name, file in zip(match_ids(ids, list(map(str, files)), samples, path, where), files, strict=True):
         if name not in samples:
             continue
@@ -133,6 +128,20 @@ def yolo_annotations(path: AnyPath, samples: Samples, known: Sequence[str], wher
         for place, box in boxes:
             if box.name in known:
                 yield name, place, box
+
+
+def yolo_label_files(path: AnyPath) -> list[tuple[AnyPath, str]]:
+    """Return the text files in folders named ``labels`` beside or below a ``data.yaml``.
+
+    Returns:
+        For each file its path, and its path relative to the folder ``labels``.
+    """
+    folder, found = UPath(path.parent), list[tuple[AnyPath, str]]()
+    for text in folder.rglob("*.txt"):
+        folders = text.relative_to(folder).parts
+        if "labels" in folders[:-1] and folders.index("labels") <= 1 and text.is_file():  # not runs/…/predict/labels
+            found.append((text, "/".join(folders[folders.index("labels") + 1 :])))
+    return found
 
 
 def _yolo_names(path: AnyPath) -> dict[str, str]:

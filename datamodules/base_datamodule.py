@@ -278,6 +278,7 @@ class BaseDataModule(pl.LightningDataModule):
                 print_message(f"{scored} of {len(samples)} {name} images have a mask; the others are not scored")
             if hp["targets"] == "tags" and any(sample.tags is not None for sample in samples):
                 require_tags(samples, self.classes, self.source)
+                samples = with_tags(samples, name)
             self._datasets[name] = self._eval_dataset(samples, hp["eval_size"])
 
     def _training_dataset(self) -> ImageDataset:
@@ -287,6 +288,9 @@ class BaseDataModule(pl.LightningDataModule):
         cues = None
         if with_masks and with_annotations:
             samples = [sample for sample in samples if sample.mask or sample.points or sample.scribbles]
+            if not samples:
+                sources = ", ".join(self.sources)
+                raise InputError(f"targets: masks, and no training image has a mask, point or scribble in {sources}.")
             print_message(f"{len(samples)} training images have a mask, point or scribble; the others are left out")
         elif with_masks:
             require_masks(samples, "targets: masks")
@@ -304,6 +308,7 @@ class BaseDataModule(pl.LightningDataModule):
         samples = readable(samples, self.unreadable)
         if not with_masks:
             require_tags(samples, self.classes, self.source)
+            samples = with_tags(samples, "training")
         return ImageDataset(
             samples, self.classes, hp["size"], mask_lut=self.mask_lut if with_masks or with_annotations else None,
             training=True, augment=self.augment, cues=cues, cue_stride=hp["cue_stride"], channels=self.in_channels,
@@ -418,6 +423,20 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
     if not merged.get("root"):
         raise InputError("the folder of the images is not recorded: give it as 'root'.")
     return found(**merged)
+
+
+def with_tags(samples: Sequence[Sample], what: str) -> list[Sample]:
+    """Return the samples whose tags are known; print how many are left out: they would count as without any class.
+
+    Args:
+        samples: Samples of a split.
+        what: What the images are for, in the message.
+    """
+    unknown = [sample.id for sample in samples if sample.tags is None]
+    if unknown:
+        problem = f"{len(unknown)} of {len(samples)} {what} images are left out because their tags are not known"
+        print_message(f"{problem}; first {unknown[0]}")
+    return [sample for sample in samples if sample.tags is not None]
 
 
 def covered_samples(cache: SeedCache, samples: Sequence[Sample], classes: Sequence[str]) -> list[Sample]:

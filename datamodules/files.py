@@ -209,7 +209,7 @@ def folder_fingerprint(path: AnyPath, leave_out: Path | None = None) -> str | No
         leave_out: a folder not to look into.
 
     Returns:
-        Hexadecimal digits, or None where nothing has that name.
+        Hexadecimal digits, or None where nothing has that name, or a folder without a file.
 
     Raises:
         OSError: something cannot be read.
@@ -230,10 +230,11 @@ def folder_fingerprint(path: AnyPath, leave_out: Path | None = None) -> str | No
         return file_sha256(path)
     if not path.is_dir():
         return None
+    empty = True
     for name, file in _files(path, leave_out):
-        content = file_sha256(file) if file.suffix.lower() in _HASHED else ""
+        content, empty = file_sha256(file) if file.suffix.lower() in _HASHED else "", False
         total.update(f"{name}\0{file.stat().st_size}\0{content}\n".encode(errors="surrogateescape"))
-    return total.hexdigest()
+    return None if empty else total.hexdigest()
 
 
 def file_sizes(path: Path) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -131,13 +131,22 @@ def require_masks(samples: Sequence[Sample], purpose: str) -> list[str | RleMask
     return masks
 
 
+def match_id(name: str, ids: Container[str]) -> str:
+    """Return the longest end of a path that is an id; the path itself where there is none.
+
+    ``/home/me/photos/cat/a`` is ``cat/a``, or else ``a``.
+    """
+    parts = name.split("/")
+    return next((end for start in range(len(parts)) if (end := "/".join(parts[start:])) in ids), name)
+
+
 def match_ids(
     names: Sequence[str], places: Sequence[str], samples: Mapping[str, Sample], path: AnyPath, where: str
 ) -> Sequence[str]:
     """Return the ids of the images that a file lists.
 
-    The longest end of a path that is an id counts: ``/home/me/photos/cat/a`` is ``cat/a``, or else ``a``. A message
-    reports how many images are not among the samples.
+    The longest end of a path that is an id counts, see `match_id`. A message reports how many images are not among the
+    samples.
 
     Args:
         names: Ids or paths without suffixes, as in the file.
@@ -152,11 +161,7 @@ def match_ids(
     Raises:
         InputError: Two names are the same image, or none is one of the samples.
     """
-    found = []
-    for name in names:
-        parts = name.split("/")
-        ends = ("/".join(parts[start:]) for start in range(len(parts)))
-        found.append(next((end for end in ends if end in samples), name))
+    found = [match_id(name, samples) for name in names]
     counts = Counter(found)
     for name, listed, place in zip(found, names, places, strict=True):
         if counts[name] > 1:

@@ -62,12 +62,3 @@ def mask_path(table: AnyPath, mask: str) -> str:
         return mask
     file = table.parent / mask
     return str(file.resolve() if is_uri(file) else file)  # an object store knows no folder ..
-
-
-def mask_paths(table: AnyPath) -> list[str]:
-    """Return the masks in a table's column ``mask``; none where the table cannot be read."""
-    try:
-        masks = [row.get("mask") for _, row in read_rows(table)[1]]
-    except InputError:
-        return []
-    return [mask_path(table, mask.strip()) for mask in masks if isinstance(mask, str) and mask.strip()]

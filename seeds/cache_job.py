@@ -119,7 +119,8 @@ class SeedModule(pl.LightningModule):
     def predict_step(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the seeds of a batch of :func:`datamodules.dataset.collate`, or none after an error."""
         try:
-            return [] if self.problem else self.predict_seeds(batch)
+            empty = not (batch["id"] or batch.get("large"))  # all images unreadable, or left out of an earlier cache
+            return [] if self.problem or empty else self.predict_seeds(batch)
         except InputError as error:
             self.problem = str(error)
             return []
@@ -128,7 +129,8 @@ class SeedModule(pl.LightningModule):
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the seed of each image of a batch; raise an InputError where that is impossible.
 
-        The batch may be empty. An image of ``large`` that turns out unreadable is added to its ``unreadable``.
+        ``id`` is empty where all images are in ``large``. An image of ``large`` that turns out unreadable is added to
+        its ``unreadable``.
         """
 
     @abstractmethod

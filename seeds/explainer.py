@@ -23,7 +23,7 @@ DEFAULT_SIZE = 320  # for checkpoints of a training without this project's data 
 
 
 class Explainer:
-    """A classifier and CAM methods.
+    """A classifier and CAM methods, on the GPU if there is one; images and results are on the CPU.
 
     Attributes:
         classes: names of the C classes.
@@ -46,7 +46,9 @@ class Explainer:
     ) -> None:
         task = load_task(checkpoint, ClassifierTask)
         settings = read_checkpoint(checkpoint, ClassifierTask.task_name).get("datamodule_hyper_parameters", {})
-        self.classes, self.network, self.in_channels = task.classes, task.model, task.model.features.in_channels
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.classes, self.in_channels = task.classes, task.model.features.in_channels
+        self.network = task.model.to(self.device)
         self.size = int(settings.get("eval_size", DEFAULT_SIZE)) if size is None else size
         layer = layer or self.network.default_layer
         find_layer(self.network, layer)
@@ -62,19 +64,20 @@ class Explainer:
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Tensor:
         """Return the scores (n, C), before any sigmoid, of images (n, in_channels, S, S)."""
-        return torch.cat([self.network(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)])
+        return torch.cat([self.network(part.to(self.device)).cpu() for part in torch.split(images, CHUNK)])
 
     def maps(self, method: str, image: Tensor, classes: Sequence[int]) -> Tensor:
         """Return a method's maps of classes of one image: (k, h, w) or (k, in_channels, S, S), not normalised."""
-        labels = torch.zeros(1, len(self.classes))
+        labels = torch.zeros(1, len(self.classes), device=self.device)
         labels[0, list(classes)] = 1
-        return self.methods[method](image[None], labels)[0, list(classes)]
+        return self.methods[method](image[None].to(self.device), labels)[0, list(classes)].cpu()
 
-    def cams(self, method: str, image: Tensor, classes: Sequence[int], shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Return the maps, one channel each, resized bilinearly to the image's own size (k, H, W); negatives are 0."""
-        maps = heat(self.maps(method, image, classes)[None])
-        large = functional.interpolate(maps, shape, mode="bilinear", antialias=maps.shape[2] > shape[0])
-        return large[0].clamp(min=0).numpy()
+
+def cams(maps: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Return maps of `Explainer.maps`, one channel each, resized bilinearly to (k, H, W); negatives are 0."""
+    single = heat(maps[None])
+    large = functional.interpolate(single, shape, mode="bilinear", antialias=single.shape[2] > shape[0])
+    return large[0].clamp(min=0).numpy()
 
 
 def split_names(names: str | Sequence[str]) -> list[str]:

@@ -1,8 +1,6 @@
 """``seeds import``: convert the seeds of other tools to a seed cache."""
 
 import hashlib
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -11,10 +9,10 @@ from upath import UPath
 
 from datamodules.class_names import check_classes, mask_lut, voc_classes
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, list_folder
+from datamodules.files import file_sha256
 from datamodules.irn_maps import read_irn
 from datamodules.masks import read_class_mask
-from datamodules.sample import read_ids
+from datamodules.sample import image_id, match_id, read_ids
 from datamodules.sec_cues import INPUT_LIST, SecCues
 from datamodules.seed_cache_writer import CacheOutput
 from datamodules.seed_shard import NO_CUE, SHARD_SIZE
@@ -71,15 +69,15 @@ def import_seeds(
     suffix, sec = "npy" if format == "irn" else "png", None
     if format == "sec":
         sec = SecCues(source, input_list or source.with_name(INPUT_LIST), len(known), grid)
-    found: list[str] = []
-    with suppress(FileNotFoundError, NotADirectoryError):
-        found = [] if sec else list_folder(source)[1]
-    names = sec.ids if sec else tuple(Path(name).stem for name in found if name.endswith(f".{suffix}"))
+    names = sec.ids if sec else tuple(sorted(
+        file.relative_to(source).as_posix().removesuffix(f".{suffix}") for file in source.rglob(f"*.{suffix}")
+    ))  # fmt: skip
     if not names:
         raise InputError(f"{source} is no folder that contains .{suffix} files")
     if ids is not None:
-        listed = tuple(Path(name).stem for name in read_ids(ids))
-        if lacking := sorted(set(listed) - set(names)):
+        known_ids = set(names)
+        listed = tuple(name if name in known_ids else match_id(image_id(name), known_ids) for name in read_ids(ids))
+        if lacking := sorted(set(listed) - known_ids):
             raise InputError(f"{source} lacks {len(lacking)} of the {len(listed)} images of {ids}, first {lacking[0]}")
         names = listed
     lut, own_lut = mask_lut(known, chosen), mask_lut(known, known)

@@ -157,9 +157,15 @@ class TagToMaskCLI(LightningCLI):
         folder = Path(self._get(self.config, "output"))
         if (folder / "config.yaml").exists() and not self._get(self.config, "ckpt_path"):
             raise InputError(f"{folder} already holds a run: remove it, choose another --output, or --ckpt_path last")
-        self.before_validate()
+        self._check_checkpoint()
 
     def before_validate(self) -> None:
+        """Check the checkpoint to score: without one, newly initialised layers would be scored."""
+        if not self._get(self.config, "ckpt_path"):
+            raise InputError(f"--ckpt_path is missing: the checkpoint to {self.subcommand}")
+        self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
         """Check that a given checkpoint is of this task, and carries no code."""
         path = self._get(self.config, "ckpt_path")
         if path and str(path) not in ("last", "best", "hpc", "registry"):

@@ -114,8 +114,6 @@ class PseudoLabelModule(SeedModule):
         Raises:
             InputError: probabilities are not finite, or the network does not take images of this size.
         """
-        if not batch["id"]:
-            return []
         images, labels = batch["image"], batch["labels"]
         absent = nn.functional.pad(labels == 0, (1, 0), value=False)[:, :, None, None]  # (B, C+1, 1, 1)
         scores = view_scores(

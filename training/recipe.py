@@ -49,7 +49,6 @@ from datamodules.files import (
 )
 from datamodules.seed_cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
-from datamodules.tables import TABLES, mask_paths
 from training.child_process import run_process
 from training.parsers import OneSentenceErrors, config_path, nearest
 
@@ -67,7 +66,7 @@ ABOUT = """Run a recipe: a YAML with the folder of its results ('output'), 'sett
 ('options'). A stage writes to OUTPUT/STAGE; options refer to that folder as {STAGE}. A stage is kept as long as its
 options, the stages and files it refers to and the code stay the same. A recipe that was stopped resumes."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_REFERENCE = re.compile(r"\{([^{}]+)\}")
+_REFERENCE = re.compile(r"\{(?!\d+\.\.\d+\})([^{}]+)\}")  # {000..099} is a range of tar files
 
 
 @dataclass(frozen=True)
@@ -232,6 +231,11 @@ def is_path(option: str, value: Any) -> bool:
     return isinstance(value, str) and ((named and value != "") or value.endswith(".npy"))
 
 
+def _is_annotation_file(option: str, value: Any) -> bool:
+    """Return whether an option's value is the path of a file of annotations; arguments as in `is_path`."""
+    return "annotations" in option.split(".")[-2:] and isinstance(value, str) and value not in NAMED_SOURCES
+
+
 class RunParser(OneSentenceErrors, argparse.ArgumentParser):
     """The parser of ``tag2mask run``."""
 
@@ -281,8 +285,8 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         wanted |= set(stage.needs) if stage.name in wanted else set()
     for stage in (each for each in stages if each.name in wanted):  # hours may pass before the first that reads them
         for name, value in leaves(stage.options):
-            is_source = "annotations" in name.split(".")[-2:] and isinstance(value, str)
-            if is_source and value not in NAMED_SOURCES and not UPath(value).is_file():
+            is_source = _is_annotation_file(name, value) and not _REFERENCE.search(value)  # else of an earlier stage
+            if is_source and not UPath(value).is_file():
                 raise UsageError(f"{path}: stage '{stage.name}': there is no file of annotations {value}")
     require_folder(output)
     if options.dry_run == "true":
@@ -335,7 +339,7 @@ class StageResult:
         if record.get("key") == key and "files" not in record:
             if self.stage.options.get("random_seeds"):  # it resumes by itself
                 return []
-            if (self.folder / "last.ckpt").is_file():
+            if self.stage.command == "fit" and (self.folder / "last.ckpt").is_file():
                 return ["--ckpt_path=last"]
             if any(self.folder.glob("*.safetensors")):  # shards of the same settings are kept, others replaced
                 return ["--overwrite=true"]
@@ -453,7 +457,7 @@ class Runner:
             error.status = status  # 128 and its number, after a signal
             raise error
         _fingerprint.cache_clear()  # the stage may have downloaded data
-        key, dependencies = self._key(stage, dependencies["source"])  # the code as it started
+        key, dependencies = self._key(stage, dependencies)
         record = {
             "key": key, "files": file_sizes(result.folder),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -466,22 +470,32 @@ class Runner:
         _remove(result.old)
         return record, "done"
 
-    def _key(self, stage: Stage, source: Mapping[str, str] | None = None) -> tuple[str, dict[str, Any]]:
+    def _key(self, stage: Stage, started: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Return a digest of all that a stage's result depends on, and the dependencies in plain JSON values.
 
         These are the command, its options, the source of the packages that run it, the keys of the stages it needs,
         and the content of the files and folders that its options name; see `datamodules.files.folder_fingerprint`.
+
+        Args:
+            stage: the stage.
+            started: dependencies when the stage started, once it has ended: changes of code and files since then count
+                for the next run. Only files that did not exist, such as downloads, are those of now.
         """
         of_seeds = stage.command.startswith("seeds ") and stage.command != "seeds show"  # which training/ draws
         options = dict(leaves(stage.options))
         paths = [value for name, value in options.items() if is_path(name, value)]
-        paths += [mask for path in paths if path.endswith(TABLES) for mask in mask_paths(UPath(path))]
         folders = {name: str(self.output / name) for name in stage.needs}
+        for name, value in options.items():
+            if _is_annotation_file(name, value):
+                from datamodules.annotation_files import referenced_files  # OpenCV, here only
+
+                paths += referenced_files(UPath(substitute(value, folders)))
+        before: Mapping[str, str | None] = started["files"] if started else {}
         dependencies = {
             "command": stage.command, "options": options,
-            "files": {path: _fingerprint(substitute(path, folders), self.output) for path in paths},
+            "files": {path: before.get(path) or _fingerprint(substitute(path, folders), self.output) for path in paths},
             "stages": {name: self.keys[name] for name in stage.needs},
-            "source": source or source_revision(SEED_PACKAGES if of_seeds else ALL_PACKAGES),
+            "source": (started or {}).get("source") or source_revision(SEED_PACKAGES if of_seeds else ALL_PACKAGES),
         }  # fmt: skip
         text = json.dumps(dependencies, sort_keys=True, default=str)
         self.keys[stage.name] = hashlib.sha256(text.encode()).hexdigest()
@@ -496,6 +510,8 @@ def _fingerprint(value: str, output: Path) -> str | None:
         Hexadecimal digits; None where there is no such file, and for '/' and '..'.
     """
     path: AnyPath = UPath(value).expanduser()
+    if path.name.endswith(".tar") and re.search(r"[*?[{]", path.name):  # a pattern of tar files
+        path = path.parent
     if isinstance(path, Path) and path.resolve() in Path.cwd().parents:
         return None
     return cache_fingerprint(path) or folder_fingerprint(path, output)

@@ -19,7 +19,7 @@ from datamodules.progress import track
 from datamodules.sample import Sample
 from seeds.evaluation import cam_metrics
 from seeds.evaluation.threshold_sweep import ThresholdSweep
-from seeds.explainer import Explainer
+from seeds.explainer import Explainer, cams
 
 TOP = 5  # classes with the highest scores whose boxes are scored, as for ImageNet
 POINTING = ("pointing", "pointing_difficult")  # the pointing game on all images, on difficult images
@@ -47,15 +47,18 @@ class MethodMetrics:
             occlusion: (C, P, P), the drops of scores when a patch is gray.
         """
         present = (np.setdiff1d(truth, (0, IGNORE)).astype(int) - 1).tolist()
-        classes = sorted({*present, *ranked})
-        shape = (truth.shape[0], truth.shape[1])
-        cams = dict(zip(classes, self.explainer.cams(self.method, image, classes, shape), strict=True))
-        correct = {c: cam_metrics.is_correct(cam_metrics.box_from_map(cam, c), boxes) for c, cam in cams.items()}
+        found: dict[int, NDArray[np.float32]] = {}
+        # a map of CLIP-ES depends on the other classes of the call: as for seeds, those in the image
+        for classes in (present, [c for c in ranked if c not in present]):
+            if classes:
+                maps = self.explainer.maps(self.method, image, classes)
+                found |= zip(classes, cams(maps, (truth.shape[0], truth.shape[1])), strict=True)
+        correct = {c: cam_metrics.is_correct(cam_metrics.box_from_map(cam, c), boxes) for c, cam in found.items()}
         self.values["localization_error_top1"].append(not correct[ranked[0]])
         self.values["localization_error_top5"].append(not any(correct[c] for c in ranked))
-        self.sweep.update(np.array(present), np.stack([cams[c] for c in present]), truth)
+        self.sweep.update(np.array(present), np.stack([found[c] for c in present]), truth)
         for c in present:
-            cam, region = cams[c], truth == c + 1
+            cam, region = found[c], truth == c + 1
             hit = cam_metrics.points_at(cam, region)
             self.hits["pointing"][c].append(hit)
             if region.mean() < SMALL and len(present) > 1:

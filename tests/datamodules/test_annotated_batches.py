@@ -170,3 +170,10 @@ def test_validation_does_not_see_annotations(voc, cache):
     batch = next(iter(data.val_dataloader()))
     assert "boxes" not in batch
     assert batch["mask"].shape[1:] == (76, 64)  # the masks' own size
+
+
+def test_boxes_alone_are_no_masks_to_train_on(voc, tmp_path):
+    table = write_table(tmp_path / "boxes.csv", [{"id": "p0", "boxes": [["ant", 2, 2, 20, 30]]}])
+    data = VOCDataModule(str(voc), labels="xml", annotations=str(table), targets="masks")
+    with pytest.raises(InputError, match=r"no training image has a mask, point or scribble in .*boxes\.csv"):
+        data.setup("fit")

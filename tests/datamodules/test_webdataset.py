@@ -56,6 +56,20 @@ def test_samples_by_hand(storage, tmp_path, s3, monkeypatch):
     assert (storage == "copies of s3") == (tmp_path / "copies").exists()
 
 
+def test_images_without_tags_are_no_examples_of_background(tmp_path, capsys):
+    """Not in the training of a classifier, nor in its validation: their classes are not known."""
+    for name in ("train", "val"):
+        (tmp_path / f"{name}-0.tar").write_bytes(tar_bytes(MEMBERS))
+    data = WebDatasetDataModule(str(tmp_path), classes=["cat", "dog", "cow"], size=8, batch_size=2, num_workers=0)
+    data.setup("fit")
+    names = {name for batch in data.val_dataloader() for name in batch["id"]}
+    assert names == {name for name, tags in TAGS.items() if tags is not None}
+    assert {name for batch in data.train_dataloader() for name in batch["id"]} <= names
+    printed = capsys.readouterr().err
+    assert "1 of 8 training images are left out because their tags are not known; first e" in printed
+    assert "1 of 8 val images are left out because their tags are not known; first e" in printed
+
+
 WHOLE = tar_bytes({"a.png": png(1), "a.txt": "cat", "b.png": png(2)})
 LONG = tar_bytes({"a.png": png(1), "b.tif": bytes(5000)})
 

@@ -11,7 +11,7 @@ from datamodules.images import read_image
 from datamodules.masks import read_mask
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
-from seeds.explainer import Explainer
+from seeds.explainer import Explainer, cams
 from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS, data_of
 
@@ -60,8 +60,8 @@ class Oracle(Explainer):
         count = torch.stack([(red - torch.maximum(green, blue) > 0.5), (blue - torch.maximum(green, red) > 0.5)], 1)
         return count.float().sum((2, 3)) / 50 - 2
 
-    def cams(self, method, _image, classes, _shape):
-        inside = np.stack([self.truth == c + 1 for c in classes]).astype(np.float32)
+    def maps(self, method, _image, classes):
+        inside = torch.from_numpy(np.stack([self.truth == c + 1 for c in classes]).astype(np.float32))
         return inside if method == "truth" else 1 - inside
 
 
@@ -70,11 +70,28 @@ def test_cams_are_resized_bilinearly(voc, checkpoint):
     explainer = Explainer(checkpoint, ["gradcam"])
     image = explainer.preprocess(read_image(voc / "JPEGImages/p2.jpg"))
     maps = explainer.maps("gradcam", image, [1, 0])
-    found = explainer.cams("gradcam", image, [1, 0], (50, 70))
+    found = cams(maps, (50, 70))
     wanted = torch.nn.functional.interpolate(maps[None], (50, 70), mode="bilinear", align_corners=False)[0]
     np.testing.assert_allclose(found, wanted.detach().clamp(min=0), rtol=1e-5, atol=1e-8)
     assert found.shape == (2, 50, 70)
     assert found.max() > 0
+
+
+def test_classes_in_the_image_are_explained_without_others(voc):
+    """A map of CLIP-ES depends on the classes beside it: those in the image, as for seeds."""
+    oracle, calls = Oracle(voc), []
+    maps = oracle.maps
+
+    def recorded(method, image, classes):
+        calls.append((set(np.unique(oracle.truth)) - {0, 255}, {c + 1 for c in classes}))
+        return maps(method, image, classes)
+
+    oracle.maps = recorded
+    data = data_of(voc)
+    compare_cam_methods(oracle, data.samples("train", tags=False), data.mask_lut, 0.2)
+    assert all(classes == present or not classes & present for present, classes in calls)
+    assert any(classes == present for present, classes in calls)
+    assert any(not classes & present for present, classes in calls)
 
 
 def test_the_truth_wins(voc):

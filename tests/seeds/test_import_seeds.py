@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -208,6 +209,13 @@ def test_ids_that_are_paths(form, suffix, tmp_path):
         writer.add("train/a", np.zeros((2, 2), np.uint8), map_classes=[0], maps=np.ones((1, 2, 2), np.float32))
     export_seeds(tmp_path / "cache", tmp_path / "out", form)
     assert (tmp_path / f"out/train/a.{suffix}").is_file()
+    np.savetxt(tmp_path / "out/classes.txt", ["red"], "%s")
+    shutil.copy(tmp_path / f"out/train/a.{suffix}", tmp_path / f"out/b.v1.{suffix}")
+    import_seeds(tmp_path / "out", tmp_path / "back", form)
+    assert SeedCache(tmp_path / "back").ids == ("b.v1", "train/a")
+    (tmp_path / "ids.txt").write_text("b.v1\ntrain/a.jpg\n")
+    import_seeds(tmp_path / "out", tmp_path / "listed", form, ids=tmp_path / "ids.txt")
+    assert SeedCache(tmp_path / "listed").ids == ("b.v1", "train/a")
 
 
 def test_label_maps_for_annotation_tools(tmp_path):

@@ -137,10 +137,19 @@ def test_a_resumed_training_reports_all_of_it(voc, cues, tmp_path, capsys):
 
 @pytest.mark.parametrize(("command", "name"), [("validate", "validating"), ("test", "testing")])
 def test_a_validation_reports_its_batches(voc, cues, tmp_path, capsys, command, name):
-    assert fit(voc, cues, tmp_path / "run", LOUD, command=command) == 0
+    assert fit(voc, cues, tmp_path / "run") == 0
+    checkpoint = f"--ckpt_path={tmp_path / 'run/last.ckpt'}"
+    capsys.readouterr()
+    assert fit(voc, cues, tmp_path / "run", LOUD, checkpoint, command=command) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(name)]
     assert lines[0] == f"{name}: 0/2 batches"
     assert re.match(rf"{name}: 2/2 batches in \d:\d\d:\d\d, ", lines[-1])
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_an_untrained_network_is_not_scored(voc, cues, tmp_path, capsys, command):
+    assert fit(voc, cues, tmp_path / "run", command=command) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"tag2mask: --ckpt_path is missing: the checkpoint to {command}"
 
 
 def test_an_error_ends_the_report(voc, cues, tmp_path, capsys):

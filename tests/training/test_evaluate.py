@@ -253,6 +253,20 @@ def test_masks_of_predict_score_as_evaluate_does(voc, checkpoint, tmp_path):
     assert scored["miou_interval"] == direct["miou_interval"]
 
 
+def test_predictions_of_images_that_cannot_be_read_are_left_out(voc, predicted_masks, tmp_path):
+    some = tmp_path / "some"
+    shutil.copytree(voc, some)
+    name = (some / "ImageSets/Segmentation/val.txt").read_text().split()[1]
+    path = some / f"JPEGImages/{name}.jpg"
+    path.write_bytes(path.read_bytes()[:-200])  # the header is whole
+    how = {"predictions": predicted_masks[0], "root": str(some), "output": tmp_path / "out"}
+    with pytest.raises(InputError, match="1 of 4 images cannot be read"):
+        evaluate(**how)
+    metrics = evaluate(**how, max_unreadable=0.5)
+    assert (metrics["images"], metrics["images_with_mask"]) == (3, 3)
+    assert list(metrics["unreadable"]) == [name]
+
+
 def spoil(folder, ids, how):
     path = folder / f"{ids[1]}.png"
     mask = np.array(Image.open(path))

@@ -30,7 +30,7 @@ from datamodules.seed_cache import SeedCache
 from datamodules.source_revision import ALL_PACKAGES
 from training import recipe as recipe_module
 from training.cli import FUNCTIONS, LIGHTNING, dispatch, main
-from training.recipe import read_recipe, substitute
+from training.recipe import Runner, Stage, StageResult, read_recipe, substitute
 from training.recipe_estimate import estimate_training, time_step
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -278,6 +278,98 @@ def test_annotations_and_their_masks_count(copied, ran):
     write_mask(mask, 1 - np.array(Image.open(mask)).clip(0, 1))
     assert copied.run(content, *words) == 0
     assert names(ran) == ["annotated"]
+
+
+def test_a_file_that_changes_during_a_stage_counts_for_the_next_run(copied, ran, monkeypatch):
+    """The result is of the earlier file, and the next run makes it again."""
+    table = copied.path.parent / "table.csv"
+    table.write_text('id,points\ntrain_00000,"[[""background"", 1, 1]]"\n')
+    content = copied.content()
+    content["stages"]["classifier"]["options"]["data"]["init_args"]["annotations"] = str(table)
+    record_and_run = recipe_module.run_process
+
+    def edited_meanwhile(words, title):
+        status = record_and_run(words, title)
+        table.write_text('id,points\ntrain_00000,"[[""background"", 2, 2]]"\n')
+        return status
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe_module, "run_process", edited_meanwhile)
+        assert copied.run(content, "--stages=classifier") == 0
+    ran.clear()
+    assert copied.run(content, "--stages=classifier") == 0
+    assert names(ran) == ["classifier"]
+    assert copied.run(content, "--stages=classifier") == 0
+    assert names(ran) == []
+
+
+def files_in_key(tmp_path, options: dict) -> dict:
+    stage = Stage("cues", "seeds generate", options, ())
+    return Runner(tmp_path / "out", main)._key(stage)[1]["files"]
+
+
+def test_label_files_of_yolo_count(tmp_path):
+    (tmp_path / "export/labels/train").mkdir(parents=True)
+    label = tmp_path / "export/labels/train/a.txt"
+    label.write_text("0 0.5 0.5 0.2 0.2\n")
+    source = tmp_path / "export/data.yaml"
+    source.write_text("names: [cat]\n")
+    found = []
+    for text in ("0 0.5 0.5 0.2 0.2\n", "0 0.5 0.5 0.3 0.2\n"):
+        label.write_text(text)
+        recipe_module._fingerprint.cache_clear()
+        found.append(files_in_key(tmp_path, {"annotations": str(source)}))
+    assert set(found[0]) == {str(source), str(label)}
+    assert found[0][str(source)] == found[1][str(source)]
+    assert found[0][str(label)] != found[1][str(label)]
+
+
+@pytest.mark.parametrize("pattern", ["x-{000..001}.tar", "*.tar"])
+def test_tar_files_of_a_pattern_count(tmp_path, pattern):
+    (tmp_path / "shards").mkdir()
+    found = []
+    for size in (10, 20):
+        (tmp_path / "shards/x-000.tar").write_bytes(b"0" * size)
+        recipe_module._fingerprint.cache_clear()
+        found.append(files_in_key(tmp_path, {"images": f"{tmp_path}/shards/{pattern}"}))
+    assert None not in found[0].values()
+    assert found[0] != found[1]
+
+
+def test_a_range_of_tar_files_is_no_reference(tmp_path):
+    path = tmp_path / "r.yaml"
+    options = "{checkpoint: a.ckpt, images: 'x-{000..099}.tar'}"
+    path.write_text(f"output: out\nstages: {{cues: {{command: seeds generate, options: {options}}}}}")
+    (stage,) = read_recipe(path, ["seeds generate"], {})[1]
+    assert stage.options["images"] == "x-{000..099}.tar"
+
+
+def test_annotations_of_an_earlier_stage_need_not_exist_yet(copied, ran, capsys):
+    content = copied.content()
+    content["stages"]["masks"] = {
+        "command": "seeds export", "options": {"cache": "{seeds}", "format": "coco"},
+    }  # fmt: skip
+    trained = json.loads(json.dumps(content["stages"]["classifier"]))
+    trained["options"]["data"]["init_args"]["annotations"] = "{masks}/instances.json"
+    content["stages"]["annotated"] = trained
+    assert copied.run(content) == 0, capsys.readouterr().err
+    assert names(ran) == ["masks", "annotated"]
+
+
+def test_a_stopped_command_without_training_starts_anew(tmp_path):
+    """Only ``fit`` resumes from last.ckpt: the checkpoint of ``zero-shot`` is a result."""
+    stage = Stage("texts", "zero-shot", {}, ())
+    result = StageResult(tmp_path, stage)
+    (tmp_path / "stages").mkdir()
+    assert result.begin("key") is None
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/last.ckpt").write_bytes(b"")
+    assert result.begin("key") is None
+    assert not (tmp_path / "texts").exists()
+    training = StageResult(tmp_path, Stage("texts", "fit", {}, ()))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/last.ckpt").write_bytes(b"")
+    assert training.begin("key") == ["--ckpt_path=last"]
 
 
 def test_a_dry_run_writes_nothing_and_estimates_the_trainings(copied, ran, capsys):

@@ -93,6 +93,15 @@ def test_each_image_walks_with_its_own_maps_and_boundary(tmp_path, monkeypatch):
     assert [seed.image.tolist() for seed in found] == images.tolist()
 
 
+def test_a_batch_without_readable_images_has_no_seeds(tmp_path):
+    with CacheWriter(tmp_path / "c", ["x"], {}) as writer:
+        writer.add("a", np.zeros((4, 4), np.uint8))
+    module = RandomWalkModule(Edges(), SETTINGS, SeedCache(tmp_path / "c"))
+    empty = {"id": [], "labels": torch.zeros(0, 1), "image": torch.zeros(0), "unreadable": [("a", "torn")]}
+    assert module.predict_step(empty) == []
+    assert not module.problem
+
+
 def test_small_classes_do_not_walk_and_keep_their_cues(tmp_path, monkeypatch):
     """Class 2 (y) is small: in image a beside x, in b alone. Image c has none: its cues do not count."""
     cues = np.full((16, 16), NO_CUE, np.uint8)

@@ -14,7 +14,7 @@ from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, file_sha256, require_folder, write_atomically, write_json
 from datamodules.images import any_size, as_rgb, read_image
 from datamodules.masks import find_masks, mask_png, read_class_mask
@@ -217,7 +217,12 @@ def _read_predictions(
             raise InputError(f"prediction {path} has the shape {labels.shape}, and its mask {truth.shape}")
         if (labels == IGNORE).any():
             raise InputError(f"prediction {path} holds 255 or a class that is not scored")
-        yield Predicted(sample.id, as_rgb(read_image(sample.image, data.in_channels)), labels, labels, truth)
+        try:
+            image = as_rgb(read_image(sample.image, data.in_channels))
+        except UnreadableError as error:
+            data.unreadable.add(sample.id, str(error))
+            continue
+        yield Predicted(sample.id, image, labels, labels, truth)
 
 
 def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
