@@ -31,7 +31,9 @@ from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 
-TRAINING_ONLY = ("augment", "cues", "cues_checkpoint", "download", "mask_sampling_rate", "targets")
+TRAINING_ONLY = (
+    "augment", "cues", "cues_checkpoint", "download", "mask_sampling_rate", "min_images_per_epoch", "targets",
+)  # fmt: skip
 """Settings that only a training uses; `BaseDataModule.settings` and `datamodule_from_settings` leave them out."""
 
 
@@ -61,6 +63,8 @@ class BaseDataModule(pl.LightningDataModule):
             scribble are left out.
         mask_sampling_rate: How often an image with a mask among its annotations takes part in an epoch's shuffling,
             relative to other images. The number of images in an epoch stays the same.
+        min_images_per_epoch: Least number of images in an epoch: an epoch of a smaller data set repeats the images, so
+            that a schedule in epochs has enough steps for few images, too.
         targets: Training targets: ``tags``, ``cues`` (of a seed cache) or ``masks``.
         cues: Folder of the seed cache, for ``targets: cues``.
         cues_checkpoint: Checkpoint that the seed cache must come from; compared with the cache's metadata.
@@ -102,6 +106,7 @@ class BaseDataModule(pl.LightningDataModule):
         test_split: str = "val",
         annotations: str | list[str] | None = None,
         mask_sampling_rate: int = 1,
+        min_images_per_epoch: int = 0,
         targets: Literal["tags", "cues", "masks"] = "tags",
         cues: str | None = None,
         cues_checkpoint: str | None = None,
@@ -125,7 +130,7 @@ class BaseDataModule(pl.LightningDataModule):
             raise InputError("targets is cues, and no seed cache is given: set cues to its folder.")
         settings["eval_size"] = size if eval_size is None else eval_size
         positive = ("size", "eval_size", "cue_stride", "in_channels", "batch_size", "mask_sampling_rate")
-        for name, least in (*((name, 1) for name in positive), ("num_workers", 0)):
+        for name, least in (*((name, 1) for name in positive), ("num_workers", 0), ("min_images_per_epoch", 0)):
             if settings[name] < least:
                 raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
         self.sources = [annotations] if isinstance(annotations, str) else [str(source) for source in annotations or ()]
@@ -327,7 +332,9 @@ class BaseDataModule(pl.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         rate = self.hparams["mask_sampling_rate"] if data.annotations else 1
         repeats = [rate if sample.mask else 1 for sample in data.samples]
-        sampler = TrainSampler(len(data), self.hparams["batch_size"], run_seed(), accumulate, repeats)
+        sampler = TrainSampler(
+            len(data), self.hparams["batch_size"], run_seed(), accumulate, repeats, self.hparams["min_images_per_epoch"]
+        )
         sampler.set_epoch(self._epoch)
         return self._loader(data, sampler=sampler, persistent=True)
 

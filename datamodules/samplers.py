@@ -54,6 +54,8 @@ def _processes(length: int) -> tuple[int, int]:
 class TrainSampler(DistributedSampler[Draw]):
     """Draw every image once per epoch, shuffled; images that do not fill a last batch are left out of the epoch.
 
+    An epoch of a small data set repeats the images, each time in another order.
+
     Processes take turns along one order, so that their batches together equal the batches of one process with a larger
     batch size. The same holds for batches whose gradients are accumulated. Lightning sets the epoch (``set_epoch``);
     otherwise epochs are counted.
@@ -66,31 +68,36 @@ class TrainSampler(DistributedSampler[Draw]):
             Lightning would divide their gradient by ``accumulate`` all the same.
         repeats: How often each image takes part in the shuffling, (length,); None for once each. The epoch contains as
             many images as before: those at the end of the order are left out of it.
+        min_images: Least number of images of all processes in an epoch; fewer are drawn several times.
 
     Raises:
         InputError: There are fewer images than processes, or fewer than a step of several batches needs.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, accumulate: int = 1, repeats: Sequence[int] | None = None
-    ) -> None:
+        self, length: int, batch_size: int, seed: int, accumulate: int = 1, repeats: Sequence[int] | None = None,
+        min_images: int = 0,
+    ) -> None:  # fmt: skip
         replicas, rank = _processes(length)
-        step = batch_size * accumulate
-        if accumulate > 1 and length < step * replicas:
+        step, images = batch_size * accumulate, max(length, min_images)
+        if accumulate > 1 and images < step * replicas:
             step_size = f"{accumulate} batches (accumulate_grad_batches) of {batch_size} images in {replicas} processes"
-            raise InputError(f"{length} images do not fill one step of {step_size}.")
+            raise InputError(f"{images} images do not fill one step of {step_size}.")
         super().__init__(range(length), num_replicas=replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self.length = length
         self.indices = np.arange(length) if repeats is None else np.repeat(np.arange(length), repeats)
         # fewer images than a batch: one smaller batch
-        self.num_samples = length // (step * replicas) * step or length // replicas
+        self.num_samples = images // (step * replicas) * step or images // replicas
         self.total_size = self.num_samples * replicas
 
     def __iter__(self) -> Iterator[Draw]:
         """Iterate over the share of this process in the epoch."""
         random = np.random.default_rng([self.seed, self.epoch])
-        order, seeds = random.permutation(self.indices), random.integers(2**62, size=len(self.indices))
-        for place in range(self.rank, self.total_size, self.num_replicas):
-            yield Draw(int(order[place]), int(seeds[place]))
+        draws: list[Draw] = []
+        while len(draws) < self.total_size:
+            order, seeds = random.permutation(self.indices), random.integers(2**62, size=len(self.indices))
+            draws += map(Draw, order[: self.length].tolist(), seeds[: self.length].tolist())
+        yield from draws[self.rank : self.total_size : self.num_replicas]
         self.epoch += 1  # where set_epoch is not called
 
 

@@ -71,7 +71,8 @@ def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
     accumulated = int(trainer.get("accumulate_grad_batches") or 1)
     steps = int(trainer.get("max_steps") or -1)
     if steps < 0:  # as `datamodules.samplers.TrainSampler`
-        steps = max(1, images // (batch_size * accumulated)) * int(trainer.get("max_epochs") or 1)
+        drawn = max(images, data.hparams["min_images_per_epoch"])
+        steps = max(1, drawn // (batch_size * accumulated)) * int(trainer.get("max_epochs") or 1)
     seconds, operations, memory = time_step(
         task, batch_size, size, str(trainer.get("accelerator") or "auto"), str(trainer.get("precision") or "32-true")
     )

@@ -82,6 +82,16 @@ def test_fewer_images_than_a_batch_are_a_batch(voc):
     assert [len(b["id"]) for b in data.train_dataloader()] == [6]
 
 
+def test_an_epoch_of_few_images_repeats_them(voc):
+    data = data_of(voc, batch_size=5, min_images_per_epoch=17)
+    data.setup("fit")
+    batches = [b["id"] for b in data.train_dataloader()]
+    assert [len(names) for names in batches] == [5, 5, 5]
+    drawn = [name for names in batches for name in names]
+    assert {drawn.count(f"p{i}") for i in range(6)} == {2, 3}
+    assert "min_images_per_epoch" not in data.settings
+
+
 def test_targets(voc, tmp_path):
     cues = cache_of(tmp_path / "cache", [f"p{i}" for i in range(6)])
     for targets, key in (("masks", "mask"), ("cues", "cues")):
@@ -265,6 +275,7 @@ def test_whole_images_may_be_larger_than_crops(voc):
         ({"targets": "cues"}, "no seed cache is given"),
         ({"size": 0}, "size is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"min_images_per_epoch": -1}, "min_images_per_epoch is -1"),
     ],
 )
 def test_bad_settings(voc, settings, message):

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +29,33 @@ def test_each_image_once_in_whole_batches(length, batch, seed):
     assert len(draws) == (length // batch * batch or length)
     assert len({draw.number for draw in draws}) == len(draws)
     assert all(0 <= draw.number < length for draw in draws)
+
+
+@given(length=st.integers(1, 50), batch=st.integers(1, 20), least=st.integers(0, 200))
+def test_an_epoch_of_few_images_repeats_them(length, batch, least):
+    draws = list(TrainSampler(length, batch, seed=3, min_images=least))
+    images = max(length, least)
+    assert len(draws) == (images // batch * batch or images)
+    counts = np.bincount([draw.number for draw in draws], minlength=length)
+    assert counts.max() - counts.min() <= 1
+    for start in range(0, len(draws), length):  # each time through, no image twice
+        assert len({draw.number for draw in draws[start : start + length]}) == len(draws[start : start + length])
+    assert len({draw.seed for draw in draws}) == len(draws)
+    if least <= length:
+        assert draws == list(TrainSampler(length, batch, seed=3))
+
+
+def test_each_time_through_the_images_has_its_own_order():
+    draws = list(TrainSampler(20, 10, seed=3, min_images=60))
+    orders = [[draw.number for draw in draws[start : start + 20]] for start in (0, 20, 40)]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_processes_share_an_epoch_of_few_images(monkeypatch):
+    whole = list(TrainSampler(7, 8, seed=1, min_images=50))
+    parts = shares(monkeypatch, 2, lambda: list(TrainSampler(7, 4, seed=1, min_images=50)))
+    assert [draw for pair in zip(*parts, strict=True) for draw in pair] == whole
+    assert len(whole) == 48
 
 
 def test_epochs_differ_and_come_back():

@@ -400,6 +400,8 @@ def test_a_dry_run_finds_what_is_missing(whole, part, change, message):
         "trainer": {"max_epochs": 2, "accelerator": "cpu"},
     }
     assert estimate_training(options)[:2] == (8, 4)
+    options["data"]["init_args"]["min_images_per_epoch"] = 13  # three batches of four images
+    assert estimate_training(options)[:2] == (8, 6)
     options[part] |= change
     with pytest.raises(InputError, match=message):
         estimate_training(options)
