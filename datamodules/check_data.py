@@ -31,7 +31,7 @@ TOGETHER = 0.9
 
 SIDE = 16  # of the grid whose horizontal differences are compared
 NEAR = 16  # of its 256 differences; two photos of VOC animals differ in 61 or more
-SMALL = 32  # side of the gray image that is compared where few differences differ
+GRAY_SIDE = 32  # side of the gray image that is compared where few differences differ
 ALIKE = 0.95  # correlation of two such images; tiles that differ, looked at, had 0.91 or less
 LISTED = 5  # images named in a sentence; the JSON has all
 
@@ -158,7 +158,7 @@ def read_fingerprints(samples: Sequence[Sample], channels: int = 3) -> tuple[dic
         gray = cv2.cvtColor(as_rgb(image), cv2.COLOR_RGB2GRAY)
         coarse = cv2.resize(gray, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
         bits = np.packbits(coarse[:, 1:] > coarse[:, :-1]).view(np.uint64)
-        small = cv2.resize(gray, (SMALL, SMALL), interpolation=cv2.INTER_AREA).ravel().astype(np.float32)
+        small = cv2.resize(gray, (GRAY_SIDE, GRAY_SIDE), interpolation=cv2.INTER_AREA).ravel().astype(np.float32)
         small -= small.mean()
         height, width = image.shape[:2]
         return Fingerprint(height, width, bits, small / max(float(np.linalg.norm(small)), 1e-6))

@@ -1,7 +1,7 @@
 """Read, verify and describe a seed cache: the cues, class activation maps and background saliency of images, by id.
 
 A seed cache is a folder of shards, ``*.safetensors``, each of some hundreds of images; their format is in
-:mod:`datamodules.seed_shard`. A shard's number is in its header; its file may have any name.
+`datamodules.seed_shard`. A shard's number is in its header; its file may have any name.
 """
 
 import json
@@ -19,7 +19,7 @@ from datamodules.progress import track
 from datamodules.seed_cache_index import list_shards, merge_shards, missing_ranges, read_index
 from datamodules.seed_shard import Floats, Shard
 
-SMALL = "small_classes"  # key of the settings
+SMALL_CLASSES = "small_classes"  # key of the settings
 OPEN_SHARDS = 128
 """Shards that are open at a time, each a mapping of its file and some 500 kB."""
 
@@ -59,7 +59,8 @@ class SeedCache:
     @property
     def small_labels(self) -> list[int]:
         """Labels 1..C of the classes that ``seeds generate --small_classes`` was given."""
-        return [index for index, name in enumerate(self.classes, start=1) if name in self.settings.get(SMALL, ())]
+        small = self.settings.get(SMALL_CLASSES, ())
+        return [index for index, name in enumerate(self.classes, start=1) if name in small]
 
     def __reduce__(self) -> tuple[type["SeedCache"], tuple[AnyPath]]:
         return SeedCache, (self.path,)
@@ -100,7 +101,7 @@ class SeedCache:
         return self._find(name).cues(name)
 
     def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
-        """Return the raw maps of an image, rounded by :func:`datamodules.seed_shard.as_stored`.
+        """Return the raw maps of an image, rounded by `datamodules.seed_shard.as_stored`.
 
         Returns:
             Classes 0..C-1, (k,), and maps float32 (k, h, w); k is 0 in a cache of label maps alone.

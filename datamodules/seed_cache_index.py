@@ -2,7 +2,7 @@
 
 ``index.safetensors`` is written by ``tag2mask seeds merge``. It follows from the shards, may be deleted at any time,
 and is mapped into memory: opening a cache takes as long for a hundred million images as for a hundred. Without the
-file, :func:`read_index` reads the headers of all shards, and makes the same index in memory.
+file, `read_index` reads the headers of all shards, and makes the same index in memory.
 
 =================================  ===================================================================================
 ``ids, ids_offsets``               the ids of all images in the order of the shards: UTF-8, and int64 (n + 1,) offsets

@@ -173,12 +173,12 @@ class CacheOutput:
         """Write all missing shards in this process, with a progress line.
 
         Args:
-            image: returns the arguments of :meth:`datamodules.seed_shard.ShardBuilder.add` after the name.
+            image: returns the arguments of `datamodules.seed_shard.ShardBuilder.add` after the name.
             title: of the progress line.
             overwrite: replace shards of other settings.
 
         Raises:
-            InputError: as :meth:`missing`, :meth:`datamodules.seed_shard.ShardBuilder.add` and ``image``. Finished
+            InputError: as `missing`, `datamodules.seed_shard.ShardBuilder.add` and ``image``. Finished
                 shards stay.
         """
         try:

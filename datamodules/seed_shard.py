@@ -324,7 +324,7 @@ class Shard:
         return cues
 
     def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
-        """Return the classes (k,) of an image and its maps, float32 (k, h, w); errors as :meth:`cues`."""
+        """Return the classes (k,) of an image and its maps, float32 (k, h, w); errors as `cues`."""
         classes, maxima, _, crc = self._images[name]
         fractions = np.zeros((0, *self.cues(name).shape), np.float16)
         if "maps" in crc:
@@ -334,7 +334,7 @@ class Shard:
         return classes, fractions.astype(np.float32) * maxima[:, None, None]
 
     def saliency(self, name: str) -> Floats | None:
-        """Return the background saliency of an image, float32 (h, w), or None; errors as :meth:`cues`."""
+        """Return the background saliency of an image, float32 (h, w), or None; errors as `cues`."""
         _, _, maximum, crc = self._images[name]
         if "saliency" not in crc:
             return None

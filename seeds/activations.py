@@ -119,7 +119,7 @@ class Activations:
 
 @contextmanager
 def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Iterator[Activations]:
-    """Record the activations of ``layers`` in a forward pass by :meth:`Activations.run` inside this context.
+    """Record the activations of ``layers`` in a forward pass by `Activations.run` inside this context.
 
     Inside, the model is in eval mode and its parameters need no gradient, so the forward pass builds a graph only
     from the first of the layers on. Gradients are enabled, also within ``no_grad`` or ``inference_mode``. A compiled
@@ -131,7 +131,7 @@ def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Itera
         layers: submodules or their names; an empty sequence leaves the graph uncut.
 
     Raises:
-        InputError: as :func:`find_layer`; and in the forward pass, a layer whose output is no map.
+        InputError: as `find_layer`; and in the forward pass, a layer whose output is no map.
     """
     activations = Activations(model, layers)
     module = activations.module
@@ -158,7 +158,7 @@ def gradient(scores: Tensor, weights: Tensor, activation: Tensor, name: str, kee
     Args:
         scores: of any shape.
         weights: (N, *scores' shape), of the scores' dtype.
-        activation: from :class:`Activations`.
+        activation: from `Activations`.
         name: the layer's name, for the error.
         keep_graph: whether the graph is needed again.
 

@@ -1,6 +1,6 @@
 """Backbones by name, at an output stride of 8, 16 or 32, and the freezing of their first stages.
 
-Names are looked up in this order: the VGGs (:mod:`seeds.vgg`), timm's plain vision transformers
+Names are looked up in this order: the VGGs (`seeds.vgg`), timm's plain vision transformers
 (``tu-vit_small_patch16_224.dino`` …, also those of DINO and CLIP), segmentation_models_pytorch's encoders
 (``mobilenet_v2``, ``resnet50``, ``tu-convnext_tiny`` …), and torchvision's classifiers with a trunk named ``features``
 (``convnext_tiny``, ``efficientnet_b0`` …).
@@ -134,10 +134,10 @@ def build_backbone(
     Args:
         name: see the head of this file.
         output_stride: later stages are computed with dilation instead of striding (DeepLab).
-        weights: ``none`` (random), ``imagenet`` (downloaded) or a file; see :mod:`seeds.pretrained_weights`.
+        weights: ``none`` (random), ``imagenet`` (downloaded) or a file; see `seeds.pretrained_weights`.
         depth: number of stages; each halves the map. Only segmentation_models_pytorch's encoders allow fewer than 5.
         in_channels: channels of the images; weights of RGB images are adapted, see
-            :func:`seeds.pretrained_weights.load_fitting`.
+            `seeds.pretrained_weights.load_fitting`.
 
     Raises:
         InputError: no such backbone or depth, an output stride that the backbone cannot have, or weights that do not

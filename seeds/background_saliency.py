@@ -18,7 +18,7 @@ PROBE = (224, 224)  # height and width of the image of noise: patches of 14 and 
 def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Return saliency float32 (B, h, w) on the layer's grid, not normalised; low values are background.
 
-    The model runs in eval mode and is afterwards exactly as it was; see :func:`seeds.activations.record_activations`.
+    The model runs in eval mode and is afterwards exactly as it was; see `seeds.activations.record_activations`.
 
     Args:
         model: takes images (B, 3, H, W), gives scores (B, C).
@@ -53,7 +53,7 @@ def saliency_map(scores: Tensor, activation: Tensor, labels: Tensor, name: str =
     Args:
         scores: (B, C), with a graph back to ``activation``, which is used up.
         activation: (B, K, h, w).
-        labels: (B, C), as for :func:`background_saliency`.
+        labels: (B, C), as for `background_saliency`.
         name: the layer's, for the error.
 
     Raises:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.errors import InputError, first_line
 
-HEADER = "tag2mask"  # the key in a checkpoint under which a task signs it
+SIGNATURE = "tag2mask"  # the key in a checkpoint under which a task signs it
 VERSION = 1  # of the checkpoints
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["step", "poly", "cosine", "constant"]
@@ -112,8 +112,8 @@ class BaseTask(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Sign the checkpoint with the task's name, which :func:`seeds.checkpoints.read_checkpoint` checks."""
-        checkpoint[HEADER] = {"task": self.task_name, "version": VERSION}
+        """Sign the checkpoint with the task's name, which `seeds.checkpoints.read_checkpoint` checks."""
+        checkpoint[SIGNATURE] = {"task": self.task_name, "version": VERSION}
 
 
 def parameter_groups(network: nn.Module, head: Iterable[nn.Module], options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The job that writes a seed cache: Lightning's prediction loop over the images of a split, and a writer of shards.
 
-A network is a :class:`SeedModule`. :func:`write_seed_cache` finds the shards that are missing, deals them to the
-processes, and runs ``Trainer.predict``; :class:`ShardWriter` makes cues and writes each shard when it is complete.
+A network is a `SeedModule`. `write_seed_cache` finds the shards that are missing, deals them to the
+processes, and runs ``Trainer.predict``; `ShardWriter` makes cues and writes each shard when it is complete.
 A batch never contains images of two shards, so that every bit of a shard is the same for any number of processes.
 """
 
@@ -117,7 +117,7 @@ class SeedModule(pl.LightningModule):
         self.grid = side, side
 
     def predict_step(self, batch: dict[str, Any]) -> list[Seed]:
-        """Return the seeds of a batch of :func:`datamodules.dataset.collate`, or none after an error."""
+        """Return the seeds of a batch of `datamodules.dataset.collate`, or none after an error."""
         try:
             empty = not (batch["id"] or batch.get("large"))  # all images unreadable, or left out of an earlier cache
             return [] if self.problem or empty else self.predict_seeds(batch)
@@ -350,7 +350,7 @@ class ShardWriter(BasePredictionWriter):
     """Makes cues of seeds, and writes each shard when it is complete, in a thread beside the network."""
 
     def __init__(self, cache: CacheOutput, blocks: SampleBlocks, job: JobOptions, batch_size: int) -> None:
-        """Prepare; the folder is read in :meth:`setup`.
+        """Prepare; the folder is read in `setup`.
 
         Args:
             cache: the folder.

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, is_uri, read_bytes
-from seeds.base_task import HEADER, VERSION, BaseTask
+from seeds.base_task import SIGNATURE, VERSION, BaseTask
 
 Task = TypeVar("Task", bound=BaseTask)
 
@@ -50,18 +50,18 @@ def read_checkpoint(path: str | AnyPath, task: str) -> dict[str, Any]:
     """Read a checkpoint and check that it is of ``task``, such as "classifier" or "segmentation".
 
     Raises:
-        InputError: as :func:`read_file`, or the checkpoint is of another task or of a newer version.
+        InputError: as `read_file`, or the checkpoint is of another task or of a newer version.
     """
     return check_checkpoint(read_file(path), path, task)
 
 
 def check_checkpoint(checkpoint: dict[str, Any], path: str | AnyPath, task: str) -> dict[str, Any]:
-    """Return the content of a file that :func:`read_file` has read, if it is a checkpoint of ``task``.
+    """Return the content of a file that `read_file` has read, if it is a checkpoint of ``task``.
 
     Raises:
         InputError: it is no checkpoint of this program, of another task or of a newer version.
     """
-    header = checkpoint.get(HEADER)
+    header = checkpoint.get(SIGNATURE)
     if not isinstance(header, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path} was not written by tag2mask; a checkpoint of a {task} is needed here")
     if header.get("task") != task:
@@ -82,7 +82,7 @@ def load_task(path: str | AnyPath, cls: type[Task]) -> Task:
         cls: the task's class; the checkpoint must be signed with its ``task_name``.
 
     Raises:
-        InputError: as :func:`read_checkpoint`, or the weights do not fit the settings saved beside them.
+        InputError: as `read_checkpoint`, or the weights do not fit the settings saved beside them.
     """
     checkpoint = read_checkpoint(path, cls.task_name)
     known = {name for base in cls.__mro__ if issubclass(base, BaseTask) for name in inspect.signature(base).parameters}

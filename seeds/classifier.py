@@ -80,24 +80,24 @@ class AveragePrecision(MultilabelAveragePrecision):
 
 
 class ClassifierTask(BaseTask):
-    """Trains a :class:`Classifier` on image-level labels with a multi-label binary cross-entropy.
+    """Trains a `Classifier` on image-level labels with a multi-label binary cross-entropy.
 
     Logs ``train/loss``, ``val/loss``, ``val/ap/CLASS`` (average precision, a fraction in 0..1) and ``val/map``, their
     mean over the classes that have an image.
 
     Args:
         classes: names of the labels' columns, without background.
-        backbone: see :mod:`seeds.backbones`.
+        backbone: see `seeds.backbones`.
         weights: initial weights of the backbone: ``none``, ``imagenet`` (download) or a file.
         output_stride: pixels between positions of the last feature map: 8, 16 or 32.
         depth: number of the backbone's stages; 5 is the whole backbone, 3 ends at stride 8.
         freeze_stride: freeze the stages up to and including this stride, batch-norm statistics too; 0: none.
         texts: set by ``tag2mask zero-shot``: what CLIP compares images with, a text for each class, then those of the
             background. Such a classifier is not trained. None: a linear layer, newly initialised.
-        **kwargs: solver options, see :class:`seeds.base_task.BaseTask`.
+        **kwargs: solver options, see `seeds.base_task.BaseTask`.
 
     Raises:
-        InputError: no classes, or an error of :func:`seeds.backbones.build_backbone` or ``freeze``.
+        InputError: no classes, or an error of `seeds.backbones.build_backbone` or ``freeze``.
     """
 
     task_name = "classifier"

@@ -58,7 +58,7 @@ def resolve_conflicts(foreground: NDArray[np.bool_], background: NDArray[np.bool
     return labels.astype(np.uint8)
 
 
-def label_map(
+def threshold_cues(
     classes: NDArray[np.int64],
     maps: Floats,
     saliency: Floats | None,
@@ -71,8 +71,8 @@ def label_map(
         classes: the maps' classes 0..C-1, (k,).
         maps: (k, h, w).
         saliency: (h, w); None for no background cues.
-        fg_threshold: see :func:`foreground_cues`.
-        bg_fraction: see :func:`background_cues`.
+        fg_threshold: see `foreground_cues`.
+        bg_fraction: see `background_cues`.
 
     Returns:
         uint8 (h, w): 0 = background, 1..C = class, 255 = no cue.

@@ -33,7 +33,7 @@ class Explainer:
 
     Args:
         checkpoint: a classifier's, of ``tag2mask fit``.
-        methods: names in :data:`seeds.cam_methods.registry.METHODS`.
+        methods: names in `seeds.cam_methods.registry.METHODS`.
         layer: the layer within the network; by default as in `seeds.generate_seeds`.
         size: side in pixels to which images are resized; by default the size of the classifier's validation.
 

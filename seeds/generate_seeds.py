@@ -12,7 +12,7 @@ from upath import UPath
 
 from datamodules.errors import InputError, UnreadableError, unknown_name
 from datamodules.images import open_windows, to_uint8
-from datamodules.seed_cache import SMALL
+from datamodules.seed_cache import SMALL_CLASSES
 from datamodules.seed_shard import as_stored
 from seeds.activations import find_layer, record_activations
 from seeds.background_saliency import background_saliency, check_saliency, saliency_map
@@ -22,7 +22,7 @@ from seeds.cam_methods.registry import Method, method_class
 from seeds.cam_methods.targets import select_scores
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.crf_refinement import PIXELS, crf_settings, refined
-from seeds.cues import label_map
+from seeds.cues import threshold_cues
 from seeds.gradcam import gradcam_maps
 from seeds.job_options import JobOptions
 from seeds.score_maps import resize_maps
@@ -111,7 +111,7 @@ def generate_seeds(
         "fg_threshold": fg_threshold, "bg_fraction": bg_fraction, "refinement": crf if refine == "crf" else None,
         "backbone": task.hparams["backbone"], "output_stride": task.hparams["output_stride"],
         **({} if tile is None else {"tile": tile, "overlap": overlap}),
-        **({SMALL: small_classes} if small_classes else {}),
+        **({SMALL_CLASSES: small_classes} if small_classes else {}),
     }  # fmt: skip
     small = [task.classes.index(name) for name in small_classes or ()]
     module = CamModule(task.model, settings, source.data.hparams["batch_size"], small)
@@ -128,7 +128,7 @@ class CamModule(SeedModule):
 
         Args:
             network: the classifier.
-            settings: as :func:`generate_seeds` records them.
+            settings: as `generate_seeds` records them.
             batch_size: tiles per batch.
             small: columns of the labels of the small classes.
         """
@@ -239,7 +239,7 @@ class CamModule(SeedModule):
             return refined(seed.classes, maps, seed.image, crf["conf_fg"], crf["conf_bg"])
         assert seed.saliency is not None
         saliency = as_stored(seed.saliency[None])[0]
-        return label_map(seed.classes, maps, saliency, settings["fg_threshold"], settings["bg_fraction"])
+        return threshold_cues(seed.classes, maps, saliency, settings["fg_threshold"], settings["bg_fraction"])
 
 
 def _seed(name: str, classes: NDArray[np.int64], maps: Tensor, saliency: Tensor, image: Tensor | None) -> Seed:

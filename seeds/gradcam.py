@@ -27,7 +27,7 @@ class GradCAM(LayerMethod):
     """
 
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
-        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.maps`."""
+        """Return the maps, as `seeds.cam_methods.base.LayerMethod.maps`."""
         return weighted_maps(targets, activation, name).relu_()
 
 
@@ -38,7 +38,7 @@ class Counterfactual(LayerMethod):
     """
 
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
-        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.maps`."""
+        """Return the maps, as `seeds.cam_methods.base.LayerMethod.maps`."""
         return weighted_maps(targets, activation, name).neg_().relu_()
 
 

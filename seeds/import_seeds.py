@@ -17,7 +17,7 @@ from datamodules.sec_cues import INPUT_LIST, SecCues
 from datamodules.seed_cache_writer import CacheOutput
 from datamodules.seed_shard import NO_CUE, SHARD_SIZE
 from datamodules.source_revision import SEED_PACKAGES, source_revision
-from seeds.cues import foreground_cues, label_map, resolve_conflicts
+from seeds.cues import foreground_cues, resolve_conflicts, threshold_cues
 from seeds.provenance import ids_sha256, package_versions
 
 Format = Literal["sec", "irn", "png"]
@@ -92,7 +92,7 @@ def import_seeds(
         cues = np.full((grid, grid), NO_CUE, np.uint8)
         if len(maps):
             resized = np.stack([cv2.resize(each, (grid, grid), interpolation=cv2.INTER_LINEAR) for each in maps])
-            cues = label_map(found, resized, None, fg_threshold)
+            cues = threshold_cues(found, resized, None, fg_threshold)
             cues[~foreground_cues(resized[None], bg_threshold)[0].any(axis=0)] = 0
         kept = np.isin(lut[found + 1], (0, NO_CUE), invert=True)  # maps of the chosen classes
         return lut[cues], lut[found[kept] + 1].astype(np.int64) - 1, maps[kept]

@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri
 from datamodules.images import channel_statistics
 from datamodules.progress import print_message
-from seeds.base_task import HEADER
+from seeds.base_task import SIGNATURE
 from seeds.checkpoints import check_checkpoint, read_file
 
 HEADS = ("classifier.", "fc.", "head", "last_linear.", "mask_token")  # of pretraining, not needed here
@@ -33,7 +33,7 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     the features that the published network computes with its own.
 
     Args:
-        encoder: an encoder of :func:`seeds.backbones.build_encoder` or a module with the same parameter names.
+        encoder: an encoder of `seeds.backbones.build_backbone` or a module with the same parameter names.
         weights: ``none`` keeps the random weights; ``imagenet`` downloads; else a file: a state dict with the
             library's names (torchvision's, timm's or SMP's; layers behind the last stage are left out), or a checkpoint
             of a classifier.
@@ -170,7 +170,7 @@ def read_weights(path: str | AnyPath) -> tuple[State, bool]:
     if not is_uri(path) and not Path(str(path)).is_file():
         raise InputError(f"weights {path} is neither 'none' nor 'imagenet' nor a file")
     state = read_file(path)
-    published = HEADER not in state
+    published = SIGNATURE not in state
     if not published:
         checkpoint, prefix = check_checkpoint(state, path, "classifier")["state_dict"], CLASSIFIER_PREFIX
         state = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}

@@ -16,7 +16,7 @@ from datamodules.class_names import IGNORE
 from datamodules.drawn_labels import box_interiors, corrected_cues, drawn_in, reduce_labels
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
-from datamodules.seed_cache import SMALL, SeedCache
+from datamodules.seed_cache import SMALL_CLASSES, SeedCache
 from datamodules.seed_shard import NO_CUE, as_stored
 from datamodules.transforms import resize_nearest
 from seeds.affinity.affinity_task import AffinityTask
@@ -97,7 +97,7 @@ def refine_seeds(
         "method": "refine", "backbone": source.task.hparams["backbone"], "radius": radius, "beta": beta, "steps": steps,
         "size": source.data.hparams["eval_size"] if size is None else size, "cue_stride": cue_stride,
         "fg_threshold": fg_threshold, "crf": crf_settings() if crf else None,
-        **({SMALL: start.settings[SMALL]} if start.small_labels else {}),
+        **({SMALL_CLASSES: start.settings[SMALL_CLASSES]} if start.small_labels else {}),
     }  # fmt: skip
     write_seed_cache(output, RandomWalkModule(source.task, settings, start), source, job, cache=start)
 
@@ -112,7 +112,7 @@ class RandomWalkModule(SeedModule):
 
         Args:
             network: returns boundaries (B, h, w), 0..1, of normalised images (B, 3, H, W).
-            settings: as :func:`refine_seeds` records them.
+            settings: as `refine_seeds` records them.
             start: the maps before the walk.
         """
         super().__init__(network, settings)

@@ -8,7 +8,7 @@ from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache_writer import CacheOutput
 from datamodules.source_revision import SEED_PACKAGES, source_revision
-from seeds.cues import label_map
+from seeds.cues import threshold_cues
 from seeds.provenance import package_versions
 
 
@@ -49,6 +49,6 @@ def threshold_seeds(
         (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)
         if saliency is None:
             raise InputError(f"the seed cache {cache} has no saliency of image {name}, to make cues of")
-        return label_map(classes, maps, saliency, fg_threshold, bg_fraction), classes, maps, saliency
+        return threshold_cues(classes, maps, saliency, fg_threshold, bg_fraction), classes, maps, saliency
 
     writer.write_missing(image, "cues", overwrite=overwrite)

@@ -13,7 +13,7 @@ def vgg_layers(name: str, in_channels: int = 3) -> nn.Sequential:
 
     It takes images of ``in_channels`` channels.
 
-    Its stride is 32: pools of 2x2, and odd sides are rounded down (321 → 10). See :func:`dilate_vgg` for others.
+    Its stride is 32: pools of 2x2, and odd sides are rounded down (321 → 10). See `dilate_vgg` for others.
     """
     # torchvision builds no trunk without the classifier's 120 million weights, but it has the plan of the layers
     layout = torchvision.models.vgg.cfgs[LAYOUTS[name.removesuffix("_bn")]]

@@ -17,12 +17,12 @@ from datamodules.check_data import open_data
 from datamodules.errors import InputError, first_line, unknown_name
 from datamodules.files import file_sha256, new_folder, write_json
 from datamodules.progress import print_message
-from seeds.base_task import HEADER, VERSION
+from seeds.base_task import SIGNATURE, VERSION
 from seeds.classifier import ClassifierTask, TextHead
 from seeds.pretrained_weights import State, load_fitting, load_state, read_weights, timm_config
 from seeds.provenance import provenance
 
-BACKGROUND = (
+BACKGROUND_WORDS = (
     "ground", "land", "grass", "tree", "building", "wall", "sky", "lake", "water", "river", "sea", "railway",
     "railroad", "keyboard", "helmet", "cloud", "house", "mountain", "ocean", "road", "rock", "street", "valley",
     "bridge", "sign",
@@ -65,7 +65,7 @@ def zero_shot(
         template: the text of a class, with {} in place of its words; the default is that of CLIP-ES.
         class_words: words in place of the names of classes.
         background_words: objects and surroundings that are no class, each with a text of the same template; by default
-            those of CLIP-ES for VOC, `seeds.zero_shot.BACKGROUND`, without names of classes.
+            those of CLIP-ES for VOC, `seeds.zero_shot.BACKGROUND_WORDS`, without names of classes.
 
     Raises:
         InputError: the data set cannot be read, there is no such network, the file is not of this network, a name in
@@ -86,7 +86,7 @@ def zero_shot(
     if unknown := next((each for each in class_words or {} if each not in data.known_classes()), None):
         raise unknown_name("class", unknown, data.classes)
     if background_words is None:
-        background_words = [word for word in BACKGROUND if word not in data.classes]
+        background_words = [word for word in BACKGROUND_WORDS if word not in data.classes]
     if not background_words:
         raise InputError("background_words must name something that is no class")
     own_words = [(class_words or {}).get(each, each) for each in data.classes]
@@ -114,7 +114,7 @@ def zero_shot(
         torch.save({
             "state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "epoch": 0, "global_step": 0,
             "datamodule_hyper_parameters": data.settings, "pytorch-lightning_version": version("pytorch-lightning"),
-            HEADER: {"task": task.task_name, "version": VERSION},
+            SIGNATURE: {"task": task.task_name, "version": VERSION},
         }, folder / "last.ckpt")  # fmt: skip
     count = f"{len(data.classes)} classes and {len(background_words)} texts of the background"
     print_message(f"{output / 'last.ckpt'}: {count}")

@@ -1,6 +1,8 @@
 """Rules of the package layout that no tool checks: which way imports go, and what the top level holds."""
 
 import ast
+import pkgutil
+import re
 import subprocess
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -29,6 +31,24 @@ def test_imports_go_one_way(package):
     backwards = {str(path): imported(path) & forbidden for path in (ROOT / package).rglob("*.py")}
     assert len(backwards) > 3
     assert not {path: names for path, names in backwards.items() if names}
+
+
+def test_docstrings_refer_to_names_that_exist():
+    """References such as `seeds.cues.foreground_cues`."""
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    found = {
+        name
+        for path in paths
+        for name in re.findall(rf"(?<!`)`((?:{'|'.join(PACKAGES)})\.[\w.]+)`(?!`)", path.read_text())
+    }
+    assert len(found) > 50
+    missing = []
+    for name in sorted(found):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert not missing
 
 
 def test_no_file_imports_itself_by_way_of_others():

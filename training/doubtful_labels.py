@@ -16,7 +16,7 @@ from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.crf import dense_crf
 from seeds.score_maps import resize_maps
-from training.inference import PROBABILITY_FLOOR, TEST_CRF, Trained
+from training.inference import TEST_CRF, TEST_FLOOR, Trained
 
 REASONS = {
     "labels": "the network predicts another class than the label",
@@ -109,7 +109,7 @@ def predict(trained: Trained, data: BaseDataModule, samples: Sequence[Sample], c
             classes = nn.functional.pad(tagged[index], (1, 0), value=True).nonzero()[:, 0]  # 0 and the tags
             both = resize_maps(views[:, index, classes].softmax(dim=1), tuple(pixels.shape[2:]))  # (2, k+1, H, W)
             mean = both.mean(dim=0, keepdim=True)
-            smoothed = dense_crf(pixels[index : index + 1], mean.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
+            smoothed = dense_crf(pixels[index : index + 1], mean.clamp_min(TEST_FLOOR).log(), **TEST_CRF)
             plain, mirrored, before, after = (
                 classes[each.argmax(dim=0)].numpy().astype(np.uint8) for each in (*both, mean[0], smoothed[0])
             )

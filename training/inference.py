@@ -25,7 +25,7 @@ from training.runs.provenance_record import read_provenance
 from training.segmentation_task import CrfSettings, SegmentationTask
 
 TEST_CRF: CrfSettings = {"iterations": 10, "scale": 1.0}  # SEC's at test time
-PROBABILITY_FLOOR = 1e-5  # under the logarithm, SEC's at test time
+TEST_FLOOR = 1e-5  # under the logarithm, SEC's at test time
 CRF_PIXELS = 1_000_000  # larger images are smoothed at this number of pixels: VOC's have 187,500, phones' 12 million
 WINDOW, MARGIN = 704, 160  # pixels of an image in tiles that are labelled together, and around them for the CRF
 PREVIEW = 2048  # pixels of the longer side of an image in tiles that is shown
@@ -112,7 +112,7 @@ def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(scores.device)  # (1, 3, H, W)
     pixels = resize_maps(pixels.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
     probs = resize_maps(scores.float().softmax(dim=0)[None], size)  # (1, K, h', w')
-    smoothed = dense_crf(pixels.contiguous(), probs.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
+    smoothed = dense_crf(pixels.contiguous(), probs.clamp_min(TEST_FLOOR).log(), **TEST_CRF)
     return label_map(smoothed[0], (height, width))
 
 
@@ -298,7 +298,7 @@ def tiled_label_maps(
             if crf:
                 window = np.ascontiguousarray(as_rgb(image[top:bottom, left:right]))
                 pixels = torch.from_numpy(window).permute(2, 0, 1)[None]
-                logits = sample_grid(rows, ys - first, xs)[None].clamp_min(PROBABILITY_FLOOR).log()
+                logits = sample_grid(rows, ys - first, xs)[None].clamp_min(TEST_FLOOR).log()
                 smoothed = dense_crf(pixels.contiguous().to(logits.device), logits, **TEST_CRF)[0]
                 final[place] = smoothed.argmax(dim=0)[inside].cpu().numpy()
     return plain, final

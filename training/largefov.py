@@ -17,7 +17,7 @@ class LargeFOV(FreezableNetwork):
     """VGG-16 DeepLab-LargeFOV: 41x41 scores from a 321x321 image (stride 8).
 
     Chen et al., *Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs*, ICLR 2015, in the
-    form that SEC's released code trains: the trunk of :func:`seeds.vgg.dilate_vgg` at stride 8, a 3x3 average after
+    form that SEC's released code trains: the trunk of `seeds.vgg.dilate_vgg` at stride 8, a 3x3 average after
     pool5, fc6 a 3x3 convolution dilated by 12 with 1024 channels, fc7 1x1 with 1024, dropout 0.5 after both, fc8 the
     only newly initialised layer. ``features`` has torchvision's numbering, so its VGG-16 loads by name.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError, first_line, unknown_name
 from datamodules.files import is_uri
 from seeds.backbones import FreezableNetwork, dilate, measure_encoder
-from seeds.base_task import HEADER
+from seeds.base_task import SIGNATURE
 from seeds.checkpoints import check_checkpoint, read_file
 from seeds.dilated_depthwise import replace_dilated_depthwise
 from seeds.pretrained_weights import load_fitting, load_weights
@@ -114,7 +114,7 @@ def build_network(
     """
     is_file = weights not in ("none", "imagenet") and (is_uri(weights) or Path(weights).is_file())
     content = read_file(weights) if is_file else {}
-    header = content.get(HEADER)
+    header = content.get(SIGNATURE)
     if isinstance(header, dict) and header.get("task") == "segmentation":
         network = build_network(architecture, num_classes, encoder, output_stride, "none", network_args, in_channels)
         stored = check_checkpoint(content, weights, "segmentation")["state_dict"]

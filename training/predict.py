@@ -46,7 +46,7 @@ from training.image_overlays import encode_image, label_overlay
 from training.inference import Predicted, load_trained, predictions
 
 OVERLAY_QUALITY = 90
-HEADER = "comment"  # of the PAX header of a tar file of masks: what the masks depend on, as JSON
+PAX_KEY = "comment"  # of the PAX header of a tar file of masks: what the masks depend on, as JSON
 SKIPPED = "skipped"  # key of that JSON: the images that could not be read
 
 
@@ -223,7 +223,7 @@ def _read_predicted(tar: Path, header: Mapping[str, Any]) -> dict[str, bool] | N
         return None
     try:
         with tarfile.open(tar) as archive:
-            found = json.loads(archive.pax_headers[HEADER])
+            found = json.loads(archive.pax_headers[PAX_KEY])
             lacking = found.pop(SKIPPED)
             images = [name.removesuffix(".png") for name in archive.getnames() if name.endswith(".png")]
     except (tarfile.TarError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -240,7 +240,7 @@ def _write_tar(tar: Path, header: Mapping[str, Any], files: Mapping[str, bytes])
     text = json.dumps(header, sort_keys=True)
     with (
         open_atomically(tar) as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers={HEADER: text}) as archive,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers={PAX_KEY: text}) as archive,
     ):
         for name, content in sorted(files.items()):
             member = tarfile.TarInfo(name)

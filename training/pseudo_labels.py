@@ -13,7 +13,7 @@ from datamodules.class_names import IGNORE
 from datamodules.drawn_labels import box_interiors, corrected_cues, drawn_in
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
-from datamodules.seed_cache import SMALL, SeedCache
+from datamodules.seed_cache import SMALL_CLASSES, SeedCache
 from datamodules.seed_shard import NO_CUE, as_stored
 from datamodules.source_revision import ALL_PACKAGES
 from datamodules.transforms import resize_nearest
@@ -21,7 +21,7 @@ from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
 from seeds.crf import dense_crf
 from seeds.job_options import JobOptions
 from seeds.score_maps import resize_maps
-from training.inference import PROBABILITY_FLOOR, TEST_CRF, Views, view_scores
+from training.inference import TEST_CRF, TEST_FLOOR, Views, view_scores
 from training.segmentation_task import SegmentationTask
 
 
@@ -85,7 +85,7 @@ def pseudo_label(
         "method": "pseudo-label", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
         "scales": list(scales), "flip": flip, "cue_stride": cue_stride, "min_confidence": min_confidence,
         "size": source.data.hparams["eval_size"] if size is None else size, "crf": dict(TEST_CRF) if crf else None,
-        **({SMALL: other.settings[SMALL]} if other is not None and other.small_labels else {}),
+        **({SMALL_CLASSES: other.settings[SMALL_CLASSES]} if other is not None and other.small_labels else {}),
     }  # fmt: skip
     write_seed_cache(output, PseudoLabelModule(task, settings, other), source, job, consensus=other)
 
@@ -101,7 +101,7 @@ class PseudoLabelModule(SeedModule):
 
         Args:
             network: returns scores (B, C+1, h, w) of normalised images (B, 3, H, W).
-            settings: as :func:`pseudo_label` records them.
+            settings: as `pseudo_label` records them.
             consensus: a seed cache; positions with another label there have no cue.
         """
         super().__init__(network, settings)
@@ -129,7 +129,7 @@ class PseudoLabelModule(SeedModule):
             if drawn:
                 for index, interiors in box_interiors(drawn.boxes, *self.grid).items():
                     each[index, ~interiors.any(axis=0)] = 0
-                np.divide(each, each.sum(axis=0).clip(min=PROBABILITY_FLOOR), out=each)
+                np.divide(each, each.sum(axis=0).clip(min=TEST_FLOOR), out=each)
             seeds.append(Seed(name, np.flatnonzero(own), each[1:][own], None, image, drawn))
         return seeds
 
@@ -153,7 +153,7 @@ class PseudoLabelModule(SeedModule):
                 large[0, :, mask != IGNORE] = 0
                 for row, index in enumerate([0, *(seed.classes + 1).tolist()]):
                     large[0, row, mask == index] = 1
-            probs = dense_crf(seed.image[None].contiguous(), large.clamp_min(PROBABILITY_FLOOR).log(), **TEST_CRF)
+            probs = dense_crf(seed.image[None].contiguous(), large.clamp_min(TEST_FLOOR).log(), **TEST_CRF)
         labels = resize_nearest(most_likely(probs), h, w)
         labels = np.where(np.isin(before, self.small), before, labels)
         if self.consensus is not None:

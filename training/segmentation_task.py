@@ -74,7 +74,7 @@ class SegmentationTask(BaseTask):
         decay_fg: rank decay of present classes in the expand loss, on a grid of 1681 positions.
         decay_bg: rank decay of the background.
         crf: numbers of the CRF in the constrain loss that differ from SEC's.
-        **kwargs: solver options, see :class:`seeds.base_task.BaseTask`.
+        **kwargs: solver options, see `seeds.base_task.BaseTask`.
 
     Raises:
         InputError: a weight of a loss out of range, or an error of `build_network` or `freeze`.

@@ -18,7 +18,7 @@ from seeds.affinity.pair_affinities import affinities, pair_offsets, path_betwee
 from seeds.numba_compile import compiled
 from seeds.threads import map_on_threads
 
-LOG_FLOOR = 1e-5  # irn's, within the logarithm
+EPSILON = 1e-5  # irn's, within the logarithm
 WEIGHTS = np.array([0.5, 0.5, 1.0])
 """Weights of the pairs within the background, within a class, and of different labels: twice irn's."""
 
@@ -32,7 +32,7 @@ def affinity_loss(boundary: Tensor, labels: Tensor, radius: int) -> Tensor:
     with weights ½, ½ and 1 (twice those of irn's code, in the same proportion); a mean over no pair is 0.
 
     Args:
-        boundary: (B, h, w), 0..1; the affinities are those of :func:`seeds.affinity.pair_affinities.affinities`.
+        boundary: (B, h, w), 0..1; the affinities are those of `seeds.affinity.pair_affinities.affinities`.
         labels: int64 (B, h, w): 0 = background, 1..C = class, 255 = unknown, which forms no pair.
         radius: pairs nearer than this.
 
@@ -59,7 +59,7 @@ def tensor_loss(boundary: Tensor, labels: Tensor, radius: int) -> Tensor:
     own = labels[:, None].expand_as(other)
     known = (own != IGNORE) & (other != IGNORE)
     equal = known & (own == other)
-    equal_loss, different_loss = -(affinity + LOG_FLOOR).log(), -(1 - affinity + LOG_FLOOR).log()
+    equal_loss, different_loss = -(affinity + EPSILON).log(), -(1 - affinity + EPSILON).log()
 
     def mean(values: Tensor, where: Tensor) -> Tensor:
         return (values * where).sum() / where.sum().clamp_min(1)
@@ -141,7 +141,7 @@ def add_pairs(
                 if IGNORE in (own, other):
                     continue
                 kind = 2 if own != other else 1 if own > 0 else 0
-                probability = (highest[x] if kind == 2 else 1 - highest[x]) + LOG_FLOOR
+                probability = (highest[x] if kind == 2 else 1 - highest[x]) + EPSILON
                 counts[kind] += 1
                 products[kind] *= probability
                 if products[kind] < 1e-290:  # one more factor of 1e-5 is still a normal float64

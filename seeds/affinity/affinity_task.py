@@ -64,21 +64,21 @@ class BoundaryNetwork(FreezableNetwork):
 
 
 class AffinityTask(BaseTask):
-    """Trains a :class:`BoundaryNetwork` on cues, after irn (with another backbone).
+    """Trains a `BoundaryNetwork` on cues, after irn (with another backbone).
 
     Logs ``train/loss``. It needs no masks and has no validation.
 
     Args:
         classes: names of the cues' classes.
-        backbone: see :mod:`seeds.backbones`; it is not trained.
+        backbone: see `seeds.backbones`; it is not trained.
         weights: the backbone's weights: ``imagenet`` (download), a file, or ``none``.
         output_stride: pixels between positions of the backbone's last map: 8, 16 or 32.
         depth: number of the backbone's stages.
         radius: pairs of positions (at stride 4) nearer than this are compared.
-        **kwargs: solver options, see :class:`seeds.base_task.BaseTask`.
+        **kwargs: solver options, see `seeds.base_task.BaseTask`.
 
     Raises:
-        InputError: a radius of less than 2, or an error of :func:`seeds.backbones.build_backbone`.
+        InputError: a radius of less than 2, or an error of `seeds.backbones.build_backbone`.
     """
 
     task_name = "boundary network"

@@ -37,7 +37,7 @@ def affinities(boundary: Tensor, radius: int) -> Tensor:
         radius: pairs nearer than this.
 
     Returns:
-        (B, P, h, w) for the P offsets of :func:`pair_offsets`, at the position where the offset starts; 0 if it ends
+        (B, P, h, w) for the P offsets of `pair_offsets`, at the position where the offset starts; 0 if it ends
         outside the map.
     """
     h, w = boundary.shape[-2:]

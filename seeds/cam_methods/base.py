@@ -16,7 +16,7 @@ MAX_GRADIENT_NUMBERS = 2**25  # numbers in all gradients that are held at once (
 
 
 class LayerMethod:
-    """A method that makes maps (B, C, h, w) at one layer. A subclass implements :meth:`combine` or :meth:`maps`.
+    """A method that makes maps (B, C, h, w) at one layer. A subclass implements `combine` or `maps`.
 
     Attributes:
         forward_context: makes the context of the forward pass.
@@ -37,7 +37,7 @@ class LayerMethod:
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
         """Return maps float32 (B, C, h, w) on the layer's grid, not normalised, 0 where no score is selected.
 
-        The model runs in eval mode and is restored afterwards; see :func:`seeds.activations.record_activations`.
+        The model runs in eval mode and is restored afterwards; see `seeds.activations.record_activations`.
 
         Args:
             images: (B, 3, H, W).

@@ -16,7 +16,7 @@ class CAM(LayerMethod):
     """
 
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
-        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.maps`.
+        """Return the maps, as `seeds.cam_methods.base.LayerMethod.maps`.
 
         Raises:
             InputError: the head is another, or the target is a function.
@@ -36,7 +36,7 @@ class GradCAMPlusPlus(LayerMethod):
     epsilon = 1e-6  # grad-cam's
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.combine`."""
+        """Return the maps, as `seeds.cam_methods.base.LayerMethod.combine`."""
         squared = gradients.square()
         total = features.sum(dim=(2, 3), keepdim=True)
         alpha = squared / (2 * squared + total * squared * gradients + self.epsilon)
@@ -48,7 +48,7 @@ class LayerCAM(LayerMethod):
     """LayerCAM (Jiang et al., TIP 2021): sum of ReLU(gradient) · activation at each position, rectified."""
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.combine`."""
+        """Return the maps, as `seeds.cam_methods.base.LayerMethod.combine`."""
         return (gradients.relu() * features).sum(dim=1).relu_()
 
 
@@ -56,5 +56,5 @@ class HiResCAM(LayerMethod):
     """HiResCAM (Draelos & Carin, 2020): sum of gradient · activation at each position, rectified."""
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.combine`."""
+        """Return the maps, as `seeds.cam_methods.base.LayerMethod.combine`."""
         return (gradients * features).sum(dim=1).relu_()

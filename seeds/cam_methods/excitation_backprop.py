@@ -112,7 +112,7 @@ class MWP(LayerMethod):
     contrastive = False
 
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
-        """Return the maps, as :meth:`seeds.cam_methods.base.LayerMethod.maps`.
+        """Return the maps, as `seeds.cam_methods.base.LayerMethod.maps`.
 
         Raises:
             InputError: also for a target that is a function, and for scores that no linear layer gives (c-MWP).

@@ -20,7 +20,7 @@ Rule = Literal["plain", "guided", "deconvolution"]
 
 
 class InputGradient:
-    """The gradient of a score with respect to the image (B, C, 3, H, W), signed; see :func:`heat` for maps.
+    """The gradient of a score with respect to the image (B, C, 3, H, W), signed; see `heat` for maps.
 
     Without a rule for the ReLUs it is the gradient saliency of Simonyan et al. (2013). Each group of scores takes one
     backward pass through the whole network. The layer is not used.
@@ -32,7 +32,7 @@ class InputGradient:
         self.model = model
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
-        """Return gradients float32 (B, C, 3, H, W), 0 where no score is selected; as :class:`GradCAM` otherwise."""
+        """Return gradients float32 (B, C, 3, H, W), 0 where no score is selected; as `GradCAM` otherwise."""
         with record_activations(self.model, []) as activations, _RectifierRule(self.rule):
             leaf = images.detach().clone().requires_grad_()
             scores = select_scores(activations.run(leaf), targets, len(images))
@@ -63,17 +63,17 @@ class GuidedGradCAM:
     pixel_method: type[InputGradient] = GuidedBackprop
 
     def __init__(self, model: Model, layer: str | nn.Module) -> None:
-        """Bind a model to the layer of the Grad-CAM maps; arguments as for :class:`seeds.gradcam.GradCAM`."""
+        """Bind a model to the layer of the Grad-CAM maps; arguments as for `seeds.gradcam.GradCAM`."""
         self.gradcam, self.gradients = GradCAM(model, layer), self.pixel_method(model)
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
-        """Return the product float32 (B, C, 3, H, W), 0 where no score is selected; as :class:`GradCAM` otherwise."""
+        """Return the product float32 (B, C, 3, H, W), 0 where no score is selected; as `GradCAM` otherwise."""
         maps = functional.interpolate(self.gradcam(images, targets), images.shape[2:], mode="bilinear")
         return self.gradients(images, targets).mul_(maps.unsqueeze(2))
 
 
 class DeconvolutionGradCAM(GuidedGradCAM):
-    """Deconvolution Grad-CAM: as :class:`GuidedGradCAM`, with deconvolution in place of guided backpropagation."""
+    """Deconvolution Grad-CAM: as `GuidedGradCAM`, with deconvolution in place of guided backpropagation."""
 
     pixel_method = Deconvolution
 

@@ -1,6 +1,6 @@
 """The CAM methods by name, for the command line and for tables.
 
-To add a method, write a subclass of :class:`seeds.cam_methods.base.LayerMethod` in the file of its family and register
+To add a method, write a subclass of `seeds.cam_methods.base.LayerMethod` in the file of its family and register
 it here: two files. All that is registered works in ``explain``, ``seeds generate --method`` and the evaluation.
 """
 

@@ -45,7 +45,7 @@ def select_scores(output: Any, target: Target, count: int) -> TargetScores:
 
     Args:
         output: the network's output for the images; scores (B, C) for labels and class indices.
-        target: as :data:`Target`.
+        target: as `Target`.
         count: number of images, B.
 
     Raises:

@@ -23,7 +23,7 @@ from seeds.explainer import Explainer, cams
 
 TOP = 5  # classes with the highest scores whose boxes are scored, as for ImageNet
 POINTING = ("pointing", "pointing_difficult")  # the pointing game on all images, on difficult images
-SMALL = 0.25  # of the image: a class below it is small, and difficult if another class is present too (pointing game)
+SMALL_SHARE = 0.25  # of the image: a class below it is difficult if another is present, too (pointing game)
 
 
 class MethodMetrics:
@@ -61,7 +61,7 @@ class MethodMetrics:
             cam, region = found[c], truth == c + 1
             hit = cam_metrics.points_at(cam, region)
             self.hits["pointing"][c].append(hit)
-            if region.mean() < SMALL and len(present) > 1:
+            if region.mean() < SMALL_SHARE and len(present) > 1:
                 self.hits["pointing_difficult"][c].append(hit)
             self.values["energy_inside"].append(cam_metrics.energy_inside(cam, region))
             self.values["localization_error_given"].append(not correct[c])
@@ -103,7 +103,7 @@ def compare_cam_methods(
         threshold: the fixed background threshold of the maps as a segmentation.
 
     Returns:
-        For each method, the result of :meth:`MethodMetrics.compute`.
+        For each method, the result of `MethodMetrics.compute`.
 
     Raises:
         InputError: a method does not fit the classifier, an image or mask cannot be read, or no image shows any class.

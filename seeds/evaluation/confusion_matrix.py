@@ -60,7 +60,7 @@ class ConfusionMatrix:
         return class_iou(self.matrix.cpu().numpy())
 
     def miou(self) -> float:
-        """Return the mean of :meth:`iou` over the classes that occur; nan where nothing was counted."""
+        """Return the mean of `iou` over the classes that occur; nan where nothing was counted."""
         return mean_iou(self.iou())
 
 

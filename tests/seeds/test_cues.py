@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from seeds.cues import background_cues, foreground_cues, label_map, resolve_conflicts
+from seeds.cues import background_cues, foreground_cues, resolve_conflicts, threshold_cues
 
 
 def test_foreground_is_relative_to_each_maps_own_maximum():
@@ -59,6 +59,6 @@ def test_label_map_names_the_classes(saliency):
     classes = np.array([3, 17])
     maps = np.array([[[0, 0, 5, 1.1, 0]], [[0, 9, 9, 0, 0]]], np.float32)
     expected = [255, 18, 4, 4, 255 if saliency is None else 0]  # equally small: the first
-    cues = label_map(classes, maps, saliency, 0.2, 0.2)
+    cues = threshold_cues(classes, maps, saliency, 0.2, 0.2)
     assert cues.tolist() == [expected]
     assert cues.dtype == np.uint8

@@ -26,7 +26,7 @@ from seeds.cam_methods.registry import method_class
 from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
 from seeds.crf_refinement import refined
-from seeds.cues import label_map
+from seeds.cues import threshold_cues
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
 from seeds.export_seeds import export_seeds
 from seeds.generate_seeds import CamModule
@@ -60,7 +60,7 @@ def test_seeds_are_grad_cam_of_the_labels_of_each_image(voc, checkpoint, tmp_pat
         np.testing.assert_allclose(stored, maps, rtol=1e-2, atol=2e-3 * maps.max())
         np.testing.assert_allclose(cache.saliency(name), saliency, rtol=1e-2, atol=2e-3 * saliency.max())
         # the cues kept are those that the kept maps give, to the position
-        np.testing.assert_array_equal(cache.cues(name), label_map(classes, stored, cache.saliency(name), 0.2, 0.1))
+        np.testing.assert_array_equal(cache.cues(name), threshold_cues(classes, stored, cache.saliency(name), 0.2, 0.1))
         assert set(np.unique(cache.cues(name))) - {0, 255} == {c + 1 for c in labels}
 
 
@@ -224,7 +224,7 @@ def test_cues_of_the_cache_are_the_cues_of_memory(voc, checkpoint, tmp_path):
     module, seeds = in_memory(voc, checkpoint, 3)
     for seed in seeds:
         np.testing.assert_array_equal(cache.cues(seed.name), module.cues(seed))
-        differ += (cache.cues(seed.name) != label_map(seed.classes, seed.maps, seed.saliency, 0.2, 0.1)).sum()
+        differ += (cache.cues(seed.name) != threshold_cues(seed.classes, seed.maps, seed.saliency, 0.2, 0.1)).sum()
         names.append(seed.name)
     assert tuple(names) == cache.ids
     assert differ <= 1  # of 384 positions, for a value that rounding moves over a threshold

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datamodules.seed_cache import SeedCache
-from seeds.cues import label_map
+from seeds.cues import threshold_cues
 from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS
 from training.cli import main
@@ -38,7 +38,7 @@ def test_the_cues_of_a_new_generation(caches, tmp_path):
     assert new.settings["checkpoint_sha256"] == first.settings["checkpoint_sha256"]
     assert any((new.cues(name) != first.cues(name)).any() for name in IDS)
     maps, saliency = first.maps(IDS[2]), first.saliency(IDS[2])
-    assert np.array_equal(new.cues(IDS[2]), label_map(*maps, saliency, 0.5, 0.3))
+    assert np.array_equal(new.cues(IDS[2]), threshold_cues(*maps, saliency, 0.5, 0.3))
     assert main(["seeds", "verify", "--cache", str(tmp_path / "new")]) == 0
 
 

@@ -159,7 +159,7 @@ def checkpoint_callbacks(folder: Path, task_name: str) -> list[ModelCheckpoint]:
 
     Args:
         folder: folder of the run.
-        task_name: ``classifier``, ``affinity`` or ``segmentation``.
+        task_name: ``classifier``, ``boundary network`` or ``segmentation``.
     """
     options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
     last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **options)
