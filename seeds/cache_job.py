@@ -40,7 +40,7 @@ from datamodules.seed_shard import ShardBuilder
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.unreadable_images import too_many
 from seeds.base_task import BaseTask
-from seeds.checkpoints import load_task, read_checkpoint
+from seeds.checkpoints import load_task
 from seeds.distributed import (
     check_process_count,
     gather_objects,
@@ -176,8 +176,8 @@ class JobSource:
         Raises:
             InputError: the checkpoint, the images or their tags are not usable.
         """
-        task = load_task(checkpoint, task_class)
-        stored = read_checkpoint(checkpoint, task.task_name).get("datamodule_hyper_parameters")
+        task, content = load_task(checkpoint, task_class)
+        stored = content.get("datamodule_hyper_parameters")
         if images is not None:
             folder, _, pattern = images.rpartition("/") if images.endswith(".tar") else (images, "/", "*.tar")
             stored = {**(stored or {}), "class_path": "datamodules.webdataset.WebDatasetDataModule"}

@@ -71,8 +71,8 @@ def check_checkpoint(checkpoint: dict[str, Any], path: str | AnyPath, task: str)
     return checkpoint
 
 
-def load_task(path: str | AnyPath, cls: type[Task]) -> Task:
-    """Build the task that a checkpoint was saved from, on the CPU and in eval mode.
+def load_task(path: str | AnyPath, cls: type[Task]) -> tuple[Task, dict[str, Any]]:
+    """Return the task that a checkpoint was saved from, on the CPU and in eval mode, and the checkpoint's content.
 
     Only settings that ``cls`` and its base classes take are read: Lightning's loader would import and call the
     "instantiator" named in the file. Initial weights are not loaded again (``weights="none"``).
@@ -92,4 +92,4 @@ def load_task(path: str | AnyPath, cls: type[Task]) -> Task:
         task.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError) as error:
         raise InputError(f"{path} does not fit the network its own settings describe: {first_line(error)}") from error
-    return task.eval()
+    return task.eval(), checkpoint

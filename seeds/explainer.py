@@ -15,7 +15,7 @@ from datamodules.transforms import Transform
 from seeds.activations import find_layer
 from seeds.cam_methods.input_gradients import heat
 from seeds.cam_methods.registry import Method, method_class
-from seeds.checkpoints import load_task, read_checkpoint
+from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
 
 CHUNK = 16  # images at a time through the network
@@ -44,8 +44,8 @@ class Explainer:
     def __init__(
         self, checkpoint: AnyPath, methods: Sequence[str], *, layer: str | None = None, size: int | None = None
     ) -> None:
-        task = load_task(checkpoint, ClassifierTask)
-        settings = read_checkpoint(checkpoint, ClassifierTask.task_name).get("datamodule_hyper_parameters", {})
+        task, content = load_task(checkpoint, ClassifierTask)
+        settings = content.get("datamodule_hyper_parameters", {})
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.classes, self.in_channels = task.classes, task.model.features.in_channels
         self.network = task.model.to(self.device)

@@ -16,7 +16,7 @@ from datamodules.files import AnyPath
 from datamodules.images import any_size, as_rgb, open_windows
 from datamodules.masks import mask_size, read_class_mask
 from datamodules.unreadable_images import UnreadableImages
-from seeds.checkpoints import load_task, read_checkpoint
+from seeds.checkpoints import load_task
 from seeds.crf import dense_crf
 from seeds.precision import Chosen, Precision, resolve_precision
 from seeds.score_maps import label_map, resize_maps
@@ -165,8 +165,7 @@ def load_trained(checkpoint: AnyPath, precision: Precision = "32-true") -> Train
     Raises:
         InputError: as `seeds.checkpoints.load_task`, or the checkpoint lacks the settings of its data.
     """
-    task = load_task(checkpoint, SegmentationTask)
-    content = read_checkpoint(checkpoint, SegmentationTask.task_name)
+    task, content = load_task(checkpoint, SegmentationTask)
     data = content.get("datamodule_hyper_parameters")
     if not isinstance(data, dict) or "eval_size" not in data:
         raise InputError(f"{checkpoint} does not record the data of its training, such as the size of the images")

@@ -113,7 +113,7 @@ def test_checkpoints_have_neither_layout_nor_compilation(voc, tmp_path, monkeypa
     )  # fmt: skip
     trainer.fit(task, data_of(voc))
     trainer.save_checkpoint(tmp_path / "c.ckpt")
-    loaded = load_task(tmp_path / "c.ckpt", ClassifierTask)
+    loaded = load_task(tmp_path / "c.ckpt", ClassifierTask)[0]
     assert task.model._compiled_call_impl is not None
     assert loaded.model._compiled_call_impl is None
     assert loaded.model.features.encoder.conv1.weight.is_contiguous()

@@ -85,7 +85,7 @@ def test_a_loaded_task_is_the_saved_one(checkpoint, tmp_path):
     content["hyper_parameters"] |= {"_instantiator": "os.abort", "_class_path": "os.abort", "weights": "/gone.pth"}
     file = tmp_path / "copy.ckpt"
     torch.save(content, file)
-    task = load_task(file, ClassifierTask)
+    task = load_task(file, ClassifierTask)[0]
     assert not task.training
     assert task.classes == ("red", "blue")
     for key, value in task.state_dict().items():
@@ -98,7 +98,7 @@ def test_weights_of_another_architecture(tmp_path, checkpoint):
     file = tmp_path / "other.ckpt"
     torch.save(content, file)
     with pytest.raises(InputError, match="does not fit the network its own settings describe"):
-        load_task(file, ClassifierTask)
+        load_task(file, ClassifierTask)[0]
 
 
 def test_classes_are_remembered_under_the_command_line(tmp_path):

@@ -47,7 +47,7 @@ def test_seeds_are_grad_cam_of_the_labels_of_each_image(voc, checkpoint, tmp_pat
     generate(checkpoint, tmp_path / "cache")
     cache = SeedCache(tmp_path / "cache")
     assert cache.ids == tuple(IDS)
-    model = load_task(checkpoint, ClassifierTask).model
+    model = load_task(checkpoint, ClassifierTask)[0].model
     for name, labels in zip(IDS, LABELS, strict=True):
         photo = Transform(64)(read_image(voc / f"JPEGImages/{name}.jpg"))["image"]
         image = normalize(torch.from_numpy(photo).permute(2, 0, 1)[None])
@@ -68,7 +68,7 @@ def test_scales_and_the_mirrored_image_are_averaged(voc, checkpoint, tmp_path):
     generate(checkpoint, tmp_path / "cache", split="val", scales=(1.0, 1.5), flip=True, layer="features.encoder.layer3")
     cache = SeedCache(tmp_path / "cache")
     assert len(cache) == 2
-    method = GradCAM(load_task(checkpoint, ClassifierTask).model, "features.encoder.layer3")
+    method = GradCAM(load_task(checkpoint, ClassifierTask)[0].model, "features.encoder.layer3")
     np.testing.assert_allclose(cache.maps("p0")[1], averaged_maps(method, voc, "p0", [1.0, 0.0]), rtol=1e-2, atol=5e-4)
 
 
@@ -92,7 +92,7 @@ def read_at(path, side):
 def test_every_registered_method(voc, checkpoint, tmp_path, method):
     """Maps are averaged before any normalisation, and negative evidence counts as none."""
     generate(checkpoint, tmp_path / "cache", method=method, flip=True)
-    cache, model = SeedCache(tmp_path / "cache"), load_task(checkpoint, ClassifierTask).model
+    cache, model = SeedCache(tmp_path / "cache"), load_task(checkpoint, ClassifierTask)[0].model
     assert cache.settings["method"] == method
 
     def positive(images, labels):
@@ -111,7 +111,7 @@ def test_maps_of_small_classes_are_those_of_guided_grad_cam(voc, checkpoint, tmp
     small, plain = SeedCache(tmp_path / "small"), SeedCache(tmp_path / "plain")
     assert (small.settings["small_classes"], small.small_labels) == (["blue"], [2])
     assert "small_classes" not in plain.settings
-    model = load_task(checkpoint, ClassifierTask).model
+    model = load_task(checkpoint, ClassifierTask)[0].model
 
     def guided(images, labels):
         return heat(method_class("guided-gradcam")(model, "features")(images, labels)).clamp(min=0)
@@ -210,7 +210,7 @@ def in_memory(voc, checkpoint, batch_size, **settings):
         "method": "gradcam", "layer": "features", "saliency_layer": "features.encoder.layer2.1", "scales": (1.0,),
         "flip": False, "size": 64, "cue_stride": 8, "fg_threshold": 0.2, "bg_fraction": 0.1, "refinement": None,
     }  # fmt: skip
-    module = CamModule(load_task(checkpoint, ClassifierTask).model, given | settings)
+    module = CamModule(load_task(checkpoint, ClassifierTask)[0].model, given | settings)
     data = data_of(voc)
     dataset = data.eval_loader(data.samples("train"), size=64).dataset
     loader = image_loader(dataset, batch_size=batch_size, num_workers=0)
@@ -366,7 +366,7 @@ def test_images_of_wildly_different_sizes(wild, checkpoint, tmp_path, capsys):
     assert "left out" not in capsys.readouterr().err
     verify_cache(tmp_path / "c")
     cache = SeedCache(tmp_path / "c")
-    method = GradCAM(load_task(checkpoint, ClassifierTask).model, "features")
+    method = GradCAM(load_task(checkpoint, ClassifierTask)[0].model, "features")
     for name in WILD:
         expected = averaged_maps(method, wild, name, [1.0, 1.0], sides=(128, 192))
         np.testing.assert_allclose(cache.maps(name)[1], expected, rtol=1e-2, atol=2e-3 * expected.max())

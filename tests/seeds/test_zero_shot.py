@@ -47,7 +47,7 @@ def test_scores_and_seeds(clip, voc, tmp_path, capsys):
     ]
     assert main(["zero-shot", *words, "--output", str(tmp_path / "classifier")]) == 1
     assert "exists already" in capsys.readouterr().err
-    task = load_task(tmp_path / "classifier" / "last.ckpt", ClassifierTask)
+    task = load_task(tmp_path / "classifier" / "last.ckpt", ClassifierTask)[0]
     assert task.classes == ("red", "blue")
     texts = ["one red thing", "one deep blue thing", "one sky thing", "one grass thing"]
     record = json.loads((tmp_path / "classifier" / "provenance.json").read_text())
@@ -121,7 +121,7 @@ def test_the_configuration_of_voc_with_some_of_the_classes(clip, voc, tmp_path):
     words = ["--root", str(root), "--weights", str(clip[1]), "--backbone", BACKBONE, "--classes", "[bird, dog]"]
     assert main(["zero-shot", "--config", str(config / "zero_shot_voc12.yaml"), *words,
                  "--output", str(tmp_path / "out")]) == 0  # fmt: skip
-    task = load_task(tmp_path / "out" / "last.ckpt", ClassifierTask)
+    task = load_task(tmp_path / "out" / "last.ckpt", ClassifierTask)[0]
     assert task.hparams["texts"][:2] == ["a clean origami bird avian.", "a clean origami dog."]
     options = ["--checkpoint", str(tmp_path / "out" / "last.ckpt"), "--root", str(root), "--size", "64"]
     assert main(["seeds", "generate", "--config", str(config / "seeds_clip_voc12.yaml"), *options,

@@ -147,7 +147,7 @@ def test_bfloat16(voc, cues, tmp_path, kind):
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    loaded = load_task(tmp_path / "half.ckpt", type(task))
+    loaded = load_task(tmp_path / "half.ckpt", type(task))[0]
     assert {each.dtype for each in loaded.parameters()} == {torch.float32}
 
 

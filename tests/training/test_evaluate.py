@@ -70,7 +70,7 @@ def test_metrics_agree_with_a_count_by_hand(checkpoint, evaluated):
 
 def test_test_agrees_with_evaluate_without_crf(voc, checkpoint, evaluated, tmp_path):
     alone = evaluate(checkpoint, output=tmp_path, crf=False, num_workers=0, num_images=0)
-    task = load_task(checkpoint, SegmentationTask)
+    task = load_task(checkpoint, SegmentationTask)[0]
     tested = trainer_of(tmp_path).test(task, data_of(voc), verbose=False)[0]
     assert tested["test/miou"] == pytest.approx(alone["miou"], rel=1e-6)
     for name, value in alone["iou"].items():

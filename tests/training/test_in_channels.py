@@ -94,7 +94,7 @@ def segmentation(scenes, classifier, seeds, tmp_path_factory):
 
 
 def test_each_stage_follows_the_number_of_the_data(scenes, classifier, seeds, segmentation, tmp_path):
-    task = load_task(classifier, ClassifierTask)
+    task = load_task(classifier, ClassifierTask)[0]
     assert task.hparams["in_channels"] == 4
     assert task.model.features.encoder.conv1.weight.shape[1] == 4
     assert len(SeedCache(seeds)) == 6
@@ -165,4 +165,4 @@ def test_checkpoints_without_the_number_are_of_rgb_images(checkpoint, tmp_path):
     del content["hyper_parameters"]["in_channels"], content["datamodule_hyper_parameters"]["in_channels"]
     torch.save(content, tmp_path / "old.ckpt")
     assert load_trained(tmp_path / "old.ckpt").in_channels == 3
-    assert load_task(tmp_path / "old.ckpt", SegmentationTask).hparams["in_channels"] == 3
+    assert load_task(tmp_path / "old.ckpt", SegmentationTask)[0].hparams["in_channels"] == 3

@@ -157,7 +157,7 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
     new, old, samples = SeedCache(tmp_path / "walked"), SeedCache(varied), data_of(voc).samples("train")
     assert new.ids == tuple(sample.id for sample in samples)
     assert (new.settings["steps"], new.settings["cache"]) == (8, old.fingerprint)
-    task = load_task(boundaries, AffinityTask)
+    task = load_task(boundaries, AffinityTask)[0]
     name = samples[4].id
     image = next(iter(data_of(voc).eval_loader([samples[4]])))["image"]
     with torch.no_grad():

@@ -246,7 +246,7 @@ def test_a_run_leaves_a_checkpoint_that_loads(checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     assert content["tag2mask"] == {"task": "segmentation", "version": 1}
     assert read_checkpoint(checkpoint, "segmentation")["global_step"] == 2
-    task = load_task(checkpoint, SegmentationTask)
+    task = load_task(checkpoint, SegmentationTask)[0]
     assert not task.training
     assert task.hparams["network_args"] == {"decoder_channels": 16}
     json.dumps(dict(task.hparams))  # plain
@@ -298,7 +298,7 @@ def test_poly_needs_an_end(voc, tmp_path):
 def test_two_processes_count_what_one_counts(voc, checkpoint, tmp_path):
     """The confusion counts are summed, not the IoUs averaged."""
     data = data_of(voc, batch_size=1)
-    task = load_task(checkpoint, SegmentationTask)
+    task = load_task(checkpoint, SegmentationTask)[0]
     one = trainer_of(tmp_path).validate(task, data, verbose=False)[0]
     two = trainer_of(tmp_path, devices=2, strategy="ddp_fork").validate(task, data, verbose=False)[0]
     assert two["val/miou"] == pytest.approx(one["val/miou"], rel=1e-6)
@@ -319,7 +319,7 @@ def test_the_papers_configuration_trains_two_steps(tmp_path):
 
 
 def test_a_training_may_start_from_a_whole_network(checkpoint, tmp_path):
-    first = load_task(checkpoint, SegmentationTask)
+    first = load_task(checkpoint, SegmentationTask)[0]
     again = SegmentationTask(list(first.classes), **TINY, weights=str(checkpoint))
     assert all(
         torch.equal(value, first.network.state_dict()[name]) for name, value in again.network.state_dict().items()
