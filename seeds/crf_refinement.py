@@ -19,6 +19,7 @@ from torch.nn import functional
 from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.crf import dense_crf
+from seeds.score_maps import divide_by_maxima
 
 PIXELS = 4  # of the image on a side of a position; with 8 labels are no better, and the CRF takes four times as long
 CERTAINTY = 0.7  # irn's: probability that a pixel's label is right before the CRF
@@ -53,7 +54,7 @@ def refined(
     if not len(maps):
         return np.full(maps.shape[1:], NO_CUE, np.uint8)
     height, width = PIXELS * maps.shape[1], PIXELS * maps.shape[2]
-    shares = functional.interpolate(torch.from_numpy(of_maximum_one(maps))[None], (height, width), mode="bilinear")
+    shares = functional.interpolate(torch.from_numpy(divide_by_maxima(maps))[None], (height, width), mode="bilinear")
     small = torch.from_numpy(cv2.resize(image.permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_AREA))
     others = math.log((1 - CERTAINTY) / len(maps))
     numbers = {**CRF, "bilateral_sxy": CRF["bilateral_sxy"] * math.sqrt(height * width) / SIDE}  # as the image's size
@@ -65,9 +66,3 @@ def refined(
     foreground, names = winners[conf_fg], np.array([0, *(classes + 1)], np.uint8)
     labels = np.where(foreground > 0, names[foreground], np.where(winners[conf_bg] == 0, 0, NO_CUE)).astype(np.uint8)
     return resize_nearest(labels, *maps.shape[1:])
-
-
-def of_maximum_one(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return maps (k, h, w), each divided by its maximum; maps of zeros stay zero."""
-    maxima = maps.max(axis=(1, 2), keepdims=True)
-    return (maps / np.where(maxima > 0, maxima, 1)).astype(np.float32)

@@ -22,9 +22,9 @@ from datamodules.transforms import resize_nearest
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
-from seeds.crf_refinement import crf_settings, of_maximum_one, refined
+from seeds.crf_refinement import crf_settings, refined
 from seeds.job_options import JobOptions
-from seeds.score_maps import resize_maps
+from seeds.score_maps import divide_by_maxima, resize_maps
 
 DRAWN_SHARE = 0.4
 """Weight of the walk from drawn pixels beside that of the seed cache, chosen with one point or one line for each class,
@@ -163,7 +163,7 @@ class RandomWalkModule(SeedModule):
                 spread /= max(spread[:, ~fixed].max(initial=0), np.finfo(np.float32).tiny)  # of a point: little
                 spread = np.where(fixed, one_hot, spread)
                 own, others = spread[:-1], (spread.sum(axis=0) - spread[:-1]).clip(max=1)
-                maps = (1 - DRAWN_SHARE) * of_maximum_one(maps) * (1 - others) + DRAWN_SHARE * own
+                maps = (1 - DRAWN_SHARE) * divide_by_maxima(maps) * (1 - others) + DRAWN_SHARE * own
                 maps /= maps[:, ~fixed].max(axis=1, initial=1 - DRAWN_SHARE)[:, None, None]  # thresholds stay relative
                 maps[:, fixed] = own[:, fixed]
             seeds.append(Seed(name, classes, within_boxes(classes, maps, drawn.boxes), None, image, drawn))
@@ -179,7 +179,7 @@ class RandomWalkModule(SeedModule):
             labels = refined(classes, maps, seed.image, fg_threshold, fg_threshold)
         else:
             background = np.full((1, *maps.shape[1:]), fg_threshold, np.float32)
-            winners = np.concatenate([background, of_maximum_one(maps)]).argmax(axis=0)
+            winners = np.concatenate([background, divide_by_maxima(maps)]).argmax(axis=0)
             labels = np.array([0, *(classes + 1)], np.uint8)[winners]
         if not walks.all():
             start = resize_nearest(self.start.cues(seed.name), *labels.shape)
@@ -206,5 +206,5 @@ def within_boxes(
         for row in np.flatnonzero(classes == index - 1):
             own = maps[row] * interiors  # (n, h, w)
             own[~own.any(axis=(1, 2))] = 1
-            result[row] = (of_maximum_one(own) * interiors).max(axis=0)
+            result[row] = (divide_by_maxima(own) * interiors).max(axis=0)
     return result

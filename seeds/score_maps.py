@@ -1,9 +1,12 @@
-"""Resizing of score maps and images, and label maps from scores."""
+"""Resizing of score maps, label maps and images; label maps from scores and from cues."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from datamodules.class_names import IGNORE
 from datamodules.images import to_uint8
 
 
@@ -22,6 +25,22 @@ def resize_maps(maps: Tensor, size: tuple[int, ...], *, antialias: bool = False)
 def label_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the class with the highest score, int64 (H, W); scores (K, h, w) are resized to ``size``."""
     return resize_maps(scores[None].float(), size)[0].argmax(dim=0)
+
+
+def cue_labels(cues: Tensor) -> Tensor:
+    """Return the classes of cues bool (B, C+1, h, w), int64 (B, h, w); 255 where there is no cue."""
+    return cues.int().argmax(dim=1).masked_fill(~cues.any(dim=1), IGNORE)
+
+
+def resize_labels(labels: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Resize label maps int64 (B, h, w) to ``size`` (H, W), by the value at the centre of each output position."""
+    return functional.interpolate(labels[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0].long()
+
+
+def divide_by_maxima(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return maps (k, h, w), each divided by its maximum; maps of zeros stay zero."""
+    maxima = maps.max(axis=(1, 2), keepdims=True)
+    return (maps / np.where(maxima > 0, maxima, 1)).astype(np.float32)
 
 
 def small_images(images: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.class_names import IGNORE
+from seeds.score_maps import resize_labels
 
 PROBABILITY_FLOOR = 1e-4  # added after the softmax, and the floor of the CRF's output, as released
 REFERENCE_POSITIONS = 41 * 41  # of the grid to which the released decays 0.996 and 0.999 belong
@@ -179,7 +180,7 @@ def lovasz_loss(logits: Tensor, mask: Tensor) -> Tensor:
     Returns:
         Scalar tensor, times the share of positions whose class is known; 0 where none is.
     """
-    mask = functional.interpolate(mask[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+    mask = resize_labels(mask, logits.shape[-2:])
     share = (mask != IGNORE).float().mean()
     if not share:
         return logits.sum() * 0

@@ -14,7 +14,7 @@ from seeds.base_task import BaseTask
 from seeds.crf import dense_crf
 from seeds.distributed import mean_over_processes
 from seeds.evaluation.confusion_matrix import ConfusionMatrix
-from seeds.score_maps import label_map, resize_maps, small_images
+from seeds.score_maps import cue_labels, label_map, resize_labels, resize_maps, small_images
 from training.losses import (
     balanced_cross_entropy,
     box_loss,
@@ -240,8 +240,5 @@ class SegmentationTask(BaseTask):
 
 def _drawn_or_cues(mask: Tensor | None, cues: Tensor) -> Tensor:
     """Return the classes int64 of drawn pixels, and elsewhere of the cues (B, C+1, h, w); 255 where neither is."""
-    labels = cues.int().argmax(dim=1).masked_fill(~cues.any(dim=1), IGNORE)  # (B, h, w)
-    if mask is None:
-        return labels
-    resized = functional.interpolate(labels[:, None].float(), mask.shape[-2:], mode="nearest-exact")
-    return mask.where(mask != IGNORE, resized[:, 0].long())
+    labels = cue_labels(cues)
+    return labels if mask is None else mask.where(mask != IGNORE, resize_labels(labels, mask.shape[-2:]))

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from seeds.activations import MAP_DIMS, forward_hooks
 from seeds.affinity.affinity_loss import affinity_loss
 from seeds.backbones import BLANK_SIZE, FULL_DEPTH, Backbone, FreezableNetwork, build_backbone
 from seeds.base_task import BaseTask
+from seeds.score_maps import cue_labels, resize_labels
 
 STRIDE = 4  # pixels between positions of the boundary map, as in irn
 WIDTH = 32  # irn's channels of a stage
@@ -115,13 +115,7 @@ class AffinityTask(BaseTask):
         if "cues" not in batch:
             raise InputError("affinities are learned from cues: give the data module targets: cues and their folder")
         boundary = self(batch["image"])
-        labels = resize_cues(batch["cues"], boundary.shape[-2:])
+        labels = resize_labels(cue_labels(batch["cues"]), boundary.shape[-2:])
         loss = affinity_loss(boundary, labels, self.hparams["radius"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(labels), sync_dist=True)
         return loss
-
-
-def resize_cues(cues: Tensor, grid: torch.Size) -> Tensor:
-    """Return cues bool (B, C+1, h, w) as label maps int64 (B, *grid), by the nearest position; 255 without a cue."""
-    labels = torch.where(cues.any(dim=1), cues.int().argmax(dim=1), IGNORE)
-    return functional.interpolate(labels[:, None].float(), tuple(grid), mode="nearest-exact")[:, 0].long()

@@ -11,6 +11,7 @@ from torch.nn import functional
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from seeds.evaluation.confusion_matrix import by_name, class_iou, mean_iou, none_if_nan, ratio
+from seeds.score_maps import divide_by_maxima
 
 GRID_STEP = 0.01  # between the oracle's thresholds: 0.00, 0.01, … 0.99
 
@@ -41,8 +42,7 @@ class ThresholdSweep:
         """
         winner, below = np.zeros(truth.shape, np.int64), np.zeros(truth.shape, np.int64)
         if len(maps):
-            peak = maps.max(axis=(1, 2), keepdims=True)
-            normalised = torch.from_numpy(maps / np.where(peak > 0, peak, 1))[None]
+            normalised = torch.from_numpy(divide_by_maxima(maps))[None]
             highest = normalised[0].amax(dim=0).double().numpy()  # (h, w)
             self.histogram += np.histogram(highest, bins=len(self.histogram), range=(0, 1))[0]
             scores, index = functional.interpolate(normalised, truth.shape, mode="bilinear")[0].max(dim=0)  # (H, W)

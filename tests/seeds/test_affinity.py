@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from seeds.affinity.affinity_loss import affinity_loss, tensor_loss
-from seeds.affinity.affinity_task import AffinityTask, BoundaryNetwork, resize_cues
+from seeds.affinity.affinity_task import AffinityTask, BoundaryNetwork
 from seeds.affinity.pair_affinities import affinities, pair_offsets, path_between
 from seeds.affinity.random_walk import TOLERANCE, chebyshev_of_power, random_walk
 from seeds.backbones import build_backbone
+from seeds.score_maps import cue_labels, resize_labels
 from tests.seeds.conftest import data_of
 
 
@@ -199,7 +200,7 @@ def test_every_stage_is_resized_to_stride_4():
 def test_cues_on_another_grid():
     cues = torch.zeros(1, 3, 2, 2, dtype=torch.bool)
     cues[0, 0, 0, 0] = cues[0, 2, 1, 1] = True
-    assert resize_cues(cues, torch.Size((4, 4)))[0].tolist() == [
+    assert resize_labels(cue_labels(cues), torch.Size((4, 4)))[0].tolist() == [
         [0, 0, 255, 255], [0, 0, 255, 255], [255, 255, 2, 2], [255, 255, 2, 2],
     ]  # fmt: skip
 
@@ -208,7 +209,7 @@ def test_cues_on_a_coarser_grid():
     """Each position has the cue under its centre: of three positions, the first and the last."""
     cues = torch.zeros(1, 4, 1, 3, dtype=torch.bool)
     cues[0, 1, 0, 0] = cues[0, 2, 0, 1] = cues[0, 3, 0, 2] = True
-    assert resize_cues(cues, torch.Size((1, 2))).tolist() == [[[1, 3]]]
+    assert resize_labels(cue_labels(cues), torch.Size((1, 2))).tolist() == [[[1, 3]]]
 
 
 def test_a_step_of_training_finds_the_edges(voc):
@@ -231,7 +232,7 @@ def test_a_step_of_training_finds_the_edges(voc):
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     boundary = task(batch["image"])
-    labels = resize_cues(cues, boundary.shape[-2:])
+    labels = resize_labels(cue_labels(cues), boundary.shape[-2:])
     change = torch.zeros_like(labels, dtype=torch.bool)
     for axis in (1, 2):
         edge = labels.diff(dim=axis) != 0

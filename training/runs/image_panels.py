@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
 from datamodules.images import to_uint8
-from seeds.score_maps import label_map
+from datamodules.transforms import resize_nearest
+from seeds.score_maps import cue_labels, label_map
 from training.image_overlays import cue_overlay, label_overlay, side_by_side
 from training.segmentation_task import SegmentationTask
 
@@ -71,8 +71,7 @@ def batch_panel(batch: Mapping[str, Any], scores: torch.Tensor, index: int) -> N
     side = (image.shape[0], image.shape[1])
     shown = [image]
     if "cues" in batch:
-        cues = batch["cues"][index]  # (C+1, h, w)
-        labels = torch.where(cues.any(dim=0), cues.int().argmax(dim=0), 255)
+        labels = cue_labels(batch["cues"][index][None])[0]
         shown.append(cue_overlay(image, labels.cpu().numpy()))
     shown.append(label_overlay(image, label_map(scores[index], side).cpu().numpy()))
     if "mask" in batch:
@@ -80,6 +79,5 @@ def batch_panel(batch: Mapping[str, Any], scores: torch.Tensor, index: int) -> N
         if "size" in batch and tuple(mask.shape) != side:
             height, width = batch["size"][index].tolist()
             mask = mask[:height, :width]
-        truth = cv2.resize(mask.cpu().numpy().astype(np.uint8), side[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        shown.append(label_overlay(image, np.asarray(truth)))
+        shown.append(label_overlay(image, resize_nearest(mask.cpu().numpy().astype(np.uint8), *side)))
     return side_by_side(shown)
