@@ -225,8 +225,8 @@ class BaseDataModule(pl.LightningDataModule):
             split: Name of the split.
 
         Raises:
-            InputError: A source is missing or invalid, contains no image of the split, contradicts the tags of an
-                image, or adds a second mask.
+            InputError: A source is missing or invalid, contains no image of the split, or contradicts the tags of an
+                image.
         """
         if not self.sources:
             return list(samples)

@@ -138,11 +138,11 @@ class SegmentationTask(BaseTask):
         """Compute the terms of the loss.
 
         With ``cues``, SEC's losses or the balanced cross-entropy count on their grid. If the batch has a ``mask``, too,
-        they count at positions without a drawn pixel, and an image's part has the weight of its share of pixels that
-        are not drawn; the cross-entropy at its drawn pixels has the weight of their share, or ``min_drawn_weight``. The
-        loss of an image without a drawn pixel is thus that of its cues, and the loss of an image with drawn pixels only
-        is that of its mask. Without cues, it is the cross-entropy at ``mask``. The Lovász-softmax loss of a batch is
-        that of its drawn pixels, and of its cues elsewhere.
+        they count at positions whose central pixel is not drawn, and an image's part has the weight of its share of
+        pixels that are not drawn; the cross-entropy at its drawn pixels has the weight of their share, or
+        ``min_drawn_weight``. The loss of an image without a drawn pixel is thus that of its cues, and the loss of an
+        image with drawn pixels only is that of its mask. Without cues, it is the cross-entropy at ``mask``. The
+        Lovász-softmax loss of a batch is that of its drawn pixels, and of its cues elsewhere.
 
         Args:
             batch: ``image`` (B, 3, H, W), ``labels`` (B, C) for SEC's losses, ``cues`` bool (B, C+1, h, w) or ``mask``
