@@ -28,7 +28,7 @@ from datamodules.images import image_size
 from datamodules.label_studio import label_studio_annotations
 from datamodules.masks import RleMask, read_class_mask
 from datamodules.progress import print_message
-from datamodules.sample import Sample, image_id, match_ids, read_ids
+from datamodules.sample import Sample, SplitSamples, image_id, match_ids, read_ids, require_size
 from datamodules.tables import TABLES, mask_path, read_rows
 
 SUFFIXES = (".txt", *TABLES, ".json", ".zip", ".yaml", ".yml", ".parquet")
@@ -69,7 +69,7 @@ def referenced_files(source: AnyPath) -> list[str]:
 
 
 def annotated(
-    samples: Sequence[Sample], sources: Sequence[str], *, root: AnyPath, where: str, mask_classes: Sequence[str],
+    samples: SplitSamples, sources: Sequence[str], *, root: AnyPath, mask_classes: Sequence[str],
     classes: Sequence[str], lut: np.ndarray, masks: Callable[[], Mapping[str, Mask | None]],
 ) -> list[Sample]:  # fmt: skip
     """Return samples with the masks, points, scribbles and boxes of several sources.
@@ -81,11 +81,10 @@ def annotated(
     its classes are added otherwise. Messages list images with several masks, and those whose tags change.
 
     Args:
-        samples: All samples of a split; their masks are replaced.
+        samples: All samples of a split; their masks are replaced in what is returned.
         sources: Each ``masks``, ``xml``, or the path or URI of a file with one of `SUFFIXES`, see
             `datamodules.base_datamodule.BaseDataModule`.
         root: Folder of the data set.
-        where: Name of the split in messages.
         mask_classes: All classes of the data set, in the order of the indices in its masks.
         classes: The chosen classes.
         lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
@@ -95,27 +94,26 @@ def annotated(
         InputError: A source is invalid or contains no image of the samples; a class is unknown or is not among the
             tags of its image.
     """
-    by_id = {sample.id: sample for sample in samples}
     masks_by_id: dict[str, Mask] = {}
     own, replaced = set[str](), dict[str, None]()  # images with a mask of the data set itself, and with several masks
-    shapes: dict[str, set[Shape]] = {name: set() for name in by_id}
+    shapes: dict[str, set[Shape]] = {name: set() for name in samples}
     for source in sources:
         check_source(source)
         path = UPath(source)
         suffix = path.suffix.lower()
         found: Found
         if source == "masks":
-            found = _own_masks(masks(), by_id, where)
+            found = _own_masks(masks(), samples)
         elif source == "xml":
-            found = _xml_boxes(root, list(by_id), mask_classes, where)
+            found = _xml_boxes(root, samples, mask_classes)
         elif suffix == ".txt":
-            found = _listed_masks(path, masks(), by_id, where)
+            found = _listed_masks(path, masks(), samples)
         elif suffix in TABLES:
-            found = _table(path, by_id, where)
+            found = _table(path, samples)
         elif suffix == ".json":
             content = read_json_file(path)
             read = label_studio_annotations if isinstance(content, list) else _instances
-            found = read(path, content, by_id, mask_classes, where)
+            found = read(path, content, samples, mask_classes)
         else:
             readers = {
                 ".zip": cvat_masks,
@@ -123,14 +121,14 @@ def annotated(
                 ".yml": yolo_annotations,
                 ".parquet": parquet_masks,
             }
-            found = readers[suffix](path, by_id, mask_classes, where)
+            found = readers[suffix](path, samples, mask_classes)
         for name, place, item in found:
             if isinstance(item, Mask):
                 if masks_by_id.get(name, item) != item:
                     replaced[name] = None
                 masks_by_id[name] = item
                 (own.add if source == "masks" or suffix == ".txt" else own.discard)(name)
-            elif _is_chosen(item, by_id[name], place, mask_classes, classes):
+            elif _is_chosen(item, samples[name], place, mask_classes, classes):
                 shapes[name].add(item)
     complete = [
         replace(
@@ -139,7 +137,7 @@ def annotated(
             scribbles=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Scribble))),
             boxes=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, LabelledBox))),
         )
-        for sample in samples
+        for sample in samples.values()
     ]  # fmt: skip
     with ThreadPoolExecutor() as pool:  # masks are read where tags may change
         result = list(
@@ -147,7 +145,7 @@ def annotated(
         )
     changed = [
         " ".join([each.id, *(f"+{tag}" for tag in sorted(new - old)), *(f"-{tag}" for tag in sorted(old - new))])
-        for each, sample in zip(result, samples, strict=True)
+        for each, sample in zip(result, samples.values(), strict=True)
         if (old := sample.tags) is not None and (new := each.tags or frozenset()) != old
     ]
     for names, what in ((list(replaced), "have several masks, and the last one counts"), (changed, "get other tags")):
@@ -214,32 +212,33 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
     return replace(sample, tags=names | kept)
 
 
-def _own_masks(masks: Mapping[str, Mask | None], samples: Mapping[str, Sample], where: str) -> Found:
+def _own_masks(masks: Mapping[str, Mask | None], samples: SplitSamples) -> Found:
     found = {name: mask for name in samples if (mask := masks.get(name)) is not None}
     if not found:
-        raise InputError(f"annotations contains masks, and no image of {where} has a mask.")
+        raise InputError(f"annotations contains masks, and no image of {samples.title} has a mask.")
     for name, mask in found.items():
         yield name, "masks", mask
 
 
-def _listed_masks(
-    path: AnyPath, masks: Mapping[str, Mask | None], samples: Mapping[str, Sample], where: str
-) -> Found:  # fmt: skip
-    listed = [name for name in read_ids(path) if name in samples]
+def _listed_masks(path: AnyPath, masks: Mapping[str, Mask | None], samples: SplitSamples) -> Found:
+    ids = read_ids(path)
+    listed = [name for name in ids if name in samples]
     if not listed:
-        raise InputError(f"the list {path} contains no image of {where}, whose first is {min(samples)}.")
+        raise InputError(f"the list {path} contains no image of {samples.title}, whose first is {min(samples)}.")
+    if len(listed) < len(ids):
+        print_message(f"{path}: {len(listed)} of {len(ids)} images are in {samples.title}; the others are left out")
     for name in listed:
         if (mask := masks.get(name)) is None:
             raise InputError(f"the list {path} contains {name}, and the data set has no mask of it.")
         yield name, str(path), mask
 
 
-def _xml_boxes(root: AnyPath, ids: Sequence[str], known: Sequence[str], where: str) -> Found:
+def _xml_boxes(root: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
     folder = root / "Annotations"
-    files = existing_files(folder, [f"{name}.xml" for name in ids])
-    listed = [name for name in ids if f"{name}.xml" in files]
+    files = existing_files(folder, [f"{name}.xml" for name in samples])
+    listed = [name for name in samples if f"{name}.xml" in files]
     if not listed:
-        raise InputError(f"annotations contains xml, and {folder} has no <id>.xml of an image of {where}.")
+        raise InputError(f"annotations contains xml, and {folder} has no <id>.xml of an image of {samples.title}.")
     with ThreadPoolExecutor() as pool:  # the files of an object store are a request each
         boxes = list(pool.map(lambda name: xml_boxes(folder / f"{name}.xml", known), listed))
     for name, own in zip(listed, boxes, strict=True):
@@ -247,7 +246,7 @@ def _xml_boxes(root: AnyPath, ids: Sequence[str], known: Sequence[str], where: s
             yield name, str(folder / f"{name}.xml"), LabelledBox(known[label], *map(float, sides))
 
 
-def _table(path: AnyPath, samples: Mapping[str, Sample], where: str) -> Found:
+def _table(path: AnyPath, samples: SplitSamples) -> Found:
     header, rows = read_rows(path)
     key = next((name for name in ("file", "file_name", "id") if name in header), None)
     if key is None or {"mask", *FORMS}.isdisjoint(header):
@@ -263,7 +262,7 @@ def _table(path: AnyPath, samples: Mapping[str, Sample], where: str) -> Found:
         names.append(name.strip() if key == "id" else image_id(name.strip()))
         places.append(f"{place}, image {names[-1]}")
         fields.append(own)
-    for name, place, own in zip(match_ids(names, places, samples, path, where), places, fields, strict=True):
+    for name, place, own in zip(match_ids(names, places, samples, path), places, fields, strict=True):
         for column, field in own:
             if column != "mask":
                 for shape in _shapes(column, field, place):  # of images of other splits, too: all mistakes are found
@@ -311,7 +310,7 @@ def _are_numbers(values: Any, count: int) -> bool:
     return numbers and all(-1e9 < each < 1e9 for each in values)
 
 
-def _instances(path: AnyPath, content: Any, samples: Mapping[str, Sample], known: Sequence[str], where: str) -> Found:
+def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequence[str]) -> Found:
     """Yield the annotations of a JSON of COCO's instances.
 
     The mask of an image is rendered from its instances where all have a segmentation; otherwise the image has boxes:
@@ -332,11 +331,13 @@ def _instances(path: AnyPath, content: Any, samples: Mapping[str, Sample], known
         content = {**content, "annotations": [{**each, "iscrowd": 0} for each in content["annotations"]]}
     images = images_with_instances(content, categories, path)
     names = [image_id(file) for file, _, _ in images]
-    matching = match_ids(names, [f"{path}, image {image['id']}" for _, image, _ in images], samples, path, where)
+    matching = match_ids(names, [f"{path}, image {image['id']}" for _, image, _ in images], samples, path)
     for name, (_, image, instances) in zip(matching, images, strict=True):
         if name not in samples or not (instances or not samples[name].tags):
             continue
         segmented = all(each.get("segmentation") for each in instances)
+        if not segmented or any(each.get("keypoints") for each in instances):
+            require_size((image.get("height"), image.get("width")), samples[name], f"{path}, image {image['id']}")
         if segmented and (mask := instance_mask(image, instances, indices, path)) is not None:
             yield name, str(path), mask
         no_boxes = {each["category_id"] for each in instances if each.get("iscrowd") or not each.get("bbox")}

@@ -21,21 +21,18 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath, read_bytes
 from datamodules.images import image_size, open_image
 from datamodules.masks import RleMask
-from datamodules.sample import Sample, image_id, match_ids
-
-Samples = Mapping[str, Sample]
+from datamodules.sample import SplitSamples, image_id, match_ids
 
 
-def cvat_masks(path: AnyPath, samples: Samples, known: Sequence[str], where: str) -> Found:
+def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
     """Yield the masks of an archive in VOC's layout, as CVAT exports "Segmentation mask 1.1".
 
     ``labelmap.txt`` lists the colour of each label, ``SegmentationClass`` contains a PNG for each image.
 
     Args:
         path: The zip file.
-        samples: By id.
+        samples: The images of the split.
         known: All classes of the data set.
-        where: Name of the split in messages.
 
     Raises:
         InputError: It is no such archive, or a mask has a colour that is not listed.
@@ -68,7 +65,7 @@ def cvat_masks(path: AnyPath, samples: Samples, known: Sequence[str], where: str
     colours.setdefault(0, 0)  # the background need not be listed
     require_known(labels, known, f"{path}: none of the labels of labelmap.txt")
     ids = [name.removesuffix(".png") for name in masks]
-    matching = match_ids(ids, [f"{path}, {name}" for name in masks.values()], samples, path, where)
+    matching = match_ids(ids, [f"{path}, {name}" for name in masks.values()], samples, path)
     for name, member in zip(matching, masks.values(), strict=True):
         if name not in samples:
             continue
@@ -83,7 +80,7 @@ def cvat_masks(path: AnyPath, samples: Samples, known: Sequence[str], where: str
         yield name, place, RleMask.from_label_map(f"of {place}", label_map)
 
 
-def yolo_annotations(path: AnyPath, samples: Samples, known: Sequence[str], where: str) -> Found:
+def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
     """Yield the annotations of YOLO's text files: polygons are a mask, lines of four numbers are boxes.
 
     The files are those in folders named ``labels`` beside or below the YAML. An image with an empty file is background;
@@ -91,9 +88,8 @@ def yolo_annotations(path: AnyPath, samples: Samples, known: Sequence[str], wher
 
     Args:
         path: ``data.yaml`` with the ``names`` of the classes.
-        samples: By id.
+        samples: The images of the split.
         known: All classes of the data set.
-        where: Name of the split in messages.
 
     Raises:
         InputError: The YAML has no names, none is a class, there are no files, or a line is invalid.
@@ -104,7 +100,7 @@ def yolo_annotations(path: AnyPath, samples: Samples, known: Sequence[str], wher
     if not texts:
         raise InputError(f"there is no folder labels with text files beside {path}.")
     ids, files = [image_id(name) for _, name in texts], [file for file, _ in texts]
-    for name, file in zip(match_ids(ids, list(map(str, files)), samples, path, where), files, strict=True):
+    for name, file in zip(match_ids(ids, list(map(str, files)), samples, path), files, strict=True):
         if name not in samples:
             continue
         height, width = image_size(samples[name].image)
@@ -175,7 +171,7 @@ def _yolo_lines(file: AnyPath, names: Mapping[str, str]) -> Iterator[tuple[str, 
         yield place, label, numbers
 
 
-def parquet_masks(path: AnyPath, samples: Samples, known: Sequence[str], where: str) -> Found:
+def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
     """Yield the masks of a Parquet file of a Hugging Face data set.
 
     Its columns are ``id`` or ``file_name``, and ``mask``: PNGs of class indices, 0 for background. The names of the
@@ -183,9 +179,8 @@ def parquet_masks(path: AnyPath, samples: Samples, known: Sequence[str], where: 
 
     Args:
         path: The file.
-        samples: By id.
+        samples: The images of the split.
         known: All classes of the data set.
-        where: Name of the split in messages.
 
     Raises:
         InputError: It is no such file, a mask is invalid, or pyarrow is not installed.
@@ -215,7 +210,7 @@ def parquet_masks(path: AnyPath, samples: Samples, known: Sequence[str], where: 
         raise InputError(f"{path} has {len(names)} names of tags, and an 8-bit mask has at most {MAX_CLASSES} classes.")
     lut = mask_lut(names, known)
     ids = [str(row[key]) if key == "id" else image_id(str(row[key])) for row in rows]
-    matching = match_ids(ids, [f"{path}, image {name}" for name in ids], samples, path, where)
+    matching = match_ids(ids, [f"{path}, image {name}" for name in ids], samples, path)
     for name, row in zip(matching, rows, strict=True):
         if name in samples:
             place, mask = f"{path}, image {name}", row["mask"]

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +24,7 @@ from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder, storage_errors
 from datamodules.progress import print_message
-from datamodules.sample import Sample, require_masks, require_tags
+from datamodules.sample import Sample, SplitSamples, require_masks, require_tags
 from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
 from datamodules.samplers import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
@@ -95,6 +95,7 @@ class BaseDataModule(pl.LightningDataModule):
     """
 
     source = ""
+    all_ids: Collection[str] = frozenset()  # of all splits; a subclass sets it where ids are paths, which can end alike
 
     def __init__(
         self,
@@ -234,9 +235,10 @@ class BaseDataModule(pl.LightningDataModule):
         def masks() -> dict[str, Any]:
             return {sample.id: sample.mask for sample in self.read_samples(split, tags=False)}
 
+        title, other_ids = f"the split {split!r} of {self.source}", set(self.all_ids) - {each.id for each in samples}
         return annotated(
-            samples, self.sources, root=self.root, where=f"the split {split!r} of {self.source}",
-            mask_classes=self.mask_classes, classes=self.classes, lut=self.mask_lut, masks=masks,
+            SplitSamples(samples, title, other_ids), self.sources, root=self.root, mask_classes=self.mask_classes,
+            classes=self.classes, lut=self.mask_lut, masks=masks,
         )  # fmt: skip
 
     def blocks(self, split: str, size: int) -> SampleBlocks:

@@ -63,6 +63,7 @@ class COCODataModule(BaseDataModule):
         """Return the samples of a split, in the order of its JSON."""
         samples, whole = self._load(split, masks=masks)
         if whole:
+            self.all_ids = {each.id for each in samples}
             if split not in ("train", "val", "all"):
                 raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all.")
             total = len(samples)

@@ -51,7 +51,7 @@ def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> d
         InputError: A category has no id or name, an id or a name occurs twice, or there are none or too many.
     """
     names: dict[int, str] = {}
-    used = {each.get("category_id") for each in content["annotations"]}
+    used = [each.get("category_id") for each in content["annotations"]]
     for each in content["categories"]:
         key, name = each.get("id"), each.get("name")
         if not isinstance(key, int) or not isinstance(name, str) or key in names:

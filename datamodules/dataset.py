@@ -154,9 +154,14 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Return index and vertices (n, 2) of the points and scribbles of an image of a size (H, W).
 
         Raises:
-            InputError: A vertex is outside the image.
+            InputError: A vertex or a whole box is outside the image.
         """
         height, width = size
+        for box in sample.boxes:
+            if box.right <= 0 or box.bottom <= 0 or box.left >= width or box.top >= height:
+                sides = f"({box.left:g}, {box.top:g}, {box.right:g}, {box.bottom:g})"
+                where = f"the box {sides} of {box.name} is outside of the image {sample.image}"
+                raise InputError(f"{where}, which is {width}x{height}.")
         lines = []
         for name, vertices in [*((each.name, ((each.x, each.y),)) for each in sample.points), *sample.scribbles]:
             for x, y in vertices:

@@ -342,6 +342,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already and is not an empty folder; choose another output")
+    path = path.absolute()  # '.' has no name
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         part.mkdir(parents=True)

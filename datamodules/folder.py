@@ -54,6 +54,7 @@ class FolderDataModule(BaseDataModule):
         self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
         if not self.images:
             raise InputError(f"{self.table or folder} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
+        self.all_ids = {image.id for image in self.images}
         if val_fraction == 0:
             common["val_split"] = None
         self.source = str(self.table or folder)

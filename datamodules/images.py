@@ -185,8 +185,11 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
     """
     try:
         with open_file(path) as file, open_image(file, path) as image:
-            # getexif parses the whole block; most images carry none. Orientations 5 to 8 swap width and height
-            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            # getexif reads all pixels of a PNG without such a block; OpenCV, which reads JPEGs, ignores XMP
+            blocks = {"JPEG": ("exif",), "PNG": ("exif", "XML:com.adobe.xmp")}.get(str(image.format))
+            recorded = blocks is None or not image.info.keys().isdisjoint(blocks)
+            # orientations 5 to 8 swap width and height
+            turned = recorded and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
     except UnreadableError as error:
         if not _only_rasterio_reads(path, error):

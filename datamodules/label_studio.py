@@ -23,7 +23,7 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.images import IMAGE_SUFFIXES, image_size
 from datamodules.masks import RleMask, encode_mask
-from datamodules.sample import Sample, image_id, match_ids
+from datamodules.sample import SplitSamples, image_id, match_ids, require_size
 
 ID_KEY = "tag2mask_id"
 """Key of an image's id in the data of a task, as `datamodules.annotation_export` writes it."""
@@ -31,9 +31,7 @@ ID_KEY = "tag2mask_id"
 _SHAPE = frozenset({"rle", "points", "x", "y", "width", "height"})  # keys of a region's value
 
 
-def label_studio_annotations(
-    path: AnyPath, tasks: Sequence[Any], samples: Mapping[str, Sample], known: Sequence[str], where: str
-) -> Found:
+def label_studio_annotations(path: AnyPath, tasks: Sequence[Any], samples: SplitSamples, known: Sequence[str]) -> Found:
     """Yield the annotations of Label Studio's tasks, exported as JSON.
 
     Brush masks and polygons are a mask, rectangles are boxes, key points are points. Of several annotations of an image
@@ -42,15 +40,14 @@ def label_studio_annotations(
     Args:
         path: The JSON, for messages.
         tasks: Its content.
-        samples: By id.
+        samples: The images of the split.
         known: All classes of the data set.
-        where: Name of the split in messages.
 
     Raises:
         InputError: A task is invalid, none is annotated, none of the labels is a class, or a region is of another kind.
     """
     latest = _latest_results(path, tasks)
-    matching = match_ids(list(latest), [place for _, place, _ in latest.values()], samples, path, where)
+    matching = match_ids(list(latest), [place for _, place, _ in latest.values()], samples, path)
     labels = set[str]()
     for name, (_, place, result) in zip(matching, latest.values(), strict=True):
         regions, sizes = [], set[tuple[int, int]]()
@@ -67,6 +64,7 @@ def label_studio_annotations(
                 regions.append((mask_index(label, known), region))
                 sizes.add(size)
             elif name in samples and (label in known or (label == BACKGROUND and isinstance(region, Point))):
+                require_size(size, samples[name], place)
                 yield name, place, region
         if len(sizes) > 1:
             raise InputError(f"{place}: its regions have the original sizes {' and '.join(map(str, sorted(sizes)))}.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from datamodules.class_names import ILLEGAL, voc_palette
@@ -114,7 +114,7 @@ def read_mask(path: str | AnyPath | RleMask) -> np.ndarray:
         path: Path or URI of a palette or 8-bit gray PNG or TIFF, or instances.
 
     Returns:
-        uint8 (H, W).
+        uint8 (H, W), turned by the orientation that the file may record, as images are.
 
     Raises:
         UnreadableError: The file is missing, truncated or not a PNG.
@@ -123,7 +123,7 @@ def read_mask(path: str | AnyPath | RleMask) -> np.ndarray:
     if isinstance(path, RleMask):
         return path.render()
     with open_file(path) as file, open_image(file, path) as image:
-        mode, indices = image.mode, np.array(image)
+        mode, indices = image.mode, np.array(ImageOps.exif_transpose(image) if "exif" in image.info else image)
     if mode not in ("P", "L"):
         raise InputError(f"mask {path} contains {mode} values, not class indices: save a palette or 8-bit gray PNG.")
     return indices

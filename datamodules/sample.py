@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -14,6 +15,7 @@ from upath import UPath
 from datamodules.annotations import LabelledBox, Point, Scribble
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.images import image_size
 from datamodules.masks import RleMask
 from datamodules.progress import print_message
 from datamodules.seed_shard import is_valid_id
@@ -44,8 +46,15 @@ class Sample:
 
 
 def image_id(file: str) -> str:
-    """Return the id of an image that a table lists: the path below the images' folder, or in a URI, without suffix."""
-    path = PurePosixPath(urlsplit(file).path if is_uri(file) else file).with_suffix("")
+    """Return the id of an image that a table lists: the path below the images' folder, or in a URI, without suffix.
+
+    Raises:
+        InputError: The text is no path of a file.
+    """
+    try:
+        path = PurePosixPath(urlsplit(file).path if is_uri(file) else file).with_suffix("")
+    except ValueError as error:
+        raise InputError(f"{file!r} is no path of an image: {error}.") from error
     return "/".join(part for part in path.parts if part not in ("/", ".."))  # results are files of this name
 
 
@@ -76,7 +85,7 @@ def read_ids(path: AnyPath) -> tuple[str, ...]:
         InputError: The list cannot be read, or contains an id twice.
     """
     try:
-        ids = tuple(line.split()[0] for line in read_bytes(path).decode().splitlines() if line.strip())
+        ids = tuple(line.split()[0] for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if len(set(ids)) < len(ids):
@@ -131,18 +140,43 @@ def require_masks(samples: Sequence[Sample], purpose: str) -> list[str | RleMask
     return masks
 
 
-def match_id(name: str, ids: Container[str]) -> str:
-    """Return the longest end of a path that is an id; the path itself where there is none.
+class SplitSamples(dict[str, Sample]):
+    """Samples of a split by id.
+
+    Attributes:
+        title: Name of the split in messages.
+        other_ids: Ids of the data set's images in other splits, where ids are paths.
+    """
+
+    def __init__(self, samples: Sequence[Sample], title: str, other_ids: Container[str] = frozenset()) -> None:
+        super().__init__((sample.id, sample) for sample in samples)
+        self.title, self.other_ids = title, other_ids
+
+
+def require_size(size: tuple[Any, Any], sample: Sample, place: str) -> None:
+    """Raise an InputError where a file of annotations records another size of a sample's image.
+
+    Args:
+        size: Height and width in the file; None where it records none.
+        sample: The image; one named by URI is not looked at, which would be a request for each.
+        place: Place in the file, for the message.
+    """
+    if None in size or is_uri(sample.image) or size == (found := image_size(sample.image)):
+        return
+    raise InputError(f"{place} has {size[0]} x {size[1]} pixels, and its image {found[0]} x {found[1]}.")
+
+
+def match_id(name: str, *ids: Container[str]) -> str:
+    """Return the longest end of a path that is one of the ids; the path itself where there is none.
 
     ``/home/me/photos/cat/a`` is ``cat/a``, or else ``a``.
     """
     parts = name.split("/")
-    return next((end for start in range(len(parts)) if (end := "/".join(parts[start:])) in ids), name)
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if any(end in each for each in ids)), name)
 
 
-def match_ids(
-    names: Sequence[str], places: Sequence[str], samples: Mapping[str, Sample], path: AnyPath, where: str
-) -> Sequence[str]:
+def match_ids(names: Sequence[str], places: Sequence[str], samples: SplitSamples, path: AnyPath) -> Sequence[str]:
     """Return the ids of the images that a file lists.
 
     The longest end of a path that is an id counts, see `match_id`. A message reports how many images are not among the
@@ -151,17 +185,17 @@ def match_ids(
     Args:
         names: Ids or paths without suffixes, as in the file.
         places: Their places in the file, for messages.
-        samples: The images by id.
+        samples: The images.
         path: The file, for messages.
-        where: Name of the split in messages.
 
     Returns:
-        An id for each name; the name itself where no end of it is an id.
+        An id for each name, which may be that of an image of another split; the name itself where no end of it is an
+        id.
 
     Raises:
         InputError: Two names are the same image, or none is one of the samples.
     """
-    found = [match_id(name, samples) for name in names]
+    found = [match_id(name, samples, samples.other_ids) for name in names]
     counts = Counter(found)
     for name, listed, place in zip(found, names, places, strict=True):
         if counts[name] > 1:
@@ -169,7 +203,9 @@ def match_ids(
     matched = sum(name in samples for name in found)
     if not matched:
         first = f"its first is {names[0]}" if names else "it is empty"
-        raise InputError(f"{path} contains no image of {where}: {first}, and that of the split is {min(samples)}.")
+        raise InputError(
+            f"{path} contains no image of {samples.title}: {first}, and that of the split is {min(samples)}."
+        )
     if matched < len(names):
-        print_message(f"{path}: {matched} of {len(names)} images are in {where}; the others are left out")
+        print_message(f"{path}: {matched} of {len(names)} images are in {samples.title}; the others are left out")
     return found

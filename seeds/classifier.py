@@ -170,7 +170,7 @@ class ClassifierTask(BaseTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/map`` and each class's ``val/ap/CLASS``, over all images of all processes."""
-        each = self.val_ap.compute()
+        each = self.val_ap.compute().reshape(-1)  # of one class, a number
         self.val_ap.reset()
         self.log("val/map", each.nanmean(), prog_bar=True, sync_dist=True)
         for name, value in zip(self.classes, each.tolist(), strict=True):

@@ -130,6 +130,14 @@ def test_a_point_outside_of_its_image_is_one_sentence(voc, cache, tmp_path):
         items[0]
 
 
+def test_a_box_outside_of_its_image_is_one_sentence(voc, cache, tmp_path):
+    sample = VOCDataModule(str(voc), labels="xml").samples("train")[0]
+    table = write_table(tmp_path / "a.csv", [{"id": sample.id, "boxes": [["ant", 4000, 3, 4100, 30]]}])
+    _, items = training_items(voc, cache, table)
+    with pytest.raises(InputError, match=r"box \(4000, 3, 4100, 30\) of ant is outside .*, which is \d+x\d+"):
+        items[0]
+
+
 def test_the_order_of_annotations_does_not_matter(voc, cache, tmp_path):
     points = [["background", 1, 1], ["background", 5, 9], ["background", 30, 2]]
     boxes = [["ant", 2, 2, 20, 30], ["ant", 10, 10, 40, 40]]

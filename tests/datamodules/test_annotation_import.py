@@ -160,6 +160,16 @@ def test_regions_of_two_sizes(voc, tmp_path):
         studio(voc, tmp_path, task("p0.jpg", small))
 
 
+@pytest.mark.parametrize("kind", ["rectanglelabels", "keypointlabels"])
+def test_a_box_or_point_in_an_image_of_another_size(voc, tmp_path, kind):
+    """For example the size before a turn that the image's metadata records."""
+    turned = region(kind, "ant", x=50, y=25, width=1, height=1) | {"original_width": 48, "original_height": 64}
+    if kind == "keypointlabels":
+        del turned["value"]["height"]
+    with pytest.raises(InputError, match="image p0 has 64 x 48 pixels, and its image 48 x 64"):
+        studio(voc, tmp_path, task("p0.jpg", turned))
+
+
 @pytest.mark.parametrize("url", [
     "https://host/a%20b/p0.jpg?X-Amz-Signature=1&d=1", "s3://bucket/x/p0.jpg", "/data/local-files/?d=x%5Cp0.jpg",
     "/data/upload/3/0a1b2c3d-p0.jpg?x=1", "/tasks/1/presign/?fileuri=czM6Ly9iL3AwLmpwZw==", "C:\\x\\p0.jpg",

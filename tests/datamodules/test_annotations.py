@@ -22,6 +22,7 @@ from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
 from datamodules.masks import read_class_mask, read_mask, write_mask
+from datamodules.sample import in_split
 from datamodules.voc import VOCDataModule
 from datamodules.webdataset import WebDatasetDataModule
 
@@ -183,6 +184,35 @@ def instances_json(path, images, categories=("bat", "ant", "cow", "zebra")):
 
 def instance(category, segmentation=None, **more):
     return {"category_id": category, **({"segmentation": segmentation} if segmentation else {}), **more}
+
+
+@pytest.mark.parametrize(
+    "more", [{"bbox": [1, 2, 3, 4]}, {"segmentation": [[0, 0, 9, 0, 9, 9]], "keypoints": [1, 2, 2]}]
+)
+def test_boxes_and_points_of_a_json_in_an_image_of_another_size(voc, tmp_path, more):
+    path = instances_json(tmp_path / "a.json", {"p0": [instance("ant", **more)]})
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["images"][0] |= {"width": HEIGHT["p0"], "height": 64}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"image 0 has 64 x {HEIGHT['p0']} pixels, and its image {HEIGHT['p0']} x 64"):
+        read(open_voc(voc, path))
+
+
+def test_annotations_of_a_photo_of_another_split_with_the_same_name(tmp_path):
+    """A photo in a folder is not the photo of that name beside the folder."""
+    number = next(n for n in range(1000) if in_split(f"img{n}", "train", 0.1) and in_split(f"sub/img{n}", "val", 0.1))
+    files = [f"img{number}.jpg", f"sub/img{number}.jpg", *(f"other{n}.jpg" for n in range(4))]
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    for file in files:
+        Image.new("RGB", (20, 20)).save(tmp_path / "photos" / file)
+    (tmp_path / "photos/tags.csv").write_text("file,tags\n" + "".join(f"{file},cat\n" for file in files))
+    rows = [{"file": file, "points": [["cat", place, place]]} for place, file in enumerate(files[:3])]
+    both = write_csv(tmp_path / "both.csv", rows)
+    samples = read(FolderDataModule(str(tmp_path / "photos"), annotations=both))
+    assert samples[f"img{number}"].points == (Point("cat", 0, 0),)
+    assert f"sub/img{number}" not in samples
+    samples = read(FolderDataModule(str(tmp_path / "photos"), annotations=both), "val")
+    assert samples[f"sub/img{number}"].points == (Point("cat", 1, 1),)
 
 
 def test_masks_of_instances_are_those_of_pycocotools(voc, tmp_path):

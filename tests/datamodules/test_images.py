@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import as_rgb, image_size, normalize, open_windows, read_image, to_uint8
@@ -88,6 +88,23 @@ def test_exif_orientation(tmp_path, orientation):
     assert result.shape == expected.shape
     assert np.abs(result - expected).max() <= 4
     assert image_size(path) == result.shape[:2]
+
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_an_orientation_in_xmp(tmp_path, suffix):
+    """The header gives the size of the image that is read."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP)
+    how = {"png": {"pnginfo": info}, "tif": {"tiffinfo": {700: XMP.encode()}}}.get(suffix, {"xmp": XMP.encode()})
+    Image.new("RGB", (60, 40)).save(tmp_path / f"a.{suffix}", **how)
+    expected = (40, 60) if suffix == "jpg" else (60, 40)  # OpenCV, as browsers, ignores it
+    assert image_size(tmp_path / f"a.{suffix}") == read_image(tmp_path / f"a.{suffix}").shape[:2] == expected
 
 
 def image_of(mode, *values):

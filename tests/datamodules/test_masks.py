@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import ExifTags, Image
 
 from datamodules.class_names import mask_lut, voc_palette
 from datamodules.errors import InputError
-from datamodules.masks import find_masks, read_class_mask, read_mask, write_mask
+from datamodules.masks import find_masks, mask_size, read_class_mask, read_mask, write_mask
 
 
 @settings(max_examples=30, deadline=None)
@@ -38,6 +38,22 @@ def test_colours_are_no_indices(tmp_path, mode):
     Image.fromarray(np.zeros((4, 4), np.uint8)).convert(mode).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a\.png contains .* not class indices"):
         read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_is_turned_as_viewers_show_it(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    for mode in ("L", "P"):
+        image = Image.fromarray(stored)
+        image.putpalette(bytes(range(256)) * 3) if mode == "P" else None
+        image.save(tmp_path / "m.png", exif=exif)
+        turns = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.T, 6: stored[::-1].T}
+        turns |= {7: stored[::-1, ::-1].T, 8: stored[:, ::-1].T}
+        found = read_mask(tmp_path / "m.png")
+        assert found.tolist() == turns[orientation].tolist()
+        assert mask_size(tmp_path / "m.png") == found.shape
 
 
 def test_missing_and_truncated(tmp_path):

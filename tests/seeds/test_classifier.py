@@ -43,6 +43,15 @@ def test_the_validation_loss_is_the_mean_over_images(voc, tmp_path):
     assert found == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+def test_one_class_is_enough(voc, tmp_path):
+    """A defect or none: val/map is the average precision of the class."""
+    torch.manual_seed(0)
+    task, data = ClassifierTask(["red"], backbone="resnet18"), data_of(voc, val_split="train", classes=["red"])
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    found = trainer.validate(task, data, verbose=False)[0]
+    assert 0 < found["val/ap/red"] == found["val/map"] <= 1
+
+
 def test_labels_of_other_classes():
     with pytest.raises(InputError, match=r"labels \(2, 4\) .* the 3 of the classifier"):
         ClassifierTask(["a", "b", "c"], backbone="resnet18").loss(torch.zeros(2, 3), torch.zeros(2, 4))
