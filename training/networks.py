@@ -112,6 +112,7 @@ def build_network(
     Raises:
         InputError: no such architecture or encoder, an argument that it does not take, or weights that do not fit.
     """
+    weights = str(weights)  # null in a YAML is no file either
     is_file = weights not in ("none", "imagenet") and (is_uri(weights) or Path(weights).is_file())
     content = read_file(weights) if is_file else {}
     header = content.get(SIGNATURE)

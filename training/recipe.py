@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from io import StringIO
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -95,13 +96,13 @@ class Stage:
         return [*self.command.split(), f"--config={path}"]
 
 
-def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, Any]) -> tuple[Path, list[Stage]]:
+def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, str]) -> tuple[Path, list[Stage]]:
     """Read a recipe.
 
     Args:
         path: YAML with ``output``, ``stages`` and, if needed, ``settings``: values that options refer to by name.
         commands: all commands of the program.
-        given: values that replace the YAML's ``output`` and settings.
+        given: texts that replace the YAML's ``output`` and settings, see `_setting`.
 
     Returns:
         The folder in which each stage has a folder, and the stages in order; each refers to earlier stages only.
@@ -114,8 +115,8 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, Any]) -
     settings = _mapping(content.get("settings"), "'settings'")
     if unknown := next((name for name in given if name not in ("output", *settings)), None):
         raise UsageError(f"there is no option or setting '{unknown}'{nearest(unknown, [*RUN_OPTIONS, *settings])}")
-    settings |= {"output": content.get("output"), **given}
-    output = settings.pop("output")
+    settings |= {name: _setting(name, text, settings[name]) for name, text in given.items() if name != "output"}
+    output = given.get("output", content.get("output"))
     if not isinstance(output, str):
         raise UsageError("'output', the folder of the results, is missing")
     if is_uri(output):
@@ -129,6 +130,26 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, Any]) -
     if not stages:
         raise UsageError(f"'{STAGES}' names no stage")
     return Path(output), list(stages.values())
+
+
+def _setting(name: str, text: str, default: Any) -> Any:
+    """Return the value of a setting that is given as a text on the command line.
+
+    It is the text itself where the recipe's own value is a text: a folder may be named ``2024`` or ``few #1``.
+    Otherwise it is what YAML reads: where the recipe's value is null, only lists, numbers, true, false and null.
+
+    Raises:
+        UsageError: the text is no YAML.
+    """
+    if isinstance(default, str):
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        if default is None:
+            return text
+        raise UsageError(f"--{name}: {text!r} is not YAML") from error
+    return text if default is None and not isinstance(value, list | int | float | None) else value
 
 
 def _read_stage(
@@ -231,6 +252,11 @@ def is_path(option: str, value: Any) -> bool:
     return isinstance(value, str) and ((named and value != "") or value.endswith(".npy"))
 
 
+def _plain_path(path: str) -> str:
+    """Return a path without a slash at its end and without ``.`` in it; a URI as it is."""
+    return path if is_uri(path) else str(Path(path))
+
+
 def _is_annotation_file(option: str, value: Any) -> bool:
     """Return whether an option's value is the path of a file of annotations; arguments as in `is_path`."""
     return "annotations" in option.split(".")[-2:] and isinstance(value, str) and value not in NAMED_SOURCES
@@ -261,17 +287,14 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         help="true: run nothing; list the stages, and estimate images, steps, hours and memory of the trainings",
     )  # fmt: skip
     options, rest = parser.parse_known_args(words)
-    given: dict[str, Any] = {"output": options.output} if options.output else {}
+    given: dict[str, str] = {"output": options.output} if options.output else {}
     remaining = iter(rest)
-    for word in remaining:  # settings: --name value or --name=value, each value in YAML
+    for word in remaining:  # settings: --name value or --name=value
         name, equals, text = word.removeprefix("--").partition("=")
         value = text if equals else next(remaining, None)
         if not word.startswith("--") or value is None:
             raise UsageError(f"'{word}' is no option with a value")
-        try:
-            given[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--{name}: {value!r} is not YAML") from error
+        given[name] = value
     path, names = Path(config_path(options.config)), options.stages.split(",")
     try:
         output, stages = read_recipe(path, commands, given)
@@ -288,6 +311,9 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
             is_source = _is_annotation_file(name, value) and not _REFERENCE.search(value)  # else of an earlier stage
             if is_source and not UPath(value).is_file():
                 raise UsageError(f"{path}: stage '{stage.name}': there is no file of annotations {value}")
+            is_root = name.split(".")[-1] == "root" and isinstance(value, str) and not is_uri(value)
+            if is_root and Path(value).resolve() == output.resolve():
+                raise UsageError(f"the output {output} is the folder of the images: choose another --output")
     require_folder(output)
     if options.dry_run == "true":
         Runner(output, dispatch).estimate([stage for stage in stages if stage.name in wanted])
@@ -363,12 +389,7 @@ class Runner:
     def run(self, stages: Sequence[Stage]) -> None:
         """Run or keep stages in their order; write and print the summary."""
         waiting = self._waiting(stages)
-        for stage in waiting:
-            try:
-                with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
-                    self._dispatch([*stage.write_options(self.output), "--print_config"])
-            except InputError as error:
-                raise UsageError(f"stage '{stage.name}': {error}") from None
+        self._check_options(waiting, self.output)
         self._console.print(f"{self.output}: stages to run: {', '.join(each.name for each in waiting) or 'none'}")
         reports = []
         for number, stage in enumerate(stages, 1):
@@ -386,6 +407,15 @@ class Runner:
             )
             table.add_row(Text(report["name"]), report["state"], minutes, Text(figures))
         Console().print(table)
+
+    def _check_options(self, stages: Sequence[Stage], folder: Path) -> None:
+        """Write the options of stages into a folder and parse them; a UsageError names the stage."""
+        for stage in stages:
+            try:
+                with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
+                    self._dispatch([*stage.write_options(folder), "--print_config"])
+            except InputError as error:
+                raise UsageError(f"stage '{stage.name}': {error}") from None
 
     def _waiting(self, stages: Sequence[Stage]) -> list[Stage]:
         """Return the stages that will run, as far as is known before the others have."""
@@ -409,6 +439,9 @@ class Runner:
         from training.recipe_estimate import estimate_training  # torch, here only
 
         waiting, hours = self._waiting(stages), 0.0
+        with TemporaryDirectory() as folder:
+            (Path(folder) / STAGES).mkdir()
+            self._check_options(waiting, Path(folder))
         table = Table(Column("stage", no_wrap=True), "command", "state", title=str(self.output))
         for column in ("images", "steps", "hours", "PFLOP", "GB"):
             table.add_column(column, justify="right")
@@ -482,7 +515,7 @@ class Runner:
                 for the next run. Only files that did not exist, such as downloads, are those of now.
         """
         of_seeds = stage.command.startswith("seeds ") and stage.command != "seeds show"  # which training/ draws
-        options = dict(leaves(stage.options))
+        options = {name: _plain_path(value) if is_path(name, value) else value for name, value in leaves(stage.options)}
         paths = [value for name, value in options.items() if is_path(name, value)]
         folders = {name: str(self.output / name) for name in stage.needs}
         for name, value in options.items():

@@ -221,6 +221,41 @@ def test_a_setting_on_the_command_line(copied, ran):
     assert names(ran) == ["seeds"]
 
 
+@pytest.mark.parametrize(("default", "text", "value"), [
+    ("photos", "2024", "2024"), ("photos", "few #1", "few #1"), ("photos", "Fotos: neu", "Fotos: neu"),
+    ("photos", "null", "null"), ("auto", "32-true", "32-true"), (0, "3", 3), (8, "[3, 4]", [3, 4]),
+    ([], "[a, b]", ["a", "b"]),
+    (None, "few #1.csv", "few #1.csv"), (None, "[a.csv, b.txt]", ["a.csv", "b.txt"]), (None, "null", None),
+    (None, "a: b.csv", "a: b.csv"), (None, "[a", "[a"), (None, "3", 3),
+])  # fmt: skip
+def test_values_of_settings(tmp_path, default, text, value):
+    """A text where the recipe has a text, such as the name of a folder; else YAML."""
+    path = tmp_path / "r.yaml"
+    stages = {"cues": {"command": "seeds generate", "options": {"layer": "{it}"}}}
+    path.write_text(yaml.safe_dump({"output": "out", "settings": {"it": default}, "stages": stages}))
+    (stage,) = read_recipe(path, ["seeds generate"], {"it": text})[1]
+    assert stage.options["layer"] == value
+
+
+def test_a_slash_behind_a_folder_changes_nothing(copied, ran):
+    content = copied.content()
+    content["settings"]["data"] = str(copied.data)
+    content["stages"]["classifier"]["options"]["data"]["init_args"]["root"] = "{data}/8"
+    assert copied.run(content) == 0
+    content["stages"]["classifier"]["options"]["data"]["init_args"]["root"] = "{data}/./8/"
+    ran.clear()
+    assert copied.run(content) == 0
+    assert names(ran) == []
+
+
+def test_results_are_not_written_into_the_folder_of_the_images(copied, ran, capsys):
+    content = copied.content()
+    content["stages"]["classifier"]["options"]["data"]["init_args"]["root"] = "photos"
+    assert copied.run(content, "--output=./photos/") == 2
+    assert "photos is the folder of the images: choose another --output" in capsys.readouterr().err
+    assert ran == []
+
+
 @pytest.mark.parametrize(
     ("path", "content", "expected"),
     [
@@ -405,6 +440,20 @@ def test_a_dry_run_finds_what_is_missing(whole, part, change, message):
     options[part] |= change
     with pytest.raises(InputError, match=message):
         estimate_training(options)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"eval_sise": 96}, "eval_sise"), ({"size": "abc"}, "expected int, got abc"),
+])  # fmt: skip
+def test_a_dry_run_finds_mistakes_in_options(tmp_path, whole, ran, capsys, change, message):
+    recipe = RecipeFolder(tmp_path, whole.data)
+    content = recipe.content()
+    content["stages"]["classifier"]["options"]["data"]["init_args"] |= change
+    assert recipe.run(content, "--dry_run=true") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tag2mask: stage 'classifier': ")
+    assert message in line
+    assert not recipe.output.exists()
 
 
 def test_memory_of_a_training_step():
