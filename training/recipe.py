@@ -390,6 +390,7 @@ class Runner:
         """Run or keep stages in their order; write and print the summary."""
         waiting = self._waiting(stages)
         self._check_options(waiting, self.output)
+        self._check_annotations(waiting)
         self._console.print(f"{self.output}: stages to run: {', '.join(each.name for each in waiting) or 'none'}")
         reports = []
         for number, stage in enumerate(stages, 1):
@@ -416,6 +417,21 @@ class Runner:
                     self._dispatch([*stage.write_options(folder), "--print_config"])
             except InputError as error:
                 raise UsageError(f"stage '{stage.name}': {error}") from None
+
+    def _check_annotations(self, stages: Sequence[Stage]) -> None:
+        """Read the annotations of the first stage that has some: hours may pass before it does."""
+        for stage in stages:
+            if (
+                any(_is_annotation_file(name, value) for name, value in leaves(stage.options))
+                and stage.command == "fit"
+            ):
+                from training.recipe_estimate import check_data  # torch, here only
+
+                try:
+                    check_data(stage.options)
+                except InputError as error:
+                    raise InputError(f"stage '{stage.name}': {error}") from error
+                return
 
     def _waiting(self, stages: Sequence[Stage]) -> list[Stage]:
         """Return the stages that will run, as far as is known before the others have."""

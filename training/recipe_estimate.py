@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
 from datamodules.files import is_uri
 from datamodules.synthetic import SyntheticDataModule
@@ -17,6 +18,7 @@ from seeds.base_task import BaseTask
 from seeds.precision import computes_bfloat16
 from training.lightning_cli import DATA_MODULES, TASKS
 
+LATER = ("cues", "cues_checkpoint", "targets")  # options of data modules that name results of other stages
 TIMED_STEPS = 2
 CPU_IMAGES = 4  # of a timed step on a processor, on which the time is proportional to the images
 
@@ -49,14 +51,8 @@ def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
     Raises:
         InputError: the data or the weights do not exist, or an option is invalid.
     """
-    trainer, model, given = (dict(options.get(name) or {}) for name in ("trainer", "model", "data"))
-    later = ("annotations", "cues", "cues_checkpoint", "targets")  # results of other stages
-    arguments = {name: value for name, value in (given.get("init_args") or {}).items() if name not in later}
-    data = _find(given.get("class_path"), DATA_MODULES)(**arguments)
-    if isinstance(data, SyntheticDataModule):  # written by the first stage that reads it
-        images = int(data.hparams["train"])
-    else:
-        images = len(data.samples(data.hparams["train_split"], tags=False, masks=False))
+    trainer, model = (dict(options.get(name) or {}) for name in ("trainer", "model"))
+    data, images = check_data(options)
     arguments = dict(model.get("init_args") or {})
     weights = arguments.pop("weights", "none")
     if (
@@ -78,6 +74,28 @@ def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
     )
     passes = steps * accumulated
     return TrainingEstimate(images, steps, passes * seconds / 3600, passes * operations, memory)
+
+
+def check_data(options: Mapping[str, Any]) -> tuple[BaseDataModule, int]:
+    """Return the data module of a training and the number of its training images; read their annotations.
+
+    Args:
+        options: options of ``tag2mask fit``; seed caches and other results of earlier stages need not exist.
+
+    Raises:
+        InputError: the data do not exist, or annotations are invalid.
+    """
+    given = options.get("data") or {}
+    arguments = {name: value for name, value in (given.get("init_args") or {}).items() if name not in LATER}
+    sources = arguments.get("annotations") or []
+    if any("{" in source for source in ([sources] if isinstance(sources, str) else sources)):
+        del arguments["annotations"]  # of an earlier stage
+    data = _find(given.get("class_path"), DATA_MODULES)(**arguments)
+    if isinstance(data, SyntheticDataModule):  # written by the first stage that reads it
+        return data, int(data.hparams["train"])
+    split = data.hparams["train_split"]
+    samples = data.samples(split, tags=bool(data.sources), masks=False)
+    return data, len(data.annotated(samples, split))
 
 
 def _find(path: Any, known: tuple[type, ...]) -> Any:

@@ -470,6 +470,27 @@ def test_memory_of_a_training_step():
         assert memory == 4 * (4 * 20 + batch_size * 8 * 8 * (3 + 4 + 2 + 1))
 
 
+@pytest.mark.parametrize("words", [(), ("--dry_run=true",)])
+def test_invalid_annotations_are_found_before_the_first_stage(copied, ran, capsys, words):
+    table = copied.path.parent / "table.csv"
+    table.write_text('id,points\ntrain_00000,"[[""no class"", 1, 1]]"\n')
+    content = copied.content(epochs=2)
+    trained = json.loads(json.dumps(content["stages"]["classifier"]))
+    trained["options"]["data"]["init_args"]["annotations"] = [str(table)]
+    content["stages"]["annotated"] = trained
+    content["settings"]["images"] = 8
+    trained["options"]["data"]["class_path"] = "VOCDataModule"
+    trained["options"]["data"]["init_args"] = {
+        "root": f"{copied.data}/8", "annotations": [str(table)], "size": 48, "batch_size": 4, "num_workers": 0,
+    }  # fmt: skip
+    assert copied.run(content, *words) == 1
+    assert (
+        f"stage 'annotated': {table}, line 2, image train_00000: there is no class 'no class'"
+        in capsys.readouterr().err
+    )
+    assert ran == []
+
+
 def test_missing_annotations_are_found_before_the_first_stage(tmp_path, ran, capsys):
     recipe = RecipeFolder(tmp_path, tmp_path / "data")
     content = recipe.content()
