@@ -419,12 +419,12 @@ class Runner:
                 raise UsageError(f"stage '{stage.name}': {error}") from None
 
     def _check_annotations(self, stages: Sequence[Stage]) -> None:
-        """Read the annotations of the first stage that has some: hours may pass before it does."""
+        """Read the annotations of the first training that has some: hours may pass before it does."""
         for stage in stages:
-            if (
-                any(_is_annotation_file(name, value) for name, value in leaves(stage.options))
-                and stage.command == "fit"
-            ):
+            options = dict(leaves(stage.options))
+            root = UPath(options.get("data.init_args.root") or ".")  # which an earlier stage may download
+            given = any(_is_annotation_file(name, value) for name, value in options.items())
+            if given and stage.command == "fit" and (is_uri(root) or root.is_dir()):
                 from training.recipe_estimate import check_data  # torch, here only
 
                 try:
