@@ -231,7 +231,6 @@ def _tag_names(metadata: Mapping[bytes, bytes]) -> list[str]:
     """Return the names of the column ``tags``, a list of ClassLabel, in the features that `datasets` stores."""
     try:
         tags = json.loads(metadata[b"huggingface"])["info"]["features"]["tags"]
-        names = (tags.get("feature") or tags)["names"]
+        return list(map(str, (tags.get("feature") or tags)["names"]))
     except (KeyError, TypeError, ValueError, AttributeError):
         return []
-    return list(map(str, names))

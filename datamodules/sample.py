@@ -58,18 +58,24 @@ def image_id(file: str) -> str:
     return "/".join(part for part in path.parts if part not in ("/", ".."))  # results are files of this name
 
 
-def in_split(name: str, split: str, val_fraction: float) -> bool:
-    """Return whether an image belongs to the split ``train``, ``val`` or ``all`` of images without lists of splits.
+def split_samples(samples: Sequence[Sample], split: str, val_fraction: float) -> list[Sample]:
+    """Return the samples of the split ``train``, ``val`` or ``all`` of images without lists of splits.
 
-    A hash of the id alone decides, so that an image stays in its split when others are added.
+    A hash of the id alone decides, so that an image stays in its split when others are added. Where few images leave
+    ``val`` without any, it contains the one with the smallest hash.
 
     Args:
-        name: The id.
+        samples: All images.
         split: Name of the split.
-        val_fraction: Fraction of the images in ``val``.
+        val_fraction: Fraction of the images in ``val``; 0 for none.
     """
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 256**6  # in [0, 1)
-    return split in ("all", "val" if number < val_fraction else "train")
+    if split == "all":
+        return list(samples)
+    hashes = {sample.id: hashlib.sha256(sample.id.encode()).digest()[:6] for sample in samples}
+    in_val = {name for name, each in hashes.items() if int.from_bytes(each) < val_fraction * 256**6}
+    if not in_val and val_fraction > 0 and len(samples) > 1:
+        in_val = {min(hashes, key=hashes.__getitem__)}
+    return [sample for sample in samples if (sample.id in in_val) == (split == "val")]
 
 
 def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.float32]:

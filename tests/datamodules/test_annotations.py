@@ -22,7 +22,7 @@ from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
 from datamodules.masks import read_class_mask, read_mask, write_mask
-from datamodules.sample import in_split
+from datamodules.sample import Sample, split_samples
 from datamodules.voc import VOCDataModule
 from datamodules.webdataset import WebDatasetDataModule
 
@@ -200,7 +200,9 @@ def test_boxes_and_points_of_a_json_in_an_image_of_another_size(voc, tmp_path, m
 
 def test_annotations_of_a_photo_of_another_split_with_the_same_name(tmp_path):
     """A photo in a folder is not the photo of that name beside the folder."""
-    number = next(n for n in range(1000) if in_split(f"img{n}", "train", 0.1) and in_split(f"sub/img{n}", "val", 0.1))
+    samples = [Sample(f"{folder}img{n}", "") for n in range(1000) for folder in ("", "sub/")]
+    in_val = {sample.id for sample in split_samples(samples, "val", 0.1)}
+    number = next(n for n in range(1000) if f"sub/img{n}" in in_val and f"img{n}" not in in_val)
     files = [f"img{number}.jpg", f"sub/img{number}.jpg", *(f"other{n}.jpg" for n in range(4))]
     (tmp_path / "photos/sub").mkdir(parents=True)
     for file in files:

@@ -12,6 +12,7 @@ from datamodules.sample import (
     read_ids,
     require_masks,
     require_tags,
+    split_samples,
 )  # fmt: skip
 
 
@@ -61,6 +62,19 @@ def test_what_is_no_path_of_an_image(file):
 def test_a_list_with_a_byte_order_mark(tmp_path):
     (tmp_path / "ids.txt").write_bytes("\ufeffa\nb\n".encode())
     assert read_ids(tmp_path / "ids.txt") == ("a", "b")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+def test_few_images_have_a_validation_image(count):
+    """And they stay in their split when others are added, but for the one that was moved."""
+    samples = [Sample(f"img{number}", "") for number in range(1000)]
+    train, val, every = (split_samples(samples[:count], split, 0.02) for split in ("train", "val", "all"))
+    assert len(val) == (0 if count == 1 else 1)
+    assert len(train) + len(val) == len(every) == count
+    assert not split_samples(samples[:count], "val", 0)
+    large = split_samples(samples, "val", 0.02)
+    assert 10 < len(large) < 30
+    assert {each.id for each in large if each in samples[:count]} <= {each.id for each in val}
 
 
 def test_the_longest_end_of_a_path_is_the_image_of_any_split(tmp_path):
