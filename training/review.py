@@ -10,7 +10,7 @@ from upath import UPath
 from datamodules.base_datamodule import covered_samples, datamodule_from_settings
 from datamodules.check_data import near_groups, read_fingerprints
 from datamodules.errors import InputError
-from datamodules.files import require_folder, write_atomically
+from datamodules.files import is_uri, require_folder, write_atomically
 from datamodules.progress import print_message, track
 from datamodules.seed_cache import SeedCache
 from seeds.precision import Precision
@@ -124,5 +124,6 @@ def table(ranked: Sequence[Ranked]) -> str:
             ";".join(f"{name} {value:.4f}" for name, value in found.items()) for found in (each.untagged, each.missing)
         ]
         numbers = [f"{value:.4f}" for value in (each.doubt, *each.shares.values(), each.wrong_tags)]
-        writer.writerow([each.id, *numbers, *tags, ";".join(each.identical), each.image])
+        path = each.image if is_uri(each.image) else Path(each.image).absolute()  # the table may be moved
+        writer.writerow([each.id, *numbers, *tags, ";".join(each.identical), path])
     return text.getvalue()

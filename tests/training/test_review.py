@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -111,12 +112,12 @@ def test_the_table():
         {"cat": 0.9},
         {"dog": 1.0},
         ["c", "d"],
-        "x.jpg",
+        "/x.jpg",
         1.9,
     )
     assert table([row]).splitlines() == [
         "id,doubt,labels,views,CRF,tags,untagged,missing,identical,image",
-        '"a,b",0.5000,0.2500,0.1250,0.0000,1.9000,cat 0.9000,dog 1.0000,c;d,x.jpg',
+        '"a,b",0.5000,0.2500,0.1250,0.0000,1.9000,cat 0.9000,dog 1.0000,c;d,/x.jpg',
     ]  # fmt: skip
 
 
@@ -140,6 +141,7 @@ def test_the_command_ranks_all_images_and_writes_a_page(voc, wrong_labels, check
     assert main([*words, "--output", str(tmp_path / "out"), "--num_images", "4"]) == 0
     rows = rows_of(tmp_path / "out")
     assert sorted(row["id"] for row in rows) == sorted(sample.id for sample in VOCDataModule(str(voc)).samples("train"))
+    assert all(Path(row["image"]).is_absolute() for row in rows)
     doubts = [float(row["doubt"]) for row in rows]
     assert doubts == sorted(doubts, reverse=True)
     for row, doubt in zip(rows, doubts, strict=True):
