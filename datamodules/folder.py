@@ -105,7 +105,8 @@ def read_table(path: AnyPath) -> list[Sample]:
     if file_column is None or tag_column is None:
         columns = f"'file,tags', or have file_name and one of {', '.join(TAG_COLUMNS)}"
         raise InputError(f"{path} must start with the line {columns}, not {','.join(header)!r}.")
-    samples, below = [], set[PurePosixPath]()  # images relative to the table's folder
+    samples = []
+    folders, below = dict[AnyPath, AnyPath](), set[AnyPath]()  # of the images, resolved: .. or a link may lead to one
     for where, row in rows:
         name, tags = row.get(file_column), row.get(tag_column)
         if not isinstance(name, str):
@@ -118,13 +119,18 @@ def read_table(path: AnyPath) -> list[Sample]:
         names = re.split("[;|,]", tags or "") if isinstance(tags, str | None) else tags
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names.")
+        found = frozenset(each.strip() for each in names if each.strip())
         if name := name.strip():
             remote = is_uri(name)
-            found = frozenset(each.strip() for each in names if each.strip())
-            below |= set() if remote else {PurePosixPath(name)}
-            samples.append(Sample(image_id(name), name if remote else str(path.parent / PurePosixPath(name)), found))
-    folders = sorted({image.parent for image in below})
-    untagged = [name for place in folders for name in _images(path.parent / place) if place / name not in below]
+            image = path.parent / PurePosixPath(name)
+            if not remote:
+                folders.setdefault(image.parent, image.parent.resolve())
+                below.add(folders[image.parent] / image.name)
+            samples.append(Sample(image_id(name), name if remote else str(image), found))
+        elif found:
+            raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}.")
+    places = sorted(set(folders.values()), key=str)
+    untagged = [name for place in places for name in _images(place) if place / name not in below]
     if untagged:
         problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
         raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes.")

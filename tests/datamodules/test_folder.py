@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,12 +106,21 @@ def test_bad_metadata(album, text, message):
     assert "metadata.jsonl" in str(caught.value)
 
 
+def test_rows_may_name_images_in_several_ways(album):
+    names = sorted(path.name for path in album.glob("*.[jJ][pP][gG]"))
+    ways = [names[0], f"../{album.name}/{names[1]}", str(album / names[2]), *(f"./{name}" for name in names[3:])]
+    (album / "other.csv").write_text("file,tags\n" + "".join(f"{way},cat\n" for way in ways))
+    data = FolderDataModule(album, tags="other.csv")
+    assert sorted(Path(sample.image).name for sample in data.samples("all")) == names
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a.jpg,cat\n", r"must start with the line 'file,tags'.* not 'a\.jpg,cat'"),
         ("file,tags\na.jpg,cat\nnone.jpg,dog\nc.JPG,\nd.jpg,\n", r"contains none, and there is no image .*none\.jpg"),
         ("file,tags\na.jpg,cat\n", r"no row for 2 images beside its images, first c\.JPG"),
+        ("file,tags\na.jpg,cat\n,dog\n", r"line 3 has the tags dog and no file"),
         ("file,tags\na.jpg,cat\nc.JPG,\nd.jpg,\na.jpg,dog\n", "'all' of .* contains two images with the id 'a'"),
         ("file,tags\n", "contains no image"),
         ("", "must start with"),
