@@ -54,7 +54,7 @@ def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
     trainer, model = (dict(options.get(name) or {}) for name in ("trainer", "model"))
     data, images = check_data(options)
     arguments = dict(model.get("init_args") or {})
-    weights = arguments.pop("weights", "none")
+    weights = str(arguments.pop("weights", "none"))
     if (
         weights not in ("none", "imagenet")
         and "{" not in weights
