@@ -18,6 +18,7 @@ from datamodules.class_names import IGNORE
 from datamodules.coco_instances import (
     category_names,
     check_instances,
+    has_area,
     images_with_instances,
     instance_mask,
     read_json_file,
@@ -335,7 +336,7 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
     for name, (_, image, instances) in zip(matching, images, strict=True):
         if name not in samples or not (instances or not samples[name].tags):
             continue
-        segmented = all(each.get("segmentation") for each in instances)
+        segmented = all(has_area(each.get("segmentation")) for each in instances)
         if not segmented or any(each.get("keypoints") for each in instances):
             require_size((image.get("height"), image.get("width")), samples[name], f"{path}, image {image['id']}")
         if segmented and (mask := instance_mask(image, instances, indices, path)) is not None:

@@ -176,7 +176,7 @@ def unreadable_images(reasons: Mapping[str, str], total: int) -> list[Finding]:
         return []
     sentence = (
         f"{len(reasons)} of {total} images cannot be read; replace or remove them, or allow their share by "
-        f"--data.max_unreadable: {listed(list(reasons))}. The first: {next(iter(reasons.values()))}"
+        f"the data module's option max_unreadable: {listed(list(reasons))}. The first: {next(iter(reasons.values()))}"
     )
     return [Finding("unreadable", sentence, list(reasons))]
 
@@ -241,7 +241,7 @@ def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Find
     if few := [name for name, count in zip(classes, counts, strict=True) if count < FEW]:
         words = [f"{name} ({counts[classes.index(name)]})" for name in few]
         sentence = f"classes with fewer than {FEW} images are hardly learned: add images of them, or leave them out by "
-        found.append(Finding("few", f"{sentence}--data.classes: {listed(words)}", classes=few))
+        found.append(Finding("few", f"{sentence}the data module's option classes: {listed(words)}", classes=few))
     if everywhere := [name for name, count in zip(classes, counts, strict=True) if count == len(tagged)]:
         sentence = "classes in every image cannot be localized, because nothing shows what an image without them is: "
         found.append(Finding("everywhere", f"{sentence}add images without {listed(everywhere)}", classes=everywhere))

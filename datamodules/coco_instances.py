@@ -96,6 +96,12 @@ def images_with_instances(
     return [(file, image, instances[image["id"]]) for file, image in zip(files, content["images"], strict=True)]
 
 
+def has_area(segmentation: Any) -> bool:
+    """Return whether an instance has a segmentation other than polygons of fewer than three points."""
+    only_lists = isinstance(segmentation, list) and all(isinstance(each, list) for each in segmentation)
+    return bool(segmentation) and not (only_lists and all(len(each) in (0, 2, 4) for each in segmentation))
+
+
 def instance_mask(
     image: dict[str, Any], annotations: list[dict[str, Any]], indices: dict[int, int], path: AnyPath
 ) -> RleMask | None:

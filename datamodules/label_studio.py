@@ -13,8 +13,6 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import numpy as np
-
 from datamodules.annotations import BACKGROUND, Found, LabelledBox, Point, mask_index, valid_box
 from datamodules.brush_rle import decode_brush
 from datamodules.class_names import require_known
@@ -166,7 +164,9 @@ def _read_region(each: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], 
         region = encode_mask(decode_brush(value["rle"], height, width))
     elif "points" in shape and "vertices" not in value:
         pairs = [(x * width / 100, y * height / 100) for x, y in value["points"]]
-        region = instance_rle([list(itertools.chain(*pairs))], height, width) or encode_mask(np.zeros((height, width)))
+        if len(pairs) < 3:
+            raise InputError(f"a polygon has {len(pairs)} points, and needs three")
+        region = dict(instance_rle([list(itertools.chain(*pairs))], height, width) or {})
     elif {"x", "y"} <= shape and not {"radiusX", "radiusY", "text"} & value.keys():
         x, y = value["x"] * width / 100, value["y"] * height / 100
         region = Point(label or "", x, y)

@@ -116,6 +116,7 @@ BAD_REGIONS = {
     "size": (region("brushlabels", "ant", rle=[]) | {"original_width": 0}, "a region has the original size 48 x 0"),
     "rotated": (region("brushlabels", "ant", rle=[]) | {"image_rotation": 90}, "rotated in Label Studio"),
     "polygon": (region("polygonlabels", "ant", points=[[1, 2, 3]]), "polygonlabels is invalid"),
+    "two points": (region("polygonlabels", "ant", points=[[1, 2], [3, 4]]), "a polygon has 2 points, and needs three"),
     "far polygon": (region("polygonlabels", "ant", points=[[1e300, 2]] * 3), "not a list of polygons"),
     "text": (region("keypointlabels", "ant", x="1", y=2), "keypointlabels is invalid"),
     "number": (region("brushlabels", 3), r"a region has the labels \[3\]"),

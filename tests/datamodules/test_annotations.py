@@ -198,6 +198,14 @@ def test_boxes_and_points_of_a_json_in_an_image_of_another_size(voc, tmp_path, m
         read(open_voc(voc, path))
 
 
+def test_a_polygon_without_area_is_no_mask(voc, tmp_path):
+    """The object's box counts, as without a segmentation: a mask would call the object background."""
+    line = instance("ant", [[1, 2, 30, 20]], bbox=[1, 2, 29, 18])
+    sample = read(open_voc(voc, instances_json(tmp_path / "a.json", {"p0": [line]})))["p0"]
+    assert sample.mask is None
+    assert sample.boxes == (LabelledBox("ant", 1, 2, 30, 20),)
+
+
 def test_annotations_of_a_photo_of_another_split_with_the_same_name(tmp_path):
     """A photo in a folder is not the photo of that name beside the folder."""
     samples = [Sample(f"{folder}img{n}", "") for n in range(1000) for folder in ("", "sub/")]
