@@ -425,10 +425,10 @@ class Runner:
             root = UPath(options.get("data.init_args.root") or ".")  # which an earlier stage may download
             given = any(_is_annotation_file(name, value) for name, value in options.items())
             if given and stage.command == "fit" and (is_uri(root) or root.is_dir()):
-                from training.recipe_estimate import check_data  # torch, here only
+                from training.recipe_estimate import open_training_data  # torch, here only
 
                 try:
-                    check_data(stage.options)
+                    open_training_data(stage.options)
                 except InputError as error:
                     raise InputError(f"stage '{stage.name}': {error}") from error
                 return

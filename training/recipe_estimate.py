@@ -52,7 +52,7 @@ def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
         InputError: the data or the weights do not exist, or an option is invalid.
     """
     trainer, model = (dict(options.get(name) or {}) for name in ("trainer", "model"))
-    data, images = check_data(options)
+    data, images = open_training_data(options)
     arguments = dict(model.get("init_args") or {})
     weights = str(arguments.pop("weights", "none"))
     if (
@@ -76,7 +76,7 @@ def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
     return TrainingEstimate(images, steps, passes * seconds / 3600, passes * operations, memory)
 
 
-def check_data(options: Mapping[str, Any]) -> tuple[BaseDataModule, int]:
+def open_training_data(options: Mapping[str, Any]) -> tuple[BaseDataModule, int]:
     """Return the data module of a training and the number of its training images; read their annotations.
 
     Args:
