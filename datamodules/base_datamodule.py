@@ -58,11 +58,11 @@ class BaseDataModule(pl.LightningDataModule):
             with the columns ``mask``, ``points``, ``scribbles``, ``boxes``; or a file of an annotation tool: a JSON of
             COCO's instances or of Label Studio's tasks (``.json``), masks of CVAT (``.zip``), the ``data.yaml`` of YOLO
             (``.yaml``), a Hugging Face data set (``.parquet``). None: there are only tags. With ``targets: cues`` or
-            ``masks``, what is drawn into a training image is a training target, see
+            ``masks``, the annotations of a training image are training targets, see
             `training.segmentation_task.SegmentationTask.losses`; with ``masks``, images without a mask, point or
             scribble are left out.
-        mask_sampling_rate: How often an image with a mask among its annotations takes part in an epoch's shuffling,
-            relative to other images. The number of images in an epoch stays the same.
+        mask_sampling_rate: How often an image with a mask among its annotations is drawn, relative to other images. The
+            number of images in an epoch stays the same.
         min_images_per_epoch: Least number of images in an epoch: an epoch of a smaller data set repeats the images, so
             that a schedule in epochs has enough steps for few images, too.
         targets: Training targets: ``tags``, ``cues`` (of a seed cache) or ``masks``.

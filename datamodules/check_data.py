@@ -241,7 +241,7 @@ def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Find
     if few := [name for name, count in zip(classes, counts, strict=True) if count < FEW]:
         words = [f"{name} ({counts[classes.index(name)]})" for name in few]
         sentence = f"classes with fewer than {FEW} images are hardly learned: add images of them, or leave them out by "
-        found.append(Finding("few", f"{sentence}the data module's option classes: {listed(words)}", classes=few))
+        found.append(Finding("few", f"{sentence}the option classes: {listed(words)}", classes=few))
     if everywhere := [name for name, count in zip(classes, counts, strict=True) if count == len(tagged)]:
         sentence = "classes in every image cannot be localized, because nothing shows what an image without them is: "
         found.append(Finding("everywhere", f"{sentence}add images without {listed(everywhere)}", classes=everywhere))

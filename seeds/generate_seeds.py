@@ -75,10 +75,10 @@ def generate_seeds(
         flip: average the maps with those of the mirrored image.
         small_classes: classes whose objects are smaller than a position of ``layer``, such as holes and scratches:
             their maps are those of guided Grad-CAM. ``seeds refine`` and ``pseudo-label`` read these classes from the
-            cache, and do not enlarge or smooth away their labels.
+            cache, and neither spread nor smooth their labels.
         tile: height and width in pixels above which an image is cut into overlapping tiles of this size. The maps and
             the saliency of the tiles are computed for all tags of the image, and blended before any normalisation; the
-            cue grid of the image is larger as it has more tiles. By default images of any size are resized as a whole.
+            cue grid grows with the image. By default images of any size are resized as a whole.
         overlap: fraction of a tile's side that neighbouring tiles share.
         size: side in pixels to which images are resized at scale 1; by default that of the classifier.
         cue_stride: pixels per position of the cue grid, which has ⌈size / cue_stride⌉ positions on a side.
@@ -86,8 +86,10 @@ def generate_seeds(
         bg_fraction: background cues are this fraction of the positions, those of the lowest saliency.
         refine: crf: make the cues by the dense CRF instead of the two thresholds, as irn does (Ahn et al., CVPR
             2019): confident foreground, confident background, and no cue elsewhere. The maps stay as they are.
-        conf_fg: crf: score of the background, as a fraction of the maxima of the maps, that a confident class exceeds.
-        conf_bg: crf: score of the background that exceeds all classes where the background is confident.
+        conf_fg: crf: score of the background in a first run, as a fraction of the maxima of the maps: positions where a
+            class wins are foreground cues (irn's conf_fg_thres).
+        conf_bg: crf: score of the background in a second run: positions where it wins are background cues (irn's
+            conf_bg_thres).
         job: how the job reads images, shares the work and writes shards.
 
     Raises:

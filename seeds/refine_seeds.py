@@ -51,16 +51,17 @@ def refine_seeds(
 ) -> None:
     """Spread the maps of a seed cache by a random walk along learned affinities, and label each position.
 
-    Boundaries hold up the walk, so that the map of a class fills its object. The background wins where no map exceeds
-    its score. There are two differences from irn: a map is divided by its own maximum, because the tag proves that the
-    class is in the image (irn divides all maps of an image by their common maximum); and the dense CRF follows. The
-    new cache contains the spread maps. Annotations count: what is drawn spreads in another random walk, and keeps its
-    label; a class stays within its boxes, and each box contains some of it. The job runs as ``seeds generate`` does, in
-    any number of processes, and can be resumed. Images that ``cache`` has left out are left out.
+    The random walk rarely crosses a boundary, so a map spreads over its object and not beyond. A position is background
+    where no map exceeds ``fg_threshold``. There are two differences from irn: a map is divided by its own maximum,
+    because the tag proves that the class is in the image (irn divides all maps of an image by their common maximum);
+    and the dense CRF follows. The new cache contains the spread maps. Annotations count: annotated pixels spread in
+    another random walk, and keep their label; a class stays within its boxes, and each box contains some of it. The job
+    runs as ``seeds generate`` does, in any number of processes, and can be resumed. Images that ``cache`` has left out
+    are left out.
 
-    The small classes of ``cache`` do not walk, because no boundary that the network sees would hold them up. Their cues
-    are kept, and so are positions without a cue in their images that the walk of the other classes leaves to the
-    background.
+    Maps of the small classes of ``cache`` are not spread, because the network predicts no boundary around such objects.
+    Their cues are kept. In their images, positions without a cue that the other classes' maps leave to the background
+    stay without a cue.
 
     Args:
         cache: the seed cache whose maps are spread: CAMs, or the probabilities of ``pseudo-label``.

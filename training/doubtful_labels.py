@@ -68,8 +68,8 @@ class Ranked(NamedTuple):
         id: the image.
         doubt: share of doubtful positions.
         shares: the same for each of `REASONS`.
-        untagged: probability of each class that is not among the tags and seems to be in the image.
-        missing: for each tag that seems not to be in the image, 1 - its probability.
+        tags_to_add: probability of each class that is not among the tags and seems to be in the image.
+        tags_to_remove: for each tag that seems not to be in the image, 1 - its probability.
         identical: ids of nearly identical images.
         image: path or URI of the image.
         wrong_tags: expected number of mistakes among the tags: the sum over classes of the probability that the tag is
@@ -79,8 +79,8 @@ class Ranked(NamedTuple):
     id: str
     doubt: float
     shares: Mapping[str, float]
-    untagged: Mapping[str, float]
-    missing: Mapping[str, float]
+    tags_to_add: Mapping[str, float]
+    tags_to_remove: Mapping[str, float]
     identical: Sequence[str]
     image: str
     wrong_tags: float
@@ -128,14 +128,14 @@ def rank(each: Reviewed, classes: Sequence[str], identical: Sequence[str]) -> Ra
     tags = each.sample.tags or frozenset()
     found = zip(classes, each.found.tolist(), strict=True)
     wrong = {name: 1 - value if name in tags else value for name, value in found}  # probability of a mistake
-    untagged = {name: value for name, value in wrong.items() if name not in tags and value >= SUSPECT}
-    missing = {name: value for name, value in wrong.items() if name in tags and value >= SUSPECT}
+    tags_to_add = {name: value for name, value in wrong.items() if name not in tags and value >= SUSPECT}
+    tags_to_remove = {name: value for name, value in wrong.items() if name in tags and value >= SUSPECT}
     return Ranked(
         each.sample.id,
         each.doubt,
         each.shares(),
-        untagged,
-        missing,
+        tags_to_add,
+        tags_to_remove,
         identical,
         each.sample.image,
         sum(wrong.values()),

@@ -279,13 +279,14 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
             process runs a recipe in it, or a stage failed.
     """
     parser = RunParser("tag2mask run", description=ABOUT, allow_abbrev=False)
-    parser.add_argument("-c", "--config", metavar="FILE", required=True, help="the recipe")
+    parser.add_argument("-c", "--config", metavar="FILE", required=True, help="the recipe; --help lists its settings")
     parser.add_argument("--stages", metavar="A,B", default="", help="only these stages and those they need")
     parser.add_argument("--output", metavar="DIR", help="folder of the results in place of the recipe's")
     parser.add_argument(
         "--dry_run", metavar="BOOL", choices=("true", "false"), default="false",
         help="true: run nothing; list the stages, and estimate images, steps, hours and memory of the trainings",
     )  # fmt: skip
+    _add_settings(parser, words)
     options, rest = parser.parse_known_args(words)
     given: dict[str, str] = {"output": options.output} if options.output else {}
     remaining = iter(rest)
@@ -328,6 +329,25 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
                         write_atomically(output / file.name, file.read_bytes())
     except Timeout as error:
         raise InputError(f"another process runs a recipe in {output}; wait for it, or stop it") from error
+
+
+def _add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Add the settings of the recipe to a parser where `--help` is given: each with its comment."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("-c", "--config")
+    found, _ = finder.parse_known_args(words)
+    if found.config is None or {"-h", "--help"}.isdisjoint(words):
+        return
+    path = Path(config_path(found.config))
+    text = path.read_text()
+    root = yaml.compose(text, yaml.SafeLoader)
+    nodes = root.value if isinstance(root, yaml.MappingNode) else []
+    settings = next((value for key, value in nodes if key.value == "settings"), None)
+    group, lines = parser.add_argument_group(f"settings of {path}"), text.splitlines()
+    for name, value in settings.value if isinstance(settings, yaml.MappingNode) else []:
+        _, _, comment = lines[value.end_mark.line][value.end_mark.column :].partition("#")
+        about = f"{comment.strip()} (default: {text[value.start_mark.index : value.end_mark.index]})"
+        group.add_argument(f"--{name.value}", metavar="VALUE", help=about.replace("%", "%%"))
 
 
 class StageResult:

@@ -87,7 +87,7 @@ def review(
         for each in track(predict(trained, data, samples, cache), "reviewing", len(samples))
     ]
     ranked.sort(key=lambda each: each.doubt, reverse=True)
-    suspects = [each for each in ranked if each.untagged or each.missing]
+    suspects = [each for each in ranked if each.tags_to_add or each.tags_to_remove]
     suspects.sort(key=lambda each: each.wrong_tags, reverse=True)
     sections = {"labels": together(ranked, num_images), "tags": suspects[:num_images]}
     shown = {each.id for section in sections.values() for each in section}
@@ -118,10 +118,11 @@ def table(ranked: Sequence[Ranked]) -> str:
     """Return the table of all images, the most doubtful labels first, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "doubt", *REASONS, "tags", "untagged", "missing", "identical", "image"])
+    writer.writerow(["id", "doubt", *REASONS, "wrong_tags", "tags_to_add", "tags_to_remove", "identical", "image"])
     for each in ranked:
         tags = [
-            ";".join(f"{name} {value:.4f}" for name, value in found.items()) for found in (each.untagged, each.missing)
+            ";".join(f"{name} {value:.4f}" for name, value in found.items())
+            for found in (each.tags_to_add, each.tags_to_remove)
         ]
         numbers = [f"{value:.4f}" for value in (each.doubt, *each.shares.values(), each.wrong_tags)]
         path = each.image if is_uri(each.image) else Path(each.image).absolute()  # the table may be moved

@@ -67,9 +67,9 @@ def main() -> None:
             np.save(file, dict(zip(ids, rows, strict=True)), allow_pickle=True)
         return
     with options.review.open(encoding="utf-8") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: -float(row["tags"]))
+        rows = sorted(csv.DictReader(file), key=lambda row: -float(row["wrong_tags"]))
     order, doubtful = (
-        [row["id"] for row in chosen] for chosen in (rows, [r for r in rows if r["untagged"] + r["missing"]])
+        [row["id"] for row in chosen] for chosen in (rows, [r for r in rows if r["tags_to_add"] + r["tags_to_remove"]])
     )
     for title, first in (("10 %", order[: round(0.1 * len(order))]), ("doubtful", doubtful)):
         found = {kind: sum(wrong.get(name) == kind for name in first) for kind in KINDS}

@@ -240,6 +240,24 @@ def test_classes_of_predictions_are_matched_by_name(voc, predicted_masks, tmp_pa
     assert list(straight["iou"].items()) == list(plain["iou"].items())
 
 
+def test_predictions_for_a_folder_of_images(voc, predicted_masks, tmp_path):
+    """The same images, masks and predictions as a folder with tags.csv have the same figures as in VOC's layout."""
+    predictions, ids = predicted_masks
+    classes, root = (voc / "classes.txt").read_text().split(), tmp_path / "photos"
+    (root / "masks").mkdir(parents=True)
+    for name in ids:
+        shutil.copy(voc / f"JPEGImages/{name}.jpg", root)
+        shutil.copy(voc / f"SegmentationClass/{name}.png", root / "masks")
+    (root / "tags.csv").write_text("\n".join(["file,tags", *(f"{name}.jpg,{';'.join(classes)}" for name in ids)]))
+    (root / "classes.txt").write_text("\n".join(classes))
+    words = ["evaluate", "--predictions", predictions, "--root", root, "--split", "all", "--output", tmp_path / "out"]
+    assert run(*words) == 0
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    expected = evaluate(predictions=predictions, root=str(voc), output=tmp_path / "voc", num_images=0)
+    assert found["confusion"] == expected["confusion"]
+    assert found["data"]["class_path"] == "datamodules.folder.FolderDataModule"
+
+
 def test_masks_of_predict_score_as_evaluate_does(voc, checkpoint, tmp_path):
     photos = [voc / f"JPEGImages/{name}.jpg" for name in (voc / "ImageSets/Segmentation/val.txt").read_text().split()]
     listed = json.dumps([str(photo) for photo in photos])

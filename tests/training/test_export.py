@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +16,13 @@ import segmentation_models_pytorch as smp
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
 from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
+from datamodules.images import normalize
+from datamodules.transforms import Transform
 from tests.tars import tar_bytes
 from tests.training.conftest import data_of, trainer_of
 from training.cli import main
@@ -25,6 +31,7 @@ from training.inference import load_trained
 from training.predict import predict
 from training.segmentation_task import SegmentationTask
 
+EXPORT_PAGE = Path(__file__).parents[2] / "docs/pages/how-to/export.md"
 FORMATS = {"torchscript": "net.pt", "onnx": "net.onnx", "smp": "net"}
 
 
@@ -105,6 +112,22 @@ def test_predict_writes_the_same_masks(voc, network, written, tmp_path, form):
         assert (
             archive.extractfile(f"{photos[0].stem}.png").read() == (tmp_path / f"b/{photos[0].stem}.png").read_bytes()
         )
+
+
+@pytest.mark.parametrize("size", [(400, 300), (40, 50)])
+def test_the_onnx_example_of_the_docs_computes_the_same_scores(network, written, tmp_path, monkeypatch, size):
+    """Noise, larger or smaller than the network's images: another interpolation would change the scores."""
+    monkeypatch.chdir(tmp_path)
+    photo = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(photo).save("photo.jpg", "PNG")  # without loss: decoders of JPEG differ
+    shutil.copy(written / "net.onnx", "net.onnx")
+    names: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", EXPORT_PAGE.read_text(), re.DOTALL)[1], names)
+    trained = load_trained(network)
+    image = torch.from_numpy(Transform(trained.size)(photo)["image"]).permute(2, 0, 1)[None]
+    expected = trained.scores(normalize(image))
+    np.testing.assert_allclose(names["scores"], expected.numpy(), atol=1e-3)
+    assert names["mask"].shape == size[::-1]
 
 
 def test_torchscript_needs_nothing_of_this_project(network, written, tmp_path):

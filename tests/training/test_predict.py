@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ from tests.tars import tar_bytes
 from training.cli import main
 from training.inference import load_trained, predictions
 from training.predict import predict
+
+PYTHON_PAGE = Path(__file__).parents[2] / "docs/pages/reference/python.md"
 
 
 @pytest.fixture
@@ -53,6 +57,18 @@ def test_predict_writes_palette_masks_of_the_photos_size(checkpoint, photos, tmp
             assert mask.getpalette()[:63] == voc_palette()[:63]
         assert read_mask(out / f"{name}.png").shape == read_image(photos / photo).shape[:2]
     assert read_mask(out / "b.png").shape == (80, 50)  # upright
+
+
+def test_the_example_of_the_docs_computes_the_mask_of_predict(checkpoint, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/photos_recipe/network").mkdir(parents=True)
+    shutil.copy(checkpoint, "runs/photos_recipe/network/last.ckpt")
+    shutil.copy(photos / "b.jpeg", "photo.jpg")
+    names: dict[str, Any] = {}
+    exec(re.search(r"test_predict.py -->\n```python\n(.*?)```", PYTHON_PAGE.read_text(), re.DOTALL)[1], names)
+    (path,) = predict(checkpoint, [Path("photo.jpg")], tmp_path / "masks", num_workers=0)
+    np.testing.assert_array_equal(names["mask"].numpy(), read_mask(path))
+    assert names["probabilities"].sum(0).numpy() == pytest.approx(1, abs=1e-5)
 
 
 def test_predict_agrees_with_evaluate(voc, checkpoint, tmp_path):

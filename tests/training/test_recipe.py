@@ -777,6 +777,23 @@ def test_a_mistake_in_a_stage(name, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_help_lists_the_settings_of_a_recipe(tmp_path, capsys):
+    """Each with the comment behind it in the YAML and its default."""
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "output: o\nsettings:\n  root: photos   # the images, 100 %\n  few: [a, b]\nstages: {a: {command: fit}}"
+    )
+    assert main(["run", f"--config={recipe}", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--root VALUE the images, 100 % (default: photos)" in text
+    assert "--few VALUE (default: [a, b])" in text
+    recipe.write_text("settings: [")
+    assert main(["run", f"--config={recipe}", "--help"]) == 2
+    assert "not YAML" in capsys.readouterr().err
+    recipe.write_text("- 1")
+    assert main(["run", f"--config={recipe}", "--help"]) == 0
+
+
 @pytest.mark.parametrize(
     ("text", "words", "expected"),
     [

@@ -93,7 +93,7 @@ def test_doubtful_tags():
     image = np.zeros((2, 2, 3), np.uint8)
     each = Reviewed(sample, image, flat, flat, nothing, np.array([0.25, 0.8125, 0.875, 0.125], np.float32))
     found = rank(each, ["cat", "cow", "dog", "horse"], ["b"])
-    assert (found.untagged, found.missing) == ({"dog": 0.875}, {"cat": 0.75})
+    assert (found.tags_to_add, found.tags_to_remove) == ({"dog": 0.875}, {"cat": 0.75})
     assert (found.doubt, found.identical, found.image) == (0, ["b"], "a.jpg")
     assert found.wrong_tags == 0.75 + 0.1875 + 0.875 + 0.125
 
@@ -116,7 +116,7 @@ def test_the_table():
         1.9,
     )
     assert table([row]).splitlines() == [
-        "id,doubt,labels,views,CRF,tags,untagged,missing,identical,image",
+        "id,doubt,labels,views,CRF,wrong_tags,tags_to_add,tags_to_remove,identical,image",
         '"a,b",0.5000,0.2500,0.1250,0.0000,1.9000,cat 0.9000,dog 1.0000,c;d,/x.jpg',
     ]  # fmt: skip
 

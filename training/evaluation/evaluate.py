@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
-from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, voc_classes
+from datamodules.check_data import open_data
+from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, read_classes
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, file_sha256, require_folder, write_atomically, write_json
 from datamodules.images import any_size, as_rgb, read_image
@@ -24,7 +25,6 @@ from datamodules.samplers import evenly
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
-from datamodules.voc import VOCDataModule
 from seeds.precision import Precision
 from seeds.tiles import Tiling
 from training import inference
@@ -74,10 +74,10 @@ def evaluate(
         checkpoint: a segmentation checkpoint of ``tag2mask fit``.
         output: folder for the results; created if necessary.
         predictions: instead of a checkpoint, a folder of masks ``<id>.png`` or ``<id>.tif`` (palette or gray, read by
-            index) for data of VOC's layout. The classes are those of ``classes.txt`` in the folder, or else those of
-            the data's masks. The options about the network, from crf to overlap and from eval_size to num_workers, are
-            ignored then.
-        root: folder of the data; by default that of the training. Required with predictions.
+            index). The classes are those of ``classes.txt`` in the folder, or else those of the data. The options
+            about the network, from crf to overlap and from eval_size to num_workers, are ignored then.
+        root: folder of the data; by default that of the training. Required with predictions, for which its layout
+            decides the kind of data: VOC, COCO, or a folder of images.
         split: split to score; by default the test split of the training (``val`` with predictions).
         masks: name of the folder of masks; by default that of the training.
         classes: with predictions, the classes to score; by default all classes of the predictions.
@@ -132,12 +132,9 @@ def evaluate(
     elif predictions is not None and checkpoint is None:
         if root is None:
             raise InputError("the images and masks are not given: give --root as well as --predictions")
-        named = (predictions / "classes.txt").is_file()
-        predicted_classes = voc_classes(predictions if named else UPath(root).expanduser())
-        data = VOCDataModule(
-            root, labels=None, masks=masks or "auto", classes=list(classes or predicted_classes),
-            test_split=split or "val", **limits,
-        )  # fmt: skip
+        named, wanted = predictions / "classes.txt", {"masks": masks, "test_split": split or "val", **limits}
+        predicted_classes = read_classes(named) if named.is_file() else open_data(root, **wanted).classes
+        data = open_data(root, classes=list(classes or predicted_classes), **wanted)
         listed = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
         samples = [sample for sample in listed if sample.mask is not None]
         stream, crf = _read_predictions(predictions, predicted_classes, samples, data), False

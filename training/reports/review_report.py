@@ -48,12 +48,12 @@ def _card(ranked: Ranked, reviewed: Reviewed, names: Sequence[str]) -> dict[str,
     }
     tags = reviewed.sample.tags or frozenset()
     found = {*np.unique(reviewed.labels).tolist(), *np.unique(reviewed.prediction).tolist()}
-    found |= {names.index(name) for name in (*ranked.untagged, *ranked.missing)}
+    found |= {names.index(name) for name in (*ranked.tags_to_add, *ranked.tags_to_remove)}
     return {
         "name": ranked.id, "doubt": ranked.doubt, "shares": ranked.shares, "identical": ranked.identical,
         "reason": max(ranked.shares, key=lambda reason: ranked.shares[reason]),
         "tags": [name for name in names if name in tags],
-        "untagged": ranked.untagged, "missing": ranked.missing,
+        "tags_to_add": ranked.tags_to_add, "tags_to_remove": ranked.tags_to_remove,
         "image": embed(small, f"{ranked.id}, tags: {', '.join(sorted(tags)) or 'none'}"),
         "layers": embed_layers(layers),
         "classes": sorted(index for index in found if 0 < index < len(names)),

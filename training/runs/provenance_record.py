@@ -62,7 +62,7 @@ class RunRecord(pl.Callback):
             attempt["cache"] = {
                 "path": str(data.cues.path),
                 "fingerprint": data.cues.fingerprint,
-                "classifier_sha256": data.cues.settings.get("checkpoint_sha256"),  # None: imported
+                "checkpoint_sha256": data.cues.settings.get("checkpoint_sha256"),  # None: imported
             }
         if is_uri(weights) or weights.is_file():
             attempt["weights"] = {"path": str(weights), "sha256": file_sha256(weights)}
@@ -115,5 +115,5 @@ def provenance_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     data = last.get("data", {})
     yield "images", f"{data.get('images')} (list {str(data.get('images_sha256'))[:12]}…)"
     if cache := last.get("cache"):
-        classifier = f"by {cache['classifier_sha256'][:12]}…" if cache.get("classifier_sha256") else "imported"
-        yield "seed cache", f"{cache.get('path')} (fingerprint {str(cache.get('fingerprint'))[:12]}…, {classifier})"
+        origin = f"by {cache['checkpoint_sha256'][:12]}…" if cache.get("checkpoint_sha256") else "imported"
+        yield "seed cache", f"{cache.get('path')} (fingerprint {str(cache.get('fingerprint'))[:12]}…, {origin})"
