@@ -169,7 +169,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
                     where = f"the point ({x:g}, {y:g}) of {name} is outside of the image {sample.image}"
                     raise InputError(f"{where}, which is {width}x{height}.")
             if name in self.indices:
-                lines.append((self.indices[name], np.array(vertices, np.float32)))
+                # the middle of its pixel: at a pixel's edge, the mirrored point would be in the pixel beside it
+                lines.append((self.indices[name], np.floor(np.array(vertices, np.float32)) + 0.5))
         return lines
 
 

@@ -76,7 +76,7 @@ class Explainer:
 def cams(maps: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Return maps of `Explainer.maps`, one channel each, resized bilinearly to (k, H, W); negatives are 0."""
     single = heat(maps[None])
-    large = functional.interpolate(single, shape, mode="bilinear", antialias=single.shape[2] > shape[0])
+    large = functional.interpolate(single, shape, mode="bilinear", antialias=True)
     return large[0].clamp(min=0).numpy()
 
 

@@ -1,9 +1,10 @@
 """Large images: scores of overlapping tiles, blended on one grid for the whole image.
 
 A tile of T x T pixels is resized as a whole image is, to the side of the network's input, and its scores have h x w
-positions, T / h pixels apart. All tiles start at multiples of that distance, so that their grids coincide. The last
-tile of a row or column starts at the first multiple from which it reaches the edge of the image; the fraction of a
-position beyond the edge is filled by reflection, as is an image that is smaller than a tile on one side.
+positions, T / h pixels apart. All tiles start at multiples of that distance, rounded to whole pixels, so
+that their grids coincide. The last tile of a row or column starts at the first multiple from which it reaches the edge
+of the image; the fraction of a position beyond the edge is filled by reflection, as is an image that is smaller than a
+tile on one side.
 """
 
 import math

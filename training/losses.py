@@ -24,6 +24,7 @@ from seeds.score_maps import resize_labels
 
 PROBABILITY_FLOOR = 1e-4  # added after the softmax, and the floor of the CRF's output, as released
 REFERENCE_POSITIONS = 41 * 41  # of the grid to which the released decays 0.996 and 0.999 belong
+BOX_TOLERANCE = 1e-4  # of a side of the image: files round the sides of boxes
 LOG_FLOOR = 1e-12  # keeps the logarithm of probabilities from other sources than `sec_probabilities` finite
 
 
@@ -221,7 +222,10 @@ def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:
             outside = ~interiors.any(dim=0)
             inside = p.where(interiors, 0)
             lines = torch.cat([inside.amax(dim=2), inside.amax(dim=1)], dim=1)  # (n, h + w), largest p of each
-            complete = torch.cat([rows & (left >= 0) & (right <= 1), columns & (top >= 0) & (bottom <= 1)], dim=1)
+            first, last = -BOX_TOLERANCE, 1 + BOX_TOLERANCE
+            rows &= (left >= first) & (right <= last)
+            columns &= (top >= first) & (bottom <= last)
+            complete = torch.cat([rows, columns], dim=1)
             complete &= torch.cat([interiors.any(dim=2), interiors.any(dim=1)], dim=1)
             term = _ratio((_log(1 - p) * outside).sum(), outside.sum())
             term = term + _ratio((_log(lines) * complete).sum(), complete.sum())

@@ -87,7 +87,8 @@ def pseudo_label(
         "size": source.data.hparams["eval_size"] if size is None else size, "crf": dict(TEST_CRF) if crf else None,
         **({SMALL_CLASSES: other.settings[SMALL_CLASSES]} if other is not None and other.small_labels else {}),
     }  # fmt: skip
-    write_seed_cache(output, PseudoLabelModule(task, settings, other), source, job, consensus=other)
+    module = PseudoLabelModule(task, settings, other, task.network.multiple)
+    write_seed_cache(output, module, source, job, consensus=other)
 
 
 class PseudoLabelModule(SeedModule):
@@ -96,16 +97,20 @@ class PseudoLabelModule(SeedModule):
     packages = ALL_PACKAGES
     annotations = True
 
-    def __init__(self, network: nn.Module, settings: Mapping[str, Any], consensus: SeedCache | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, settings: Mapping[str, Any], consensus: SeedCache | None = None, multiple: int = 1
+    ) -> None:
         """Prepare.
 
         Args:
             network: returns scores (B, C+1, h, w) of normalised images (B, 3, H, W).
             settings: as `pseudo_label` records them.
             consensus: a seed cache; positions with another label there have no cue.
+            multiple: sides of scaled images are rounded to multiples of this number.
         """
         super().__init__(network, settings)
         self.views, self.consensus = Views(tuple(settings["scales"]), settings["flip"]), consensus
+        self.multiple = multiple
         self.small = [] if consensus is None else consensus.small_labels
 
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
@@ -117,8 +122,9 @@ class PseudoLabelModule(SeedModule):
         images, labels = batch["image"], batch["labels"]
         absent = nn.functional.pad(labels == 0, (1, 0), value=False)[:, :, None, None]  # (B, C+1, 1, 1)
         scores = view_scores(
-            lambda view: self.network(view).float().masked_fill(absent, -torch.inf), images, self.views, grid=self.grid
-        )
+            lambda view: self.network(view).float().masked_fill(absent, -torch.inf), images, self.views,
+            multiple=self.multiple, grid=self.grid,
+        )  # fmt: skip
         probs = resize_maps(scores.softmax(dim=1), self.grid).cpu().numpy()
         if not np.isfinite(probs).all():
             raise InputError(f"the network's scores of image {batch['id'][0]} or its neighbours are not finite")

@@ -30,17 +30,15 @@ class CAM(LayerMethod):
 class GradCAMPlusPlus(LayerMethod):
     """Grad-CAM++ (Chattopadhay et al., WACV 2018): weights are sums of positive gradients, each times alpha.
 
-    alpha = g² / (2 g² + g³ · sum of the channel's activation), as in the paper for a score behind an exponential.
+    alpha = g² / (2 g² + g³ · sum of the channel's activation), as in the paper for a score behind an exponential; a
+    negative sum counts as 0. (The library grad-cam adds 1e-6 to the denominator, which outweighs g² on fine grids.)
     """
-
-    epsilon = 1e-6  # grad-cam's
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
         """Return the maps, as `seeds.cam_methods.base.LayerMethod.combine`."""
-        squared = gradients.square()
-        total = features.sum(dim=(2, 3), keepdim=True)
-        alpha = squared / (2 * squared + total * squared * gradients + self.epsilon)
-        weights = (gradients.relu() * alpha.where(gradients != 0, 0)).sum(dim=(2, 3))
+        positive = gradients.relu()  # alpha of the other positions is multiplied by 0
+        total = features.sum(dim=(2, 3), keepdim=True).relu()
+        weights = (positive / (2 + total * positive)).sum(dim=(2, 3))
         return torch.einsum("nk,nkhw->nhw", weights, features).relu_()
 
 

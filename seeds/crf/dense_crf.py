@@ -12,6 +12,7 @@ from seeds.crf.gaussian_kernels import Kernels
 from seeds.crf.lattice_mean_field import lattice_mean_field
 from seeds.crf.torch_lattice_mean_field import torch_lattice_mean_field
 
+NARROWEST = 1e-6  # standard deviation of a kernel: beyond it squares of differences overflow float32
 EXACT_PIXELS = 4096
 """Largest image for which "auto" uses the exact engine on an accelerator; its kernel matrix takes 67 MB per image."""
 
@@ -72,15 +73,17 @@ def dense_crf(
         raise InputError(f"the CRF's input is empty, got {shapes}")
     if image.device != logits.device:
         raise InputError(f"the CRF's image is on {image.device}, its logits on {logits.device}")
-    if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():  # the sum is fast, but may overflow
-        raise InputError(f"the CRF's logits contain NaN or infinity, got {shapes}")
+    unary = logits.detach().to(torch.float32)
+    if not torch.isfinite(unary.sum()) and not torch.isfinite(unary).all():  # the sum is fast, but may overflow
+        raise InputError(f"the CRF's logits contain NaN or infinity in float32, got {shapes}")
     positive = {"scale": scale, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
     weights = {"bilateral_weight": bilateral_weight, "gaussian_weight": gaussian_weight}
     for name, value in {**positive, "gaussian_sxy": gaussian_sxy, **weights}.items():
         if not 0 <= value < math.inf or (value == 0 and name not in weights):
             raise InputError(f"{name} of the CRF must be positive (a weight may be 0) and finite, not {value}")
     kernels = Kernels(bilateral_weight, bilateral_sxy / scale, bilateral_srgb, gaussian_weight, gaussian_sxy / scale)
-    unary = logits.detach().to(torch.float32)
+    if min(kernels.bilateral_sxy, kernels.bilateral_srgb, kernels.gaussian_sxy) < NARROWEST:
+        raise InputError("the CRF's kernels are too narrow: raise sxy or srgb, or lower scale")
     if engine != "exact" and logits.device.type == "cpu":
         return lattice_mean_field(image, unary, kernels, iterations)
     exact = engine == "exact" or (engine == "auto" and logits[0, 0].numel() <= EXACT_PIXELS)

@@ -18,6 +18,7 @@ from datamodules.errors import InputError
 from seeds.crf.gaussian_kernels import Kernels, pixel_positions
 
 REMAINDER_SHIFT = 60
+EXACT = 2**22  # sums of d + 1 smaller quotients are exact in float32
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,14 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
     rank, quotient = rank + shift * (d + 1), quotient + shift
     rest = (elevated - quotient * (d + 1)) / (d + 1)
 
+    bits = REMAINDER_SHIFT // d
+    if not quotient.abs().amax() < min(2 ** (bits - 1) - 2, EXACT):
+        raise InputError(f"the CRF's kernels are too narrow for an image of {n} pixels: raise sxy or srgb")
     place = (d - rank).long()
     barycentric = rest.new_zeros((n, d + 2))
     barycentric.scatter_add_(1, place, rest).scatter_add_(1, place + 1, -rest)
     barycentric[:, 0] += 1 + barycentric[:, d + 1]
 
-    bits = REMAINDER_SHIFT // d
-    if quotient.abs().amax() >= 2 ** (bits - 1) - 2:
-        raise InputError(f"the CRF's kernels are too narrow for an image of {n} pixels: raise sxy or srgb")
     fields = torch.tensor([1 << (bits * i) for i in range(d)], device=features.device)
     remainder = torch.arange(d + 1, device=features.device)
     wrapped = rank[:, None, :d].long() > d - remainder[:, None]  # (n, remainder, coordinate)

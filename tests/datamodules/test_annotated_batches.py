@@ -120,6 +120,19 @@ def test_a_mask_adds_its_classes_to_the_labels(voc, cache):
         assert (items[index]["cues"] != 255).any()
 
 
+def test_a_mirrored_point_is_drawn_where_its_pixel_is(tmp_path):
+    """Points at whole numbers, as tables contain them: the pixel of each is drawn, mirrored or not."""
+    size = 32
+    Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(tmp_path / "x.png")
+    points = tuple(Point("a", float(x), float(y)) for x, y in ((0, 3), (7, 0), (31, 31)))
+    sample = Sample("x", str(tmp_path / "x.png"), points=points)
+    augment = Augment(crop=None, flip=True, color=0)
+    data = ImageDataset([sample], ["a"], size, training=True, annotations=True, augment=augment)
+    straight, mirrored = {(3, 0), (0, 7), (31, 31)}, {(3, 31), (0, 24), (31, 0)}
+    drawn = [set(map(tuple, np.argwhere(data[Draw(0, seed)]["mask"] == 1).tolist())) for seed in range(8)]
+    assert {frozenset(each) for each in drawn} == {frozenset(straight), frozenset(mirrored)}
+
+
 def test_a_point_outside_of_its_image_is_one_sentence(voc, cache, tmp_path):
     data = VOCDataModule(str(voc), labels="xml")
     sample = data.samples("train")[0]

@@ -1,5 +1,6 @@
 """CAM, Grad-CAM and the other class activation maps, against formulas and the grad-cam library."""
 
+import copy
 import functools
 
 import numpy as np
@@ -111,7 +112,9 @@ def test_heads_are_recognised(kind, is_linear, monkeypatch):
 @pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer3"), ("vgg", "features.4")])
 def test_equals_the_grad_cam_library(ours, theirs, name, layer):
     library = pytest.importorskip("pytorch_grad_cam")
-    model = network(name)
+    model = copy.deepcopy(network(name))
+    with torch.no_grad():  # large gradients, beside which the 1e-6 that the library adds in Grad-CAM++ is nothing
+        [module for module in model.modules() if isinstance(module, nn.Linear)][-1].weight.mul_(1e4)
     maps = ours(model, layer)(IMAGES, LABELS)
     with getattr(library, theirs)(model, [model.get_submodule(layer)]) as peer:
         for image, label in LABELS.nonzero().tolist():
@@ -123,6 +126,21 @@ def test_equals_the_grad_cam_library(ours, theirs, name, layer):
             value = peer.activations_and_grads.activations[0].numpy()
             expected = np.maximum(peer.get_cam_image(single, None, None, value, gradients, eigen_smooth=False), 0)[0]
             np.testing.assert_allclose(maps[image, label], expected, rtol=1e-4, atol=1e-4 * expected.max())
+
+
+def test_grad_cam_plus_plus_of_small_gradients():
+    """The paper's formula in float64, for gradients as small as those behind an average over 40x40 positions."""
+    generator = np.random.default_rng(0)
+    features, gradients = generator.uniform(size=(2, 5, 40, 40)), generator.normal(size=(2, 5, 40, 40)) * 1e-5
+    total = features.sum(axis=(2, 3), keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alpha = gradients**2 / (2 * gradients**2 + gradients**3 * total)
+    weights = (alpha * np.maximum(gradients, 0)).sum(axis=(2, 3))
+    wanted = np.maximum(np.einsum("nk,nkhw->nhw", weights, features), 0)
+    method = GradCAMPlusPlus(network("resnet18"), "layer4")
+    found = method.combine(torch.tensor(features).float(), torch.tensor(gradients).float())
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert method.combine(-torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3)).isfinite().all()
 
 
 def test_layercam_of_features_below_zero():

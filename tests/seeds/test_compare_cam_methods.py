@@ -77,6 +77,15 @@ def test_cams_are_resized_bilinearly(voc, checkpoint):
     assert found.max() > 0
 
 
+def test_cams_of_pixels_are_averaged_where_a_side_shrinks():
+    """A single high pixel must not vanish, or stay as high, because only the narrow side shrinks."""
+    maps = torch.zeros(1, 64, 64)
+    maps[0, 32, 32] = 1.0
+    found = cams(maps, (65, 16))
+    assert found.max() < 0.5
+    assert found.sum() == pytest.approx(65 * 16 / 64**2, rel=0.1)
+
+
 def test_classes_in_the_image_are_explained_without_others(voc):
     """A map of CLIP-ES depends on the classes beside it: those in the image, as for seeds."""
     oracle, calls = Oracle(voc), []

@@ -266,6 +266,10 @@ def change(**changes: object) -> dict[str, object]:
         ({"gaussian_weight": -1.0}, "gaussian_weight.*-1.0"),
         ({"engine": "fast"}, "fast"),
         ({"scale": 1e7}, "too narrow"),
+        ({"scale": 1e9, "engine": "exact"}, "too narrow"),
+        ({"bilateral_srgb": 1e-30, "engine": "exact"}, "too narrow"),
+        ({"bilateral_srgb": 1e-30}, "too narrow"),
+        ({"logits": torch.full((2, 5, 6, 7), 1e39, dtype=torch.float64)}, "infinity in float32"),
         ({"bilateral_srgb": 0.001, "engine": "lattice"}, "too narrow"),
     ],
 )
@@ -283,10 +287,12 @@ def test_one_logit_that_is_not_finite_is_an_error(engine: str, value: float) -> 
         dense_crf(image, logits, engine=engine)
 
 
-def test_torch_lattice_refuses_kernels_too_narrow() -> None:
-    image, logits = example(h=6, w=7)
+@pytest.mark.parametrize("kernels", [(80.0, 0.001, 3.0), (80.0, 1e-6, 3.0), (8e-6, 13.0, 3e-7), (80.0, 13.0, 1e-12)])
+def test_torch_lattice_refuses_kernels_too_narrow(kernels: tuple[float, float, float]) -> None:
+    image, logits = example(h=6, w=50)
+    bilateral_sxy, bilateral_srgb, gaussian_sxy = kernels
     with pytest.raises(ValueError, match="too narrow"):
-        torch_lattice_mean_field(image, logits, Kernels(10.0, 80.0, 0.001, 3.0, 3.0), 1)
+        torch_lattice_mean_field(image, logits, Kernels(10.0, bilateral_sxy, bilateral_srgb, 3.0, gaussian_sxy), 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

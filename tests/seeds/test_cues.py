@@ -31,6 +31,12 @@ def test_background_is_the_lowest_part(saliency, fraction):
             assert one[low].max(initial=0) <= one[~low].min()
 
 
+def test_a_fraction_that_is_no_binary_number():
+    """0.29 of 100 positions are 29, though the product of the floats is 28.99…"""
+    saliency = np.arange(200, dtype=np.float32).reshape(2, 10, 10)
+    assert background_cues(saliency, 0.29).sum(axis=(1, 2)).tolist() == [29, 29]
+
+
 def test_conflicts_by_hand():
     foreground = np.array([[[[1, 1, 1, 0, 0]], [[0, 1, 1, 0, 0]], [[0, 0, 1, 1, 0]]]], np.bool_)
     background = np.array([[[1, 0, 0, 0, 1]]], np.bool_)

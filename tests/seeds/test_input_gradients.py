@@ -2,12 +2,14 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torch.nn import functional
 
+from datamodules.errors import InputError
 from seeds.cam_methods.input_gradients import (
     Deconvolution,
     DeconvolutionGradCAM,
@@ -35,6 +37,13 @@ def out_of_place(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.ReLU):
             module.inplace = False
     return model
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 64, 64, dtype=torch.uint8), np.zeros((1, 3, 64, 64), np.float32)])
+@pytest.mark.parametrize("method", [InputGradient, GuidedBackprop])
+def test_images_that_have_no_gradient(method, images):
+    with pytest.raises(InputError, match=r"images must be a tensor of floating point, not (torch\.uint8|ndarray)"):
+        method(network("resnet18"))(images, torch.ones(1, 4))
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet18"])

@@ -494,6 +494,16 @@ def test_box_loss_equals_a_slow_loop():
     assert box_loss(probs[2:], BOXES[2:]).item() == 0
 
 
+def test_box_loss_of_a_box_whose_side_is_rounded():
+    """A side a little beyond the image, as files with six decimals have it, is at the image's edge."""
+    probs = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    exact, rounded, beyond = (
+        box_loss(probs, [torch.tensor([[1, 0.25, 0, right, 1]])]) for right in (1, 1.0000005, 1.1)
+    )
+    assert rounded == pytest.approx(float(exact), rel=1e-6)
+    assert beyond != pytest.approx(float(exact), rel=1e-3)
+
+
 def test_box_loss_moves_a_class_into_its_box():
     logits = torch.zeros(1, 2, 8, 8, requires_grad=True)
     box_loss(logits.softmax(dim=1), [torch.tensor([[1, 0.25, 0.25, 0.75, 0.75]])]).backward()

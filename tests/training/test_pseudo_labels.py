@@ -110,6 +110,20 @@ def labels(checkpoint, tmp_path_factory):
     return path
 
 
+def test_scaled_images_have_sides_that_the_network_takes():
+    """As in `training.inference.Trained.scores`: half of 24 pixels are rounded to 8 with a multiple of 8."""
+    sides = []
+
+    class Sides(Scores):
+        def forward(self, images):
+            sides.append(images.shape[-1])
+            return super().forward(images)
+
+    batch = {"id": ["a"], "image": torch.zeros(1, 3, 24, 24), "labels": torch.ones(1, 2)}
+    PseudoLabelModule(Sides(), SETTINGS | {"size": 24, "scales": [1.0, 0.4]}, multiple=8).predict_seeds(batch)
+    assert sides == [24, 8]
+
+
 def test_another_setting_is_refused_by_name(labels, checkpoint, voc, tmp_path, capsys):
     """What was made with the CRF is not what was requested without; and so on."""
     words = ["--checkpoint", str(checkpoint), "--num_workers", "0", "--shard_size", "4", "--accelerator", "cpu"]
