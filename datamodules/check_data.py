@@ -93,7 +93,7 @@ def check_data(
         classes: the classes; by default all of the data set.
         size: side in pixels to which the training resizes images.
         cue_stride: pixels per position of the cue grid.
-        output: JSON file of all findings, with all ids.
+        output: JSON file of all findings, with all ids, and of the ids of the images to validate on.
 
     Raises:
         InputError: the data set cannot be read at all, or a number is not positive.
@@ -130,6 +130,7 @@ def check_data(
     if output is not None:
         write_json(output, {
             "root": root, "split": split, "images": len(samples), "images_by_class": dict(counts),
+            "validation": [sample.id for sample in others],
             "findings": [finding._asdict() for finding in found],
         })  # fmt: skip
 

@@ -62,9 +62,11 @@ def test_identical_images_in_both_splits(photos, tmp_path):
         (photos / name).unlink()
     table.write_text("\n".join([*rows, *(f"copy-{row}" for row in rows[1:])]))
     assert main(["check", f"--root={photos}", f"--output={tmp_path / 'check.json'}"]) == 0
-    first, both = json.loads((tmp_path / "check.json").read_text())["findings"][:2]
+    written = json.loads((tmp_path / "check.json").read_text())
+    first, both = written["findings"][:2]
     assert len(first["images"]) == 40
     validation = {sample.id for sample in FolderDataModule(str(photos)).samples("val")}
+    assert set(written["validation"]) == validation
     assert 0 < len(both["images"]) == sum(len(validation & {name, f"copy-{name}"}) == 1 for name in map(str, range(40)))
 
 
