@@ -43,12 +43,23 @@ FUNCTIONS = {
     "review": ("training.review:review", "rank training images by how doubtful their labels and tags are"),
     "plan": ("training.annotation_plan:plan", "print what hours of annotation are expected to give"),
     "evaluate": ("training.evaluation.evaluate:evaluate", "score a segmentation checkpoint or masks: IoU per class"),
-    "compare": ("training.evaluation.compare:compare", "compare the figures of several evaluations: compare A B ..."),
+    "compare": ("training.evaluation.compare:compare", "compare the figures of several evaluations"),
     "predict": ("training.predict:predict", "write masks for images"),
     "export": ("training.export:export", "write a trained network as TorchScript, ONNX or in SMP's format"),
     "explain": ("training.explain:explain", "draw where a classifier looks, by many CAM methods"),
 }  # fmt: skip
 RECIPE = {"run": "run all stages of a recipe, and keep those that have not changed"}
+GROUPS = {
+    "from tags to masks": ("check", "run", "predict"),
+    "trainings": tuple(LIGHTNING),
+    "training labels": ("zero-shot", "seeds generate", "seeds threshold", "seeds refine", "pseudo-label"),
+    "seed caches": (
+        "seeds evaluate", "seeds show", "seeds info", "seeds verify", "seeds merge", "seeds import", "seeds export",
+    ),
+    "results": ("evaluate", "compare", "explain", "export"),
+    "annotation": ("review", "plan"),
+}  # fmt: skip
+"""The commands by their purpose, as ``--help`` lists them."""
 # functions that several processes share, as Lightning's, or that compute a partition in each process
 SHARED = ("seeds generate", "seeds refine", "pseudo-label", "predict")
 
@@ -130,12 +141,14 @@ def dispatch(words: list[str]) -> None:
 
 
 def overview() -> str:
-    """Return the page of ``--help``: the commands, in a line each."""
+    """Return the page of ``--help``: the commands in groups, in a line each."""
     about = LIGHTNING | {name: line for name, (_, line) in FUNCTIONS.items()} | RECIPE
-    rows = "".join(f"  {name:<18}{line}\n" for name, line in about.items())
+    rows = "\n".join(
+        f"{title}:\n" + "".join(f"  {name:<18}{about[name]}\n" for name in names) for title, names in GROUPS.items()
+    )
     return f"""usage: tag2mask COMMAND [--config FILE.yaml] [--option value ...]
 
-Segmentation networks from image tags alone: tags -> classifier -> Grad-CAM seeds -> SEC -> masks.
+Segmentation networks from image tags alone: tags -> classifier -> Grad-CAM -> labels -> network -> masks.
 
 {rows}
 Each command: --help lists its options, --print_config writes them as YAML, --config reads them from one.

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from datamodules.seed_cache import SeedCache
-from training.cli import FUNCTIONS, LIGHTNING, main
+from training.cli import FUNCTIONS, LIGHTNING, RECIPE, main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = [
@@ -277,6 +277,12 @@ def test_a_process_without_traceback(tmp_path):
     assert done.stderr.strip().startswith("tag2mask: ")
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_each_command_once(capsys):
+    assert main(["--help"]) == 0
+    listed = [line[2:20].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert sorted(listed) == sorted([*LIGHTNING, *FUNCTIONS, *RECIPE])
 
 
 @pytest.mark.parametrize("command", [*LIGHTNING, *FUNCTIONS])
