@@ -75,7 +75,7 @@ def mask_boxes(mask: np.ndarray) -> list[Box]:
     return boxes
 
 
-def true_boxes(image: str | AnyPath, mask: np.ndarray, classes: Sequence[str]) -> list[Box]:
+def ground_truth_boxes(image: str | AnyPath, mask: np.ndarray, classes: Sequence[str]) -> list[Box]:
     """Return the boxes of an image: from its annotation in a VOC folder, or else around the parts of its mask.
 
     Args:

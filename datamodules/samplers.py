@@ -28,7 +28,7 @@ def run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
 
 
-def evenly(count: int, wanted: int) -> list[int]:
+def evenly_spaced(count: int, wanted: int) -> list[int]:
     """Return at most ``wanted`` of the numbers 0..count-1 in order, evenly spread, with the first and the last."""
     wanted = min(wanted, count)
     return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]

@@ -51,7 +51,7 @@ from seeds.distributed import (
 )
 from seeds.job_options import JobOptions
 from seeds.lost_classes import report_lost_classes
-from seeds.precision import Chosen, resolve_precision
+from seeds.precision import ResolvedPrecision, resolve_precision
 from seeds.provenance import annotations_sha256, ids_sha256, package_versions
 
 LISTED = 10  # left-out images that are printed one by one; the cache lists all
@@ -283,7 +283,7 @@ def write_seed_cache(
         shards.remove_empty_folder()
 
 
-def _trainer(job: JobOptions, precision: Chosen, writer: "ShardWriter") -> pl.Trainer:
+def _trainer(job: JobOptions, precision: ResolvedPrecision, writer: "ShardWriter") -> pl.Trainer:
     """Return the trainer of this process: one of those that work together, or on its own.
 
     Raises:

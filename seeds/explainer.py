@@ -13,7 +13,7 @@ from datamodules.files import AnyPath
 from datamodules.images import normalize
 from datamodules.transforms import Transform
 from seeds.activations import find_layer
-from seeds.cam_methods.input_gradients import heat
+from seeds.cam_methods.input_gradients import channel_maximum
 from seeds.cam_methods.registry import Method, method_class
 from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
@@ -73,9 +73,9 @@ class Explainer:
         return self.methods[method](image[None].to(self.device), labels)[0, list(classes)].cpu()
 
 
-def cams(maps: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
+def resized_maps(maps: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Return maps of `Explainer.maps`, one channel each, resized bilinearly to (k, H, W); negatives are 0."""
-    single = heat(maps[None])
+    single = channel_maximum(maps[None])
     large = functional.interpolate(single, shape, mode="bilinear", antialias=True)
     return large[0].clamp(min=0).numpy()
 

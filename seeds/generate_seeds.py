@@ -17,7 +17,7 @@ from datamodules.seed_shard import as_stored
 from seeds.activations import find_layer, record_activations
 from seeds.background_saliency import background_saliency, check_saliency, saliency_map
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
-from seeds.cam_methods.input_gradients import heat
+from seeds.cam_methods.input_gradients import channel_maximum
 from seeds.cam_methods.registry import Method, method_class
 from seeds.cam_methods.targets import select_scores
 from seeds.classifier import Classifier, ClassifierTask
@@ -231,7 +231,7 @@ class CamModule(SeedModule):
     def _maps(self, method: Method, images: Tensor, labels: Tensor) -> Tensor:
         """Return maps (n, h, w) of the n labels of a batch, not negative."""
         with torch.enable_grad():  # Lightning predicts without gradients
-            return heat(method(images, labels)).detach()[labels != 0].clamp(min=0)
+            return channel_maximum(method(images, labels)).detach()[labels != 0].clamp(min=0)
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
         """Return the cues of an image, made of its maps as the cache returns them."""

@@ -7,7 +7,7 @@ from datamodules.progress import print_message
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 """The option ``precision``, by Lightning's names: float32, or convolutions and matrix products in bfloat16."""
 
-Chosen = Literal["32-true", "bf16-mixed"]
+ResolvedPrecision = Literal["32-true", "bf16-mixed"]
 
 CPU_UNITS = ("amx_bf16", "avx512_bf16", "bf16")  # torch's names; the last is Arm's
 CUDA_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16
@@ -39,7 +39,7 @@ def computes_bfloat16(accelerator: str) -> bool:
     return False
 
 
-def resolve_precision(precision: Precision, accelerator: str = "auto") -> Chosen:
+def resolve_precision(precision: Precision, accelerator: str = "auto") -> ResolvedPrecision:
     """Return the precision to compute in; where it is ``auto``, choose it and print the choice.
 
     Args:
@@ -52,6 +52,6 @@ def resolve_precision(precision: Precision, accelerator: str = "auto") -> Chosen
     if precision != "auto":
         return precision
     native = computes_bfloat16(accelerator)
-    chosen: Chosen = "bf16-mixed" if native else "32-true"
+    chosen: ResolvedPrecision = "bf16-mixed" if native else "32-true"
     print_message(f"precision: {chosen}, as this processor {'computes' if native else 'does not compute'} bfloat16")
     return chosen

@@ -87,7 +87,9 @@ class Ranked(NamedTuple):
 
 
 @torch.inference_mode()
-def predict(trained: Trained, data: BaseDataModule, samples: Sequence[Sample], cache: SeedCache) -> Iterator[Reviewed]:
+def review_images(
+    trained: Trained, data: BaseDataModule, samples: Sequence[Sample], cache: SeedCache
+) -> Iterator[Reviewed]:
     """Yield what the network makes of each readable image.
 
     Raises:

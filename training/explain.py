@@ -12,7 +12,7 @@ from datamodules.files import require_folder, write_atomically
 from datamodules.images import as_rgb, read_image
 from datamodules.progress import track
 from datamodules.unreadable_images import UnreadableImages
-from seeds.explainer import Explainer, cams, split_names
+from seeds.explainer import Explainer, resized_maps, split_names
 from training.image_overlays import Image, encode_image, figure_grid, gradient_image, heat_overlay, shrink
 from training.predict import forbid_replacing, photo_samples, report_skipped
 from training.reports.pages import embed, render
@@ -119,7 +119,7 @@ def explain_image(explainer: Explainer, image: Image, title: str, labels: Sequen
         if maps.dim() == 4:  # (k, C, S, S): signed gradients of the pixels
             columns.append([gradient_image(each.numpy(), height, width) for each in maps])
         else:
-            columns.append([heat_overlay(small, cam) for cam in cams(maps, (height, width))])
+            columns.append([heat_overlay(small, cam) for cam in resized_maps(maps, (height, width))])
     captions = [f"{explainer.classes[c]}\np {probabilities[c]:.2f}\nscore {scores[c]:+.1f}" for c in labels]
     images = [[small, *row] for row in zip(*columns, strict=True)]
     return figure_grid(["photo", *explainer.methods], captions, images, title)
@@ -140,7 +140,7 @@ def find_evidence(explainer: Explainer, image: Image, name: str, label: int) -> 
     found = []
     for side, method in SIDES.items():
         maps = explainer.maps(method, network_input, [label])
-        strength, cam = float(maps.sum()), cams(maps, (small.shape[0], small.shape[1]))[0]
+        strength, cam = float(maps.sum()), resized_maps(maps, (small.shape[0], small.shape[1]))[0]
         shown = embed(heat_overlay(small, cam), f"{name}: evidence {side} {explainer.classes[label]}")
         found.append({"name": name, "kind": side, "strength": strength, "probability": probability, "image": shown})
     return found

@@ -18,7 +18,7 @@ from datamodules.masks import mask_size, read_class_mask
 from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task
 from seeds.crf import dense_crf
-from seeds.precision import Chosen, Precision, resolve_precision
+from seeds.precision import Precision, ResolvedPrecision, resolve_precision
 from seeds.score_maps import label_map, resize_maps
 from seeds.tiles import Pixels, Tiling, blended_rows, reduce_image, sample_grid
 from training.runs.provenance_record import read_provenance
@@ -129,7 +129,7 @@ class Trained:
 
     task: SegmentationTask
     data: dict[str, Any]
-    precision: Chosen
+    precision: ResolvedPrecision
     provenance: dict[str, Any] | None
 
     @property

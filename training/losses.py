@@ -146,7 +146,7 @@ def constrain_loss(probs: Tensor, crf_probs: Tensor, *, image_weights: Tensor | 
     return _mean((target * (target.log() - _log(probs))).sum(dim=1), image_weights)
 
 
-def mask_loss(logits: Tensor, mask: Tensor, min_weight: float = 0.0) -> Tensor:
+def partial_cross_entropy(logits: Tensor, mask: Tensor, min_weight: float = 0.0) -> Tensor:
     """Return the cross-entropy at drawn pixels: mean over images of [weight * mean over the drawn pixels].
 
     The weight of an image is the share of its pixels that are drawn, at least ``min_weight``. With 0 a point has the

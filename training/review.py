@@ -14,7 +14,7 @@ from datamodules.files import is_uri, require_folder, write_atomically
 from datamodules.progress import print_message, track
 from datamodules.seed_cache import SeedCache
 from seeds.precision import Precision
-from training.doubtful_labels import REASONS, Ranked, predict, rank
+from training.doubtful_labels import REASONS, Ranked, rank, review_images
 from training.inference import load_trained
 from training.reports.review_report import render_review
 
@@ -84,14 +84,14 @@ def review(
         identical |= {name: [other for other in group if other != name] for name in group}
     ranked = [
         rank(each, trained.classes, identical.get(each.sample.id, ()))
-        for each in track(predict(trained, data, samples, cache), "reviewing", len(samples))
+        for each in track(review_images(trained, data, samples, cache), "reviewing", len(samples))
     ]
     ranked.sort(key=lambda each: each.doubt, reverse=True)
     suspects = [each for each in ranked if each.tags_to_add or each.tags_to_remove]
     suspects.sort(key=lambda each: each.wrong_tags, reverse=True)
     sections = {"labels": together(ranked, num_images), "tags": suspects[:num_images]}
     shown = {each.id for section in sections.values() for each in section}
-    again = predict(trained, data, [sample for sample in samples if sample.id in shown], cache)
+    again = review_images(trained, data, [sample for sample in samples if sample.id in shown], cache)
     page = render_review(sections, again, trained.classes, facts=[
         ("checkpoint", checkpoint), ("labels", cache.path), ("data", f"{data.source}, split {split}"),
         ("images", f"{len(ranked)}; {len(corrected)} more have masks and are left out"),

@@ -21,7 +21,7 @@ from training.losses import (
     constrain_loss,
     expand_loss,
     lovasz_loss,
-    mask_loss,
+    partial_cross_entropy,
     sec_probabilities,
     seed_loss,
 )
@@ -67,7 +67,7 @@ class SegmentationTask(BaseTask):
         expand_weight: weight of the expand loss.
         constrain_weight: weight of the constrain loss.
         min_drawn_weight: least weight of the pixels that people have drawn into an image with cues, 0..1; otherwise
-            their share of the image, see `training.losses.mask_loss`.
+            their share of the image, see `training.losses.partial_cross_entropy`.
         lovasz_weight: weight of the Lovász-softmax loss of masks, cues and drawn pixels beside the others, see
             `training.losses.lovasz_loss`.
         box_weight: weight of the loss of boxes, see `training.losses.box_loss`.
@@ -189,7 +189,7 @@ class SegmentationTask(BaseTask):
             losses["mask"] = scores.sum() * 0
             if drawn.any():
                 logits, weight = resize_maps(scores[drawn], mask.shape[-2:]), self.hparams["min_drawn_weight"]
-                losses["mask"] = mask_loss(logits, mask[drawn], weight) * drawn.float().mean()
+                losses["mask"] = partial_cross_entropy(logits, mask[drawn], weight) * drawn.float().mean()
         if "boxes" in batch and self.loss_weights["box"]:
             losses["box"] = box_loss(probs, batch["boxes"])
         return losses

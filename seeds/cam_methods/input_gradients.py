@@ -21,7 +21,7 @@ Rule = Literal["plain", "guided", "deconvolution"]
 
 
 class InputGradient:
-    """The gradient of a score with respect to the image (B, C, 3, H, W), signed; see `heat` for maps.
+    """The gradient of a score with respect to the image (B, C, 3, H, W), signed; see `channel_maximum` for maps.
 
     Without a rule for the ReLUs it is the gradient saliency of Simonyan et al. (2013). Each group of scores takes one
     backward pass through the whole network. The layer is not used.
@@ -82,7 +82,7 @@ class DeconvolutionGradCAM(GuidedGradCAM):
     pixel_method = Deconvolution
 
 
-def heat(maps: Tensor) -> Tensor:
+def channel_maximum(maps: Tensor) -> Tensor:
     """Return maps (B, C, h, w) of any method; three channels a pixel are reduced by the greatest absolute value."""
     return maps.abs().amax(dim=2) if maps.dim() == 5 else maps
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.bounding_boxes import Box, true_boxes
+from datamodules.bounding_boxes import Box, ground_truth_boxes
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.images import read_image
@@ -19,7 +19,7 @@ from datamodules.progress import track
 from datamodules.sample import Sample
 from seeds.evaluation import cam_metrics
 from seeds.evaluation.threshold_sweep import ThresholdSweep
-from seeds.explainer import Explainer, cams
+from seeds.explainer import Explainer, resized_maps
 
 TOP = 5  # classes with the highest scores whose boxes are scored, as for ImageNet
 POINTING = ("pointing", "pointing_difficult")  # the pointing game on all images, on difficult images
@@ -52,7 +52,7 @@ class MethodMetrics:
         for classes in (present, [c for c in ranked if c not in present]):
             if classes:
                 maps = self.explainer.maps(self.method, image, classes)
-                found |= zip(classes, cams(maps, (truth.shape[0], truth.shape[1])), strict=True)
+                found |= zip(classes, resized_maps(maps, (truth.shape[0], truth.shape[1])), strict=True)
         correct = {c: cam_metrics.is_correct(cam_metrics.box_from_map(cam, c), boxes) for c, cam in found.items()}
         self.values["localization_error_top1"].append(not correct[ranked[0]])
         self.values["localization_error_top5"].append(not any(correct[c] for c in ranked))
@@ -119,7 +119,7 @@ def compare_cam_methods(
         image = explainer.preprocess(read_image(sample.image, explainer.in_channels))
         ranked = explainer.scores(image[None])[0].argsort(descending=True)[:TOP].tolist()
         occlusion = cam_metrics.occlusion_maps(explainer.scores, image)
-        boxes = true_boxes(sample.image, truth, explainer.classes)
+        boxes = ground_truth_boxes(sample.image, truth, explainer.classes)
         for each in metrics:
             each.update(image, truth, boxes, ranked, occlusion)
     if not scored:

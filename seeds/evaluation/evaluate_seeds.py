@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.masks import read_class_mask
 from datamodules.progress import percent, print_message, track
-from datamodules.samplers import evenly
+from datamodules.samplers import evenly_spaced
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
@@ -105,7 +105,7 @@ def evaluate_seeds(
     metrics: dict[str, Any] = {"images": len(samples), "split": split}
     metrics |= sweep.compute(names) | cue_metrics.compute(names)
     if explainer is not None:
-        chosen = [samples[i] for i in evenly(len(samples), len(samples) if num_images is None else num_images)]
+        chosen = [samples[i] for i in evenly_spaced(len(samples), len(samples) if num_images is None else num_images)]
         compared = compare_cam_methods(explainer, chosen, data.mask_lut, fixed)
         metrics["faithfulness"] = {"images": len(chosen), "size": explainer.size, "methods": compared}
     target = output or cache

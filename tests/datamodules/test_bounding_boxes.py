@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from datamodules.bounding_boxes import Box, mask_boxes, true_boxes, xml_boxes
+from datamodules.bounding_boxes import Box, ground_truth_boxes, mask_boxes, xml_boxes
 from datamodules.errors import InputError
 
 OBJECT = (
@@ -59,7 +59,7 @@ def test_boxes_around_a_mask():
 def test_an_annotation_goes_before_the_mask(tmp_path):
     mask = np.ones((4, 4), np.uint8)
     image = tmp_path / "JPEGImages" / "a.jpg"
-    assert true_boxes(image, mask, ["dog"]) == [Box(0, 0, 0, 4, 4)]
+    assert ground_truth_boxes(image, mask, ["dog"]) == [Box(0, 0, 0, 4, 4)]
     (tmp_path / "Annotations").mkdir()
     write(tmp_path / "Annotations/a.xml", ("dog", 2, 2, 3, 3))
-    assert true_boxes(image, mask, ["dog"]) == [Box(0, 1, 1, 3, 3)]
+    assert ground_truth_boxes(image, mask, ["dog"]) == [Box(0, 1, 1, 3, 3)]

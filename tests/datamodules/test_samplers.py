@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from datamodules import samplers
 from datamodules.errors import InputError
-from datamodules.samplers import Draw, EvalSampler, TrainSampler, evenly
+from datamodules.samplers import Draw, EvalSampler, TrainSampler, evenly_spaced
 
 
 def shares(monkeypatch, replicas, make):
@@ -121,4 +121,4 @@ def test_the_seed_of_the_run(monkeypatch):
     [(10, 3, [0, 4, 9]), (10, 4, [0, 3, 6, 9]), (3, 8, [0, 1, 2]), (5, 1, [0]), (5, 0, []), (0, 5, [])],
 )
 def test_evenly(count, wanted, found):
-    assert evenly(count, wanted) == found
+    assert evenly_spaced(count, wanted) == found

@@ -11,7 +11,7 @@ from datamodules.images import read_image
 from datamodules.masks import read_mask
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
-from seeds.explainer import Explainer, cams
+from seeds.explainer import Explainer, resized_maps
 from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS, data_of
 
@@ -70,7 +70,7 @@ def test_cams_are_resized_bilinearly(voc, checkpoint):
     explainer = Explainer(checkpoint, ["gradcam"])
     image = explainer.preprocess(read_image(voc / "JPEGImages/p2.jpg"))
     maps = explainer.maps("gradcam", image, [1, 0])
-    found = cams(maps, (50, 70))
+    found = resized_maps(maps, (50, 70))
     wanted = torch.nn.functional.interpolate(maps[None], (50, 70), mode="bilinear", align_corners=False)[0]
     np.testing.assert_allclose(found, wanted.detach().clamp(min=0), rtol=1e-5, atol=1e-8)
     assert found.shape == (2, 50, 70)
@@ -81,7 +81,7 @@ def test_cams_of_pixels_are_averaged_where_a_side_shrinks():
     """A single high pixel must not vanish, or stay as high, because only the narrow side shrinks."""
     maps = torch.zeros(1, 64, 64)
     maps[0, 32, 32] = 1.0
-    found = cams(maps, (65, 16))
+    found = resized_maps(maps, (65, 16))
     assert found.max() < 0.5
     assert found.sum() == pytest.approx(65 * 16 / 64**2, rel=0.1)
 

@@ -21,7 +21,7 @@ from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.transforms import Transform, resize_nearest
 from seeds import cache_job
 from seeds.background_saliency import background_saliency
-from seeds.cam_methods.input_gradients import heat
+from seeds.cam_methods.input_gradients import channel_maximum
 from seeds.cam_methods.registry import method_class
 from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
@@ -96,7 +96,7 @@ def test_every_registered_method(voc, checkpoint, tmp_path, method):
     assert cache.settings["method"] == method
 
     def positive(images, labels):
-        return heat(method_class(method)(model, "features")(images, labels)).clamp(min=0)
+        return channel_maximum(method_class(method)(model, "features")(images, labels)).clamp(min=0)
 
     expected = averaged_maps(positive, voc, "p2", [1.0, 1.0], sides=(64,))
     np.testing.assert_allclose(cache.maps("p2")[1], expected, rtol=1e-2, atol=2e-3 * expected.max())
@@ -114,7 +114,7 @@ def test_maps_of_small_classes_are_those_of_guided_grad_cam(voc, checkpoint, tmp
     model = load_task(checkpoint, ClassifierTask)[0].model
 
     def guided(images, labels):
-        return heat(method_class("guided-gradcam")(model, "features")(images, labels)).clamp(min=0)
+        return channel_maximum(method_class("guided-gradcam")(model, "features")(images, labels)).clamp(min=0)
 
     for name, labels in zip(IDS, LABELS, strict=True):
         classes, maps = small.maps(name)

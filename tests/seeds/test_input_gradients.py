@@ -16,7 +16,7 @@ from seeds.cam_methods.input_gradients import (
     GuidedBackprop,
     GuidedGradCAM,
     InputGradient,
-    heat,
+    channel_maximum,
 )
 from seeds.gradcam import GradCAM
 from tests.seeds.networks import small_vgg
@@ -129,5 +129,5 @@ def test_equals_captum_guided_grad_cam():
 
 def test_heat():
     maps = torch.tensor([[-3.0, 1.0], [2.0, -1.0], [0.0, 0.5]]).view(1, 1, 3, 1, 2)
-    assert heat(maps).tolist() == [[[[3.0, 1.0]]]]
-    assert heat(maps[:, 0]).shape == (1, 3, 1, 2)
+    assert channel_maximum(maps).tolist() == [[[[3.0, 1.0]]]]
+    assert channel_maximum(maps[:, 0]).shape == (1, 3, 1, 2)

@@ -14,7 +14,7 @@ from training.losses import (
     constrain_loss,
     expand_loss,
     lovasz_loss,
-    mask_loss,
+    partial_cross_entropy,
     ranked_weights,
     sec_probabilities,
     seed_loss,
@@ -391,9 +391,11 @@ def test_mask_loss_is_the_mean_over_all_pixels_of_which_undrawn_ones_add_nothing
     logits = torch.tensor([[[[2.0, 0.0, 1.0]], [[0.0, 0.0, 3.0]]]] * 3, dtype=torch.float64)  # (3, 2, 1, 3)
     mask = torch.tensor([[[0, 255, 1]], [[255, 0, 255]], [[255, 255, 255]]])
     first = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-2))) / 3  # of 3 pixels, 2 are drawn
-    assert mask_loss(logits, mask).item() == pytest.approx((first + math.log(2) / 3 + 0) / 3, rel=1e-6)
-    assert mask_loss(logits, mask, 0.5).item() == pytest.approx((first + math.log(2) / 2 + 0) / 3, rel=1e-6)
-    assert mask_loss(logits, mask, 1.0).item() == pytest.approx((1.5 * first + math.log(2) + 0) / 3, rel=1e-6)
+    assert partial_cross_entropy(logits, mask).item() == pytest.approx((first + math.log(2) / 3 + 0) / 3, rel=1e-6)
+    assert partial_cross_entropy(logits, mask, 0.5).item() == pytest.approx((first + math.log(2) / 2 + 0) / 3, rel=1e-6)
+    assert partial_cross_entropy(logits, mask, 1.0).item() == pytest.approx(
+        (1.5 * first + math.log(2) + 0) / 3, rel=1e-6
+    )
 
 
 def test_mask_loss_of_whole_masks_is_torchs_cross_entropy_and_unknown_pixels_have_no_gradient():
@@ -401,9 +403,9 @@ def test_mask_loss_of_whole_masks_is_torchs_cross_entropy_and_unknown_pixels_hav
     logits = torch.randn(4, 3, 5, 6, requires_grad=True)
     mask = torch.randint(0, 3, (4, 5, 6))
     wanted = torch.nn.functional.cross_entropy(logits, mask)
-    assert mask_loss(logits, mask).item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert partial_cross_entropy(logits, mask).item() == pytest.approx(wanted.item(), rel=1e-6)
     mask[torch.rand(mask.shape) < 0.7] = 255
-    mask_loss(logits, mask).backward()
+    partial_cross_entropy(logits, mask).backward()
     undrawn = (mask == 255)[:, None].expand_as(logits)
     assert (logits.grad[undrawn] == 0).all()
     assert (logits.grad[~undrawn] != 0).all()

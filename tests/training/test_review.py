@@ -18,7 +18,7 @@ from datamodules.voc import VOCDataModule
 from tests.seed_caches import CacheWriter
 from tests.training.html_pages import HOSTILE, check_page, run_chromium
 from training.cli import main
-from training.doubtful_labels import REASONS, Ranked, Reviewed, predict, rank
+from training.doubtful_labels import REASONS, Ranked, Reviewed, rank, review_images
 from training.reports.review_report import render_review
 from training.review import table, together
 
@@ -69,7 +69,7 @@ def test_positions_are_doubtful_where_labels_views_or_crf_differ(voc, tmp_path, 
 
     monkeypatch.setattr("training.doubtful_labels.dense_crf", top_half)
     network = SureOfTwoClasses(len(data.classes), tagged, untagged)
-    (found,) = predict(network, data, [sample], SeedCache(tmp_path / "labels"))
+    (found,) = review_images(network, data, [sample], SeedCache(tmp_path / "labels"))
     wanted = np.zeros((24, 24), np.uint8)
     wanted[:12] = 1 + tagged
     np.testing.assert_array_equal(found.labels, labels)

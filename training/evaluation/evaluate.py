@@ -21,7 +21,7 @@ from datamodules.images import any_size, as_rgb, read_image
 from datamodules.masks import find_masks, mask_png, read_class_mask
 from datamodules.progress import track
 from datamodules.sample import Sample
-from datamodules.samplers import evenly
+from datamodules.samplers import evenly_spaced
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
@@ -239,7 +239,7 @@ def _training_images(
     samples: list[Sample] = []
     with suppress(InputError):
         samples = [each for each in data.samples(data.hparams["train_split"], tags=False) if each.id in cache]
-    chosen = [samples[index] for index in evenly(len(samples), TRAINING_IMAGES)]
+    chosen = [samples[index] for index in evenly_spaced(len(samples), TRAINING_IMAGES)]
     counts = SegmentationCounts(("background", *data.classes))
     loader = data.eval_loader(chosen, originals=True, largest=tiling.side if tiling else None)
     stream = inference.predictions(trained.scores, loader, UnreadableImages(1.0), crf=crf, tiling=tiling)
