@@ -36,8 +36,8 @@ class LabelledImage(NamedTuple):
     """An image and the class of each of its pixels.
 
     Attributes:
-        id: Name of the image, see `datamodules.sample.Sample`.
-        image: Its path or URI.
+        id: name of the image, see `datamodules.sample.Sample`.
+        image: its path or URI.
         label_map: uint8 (H, W) of the image's own size: 0 background, 1..C, 255 not known.
     """
 
@@ -72,13 +72,13 @@ def write_annotations(
     Where pixels are unknown, ``coco`` and ``cvat`` get one more class, ``unknown``; ``label-studio`` always does.
 
     Args:
-        format: The format.
-        folder: An existing folder.
-        classes: Names of the classes 1..C.
-        images: The label maps; one is in memory at a time.
+        format: the format.
+        folder: an existing folder.
+        classes: names of the classes 1..C.
+        images: the label maps; one is in memory at a time.
 
     Raises:
-        InputError: A class has the name ``unknown`` while pixels are unknown, a name is invalid in the format, an image
+        InputError: a class has the name ``unknown`` while pixels are unknown, a name is invalid in the format, an image
             cannot be read, or the library of the format is not installed.
     """
     writers = {"coco": _coco, "yolo": _yolo, "label-studio": _label_studio, "cvat": _cvat, "huggingface": _huggingface}
@@ -87,9 +87,7 @@ def write_annotations(
 
 def _with_unknown(classes: tuple[str, ...]) -> tuple[str, ...]:
     if UNKNOWN in classes:
-        raise InputError(
-            f"pixels are unknown, and {UNKNOWN!r} is the name of a class: this format cannot contain both."
-        )
+        raise InputError(f"pixels are unknown, and {UNKNOWN!r} is the name of a class: this format cannot contain both")
     return *classes, UNKNOWN
 
 
@@ -179,7 +177,7 @@ def _label_studio(folder: Path, classes: tuple[str, ...], images: Iterable[Label
     names = classes if UNKNOWN in classes else (*classes, UNKNOWN)  # for pixels that a person cannot decide on
     for each in images:
         if "::" in each.image:
-            raise InputError(f"Label Studio cannot open {each.image}: unpack the archive.")
+            raise InputError(f"Label Studio cannot open {each.image}: unpack the archive")
         height, width = each.label_map.shape
         results = []
         for index, pixels in _class_masks(each, classes):
@@ -203,12 +201,12 @@ def _label_studio(folder: Path, classes: tuple[str, ...], images: Iterable[Label
 
 def _cvat(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
     if invalid := next((name for name in classes if re.search(r"[:\n]|^#", name)), None):
-        raise InputError(f"the class {invalid!r} has a colon, a line break or '#', which CVAT's labelmap.txt excludes.")
+        raise InputError(f"the class {invalid!r} has a colon, a line break or '#', which CVAT's labelmap.txt excludes")
     ids, names = [], classes
     with zipfile.ZipFile(folder / "annotations.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for each in images:
             if each.id.startswith("#"):
-                raise InputError(f"the id {each.id!r} begins with '#', which begins a comment in CVAT's lists.")
+                raise InputError(f"the id {each.id!r} begins with '#', which begins a comment in CVAT's lists")
             label_map = each.label_map
             if (label_map == IGNORE).any():
                 names = _with_unknown(classes)
@@ -228,7 +226,7 @@ def _huggingface(folder: Path, classes: tuple[str, ...], images: Iterable[Labell
         from datasets import ClassLabel, Features, Image, List, Value
         from pyarrow.parquet import ParquetWriter
     except ImportError as error:
-        raise InputError("the format huggingface needs `pip install 'tag2mask[huggingface]'`.") from error
+        raise InputError("the format huggingface needs `pip install 'tag2mask[huggingface]'`") from error
     features = Features({
         "id": Value("string"), "file_name": Value("string"), "image": Image(), "mask": Image(),
         "tags": List(ClassLabel(names=list(classes))),

@@ -49,7 +49,7 @@ def check_source(source: str) -> None:
     """Raise an InputError unless ``source`` is ``masks``, ``xml`` or the path of a file of a kind that can be read."""
     if source not in NAMED_SOURCES and PurePosixPath(source).suffix.lower() not in SUFFIXES:
         kinds = f"{', '.join(NAMED_SOURCES)}, or the path of a file ({', '.join(SUFFIXES)})"
-        raise InputError(f"annotations contains {source!r}, and must contain {kinds}.")
+        raise InputError(f"annotations contains {source!r}, and must contain {kinds}")
 
 
 def referenced_files(source: AnyPath) -> list[str]:
@@ -82,17 +82,17 @@ def annotated(
     its classes are added otherwise. Messages list images with several masks, and those whose tags change.
 
     Args:
-        samples: All samples of a split; their masks are replaced in what is returned.
-        sources: Each ``masks``, ``xml``, or the path or URI of a file with one of `SUFFIXES`, see
+        samples: all samples of a split; their masks are replaced in what is returned.
+        sources: each ``masks``, ``xml``, or the path or URI of a file with one of `SUFFIXES`, see
             `datamodules.base_datamodule.BaseDataModule`.
-        root: Folder of the data set.
-        mask_classes: All classes of the data set, in the order of the indices in its masks.
-        classes: The chosen classes.
+        root: folder of the data set.
+        mask_classes: all classes of the data set, in the order of the indices in its masks.
+        classes: the chosen classes.
         lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
-        masks: Returns the data set's own masks by id.
+        masks: returns the data set's own masks by id.
 
     Raises:
-        InputError: A source is invalid or contains no image of the samples; a class is unknown or is not among the
+        InputError: a source is invalid or contains no image of the samples; a class is unknown or is not among the
             tags of its image.
     """
     masks_by_id: dict[str, Mask] = {}
@@ -161,17 +161,17 @@ def _is_chosen(item: Shape, sample: Sample, place: str, known: Sequence[str], cl
     """Return whether an annotation is of the background or of a chosen class.
 
     Raises:
-        InputError: There is no such class, or the image does not have that tag.
+        InputError: there is no such class, or the image does not have that tag.
     """
     if item.name == BACKGROUND and not isinstance(item, LabelledBox):
         return True
     if item.name not in known and item.name not in (sample.tags or ()):
-        raise InputError(f"{place}: {unknown_name('class', item.name, known)}.")
+        raise InputError(f"{place}: {unknown_name('class', item.name, known)}")
     if item.name not in classes:
         return False
     if sample.tags is not None and item.name not in sample.tags:
         tags = f"the tags of the image are {', '.join(sorted(sample.tags))}" if sample.tags else "the image has no tag"
-        raise InputError(f"{place}: there is a {KINDS[type(item)]} of {item.name!r}, and {tags}.")
+        raise InputError(f"{place}: there is a {KINDS[type(item)]} of {item.name!r}, and {tags}")
     return True
 
 
@@ -179,13 +179,13 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
     """Return a sample with the tags that follow from its annotations.
 
     Args:
-        sample: The sample.
-        lut: As for `annotated`.
-        classes: As for `annotated`.
-        corrects: Whether the mask comes from a file: it may change known tags.
+        sample: the sample.
+        lut: as for `annotated`.
+        classes: as for `annotated`.
+        corrects: whether the mask comes from a file: it may change known tags.
 
     Raises:
-        InputError: A mask cannot be read, or that of a file has another size than its image.
+        InputError: a mask cannot be read, or that of a file has another size than its image.
     """
     shapes: list[Shape] = [*sample.points, *sample.scribbles, *sample.boxes]
     known, mask = sample.tags, sample.mask
@@ -204,7 +204,7 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
     with suppress(UnreadableError):
         if isinstance(mask, RleMask) and corrects and mask.size != (size := image_size(sample.image)):
             sizes = "{} x {} pixels, and its image {} x {} (height, width)".format(*mask.size, *size)
-            raise InputError(f"the mask {mask} of image {sample.id} has {sizes}.")
+            raise InputError(f"the mask {mask} of image {sample.id} has {sizes}")
     names = frozenset(classes[index - 1] for index in indices - {0, IGNORE})
     if known is None:
         names |= {each.name for each in shapes} - {BACKGROUND}
@@ -216,7 +216,7 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
 def _own_masks(masks: Mapping[str, Mask | None], samples: SplitSamples) -> Found:
     found = {name: mask for name in samples if (mask := masks.get(name)) is not None}
     if not found:
-        raise InputError(f"annotations contains masks, and no image of {samples.title} has a mask.")
+        raise InputError(f"annotations contains masks, and no image of {samples.title} has a mask")
     for name, mask in found.items():
         yield name, "masks", mask
 
@@ -225,12 +225,12 @@ def _listed_masks(path: AnyPath, masks: Mapping[str, Mask | None], samples: Spli
     ids = read_ids(path)
     listed = [name for name in ids if name in samples]
     if not listed:
-        raise InputError(f"the list {path} contains no image of {samples.title}, whose first is {min(samples)}.")
+        raise InputError(f"the list {path} contains no image of {samples.title}, whose first is {min(samples)}")
     if len(listed) < len(ids):
         print_message(f"{path}: {len(listed)} of {len(ids)} images are in {samples.title}; the others are left out")
     for name in listed:
         if (mask := masks.get(name)) is None:
-            raise InputError(f"the list {path} contains {name}, and the data set has no mask of it.")
+            raise InputError(f"the list {path} contains {name}, and the data set has no mask of it")
         yield name, str(path), mask
 
 
@@ -239,7 +239,7 @@ def _xml_boxes(root: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
     files = existing_files(folder, [f"{name}.xml" for name in samples])
     listed = [name for name in samples if f"{name}.xml" in files]
     if not listed:
-        raise InputError(f"annotations contains xml, and {folder} has no <id>.xml of an image of {samples.title}.")
+        raise InputError(f"annotations contains xml, and {folder} has no <id>.xml of an image of {samples.title}")
     with ThreadPoolExecutor() as pool:  # the files of an object store are a request each
         boxes = list(pool.map(lambda name: xml_boxes(folder / f"{name}.xml", known), listed))
     for name, own in zip(listed, boxes, strict=True):
@@ -252,14 +252,14 @@ def _table(path: AnyPath, samples: SplitSamples) -> Found:
     key = next((name for name in ("file", "file_name", "id") if name in header), None)
     if key is None or {"mask", *FORMS}.isdisjoint(header):
         needed = f"file, file_name or id, and of mask, {', '.join(FORMS)}"
-        raise InputError(f"{path} needs a column of {needed}; its header is {','.join(header)!r}.")
+        raise InputError(f"{path} needs a column of {needed}; its header is {','.join(header)!r}")
     places, names, fields = [], [], []
     for place, row in rows:
         name, own = row.get(key), [(column, row.get(column)) for column in ("mask", *FORMS)]
         if not isinstance(name, str) or not name.strip():
             if not name and not any(field for _, field in own):
                 continue  # an empty row of a spreadsheet
-            raise InputError(f"{place} has no {key}.")
+            raise InputError(f"{place} has no {key}")
         names.append(name.strip() if key == "id" else image_id(name.strip()))
         places.append(f"{place}, image {names[-1]}")
         fields.append(own)
@@ -270,11 +270,11 @@ def _table(path: AnyPath, samples: SplitSamples) -> Found:
                     if name in samples:
                         yield name, place, shape
             elif field is not None and not isinstance(field, str):
-                raise InputError(f"{place}: the mask {field!r} is not a path.")
+                raise InputError(f"{place}: the mask {field!r} is not a path")
             elif name in samples and field and field.strip():
                 mask = mask_path(path, field.strip())
                 if not is_uri(mask) and not Path(mask).is_file():
-                    raise InputError(f"{place}: there is no mask {mask}.")
+                    raise InputError(f"{place}: there is no mask {mask}")
                 yield name, place, mask
 
 
@@ -284,9 +284,9 @@ def _shapes(column: str, field: Any, place: str) -> Iterator[Shape]:
         try:
             field = json.loads(field) if field.strip() else None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{place}: {column} contains {field[:80]!r}, which is not JSON ({error}).") from error
+            raise InputError(f"{place}: {column} contains {field[:80]!r}, which is not JSON ({error})") from error
     if field is not None and not isinstance(field, list):
-        raise InputError(f"{place}: {column} contains {str(field)[:80]!r}, and must be a list [{FORMS[column]}, ...].")
+        raise InputError(f"{place}: {column} contains {str(field)[:80]!r}, and must be a list [{FORMS[column]}, ...]")
     for each in field or ():
         match each:
             case [str(name), *numbers] if column == "points" and _are_numbers(numbers, 2):
@@ -294,15 +294,15 @@ def _shapes(column: str, field: Any, place: str) -> Iterator[Shape]:
             case [str(name), *numbers] if column == "boxes" and _are_numbers(numbers, 4):
                 left, top, right, bottom = map(float, numbers)
                 if right <= left or bottom <= top:
-                    raise InputError(f"{place}: the box {each} is empty: it needs left < right and top < bottom.")
+                    raise InputError(f"{place}: the box {each} is empty: it needs left < right and top < bottom")
                 yield LabelledBox(name, left, top, right, bottom)
             case [str(name), [*vertices]] if column == "scribbles" and all(_are_numbers(xy, 2) for xy in vertices):
                 if not vertices:
-                    raise InputError(f"{place}: a scribble of {name!r} has no vertex.")
+                    raise InputError(f"{place}: a scribble of {name!r} has no vertex")
                 yield Scribble(name, tuple((float(x), float(y)) for x, y in vertices))
             case _:
                 form = f"{FORMS[column]} with finite numbers"
-                raise InputError(f"{place}: {column} contains {str(each)[:80]}, and must contain {form}.")
+                raise InputError(f"{place}: {column} contains {str(each)[:80]}, and must contain {form}")
 
 
 def _are_numbers(values: Any, count: int) -> bool:
@@ -326,7 +326,7 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
     indices = {key: known.index(name) + 1 if name in known else IGNORE for key, name in categories.items()}
     if set(indices.values()) == {IGNORE}:
         listed = f"{', '.join(list(categories.values())[:5])}; the classes are {', '.join(known[:20])}"
-        raise InputError(f"{path}: none of its categories is a class of the data set: {listed}.")
+        raise InputError(f"{path}: none of its categories is a class of the data set: {listed}")
     crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if each.get("segmentation")]
     if crowds and all(crowds):
         content = {**content, "annotations": [{**each, "iscrowd": 0} for each in content["annotations"]]}
@@ -348,14 +348,14 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
             label, place = categories[category], f"{path}, annotation {each.get('id')} of image {name}"
             if not segmented and category not in no_boxes:
                 if not _are_numbers(each["bbox"], 4):
-                    raise InputError(f"{place}: the bbox {each['bbox']} is not [x, y, width, height].")
+                    raise InputError(f"{place}: the bbox {each['bbox']} is not [x, y, width, height]")
                 x, y, width, height = map(float, each["bbox"])
                 if width <= 0 or height <= 0:
-                    raise InputError(f"{place}: the bbox {each['bbox']} is empty.")
+                    raise InputError(f"{place}: the bbox {each['bbox']} is empty")
                 yield name, place, LabelledBox(label, x, y, x + width, y + height)
             keypoints = each.get("keypoints") or []
             if not isinstance(keypoints, list) or len(keypoints) % 3 or not _are_numbers(keypoints, len(keypoints)):
-                raise InputError(f"{place}: its keypoints are not a list [x, y, visibility, ...] of numbers.")
+                raise InputError(f"{place}: its keypoints are not a list [x, y, visibility, ...] of numbers")
             for x, y, visibility in zip(*[iter(keypoints)] * 3, strict=True):
                 if visibility > 0:
                     yield name, place, Point(label, float(x), float(y))

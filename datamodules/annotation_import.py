@@ -30,19 +30,19 @@ def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
     ``labelmap.txt`` lists the colour of each label, ``SegmentationClass`` contains a PNG for each image.
 
     Args:
-        path: The zip file.
-        samples: The images of the split.
-        known: All classes of the data set.
+        path: the zip file.
+        samples: the images of the split.
+        known: all classes of the data set.
 
     Raises:
-        InputError: It is no such archive, or a mask has a colour that is not listed.
+        InputError: it is no such archive, or a mask has a colour that is not listed.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as archive:
             names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
             files = {name: archive.read(name) for name in names if name.endswith((".png", "labelmap.txt"))}
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"{path} cannot be read as a zip file: {error}.") from error
+        raise InputError(f"{path} cannot be read as a zip file: {error}") from error
     masks = {name.partition("SegmentationClass/")[2]: name for name in files if "SegmentationClass/" in name}
     listed = [content for name, content in files.items() if name.endswith("labelmap.txt")]
     if len(listed) != 1 or not masks:
@@ -55,12 +55,12 @@ def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
             try:
                 red, green, blue = bytes(map(int, colour.split(",")))
             except ValueError as error:
-                raise InputError(f"{path}: the line {line!r} of labelmap.txt is not label:red,green,blue::.") from error
+                raise InputError(f"{path}: the line {line!r} of labelmap.txt is not label:red,green,blue::") from error
             index = mask_index(label, known)
             if colours.setdefault(red << 16 | green << 8 | blue, index) != index or (
                 not (red or green or blue) and index
             ):
-                raise InputError(f"{path}: the colour of {label!r} in labelmap.txt is that of another label.")
+                raise InputError(f"{path}: the colour of {label!r} in labelmap.txt is that of another label")
             labels.add(label)
     colours.setdefault(0, 0)  # the background need not be listed
     require_known(labels, known, f"{path}: none of the labels of labelmap.txt")
@@ -75,7 +75,7 @@ def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
         found, inverse = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
         if unlisted := next((key for key in found.tolist() if key not in colours), None):
             colour = f"{unlisted >> 16},{unlisted >> 8 & 255},{unlisted & 255}"
-            raise InputError(f"{place} has pixels of the colour {colour}, which labelmap.txt does not list.")
+            raise InputError(f"{place} has pixels of the colour {colour}, which labelmap.txt does not list")
         label_map = np.array([colours[key] for key in found.tolist()], np.uint8)[inverse].reshape(red.shape)
         yield name, place, RleMask.from_label_map(f"of {place}", label_map)
 
@@ -88,17 +88,17 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
 
     Args:
         path: ``data.yaml`` with the ``names`` of the classes.
-        samples: The images of the split.
-        known: All classes of the data set.
+        samples: the images of the split.
+        known: all classes of the data set.
 
     Raises:
-        InputError: The YAML has no names, none is a class, there are no files, or a line is invalid.
+        InputError: the YAML has no names, none is a class, there are no files, or a line is invalid.
     """
     names = _yolo_names(path)
     require_known(names.values(), known, f"{path}: none of its names")
     texts = yolo_label_files(path)
     if not texts:
-        raise InputError(f"there is no folder labels with text files beside {path}.")
+        raise InputError(f"there is no folder labels with text files beside {path}")
     ids, files = [image_id(name) for _, name in texts], [file for file, _ in texts]
     for name, file in zip(match_ids(ids, list(map(str, files)), samples, path), files, strict=True):
         if name not in samples:
@@ -113,7 +113,7 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
                 try:
                     boxes.append((place, valid_box(label, *sides)))
                 except InputError as error:
-                    raise InputError(f"{place}: {error}.") from error
+                    raise InputError(f"{place}: {error}") from error
             else:
                 vertices = np.floor(np.array(numbers).reshape(-1, 2) * (width, height)).astype(np.int32)
                 polygons.append((float(cv2.contourArea(vertices)), mask_index(label, known), vertices))
@@ -145,14 +145,14 @@ def _yolo_names(path: AnyPath) -> dict[str, str]:
     try:
         content = yaml.safe_load(read_bytes(path))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}.") from error
+        raise InputError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     content = content if isinstance(content, dict) else {}
     names = content.get("names")
     names = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise InputError(f"{path} has no names of classes, as the data.yaml of a YOLO data set has.")
+        raise InputError(f"{path} has no names of classes, as the data.yaml of a YOLO data set has")
     if "kpt_shape" in content:
-        raise InputError(f"{path} is of a data set of poses (kpt_shape), and must be one of segmentation or detection.")
+        raise InputError(f"{path} is of a data set of poses (kpt_shape), and must be one of segmentation or detection")
     return {str(key): name for key, name in names.items()}
 
 
@@ -165,9 +165,9 @@ def _yolo_lines(file: AnyPath, names: Mapping[str, str]) -> Iterator[tuple[str, 
         try:
             label, numbers = names[str(int(words[0]))], [float(word) for word in words[1:]]
         except (KeyError, ValueError) as error:
-            raise InputError(f"{place}: {line[:40]!r} is not the number of a class and coordinates.") from error
+            raise InputError(f"{place}: {line[:40]!r} is not the number of a class and coordinates") from error
         if not all(-1 <= each <= 2 for each in numbers) or len(numbers) % 2 or len(numbers) < 4:
-            raise InputError(f"{place}: the coordinates are no pairs of fractions of the image's sides.")
+            raise InputError(f"{place}: the coordinates are no pairs of fractions of the image's sides")
         yield place, label, numbers
 
 
@@ -178,18 +178,18 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
     classes are those of the column ``tags`` in the data set's features, else those of our data set.
 
     Args:
-        path: The file.
-        samples: The images of the split.
-        known: All classes of the data set.
+        path: the file.
+        samples: the images of the split.
+        known: all classes of the data set.
 
     Raises:
-        InputError: It is no such file, a mask is invalid, or pyarrow is not installed.
+        InputError: it is no such file, a mask is invalid, or pyarrow is not installed.
     """
     try:
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise InputError(f"{path} needs `pip install 'tag2mask[huggingface]'`.") from error
+        raise InputError(f"{path} needs `pip install 'tag2mask[huggingface]'`") from error
     try:
         file = ParquetFile(io.BytesIO(read_bytes(path)))
         schema = file.schema_arrow
@@ -197,17 +197,17 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
         key = next((name for name in ("id", "file_name") if name in texts), None)
         if key is None or "mask" not in schema.names:
             raise InputError(
-                f"{path} needs a column id or file_name of texts, and mask; it has {', '.join(schema.names)}."
+                f"{path} needs a column id or file_name of texts, and mask; it has {', '.join(schema.names)}"
             )
         rows = file.read([key, "mask"]).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}.") from error
+        raise InputError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     rows = [row for row in rows if row["mask"] and row["mask"] != {"bytes": None, "path": None}]
     names = _tag_names(schema.metadata or {}) or list(known)
     names = names[1:] if names[0] == BACKGROUND else names
     require_known(names, known, f"{path}: none of the names of its tags")
     if len(names) > MAX_CLASSES:
-        raise InputError(f"{path} has {len(names)} names of tags, and an 8-bit mask has at most {MAX_CLASSES} classes.")
+        raise InputError(f"{path} has {len(names)} names of tags, and an 8-bit mask has at most {MAX_CLASSES} classes")
     lut = mask_lut(names, known)
     ids = [str(row[key]) if key == "id" else image_id(str(row[key])) for row in rows]
     matching = match_ids(ids, [f"{path}, image {name}" for name in ids], samples, path)
@@ -216,14 +216,14 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
             place, mask = f"{path}, image {name}", row["mask"]
             content = mask.get("bytes") if isinstance(mask, dict) else mask
             if not isinstance(content, bytes):
-                raise InputError(f"{place}: the mask is no image.")
+                raise InputError(f"{place}: the mask is no image")
             with open_image(io.BytesIO(content), f"of {place}") as image:
                 mode, labels = image.mode, np.array(image)
             if mode not in ("P", "L"):
-                raise InputError(f"{place}: the mask contains {mode} values, not class indices.")
+                raise InputError(f"{place}: the mask contains {mode} values, not class indices")
             if (illegal := lut[labels] == ILLEGAL).any():
                 index = labels[illegal].min()
-                raise InputError(f"{place}: the mask contains the index {index}, and there are {len(names)} classes.")
+                raise InputError(f"{place}: the mask contains the index {index}, and there are {len(names)} classes")
             yield name, place, RleMask.from_label_map(f"of {place}", lut[labels])
 
 

@@ -18,9 +18,9 @@ class Point(NamedTuple):
     """A pixel of known class.
 
     Attributes:
-        name: Name of the class, or `BACKGROUND`.
-        x: Column in pixels, from 0 at the left edge of the image.
-        y: Row in pixels, from 0 at the upper edge of the image.
+        name: name of the class, or `BACKGROUND`.
+        x: column in pixels, from 0 at the left edge of the image.
+        y: row in pixels, from 0 at the upper edge of the image.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Scribble(NamedTuple):
     """A line through pixels of one class.
 
     Attributes:
-        name: Name of the class, or `BACKGROUND`.
+        name: name of the class, or `BACKGROUND`.
         vertices: (x, y) of the vertices of the line, as in `Point`; at least one.
     """
 
@@ -44,7 +44,7 @@ class LabelledBox(NamedTuple):
     """A rectangle around one object. An image with boxes of a class has a box of every object of the class.
 
     Attributes:
-        name: Name of the class.
+        name: name of the class.
         left: x of the left side, as in `Point`.
         top: y of the upper side.
         right: x of the right side.

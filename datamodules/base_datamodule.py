@@ -46,13 +46,13 @@ class BaseDataModule(pl.LightningDataModule):
     ``mask`` int64 (B, Hmax, Wmax) at the masks' own size, padded with 255.
 
     Args:
-        root: Folder of the data set: a path, or a URI such as ``s3://bucket/photos``.
-        classes: The classes in their order. Other classes are ignored in tags and become 255 in masks. None: all
+        root: folder of the data set: a path, or a URI such as ``s3://bucket/photos``.
+        classes: the classes in their order. Other classes are ignored in tags and become 255 in masks. None: all
             classes of the data set.
-        train_split: Split to train on.
-        val_split: Split to validate on; None for no validation.
-        test_split: Split to test and predict on.
-        annotations: Source, or list of sources, of masks, points, scribbles and boxes of some images: ``masks`` for the
+        train_split: split to train on.
+        val_split: split to validate on; None for no validation.
+        test_split: split to test and predict on.
+        annotations: source, or list of sources, of masks, points, scribbles and boxes of some images: ``masks`` for the
             data set's own masks; ``xml`` for the boxes of ``Annotations/<id>.xml`` in a VOC folder; the path of a list
             of ids (``.txt``) for the data set's own masks of these images; the path of a table (``.csv``, ``.jsonl``)
             with the columns ``mask``, ``points``, ``scribbles``, ``boxes``; or a file of an annotation tool: a JSON of
@@ -61,37 +61,37 @@ class BaseDataModule(pl.LightningDataModule):
             ``masks``, the annotations of a training image are training targets, see
             `training.segmentation_task.SegmentationTask.losses`; with ``masks``, images without a mask, point or
             scribble are left out.
-        mask_sampling_rate: How often an image with a mask among its annotations is drawn, relative to other images. The
+        mask_sampling_rate: how often an image with a mask among its annotations is drawn, relative to other images. The
             number of images in an epoch stays the same.
-        min_images_per_epoch: Least number of images in an epoch: an epoch of a smaller data set repeats the images, so
+        min_images_per_epoch: least number of images in an epoch: an epoch of a smaller data set repeats the images, so
             that a schedule in epochs has enough steps for few images, too.
-        targets: Training targets: ``tags``, ``cues`` (of a seed cache) or ``masks``.
-        cues: Folder of the seed cache, for ``targets: cues``.
-        cues_checkpoint: Checkpoint that the seed cache must come from; compared with the cache's metadata.
-        cue_stride: Pixels per position of the cue grid: the grid has ⌈size / cue_stride⌉ positions on a side.
-        size: Side S in pixels to which training images are resized.
-        eval_size: Side E in pixels to which whole images are resized for validation, test and prediction. Objects
+        targets: training targets: ``tags``, ``cues`` (of a seed cache) or ``masks``.
+        cues: folder of the seed cache, for ``targets: cues``.
+        cues_checkpoint: checkpoint that the seed cache must come from; compared with the cache's metadata.
+        cue_stride: pixels per position of the cue grid: the grid has ⌈size / cue_stride⌉ positions on a side.
+        size: side S in pixels to which training images are resized.
+        eval_size: side E in pixels to which whole images are resized for validation, test and prediction. Objects
             look larger in random crops than in whole images, therefore a larger side is often more accurate
             (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019). None: ``size``.
-        augment: Random changes of training images; None for no changes.
-        in_channels: Channels of the images. 3: RGB, to which gray images and others are converted. Another number:
+        augment: random changes of training images; None for no changes.
+        in_channels: channels of the images. 3: RGB, to which gray images and others are converted. Another number:
             every image must have as many bands, see `datamodules.images.read_image`.
-        batch_size: Images per batch and process.
-        num_workers: Processes that read images.
-        max_unreadable: Share of the images that may be unreadable. Unreadable images are left out and listed; in
+        batch_size: images per batch and process.
+        num_workers: processes that read images.
+        max_unreadable: share of the images that may be unreadable. Unreadable images are left out and listed; in
             training the next image takes the place. More unreadable images end the run.
-        strict: Allow no unreadable image.
+        strict: allow no unreadable image.
 
     Attributes:
-        classes: Names of the chosen classes.
-        in_channels: Channels of the images.
-        mask_classes: All classes of the data set, in the order of the indices in its masks.
+        classes: names of the chosen classes.
+        in_channels: channels of the images.
+        mask_classes: all classes of the data set, in the order of the indices in its masks.
         mask_lut: uint8 (256,): index in a mask file -> class index, see `datamodules.class_names.mask_lut`.
-        source: Name of the file or folder that lists images and tags, for messages; a subclass may set it.
-        unreadable: Unreadable images of all splits that were set up.
+        source: name of the file or folder that lists images and tags, for messages; a subclass may set it.
+        unreadable: unreadable images of all splits that were set up.
 
     Raises:
-        InputError: A setting is invalid. `setup` raises it for invalid files.
+        InputError: a setting is invalid. `setup` raises it for invalid files.
     """
 
     source = ""
@@ -128,12 +128,12 @@ class BaseDataModule(pl.LightningDataModule):
         self.augment = Augment(**augment) if isinstance(augment, dict) else augment
         self.unreadable = UnreadableImages(max_unreadable, strict=strict)
         if targets == "cues" and cues is None:
-            raise InputError("targets is cues, and no seed cache is given: set cues to its folder.")
+            raise InputError("targets is cues, and no seed cache is given: set cues to its folder")
         settings["eval_size"] = size if eval_size is None else eval_size
         positive = ("size", "eval_size", "cue_stride", "in_channels", "batch_size", "mask_sampling_rate")
         for name, least in (*((name, 1) for name in positive), ("num_workers", 0), ("min_images_per_epoch", 0)):
             if settings[name] < least:
-                raise InputError(f"{name} is {settings[name]}, and must be at least {least}.")
+                raise InputError(f"{name} is {settings[name]}, and must be at least {least}")
         self.sources = [annotations] if isinstance(annotations, str) else [str(source) for source in annotations or ()]
         for source in self.sources:
             check_source(source)
@@ -147,7 +147,7 @@ class BaseDataModule(pl.LightningDataModule):
         for name in self.classes:
             if name == "background" or name.splitlines() != [name]:  # a line of classes.txt, a key in metrics
                 rule = "a class is one line of text other than background; choose others with classes"
-                raise InputError(f"{name!r} cannot be one of the classes {where}: {rule}.")
+                raise InputError(f"{name!r} cannot be one of the classes {where}: {rule}")
         self.mask_classes, self.mask_lut = known, mask_lut(known, self.classes)
         # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then tells the
         # meaning of its channels, and Lightning finds the same value in the task's settings
@@ -172,9 +172,9 @@ class BaseDataModule(pl.LightningDataModule):
         """Return the samples of a split in a fixed order, without reading a pixel; `samples` does the checks.
 
         Args:
-            split: Name of the split.
-            tags: Whether tags are needed; they may be None otherwise.
-            masks: Whether masks are needed; they may be None otherwise.
+            split: name of the split.
+            tags: whether tags are needed; they may be None otherwise.
+            masks: whether masks are needed; they may be None otherwise.
         """
         raise NotImplementedError
 
@@ -196,22 +196,22 @@ class BaseDataModule(pl.LightningDataModule):
         """Return the checked samples of a split; headers are not read, see `datamodules.unreadable_images.readable`.
 
         Args:
-            split: Name of the split.
-            tags: Whether to read tags; None otherwise.
-            masks: Whether to look for masks; None otherwise.
+            split: name of the split.
+            tags: whether to read tags; None otherwise.
+            masks: whether to look for masks; None otherwise.
 
         Raises:
-            InputError: The split does not exist or is empty, an id occurs twice, or an image does not exist.
+            InputError: the split does not exist or is empty, an id occurs twice, or an image does not exist.
         """
         samples = self.read_samples(split, tags=tags, masks=masks)
         if not samples:
-            raise InputError(f"the split {split!r} of {self.source} contains no image.")
+            raise InputError(f"the split {split!r} of {self.source} contains no image")
         where, seen, missing = f"the split {split!r} of {self.source} contains", set[str](), self._missing(samples)
         for sample in samples:
             if sample.id in seen:
-                raise InputError(f"{where} two images with the id {sample.id!r}: rename or remove one of them.")
+                raise InputError(f"{where} two images with the id {sample.id!r}: rename or remove one of them")
             if sample.image in missing:
-                raise InputError(f"{where} {sample.id}, and there is no image {sample.image}.")
+                raise InputError(f"{where} {sample.id}, and there is no image {sample.image}")
             seen.add(sample.id)
         return samples
 
@@ -222,11 +222,11 @@ class BaseDataModule(pl.LightningDataModule):
         annotations.
 
         Args:
-            samples: All samples of the split, with tags where they are known.
-            split: Name of the split.
+            samples: all samples of the split, with tags where they are known.
+            split: name of the split.
 
         Raises:
-            InputError: A source is missing or invalid, contains no image of the split, or contradicts the tags of an
+            InputError: a source is missing or invalid, contains no image of the split, or contradicts the tags of an
                 image.
         """
         if not self.sources:
@@ -245,11 +245,11 @@ class BaseDataModule(pl.LightningDataModule):
         """Return the samples of a split with tags in blocks, one for each shard of a seed cache.
 
         Args:
-            split: Name of the split.
-            size: Images per block, where the data set itself has no blocks.
+            split: name of the split.
+            size: images per block, where the data set itself has no blocks.
 
         Raises:
-            InputError: As `samples`, or no image has a tag.
+            InputError: as `samples`, or no image has a tag.
         """
         samples = self.annotated(self.samples(split, masks=False), split)
         require_tags(samples, self.classes, self.source)
@@ -268,7 +268,7 @@ class BaseDataModule(pl.LightningDataModule):
         """Find and check the images of a stage (fit, validate, test or predict).
 
         Raises:
-            InputError: A folder, list, image, tag file or mask is missing or invalid; no image of a split has a tag;
+            InputError: a folder, list, image, tag file or mask is missing or invalid; no image of a split has a tag;
                 the seed cache lacks images, has other classes or comes from another checkpoint.
         """
         hp = self.hparams
@@ -297,7 +297,7 @@ class BaseDataModule(pl.LightningDataModule):
             samples = [sample for sample in samples if sample.mask or sample.points or sample.scribbles]
             if not samples:
                 sources = ", ".join(self.sources)
-                raise InputError(f"targets: masks, and no training image has a mask, point or scribble in {sources}.")
+                raise InputError(f"targets: masks, and no training image has a mask, point or scribble in {sources}")
             print_message(f"{len(samples)} training images have a mask, point or scribble; the others are left out")
         elif with_masks:
             require_masks(samples, "targets: masks")
@@ -308,10 +308,10 @@ class BaseDataModule(pl.LightningDataModule):
             try:
                 digest = file_sha256(checkpoint) if checkpoint else None
             except OSError as error:
-                raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}.") from error
+                raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}") from error
             if digest and digest != cues.settings.get("checkpoint_sha256"):
                 recorded = cues.inputs.get("checkpoint", "not recorded")
-                raise InputError(f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint}.")
+                raise InputError(f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint}")
         samples = readable(samples, self.unreadable)
         if not with_masks:
             require_tags(samples, self.classes, self.source)
@@ -359,10 +359,10 @@ class BaseDataModule(pl.LightningDataModule):
         """Return batches of any samples in their order, not augmented.
 
         Args:
-            samples: Samples of this data set (see `samples`) or of files (`datamodules.sample.file_samples`).
-            size: Side in pixels to which images are resized; None for ``eval_size``.
-            originals: Whether batches contain ``original``, the images as they are on disk.
-            largest: Height and width in pixels up to which images are read, see `ImageDataset`; None for any.
+            samples: samples of this data set (see `samples`) or of files (`datamodules.sample.file_samples`).
+            size: side in pixels to which images are resized; None for ``eval_size``.
+            originals: whether batches contain ``original``, the images as they are on disk.
+            largest: height and width in pixels up to which images are read, see `ImageDataset`; None for any.
         """
         side = self.hparams["eval_size"] if size is None else size
         return self._loader(self._eval_dataset(samples, side, originals=originals, largest=largest))
@@ -389,7 +389,7 @@ def data_folder(root: str) -> AnyPath:
     """Return the folder of a data set by path or URI; only one behind a URI is looked up.
 
     Raises:
-        InputError: The URI cannot be read: there is no such bucket or folder, or the credentials are wrong.
+        InputError: the URI cannot be read: there is no such bucket or folder, or the credentials are wrong.
     """
     with storage_errors(f"folder {root}"):
         folder = UPath(root).expanduser()
@@ -397,7 +397,7 @@ def data_folder(root: str) -> AnyPath:
         try:
             list_folder(folder)
         except OSError as error:
-            raise InputError(f"folder {folder} cannot be read: {error.strerror}.") from error
+            raise InputError(f"folder {folder} cannot be read: {error.strerror}") from error
     return folder
 
 
@@ -409,10 +409,10 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
     Args:
         settings: ``datamodule_hyper_parameters`` of a checkpoint or the data settings of a cache; None where there
             are none. ``class_path`` names the class, by default `datamodules.voc.VOCDataModule`.
-        **overrides: Settings that replace recorded ones; None does not count.
+        **overrides: settings that replace recorded ones; None does not count.
 
     Raises:
-        InputError: The class is unknown, an override is not a setting of the class, or no root is given.
+        InputError: the class is unknown, an override is not a setting of the class, or no root is given.
     """
     stored = dict(settings or {})
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -423,14 +423,14 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
             importlib.import_module(module)
     found = getattr(sys.modules.get(module), class_name, None)
     if not (isinstance(found, type) and issubclass(found, BaseDataModule)):
-        raise InputError(f"the data module {class_path} is not known: put its file into the package datamodules.")
+        raise InputError(f"the data module {class_path} is not known: put its file into the package datamodules")
     ancestors = [each for each in found.__mro__ if issubclass(each, BaseDataModule)]
     known = {name for each in ancestors for name in inspect.signature(each).parameters}
     if unknown := given.keys() - known:
-        raise InputError(f"{found.__name__} has no setting {min(unknown)!r}.")
+        raise InputError(f"{found.__name__} has no setting {min(unknown)!r}")
     merged = {key: value for key, value in stored.items() if key in known and key not in TRAINING_ONLY} | given
     if not merged.get("root"):
-        raise InputError("the folder of the images is not recorded: give it as 'root'.")
+        raise InputError("the folder of the images is not recorded: give it as 'root'")
     return found(**merged)
 
 
@@ -438,8 +438,8 @@ def with_tags(samples: Sequence[Sample], what: str) -> list[Sample]:
     """Return the samples whose tags are known; print how many are left out: they would count as without any class.
 
     Args:
-        samples: Samples of a split.
-        what: What the images are for, in the message.
+        samples: samples of a split.
+        what: what the images are for, in the message.
     """
     unknown = [sample.id for sample in samples if sample.tags is None]
     if unknown:
@@ -452,15 +452,15 @@ def covered_samples(cache: SeedCache, samples: Sequence[Sample], classes: Sequen
     """Return the samples with cues in a seed cache; print how many the cache has left out.
 
     Raises:
-        InputError: The cache has other classes, lacks an image without recording it as left out, or lacks all.
+        InputError: the cache has other classes, lacks an image without recording it as left out, or lacks all.
     """
     if tuple(cache.classes) != tuple(classes):
-        raise InputError(f"the seed cache has the classes {', '.join(cache.classes)}, not {', '.join(classes)}.")
+        raise InputError(f"the seed cache has the classes {', '.join(cache.classes)}, not {', '.join(classes)}")
     covered = [sample for sample in samples if sample.id in cache]
     lacking = [sample.id for sample in samples if sample.id not in cache]
     missing = [name for name in lacking if name not in cache.left_out] or ([] if covered else lacking)
     if missing:
-        raise InputError(f"the seed cache lacks {len(missing)} of the {len(samples)} images, first {missing[0]}.")
+        raise InputError(f"the seed cache lacks {len(missing)} of the {len(samples)} images, first {missing[0]}")
     if lacking:
         problem = f"{len(lacking)} of {len(samples)} images are left out because the seed cache has no cues of them"
         print_message(f"{problem}; first {lacking[0]}: {cache.left_out[lacking[0]]}")

@@ -17,11 +17,11 @@ class Box(NamedTuple):
     """Bounding box of an object, in pixels from 0; right and bottom are the first column and row beyond the object.
 
     Attributes:
-        label: Class of the object, 0..C-1.
-        left: First column.
-        top: First row.
-        right: Column after the last.
-        bottom: Row after the last.
+        label: class of the object, 0..C-1.
+        left: first column.
+        top: first row.
+        right: column after the last.
+        bottom: row after the last.
     """
 
     label: int
@@ -38,10 +38,10 @@ def xml_boxes(path: AnyPath, classes: Sequence[str]) -> list[Box]:
 
     Args:
         path: ``Annotations/<id>.xml``.
-        classes: Names as in the file, for ImageNet its synsets.
+        classes: names as in the file, for ImageNet its synsets.
 
     Raises:
-        InputError: The file is missing or malformed, or a box is empty.
+        InputError: the file is missing or malformed, or a box is empty.
     """
     boxes = []
     for element in read_annotation(path).iter("object"):
@@ -52,9 +52,9 @@ def xml_boxes(path: AnyPath, classes: Sequence[str]) -> list[Box]:
             corners = (element.findtext(f"bndbox/{side}") or "" for side in ("xmin", "ymin", "xmax", "ymax"))
             left, top, right, bottom = map(float, corners)
         except ValueError as error:
-            raise InputError(f"annotation {path} has no box of four numbers for a {name}.") from error
+            raise InputError(f"annotation {path} has no box of four numbers for a {name}") from error
         if right < left or bottom < top:
-            raise InputError(f"annotation {path} has an empty box of a {name}.")
+            raise InputError(f"annotation {path} has an empty box of a {name}")
         boxes.append(Box(list(classes).index(name), left - 1, top - 1, right, bottom))
     return boxes
 
@@ -81,10 +81,10 @@ def ground_truth_boxes(image: str | AnyPath, mask: np.ndarray, classes: Sequence
     Args:
         image: ``JPEGImages/<id>.jpg`` of a folder that may have ``Annotations/<id>.xml``.
         mask: uint8 (H, W), as for `mask_boxes`.
-        classes: Names of the classes.
+        classes: names of the classes.
 
     Raises:
-        InputError: The annotation is malformed.
+        InputError: the annotation is malformed.
     """
     path = UPath(image)
     annotation = path.parent.parent / "Annotations" / f"{path.stem}.xml"

@@ -48,7 +48,7 @@ def decode_brush(packed: list[int], height: int, width: int) -> np.ndarray:
         bool (H, W).
 
     Raises:
-        InputError: They are no run lengths, or not those of an image of this size; the message is the end of a
+        InputError: they are no run lengths, or not those of an image of this size; the message is the end of a
             sentence.
     """
     problem = f"has brush run lengths that are not those of an image of {height} x {width} pixels (height, width)"

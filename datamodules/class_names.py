@@ -42,8 +42,8 @@ def mask_lut(source: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """Return the lookup table from an index in a mask file to a class index.
 
     Args:
-        source: Classes of the masks on disk; index i is ``source[i - 1]``.
-        classes: The chosen classes.
+        source: classes of the masks on disk; index i is ``source[i - 1]``.
+        classes: the chosen classes.
 
     Returns:
         uint8 (256,): 0 for background, 1..C for ``classes``, ``IGNORE`` for other classes of ``source`` and for
@@ -60,33 +60,33 @@ def require_known(labels: Collection[str], known: Sequence[str], what: str) -> N
     """Raise an InputError where none of a file's labels is a class of the data set.
 
     Args:
-        labels: The labels.
-        known: All classes of the data set.
-        what: The file and what its labels are, such as ``a.json: none of its labels``.
+        labels: the labels.
+        known: all classes of the data set.
+        what: the file and what its labels are, such as ``a.json: none of its labels``.
     """
     if set(labels).isdisjoint(known):
         found = f"{', '.join(sorted(labels)[:5])}; there are {', '.join(known[:20])}"
-        raise InputError(f"{what} is a class of the data set: {found}.")
+        raise InputError(f"{what} is a class of the data set: {found}")
 
 
 def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:
     """Return ``classes`` as a tuple after checking that all of them are in ``known``.
 
     Raises:
-        InputError: A name is unknown (the message suggests the nearest known one) or given twice; or there are none or
+        InputError: a name is unknown (the message suggests the nearest known one) or given twice; or there are none or
             too many.
     """
     if not classes:
-        raise InputError(f"no class is given: name at least one of the classes {where}.")
+        raise InputError(f"no class is given: name at least one of the classes {where}")
     if len(classes) > MAX_CLASSES:
-        raise InputError(f"{len(classes)} classes are given, and an 8-bit mask has at most {MAX_CLASSES}.")
+        raise InputError(f"{len(classes)} classes are given, and an 8-bit mask has at most {MAX_CLASSES}")
     for name in classes:
         if name not in known:
             near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {', '.join(known)}."
+            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {', '.join(known)}"
             raise InputError(f"class {name!r} does not exist among the classes {where}: {hint}")
         if list(classes).count(name) > 1:
-            raise InputError(f"class {name!r} is given twice.")
+            raise InputError(f"class {name!r} is given twice")
     return tuple(classes)
 
 
@@ -94,11 +94,11 @@ def read_classes(path: AnyPath) -> tuple[str, ...]:
     """Return class names from a text file, one a line, without background; empty lines are skipped.
 
     Raises:
-        InputError: The file is not UTF-8 text, is empty, or names a class twice.
+        InputError: the file is not UTF-8 text, is empty, or names a class twice.
     """
     try:
         lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a list of classes: {error}.") from error
+        raise InputError(f"{path} cannot be read as a list of classes: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())
     return check_classes(names, names, f"in {path}")

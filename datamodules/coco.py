@@ -34,11 +34,11 @@ class COCODataModule(BaseDataModule):
     segmentation has no mask.
 
     Args:
-        root: The folder.
-        instances: Path of the JSON, relative to ``root``, with ``{split}`` for the split's name where each split has
+        root: the folder.
+        instances: path of the JSON, relative to ``root``, with ``{split}`` for the split's name where each split has
             its own; ``auto`` for the first of `LAYOUTS` that exists.
-        val_fraction: Fraction of the images in ``val`` where one JSON lists all images.
-        **common: Arguments of `BaseDataModule`.
+        val_fraction: fraction of the images in ``val`` where one JSON lists all images.
+        **common: arguments of `BaseDataModule`.
     """
 
     def __init__(self, root: str, *, instances: str = "auto", val_fraction: float = 0.1, **common: Any) -> None:
@@ -54,7 +54,7 @@ class COCODataModule(BaseDataModule):
         """Return the categories of the first split that has a JSON.
 
         Raises:
-            InputError: There is none, or it is invalid.
+            InputError: there is none, or it is invalid.
         """
         self._load(next(filter(self._find, self._splits), self._splits[0]), masks=False)
         return tuple(self.categories.values())
@@ -65,11 +65,11 @@ class COCODataModule(BaseDataModule):
         if whole:
             self.all_ids = {each.id for each in samples}
             if split not in ("train", "val", "all"):
-                raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all.")
+                raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all")
             total = len(samples)
             samples = split_samples(samples, split, self.hparams["val_fraction"])
             if total and not samples:
-                raise InputError(f"none of {total} images of {self.root} is in {split!r}: change val_fraction.")
+                raise InputError(f"none of {total} images of {self.root} is in {split!r}: change val_fraction")
         return [replace(each, tags=each.tags if tags else None, mask=each.mask if masks else None) for each in samples]
 
     def _find(self, split: str) -> tuple[AnyPath, bool] | None:
@@ -88,12 +88,12 @@ class COCODataModule(BaseDataModule):
         """
         if (found := self._find(split)) is None:
             if not self.root.is_dir():
-                raise InputError(f"folder {self.root} does not exist: give the folder of images and annotations.")
+                raise InputError(f"folder {self.root} does not exist: give the folder of images and annotations")
             names = {path.stem.removeprefix("instances_") for path in self.root.glob("annotations/instances_*.json")}
             names |= {path.parent.name for path in self.root.glob("*/_annotations.coco.json")}
             looked = " or ".join(layout.replace("{split}", split) for layout in self.layouts)
             existing = ", ".join(sorted(names)) or "none"
-            raise InputError(f"there is no {looked} in {self.root}; the existing splits are: {existing}.")
+            raise InputError(f"there is no {looked} in {self.root}; the existing splits are: {existing}")
         path, whole = found
         masks = masks or whole
         if path not in self._samples or masks > self._samples[path][1]:
@@ -106,14 +106,14 @@ class COCODataModule(BaseDataModule):
         """Return the samples of a JSON, whose images are in one of the folders; set the categories if there are none.
 
         Raises:
-            InputError: The JSON is invalid, or its categories differ from those of an earlier one.
+            InputError: the JSON is invalid, or its categories differ from those of an earlier one.
         """
         content = read_instances(path)
         own = category_names(content, path)
         self.categories = self.categories or own
         for key, name in own.items():
             if self.categories.get(key, name) != name:
-                raise InputError(f"{path}: category {key} is {name!r}, and {self.categories[key]!r} in another split.")
+                raise InputError(f"{path}: category {key} is {name!r}, and {self.categories[key]!r} in another split")
         indices = {key: index for index, key in enumerate(self.categories, start=1)}
         images = images_with_instances(content, self.categories, path)
         files = [file for file, _, _ in images]

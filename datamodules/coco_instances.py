@@ -24,14 +24,14 @@ def read_json_file(path: AnyPath) -> Any:
     """Return the content of a JSON.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: it cannot be read.
     """
     try:
         return json.loads(read_bytes(path))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
+        raise InputError(f"{path} is not JSON: {error}") from error
 
 
 def check_instances(content: Any, path: AnyPath) -> None:
@@ -39,7 +39,7 @@ def check_instances(content: Any, path: AnyPath) -> None:
     for key in ("images", "annotations", "categories"):
         found = content.get(key) if isinstance(content, dict) else None
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-            raise InputError(f"{path} is not a JSON of COCO's instances: it has no list of {key}.")
+            raise InputError(f"{path} is not a JSON of COCO's instances: it has no list of {key}")
 
 
 def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> dict[int, str]:
@@ -48,21 +48,21 @@ def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> d
     A category 0 that no annotation uses and that another one names as its supercategory is left out.
 
     Raises:
-        InputError: A category has no id or name, an id or a name occurs twice, or there are none or too many.
+        InputError: a category has no id or name, an id or a name occurs twice, or there are none or too many.
     """
     names: dict[int, str] = {}
     used = [each.get("category_id") for each in content["annotations"]]
     for each in content["categories"]:
         key, name = each.get("id"), each.get("name")
         if not isinstance(key, int) or not isinstance(name, str) or key in names:
-            raise InputError(f"{path}: the category {each} has no id or name, its id is no integer or occurs twice.")
+            raise InputError(f"{path}: the category {each} has no id or name, its id is no integer or occurs twice")
         others = [other for other in content["categories"] if other is not each]
         if key != 0 or key in used or all(other.get("supercategory") != name for other in others):
             names[key] = name
     if twice := next((name for name, times in Counter(names.values()).items() if times > 1), None):
-        raise InputError(f"{path}: two categories have the name {twice!r}.")
+        raise InputError(f"{path}: two categories have the name {twice!r}")
     if not 1 <= len(names) <= MAX_CLASSES:
-        raise InputError(f"{path} has {len(names)} categories, and an 8-bit mask has 1 to {MAX_CLASSES} classes.")
+        raise InputError(f"{path} has {len(names)} categories, and an 8-bit mask has 1 to {MAX_CLASSES} classes")
     return dict(sorted(names.items()))
 
 
@@ -72,27 +72,27 @@ def images_with_instances(
     """Return the images of a JSON: file name or URI, the image as it is in the JSON, and its instances.
 
     Args:
-        content: The JSON.
-        categories: Ids of the categories.
-        path: The JSON, for messages.
+        content: the JSON.
+        categories: ids of the categories.
+        path: the JSON, for messages.
 
     Raises:
-        InputError: An image has no file name, no id or that of another one, or an instance has no image or category.
+        InputError: an image has no file name, no id or that of another one, or an instance has no image or category.
     """
     instances: dict[int | str, list[dict[str, Any]]] = {}  # by image
     for image in content["images"]:
         if not isinstance(number := image.get("id"), int | str) or number in instances:
-            raise InputError(f"{path}: the id {number!r} of an image is missing, or occurs twice.")
+            raise InputError(f"{path}: the id {number!r} of an image is missing, or occurs twice")
         instances[number] = []
     for each in content["annotations"]:
         for what, known in (("image_id", instances), ("category_id", categories)):
             if not isinstance(each.get(what), int | str) or each[what] not in known:
                 problem = f"annotation {each.get('id')} has the {what} {each.get(what)!r}"
-                raise InputError(f"{path}: {problem}, and there is no such {what.removesuffix('_id')}.")
+                raise InputError(f"{path}: {problem}, and there is no such {what.removesuffix('_id')}")
         instances[each["image_id"]].append(each)
     files = [str(image.get("file_name") or image.get("coco_url") or "") for image in content["images"]]
     if "" in files:
-        raise InputError(f"{path}: image {content['images'][files.index('')]['id']} has no file_name.")
+        raise InputError(f"{path}: image {content['images'][files.index('')]['id']} has no file_name")
     return [(file, image, instances[image["id"]]) for file, image in zip(files, content["images"], strict=True)]
 
 
@@ -108,24 +108,24 @@ def instance_mask(
     """Return the mask of an image; None where an instance has no segmentation.
 
     Args:
-        image: The image in the JSON.
-        annotations: Its instances.
-        indices: Index in the mask by category.
-        path: The JSON, for messages.
+        image: the image in the JSON.
+        annotations: its instances.
+        indices: index in the mask by category.
+        path: the JSON, for messages.
 
     Raises:
-        InputError: The image's size is missing, or a segmentation is invalid.
+        InputError: the image's size is missing, or a segmentation is invalid.
     """
     size = image.get("height"), image.get("width")
     height, width = size
     if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
-        raise InputError(f"{path}: image {image['id']} has no height or width, or they are no integers above 0.")
+        raise InputError(f"{path}: image {image['id']} has no height or width, or they are no integers above 0")
     instances: list[tuple[bool, int, int, bytes]] = []
     for each in annotations:
         try:
             rle = instance_rle(each.get("segmentation"), height, width)
         except ValueError as error:
-            raise InputError(f"{path}: annotation {each.get('id')} {error}.") from error
+            raise InputError(f"{path}: annotation {each.get('id')} {error}") from error
         if rle is None:
             return None
         crowd = bool(each.get("iscrowd"))
@@ -141,16 +141,16 @@ def instance_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] |
     """Return the pixels of an instance as pycocotools' compressed run lengths.
 
     Args:
-        segmentation: A list of polygons [x, y, x, y, …], whose union counts; or run lengths ``counts`` of ``size``
+        segmentation: a list of polygons [x, y, x, y, …], whose union counts; or run lengths ``counts`` of ``size``
             (H, W), a list or a compressed text. pycocotools does not check them.
-        height: Height of the image.
-        width: Width of the image.
+        height: height of the image.
+        width: width of the image.
 
     Returns:
         ``size`` and ``counts``; None for an empty segmentation.
 
     Raises:
-        ValueError: The segmentation is invalid; the message is the end of a sentence.
+        ValueError: the segmentation is invalid; the message is the end of a sentence.
     """
     if not segmentation:
         return None

@@ -47,19 +47,19 @@ class ImageDataset(Dataset[dict[str, Any]]):
     generator.
 
     Args:
-        samples: What to read.
-        classes: The C classes of the labels.
+        samples: what to read.
+        classes: the C classes of the labels.
         size: S.
         mask_lut: uint8 (256,), see `datamodules.class_names.mask_lut`; None to read no masks.
-        training: Masks are resized and augmented with the image; otherwise they keep their own size.
-        augment: Random changes; None for resizing only.
-        cues: Cache with the cues of every image.
-        cue_stride: Pixels of the transformed image per position of the cues.
-        originals: Whether items contain ``original``, the image uint8 (H, W, 3) as it is on disk; see
+        training: masks are resized and augmented with the image; otherwise they keep their own size.
+        augment: random changes; None for resizing only.
+        cues: cache with the cues of every image.
+        cue_stride: pixels of the transformed image per position of the cues.
+        originals: whether items contain ``original``, the image uint8 (H, W, 3) as it is on disk; see
             `datamodules.images.as_rgb` for images with other than 3 channels.
-        channels: Channels of the images, see `datamodules.images.read_image`.
-        largest: Height and width in pixels up to which images are read; None for any.
-        annotations: Whether items contain what people have drawn, as training targets.
+        channels: channels of the images, see `datamodules.images.read_image`.
+        largest: height and width in pixels up to which images are read; None for any.
+        annotations: whether items contain what people have drawn, as training targets.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Read one image, or in training the next readable one.
 
         Raises:
-            InputError: A mask or cue map is unusable, or many images in a row are unreadable.
+            InputError: a mask or cue map is unusable, or many images in a row are unreadable.
         """
         index, seed = wanted if isinstance(wanted, Draw) else (wanted, int(torch.randint(2**62, ())))
         unreadable: list[tuple[str, str]] = []
@@ -118,7 +118,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             mask = unknown if sample.mask is None else read_class_mask(sample.mask, self.mask_lut)
             if mask.shape != image.shape[:2]:
                 size, mask_size = ("x".join(map(str, each.shape[1::-1])) for each in (image, mask))
-                raise InputError(f"mask {sample.mask} is {mask_size}, and its image {sample.image} is {size}.")
+                raise InputError(f"mask {sample.mask} is {mask_size}, and its image {sample.image} is {size}")
         cues = None if self.cues is None else self.cues.cues(sample.id)
         own_size = mask is not None and not self.training and not self.annotations
         lines = self._lines(sample, image.shape[:2]) if self.annotations else []
@@ -154,20 +154,20 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Return index and vertices (n, 2) of the points and scribbles of an image of a size (H, W).
 
         Raises:
-            InputError: A vertex or a whole box is outside the image.
+            InputError: a vertex or a whole box is outside the image.
         """
         height, width = size
         for box in sample.boxes:
             if box.right <= 0 or box.bottom <= 0 or box.left >= width or box.top >= height:
                 sides = f"({box.left:g}, {box.top:g}, {box.right:g}, {box.bottom:g})"
                 where = f"the box {sides} of {box.name} is outside of the image {sample.image}"
-                raise InputError(f"{where}, which is {width}x{height}.")
+                raise InputError(f"{where}, which is {width}x{height}")
         lines = []
         for name, vertices in [*((each.name, ((each.x, each.y),)) for each in sample.points), *sample.scribbles]:
             for x, y in vertices:
                 if not (0 <= x < width and 0 <= y < height):
                     where = f"the point ({x:g}, {y:g}) of {name} is outside of the image {sample.image}"
-                    raise InputError(f"{where}, which is {width}x{height}.")
+                    raise InputError(f"{where}, which is {width}x{height}")
             if name in self.indices:
                 # the middle of its pixel: at a pixel's edge, the mirrored point would be in the pixel beside it
                 lines.append((self.indices[name], np.floor(np.array(vertices, np.float32)) + 0.5))
@@ -181,12 +181,12 @@ def image_loader(
     """Return a loader of batches as `collate` makes them.
 
     Args:
-        dataset: What to read.
-        batch_size: Images per batch; ignored with ``batch_sampler``.
-        num_workers: Processes that read images, at most one per image.
-        sampler: Order of the images; None for the order of the samples, shared among processes (`EvalSampler`).
-        batch_sampler: Indices of each batch, in place of ``sampler``.
-        persistent: Whether workers live on after an epoch.
+        dataset: what to read.
+        batch_size: images per batch; ignored with ``batch_sampler``.
+        num_workers: processes that read images, at most one per image.
+        sampler: order of the images; None for the order of the samples, shared among processes (`EvalSampler`).
+        batch_sampler: indices of each batch, in place of ``sampler``.
+        persistent: whether workers live on after an epoch.
     """
     workers = min(num_workers, len(dataset))
     order: dict[str, Any] = {"batch_sampler": batch_sampler}

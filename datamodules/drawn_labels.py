@@ -36,7 +36,7 @@ def draw_labels(size: tuple[int, int], mask: np.ndarray | None, lines: Iterable[
     Args:
         size: H, W.
         mask: uint8 (H, W): 0 background, 1..C, 255 not known; None where there is none.
-        lines: Index (0..C) and vertices float (n, 2) of each line, x and y in pixels; a point is a line of one vertex.
+        lines: index (0..C) and vertices float (n, 2) of each line, x and y in pixels; a point is a line of one vertex.
             Lines have a width of one pixel.
 
     Returns:

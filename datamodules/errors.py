@@ -1,14 +1,14 @@
-"""Exceptions for what a user can mend."""
+"""Errors whose cause is the input of a user."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something handed in (a file, a key, a shape) is not usable.
+    """An input (a file, a key, a shape) is not usable.
 
-    The message is one sentence that names the offender and, where it helps, what to do; the command line prints
-    it alone, without a traceback, and exits with ``status``.
+    The message is one sentence, without a full stop, that names the input and, where it helps, what to do; the command
+    line prints it alone, without a traceback, and exits with ``status``.
     """
 
     status = 1

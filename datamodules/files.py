@@ -44,9 +44,9 @@ def storage_errors(path: str | AnyPath) -> Iterator[None]:
     Those libraries have their own error types, such as botocore's, and some are no OSErrors.
 
     Raises:
-        FileNotFoundError: There is no such file, or no such bucket.
-        PermissionError: The credentials do not allow it, or there are none.
-        OSError: Anything else that the storage reports.
+        FileNotFoundError: there is no such file, or no such bucket.
+        PermissionError: the credentials do not allow it, or there are none.
+        OSError: anything else that the storage reports.
         InputError: fsspec has no file system for the URI.
     """
     try:
@@ -54,7 +54,7 @@ def storage_errors(path: str | AnyPath) -> Iterator[None]:
     except InputError:
         raise
     except (ImportError, ValueError) as error:  # such as gcsfs, which is not installed
-        raise InputError(f"{path} cannot be read: {first_line(error).rstrip('.')}.") from error
+        raise InputError(f"{path} cannot be read: {first_line(error).rstrip('.')}") from error
     except Exception as error:
         reason = first_line(error).rstrip(".")
         if isinstance(error, FileNotFoundError | IsADirectoryError):
@@ -79,7 +79,7 @@ def read_bytes(path: str | AnyPath, start: int = 0, end: int | None = None) -> b
         end: the byte after the last one, if it is not the end of the file.
 
     Raises:
-        OSError: The file cannot be read; ``strerror`` is the reason.
+        OSError: the file cannot be read; ``strerror`` is the reason.
         InputError: fsspec has no file system for the URI, or the copy cannot be written.
     """
     local = local_copy(path) if is_uri(path) else Path(str(path))
@@ -140,7 +140,7 @@ def list_folder(folder: AnyPath) -> tuple[list[str], list[str]]:
     """Return the sorted names of the folders and of the files in a folder; one behind a URI is listed anew each time.
 
     Raises:
-        OSError: The folder does not exist or cannot be read; ``strerror`` is the reason.
+        OSError: the folder does not exist or cannot be read; ``strerror`` is the reason.
         InputError: fsspec has no file system for the URI.
     """
     if isinstance(folder, Path):
@@ -164,7 +164,7 @@ def existing_files(folder: AnyPath, names: Iterable[str]) -> set[str]:
     """Return those of the given names, relative to a folder, that are files; behind a URI each folder is listed once.
 
     Raises:
-        OSError: The storage of a URI cannot be read.
+        OSError: the storage of a URI cannot be read.
     """
     if isinstance(folder, Path):
         return {name for name in names if (folder / name).is_file()}

@@ -29,15 +29,15 @@ class FolderDataModule(BaseDataModule):
     or all tags, sorted.
 
     Args:
-        root: The folder.
-        tags: Source of the tags: the name of a CSV with the columns ``file,tags``; ``metadata.csv`` or
+        root: the folder.
+        tags: source of the tags: the name of a CSV with the columns ``file,tags``; ``metadata.csv`` or
             ``metadata.jsonl`` of Hugging Face's ImageFolder (see `read_table`); ``folders`` for one folder a tag (see
             `read_folders`); ``auto`` for the first of ``tags.csv``, ``metadata.csv``, ``metadata.jsonl`` that exists,
             else ``folders``.
-        masks: Name of the folder of masks ``<id>.png``, in which index i is the i-th class; ``auto`` for ``masks`` if
+        masks: name of the folder of masks ``<id>.png``, in which index i is the i-th class; ``auto`` for ``masks`` if
             there is one; None for no masks.
-        val_fraction: Fraction of the images in ``val``; 0 for no validation.
-        **common: Arguments of `BaseDataModule`.
+        val_fraction: fraction of the images in ``val``; 0 for no validation.
+        **common: arguments of `BaseDataModule`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class FolderDataModule(BaseDataModule):
     ) -> None:
         folder = data_folder(root)
         if not folder.is_dir():
-            raise InputError(f"folder {folder} does not exist: give the folder that contains the images.")
+            raise InputError(f"folder {folder} does not exist: give the folder that contains the images")
         if tags == "auto":
             tables = ("tags.csv", "metadata.csv", "metadata.jsonl")
             tags = next((name for name in tables if (folder / name).is_file()), "folders")
@@ -53,7 +53,7 @@ class FolderDataModule(BaseDataModule):
         self.masks = mask_folder(folder, masks, ("masks",))
         self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
         if not self.images:
-            raise InputError(f"{self.table or folder} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
+            raise InputError(f"{self.table or folder} contains no image ({', '.join(IMAGE_SUFFIXES)})")
         self.all_ids = {image.id for image in self.images}
         if val_fraction == 0:
             common["val_split"] = None
@@ -65,12 +65,12 @@ class FolderDataModule(BaseDataModule):
         """Return the classes of ``classes.txt`` if it is there, else all tags, sorted.
 
         Raises:
-            InputError: A tag is not in ``classes.txt``, or there are neither classes nor tags.
+            InputError: a tag is not in ``classes.txt``, or there are neither classes nor tags.
         """
         tags = sorted(set().union(*(sample.tags or () for sample in self.images)))
         path = self.root / "classes.txt"
         if not tags and not path.is_file():
-            raise InputError(f"{self.source} gives no image any tag.")
+            raise InputError(f"{self.source} gives no image any tag")
         known = read_classes(path) if path.is_file() else tuple(tags)
         if tags:
             check_classes(tags, known, f"in {path if path.is_file() else self.source}")
@@ -79,10 +79,10 @@ class FolderDataModule(BaseDataModule):
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
         """Return the samples of ``train``, ``val`` or ``all``."""
         if split not in ("train", "val", "all"):
-            raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all.")
+            raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all")
         chosen = split_samples(self.images, split, self.hparams["val_fraction"])
         if not chosen:
-            raise InputError(f"none of {len(self.images)} images of {self.root} is in {split!r}: change val_fraction.")
+            raise InputError(f"none of {len(self.images)} images of {self.root} is in {split!r}: change val_fraction")
         found = find_masks(self.masks if masks else None, [image.id for image in chosen])
         paired = zip(chosen, found, strict=True)
         return [replace(image, tags=image.tags if tags else None, mask=mask) for image, mask in paired]
@@ -97,28 +97,28 @@ def read_table(path: AnyPath) -> list[Sample]:
     ignored.
 
     Raises:
-        InputError: The table is missing or malformed, or lacks an image that lies beside its images.
+        InputError: the table is missing or malformed, or lacks an image that lies beside its images.
     """
     header, rows = read_rows(path)
     file_column = next((name for name in ("file", "file_name") if name in header), None)
     tag_column = next((name for name in TAG_COLUMNS if name in header), None)
     if file_column is None or tag_column is None:
         columns = f"'file,tags', or have file_name and one of {', '.join(TAG_COLUMNS)}"
-        raise InputError(f"{path} must start with the line {columns}, not {','.join(header)!r}.")
+        raise InputError(f"{path} must start with the line {columns}, not {','.join(header)!r}")
     samples = []
     folders, below = dict[AnyPath, AnyPath](), set[AnyPath]()  # of the images, resolved: .. or a link may lead to one
     for where, row in rows:
         name, tags = row.get(file_column), row.get(tag_column)
         if not isinstance(name, str):
-            raise InputError(f"{where} has no {file_column}.")
+            raise InputError(f"{where} has no {file_column}")
         if isinstance(tags, str) and tags.strip().startswith("["):
             try:
                 tags = json.loads(tags)
             except json.JSONDecodeError as error:
-                raise InputError(f"{where}: the tags {tags!r} are not a JSON list: {error}.") from error
+                raise InputError(f"{where}: the tags {tags!r} are not a JSON list: {error}") from error
         names = re.split("[;|,]", tags or "") if isinstance(tags, str | None) else tags
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-            raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names.")
+            raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names")
         found = frozenset(each.strip() for each in names if each.strip())
         if name := name.strip():
             remote = is_uri(name)
@@ -128,12 +128,12 @@ def read_table(path: AnyPath) -> list[Sample]:
                 below.add(folders[image.parent] / image.name)
             samples.append(Sample(image_id(name), name if remote else str(image), found))
         elif found:
-            raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}.")
+            raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
     places = sorted(set(folders.values()), key=str)
     untagged = [name for place in places for name in _images(place) if place / name not in below]
     if untagged:
         problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
-        raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes.")
+        raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes")
     return samples
 
 
@@ -144,8 +144,8 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
     its id is the first of them.
 
     Args:
-        root: The folder of folders; hidden folders and folders without an image are skipped.
-        masks: A folder in ``root`` that is not a tag.
+        root: the folder of folders; hidden folders and folders without an image are skipped.
+        masks: a folder in ``root`` that is not a tag.
     """
     tags: dict[AnyPath, set[str]] = {}
     by_name: dict[str, list[AnyPath]] = {}

@@ -32,7 +32,7 @@ class Georeference(NamedTuple):
     """Where an image lies on the Earth.
 
     Attributes:
-        crs: Coordinate reference system, a `rasterio.crs.CRS`; None where it is not known.
+        crs: coordinate reference system, a `rasterio.crs.CRS`; None where it is not known.
         transform: `affine.Affine` from (column, row) to coordinates of the CRS.
     """
 
@@ -52,16 +52,16 @@ class GeoTiff:
     is. TIFF's orientation tag is ignored, as in all programs of GDAL.
 
     Args:
-        path: Path or URI of the TIFF.
+        path: path or URI of the TIFF.
         channels: C. For 3, a gray band is repeated, a palette is applied, and of an image with more bands than red,
             green and blue those three are read. Otherwise the image must have C bands.
 
     Attributes:
         shape: (H, W, C).
-        georeference: Its place on the Earth; None where the file has neither a CRS nor a transform.
+        georeference: its place on the Earth; None where the file has neither a CRS nor a transform.
 
     Raises:
-        UnreadableError: The file is no TIFF, is not of 8 bits, or has another number of bands; rasterio is missing.
+        UnreadableError: the file is no TIFF, is not of 8 bits, or has another number of bands; rasterio is missing.
     """
 
     def __init__(self, path: str | AnyPath, channels: int = 3) -> None:
@@ -87,7 +87,7 @@ class GeoTiff:
             problem = f"has {file.count} bands ({', '.join(colors)}), and in_channels is {channels}"
         if problem:
             self._context.close()
-            raise UnreadableError(f"image {path} {problem}.")
+            raise UnreadableError(f"image {path} {problem}")
 
     def __enter__(self) -> Self:
         return self
@@ -99,14 +99,14 @@ class GeoTiff:
         """Return the pixels of a window, uint8 (h, w, C); its slices have step 1, and end at the image's borders.
 
         Raises:
-            UnreadableError: The file is truncated.
+            UnreadableError: the file is truncated.
         """
         rows, columns = (range(*each.indices(side)) for each, side in zip(window, self.shape[:2], strict=True))
         where = ((rows.start, rows.stop), (columns.start, columns.stop))
         try:
             bands: np.ndarray = self._file.read(self._bands, window=where)  # (bands, h, w)
         except OSError as error:
-            raise UnreadableError(f"image {self._path} cannot be read: {first_line(error)}.") from error
+            raise UnreadableError(f"image {self._path} cannot be read: {first_line(error)}") from error
         if self._palette is not None:
             bands = self._palette[bands[0]].transpose(2, 0, 1)
         repeated = np.broadcast_to(bands, (self.shape[2], *bands.shape[1:]))
@@ -118,7 +118,7 @@ def open_tiff(path: str | AnyPath) -> Iterator[Any]:
     """Open a TIFF: a `rasterio.DatasetReader`.
 
     Raises:
-        UnreadableError: The file does not exist or is no TIFF, or rasterio is not installed.
+        UnreadableError: the file does not exist or is no TIFF, or rasterio is not installed.
     """
     rasterio = _import_rasterio(path)
     with ExitStack() as files:
@@ -131,7 +131,7 @@ def open_tiff(path: str | AnyPath) -> Iterator[Any]:
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
                 file = files.enter_context(rasterio.open(source, driver="GTiff"))
         except OSError as error:  # rasterio's errors are of this type
-            raise UnreadableError(f"image {path} cannot be read: {error.strerror or first_line(error)}.") from error
+            raise UnreadableError(f"image {path} cannot be read: {error.strerror or first_line(error)}") from error
         yield file
 
 
@@ -139,7 +139,7 @@ def read_georeference(path: str | AnyPath) -> Georeference | None:
     """Return the place of an image on the Earth; None for an image without one, and for an unreadable one.
 
     Raises:
-        InputError: The image is a GeoTIFF, and rasterio is not installed.
+        InputError: the image is a GeoTIFF, and rasterio is not installed.
     """
     if not is_tiff(path):
         return None
@@ -190,5 +190,5 @@ def _import_rasterio(path: str | AnyPath) -> ModuleType:
     try:
         rasterio: ModuleType = import_module("rasterio")
     except ImportError as error:
-        raise UnreadableError(f"{path} needs the package rasterio: pip install 'tag2mask[geotiff]'.") from error
+        raise UnreadableError(f"{path} needs the package rasterio: pip install 'tag2mask[geotiff]'") from error
     return rasterio

@@ -40,7 +40,7 @@ def open_file(path: str | AnyPath) -> BinaryIO:
     """Open a local file, or the content of a file behind a URI: a member of a tar file, or what fsspec reads.
 
     Raises:
-        UnreadableError: The file does not exist or cannot be opened.
+        UnreadableError: the file does not exist or cannot be opened.
         InputError: fsspec has no file system for the URI.
     """
     try:
@@ -49,7 +49,7 @@ def open_file(path: str | AnyPath) -> BinaryIO:
         member = read_member(str(path))
         return io.BytesIO(read_bytes(path) if member is None else member)
     except OSError as error:
-        raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
+        raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -71,14 +71,14 @@ def open_image(file: BinaryIO, path: str | AnyPath) -> Iterator[Image.Image]:
     except UnreadableError:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableError(f"image {path} cannot be read: it is not an image.") from error
+        raise UnreadableError(f"image {path} cannot be read: it is not an image") from error
     except Image.DecompressionBombError as error:
         limit = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
         raise UnreadableError(
-            f"image {path} has {limit}: predict, evaluate and seeds generate accept it with --tile."
+            f"image {path} has {limit}: predict, evaluate and seeds generate accept it with --tile"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableError(f"image {path} cannot be read, it is truncated ({error}).") from error
+        raise UnreadableError(f"image {path} cannot be read, it is truncated ({error})") from error
 
 
 def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
@@ -90,14 +90,14 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
     is white in a PNG. TIFFs have no such rule: only 8-bit ones are read.
 
     Args:
-        path: Path or URI of a JPEG, PNG, or another file that Pillow or, a TIFF, rasterio reads.
-        channels: Channels of the result.
+        path: path or URI of a JPEG, PNG, or another file that Pillow or, a TIFF, rasterio reads.
+        channels: channels of the result.
 
     Returns:
         uint8 (H, W, channels), RGB where it has 3 channels.
 
     Raises:
-        UnreadableError: The file is missing, truncated, not an image, or has other bands.
+        UnreadableError: the file is missing, truncated, not an image, or has other bands.
     """
     if channels != 3 and is_tiff(path):  # Pillow reads no more than four bands
         with GeoTiff(path, channels) as tiff:
@@ -108,7 +108,7 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
             file.seek(0)
             data = file.read() if jpeg else b""
         except OSError as error:
-            raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}.") from error
+            raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}") from error
         # OpenCV is faster than Pillow, but fills the missing part of a truncated JPEG with gray, without a warning.
         # Inside a scan 0xff is always escaped, so an end-of-image marker after the last start-of-scan marker means that
         # the scan is complete. Where there is none (or where a camera appended other data) Pillow decides.
@@ -136,12 +136,12 @@ def _pixels(image: Image.Image, path: str | AnyPath, channels: int) -> np.ndarra
     if image.format == "PNG" and image.mode.startswith("I"):  # 16 bits, by Pillow's version I or I;16
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode.startswith(("I", "F")) or max(tags.get(ExifTags.Base.BitsPerSample, (8,))) > 8:
-        raise UnreadableError(f"image {path} has values of more than 8 bits ({image.mode}): scale it to 8 bits.")
+        raise UnreadableError(f"image {path} has values of more than 8 bits ({image.mode}): scale it to 8 bits")
     if image.mode in ("1", "P"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     bands = tags.get(ExifTags.Base.SamplesPerPixel, 1) if image.mode == "L" else len(image.getbands())
     if bands != channels if channels != 3 else (image.mode, bands) == ("L", 2):
-        raise UnreadableError(f"image {path} has {bands} bands ({image.mode}), and in_channels is {channels}.")
+        raise UnreadableError(f"image {path} has {bands} bands ({image.mode}), and in_channels is {channels}")
     pixels = np.empty((image.height, image.width, channels), np.uint8)
     for top in range(0, image.height, _STRIP):  # Pillow's copies of a large image would take several times its memory
         strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
@@ -162,7 +162,7 @@ def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
     A TIFF stays on disk where rasterio can read it and its rows need not be turned. Others are an array in memory.
 
     Raises:
-        UnreadableError: As for `read_image`.
+        UnreadableError: as for `read_image`.
     """
     with any_size(), ExitStack() as context:
         image: Any = None
@@ -181,7 +181,7 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
     """Return height and width of an image as `read_image` returns it, from the header alone.
 
     Raises:
-        UnreadableError: The file is missing or not an image.
+        UnreadableError: the file is missing or not an image.
     """
     try:
         with open_file(path) as file, open_image(file, path) as image:

@@ -48,11 +48,11 @@ def read_irn(path: AnyPath, num_classes: int) -> tuple[NDArray[np.int64], NDArra
         classes, maps = np.array(list(entries)), np.stack(list(entries.values())) if alike else None
     known = isinstance(classes, np.ndarray) and classes.ndim == 1 and (classes.dtype.kind in "iu" or not classes.size)
     if not known or not np.isin(classes, range(num_classes)).all() or len(np.unique(classes)) < len(classes):
-        raise InputError(f"{path}: its classes are not integers in 0..{num_classes - 1}, each once.")
+        raise InputError(f"{path}: its classes are not integers in 0..{num_classes - 1}, each once")
     if not isinstance(maps, np.ndarray) or maps.ndim != 3 or len(maps) != len(classes) or maps.dtype.kind != "f":
-        raise InputError(f"{path} does not hold one map (h, w) for each of its {len(classes)} classes.")
+        raise InputError(f"{path} does not hold one map (h, w) for each of its {len(classes)} classes")
     if not np.isfinite(maps).all() or maps.min(initial=0) < 0 or 0 in maps.shape[1:]:
-        raise InputError(f"{path}: its maps are not all finite, not negative and not empty.")
+        raise InputError(f"{path}: its maps are not all finite, not negative and not empty")
     return np.asarray(classes, np.int64), np.asarray(maps, np.float32)
 
 

@@ -36,13 +36,13 @@ def label_studio_annotations(path: AnyPath, tasks: Sequence[Any], samples: Split
     the last one counts. An annotation with an empty result is a mask of background alone. Predictions do not count.
 
     Args:
-        path: The JSON, for messages.
-        tasks: Its content.
-        samples: The images of the split.
-        known: All classes of the data set.
+        path: the JSON, for messages.
+        tasks: its content.
+        samples: the images of the split.
+        known: all classes of the data set.
 
     Raises:
-        InputError: A task is invalid, none is annotated, none of the labels is a class, or a region is of another kind.
+        InputError: a task is invalid, none is annotated, none of the labels is a class, or a region is of another kind.
     """
     latest = _latest_results(path, tasks)
     matching = match_ids(list(latest), [place for _, place, _ in latest.values()], samples, path)
@@ -53,9 +53,9 @@ def label_studio_annotations(path: AnyPath, tasks: Sequence[Any], samples: Split
             try:
                 label, size, region = _read_region(each)
             except InputError as error:
-                raise InputError(f"{place}: {error}.") from error
+                raise InputError(f"{place}: {error}") from error
             except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise InputError(f"{place}: a region of the type {each.get('type')} is invalid ({error!r}).") from error
+                raise InputError(f"{place}: a region of the type {each.get('type')} is invalid ({error!r})") from error
             if label is not None:
                 labels.add(label)
             if isinstance(region, dict):
@@ -65,7 +65,7 @@ def label_studio_annotations(path: AnyPath, tasks: Sequence[Any], samples: Split
                 require_size(size, samples[name], place)
                 yield name, place, region
         if len(sizes) > 1:
-            raise InputError(f"{place}: its regions have the original sizes {' and '.join(map(str, sorted(sizes)))}.")
+            raise InputError(f"{place}: its regions have the original sizes {' and '.join(map(str, sorted(sizes)))}")
         if name in samples and regions:
             yield name, place, RleMask.from_regions(f"of {place}", sizes.pop(), regions)
         elif name in samples and not result:
@@ -80,17 +80,17 @@ def _latest_results(path: AnyPath, tasks: Sequence[Any]) -> dict[str, tuple[str,
     for number, task in enumerate(tasks, 1):
         place = f"{path}, task {task.get('id', number) if isinstance(task, dict) else number}"
         if not isinstance(task, dict) or not isinstance(annotations := task.get("annotations"), list):
-            raise InputError(f"{place} has no list of annotations: export the project of Label Studio as JSON.")
+            raise InputError(f"{place} has no list of annotations: export the project of Label Studio as JSON")
         name = _task_image(task, place)
         for each in annotations:
             result = each.get("result") if isinstance(each, dict) else None
             if not isinstance(result, list) or not all(isinstance(region, dict) for region in result):
-                raise InputError(f"{place} has an annotation without a result.")
+                raise InputError(f"{place} has an annotation without a result")
             changed = str(each.get("updated_at") or each.get("created_at") or "")
             if not each.get("was_cancelled") and (name not in latest or changed >= latest[name][0]):
                 latest[name] = changed, f"{place}, image {name}", result
     if not latest:
-        raise InputError(f"{path} contains no annotation of any image.")
+        raise InputError(f"{path} contains no annotation of any image")
     return latest
 
 
@@ -98,7 +98,7 @@ def _task_image(task: Mapping[str, Any], place: str) -> str:
     """Return the id of a task's image: that of our own export, or the image's path without suffix.
 
     Raises:
-        InputError: The task has no image, or several.
+        InputError: the task has no image, or several.
     """
     data = task.get("data")
     data = data if isinstance(data, dict) else {}
@@ -107,11 +107,11 @@ def _task_image(task: Mapping[str, Any], place: str) -> str:
     files = {key: _file_of(value) for key, value in data.items() if isinstance(value, str)}
     files = {key: file for key, file in files.items() if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES}
     if len(files) > 1 and "image" not in files:
-        raise InputError(f"{place} has several images, {', '.join(files.values())}: name one of them 'image'.")
+        raise InputError(f"{place} has several images, {', '.join(files.values())}: name one of them 'image'")
     file = files.get("image") or next(iter(files.values()), None)
     if file is None:
         raise InputError(
-            f"{place} has no image: none of its data is the path of an image ({', '.join(IMAGE_SUFFIXES)})."
+            f"{place} has no image: none of its data is the path of an image ({', '.join(IMAGE_SUFFIXES)})"
         )
     return image_id(file)
 

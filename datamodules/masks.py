@@ -23,10 +23,10 @@ class RleMask:
     """A mask that is rendered from the instances of an image: about 200 bytes of memory an instance.
 
     Attributes:
-        name: Name in messages.
+        name: name in messages.
         size: (H, W).
-        indices: Index of each instance, from the first that is painted to the last, which covers the others.
-        counts: Pixels of each instance, run lengths as pycocotools compresses them.
+        indices: index of each instance, from the first that is painted to the last, which covers the others.
+        counts: pixels of each instance, run lengths as pycocotools compresses them.
     """
 
     name: str
@@ -41,9 +41,9 @@ class RleMask:
         """Return a mask in which a smaller region covers a larger one.
 
         Args:
-            name: Name in messages.
+            name: name in messages.
             size: (H, W).
-            regions: Index and run lengths of each region, as pycocotools compresses them.
+            regions: index and run lengths of each region, as pycocotools compresses them.
         """
         painted = sorted(regions, key=lambda region: -int(coco_mask.area(region[1])))
         counts = tuple(rle["counts"] for _, rle in painted)
@@ -79,17 +79,17 @@ def mask_folder(root: AnyPath, masks: str | None, candidates: Sequence[str]) -> 
     """Return the folder of masks that a setting names.
 
     Args:
-        root: Folder of the data set.
-        masks: Name of the folder in ``root``; ``auto`` for the first of ``candidates`` that exists; None for none.
-        candidates: Usual names.
+        root: folder of the data set.
+        masks: name of the folder in ``root``; ``auto`` for the first of ``candidates`` that exists; None for none.
+        candidates: usual names.
 
     Raises:
-        InputError: A folder is named, and does not exist.
+        InputError: a folder is named, and does not exist.
     """
     if masks == "auto":
         masks = next((name for name in candidates if (root / name).is_dir()), None)
     if masks is not None and not (root / masks).is_dir():
-        raise InputError(f"there is no folder of masks {root / masks}: name another, or none (null).")
+        raise InputError(f"there is no folder of masks {root / masks}: name another, or none (null)")
     return None if masks is None else root / masks
 
 
@@ -111,21 +111,21 @@ def read_mask(path: str | AnyPath | RleMask) -> np.ndarray:
     """Read or render the indices of a mask.
 
     Args:
-        path: Path or URI of a palette or 8-bit gray PNG or TIFF, or instances.
+        path: path or URI of a palette or 8-bit gray PNG or TIFF, or instances.
 
     Returns:
         uint8 (H, W), turned by the orientation that the file may record, as images are.
 
     Raises:
-        UnreadableError: The file is missing, truncated or not a PNG.
-        InputError: The file contains colours instead of indices.
+        UnreadableError: the file is missing, truncated or not a PNG.
+        InputError: the file contains colours instead of indices.
     """
     if isinstance(path, RleMask):
         return path.render()
     with open_file(path) as file, open_image(file, path) as image:
         mode, indices = image.mode, np.array(ImageOps.exif_transpose(image) if "exif" in image.info else image)
     if mode not in ("P", "L"):
-        raise InputError(f"mask {path} contains {mode} values, not class indices: save a palette or 8-bit gray PNG.")
+        raise InputError(f"mask {path} contains {mode} values, not class indices: save a palette or 8-bit gray PNG")
     return indices
 
 
@@ -133,20 +133,20 @@ def read_class_mask(path: str | AnyPath | RleMask, lut: np.ndarray) -> np.ndarra
     """Read a mask and map its indices to the chosen classes.
 
     Args:
-        path: As for `read_mask`.
+        path: as for `read_mask`.
         lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
 
     Returns:
         uint8 (H, W): 0 background, 1..C, 255 ignore.
 
     Raises:
-        InputError: As for `read_mask`; or an index is above the number of classes.
+        InputError: as for `read_mask`; or an index is above the number of classes.
     """
     indices = read_mask(path)
     mask: np.ndarray = cv2.LUT(indices, lut)
     if (mask == ILLEGAL).any():
         index, highest = indices[mask == ILLEGAL].min(), np.flatnonzero(lut == ILLEGAL)[0] - 1
-        raise InputError(f"mask {path} contains the index {index}, and its classes end at {highest} (255 is ignored).")
+        raise InputError(f"mask {path} contains the index {index}, and its classes end at {highest} (255 is ignored)")
     return mask
 
 
@@ -154,14 +154,14 @@ def mask_png(mask: np.ndarray, name: str = "a mask") -> bytes:
     """Return a mask as the bytes of a palette PNG with VOC's colours.
 
     Args:
-        mask: Integers (H, W) in 0..255.
-        name: Name of the mask in an error message.
+        mask: integers (H, W) in 0..255.
+        name: name of the mask in an error message.
 
     Raises:
-        InputError: The mask has another shape or values that do not fit.
+        InputError: the mask has another shape or values that do not fit.
     """
     if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 255:
-        raise InputError(f"{name} must be (H, W) with values 0..255, not of shape {tuple(mask.shape)}.")
+        raise InputError(f"{name} must be (H, W) with values 0..255, not of shape {tuple(mask.shape)}")
     image = Image.fromarray(mask.astype(np.uint8, copy=False))
     image.putpalette(voc_palette())
     file = io.BytesIO()
@@ -173,10 +173,10 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     """Write a mask as a palette PNG with VOC's colours, atomically.
 
     Args:
-        path: The file; its folder must exist.
-        mask: Integers (H, W) in 0..255.
+        path: the file; its folder must exist.
+        mask: integers (H, W) in 0..255.
 
     Raises:
-        InputError: As for `mask_png`, or the file cannot be written.
+        InputError: as for `mask_png`, or the file cannot be written.
     """
     write_atomically(Path(path), mask_png(mask, f"a mask for {path}"))

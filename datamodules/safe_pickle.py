@@ -126,7 +126,7 @@ def _check_opcodes(content: bytes) -> None:
     """Check that a pickle has few opcodes, of known kinds, and no value that takes much memory or time.
 
     Raises:
-        UnpicklingError: It has others.
+        UnpicklingError: it has others.
     """
     reusable: dict[int, bool] = {}  # by index in the memo
     last = ""
@@ -175,25 +175,25 @@ def load(content: bytes, where: AnyPath) -> Any:
     """Return the value of a pickle: dictionaries, lists, tuples, numbers, texts, and arrays of numbers (read-only).
 
     Args:
-        content: The pickle, in memory, so that reading takes no more than there is.
-        where: The file, for messages.
+        content: the pickle, in memory, so that reading takes no more than there is.
+        where: the file, for messages.
 
     Raises:
-        InputError: The pickle is damaged or contains anything else.
+        InputError: the pickle is damaged or contains anything else.
     """
     try:
         _check_opcodes(content)
         return _Unpickler(content).load()
     except Exception as error:  # a malformed pickle raises anything
         reason = ascii(str(error)[:200] or type(error).__name__)[1:-1]
-        raise InputError(f"{where} is not a pickle of arrays, or damaged: {reason}; nothing of it was run.") from error
+        raise InputError(f"{where} is not a pickle of arrays, or damaged: {reason}; nothing of it was run") from error
 
 
 def load_dict(path: AnyPath) -> dict[Any, Any]:
     """Return the dictionary in a pickle, gzipped or not, or in a ``.npy`` file that ``numpy.save(path, {...})`` wrote.
 
     Raises:
-        InputError: As `load`; or the file cannot be read, has more than `MAX_BYTES`, or contains something else.
+        InputError: as `load`; or the file cannot be read, has more than `MAX_BYTES`, or contains something else.
     """
     try:
         with io.BytesIO(read_bytes(path)) if is_uri(path) else Path(str(path)).open("rb") as file:
@@ -201,12 +201,12 @@ def load_dict(path: AnyPath) -> dict[Any, Any]:
             file.seek(0)
             content = (gzip.GzipFile(fileobj=file) if zipped else file).read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > MAX_BYTES:
-        raise InputError(f"{path} contains more than {MAX_BYTES} bytes, which no file of cues does.")
+        raise InputError(f"{path} contains more than {MAX_BYTES} bytes, which no file of cues does")
     header = re.match(NPY_OF_OBJECT, content, re.DOTALL)
     value = load(content[header.end() :] if header else content, path)
     value = value.item() if isinstance(value, np.ndarray) and value.shape == () else value
     if not isinstance(value, dict):
-        raise InputError(f"{path} must contain one dictionary.")
+        raise InputError(f"{path} must contain one dictionary")
     return value

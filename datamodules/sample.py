@@ -26,14 +26,14 @@ class Sample:
     """What is known about one image.
 
     Attributes:
-        id: Name of the image, unique in its data set.
-        image: Path or URI of the image.
-        tags: Names of the classes in the image; names outside the chosen classes are ignored. None: not known.
-        mask: Path or URI of the mask, a palette or gray PNG of class indices; or the instances from which it is
+        id: name of the image, unique in its data set.
+        image: path or URI of the image.
+        tags: names of the classes in the image; names outside the chosen classes are ignored. None: not known.
+        mask: path or URI of the mask, a palette or gray PNG of class indices; or the instances from which it is
             rendered. Index 255: not known. None: there is no mask.
-        points: Pixels of known classes.
-        scribbles: Lines through pixels of known classes.
-        boxes: Rectangles around objects.
+        points: pixels of known classes.
+        scribbles: lines through pixels of known classes.
+        boxes: rectangles around objects.
     """
 
     id: str
@@ -49,12 +49,12 @@ def image_id(file: str) -> str:
     """Return the id of an image that a table lists: the path below the images' folder, or in a URI, without suffix.
 
     Raises:
-        InputError: The text is no path of a file.
+        InputError: the text is no path of a file.
     """
     try:
         path = PurePosixPath(urlsplit(file).path if is_uri(file) else file).with_suffix("")
     except ValueError as error:
-        raise InputError(f"{file!r} is no path of an image: {error}.") from error
+        raise InputError(f"{file!r} is no path of an image: {error}") from error
     return "/".join(part for part in path.parts if part not in ("/", ".."))  # results are files of this name
 
 
@@ -65,9 +65,9 @@ def split_samples(samples: Sequence[Sample], split: str, val_fraction: float) ->
     ``val`` without any, it contains the one with the smallest hash.
 
     Args:
-        samples: All images.
-        split: Name of the split.
-        val_fraction: Fraction of the images in ``val``; 0 for none.
+        samples: all images.
+        split: name of the split.
+        val_fraction: fraction of the images in ``val``; 0 for none.
     """
     if split == "all":
         return list(samples)
@@ -88,14 +88,14 @@ def read_ids(path: AnyPath) -> tuple[str, ...]:
     """Return the ids of a list of images: the first word of each line.
 
     Raises:
-        InputError: The list cannot be read, or contains an id twice.
+        InputError: the list cannot be read, or contains an id twice.
     """
     try:
         ids = tuple(line.split()[0] for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(set(ids)) < len(ids):
-        raise InputError(f"the list {path} contains {next(i for i in ids if ids.count(i) > 1)} more than once.")
+        raise InputError(f"the list {path} contains {next(i for i in ids if ids.count(i) > 1)} more than once")
     return ids
 
 
@@ -105,22 +105,22 @@ def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None =
     Files named by URI are not looked up: whoever reads them finds the missing ones.
 
     Args:
-        paths: The files.
-        ids: Ids by path; of the others the id is the file's name without its suffix.
+        paths: the files.
+        ids: ids by path; of the others the id is the file's name without its suffix.
 
     Raises:
-        InputError: A file does not exist, two files have the same id, or an id is no relative path.
+        InputError: a file does not exist, two files have the same id, or an id is no relative path.
     """
     samples: dict[str, Sample] = {}
     for path in map(UPath, paths):
         if not is_uri(path) and not path.is_file():
-            raise InputError(f"there is no image {path}.")
+            raise InputError(f"there is no image {path}")
         given = (ids or {}).get(str(path))
         name = path.stem if given is None else given
         if given is not None and not is_valid_id(given):
-            raise InputError(f"the id {name!r} of {path} is no relative path without '..'.")
+            raise InputError(f"the id {name!r} of {path} is no relative path without '..'")
         if name in samples:
-            raise InputError(f"{samples[name].image} and {path} have the same id {name!r}: rename one file.")
+            raise InputError(f"{samples[name].image} and {path} have the same id {name!r}: rename one file")
         samples[name] = Sample(name, str(path))
     return list(samples.values())
 
@@ -129,20 +129,20 @@ def require_tags(samples: Sequence[Sample], classes: Sequence[str], source: str)
     """Raise an InputError unless a sample has a tag of ``classes``; ``source`` names the origin of the tags."""
     if all(sample.tags is None or sample.tags.isdisjoint(classes) for sample in samples):
         zero = f"the labels of all {len(samples)} images are zero"
-        raise InputError(f"{zero}: {source} gives no image any of the classes {', '.join(classes)}.")
+        raise InputError(f"{zero}: {source} gives no image any of the classes {', '.join(classes)}")
 
 
 def require_masks(samples: Sequence[Sample], purpose: str) -> list[str | RleMask]:
     """Return the masks of all samples.
 
     Raises:
-        InputError: A sample has no mask; the message names ``purpose``, which needs the masks.
+        InputError: a sample has no mask; the message names ``purpose``, which needs the masks.
     """
     masks = [sample.mask for sample in samples if sample.mask is not None]
     missing = [sample.id for sample in samples if sample.mask is None]
     if missing:
         problem = f"{len(missing)} of {len(samples)} masks are missing, first that of {missing[0]}"
-        raise InputError(f"{problem}; {purpose} needs a mask of every image.")
+        raise InputError(f"{problem}; {purpose} needs a mask of every image")
     return masks
 
 
@@ -150,8 +150,8 @@ class SplitSamples(dict[str, Sample]):
     """Samples of a split by id.
 
     Attributes:
-        title: Name of the split in messages.
-        other_ids: Ids of the data set's images in other splits, where ids are paths.
+        title: name of the split in messages.
+        other_ids: ids of the data set's images in other splits, where ids are paths.
     """
 
     def __init__(self, samples: Sequence[Sample], title: str, other_ids: Container[str] = frozenset()) -> None:
@@ -163,13 +163,13 @@ def require_size(size: tuple[Any, Any], sample: Sample, place: str) -> None:
     """Raise an InputError where a file of annotations records another size of a sample's image.
 
     Args:
-        size: Height and width in the file; None where it records none.
-        sample: The image; one named by URI is not looked at, which would be a request for each.
-        place: Place in the file, for the message.
+        size: height and width in the file; None where it records none.
+        sample: the image; one named by URI is not looked at, which would be a request for each.
+        place: place in the file, for the message.
     """
     if None in size or is_uri(sample.image) or size == (found := image_size(sample.image)):
         return
-    raise InputError(f"{place} has {size[0]} x {size[1]} pixels, and its image {found[0]} x {found[1]}.")
+    raise InputError(f"{place} has {size[0]} x {size[1]} pixels, and its image {found[0]} x {found[1]}")
 
 
 def match_id(name: str, *ids: Container[str]) -> str:
@@ -189,28 +189,28 @@ def match_ids(names: Sequence[str], places: Sequence[str], samples: SplitSamples
     samples.
 
     Args:
-        names: Ids or paths without suffixes, as in the file.
-        places: Their places in the file, for messages.
-        samples: The images.
-        path: The file, for messages.
+        names: ids or paths without suffixes, as in the file.
+        places: their places in the file, for messages.
+        samples: the images.
+        path: the file, for messages.
 
     Returns:
         An id for each name, which may be that of an image of another split; the name itself where no end of it is an
         id.
 
     Raises:
-        InputError: Two names are the same image, or none is one of the samples.
+        InputError: two names are the same image, or none is one of the samples.
     """
     found = [match_id(name, samples, samples.other_ids) for name in names]
     counts = Counter(found)
     for name, listed, place in zip(found, names, places, strict=True):
         if counts[name] > 1:
-            raise InputError(f"{place}: {path} contains the image {listed} {counts[name]} times.")
+            raise InputError(f"{place}: {path} contains the image {listed} {counts[name]} times")
     matched = sum(name in samples for name in found)
     if not matched:
         first = f"its first is {names[0]}" if names else "it is empty"
         raise InputError(
-            f"{path} contains no image of {samples.title}: {first}, and that of the split is {min(samples)}."
+            f"{path} contains no image of {samples.title}: {first}, and that of the split is {min(samples)}"
         )
     if matched < len(names):
         print_message(f"{path}: {matched} of {len(names)} images are in {samples.title}; the others are left out")

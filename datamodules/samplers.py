@@ -38,13 +38,13 @@ def _processes(length: int) -> tuple[int, int]:
     """Return the number of processes and the rank of this one.
 
     Raises:
-        InputError: There are images, but fewer than processes.
+        InputError: there are images, but fewer than processes.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return 1, 0
     replicas = distributed.get_world_size()
     if 0 < length < replicas:
-        raise InputError(f"{length} images cannot be distributed over {replicas} processes.")
+        raise InputError(f"{length} images cannot be distributed over {replicas} processes")
     return replicas, distributed.get_rank()
 
 
@@ -61,17 +61,17 @@ class TrainSampler(DistributedSampler[Draw]):
     otherwise epochs are counted.
 
     Args:
-        length: Number of images.
-        batch_size: Images per batch and process.
-        seed: Seed of the order and of the random changes.
-        accumulate: Batches per optimizer step. Batches that do not fill a last step are left out of the epoch:
+        length: number of images.
+        batch_size: images per batch and process.
+        seed: seed of the order and of the random changes.
+        accumulate: batches per optimizer step. Batches that do not fill a last step are left out of the epoch:
             Lightning would divide their gradient by ``accumulate`` all the same.
-        repeats: How often each image takes part in the shuffling, (length,); None for once each. The epoch contains as
+        repeats: how often each image takes part in the shuffling, (length,); None for once each. The epoch contains as
             many images as before: those at the end of the order are left out of it.
-        min_images: Least number of images of all processes in an epoch; fewer are drawn several times.
+        min_images: least number of images of all processes in an epoch; fewer are drawn several times.
 
     Raises:
-        InputError: There are fewer images than processes, or fewer than a step of several batches needs.
+        InputError: there are fewer images than processes, or fewer than a step of several batches needs.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TrainSampler(DistributedSampler[Draw]):
         step, images = batch_size * accumulate, max(length, min_images)
         if accumulate > 1 and images < step * replicas:
             step_size = f"{accumulate} batches (accumulate_grad_batches) of {batch_size} images in {replicas} processes"
-            raise InputError(f"{images} images do not fill one step of {step_size}.")
+            raise InputError(f"{images} images do not fill one step of {step_size}")
         super().__init__(range(length), num_replicas=replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.length = length
         self.indices = np.arange(length) if repeats is None else np.repeat(np.arange(length), repeats)
@@ -105,7 +105,7 @@ class EvalSampler(DistributedSampler[int]):
     """Draw every image once, in order; processes take turns, and no image is repeated to make the shares equal.
 
     Raises:
-        InputError: There are images, but fewer than processes. (A process without images would log nothing, and the
+        InputError: there are images, but fewer than processes. (A process without images would log nothing, and the
             other processes would wait for its metrics for ever.)
     """
 

@@ -63,23 +63,23 @@ class SecCues:
         labels, cues = self._integers(f"{number}_labels", 1), self._integers(f"{number}_cues", 2)
         where = f"{self.path}, image {number} ({name}):"
         if labels.size and not 1 <= labels.min() <= labels.max() <= self.num_classes:
-            raise InputError(f"{where} its labels are not all in 1..{self.num_classes}.")
+            raise InputError(f"{where} its labels are not all in 1..{self.num_classes}")
         limits = np.array([self.num_classes + 1, self.grid, self.grid])
         if len(cues) != len(limits) or (cues < 0).any() or (cues >= limits[:, None]).any():
             inside = f"within 0..{self.num_classes} and a grid of {self.grid}x{self.grid}"
-            raise InputError(f"{where} its cues are not (class, row, column) {inside}.")
+            raise InputError(f"{where} its cues are not (class, row, column) {inside}")
         if not np.isin(cues[0], np.append(labels, 0)).all():
-            raise InputError(f"{where} a class has cues and is not among the labels.")
+            raise InputError(f"{where} a class has cues and is not among the labels")
         cued = np.zeros(limits, np.bool_)
         cued[tuple(cues)] = True
         if cued.sum() != cues.shape[1]:
-            raise InputError(f"{where} a position is cued for the same class twice.")
+            raise InputError(f"{where} a position is cued for the same class twice")
         return cued
 
     def _integers(self, key: str, dimensions: int) -> NDArray[np.int64]:
         value = self._entries.get(key)
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim != dimensions:
-            raise InputError(f"{self.path}: entry {key!r} is not an array of integers of {dimensions} dimensions.")
+            raise InputError(f"{self.path}: entry {key!r} is not an array of integers of {dimensions} dimensions")
         return value.astype(np.int64)
 
 
@@ -92,7 +92,7 @@ def read_input_list(path: AnyPath) -> dict[str, int]:
     try:
         lines = read_bytes(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     numbers: dict[str, int] = {}
     for place, line in enumerate(lines, start=1):
         match line.split():
@@ -101,9 +101,9 @@ def read_input_list(path: AnyPath) -> dict[str, int]:
             case [file, number] if number.isdecimal() and number.isascii() and Path(file).stem not in numbers:
                 numbers[Path(file).stem] = int(number)
             case _:
-                raise InputError(f"{path}, line {place}: expected a new image and its number, found {line!r}.")
+                raise InputError(f"{path}, line {place}: expected a new image and its number, found {line!r}")
     if not numbers or len(set(numbers.values())) < len(numbers):
-        raise InputError(f"the list {path} {'gives a number twice' if numbers else 'is empty'}.")
+        raise InputError(f"the list {path} {'gives a number twice' if numbers else 'is empty'}")
     return numbers
 
 

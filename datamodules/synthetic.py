@@ -23,12 +23,12 @@ class SyntheticDataModule(VOCDataModule):
     """The embedded data set: textured cut-outs of five classes, see `datamodules.synthetic_scenes`.
 
     Args:
-        root: Folder of VOC's layout; `prepare_data` writes it if it is not there.
-        train: Images in the split ``train``.
-        val: Images in the split ``val``.
-        image_size: Longer side of the images in pixels.
-        data_seed: Number of the data set.
-        **common: Arguments of `VOCDataModule` and `datamodules.base_datamodule.BaseDataModule`.
+        root: folder of VOC's layout; `prepare_data` writes it if it is not there.
+        train: images in the split ``train``.
+        val: images in the split ``val``.
+        image_size: longer side of the images in pixels.
+        data_seed: number of the data set.
+        **common: arguments of `VOCDataModule` and `datamodules.base_datamodule.BaseDataModule`.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class SyntheticDataModule(VOCDataModule):
         """Write the data set if it is not there.
 
         Raises:
-            InputError: The folder contains a data set of other numbers, or written by another version of the code.
+            InputError: the folder contains a data set of other numbers, or written by another version of the code.
         """
         hp = self.hparams
         numbers = {"train": hp["train"], "val": hp["val"], "size": hp["image_size"], "seed": hp["data_seed"]}
         record = self.root / RECORD
         if not record.is_file():
             if not isinstance(self.root, Path):
-                raise InputError(f"{self.root} contains no embedded data set, which is written to local folders alone.")
+                raise InputError(f"{self.root} contains no embedded data set, which is written to local folders alone")
             write_synthetic_voc(self.root, **numbers)
         elif json.loads(read_bytes(record)) != _record(numbers):
-            raise InputError(f"{self.root} contains an embedded data set of other numbers or other code: remove it.")
+            raise InputError(f"{self.root} contains an embedded data set of other numbers or other code: remove it")
 
 
 def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> None:
@@ -68,17 +68,17 @@ def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size:
     smaller one.
 
     Args:
-        output: The folder, which must not exist or must be empty. It appears as a whole or not at all.
-        train: Images in the split ``train``.
-        val: Images in the split ``val``.
-        size: Longer side of the images in pixels.
-        seed: Number of the data set.
+        output: the folder, which must not exist or must be empty. It appears as a whole or not at all.
+        train: images in the split ``train``.
+        val: images in the split ``val``.
+        size: longer side of the images in pixels.
+        seed: number of the data set.
 
     Raises:
-        InputError: The folder is not empty or cannot be written, or a number is out of range.
+        InputError: the folder is not empty or cannot be written, or a number is out of range.
     """
     if train < 1 or val < 1 or size < 32 or seed < 0:
-        raise InputError("train and val must be at least 1, size must be at least 32, and seed at least 0.")
+        raise InputError("train and val must be at least 1, size must be at least 32, and seed at least 0")
     with new_folder(Path(output)) as folder:
         for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "ImageSets/Main"):
             (folder / name).mkdir(parents=True)

@@ -37,8 +37,8 @@ def draw_scene(seed: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray
     """Draw the image of a seed.
 
     Args:
-        seed: Any integers; the same integers give the same image.
-        size: Longer side in pixels; the shorter side is as long or three quarters of it.
+        seed: any integers; the same integers give the same image.
+        size: longer side in pixels; the shorter side is as long or three quarters of it.
 
     Returns:
         The image uint8 (H, W, 3), RGB, with one to three objects of different classes, each 25 to 65 % of ``size``
@@ -183,11 +183,11 @@ def _texture(rng: Generator, name: str, u: Floats, v: Floats, scale: float) -> F
     """Return a texture, float32 (H, W) in [0, 1], which blends two colours.
 
     Args:
-        rng: Random generator of the image.
-        name: One of `_TEXTURES` or `_CLUTTER`.
+        rng: random generator of the image.
+        name: one of `_TEXTURES` or `_CLUTTER`.
         u: float32 (H, W), first coordinate of the grid in pixels.
         v: float32 (H, W), second coordinate.
-        scale: Pixels per 128th of the image's longer side.
+        scale: pixels per 128th of the image's longer side.
     """
     match name:
         case "stripes":  # straight bands of equal width

@@ -21,10 +21,10 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
     Columns of a CSV are in lower case. Fields of JSON lines have any type of JSON; a field may be missing.
 
     Args:
-        path: A CSV with a header, or JSON lines (``.jsonl``).
+        path: a CSV with a header, or JSON lines (``.jsonl``).
 
     Raises:
-        InputError: The table is missing or malformed. The iterator raises it for a row that is no JSON object, or has
+        InputError: the table is missing or malformed. The iterator raises it for a row that is no JSON object, or has
             more fields than the header.
     """
     lines: list[tuple[int, Any]]
@@ -38,19 +38,19 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
             reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
             lines = [(reader.line_num, row) for row in reader]
     except OSError as error:
-        raise InputError(f"table {path} cannot be read: {error.strerror}.") from error
+        raise InputError(f"table {path} cannot be read: {error.strerror}") from error
     except (csv.Error, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"table {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}.") from error
+        raise InputError(f"table {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}") from error
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         for line, row in lines:
             where = f"{path}, line {line}"
             if not isinstance(row, dict):
-                raise InputError(f"{where} is not a JSON object.")
+                raise InputError(f"{where} is not a JSON object")
             # csv.DictReader stores columns beyond the header under None: "a.jpg,cat,dog" would lose its dog
             if beyond := next(filter(str.strip, row.get(None, ())), None):
                 problem = f"{beyond.strip()!r} is beyond the columns of the header"
-                raise InputError(f"{where}: {problem}; separate tags by ';', and put a field with commas in quotes.")
+                raise InputError(f"{where}: {problem}; separate tags by ';', and put a field with commas in quotes")
             yield where, row
 
     return header, rows()

@@ -41,7 +41,7 @@ def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
         Sizes by file name, in the order of the pattern, those of ``*`` sorted.
 
     Raises:
-        InputError: The folder cannot be read, or a tar file is missing.
+        InputError: the folder cannot be read, or a tar file is missing.
     """
     from fsspec.core import url_to_fs
 
@@ -51,7 +51,7 @@ def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
             storage.invalidate_cache(path)
             entries = storage.ls(path, detail=True)
     except OSError as error:
-        raise InputError(f"the folder of tar files {folder} cannot be read: {error.strerror}.") from error
+        raise InputError(f"the folder of tar files {folder} cannot be read: {error.strerror}") from error
     sizes = {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in entries if entry["type"] != "directory"}
     found = dict[str, int]()
     for name in _expand(pattern):
@@ -59,10 +59,10 @@ def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
         if re.search(r"[*?[]", name):
             names = [each for each in fnmatch.filter(sorted(sizes), name) if each.endswith(".tar") and each[0] != "."]
         if not names or names[0] not in sizes:
-            raise InputError(f"there is no tar file {folder}/{name}.")
+            raise InputError(f"there is no tar file {folder}/{name}")
         found |= {each: sizes[each] for each in names}
     if not found:
-        raise InputError(f"there is no tar file {folder}/{pattern}: a range such as {{000..099}} counts up.")
+        raise InputError(f"there is no tar file {folder}/{pattern}: a range such as {{000..099}} counts up")
     return found
 
 
@@ -84,7 +84,7 @@ def read_tar(tar: AnyPath, suffixes: tuple[str, ...] = ()) -> TarContent:
         suffixes: of the members whose text is read.
 
     Raises:
-        UnreadableError: The archive cannot be read, is truncated, or contains a name twice.
+        UnreadableError: the archive cannot be read, is truncated, or contains a name twice.
     """
     members, texts, last = dict[str, str](), dict[str, bytes](), ""
     try:
@@ -94,19 +94,19 @@ def read_tar(tar: AnyPath, suffixes: tuple[str, ...] = ()) -> TarContent:
                 if not member.isreg():
                     continue
                 if last in members:
-                    raise UnreadableError(f"tar file {tar} contains {last} twice.")
+                    raise UnreadableError(f"tar file {tar} contains {last} twice")
                 members[last] = f"tar://{last}::{tar}#{member.offset_data}+{member.size}"
                 if last.lower().endswith(suffixes) and member.size <= _TEXT:
                     texts[last] = cast("BinaryIO", archive.extractfile(member)).read()
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # an archive ends with a block of zeros
                 after = f"after {last}" if last else "or is no tar archive"
-                raise UnreadableError(f"tar file {tar} is truncated or damaged {after}.")
+                raise UnreadableError(f"tar file {tar} is truncated or damaged {after}")
     except tarfile.TarError as error:
         problem = f"is truncated in {last}" if last else f"is not a tar archive, or is compressed ({error})"
-        raise UnreadableError(f"tar file {tar} {problem}.") from error
+        raise UnreadableError(f"tar file {tar} {problem}") from error
     except OSError as error:
-        raise UnreadableError(f"tar file {tar} cannot be read: {error.strerror or error}.") from error
+        raise UnreadableError(f"tar file {tar} cannot be read: {error.strerror or error}") from error
     return TarContent(members, texts)
 
 
@@ -133,7 +133,7 @@ def read_member(uri: str) -> bytes | None:
         The content; None where the URI is not one of `TarContent`.
 
     Raises:
-        OSError: The archive cannot be read, or has become shorter.
+        OSError: the archive cannot be read, or has become shorter.
     """
     match = _MEMBER.fullmatch(uri)
     if match is None:

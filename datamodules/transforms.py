@@ -22,10 +22,10 @@ class Augment:
     """Random augmentation of training images.
 
     Attributes:
-        crop: Range of the area that a random crop keeps, as a fraction of the image; its aspect ratio differs from
+        crop: range of the area that a random crop keeps, as a fraction of the image; its aspect ratio differs from
             the image's by at most 3/4 … 4/3. None for no crop.
-        flip: Mirror an image with probability 0.5.
-        color: Strength of the colour jitter: brightness, contrast and saturation change by up to this fraction and
+        flip: mirror an image with probability 0.5.
+        color: strength of the colour jitter: brightness, contrast and saturation change by up to this fraction and
             the hue by up to an eighth of it (of a full turn); 0 for none. Of images with other than 3 channels
             only brightness and contrast change.
     """
@@ -38,10 +38,10 @@ class Augment:
         if self.crop is not None:
             low, high = self.crop
             if not 0 < low <= high <= 1:
-                raise InputError(f"augment.crop is {list(self.crop)}, and must be a range of areas within (0, 1].")
+                raise InputError(f"augment.crop is {list(self.crop)}, and must be a range of areas within (0, 1]")
             object.__setattr__(self, "crop", (float(low), float(high)))  # YAML and checkpoints hold lists
         if not 0 <= self.color < 1:
-            raise InputError(f"augment.color is {self.color}, and must be at least 0 and below 1.")
+            raise InputError(f"augment.color is {self.color}, and must be at least 0 and below 1")
 
 
 class _RelativeCrop(A.RandomResizedCrop):  # type: ignore[misc]
@@ -68,8 +68,8 @@ class Transform:
     they shrink); masks and cues take the nearest value.
 
     Args:
-        size: Side of the square output in pixels.
-        augment: Random augmentation; None for resizing only.
+        size: side of the square output in pixels.
+        augment: random augmentation; None for resizing only.
         channels: C, the channels of the images.
     """
 
@@ -97,7 +97,7 @@ class Transform:
 
         Args:
             image: uint8 (H, W, C).
-            seed: Seed of all random changes. (albumentations has generators that ignore global seeds and that forked
+            seed: seed of all random changes. (albumentations has generators that ignore global seeds and that forked
                 workers would share.)
             mask: uint8 (H, W).
             cues: uint8 label map (h, w) of any size that covers the image.

@@ -20,12 +20,12 @@ class UnreadableImages:
     """Collect unreadable images, print their names, and stop when there are too many.
 
     Args:
-        share: Share of all images that may be unreadable, within 0..1.
-        strict: Allow none, regardless of ``share``.
+        share: share of all images that may be unreadable, within 0..1.
+        strict: allow none, regardless of ``share``.
 
     Attributes:
-        found: Reason by id.
-        total: Number of images that ``share`` refers to; whoever reads images adds their number.
+        found: reason by id.
+        total: number of images that ``share`` refers to; whoever reads images adds their number.
     """
 
     def __init__(self, share: float = MAX_UNREADABLE, *, strict: bool = False) -> None:
@@ -37,7 +37,7 @@ class UnreadableImages:
         """Record an unreadable image, once.
 
         Raises:
-            InputError: More images are unreadable than the share allows.
+            InputError: more images are unreadable than the share allows.
         """
         if name in self.found:
             return
@@ -52,9 +52,9 @@ def too_many(found: Mapping[str, str], total: int, share: float) -> str:
     """Return the error message for too many unreadable images; empty where their number is allowed.
 
     Args:
-        found: Reason by id of the unreadable images.
-        total: Number of all images.
-        share: Share of them that may be unreadable, within 0..1; 1 allows any number, also where ``total`` is 0.
+        found: reason by id of the unreadable images.
+        total: number of all images.
+        share: share of them that may be unreadable, within 0..1; 1 allows any number, also where ``total`` is 0.
     """
     if share >= 1 or len(found) <= share * total:
         return ""
@@ -65,7 +65,7 @@ def too_many(found: Mapping[str, str], total: int, share: float) -> str:
 def check_share(share: float) -> None:
     """Raise an InputError unless ``share`` is a fraction."""
     if not 0 <= share <= 1:
-        raise InputError(f"max_unreadable is {share}, and must be a share of the images within 0..1.")
+        raise InputError(f"max_unreadable is {share}, and must be a share of the images within 0..1")
 
 
 def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sample]:
@@ -74,11 +74,11 @@ def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sa
     The header of a file named by URI is not read: that would be a request for each file.
 
     Args:
-        samples: Samples of a split.
-        unreadable: Receives the others, with the reasons.
+        samples: samples of a split.
+        unreadable: receives the others, with the reasons.
 
     Raises:
-        InputError: A mask has another size than its image, or too many images are unreadable.
+        InputError: a mask has another size than its image, or too many images are unreadable.
     """
     unreadable.total += len(samples)
     with ThreadPoolExecutor() as pool:
@@ -102,5 +102,5 @@ def _header_problem(sample: Sample) -> str:
         return str(error)
     if size_of_mask != size:
         found, wanted = (f"{width}x{height}" for height, width in (size_of_mask, size))
-        raise InputError(f"mask {sample.mask} is {found}, and its image {sample.image} is {wanted}.")
+        raise InputError(f"mask {sample.mask} is {found}, and its image {sample.image} is {wanted}")
     return ""

@@ -23,13 +23,13 @@ class VOCDataModule(BaseDataModule):
     VOC's 20.
 
     Args:
-        root: The folder that contains JPEGImages, for VOC itself ``…/VOCdevkit/VOC2012``.
-        labels: Source of the tags: ``xml``, ``imagesets``, ``masks``, the path of a ``cls_labels.npy``; None for no
+        root: the folder that contains JPEGImages, for VOC itself ``…/VOCdevkit/VOC2012``.
+        labels: source of the tags: ``xml``, ``imagesets``, ``masks``, the path of a ``cls_labels.npy``; None for no
             tags. See `datamodules.voc_tags`.
-        masks: Name of the folder of masks; ``auto`` for SegmentationClassAug or else SegmentationClass; None for no
+        masks: name of the folder of masks; ``auto`` for SegmentationClassAug or else SegmentationClass; None for no
             masks.
-        download: Download VOC 2012 and SBD into ``root`` (which must end in VOCdevkit/VOC2012) if they are not there.
-        **common: Arguments of `BaseDataModule`.
+        download: download VOC 2012 and SBD into ``root`` (which must end in VOCdevkit/VOC2012) if they are not there.
+        **common: arguments of `BaseDataModule`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class VOCDataModule(BaseDataModule):
         """Download VOC where ``download`` is set."""
         if self.hparams["download"]:
             if not isinstance(self.root, Path):
-                raise InputError(f"VOC is downloaded into a local folder: root cannot be {self.root}.")
+                raise InputError(f"VOC is downloaded into a local folder: root cannot be {self.root}")
             download_voc(self.root)
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
@@ -56,12 +56,12 @@ class VOCDataModule(BaseDataModule):
         hp, root = self.hparams, self.root
         if not (root / "JPEGImages").is_dir():
             problem = "contains no JPEGImages" if root.is_dir() else "does not exist"
-            raise InputError(f"folder {root} {problem}: give the folder of JPEGImages, ImageSets and the masks.")
+            raise InputError(f"folder {root} {problem}: give the folder of JPEGImages, ImageSets and the masks")
         path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not path.is_file():
             lists = list_folder(path.parent)[1] if path.parent.is_dir() else []
             existing = ", ".join(name.removesuffix(".txt") for name in lists if name.endswith(".txt")) or "none"
-            raise InputError(f"there is no list {path}; the existing splits are: {existing}.")
+            raise InputError(f"there is no list {path}; the existing splits are: {existing}")
         ids = read_ids(path)
         labels = hp["labels"] if tags else None
         usual = ("SegmentationClassAug", "SegmentationClass")
@@ -79,6 +79,6 @@ class VOCDataModule(BaseDataModule):
         elif labels is not None and UPath(labels).suffix == ".npy":
             found = npy_tags(UPath(labels), ids, self.known_classes())
         elif labels is not None:
-            raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file.")
+            raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file")
         shown = [sample.mask if masks else None for sample in samples]
         return [replace(sample, tags=own, mask=mask) for sample, own, mask in zip(samples, found, shown, strict=True)]

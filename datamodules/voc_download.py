@@ -22,7 +22,7 @@ def download_voc(root: Path) -> None:
     keeps it, the others get the mask of SBD; ``trainaug`` has 10,582 images. An older SegmentationClassAug is replaced.
 
     Args:
-        root: Folder of VOC; ends in ``VOCdevkit/VOC2012``, as in VOC's archive.
+        root: folder of VOC; ends in ``VOCdevkit/VOC2012``, as in VOC's archive.
 
     Raises:
         InputError: ``root`` ends differently, a download fails, or a list or mask is missing.
@@ -31,7 +31,7 @@ def download_voc(root: Path) -> None:
     if (lists / "trainaug.txt").is_file():
         return
     if root.parts[-2:] != ("VOCdevkit", "VOC2012"):
-        raise InputError(f"VOC is downloaded into a folder ending in VOCdevkit/VOC2012: root cannot be {root}.")
+        raise InputError(f"VOC is downloaded into a folder ending in VOCdevkit/VOC2012: root cannot be {root}")
     base, sbd = root.parents[1], root.parents[1] / "sbd"
     try:
         sbd.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def download_voc(root: Path) -> None:
             SBDataset(str(sbd), image_set="train", mode="segmentation", download=True)
     except (OSError, RuntimeError) as error:
         problem = f"VOC 2012 and SBD cannot be downloaded into {base} ({error})"
-        raise InputError(f"{problem}: check the connection and the disk.") from error
+        raise InputError(f"{problem}: check the connection and the disk") from error
     train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
     sbd_ids = {name for split in ("train", "val") for name in read_ids(sbd / f"{split}.txt")}
     trainaug = sorted((train | sbd_ids) - val)
@@ -56,7 +56,7 @@ def download_voc(root: Path) -> None:
             try:
                 mask = loadmat(path)["GTcls"][0]["Segmentation"][0]  # uint8 (H, W)
             except (OSError, ValueError, KeyError, TypeError, IndexError, MatReadError) as error:
-                raise InputError(f"the SBD mask {path} cannot be read ({error}).") from error
+                raise InputError(f"the SBD mask {path} cannot be read ({error})") from error
             write_mask(folder / f"{name}.png", mask)
     # the list comes last: it marks the folder as complete
     write_atomically(lists / "trainaug.txt", "".join(f"{name}\n" for name in trainaug).encode())

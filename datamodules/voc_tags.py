@@ -20,7 +20,7 @@ def xml_tags(root: AnyPath, ids: Sequence[str]) -> list[frozenset[str]]:
     """Return the tags of images: the objects in ``Annotations/<id>.xml``.
 
     Raises:
-        InputError: A file is missing or is not XML.
+        InputError: a file is missing or is not XML.
     """
     with ThreadPoolExecutor() as pool:  # the annotations of an object store are a request each
         trees = list(pool.map(lambda name: read_annotation(root / "Annotations" / f"{name}.xml"), ids))
@@ -34,18 +34,18 @@ def read_annotation(path: AnyPath) -> ET.Element:
         path: ``Annotations/<id>.xml``.
 
     Raises:
-        InputError: The file is missing, is not XML, or declares entities.
+        InputError: the file is missing, is not XML, or declares entities.
     """
     try:
         text = read_bytes(path)
     except OSError as error:
-        raise InputError(f"there are no labels for image {path.stem}: {path} is missing.") from error
+        raise InputError(f"there are no labels for image {path.stem}: {path} is missing") from error
     if b"<!ENTITY" in text:  # VOC needs none, and a few lines of them can fill the memory
-        raise InputError(f"{path} declares entities, which an annotation never does.")
+        raise InputError(f"{path} declares entities, which an annotation never does")
     try:
         return ET.fromstring(text)  # noqa: S314
     except ET.ParseError as error:
-        raise InputError(f"{path} is not XML ({error}).") from error
+        raise InputError(f"{path} is not XML ({error})") from error
 
 
 def list_tags(root: AnyPath, split: str, ids: Sequence[str], classes: Sequence[str]) -> list[frozenset[str]]:
@@ -54,24 +54,24 @@ def list_tags(root: AnyPath, split: str, ids: Sequence[str], classes: Sequence[s
     A line contains an id and 1 (present), 0 (present, difficult) or -1 (absent).
 
     Raises:
-        InputError: A list is missing or malformed, or lacks one of the images.
+        InputError: a list is missing or malformed, or lacks one of the images.
     """
     folder = root / "ImageSets" / "Main"
     tags: dict[str, set[str]] = {image: set() for image in ids}
     for name in classes:
         path = next((p for s in (split, "trainval") if (p := folder / f"{name}_{s}.txt").is_file()), None)
         if path is None:
-            raise InputError(f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing.")
+            raise InputError(f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing")
         states: dict[str, str] = {}
         for number, line in enumerate(read_bytes(path).decode().splitlines(), start=1):
             match line.split():
                 case [image, "1" | "0" | "-1" as state]:
                     states[image] = state
                 case [_, *_]:
-                    raise InputError(f"{path}, line {number}: expected an id and 1, 0 or -1, found {line!r}.")
+                    raise InputError(f"{path}, line {number}: expected an id and 1, 0 or -1, found {line!r}")
         if lacking := [image for image in ids if image not in states]:
             lacks = f"lacks {len(lacking)} of the {len(ids)} images of {split}, first {lacking[0]}"
-            raise InputError(f"{path} {lacks}; labels: xml covers images that VOC's lists leave out.")
+            raise InputError(f"{path} {lacks}; labels: xml covers images that VOC's lists leave out")
         for image in ids:
             if states[image] != "-1":
                 tags[image].add(name)
@@ -86,7 +86,7 @@ def mask_tags(
     Args:
         masks: N masks.
         lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
-        classes: The C classes of ``lut``.
+        classes: the C classes of ``lut``.
     """
     with ThreadPoolExecutor() as pool:
         counts = pool.map(lambda path: np.bincount(read_class_mask(path, lut).ravel(), minlength=IGNORE + 1), masks)
@@ -100,26 +100,26 @@ def npy_tags(path: AnyPath, ids: Sequence[str], source: Sequence[str]) -> list[f
     numbers and strings are read from it, so that it cannot run code.
 
     Args:
-        path: The file.
+        path: the file.
         ids: N images.
-        source: The classes of a row, in order.
+        source: the classes of a row, in order.
 
     Raises:
-        InputError: The file is missing or of another kind, lacks an image, or has rows of another length or kind.
+        InputError: the file is missing or of another kind, lacks an image, or has rows of another length or kind.
     """
     rows = {}
     for key, row in load_dict(path).items():
         rows[f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, int | np.integer) else str(key)] = row
     if lacking := [name for name in ids if name not in rows]:
-        raise InputError(f"{path} lacks {len(lacking)} of {len(ids)} images, first {lacking[0]}.")
+        raise InputError(f"{path} lacks {len(lacking)} of {len(ids)} images, first {lacking[0]}")
     tags = []
     for image in ids:
         row = rows[image]
         plain = isinstance(row, list | tuple) and all(isinstance(each, int | float) for each in row)
         if not (plain or isinstance(row, np.ndarray)):  # nested sequences of a hostile file can fill the memory
-            raise InputError(f"{path} has no row of numbers for {image}.")
+            raise InputError(f"{path} has no row of numbers for {image}")
         values = np.asarray(row)
         if values.shape != (len(source),):
-            raise InputError(f"{path} has {values.shape} labels for {image}, and there are {len(source)} classes.")
+            raise InputError(f"{path} has {values.shape} labels for {image}, and there are {len(source)} classes")
         tags.append(frozenset(name for name, value in zip(source, values, strict=True) if value > 0))
     return tags

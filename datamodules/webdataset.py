@@ -37,8 +37,8 @@ class WebDatasetDataModule(BaseDataModule):
     shard is written.
 
     Args:
-        root: Folder or URI of the tar files.
-        **common: Arguments of `BaseDataModule`.
+        root: folder or URI of the tar files.
+        **common: arguments of `BaseDataModule`.
     """
 
     def __init__(self, root: str, **common: Any) -> None:
@@ -57,7 +57,7 @@ class WebDatasetDataModule(BaseDataModule):
             return tuple(self._given)
         found = set[str]().union(*(sample.tags or () for sample in self.read_samples(self._split)))
         if not found:
-            raise InputError(f"no tar file {self._split!r} of {self.root} gives an image any tag.")
+            raise InputError(f"no tar file {self._split!r} of {self.root} gives an image any tag")
         return tuple(sorted(found))
 
     def tars(self, split: str) -> dict[str, int]:
@@ -72,18 +72,18 @@ class WebDatasetDataModule(BaseDataModule):
         """Return one block for each tar file, which is not opened before its block is read; without annotations."""
         if self.sources:
             hint = "unpack them, or name them as images, which leaves the annotations out"
-            raise InputError(f"labels of the tar files in {self.root} cannot follow annotations: {hint}.")
+            raise InputError(f"labels of the tar files in {self.root} cannot follow annotations: {hint}")
         tars = self.tars(split)
         stems = [name.removesuffix(".tar") for name in tars]
         if "index" in stems:
-            raise InputError(f"{self.root}/index.tar cannot be a shard: index is the name of a seed cache's index.")
+            raise InputError(f"{self.root}/index.tar cannot be a shard: index is the name of a seed cache's index")
         listed = "".join(f"{name}\0{length}\n" for name, length in tars.items()) + "\n".join(self._known or ())
 
         def read(number: int) -> list[Sample]:
             samples = self._samples(f"{stems[number]}.tar")
             if all(sample.tags is None for sample in samples):
                 suffixes = ", ".join(TAG_SUFFIXES)
-                raise InputError(f"{self.root}/{stems[number]}.tar gives no image tags ({suffixes}).")
+                raise InputError(f"{self.root}/{stems[number]}.tar gives no image tags ({suffixes})")
             tags = frozenset[str]().union(*(sample.tags or () for sample in samples))
             if tags and tags.isdisjoint(self.classes):
                 unknown = f"none of the tags is a class, such as {min(tags)!r}"
@@ -98,7 +98,7 @@ class WebDatasetDataModule(BaseDataModule):
         samples = tar_samples(self.root / name, classes, tags=tags)
         for sample in samples:
             if self._known and (unknown := (sample.tags or frozenset()).difference(self._known)):
-                raise InputError(f"{self.root}/{name}: {sample.id} has the tag {min(unknown)!r}, not in classes.txt.")
+                raise InputError(f"{self.root}/{name}: {sample.id} has the tag {min(unknown)!r}, not in classes.txt")
         return samples
 
 
@@ -111,7 +111,7 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
         tags: whether tags are read; None otherwise.
 
     Raises:
-        InputError: The archive cannot be read or is truncated, it contains no image, a key has two images or tags
+        InputError: the archive cannot be read or is truncated, it contains no image, a key has two images or tags
             without an image, or tags are malformed.
     """
     content = read_tar(tar, TAG_SUFFIXES if tags else ())
@@ -124,16 +124,16 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
             continue
         if suffix in IMAGE_SUFFIXES:
             if not is_valid_id(key):  # a mask of this name would be outside its folder
-                raise InputError(f"tar file {tar} contains the image {name[:80]!r}, which is no path inside a folder.")
+                raise InputError(f"tar file {tar} contains the image {name[:80]!r}, which is no path inside a folder")
             if key in images:
-                raise InputError(f"tar file {tar} contains two images of the key {key!r}: rename or remove one.")
+                raise InputError(f"tar file {tar} contains two images of the key {key!r}: rename or remove one")
             images[key] = uri
         elif suffix in TAG_SUFFIXES and name in content.texts:
             texts.setdefault(key, {})[suffix] = name
     if lacking := [key for key in texts if key not in images]:
-        raise InputError(f"tar file {tar} contains tags of {lacking[0]!r} and no image ({', '.join(IMAGE_SUFFIXES)}).")
+        raise InputError(f"tar file {tar} contains tags of {lacking[0]!r} and no image ({', '.join(IMAGE_SUFFIXES)})")
     if not images:
-        raise InputError(f"tar file {tar} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
+        raise InputError(f"tar file {tar} contains no image ({', '.join(IMAGE_SUFFIXES)})")
     samples = []
     for key, uri in images.items():
         found: frozenset[str] | None = None
@@ -149,7 +149,7 @@ def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -
     try:
         value: Any = json.loads(text) if suffix == ".json" else text.decode("utf-8-sig").strip()
     except ValueError as error:
-        raise InputError(f"{where} cannot be read as tags: {error}.") from error
+        raise InputError(f"{where} cannot be read as tags: {error}") from error
     if isinstance(value, dict):
         column = next((name for name in TAG_COLUMNS if name in value), None)
         if column is None:
@@ -163,10 +163,10 @@ def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -
         if isinstance(name, int) and not isinstance(name, bool):
             if classes is None or not 0 <= name < len(classes):
                 known = "no classes are listed" if classes is None else f"there are {len(classes)} classes"
-                raise InputError(f"{where} contains the class {name}, and {known}: write classes.txt beside the tar.")
+                raise InputError(f"{where} contains the class {name}, and {known}: write classes.txt beside the tar")
             tags.add(classes[name])
         elif isinstance(name, str):
             tags |= {name.strip()} - {""}
         else:
-            raise InputError(f"{where} contains {str(value)[:80]!r}, which is neither names nor classes.")
+            raise InputError(f"{where} contains {str(value)[:80]!r}, which is neither names nor classes")
     return frozenset(tags)

@@ -14,10 +14,10 @@ def report_lost_classes(tags: np.ndarray, classes: Sequence[str], *, what: str, 
     """Print the classes that are found in fewer than half of the images tagged with them; nothing where none is.
 
     Args:
-        tags: Number of images tagged with each class, and of those in which the class is found, (2, C).
-        classes: The C names.
-        what: What finds them, the beginning of the sentence.
-        advice: What to do, the next sentence.
+        tags: number of images tagged with each class, and of those in which the class is found, (2, C).
+        classes: the C names.
+        what: what finds them, the beginning of the sentence.
+        advice: what to do, the next sentence.
     """
     lost = [
         f"{name} in {found} of {tagged} images"

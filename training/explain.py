@@ -36,24 +36,24 @@ def explain(
     """Write a figure of each photo, classes by CAM methods, as ``<photo>.png``; or one page of evidence for a class.
 
     Args:
-        photos: Photos, and folders of photos.
-        checkpoint: Checkpoint of a classifier.
-        output: Folder for the figures; created if necessary.
-        methods: Names of CAM methods, separated by commas: gradcam, cam, counterfactual, gradcam++, layercam, hirescam,
+        photos: photos, and folders of photos.
+        checkpoint: checkpoint of a classifier.
+        output: folder for the figures; created if necessary.
+        methods: names of CAM methods, separated by commas: gradcam, cam, counterfactual, gradcam++, layercam, hirescam,
             guided-backprop, deconvolution, guided-gradcam, deconvolution-gradcam, gradient, mwp, c-mwp, clip.
-        classes: Names of classes, separated by commas. Default: the classes with probability 0.5 or more, or the most
+        classes: names of classes, separated by commas. Default: the classes with probability 0.5 or more, or the most
             probable class.
-        page: Name of a class. Write ``<class>.html`` instead of figures: the photos with the strongest evidence for the
+        page: name of a class. Write ``<class>.html`` instead of figures: the photos with the strongest evidence for the
             class (sum of the Grad-CAM map) beside those with the strongest evidence against it (counterfactual map).
-        strongest: Number of photos on each side of the page.
-        layer: Name of the layer within the network. Default: as in `seeds.generate_seeds`.
-        size: Side in pixels to which photos are resized. Default: the size of the classifier's validation.
+        strongest: number of photos on each side of the page.
+        layer: name of the layer within the network. Default: as in `seeds.generate_seeds`.
+        size: side in pixels to which photos are resized. Default: the size of the classifier's validation.
 
     Returns:
         The files that were written.
 
     Raises:
-        InputError: There is no photo, two photos have the same name, a method, class, layer or checkpoint does not
+        InputError: there is no photo, two photos have the same name, a method, class, layer or checkpoint does not
             exist, a figure would replace a photo, or the output cannot be a folder. Also after photos were skipped as
             unreadable; ``skipped.csv`` lists them.
     """
@@ -98,10 +98,10 @@ def explain_image(explainer: Explainer, image: Image, title: str, labels: Sequen
     """Return the figure of an image uint8 (H, W, C): a row for each class with its score, a column for each method.
 
     Args:
-        explainer: A classifier with its CAM methods.
+        explainer: a classifier with its CAM methods.
         image: uint8 (H, W, C).
-        title: Line above the figure.
-        labels: Indices 0..C-1 of the classes. If empty, the classes with probability 0.5 or more, or the most probable.
+        title: line above the figure.
+        labels: indices 0..C-1 of the classes. If empty, the classes with probability 0.5 or more, or the most probable.
 
     Returns:
         uint8 (H', W', 3).

@@ -38,8 +38,8 @@ def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer
     """Return a label map as a layer: classes in colour with a light outline, the background darkened.
 
     Args:
-        labels: Label map (H, W), 0 background, 1..C, 255 not scored (drawn light).
-        strength: Share of the class's colour in a pixel.
+        labels: label map (H, W), 0 background, 1..C, 255 not scored (drawn light).
+        strength: share of the class's colour in a pixel.
 
     Returns:
         float32 (H, W, 4): red, green, blue 0..255, opacity 0..1.
@@ -64,7 +64,7 @@ def cue_layer(cues: NDArray[np.integer]) -> Layer:
     """Return cues as a layer: classes in colour, background cues slate, positions without a cue pale.
 
     Args:
-        cues: Label map (h, w), 0 background, 1..C, 255 no cue.
+        cues: label map (h, w), 0 background, 1..C, 255 no cue.
 
     Returns:
         float32 (h, w, 4), as `label_layer`.
@@ -95,9 +95,9 @@ def heat_overlay(image: Image, heat: NDArray[np.floating], *, strength: float = 
     """Draw a map over its image, from clear (0) to dark red (the map's maximum); a map of zeros gives a gray image.
 
     Args:
-        image: Image uint8 (H, W, 3).
-        heat: Map (H, W), not negative.
-        strength: Share of the colour in a pixel where the map is highest.
+        image: image uint8 (H, W, 3).
+        heat: map (H, W), not negative.
+        strength: share of the colour in a pixel where the map is highest.
     """
     peak = float(heat.max())
     share = (heat / peak if peak > 0 else np.zeros_like(heat)).astype(np.float32)
@@ -137,10 +137,10 @@ def figure_grid(columns: Sequence[str], rows: Sequence[str], images: Sequence[Se
     """Return images of one size in rows and columns with captions.
 
     Args:
-        columns: Caption above each column.
-        rows: Caption left of each row, of several lines.
-        images: For each row an image uint8 (H, W, 3) per column.
-        title: Line above all images.
+        columns: caption above each column.
+        rows: caption left of each row, of several lines.
+        images: for each row an image uint8 (H, W, 3) per column.
+        title: line above all images.
 
     Returns:
         uint8 (H', W', 3).

@@ -46,16 +46,16 @@ def show_seeds(
     lowest; the others are drawn with a fixed seed. Without masks all are drawn.
 
     Args:
-        caches: Seed caches in the order of their making; the page contains the IoU of each cache's cues.
-        output: Folder for the page; created if necessary.
-        root: Folder of the images and masks. Default: as recorded in the first cache.
-        split: Split of the data set; every cache contains all of its images. Default: as recorded.
-        masks: Name of the folder of masks. Default: as recorded.
-        checkpoint: Checkpoint of a segmentation network; the page contains its predictions after the dense CRF.
-        num_images: Number of images on the page.
+        caches: seed caches in the order of their making; the page contains the IoU of each cache's cues.
+        output: folder for the page; created if necessary.
+        root: folder of the images and masks. Default: as recorded in the first cache.
+        split: split of the data set; every cache contains all of its images. Default: as recorded.
+        masks: name of the folder of masks. Default: as recorded.
+        checkpoint: checkpoint of a segmentation network; the page contains its predictions after the dense CRF.
+        num_images: number of images on the page.
 
     Raises:
-        InputError: The caches or the checkpoint have different classes, or a cache lacks images.
+        InputError: the caches or the checkpoint have different classes, or a cache lacks images.
     """
     require_folder(output)
     opened = [SeedCache(path) for path in caches]
@@ -96,9 +96,9 @@ def _cue_iou(cues: NDArray[np.uint8], truth: NDArray[np.uint8] | None, num_class
     """Return the mean IoU of an image's cues (h, w) over its classes, positions without a cue taken as background.
 
     Args:
-        cues: Label map (h, w), 255 = no cue.
-        truth: Mask (H, W), 255 = not scored; None where there is none.
-        num_classes: Number of classes without background.
+        cues: label map (h, w), 255 = no cue.
+        truth: mask (H, W), 255 = not scored; None where there is none.
+        num_classes: number of classes without background.
 
     Returns:
         Mean IoU; None where no pixel is scored.

@@ -63,7 +63,7 @@ def test_errors_are_one_sentence(s3: str, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(kind) as caught:
             read_bytes(uri)
         assert (caught.value.strerror, caught.value.filename) == (reason, uri)
-    with pytest.raises(InputError, match=r"^foo://a cannot be read: Protocol not known: foo\.$"):
+    with pytest.raises(InputError, match=r"^foo://a cannot be read: Protocol not known: foo$"):
         read_bytes("foo://a")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -208,20 +208,20 @@ def test_what_is_wrong_in_a_bucket_is_one_sentence(s3: str, voc: Path) -> None:
     upload(voc, root)
     none = "there is no such file or folder"
     data = VOCDataModule(root, size=32, num_workers=0)
-    with pytest.raises(InputError, match=rf"contains p3, and there is no image {root}/JPEGImages/p3\.jpg\.$"):
+    with pytest.raises(InputError, match=rf"contains p3, and there is no image {root}/JPEGImages/p3\.jpg$"):
         data.samples("train")
     with pytest.raises(
-        InputError, match=rf"^there is no list {root}/.*/all\.txt; the existing splits are: train, val\.$"
+        InputError, match=rf"^there is no list {root}/.*/all\.txt; the existing splits are: train, val$"
     ):
         data.samples("all")
     with pytest.raises(UnreadableError, match=rf"^image {root}/JPEGImages/p7\.jpg cannot be read, it is truncated"):
         read_image(f"{root}/JPEGImages/p7.jpg")
-    with pytest.raises(UnreadableError, match=rf"^image {root}/JPEGImages/p3\.jpg cannot be read: {none}\.$"):
+    with pytest.raises(UnreadableError, match=rf"^image {root}/JPEGImages/p3\.jpg cannot be read: {none}$"):
         read_image(f"{root}/JPEGImages/p3.jpg")
     for module in (VOCDataModule, FolderDataModule):
-        with pytest.raises(InputError, match=r"^folder s3://nobucket/a cannot be read: there is no bucket nobucket\.$"):
+        with pytest.raises(InputError, match=r"^folder s3://nobucket/a cannot be read: there is no bucket nobucket$"):
             module("s3://nobucket/a")
-        with pytest.raises(InputError, match=rf"^folder {s3}/nowhere cannot be read: {none}\.$"):
+        with pytest.raises(InputError, match=rf"^folder {s3}/nowhere cannot be read: {none}$"):
             module(f"{s3}/nowhere")
     with pytest.raises(InputError, match=rf"^folder {root}/ImageSets contains no JPEGImages: give the folder"):
         VOCDataModule(f"{root}/ImageSets").samples("train")
@@ -261,10 +261,10 @@ def refused(s3: str) -> Iterator[str]:
 def test_wrong_credentials_are_one_sentence(refused: str) -> None:
     """The server's reason is in brackets."""
     reason = "access is denied, check the credentials"
-    with pytest.raises(UnreadableError, match=rf"^image {refused}/a\.jpg cannot be read: {reason} \(.*\)\.$"):
+    with pytest.raises(UnreadableError, match=rf"^image {refused}/a\.jpg cannot be read: {reason} \(.*\)$"):
         read_image(f"{refused}/a.jpg")
     for module in (VOCDataModule, FolderDataModule):
-        with pytest.raises(InputError, match=rf"^folder {refused}/voc cannot be read: {reason} \(.*\)\.$"):
+        with pytest.raises(InputError, match=rf"^folder {refused}/voc cannot be read: {reason} \(.*\)$"):
             module(f"{refused}/voc")
     with pytest.raises(InputError, match=rf"^{refused}/a\.bin cannot be written: {reason} \(.*\)$"):
         write_atomically(UPath(f"{refused}/a.bin"), b"")

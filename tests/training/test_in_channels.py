@@ -151,13 +151,13 @@ def test_images_of_another_number_of_bands(scenes, classifier, segmentation, tmp
     assert main(["predict", f"--checkpoint={segmentation}", f"--images={odd}", f"--output={tmp_path / 'out'}"]) == 1
     reasons = (tmp_path / "out/skipped.csv").read_text()
     assert "five.tif has 5 bands" in reasons
-    assert "rgb.tif has 3 bands (red, green, blue), and in_channels is 4." in reasons
+    assert "rgb.tif has 3 bands (red, green, blue), and in_channels is 4" in reasons
     (odd / "tags.csv").write_text("file,tags\nrgb.tif,crop\nfive.tif,roof\n")
     words = [f"--checkpoint={classifier}", f"--root={odd}", f"--output={tmp_path / 'cache'}", "--split=all", *JOB]
     assert main(["seeds", "generate", *words]) == 1
     assert main(["fit", "--model=ClassifierTask", "--data=FolderDataModule", f"--data.root={scenes}", *QUICK,
                  "--data.in_channels=0", f"--output={tmp_path / 'run'}"]) != 0  # fmt: skip
-    assert "in_channels is 0, and must be at least 1." in capsys.readouterr().err
+    assert "in_channels is 0, and must be at least 1" in capsys.readouterr().err
 
 
 def test_checkpoints_without_the_number_are_of_rgb_images(checkpoint, tmp_path):

@@ -19,8 +19,8 @@ def render_page(metrics: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """Return the page of an evaluation.
 
     Args:
-        metrics: Content of ``metrics.json``, see `training.evaluation.evaluate.evaluate`.
-        sections: Images to show, see `training.reports.example_selection.ExampleSelector`.
+        metrics: content of ``metrics.json``, see `training.evaluation.evaluate.evaluate`.
+        sections: images to show, see `training.reports.example_selection.ExampleSelector`.
 
     Returns:
         HTML without any link to another file; images, style and script are embedded.

@@ -14,12 +14,12 @@ class Example:
     """An image with its label maps.
 
     Attributes:
-        name: Id of the image.
+        name: id of the image.
         image: uint8 (H, W, 3).
-        prediction: Label map uint8 (H, W).
-        truth: Label map uint8 (H, W); None where there is no mask.
-        cues: Label map uint8 (h, w); None where there are no cues.
-        iou: Mean IoU over the classes in the image; None where there is no mask.
+        prediction: label map uint8 (H, W).
+        truth: label map uint8 (H, W); None where there is no mask.
+        cues: label map uint8 (h, w); None where there are no cues.
+        iou: mean IoU over the classes in the image; None where there is no mask.
     """
 
     name: str
@@ -45,8 +45,8 @@ class ExampleSelector:
     A third has the highest IoU, a third the lowest, the rest is drawn with a fixed seed. Without IoU all are drawn.
 
     Args:
-        total: Number of images in the stream.
-        wanted: Number of images to select.
+        total: number of images in the stream.
+        wanted: number of images to select.
     """
 
     def __init__(self, total: int, wanted: int) -> None:
