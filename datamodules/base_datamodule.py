@@ -28,6 +28,7 @@ from datamodules.sample import Sample, SplitSamples, require_masks, require_tags
 from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
 from datamodules.samplers import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
+from datamodules.seed_shard import is_valid_id
 from datamodules.transforms import Augment
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 
@@ -210,6 +211,8 @@ class BaseDataModule(pl.LightningDataModule):
         for sample in samples:
             if sample.id in seen:
                 raise InputError(f"{where} two images with the id {sample.id!r}: rename or remove one of them")
+            if not is_valid_id(sample.id):
+                raise InputError(f"{where} {sample.image!r}, whose name is not printable UTF-8: rename it")
             if sample.image in missing:
                 raise InputError(f"{where} {sample.id}, and there is no image {sample.image}")
             seen.add(sample.id)
@@ -284,7 +287,10 @@ class BaseDataModule(pl.LightningDataModule):
             if 0 < scored < len(samples):
                 print_message(f"{scored} of {len(samples)} {name} images have a mask; the others are not scored")
             if hp["targets"] == "tags" and any(sample.tags is not None for sample in samples):
-                require_tags(samples, self.classes, self.source)
+                if stage == "fit" and not any(sample.tags and sample.tags & set(self.classes) for sample in samples):
+                    print_message(f"no {name} image has a tag, so there are no figures: {len(samples)} images")
+                else:
+                    require_tags(samples, self.classes, self.source)
                 samples = with_tags(samples, name)
             self._datasets[name] = self._eval_dataset(samples, hp["eval_size"])
 

@@ -135,6 +135,13 @@ def check_data(
         })  # fmt: skip
 
 
+def recorded_data(recorded: Mapping[str, Any] | None, *, root: str | None, **settings: Any) -> BaseDataModule:
+    """Return the data module of a seed cache: by the settings that it records, or else by the layout of ``root``."""
+    if recorded or root is None:
+        return datamodule_from_settings(recorded, root=root, **settings)
+    return open_data(root, **settings)
+
+
 def open_data(root: str, **settings: Any) -> BaseDataModule:
     """Return the data module of a folder, which its layout decides; tags of VOC are those of its Annotations."""
     folder = data_folder(root)

@@ -166,7 +166,7 @@ def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
     """
     with any_size(), ExitStack() as context:
         image: Any = None
-        if is_tiff(path) and (channels != 3 or not _is_turned(path)):
+        if is_tiff(path) and (channels != 3 or not is_turned(path)):
             with suppress(InputError):  # rasterio is missing, or the TIFF is of a kind that Pillow converts
                 image = context.enter_context(GeoTiff(path, channels))
         if channels == 3 and not is_uri(path) and str(path).lower().endswith(".png"):
@@ -190,7 +190,9 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
             recorded = blocks is None or not image.info.keys().isdisjoint(blocks)
             # orientations 5 to 8 swap width and height
             turned = recorded and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (image.width, image.height) if turned else (image.height, image.width)
+            # Pillow's size of a turned TIFF is that of the upright image already, in some releases
+            width, height = (tags[256], tags[257]) if (tags := getattr(image, "tag_v2", None)) else image.size
+            return (width, height) if turned else (height, width)
     except UnreadableError as error:
         if not _only_rasterio_reads(path, error):
             raise
@@ -198,7 +200,7 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
         return int(tiff.height), int(tiff.width)
 
 
-def _is_turned(path: str | AnyPath) -> bool:
+def is_turned(path: str | AnyPath) -> bool:
     """Return whether a TIFF has an orientation other than upright, which Pillow applies and rasterio ignores."""
     with suppress(UnreadableError), open_file(path) as file, open_image(file, path) as image:
         return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)

@@ -71,7 +71,7 @@ def split_samples(samples: Sequence[Sample], split: str, val_fraction: float) ->
     """
     if split == "all":
         return list(samples)
-    hashes = {sample.id: hashlib.sha256(sample.id.encode()).digest()[:6] for sample in samples}
+    hashes = {sample.id: hashlib.sha256(sample.id.encode(errors="surrogateescape")).digest()[:6] for sample in samples}
     in_val = {name for name, each in hashes.items() if int.from_bytes(each) < val_fraction * 256**6}
     if not in_val and val_fraction > 0 and len(samples) > 1:
         in_val = {min(hashes, key=hashes.__getitem__)}
@@ -117,8 +117,8 @@ def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None =
             raise InputError(f"there is no image {path}")
         given = (ids or {}).get(str(path))
         name = path.stem if given is None else given
-        if given is not None and not is_valid_id(given):
-            raise InputError(f"the id {name!r} of {path} is no relative path without '..'")
+        if not is_valid_id(name):
+            raise InputError(f"the id {name!r} of {path} is no relative path without '..' and control characters")
         if name in samples:
             raise InputError(f"{samples[name].image} and {path} have the same id {name!r}: rename one file")
         samples[name] = Sample(name, str(path))

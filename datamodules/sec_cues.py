@@ -117,7 +117,13 @@ def sec_files(images: Sequence[tuple[str, NDArray[np.integer], NDArray[np.uint8]
 
     Returns:
         Content by file name.
+
+    Raises:
+        InputError: an id has a space or a slash, which readers of the list take for the end of a name or for a folder.
     """
+    for name, _, _ in images:
+        if len(name.split()) != 1 or "/" in name:
+            raise InputError(f"the id {name!r} has a space or a slash, which SEC's list of images excludes")
     pickled, lines = io.BytesIO(), []
     pickled.write(b"\x80\x02}(")
     for number, (name, labels, cues) in enumerate(images):

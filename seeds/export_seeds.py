@@ -55,10 +55,11 @@ def export_seeds(
     seeds = SeedCache(cache)
     with new_folder(output) as folder:
         if format not in ("png", "sec"):
-            from datamodules.base_datamodule import covered_samples, datamodule_from_settings  # torch, here only
+            from datamodules.base_datamodule import covered_samples  # torch, here only
+            from datamodules.check_data import recorded_data
 
-            settings = {"classes": list(seeds.classes), "root": root, "train_split": split}
-            data = datamodule_from_settings(seeds.inputs.get("data"), **settings)
+            settings = {"classes": list(seeds.classes), "train_split": split}
+            data = recorded_data(seeds.inputs.get("data"), root=root, **settings)
             every = data.samples(data.hparams["train_split"], tags=False, masks=False)
             samples = track(covered_samples(seeds, every, data.classes), "exporting")
         if format == "irn":

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 from rich.console import Console
+from safetensors import SafetensorError
 from segmentation_models_pytorch import from_pretrained
 from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
@@ -185,14 +186,19 @@ def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
         axes = {2: "height", 3: "width"} if any_size else {}
         scores_axes = {axis: f"scores_{name}" for axis, name in axes.items()}
         file = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                inner, (example,), f=file,  # type: ignore[arg-type]  # tracing takes it
-                input_names=["image"], output_names=["scores"], opset_version=OPSET,
-                dynamic_axes={"image": {0: "batch", **axes}, "scores": {0: "batch", **scores_axes}},
-                dynamo=False,  # the newer exporter takes a minute, needs one more package and writes a second file
-            )  # fmt: skip
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.onnx.export(
+                    inner, (example,), f=file,  # type: ignore[arg-type]  # tracing takes it
+                    input_names=["image"], output_names=["scores"], opset_version=OPSET,
+                    dynamic_axes={"image": {0: "batch", **axes}, "scores": {0: "batch", **scores_axes}},
+                    dynamo=False,  # the newer exporter takes a minute, needs one more package and writes a second file
+                )  # fmt: skip
+        except Exception as error:  # of many classes, such as pooling to a fixed grid of an image of any size
+            if any_size:
+                continue
+            raise InputError(f"ONNX cannot express this network ({first_line(error)}): use torchscript") from error
         model = onnx.load_from_string(file.getvalue())
         metadata["any_size"] = any_size
         onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
@@ -205,7 +211,10 @@ def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
 def _write_smp(network: Any, metadata: dict[str, Any], output: Path, card: Mapping[str, Any]) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with new_folder(output) as folder:
-        network.model.save_pretrained(folder)
+        try:
+            network.model.save_pretrained(folder)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{output} cannot be written: {first_line(error)}") from error
         loaded = _load_smp(folder)
         # SMP dilates encoders in a way that does not fit their weights, see `seeds.backbones.dilate`
         convolutions = {}

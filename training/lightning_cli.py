@@ -2,9 +2,10 @@
 
 import json
 import sys
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco import COCODataModule
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UsageError
 from datamodules.files import require_folder
 from datamodules.folder import FolderDataModule
 from datamodules.synthetic import SyntheticDataModule
@@ -117,6 +118,25 @@ class TagToMaskCLI(LightningCLI):
             fit_repeatedly(words, self.plain_config(), seeds)
             sys.exit()
 
+    def instantiate_classes(self) -> None:
+        """Instantiate data module, model and trainer.
+
+        Raises:
+            UsageError: an argument of the first two is null, or an empty line of a YAML, and needs a value.
+        """
+        for group in ("data", "model"):
+            given = self._get(self.config, group)
+            module, _, class_name = given.class_path.rpartition(".")
+            hints: dict[str, Any] = {}
+            for each in reversed(getattr(import_module(module), class_name).__mro__):
+                hints |= get_type_hints(each.__init__)
+            for name, value in vars(given.init_args).items():
+                if group == "model" and name in ("classes", "in_channels"):  # linked to those of the data
+                    continue
+                if value is None and name in hints and type(None) not in (hints[name], *get_args(hints[name])):
+                    raise UsageError(f"{group}.init_args.{name} is empty (null), and needs a value")
+        super().instantiate_classes()
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the YAML describes the model; a checkpoint's hyperparameters are not merged over it."""
 
@@ -155,7 +175,7 @@ class TagToMaskCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse to train over an earlier run, whose figures and checkpoints would be lost."""
         folder = Path(self._get(self.config, "output"))
-        if (folder / "config.yaml").exists() and not self._get(self.config, "ckpt_path"):
+        if any(folder.glob("*.ckpt")) and not self._get(self.config, "ckpt_path"):
             raise InputError(f"{folder} already holds a run: remove it, choose another --output, or --ckpt_path last")
         self._check_checkpoint()
 
@@ -199,6 +219,10 @@ def run_lightning(words: list[str]) -> None:
         )
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+    except SystemExit as leave:  # Lightning raises it for Ctrl-C, after it has stopped the other processes
+        if leave.code == 1:
+            raise KeyboardInterrupt from leave
+        raise
     except RuntimeError as error:
         if "state_dict" not in str(error):
             raise

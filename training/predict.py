@@ -26,8 +26,8 @@ from datamodules.files import (
     require_folder,
     write_atomically,
 )
-from datamodules.geotiff import mask_geotiff, read_georeference
-from datamodules.images import IMAGE_SUFFIXES
+from datamodules.geotiff import Georeference, mask_geotiff, read_georeference
+from datamodules.images import IMAGE_SUFFIXES, is_turned
 from datamodules.masks import mask_png
 from datamodules.progress import print_message, track
 from datamodules.sample import Sample, file_samples
@@ -68,7 +68,7 @@ def predict(
     """Write the mask of each image: a palette PNG of the image's own size (upright), named like the image.
 
     The mask of a GeoTIFF is a GeoTIFF of one band, ``<name>.tif``, with the CRS and transform of the image; it needs
-    ``pip install 'tag2mask[geotiff]'``.
+    ``pip install 'tag2mask[geotiff]'``. One with an orientation other than upright has a PNG.
 
     Index 0 is background, 1, 2, ... are the classes in the order of the ``classes.txt`` written beside the masks. Each
     image is read once, and each mask is written immediately. An image that cannot be read is skipped: the terminal and
@@ -174,7 +174,7 @@ def predict(
         listed = photo_samples(paths)  # a job has whole batches, so that masks have the bits of one process
         for first in range(part * batch_size, len(listed), parts * batch_size):
             samples += listed[first : first + batch_size]
-        places = {sample.id: read_georeference(sample.image) for sample in samples}
+        places = {sample.id: _place(sample.image) for sample in samples}
         written = [output / f"{name}{'.tif' if place else '.png'}" for name, place in places.items()]
         forbid_replacing(listed, written)
         output.mkdir(parents=True, exist_ok=True)
@@ -248,12 +248,24 @@ def _write_tar(tar: Path, header: Mapping[str, Any], files: Mapping[str, bytes])
             archive.addfile(member, io.BytesIO(content))
 
 
+def _place(image: str) -> Georeference | None:
+    """Return the place of an upright GeoTIFF, whose mask has it, too; that of a turned one is of its stored pixels."""
+    place = read_georeference(image)
+    return None if place is None or is_turned(image) else place
+
+
 def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None:
-    """Raise an InputError if one of the files to write is one of the images."""
+    """Raise an InputError if a file to write is one of the images, or if it would be in a folder of the images.
+
+    Masks among the images would be taken for images by the next command, and replace files beside the images.
+    """
     originals = {Path(sample.image).resolve() for sample in samples if not is_uri(sample.image)}
+    folders = {original.parent for original in originals}
     for target in targets:
         if target.resolve() in originals:
             raise InputError(f"{target} would replace an image: choose another output folder")
+        if target.resolve().parent in folders:
+            raise InputError(f"{target.parent} is a folder of the images: choose another output folder")
 
 
 def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str, str], part: str = "") -> None:

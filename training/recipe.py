@@ -27,6 +27,7 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import is_zipfile
 
 import yaml
 from filelock import FileLock, Timeout
@@ -385,7 +386,7 @@ class StageResult:
         if record.get("key") == key and "files" not in record:
             if self.stage.options.get("random_seeds"):  # it resumes by itself
                 return []
-            if self.stage.command == "fit" and (self.folder / "last.ckpt").is_file():
+            if self.stage.command == "fit" and is_zipfile(self.folder / "last.ckpt"):  # else it is damaged
                 return ["--ckpt_path=last"]
             if any(self.folder.glob("*.safetensors")):  # shards of the same settings are kept, others replaced
                 return ["--overwrite=true"]

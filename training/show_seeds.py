@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from upath import UPath
 
-from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
+from datamodules.base_datamodule import BaseDataModule, covered_samples
+from datamodules.check_data import recorded_data
 from datamodules.errors import InputError
 from datamodules.files import require_folder, write_atomically
 from datamodules.images import as_rgb, read_image
@@ -60,9 +61,7 @@ def show_seeds(
     require_folder(output)
     opened = [SeedCache(path) for path in caches]
     classes = list(opened[0].classes)
-    data = datamodule_from_settings(
-        opened[0].inputs.get("data"), classes=classes, root=root, train_split=split, masks=masks
-    )
+    data = recorded_data(opened[0].inputs.get("data"), classes=classes, root=root, train_split=split, masks=masks)
     samples = data.samples(data.hparams["train_split"], tags=False)
     for cache in opened:
         samples = covered_samples(cache, samples, classes)

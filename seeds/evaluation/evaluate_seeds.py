@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from upath import UPath
 
-from datamodules.base_datamodule import covered_samples, datamodule_from_settings
+from datamodules.base_datamodule import covered_samples
+from datamodules.check_data import recorded_data
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.files import write_json
@@ -73,7 +74,7 @@ def evaluate_seeds(
         InputError: no such cache, the cache lacks images of the split, the split has no masks, or all pixels are 255.
     """
     seeds = SeedCache(cache)
-    data = datamodule_from_settings(
+    data = recorded_data(
         seeds.inputs.get("data"), classes=list(seeds.classes), root=root, train_split=split, masks=masks
     )
     split = data.hparams["train_split"]

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.check_data import FEW, open_data, tag_problems
+from datamodules.check_data import FEW, open_data, recorded_data, tag_problems
 from datamodules.coco import COCODataModule
+from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
 from datamodules.sample import Sample
 from datamodules.voc import VOCDataModule
@@ -156,3 +157,12 @@ def test_tags_of_classes_that_are_left_out_do_not_count(photos, tmp_path):
     differ = "different tags"
     assert any(differ in each["sentence"] for each in check(photos, tmp_path / "a.json")[1])
     assert not any(differ in each["sentence"] for each in check(photos, tmp_path / "b.json", "--classes=[cat]")[1])
+
+
+def test_a_cache_without_recorded_data_has_that_of_its_layout(photos):
+    """Seeds of other tools record no data module; photos with a table are no VOC."""
+    assert type(recorded_data(None, root=str(photos), classes=["cat", "dog"])) is FolderDataModule
+    recorded = {"class_path": "datamodules.voc.VOCDataModule", "root": "there"}
+    assert type(recorded_data(recorded, root=str(photos))) is VOCDataModule
+    with pytest.raises(InputError, match="not recorded"):
+        recorded_data(None, root=None)

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,34 @@ def folders(tmp_path):
 
 def tags_of(samples):
     return {sample.id: sample.tags for sample in samples}
+
+
+def test_a_validation_split_without_any_tag(tmp_path, capsys):
+    """A training goes on without figures; a validation is refused."""
+    rows = ["file,tags"]
+    for index in range(10):
+        write_image(tmp_path / f"{index}.jpg")
+        rows.append(f"{index}.jpg,cat")
+    (tmp_path / "tags.csv").write_text("\n".join(rows))
+    (name,) = (sample.id for sample in FolderDataModule(str(tmp_path)).samples("val"))
+    (tmp_path / "tags.csv").write_text("\n".join(rows).replace(f"{name}.jpg,cat", f"{name}.jpg,"))
+    data = FolderDataModule(str(tmp_path), num_workers=0, size=32)
+    data.setup("fit")
+    assert "no val image has a tag" in capsys.readouterr().out
+    assert [len(batch["id"]) for batch in data.val_dataloader()] == [1]
+    with pytest.raises(InputError, match="the labels of all 1 images are zero"):
+        FolderDataModule(str(tmp_path)).setup("validate")
+
+
+def test_names_that_are_not_printable(tmp_path):
+    """A line break, and Latin-1 from an old archive: one sentence with the name, before anything is computed."""
+    for name in (b"new\nline.jpg", b"caf\xe9.jpg"):
+        folder = tmp_path / f"photos-{len(name)}"
+        (folder / "cat").mkdir(parents=True)
+        write_image(folder / "cat/a.jpg")
+        os.link(folder / "cat/a.jpg", os.fsencode(folder / "cat") + b"/" + name)
+        with pytest.raises(InputError, match=r"'.*(new\\nline|caf\\udce9)\.jpg'.*is not printable UTF-8: rename it"):
+            FolderDataModule(str(folder)).samples("train")
 
 
 def test_csv(album):

@@ -76,12 +76,16 @@ def test_jpeg_is_rgb_as_pillow_reads_it(tmp_path, settings):
     assert np.abs(result - expected).max() <= 4  # decoders may differ by rounding; swapped channels differ by far more
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, orientation):
+def test_exif_orientation(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "a.jpg"
+    path = tmp_path / f"a.{suffix}"
     path.write_bytes(jpeg(exif=exif))
+    if suffix == "tif":
+        with Image.open(path) as image:
+            image.save(path, "TIFF", exif=exif)
     with Image.open(path) as image:
         expected = np.array(ImageOps.exif_transpose(image)).astype(int)
     result = read_image(path)

@@ -101,6 +101,12 @@ def test_files_by_hand():
     assert {(each.dtype, each.flags.c_contiguous) for each in found.values()} == {(np.dtype("<i8"), True)}
 
 
+@pytest.mark.parametrize("name", ["a b", "cat/a"])
+def test_ids_that_the_list_cannot_contain(name):
+    with pytest.raises(InputError, match=f"the id '{name}' has a space or a slash"):
+        sec_files([(name, np.array([1]), np.array([[0, 1]], np.uint8))])
+
+
 def test_only_opcodes_and_names_of_python_2():
     content = sec_files([("x", np.array([1]), np.array([[0, 1]], np.uint8))])["localization_cues.pickle"]
     found = [(opcode.name, opcode.proto, argument) for opcode, argument, _ in pickletools.genops(content)]

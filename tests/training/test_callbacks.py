@@ -10,8 +10,32 @@ from datamodules.errors import InputError
 from datamodules.sample import multi_hot
 from tests.training.conftest import TINY, data_of, trainer_of
 from tests.training.fits import fit
-from training.runs.callbacks import FoundTags, LogProgress, LossGuard, StepSeed
+from training.runs.callbacks import CheckpointIO, FoundTags, LogProgress, LossGuard, StepSeed
 from training.segmentation_task import SegmentationTask
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    """The earlier file is intact, whatever folder the system has for temporary files."""
+    path, full = tmp_path / "run/last.ckpt", OSError(28, "No space left on device")
+    CheckpointIO().save_checkpoint({"epoch": 1}, path)
+    before = path.read_bytes()
+    monkeypatch.setattr("datamodules.files.os.fsync", lambda _: (_ for _ in ()).throw(full))
+    with pytest.raises(InputError, match=r"^the checkpoint .*last\.ckpt cannot be written: No space left on device$"):
+        CheckpointIO().save_checkpoint({"epoch": 2}, path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [0, 300])
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, size):
+    path = tmp_path / "last.ckpt"
+    CheckpointIO().save_checkpoint({"epoch": 1, "state_dict": {"a": torch.zeros(1000)}}, path)
+    assert CheckpointIO().load_checkpoint(path)["epoch"] == 1
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(
+        InputError, match=r"^the checkpoint .*last\.ckpt cannot be read \(.*\): remove it to train anew$"
+    ):
+        CheckpointIO().load_checkpoint(path)
 
 
 class Spoiling(SegmentationTask):

@@ -101,6 +101,24 @@ def test_a_run_is_not_trained_over(made, capsys):
     assert (made / "classifier/last.ckpt").read_bytes() == before
 
 
+def test_a_run_that_failed_at_its_start_is_no_run(made, tmp_path, capsys):
+    """A first command ends with a mistake before any checkpoint; the corrected one trains in the same folder."""
+    words = ["fit", f"--config={CONFIGS / 'sec_demo.yaml'}", f"--output={tmp_path / 'run'}", *SMALL, *QUIET]
+    words += [f"--data.root={made / 'data'}", f"--data.cues={made / 'seeds'}", "--data.cues_checkpoint=null"]
+    words += ["--model.init_args.weights=none"]
+    assert main([*words, "--data.targets=masks", "--data.annotations=masks"]) == 1
+    assert "needs cues" in capsys.readouterr().err
+    assert (tmp_path / "run/config.yaml").exists()
+    assert main(words) == 0
+
+
+def test_ctrl_c_in_a_training(monkeypatch, capsys):
+    """Lightning ends the process with status 1; the command reports an interrupt."""
+    monkeypatch.setattr("training.lightning_cli.TagToMaskCLI", lambda **_: sys.exit(1))
+    assert main(["fit", f"--config={CONFIGS / 'classifier_demo.yaml'}"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_a_resumed_run_counts_all_epochs(made):
     """A finished run of one epoch resumes for a second one, and its checkpoint is validated."""
     words = [f"--config={CONFIGS / 'classifier_demo.yaml'}", f"--output={made / 'classifier'}", *SMALL, *QUIET]
@@ -174,6 +192,14 @@ MISTAKES = {
         "no/such does not exist",
     ),
     "no checkpoint": (["evaluate", "--checkpoint=no.ckpt", "--output=x"], "no.ckpt"),
+    "an empty line": (
+        ["fit", "--config={classifier}", "--config={empty}", "--output={new}"],
+        "data.init_args.batch_size is empty (null), and needs a value",
+    ),
+    "null": (
+        ["fit", "--config={classifier}", "--output={new}", "--model.init_args.backbone=null"],
+        "model.init_args.backbone is empty (null), and needs a value",
+    ),
 }
 
 
@@ -185,6 +211,7 @@ def test_a_mistake_is_one_sentence(name, tmp_path, capsys):
     (tmp_path / "broken.yaml").write_text("model: [unclosed")
     (tmp_path / "day.yaml").write_text("output: 2024-13-45")
     (tmp_path / "bell.yaml").write_text("output: \a")
+    (tmp_path / "empty.yaml").write_text("data:\n  init_args:\n    batch_size:\n")
     words, expected = MISTAKES[name]
     places = {
         "new": tmp_path / "run",
@@ -194,6 +221,7 @@ def test_a_mistake_is_one_sentence(name, tmp_path, capsys):
         "broken": tmp_path / "broken.yaml",
         "day": tmp_path / "day.yaml",
         "bell": tmp_path / "bell.yaml",
+        "empty": tmp_path / "empty.yaml",
     }
     status = main([word.format(**places) for word in words])
     message = capsys.readouterr().err.strip().splitlines()[-1]

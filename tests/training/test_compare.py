@@ -64,6 +64,10 @@ def test_compare_of_what_evaluate_wrote(voc, predicted_masks, tmp_path, capsys):
     assert "+0.0" in printed
     assert "interval" in printed
     assert "note" not in printed
+    path = tmp_path / "b/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"images_with_mask": 1}))
+    assert run("compare", tmp_path / "a", tmp_path / "b") == 0
+    assert "note: the results differ in their images_with_mask" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

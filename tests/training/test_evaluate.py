@@ -102,12 +102,20 @@ def test_training_images_are_shown_where_some_have_no_mask(voc, checkpoint, cues
     assert page.count('<img class="layer truth"') == 7
 
 
+def test_a_negative_number_of_images(voc, predicted_masks, tmp_path):
+    with pytest.raises(InputError, match="num_images must be at least 0, not -1"):
+        evaluate(predictions=predicted_masks[0], root=str(voc), output=tmp_path / "out", num_images=-1)
+
+
 def test_images_without_masks_get_a_page_and_no_metrics(voc, checkpoint, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(voc, bare)
     shutil.rmtree(bare / "SegmentationClass")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/metrics.csv").write_text("figures of an earlier evaluation")
     metrics = evaluate(checkpoint, output=tmp_path / "out", root=str(bare), num_workers=0, crf=False)
     assert metrics["miou"] is None
+    assert not (tmp_path / "out/metrics.csv").exists()
     assert metrics["images"] == 4
     page = (tmp_path / "out" / "index.html").read_text()
     assert "layer truth" not in page

@@ -306,6 +306,29 @@ def test_what_cannot_be_exported(network, tmp_path, capsys, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"taken"}
 
 
+def test_onnx_of_a_network_that_pools_to_a_fixed_grid(voc, tmp_path):
+    """It has no image of any size in ONNX; the file has the size of the training."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = blank_checkpoint(tmp_path, voc, architecture="PSPNet", network_args={"psp_out_channels": 8})
+    assert run("export", "--checkpoint", path, "--format", "onnx", "--output", tmp_path / "net.onnx") == 0
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = load_trained(path).scores(images)
+    torch.testing.assert_close(load_exported(tmp_path / "net.onnx").scores(images), expected, rtol=0, atol=1e-4)
+
+
+def test_onnx_that_cannot_be_written(network, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnx")
+
+    def fail(*_args, **_options):
+        raise RuntimeError("no such operator\nand a graph of many lines")
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    assert run("export", "--checkpoint", network, "--format", "onnx", "--output", tmp_path / "net.onnx") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "tag2mask: ONNX cannot express this network (no such operator): use torchscript"
+
+
 def test_largefov_is_not_exported_as_smp(tmp_path, monkeypatch):
     """Without its 82 MB on disk: the refusal is by the network's kind."""
     task = SegmentationTask(["cat"], architecture="LargeFOV")

@@ -10,13 +10,14 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
+from upath import UPath
 
 from datamodules.errors import InputError
 from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
 from tests.seeds.test_import_seeds import irn_folder
 from training.cli import FUNCTIONS
-from training.parsers import read_signature, run_function
+from training.parsers import read_path, read_signature, run_function
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "pytorch_lightning", "torchvision", "albumentations", "numba", "segmentation_models_pytorch")
@@ -33,6 +34,11 @@ def in_a_process(*commands: list[str]) -> tuple[list[int], list[str]]:
     words = [sys.executable, "-c", RUN, json.dumps(commands), json.dumps(HEAVY)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_file_uri_is_a_local_path(tmp_path):
+    assert read_path(f"file://{tmp_path}/seeds") == UPath(tmp_path / "seeds")
+    assert isinstance(read_path(f"file://{tmp_path}"), Path)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

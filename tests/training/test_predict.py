@@ -185,6 +185,16 @@ def test_formats_of_annotation_tools_exclude_options(checkpoint, photos, tmp_pat
     assert len(json.loads((tmp_path / "two/instances.json").read_text())["images"]) == 2
 
 
+def test_masks_are_not_written_among_the_photos(checkpoint, photos):
+    """They would be taken for photos, and replace files of the same name."""
+    (photos / "classes.txt").write_text("mine")
+    before = sorted(photos.iterdir())
+    with pytest.raises(InputError, match=r"photos is a folder of the images: choose another output folder"):
+        predict(checkpoint, [photos / "a.jpg"], photos, num_workers=0)
+    assert sorted(photos.iterdir()) == before
+    assert (photos / "classes.txt").read_text() == "mine"
+
+
 def test_a_photo_is_never_overwritten(checkpoint, photos):
     (photos / "a.jpg").unlink()
     Image.new("RGB", (40, 40)).save(photos / "a.png")
@@ -221,6 +231,18 @@ def test_the_mask_of_a_geotiff_is_one_of_the_same_place(checkpoint, photos, tmp_
     words = ["predict", f"--checkpoint={checkpoint}", f"--images={folder}", f"--output={out}", "--num_workers=0"]
     assert main(words) == 1
     assert "float.tif has float32 values, not 8 bits" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_mask_of_a_turned_geotiff_has_no_place(checkpoint, photos, tmp_path, monkeypatch):
+    """Its transform is that of the stored pixels, and the mask is upright."""
+    rasterio = pytest.importorskip("rasterio")
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(0.5, 0, 600_000, 0, -0.5, 5_400_000)}
+    settings = {"driver": "GTiff", "height": 30, "width": 40, "count": 3, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "scene.tif", "w", **settings, **place) as file:
+        file.write(np.zeros((3, 30, 40), np.uint8))
+    monkeypatch.setattr("training.predict.is_turned", lambda _: True)
+    (written,) = predict(checkpoint, tmp_path / "scene.tif", tmp_path / "out", num_workers=0)
+    assert written.name == "scene.png"
 
 
 def test_large_photos_in_tiles(checkpoint, photos, tmp_path, capsys):

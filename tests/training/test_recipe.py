@@ -403,8 +403,11 @@ def test_a_stopped_command_without_training_starts_anew(tmp_path):
     assert not (tmp_path / "texts").exists()
     training = StageResult(tmp_path, Stage("texts", "fit", {}, ()))
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts/last.ckpt").write_bytes(b"")
+    torch.save({"epoch": 1}, tmp_path / "texts/last.ckpt")
     assert training.begin("key") == ["--ckpt_path=last"]
+    content = (tmp_path / "texts/last.ckpt").read_bytes()
+    (tmp_path / "texts/last.ckpt").write_bytes(content[: len(content) // 2])
+    assert training.begin("key") is None  # a damaged checkpoint would stop every attempt
 
 
 def test_a_dry_run_writes_nothing_and_estimates_the_trainings(copied, ran, capsys):

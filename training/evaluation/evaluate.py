@@ -132,13 +132,9 @@ def evaluate(
     elif predictions is not None and checkpoint is None:
         if root is None:
             raise InputError("the images and masks are not given: give --root as well as --predictions")
-        named, wanted = predictions / "classes.txt", {"masks": masks, "test_split": split or "val", **limits}
-        predicted_classes = read_classes(named) if named.is_file() else open_data(root, **wanted).classes
-        data = open_data(root, classes=list(classes or predicted_classes), **wanted)
-        listed = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
-        samples = [sample for sample in listed if sample.mask is not None]
-        stream, crf = _read_predictions(predictions, predicted_classes, samples, data), False
-        source = {"crf": None, "predictions": {"path": str(predictions)}}
+        wanted = {"masks": masks, "test_split": split or "val", **limits}
+        data, samples, stream = _open_predictions(predictions, root, classes, wanted)
+        source, crf = {"crf": None, "predictions": {"path": str(predictions)}}, False
     else:
         raise InputError("give either --checkpoint, a network to score, or --predictions, a folder of masks to score")
     if submission and data.classes != VOC_CLASSES:
@@ -178,11 +174,32 @@ def evaluate(
     write_atomically(output / "index.html", render_page(metrics, sections).encode())
     if metrics["iou"]:
         write_atomically(output / "metrics.csv", metrics_csv(metrics).encode())
+    else:
+        (output / "metrics.csv").unlink(missing_ok=True)  # of an earlier evaluation
     write_json(output / "metrics.json", metrics, allow_nan=False)
     if submission:
         _write_submission(output, metrics["split"], label_maps)
     print_metrics(metrics)
     return metrics
+
+
+def _open_predictions(
+    predictions: AnyPath, root: str, classes: list[str] | None, settings: Mapping[str, Any]
+) -> tuple[BaseDataModule, list[Sample], Iterator[Predicted]]:
+    """Return the data of a folder of predictions, its images with masks, and the predictions for these.
+
+    Args:
+        predictions: as for `evaluate`, and so are root and classes.
+        root: folder of the data.
+        classes: the classes to score.
+        settings: of the data module.
+    """
+    named = predictions / "classes.txt"
+    predicted_classes = read_classes(named) if named.is_file() else open_data(root, **settings).classes
+    data = open_data(root, classes=list(classes or predicted_classes), **settings)
+    listed = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
+    samples = [sample for sample in listed if sample.mask is not None]
+    return data, samples, _read_predictions(predictions, predicted_classes, samples, data)
 
 
 def _read_predictions(

@@ -88,7 +88,8 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Print the content of ``metrics.json`` to the terminal, in per cent."""
     console = Console(highlight=False)
     if not metrics["iou"]:
-        console.print(f"{metrics['split']}: {metrics['images']} images without masks, so there are no metrics")
+        problem = f"no pixel of {metrics['images']} images has a class in a mask"
+        console.print(f"{metrics['split']}: {problem}, so there are no metrics")
         return
     if metrics["images_with_mask"] < metrics["images"]:
         console.print(f"{metrics['images_with_mask']} of {metrics['images']} images have a mask and are scored")

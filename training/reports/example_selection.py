@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.errors import InputError
+
 SEED = 0  # of the random draw
 
 
@@ -47,10 +49,15 @@ class ExampleSelector:
     Args:
         total: number of images in the stream.
         wanted: number of images to select.
+
+    Raises:
+        InputError: the number is negative.
     """
 
     def __init__(self, total: int, wanted: int) -> None:
-        self.wanted = max(0, min(total, wanted))
+        if wanted < 0:
+            raise InputError(f"num_images must be at least 0, not {wanted}")
+        self.wanted = min(total, wanted)
         drawn = np.random.default_rng(SEED).permutation(total)[: self.wanted].tolist()
         self._drawn: dict[int, Example | None] = dict.fromkeys(drawn)  # None: not offered yet
         self._ranked: list[tuple[float, int, Example]] = []  # the worst and the best so far, by ascending IoU

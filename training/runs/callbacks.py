@@ -1,5 +1,7 @@
 """Callbacks of every training: checkpoints, reproducible randomness, a stop at a bad loss, batch size, progress."""
 
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, first_line
+from datamodules.files import write_atomically
 from datamodules.progress import Progress, print_message
 from datamodules.samplers import run_seed
 from seeds.distributed import gather_objects
@@ -140,18 +143,39 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class CheckpointIO(TorchCheckpointIO):
-    """Lightning's way of writing checkpoints; the error names the file that a full or protected disk does not take."""
+    """Writes and reads checkpoints in local folders; errors name the file.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    Lightning writes a temporary file in the system's folder for them and moves it, which is no single step if that
+    folder is on another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
         """Write a checkpoint as a whole or not at all.
 
         Raises:
             InputError: it cannot be written; an older file of that name is intact.
         """
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
         try:
-            super().save_checkpoint(checkpoint, path, storage_options)
-        except OSError as error:
-            raise InputError(f"the checkpoint {path} cannot be written: {error.strerror or error}") from error
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(path), content.getvalue())
+        except (OSError, InputError) as error:
+            cause = error.__cause__ if isinstance(error, InputError) else error
+            reason = getattr(cause, "strerror", None) or cause
+            raise InputError(f"the checkpoint {path} cannot be written: {reason}") from error
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = f"cannot be read ({first_line(error)}): remove it to train anew"
+            raise InputError(f"the checkpoint {path} {reason}") from error
 
 
 def checkpoint_callbacks(folder: Path, task_name: str) -> list[ModelCheckpoint]:
