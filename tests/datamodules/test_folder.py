@@ -45,7 +45,7 @@ def tags_of(samples):
 
 
 def test_a_validation_split_without_any_tag(tmp_path, capsys):
-    """A training goes on without figures; a validation is refused."""
+    """A training has no figures; a validation is refused."""
     rows = ["file,tags"]
     for index in range(10):
         write_image(tmp_path / f"{index}.jpg")

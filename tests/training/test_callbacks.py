@@ -15,7 +15,7 @@ from training.segmentation_task import SegmentationTask
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
-    """The earlier file is intact, whatever folder the system has for temporary files."""
+    """The earlier file is intact, for any folder of temporary files that the system has."""
     path, full = tmp_path / "run/last.ckpt", OSError(28, "No space left on device")
     CheckpointIO().save_checkpoint({"epoch": 1}, path)
     before = path.read_bytes()
