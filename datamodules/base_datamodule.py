@@ -28,7 +28,7 @@ from datamodules.sample import Sample, SplitSamples, require_masks, require_tags
 from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
 from datamodules.samplers import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import is_valid_id
+from datamodules.seed_shard import INVALID_ID, is_valid_id
 from datamodules.transforms import Augment
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 
@@ -211,10 +211,10 @@ class BaseDataModule(pl.LightningDataModule):
         for sample in samples:
             if sample.id in seen:
                 raise InputError(f"{where} two images with the id {sample.id!r}: rename or remove one of them")
-            if not is_valid_id(sample.id):
-                raise InputError(f"{where} {sample.image!r}, whose name is not printable UTF-8: rename it")
             if sample.image in missing:
                 raise InputError(f"{where} {sample.id}, and there is no image {sample.image}")
+            if not is_valid_id(sample.id):
+                raise InputError(f"{where} the id {sample.id!r}, which is {INVALID_ID}: rename the image")
             seen.add(sample.id)
         return samples
 

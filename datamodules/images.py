@@ -100,8 +100,12 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
         UnreadableError: the file is missing, truncated, not an image, or has other bands.
     """
     if channels != 3 and is_tiff(path):  # Pillow reads no more than four bands
+        orientation = _tiff_orientation(path)
         with GeoTiff(path, channels) as tiff:
-            return tiff[:, :]
+            stored = tiff[:, :]
+        upright = stored.swapaxes(0, 1) if orientation >= 5 else stored
+        upright = upright[:, ::-1] if orientation in (2, 3, 6, 7) else upright
+        return np.ascontiguousarray(upright[::-1] if orientation in (3, 4, 7, 8) else upright)
     with open_file(path) as file:
         try:
             jpeg = channels == 3 and file.read(2) == b"\xff\xd8"
@@ -166,7 +170,7 @@ def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
     """
     with any_size(), ExitStack() as context:
         image: Any = None
-        if is_tiff(path) and (channels != 3 or not is_turned(path)):
+        if is_tiff(path) and not is_turned(path):
             with suppress(InputError):  # rasterio is missing, or the TIFF is of a kind that Pillow converts
                 image = context.enter_context(GeoTiff(path, channels))
         if channels == 3 and not is_uri(path) and str(path).lower().endswith(".png"):
@@ -201,10 +205,15 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
 
 
 def is_turned(path: str | AnyPath) -> bool:
-    """Return whether a TIFF has an orientation other than upright, which Pillow applies and rasterio ignores."""
-    with suppress(UnreadableError), open_file(path) as file, open_image(file, path) as image:
-        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
-    return False
+    """Return whether a TIFF has an orientation other than upright, which rasterio ignores."""
+    return _tiff_orientation(path) != 1
+
+
+def _tiff_orientation(path: str | AnyPath) -> int:
+    """Return the orientation of a TIFF, 1 to 8; 1, upright, for a TIFF that Pillow cannot open."""
+    with suppress(UnreadableError), any_size(), open_file(path) as file, open_image(file, path) as image:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
 
 
 def channel_statistics(channels: int) -> tuple[list[float], list[float]]:

@@ -18,7 +18,7 @@ from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.images import image_size
 from datamodules.masks import RleMask
 from datamodules.progress import print_message
-from datamodules.seed_shard import is_valid_id
+from datamodules.seed_shard import INVALID_ID, is_valid_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None =
         given = (ids or {}).get(str(path))
         name = path.stem if given is None else given
         if not is_valid_id(name):
-            raise InputError(f"the id {name!r} of {path} is no relative path without '..' and control characters")
+            raise InputError(f"the id {name!r} of {path} is {INVALID_ID}")
         if name in samples:
             raise InputError(f"{samples[name].image} and {path} have the same id {name!r}: rename one file")
         samples[name] = Sample(name, str(path))

@@ -81,6 +81,9 @@ def _fractions(maps: Floats) -> tuple[NDArray[np.float16], Floats]:
     return (maps / np.where(maxima > 0, maxima, 1)[:, None, None]).astype(np.float16), maxima
 
 
+INVALID_ID = "no relative path without '.', '..', backslashes and unprintable characters"
+
+
 def is_valid_id(name: str) -> bool:
     """Return whether an id is a printable name or relative path that stays inside its folder."""
     return not _NOT_IN_ID.search(name) and not {"", ".", ".."} & set(name.split("/"))

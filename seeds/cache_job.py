@@ -23,6 +23,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
@@ -43,6 +44,7 @@ from seeds.base_task import BaseTask
 from seeds.checkpoints import load_task
 from seeds.distributed import (
     check_process_count,
+    exit_reason,
     gather_objects,
     is_independent,
     launched_devices,
@@ -271,10 +273,8 @@ def write_seed_cache(
             if problem := next((each for each, _ in states if each), ""):
                 raise InputError(problem)
             _report(shards, job, sum(tags for _, tags in states))
-    except SystemExit as leave:  # Lightning raises it for Ctrl-C, after it has stopped the other processes
-        if leave.code:
-            raise KeyboardInterrupt from leave
-        raise
+    except SystemExit as leave:
+        raise exit_reason(leave) from None
     finally:
         writer.close(module, finished=False)  # finished shards stay, also after an error or Ctrl-C
         torch.set_num_threads(threads)
@@ -424,9 +424,11 @@ class ShardWriter(BasePredictionWriter):
             yield samples, batches
 
     def write_on_batch_end(
-        self, _trainer: Any, pl_module: Any, prediction: Any, _indices: Any, batch: Any, batch_idx: int, *_: Any
+        self, trainer: Any, pl_module: Any, prediction: Any, _indices: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Pass the seeds of a batch to the thread; the last batch of a shard completes it."""
+        if trainer.received_sigterm:  # Lightning stops trainings alone
+            raise SIGTERMException
         number, images = self._batches[batch_idx]
         self._progress.update(advance=images)
         self.wait(pl_module)  # so that no more than one batch of images is in memory

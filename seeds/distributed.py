@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import InputError
@@ -31,6 +32,18 @@ def is_independent(partition: str, devices: Any) -> bool:
     With ``devices`` above 1 the launched processes share the partition instead.
     """
     return read_partition(partition)[1] > 1 and devices in ("auto", 1, "1") and _launched_processes()[0] > 1
+
+
+def exit_reason(leave: SystemExit) -> BaseException:
+    """Return what an exit that Lightning raises stands for, after it has stopped the other processes.
+
+    Returns:
+        KeyboardInterrupt for Ctrl-C; for SIGTERM, whose exception has no status and would end a process with 0, an
+        exit with 143; otherwise the exit itself.
+    """
+    if type(leave) is not SystemExit:  # Lightning's SIGTERMException
+        return SystemExit(128 + signal.SIGTERM)
+    return KeyboardInterrupt() if leave.code == 1 else leave
 
 
 def local_rank() -> int:

@@ -54,7 +54,7 @@ def explain(
 
     Raises:
         InputError: there is no photo, two photos have the same name, a method, class, layer or checkpoint does not
-            exist, a figure would replace a photo, or the output cannot be a folder. Also after photos were skipped as
+            exist, or the output is a folder of the photos or no folder. Also after photos were skipped as
             unreadable; ``skipped.csv`` lists them.
     """
     require_folder(output)

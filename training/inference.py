@@ -244,7 +244,7 @@ def _predict_tiles(
     with open_windows(large["image"], large["channels"]) as image:
         if scored and mask_size(large["mask"]) != image.shape[:2]:
             size, found = ("x".join(map(str, each[1::-1])) for each in (image.shape, mask_size(large["mask"])))
-            raise InputError(f"mask {large['mask']} is {found}, and its image {large['image']} is {size}.")
+            raise InputError(f"mask {large['mask']} is {found}, and its image {large['image']} is {size}")
         plain, final = tiled_label_maps(
             image, network, tiling, size=dataset.size, batch_size=loader.batch_size or 1, crf=crf
         )

@@ -2,10 +2,9 @@
 
 import json
 import sys
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -17,7 +16,7 @@ from rich.console import Console
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError, UsageError
-from datamodules.files import require_folder
+from datamodules.files import read_json, require_folder
 from datamodules.folder import FolderDataModule
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.transforms import Augment
@@ -27,7 +26,7 @@ from seeds.affinity.affinity_task import AffinityTask
 from seeds.base_task import BaseTask
 from seeds.checkpoints import read_checkpoint
 from seeds.classifier import ClassifierTask
-from seeds.distributed import check_process_count, launched_devices, require_one_process
+from seeds.distributed import check_process_count, exit_reason, launched_devices, require_one_process
 from seeds.precision import resolve_precision
 from training.parsers import OneSentenceErrors
 from training.runs.callbacks import (
@@ -122,18 +121,16 @@ class TagToMaskCLI(LightningCLI):
         """Instantiate data module, model and trainer.
 
         Raises:
-            UsageError: an argument of the first two is null, or an empty line of a YAML, and needs a value.
+            UsageError: an argument of this program's classes is null, or an empty line of a YAML, and needs a value.
         """
-        for group in ("data", "model"):
+        for group, base in (("data", BaseDataModule), ("model", BaseTask)):
             given = self._get(self.config, group)
-            module, _, class_name = given.class_path.rpartition(".")
-            hints: dict[str, Any] = {}
-            for each in reversed(getattr(import_module(module), class_name).__mro__):
-                hints |= get_type_hints(each.__init__)
+            own = [each for each in CLASSES if each.__name__ == given.class_path.rpartition(".")[2]]
+            parameters = signature(base).parameters | (signature(own[0]).parameters if own else {})
             for name, value in vars(given.init_args).items():
-                if group == "model" and name in ("classes", "in_channels"):  # linked to those of the data
-                    continue
-                if value is None and name in hints and type(None) not in (hints[name], *get_args(hints[name])):
+                linked = group == "model" and name in ("classes", "in_channels")  # to those of the data
+                parameter = None if linked or value is not None else parameters.get(name)
+                if parameter and parameter.default is not None and "None" not in str(parameter.annotation):
                     raise UsageError(f"{group}.init_args.{name} is empty (null), and needs a value")
         super().instantiate_classes()
 
@@ -175,7 +172,8 @@ class TagToMaskCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse to train over an earlier run, whose figures and checkpoints would be lost."""
         folder = Path(self._get(self.config, "output"))
-        if any(folder.glob("*.ckpt")) and not self._get(self.config, "ckpt_path"):
+        finished = read_json(folder / "provenance.json").get("finished")  # perhaps without checkpoints
+        if (finished or any(folder.glob("*.ckpt"))) and not self._get(self.config, "ckpt_path"):
             raise InputError(f"{folder} already holds a run: remove it, choose another --output, or --ckpt_path last")
         self._check_checkpoint()
 
@@ -219,10 +217,8 @@ def run_lightning(words: list[str]) -> None:
         )
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
-    except SystemExit as leave:  # Lightning raises it for Ctrl-C, after it has stopped the other processes
-        if leave.code == 1:
-            raise KeyboardInterrupt from leave
-        raise
+    except SystemExit as leave:
+        raise exit_reason(leave) from None
     except RuntimeError as error:
         if "state_dict" not in str(error):
             raise

@@ -40,7 +40,8 @@ NOT_NONE = "Expected a <class 'NoneType'>"  # the last alternative of every opti
 
 def read_path(text: str) -> UPath:
     """Return an option's path or URI; a ValueError where a URI lacks its bucket, such as ``s3:/photos``."""
-    path = UPath(text.removeprefix("file://") if str(text).startswith("file:///") else text)
+    is_local = isinstance(text, str) and text.startswith("file:///")  # it may be of any type
+    path = UPath(text.removeprefix("file://") if is_local else text)
     path.joinpath("file")  # checks the bucket
     return path
 

@@ -107,9 +107,8 @@ def predict(
         The paths of the masks.
 
     Raises:
-        InputError: there is no image, two have the same name, a mask would replace an image, the output cannot be a
-            folder, a tar file exists with masks of other settings, the format excludes another option, or images were
-            skipped.
+        InputError: there is no image, two have the same name, the output is a folder of the images or no folder, a tar
+            file exists with masks of other settings, the format excludes another option, or images were skipped.
     """
     require_folder(output)
     part, parts = read_partition(partition)
@@ -176,7 +175,7 @@ def predict(
             samples += listed[first : first + batch_size]
         places = {sample.id: _place(sample.image) for sample in samples}
         written = [output / f"{name}{'.tif' if place else '.png'}" for name, place in places.items()]
-        forbid_replacing(listed, written)
+        forbid_replacing(listed, [*written, output / "classes.txt"])
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / "classes.txt", classes)
         for name, content in files(samples, "predicting", places):
@@ -259,8 +258,9 @@ def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None
 
     Masks among the images would be taken for images by the next command, and replace files beside the images.
     """
-    originals = {Path(sample.image).resolve() for sample in samples if not is_uri(sample.image)}
-    folders = {original.parent for original in originals}
+    local = [Path(sample.image) for sample in samples if not is_uri(sample.image)]
+    originals = {path.resolve() for path in local}
+    folders = {path.parent for path in originals} | {path.parent.resolve() for path in local}  # of links, too
     for target in targets:
         if target.resolve() in originals:
             raise InputError(f"{target} would replace an image: choose another output folder")
@@ -304,7 +304,7 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
         if path.suffix.lower() in TABLES:
             header, rows = read_rows(path)
             if "image" not in header:
-                raise InputError(f"{path} has no column image with the path of each image.")
+                raise InputError(f"{path} has no column image with the path of each image")
             given = [(UPath(image), row.get("id")) for _, row in rows if (image := str(row.get("image") or "").strip())]
             found = [image for image, _ in given]
             ids |= {str(image): str(name) for image, name in given if name}

@@ -334,10 +334,12 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
 
 def _add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Add the settings of the recipe to a parser where `--help` is given: each with its comment."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    if {"-h", "--help"}.isdisjoint(words):
+        return
+    finder = RunParser(add_help=False, allow_abbrev=False)
     finder.add_argument("-c", "--config")
-    found, _ = finder.parse_known_args(words)
-    if found.config is None or {"-h", "--help"}.isdisjoint(words):
+    found, _ = finder.parse_known_args([word for word in words if word not in ("-h", "--help")])
+    if found.config is None:
         return
     path = Path(config_path(found.config))
     text = path.read_text()
@@ -345,10 +347,15 @@ def _add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
     nodes = root.value if isinstance(root, yaml.MappingNode) else []
     settings = next((value for key, value in nodes if key.value == "settings"), None)
     group, lines = parser.add_argument_group(f"settings of {path}"), text.splitlines()
-    for name, value in settings.value if isinstance(settings, yaml.MappingNode) else []:
-        _, _, comment = lines[value.end_mark.line][value.end_mark.column :].partition("#")
-        about = f"{comment.strip()} (default: {text[value.start_mark.index : value.end_mark.index]})"
-        group.add_argument(f"--{name.value}", metavar="VALUE", help=about.replace("%", "%%"))
+    values: dict[str, Any] = (yaml.safe_load(text) or {}).get("settings") or {} if settings else {}
+    for key, node in settings.value if isinstance(settings, yaml.MappingNode) else []:
+        name, end = str(key.value), node.end_mark
+        is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style  # it ends where the next begins
+        _, _, comment = ("", "", "") if is_block else lines[end.line][end.column :].partition("#")
+        if name not in RUN_OPTIONS:
+            default = yaml.safe_dump(values[name], default_flow_style=True, width=1000).removesuffix("...\n").strip()
+            about = f"{comment.strip()} (default: {default})".replace("%", "%%").strip()
+            group.add_argument(f"--{name}", metavar="VALUE", help=about)
 
 
 class StageResult:

@@ -9,7 +9,7 @@ from PIL import Image
 from datamodules.class_names import voc_palette
 from datamodules.errors import UnreadableError
 from datamodules.geotiff import GeoTiff, mask_geotiff, read_georeference
-from datamodules.images import image_size, read_image
+from datamodules.images import image_size, open_windows, read_image
 
 rasterio = pytest.importorskip("rasterio")
 RNG = np.random.default_rng(0)
@@ -105,6 +105,22 @@ def test_other_numbers_of_channels_are_read_as_they_are(tmp_path, count):
     assert image_size(path) == (20, 30)
     with GeoTiff(path, count) as image:
         assert np.array_equal(image[2:5, 3:9], bands.transpose(1, 2, 0)[2:5, 3:9])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_bands_of_a_turned_tiff_are_upright(tmp_path, orientation):
+    """As Pillow turns the same image with three bands; its size is known from the header."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 4), np.uint8)
+    bands = [Image.fromarray(band) for band in pixels.transpose(2, 0, 1)]
+    for name, mode in (("three.tif", "RGB"), ("four.tif", "RGBA")):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.merge(mode, bands[: len(mode)]).save(tmp_path / name, exif=exif)
+    four = read_image(tmp_path / "four.tif", 4)
+    assert (four[..., :3] == read_image(tmp_path / "three.tif")).all()
+    assert four.shape[:2] == image_size(tmp_path / "four.tif")
+    with open_windows(tmp_path / "four.tif", 4) as image:
+        assert (image[1:4, 2:5] == four[1:4, 2:5]).all()
 
 
 def test_images_that_do_not_fit_are_named_in_a_sentence(tmp_path):

@@ -120,5 +120,5 @@ def test_the_seed_of_the_run(monkeypatch):
     ("count", "wanted", "found"),
     [(10, 3, [0, 4, 9]), (10, 4, [0, 3, 6, 9]), (3, 8, [0, 1, 2]), (5, 1, [0]), (5, 0, []), (0, 5, [])],
 )
-def test_evenly(count, wanted, found):
+def test_evenly_spaced(count, wanted, found):
     assert evenly_spaced(count, wanted) == found

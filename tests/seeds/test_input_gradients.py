@@ -127,7 +127,7 @@ def test_equals_captum_guided_grad_cam():
         torch.testing.assert_close(ours[image, label], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_heat():
+def test_channel_maximum():
     maps = torch.tensor([[-3.0, 1.0], [2.0, -1.0], [0.0, 0.5]]).view(1, 1, 3, 1, 2)
     assert channel_maximum(maps).tolist() == [[[[3.0, 1.0]]]]
     assert channel_maximum(maps[:, 0]).shape == (1, 3, 1, 2)

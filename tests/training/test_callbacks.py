@@ -32,9 +32,7 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path, size):
     CheckpointIO().save_checkpoint({"epoch": 1, "state_dict": {"a": torch.zeros(1000)}}, path)
     assert CheckpointIO().load_checkpoint(path)["epoch"] == 1
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(
-        InputError, match=r"^the checkpoint .*last\.ckpt cannot be read \(.*\): remove it to train anew$"
-    ):
+    with pytest.raises(InputError, match=r"^the checkpoint .*last\.ckpt is damaged \(.*\): remove it to train anew$"):
         CheckpointIO().load_checkpoint(path)
 
 

@@ -119,6 +119,16 @@ def test_ctrl_c_in_a_training(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["fit", "seeds generate"])
+def test_sigterm_is_no_success(made, tmp_path, monkeypatch, command):
+    """A recipe would take a half-trained network for a result. Lightning's exit has no status."""
+    monkeypatch.setattr("pytorch_lightning.Trainer.received_sigterm", True)
+    words = [f"--config={CONFIGS / 'classifier_demo.yaml'}", *SMALL, *QUIET, f"--data.root={made / 'data'}"]
+    if command != "fit":
+        words = [f"--checkpoint={made / 'classifier/last.ckpt'}", "--num_workers=0"]
+    assert main([*command.split(), *words, f"--output={tmp_path / 'out'}"]) == 143
+
+
 def test_a_resumed_run_counts_all_epochs(made):
     """A finished run of one epoch resumes for a second one, and its checkpoint is validated."""
     words = [f"--config={CONFIGS / 'classifier_demo.yaml'}", f"--output={made / 'classifier'}", *SMALL, *QUIET]

@@ -387,7 +387,7 @@ def test_wrong_shapes_are_quoted(call, words):
     assert all(part in str(caught.value) for part in words)
 
 
-def test_mask_loss_is_the_mean_over_all_pixels_of_which_undrawn_ones_add_nothing():
+def test_partial_cross_entropy_is_the_mean_over_all_pixels_of_which_undrawn_ones_add_nothing():
     logits = torch.tensor([[[[2.0, 0.0, 1.0]], [[0.0, 0.0, 3.0]]]] * 3, dtype=torch.float64)  # (3, 2, 1, 3)
     mask = torch.tensor([[[0, 255, 1]], [[255, 0, 255]], [[255, 255, 255]]])
     first = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-2))) / 3  # of 3 pixels, 2 are drawn
@@ -398,7 +398,7 @@ def test_mask_loss_is_the_mean_over_all_pixels_of_which_undrawn_ones_add_nothing
     )
 
 
-def test_mask_loss_of_whole_masks_is_torchs_cross_entropy_and_unknown_pixels_have_no_gradient():
+def test_partial_cross_entropy_of_whole_masks_is_torchs_cross_entropy_and_unknown_pixels_have_no_gradient():
     torch.manual_seed(0)
     logits = torch.randn(4, 3, 5, 6, requires_grad=True)
     mask = torch.randint(0, 3, (4, 5, 6))

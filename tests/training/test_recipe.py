@@ -790,6 +790,14 @@ def test_help_lists_the_settings_of_a_recipe(tmp_path, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--root VALUE the images, 100 % (default: photos)" in text
     assert "--few VALUE (default: [a, b])" in text
+    recipe.write_text("settings:\n  a:   # of a\n    - 1\n  b: 2 # of b\n  stages: 3\n  c:\n    - 4\n")
+    assert main(["run", f"--config={recipe}", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--a VALUE (default: [1])" in text
+    assert "--b VALUE of b (default: 2)" in text
+    assert "--c VALUE (default: [4])" in text
+    assert main(["run", "--config"]) == 2
+    assert capsys.readouterr().err == "tag2mask: argument -c/--config: expected one argument\n"
     recipe.write_text("settings: [")
     assert main(["run", f"--config={recipe}", "--help"]) == 2
     assert "not YAML" in capsys.readouterr().err

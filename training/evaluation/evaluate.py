@@ -77,7 +77,7 @@ def evaluate(
             index). The classes are those of ``classes.txt`` in the folder, or else those of the data. The options
             about the network, from crf to overlap and from eval_size to num_workers, are ignored then.
         root: folder of the data; by default that of the training. Required with predictions, for which its layout
-            decides the kind of data: VOC, COCO, or a folder of images.
+            decides the kind of data: VOC, COCO, or a folder of images with their tags.
         split: split to score; by default the test split of the training (``val`` with predictions).
         masks: name of the folder of masks; by default that of the training.
         classes: with predictions, the classes to score; by default all classes of the predictions.
@@ -195,8 +195,10 @@ def _open_predictions(
         settings: of the data module.
     """
     named = predictions / "classes.txt"
-    predicted_classes = read_classes(named) if named.is_file() else open_data(root, **settings).classes
-    data = open_data(root, classes=list(classes or predicted_classes), **settings)
+    data = open_data(root, **settings)
+    predicted_classes = read_classes(named) if named.is_file() else data.classes
+    if data.classes != (chosen := tuple(classes or predicted_classes)):
+        data = open_data(root, classes=list(chosen), **settings)
     listed = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
     samples = [sample for sample in listed if sample.mask is not None]
     return data, samples, _read_predictions(predictions, predicted_classes, samples, data)

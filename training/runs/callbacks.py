@@ -4,6 +4,7 @@ import io
 import pickle
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,9 +13,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
+from upath import UPath
 
 from datamodules.errors import InputError, first_line
-from datamodules.files import write_atomically
+from datamodules.files import is_uri, write_atomically
 from datamodules.progress import Progress, print_message
 from datamodules.samplers import run_seed
 from seeds.distributed import gather_objects
@@ -134,19 +136,20 @@ class FoundTags(pl.Callback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which does nothing where the figure is not logged (images without masks)."""
+    """Lightning's ModelCheckpoint, which does nothing where there is no figure (images without masks or tags)."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the epoch if its figure is the best so far."""
-        if self.monitor in trainer.callback_metrics:
+        figure = trainer.callback_metrics.get(str(self.monitor))
+        if figure is not None and not figure.isnan():
             super().on_validation_end(trainer, pl_module)
 
 
 class CheckpointIO(TorchCheckpointIO):
-    """Writes and reads checkpoints in local folders; errors name the file.
+    """Writes and reads checkpoints; errors name the file.
 
-    Lightning writes a temporary file in the system's folder for them and moves it, which is no single step if that
-    folder is on another disk.
+    Lightning writes a local checkpoint to a temporary file in the system's folder for these and moves it, which is no
+    single step if that folder is on another disk.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
@@ -158,8 +161,9 @@ class CheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(Path(path), content.getvalue())
+            if not is_uri(path):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(UPath(path), content.getvalue())
         except (OSError, InputError) as error:
             cause = error.__cause__ if isinstance(error, InputError) else error
             reason = getattr(cause, "strerror", None) or cause
@@ -174,7 +178,9 @@ class CheckpointIO(TorchCheckpointIO):
         try:
             return super().load_checkpoint(path, *args, **kwargs)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = f"cannot be read ({first_line(error)}): remove it to train anew"
+            if is_uri(path) or is_zipfile(path):  # another reason, such as too little memory
+                raise
+            reason = f"is damaged ({first_line(error)}): remove it to train anew"
             raise InputError(f"the checkpoint {path} {reason}") from error
 
 
