@@ -5,10 +5,12 @@ import io
 import json
 import logging
 import math
+import os
 import re
+import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -187,7 +189,7 @@ def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
         scores_axes = {axis: f"scores_{name}" for axis, name in axes.items()}
         file = io.BytesIO()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _silent_stdout():
                 warnings.simplefilter("ignore")
                 torch.onnx.export(
                     inner, (example,), f=file,  # type: ignore[arg-type]  # tracing takes it
@@ -206,6 +208,20 @@ def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
         if _verify(_onnx_network(content)[1], network, metadata, "ONNX") >= any_size:
             break
     write_atomically(output, content)
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Discard what is written to the process's standard output: torch's C++ code prints graphs that it cannot write."""
+    sys.stdout.flush()
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _write_smp(network: Any, metadata: dict[str, Any], output: Path, card: Mapping[str, Any]) -> None:

@@ -306,13 +306,27 @@ def test_what_cannot_be_exported(network, tmp_path, capsys, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"taken"}
 
 
-def test_onnx_of_a_network_that_pools_to_a_fixed_grid(voc, tmp_path):
-    """It has no image of any size in ONNX; the file has the size of the training."""
+@pytest.mark.parametrize("size", [64, 192])
+def test_onnx_of_a_network_that_pools_to_a_fixed_grid(voc, tmp_path, capfd, size):
+    """ONNX has no such pooling for images of any size: the file has that of the training, if the grid divides it."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     path = blank_checkpoint(tmp_path, voc, architecture="PSPNet", network_args={"psp_out_channels": 8})
-    assert run("export", "--checkpoint", path, "--format", "onnx", "--output", tmp_path / "net.onnx") == 0
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    content = torch.load(path, weights_only=True)
+    content["datamodule_hyper_parameters"]["eval_size"] = size
+    torch.save(content, path)
+    capfd.readouterr()
+    status = run("export", "--checkpoint", path, "--format", "onnx", "--output", tmp_path / "net.onnx")
+    printed = capfd.readouterr()
+    assert len(printed.out.splitlines() + printed.err.splitlines()) <= 2  # and no graph of hundreds of lines
+    if size == 64:  # 8x8 positions are pooled to 6x6
+        assert status == 1
+        assert (
+            "ONNX cannot express this network (Unsupported: ONNX export of operator adaptive_avg_pool2d" in printed.err
+        )
+        return
+    assert status == 0
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected = load_trained(path).scores(images)
     torch.testing.assert_close(load_exported(tmp_path / "net.onnx").scores(images), expected, rtol=0, atol=1e-4)
 
