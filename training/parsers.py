@@ -188,13 +188,23 @@ def read_signature(target: str) -> Callable[..., Any]:
 
 
 def find_configs(words: Sequence[str]) -> list[str]:
-    """Return a command line in which ``--config NAME`` is replaced by the path of the YAML, see `config_path`."""
-    found = list(words)
+    """Return a command line in which ``--config NAME`` is replaced by the path of the YAML, see `config_path`.
+
+    Raises:
+        UsageError: as `config_path`, or the YAML is a recipe.
+    """
+    found, paths = list(words), list[str]()
     for place, word in enumerate(words):
         if word in ("-c", "--config") and place + 1 < len(words):
-            found[place + 1] = config_path(words[place + 1])
+            paths.append(config_path(words[place + 1]))
+            found[place + 1] = paths[-1]
         elif word.startswith("--config="):
-            found[place] = "--config=" + config_path(word.removeprefix("--config="))
+            paths.append(config_path(word.removeprefix("--config=")))
+            found[place] = f"--config={paths[-1]}"
+    for path in paths:
+        content = yaml.safe_load(Path(path).read_text())
+        if isinstance(content, dict) and "stages" in content:
+            raise UsageError(f"{path} is a recipe: tag2mask run --config {path}")
     return found
 
 

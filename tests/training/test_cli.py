@@ -188,6 +188,7 @@ MISTAKES = {
         ["predict", "--checkpoint=x", "--images=[x]", "--output=y", "--crf=maybe"],
         "crf: expected bool",
     ),
+    "a recipe": (["fit", "--config", "photos.yaml"], "photos.yaml is a recipe: tag2mask run --config "),
     "no YAML": (["fit", "--config=demo_clasifier.yaml"], "there is no file demo_clasifier.yaml; did you mean"),
     "broken YAML": (["fit", "--config={broken}"], "line 1: not YAML"),
     "no day": (["fit", "--config={day}"], "not YAML: month must be in 1..12"),
