@@ -24,7 +24,7 @@ from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder, storage_errors
 from datamodules.progress import print_message
-from datamodules.sample import Sample, SplitSamples, require_masks, require_tags
+from datamodules.sample import Sample, SplitSamples, any_tagged, require_masks, require_tags
 from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
 from datamodules.samplers import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
@@ -287,7 +287,7 @@ class BaseDataModule(pl.LightningDataModule):
             if 0 < scored < len(samples):
                 print_message(f"{scored} of {len(samples)} {name} images have a mask; the others are not scored")
             if hp["targets"] == "tags" and any(sample.tags is not None for sample in samples):
-                if stage == "fit" and not any(sample.tags and sample.tags & set(self.classes) for sample in samples):
+                if stage == "fit" and not any_tagged(samples, self.classes):
                     print_message(f"no {name} image has a tag, so there are no figures: {len(samples)} images")
                 else:
                     require_tags(samples, self.classes, self.source)

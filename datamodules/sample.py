@@ -125,9 +125,14 @@ def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None =
     return list(samples.values())
 
 
+def any_tagged(samples: Sequence[Sample], classes: Sequence[str]) -> bool:
+    """Return whether a sample has a tag of ``classes``."""
+    return not all(sample.tags is None or sample.tags.isdisjoint(classes) for sample in samples)
+
+
 def require_tags(samples: Sequence[Sample], classes: Sequence[str], source: str) -> None:
     """Raise an InputError unless a sample has a tag of ``classes``; ``source`` names the origin of the tags."""
-    if all(sample.tags is None or sample.tags.isdisjoint(classes) for sample in samples):
+    if not any_tagged(samples, classes):
         zero = f"the labels of all {len(samples)} images are zero"
         raise InputError(f"{zero}: {source} gives no image any of the classes {', '.join(classes)}")
 

@@ -188,28 +188,29 @@ def read_signature(target: str) -> Callable[..., Any]:
 
 
 def find_configs(words: Sequence[str]) -> list[str]:
-    """Return a command line in which ``--config NAME`` is replaced by the path of the YAML, see `config_path`.
+    """Return a command line in which ``--config NAME`` is replaced by the path of the YAML, see `read_config`.
 
     Raises:
-        UsageError: as `config_path`, or the YAML is a recipe.
+        UsageError: as `read_config`, or the YAML is a recipe.
     """
-    found, paths = list(words), list[str]()
-    for place, word in enumerate(words):
-        if word in ("-c", "--config") and place + 1 < len(words):
-            paths.append(config_path(words[place + 1]))
-            found[place + 1] = paths[-1]
-        elif word.startswith("--config="):
-            paths.append(config_path(word.removeprefix("--config=")))
-            found[place] = f"--config={paths[-1]}"
-    for path in paths:
-        content = yaml.safe_load(Path(path).read_text())
+
+    def step_path(name: str) -> str:
+        path, content = read_config(name)
         if isinstance(content, dict) and "stages" in content:
             raise UsageError(f"{path} is a recipe: tag2mask run --config {path}")
+        return str(path)
+
+    found = list(words)
+    for place, word in enumerate(words):
+        if word in ("-c", "--config") and place + 1 < len(words):
+            found[place + 1] = step_path(words[place + 1])
+        elif word.startswith("--config="):
+            found[place] = "--config=" + step_path(word.removeprefix("--config="))
     return found
 
 
-def config_path(name: str) -> str:
-    """Return the path of a YAML: the file itself, or the one of this name that the package ``configs`` contains.
+def read_config(name: str) -> tuple[Path, Any]:
+    """Return path and content of a YAML: the file itself, or the one of this name that the package ``configs`` has.
 
     Raises:
         UsageError: there is no such file, or it is not YAML.
@@ -222,9 +223,8 @@ def config_path(name: str) -> str:
         known = [each.name for each in shipped.parent.glob("*.yaml")]
         raise UsageError(f"there is no file {name}{nearest(shipped.name, known)}")
     try:
-        yaml.safe_load(path.read_text())
+        return path, yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, or no text
         mark, lines = getattr(error, "problem_mark", None), str(error).splitlines()
         place = f"{name}, line {mark.line + 1}" if mark else name
         raise UsageError(f"{place}: not YAML: {getattr(error, 'problem', None) or lines[0]}") from error
-    return str(path)

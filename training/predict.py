@@ -260,11 +260,13 @@ def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None
     """
     local = [Path(sample.image) for sample in samples if not is_uri(sample.image)]
     originals = {path.resolve() for path in local}
-    folders = {path.parent for path in originals} | {path.parent.resolve() for path in local}  # of links, too
+    folders = {path.parent for path in originals}
+    folders |= {folder.resolve() for folder in {path.parent for path in local}}  # of links
     for target in targets:
-        if target.resolve() in originals:
+        resolved = target.resolve()
+        if resolved in originals:
             raise InputError(f"{target} would replace an image: choose another output folder")
-        if target.resolve().parent in folders:
+        if resolved.parent in folders:
             raise InputError(f"{target.parent} is a folder of the images: choose another output folder")
 
 

@@ -52,7 +52,7 @@ from datamodules.files import (
 from datamodules.seed_cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.child_process import run_process
-from training.parsers import OneSentenceErrors, config_path, nearest
+from training.parsers import OneSentenceErrors, nearest, read_config
 
 STAGES = "stages"  # the recipe's key, and the folder of the records in its output
 RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
@@ -169,8 +169,8 @@ def _read_stage(
         raise UsageError("options: 'output' is not to be given: a stage's folder has the stage's name")
     if config := stage.get("config"):
         beside = recipe.parent / str(config)  # else as the command line finds it
-        path = Path(config_path(str(beside) if beside.is_file() else str(config)))
-        options = _merge(_mapping(yaml.safe_load(path.read_text()), str(path)), options)
+        path, step = read_config(str(beside) if beside.is_file() else str(config))
+        options = _merge(_mapping(step, str(path)), options)
         options.pop("output", None)
     texts = [value for _, value in leaves(options) if isinstance(value, str)]
     references = _REFERENCE.findall("\n".join(texts))
@@ -297,7 +297,7 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         if not word.startswith("--") or value is None:
             raise UsageError(f"'{word}' is no option with a value")
         given[name] = value
-    path, names = Path(config_path(options.config)), options.stages.split(",")
+    path, names = read_config(options.config)[0], options.stages.split(",")
     try:
         output, stages = read_recipe(path, commands, given)
     except UsageError as error:
@@ -341,21 +341,23 @@ def _add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
     found, _ = finder.parse_known_args([word for word in words if word not in ("-h", "--help")])
     if found.config is None:
         return
-    path = Path(config_path(found.config))
+    path, content = read_config(found.config)
+    settings = content.get("settings") if isinstance(content, dict) else None
+    if not isinstance(settings, dict):
+        return
     text = path.read_text()
-    root = yaml.compose(text, yaml.SafeLoader)
-    nodes = root.value if isinstance(root, yaml.MappingNode) else []
-    settings = next((value for key, value in nodes if key.value == "settings"), None)
+    root: Any = yaml.compose(text, yaml.SafeLoader)  # for the places of the comments
+    nodes = {str(key.value): node for key, node in root.value}["settings"]
     group, lines = parser.add_argument_group(f"settings of {path}"), text.splitlines()
-    values: dict[str, Any] = (yaml.safe_load(text) or {}).get("settings") or {} if settings else {}
-    for key, node in settings.value if isinstance(settings, yaml.MappingNode) else []:
-        name, end = str(key.value), node.end_mark
-        is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style  # it ends where the next begins
-        _, _, comment = ("", "", "") if is_block else lines[end.line][end.column :].partition("#")
-        if name not in RUN_OPTIONS:
-            default = yaml.safe_dump(values[name], default_flow_style=True, width=1000).removesuffix("...\n").strip()
-            about = f"{comment.strip()} (default: {default})".replace("%", "%%").strip()
-            group.add_argument(f"--{name}", metavar="VALUE", help=about)
+    for name, node in {str(key.value): node for key, node in nodes.value}.items():
+        if name in RUN_OPTIONS or name not in settings:
+            continue
+        # a list or text in a block ends where the next setting begins
+        is_block = node.style in ("|", ">") if isinstance(node, yaml.ScalarNode) else not node.flow_style
+        comment = "" if is_block else lines[node.end_mark.line][node.end_mark.column :].partition("#")[2].strip()
+        default = yaml.safe_dump(settings[name], default_flow_style=True, width=1000).removesuffix("...\n").strip()
+        about = f"{comment} (default: {default})".strip()
+        group.add_argument(f"--{name}", metavar="VALUE", help=about.replace("%", "%%"))
 
 
 class StageResult:

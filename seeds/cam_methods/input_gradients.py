@@ -34,10 +34,10 @@ class InputGradient:
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
         """Return gradients float32 (B, C, 3, H, W), 0 where no score is selected; as `GradCAM` otherwise."""
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            what = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(f"images must be a tensor of floating point, not {what}")
         with record_activations(self.model, []) as activations, _RectifierRule(self.rule):
-            if not isinstance(images, Tensor) or not images.is_floating_point():
-                what = images.dtype if isinstance(images, Tensor) else type(images).__name__
-                raise InputError(f"images must be a tensor of floating point, not {what}")
             leaf = images.detach().clone().requires_grad_()
             scores = select_scores(activations.run(leaf), targets, len(images))
         maps = torch.zeros(*scores.selected.shape, *images.shape[1:], device=images.device)

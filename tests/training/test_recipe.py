@@ -796,6 +796,12 @@ def test_help_lists_the_settings_of_a_recipe(tmp_path, capsys):
     assert "--a VALUE (default: [1])" in text
     assert "--b VALUE of b (default: 2)" in text
     assert "--c VALUE (default: [4])" in text
+    recipe.write_text("settings: {a: 1}\nsettings:\n  a: 1\n  a: 2\n  <<: {d: 5}\n  3: 4\nstages: {}")
+    assert main(["run", f"--config={recipe}", "--help"]) == 0  # without it, a key that comes twice is a mistake
+    assert "--a VALUE (default: 2)" in " ".join(capsys.readouterr().out.split())
+    recipe.write_text("stages: {}\nsettings:\n  a: |\n    text\n")
+    assert main(["run", f"--config={recipe}", "--help"]) == 0
+    assert "--a VALUE" in capsys.readouterr().out
     assert main(["run", "--config"]) == 2
     assert capsys.readouterr().err == "tag2mask: argument -c/--config: expected one argument\n"
     recipe.write_text("settings: [")

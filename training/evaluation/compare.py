@@ -16,12 +16,7 @@ from datamodules.errors import InputError
 from datamodules.progress import percent
 
 MEANS = {"mean": "miou", "boundary mean": "boundary_miou", "pixel accuracy": "pixel_accuracy"}
-COMPARABLE = (
-    "split",
-    "images",
-    "images_with_mask",
-    "classes",
-)  # results that differ in one of these are not comparable
+COMPARABLE = ("split", "images", "images_with_mask", "classes")  # else results are not comparable
 
 
 def compare(*results: Path, mean: bool = False) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from upath import UPath
 
 from datamodules.errors import InputError, first_line
-from datamodules.files import is_uri, write_atomically
+from datamodules.files import is_uri, open_atomically
 from datamodules.progress import Progress, print_message
 from datamodules.samplers import run_seed
 from seeds.distributed import gather_objects
@@ -160,14 +160,13 @@ class CheckpointIO(TorchCheckpointIO):
         """
         content = io.BytesIO()
         torch.save(checkpoint, content)
+        if not is_uri(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            if not is_uri(path):
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(UPath(path), content.getvalue())
-        except (OSError, InputError) as error:
-            cause = error.__cause__ if isinstance(error, InputError) else error
-            reason = getattr(cause, "strerror", None) or cause
-            raise InputError(f"the checkpoint {path} cannot be written: {reason}") from error
+            with open_atomically(UPath(path)) as file:
+                file.write(content.getbuffer())
+        except InputError as error:  # FILE cannot be written: REASON
+            raise InputError(f"the checkpoint {error}") from error
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint.
