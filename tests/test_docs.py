@@ -146,7 +146,7 @@ def test_yaml_is_valid(name):
 def test_the_recipe_of_the_how_to_is_valid(tmp_path):
     """The recipe of the page on recipes names commands, configurations and stages that exist."""
     from training.cli import FUNCTIONS, LIGHTNING
-    from training.recipe import read_recipe
+    from training.recipes.recipe import read_recipe
 
     (block,) = blocks(PAGES / "how-to" / "add-recipe-stage.md", "yaml")
     path = tmp_path / "my_recipe.yaml"

@@ -122,7 +122,7 @@ def dispatch(words: list[str]) -> None:
     length = 2 if first == "seeds" else 1
     name, options = " ".join(words[:length]), words[length:]
     if name in RECIPE:
-        from training.recipe import run_recipe
+        from training.recipes.run_recipe import run_recipe
 
         run_recipe(options, [*LIGHTNING, *FUNCTIONS], dispatch)
         return

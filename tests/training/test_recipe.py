@@ -28,10 +28,14 @@ from datamodules.errors import InputError
 from datamodules.masks import write_mask
 from datamodules.seed_cache import SeedCache
 from datamodules.source_revision import ALL_PACKAGES
-from training import recipe as recipe_module
 from training.cli import FUNCTIONS, LIGHTNING, dispatch, main
-from training.recipe import Runner, Stage, StageResult, read_recipe, substitute
-from training.recipe_estimate import estimate_training, time_step
+from training.recipes import recipe as recipe_file
+from training.recipes import runner as runner_module
+from training.recipes import stage_result
+from training.recipes.estimate import estimate_training, time_step
+from training.recipes.recipe import Stage, read_recipe, substitute
+from training.recipes.runner import Runner
+from training.recipes.stage_result import StageResult
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROOT = CONFIGS.parent
@@ -81,7 +85,7 @@ def ran(monkeypatch):
         commands.append(words)
         return run_here(words, title)
 
-    monkeypatch.setattr(recipe_module, "run_process", run_and_record)
+    monkeypatch.setattr(runner_module, "run_process", run_and_record)
     return commands
 
 
@@ -98,7 +102,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
     recipe = RecipeFolder(folder, folder / "data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe_module, "run_process", run_here)
+        patch.setattr(runner_module, "run_process", run_here)
         assert recipe.run() == 0
     return recipe
 
@@ -142,11 +146,11 @@ def test_nothing_changed_nothing_runs(whole, copied, ran):
 
 def test_stages_run_again_after_a_change_of_their_code(copied, ran, monkeypatch, capsys):
     """A stage depends on the packages that run it: commands of seeds on `datamodules` and `seeds` alone."""
-    before = recipe_module.source_revision(ALL_PACKAGES)
+    before = runner_module.source_revision(ALL_PACKAGES)
     for package in ("datamodules", "training"):
         before[package] += " changed"
         monkeypatch.setattr(
-            recipe_module, "source_revision", lambda packages: {name: before[name] for name in packages}
+            runner_module, "source_revision", lambda packages: {name: before[name] for name in packages}
         )
         assert copied.run() == 0
         assert names(ran)[0] == "classifier"
@@ -176,13 +180,13 @@ def test_every_option_that_is_a_path_is_known_as_one():
         found |= {
             key for key, hint in hints.items() if Path in (hint, *get_args(hint)) or "Path" in str(get_args(hint))
         }
-    assert found - {"output", "return"} <= recipe_module.PATH_OPTIONS
+    assert found - {"output", "return"} <= recipe_file.PATH_OPTIONS
     data_options = inspect.signature(BaseDataModule).parameters.keys()
-    assert {"root", "cues", "cues_checkpoint"} <= data_options & recipe_module.PATH_OPTIONS
-    assert recipe_module.is_path("model.init_args.weights", "data/x.pth")
-    assert recipe_module.is_path("data.labels", "lists/cls_labels.npy")
-    assert not recipe_module.is_path("data.labels", "imagesets")
-    assert recipe_module.is_path("caches.1", "runs/walk")
+    assert {"root", "cues", "cues_checkpoint"} <= data_options & recipe_file.PATH_OPTIONS
+    assert recipe_file.is_path("model.init_args.weights", "data/x.pth")
+    assert recipe_file.is_path("data.labels", "lists/cls_labels.npy")
+    assert not recipe_file.is_path("data.labels", "imagesets")
+    assert recipe_file.is_path("caches.1", "runs/walk")
 
 
 def test_a_changed_option_runs_what_depends_on_it(copied, ran, capsys):
@@ -321,7 +325,7 @@ def test_a_file_that_changes_during_a_stage_counts_for_the_next_run(copied, ran,
     table.write_text('id,points\ntrain_00000,"[[""background"", 1, 1]]"\n')
     content = copied.content()
     content["stages"]["classifier"]["options"]["data"]["init_args"]["annotations"] = str(table)
-    record_and_run = recipe_module.run_process
+    record_and_run = runner_module.run_process
 
     def edited_meanwhile(words, title):
         status = record_and_run(words, title)
@@ -329,7 +333,7 @@ def test_a_file_that_changes_during_a_stage_counts_for_the_next_run(copied, ran,
         return status
 
     with monkeypatch.context() as patch:
-        patch.setattr(recipe_module, "run_process", edited_meanwhile)
+        patch.setattr(runner_module, "run_process", edited_meanwhile)
         assert copied.run(content, "--stages=classifier") == 0
     ran.clear()
     assert copied.run(content, "--stages=classifier") == 0
@@ -352,7 +356,7 @@ def test_label_files_of_yolo_count(tmp_path):
     found = []
     for text in ("0 0.5 0.5 0.2 0.2\n", "0 0.5 0.5 0.3 0.2\n"):
         label.write_text(text)
-        recipe_module._fingerprint.cache_clear()
+        runner_module._fingerprint.cache_clear()
         found.append(files_in_key(tmp_path, {"annotations": str(source)}))
     assert set(found[0]) == {str(source), str(label)}
     assert found[0][str(source)] == found[1][str(source)]
@@ -365,7 +369,7 @@ def test_tar_files_of_a_pattern_count(tmp_path, pattern):
     found = []
     for size in (10, 20):
         (tmp_path / "shards/x-000.tar").write_bytes(b"0" * size)
-        recipe_module._fingerprint.cache_clear()
+        runner_module._fingerprint.cache_clear()
         found.append(files_in_key(tmp_path, {"images": f"{tmp_path}/shards/{pattern}"}))
     assert None not in found[0].values()
     assert found[0] != found[1]
@@ -528,23 +532,21 @@ def test_a_failure_loses_nothing(copied, ran, capsys):
     assert cache_bytes(copied.output / "seeds") == before
 
 
-@pytest.mark.parametrize("interrupted", ["write_atomically", "rename", "_remove"])
+@pytest.mark.parametrize("interrupted", ["write_atomically", "rename", "remove"])
 def test_an_earlier_result_survives_a_kill_while_it_is_set_aside_or_put_back(copied, monkeypatch, interrupted):
     """Whatever was the last file operation before the kill, the result of the old settings is found again."""
     before = cache_bytes(copied.output / "seeds")
     changed = copied.content()
     changed["stages"]["seeds"]["options"]["fg_threshold"] = 0.25
-    place = {
-        "write_atomically": (recipe_module, "write_atomically"), "rename": (Path, "rename"),
-        "_remove": (recipe_module, "_remove"),
-    }[interrupted]  # fmt: skip
+    places = {"write_atomically": [recipe_file], "rename": [Path], "remove": [stage_result, runner_module]}
+    modules = places[interrupted]
 
     def killed(*_given):
         raise KeyboardInterrupt
 
     for calls in range(4):
         remaining = iter(range(calls))
-        real = getattr(*place)
+        real = getattr(modules[0], interrupted)
 
         def dies(*given, real=real, remaining=remaining):
             if next(remaining, None) is None:
@@ -553,17 +555,18 @@ def test_an_earlier_result_survives_a_kill_while_it_is_set_aside_or_put_back(cop
 
         for content in (changed, None):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(recipe_module, "run_process", killed)
-                patch.setattr(*place, dies)
+                patch.setattr(runner_module, "run_process", killed)
+                for module in modules:
+                    patch.setattr(module, interrupted, dies)
                 copied.run(content)
-        monkeypatch.setattr(recipe_module, "run_process", killed)
+        monkeypatch.setattr(runner_module, "run_process", killed)
         assert copied.run(None, "--stages=seeds") == 0
         assert cache_bytes(copied.output / "seeds") == before
 
 
 def test_a_stopped_training_resumes_only_with_its_own_options(copied, ran, monkeypatch):
     """Stopped after an epoch of two: the same options resume it, other options start anew."""
-    record_and_run = recipe_module.run_process
+    record_and_run = runner_module.run_process
 
     def stopped(words, title):
         record_and_run([*words, "--trainer.max_epochs=1"], title)
@@ -572,16 +575,16 @@ def test_a_stopped_training_resumes_only_with_its_own_options(copied, ran, monke
     def run(content) -> int:
         return copied.run(content, "--stages=classifier")
 
-    monkeypatch.setattr(recipe_module, "run_process", stopped)
+    monkeypatch.setattr(runner_module, "run_process", stopped)
     assert run(copied.content(epochs=2)) == 130
-    monkeypatch.setattr(recipe_module, "run_process", record_and_run)
+    monkeypatch.setattr(runner_module, "run_process", record_and_run)
     ran.clear()
     assert run(copied.content(epochs=2)) == 0
     assert ran[0][-1] == "--ckpt_path=last"
     assert json.loads((copied.output / "stages/classifier.json").read_text())["resumed"] is True
-    monkeypatch.setattr(recipe_module, "run_process", stopped)
+    monkeypatch.setattr(runner_module, "run_process", stopped)
     assert run(copied.content(epochs=3)) == 130
-    monkeypatch.setattr(recipe_module, "run_process", record_and_run)
+    monkeypatch.setattr(runner_module, "run_process", record_and_run)
     ran.clear()
     other_rate = copied.content(epochs=3)
     other_rate["stages"]["classifier"]["options"]["model"] = {"init_args": {"lr": 0.002}}
@@ -597,7 +600,7 @@ def cues_and_maps(folder: Path) -> dict[str, tuple[bytes, bytes]]:
 
 def test_a_stopped_cache_is_completed(copied, ran, monkeypatch):
     """Finished shards are kept, also those of other settings; without a shard the stage starts anew."""
-    seeds, record_and_run = copied.output / "seeds", recipe_module.run_process
+    seeds, record_and_run = copied.output / "seeds", runner_module.run_process
     before = cues_and_maps(seeds)
 
     def stopped(words, title):
@@ -607,9 +610,9 @@ def test_a_stopped_cache_is_completed(copied, ran, monkeypatch):
     for lost in (False, True):
         shutil.rmtree(seeds)
         (copied.output / "stages/seeds.json").unlink()
-        monkeypatch.setattr(recipe_module, "run_process", stopped)
+        monkeypatch.setattr(runner_module, "run_process", stopped)
         assert copied.run() == 130
-        monkeypatch.setattr(recipe_module, "run_process", record_and_run)
+        monkeypatch.setattr(runner_module, "run_process", record_and_run)
         for shard in seeds.glob("*.safetensors") if lost else ():
             shard.unlink()
         ran.clear()
@@ -637,7 +640,7 @@ def test_stages_and_reasons_are_printed(tmp_path, whole, monkeypatch, capsys):
         titles.append(title)
         return main(words)
 
-    monkeypatch.setattr(recipe_module, "run_process", run_and_record)
+    monkeypatch.setattr(runner_module, "run_process", run_and_record)
     recipe = RecipeFolder(tmp_path, whole.data)
     content = recipe.content()
     assert recipe.run(content) == 0
@@ -717,7 +720,7 @@ def test_killed_in_the_middle(copied, tmp_path):
     record = json.loads((copied.output / "stages/classifier.json").read_text())
     assert record["resumed"] is True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe_module, "run_process", run_here)
+        patch.setattr(runner_module, "run_process", run_here)
         assert main(["run", f"--config={copied.path}", f"--output={straight}"]) == 0
     one, other = (
         torch.load(place / "classifier/last.ckpt", weights_only=True)["state_dict"]

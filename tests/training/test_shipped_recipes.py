@@ -13,8 +13,9 @@ from pycocotools import mask as coco_mask
 from datamodules.seed_cache import SeedCache
 from datamodules.synthetic import write_synthetic_voc
 from datamodules.synthetic_scenes import CLASSES, draw_scene
-from training import recipe as recipe_module
 from training.cli import main
+from training.recipes import recipe as recipe_file
+from training.recipes import runner as runner_module
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZE = 64  # a multiple of 32, as FPN needs
@@ -57,12 +58,12 @@ def run_recipe(tmp_path: Path, monkeypatch, root: Path, *words: str, name: str =
     """Run a shipped recipe, made small, in this process; return its output."""
     content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     for stage in content["stages"].values():
-        stage["options"] = recipe_module._merge(stage["options"], SMALL[stage["command"]])
+        stage["options"] = recipe_file._merge(stage["options"], SMALL[stage["command"]])
         if stage["command"] == "fit":
             stage["options"]["data"]["init_args"] |= data
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    monkeypatch.setattr(recipe_module, "run_process", lambda arguments, _title: main(list(arguments)))
+    monkeypatch.setattr(runner_module, "run_process", lambda arguments, _title: main(list(arguments)))
     settings = ["--weights=none", "--accelerator=cpu", "--precision=32-true", f"--output={tmp_path / 'out'}"]
     assert main(["run", f"--config={path}", f"--root={root}", *settings, *words]) == 0
     return tmp_path / "out"

@@ -144,7 +144,7 @@ def test_missing_credentials_end_a_process_with_one_sentence(in_bucket) -> None:
 
 def test_a_recipe_notices_what_changes_in_a_bucket(s3, voc, tmp_path, capsys, monkeypatch) -> None:
     """A stage is kept until a mask behind its URI changes."""
-    monkeypatch.setattr("training.recipe.run_process", lambda words, _title: main(list(words)))
+    monkeypatch.setattr("training.recipes.runner.run_process", lambda words, _title: main(list(words)))
     root = upload(voc, f"{s3}/recipe/voc")
     options = {"root": root, "predictions": f"{root}/SegmentationClass"}
     content = {"output": str(tmp_path / "out"), "stages": {"score": {"command": "evaluate", "options": options}}}

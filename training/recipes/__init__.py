@@ -1,0 +1,1 @@
+"""Recipes: whole experiments as stages, each a command of this program."""

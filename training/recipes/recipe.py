@@ -1,0 +1,212 @@
+"""Read recipes: YAMLs with settings and stages, each stage a command of this program with its options."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datamodules.annotations import NAMED_SOURCES
+from datamodules.errors import UsageError
+from datamodules.files import is_uri, write_atomically
+from training.parsers import nearest, read_config
+
+STAGES = "stages"  # the recipe's key, and the folder of the records in its output
+RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
+RUN_OPTIONS = ("config", "dry_run", "help", "output", STAGES)  # of `tag2mask run`, beside settings
+PATH_OPTIONS = frozenset({
+    "annotations", "cache", "caches", "checkpoint", "ckpt_path", "consensus", "cues", "cues_checkpoint", "evaluation",
+    "ids", "images", "input_list", "photos", "predictions", "results", "root", "source", "weights",
+})  # fmt: skip
+"""Options of the commands whose values are files or folders."""
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+REFERENCE = re.compile(r"\{(?!\d+\.\.\d+\})([^{}]+)\}")  # {000..099} is a range of tar files
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command with its options.
+
+    Attributes:
+        name: name of the stage and of its folder in the recipe's output.
+        command: as on the command line: ``fit``, ``seeds generate``, …
+        options: options of the stage's YAML, overridden by those of the recipe, with settings filled in; folders of
+            other stages are still written as ``{name}``.
+        needs: earlier stages to which the options refer, in order.
+    """
+
+    name: str
+    command: str
+    options: dict[str, Any]
+    needs: tuple[str, ...]
+
+    def write_options(self, output: Path) -> list[str]:
+        """Write the options to the stage's YAML in the recipe's output, folders filled in; return the command line."""
+        path = output / STAGES / f"{self.name}.yaml"
+        options = substitute(self.options, {name: str(output / name) for name in self.needs})
+        options |= {"output": str(output / self.name)}
+        write_atomically(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode())
+        return [*self.command.split(), f"--config={path}"]
+
+
+def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, str]) -> tuple[Path, list[Stage]]:
+    """Read a recipe.
+
+    Args:
+        path: YAML with ``output``, ``stages`` and, if needed, ``settings``: values that options refer to by name.
+        commands: all commands of the program.
+        given: texts that replace the YAML's ``output`` and settings, see `_setting`.
+
+    Returns:
+        The folder in which each stage has a folder, and the stages in order; each refers to earlier stages only.
+
+    Raises:
+        UsageError: the recipe is invalid; the message names the stage.
+    """
+    read = yaml.load(path.read_text(), _UniqueKeyLoader)  # noqa: S506  a SafeLoader
+    content = _mapping(read, "it", ("output", "settings", STAGES))
+    settings = _mapping(content.get("settings"), "'settings'")
+    if unknown := next((name for name in given if name not in ("output", *settings)), None):
+        raise UsageError(f"there is no option or setting '{unknown}'{nearest(unknown, [*RUN_OPTIONS, *settings])}")
+    settings |= {name: _setting(name, text, settings[name]) for name, text in given.items() if name != "output"}
+    output = given.get("output", content.get("output"))
+    if not isinstance(output, str):
+        raise UsageError("'output', the folder of the results, is missing")
+    if is_uri(output):
+        raise UsageError(f"'output', the folder of the results, must be a local path, not {output}")
+    stages: dict[str, Stage] = {}
+    for name, stage in _mapping(content.get(STAGES), f"'{STAGES}'").items():
+        try:
+            stages[name] = _read_stage(path, name, stage, commands, settings, list(stages))
+        except UsageError as error:
+            raise UsageError(f"stage '{name}': {error}") from error
+    if not stages:
+        raise UsageError(f"'{STAGES}' names no stage")
+    return Path(output), list(stages.values())
+
+
+def _setting(name: str, text: str, default: Any) -> Any:
+    """Return the value of a setting that is given as a text on the command line.
+
+    It is the text itself where the recipe's own value is a text: a folder may be named ``2024`` or ``few #1``.
+    Otherwise it is what YAML reads: where the recipe's value is null, only lists, numbers, true, false and null.
+
+    Raises:
+        UsageError: the text is no YAML.
+    """
+    if isinstance(default, str):
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        if default is None:
+            return text
+        raise UsageError(f"--{name}: {text!r} is not YAML") from error
+    return text if default is None and not isinstance(value, list | int | float | None) else value
+
+
+def _read_stage(
+    recipe: Path, name: str, content: Any, commands: Sequence[str], settings: Mapping[str, Any], earlier: Sequence[str]
+) -> Stage:
+    """Return a stage, given as in the YAML, with the settings filled in."""
+    if not _NAME.fullmatch(name) or name in (STAGES, "summary.json", *RESULT_FILES) or name in settings:
+        raise UsageError("choose another name, of letters, digits, '_', '-' and '.', which no setting has")
+    stage = _mapping(content, "it", ("command", "config", "options"))
+    command = stage.get("command")
+    if command not in commands:
+        mistake = "'command' is missing" if command is None else f"there is no command '{command}'"
+        raise UsageError(mistake + nearest(str(command), commands))
+    options = _mapping(stage.get("options"), "'options'")
+    if "output" in options:
+        raise UsageError("options: 'output' is not to be given: a stage's folder has the stage's name")
+    if config := stage.get("config"):
+        beside = recipe.parent / str(config)  # else as the command line finds it
+        path, step = read_config(str(beside) if beside.is_file() else str(config))
+        options = _merge(_mapping(step, str(path)), options)
+        options.pop("output", None)
+    texts = [value for _, value in leaves(options) if isinstance(value, str)]
+    references = REFERENCE.findall("\n".join(texts))
+    if unknown := next((each for each in references if each not in settings and each not in earlier), None):
+        close = nearest(unknown, [*settings, *earlier])
+        raise UsageError(f"its options refer to {{{unknown}}}, which is no setting and no earlier stage{close}")
+    needs = tuple(each for each in earlier if each in references)
+    return Stage(name, str(command), substitute(options, settings), needs)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that occurs twice: a stage that is copied without a new name would replace the first one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag.endswith(":str")]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise UsageError(f"line {node.start_mark.line + 1}: '{twice}' comes twice")
+        return super().construct_mapping(node, deep)
+
+
+def _mapping(value: Any, title: str, known: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a mapping of a YAML, empty for None; its keys must be names, and among ``known`` if that is given."""
+    content = {} if value is None else value
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{title} is not a mapping of names to values")
+    if known and (unknown := next((key for key in content if key not in known), None)):
+        raise UsageError(f"there is no option '{unknown}'{nearest(unknown, known)}")
+    return content
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """Return nested options overridden by others.
+
+    Where ``class_path`` names another class, the arguments of the first class are dropped.
+    """
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    if over.get("class_path") not in (None, base.get("class_path")):
+        return over
+    return base | {key: _merge(base.get(key), value) for key, value in over.items()}
+
+
+def substitute(value: Any, values: Mapping[str, Any]) -> Any:
+    """Return nested options with each ``{name}`` replaced by its value; unknown names stay.
+
+    A text that consists of one reference is replaced by the value itself, of any type.
+    """
+    if isinstance(value, Mapping):
+        return {key: substitute(each, values) for key, each in value.items()}
+    if isinstance(value, list):
+        return [substitute(each, values) for each in value]
+    if not isinstance(value, str):
+        return value
+    if (whole := REFERENCE.fullmatch(value)) and whole[1] in values:
+        return values[whole[1]]
+    return REFERENCE.sub(lambda match: str(values.get(match[1], match[0])), value)
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all values in nested options.
+
+    Yields:
+        The name of the value, such as ``data.size`` and ``caches.0``, and the value.
+    """
+    children = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list) else {}
+    for key, each in children.items():
+        yield from leaves(each, f"{name}.{key}" if name else str(key))
+    if not children:
+        yield name, value
+
+
+def is_path(option: str, value: Any) -> bool:
+    """Return whether an option's value is a file or folder.
+
+    Args:
+        option: name in nested options, such as ``data.root`` or ``caches.0``.
+        value: its value.
+    """
+    named = not PATH_OPTIONS.isdisjoint(option.split(".")[-2:])
+    return isinstance(value, str) and ((named and value != "") or value.endswith(".npy"))
+
+
+def is_annotation_file(option: str, value: Any) -> bool:
+    """Return whether an option's value is the path of a file of annotations; arguments as in `is_path`."""
+    return "annotations" in option.split(".")[-2:] and isinstance(value, str) and value not in NAMED_SOURCES

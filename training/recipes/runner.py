@@ -1,0 +1,220 @@
+"""Run the stages of a recipe, each in its own process, or keep what an earlier run has made."""
+
+import functools
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+from upath import UPath
+
+from datamodules.errors import InputError, UsageError
+from datamodules.files import AnyPath, differences, file_sizes, folder_fingerprint, is_uri, read_json, write_json
+from datamodules.seed_cache import cache_fingerprint
+from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
+from training.child_process import run_process
+from training.recipes.recipe import STAGES, Stage, is_annotation_file, is_path, leaves, substitute
+from training.recipes.stage_result import StageResult, read_figures, remove
+
+
+class Runner:
+    """Runs the stages of a recipe."""
+
+    def __init__(self, output: Path, dispatch: Callable[[list[str]], None]) -> None:
+        self.output, self._dispatch = output, dispatch
+        self.keys: dict[str, str] = {}  # of the stages so far
+        self._console = Console(highlight=False, markup=False, soft_wrap=True)
+
+    def run(self, stages: Sequence[Stage]) -> None:
+        """Run or keep stages in their order; write and print the summary."""
+        waiting = self._waiting(stages)
+        self._check_options(waiting, self.output)
+        self._check_annotations(waiting)
+        self._console.print(f"{self.output}: stages to run: {', '.join(each.name for each in waiting) or 'none'}")
+        reports = []
+        for number, stage in enumerate(stages, 1):
+            record, state = self._run_or_keep(stage, f"stage {number} of {len(stages)}: {stage.name}")
+            shown = {name: value for name, value in record.items() if name not in ("dependencies", "files", "old")}
+            reports.append({"name": stage.name, "command": stage.command, "state": state, **shown})
+        write_json(self.output / "summary.json", {"output": str(self.output), "stages": reports})
+        table = Table("stage", "state", "minutes", "figures in %", title=str(self.output))
+        for report in reports:
+            minutes = f"{report['seconds'] / 60:.1f}{' since resumed' if report['resumed'] else ''}"
+            before = report.get("figures_before", {})
+            figures = ", ".join(
+                f"{name} {100 * value:.1f}" + (f" (before: {100 * before[name]:.1f})" if name in before else "")
+                for name, value in report["figures"].items()
+            )
+            table.add_row(Text(report["name"]), report["state"], minutes, Text(figures))
+        Console().print(table)
+
+    def _check_options(self, stages: Sequence[Stage], folder: Path) -> None:
+        """Write the options of stages into a folder and parse them; a UsageError names the stage."""
+        for stage in stages:
+            try:
+                with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
+                    self._dispatch([*stage.write_options(folder), "--print_config"])
+            except InputError as error:
+                raise UsageError(f"stage '{stage.name}': {error}") from None
+
+    def _check_annotations(self, stages: Sequence[Stage]) -> None:
+        """Read the annotations of the first training that has some: hours may pass before it does."""
+        for stage in stages:
+            options = dict(leaves(stage.options))
+            root = UPath(options.get("data.init_args.root") or ".")  # which an earlier stage may download
+            given = any(is_annotation_file(name, value) for name, value in options.items())
+            if given and stage.command == "fit" and (is_uri(root) or root.is_dir()):
+                from training.recipes.estimate import open_training_data  # torch, here only
+
+                try:
+                    open_training_data(stage.options)
+                except InputError as error:
+                    raise InputError(f"stage '{stage.name}': {error}") from error
+                return
+
+    def _waiting(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Return the stages that will run, as far as is known before the others have."""
+        _fingerprint.cache_clear()
+        waiting: list[Stage] = []
+        for stage in stages:
+            result = StageResult(self.output, stage)
+            changed = any(each.name in stage.needs for each in waiting)
+            if changed or result.kept(self._key(stage)[0]) is None:
+                if result.folder.exists() and not result.record_path.exists():
+                    raise InputError(f"{result.folder} exists already, and no recipe has written it: move it away")
+                waiting.append(stage)
+        return waiting
+
+    def estimate(self, stages: Sequence[Stage]) -> None:
+        """Print the stages and what the trainings among them will take, and run none.
+
+        Raises:
+            InputError: data or weights do not exist, or an option is invalid; the message names the stage.
+        """
+        from training.recipes.estimate import estimate_training  # torch, here only
+
+        waiting, hours = self._waiting(stages), 0.0
+        with TemporaryDirectory() as folder:
+            (Path(folder) / STAGES).mkdir()
+            self._check_options(waiting, Path(folder))
+        table = Table(Column("stage", no_wrap=True), "command", "state", title=str(self.output))
+        for column in ("images", "steps", "hours", "PFLOP", "GB"):
+            table.add_column(column, justify="right")
+        for stage in stages:
+            state, figures = ("to run" if stage in waiting else "kept"), [""] * 5
+            if stage.command == "fit" and state == "to run":
+                try:
+                    images, steps, time_needed, operations, memory = estimate_training(stage.options)
+                except InputError as error:
+                    raise InputError(f"stage '{stage.name}': {error}") from error
+                hours += time_needed
+                figures = [f"{images:,}", f"{steps:,}", f"{time_needed:.2f}", f"{operations / 1e15:,.1f}"]
+                figures.append(f"{memory / 1e9:.1f}")
+            table.add_row(Text(stage.name), stage.command, state, *figures)
+        Console().print(table)
+        self._console.print(
+            f"trainings: {hours:.1f} hours, estimated by two steps of each network on this machine, without reading "
+            "of images, validations and the other stages; PFLOP: 1e15 floating-point operations, a GPU at "
+            "10 TFLOP/s computes 36 PFLOP per hour; GB: weights, gradients, optimizer and activations"
+        )
+
+    def _run_or_keep(self, stage: Stage, title: str) -> tuple[dict[str, Any], str]:
+        """Run a stage or keep its result; return the record, and ``done`` or ``kept``.
+
+        Args:
+            stage: the stage.
+            title: its number and name, for messages.
+
+        Raises:
+            InputError: the stage failed, with its exit status; what it wrote stays, to resume from.
+        """
+        result = StageResult(self.output, stage)
+        key, dependencies = self._key(stage)
+        if (record := result.kept(key)) is not None:
+            self._console.print(f"[{title}] {stage.command}: kept", style="bold")
+            return record, "kept"
+        earlier = read_json(result.record_path)
+        earlier, last = earlier.get("old") or earlier, earlier.get("dependencies")
+        changed = next((name for name, _, _ in differences(last or {}, dependencies)), "a file of the result")
+        reason = f"{changed} has changed" if last else "not made yet"
+        self._console.print(f"[{title}] {stage.command}: {reason}", style="bold")
+        resume_arguments, start = result.begin(key), time.monotonic()
+        if status := run_process([*stage.write_options(self.output), *(resume_arguments or [])], title):
+            failed = f"stage '{stage.name}' (tag2mask {stage.command}) failed with exit status {status}"
+            error = InputError(f"{failed}; the same command resumes here")
+            error.status = status  # 128 and its number, after a signal
+            raise error
+        _fingerprint.cache_clear()  # the stage may have downloaded data
+        key, dependencies = self._key(stage, dependencies)
+        record = {
+            "key": key, "files": file_sizes(result.folder),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - start, 1), "resumed": resume_arguments is not None,
+            "figures": read_figures(result.folder), "dependencies": dependencies,
+        }  # fmt: skip
+        if earlier.get("figures"):
+            record["figures_before"] = earlier["figures"]
+        write_json(result.record_path, record)
+        remove(result.old)
+        return record, "done"
+
+    def _key(self, stage: Stage, started: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Return a digest of all that a stage's result depends on, and the dependencies in plain JSON values.
+
+        These are the command, its options, the source of the packages that run it, the keys of the stages it needs,
+        and the content of the files and folders that its options name; see `datamodules.files.folder_fingerprint`.
+
+        Args:
+            stage: the stage.
+            started: dependencies when the stage started, once it has ended: changes of code and files since then count
+                for the next run. Only files that did not exist, such as downloads, are those of now.
+        """
+        of_seeds = stage.command.startswith("seeds ") and stage.command != "seeds show"  # which training/ draws
+        options = {name: _plain_path(value) if is_path(name, value) else value for name, value in leaves(stage.options)}
+        paths = [value for name, value in options.items() if is_path(name, value)]
+        folders = {name: str(self.output / name) for name in stage.needs}
+        for name, value in options.items():
+            if is_annotation_file(name, value):
+                from datamodules.annotation_files import referenced_files  # OpenCV, here only
+
+                paths += referenced_files(UPath(substitute(value, folders)))
+        before: Mapping[str, str | None] = started["files"] if started else {}
+        dependencies = {
+            "command": stage.command, "options": options,
+            "files": {path: before.get(path) or _fingerprint(substitute(path, folders), self.output) for path in paths},
+            "stages": {name: self.keys[name] for name in stage.needs},
+            "source": (started or {}).get("source") or source_revision(SEED_PACKAGES if of_seeds else ALL_PACKAGES),
+        }  # fmt: skip
+        text = json.dumps(dependencies, sort_keys=True, default=str)
+        self.keys[stage.name] = hashlib.sha256(text.encode()).hexdigest()
+        return self.keys[stage.name], json.loads(text)
+
+
+def _plain_path(path: str) -> str:
+    """Return a path without a slash at its end and without ``.`` in it; a URI as it is."""
+    return path if is_uri(path) else str(Path(path))
+
+
+@functools.cache
+def _fingerprint(value: str, output: Path) -> str | None:
+    """Return the fingerprint of a file or folder.
+
+    Returns:
+        Hexadecimal digits; None where there is no such file, and for '/' and '..'.
+    """
+    path: AnyPath = UPath(value).expanduser()
+    if path.name.endswith(".tar") and re.search(r"[*?[{]", path.name):  # a pattern of tar files
+        path = path.parent
+    if isinstance(path, Path) and path.resolve() in Path.cwd().parents:
+        return None
+    return cache_fingerprint(path) or folder_fingerprint(path, output)
