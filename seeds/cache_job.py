@@ -362,7 +362,7 @@ class ShardWriter(BasePredictionWriter):
         self.cache, self.blocks, self.job, self._batch_size = cache, blocks, job, batch_size
         self._numbers: list[int] = []  # of the shards that this process writes; known after setup
         self._batches: list[tuple[int, int]] = []  # shard and number of images of each batch
-        self._images = len(blocks.samples or ())  # of those that are not listed yet, none
+        self._images = 0  # of this partition; of tar files, those read so far
         self._thread = ThreadPoolExecutor(1)
         self._work: Future[None] | None = None
         self._progress = Progress("seeds")  # writes lines in the first process alone
@@ -399,7 +399,8 @@ class ShardWriter(BasePredictionWriter):
         self._numbers = missing[trainer.global_rank :: trainer.world_size]
         total = None
         if self.blocks.samples is not None:
-            total = sum(len(self.blocks.read(number)) for number in self._numbers)
+            self._images = sum(len(self.blocks.read(number)) for number in numbers)
+            total = sum(each.id not in self.cache.left_out for n in self._numbers for each in self.blocks.read(n))
         title = "seeds" if parts == 1 else f"seeds, partition {job.partition}"
         others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
         self._progress = Progress(f"{title}{others}", total).start()

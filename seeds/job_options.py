@@ -29,7 +29,8 @@ class JobOptions:
         precision: floating-point precision of the network: auto, 32-true or bf16-mixed. auto is bf16-mixed where the
             processor computes bfloat16 natively, else 32-true (see `seeds.precision`).
         max_unreadable: share of images that may be unreadable: they are left out and listed on the terminal and in
-            the cache. With more of them the job stops. Of tar files, those count that the process has read so far.
+            the cache. With more of them the job stops. With ``partition`` it is the share of the partition's images;
+            of tar files, those count that the process has read so far.
         strict: stop at the first unreadable image.
         overwrite: replace shards that were made with other settings.
 

@@ -196,6 +196,19 @@ def test_the_command_starts_its_other_processes(checkpoint, tmp_path):
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
+def test_the_share_of_unreadable_images_is_that_of_a_partition(voc, checkpoint, tmp_path):
+    """One of the two images of a partition is half of them, although it is a sixth of all."""
+    shutil.copytree(voc, tmp_path / "broken")
+    (tmp_path / "broken/JPEGImages/p1.jpg").write_bytes((voc / "JPEGImages/p1.jpg").read_bytes()[:700])
+    run = partial(generate, checkpoint, tmp_path / "c", root=str(tmp_path / "broken"), shard_size=1, **SETTINGS)
+    (part,) = (part for part in range(3) if "p1" in [each.id for each in data_of(voc).samples("train")][part::3])
+    with pytest.raises(InputError, match=r"1 of 2 images cannot be read, and max_unreadable allows a share of 0\.2"):
+        run(partition=f"{part}/3", max_unreadable=0.2)
+    for part in range(3):
+        run(partition=f"{part}/3", max_unreadable=0.5)
+    assert list(SeedCache(tmp_path / "c").left_out) == ["p1"]
+
+
 def test_a_partition_for_each_process_of_torchrun(checkpoint, tmp_path):
     """The processes do not wait for each other; the first of them prints no more than the others."""
     assert main(command(checkpoint, tmp_path / "whole")) == 0
