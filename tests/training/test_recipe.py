@@ -444,6 +444,12 @@ def test_a_dry_run_finds_what_is_missing(whole, part, change, message):
     assert estimate_training(options)[:2] == (8, 4)
     options["data"]["init_args"]["min_images_per_epoch"] = 13  # three batches of four images
     assert estimate_training(options)[:2] == (8, 6)
+    for limits, steps in (
+        ({"max_steps": 5}, 5), ({"max_steps": 7}, 6), ({"max_epochs": None, "max_steps": 9}, 9),
+        ({"max_epochs": None}, 3000), ({"devices": 3}, 2), ({"devices": "0,1"}, 2),
+        ({"devices": [0], "num_nodes": 3}, 2), ({"accumulate_grad_batches": 3}, 2),
+    ):  # fmt: skip
+        assert estimate_training(options | {"trainer": options["trainer"] | limits}).steps == steps
     options[part] |= change
     with pytest.raises(InputError, match=message):
         estimate_training(options)

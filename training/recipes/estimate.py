@@ -19,6 +19,8 @@ from seeds.precision import computes_bfloat16
 from training.lightning_cli import DATA_MODULES, TASKS
 
 LATER = ("cues", "cues_checkpoint", "targets")  # options of data modules that name results of other stages
+GPU_NAMES = ("auto", "gpu", "cuda")  # accelerators that are a GPU where there is one
+LIGHTNING_EPOCHS = 1000  # of a training that has no limit
 TIMED_STEPS = 2
 CPU_IMAGES = 4  # of a timed step on a processor, on which the time is proportional to the images
 
@@ -29,9 +31,10 @@ class TrainingEstimate(NamedTuple):
     Attributes:
         images: number of training images.
         steps: updates of the weights.
-        hours: of the network's forward and backward passes on this machine; images are read and augmented beside them,
-            and validations are not counted.
-        operations: floating-point operations of the same passes, matrix products and convolutions alone.
+        hours: of the network's forward and backward passes in a process on this machine; images are read and augmented
+            beside them, and validations are not counted.
+        operations: floating-point operations of the same passes in all processes, matrix products and convolutions
+            alone.
         memory: bytes of weights, gradients, optimizer and activations at the batch size.
     """
 
@@ -64,16 +67,37 @@ def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
         raise InputError(f"there are no weights {weights}")
     task = _find(model.get("class_path"), TASKS)(classes=list(data.classes), **arguments)
     batch_size, size = data.hparams["batch_size"], data.hparams["size"]
-    accumulated = int(trainer.get("accumulate_grad_batches") or 1)
-    steps = int(trainer.get("max_steps") or -1)
-    if steps < 0:  # as `datamodules.samplers.TrainSampler`
-        drawn = max(images, data.hparams["min_images_per_epoch"])
-        steps = max(1, drawn // (batch_size * accumulated)) * int(trainer.get("max_epochs") or 1)
-    seconds, operations, memory = time_step(
-        task, batch_size, size, str(trainer.get("accelerator") or "auto"), str(trainer.get("precision") or "32-true")
-    )
+    accelerator, accumulated = trainer.get("accelerator") or "auto", trainer.get("accumulate_grad_batches") or 1
+    processes = process_count(accelerator, trainer.get("devices") or "auto", trainer.get("num_nodes") or 1)
+    drawn = max(images, data.hparams["min_images_per_epoch"])  # of an epoch, as `datamodules.samplers.TrainSampler`
+    max_steps, max_epochs = trainer.get("max_steps") or -1, trainer.get("max_epochs")
+    if max_epochs is None and max_steps < 0:
+        max_epochs = LIGHTNING_EPOCHS
+    limits = [max_steps] if max_steps >= 0 else []
+    if max_epochs is not None:
+        limits.append(max(1, drawn // (batch_size * accumulated * processes)) * max_epochs)
+    steps = min(limits)
+    precision = trainer.get("precision") or "auto"
+    seconds, operations, memory = time_step(task, batch_size, size, str(accelerator), str(precision))
     passes = steps * accumulated
-    return TrainingEstimate(images, steps, passes * seconds / 3600, passes * operations, memory)
+    return TrainingEstimate(images, steps, passes * seconds / 3600, passes * operations * processes, memory)
+
+
+def process_count(accelerator: str, devices: Any, num_nodes: int) -> int:
+    """Return the number of processes of a training from options of Lightning's Trainer.
+
+    Args:
+        accelerator: name of the device.
+        devices: a number, a list of devices such as ``[0, 1]`` or ``0,1``, or all: ``auto``, -1.
+        num_nodes: number of machines.
+    """
+    if isinstance(devices, str) and "," in devices:
+        devices = [each for each in devices.split(",") if each]
+    if isinstance(devices, list):
+        return len(devices) * num_nodes
+    if str(devices) not in ("auto", "-1"):
+        return int(devices) * num_nodes
+    return max(1, torch.cuda.device_count() if accelerator in GPU_NAMES else 1) * num_nodes
 
 
 def open_training_data(options: Mapping[str, Any]) -> tuple[BaseDataModule, int]:
@@ -126,7 +150,7 @@ def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, prec
     Raises:
         InputError: the batch does not fit into the memory of the GPU.
     """
-    device = torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if accelerator in GPU_NAMES and torch.cuda.is_available() else "cpu")
     bfloat16 = computes_bfloat16(accelerator) if precision == "auto" else precision.startswith("bf16")
     count = batch_size if device.type == "cuda" else min(batch_size, CPU_IMAGES)
     network: nn.Module = task.train().to(device)
