@@ -94,11 +94,13 @@ class Finding(SegmentationTask):
         return scores + first + second * self.tags[:, 1, None, None, None]
 
 
-def test_classes_that_a_network_does_not_find_are_reported_once(voc, cues, tmp_path, capsys):
+@pytest.mark.parametrize("end", [{"max_steps": -1, "max_epochs": 2}, {"max_steps": 6, "max_epochs": None}])
+def test_classes_that_a_network_does_not_find_are_reported_once(voc, cues, tmp_path, capsys, end):
     data = data_of(voc, targets="cues", cues=str(cues))
     task = Finding(list(data.classes), **TINY)
-    limits = {"max_steps": -1, "max_epochs": 2, "num_sanity_val_steps": 0, "limit_val_batches": 0}
-    trainer_of(tmp_path, callbacks=[FoundTags()], **limits).fit(task, data)
+    trainer = trainer_of(tmp_path, callbacks=[FoundTags()], num_sanity_val_steps=0, limit_val_batches=0, **end)
+    trainer.fit(task, data)
+    assert trainer.global_step == 6
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning: the network finds" in line]
     tags = multi_hot(data.samples("train"), data.classes).sum(axis=0).astype(int).tolist()
     others = ", ".join(f"{name} in 0 of {n} images" for name, n in list(zip(data.classes, tags, strict=True))[2:] if n)
@@ -111,14 +113,15 @@ def test_classes_that_a_network_does_not_find_are_reported_once(voc, cues, tmp_p
     ("scores", "found"), [([3.0, -3.0], "b in 0 of 2 images"), ([-3.0, 3.0], "a in 0 of 4 images")]
 )
 def test_classes_that_a_classifier_does_not_find(capsys, scores, found):
-    callback, trainer = FoundTags(), SimpleNamespace(max_epochs=1, current_epoch=0, is_global_zero=True)
+    steps = {"num_training_batches": 2, "estimated_stepping_batches": 2, "global_step": 0, "accumulate_grad_batches": 1}
+    callback, trainer = FoundTags(), SimpleNamespace(**steps, is_global_zero=True)
     task = torch.nn.Identity()
     task.hparams = {"classes": ["a", "b"]}
-    callback.on_train_epoch_start(trainer, task)
+    callback.on_train_batch_start(trainer, task)
     for labels in ([[1.0, 1.0], [1.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]]):
         task(torch.tensor([scores, scores]))
         callback.on_train_batch_end(trainer, task, None, {"labels": torch.tensor(labels)}, 0)
-    callback.on_train_epoch_end(trainer, task)
+    callback.on_train_end(trainer, task)
     assert f"some classes: {found}" in capsys.readouterr().err
 
 

@@ -87,8 +87,8 @@ class UpdateCount(pl.Callback):
 class FoundTags(pl.Callback):
     """Reports classes that the network finds in fewer than half of the training images tagged with them.
 
-    The last epoch counts. A classifier finds a class whose probability exceeds 0.5, a segmentation network one that has
-    the highest score at any position of the training crop.
+    The last steps of the training count, as many as an epoch has. A classifier finds a class whose probability exceeds
+    0.5, a segmentation network one that has the highest score at any position of the training crop.
     """
 
     def __init__(self) -> None:
@@ -96,9 +96,10 @@ class FoundTags(pl.Callback):
         self._scores: Tensor | None = None
         self._tags: Tensor | None = None  # images tagged with each class, and those in which it is found: (2, C)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        """Start to look at the network's scores, in the last epoch."""
-        if trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1:
+    def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, *_hook: Any) -> None:
+        """Start to look at the network's scores when as many steps are left as an epoch has."""
+        batches = (trainer.estimated_stepping_batches - trainer.global_step) * trainer.accumulate_grad_batches
+        if self._hook is None and batches <= trainer.num_training_batches:
             self._hook, self._tags = task.register_forward_hook(self._remember), None
 
     def _remember(self, _task: Any, _inputs: Any, output: Any) -> None:
@@ -121,7 +122,7 @@ class FoundTags(pl.Callback):
         counts = torch.stack([tagged.sum(dim=0), (tagged & found).sum(dim=0)])  # stays on the device
         self._tags = counts if self._tags is None else self._tags + counts
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         """Report."""
         if self._hook is None:
             return
