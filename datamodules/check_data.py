@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -20,7 +19,7 @@ from datamodules.coco import LAYOUTS
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import write_json
 from datamodules.images import as_rgb, read_image
-from datamodules.progress import track
+from datamodules.progress import print_result, track
 from datamodules.sample import Sample, multi_hot
 
 FEW = 20
@@ -117,16 +116,13 @@ def check_data(
         *tag_problems(everything[: len(samples)], data.classes),
         *small_objects(fingerprints, size, cue_stride),
     ]
-    console = Console(soft_wrap=True, highlight=False)
     counts = Counter(tag for sample in everything[: len(samples)] for tag in sample.tags or ())
-    console.print(
-        f"{len(samples):,} images in the split {split!r} of {data.source}, {len(data.classes)} classes:", markup=False
-    )
-    console.print(", ".join(f"{name} {counts[name]:,}" for name in data.classes), markup=False)
+    print_result(f"{len(samples):,} images in the split {split!r} of {data.source}, {len(data.classes)} classes:")
+    print_result(", ".join(f"{name} {counts[name]:,}" for name in data.classes))
     for finding in found:
-        console.print(f"- {finding.sentence}", markup=False)
+        print_result(f"- {finding.sentence}")
     if not found:
-        console.print("nothing to correct was found")
+        print_result("nothing to correct was found")
     if output is not None:
         write_json(output, {
             "root": root, "split": split, "images": len(samples), "images_by_class": dict(counts),

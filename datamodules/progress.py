@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 
 import rich.progress
 from lightning_utilities.core.rank_zero import rank_zero_only
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 STAGE = "TAG2MASK_STAGE"  # environment variable: the recipe stage that this process runs; its lines begin with it
@@ -135,10 +135,15 @@ def percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.1f}"
 
 
+def print_result(item: RenderableType, *, style: str | None = None) -> None:
+    """Print a line or a table on standard output; names in square brackets are shown as they are."""
+    Console(markup=False, highlight=False, soft_wrap=isinstance(item, str)).print(item, style=style)
+
+
 @rank_zero_only
 def print_message(line: str) -> None:
     """Print a line on standard error, once for all processes."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
+    Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(line)
 
 
 def write_line(line: str) -> None:

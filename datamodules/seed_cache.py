@@ -15,7 +15,7 @@ from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
-from datamodules.progress import track
+from datamodules.progress import print_result, track
 from datamodules.seed_cache_index import list_shards, merge_shards, missing_ranges, read_index
 from datamodules.seed_shard import Floats, Shard
 
@@ -161,7 +161,7 @@ def verify_cache(cache: UPath) -> None:
                 raise InputError(f"{index.path} is not the index of these shards: delete it, or run seeds merge again")
     left_out = f", {len(index.left_out)} left out" if index.left_out else ""
     sound = f"{cache}: {len(index.ids)} images in {len(names)} shards{left_out}; every byte is sound"
-    Console(soft_wrap=True, highlight=False).print(sound)
+    print_result(sound)
 
 
 def print_info(cache: UPath) -> None:

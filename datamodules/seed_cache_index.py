@@ -37,12 +37,11 @@ from typing import IO, Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, differences, is_uri, list_folder, local_copy, open_atomically, read_bytes
-from datamodules.progress import track
+from datamodules.progress import print_result, track
 from datamodules.seed_shard import Shard, plain_json
 
 INDEX = "index.safetensors"
@@ -471,4 +470,4 @@ def merge_cache(cache: UPath) -> None:
     index = read_index(cache)
     left_out = f", {len(index.left_out)} left out" if index.left_out else ""
     written = f"{cache / INDEX}: {len(index.ids)} images in {len(index.files)} shards{left_out}"
-    Console(soft_wrap=True, highlight=False).print(written)
+    print_result(written)

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from upath import UPath
 
 from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.errors import InputError
-from datamodules.progress import percent
+from datamodules.progress import percent, print_result
 from datamodules.sample import Sample
 from seeds.checkpoints import read_checkpoint
 from training.runs.provenance_record import read_provenance
@@ -113,19 +112,17 @@ def plan(
     samples = data.annotated(data.samples(split, masks=stored.get("targets") == "masks"), split)
     annotated = count_annotated(samples)
     figure = (read_provenance(content) or {}).get("figures", {}).get("val/miou")
-    console = Console(soft_wrap=True, highlight=False)
     drawn = ", ".join(f"{count:,} with {kind}" for kind, count in annotated.items() if count) or "none annotated"
     reached = "" if figure is None else f"; mIoU of the run on its validation images: {percent(figure)}"
-    console.print(f"{len(samples):,} images in the split {split!r} of {data.source}, {drawn}{reached}", markup=False)
+    print_result(f"{len(samples):,} images in the split {split!r} of {data.source}, {drawn}{reached}")
     table = Table("annotation", "images", "hours", "gain in mIoU, points")
     for row in expected_gains(len(samples), annotated, 3600 * hours, tag_seconds, seconds, read_curves()):
         table.add_row(*row)
-    console.print(table)
-    console.print(
+    print_result(table)
+    print_result(
         "Gains on VOC animals (1,252 images, six classes; DeepLabV3+; val, with the dense CRF): mean ± "
         "standard deviation of three random seeds, interpolated between measured shares of the images. Other data sets "
-        "can gain more or less.",
-        markup=False,
+        "can gain more or less."
     )
 
 

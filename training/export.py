@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
-from rich.console import Console
 from safetensors import SafetensorError
 from segmentation_models_pytorch import from_pretrained
 from segmentation_models_pytorch.base import SegmentationHead
@@ -28,6 +27,7 @@ from upath import UPath
 from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, file_sha256, new_folder, read_bytes, read_json, write_atomically, write_json
 from datamodules.images import channel_statistics
+from datamodules.progress import print_result
 from training.inference import Trained, load_trained
 from training.networks import SmpNetwork
 from training.reports.pages import render
@@ -99,7 +99,7 @@ def export(
         write(network, metadata, output)
     details = "; after smp.from_pretrained run the lines of its README.md" if metadata.get("convolutions") else ""
     sides = f"any size in multiples of {network.multiple}" if metadata["any_size"] else f"{trained.size} pixels"
-    Console().print(f"{output}: {format}, images of {sides}{details}", highlight=False, markup=False, soft_wrap=True)
+    print_result(f"{output}: {format}, images of {sides}{details}")
     if repository is not None:
         upload(output, repository)
 
@@ -165,7 +165,7 @@ def upload(folder: Path, repository: str) -> None:
     except Exception as error:  # errors of HTTP, of tokens and of names have no common class
         problem = f"cannot be uploaded to {repository} ({first_line(error)})"
         raise InputError(f"{folder} is complete, but {problem}: try hf upload {repository} {folder}") from error
-    Console().print(f"https://huggingface.co/{repository}", highlight=False, soft_wrap=True)
+    print_result(f"https://huggingface.co/{repository}")
 
 
 def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from upath import UPath
 
@@ -16,7 +15,7 @@ from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.masks import read_class_mask
-from datamodules.progress import percent, print_message, track
+from datamodules.progress import percent, print_message, print_result, track
 from datamodules.samplers import evenly_spaced
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_shard import NO_CUE
@@ -174,13 +173,12 @@ def print_seed_metrics(metrics: Mapping[str, Any]) -> None:
         table.add_row(name, *(percent(metrics[f"iou_{kind}"][name]) for kind in kinds), *map(percent, cues.values()))
     table.add_section()
     table.add_row("all", *(percent(metrics[key]) for key in (*(f"miou_{kind}" for kind in kinds), *cue_keys)))
-    console = Console()
-    console.print(table)
-    console.print("precision, recall, coverage: of the cues")
+    print_result(table)
+    print_result("precision, recall, coverage: of the cues")
     if metrics["threshold_fixed"] is None:
-        console.print("the cache holds cues without maps, so there is no IoU at a threshold")
+        print_result("the cache holds cues without maps, so there is no IoU at a threshold")
     else:
-        console.print(
+        print_result(
             f"fixed: background threshold {metrics['threshold_fixed']:.2f}; *oracle: {metrics['threshold_oracle']:.2f},"
             f" chosen by looking at the masks; Otsu's, from the maps alone: {metrics['threshold_otsu']:.2f}, mean IoU "
             f"{percent(metrics['miou_otsu'])}"
@@ -193,5 +191,5 @@ def print_seed_metrics(metrics: Mapping[str, Any]) -> None:
         methods = list(compared["methods"].values())
         for key in (key for key, value in methods[0].items() if value is None or isinstance(value, float)):
             table.add_row(key, *(percent(found[key]) for found in methods))
-        console.print(table)
-        console.print("low is better for deletion and the localization error; oracle: chosen by looking at the masks")
+        print_result(table)
+        print_result("low is better for deletion and the localization error; oracle: chosen by looking at the masks")

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 from torch.utils.data import DataLoader
 
-from datamodules.progress import STAGE, Progress, track
+from datamodules.progress import STAGE, Progress, print_result, track
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,6 +158,17 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     assert "\x1b[" in written
     assert "━" in written
     assert "4/4 images" in re.sub(r"\x1b\[[\d;?]*\w", "", written)
+
+
+def test_names_in_square_brackets_are_shown(capsys):
+    """They are no markup of rich: in a line, and in the title, the header and the cells of a table."""
+    print_result("runs/[old]/seeds: sound [/b]")
+    table = Table("[class]", title="of [old]")
+    table.add_row("car [front]")
+    print_result(table)
+    printed = capsys.readouterr().out
+    for name in ("runs/[old]/seeds: sound [/b]", "[class]", "of [old]", "car [front]"):
+        assert name in printed
 
 
 def test_it_imports_neither_torch_nor_lightning():

@@ -8,12 +8,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from datamodules.errors import InputError
-from datamodules.progress import percent
+from datamodules.progress import percent, print_result
 
 MEANS = {"mean": "miou", "boundary mean": "boundary_miou", "pixel accuracy": "pixel_accuracy"}
 COMPARABLE = ("split", "images", "images_with_mask", "classes")  # else results are not comparable
@@ -43,10 +41,10 @@ def compare(*results: Path, mean: bool = False) -> None:
     folders = [path.resolve().parent if path.name == "metrics.json" else path.resolve() for path, _ in groups]
     shared = os.path.commonpath([folder.parent for folder in folders])
     for folder in folders:
-        table.add_column(Text(folder.relative_to(shared).as_posix()), justify="right", overflow="fold")
+        table.add_column(folder.relative_to(shared).as_posix(), justify="right", overflow="fold")
     compared = list(groups.values())
     for name in dict.fromkeys(name for metrics in every for name in metrics["iou"]):
-        table.add_row(Text(name), *_columns([[metrics["iou"].get(name) for metrics in group] for group in compared]))
+        table.add_row(name, *_columns([[metrics["iou"].get(name) for metrics in group] for group in compared]))
     table.add_section()
     for title, key in MEANS.items():
         means = [[metrics.get(key) for metrics in group] for group in compared]
@@ -55,12 +53,11 @@ def compare(*results: Path, mean: bool = False) -> None:
     if any(intervals):
         shown = [f"{percent(each['low'])} to {percent(each['high'])}" if each else "" for each in intervals]
         table.add_row("mean, interval", *shown)
-    console = Console()
-    console.print(table)
+    print_result(table)
     for key in COMPARABLE:
         values = dict.fromkeys(str(metrics.get(key)) for metrics in every)
         if len(values) > 1:
-            console.print(f"note: the results differ in their {key}: {' | '.join(values)}", markup=False)
+            print_result(f"note: the results differ in their {key}: {' | '.join(values)}")
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:

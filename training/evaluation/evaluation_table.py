@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datamodules.progress import percent
+from datamodules.progress import percent, print_result
 from seeds.evaluation.confusion_matrix import class_iou, mean_iou, none_if_nan, ratio
 from training.evaluation.metrics import SegmentationCounts, confused_pairs, miou_interval
 from training.runs.provenance_record import provenance_lines
@@ -86,37 +85,36 @@ def metrics_csv(metrics: Mapping[str, Any]) -> str:
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Print the content of ``metrics.json`` to the terminal, in per cent."""
-    console = Console(highlight=False)
     if not metrics["iou"]:
         problem = f"no pixel of {metrics['images']} images has a class in a mask"
-        console.print(f"{metrics['split']}: {problem}, so there are no metrics")
+        print_result(f"{metrics['split']}: {problem}, so there are no metrics")
         return
     if metrics["images_with_mask"] < metrics["images"]:
-        console.print(f"{metrics['images_with_mask']} of {metrics['images']} images have a mask and are scored")
+        print_result(f"{metrics['images_with_mask']} of {metrics['images']} images have a mask and are scored")
     table = Table("class", title=f"{metrics['split']}, {metrics['images']} images, per cent")
     for title in [column.title for column in COLUMNS.values()] + ["IoU without CRF"] * ("without_crf" in metrics):
         table.add_column(title, justify="right")
     *rows, (_, *means) = _rows(metrics)
     for name, *values in rows:
-        table.add_row(Text(name), *map(percent, values))
+        table.add_row(name, *map(percent, values))
     table.add_section()
     table.add_row("mean", *map(percent, means), style="bold")
-    console.print(table)
+    print_result(table)
     confused = Table("truth", "predicted", title="Most confused")
     confused.add_column("share of the truth", justify="right")
     for pair in metrics["confused"][:5]:
-        confused.add_row(Text(pair["truth"]), Text(pair["predicted"]), f"{percent(pair['share'])} %")
-    console.print(confused)
+        confused.add_row(pair["truth"], pair["predicted"], f"{percent(pair['share'])} %")
+    print_result(confused)
     if interval := metrics["miou_interval"]:
         bounds = f"{100 * interval['level']:.0f} % interval {percent(interval['low'])} to {percent(interval['high'])}"
-        console.print(f"mean IoU {percent(metrics['miou'])}, {bounds} ({interval['resamples']} draws of the images)")
+        print_result(f"mean IoU {percent(metrics['miou'])}, {bounds} ({interval['resamples']} draws of the images)")
     accuracy, mean_accuracy = percent(metrics["pixel_accuracy"]), percent(metrics["mean_accuracy"])
-    console.print(f"pixel accuracy {accuracy}, mean over classes {mean_accuracy}")
+    print_result(f"pixel accuracy {accuracy}, mean over classes {mean_accuracy}")
     if record := metrics.get("provenance"):
         facts = Table.grid(padding=(0, 2))
         for name, value in provenance_lines(record):
-            facts.add_row(Text(name, style="dim"), Text(value))
-        console.print(facts)
+            facts.add_row(Text(name, style="dim"), value)
+        print_result(facts)
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[list[Any]]:

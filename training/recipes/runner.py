@@ -13,13 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 from upath import UPath
 
 from datamodules.errors import InputError, UsageError
 from datamodules.files import AnyPath, differences, file_sizes, folder_fingerprint, is_uri, read_json, write_json
+from datamodules.progress import print_result
 from datamodules.seed_cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.child_process import run_process
@@ -33,14 +32,13 @@ class Runner:
     def __init__(self, output: Path, dispatch: Callable[[list[str]], None]) -> None:
         self.output, self._dispatch = output, dispatch
         self.keys: dict[str, str] = {}  # of the stages so far
-        self._console = Console(highlight=False, markup=False, soft_wrap=True)
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Run or keep stages in their order; write and print the summary."""
         waiting = self._waiting(stages)
         self._check_options(waiting, self.output)
         self._check_annotations(waiting)
-        self._console.print(f"{self.output}: stages to run: {', '.join(each.name for each in waiting) or 'none'}")
+        print_result(f"{self.output}: stages to run: {', '.join(each.name for each in waiting) or 'none'}")
         reports = []
         for number, stage in enumerate(stages, 1):
             record, state = self._run_or_keep(stage, f"stage {number} of {len(stages)}: {stage.name}")
@@ -55,8 +53,8 @@ class Runner:
                 f"{name} {100 * value:.1f}" + (f" (before: {100 * before[name]:.1f})" if name in before else "")
                 for name, value in report["figures"].items()
             )
-            table.add_row(Text(report["name"]), report["state"], minutes, Text(figures))
-        Console().print(table)
+            table.add_row(report["name"], report["state"], minutes, figures)
+        print_result(table)
 
     def _check_options(self, stages: Sequence[Stage], folder: Path) -> None:
         """Write the options of stages into a folder and parse them; a UsageError names the stage."""
@@ -120,9 +118,9 @@ class Runner:
                 hours += time_needed
                 figures = [f"{images:,}", f"{steps:,}", f"{time_needed:.2f}", f"{operations / 1e15:,.1f}"]
                 figures.append(f"{memory / 1e9:.1f}")
-            table.add_row(Text(stage.name), stage.command, state, *figures)
-        Console().print(table)
-        self._console.print(
+            table.add_row(stage.name, stage.command, state, *figures)
+        print_result(table)
+        print_result(
             f"trainings: {hours:.1f} hours, estimated by two steps of each network on this machine, without reading "
             "of images, validations and the other stages; PFLOP: 1e15 floating-point operations, a GPU at "
             "10 TFLOP/s computes 36 PFLOP per hour; GB: weights, gradients, optimizer and activations"
@@ -141,13 +139,13 @@ class Runner:
         result = StageResult(self.output, stage)
         key, dependencies = self._key(stage)
         if (record := result.kept(key)) is not None:
-            self._console.print(f"[{title}] {stage.command}: kept", style="bold")
+            print_result(f"[{title}] {stage.command}: kept", style="bold")
             return record, "kept"
         earlier = read_json(result.record_path)
         earlier, last = earlier.get("old") or earlier, earlier.get("dependencies")
         changed = next((name for name, _, _ in differences(last or {}, dependencies)), "a file of the result")
         reason = f"{changed} has changed" if last else "not made yet"
-        self._console.print(f"[{title}] {stage.command}: {reason}", style="bold")
+        print_result(f"[{title}] {stage.command}: {reason}", style="bold")
         resume_arguments, start = result.begin(key), time.monotonic()
         if status := run_process([*stage.write_options(self.output), *(resume_arguments or [])], title):
             failed = f"stage '{stage.name}' (tag2mask {stage.command}) failed with exit status {status}"

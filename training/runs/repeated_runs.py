@@ -5,11 +5,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from datamodules.errors import InputError
 from datamodules.files import differences, read_json, write_json
+from datamodules.progress import print_result
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.child_process import run_process
 
@@ -47,7 +47,7 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
     """
     if config["ckpt_path"]:
         raise InputError("--random_seeds resumes what was stopped by itself: leave ckpt_path out")
-    console, output = Console(highlight=False), Path(config["output"])
+    output = Path(config["output"])
     folders = {seed: output / f"seed-{seed}" for seed in seeds}
     for seed, folder in folders.items():
         record = read_json(folder / "provenance.json")
@@ -57,10 +57,10 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
             for key, before, now in differences(last["config"] | {"revision": last["source"]}, {**config, **changes}):
                 if key.partition(".")[0] not in FREE:
                     raise InputError(f"{folder} holds a finished run with {key} {before!r}, not {now!r}")
-            console.print(f"seed {seed}: finished already, in {folder}")
+            print_result(f"seed {seed}: finished already, in {folder}")
             continue
         resumes = (folder / "config.yaml").exists()
-        console.print(f"seed {seed}: {'resumes' if resumes else 'begins'}, in {folder}")
+        print_result(f"seed {seed}: {'resumes' if resumes else 'begins'}, in {folder}")
         arguments = [f"--output={folder}", f"--seed_everything={seed}", "--random_seeds=[]"]
         arguments += ["--ckpt_path=last"] if resumes else []
         if status := run_process([*words, *arguments], f"seed {seed}"):
@@ -88,4 +88,4 @@ def write_figures(output: Path, runs: dict[int, dict[str, float]]) -> None:
             table.add_row(name, *("" if value is None else f"{value:.4f}" for value in row))
     content = {"random_seeds": list(runs), "figures": figures, "runs": runs}
     write_json(output / "repeated_runs.json", content)
-    Console().print(table if figures else "the validations gave no figures")
+    print_result(table if figures else "the validations gave no figures")
