@@ -70,7 +70,7 @@ class Activations:
         self.module = module_of(model)
         self._args, self._keywords = (model.args, model.keywords) if isinstance(model, partial) else ((), {})
         self.layers = [find_layer(self.module, layer) for layer in layers]
-        self._names = [layer if isinstance(layer, str) else type(layer).__name__ for layer in layers]
+        self.names = [layer if isinstance(layer, str) else type(layer).__name__ for layer in layers]
         self.recorded: dict[nn.Module, Tensor] = {}
         self._images = torch.Size()
 
@@ -101,12 +101,12 @@ class Activations:
             InputError: the layer takes no part in the forward pass.
         """
         if self.layers[index] not in self.recorded:
-            raise InputError(f"layer {self._names[index]} takes no part in the forward pass")
+            raise InputError(f"layer {self.names[index]} takes no part in the forward pass")
         return self.recorded[self.layers[index]]
 
     def record(self, layer: nn.Module, _inputs: object, output: object) -> Tensor:
         """Record a layer's output and return a copy, which later layers may change in place (a forward hook)."""
-        name, activation = self._names[self.layers.index(layer)], as_map(output, self._images)
+        name, activation = self.names[self.layers.index(layer)], as_map(output, self._images)
         if activation is None or not isinstance(output, Tensor):
             what = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(f"layer {name} gives no map (B, K, h, w) but an output {what}; choose a layer before it")

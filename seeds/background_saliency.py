@@ -31,7 +31,7 @@ def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor
     """
     with record_activations(model, [layer]) as activations:
         scores = select_scores(activations.run(images), labels, len(images)).scores
-        return saliency_map(scores, activations[0], labels, layer if isinstance(layer, str) else type(layer).__name__)
+        return saliency_map(scores, activations[0], labels, activations.names[0])
 
 
 def check_saliency(model: nn.Module, layer: str, classes: int, in_channels: int = 3) -> None:

@@ -39,6 +39,9 @@ class BaseTask(pl.LightningModule):
         warmup_steps: first iterations during which the rate rises linearly.
         channels_last: train with channels last in memory.
         compile: train a network compiled by ``torch.compile``.
+
+    Raises:
+        InputError: ``step_size`` or ``warmup_steps`` is out of range.
     """
 
     task_name: str  # the name of the task in its checkpoints
@@ -62,6 +65,8 @@ class BaseTask(pl.LightningModule):
         compile: bool = False,  # noqa: A002  torch's name
     ) -> None:
         super().__init__()
+        if step_size < 1 or warmup_steps < 0:
+            raise InputError(f"step_size {step_size} must be positive, and warmup_steps {warmup_steps} not negative")
         self.save_arguments(locals())
 
     def save_arguments(self, arguments: dict[str, Any]) -> None:

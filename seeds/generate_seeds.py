@@ -23,7 +23,7 @@ from seeds.cam_methods.targets import select_scores
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.crf_refinement import PIXELS, crf_settings, refined
 from seeds.cues import threshold_cues
-from seeds.gradcam import gradcam_maps
+from seeds.gradcam import weighted_maps
 from seeds.job_options import JobOptions
 from seeds.score_maps import resize_maps
 from seeds.tiles import Tiling, blended_rows, reduce_image, sample_grid
@@ -176,9 +176,9 @@ class CamModule(SeedModule):
         flipped = [view.flip(-1) for view in views] if self.settings["flip"] else []
         if self.settings["method"] == "gradcam":  # one forward pass gives the first maps and the saliency
             with record_activations(self.network, self.layers) as activations:
-                scores = select_scores(activations.run(views[0]), labels, len(images)).scores
-                first = gradcam_maps(scores, activations[0], labels, self.layers[0], keep_graph=True)[labels != 0]
-                saliency = saliency_map(scores, activations[1], labels, self.layers[1])
+                targets = select_scores(activations.run(views[0]), labels, len(images))
+                first = weighted_maps(targets, activations[0], self.layers[0], keep_graph=True).relu()[labels != 0]
+                saliency = saliency_map(targets.scores, activations[1], labels, self.layers[1])
         else:
             first = self._maps(self.method, views[0], labels)
             saliency = background_saliency(self.network, self.layers[1], views[0], labels)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seeds.cam_methods.base import LayerMethod, score_gradients
-from seeds.cam_methods.targets import TargetScores, select_scores
+from seeds.cam_methods.targets import TargetScores
 
 SPATIAL = {2, 3}
 # operations that keep the values: (B, K, 1, 1) as (B, K), or another dtype
@@ -40,22 +40,6 @@ class Counterfactual(LayerMethod):
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
         """Return the maps, as `seeds.cam_methods.base.LayerMethod.maps`."""
         return weighted_maps(targets, activation, name).neg_().relu_()
-
-
-def gradcam_maps(scores: Tensor, activation: Tensor, labels: Tensor, name: str, *, keep_graph: bool = False) -> Tensor:
-    """Return Grad-CAM maps float32 (B, C, h, w) from a forward pass made within ``record_activations``.
-
-    Args:
-        scores: (B, C), with a graph back to ``activation``.
-        activation: (B, K, h, w).
-        labels: (B, C), not 0 for the classes to explain.
-        name: the layer's name, for errors.
-        keep_graph: whether the graph is needed again.
-
-    Raises:
-        InputError: the scores do not depend on the activation.
-    """
-    return weighted_maps(select_scores(scores, labels, len(scores)), activation, name, keep_graph=keep_graph).relu_()
 
 
 def weighted_maps(targets: TargetScores, activation: Tensor, name: str, *, keep_graph: bool = False) -> Tensor:

@@ -94,10 +94,24 @@ def view_scores(
     return mean.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
+def smooth(images: Tensor, probs: Tensor) -> Tensor:
+    """Return class probabilities after the dense CRF, with SEC's numbers at test time.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        probs: class probabilities (B, K, H, W); their logarithms, at least log 1e-5, are the CRF's unary scores.
+
+    Returns:
+        float32 (B, K, H, W).
+    """
+    return dense_crf(images.contiguous(), probs.clamp_min(TEST_FLOOR).log(), **TEST_CRF)
+
+
 def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
     """Return the most likely class of every pixel after the dense CRF, as SEC does at test time.
 
-    Softmax, bilinear to the image's own size, floor 1e-5, logarithm, ten iterations of the CRF at scale 1.
+    Softmax, bilinear to the image's own size, floor 1e-5, logarithm, ten iterations of the CRF at scale 1. Images of
+    more than a million pixels are reduced to that number for the CRF, and the labels are resized to the image.
 
     Args:
         scores: class scores (K, h, w).
@@ -112,8 +126,7 @@ def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(scores.device)  # (1, 3, H, W)
     pixels = resize_maps(pixels.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
     probs = resize_maps(scores.float().softmax(dim=0)[None], size)  # (1, K, h', w')
-    smoothed = dense_crf(pixels.contiguous(), probs.clamp_min(TEST_FLOOR).log(), **TEST_CRF)
-    return label_map(smoothed[0], (height, width))
+    return label_map(smooth(pixels, probs)[0], (height, width))
 
 
 @dataclass(frozen=True)
@@ -297,7 +310,6 @@ def tiled_label_maps(
             if crf:
                 window = np.ascontiguousarray(as_rgb(image[top:bottom, left:right]))
                 pixels = torch.from_numpy(window).permute(2, 0, 1)[None]
-                logits = sample_grid(rows, ys - first, xs)[None].clamp_min(TEST_FLOOR).log()
-                smoothed = dense_crf(pixels.contiguous().to(logits.device), logits, **TEST_CRF)[0]
-                final[place] = smoothed.argmax(dim=0)[inside].cpu().numpy()
+                probs = sample_grid(rows, ys - first, xs)[None]
+                final[place] = smooth(pixels.to(probs.device), probs)[0].argmax(dim=0)[inside].cpu().numpy()
     return plain, final

@@ -18,10 +18,9 @@ from datamodules.seed_shard import NO_CUE, as_stored
 from datamodules.source_revision import ALL_PACKAGES
 from datamodules.transforms import resize_nearest
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
-from seeds.crf import dense_crf
 from seeds.job_options import JobOptions
 from seeds.score_maps import resize_maps
-from training.inference import TEST_CRF, TEST_FLOOR, Views, view_scores
+from training.inference import TEST_CRF, TEST_FLOOR, Views, smooth, view_scores
 from training.segmentation_task import SegmentationTask
 
 
@@ -159,7 +158,7 @@ class PseudoLabelModule(SeedModule):
                 large[0, :, mask != IGNORE] = 0
                 for row, index in enumerate([0, *(seed.classes + 1).tolist()]):
                     large[0, row, mask == index] = 1
-            probs = dense_crf(seed.image[None].contiguous(), large.clamp_min(TEST_FLOOR).log(), **TEST_CRF)
+            probs = smooth(seed.image[None], large)
         labels = resize_nearest(most_likely(probs), h, w)
         labels = np.where(np.isin(before, self.small), before, labels)
         if self.consensus is not None:

@@ -47,11 +47,10 @@ class LayerMethod:
             InputError: no such layer, a layer that gives no map or on which no score depends, a wrong shape, an
                 index out of range, a function that does not return one number an image.
         """
-        name = self.layer if isinstance(self.layer, str) else type(self.layer).__name__
         with record_activations(self.model, [self.layer]) as activations:
             with self.forward_context():
                 output = activations.run(images)
-            return self.maps(select_scores(output, targets, len(images)), activations[0], name)
+            return self.maps(select_scores(output, targets, len(images)), activations[0], activations.names[0])
 
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
         """Return maps float32 (B, C, h, w) from a forward pass made within ``record_activations``.

@@ -43,7 +43,6 @@ class ClipES(LayerMethod):
         Raises:
             InputError: also where the network contains no vision transformer of timm.
         """
-        name = self.layer if isinstance(self.layer, str) else type(self.layer).__name__
         with (
             record_activations(self.model, [self.layer]) as activations,
             record_attention(activations.module) as attention,
@@ -52,7 +51,8 @@ class ClipES(LayerMethod):
             odds = found.scores.float().masked_fill(~found.selected, -torch.inf)
             background = odds.new_zeros(len(odds), 1)
             probabilities = torch.cat([odds, background], dim=1).softmax(dim=1)[:, :-1]
-            maps = weighted_maps(TargetScores(probabilities, found.selected, None, None), activations[0], name).relu_()
+            present = TargetScores(probabilities, found.selected, None, None)
+            maps = weighted_maps(present, activations[0], activations.names[0]).relu_()
         with torch.autocast(maps.device.type, enabled=False):
             return spread_by_attention(maps, torch.stack(attention).mean(dim=0))
 

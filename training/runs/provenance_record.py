@@ -115,6 +115,6 @@ def provenance_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     data = last.get("data", {})
     yield "images", f"{data.get('images')} (list {str(data.get('images_sha256'))[:12]}…)"
     if cache := last.get("cache"):
-        digest = cache.get("checkpoint_sha256") or cache.get("classifier_sha256")  # the key until November 2026
+        digest = cache.get("checkpoint_sha256")
         origin = f"by {digest[:12]}…" if digest else "imported"
         yield "seed cache", f"{cache.get('path')} (fingerprint {str(cache.get('fingerprint'))[:12]}…, {origin})"
