@@ -296,7 +296,7 @@ def test_files_outside_the_output_count(copied, ran):
     assert names(ran) == ["seeds", "quality"]
 
 
-def test_annotations_and_their_masks_count(copied, ran):
+def test_annotations_and_their_masks_count(copied, ran, capsys):
     """A stage runs again when a table of annotations changes, or a mask in it; other stages are kept."""
     folder = copied.path.parent / "drawn"
     folder.mkdir()
@@ -314,9 +314,18 @@ def test_annotations_and_their_masks_count(copied, ran):
         assert names(ran) == ["annotated"]
         assert copied.run(content, *words) == 0
         assert names(ran) == []
+    reasons = re.findall(
+        r"annotated\] fit: options\.data\.init_args\.annotations(\.0)? has changed\n", capsys.readouterr().out
+    )
+    assert len(reasons) == 2
     write_mask(mask, 1 - np.array(Image.open(mask)).clip(0, 1))
     assert copied.run(content, *words) == 0
     assert names(ran) == ["annotated"]
+    assert f"annotated] fit: files.{mask} has changed\n" in capsys.readouterr().out
+    shutil.copy(copied.data / "8/SegmentationClass/train_00001.png", folder / "n.png")
+    table.write_text("id,mask\ntrain_00000,m.png\ntrain_00001,n.png\n")
+    assert copied.run(content, *words) == 0
+    assert re.search(r"annotated\] fit: files\..*(table.csv has changed|n.png is new)\n", capsys.readouterr().out)
 
 
 def test_a_file_that_changes_during_a_stage_counts_for_the_next_run(copied, ran, monkeypatch):
@@ -432,10 +441,12 @@ def test_a_dry_run_writes_nothing_and_estimates_the_trainings(copied, ran, capsy
 @pytest.mark.parametrize(("part", "change", "message"), [
     ("data", {"init_args": {"root": "nowhere"}}, "folder nowhere does not exist"),
     ("data", {"class_path": "nowhere.Data"}, "there is no class nowhere.Data"),
+    ("data", {"init_args": {"root": "{data}/8", "labels": "xml"}}, "train_00000: .*train_00000.xml is missing"),
     ("model", {"init_args": {"weights": "none.pth"}}, "there are no weights none.pth"),
     ("model", {"init_args": {"backbone": "resnet0"}}, "resnet0"),
 ])  # fmt: skip
 def test_a_dry_run_finds_what_is_missing(whole, part, change, message):
+    """Data, tags, classes and weights."""
     options = {
         "model": {"class_path": "ClassifierTask", "init_args": {"backbone": "resnet18", "output_stride": 32}},
         "data": {"class_path": "VOCDataModule", "init_args": {"root": f"{whole.data}/8", "size": 48, "batch_size": 4}},
@@ -450,7 +461,7 @@ def test_a_dry_run_finds_what_is_missing(whole, part, change, message):
         ({"devices": [0], "num_nodes": 3}, 2), ({"accumulate_grad_batches": 3}, 2),
     ):  # fmt: skip
         assert estimate_training(options | {"trainer": options["trainer"] | limits}).steps == steps
-    options[part] |= change
+    options[part] |= substitute(change, {"data": whole.data})
     with pytest.raises(InputError, match=message):
         estimate_training(options)
 
@@ -484,7 +495,8 @@ def test_memory_of_a_training_step():
 
 
 @pytest.mark.parametrize("words", [(), ("--dry_run=true",)])
-def test_invalid_annotations_are_found_before_the_first_stage(copied, ran, capsys, words):
+@pytest.mark.parametrize("source", ["table", "xml"])
+def test_invalid_annotations_are_found_before_the_first_stage(copied, ran, capsys, source, words):
     table = copied.path.parent / "table.csv"
     table.write_text('id,points\ntrain_00000,"[[""no class"", 1, 1]]"\n')
     content = copied.content(epochs=2)
@@ -494,13 +506,15 @@ def test_invalid_annotations_are_found_before_the_first_stage(copied, ran, capsy
     content["settings"]["images"] = 8
     trained["options"]["data"]["class_path"] = "VOCDataModule"
     trained["options"]["data"]["init_args"] = {
-        "root": f"{copied.data}/8", "annotations": [str(table)], "size": 48, "batch_size": 4, "num_workers": 0,
+        "root": f"{copied.data}/8", "annotations": [str(table) if source == "table" else source], "size": 48,
+        "batch_size": 4, "num_workers": 0,
     }  # fmt: skip
+    problem = {
+        "table": f"{table}, line 2, image train_00000: there is no class 'no class'",
+        "xml": f"annotations contains xml, and {copied.data}/8/Annotations has no <id>.xml",
+    }[source]
     assert copied.run(content, *words) == 1
-    assert (
-        f"stage 'annotated': {table}, line 2, image train_00000: there is no class 'no class'"
-        in capsys.readouterr().err
-    )
+    assert f"stage 'annotated': {problem}" in capsys.readouterr().err
     assert ran == []
 
 

@@ -101,13 +101,13 @@ def process_count(accelerator: str, devices: Any, num_nodes: int) -> int:
 
 
 def open_training_data(options: Mapping[str, Any]) -> tuple[BaseDataModule, int]:
-    """Return the data module of a training and the number of its training images; read their annotations.
+    """Return the data module of a training and the number of its training images; read their tags and annotations.
 
     Args:
         options: options of ``tag2mask fit``; seed caches and other results of earlier stages need not exist.
 
     Raises:
-        InputError: the data do not exist, or annotations are invalid.
+        InputError: the data do not exist, or tags or annotations are invalid.
     """
     given = options.get("data") or {}
     arguments = {name: value for name, value in (given.get("init_args") or {}).items() if name not in LATER}
@@ -118,8 +118,7 @@ def open_training_data(options: Mapping[str, Any]) -> tuple[BaseDataModule, int]
     if isinstance(data, SyntheticDataModule):  # written by the first stage that reads it
         return data, int(data.hparams["train"])
     split = data.hparams["train_split"]
-    samples = data.samples(split, tags=bool(data.sources), masks=False)
-    return data, len(data.annotated(samples, split))
+    return data, len(data.annotated(data.samples(split, masks=False), split))
 
 
 def _find(path: Any, known: tuple[type, ...]) -> Any:

@@ -70,7 +70,7 @@ class Runner:
         for stage in stages:
             options = dict(leaves(stage.options))
             root = UPath(options.get("data.init_args.root") or ".")  # which an earlier stage may download
-            given = any(is_annotation_file(name, value) for name, value in options.items())
+            given = any("annotations" in name.split(".") and value for name, value in options.items())
             if given and stage.command == "fit" and (is_uri(root) or root.is_dir()):
                 from training.recipes.estimate import open_training_data  # torch, here only
 
@@ -143,8 +143,10 @@ class Runner:
             return record, "kept"
         earlier = read_json(result.record_path)
         earlier, last = earlier.get("old") or earlier, earlier.get("dependencies")
-        changed = next((name for name, _, _ in differences(last or {}, dependencies)), "a file of the result")
-        reason = f"{changed} has changed" if last else "not made yet"
+        changes = sorted(differences(last or {}, dependencies), key=lambda each: each[0].startswith("files."))
+        changed, before, _ = changes[0] if changes else ("a file of the result", "", "")
+        is_new = before is None and changed.startswith("files.")
+        reason = f"{changed} {'is new' if is_new else 'has changed'}" if last else "not made yet"
         print_result(f"[{title}] {stage.command}: {reason}", style="bold")
         resume_arguments, start = result.begin(key), time.monotonic()
         if status := run_process([*stage.write_options(self.output), *(resume_arguments or [])], title):
