@@ -142,7 +142,7 @@ class RandomWalkModule(SeedModule):
                 found, stored = self.start.maps(name)
                 marked = [] if drawn is None else np.unique(drawn.mask).tolist()  # a tag may follow from a mask alone
                 lacking = [label for label in np.setdiff1d(classes, found) if label + 1 not in marked]
-                if lacking:
+                if lacking and (drawn is None or IGNORE in marked):  # else the mask labels every position
                     what = f"map of class {self.start.classes[lacking[0]]}" if len(found) else "maps"
                     raise InputError(f"the seed cache {self.start.path} has no {what} of image {name}, which is tagged")
                 rows = {label: row for row, label in enumerate(found.tolist())}  # imported maps are in another order

@@ -389,3 +389,6 @@ def test_a_class_that_only_a_mask_shows_needs_no_map(tmp_path):
     mask[mask == 2] = 1
     with pytest.raises(InputError, match="has no map of class y of image a"):
         module.predict_seeds(batch | drawn)
+    mask[mask == 255] = 0  # no pixel is unknown: an object of class y was lost when the mask was resized
+    (seed,) = module.predict_seeds(batch | drawn)
+    assert (module.cues(seed) == mask[0, ::4, ::4]).all()
