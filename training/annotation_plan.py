@@ -82,7 +82,8 @@ def plan(
 
     The number of images that can be annotated follows from the seconds per image. The gain in mIoU is the one that was
     measured on VOC animals where the same share of the training images was annotated, with its standard deviation over
-    three random seeds. Nothing is printed for more than was measured.
+    three random seeds. Nothing is printed for more than was measured. For a network trained on masks without tags, the
+    gain is that of masks alone.
 
     Args:
         checkpoint: the segmentation network of the run; it records the data set and its annotations.
@@ -109,14 +110,18 @@ def plan(
     stored = content.get("datamodule_hyper_parameters") or {}
     data = datamodule_from_settings(stored, root=root)
     split = data.hparams["train_split"]
-    samples = data.annotated(data.samples(split, masks=stored.get("targets") == "masks"), split)
+    is_masks = stored.get("targets") == "masks"
+    samples = data.annotated(data.samples(split, masks=is_masks), split)
     annotated = count_annotated(samples)
     figure = (read_provenance(content) or {}).get("figures", {}).get("val/miou")
     drawn = ", ".join(f"{count:,} with {kind}" for kind, count in annotated.items() if count) or "none annotated"
     reached = "" if figure is None else f"; mIoU of the run on its validation images: {percent(figure)}"
     print_result(f"{len(samples):,} images in the split {split!r} of {data.source}, {drawn}{reached}")
+    rows = expected_gains(
+        len(samples), annotated, 3600 * hours, tag_seconds, seconds, read_curves(), masks_alone=is_masks
+    )
     table = Table("annotation", "images", "hours", "gain in mIoU, points")
-    for row in expected_gains(len(samples), annotated, 3600 * hours, tag_seconds, seconds, read_curves()):
+    for row in rows:
         table.add_row(*row)
     print_result(table)
     print_result(
@@ -134,7 +139,7 @@ def count_annotated(samples: list[Sample]) -> dict[str, int]:
 
 def expected_gains(
     images: int, annotated: Mapping[str, int], time: float, tag_seconds: float, seconds: Mapping[str, float],
-    curves: Mapping[str, Curve],
+    curves: Mapping[str, Curve], *, masks_alone: bool = False,
 ) -> list[tuple[str, str, str, str]]:  # fmt: skip
     """Return for each kind of annotation its name, the number of images in the time, the time, and the measured gain.
 
@@ -145,22 +150,22 @@ def expected_gains(
         tag_seconds: to tag an image.
         seconds: to annotate an image in another way, with its tags.
         curves: what was measured.
+        masks_alone: whether the training uses masks and no tags; the only row is then that of masks.
     """
-    more = int(time / tag_seconds)
-    gain = None if any(annotated.values()) else curves["tags"].gain(images / (images + more), 1)
-    rows = [("tags", f"{more:,} more", more * tag_seconds, gain)]
-    for kind in DRAWN:
-        before = annotated[kind]
-        new = min(images - before, int(time / (seconds[kind] - tag_seconds)))
+    rows: list[tuple[str, int, str, float, tuple[float, float] | None]] = []
+    if not masks_alone:
+        more = int(time / tag_seconds)
+        gain = None if any(annotated.values()) else curves["tags"].gain(images / (images + more), 1)
+        rows.append(("tags", more, f"{more:,} more", tag_seconds, gain))
+    for kind in ("masks",) if masks_alone else DRAWN:
+        before, each = annotated[kind], seconds[kind] - (0 if masks_alone else tag_seconds)
+        new = min(images - before, int(time / each))
         others = sum(annotated.values()) - before
-        gain = None if others else curves[kind].gain(before / images, (before + new) / images)
-        rows.append((kind, f"{new:,} ({percent(new / images)} %)", new * (seconds[kind] - tag_seconds), gain))
+        curve = curves["masks alone" if masks_alone else kind]
+        gain = None if others else curve.gain(before / images, (before + new) / images)
+        rows.append((kind, new, f"{new:,} ({percent(new / images)} %)", each, gain))
+    gains = (None if gain is None else f"{percent(gain[0])} ± {percent(gain[1])}" for *_, gain in rows)
     return [
-        (
-            kind,
-            number,
-            f"{used / 3600:.1f}",
-            "not measured" if gain is None else f"{percent(gain[0])} ± {percent(gain[1])}",
-        )
-        for kind, number, used, gain in rows
+        (kind, number, f"{new * each / 3600:.1f}", "no image" if new == 0 else gain or "not measured")
+        for (kind, new, number, each, _), gain in zip(rows, gains, strict=True)
     ]

@@ -24,6 +24,7 @@ def curves():
         "points": curve([0, 1], [0.6, 0.64], [0.66, 0.72]),
         "scribbles": curve([0, 1], [0.6, 0.7], [0.66, 0.7]),
         "masks": curve([0, 0.1, 0.25], [0.6, 0.65, 0.68], [0.66, 0.69, 0.7]),
+        "masks alone": curve([0.1, 0.3], [0.5, 0.6], [0.52, 0.66]),
     }
 
 
@@ -56,6 +57,18 @@ def test_annotated_images_count(curves):
     assert rows["masks"][1:] == ("10 (10.0 %)", "0.6", f"{(2 + 2 / 3) / 2:.1f} ± {np.std([2, 2 / 3], ddof=1):.1f}")
     rows = expected_gains(100, {**NOTHING, "boxes": 1}, 3600, 20, SECONDS, curves)
     assert {row[3] for row in rows} == {"not measured"}
+
+
+def test_a_training_on_masks_alone(curves):
+    """Its gain is that of more masks without tags, which is not measured below a tenth of the images."""
+    for masks, hours, expected in (
+        (20, 5 / 15, ("masks", "5 (5.0 %)", "0.3", f"3.0 ± {np.std([2.5, 3.5], ddof=1):.1f}")),
+        (5, 1, ("masks", "15 (15.0 %)", "1.0", "not measured")),
+        (100, 1, ("masks", "0 (0.0 %)", "0.0", "no image")),
+        (20, 0.01, ("masks", "0 (0.0 %)", "0.0", "no image")),
+    ):
+        annotated = {**NOTHING, "masks": masks}
+        assert expected_gains(100, annotated, 3600 * hours, 20, SECONDS, curves, masks_alone=True) == [expected]
 
 
 def test_the_measured_curves_have_three_seeds():
