@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 from safetensors import SafetensorError
 from segmentation_models_pytorch import from_pretrained
@@ -33,6 +34,7 @@ from training.networks import SmpNetwork
 from training.reports.pages import render
 
 KEY = "tag2mask"  # of the JSON in ONNX's metadata
+TRAINING = "training.yaml"  # in SMP's folder: the options of the training
 SIDECAR = "tag2mask.json"  # the JSON as a file, in TorchScript's archive and in SMP's folder
 OPSET = 17  # of ONNX; onnxruntime supports it since 1.12
 TOLERANCE = 1e-4  # absolute and relative, between the network's scores and those of the exported network
@@ -147,7 +149,7 @@ def model_card(
         "front_matter": front_matter.to_yaml(), "license": license, "evaluation": figures, "columns": columns,
         "architecture": options["architecture"], "encoder": options["encoder"],
         "targets": "masks" if is_masks else "localization cues and the SEC loss" if is_sec else "pseudo-masks",
-        "images": (last.get("data") or {}).get("images"), "command": last.get("command"), "date": last.get("date"),
+        "images": (last.get("data") or {}).get("images"), "config": last.get("config"), "date": last.get("date"),
         "git": last.get("git"),
     }  # fmt: skip
 
@@ -244,7 +246,11 @@ def _write_smp(network: Any, metadata: dict[str, Any], output: Path, card: Mappi
         restored = _restore_smp(loaded, convolutions)
         metadata["any_size"] = _verify(restored, network, metadata, "segmentation_models_pytorch")
         write_json(folder / SIDECAR, metadata)
-        (folder / "README.md").write_text(render("model_card.md", sidecar=SIDECAR, **metadata, **card), "utf-8")
+        if card["config"]:
+            (folder / TRAINING).write_text(yaml.safe_dump(card["config"], sort_keys=False, allow_unicode=True), "utf-8")
+        (folder / "README.md").write_text(
+            render("model_card.md", sidecar=SIDECAR, training=TRAINING, **metadata, **card), "utf-8"
+        )
         for path in folder.iterdir():
             path.chmod(0o644)  # SMP makes weights readable for their owner only
 
@@ -304,7 +310,10 @@ def load_exported(path: AnyPath) -> Exported:
     try:
         if _REPOSITORY.fullmatch(str(path)):
             name, _, revision = str(path).removeprefix("hf://").partition("@")
-            path = Path(snapshot_download(name, revision=revision or None))
+            try:
+                path = Path(snapshot_download(name, revision=revision or None))
+            except Exception as error:  # errors of HTTP, of tokens and of names have no common class
+                raise InputError(f"{path} cannot be downloaded: {first_line(error)}") from error
         if isinstance(path, Path) and path.is_dir():  # segmentation_models_pytorch reads local folders alone
             metadata = json.loads((path / SIDECAR).read_bytes())
             run: Any = _restore_smp(_load_smp(path), metadata["convolutions"])

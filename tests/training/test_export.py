@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
@@ -29,6 +30,7 @@ from training.cli import main
 from training.export import SIDECAR, export, load_exported
 from training.inference import load_trained
 from training.predict import predict
+from training.runs.provenance_record import KEY
 from training.segmentation_task import SegmentationTask
 
 EXPORT_PAGE = Path(__file__).parents[2] / "docs/pages/how-to/export.md"
@@ -191,6 +193,20 @@ def test_smp_of_an_undilated_network_loads_as_it_is(voc, tmp_path, capsys):
         torch.testing.assert_close(model(images), up, rtol=0, atol=1e-4)
 
 
+def test_a_model_card_has_the_options_of_the_training(network, tmp_path):
+    """They lie beside it, as a YAML of ``fit``."""
+    options = {"model": {"class_path": "SegmentationTask"}, "data": {"init_args": {"root": "photos/grün"}}}
+    content = torch.load(network, weights_only=True)
+    torch.save({**content, KEY: {"attempts": [{"config": options, "date": "2026-11-28"}]}}, tmp_path / "last.ckpt")
+    for checkpoint, folder in ((tmp_path / "last.ckpt", "with"), (network, "without")):
+        assert run("export", "--checkpoint", checkpoint, "--format", "smp", "--output", tmp_path / folder) == 0
+    assert yaml.safe_load((tmp_path / "with/training.yaml").read_text()) == options
+    card = (tmp_path / "with/README.md").read_text()
+    assert "2026-11-28, with the options in `training.yaml`:\n\n```sh\ntag2mask fit --config training.yaml\n" in card
+    assert not (tmp_path / "without/training.yaml").exists()
+    assert "No training is recorded." in (tmp_path / "without/README.md").read_text()
+
+
 def test_a_model_card(network, voc, tmp_path, capsys):
     """Figures of the evaluation, licence, classes and command; the front matter is what Hugging Face reads."""
     assert run("evaluate", "--checkpoint", network, "--output", tmp_path / "val", "--num_workers", 0) == 0
@@ -273,7 +289,7 @@ def test_hugging_face(network, written, tmp_path, monkeypatch, capsys):
     load_exported(UPath("hf://me/net"))
     assert requested == [("me/net-v1.0", "abc"), ("me/net", None)]
     monkeypatch.setattr("training.export.snapshot_download", offline)
-    with pytest.raises(InputError, match=r"hf://me/net is no intact .*: no connection"):
+    with pytest.raises(InputError, match="hf://me/net cannot be downloaded: no connection"):
         load_exported(UPath("hf://me/net"))
 
 
