@@ -14,7 +14,7 @@ from datamodules.progress import track
 from datamodules.unreadable_images import UnreadableImages
 from seeds.explainer import Explainer, resized_maps, split_names
 from training.image_overlays import Image, encode_image, figure_grid, gradient_image, heat_overlay, shrink
-from training.predict import forbid_replacing, photo_samples, report_skipped
+from training.photos import forbid_replacing, photo_samples, report_skipped
 from training.reports.pages import embed, render
 
 MIN_PROBABILITY = 0.5  # of the classes in a figure

@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import yaml
@@ -29,6 +29,7 @@ from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, file_sha256, new_folder, read_bytes, read_json, write_atomically, write_json
 from datamodules.images import channel_statistics
 from datamodules.progress import print_result
+from seeds.precision import ResolvedPrecision
 from training.inference import Trained, load_trained
 from training.networks import SmpNetwork
 from training.reports.pages import render
@@ -285,8 +286,10 @@ class Exported:
         in_channels: channels of the images.
         checkpoint_sha256: SHA-256 of the checkpoint that was exported.
         run: class scores float32 (B, C+1, h, w) of normalised images (B, in_channels, size, size).
+        precision: in which it computes.
     """
 
+    precision: ClassVar[ResolvedPrecision] = "32-true"
     classes: tuple[str, ...]
     size: int
     in_channels: int

@@ -1,11 +1,11 @@
 # ruff: noqa: A002  format is the name of an option
 """`tag2mask predict`: masks of any images."""
 
-import csv
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,20 +19,17 @@ from datamodules.files import (
     AnyPath,
     differences,
     file_sha256,
-    is_uri,
-    list_folder,
     new_folder,
     open_atomically,
     require_folder,
     write_atomically,
 )
 from datamodules.geotiff import Georeference, mask_geotiff, read_georeference
-from datamodules.images import IMAGE_SUFFIXES, is_turned
+from datamodules.images import is_turned
 from datamodules.masks import mask_png
 from datamodules.progress import print_message, track
-from datamodules.sample import Sample, file_samples
+from datamodules.sample import Sample
 from datamodules.source_revision import ALL_PACKAGES, source_revision
-from datamodules.tables import TABLES, read_rows
 from datamodules.tar_files import find_tars
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import UnreadableImages
@@ -43,7 +40,8 @@ from seeds.provenance import package_versions
 from seeds.tiles import Tiling
 from training.export import Exported, load_exported
 from training.image_overlays import encode_image, label_overlay
-from training.inference import Predicted, load_trained, predictions
+from training.inference import Predicted, Trained, load_trained, predictions
+from training.photos import forbid_replacing, photo_samples, report_skipped
 
 OVERLAY_QUALITY = 90
 PAX_KEY = "comment"  # of the PAX header of a tar file of masks: what the masks depend on, as JSON
@@ -118,97 +116,150 @@ def predict(
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
-    tiling = None if tile is None else Tiling(tile, overlap)
     network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
+    tiling = None if tile is None else Tiling(tile, overlap)
+    predictor = Predictor(network, crf, overlay, tiling, batch_size, num_workers)
     paths = images if isinstance(images, list) else [images]
-    skipped = UnreadableImages(1.0)
-
-    def predicted(chosen: Sequence[Sample], title: str) -> Iterator[Predicted]:
-        dataset = ImageDataset(
-            chosen, network.classes, network.size, originals=True, channels=network.in_channels, largest=tile
-        )
-        loader = image_loader(dataset, batch_size=batch_size, num_workers=num_workers)
-        yield from track(predictions(network.scores, loader, skipped, crf=crf, tiling=tiling), title, len(chosen))
-
-    def files(chosen: Sequence[Sample], title: str, places: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-        """Yield name and content of the files of each image."""
-        for each in predicted(chosen, title):
-            place = places.get(each.name)
-            mask = mask_geotiff(each.final, place) if place else mask_png(each.final)
-            yield f"{each.name}{'.tif' if place else '.png'}", mask
-            if overlay:
-                labels = resize_nearest(each.final, *each.image.shape[:2])  # an image in tiles is reduced
-                blended = encode_image(label_overlay(each.image, labels), "jpeg", quality=OVERLAY_QUALITY)
-                yield f"{each.name}_overlay.jpg", blended
-
-    samples, written = list[Sample](), list[Path]()
-    classes = "".join(f"{name}\n" for name in network.classes).encode()
     in_tars = bool(paths) and all(path.suffix == ".tar" for path in paths)
     if format != "png" and (in_tars or overlay or parts > 1):
         raise InputError(f"the format {format} is written by one job, without overlays, and not from tar files")
     if format != "png":
-        samples = photo_samples(paths)
-        images_by_id = {sample.id: sample.image for sample in samples}
-        masks = (
-            LabelledImage(each.name, images_by_id[each.name], each.final) for each in predicted(samples, "predicting")
-        )
-        with new_folder(output) as folder:
-            write_annotations(format, folder, network.classes, masks)
-        written = sorted(path for path in output.rglob("*") if path.is_file())
+        samples, written = _predict_annotations(predictor, paths, output, format)
     elif in_tars:
         digest = network.checkpoint_sha256 if isinstance(network, Exported) else file_sha256(checkpoint)
         settings = {
             "checkpoint_sha256": digest, "crf": crf, "overlay": overlay, "batch_size": batch_size,
-            "tile": tile, "overlap": overlap if tile else None, "precision": getattr(network, "precision", "32-true"),
+            "tile": tile, "overlap": overlap if tile else None, "precision": network.precision,
             "packages": package_versions(), "source": source_revision(ALL_PACKAGES),
         }  # fmt: skip
-        tars = [(path.parent, *tar) for path in paths for tar in find_tars(path.parent, path.name).items()]
-        if len({name for _, name, _ in tars}) < len(tars):
-            raise InputError("two of the tar files have the same name, and so would their tar files of masks")
-        for parent, name, size in tars[part::parts]:
-            written.append(output / name)
-            header = settings | {"input": name, "input_bytes": size}
-            samples += _predict_tar(parent / name, written[-1], header, classes, files, skipped)
+        samples, written = _predict_tars(predictor, paths, output, settings, part, parts)
     else:
-        listed = photo_samples(paths)  # a job has whole batches, so that masks have the bits of one process
-        for first in range(part * batch_size, len(listed), parts * batch_size):
-            samples += listed[first : first + batch_size]
-        places = {sample.id: _place(sample.image) for sample in samples}
-        written = [output / f"{name}{'.tif' if place else '.png'}" for name, place in places.items()]
-        forbid_replacing(listed, [*written, output / "classes.txt"])
-        output.mkdir(parents=True, exist_ok=True)
-        write_atomically(output / "classes.txt", classes)
-        for name, content in files(samples, "predicting", places):
-            (output / name).parent.mkdir(parents=True, exist_ok=True)  # an id in a table may be a path
-            write_atomically(output / name, content)
-    report_skipped(output, samples, skipped.found, "" if parts == 1 else f"-{part}-of-{parts}")
+        samples, written = _predict_images(predictor, paths, output, part, parts)
+    report_skipped(output, samples, predictor.skipped.found, "" if parts == 1 else f"-{part}-of-{parts}")
     return written
 
 
-def _predict_tar(
-    source: AnyPath, tar: Path, header: dict[str, Any], classes: bytes,
-    files: Callable[[Sequence[Sample], str, Mapping[str, Any]], Iterator[tuple[str, bytes]]], skipped: UnreadableImages,
-) -> list[Sample]:  # fmt: skip
+@dataclass(frozen=True)
+class Predictor:
+    """A network and how images are predicted with it; see `predict` for crf, overlay, batch_size and num_workers.
+
+    Attributes:
+        network: the network.
+        tiling: tiles of larger images; None: images of any size are resized as a whole.
+        skipped: images that could not be read so far.
+    """
+
+    network: Trained | Exported
+    crf: bool
+    overlay: bool
+    tiling: Tiling | None
+    batch_size: int
+    num_workers: int
+    skipped: UnreadableImages = field(default_factory=lambda: UnreadableImages(1.0))
+
+    def label_maps(self, samples: Sequence[Sample], title: str) -> Iterator[Predicted]:
+        """Yield the label map of each readable image, and report progress under a title."""
+        network, largest = self.network, None if self.tiling is None else self.tiling.side
+        dataset = ImageDataset(
+            samples, network.classes, network.size, originals=True, channels=network.in_channels, largest=largest
+        )
+        loader = image_loader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
+        stream = predictions(network.scores, loader, self.skipped, crf=self.crf, tiling=self.tiling)
+        yield from track(stream, title, len(samples))
+
+    def files(
+        self, samples: Sequence[Sample], title: str, georeferences: Mapping[str, Georeference | None]
+    ) -> Iterator[tuple[str, bytes]]:
+        """Yield name and content of the mask of each image, and of its overlay.
+
+        Args:
+            samples: the images.
+            title: of the progress.
+            georeferences: those of GeoTIFFs by id; their masks are GeoTIFFs.
+        """
+        for each in self.label_maps(samples, title):
+            georeference = georeferences.get(each.name)
+            mask = mask_geotiff(each.final, georeference) if georeference else mask_png(each.final)
+            yield f"{each.name}{'.tif' if georeference else '.png'}", mask
+            if self.overlay:
+                labels = resize_nearest(each.final, *each.image.shape[:2])  # an image in tiles is reduced
+                blended = encode_image(label_overlay(each.image, labels), "jpeg", quality=OVERLAY_QUALITY)
+                yield f"{each.name}_overlay.jpg", blended
+
+    def class_list(self) -> bytes:
+        """Return the content of ``classes.txt``."""
+        return "".join(f"{name}\n" for name in self.network.classes).encode()
+
+
+def _predict_annotations(
+    predictor: Predictor, paths: Sequence[AnyPath], output: Path, format: AnnotationFormat
+) -> tuple[list[Sample], list[Path]]:
+    """Write the masks of images in the format of an annotation tool; return the images and the files written."""
+    samples = photo_samples(paths)
+    images = {sample.id: sample.image for sample in samples}
+    stream = predictor.label_maps(samples, "predicting")
+    with new_folder(output) as folder:
+        masks = (LabelledImage(each.name, images[each.name], each.final) for each in stream)
+        write_annotations(format, folder, predictor.network.classes, masks)
+    return samples, sorted(path for path in output.rglob("*") if path.is_file())
+
+
+def _predict_images(
+    predictor: Predictor, paths: Sequence[AnyPath], output: Path, part: int, parts: int
+) -> tuple[list[Sample], list[Path]]:
+    """Write the masks of a part of the images, a file each; return these images and their masks."""
+    listed, samples, step = photo_samples(paths), list[Sample](), predictor.batch_size
+    for first in range(part * step, len(listed), parts * step):  # whole batches: masks have the bits of one process
+        samples += listed[first : first + step]
+    georeferences = {sample.id: _georeference(sample.image) for sample in samples}
+    written = [output / f"{name}{'.tif' if found else '.png'}" for name, found in georeferences.items()]
+    forbid_replacing(listed, [*written, output / "classes.txt"])
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / "classes.txt", predictor.class_list())
+    for name, content in predictor.files(samples, "predicting", georeferences):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)  # an id in a table may be a path
+        write_atomically(output / name, content)
+    return samples, written
+
+
+def _predict_tars(
+    predictor: Predictor, paths: Sequence[AnyPath], output: Path, settings: Mapping[str, Any], part: int, parts: int
+) -> tuple[list[Sample], list[Path]]:
+    """Write the masks of a part of the tar files of images, a tar file each; return their images and the tar files.
+
+    ``settings`` are what the masks depend on. A tar file of masks that exists with these settings is kept.
+    """
+    samples, written = list[Sample](), list[Path]()
+    tars = [(path.parent, *tar) for path in paths for tar in find_tars(path.parent, path.name).items()]
+    if len({name for _, name, _ in tars}) < len(tars):
+        raise InputError("two of the tar files have the same name, and so would their tar files of masks")
+    for parent, name, size in tars[part::parts]:
+        written.append(output / name)
+        header = {**settings, "input": name, "input_bytes": size}
+        samples += _predict_tar(predictor, parent / name, written[-1], header)
+    return samples, written
+
+
+def _predict_tar(predictor: Predictor, source: AnyPath, tar: Path, header: dict[str, Any]) -> list[Sample]:
     """Write the masks of a tar file of images as a tar file, unless it exists; return the samples of the images.
 
     Args:
+        predictor: predicts them; images that could not be read are added to its skipped ones.
         source: the images.
         tar: the masks.
         header: what the masks depend on.
-        classes: content of ``classes.txt``.
-        files: returns name and content of the files of images.
-        skipped: images that could not be read are added.
     """
+    skipped = predictor.skipped
     if (earlier := _read_predicted(tar, header)) is not None:
         print_message(f"{tar} is there already, made with these settings")
         for key in (key for key, readable in earlier.items() if not readable):
             skipped.found[key] = f"{key} could not be read when {tar} was written: remove it to try again"
         return [Sample(key, f"{key} in {source}") for key in earlier]
     samples = sorted(tar_samples(source, tags=False), key=lambda sample: sample.id)
-    masks = dict(files(samples, f"predicting {tar.name}", {}))
+    masks = dict(predictor.files(samples, f"predicting {tar.name}", {}))
     tar.parent.mkdir(parents=True, exist_ok=True)
     lacking = [sample.id for sample in samples if sample.id in skipped.found]
-    _write_tar(tar, header | {SKIPPED: lacking}, {"classes.txt": classes, **masks})
+    _write_tar(tar, header | {SKIPPED: lacking}, {"classes.txt": predictor.class_list(), **masks})
     return samples
 
 
@@ -247,75 +298,7 @@ def _write_tar(tar: Path, header: Mapping[str, Any], files: Mapping[str, bytes])
             archive.addfile(member, io.BytesIO(content))
 
 
-def _place(image: str) -> Georeference | None:
-    """Return the place of an upright GeoTIFF, whose mask has it, too; that of a turned one is of its stored pixels."""
-    place = read_georeference(image)
-    return None if place is None or is_turned(image) else place
-
-
-def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None:
-    """Raise an InputError if a file to write is one of the images, or if it would be in a folder of the images.
-
-    Masks among the images would be taken for images by the next command, and replace files beside the images.
-    """
-    local = [Path(sample.image) for sample in samples if not is_uri(sample.image)]
-    originals = {path.resolve() for path in local}
-    folders = {path.parent for path in originals}
-    folders |= {folder.resolve() for folder in {path.parent for path in local}}  # of links
-    for target in targets:
-        resolved = target.resolve()
-        if resolved in originals:
-            raise InputError(f"{target} would replace an image: choose another output folder")
-        if resolved.parent in folders:
-            raise InputError(f"{target.parent} is a folder of the images: choose another output folder")
-
-
-def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str, str], part: str = "") -> None:
-    """Write ``skipped.csv``, the images that cannot be read with the reasons; without any, remove an earlier one.
-
-    Args:
-        output: the folder for the file.
-        samples: all images.
-        skipped: the reason for each skipped image by id.
-        part: end of the file's name, of the job that predicts a part of the images.
-
-    Raises:
-        InputError: images were skipped; the command then ends with status 1.
-    """
-    table = output / f"skipped{part}.csv"
-    if not skipped:
-        table.unlink(missing_ok=True)
-        return
-    rows = [(sample.image, skipped[sample.id]) for sample in samples if sample.id in skipped]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *rows])
-    write_atomically(table, text.getvalue().encode())
-    count = f"{len(rows)} of {len(samples)} images were skipped"
-    raise InputError(f"{count}, {table} lists them; the first: {rows[0][1]}")
-
-
-def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
-    """Return samples of the given images, of those in the given folders, by name, and of those in the given tables.
-
-    Raises:
-        InputError: an image does not exist, a folder contains none, none is given, or two have the same name.
-    """
-    files, ids = [], dict[str, str]()
-    for path in paths:
-        found = [path]
-        if path.suffix.lower() in TABLES:
-            header, rows = read_rows(path)
-            if "image" not in header:
-                raise InputError(f"{path} has no column image with the path of each image")
-            given = [(UPath(image), row.get("id")) for _, row in rows if (image := str(row.get("image") or "").strip())]
-            found = [image for image, _ in given]
-            ids |= {str(image): str(name) for image, name in given if name}
-        elif path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
-            names = list_folder(path)[1]
-            found = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-        if not found:
-            raise InputError(f"there is no image in {path} ({', '.join(IMAGE_SUFFIXES)})")
-        files += found
-    if not files:
-        raise InputError("no image is given: name images or a folder of them")
-    return file_samples(files, ids)
+def _georeference(image: str) -> Georeference | None:
+    """Return the georeference of an upright GeoTIFF; that of a turned one is of its stored pixels."""
+    found = read_georeference(image)
+    return None if found is None or is_turned(image) else found

@@ -1,0 +1,82 @@
+"""Photos that a user names: their samples, the check that none is replaced, and the list of the skipped ones."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from upath import UPath
+
+from datamodules.errors import InputError
+from datamodules.files import AnyPath, is_uri, list_folder, write_atomically
+from datamodules.images import IMAGE_SUFFIXES
+from datamodules.sample import Sample, file_samples
+from datamodules.tables import TABLES, read_rows
+
+
+def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None:
+    """Raise an InputError if a file to write is one of the images, or if it would be in a folder of the images.
+
+    Masks among the images would be taken for images by the next command, and replace files beside the images.
+    """
+    local = [Path(sample.image) for sample in samples if not is_uri(sample.image)]
+    originals = {path.resolve() for path in local}
+    folders = {path.parent for path in originals}
+    folders |= {folder.resolve() for folder in {path.parent for path in local}}  # of links
+    for target in targets:
+        resolved = target.resolve()
+        if resolved in originals:
+            raise InputError(f"{target} would replace an image: choose another output folder")
+        if resolved.parent in folders:
+            raise InputError(f"{target.parent} is a folder of the images: choose another output folder")
+
+
+def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str, str], part: str = "") -> None:
+    """Write ``skipped.csv``, the images that cannot be read with the reasons; without any, remove an earlier one.
+
+    Args:
+        output: the folder for the file.
+        samples: all images.
+        skipped: the reason for each skipped image by id.
+        part: end of the file's name, of the job that predicts a part of the images.
+
+    Raises:
+        InputError: images were skipped; the command then ends with status 1.
+    """
+    table = output / f"skipped{part}.csv"
+    if not skipped:
+        table.unlink(missing_ok=True)
+        return
+    rows = [(sample.image, skipped[sample.id]) for sample in samples if sample.id in skipped]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *rows])
+    write_atomically(table, text.getvalue().encode())
+    count = f"{len(rows)} of {len(samples)} images were skipped"
+    raise InputError(f"{count}, {table} lists them; the first: {rows[0][1]}")
+
+
+def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
+    """Return samples of the given images, of those in the given folders, by name, and of those in the given tables.
+
+    Raises:
+        InputError: an image does not exist, a folder contains none, none is given, or two have the same name.
+    """
+    files, ids = [], dict[str, str]()
+    for path in paths:
+        found = [path]
+        if path.suffix.lower() in TABLES:
+            header, rows = read_rows(path)
+            if "image" not in header:
+                raise InputError(f"{path} has no column image with the path of each image")
+            given = [(UPath(image), row.get("id")) for _, row in rows if (image := str(row.get("image") or "").strip())]
+            found = [image for image, _ in given]
+            ids |= {str(image): str(name) for image, name in given if name}
+        elif path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
+            names = list_folder(path)[1]
+            found = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise InputError(f"there is no image in {path} ({', '.join(IMAGE_SUFFIXES)})")
+        files += found
+    if not files:
+        raise InputError("no image is given: name images or a folder of them")
+    return file_samples(files, ids)
