@@ -13,7 +13,7 @@ from torch import nn
 from upath import UPath
 
 from datamodules.class_names import IGNORE
-from datamodules.drawn_labels import box_interiors, corrected_cues, drawn_in, reduce_labels
+from datamodules.drawn_labels import Drawn, box_interiors, corrected_cues, drawn_in, reduce_labels
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
 from datamodules.seed_cache import SMALL_CLASSES, SeedCache
@@ -119,6 +119,7 @@ class RandomWalkModule(SeedModule):
         super().__init__(network, settings)
         self.start = start
         self.small = start.small_labels
+        self.walk = {name: settings[name] for name in ("radius", "beta", "steps")}
 
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the maps after the walk, along boundaries averaged with those of the mirrored image.
@@ -132,43 +133,60 @@ class RandomWalkModule(SeedModule):
         if not boundaries.isfinite().all():
             raise InputError(f"the network's boundaries of image {batch['id'][0]} or its neighbours are not finite")
         pixels, labels = to_uint8(images).cpu(), batch["labels"].cpu().numpy() != 0
-        walk = {name: self.settings[name] for name in ("radius", "beta", "steps")}
         per_image = zip(batch["id"], pixels, boundaries.cpu().numpy(), labels, drawn_in(batch), strict=True)
         seeds = []
         for name, image, boundary, tags, drawn in per_image:
             classes = np.flatnonzero(tags)
-            maps = np.zeros((len(classes), *self.grid), np.float32)
-            if len(classes):
-                found, stored = self.start.maps(name)
-                marked = [] if drawn is None else np.unique(drawn.mask).tolist()  # a tag may follow from a mask alone
-                lacking = [label for label in np.setdiff1d(classes, found) if label + 1 not in marked]
-                if lacking and (drawn is None or IGNORE in marked):  # else the mask labels every position
-                    what = f"map of class {self.start.classes[lacking[0]]}" if len(found) else "maps"
-                    raise InputError(f"the seed cache {self.start.path} has no {what} of image {name}, which is tagged")
-                rows = {label: row for row, label in enumerate(found.tolist())}  # imported maps are in another order
-                mapped = [label in rows for label in classes.tolist()]
-                if any(mapped):
-                    own = stored[[rows[label] for label in classes[mapped].tolist()]]
-                    maps[mapped] = resize_maps(torch.from_numpy(own)[None], self.grid)[0].numpy()
+            maps = self._start_maps(name, classes, drawn)
             if drawn is not None:
                 maps = within_boxes(classes, maps, drawn.boxes)
             walks = ~np.isin(classes + 1, self.small)
-            maps[walks] = random_walk(maps[walks], boundary, **walk)
-            if drawn is None:
-                seeds.append(Seed(name, classes, maps, None, image))
-                continue
-            known = reduce_labels(drawn.mask, *self.grid)
-            if (fixed := known != IGNORE).any():
-                one_hot = (known == np.array([*(classes + 1), 0])[:, None, None]).astype(np.float32)
-                spread = random_walk(one_hot, boundary, **walk, fixed=fixed)  # the background last
-                spread /= max(spread[:, ~fixed].max(initial=0), np.finfo(np.float32).tiny)  # of a point: little
-                spread = np.where(fixed, one_hot, spread)
-                own, others = spread[:-1], (spread.sum(axis=0) - spread[:-1]).clip(max=1)
-                maps = (1 - DRAWN_SHARE) * divide_by_maxima(maps) * (1 - others) + DRAWN_SHARE * own
-                maps /= maps[:, ~fixed].max(axis=1, initial=1 - DRAWN_SHARE)[:, None, None]  # thresholds stay relative
-                maps[:, fixed] = own[:, fixed]
-            seeds.append(Seed(name, classes, within_boxes(classes, maps, drawn.boxes), None, image, drawn))
+            maps[walks] = random_walk(maps[walks], boundary, **self.walk)
+            if drawn is not None:
+                maps = within_boxes(classes, self._with_drawn(classes, maps, boundary, drawn), drawn.boxes)
+            seeds.append(Seed(name, classes, maps, None, image, drawn))
         return seeds
+
+    def _start_maps(self, name: str, classes: NDArray[np.int64], drawn: Drawn | None) -> NDArray[np.float32]:
+        """Return the maps of an image before the walk, (k, h, w), zeros for a class that only a mask shows.
+
+        Raises:
+            InputError: the seed cache has no map of a class.
+        """
+        maps = np.zeros((len(classes), *self.grid), np.float32)
+        if not len(classes):
+            return maps
+        found, stored = self.start.maps(name)
+        marked = [] if drawn is None else np.unique(drawn.mask).tolist()  # a tag may follow from a mask alone
+        lacking = [label for label in np.setdiff1d(classes, found) if label + 1 not in marked]
+        if lacking and (drawn is None or IGNORE in marked):  # else the mask labels every position
+            what = f"map of class {self.start.classes[lacking[0]]}" if len(found) else "maps"
+            raise InputError(f"the seed cache {self.start.path} has no {what} of image {name}, which is tagged")
+        rows = {label: row for row, label in enumerate(found.tolist())}  # imported maps are in another order
+        mapped = [label in rows for label in classes.tolist()]
+        if any(mapped):
+            own = stored[[rows[label] for label in classes[mapped].tolist()]]
+            maps[mapped] = resize_maps(torch.from_numpy(own)[None], self.grid)[0].numpy()
+        return maps
+
+    def _with_drawn(
+        self, classes: NDArray[np.int64], maps: NDArray[np.float32], boundary: NDArray[np.float32], drawn: Drawn
+    ) -> NDArray[np.float32]:
+        """Return maps after the walk, (k, h, w), joined with those of another walk from the drawn pixels."""
+        known = reduce_labels(drawn.mask, *self.grid)
+        fixed = known != IGNORE
+        if not fixed.any():
+            return maps
+        one_hot = (known == np.array([*(classes + 1), 0])[:, None, None]).astype(np.float32)
+        spread = random_walk(one_hot, boundary, **self.walk, fixed=fixed)  # the background last
+        spread /= max(spread[:, ~fixed].max(initial=0), np.finfo(np.float32).tiny)  # of a point: little
+        spread = np.where(fixed, one_hot, spread)
+        own, others = spread[:-1], (spread.sum(axis=0) - spread[:-1]).clip(max=1)
+        joined: NDArray[np.float32]
+        joined = (1 - DRAWN_SHARE) * divide_by_maxima(maps) * (1 - others) + DRAWN_SHARE * own
+        joined /= joined[:, ~fixed].max(axis=1, initial=1 - DRAWN_SHARE)[:, None, None]  # thresholds stay relative
+        joined[:, fixed] = own[:, fixed]
+        return joined
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
         """Return the label map of an image, made of its maps as the cache returns them."""
