@@ -12,6 +12,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple, Self
@@ -58,7 +59,7 @@ from seeds.provenance import annotations_sha256, ids_sha256, package_versions
 
 LISTED = 10  # left-out images that are printed one by one; the cache lists all
 LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.fabric")
-REMARKS = ("Couldn't infer the batch indices", "Total length of", ".*does not have many workers")
+IGNORED_WARNINGS = ("Couldn't infer the batch indices", "Total length of", ".*does not have many workers")
 """Warnings of Lightning about what this job arranges itself."""
 
 
@@ -117,6 +118,10 @@ class SeedModule(pl.LightningModule):
         self.image_size: int = settings["size"]
         side = math.ceil(self.image_size / settings["cue_stride"])
         self.grid = side, side
+
+    def reads_annotations(self, data: BaseDataModule) -> bool:
+        """Return whether the result depends on annotations of the data."""
+        return self.annotations and data.hparams["annotations"] is not None
 
     def predict_step(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the seeds of a batch of `datamodules.dataset.collate`, or none after an error."""
@@ -210,64 +215,16 @@ def write_seed_cache(
         InputError: the folder cannot be used, an image, a cache or the network is not usable, or the disk is full.
         KeyboardInterrupt: a person stopped the job.
     """
-    data, blocks, left_out = source.data, source.blocks, dict[str, str]()
-    samples, size = blocks.samples, job.shard_size
-    precision = resolve_precision(job.precision, job.accelerator)
-    batch_size, num_workers = data.hparams["batch_size"], data.hparams["num_workers"]
-    settings = {
-        **module.settings, "checkpoint_sha256": file_sha256(source.checkpoint),
-        "packages": package_versions(), "source": source_revision(module.packages), "batch_size": batch_size,
-        "shard_size": size, "threads": job.threads, "precision": precision,
-    }  # fmt: skip
-    inputs = {"checkpoint": str(source.checkpoint), "data": data.settings}
-    ids: list[list[str] | None] = [None] * len(blocks.names)
-    if samples is None:
-        settings["files_sha256"] = blocks.files_sha256
-    else:
-        settings["split"] = data.hparams["train_split"]
-        labels = multi_hot(samples, data.classes)
-        settings["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
-        settings["ids_sha256"] = ids_sha256([sample.id for sample in samples])
-        ids = [[sample.id for sample in blocks.read(number)] for number in range(len(ids))]
-    annotated = module.annotations and data.hparams["annotations"] is not None
-    if annotated:
-        settings["annotations_sha256"] = annotations_sha256(samples or ())
-    for option, cache in caches.items():
-        if cache is not None:
-            covered_samples(cache, samples or (), data.classes)
-            left_out |= cache.left_out
-            settings[option], inputs[option] = cache.fingerprint, str(cache.path)
+    settings, inputs, left_out, ids = _describe(module, source, job, caches)
+    data, blocks = source.data, source.blocks
     shards = CacheOutput(output, data.classes, settings, ids, inputs, left_out, blocks.names)
-    writer = ShardWriter(shards, blocks, job, batch_size)
-    threads, unread = torch.get_num_threads(), ""
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    writer = ShardWriter(shards, blocks, job, settings["batch_size"])
+    threads = torch.get_num_threads()
     try:
-        with warnings.catch_warnings():
-            for message in REMARKS:
-                warnings.filterwarnings("ignore", message=message)
-            trainer = _trainer(job, precision, writer)
-
-            def batches() -> Iterator[Any]:  # starts a loader once its batches are known
-                nonlocal unread
-                indices: Any
-                try:
-                    for found, indices in writer.rounds():
-                        images = ImageDataset(
-                            found, data.classes, module.image_size, channels=data.in_channels,
-                            largest=module.settings.get("tile"), annotations=annotated,
-                            mask_lut=data.mask_lut if annotated else None,
-                        )  # fmt: skip
-                        order = {"batch_size": batch_size, "batch_sampler": indices}
-                        loader = image_loader(images, num_workers=num_workers, **order)
-                        yield from takewhile(lambda _batch: not module.problem, loader)
-                except InputError as error:  # batches before it are still written, and no process waits for this one
-                    unread = str(error)
-
-            trainer.predict(module, batches(), return_predictions=False)
+        with _quiet_lightning():
+            trainer = _trainer(job, settings["precision"], writer)
+            trainer.predict(module, writer.batches(data, module), return_predictions=False)
         writer.close(module, finished=True)
-        module.problem = module.problem or unread
         states = gather_objects((module.problem, writer.tags))
         if trainer.is_global_zero:
             if problem := next((each for each, _ in states if each), ""):
@@ -278,9 +235,58 @@ def write_seed_cache(
     finally:
         writer.close(module, finished=False)  # finished shards stay, also after an error or Ctrl-C
         torch.set_num_threads(threads)
+        shards.remove_empty_folder()
+
+
+def _describe(
+    module: SeedModule, source: JobSource, job: JobOptions, caches: Mapping[str, SeedCache | None]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str], list[list[str] | None]]:
+    """Return what a cache records, and the images of its shards.
+
+    Returns:
+        Settings that the result depends on; where the inputs are; the images that earlier caches have left out, with
+        reasons; and the ids of each shard, None where they are not known yet.
+    """
+    data, blocks, samples = source.data, source.blocks, source.blocks.samples
+    settings = {
+        **module.settings, "checkpoint_sha256": file_sha256(source.checkpoint),
+        "packages": package_versions(), "source": source_revision(module.packages),
+        "batch_size": data.hparams["batch_size"], "shard_size": job.shard_size, "threads": job.threads,
+        "precision": resolve_precision(job.precision, job.accelerator),
+    }  # fmt: skip
+    inputs, left_out = {"checkpoint": str(source.checkpoint), "data": data.settings}, dict[str, str]()
+    ids: list[list[str] | None] = [None] * len(blocks.names)
+    if samples is None:
+        settings["files_sha256"] = blocks.files_sha256
+    else:
+        settings["split"] = data.hparams["train_split"]
+        settings["labels_sha256"] = hashlib.sha256(multi_hot(samples, data.classes).tobytes()).hexdigest()
+        settings["ids_sha256"] = ids_sha256([sample.id for sample in samples])
+        ids = [[sample.id for sample in blocks.read(number)] for number in range(len(ids))]
+    if module.reads_annotations(data):
+        settings["annotations_sha256"] = annotations_sha256(samples or ())
+    for option, cache in caches.items():
+        if cache is not None:
+            covered_samples(cache, samples or (), data.classes)
+            left_out |= cache.left_out
+            settings[option], inputs[option] = cache.fingerprint, str(cache.path)
+    return settings, inputs, left_out, ids
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence what Lightning prints about things that this job arranges itself."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            for message in IGNORED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        shards.remove_empty_folder()
 
 
 def _trainer(job: JobOptions, precision: ResolvedPrecision, writer: "ShardWriter") -> pl.Trainer:
@@ -367,6 +373,7 @@ class ShardWriter(BasePredictionWriter):
         self._work: Future[None] | None = None
         self._progress = Progress("seeds")  # writes lines in the first process alone
         self._unreadable: dict[str, str] = {}  # of this process
+        self._unlisted = ""  # the error that ended the list of images
         self._left_out: dict[int, dict[str, str]] = {}  # of each shard
         self._builder = ShardBuilder(cache.classes)  # of the shard at hand; used by the thread alone
         self.tags = np.zeros((2, len(cache.classes)), int)  # images tagged with each class; those with a cue of it
@@ -404,6 +411,27 @@ class ShardWriter(BasePredictionWriter):
         title = "seeds" if parts == 1 else f"seeds, partition {job.partition}"
         others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
         self._progress = Progress(f"{title}{others}", total).start()
+
+    def batches(self, data: BaseDataModule, module: SeedModule) -> Iterator[Any]:
+        """Yield the batches of all images, until ``module`` has a problem; starts a loader once its images are known.
+
+        Where images cannot be listed, that becomes the problem of ``module``: batches before it are still written, and
+        no process waits for this one.
+        """
+        annotated = module.reads_annotations(data)
+        indices: Any
+        try:
+            for samples, indices in self.rounds():
+                images = ImageDataset(
+                    samples, data.classes, module.image_size, channels=data.in_channels,
+                    largest=module.settings.get("tile"), annotations=annotated,
+                    mask_lut=data.mask_lut if annotated else None,
+                )  # fmt: skip
+                order = {"batch_size": self._batch_size, "batch_sampler": indices}
+                loader = image_loader(images, num_workers=data.hparams["num_workers"], **order)
+                yield from takewhile(lambda _batch: not module.problem, loader)
+        except InputError as error:
+            self._unlisted = str(error)
 
     def rounds(self) -> Iterator[tuple[list[Sample], list[list[int]]]]:
         """Yield the samples that one loader reads, and the indices of the images in each batch.
@@ -466,5 +494,6 @@ class ShardWriter(BasePredictionWriter):
     def close(self, module: SeedModule, *, finished: bool) -> None:
         """Wait for the thread, and end it and the progress line."""
         self.wait(module)
+        module.problem = module.problem or self._unlisted
         self._thread.shutdown(cancel_futures=True)
         self._progress.stop(finished=finished)
