@@ -100,6 +100,16 @@ def test_an_own_export(tmp_path, monkeypatch):
     assert len(SeedCache(output / "seeds").ids) == 40 - metrics["images"]
 
 
+def fit_masks(name: str, root: Path, output: Path, *words: str) -> None:
+    """Train a shipped network on masks, made small, in this process."""
+    small = SMALL["fit"]["data"]["init_args"] | {"root": root}
+    given = [f"--data.init_args.{key}={value}" for key, value in small.items()]
+    given += [f"--trainer.{key}={value}" for key, value in {**TRAINER, "accelerator": "cpu"}.items()]
+    words = ("--model.init_args.weights=none", f"--output={output}", *words)
+    assert main(["fit", f"--config={CONFIGS / name}", *given, *words]) == 0
+    assert torch.load(output / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
 @pytest.mark.slow
 def test_coco_with_a_resnet(tmp_path, monkeypatch):
     root = tmp_path / "coco"
@@ -109,6 +119,7 @@ def test_coco_with_a_resnet(tmp_path, monkeypatch):
     assert json.loads((output / "metrics.json").read_text())["images"] == 4
     assert SeedCache(output / "seeds").settings["scales"] == [1.0]  # made small here
     assert len(SeedCache(output / "labels").ids) == 12
+    fit_masks("masks_coco14.yaml", root, tmp_path / "masks")
 
 
 @pytest.mark.slow
@@ -124,3 +135,4 @@ def test_voc_with_a_resnet(tmp_path, monkeypatch):
     network = torch.load(output / "network/last.ckpt", weights_only=True)
     assert network["global_step"] == 2
     assert network["hyper_parameters"]["encoder"] == "resnet50"
+    fit_masks("masks_voc12.yaml", root, tmp_path / "masks", "--data.init_args.labels=imagesets")
