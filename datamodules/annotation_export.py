@@ -66,7 +66,8 @@ def write_annotations(
                       is named by its absolute path, below the document root ``/`` of Label Studio's local storage
     ``cvat``          ``annotations.zip`` in VOC's layout of segmentation, as CVAT's "Segmentation mask 1.1"
     ``huggingface``   ``train.parquet`` with the columns ``id``, ``file_name``, ``image``, ``mask`` (class indices;
-                      255 = unknown) and ``tags``; needs ``pip install 'tag2mask[huggingface]'``
+                      255 = unknown) and ``tags``; needs ``pip install -c constraints.txt
+                      '.[huggingface]'``
     ================  ==================================================================================================
 
     Where pixels are unknown, ``coco`` and ``cvat`` get one more class, ``unknown``; ``label-studio`` always does.
@@ -226,7 +227,7 @@ def _huggingface(folder: Path, classes: tuple[str, ...], images: Iterable[Labell
         from datasets import ClassLabel, Features, Image, List, Value
         from pyarrow.parquet import ParquetWriter
     except ImportError as error:
-        raise InputError("the format huggingface needs `pip install 'tag2mask[huggingface]'`") from error
+        raise InputError("the format huggingface needs `pip install -c constraints.txt '.[huggingface]'`") from error
     features = Features({
         "id": Value("string"), "file_name": Value("string"), "image": Image(), "mask": Image(),
         "tags": List(ClassLabel(names=list(classes))),

@@ -189,7 +189,7 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise InputError(f"{path} needs `pip install 'tag2mask[huggingface]'`") from error
+        raise InputError(f"{path} needs `pip install -c constraints.txt '.[huggingface]'`") from error
     try:
         file = ParquetFile(io.BytesIO(read_bytes(path)))
         schema = file.schema_arrow

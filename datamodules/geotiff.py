@@ -190,5 +190,7 @@ def _import_rasterio(path: str | AnyPath) -> ModuleType:
     try:
         rasterio: ModuleType = import_module("rasterio")
     except ImportError as error:
-        raise UnreadableError(f"{path} needs the package rasterio: pip install 'tag2mask[geotiff]'") from error
+        raise UnreadableError(
+            f"{path} needs the package rasterio: pip install -c constraints.txt '.[geotiff]'"
+        ) from error
     return rasterio

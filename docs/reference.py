@@ -231,7 +231,9 @@ def command_line() -> str:
             parts.append(f"{sentence(cli.LIGHTNING[name])}\n")
             if name != "fit":
                 parts.append(
-                    "The options are those of [`fit`](#fit), and `--ckpt_path FILE` names the checkpoint.\n",
+                    "The options are those of [`fit`](#fit), and `--ckpt_path FILE` names the checkpoint. The "
+                    "figures are those that a training logs. To score a segmentation network use "
+                    "[`evaluate`](#evaluate): it has the dense CRF, the tables and the page of images.\n",
                 )
                 continue
             parser = parser._subcommands_action._name_parser_map[name]  # noqa: SLF001

@@ -81,7 +81,7 @@ def zero_shot(
         known = [f"tu-{each}" for each in timm.list_pretrained("vit_*_clip_*")]
         raise unknown_name("image network of CLIP", backbone, [each for each in known if open_clip_name(each)])
     if find_spec("open_clip") is None:
-        raise InputError("zero-shot needs open_clip: pip install 'tag2mask[clip]'")
+        raise InputError("zero-shot needs open_clip: pip install -c constraints.txt '.[clip]'")
     data = open_data(root, classes=classes, train_split=split)
     if unknown := next((each for each in class_words or {} if each not in data.known_classes()), None):
         raise unknown_name("class", unknown, data.classes)

@@ -22,8 +22,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 LIGHTNING = {
     "fit": "train a classifier or a segmentation network",
-    "validate": "compute a checkpoint's figures on the validation split",
-    "test": "compute a checkpoint's figures on the test split",
+    "validate": "compute the validation figures of a training again: mAP, or mIoU without the CRF",
+    "test": "compute the same figures on the test split; for IoU of a network use evaluate",
 }
 # For each command its function, imported only when it is called so that --help is fast, and its line of help.
 FUNCTIONS = {
@@ -131,7 +131,7 @@ def dispatch(words: list[str]) -> None:
     if name in LIGHTNING:
         from training.lightning_cli import run_lightning
 
-        run_lightning(find_configs(words))
+        run_lightning(find_configs(words), LIGHTNING)
     elif name in FUNCTIONS:
         if name not in SHARED:
             require_one_process(name)

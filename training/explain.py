@@ -36,7 +36,7 @@ def explain(
     """Write a figure of each photo, classes by CAM methods, as ``<photo>.png``; or one page of evidence for a class.
 
     Args:
-        photos: photos, and folders of photos.
+        photos: images, or folders of images.
         checkpoint: checkpoint of a classifier.
         output: folder for the figures; created if necessary.
         methods: names of CAM methods, separated by commas: gradcam, cam, counterfactual, gradcam++, layercam, hirescam,

@@ -63,7 +63,7 @@ def export(
         output: the file to write; for ``smp`` a new or empty folder.
         format: ``torchscript``: one file for ``torch.jit.load``, the JSON as its extra file ``tag2mask.json``.
             ``onnx``: one file of opset 17, the JSON in its metadata under ``tag2mask``; needs ``pip install
-            'tag2mask[export]'``. ``smp``: a folder for ``smp.from_pretrained`` and Hugging Face: weights,
+            -c constraints.txt '.[export]'``. ``smp``: a folder for ``smp.from_pretrained`` and Hugging Face: weights,
             ``tag2mask.json``, and a model card, ``README.md``; not for ``LargeFOV``, which is not an architecture of
             segmentation_models_pytorch.
         evaluation: for ``smp``: folder of ``tag2mask evaluate``, whose figures the card lists.
@@ -343,7 +343,9 @@ def _import_onnx(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError("ONNX needs the packages onnx and onnxruntime: pip install 'tag2mask[export]'") from error
+        raise InputError(
+            "ONNX needs the packages onnx and onnxruntime: pip install -c constraints.txt '.[export]'"
+        ) from error
 
 
 def _onnx_network(content: bytes) -> tuple[str, Callable[[Tensor], Tensor]]:

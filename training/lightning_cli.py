@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -192,15 +193,17 @@ class TagToMaskCLI(LightningCLI):
     before_test = before_validate
 
 
-def run_lightning(words: list[str]) -> None:
+def run_lightning(words: list[str], about: Mapping[str, str]) -> None:
     """Run ``fit``, ``validate`` or ``test``.
 
     Args:
         words: command line from the command's name on.
+        about: for each command its line of help.
 
     Raises:
         InputError: unusable input; a `UsageError` for a mistake on the command line or in a YAML.
     """
+    descriptions = {name: {"description": f"{line[0].upper()}{line[1:]}."} for name, line in about.items()}
     try:
         TagToMaskCLI(
             model_class=pl.LightningModule,
@@ -212,7 +215,7 @@ def run_lightning(words: list[str]) -> None:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},  # before_fit has checked already
             load_from_checkpoint_support=False,  # tasks save plain arguments, which load with weights_only
-            parser_kwargs={"prog": "tag2mask"},
+            parser_kwargs={"prog": "tag2mask"} | descriptions,
             args=words,
         )
     except MisconfigurationException as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast, get_type_hints
 
 import yaml
+from docstring_parser import parse
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 from upath import UPath
@@ -140,7 +141,8 @@ def run_function(target: str, about: str, name: str, words: Sequence[str]) -> No
     parser.add_argument("-c", "--config", action="config", help="a YAML file with these same options")
     parameters = signature(function).parameters.values()
     if paths := next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), ""):
-        parser.add_argument(paths, nargs="+", type=get_type_hints(function)[paths], help="files and folders")
+        described = {each.arg_name: each.description for each in parse(function.__doc__ or "").params}
+        parser.add_argument(paths, nargs="+", type=get_type_hints(function)[paths], help=described.get(paths))
     job = get_type_hints(function).get("job")
     parser.add_function_arguments(function, as_group=False, sub_configs=True, skip={"job"} if job else set())
     if job:

@@ -66,7 +66,7 @@ def predict(
     """Write the mask of each image: a palette PNG of the image's own size (upright), named like the image.
 
     The mask of a GeoTIFF is a GeoTIFF of one band, ``<name>.tif``, with the CRS and transform of the image; it needs
-    ``pip install 'tag2mask[geotiff]'``. One with an orientation other than upright has a PNG.
+    ``pip install -c constraints.txt '.[geotiff]'``. One with an orientation other than upright has a PNG.
 
     Index 0 is background, 1, 2, ... are the classes in the order of the ``classes.txt`` written beside the masks. Each
     image is read once, and each mask is written immediately. An image that cannot be read is skipped: the terminal and

@@ -2,7 +2,7 @@
 """Vector instructions for numba: a type that holds the labels of a pixel in registers of eight float32 each.
 
 LLVM's optimiser does not turn loops over the 8 to 24 labels of a pixel into efficient vector instructions;
-`docs/pages/reference/dense-crf.md` explains why, with measurements. LLVM compiles the operations below for the
+`docs/pages/experiments-history.md` explains why, with measurements. LLVM compiles the operations below for the
 processor that runs the program: eight float32 are one AVX register, or two SSE or NEON registers. Array offsets are
 not checked.
 

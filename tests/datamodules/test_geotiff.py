@@ -181,7 +181,7 @@ def test_without_rasterio(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "rasterio", None)
     assert np.array_equal(read_image(rgb), bands[:3].transpose(1, 2, 0))
     assert read_georeference(plain) is None
-    extra = r"needs the package rasterio: pip install 'tag2mask\[geotiff\]'"
+    extra = r"needs the package rasterio: pip install -c constraints.txt '\.\[geotiff\]'"
     for act in (lambda: read_georeference(rgb), lambda: read_image(four, 4), lambda: image_size(four)):
         with pytest.raises(UnreadableError, match=extra):
             act()

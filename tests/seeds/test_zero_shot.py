@@ -176,7 +176,7 @@ def test_without_network_and_without_open_clip(voc, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=f"open_clip_model.safetensors of {words}"):
         zero_shot(str(voc), tmp_path / "out", backbone=BACKBONE)
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(InputError, match=r"zero-shot needs open_clip: pip install 'tag2mask\[clip\]'"):
+    with pytest.raises(InputError, match=r"zero-shot needs open_clip: pip install -c constraints.txt '\.\[clip\]'"):
         zero_shot(str(voc), tmp_path / "out", backbone=BACKBONE)
 
 

@@ -316,7 +316,7 @@ def test_what_cannot_be_exported(network, tmp_path, capsys, monkeypatch):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, missing, None)
             assert run("export", "--checkpoint", network, "--format", "onnx", "--output", tmp_path / "x.onnx") == 1
-        assert "pip install 'tag2mask[export]'" in capsys.readouterr().err
+        assert "pip install -c constraints.txt '.[export]'" in capsys.readouterr().err
         if missing == "onnx":
             pytest.importorskip("onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"taken"}

@@ -21,7 +21,7 @@ def compare(*results: Path, mean: bool = False) -> None:
     """Print the IoU of several evaluations side by side, with the differences from the first in percentage points.
 
     Args:
-        results: ``metrics.json`` files of ``tag2mask evaluate``, or folders that contain one.
+        results: folders of ``tag2mask evaluate``, or their files ``metrics.json``.
         mean: average the results whose paths differ only in a folder ``seed-N``, as ``tag2mask fit --random_seeds``
             names them: mean ± sample standard deviation.
 
