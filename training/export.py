@@ -1,45 +1,37 @@
-"""`tag2mask export`: write a trained network as TorchScript, ONNX or for segmentation_models_pytorch (SMP); load it."""
+"""`tag2mask export`: write a trained network as TorchScript, ONNX or for segmentation_models_pytorch (SMP)."""
 
-import importlib
 import io
 import json
 import logging
 import math
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import yaml
-from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
+from huggingface_hub import EvalResult, HfApi, ModelCardData
 from safetensors import SafetensorError
-from segmentation_models_pytorch import from_pretrained
-from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
 from upath import UPath
 
 from datamodules.errors import InputError, first_line
-from datamodules.files import AnyPath, file_sha256, new_folder, read_bytes, read_json, write_atomically, write_json
+from datamodules.files import file_sha256, new_folder, read_json, write_atomically, write_json
 from datamodules.images import channel_statistics
 from datamodules.progress import print_result
-from seeds.precision import ResolvedPrecision
+from training.exported_network import KEY, SIDECAR, import_onnx, load_smp, onnx_network, restore_smp
 from training.inference import Trained, load_trained
 from training.networks import SmpNetwork
 from training.reports.pages import render
 
-KEY = "tag2mask"  # of the JSON in ONNX's metadata
 TRAINING = "training.yaml"  # in SMP's folder: the options of the training
-SIDECAR = "tag2mask.json"  # the JSON as a file, in TorchScript's archive and in SMP's folder
 OPSET = 17  # of ONNX; onnxruntime supports it since 1.12
 TOLERANCE = 1e-4  # absolute and relative, between the network's scores and those of the exported network
-_REPOSITORY = re.compile(r"hf://[^/]+/[^/]+")
 OTHER_HEIGHT = 64  # pixels by which the second tested shape is higher
 
 
@@ -184,7 +176,7 @@ def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> 
 
 
 def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
-    onnx = _import_onnx("onnx")
+    onnx = import_onnx("onnx")
     inner = network.model if isinstance(network, SmpNetwork) else network
     example = torch.zeros(1, len(metadata["mean"]), metadata["size"], metadata["size"])
     for any_size in (True, False):  # if the network works at its own size only, the file has that fixed size
@@ -208,7 +200,7 @@ def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
         metadata["any_size"] = any_size
         onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
         content = model.SerializeToString()
-        if _verify(_onnx_network(content)[1], network, metadata, "ONNX") >= any_size:
+        if _verify(onnx_network(content)[1], network, metadata, "ONNX") >= any_size:
             break
     write_atomically(output, content)
 
@@ -234,7 +226,7 @@ def _write_smp(network: Any, metadata: dict[str, Any], output: Path, card: Mappi
             network.model.save_pretrained(folder)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{output} cannot be written: {first_line(error)}") from error
-        loaded = _load_smp(folder)
+        loaded = load_smp(folder)
         # SMP dilates encoders in a way that does not fit their weights, see `seeds.backbones.dilate`
         convolutions = {}
         for name, module in network.model.named_modules():
@@ -244,7 +236,7 @@ def _write_smp(network: Any, metadata: dict[str, Any], output: Path, card: Mappi
                 if settings != {key: list(getattr(loaded.get_submodule(name), key)) for key in keys}:
                     convolutions[name] = settings
         metadata["convolutions"] = convolutions
-        restored = _restore_smp(loaded, convolutions)
+        restored = restore_smp(loaded, convolutions)
         metadata["any_size"] = _verify(restored, network, metadata, "segmentation_models_pytorch")
         write_json(folder / SIDECAR, metadata)
         if card["config"]:
@@ -274,102 +266,3 @@ def _verify(exported: Callable[[Tensor], Tensor], network: Any, metadata: Mappin
     if not equal[0]:
         raise InputError(f"the {form} export of this network is wrong: its scores differ by more than {TOLERANCE}")
     return equal[1]
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A network that runs without the code that trained it.
-
-    Attributes:
-        classes: its classes, without background.
-        size: side in pixels of the images of its training.
-        in_channels: channels of the images.
-        checkpoint_sha256: SHA-256 of the checkpoint that was exported.
-        run: class scores float32 (B, C+1, h, w) of normalised images (B, in_channels, size, size).
-        precision: in which it computes.
-    """
-
-    precision: ClassVar[ResolvedPrecision] = "32-true"
-    classes: tuple[str, ...]
-    size: int
-    in_channels: int
-    checkpoint_sha256: str
-    run: Callable[[Tensor], Tensor]
-
-    @torch.inference_mode()
-    def scores(self, images: Tensor) -> Tensor:
-        """Return class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
-        return self.run(images).float()
-
-
-def load_exported(path: AnyPath) -> Exported:
-    """Load an exported network onto the CPU: a folder of SMP, a file ``.onnx``, or else TorchScript.
-
-    ``hf://USER/NAME`` is such a folder on Hugging Face, which is downloaded into its cache.
-
-    Raises:
-        InputError: the file is missing or damaged, was not written by `export`, or a package to run it is missing.
-    """
-    try:
-        if _REPOSITORY.fullmatch(str(path)):
-            name, _, revision = str(path).removeprefix("hf://").partition("@")
-            try:
-                path = Path(snapshot_download(name, revision=revision or None))
-            except Exception as error:  # errors of HTTP, of tokens and of names have no common class
-                raise InputError(f"{path} cannot be downloaded: {first_line(error)}") from error
-        if isinstance(path, Path) and path.is_dir():  # segmentation_models_pytorch reads local folders alone
-            metadata = json.loads((path / SIDECAR).read_bytes())
-            run: Any = _restore_smp(_load_smp(path), metadata["convolutions"])
-        elif path.suffix == ".onnx":
-            text, run = _onnx_network(read_bytes(path))
-            metadata = json.loads(text)
-        else:
-            files = {SIDECAR: ""}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch calls its deprecated functions itself
-                file = io.BytesIO(read_bytes(path))
-                run = torch.jit.load(file, map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
-            metadata = json.loads(files[SIDECAR])
-        size, channels, digest = int(metadata["size"]), len(metadata["mean"]), str(metadata["checkpoint_sha256"])
-        return Exported(tuple(metadata["classes"]), size, channels, digest, run)
-    except InputError:
-        raise
-    except Exception as error:  # each runtime has its own errors; the file is not usable in any case
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"{path} is no intact 'tag2mask export', nor a *.ckpt: {reason}") from error
-
-
-def _import_onnx(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            "ONNX needs the packages onnx and onnxruntime: pip install -c constraints.txt '.[export]'"
-        ) from error
-
-
-def _onnx_network(content: bytes) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """Return the JSON metadata (empty if missing) of an ONNX file, and its network, on as many threads as torch."""
-    onnxruntime = _import_onnx("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    text = session.get_modelmeta().custom_metadata_map.get(KEY, "")
-    return text, lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
-
-
-def _load_smp(folder: AnyPath) -> nn.Module:
-    with redirect_stdout(io.StringIO()):  # SMP prints where it loads weights from
-        model: nn.Module = from_pretrained(str(folder))
-    return model
-
-
-def _restore_smp(model: nn.Module, convolutions: Mapping[str, Mapping[str, Any]]) -> nn.Module:
-    """Change an SMP network in place to its form in training: settings of convolutions, scores on its own grid."""
-    for name, settings in convolutions.items():
-        for key, value in settings.items():
-            setattr(model.get_submodule(name), key, tuple(value))
-    head: Any = model.segmentation_head
-    if isinstance(head, SegmentationHead):
-        head[1] = nn.Identity()  # the upsampling
-    return model.eval()

@@ -38,7 +38,7 @@ from seeds.distributed import local_rank, read_partition, require_one_process
 from seeds.precision import Precision
 from seeds.provenance import package_versions
 from seeds.tiles import Tiling
-from training.export import Exported, load_exported
+from training.exported_network import Exported, load_exported
 from training.image_overlays import encode_image, label_overlay
 from training.inference import Predicted, Trained, load_trained, predictions
 from training.photos import forbid_replacing, photo_samples, report_skipped

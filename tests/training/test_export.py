@@ -27,7 +27,8 @@ from datamodules.transforms import Transform
 from tests.tars import tar_bytes
 from tests.training.conftest import data_of, trainer_of
 from training.cli import main
-from training.export import SIDECAR, export, load_exported
+from training.export import export
+from training.exported_network import SIDECAR, load_exported
 from training.inference import load_trained
 from training.predict import predict
 from training.runs.provenance_record import KEY
@@ -280,7 +281,7 @@ def test_hugging_face(network, written, tmp_path, monkeypatch, capsys):
 
     requested = []
     monkeypatch.setattr(
-        "training.export.snapshot_download",
+        "training.exported_network.snapshot_download",
         lambda name, revision: requested.append((name, revision)) or written / "net",
     )
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
@@ -288,7 +289,7 @@ def test_hugging_face(network, written, tmp_path, monkeypatch, capsys):
     torch.testing.assert_close(found.scores(images), load_trained(network).scores(images), rtol=0, atol=1e-4)
     load_exported(UPath("hf://me/net"))
     assert requested == [("me/net-v1.0", "abc"), ("me/net", None)]
-    monkeypatch.setattr("training.export.snapshot_download", offline)
+    monkeypatch.setattr("training.exported_network.snapshot_download", offline)
     with pytest.raises(InputError, match="hf://me/net cannot be downloaded: no connection"):
         load_exported(UPath("hf://me/net"))
 
@@ -297,7 +298,7 @@ def test_a_wrong_export_is_not_written(network, tmp_path, monkeypatch):
     monkeypatch.setattr("training.export.torch.jit.trace", lambda *_, **__: lambda images: images)
     with pytest.raises(InputError, match="TorchScript export of this network is wrong"):
         export(network, tmp_path / "net.pt", "torchscript")
-    monkeypatch.setattr("training.export._restore_smp", lambda model, _: model)
+    monkeypatch.setattr("training.export.restore_smp", lambda model, _: model)
     with pytest.raises(InputError, match="segmentation_models_pytorch export of this network is wrong"):
         export(network, tmp_path / "net", "smp")
     assert not list(tmp_path.iterdir())
