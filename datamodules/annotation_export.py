@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from datamodules.brush_rle import encode_brush
 from datamodules.class_names import IGNORE, voc_palette
 from datamodules.errors import InputError
-from datamodules.files import is_uri, write_atomically, write_json
+from datamodules.files import is_uri, uri_path, write_atomically, write_json
 from datamodules.images import open_file
 from datamodules.label_studio import ID_KEY
 from datamodules.masks import encode_mask, mask_png
@@ -48,8 +48,7 @@ class LabelledImage(NamedTuple):
     @property
     def file_name(self) -> str:
         """Path of the image below the folder of images."""
-        path = self.image.partition("::")[0].partition("?")[0] if is_uri(self.image) else self.image
-        return self.id + PurePosixPath(path.rpartition("/")[2]).suffix
+        return self.id + PurePosixPath(uri_path(self.image) if is_uri(self.image) else self.image).suffix
 
 
 def write_annotations(

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from upath import UPath
 
@@ -35,6 +36,21 @@ _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists,
 def is_uri(path: str | AnyPath) -> bool:
     """Return whether a path is a URI, such as ``s3://bucket/a.jpg`` or ``zip://a.jpg::s3://bucket/a.zip``."""
     return "://" in str(path)
+
+
+def uri_path(uri: str) -> str:
+    """Return bucket and path of the file in a URI; no bucket, so that ``/`` is first, for http and in archives.
+
+    Only in URIs of http do ``?`` and ``#`` end a path: an object store allows both in names.
+
+    Raises:
+        ValueError: a URI of http is malformed.
+    """
+    file = next((part for part in uri.split("::") if is_uri(part)), uri)  # zip://a.jpg::s3://bucket/a.zip
+    if file.startswith(("http://", "https://")):
+        return urlsplit(file).path
+    path = file.partition("://")[2]
+    return path if uri.endswith(file) else f"/{path}"
 
 
 @contextmanager

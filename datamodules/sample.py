@@ -6,7 +6,6 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from upath import UPath
 
 from datamodules.annotations import LabelledBox, Point, Scribble
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.files import AnyPath, is_uri, read_bytes, uri_path
 from datamodules.images import image_size
 from datamodules.masks import RleMask
 from datamodules.progress import print_message
@@ -52,7 +51,7 @@ def image_id(file: str) -> str:
         InputError: the text is no path of a file.
     """
     try:
-        path = PurePosixPath(urlsplit(file).path if is_uri(file) else file).with_suffix("")
+        path = PurePosixPath(uri_path(file).partition("/")[2] if is_uri(file) else file).with_suffix("")
     except ValueError as error:
         raise InputError(f"{file!r} is no path of an image: {error}") from error
     return "/".join(part for part in path.parts if part not in ("/", ".."))  # results are files of this name

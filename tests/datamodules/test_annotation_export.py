@@ -185,6 +185,7 @@ def test_a_class_with_a_colon(voc, tmp_path):
 @pytest.mark.parametrize(("image", "name"), [
     ("photos/a b#1.JPG", "x/a.JPG"), ("https://host/a.jpg?d=1.png", "x/a.jpg"), ("s3://bucket/f/a#1.png", "x/a.png"),
     ("zip://f/a.jpg::s3://bucket/c.zip", "x/a.jpg"), ("memory://a.tif", "x/a.tif"),
+    ("s3://bucket/is it a cat?.png", "x/a.png"), ("s3://bucket/v1.2#3/a", "x/a"),
 ])  # fmt: skip
 def test_file_names(image, name):
     assert LabelledImage("x/a", image, HOLED).file_name == name

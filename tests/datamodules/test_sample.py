@@ -59,6 +59,17 @@ def test_what_is_no_path_of_an_image(file):
         image_id(file)
 
 
+@pytest.mark.parametrize(("file", "name"), [
+    ("s3://b/photos/cat #1.jpg", "photos/cat #1"), ("gs://b/is it a cat?.jpg", "is it a cat?"),
+    ("https://host/photos/a.jpg?size=1.5#top", "photos/a"), ("file:///photos/a.jpg", "photos/a"),
+    ("zip://f/a.jpg::s3://b/photos.zip", "f/a"), ("zip://a.jpg::photos.zip", "a"),
+    ("simplecache::s3://b/f/a.jpg", "f/a"),
+])  # fmt: skip
+def test_ids_of_images_by_uri(file, name):
+    """``?`` and ``#`` are parts of names in an object store: cat #1.jpg and cat #2.jpg are two images."""
+    assert image_id(file) == name
+
+
 def test_a_list_with_a_byte_order_mark(tmp_path):
     (tmp_path / "ids.txt").write_bytes("\ufeffa\nb\n".encode())
     assert read_ids(tmp_path / "ids.txt") == ("a", "b")
