@@ -144,7 +144,7 @@ def _yolo_names(path: AnyPath) -> dict[str, str]:
     """Return the names of the classes in a ``data.yaml`` by their numbers."""
     try:
         content = yaml.safe_load(read_bytes(path))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise InputError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     content = content if isinstance(content, dict) else {}
     names = content.get("names")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, read_bytes
+from datamodules.files import AnyPath, read_lines
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -96,9 +96,5 @@ def read_classes(path: AnyPath) -> tuple[str, ...]:
     Raises:
         InputError: the file is not UTF-8 text, is empty, or names a class twice.
     """
-    try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a list of classes: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in read_lines(path) if line.strip())
     return check_classes(names, names, f"in {path}")

@@ -107,6 +107,18 @@ def read_bytes(path: str | AnyPath, start: int = 0, end: int | None = None) -> b
     return bytes(_request(path, lambda storage, name: storage.cat_file(name, **limits)))
 
 
+def read_lines(path: AnyPath) -> list[str]:
+    """Return the lines of a list, a text file in UTF-8, by `read_bytes`.
+
+    Raises:
+        InputError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
 def local_copy(uri: str | AnyPath) -> Path | None:
     """Return the copy of a file in the folder that `CACHE` names, and make it if necessary; None without such a folder.
 

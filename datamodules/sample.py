@@ -13,7 +13,7 @@ from upath import UPath
 
 from datamodules.annotations import LabelledBox, Point, Scribble
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, read_bytes, uri_path
+from datamodules.files import AnyPath, is_uri, read_lines, uri_path
 from datamodules.images import image_size
 from datamodules.masks import RleMask
 from datamodules.progress import print_message
@@ -89,10 +89,7 @@ def read_ids(path: AnyPath) -> tuple[str, ...]:
     Raises:
         InputError: the list cannot be read, or contains an id twice.
     """
-    try:
-        ids = tuple(line.split()[0] for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    ids = tuple(line.split()[0] for line in read_lines(path) if line.strip())
     if len(set(ids)) < len(ids):
         raise InputError(f"the list {path} contains {next(i for i in ids if ids.count(i) > 1)} more than once")
     return ids

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, read_bytes
+from datamodules.files import AnyPath, read_lines
 from datamodules.safe_pickle import load_dict
 
 PICKLE = "localization_cues.pickle"
@@ -89,12 +89,8 @@ def read_input_list(path: AnyPath) -> dict[str, int]:
     Raises:
         InputError: the list is missing, malformed, empty, or names an image or a number twice.
     """
-    try:
-        lines = read_bytes(path).decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     numbers: dict[str, int] = {}
-    for place, line in enumerate(lines, start=1):
+    for place, line in enumerate(read_lines(path), start=1):
         match line.split():
             case []:
                 continue

@@ -335,6 +335,7 @@ def test_files_of_yolo_that_are_none(voc, tmp_path):
             ("path: .\n", "", r"data\.yaml has no names of classes"),
             ("names: [cup]\n", "", "none of its names is a class of the data set: cup; there are ant"),
             ("names: [\n", "", r"data\.yaml cannot be read as YAML"),
+            ("names: [ant]\ndate: 2024-13-01\n", "", r"data\.yaml cannot be read as YAML"),
             ("names: [[ant]]\n", "", "has no names of classes"),
             ("names: [ant]\nkpt_shape: [4, 3]\n", "", "is of a data set of poses"),
             ("names: [ant]\n", "0 .5 .5 0 0\n", r"p0\.txt, line 1: a box of 'ant' is empty"),
