@@ -31,6 +31,9 @@ AnnotationFormat = Literal["coco", "yolo", "label-studio", "cvat", "huggingface"
 UNKNOWN = "unknown"
 """Name of the class of unlabelled pixels in formats that only know classes."""
 
+ROW_GROUP = 100 << 20
+"""Bytes of the image files in a row group of Parquet, which are in memory; as in the library datasets."""
+
 
 class LabelledImage(NamedTuple):
     """An image and the class of each of its pixels.
@@ -230,14 +233,20 @@ def _huggingface(folder: Path, classes: tuple[str, ...], images: Iterable[Labell
         "id": Value("string"), "file_name": Value("string"), "image": Image(), "mask": Image(),
         "tags": List(ClassLabel(names=list(classes))),
     })  # fmt: skip
+    rows, size = list[dict[str, Any]](), 0
     with ParquetWriter(folder / "train.parquet", features.arrow_schema) as writer:
         for each in images:
             with open_file(each.image) as file:
                 content = file.read()
-            row = {
+            rows.append({
                 "id": each.id, "file_name": each.file_name,
                 "image": {"bytes": content, "path": each.file_name},
                 "mask": {"bytes": mask_png(each.label_map), "path": f"{each.id}.png"},
                 "tags": [index - 1 for index in np.unique(each.label_map).tolist() if index not in (0, IGNORE)],
-            }  # fmt: skip
-            writer.write_batch(pa.RecordBatch.from_pylist([row], features.arrow_schema))
+            })  # fmt: skip
+            size += len(content)
+            if size >= ROW_GROUP:
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, features.arrow_schema))
+                rows, size = [], 0
+        if rows:
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, features.arrow_schema))

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools.coco import COCO
 
+from datamodules import annotation_export
 from datamodules.annotation_export import LabelledImage, region_polygons, write_annotations
 from datamodules.brush_rle import decode_brush, encode_brush
 from datamodules.errors import InputError
@@ -80,6 +81,15 @@ def test_round_trip_of_unknown_pixels(voc, tmp_path, kind):
     if kind == "label-studio":
         file = annotate(file)
     assert_equal(imported(voc, file), voc, empty=kind != "coco", unknown=True)
+
+
+@pytest.mark.parametrize(("size", "groups"), [(1 << 20, [3]), (1, [1, 1, 1])])
+def test_row_groups_of_parquet_have_many_images(voc, tmp_path, monkeypatch, size, groups):
+    monkeypatch.setattr(annotation_export, "ROW_GROUP", size)
+    file = export(voc, tmp_path / "out", "huggingface") / "train.parquet"
+    metadata = pytest.importorskip("pyarrow.parquet").ParquetFile(file).metadata
+    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == groups
+    assert_equal(imported(voc, file), voc)
 
 
 @pytest.mark.skipif(not INTERPRETER.exists(), reason="the annotation tools' libraries are not installed: make test")
