@@ -9,6 +9,8 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,7 +20,7 @@ from upath import UPath
 from datamodules.annotations import BACKGROUND, Found, mask_index, valid_box
 from datamodules.class_names import ILLEGAL, MAX_CLASSES, mask_lut, require_known
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, read_bytes
+from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.images import image_size, open_image
 from datamodules.masks import RleMask
 from datamodules.sample import SplitSamples, image_id, match_ids
@@ -37,19 +39,52 @@ def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
     Raises:
         InputError: it is no such archive, or a mask has a colour that is not listed.
     """
+    with ExitStack() as stack:
+        with _zip_errors(path):
+            file = io.BytesIO(read_bytes(path)) if is_uri(path) else stack.enter_context(Path(str(path)).open("rb"))
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            files = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+            labelmaps = [archive.read(name) for name in files if name.endswith("labelmap.txt")]
+        members = [name for name in files if "SegmentationClass/" in name and name.endswith(".png")]
+        if len(labelmaps) != 1 or not members:
+            problem = f"{len(labelmaps)} files labelmap.txt and {len(members)} masks in SegmentationClass"
+            raise InputError(f'{path} contains {problem}: export one task or project as "Segmentation mask 1.1"')
+        colours = _read_labelmap(labelmaps[0].decode("utf-8-sig", "replace"), path, known)
+        ids = [member.partition("SegmentationClass/")[2].removesuffix(".png") for member in members]
+        matching = match_ids(ids, [f"{path}, {member}" for member in members], samples, path)
+        for name, member in zip(matching, members, strict=True):
+            if name not in samples:
+                continue
+            place = f"{path}, {member}"
+            with _zip_errors(path):
+                content = archive.read(member)
+            with open_image(io.BytesIO(content), place) as image:
+                red, green, blue = np.moveaxis(np.array(image.convert("RGB")).astype(np.int32), -1, 0)
+            found, inverse = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+            if unlisted := next((key for key in found.tolist() if key not in colours), None):
+                colour = f"{unlisted >> 16},{unlisted >> 8 & 255},{unlisted & 255}"
+                raise InputError(f"{place} has pixels of the colour {colour}, which labelmap.txt does not list")
+            label_map = np.array([colours[key] for key in found.tolist()], np.uint8)[inverse].reshape(red.shape)
+            yield name, place, RleMask.from_label_map(f"of {place}", label_map)
+
+
+@contextmanager
+def _zip_errors(path: AnyPath) -> Iterator[None]:
+    """Turn the errors of `zipfile` into an InputError that names the file."""
     try:
-        with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as archive:
-            names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
-            files = {name: archive.read(name) for name in names if name.endswith((".png", "labelmap.txt"))}
+        yield
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{path} cannot be read as a zip file: {error}") from error
-    masks = {name.partition("SegmentationClass/")[2]: name for name in files if "SegmentationClass/" in name}
-    listed = [content for name, content in files.items() if name.endswith("labelmap.txt")]
-    if len(listed) != 1 or not masks:
-        problem = f"{len(listed)} files labelmap.txt and {len(masks)} masks in SegmentationClass"
-        raise InputError(f'{path} contains {problem}: export one task or project as "Segmentation mask 1.1".')
-    labels, colours = set[str](), dict[int, int]()  # and the index of each colour
-    for line in listed[0].decode("utf-8-sig", "replace").splitlines():
+
+
+def _read_labelmap(text: str, path: AnyPath, known: Sequence[str]) -> dict[int, int]:
+    """Return the index in masks of each colour in CVAT's ``labelmap.txt``; a colour is red << 16 | green << 8 | blue.
+
+    Raises:
+        InputError: a line is malformed, two labels have one colour, or no label is a class of the data set.
+    """
+    labels, colours = set[str](), dict[int, int]()
+    for line in text.splitlines():
         if line.strip() and not line.startswith("#"):
             label, colour, *_ = [*line.split(":"), ""]
             try:
@@ -64,20 +99,7 @@ def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
             labels.add(label)
     colours.setdefault(0, 0)  # the background need not be listed
     require_known(labels, known, f"{path}: none of the labels of labelmap.txt")
-    ids = [name.removesuffix(".png") for name in masks]
-    matching = match_ids(ids, [f"{path}, {name}" for name in masks.values()], samples, path)
-    for name, member in zip(matching, masks.values(), strict=True):
-        if name not in samples:
-            continue
-        place = f"{path}, {member}"
-        with open_image(io.BytesIO(files[member]), place) as image:
-            red, green, blue = np.moveaxis(np.array(image.convert("RGB")).astype(np.int32), -1, 0)
-        found, inverse = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
-        if unlisted := next((key for key in found.tolist() if key not in colours), None):
-            colour = f"{unlisted >> 16},{unlisted >> 8 & 255},{unlisted & 255}"
-            raise InputError(f"{place} has pixels of the colour {colour}, which labelmap.txt does not list")
-        label_map = np.array([colours[key] for key in found.tolist()], np.uint8)[inverse].reshape(red.shape)
-        yield name, place, RleMask.from_label_map(f"of {place}", label_map)
+    return colours
 
 
 def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:

@@ -252,6 +252,23 @@ def test_colours_are_those_of_the_labelmap(voc, tmp_path):
     assert sum(each.mask is not None for each in samples.values()) == 1
 
 
+def test_other_files_of_an_archive_are_not_read(voc, tmp_path):
+    """Neither masks of objects nor those of images of other splits: an archive may be larger than the memory."""
+    path, colours = tmp_path / "a.zip", np.zeros((48, 64, 3), np.uint8)
+    archive(path, p0=colours, x9=colours)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("SegmentationObject/p0.png", b"objects")
+    content = path.read_bytes()
+    for name in (b"SegmentationClass/x9.png", b"SegmentationObject/p0.png"):
+        content = content.replace(name, bytes(len(name)), 1)  # in front of the content: reading it is an error
+    path.write_bytes(content)
+    assert [name for name, each in read(open_voc(voc, str(path))).items() if each.mask] == ["p0"]
+    for suffix in ("SegmentationClass/p0.png", "labelmap.txt"):
+        path.write_bytes(content.replace(suffix.encode(), bytes(len(suffix)), 1))
+        with pytest.raises(InputError, match=r"a\.zip cannot be read as a zip file"):
+            read(open_voc(voc, str(path)))
+
+
 def test_archives_that_are_none(voc, tmp_path):
     colours = np.full((48, 64, 3), 7, np.uint8)
     path = tmp_path / "a.zip"
