@@ -55,7 +55,7 @@ def check_source(source: str) -> None:
 def referenced_files(source: AnyPath) -> list[str]:
     """Return the files that a file of annotations names: masks of a table, text files beside the YAML of YOLO.
 
-    None where the source cannot be read.
+    There are none where the source cannot be read.
     """
     suffix = source.suffix.lower()
     if suffix in (".yaml", ".yml"):

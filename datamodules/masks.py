@@ -160,8 +160,10 @@ def mask_png(mask: np.ndarray, name: str = "a mask") -> bytes:
     Raises:
         InputError: the mask has another shape or values that do not fit.
     """
-    if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 255:
+    if mask.ndim != 2 or mask.size == 0:
         raise InputError(f"{name} must be (H, W) with values 0..255, not of shape {tuple(mask.shape)}")
+    if mask.min() < 0 or mask.max() > 255:
+        raise InputError(f"{name} must be of values 0..255, not of {mask.min()}..{mask.max()}")
     image = Image.fromarray(mask.astype(np.uint8, copy=False))
     image.putpalette(voc_palette())
     file = io.BytesIO()
