@@ -27,9 +27,9 @@ from datamodules.errors import InputError, UnreadableError, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri
 from datamodules.images import image_size
 from datamodules.label_studio import label_studio_annotations
-from datamodules.masks import RleMask, read_class_mask
+from datamodules.masks import RleMask, read_class_mask, require_same_size
 from datamodules.progress import print_message
-from datamodules.sample import Sample, SplitSamples, image_id, match_ids, read_ids, require_size
+from datamodules.sample import Sample, SplitSamples, image_id, match_ids, read_ids, require_recorded_size
 from datamodules.tables import TABLES, mask_path, read_rows
 
 SUFFIXES = (".txt", *TABLES, ".json", ".zip", ".yaml", ".yml", ".parquet")
@@ -202,9 +202,8 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
                 raise
             return sample  # the error is that of whoever needs the mask
     with suppress(UnreadableError):
-        if isinstance(mask, RleMask) and corrects and mask.size != (size := image_size(sample.image)):
-            sizes = "{} x {} pixels, and its image {} x {} (height, width)".format(*mask.size, *size)
-            raise InputError(f"the mask {mask} of image {sample.id} has {sizes}")
+        if isinstance(mask, RleMask) and corrects:
+            require_same_size(f"mask {mask}", mask.size, f"its image {sample.image}", image_size(sample.image))
     names = frozenset(classes[index - 1] for index in indices - {0, IGNORE})
     if known is None:
         names |= {each.name for each in shapes} - {BACKGROUND}
@@ -338,7 +337,9 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
             continue
         segmented = all(has_area(each.get("segmentation")) for each in instances)
         if not segmented or any(each.get("keypoints") for each in instances):
-            require_size((image.get("height"), image.get("width")), samples[name], f"{path}, image {image['id']}")
+            require_recorded_size(
+                (image.get("height"), image.get("width")), samples[name], f"{path}, image {image['id']}"
+            )
         if segmented and (mask := instance_mask(image, instances, indices, path)) is not None:
             yield name, str(path), mask
         no_boxes = {each["category_id"] for each in instances if each.get("iscrowd") or not each.get("bbox")}

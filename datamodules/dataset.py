@@ -15,7 +15,7 @@ from datamodules.class_names import IGNORE
 from datamodules.drawn_labels import Drawn, corrected_cues, draw_labels
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import any_size, as_rgb, image_size, normalize, read_image
-from datamodules.masks import read_class_mask
+from datamodules.masks import read_class_mask, require_same_size
 from datamodules.sample import Sample, multi_hot
 from datamodules.samplers import Draw, EvalSampler
 from datamodules.seed_cache import SeedCache
@@ -116,9 +116,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if self.mask_lut is not None:
             unknown = np.full(image.shape[:2], IGNORE, np.uint8)
             mask = unknown if sample.mask is None else read_class_mask(sample.mask, self.mask_lut)
-            if mask.shape != image.shape[:2]:
-                size, mask_size = ("x".join(map(str, each.shape[1::-1])) for each in (image, mask))
-                raise InputError(f"mask {sample.mask} is {mask_size}, and its image {sample.image} is {size}")
+            require_same_size(f"mask {sample.mask}", mask.shape, f"its image {sample.image}", image.shape)
         cues = None if self.cues is None else self.cues.cues(sample.id)
         own_size = mask is not None and not self.training and not self.annotations
         lines = self._lines(sample, image.shape[:2]) if self.annotations else []

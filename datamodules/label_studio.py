@@ -21,7 +21,7 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.images import IMAGE_SUFFIXES, image_size
 from datamodules.masks import RleMask, encode_mask
-from datamodules.sample import SplitSamples, image_id, match_ids, require_size
+from datamodules.sample import SplitSamples, image_id, match_ids, require_recorded_size
 
 ID_KEY = "tag2mask_id"
 """Key of an image's id in the data of a task, as `datamodules.annotation_export` writes it."""
@@ -62,7 +62,7 @@ def label_studio_annotations(path: AnyPath, tasks: Sequence[Any], samples: Split
                 regions.append((mask_index(label, known), region))
                 sizes.add(size)
             elif name in samples and (label in known or (label == BACKGROUND and isinstance(region, Point))):
-                require_size(size, samples[name], place)
+                require_recorded_size(size, samples[name], place)
                 yield name, place, region
         if len(sizes) > 1:
             raise InputError(f"{place}: its regions have the original sizes {' and '.join(map(str, sorted(sizes)))}")

@@ -107,6 +107,19 @@ def mask_size(mask: str | AnyPath | RleMask) -> tuple[int, int]:
     return mask.size if isinstance(mask, RleMask) else image_size(mask)
 
 
+def require_same_size(name: str, size: Sequence[Any], other: str, wanted: Sequence[Any]) -> None:
+    """Raise an InputError where two sizes differ; its message has width x height.
+
+    Args:
+        name: what has the first size, such as ``mask a.png``.
+        size: its height and width, perhaps followed by channels.
+        other: what has the second size, such as ``its image a.jpg``.
+        wanted: its height and width, perhaps followed by channels.
+    """
+    if tuple(size[:2]) != tuple(wanted[:2]):
+        raise InputError(f"{name} is {size[1]}x{size[0]}, and {other} is {wanted[1]}x{wanted[0]}")
+
+
 def read_mask(path: str | AnyPath | RleMask) -> np.ndarray:
     """Read or render the indices of a mask.
 

@@ -15,7 +15,7 @@ from datamodules.annotations import LabelledBox, Point, Scribble
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, read_lines, uri_path
 from datamodules.images import image_size
-from datamodules.masks import RleMask
+from datamodules.masks import RleMask, require_same_size
 from datamodules.progress import print_message
 from datamodules.seed_shard import INVALID_ID, is_valid_id
 
@@ -160,7 +160,7 @@ class SplitSamples(dict[str, Sample]):
         self.title, self.other_ids = title, other_ids
 
 
-def require_size(size: tuple[Any, Any], sample: Sample, place: str) -> None:
+def require_recorded_size(size: tuple[Any, Any], sample: Sample, place: str) -> None:
     """Raise an InputError where a file of annotations records another size of a sample's image.
 
     Args:
@@ -168,9 +168,8 @@ def require_size(size: tuple[Any, Any], sample: Sample, place: str) -> None:
         sample: the image; one named by URI is not looked at, which would be a request for each.
         place: place in the file, for the message.
     """
-    if None in size or is_uri(sample.image) or size == (found := image_size(sample.image)):
-        return
-    raise InputError(f"{place} has {size[0]} x {size[1]} pixels, and its image {found[0]} x {found[1]}")
+    if None not in size and not is_uri(sample.image):
+        require_same_size(place, size, f"its image {sample.image}", image_size(sample.image))
 
 
 def match_id(name: str, *ids: Container[str]) -> str:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import is_uri
 from datamodules.images import image_size
-from datamodules.masks import mask_size
+from datamodules.masks import mask_size, require_same_size
 from datamodules.progress import print_message
 from datamodules.sample import Sample
 
@@ -100,7 +100,5 @@ def _header_problem(sample: Sample) -> str:
         size_of_mask = mask_size(sample.mask) if sample.mask else size
     except UnreadableError as error:
         return str(error)
-    if size_of_mask != size:
-        found, wanted = (f"{width}x{height}" for height, width in (size_of_mask, size))
-        raise InputError(f"mask {sample.mask} is {found}, and its image {sample.image} is {wanted}")
+    require_same_size(f"mask {sample.mask}", size_of_mask, f"its image {sample.image}", size)
     return ""

@@ -312,7 +312,7 @@ def spoil(folder, ids, how):
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [("missing", "1 of 4 predictions are missing"), ("size", "the shape (96, 71)"), ("void", "holds 255"),
+    [("missing", "1 of 4 predictions are missing"), ("size", "is 71x96, and its mask "), ("void", "holds 255"),
      ("index", "index 77"), ("colours", "RGB")],
 )  # fmt: skip
 def test_predictions_that_cannot_be_scored(voc, predicted_masks, tmp_path, capsys, how, words):
