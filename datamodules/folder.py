@@ -14,7 +14,7 @@ from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_masks, mask_folder
-from datamodules.sample import Sample, image_id, split_samples
+from datamodules.sample import Sample, image_id, named_split
 from datamodules.tables import read_rows
 
 TAG_COLUMNS = ("tags", "labels", "label")
@@ -78,11 +78,7 @@ class FolderDataModule(BaseDataModule):
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
         """Return the samples of ``train``, ``val`` or ``all``."""
-        if split not in ("train", "val", "all"):
-            raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all")
-        chosen = split_samples(self.images, split, self.hparams["val_fraction"])
-        if not chosen:
-            raise InputError(f"none of {len(self.images)} images of {self.root} is in {split!r}: change val_fraction")
+        chosen = named_split(self.images, split, self.hparams["val_fraction"], self.root)
         found = find_masks(self.masks if masks else None, [image.id for image in chosen])
         paired = zip(chosen, found, strict=True)
         return [replace(image, tags=image.tags if tags else None, mask=mask) for image, mask in paired]

@@ -77,6 +77,20 @@ def split_samples(samples: Sequence[Sample], split: str, val_fraction: float) ->
     return [sample for sample in samples if (sample.id in in_val) == (split == "val")]
 
 
+def named_split(samples: Sequence[Sample], split: str, val_fraction: float, root: AnyPath) -> list[Sample]:
+    """Return the samples of a split by `split_samples`; ``root`` is their folder, for messages.
+
+    Raises:
+        InputError: the split is not ``train``, ``val`` or ``all``, or none of the images is in it.
+    """
+    if split not in ("train", "val", "all"):
+        raise InputError(f"there is no split {split!r}: the images of {root} have train, val and all")
+    chosen = split_samples(samples, split, val_fraction)
+    if samples and not chosen:
+        raise InputError(f"none of {len(samples)} images of {root} is in {split!r}: change val_fraction")
+    return chosen
+
+
 def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.float32]:
     """Return the labels of N samples, float32 (N, C); unknown tags give zeros."""
     rows = [[name in (sample.tags or ()) for name in classes] for sample in samples]
