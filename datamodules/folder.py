@@ -88,8 +88,8 @@ def read_table(path: AnyPath) -> list[Sample]:
     """Return images and tags from a CSV with a header, or from JSON lines.
 
     A row has the image's path below the table's folder, or a URI, in the column ``file`` or ``file_name`` (Hugging
-    Face's ImageFolder), and tags in ``tags``, ``labels`` or ``label``. Tags are a JSON list, or are separated by ``;``,
-    ``|`` or ``,``; a tag may contain spaces; no tag means that the image shows none of the classes. Other columns are
+    Face's ImageFolder), and tags in ``tags``, ``labels`` or ``label``. Tags are a JSON list, or a text for
+    `split_tags`; a tag may contain spaces; no tag means that the image shows none of the classes. Other columns are
     ignored.
 
     Raises:
@@ -112,7 +112,7 @@ def read_table(path: AnyPath) -> list[Sample]:
                 tags = json.loads(tags)
             except json.JSONDecodeError as error:
                 raise InputError(f"{where}: the tags {tags!r} are not a JSON list: {error}") from error
-        names = re.split("[;|,]", tags or "") if isinstance(tags, str | None) else tags
+        names = split_tags(tags or "") if isinstance(tags, str | None) else tags
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names")
         found = frozenset(each.strip() for each in names if each.strip())
@@ -131,6 +131,11 @@ def read_table(path: AnyPath) -> list[Sample]:
         problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
         raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes")
     return samples
+
+
+def split_tags(text: str) -> list[str]:
+    """Return the tags in a text, which ``;``, ``|``, ``,`` or line breaks separate."""
+    return re.split(r"[;|,\n]", text)
 
 
 def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:

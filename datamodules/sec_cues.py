@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, read_lines
 from datamodules.safe_pickle import load_dict
+from datamodules.seed_shard import NO_CUE
 
 PICKLE = "localization_cues.pickle"
 INPUT_LIST = "input_list.txt"
@@ -123,7 +124,7 @@ def sec_files(images: Sequence[tuple[str, NDArray[np.integer], NDArray[np.uint8]
     pickled, lines = io.BytesIO(), []
     pickled.write(b"\x80\x02}(")
     for number, (name, labels, cues) in enumerate(images):
-        cued = np.flatnonzero(cues.ravel() != 255)
+        cued = np.flatnonzero(cues.ravel() != NO_CUE)
         order = cued[np.argsort(cues.ravel()[cued], kind="stable")]
         positions = np.stack([cues.ravel()[order], *np.divmod(order, cues.shape[1])])
         for key, array in ((f"{number}_labels", np.sort(labels)), (f"{number}_cues", positions)):

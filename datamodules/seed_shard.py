@@ -38,11 +38,12 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, local_copy, read_bytes
 
-NO_CUE = 255
-"""Value of a position without a cue in a label map."""
+NO_CUE = IGNORE
+"""Value of a position without a cue in a label map: losses ignore it as they ignore pixels of masks."""
 
 SHARD_SIZE = 256
 """Default number of images per shard."""
