@@ -12,7 +12,7 @@ import numpy as np
 from upath import UPath
 
 from datamodules.annotation_import import cvat_masks, parquet_masks, yolo_annotations, yolo_label_files
-from datamodules.annotations import BACKGROUND, NAMED_SOURCES, Found, LabelledBox, Mask, Point, Scribble, Shape
+from datamodules.annotations import BACKGROUND, NAMED_SOURCES, Box, Found, Mask, Point, Scribble, Shape, valid_box
 from datamodules.bounding_boxes import xml_boxes
 from datamodules.class_names import IGNORE
 from datamodules.coco_instances import (
@@ -23,7 +23,7 @@ from datamodules.coco_instances import (
     instance_mask,
     read_json_file,
 )
-from datamodules.errors import InputError, UnreadableError, unknown_name
+from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri
 from datamodules.images import image_size
 from datamodules.label_studio import label_studio_annotations
@@ -35,7 +35,7 @@ from datamodules.tables import TABLES, mask_path, read_rows
 SUFFIXES = (".txt", *TABLES, ".json", ".zip", ".yaml", ".yml", ".parquet")
 """Suffixes of files that are sources of annotations."""
 
-KINDS = {Point: "point", Scribble: "scribble", LabelledBox: "box"}
+KINDS = {Point: "point", Scribble: "scribble", Box: "box"}
 
 FORMS = {
     "points": '["class", x, y]',
@@ -136,7 +136,7 @@ def annotated(
             sample, mask=masks_by_id.get(sample.id),
             points=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Point))),
             scribbles=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Scribble))),
-            boxes=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, LabelledBox))),
+            boxes=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Box))),
         )
         for sample in samples.values()
     ]  # fmt: skip
@@ -163,7 +163,7 @@ def _is_chosen(item: Shape, sample: Sample, place: str, known: Sequence[str], cl
     Raises:
         InputError: there is no such class, or the image does not have that tag.
     """
-    if item.name == BACKGROUND and not isinstance(item, LabelledBox):
+    if item.name == BACKGROUND and not isinstance(item, Box):
         return True
     if item.name not in known and item.name not in (sample.tags or ()):
         raise InputError(f"{place}: {unknown_name('class', item.name, known)}")
@@ -242,8 +242,8 @@ def _xml_boxes(root: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
     with ThreadPoolExecutor() as pool:  # the files of an object store are a request each
         boxes = list(pool.map(lambda name: xml_boxes(folder / f"{name}.xml", known), listed))
     for name, own in zip(listed, boxes, strict=True):
-        for label, *sides in own:
-            yield name, str(folder / f"{name}.xml"), LabelledBox(known[label], *map(float, sides))
+        for box in own:
+            yield name, str(folder / f"{name}.xml"), box
 
 
 def _table(path: AnyPath, samples: SplitSamples) -> Found:
@@ -291,10 +291,9 @@ def _shapes(column: str, field: Any, place: str) -> Iterator[Shape]:
             case [str(name), *numbers] if column == "points" and _are_numbers(numbers, 2):
                 yield Point(name, *map(float, numbers))
             case [str(name), *numbers] if column == "boxes" and _are_numbers(numbers, 4):
-                left, top, right, bottom = map(float, numbers)
-                if right <= left or bottom <= top:
-                    raise InputError(f"{place}: the box {each} is empty: it needs left < right and top < bottom")
-                yield LabelledBox(name, left, top, right, bottom)
+                with errors_at(place):
+                    box = valid_box(name, *map(float, numbers))
+                yield box
             case [str(name), [*vertices]] if column == "scribbles" and all(_are_numbers(xy, 2) for xy in vertices):
                 if not vertices:
                     raise InputError(f"{place}: a scribble of {name!r} has no vertex")
@@ -351,9 +350,9 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
                 if not _are_numbers(each["bbox"], 4):
                     raise InputError(f"{place}: the bbox {each['bbox']} is not [x, y, width, height]")
                 x, y, width, height = map(float, each["bbox"])
-                if width <= 0 or height <= 0:
-                    raise InputError(f"{place}: the bbox {each['bbox']} is empty")
-                yield name, place, LabelledBox(label, x, y, x + width, y + height)
+                with errors_at(place):
+                    box = valid_box(label, x, y, x + width, y + height)
+                yield name, place, box
             keypoints = each.get("keypoints") or []
             if not isinstance(keypoints, list) or len(keypoints) % 3 or not _are_numbers(keypoints, len(keypoints)):
                 raise InputError(f"{place}: its keypoints are not a list [x, y, visibility, ...] of numbers")

@@ -19,7 +19,7 @@ from upath import UPath
 
 from datamodules.annotations import BACKGROUND, Found, mask_index, valid_box
 from datamodules.class_names import ILLEGAL, MAX_CLASSES, mask_lut, require_known
-from datamodules.errors import InputError
+from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.images import image_size, open_image
 from datamodules.masks import RleMask
@@ -132,10 +132,8 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
             if len(numbers) == 4:
                 x, y, w, h = numbers
                 sides = (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
-                try:
+                with errors_at(place):
                     boxes.append((place, valid_box(label, *sides)))
-                except InputError as error:
-                    raise InputError(f"{place}: {error}") from error
             else:
                 vertices = np.floor(np.array(numbers).reshape(-1, 2) * (width, height)).astype(np.int32)
                 polygons.append((float(cv2.contourArea(vertices)), mask_index(label, known), vertices))

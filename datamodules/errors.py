@@ -1,7 +1,8 @@
 """Errors whose cause is the input of a user."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -34,6 +35,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20])}"
     return InputError(f"there is no {kind} {name!r}; {hint}")
+
+
+@contextmanager
+def errors_at(where: str) -> Iterator[None]:
+    """Put the place of an InputError, such as a file and line, before its message."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def first_line(error: BaseException) -> str:

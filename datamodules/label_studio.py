@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from datamodules.annotations import BACKGROUND, Found, LabelledBox, Point, mask_index, valid_box
+from datamodules.annotations import BACKGROUND, Box, Found, Point, mask_index, valid_box
 from datamodules.brush_rle import decode_brush
 from datamodules.class_names import require_known
 from datamodules.coco_instances import instance_rle
@@ -143,7 +143,7 @@ def _joined_regions(result: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [each for each in joined.values() if any(key in _SHAPE or key.endswith("labels") for key in each["value"])]
 
 
-def _read_region(each: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], dict[str, Any] | Point | LabelledBox]:
+def _read_region(each: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], dict[str, Any] | Point | Box]:
     """Return a region's label, the image's size (H, W), and the region: run lengths, a point or a box.
 
     The label is None where nobody has chosen one.
@@ -159,7 +159,7 @@ def _read_region(each: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], 
         raise InputError(f"a region has the original size {height} x {width}")
     if each.get("image_rotation"):
         raise InputError("the image is rotated in Label Studio, which is not supported")
-    region: dict[str, Any] | Point | LabelledBox
+    region: dict[str, Any] | Point | Box
     if "rle" in shape:
         region = encode_mask(decode_brush(value["rle"], height, width))
     elif "points" in shape and "vertices" not in value:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from datamodules.annotations import LabelledBox, Point, Scribble
+from datamodules.annotations import Box, Point, Scribble
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, read_lines, uri_path
 from datamodules.images import image_size
@@ -41,7 +41,7 @@ class Sample:
     mask: str | RleMask | None = None
     points: tuple[Point, ...] = ()
     scribbles: tuple[Scribble, ...] = ()
-    boxes: tuple[LabelledBox, ...] = ()
+    boxes: tuple[Box, ...] = ()
 
 
 def image_id(file: str) -> str:

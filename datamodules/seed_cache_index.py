@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from upath import UPath
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath, differences, is_uri, list_folder, local_copy, open_atomically, read_bytes
 from datamodules.progress import track
 from datamodules.seed_shard import Shard, plain_json
@@ -428,10 +428,8 @@ def merge_shards(folder: AnyPath, output: IO[bytes], *, progress: bool = False) 
                 digest, ids, left_out = json.loads(spool.readline())
                 yield ShardEntry(files[number], bytes.fromhex(digest), ids, left_out)
 
-        try:
+        with errors_at(str(folder)):
             write_index(output, entries(), header, temporary)
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from error
 
 
 def read_index(folder: AnyPath) -> CacheIndex:

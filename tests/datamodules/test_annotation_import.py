@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.annotations import LabelledBox, Point
+from datamodules.annotations import Box, Point
 from datamodules.brush_rle import encode_brush
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
@@ -68,7 +68,7 @@ def test_rectangles_and_key_points(voc, tmp_path):
     ]
     sample = studio(voc, tmp_path, task("s3://bucket/a/p0.jpg", *results))["p0"]
     assert sample.mask is None
-    assert sample.boxes == (LabelledBox("ant", 16, 24, 48, 36),)
+    assert sample.boxes == (Box("ant", 16, 24, 48, 36),)
     assert sample.points == (Point("ant", 32, 12),)
 
 
@@ -331,7 +331,7 @@ def test_polygons_of_yolo(voc, tmp_path, place):
 def test_boxes_of_yolo(voc, tmp_path):
     source = yolo(tmp_path / "a", labels__p0="1 0.5 0.5 0.25 0.5\n2 0.1 0.1 0.1 0.1\n", labels__p7="")
     sample = read(open_voc(voc, source))["p0"]
-    assert sample.boxes == (LabelledBox("ant", 24, 12, 40, 36),)
+    assert sample.boxes == (Box("ant", 24, 12, 40, 36),)
     assert sample.mask is None
 
 
