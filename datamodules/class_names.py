@@ -1,11 +1,10 @@
 """Names of classes, and the lookup table from the indices of a mask to classes."""
 
-import difflib
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, did_you_mean
 from datamodules.files import AnyPath, read_lines
 
 VOC_CLASSES = (
@@ -82,8 +81,7 @@ def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> t
         raise InputError(f"{len(classes)} classes are given, and an 8-bit mask has at most {MAX_CLASSES}")
     for name in classes:
         if name not in known:
-            near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {', '.join(known)}"
+            hint = did_you_mean(name, known) or f"the classes are {', '.join(known)}"
             raise InputError(f"class {name!r} does not exist among the classes {where}: {hint}")
         if list(classes).count(name) > 1:
             raise InputError(f"class {name!r} is given twice")

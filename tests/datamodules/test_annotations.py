@@ -370,7 +370,7 @@ def test_sources_are_settings(voc, tmp_path):
 
 
 ERRORS = {
-    "class unknown": ({"points": [["bta", 1, 1]]}, r"line 2, image p1: there is no class 'bta'; did you mean bat"),
+    "class unknown": ({"points": [["bta", 1, 1]]}, r"line 2, image p1: there is no class 'bta'; did you mean 'bat'"),
     "background box": ({"boxes": [["background", 1, 1, 2, 2]]}, "there is no class 'background'"),
     "not tagged": (
         {"points": [["ant", 1, 1]]},
