@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from upath import UPath
 
-from datamodules.annotations import BACKGROUND, Found, mask_index, valid_box
+from datamodules.annotations import BACKGROUND, Annotation, mask_index, valid_box
 from datamodules.class_names import ILLEGAL, MAX_CLASSES, mask_lut, require_known
 from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath, is_uri, read_bytes
@@ -26,7 +26,7 @@ from datamodules.masks import RleMask
 from datamodules.sample import SplitSamples, image_id, match_ids
 
 
-def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
+def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:
     """Yield the masks of an archive in VOC's layout, as CVAT exports "Segmentation mask 1.1".
 
     ``labelmap.txt`` lists the colour of each label, ``SegmentationClass`` contains a PNG for each image.
@@ -55,17 +55,17 @@ def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
         for name, member in zip(matching, members, strict=True):
             if name not in samples:
                 continue
-            place = f"{path}, {member}"
+            location = f"{path}, {member}"
             with _zip_errors(path):
                 content = archive.read(member)
-            with open_image(io.BytesIO(content), place) as image:
+            with open_image(io.BytesIO(content), location) as image:
                 red, green, blue = np.moveaxis(np.array(image.convert("RGB")).astype(np.int32), -1, 0)
             found, inverse = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
             if unlisted := next((key for key in found.tolist() if key not in colours), None):
                 colour = f"{unlisted >> 16},{unlisted >> 8 & 255},{unlisted & 255}"
-                raise InputError(f"{place} has pixels of the colour {colour}, which labelmap.txt does not list")
+                raise InputError(f"{location} has pixels of the colour {colour}, which labelmap.txt does not list")
             label_map = np.array([colours[key] for key in found.tolist()], np.uint8)[inverse].reshape(red.shape)
-            yield name, place, RleMask.from_label_map(f"of {place}", label_map)
+            yield Annotation(name, location, RleMask.from_label_map(f"of {location}", label_map))
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def _read_labelmap(text: str, path: AnyPath, known: Sequence[str]) -> dict[int, 
     return colours
 
 
-def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
+def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:
     """Yield the annotations of YOLO's text files: polygons are a mask, lines of four numbers are boxes.
 
     The files are those in folders named ``labels`` beside or below the YAML. An image with an empty file is background;
@@ -128,22 +128,22 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
         height, width = image_size(samples[name].image)
         mask = np.zeros((height, width), np.uint8)
         boxes, polygons = [], []
-        for place, label, numbers in _yolo_lines(file, names):
+        for location, label, numbers in _yolo_lines(file, names):
             if len(numbers) == 4:
                 x, y, w, h = numbers
                 sides = (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
-                with errors_at(place):
-                    boxes.append((place, valid_box(label, *sides)))
+                with errors_at(location):
+                    boxes.append((location, valid_box(label, *sides)))
             else:
                 vertices = np.floor(np.array(numbers).reshape(-1, 2) * (width, height)).astype(np.int32)
                 polygons.append((float(cv2.contourArea(vertices)), mask_index(label, known), vertices))
         for _, index, vertices in sorted(polygons, key=lambda polygon: (-polygon[0], polygon[1])):
             cv2.fillPoly(mask, [vertices], index)
         if polygons or not (boxes or samples[name].tags):
-            yield name, str(file), RleMask.from_label_map(f"of {file}", mask)
-        for place, box in boxes:
+            yield Annotation(name, str(file), RleMask.from_label_map(f"of {file}", mask))
+        for location, box in boxes:
             if box.name in known:
-                yield name, place, box
+                yield Annotation(name, location, box)
 
 
 def yolo_label_files(path: AnyPath) -> list[tuple[AnyPath, str]]:
@@ -177,21 +177,21 @@ def _yolo_names(path: AnyPath) -> dict[str, str]:
 
 
 def _yolo_lines(file: AnyPath, names: Mapping[str, str]) -> Iterator[tuple[str, str, list[float]]]:
-    """Yield place for messages, name of the class, and coordinates of each line of a text file of YOLO."""
+    """Yield location for messages, name of the class, and coordinates of each line of a text file of YOLO."""
     for number, line in enumerate(read_bytes(file).decode("utf-8-sig", "replace").splitlines(), 1):
-        words, place = line.split(), f"{file}, line {number}"
+        words, location = line.split(), f"{file}, line {number}"
         if not words:
             continue
         try:
             label, numbers = names[str(int(words[0]))], [float(word) for word in words[1:]]
         except (KeyError, ValueError) as error:
-            raise InputError(f"{place}: {line[:40]!r} is not the number of a class and coordinates") from error
+            raise InputError(f"{location}: {line[:40]!r} is not the number of a class and coordinates") from error
         if not all(-1 <= each <= 2 for each in numbers) or len(numbers) % 2 or len(numbers) < 4:
-            raise InputError(f"{place}: the coordinates are no pairs of fractions of the image's sides")
-        yield place, label, numbers
+            raise InputError(f"{location}: the coordinates are no pairs of fractions of the image's sides")
+        yield location, label, numbers
 
 
-def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
+def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:
     """Yield the masks of a Parquet file of a Hugging Face data set.
 
     Its columns are ``id`` or ``file_name``, and ``mask``: PNGs of class indices, 0 for background. The names of the
@@ -233,18 +233,18 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
     matching = match_ids(ids, [f"{path}, image {name}" for name in ids], samples, path)
     for name, row in zip(matching, rows, strict=True):
         if name in samples:
-            place, mask = f"{path}, image {name}", row["mask"]
+            location, mask = f"{path}, image {name}", row["mask"]
             content = mask.get("bytes") if isinstance(mask, dict) else mask
             if not isinstance(content, bytes):
-                raise InputError(f"{place}: the mask is no image")
-            with open_image(io.BytesIO(content), f"of {place}") as image:
+                raise InputError(f"{location}: the mask is no image")
+            with open_image(io.BytesIO(content), f"of {location}") as image:
                 mode, labels = image.mode, np.array(image)
             if mode not in ("P", "L"):
-                raise InputError(f"{place}: the mask contains {mode} values, not class indices")
+                raise InputError(f"{location}: the mask contains {mode} values, not class indices")
             if (illegal := lut[labels] == ILLEGAL).any():
                 index = labels[illegal].min()
-                raise InputError(f"{place}: the mask contains the index {index}, and there are {len(names)} classes")
-            yield name, place, RleMask.from_label_map(f"of {place}", lut[labels])
+                raise InputError(f"{location}: the mask contains the index {index}, and there are {len(names)} classes")
+            yield Annotation(name, location, RleMask.from_label_map(f"of {location}", lut[labels]))
 
 
 def _tag_names(metadata: Mapping[bytes, bytes]) -> list[str]:

@@ -1,6 +1,6 @@
 """What people have drawn into images beside masks: points, scribbles and boxes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from datamodules.class_names import IGNORE
@@ -72,5 +72,17 @@ def valid_box(label: str, left: float, top: float, right: float, bottom: float) 
 
 Mask = str | RleMask
 Shape = Point | Scribble | Box
-Found = Iterator[tuple[str, str, Mask | Shape]]
-"""Of each annotation in a file: the id of its image, its place in the file for messages, and the annotation."""
+
+
+class Annotation(NamedTuple):
+    """One annotation in a file.
+
+    Attributes:
+        image_id: id of its image.
+        location: where it is in the file, for messages.
+        item: the mask, point, scribble or box.
+    """
+
+    image_id: str
+    location: str
+    item: Mask | Shape

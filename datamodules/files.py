@@ -198,13 +198,13 @@ def existing_files(folder: AnyPath, names: Iterable[str]) -> set[str]:
         return {name for name in names if (folder / name).is_file()}
     found, listings = set(), dict[str, set[str]]()
     for name in names:
-        place, _, file = name.rpartition("/")
-        if place not in listings:
+        parent, _, file = name.rpartition("/")
+        if parent not in listings:
             try:
-                listings[place] = set(list_folder(folder / place)[1])
+                listings[parent] = set(list_folder(folder / parent)[1])
             except FileNotFoundError:
-                listings[place] = set()
-        if file in listings[place]:
+                listings[parent] = set()
+        if file in listings[parent]:
             found.add(name)
     return found
 
@@ -387,11 +387,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 def _files(folder: Path, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
     """Yield names relative to the folder, sorted, and files; a folder reached by several links is visited once."""
     visited = {os.path.realpath(leave_out)} if leave_out else set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(place))
+    for top, folders, names in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(top))
         visible = [name for name in folders if not name.startswith(".")]
-        folders[:] = sorted(name for name in visible if os.path.realpath(Path(place, name)) not in visited)
+        folders[:] = sorted(name for name in visible if os.path.realpath(Path(top, name)) not in visited)
         for name in sorted(names):
-            file = Path(place, name)
+            file = Path(top, name)
             if not name.startswith(".") and file.is_file():
                 yield file.relative_to(folder).as_posix(), file

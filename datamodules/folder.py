@@ -125,8 +125,8 @@ def read_table(path: AnyPath) -> list[Sample]:
             samples.append(Sample(image_id(name), name if remote else str(image), found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
-    places = sorted(set(folders.values()), key=str)
-    untagged = [name for place in places for name in _images(place) if place / name not in below]
+    listed_folders = sorted(set(folders.values()), key=str)
+    untagged = [name for folder in listed_folders for name in _images(folder) if folder / name not in below]
     if untagged:
         problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
         raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes")

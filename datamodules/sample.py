@@ -174,16 +174,16 @@ class SplitSamples(dict[str, Sample]):
         self.title, self.other_ids = title, other_ids
 
 
-def require_recorded_size(size: tuple[Any, Any], sample: Sample, place: str) -> None:
+def require_recorded_size(size: tuple[Any, Any], sample: Sample, location: str) -> None:
     """Raise an InputError where a file of annotations records another size of a sample's image.
 
     Args:
         size: height and width in the file; None where it records none.
         sample: the image; one named by URI is not looked at, which would be a request for each.
-        place: place in the file, for the message.
+        location: location in the file, for the message.
     """
     if None not in size and not is_uri(sample.image):
-        require_same_size(place, size, f"its image {sample.image}", image_size(sample.image))
+        require_same_size(location, size, f"its image {sample.image}", image_size(sample.image))
 
 
 def match_id(name: str, *ids: Container[str]) -> str:
@@ -196,7 +196,7 @@ def match_id(name: str, *ids: Container[str]) -> str:
     return next((end for end in ends if any(end in each for each in ids)), name)
 
 
-def match_ids(names: Sequence[str], places: Sequence[str], samples: SplitSamples, path: AnyPath) -> Sequence[str]:
+def match_ids(names: Sequence[str], locations: Sequence[str], samples: SplitSamples, path: AnyPath) -> Sequence[str]:
     """Return the ids of the images that a file lists.
 
     The longest end of a path that is an id counts, see `match_id`. A message reports how many images are not among the
@@ -204,7 +204,7 @@ def match_ids(names: Sequence[str], places: Sequence[str], samples: SplitSamples
 
     Args:
         names: ids or paths without suffixes, as in the file.
-        places: their places in the file, for messages.
+        locations: their locations in the file, for messages.
         samples: the images.
         path: the file, for messages.
 
@@ -217,9 +217,9 @@ def match_ids(names: Sequence[str], places: Sequence[str], samples: SplitSamples
     """
     found = [match_id(name, samples, samples.other_ids) for name in names]
     counts = Counter(found)
-    for name, listed, place in zip(found, names, places, strict=True):
+    for name, listed, location in zip(found, names, locations, strict=True):
         if counts[name] > 1:
-            raise InputError(f"{place}: {path} contains the image {listed} {counts[name]} times")
+            raise InputError(f"{location}: {path} contains the image {listed} {counts[name]} times")
     matched = sum(name in samples for name in found)
     if not matched:
         first = f"its first is {names[0]}" if names else "it is empty"

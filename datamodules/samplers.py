@@ -112,9 +112,9 @@ class EvalSampler(DistributedSampler[int]):
     def __init__(self, length: int) -> None:
         replicas, rank = _processes(length)
         super().__init__(range(length), num_replicas=replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.places = range(rank, length, replicas)
-        self.num_samples = len(self.places)
+        self.share = range(rank, length, replicas)
+        self.num_samples = len(self.share)
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the share of this process."""
-        return iter(self.places)
+        return iter(self.share)

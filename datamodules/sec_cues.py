@@ -91,14 +91,14 @@ def read_input_list(path: AnyPath) -> dict[str, int]:
         InputError: the list is missing, malformed, empty, or names an image or a number twice.
     """
     numbers: dict[str, int] = {}
-    for place, line in enumerate(read_lines(path), start=1):
+    for line_number, line in enumerate(read_lines(path), start=1):
         match line.split():
             case []:
                 continue
             case [file, number] if number.isdecimal() and number.isascii() and Path(file).stem not in numbers:
                 numbers[Path(file).stem] = int(number)
             case _:
-                raise InputError(f"{path}, line {place}: expected a new image and its number, found {line!r}")
+                raise InputError(f"{path}, line {line_number}: expected a new image and its number, found {line!r}")
     if not numbers or len(set(numbers.values())) < len(numbers):
         raise InputError(f"the list {path} {'gives a number twice' if numbers else 'is empty'}")
     return numbers
