@@ -15,16 +15,9 @@ from datamodules.annotation_import import cvat_masks, parquet_masks, yolo_annota
 from datamodules.annotations import BACKGROUND, NAMED_SOURCES, Annotation, Box, Mask, Point, Scribble, Shape, valid_box
 from datamodules.bounding_boxes import xml_boxes
 from datamodules.class_names import IGNORE
-from datamodules.coco_instances import (
-    category_names,
-    check_instances,
-    has_area,
-    images_with_instances,
-    instance_mask,
-    read_json_file,
-)
+from datamodules.coco_instances import category_names, check_instances, has_area, images_with_instances, instance_mask
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
-from datamodules.files import AnyPath, existing_files, is_uri
+from datamodules.files import AnyPath, existing_files, is_uri, read_json
 from datamodules.images import image_size
 from datamodules.label_studio import label_studio_annotations
 from datamodules.masks import RleMask, read_class_mask, require_same_size
@@ -112,7 +105,7 @@ def annotated(
         elif suffix in TABLES:
             found = _table(path, samples)
         elif suffix == ".json":
-            content = read_json_file(path)
+            content = read_json(path)
             read = label_studio_annotations if isinstance(content, list) else _instances
             found = read(path, content, samples, mask_classes)
         else:

@@ -23,16 +23,16 @@ from datamodules.images import as_rgb, read_image
 from datamodules.progress import track
 from datamodules.sample import Sample, multi_hot
 
-FEW = 20
+MIN_IMAGES = 20
 """Images of a class below which it is named; the rarest class of VOC animals has 196 in ``trainaug``."""
 
-TOGETHER = 0.9
+MAX_COOCCURRENCE = 0.9
 """Share of a class's images with another class from which Grad-CAM can hardly tell the two apart."""
 
 SIDE = 16  # of the grid whose horizontal differences are compared
-NEAR = 16  # of its 256 differences; two photos of VOC animals differ in 61 or more
+MAX_HASH_DISTANCE = 16  # of its 256 differences; two photos of VOC animals differ in 61 or more
 GRAY_SIDE = 32  # side of the gray image that is compared where few differences differ
-ALIKE = 0.95  # correlation of two such images; tiles that differ, looked at, had 0.91 or less
+MIN_CORRELATION = 0.95  # correlation of two such images; tiles that differ, looked at, had 0.91 or less
 LISTED = 5  # images named in a sentence; the JSON has all
 
 
@@ -183,8 +183,8 @@ def unreadable_images(reasons: Mapping[str, str], total: int) -> list[Finding]:
     if not reasons:
         return []
     sentence = (
-        f"{len(reasons)} of {total} images cannot be read; replace or remove them, or allow their share by "
-        f"the data module's option max_unreadable: {listed(list(reasons))}. The first: {next(iter(reasons.values()))}"
+        f"{len(reasons)} of {total} images cannot be read; replace or remove them, or allow their share by the data "
+        f"module's option max_unreadable: {first_few(list(reasons))}. The first: {next(iter(reasons.values()))}"
     )
     return [Finding("unreadable", sentence, list(reasons))]
 
@@ -209,9 +209,9 @@ def identical_images(groups: Sequence[Sequence[Sample]], validation: Collection[
     tags = f"{len(differ)} of these groups have different tags; look which are wrong"
     splits = f"{len(both)} of these groups are in the training and in the validation split, whose figures are too good"
     found = [
-        (groups, f"{same}one of each group is enough: {listed([ids(group) for group in groups])}"),
-        (differ, f"{tags}: {listed([ids_and_tags(group) for group in differ], '; ')}"),
-        (both, f"{splits}: {listed([ids(group) for group in both])}"),
+        (groups, f"{same}one of each group is enough: {first_few([ids(group) for group in groups])}"),
+        (differ, f"{tags}: {first_few([ids_and_tags(group) for group in differ], '; ')}"),
+        (both, f"{splits}: {first_few([ids(group) for group in both])}"),
     ]
     return [
         Finding("identical", sentence, [[sample.id for sample in group] for group in chosen])
@@ -223,15 +223,15 @@ def identical_images(groups: Sequence[Sequence[Sample]], validation: Collection[
 def near_groups(fingerprints: Mapping[str, Fingerprint]) -> list[list[str]]:
     """Return the groups of ids, of two or more, that pairs of nearly identical fingerprints connect.
 
-    A pair has at most `NEAR` different signs of differences on the coarse grid (dHash of N. Krawetz, *Kind of Like
-    That*, 2013, at 16x16), and a correlation of at least `ALIKE`.
+    A pair has at most `MAX_HASH_DISTANCE` different signs of differences on the coarse grid (dHash of N. Krawetz,
+    *Kind of Like That*, 2013, at 16x16), and a correlation of at least `MIN_CORRELATION`.
     """
     names, found = list(fingerprints), list(fingerprints.values())
     bits, pairs = np.array([fingerprint.bits for fingerprint in found]), list[tuple[int, int]]()  # (N, 4)
     for index, fingerprint in enumerate(found[1:], 1):
         differences = np.bitwise_count(bits[:index] ^ fingerprint.bits).sum(axis=1, dtype=np.int64)
-        for other in np.flatnonzero(differences <= NEAR).tolist():
-            if fingerprint.small @ found[other].small >= ALIKE:
+        for other in np.flatnonzero(differences <= MAX_HASH_DISTANCE).tolist():
+            if fingerprint.small @ found[other].small >= MIN_CORRELATION:
                 pairs.append((index, other))
     if not pairs:
         return []
@@ -246,16 +246,16 @@ def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Find
     tagged = [sample for sample in samples if sample.tags is not None]
     labels = multi_hot(tagged, classes) > 0  # (N, C)
     counts, found = labels.sum(axis=0), list[Finding]()
-    if few := [name for name, count in zip(classes, counts, strict=True) if count < FEW]:
+    if few := [name for name, count in zip(classes, counts, strict=True) if count < MIN_IMAGES]:
         words = [f"{name} ({counts[classes.index(name)]})" for name in few]
-        sentence = f"classes with fewer than {FEW} images are hardly learned: add images of them, or leave them out by "
-        found.append(Finding("few", f"{sentence}the option classes: {listed(words)}", classes=few))
+        sentence = f"classes with fewer than {MIN_IMAGES} images are hardly learned: add images of them, or leave them "
+        found.append(Finding("few", f"{sentence}out by the option classes: {first_few(words)}", classes=few))
     if everywhere := [name for name, count in zip(classes, counts, strict=True) if count == len(tagged)]:
         sentence = "classes in every image cannot be localized, because nothing shows what an image without them is: "
-        found.append(Finding("everywhere", f"{sentence}add images without {listed(everywhere)}", classes=everywhere))
+        found.append(Finding("everywhere", f"{sentence}add images without {first_few(everywhere)}", classes=everywhere))
     for row, column in np.argwhere(~np.eye(len(classes), dtype=bool)):
         both = int((labels[:, row] & labels[:, column]).sum())
-        if counts[row] >= FEW and both >= TOGETHER * counts[row] and classes[column] not in everywhere:
+        if counts[row] >= MIN_IMAGES and both >= MAX_COOCCURRENCE * counts[row] and classes[column] not in everywhere:
             one, other = classes[row], classes[column]
             sentence = (
                 f"{both} of {counts[row]} images of {one} show {other}, too: Grad-CAM cannot tell them apart; "
@@ -280,7 +280,7 @@ def small_objects(fingerprints: Mapping[str, Fingerprint], size: int, cue_stride
     return [Finding("small", sentence)]
 
 
-def listed(words: Sequence[str], separator: str = ", ") -> str:
+def first_few(words: Sequence[str], separator: str = ", ") -> str:
     """Return the first words of a list, and how many there are beyond."""
     more = len(words) - LISTED
     return separator.join(words[:LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -21,7 +21,7 @@ from datamodules.errors import InputError, first_line
 CACHE = "TAG2MASK_CACHE"
 """Environment variable: the local folder in which `read_bytes` keeps a copy of each file that it reads by URI."""
 
-PAUSES = (0.5, 2.0)
+RETRY_SECONDS = (0.5, 2.0)
 """Seconds before the second and the third attempt to read a file by URI."""
 
 AnyPath = Path | UPath
@@ -141,7 +141,7 @@ def _request(uri: str | AnyPath, request: Callable[[Any, str], Any]) -> Any:
     """Return what a function of a file's storage and name returns, in up to three attempts."""
     from fsspec.core import url_to_fs
 
-    for pause in (*PAUSES, None):
+    for pause in (*RETRY_SECONDS, None):
         try:
             with storage_errors(uri):
                 return request(*url_to_fs(str(uri)))  # a forked process cannot use the file system that a UPath holds
@@ -277,7 +277,21 @@ def file_sizes(path: Path) -> dict[str, int]:
     return {name: file.stat().st_size for name, file in files}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        InputError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+
+
+def read_json_or_empty(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file.
 
     Returns:

@@ -24,8 +24,8 @@ PICKLE = "localization_cues.pickle"
 INPUT_LIST = "input_list.txt"
 
 # Python 2's own opcodes for an int64 array; Python 3's pickles of arrays name modules that no NumPy of Python 2 has.
-SHELL = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01("
-INT64 = b"cnumpy\ndtype\nU\x02i8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+PICKLED_ARRAY_HEADER = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01("
+PICKLED_INT64 = b"cnumpy\ndtype\nU\x02i8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
 
 
 class SecCues:
@@ -129,9 +129,9 @@ def sec_files(images: Sequence[tuple[str, NDArray[np.integer], NDArray[np.uint8]
         positions = np.stack([cues.ravel()[order], *np.divmod(order, cues.shape[1])])
         for key, array in ((f"{number}_labels", np.sort(labels)), (f"{number}_cues", positions)):
             content = np.ascontiguousarray(array, "<i8").tobytes()
-            pickled.write(b"X" + len(key).to_bytes(4, "little") + key.encode("ascii") + SHELL)
+            pickled.write(b"X" + len(key).to_bytes(4, "little") + key.encode("ascii") + PICKLED_ARRAY_HEADER)
             pickled.writelines(b"J" + size.to_bytes(4, "little") for size in array.shape)
-            pickled.write(b"t" + INT64 + b"\x89T" + len(content).to_bytes(4, "little") + content + b"tb")
+            pickled.write(b"t" + PICKLED_INT64 + b"\x89T" + len(content).to_bytes(4, "little") + content + b"tb")
         lines.append(f"{name}.jpg {number}\n")
     pickled.write(b"u.")
     return {PICKLE: pickled.getvalue(), INPUT_LIST: "".join(lines).encode()}

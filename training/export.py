@@ -26,7 +26,15 @@ from torch import Tensor, nn
 from upath import UPath
 
 from datamodules.errors import InputError, first_line
-from datamodules.files import AnyPath, file_sha256, new_folder, read_bytes, read_json, write_atomically, write_json
+from datamodules.files import (
+    AnyPath,
+    file_sha256,
+    new_folder,
+    read_bytes,
+    read_json_or_empty,
+    write_atomically,
+    write_json,
+)
 from datamodules.images import channel_statistics
 from training.inference import Trained, load_trained
 from training.networks import SmpNetwork
@@ -124,7 +132,7 @@ def model_card(
     options, results, figures = trained.task.hparams, [], dict[str, Any]()
     if evaluation is not None:
         path = evaluation / "metrics.json"
-        figures = read_json(path)
+        figures = read_json_or_empty(path)
         if (figures.get("checkpoint") or {}).get("sha256") != metadata["checkpoint_sha256"]:
             raise InputError(f"{path} does not exist, or is not an evaluation of this checkpoint")
         if figures["miou"] is None:

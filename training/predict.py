@@ -181,7 +181,7 @@ def predict(
         for name, content in files(samples, "predicting", places):
             (output / name).parent.mkdir(parents=True, exist_ok=True)  # an id in a table may be a path
             write_atomically(output / name, content)
-    report_skipped(output, samples, skipped.found, "" if parts == 1 else f"-{part}-of-{parts}")
+    report_skipped(output, samples, skipped.reasons, "" if parts == 1 else f"-{part}-of-{parts}")
     return written
 
 
@@ -202,12 +202,12 @@ def _predict_tar(
     if (earlier := _read_predicted(tar, header)) is not None:
         print_message(f"{tar} is there already, made with these settings")
         for key in (key for key, readable in earlier.items() if not readable):
-            skipped.found[key] = f"{key} could not be read when {tar} was written: remove it to try again"
+            skipped.reasons[key] = f"{key} could not be read when {tar} was written: remove it to try again"
         return [Sample(key, f"{key} in {source}") for key in earlier]
     samples = sorted(tar_samples(source, tags=False), key=lambda sample: sample.id)
     masks = dict(files(samples, f"predicting {tar.name}", {}))
     tar.parent.mkdir(parents=True, exist_ok=True)
-    lacking = [sample.id for sample in samples if sample.id in skipped.found]
+    lacking = [sample.id for sample in samples if sample.id in skipped.reasons]
     _write_tar(tar, header | {SKIPPED: lacking}, {"classes.txt": classes, **masks})
     return samples
 

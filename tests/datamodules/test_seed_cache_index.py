@@ -379,7 +379,7 @@ def test_damage_and_failures_at_a_uri(cache, monkeypatch):
         path.write_bytes(content)
         with pytest.raises(DamagedError, match=path.name):
             Shard(path).verify()
-    monkeypatch.setattr(files, "PAUSES", (0, 0))
+    monkeypatch.setattr(files, "RETRY_SECONDS", (0, 0))
     monkeypatch.setattr(type(path.fs), "cat_file", Mock(side_effect=PermissionError("no")))
     with pytest.raises(InputError, match=r"shard-00000\.safetensors cannot be read: access is denied") as caught:
         Shard(path)

@@ -183,7 +183,7 @@ def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint,
             each.name: each
             for each in predictions(trained.scores, loader, unreadable, crf=True, tiling=Tiling(100, 0.5))
         }
-    assert set(unreadable.found) == {samples[2].id}
+    assert set(unreadable.reasons) == {samples[2].id}
     assert set(found) == {sample.id for sample in samples} - {samples[2].id}
     for sample, factor in ((samples[0], 2), (samples[1], 3), (samples[3], 1)):
         each = found[sample.id]

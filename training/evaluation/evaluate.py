@@ -159,7 +159,7 @@ def evaluate(
             label_maps[each.name] = each.final
     metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf else {})
     metrics |= {
-        "images": images, "images_with_mask": len(final.per_image), "unreadable": data.unreadable.found,
+        "images": images, "images_with_mask": len(final.per_image), "unreadable": data.unreadable.reasons,
         "split": data.hparams["test_split"], **source,
         "data": {
             key: data.hparams[key] for key in ("class_path", "root", "masks", *(["eval_size"] if trained else []))

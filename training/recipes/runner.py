@@ -19,7 +19,15 @@ from rich.text import Text
 from upath import UPath
 
 from datamodules.errors import InputError, UsageError
-from datamodules.files import AnyPath, differences, file_sizes, folder_fingerprint, is_uri, read_json, write_json
+from datamodules.files import (
+    AnyPath,
+    differences,
+    file_sizes,
+    folder_fingerprint,
+    is_uri,
+    read_json_or_empty,
+    write_json,
+)
 from datamodules.seed_cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.child_process import run_process
@@ -143,7 +151,7 @@ class Runner:
         if (record := result.kept(key)) is not None:
             self._console.print(f"[{title}] {stage.command}: kept", style="bold")
             return record, "kept"
-        earlier = read_json(result.record_path)
+        earlier = read_json_or_empty(result.record_path)
         earlier, last = earlier.get("old") or earlier, earlier.get("dependencies")
         changed = next((name for name, _, _ in differences(last or {}, dependencies)), "a file of the result")
         reason = f"{changed} has changed" if last else "not made yet"
