@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from upath import UPath
 
-from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.errors import InputError
+from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import percent
 from datamodules.sample import Sample
 from seeds.checkpoints import read_checkpoint

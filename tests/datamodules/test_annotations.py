@@ -17,11 +17,11 @@ from pycocotools.coco import COCO
 from pytorch_lightning.cli import LightningArgumentParser
 
 from datamodules.annotations import Box, Point, Scribble
-from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
 from datamodules.masks import read_class_mask, read_mask, write_mask
+from datamodules.open_data import datamodule_from_settings
 from datamodules.sample import Sample, split_samples
 from datamodules.voc import VOCDataModule
 from datamodules.webdataset import WebDatasetDataModule

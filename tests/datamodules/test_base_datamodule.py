@@ -10,10 +10,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LightningArgumentParser
 
-from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
+from datamodules.base_datamodule import BaseDataModule, covered_samples
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
+from datamodules.open_data import datamodule_from_settings
 from datamodules.sample import Sample, file_samples, multi_hot
 from datamodules.transforms import Augment
 from datamodules.voc import VOCDataModule

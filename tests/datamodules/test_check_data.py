@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.check_data import MIN_IMAGES, open_data, recorded_data, tag_problems
+from datamodules.check_data import MIN_IMAGES, tag_problems
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
+from datamodules.open_data import open_data, recorded_data
 from datamodules.sample import Sample
 from datamodules.voc import VOCDataModule
 from training.cli import main

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.masks import read_class_mask, write_mask
+from datamodules.open_data import datamodule_from_settings
 from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task
 from tests.training.conftest import data_of, trainer_of

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.errors import InputError
 from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask
+from datamodules.open_data import datamodule_from_settings
 from datamodules.unreadable_images import UnreadableImages
 from seeds.crf import dense_crf
 from seeds.score_maps import label_map

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
-from datamodules.check_data import open_data
+from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, read_classes
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, file_sha256, require_folder, write_atomically, write_json
 from datamodules.images import any_size, as_rgb, read_image
 from datamodules.masks import find_masks, mask_png, read_class_mask, require_same_size
+from datamodules.open_data import datamodule_from_settings, open_data
 from datamodules.progress import track
 from datamodules.sample import Sample
 from datamodules.samplers import evenly_spaced
