@@ -18,11 +18,12 @@ from datamodules.class_names import IGNORE
 from datamodules.coco_instances import category_names, check_instances, has_area, images_with_instances, instance_mask
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri, read_json
+from datamodules.image_ids import image_id, match_ids, read_ids
 from datamodules.images import image_size
 from datamodules.label_studio import label_studio_annotations
 from datamodules.masks import RleMask, read_class_mask, require_same_size
 from datamodules.progress import print_message
-from datamodules.sample import Sample, SplitSamples, image_id, match_ids, read_ids, require_recorded_size
+from datamodules.sample import Sample, SplitSamples, require_recorded_size
 from datamodules.tables import TABLES, mask_path, read_rows
 
 SUFFIXES = (".txt", *TABLES, ".json", ".zip", ".yaml", ".yml", ".parquet")

@@ -21,9 +21,10 @@ from datamodules.annotations import BACKGROUND, Annotation, mask_index, valid_bo
 from datamodules.class_names import ILLEGAL, MAX_CLASSES, mask_lut, require_known
 from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.image_ids import image_id, match_ids
 from datamodules.images import image_size, open_image
 from datamodules.masks import RleMask
-from datamodules.sample import SplitSamples, image_id, match_ids
+from datamodules.sample import SplitSamples
 
 
 def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:

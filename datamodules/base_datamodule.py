@@ -20,12 +20,12 @@ from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder, storage_errors
+from datamodules.image_ids import INVALID_ID, is_valid_id
 from datamodules.progress import print_message
 from datamodules.sample import Sample, SplitSamples, any_tagged, require_masks, require_tags
 from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
 from datamodules.samplers import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import INVALID_ID, is_valid_id
 from datamodules.transforms import Augment
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 

@@ -7,7 +7,8 @@ from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco_instances import category_names, images_with_instances, instance_mask, read_instances
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri
-from datamodules.sample import Sample, image_id, named_split
+from datamodules.image_ids import image_id
+from datamodules.sample import Sample, named_split
 
 LAYOUTS = (
     "annotations/instances_{split}.json",  # COCO; CVAT with subsets

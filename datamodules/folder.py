@@ -12,9 +12,10 @@ from datamodules.base_datamodule import BaseDataModule, data_folder
 from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
+from datamodules.image_ids import image_id
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_masks, mask_folder
-from datamodules.sample import Sample, image_id, named_split
+from datamodules.sample import Sample, named_split
 from datamodules.tables import read_rows
 
 TAG_COLUMNS = ("tags", "labels", "label")

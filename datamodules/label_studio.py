@@ -19,9 +19,10 @@ from datamodules.class_names import require_known
 from datamodules.coco_instances import instance_rle
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
+from datamodules.image_ids import image_id, match_ids
 from datamodules.images import IMAGE_SUFFIXES, image_size
 from datamodules.masks import RleMask, encode_mask
-from datamodules.sample import SplitSamples, image_id, match_ids, require_recorded_size
+from datamodules.sample import SplitSamples, require_recorded_size
 
 ID_KEY = "tag2mask_id"
 """Key of an image's id in the data of a task, as `datamodules.annotation_export` writes it."""

@@ -12,11 +12,11 @@ from datamodules.class_names import read_classes
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.folder import TAG_COLUMNS, split_tags
+from datamodules.image_ids import is_valid_id
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.progress import print_message
 from datamodules.sample import Sample
 from datamodules.sample_blocks import SampleBlocks
-from datamodules.seed_shard import is_valid_id
 from datamodules.tar_files import find_tars, read_tar
 
 TAG_SUFFIXES = (".json", ".cls", ".txt")
