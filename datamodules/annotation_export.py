@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from datamodules.brush_rle import encode_brush
 from datamodules.class_names import IGNORE, voc_palette
 from datamodules.errors import InputError
-from datamodules.files import is_uri, write_atomically, write_json
+from datamodules.files import is_uri, uri_path, write_atomically, write_json
 from datamodules.images import open_file
 from datamodules.label_studio import ID_KEY
 from datamodules.masks import encode_mask, mask_png
@@ -30,6 +30,9 @@ AnnotationFormat = Literal["coco", "yolo", "label-studio", "cvat", "huggingface"
 
 UNKNOWN = "unknown"
 """Name of the class of unlabelled pixels in formats that only know classes."""
+
+ROW_GROUP = 100 << 20
+"""Bytes of the image files in a row group of Parquet, which are in memory; as in the library datasets."""
 
 
 class LabelledImage(NamedTuple):
@@ -48,8 +51,7 @@ class LabelledImage(NamedTuple):
     @property
     def file_name(self) -> str:
         """Path of the image below the folder of images."""
-        path = self.image.partition("::")[0].partition("?")[0] if is_uri(self.image) else self.image
-        return self.id + PurePosixPath(path.rpartition("/")[2]).suffix
+        return self.id + PurePosixPath(uri_path(self.image) if is_uri(self.image) else self.image).suffix
 
 
 def write_annotations(
@@ -232,14 +234,20 @@ def _huggingface(folder: Path, classes: tuple[str, ...], images: Iterable[Labell
         "id": Value("string"), "file_name": Value("string"), "image": Image(), "mask": Image(),
         "tags": List(ClassLabel(names=list(classes))),
     })  # fmt: skip
+    rows, size = list[dict[str, Any]](), 0
     with ParquetWriter(folder / "train.parquet", features.arrow_schema) as writer:
         for each in images:
             with open_file(each.image) as file:
                 content = file.read()
-            row = {
+            rows.append({
                 "id": each.id, "file_name": each.file_name,
                 "image": {"bytes": content, "path": each.file_name},
                 "mask": {"bytes": mask_png(each.label_map), "path": f"{each.id}.png"},
                 "tags": [index - 1 for index in np.unique(each.label_map).tolist() if index not in (0, IGNORE)],
-            }  # fmt: skip
-            writer.write_batch(pa.RecordBatch.from_pylist([row], features.arrow_schema))
+            })  # fmt: skip
+            size += len(content)
+            if size >= ROW_GROUP:
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, features.arrow_schema))
+                rows, size = [], 0
+        if rows:
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, features.arrow_schema))

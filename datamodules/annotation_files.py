@@ -12,30 +12,24 @@ import numpy as np
 from upath import UPath
 
 from datamodules.annotation_import import cvat_masks, parquet_masks, yolo_annotations, yolo_label_files
-from datamodules.annotations import BACKGROUND, NAMED_SOURCES, Found, LabelledBox, Mask, Point, Scribble, Shape
+from datamodules.annotations import BACKGROUND, NAMED_SOURCES, Annotation, Box, Mask, Point, Scribble, Shape, valid_box
 from datamodules.bounding_boxes import xml_boxes
 from datamodules.class_names import IGNORE
-from datamodules.coco_instances import (
-    category_names,
-    check_instances,
-    has_area,
-    images_with_instances,
-    instance_mask,
-    read_json_file,
-)
-from datamodules.errors import InputError, UnreadableError, unknown_name
-from datamodules.files import AnyPath, existing_files, is_uri
+from datamodules.coco_instances import category_names, check_instances, has_area, images_with_instances, instance_mask
+from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
+from datamodules.files import AnyPath, existing_files, is_uri, read_json
+from datamodules.image_ids import image_id, match_ids, read_ids
 from datamodules.images import image_size
 from datamodules.label_studio import label_studio_annotations
-from datamodules.masks import RleMask, read_class_mask
+from datamodules.masks import RleMask, read_class_mask, require_same_size
 from datamodules.progress import print_message
-from datamodules.sample import Sample, SplitSamples, image_id, match_ids, read_ids, require_size
+from datamodules.sample import Sample, SplitSamples, require_recorded_size
 from datamodules.tables import TABLES, mask_path, read_rows
 
 SUFFIXES = (".txt", *TABLES, ".json", ".zip", ".yaml", ".yml", ".parquet")
 """Suffixes of files that are sources of annotations."""
 
-KINDS = {Point: "point", Scribble: "scribble", LabelledBox: "box"}
+KINDS = {Point: "point", Scribble: "scribble", Box: "box"}
 
 FORMS = {
     "points": '["class", x, y]',
@@ -55,7 +49,7 @@ def check_source(source: str) -> None:
 def referenced_files(source: AnyPath) -> list[str]:
     """Return the files that a file of annotations names: masks of a table, text files beside the YAML of YOLO.
 
-    None where the source cannot be read.
+    There are none where the source cannot be read.
     """
     suffix = source.suffix.lower()
     if suffix in (".yaml", ".yml"):
@@ -102,7 +96,7 @@ def annotated(
         check_source(source)
         path = UPath(source)
         suffix = path.suffix.lower()
-        found: Found
+        found: Iterator[Annotation]
         if source == "masks":
             found = _own_masks(masks(), samples)
         elif source == "xml":
@@ -112,7 +106,7 @@ def annotated(
         elif suffix in TABLES:
             found = _table(path, samples)
         elif suffix == ".json":
-            content = read_json_file(path)
+            content = read_json(path)
             read = label_studio_annotations if isinstance(content, list) else _instances
             found = read(path, content, samples, mask_classes)
         else:
@@ -123,20 +117,20 @@ def annotated(
                 ".parquet": parquet_masks,
             }
             found = readers[suffix](path, samples, mask_classes)
-        for name, place, item in found:
+        for name, location, item in found:
             if isinstance(item, Mask):
                 if masks_by_id.get(name, item) != item:
                     replaced[name] = None
                 masks_by_id[name] = item
                 (own.add if source == "masks" or suffix == ".txt" else own.discard)(name)
-            elif _is_chosen(item, samples[name], place, mask_classes, classes):
+            elif _is_chosen(item, samples[name], location, mask_classes, classes):
                 shapes[name].add(item)
     complete = [
         replace(
             sample, mask=masks_by_id.get(sample.id),
             points=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Point))),
             scribbles=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Scribble))),
-            boxes=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, LabelledBox))),
+            boxes=tuple(sorted(each for each in shapes[sample.id] if isinstance(each, Box))),
         )
         for sample in samples.values()
     ]  # fmt: skip
@@ -157,21 +151,21 @@ def annotated(
     return result
 
 
-def _is_chosen(item: Shape, sample: Sample, place: str, known: Sequence[str], classes: Sequence[str]) -> bool:
+def _is_chosen(item: Shape, sample: Sample, location: str, known: Sequence[str], classes: Sequence[str]) -> bool:
     """Return whether an annotation is of the background or of a chosen class.
 
     Raises:
         InputError: there is no such class, or the image does not have that tag.
     """
-    if item.name == BACKGROUND and not isinstance(item, LabelledBox):
+    if item.name == BACKGROUND and not isinstance(item, Box):
         return True
     if item.name not in known and item.name not in (sample.tags or ()):
-        raise InputError(f"{place}: {unknown_name('class', item.name, known)}")
+        raise InputError(f"{location}: {unknown_name('class', item.name, known)}")
     if item.name not in classes:
         return False
     if sample.tags is not None and item.name not in sample.tags:
         tags = f"the tags of the image are {', '.join(sorted(sample.tags))}" if sample.tags else "the image has no tag"
-        raise InputError(f"{place}: there is a {KINDS[type(item)]} of {item.name!r}, and {tags}")
+        raise InputError(f"{location}: there is a {KINDS[type(item)]} of {item.name!r}, and {tags}")
     return True
 
 
@@ -202,9 +196,8 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
                 raise
             return sample  # the error is that of whoever needs the mask
     with suppress(UnreadableError):
-        if isinstance(mask, RleMask) and corrects and mask.size != (size := image_size(sample.image)):
-            sizes = "{} x {} pixels, and its image {} x {} (height, width)".format(*mask.size, *size)
-            raise InputError(f"the mask {mask} of image {sample.id} has {sizes}")
+        if isinstance(mask, RleMask) and corrects:
+            require_same_size(f"mask {mask}", mask.size, f"its image {sample.image}", image_size(sample.image))
     names = frozenset(classes[index - 1] for index in indices - {0, IGNORE})
     if known is None:
         names |= {each.name for each in shapes} - {BACKGROUND}
@@ -213,15 +206,15 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
     return replace(sample, tags=names | kept)
 
 
-def _own_masks(masks: Mapping[str, Mask | None], samples: SplitSamples) -> Found:
+def _own_masks(masks: Mapping[str, Mask | None], samples: SplitSamples) -> Iterator[Annotation]:
     found = {name: mask for name in samples if (mask := masks.get(name)) is not None}
     if not found:
         raise InputError(f"annotations contains masks, and no image of {samples.title} has a mask")
     for name, mask in found.items():
-        yield name, "masks", mask
+        yield Annotation(name, "masks", mask)
 
 
-def _listed_masks(path: AnyPath, masks: Mapping[str, Mask | None], samples: SplitSamples) -> Found:
+def _listed_masks(path: AnyPath, masks: Mapping[str, Mask | None], samples: SplitSamples) -> Iterator[Annotation]:
     ids = read_ids(path)
     listed = [name for name in ids if name in samples]
     if not listed:
@@ -231,10 +224,10 @@ def _listed_masks(path: AnyPath, masks: Mapping[str, Mask | None], samples: Spli
     for name in listed:
         if (mask := masks.get(name)) is None:
             raise InputError(f"the list {path} contains {name}, and the data set has no mask of it")
-        yield name, str(path), mask
+        yield Annotation(name, str(path), mask)
 
 
-def _xml_boxes(root: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
+def _xml_boxes(root: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:
     folder = root / "Annotations"
     files = existing_files(folder, [f"{name}.xml" for name in samples])
     listed = [name for name in samples if f"{name}.xml" in files]
@@ -243,66 +236,66 @@ def _xml_boxes(root: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
     with ThreadPoolExecutor() as pool:  # the files of an object store are a request each
         boxes = list(pool.map(lambda name: xml_boxes(folder / f"{name}.xml", known), listed))
     for name, own in zip(listed, boxes, strict=True):
-        for label, *sides in own:
-            yield name, str(folder / f"{name}.xml"), LabelledBox(known[label], *map(float, sides))
+        for box in own:
+            yield Annotation(name, str(folder / f"{name}.xml"), box)
 
 
-def _table(path: AnyPath, samples: SplitSamples) -> Found:
+def _table(path: AnyPath, samples: SplitSamples) -> Iterator[Annotation]:
     header, rows = read_rows(path)
     key = next((name for name in ("file", "file_name", "id") if name in header), None)
     if key is None or {"mask", *FORMS}.isdisjoint(header):
         needed = f"file, file_name or id, and of mask, {', '.join(FORMS)}"
         raise InputError(f"{path} needs a column of {needed}; its header is {','.join(header)!r}")
-    places, names, fields = [], [], []
-    for place, row in rows:
+    locations, names, fields = [], [], []
+    for location, row in rows:
         name, own = row.get(key), [(column, row.get(column)) for column in ("mask", *FORMS)]
         if not isinstance(name, str) or not name.strip():
             if not name and not any(field for _, field in own):
                 continue  # an empty row of a spreadsheet
-            raise InputError(f"{place} has no {key}")
+            raise InputError(f"{location} has no {key}")
         names.append(name.strip() if key == "id" else image_id(name.strip()))
-        places.append(f"{place}, image {names[-1]}")
+        locations.append(f"{location}, image {names[-1]}")
         fields.append(own)
-    for name, place, own in zip(match_ids(names, places, samples, path), places, fields, strict=True):
+    for name, location, own in zip(match_ids(names, locations, samples, path), locations, fields, strict=True):
         for column, field in own:
             if column != "mask":
-                for shape in _shapes(column, field, place):  # of images of other splits, too: all mistakes are found
+                for shape in _shapes(column, field, location):  # of images of other splits, too: all mistakes are found
                     if name in samples:
-                        yield name, place, shape
+                        yield Annotation(name, location, shape)
             elif field is not None and not isinstance(field, str):
-                raise InputError(f"{place}: the mask {field!r} is not a path")
+                raise InputError(f"{location}: the mask {field!r} is not a path")
             elif name in samples and field and field.strip():
                 mask = mask_path(path, field.strip())
                 if not is_uri(mask) and not Path(mask).is_file():
-                    raise InputError(f"{place}: there is no mask {mask}")
-                yield name, place, mask
+                    raise InputError(f"{location}: there is no mask {mask}")
+                yield Annotation(name, location, mask)
 
 
-def _shapes(column: str, field: Any, place: str) -> Iterator[Shape]:
+def _shapes(column: str, field: Any, location: str) -> Iterator[Shape]:
     """Yield the points, scribbles or boxes of a field: a list, its JSON, or nothing."""
     if isinstance(field, str):
         try:
             field = json.loads(field) if field.strip() else None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{place}: {column} contains {field[:80]!r}, which is not JSON ({error})") from error
+            raise InputError(f"{location}: {column} contains {field[:80]!r}, which is not JSON ({error})") from error
     if field is not None and not isinstance(field, list):
-        raise InputError(f"{place}: {column} contains {str(field)[:80]!r}, and must be a list [{FORMS[column]}, ...]")
+        form = f"a list [{FORMS[column]}, ...]"
+        raise InputError(f"{location}: {column} contains {str(field)[:80]!r}, and must be {form}")
     for each in field or ():
         match each:
             case [str(name), *numbers] if column == "points" and _are_numbers(numbers, 2):
                 yield Point(name, *map(float, numbers))
             case [str(name), *numbers] if column == "boxes" and _are_numbers(numbers, 4):
-                left, top, right, bottom = map(float, numbers)
-                if right <= left or bottom <= top:
-                    raise InputError(f"{place}: the box {each} is empty: it needs left < right and top < bottom")
-                yield LabelledBox(name, left, top, right, bottom)
+                with errors_at(location):
+                    box = valid_box(name, *map(float, numbers))
+                yield box
             case [str(name), [*vertices]] if column == "scribbles" and all(_are_numbers(xy, 2) for xy in vertices):
                 if not vertices:
-                    raise InputError(f"{place}: a scribble of {name!r} has no vertex")
+                    raise InputError(f"{location}: a scribble of {name!r} has no vertex")
                 yield Scribble(name, tuple((float(x), float(y)) for x, y in vertices))
             case _:
                 form = f"{FORMS[column]} with finite numbers"
-                raise InputError(f"{place}: {column} contains {str(each)[:80]}, and must contain {form}")
+                raise InputError(f"{location}: {column} contains {str(each)[:80]}, and must contain {form}")
 
 
 def _are_numbers(values: Any, count: int) -> bool:
@@ -311,7 +304,7 @@ def _are_numbers(values: Any, count: int) -> bool:
     return numbers and all(-1e9 < each < 1e9 for each in values)
 
 
-def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequence[str]) -> Found:
+def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:
     """Yield the annotations of a JSON of COCO's instances.
 
     The mask of an image is rendered from its instances where all have a segmentation; otherwise the image has boxes:
@@ -338,24 +331,26 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
             continue
         segmented = all(has_area(each.get("segmentation")) for each in instances)
         if not segmented or any(each.get("keypoints") for each in instances):
-            require_size((image.get("height"), image.get("width")), samples[name], f"{path}, image {image['id']}")
+            require_recorded_size(
+                (image.get("height"), image.get("width")), samples[name], f"{path}, image {image['id']}"
+            )
         if segmented and (mask := instance_mask(image, instances, indices, path)) is not None:
-            yield name, str(path), mask
+            yield Annotation(name, str(path), mask)
         no_boxes = {each["category_id"] for each in instances if each.get("iscrowd") or not each.get("bbox")}
         for each in instances:
             if (category := each["category_id"]) not in categories or indices[category] == IGNORE:
                 continue
-            label, place = categories[category], f"{path}, annotation {each.get('id')} of image {name}"
+            label, location = categories[category], f"{path}, annotation {each.get('id')} of image {name}"
             if not segmented and category not in no_boxes:
                 if not _are_numbers(each["bbox"], 4):
-                    raise InputError(f"{place}: the bbox {each['bbox']} is not [x, y, width, height]")
+                    raise InputError(f"{location}: the bbox {each['bbox']} is not [x, y, width, height]")
                 x, y, width, height = map(float, each["bbox"])
-                if width <= 0 or height <= 0:
-                    raise InputError(f"{place}: the bbox {each['bbox']} is empty")
-                yield name, place, LabelledBox(label, x, y, x + width, y + height)
+                with errors_at(location):
+                    box = valid_box(label, x, y, x + width, y + height)
+                yield Annotation(name, location, box)
             keypoints = each.get("keypoints") or []
             if not isinstance(keypoints, list) or len(keypoints) % 3 or not _are_numbers(keypoints, len(keypoints)):
-                raise InputError(f"{place}: its keypoints are not a list [x, y, visibility, ...] of numbers")
+                raise InputError(f"{location}: its keypoints are not a list [x, y, visibility, ...] of numbers")
             for x, y, visibility in zip(*[iter(keypoints)] * 3, strict=True):
                 if visibility > 0:
-                    yield name, place, Point(label, float(x), float(y))
+                    yield Annotation(name, location, Point(label, float(x), float(y)))

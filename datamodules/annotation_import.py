@@ -9,22 +9,25 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
 import yaml
 from upath import UPath
 
-from datamodules.annotations import BACKGROUND, Found, mask_index, valid_box
+from datamodules.annotations import BACKGROUND, Annotation, mask_index, valid_box
 from datamodules.class_names import ILLEGAL, MAX_CLASSES, mask_lut, require_known
-from datamodules.errors import InputError
-from datamodules.files import AnyPath, read_bytes
+from datamodules.errors import InputError, errors_at
+from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.image_ids import image_id, match_ids
 from datamodules.images import image_size, open_image
 from datamodules.masks import RleMask
-from datamodules.sample import SplitSamples, image_id, match_ids
+from datamodules.sample import SplitSamples
 
 
-def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
+def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:
     """Yield the masks of an archive in VOC's layout, as CVAT exports "Segmentation mask 1.1".
 
     ``labelmap.txt`` lists the colour of each label, ``SegmentationClass`` contains a PNG for each image.
@@ -37,19 +40,52 @@ def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
     Raises:
         InputError: it is no such archive, or a mask has a colour that is not listed.
     """
+    with ExitStack() as stack:
+        with _zip_errors(path):
+            file = io.BytesIO(read_bytes(path)) if is_uri(path) else stack.enter_context(Path(str(path)).open("rb"))
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            files = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+            labelmaps = [archive.read(name) for name in files if name.endswith("labelmap.txt")]
+        members = [name for name in files if "SegmentationClass/" in name and name.endswith(".png")]
+        if len(labelmaps) != 1 or not members:
+            problem = f"{len(labelmaps)} files labelmap.txt and {len(members)} masks in SegmentationClass"
+            raise InputError(f'{path} contains {problem}: export one task or project as "Segmentation mask 1.1"')
+        colours = _read_labelmap(labelmaps[0].decode("utf-8-sig", "replace"), path, known)
+        ids = [member.partition("SegmentationClass/")[2].removesuffix(".png") for member in members]
+        matching = match_ids(ids, [f"{path}, {member}" for member in members], samples, path)
+        for name, member in zip(matching, members, strict=True):
+            if name not in samples:
+                continue
+            location = f"{path}, {member}"
+            with _zip_errors(path):
+                content = archive.read(member)
+            with open_image(io.BytesIO(content), location) as image:
+                red, green, blue = np.moveaxis(np.array(image.convert("RGB")).astype(np.int32), -1, 0)
+            found, inverse = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+            if unlisted := next((key for key in found.tolist() if key not in colours), None):
+                colour = f"{unlisted >> 16},{unlisted >> 8 & 255},{unlisted & 255}"
+                raise InputError(f"{location} has pixels of the colour {colour}, which labelmap.txt does not list")
+            label_map = np.array([colours[key] for key in found.tolist()], np.uint8)[inverse].reshape(red.shape)
+            yield Annotation(name, location, RleMask.from_label_map(f"of {location}", label_map))
+
+
+@contextmanager
+def _zip_errors(path: AnyPath) -> Iterator[None]:
+    """Turn the errors of `zipfile` into an InputError that names the file."""
     try:
-        with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as archive:
-            names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
-            files = {name: archive.read(name) for name in names if name.endswith((".png", "labelmap.txt"))}
+        yield
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{path} cannot be read as a zip file: {error}") from error
-    masks = {name.partition("SegmentationClass/")[2]: name for name in files if "SegmentationClass/" in name}
-    listed = [content for name, content in files.items() if name.endswith("labelmap.txt")]
-    if len(listed) != 1 or not masks:
-        problem = f"{len(listed)} files labelmap.txt and {len(masks)} masks in SegmentationClass"
-        raise InputError(f'{path} contains {problem}: export one task or project as "Segmentation mask 1.1".')
-    labels, colours = set[str](), dict[int, int]()  # and the index of each colour
-    for line in listed[0].decode("utf-8-sig", "replace").splitlines():
+
+
+def _read_labelmap(text: str, path: AnyPath, known: Sequence[str]) -> dict[int, int]:
+    """Return the index in masks of each colour in CVAT's ``labelmap.txt``; a colour is red << 16 | green << 8 | blue.
+
+    Raises:
+        InputError: a line is malformed, two labels have one colour, or no label is a class of the data set.
+    """
+    labels, colours = set[str](), dict[int, int]()
+    for line in text.splitlines():
         if line.strip() and not line.startswith("#"):
             label, colour, *_ = [*line.split(":"), ""]
             try:
@@ -64,23 +100,10 @@ def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Fo
             labels.add(label)
     colours.setdefault(0, 0)  # the background need not be listed
     require_known(labels, known, f"{path}: none of the labels of labelmap.txt")
-    ids = [name.removesuffix(".png") for name in masks]
-    matching = match_ids(ids, [f"{path}, {name}" for name in masks.values()], samples, path)
-    for name, member in zip(matching, masks.values(), strict=True):
-        if name not in samples:
-            continue
-        place = f"{path}, {member}"
-        with open_image(io.BytesIO(files[member]), place) as image:
-            red, green, blue = np.moveaxis(np.array(image.convert("RGB")).astype(np.int32), -1, 0)
-        found, inverse = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
-        if unlisted := next((key for key in found.tolist() if key not in colours), None):
-            colour = f"{unlisted >> 16},{unlisted >> 8 & 255},{unlisted & 255}"
-            raise InputError(f"{place} has pixels of the colour {colour}, which labelmap.txt does not list")
-        label_map = np.array([colours[key] for key in found.tolist()], np.uint8)[inverse].reshape(red.shape)
-        yield name, place, RleMask.from_label_map(f"of {place}", label_map)
+    return colours
 
 
-def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
+def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:
     """Yield the annotations of YOLO's text files: polygons are a mask, lines of four numbers are boxes.
 
     The files are those in folders named ``labels`` beside or below the YAML. An image with an empty file is background;
@@ -106,24 +129,22 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
         height, width = image_size(samples[name].image)
         mask = np.zeros((height, width), np.uint8)
         boxes, polygons = [], []
-        for place, label, numbers in _yolo_lines(file, names):
+        for location, label, numbers in _yolo_lines(file, names):
             if len(numbers) == 4:
                 x, y, w, h = numbers
                 sides = (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
-                try:
-                    boxes.append((place, valid_box(label, *sides)))
-                except InputError as error:
-                    raise InputError(f"{place}: {error}") from error
+                with errors_at(location):
+                    boxes.append((location, valid_box(label, *sides)))
             else:
                 vertices = np.floor(np.array(numbers).reshape(-1, 2) * (width, height)).astype(np.int32)
                 polygons.append((float(cv2.contourArea(vertices)), mask_index(label, known), vertices))
         for _, index, vertices in sorted(polygons, key=lambda polygon: (-polygon[0], polygon[1])):
             cv2.fillPoly(mask, [vertices], index)
         if polygons or not (boxes or samples[name].tags):
-            yield name, str(file), RleMask.from_label_map(f"of {file}", mask)
-        for place, box in boxes:
+            yield Annotation(name, str(file), RleMask.from_label_map(f"of {file}", mask))
+        for location, box in boxes:
             if box.name in known:
-                yield name, place, box
+                yield Annotation(name, location, box)
 
 
 def yolo_label_files(path: AnyPath) -> list[tuple[AnyPath, str]]:
@@ -144,7 +165,7 @@ def _yolo_names(path: AnyPath) -> dict[str, str]:
     """Return the names of the classes in a ``data.yaml`` by their numbers."""
     try:
         content = yaml.safe_load(read_bytes(path))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise InputError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     content = content if isinstance(content, dict) else {}
     names = content.get("names")
@@ -157,21 +178,21 @@ def _yolo_names(path: AnyPath) -> dict[str, str]:
 
 
 def _yolo_lines(file: AnyPath, names: Mapping[str, str]) -> Iterator[tuple[str, str, list[float]]]:
-    """Yield place for messages, name of the class, and coordinates of each line of a text file of YOLO."""
+    """Yield location for messages, name of the class, and coordinates of each line of a text file of YOLO."""
     for number, line in enumerate(read_bytes(file).decode("utf-8-sig", "replace").splitlines(), 1):
-        words, place = line.split(), f"{file}, line {number}"
+        words, location = line.split(), f"{file}, line {number}"
         if not words:
             continue
         try:
             label, numbers = names[str(int(words[0]))], [float(word) for word in words[1:]]
         except (KeyError, ValueError) as error:
-            raise InputError(f"{place}: {line[:40]!r} is not the number of a class and coordinates") from error
+            raise InputError(f"{location}: {line[:40]!r} is not the number of a class and coordinates") from error
         if not all(-1 <= each <= 2 for each in numbers) or len(numbers) % 2 or len(numbers) < 4:
-            raise InputError(f"{place}: the coordinates are no pairs of fractions of the image's sides")
-        yield place, label, numbers
+            raise InputError(f"{location}: the coordinates are no pairs of fractions of the image's sides")
+        yield location, label, numbers
 
 
-def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Found:
+def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:
     """Yield the masks of a Parquet file of a Hugging Face data set.
 
     Its columns are ``id`` or ``file_name``, and ``mask``: PNGs of class indices, 0 for background. The names of the
@@ -213,18 +234,18 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
     matching = match_ids(ids, [f"{path}, image {name}" for name in ids], samples, path)
     for name, row in zip(matching, rows, strict=True):
         if name in samples:
-            place, mask = f"{path}, image {name}", row["mask"]
+            location, mask = f"{path}, image {name}", row["mask"]
             content = mask.get("bytes") if isinstance(mask, dict) else mask
             if not isinstance(content, bytes):
-                raise InputError(f"{place}: the mask is no image")
-            with open_image(io.BytesIO(content), f"of {place}") as image:
+                raise InputError(f"{location}: the mask is no image")
+            with open_image(io.BytesIO(content), f"of {location}") as image:
                 mode, labels = image.mode, np.array(image)
             if mode not in ("P", "L"):
-                raise InputError(f"{place}: the mask contains {mode} values, not class indices")
+                raise InputError(f"{location}: the mask contains {mode} values, not class indices")
             if (illegal := lut[labels] == ILLEGAL).any():
                 index = labels[illegal].min()
-                raise InputError(f"{place}: the mask contains the index {index}, and there are {len(names)} classes")
-            yield name, place, RleMask.from_label_map(f"of {place}", lut[labels])
+                raise InputError(f"{location}: the mask contains the index {index}, and there are {len(names)} classes")
+            yield Annotation(name, location, RleMask.from_label_map(f"of {location}", lut[labels]))
 
 
 def _tag_names(metadata: Mapping[bytes, bytes]) -> list[str]:

@@ -1,6 +1,6 @@
 """What people have drawn into images beside masks: points, scribbles and boxes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from datamodules.class_names import IGNORE
@@ -40,7 +40,7 @@ class Scribble(NamedTuple):
     vertices: tuple[tuple[float, float], ...]
 
 
-class LabelledBox(NamedTuple):
+class Box(NamedTuple):
     """A rectangle around one object. An image with boxes of a class has a box of every object of the class.
 
     Attributes:
@@ -63,14 +63,26 @@ def mask_index(label: str | None, known: Sequence[str]) -> int:
     return 0 if label == BACKGROUND else known.index(label) + 1 if label in known else IGNORE
 
 
-def valid_box(label: str, left: float, top: float, right: float, bottom: float) -> LabelledBox:
+def valid_box(label: str, left: float, top: float, right: float, bottom: float) -> Box:
     """Return a box; an InputError where it is empty or its sides are no finite numbers."""
     if not (-1e9 < left < right < 1e9 and -1e9 < top < bottom < 1e9):
         raise InputError(f"a box of {label!r} is empty: left {left:g}, top {top:g}, right {right:g}, bottom {bottom:g}")
-    return LabelledBox(label, left, top, right, bottom)
+    return Box(label, left, top, right, bottom)
 
 
 Mask = str | RleMask
-Shape = Point | Scribble | LabelledBox
-Found = Iterator[tuple[str, str, Mask | Shape]]
-"""Of each annotation in a file: the id of its image, its place in the file for messages, and the annotation."""
+Shape = Point | Scribble | Box
+
+
+class Annotation(NamedTuple):
+    """One annotation in a file.
+
+    Attributes:
+        image_id: id of its image.
+        location: where it is in the file, for messages.
+        item: the mask, point, scribble or box.
+    """
+
+    image_id: str
+    location: str
+    item: Mask | Shape

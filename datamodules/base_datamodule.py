@@ -3,12 +3,9 @@
 A new data set is one file with a subclass of `BaseDataModule` that implements `known_classes` and `read_samples`.
 """
 
-import importlib
 import inspect
 import json
-import sys
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,19 +20,19 @@ from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder, storage_errors
+from datamodules.image_ids import INVALID_ID, is_valid_id
 from datamodules.progress import print_message
 from datamodules.sample import Sample, SplitSamples, any_tagged, require_masks, require_tags
 from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
 from datamodules.samplers import TrainSampler, run_seed
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import INVALID_ID, is_valid_id
 from datamodules.transforms import Augment
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 
 TRAINING_ONLY = (
     "augment", "cues", "cues_checkpoint", "download", "mask_sampling_rate", "min_images_per_epoch", "targets",
 )  # fmt: skip
-"""Settings that only a training uses; `BaseDataModule.settings` and `datamodule_from_settings` leave them out."""
+"""Settings that only a training uses; `BaseDataModule.settings` and `datamodules.open_data` leave them out."""
 
 
 class BaseDataModule(pl.LightningDataModule):
@@ -181,7 +178,7 @@ class BaseDataModule(pl.LightningDataModule):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The plain settings from which `datamodule_from_settings` makes this data module again, without targets."""
+        """The plain settings from which `datamodules.open_data` makes this data module again, without targets."""
         return {key: value for key, value in self.hparams.items() if key not in TRAINING_ONLY}
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
@@ -405,39 +402,6 @@ def data_folder(root: str) -> AnyPath:
         except OSError as error:
             raise InputError(f"folder {folder} cannot be read: {error.strerror}") from error
     return folder
-
-
-def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: Any) -> BaseDataModule:
-    """Return the data module of a checkpoint or of a seed cache, for looking at its images.
-
-    Settings that only a training uses (`TRAINING_ONLY`) are left out.
-
-    Args:
-        settings: ``datamodule_hyper_parameters`` of a checkpoint or the data settings of a cache; None where there
-            are none. ``class_path`` names the class, by default `datamodules.voc.VOCDataModule`.
-        **overrides: settings that replace recorded ones; None does not count.
-
-    Raises:
-        InputError: the class is unknown, an override is not a setting of the class, or no root is given.
-    """
-    stored = dict(settings or {})
-    given = {key: value for key, value in overrides.items() if value is not None}
-    class_path = str(stored.get("class_path", "datamodules.voc.VOCDataModule"))
-    module, _, class_name = class_path.rpartition(".")
-    if module.startswith("datamodules."):  # a file must not decide what else is imported
-        with suppress(ImportError):
-            importlib.import_module(module)
-    found = getattr(sys.modules.get(module), class_name, None)
-    if not (isinstance(found, type) and issubclass(found, BaseDataModule)):
-        raise InputError(f"the data module {class_path} is not known: put its file into the package datamodules")
-    ancestors = [each for each in found.__mro__ if issubclass(each, BaseDataModule)]
-    known = {name for each in ancestors for name in inspect.signature(each).parameters}
-    if unknown := given.keys() - known:
-        raise InputError(f"{found.__name__} has no setting {min(unknown)!r}")
-    merged = {key: value for key, value in stored.items() if key in known and key not in TRAINING_ONLY} | given
-    if not merged.get("root"):
-        raise InputError("the folder of the images is not recorded: give it as 'root'")
-    return found(**merged)
 
 
 def with_tags(samples: Sequence[Sample], what: str) -> list[Sample]:

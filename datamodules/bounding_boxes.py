@@ -1,40 +1,23 @@
 """Bounding boxes of objects: from XML annotations of VOC or ImageNet, or around the connected parts of a mask."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from upath import UPath
 
+from datamodules.annotations import Box, valid_box
 from datamodules.class_names import IGNORE
-from datamodules.errors import InputError
+from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath
 from datamodules.voc_tags import read_annotation
-
-
-class Box(NamedTuple):
-    """Bounding box of an object, in pixels from 0; right and bottom are the first column and row beyond the object.
-
-    Attributes:
-        label: class of the object, 0..C-1.
-        left: first column.
-        top: first row.
-        right: column after the last.
-        bottom: row after the last.
-    """
-
-    label: int
-    left: float
-    top: float
-    right: float
-    bottom: float
 
 
 def xml_boxes(path: AnyPath, classes: Sequence[str]) -> list[Box]:
     """Return the boxes of an annotation file, without objects of other classes.
 
-    VOC and ImageNet count pixels from 1, and xmax and ymax are the last pixel of the object.
+    VOC and ImageNet count pixels from 1, and xmax and ymax are the last pixel of the object; right and bottom of the
+    result are the first column and row beyond it.
 
     Args:
         path: ``Annotations/<id>.xml``.
@@ -53,25 +36,25 @@ def xml_boxes(path: AnyPath, classes: Sequence[str]) -> list[Box]:
             left, top, right, bottom = map(float, corners)
         except ValueError as error:
             raise InputError(f"annotation {path} has no box of four numbers for a {name}") from error
-        if right < left or bottom < top:
-            raise InputError(f"annotation {path} has an empty box of a {name}")
-        boxes.append(Box(list(classes).index(name), left - 1, top - 1, right, bottom))
+        with errors_at(f"annotation {path}"):
+            boxes.append(valid_box(name, left - 1, top - 1, right, bottom))
     return boxes
 
 
-def mask_boxes(mask: np.ndarray) -> list[Box]:
+def mask_boxes(mask: np.ndarray, classes: Sequence[str]) -> list[Box]:
     """Return the boxes around the connected parts of each class in a mask.
 
     Objects that touch are one part; in VOC's masks a border of 255 separates most objects.
 
     Args:
         mask: uint8 (H, W): 0 background, 1..C, 255 ignore.
+        classes: names of the classes.
     """
     boxes = []
     for value in np.setdiff1d(mask, (0, IGNORE)):
         _, _, stats, _ = cv2.connectedComponentsWithStats((mask == value).astype(np.uint8), connectivity=8)
         for left, top, width, height in stats[1:, :4].tolist():
-            boxes.append(Box(int(value) - 1, left, top, left + width, top + height))
+            boxes.append(Box(classes[value - 1], left, top, left + width, top + height))
     return boxes
 
 
@@ -88,4 +71,4 @@ def ground_truth_boxes(image: str | AnyPath, mask: np.ndarray, classes: Sequence
     """
     path = UPath(image)
     annotation = path.parent.parent / "Annotations" / f"{path.stem}.xml"
-    return xml_boxes(annotation, classes) if annotation.is_file() else mask_boxes(mask)
+    return xml_boxes(annotation, classes) if annotation.is_file() else mask_boxes(mask, classes)

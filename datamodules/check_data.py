@@ -2,53 +2,27 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from datamodules.base_datamodule import BaseDataModule, data_folder, datamodule_from_settings
-from datamodules.coco import LAYOUTS
-from datamodules.errors import InputError, UnreadableError
+from datamodules.errors import InputError
 from datamodules.files import write_json
-from datamodules.images import as_rgb, read_image
-from datamodules.progress import print_result, track
+from datamodules.near_duplicates import Fingerprint, near_groups, read_fingerprints
+from datamodules.open_data import open_data
+from datamodules.progress import print_result
 from datamodules.sample import Sample, multi_hot
 
-FEW = 20
+MIN_IMAGES = 20
 """Images of a class below which it is named; the rarest class of VOC animals has 196 in ``trainaug``."""
 
-TOGETHER = 0.9
+MAX_COOCCURRENCE = 0.9
 """Share of a class's images with another class from which Grad-CAM can hardly tell the two apart."""
 
-SIDE = 16  # of the grid whose horizontal differences are compared
-NEAR = 16  # of its 256 differences; two photos of VOC animals differ in 61 or more
-GRAY_SIDE = 32  # side of the gray image that is compared where few differences differ
-ALIKE = 0.95  # correlation of two such images; tiles that differ, looked at, had 0.91 or less
 LISTED = 5  # images named in a sentence; the JSON has all
-
-
-class Fingerprint(NamedTuple):
-    """What is kept of an image.
-
-    Attributes:
-        height: in pixels.
-        width: in pixels.
-        bits: the signs of its horizontal differences on a coarse grid, uint64 (4,).
-        small: the image in gray and small, of mean 0 and norm 1, float32 (1024,); zeros for one gray value.
-    """
-
-    height: int
-    width: int
-    bits: NDArray[np.uint64]
-    small: NDArray[np.float32]
 
 
 class Finding(NamedTuple):
@@ -131,56 +105,13 @@ def check_data(
         })  # fmt: skip
 
 
-def recorded_data(recorded: Mapping[str, Any] | None, *, root: str | None, **settings: Any) -> BaseDataModule:
-    """Return the data module of a seed cache: by the settings that it records, or else by the layout of ``root``."""
-    if recorded or root is None:
-        return datamodule_from_settings(recorded, root=root, **settings)
-    return open_data(root, **settings)
-
-
-def open_data(root: str, **settings: Any) -> BaseDataModule:
-    """Return the data module of a folder, which its layout decides; tags of VOC are those of its Annotations."""
-    folder = data_folder(root)
-    class_path = "datamodules.folder.FolderDataModule"
-    if (folder / "ImageSets").is_dir():
-        class_path = "datamodules.voc.VOCDataModule"
-        if (folder / "Annotations").is_dir():  # ImageSets/Main of VOC does not list all images of trainaug
-            settings["labels"] = "xml"
-    elif any(next(folder.glob(layout.replace("{split}", "*")), None) for layout in LAYOUTS):
-        class_path = "datamodules.coco.COCODataModule"
-    return datamodule_from_settings({"class_path": class_path}, root=root, **settings)
-
-
-def read_fingerprints(samples: Sequence[Sample], channels: int = 3) -> tuple[dict[str, Fingerprint], dict[str, str]]:
-    """Return what is kept of each image, and the reason for each image that cannot be read, by id."""
-
-    def read(sample: Sample) -> Fingerprint | str:
-        try:
-            image = read_image(sample.image, channels)
-        except UnreadableError as error:
-            return str(error)
-        gray = cv2.cvtColor(as_rgb(image), cv2.COLOR_RGB2GRAY)
-        coarse = cv2.resize(gray, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
-        bits = np.packbits(coarse[:, 1:] > coarse[:, :-1]).view(np.uint64)
-        small = cv2.resize(gray, (GRAY_SIDE, GRAY_SIDE), interpolation=cv2.INTER_AREA).ravel().astype(np.float32)
-        small -= small.mean()
-        height, width = image.shape[:2]
-        return Fingerprint(height, width, bits, small / max(float(np.linalg.norm(small)), 1e-6))
-
-    with ThreadPoolExecutor() as pool:
-        read_ones = list(track(pool.map(read, samples), "reading", len(samples)))
-    by_id = dict(zip([sample.id for sample in samples], read_ones, strict=True))
-    fingerprints = {name: each for name, each in by_id.items() if isinstance(each, Fingerprint)}
-    return fingerprints, {name: each for name, each in by_id.items() if isinstance(each, str)}
-
-
 def unreadable_images(reasons: Mapping[str, str], total: int) -> list[Finding]:
     """Return a finding about images that cannot be read, by their reasons; none where all can."""
     if not reasons:
         return []
     sentence = (
-        f"{len(reasons)} of {total} images cannot be read; replace or remove them, or allow their share by "
-        f"the data module's option max_unreadable: {listed(list(reasons))}. The first: {next(iter(reasons.values()))}"
+        f"{len(reasons)} of {total} images cannot be read; replace or remove them, or allow their share by the data "
+        f"module's option max_unreadable: {first_few(list(reasons))}. The first: {next(iter(reasons.values()))}"
     )
     return [Finding("unreadable", sentence, list(reasons))]
 
@@ -205,9 +136,9 @@ def identical_images(groups: Sequence[Sequence[Sample]], validation: Collection[
     tags = f"{len(differ)} of these groups have different tags; look which are wrong"
     splits = f"{len(both)} of these groups are in the training and in the validation split, whose figures are too good"
     found = [
-        (groups, f"{same}one of each group is enough: {listed([ids(group) for group in groups])}"),
-        (differ, f"{tags}: {listed([ids_and_tags(group) for group in differ], '; ')}"),
-        (both, f"{splits}: {listed([ids(group) for group in both])}"),
+        (groups, f"{same}one of each group is enough: {first_few([ids(group) for group in groups])}"),
+        (differ, f"{tags}: {first_few([ids_and_tags(group) for group in differ], '; ')}"),
+        (both, f"{splits}: {first_few([ids(group) for group in both])}"),
     ]
     return [
         Finding("identical", sentence, [[sample.id for sample in group] for group in chosen])
@@ -216,42 +147,21 @@ def identical_images(groups: Sequence[Sequence[Sample]], validation: Collection[
     ]
 
 
-def near_groups(fingerprints: Mapping[str, Fingerprint]) -> list[list[str]]:
-    """Return the groups of ids, of two or more, that pairs of nearly identical fingerprints connect.
-
-    A pair has at most `NEAR` different signs of differences on the coarse grid (dHash of N. Krawetz, *Kind of Like
-    That*, 2013, at 16x16), and a correlation of at least `ALIKE`.
-    """
-    names, found = list(fingerprints), list(fingerprints.values())
-    bits, pairs = np.array([fingerprint.bits for fingerprint in found]), list[tuple[int, int]]()  # (N, 4)
-    for index, fingerprint in enumerate(found[1:], 1):
-        differences = np.bitwise_count(bits[:index] ^ fingerprint.bits).sum(axis=1, dtype=np.int64)
-        for other in np.flatnonzero(differences <= NEAR).tolist():
-            if fingerprint.small @ found[other].small >= ALIKE:
-                pairs.append((index, other))
-    if not pairs:
-        return []
-    graph = coo_array((np.ones(len(pairs)), np.transpose(pairs)), shape=(len(bits), len(bits)))
-    _, group_of = connected_components(graph, directed=False)
-    groups = [np.flatnonzero(group_of == group).tolist() for group in np.unique(group_of[np.ravel(pairs)])]
-    return [[names[index] for index in group] for group in sorted(groups)]
-
-
 def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Finding]:
     """Return findings about the numbers of images that classes have alone and together."""
     tagged = [sample for sample in samples if sample.tags is not None]
     labels = multi_hot(tagged, classes) > 0  # (N, C)
     counts, found = labels.sum(axis=0), list[Finding]()
-    if few := [name for name, count in zip(classes, counts, strict=True) if count < FEW]:
+    if few := [name for name, count in zip(classes, counts, strict=True) if count < MIN_IMAGES]:
         words = [f"{name} ({counts[classes.index(name)]})" for name in few]
-        sentence = f"classes with fewer than {FEW} images are hardly learned: add images of them, or leave them out by "
-        found.append(Finding("few", f"{sentence}the option classes: {listed(words)}", classes=few))
+        sentence = f"classes with fewer than {MIN_IMAGES} images are hardly learned: add images of them, or leave them "
+        found.append(Finding("few", f"{sentence}out by the option classes: {first_few(words)}", classes=few))
     if everywhere := [name for name, count in zip(classes, counts, strict=True) if count == len(tagged)]:
         sentence = "classes in every image cannot be localized, because nothing shows what an image without them is: "
-        found.append(Finding("everywhere", f"{sentence}add images without {listed(everywhere)}", classes=everywhere))
+        found.append(Finding("everywhere", f"{sentence}add images without {first_few(everywhere)}", classes=everywhere))
     for row, column in np.argwhere(~np.eye(len(classes), dtype=bool)):
         both = int((labels[:, row] & labels[:, column]).sum())
-        if counts[row] >= FEW and both >= TOGETHER * counts[row] and classes[column] not in everywhere:
+        if counts[row] >= MIN_IMAGES and both >= MAX_COOCCURRENCE * counts[row] and classes[column] not in everywhere:
             one, other = classes[row], classes[column]
             sentence = (
                 f"{both} of {counts[row]} images of {one} show {other}, too: Grad-CAM cannot tell them apart; "
@@ -276,7 +186,7 @@ def small_objects(fingerprints: Mapping[str, Fingerprint], size: int, cue_stride
     return [Finding("small", sentence)]
 
 
-def listed(words: Sequence[str], separator: str = ", ") -> str:
+def first_few(words: Sequence[str], separator: str = ", ") -> str:
     """Return the first words of a list, and how many there are beyond."""
     more = len(words) - LISTED
     return separator.join(words[:LISTED]) + (f" and {more} more" if more > 0 else "")

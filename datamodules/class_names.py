@@ -1,12 +1,11 @@
 """Names of classes, and the lookup table from the indices of a mask to classes."""
 
-import difflib
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from datamodules.errors import InputError
-from datamodules.files import AnyPath, read_bytes
+from datamodules.errors import InputError, did_you_mean
+from datamodules.files import AnyPath, read_lines
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -82,8 +81,7 @@ def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> t
         raise InputError(f"{len(classes)} classes are given, and an 8-bit mask has at most {MAX_CLASSES}")
     for name in classes:
         if name not in known:
-            near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {', '.join(known)}"
+            hint = did_you_mean(name, known) or f"the classes are {', '.join(known)}"
             raise InputError(f"class {name!r} does not exist among the classes {where}: {hint}")
         if list(classes).count(name) > 1:
             raise InputError(f"class {name!r} is given twice")
@@ -96,9 +94,5 @@ def read_classes(path: AnyPath) -> tuple[str, ...]:
     Raises:
         InputError: the file is not UTF-8 text, is empty, or names a class twice.
     """
-    try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a list of classes: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in read_lines(path) if line.strip())
     return check_classes(names, names, f"in {path}")

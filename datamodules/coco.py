@@ -7,7 +7,8 @@ from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco_instances import category_names, images_with_instances, instance_mask, read_instances
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri
-from datamodules.sample import Sample, image_id, split_samples
+from datamodules.image_ids import image_id
+from datamodules.sample import Sample, named_split
 
 LAYOUTS = (
     "annotations/instances_{split}.json",  # COCO; CVAT with subsets
@@ -22,7 +23,7 @@ class COCODataModule(BaseDataModule):
     """COCO, or a folder of images with a JSON of COCO's instances, as annotation tools export it.
 
     Each split has a JSON; or one JSON lists all images, and the splits are ``train``, ``val`` (chosen by a hash of the
-    id, see `datamodules.sample.split_samples`) and ``all``. The images of a split are in the first of the folders
+    id, see `datamodules.sample.named_split`) and ``all``. The images of a split are in the first of the folders
     ``<split>``, ``images/<split>``, ``images``, the root and the JSON's own that contains the first image; those of one
     JSON for all images are in ``images``, ``images/default``, the root or the JSON's folder. A ``file_name`` that is a
     URI is used as it is.
@@ -64,12 +65,7 @@ class COCODataModule(BaseDataModule):
         samples, whole = self._load(split, masks=masks)
         if whole:
             self.all_ids = {each.id for each in samples}
-            if split not in ("train", "val", "all"):
-                raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all")
-            total = len(samples)
-            samples = split_samples(samples, split, self.hparams["val_fraction"])
-            if total and not samples:
-                raise InputError(f"none of {total} images of {self.root} is in {split!r}: change val_fraction")
+            samples = named_split(samples, split, self.hparams["val_fraction"], self.root)
         return [replace(each, tags=each.tags if tags else None, mask=each.mask if masks else None) for each in samples]
 
     def _find(self, split: str) -> tuple[AnyPath, bool] | None:

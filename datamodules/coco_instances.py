@@ -1,6 +1,5 @@
 """JSON of COCO's instances: images, categories, and masks rendered from segmentations."""
 
-import json
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -9,29 +8,15 @@ from pycocotools import mask as coco_mask
 
 from datamodules.class_names import IGNORE, MAX_CLASSES
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, read_bytes
+from datamodules.files import AnyPath, read_json
 from datamodules.masks import RleMask
 
 
 def read_instances(path: AnyPath) -> dict[str, list[dict[str, Any]]]:
-    """Return the content of a JSON of COCO's instances; an InputError as of `read_json_file` and `check_instances`."""
-    content = read_json_file(path)
+    """Return the content of a JSON of instances; errors as `datamodules.files.read_json` and `check_instances`."""
+    content = read_json(path)
     check_instances(content, path)
     return dict(content)
-
-
-def read_json_file(path: AnyPath) -> Any:
-    """Return the content of a JSON.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        return json.loads(read_bytes(path))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
 
 
 def check_instances(content: Any, path: AnyPath) -> None:

@@ -15,7 +15,7 @@ from datamodules.class_names import IGNORE
 from datamodules.drawn_labels import Drawn, corrected_cues, draw_labels
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import any_size, as_rgb, image_size, normalize, read_image
-from datamodules.masks import read_class_mask
+from datamodules.masks import read_class_mask, require_same_size
 from datamodules.sample import Sample, multi_hot
 from datamodules.samplers import Draw, EvalSampler
 from datamodules.seed_cache import SeedCache
@@ -93,11 +93,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         index, seed = wanted if isinstance(wanted, Draw) else (wanted, int(torch.randint(2**62, ())))
         unreadable: list[tuple[str, str]] = []
         for step in range(_ATTEMPTS if self.training else 1):
-            place = (index + step) % len(self)
+            chosen = (index + step) % len(self)
             try:
-                return self._read(place, seed) | {"unreadable": unreadable}
+                return self._read(chosen, seed) | {"unreadable": unreadable}
             except UnreadableError as error:
-                unreadable.append((self.samples[place].id, str(error)))
+                unreadable.append((self.samples[chosen].id, str(error)))
         if self.training:
             raise InputError(f"{_ATTEMPTS} images in a row cannot be read, first: {unreadable[0][1]}")
         return {"unreadable": unreadable}
@@ -116,9 +116,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if self.mask_lut is not None:
             unknown = np.full(image.shape[:2], IGNORE, np.uint8)
             mask = unknown if sample.mask is None else read_class_mask(sample.mask, self.mask_lut)
-            if mask.shape != image.shape[:2]:
-                size, mask_size = ("x".join(map(str, each.shape[1::-1])) for each in (image, mask))
-                raise InputError(f"mask {sample.mask} is {mask_size}, and its image {sample.image} is {size}")
+            require_same_size(f"mask {sample.mask}", mask.shape, f"its image {sample.image}", image.shape)
         cues = None if self.cues is None else self.cues.cues(sample.id)
         own_size = mask is not None and not self.training and not self.annotations
         lines = self._lines(sample, image.shape[:2]) if self.annotations else []
@@ -207,13 +205,13 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         padded with 255 to the right and below, ``cues`` bool (B, C+1, h, w), channel 0 = background, ``boxes``, a list
         of float32 (n, 5), and ``original``, a list of uint8 (H, W, 3). ``unreadable`` lists ids and reasons of
         unreadable images, if there are any; images that were not replaced are missing from the batch. ``large`` lists
-        the images that were not read because of their size, if there are any: their dictionaries, with their place
-        among all readable images of the batch as ``place``. Where B is 0, the batch contains only ``image``
+        the images that were not read because of their size, if there are any: their dictionaries, with their position
+        among all readable images of the batch as ``position``. Where B is 0, the batch contains only ``image``
         (0, 3, 0, 0), ``id``, ``unreadable`` and ``large``.
     """
     unreadable = [each for item in items for each in item["unreadable"]]
     items = [item for item in items if item.keys() != {"unreadable"}]
-    large = [item["large"] | {"place": place} for place, item in enumerate(items) if "large" in item]
+    large = [item["large"] | {"position": position} for position, item in enumerate(items) if "large" in item]
     items = [item for item in items if "image" in item]
     if not items:
         nothing = {"image": torch.empty(0, 3, 0, 0), "id": [], "unreadable": unreadable}

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from datamodules.class_names import IGNORE
+from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest
 
 
@@ -115,6 +116,6 @@ def corrected_cues(cues: np.ndarray, drawn: Drawn) -> np.ndarray:
     """
     labels = cues.copy()
     for index, interiors in box_interiors(drawn.boxes, *cues.shape).items():
-        labels[(labels == index) & ~interiors.any(axis=0)] = IGNORE
+        labels[(labels == index) & ~interiors.any(axis=0)] = NO_CUE
     known = reduce_labels(drawn.mask, *cues.shape)
     return np.where(known == IGNORE, labels, known).astype(np.uint8)

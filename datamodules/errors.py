@@ -1,7 +1,8 @@
 """Errors whose cause is the input of a user."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -31,9 +32,24 @@ class UsageError(InputError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for a name that is none of the known ones; its message names the nearest."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20])}"
+    hint = did_you_mean(name, known) or f"there are {', '.join(known[:20])}"
     return InputError(f"there is no {kind} {name!r}; {hint}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the question whether the nearest known name is meant, in any case of letters; empty where none is near."""
+    by_lower_case = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
+    return f"did you mean {by_lower_case[near[0]]!r}?" if near else ""
+
+
+@contextmanager
+def errors_at(where: str) -> Iterator[None]:
+    """Put the place of an InputError, such as a file and line, before its message."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from upath import UPath
 
@@ -20,7 +21,7 @@ from datamodules.errors import InputError, first_line
 CACHE = "TAG2MASK_CACHE"
 """Environment variable: the local folder in which `read_bytes` keeps a copy of each file that it reads by URI."""
 
-PAUSES = (0.5, 2.0)
+RETRY_SECONDS = (0.5, 2.0)
 """Seconds before the second and the third attempt to read a file by URI."""
 
 AnyPath = Path | UPath
@@ -35,6 +36,21 @@ _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists,
 def is_uri(path: str | AnyPath) -> bool:
     """Return whether a path is a URI, such as ``s3://bucket/a.jpg`` or ``zip://a.jpg::s3://bucket/a.zip``."""
     return "://" in str(path)
+
+
+def uri_path(uri: str) -> str:
+    """Return bucket and path of the file in a URI; no bucket, so that ``/`` is first, for http and in archives.
+
+    Only in URIs of http do ``?`` and ``#`` end a path: an object store allows both in names.
+
+    Raises:
+        ValueError: a URI of http is malformed.
+    """
+    file = next((part for part in uri.split("::") if is_uri(part)), uri)  # zip://a.jpg::s3://bucket/a.zip
+    if file.startswith(("http://", "https://")):
+        return urlsplit(file).path
+    path = file.partition("://")[2]
+    return path if uri.endswith(file) else f"/{path}"
 
 
 @contextmanager
@@ -91,6 +107,18 @@ def read_bytes(path: str | AnyPath, start: int = 0, end: int | None = None) -> b
     return bytes(_request(path, lambda storage, name: storage.cat_file(name, **limits)))
 
 
+def read_lines(path: AnyPath) -> list[str]:
+    """Return the lines of a list, a text file in UTF-8, by `read_bytes`.
+
+    Raises:
+        InputError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
 def local_copy(uri: str | AnyPath) -> Path | None:
     """Return the copy of a file in the folder that `CACHE` names, and make it if necessary; None without such a folder.
 
@@ -113,7 +141,7 @@ def _request(uri: str | AnyPath, request: Callable[[Any, str], Any]) -> Any:
     """Return what a function of a file's storage and name returns, in up to three attempts."""
     from fsspec.core import url_to_fs
 
-    for pause in (*PAUSES, None):
+    for pause in (*RETRY_SECONDS, None):
         try:
             with storage_errors(uri):
                 return request(*url_to_fs(str(uri)))  # a forked process cannot use the file system that a UPath holds
@@ -170,13 +198,13 @@ def existing_files(folder: AnyPath, names: Iterable[str]) -> set[str]:
         return {name for name in names if (folder / name).is_file()}
     found, listings = set(), dict[str, set[str]]()
     for name in names:
-        place, _, file = name.rpartition("/")
-        if place not in listings:
+        parent, _, file = name.rpartition("/")
+        if parent not in listings:
             try:
-                listings[place] = set(list_folder(folder / place)[1])
+                listings[parent] = set(list_folder(folder / parent)[1])
             except FileNotFoundError:
-                listings[place] = set()
-        if file in listings[place]:
+                listings[parent] = set()
+        if file in listings[parent]:
             found.add(name)
     return found
 
@@ -249,7 +277,21 @@ def file_sizes(path: Path) -> dict[str, int]:
     return {name: file.stat().st_size for name, file in files}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        InputError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+
+
+def read_json_or_empty(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file.
 
     Returns:
@@ -359,11 +401,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 def _files(folder: Path, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
     """Yield names relative to the folder, sorted, and files; a folder reached by several links is visited once."""
     visited = {os.path.realpath(leave_out)} if leave_out else set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(place))
+    for top, folders, names in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(top))
         visible = [name for name in folders if not name.startswith(".")]
-        folders[:] = sorted(name for name in visible if os.path.realpath(Path(place, name)) not in visited)
+        folders[:] = sorted(name for name in visible if os.path.realpath(Path(top, name)) not in visited)
         for name in sorted(names):
-            file = Path(place, name)
+            file = Path(top, name)
             if not name.startswith(".") and file.is_file():
                 yield file.relative_to(folder).as_posix(), file

@@ -12,9 +12,10 @@ from datamodules.base_datamodule import BaseDataModule, data_folder
 from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
+from datamodules.image_ids import image_id
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.masks import find_masks, mask_folder
-from datamodules.sample import Sample, image_id, split_samples
+from datamodules.sample import Sample, named_split
 from datamodules.tables import read_rows
 
 TAG_COLUMNS = ("tags", "labels", "label")
@@ -78,11 +79,7 @@ class FolderDataModule(BaseDataModule):
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
         """Return the samples of ``train``, ``val`` or ``all``."""
-        if split not in ("train", "val", "all"):
-            raise InputError(f"there is no split {split!r}: the images of {self.root} have train, val and all")
-        chosen = split_samples(self.images, split, self.hparams["val_fraction"])
-        if not chosen:
-            raise InputError(f"none of {len(self.images)} images of {self.root} is in {split!r}: change val_fraction")
+        chosen = named_split(self.images, split, self.hparams["val_fraction"], self.root)
         found = find_masks(self.masks if masks else None, [image.id for image in chosen])
         paired = zip(chosen, found, strict=True)
         return [replace(image, tags=image.tags if tags else None, mask=mask) for image, mask in paired]
@@ -92,8 +89,8 @@ def read_table(path: AnyPath) -> list[Sample]:
     """Return images and tags from a CSV with a header, or from JSON lines.
 
     A row has the image's path below the table's folder, or a URI, in the column ``file`` or ``file_name`` (Hugging
-    Face's ImageFolder), and tags in ``tags``, ``labels`` or ``label``. Tags are a JSON list, or are separated by ``;``,
-    ``|`` or ``,``; a tag may contain spaces; no tag means that the image shows none of the classes. Other columns are
+    Face's ImageFolder), and tags in ``tags``, ``labels`` or ``label``. Tags are a JSON list, or a text for
+    `split_tags`; a tag may contain spaces; no tag means that the image shows none of the classes. Other columns are
     ignored.
 
     Raises:
@@ -116,7 +113,7 @@ def read_table(path: AnyPath) -> list[Sample]:
                 tags = json.loads(tags)
             except json.JSONDecodeError as error:
                 raise InputError(f"{where}: the tags {tags!r} are not a JSON list: {error}") from error
-        names = re.split("[;|,]", tags or "") if isinstance(tags, str | None) else tags
+        names = split_tags(tags or "") if isinstance(tags, str | None) else tags
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names")
         found = frozenset(each.strip() for each in names if each.strip())
@@ -129,12 +126,17 @@ def read_table(path: AnyPath) -> list[Sample]:
             samples.append(Sample(image_id(name), name if remote else str(image), found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
-    places = sorted(set(folders.values()), key=str)
-    untagged = [name for place in places for name in _images(place) if place / name not in below]
+    listed_folders = sorted(set(folders.values()), key=str)
+    untagged = [name for folder in listed_folders for name in _images(folder) if folder / name not in below]
     if untagged:
         problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
         raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes")
     return samples
+
+
+def split_tags(text: str) -> list[str]:
+    """Return the tags in a text, which ``;``, ``|``, ``,`` or line breaks separate."""
+    return re.split(r"[;|,\n]", text)
 
 
 def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:

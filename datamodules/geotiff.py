@@ -162,12 +162,12 @@ def _georeference(file: Any) -> Georeference | None:
     return Georeference(file.crs, file.transform) if located else None
 
 
-def mask_geotiff(mask: np.ndarray, place: Georeference) -> bytes:
+def mask_geotiff(mask: np.ndarray, georeference: Georeference) -> bytes:
     """Return a mask as the bytes of a GeoTIFF: one 8-bit band with VOC's colours, tiled and compressed.
 
     Args:
         mask: uint8 (H, W).
-        place: CRS and transform of the image.
+        georeference: CRS and transform of the image.
 
     Raises:
         InputError: rasterio is not installed.
@@ -177,8 +177,8 @@ def mask_geotiff(mask: np.ndarray, place: Georeference) -> bytes:
     colors = np.array(voc_palette()).reshape(256, 3).tolist()
     with rasterio.MemoryFile() as memory:
         with memory.open(
-            driver="GTiff", height=height, width=width, count=1, dtype="uint8", crs=place.crs,
-            transform=place.transform, photometric="palette", compress="deflate", tiled=True, bigtiff="if_safer",
+            driver="GTiff", height=height, width=width, count=1, dtype="uint8", crs=georeference.crs,
+            transform=georeference.transform, photometric="palette", compress="deflate", tiled=True, bigtiff="if_safer",
         ) as file:  # fmt: skip
             file.write_colormap(1, dict(enumerate(map(tuple, colors))))
             file.write(mask, 1)

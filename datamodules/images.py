@@ -6,6 +6,7 @@ import io
 import logging
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
@@ -52,14 +53,31 @@ def open_file(path: str | AnyPath) -> BinaryIO:
         raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}") from error
 
 
+class _PixelLimit:
+    """Pillow's limit on the pixels of an image, a global variable of all threads, while it is lifted."""
+
+    lock = Lock()
+    lifted = 0  # contexts that are open
+    pixels: int | None = None
+
+
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Lift Pillow's limit on the pixels of an image in this process, for images that are processed in tiles."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    """Lift Pillow's limit on the pixels of an image in this process, for images that are processed in tiles.
+
+    The limit returns when the last of the contexts ends, which may overlap in threads.
+    """
+    with _PixelLimit.lock:
+        if not _PixelLimit.lifted:
+            _PixelLimit.pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _PixelLimit.lifted += 1
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        with _PixelLimit.lock:
+            _PixelLimit.lifted -= 1
+            if not _PixelLimit.lifted:
+                Image.MAX_IMAGE_PIXELS = _PixelLimit.pixels
 
 
 @contextmanager
@@ -73,7 +91,7 @@ def open_image(file: BinaryIO, path: str | AnyPath) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise UnreadableError(f"image {path} cannot be read: it is not an image") from error
     except Image.DecompressionBombError as error:
-        limit = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+        limit = f"more than {2 * (Image.MAX_IMAGE_PIXELS or _PixelLimit.pixels or 0):,} pixels"
         raise UnreadableError(
             f"image {path} has {limit}: predict, evaluate and seeds generate accept it with --tile"
         ) from error

@@ -7,21 +7,22 @@ and what no region covers is background.
 import base64
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from datamodules.annotations import BACKGROUND, Found, LabelledBox, Point, mask_index, valid_box
+from datamodules.annotations import BACKGROUND, Annotation, Box, Point, mask_index, valid_box
 from datamodules.brush_rle import decode_brush
 from datamodules.class_names import require_known
 from datamodules.coco_instances import instance_rle
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
+from datamodules.image_ids import image_id, match_ids
 from datamodules.images import IMAGE_SUFFIXES, image_size
 from datamodules.masks import RleMask, encode_mask
-from datamodules.sample import SplitSamples, image_id, match_ids, require_size
+from datamodules.sample import SplitSamples, require_recorded_size
 
 ID_KEY = "tag2mask_id"
 """Key of an image's id in the data of a task, as `datamodules.annotation_export` writes it."""
@@ -29,7 +30,9 @@ ID_KEY = "tag2mask_id"
 _SHAPE = frozenset({"rle", "points", "x", "y", "width", "height"})  # keys of a region's value
 
 
-def label_studio_annotations(path: AnyPath, tasks: Sequence[Any], samples: SplitSamples, known: Sequence[str]) -> Found:
+def label_studio_annotations(
+    path: AnyPath, tasks: Sequence[Any], samples: SplitSamples, known: Sequence[str]
+) -> Iterator[Annotation]:
     """Yield the annotations of Label Studio's tasks, exported as JSON.
 
     Brush masks and polygons are a mask, rectangles are boxes, key points are points. Of several annotations of an image
@@ -45,56 +48,57 @@ def label_studio_annotations(path: AnyPath, tasks: Sequence[Any], samples: Split
         InputError: a task is invalid, none is annotated, none of the labels is a class, or a region is of another kind.
     """
     latest = _latest_results(path, tasks)
-    matching = match_ids(list(latest), [place for _, place, _ in latest.values()], samples, path)
+    matching = match_ids(list(latest), [location for _, location, _ in latest.values()], samples, path)
     labels = set[str]()
-    for name, (_, place, result) in zip(matching, latest.values(), strict=True):
+    for name, (_, location, result) in zip(matching, latest.values(), strict=True):
         regions, sizes = [], set[tuple[int, int]]()
         for each in _joined_regions(result):
             try:
                 label, size, region = _read_region(each)
             except InputError as error:
-                raise InputError(f"{place}: {error}") from error
+                raise InputError(f"{location}: {error}") from error
             except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise InputError(f"{place}: a region of the type {each.get('type')} is invalid ({error!r})") from error
+                problem = f"a region of the type {each.get('type')} is invalid ({error!r})"
+                raise InputError(f"{location}: {problem}") from error
             if label is not None:
                 labels.add(label)
             if isinstance(region, dict):
                 regions.append((mask_index(label, known), region))
                 sizes.add(size)
             elif name in samples and (label in known or (label == BACKGROUND and isinstance(region, Point))):
-                require_size(size, samples[name], place)
-                yield name, place, region
+                require_recorded_size(size, samples[name], location)
+                yield Annotation(name, location, region)
         if len(sizes) > 1:
-            raise InputError(f"{place}: its regions have the original sizes {' and '.join(map(str, sorted(sizes)))}")
+            raise InputError(f"{location}: its regions have the original sizes {' and '.join(map(str, sorted(sizes)))}")
         if name in samples and regions:
-            yield name, place, RleMask.from_regions(f"of {place}", sizes.pop(), regions)
+            yield Annotation(name, location, RleMask.from_regions(f"of {location}", sizes.pop(), regions))
         elif name in samples and not result:
-            yield name, place, RleMask(f"of {place}", image_size(samples[name].image), b"", ())
+            yield Annotation(name, location, RleMask(f"of {location}", image_size(samples[name].image), b"", ()))
     if labels and BACKGROUND not in labels:
         require_known(labels, known, f"{path}: none of its labels")
 
 
 def _latest_results(path: AnyPath, tasks: Sequence[Any]) -> dict[str, tuple[str, str, list[Any]]]:
-    """Return the last annotation of each image in Label Studio's tasks: its time, place for messages, and result."""
+    """Return the last annotation of each image in Label Studio's tasks: its time, location for messages, and result."""
     latest: dict[str, tuple[str, str, list[Any]]] = {}
     for number, task in enumerate(tasks, 1):
-        place = f"{path}, task {task.get('id', number) if isinstance(task, dict) else number}"
+        location = f"{path}, task {task.get('id', number) if isinstance(task, dict) else number}"
         if not isinstance(task, dict) or not isinstance(annotations := task.get("annotations"), list):
-            raise InputError(f"{place} has no list of annotations: export the project of Label Studio as JSON")
-        name = _task_image(task, place)
+            raise InputError(f"{location} has no list of annotations: export the project of Label Studio as JSON")
+        name = _task_image(task, location)
         for each in annotations:
             result = each.get("result") if isinstance(each, dict) else None
             if not isinstance(result, list) or not all(isinstance(region, dict) for region in result):
-                raise InputError(f"{place} has an annotation without a result")
+                raise InputError(f"{location} has an annotation without a result")
             changed = str(each.get("updated_at") or each.get("created_at") or "")
             if not each.get("was_cancelled") and (name not in latest or changed >= latest[name][0]):
-                latest[name] = changed, f"{place}, image {name}", result
+                latest[name] = changed, f"{location}, image {name}", result
     if not latest:
         raise InputError(f"{path} contains no annotation of any image")
     return latest
 
 
-def _task_image(task: Mapping[str, Any], place: str) -> str:
+def _task_image(task: Mapping[str, Any], location: str) -> str:
     """Return the id of a task's image: that of our own export, or the image's path without suffix.
 
     Raises:
@@ -107,11 +111,11 @@ def _task_image(task: Mapping[str, Any], place: str) -> str:
     files = {key: _file_of(value) for key, value in data.items() if isinstance(value, str)}
     files = {key: file for key, file in files.items() if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES}
     if len(files) > 1 and "image" not in files:
-        raise InputError(f"{place} has several images, {', '.join(files.values())}: name one of them 'image'")
+        raise InputError(f"{location} has several images, {', '.join(files.values())}: name one of them 'image'")
     file = files.get("image") or next(iter(files.values()), None)
     if file is None:
         raise InputError(
-            f"{place} has no image: none of its data is the path of an image ({', '.join(IMAGE_SUFFIXES)})"
+            f"{location} has no image: none of its data is the path of an image ({', '.join(IMAGE_SUFFIXES)})"
         )
     return image_id(file)
 
@@ -143,7 +147,7 @@ def _joined_regions(result: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [each for each in joined.values() if any(key in _SHAPE or key.endswith("labels") for key in each["value"])]
 
 
-def _read_region(each: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], dict[str, Any] | Point | LabelledBox]:
+def _read_region(each: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], dict[str, Any] | Point | Box]:
     """Return a region's label, the image's size (H, W), and the region: run lengths, a point or a box.
 
     The label is None where nobody has chosen one.
@@ -159,7 +163,7 @@ def _read_region(each: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], 
         raise InputError(f"a region has the original size {height} x {width}")
     if each.get("image_rotation"):
         raise InputError("the image is rotated in Label Studio, which is not supported")
-    region: dict[str, Any] | Point | LabelledBox
+    region: dict[str, Any] | Point | Box
     if "rle" in shape:
         region = encode_mask(decode_brush(value["rle"], height, width))
     elif "points" in shape and "vertices" not in value:

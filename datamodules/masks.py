@@ -107,6 +107,19 @@ def mask_size(mask: str | AnyPath | RleMask) -> tuple[int, int]:
     return mask.size if isinstance(mask, RleMask) else image_size(mask)
 
 
+def require_same_size(name: str, size: Sequence[Any], other: str, wanted: Sequence[Any]) -> None:
+    """Raise an InputError where two sizes differ; its message has width x height.
+
+    Args:
+        name: what has the first size, such as ``mask a.png``.
+        size: its height and width, perhaps followed by channels.
+        other: what has the second size, such as ``its image a.jpg``.
+        wanted: its height and width, perhaps followed by channels.
+    """
+    if tuple(size[:2]) != tuple(wanted[:2]):
+        raise InputError(f"{name} is {size[1]}x{size[0]}, and {other} is {wanted[1]}x{wanted[0]}")
+
+
 def read_mask(path: str | AnyPath | RleMask) -> np.ndarray:
     """Read or render the indices of a mask.
 
@@ -160,8 +173,10 @@ def mask_png(mask: np.ndarray, name: str = "a mask") -> bytes:
     Raises:
         InputError: the mask has another shape or values that do not fit.
     """
-    if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 255:
+    if mask.ndim != 2 or mask.size == 0:
         raise InputError(f"{name} must be (H, W) with values 0..255, not of shape {tuple(mask.shape)}")
+    if mask.min() < 0 or mask.max() > 255:
+        raise InputError(f"{name} must be of values 0..255, not of {mask.min()}..{mask.max()}")
     image = Image.fromarray(mask.astype(np.uint8, copy=False))
     image.putpalette(voc_palette())
     file = io.BytesIO()

@@ -1,24 +1,20 @@
 """Samples: what is known about images before a pixel is read, and the checks of lists of samples."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from datamodules.annotations import LabelledBox, Point, Scribble
+from datamodules.annotations import Box, Point, Scribble
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.files import AnyPath, is_uri
+from datamodules.image_ids import INVALID_ID, is_valid_id
 from datamodules.images import image_size
-from datamodules.masks import RleMask
-from datamodules.progress import print_message
-from datamodules.seed_shard import INVALID_ID, is_valid_id
+from datamodules.masks import RleMask, require_same_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +38,7 @@ class Sample:
     mask: str | RleMask | None = None
     points: tuple[Point, ...] = ()
     scribbles: tuple[Scribble, ...] = ()
-    boxes: tuple[LabelledBox, ...] = ()
-
-
-def image_id(file: str) -> str:
-    """Return the id of an image that a table lists: the path below the images' folder, or in a URI, without suffix.
-
-    Raises:
-        InputError: the text is no path of a file.
-    """
-    try:
-        path = PurePosixPath(urlsplit(file).path if is_uri(file) else file).with_suffix("")
-    except ValueError as error:
-        raise InputError(f"{file!r} is no path of an image: {error}") from error
-    return "/".join(part for part in path.parts if part not in ("/", ".."))  # results are files of this name
+    boxes: tuple[Box, ...] = ()
 
 
 def split_samples(samples: Sequence[Sample], split: str, val_fraction: float) -> list[Sample]:
@@ -78,25 +61,24 @@ def split_samples(samples: Sequence[Sample], split: str, val_fraction: float) ->
     return [sample for sample in samples if (sample.id in in_val) == (split == "val")]
 
 
+def named_split(samples: Sequence[Sample], split: str, val_fraction: float, root: AnyPath) -> list[Sample]:
+    """Return the samples of a split by `split_samples`; ``root`` is their folder, for messages.
+
+    Raises:
+        InputError: the split is not ``train``, ``val`` or ``all``, or none of the images is in it.
+    """
+    if split not in ("train", "val", "all"):
+        raise InputError(f"there is no split {split!r}: the images of {root} have train, val and all")
+    chosen = split_samples(samples, split, val_fraction)
+    if samples and not chosen:
+        raise InputError(f"none of {len(samples)} images of {root} is in {split!r}: change val_fraction")
+    return chosen
+
+
 def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.float32]:
     """Return the labels of N samples, float32 (N, C); unknown tags give zeros."""
     rows = [[name in (sample.tags or ()) for name in classes] for sample in samples]
     return np.array(rows, np.float32).reshape(len(samples), len(classes))
-
-
-def read_ids(path: AnyPath) -> tuple[str, ...]:
-    """Return the ids of a list of images: the first word of each line.
-
-    Raises:
-        InputError: the list cannot be read, or contains an id twice.
-    """
-    try:
-        ids = tuple(line.split()[0] for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(set(ids)) < len(ids):
-        raise InputError(f"the list {path} contains {next(i for i in ids if ids.count(i) > 1)} more than once")
-    return ids
 
 
 def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None = None) -> list[Sample]:
@@ -164,59 +146,13 @@ class SplitSamples(dict[str, Sample]):
         self.title, self.other_ids = title, other_ids
 
 
-def require_size(size: tuple[Any, Any], sample: Sample, place: str) -> None:
+def require_recorded_size(size: tuple[Any, Any], sample: Sample, location: str) -> None:
     """Raise an InputError where a file of annotations records another size of a sample's image.
 
     Args:
         size: height and width in the file; None where it records none.
         sample: the image; one named by URI is not looked at, which would be a request for each.
-        place: place in the file, for the message.
+        location: location in the file, for the message.
     """
-    if None in size or is_uri(sample.image) or size == (found := image_size(sample.image)):
-        return
-    raise InputError(f"{place} has {size[0]} x {size[1]} pixels, and its image {found[0]} x {found[1]}")
-
-
-def match_id(name: str, *ids: Container[str]) -> str:
-    """Return the longest end of a path that is one of the ids; the path itself where there is none.
-
-    ``/home/me/photos/cat/a`` is ``cat/a``, or else ``a``.
-    """
-    parts = name.split("/")
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((end for end in ends if any(end in each for each in ids)), name)
-
-
-def match_ids(names: Sequence[str], places: Sequence[str], samples: SplitSamples, path: AnyPath) -> Sequence[str]:
-    """Return the ids of the images that a file lists.
-
-    The longest end of a path that is an id counts, see `match_id`. A message reports how many images are not among the
-    samples.
-
-    Args:
-        names: ids or paths without suffixes, as in the file.
-        places: their places in the file, for messages.
-        samples: the images.
-        path: the file, for messages.
-
-    Returns:
-        An id for each name, which may be that of an image of another split; the name itself where no end of it is an
-        id.
-
-    Raises:
-        InputError: two names are the same image, or none is one of the samples.
-    """
-    found = [match_id(name, samples, samples.other_ids) for name in names]
-    counts = Counter(found)
-    for name, listed, place in zip(found, names, places, strict=True):
-        if counts[name] > 1:
-            raise InputError(f"{place}: {path} contains the image {listed} {counts[name]} times")
-    matched = sum(name in samples for name in found)
-    if not matched:
-        first = f"its first is {names[0]}" if names else "it is empty"
-        raise InputError(
-            f"{path} contains no image of {samples.title}: {first}, and that of the split is {min(samples)}"
-        )
-    if matched < len(names):
-        print_message(f"{path}: {matched} of {len(names)} images are in {samples.title}; the others are left out")
-    return found
+    if None not in size and not is_uri(sample.image):
+        require_same_size(location, size, f"its image {sample.image}", image_size(sample.image))

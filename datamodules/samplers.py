@@ -93,11 +93,11 @@ class TrainSampler(DistributedSampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         """Iterate over the share of this process in the epoch."""
         random = np.random.default_rng([self.seed, self.epoch])
-        draws: list[Draw] = []
-        while len(draws) < self.total_size:
+        for start in range(0, self.total_size, self.length):
             order, seeds = random.permutation(self.indices), random.integers(2**62, size=len(self.indices))
-            draws += map(Draw, order[: self.length].tolist(), seeds[: self.length].tolist())
-        yield from draws[self.rank : self.total_size : self.num_replicas]
+            end = min(self.length, self.total_size - start)
+            share = slice((self.rank - start) % self.num_replicas, end, self.num_replicas)
+            yield from map(Draw, order[share].tolist(), seeds[share].tolist())
         self.epoch += 1  # where set_epoch is not called
 
 
@@ -112,9 +112,9 @@ class EvalSampler(DistributedSampler[int]):
     def __init__(self, length: int) -> None:
         replicas, rank = _processes(length)
         super().__init__(range(length), num_replicas=replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.places = range(rank, length, replicas)
-        self.num_samples = len(self.places)
+        self.share = range(rank, length, replicas)
+        self.num_samples = len(self.share)
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the share of this process."""
-        return iter(self.places)
+        return iter(self.share)

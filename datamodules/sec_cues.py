@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, read_bytes
+from datamodules.files import AnyPath, read_lines
 from datamodules.safe_pickle import load_dict
+from datamodules.seed_shard import NO_CUE
 
 PICKLE = "localization_cues.pickle"
 INPUT_LIST = "input_list.txt"
 
 # Python 2's own opcodes for an int64 array; Python 3's pickles of arrays name modules that no NumPy of Python 2 has.
-SHELL = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01("
-INT64 = b"cnumpy\ndtype\nU\x02i8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+PICKLED_ARRAY_HEADER = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01("
+PICKLED_INT64 = b"cnumpy\ndtype\nU\x02i8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
 
 
 class SecCues:
@@ -89,19 +90,15 @@ def read_input_list(path: AnyPath) -> dict[str, int]:
     Raises:
         InputError: the list is missing, malformed, empty, or names an image or a number twice.
     """
-    try:
-        lines = read_bytes(path).decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     numbers: dict[str, int] = {}
-    for place, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(read_lines(path), start=1):
         match line.split():
             case []:
                 continue
             case [file, number] if number.isdecimal() and number.isascii() and Path(file).stem not in numbers:
                 numbers[Path(file).stem] = int(number)
             case _:
-                raise InputError(f"{path}, line {place}: expected a new image and its number, found {line!r}")
+                raise InputError(f"{path}, line {line_number}: expected a new image and its number, found {line!r}")
     if not numbers or len(set(numbers.values())) < len(numbers):
         raise InputError(f"the list {path} {'gives a number twice' if numbers else 'is empty'}")
     return numbers
@@ -127,14 +124,14 @@ def sec_files(images: Sequence[tuple[str, NDArray[np.integer], NDArray[np.uint8]
     pickled, lines = io.BytesIO(), []
     pickled.write(b"\x80\x02}(")
     for number, (name, labels, cues) in enumerate(images):
-        cued = np.flatnonzero(cues.ravel() != 255)
+        cued = np.flatnonzero(cues.ravel() != NO_CUE)
         order = cued[np.argsort(cues.ravel()[cued], kind="stable")]
         positions = np.stack([cues.ravel()[order], *np.divmod(order, cues.shape[1])])
         for key, array in ((f"{number}_labels", np.sort(labels)), (f"{number}_cues", positions)):
             content = np.ascontiguousarray(array, "<i8").tobytes()
-            pickled.write(b"X" + len(key).to_bytes(4, "little") + key.encode("ascii") + SHELL)
+            pickled.write(b"X" + len(key).to_bytes(4, "little") + key.encode("ascii") + PICKLED_ARRAY_HEADER)
             pickled.writelines(b"J" + size.to_bytes(4, "little") for size in array.shape)
-            pickled.write(b"t" + INT64 + b"\x89T" + len(content).to_bytes(4, "little") + content + b"tb")
+            pickled.write(b"t" + PICKLED_INT64 + b"\x89T" + len(content).to_bytes(4, "little") + content + b"tb")
         lines.append(f"{name}.jpg {number}\n")
     pickled.write(b"u.")
     return {PICKLE: pickled.getvalue(), INPUT_LIST: "".join(lines).encode()}

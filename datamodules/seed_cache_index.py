@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath, differences, is_uri, list_folder, local_copy, open_atomically, read_bytes
 from datamodules.progress import print_result, track
 from datamodules.seed_shard import Shard, plain_json
@@ -94,13 +94,13 @@ class Texts(Sequence[str]):
         return len(self._offsets) - 1
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, place: int | slice) -> str | tuple[str, ...]:
-        if isinstance(place, slice):
-            return tuple(self[i] for i in range(*place.indices(len(self))))
-        number = range(len(self))[place]
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        number = range(len(self))[index]
         first, last = self._offsets[number : number + 2]
         return self._content[first:last].tobytes().decode(errors="surrogatepass")
 
@@ -182,12 +182,12 @@ class CacheIndex:
         hashes = self._hashes[start : guess + width]  # hashes are uniform: this is within four standard deviations
         if not count or not hashes[0] < wanted <= hashes[-1]:
             start, hashes = 0, self._hashes
-        place = start + int(np.searchsorted(hashes, wanted))
-        while place < count and self._hashes[place] == wanted:
-            entry = int(self._entries[place])
+        position = start + int(np.searchsorted(hashes, wanted))
+        while position < count and self._hashes[position] == wanted:
+            entry = int(self._entries[position])
             if name == (self.ids[entry] if entry >= 0 else self.left_out_ids[-1 - entry]):
                 return entry
-            place += 1  # another id with the same hash
+            position += 1  # another id with the same hash
         return None
 
     def shard_of(self, entry: int) -> int:
@@ -403,7 +403,7 @@ def merge_shards(folder: AnyPath, output: IO[bytes], *, progress: bool = False) 
     names, temporary = list_shards(folder), str(folder) if isinstance(folder, Path) else None
     if not names:
         raise InputError(f"{folder} is not a seed cache: it contains no shards")
-    files, places, result = dict[int, str](), dict[int, int](), dict[str, Any]()
+    files, offsets, result = dict[int, str](), dict[int, int](), dict[str, Any]()
     with SpooledTemporaryFile(1 << 26, "w+", dir=temporary, encoding="ascii", newline="\n") as spool:
         shards = _open_shards(folder, names)
         for shard in track(shards, "merging", len(names), "shards") if progress else shards:
@@ -413,9 +413,9 @@ def merge_shards(folder: AnyPath, output: IO[bytes], *, progress: bool = False) 
                 raise InputError(f"{folder} contains shards of different settings: {where}; overwrite it")
             if shard.number in files:
                 raise InputError(f"{folder} contains shard {shard.number} twice: {files[shard.number]} and {name}")
-            files[shard.number], places[shard.number] = name, spool.tell()
+            files[shard.number], offsets[shard.number] = name, spool.tell()
             spool.write(json.dumps([shard.digest.hex(), shard.ids, shard.left_out]) + "\n")
-            if shard.number == min(files):
+            if shard.number == 0:  # a cache without it is incomplete
                 header = {"classes": shard.classes, "settings": shard.settings, "inputs": shard.inputs}
         if missing := missing_ranges(files, shard.shards):
             lacks = f"{shard.shards - len(files)} of {shard.shards} shards: {missing}"
@@ -423,14 +423,12 @@ def merge_shards(folder: AnyPath, output: IO[bytes], *, progress: bool = False) 
 
         def entries() -> Iterator[ShardEntry]:
             for number in range(len(files)):
-                spool.seek(places[number])
+                spool.seek(offsets[number])
                 digest, ids, left_out = json.loads(spool.readline())
                 yield ShardEntry(files[number], bytes.fromhex(digest), ids, left_out)
 
-        try:
+        with errors_at(str(folder)):
             write_index(output, entries(), header, temporary)
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from error
 
 
 def read_index(folder: AnyPath) -> CacheIndex:

@@ -28,7 +28,6 @@ A shard contains no date, host or command: its bytes follow from the settings an
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from zlib import crc32
@@ -38,11 +37,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, local_copy, read_bytes
+from datamodules.image_ids import is_valid_id
 
-NO_CUE = 255
-"""Value of a position without a cue in a label map."""
+NO_CUE = IGNORE
+"""Value of a position without a cue in a label map: losses ignore it as they ignore pixels of masks."""
 
 SHARD_SIZE = 256
 """Default number of images per shard."""
@@ -53,7 +54,6 @@ MAX_HEADER = 1 << 25  # characters of the metadata
 FIRST_REQUEST = 1 << 18  # bytes that are read of a shard at a URI to begin with; headers of 256 images are shorter
 
 _METADATA = "seeds"
-_NOT_IN_ID = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 _PARTS = ("cues", "maps", "saliency")
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "F16": np.dtype("<f2")}
 
@@ -79,14 +79,6 @@ def _fractions(maps: Floats) -> tuple[NDArray[np.float16], Floats]:
     """Return maps (k, h, w) as float16 fractions of their maxima, and the maxima float32 (k,)."""
     maxima = maps.max(axis=(1, 2), initial=0.0).astype(np.float32)
     return (maps / np.where(maxima > 0, maxima, 1)[:, None, None]).astype(np.float16), maxima
-
-
-INVALID_ID = "no relative path without '.', '..', backslashes and unprintable characters"
-
-
-def is_valid_id(name: str) -> bool:
-    """Return whether an id is a printable name or relative path that stays inside its folder."""
-    return not _NOT_IN_ID.search(name) and not {"", ".", ".."} & set(name.split("/"))
 
 
 def plain_json(value: Any) -> str:

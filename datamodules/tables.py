@@ -16,7 +16,7 @@ csv.field_size_limit(1 << 30)  # by default 128 KiB, which a long scribble excee
 
 
 def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
-    """Return the columns of a table, and the place (file and line) and the fields of each row.
+    """Return the columns of a table, and the location (file and line) and the fields of each row.
 
     Columns of a CSV are in lower case. Fields of JSON lines have any type of JSON; a field may be missing.
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import is_uri
 from datamodules.images import image_size
-from datamodules.masks import mask_size
+from datamodules.masks import mask_size, require_same_size
 from datamodules.progress import print_message
 from datamodules.sample import Sample
 
@@ -24,14 +24,14 @@ class UnreadableImages:
         strict: allow none, regardless of ``share``.
 
     Attributes:
-        found: reason by id.
+        reasons: reason by id.
         total: number of images that ``share`` refers to; whoever reads images adds their number.
     """
 
     def __init__(self, share: float = MAX_UNREADABLE, *, strict: bool = False) -> None:
         check_share(share)
         self.share, self.total = 0.0 if strict else share, 0
-        self.found: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
 
     def add(self, name: str, reason: str) -> None:
         """Record an unreadable image, once.
@@ -39,27 +39,27 @@ class UnreadableImages:
         Raises:
             InputError: more images are unreadable than the share allows.
         """
-        if name in self.found:
+        if name in self.reasons:
             return
-        self.found[name] = reason
-        if problem := too_many(self.found, self.total, self.share):
+        self.reasons[name] = reason
+        if problem := too_many(self.reasons, self.total, self.share):
             raise InputError(problem)
-        if len(self.found) <= _LISTED:
+        if len(self.reasons) <= _LISTED:
             print_message(f"left out: {name}: {reason}")
 
 
-def too_many(found: Mapping[str, str], total: int, share: float) -> str:
+def too_many(reasons: Mapping[str, str], total: int, share: float) -> str:
     """Return the error message for too many unreadable images; empty where their number is allowed.
 
     Args:
-        found: reason by id of the unreadable images.
+        reasons: reason by id of the unreadable images.
         total: number of all images.
         share: share of them that may be unreadable, within 0..1; 1 allows any number, also where ``total`` is 0.
     """
-    if share >= 1 or len(found) <= share * total:
+    if share >= 1 or len(reasons) <= share * total:
         return ""
     limit = f"max_unreadable allows a share of {share:g} (strict: none)"
-    return f"{len(found)} of {total} images cannot be read, and {limit}; the first: {next(iter(found.values()))}"
+    return f"{len(reasons)} of {total} images cannot be read, and {limit}; the first: {next(iter(reasons.values()))}"
 
 
 def check_share(share: float) -> None:
@@ -86,8 +86,8 @@ def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sa
     for sample, problem in zip(samples, problems, strict=True):
         if problem:
             unreadable.add(sample.id, problem)
-    if len(unreadable.found) > _LISTED:
-        print_message(f"left out in all: {len(unreadable.found)} images that cannot be read")
+    if len(unreadable.reasons) > _LISTED:
+        print_message(f"left out in all: {len(unreadable.reasons)} images that cannot be read")
     return [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
 
 
@@ -100,7 +100,5 @@ def _header_problem(sample: Sample) -> str:
         size_of_mask = mask_size(sample.mask) if sample.mask else size
     except UnreadableError as error:
         return str(error)
-    if size_of_mask != size:
-        found, wanted = (f"{width}x{height}" for height, width in (size_of_mask, size))
-        raise InputError(f"mask {sample.mask} is {found}, and its image {sample.image} is {wanted}")
+    require_same_size(f"mask {sample.mask}", size_of_mask, f"its image {sample.image}", size)
     return ""

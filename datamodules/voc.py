@@ -10,8 +10,9 @@ from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import voc_classes
 from datamodules.errors import InputError
 from datamodules.files import list_folder
+from datamodules.image_ids import read_ids
 from datamodules.masks import find_masks, mask_folder
-from datamodules.sample import Sample, read_ids, require_masks
+from datamodules.sample import Sample, require_masks
 from datamodules.voc_download import download_voc
 from datamodules.voc_tags import list_tags, mask_tags, npy_tags, xml_tags
 

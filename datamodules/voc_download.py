@@ -9,9 +9,9 @@ from torchvision.datasets import SBDataset, VOCSegmentation
 
 from datamodules.errors import InputError
 from datamodules.files import new_folder, write_atomically
+from datamodules.image_ids import read_ids
 from datamodules.masks import write_mask
 from datamodules.progress import track
-from datamodules.sample import read_ids
 
 
 def download_voc(root: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, read_bytes
+from datamodules.files import AnyPath, read_bytes, read_lines
 from datamodules.masks import RleMask, read_class_mask
 from datamodules.safe_pickle import load_dict
 
@@ -44,7 +44,7 @@ def read_annotation(path: AnyPath) -> ET.Element:
         raise InputError(f"{path} declares entities, which an annotation never does")
     try:
         return ET.fromstring(text)  # noqa: S314
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: an unknown encoding
         raise InputError(f"{path} is not XML ({error})") from error
 
 
@@ -63,7 +63,7 @@ def list_tags(root: AnyPath, split: str, ids: Sequence[str], classes: Sequence[s
         if path is None:
             raise InputError(f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing")
         states: dict[str, str] = {}
-        for number, line in enumerate(read_bytes(path).decode().splitlines(), start=1):
+        for number, line in enumerate(read_lines(path), start=1):
             match line.split():
                 case [image, "1" | "0" | "-1" as state]:
                     states[image] = state

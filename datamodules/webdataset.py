@@ -11,12 +11,12 @@ from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import read_classes
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
-from datamodules.folder import TAG_COLUMNS
+from datamodules.folder import TAG_COLUMNS, split_tags
+from datamodules.image_ids import is_valid_id
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.progress import print_message
 from datamodules.sample import Sample
 from datamodules.sample_blocks import SampleBlocks
-from datamodules.seed_shard import is_valid_id
 from datamodules.tar_files import find_tars, read_tar
 
 TAG_SUFFIXES = (".json", ".cls", ".txt")
@@ -157,7 +157,7 @@ def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -
         value = value[column]
     if suffix == ".cls" and re.fullmatch(r"\d+", value):
         value = int(value)
-    names = re.split(r"[;|,\n]", value) if isinstance(value, str) else value if isinstance(value, list) else [value]
+    names = split_tags(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
     tags = set[str]()
     for name in names:
         if isinstance(name, int) and not isinstance(name, bool):

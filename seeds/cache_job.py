@@ -27,11 +27,12 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
-from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
+from datamodules.base_datamodule import BaseDataModule, covered_samples
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.drawn_labels import Drawn
 from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, file_sha256
+from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import Progress, print_message
 from datamodules.sample import Sample, multi_hot
 from datamodules.sample_blocks import SampleBlocks

@@ -56,7 +56,7 @@ def export_seeds(
     with new_folder(output) as folder:
         if format not in ("png", "sec"):
             from datamodules.base_datamodule import covered_samples  # torch, here only
-            from datamodules.check_data import recorded_data
+            from datamodules.open_data import recorded_data
 
             settings = {"classes": list(seeds.classes), "train_split": split}
             data = recorded_data(seeds.inputs.get("data"), root=root, **settings)

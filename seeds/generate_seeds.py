@@ -161,7 +161,7 @@ class CamModule(SeedModule):
                 seeds.append(_seed(name, classes[own], all_maps[own], all_saliency[row], pixels[row]))
         for large in batch.get("large", ()):
             try:
-                seeds.insert(large["place"] - unreadable, self._predict_tiles(large))
+                seeds.insert(large["position"] - unreadable, self._predict_tiles(large))
             except UnreadableError as error:
                 batch.setdefault("unreadable", []).append((large["id"], str(error)))
                 unreadable += 1

@@ -13,9 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.check_data import open_data
 from datamodules.errors import InputError, first_line, unknown_name
 from datamodules.files import file_sha256, new_folder, write_json
+from datamodules.open_data import open_data
 from datamodules.progress import print_message
 from seeds.base_task import SIGNATURE, VERSION
 from seeds.classifier import ClassifierTask, TextHead

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 from upath import UPath
 
-from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.errors import InputError
+from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import percent, print_result
 from datamodules.sample import Sample
 from seeds.checkpoints import read_checkpoint

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from upath import UPath
 
 from datamodules.errors import InputError, first_line
-from datamodules.files import file_sha256, new_folder, read_json, write_atomically, write_json
+from datamodules.files import file_sha256, new_folder, read_json_or_empty, write_atomically, write_json
 from datamodules.images import channel_statistics
 from datamodules.progress import print_result
 from training.exported_network import KEY, SIDECAR, import_onnx, load_smp, onnx_network, restore_smp
@@ -119,7 +119,7 @@ def model_card(
     options, results, figures = trained.task.hparams, [], dict[str, Any]()
     if evaluation is not None:
         path = evaluation / "metrics.json"
-        figures = read_json(path)
+        figures = read_json_or_empty(path)
         if (figures.get("checkpoint") or {}).get("sha256") != metadata["checkpoint_sha256"]:
             raise InputError(f"{path} does not exist, or is not an evaluation of this checkpoint")
         if figures["miou"] is None:

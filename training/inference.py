@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath
 from datamodules.images import any_size, as_rgb, open_windows
-from datamodules.masks import mask_size, read_class_mask
+from datamodules.masks import mask_size, read_class_mask, require_same_size
 from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task
 from seeds.crf import dense_crf
@@ -255,9 +255,9 @@ def _predict_tiles(
     dataset: Any = loader.dataset
     scored = large["mask"] is not None and dataset.mask_lut is not None
     with open_windows(large["image"], large["channels"]) as image:
-        if scored and mask_size(large["mask"]) != image.shape[:2]:
-            size, found = ("x".join(map(str, each[1::-1])) for each in (image.shape, mask_size(large["mask"])))
-            raise InputError(f"mask {large['mask']} is {found}, and its image {large['image']} is {size}")
+        if scored:
+            name, size = f"mask {large['mask']}", mask_size(large["mask"])
+            require_same_size(name, size, f"its image {large['image']}", image.shape)
         plain, final = tiled_label_maps(
             image, network, tiling, size=dataset.size, batch_size=loader.batch_size or 1, crf=crf
         )

@@ -17,7 +17,7 @@ from rich.console import Console
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError, UsageError
-from datamodules.files import read_json, require_folder
+from datamodules.files import read_json_or_empty, require_folder
 from datamodules.folder import FolderDataModule
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.transforms import Augment
@@ -173,7 +173,7 @@ class TagToMaskCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse to train over an earlier run, whose figures and checkpoints would be lost."""
         folder = Path(self._get(self.config, "output"))
-        finished = read_json(folder / "provenance.json").get("finished")  # perhaps without checkpoints
+        finished = read_json_or_empty(folder / "provenance.json").get("finished")  # perhaps without checkpoints
         if (finished or any(folder.glob("*.ckpt"))) and not self._get(self.config, "ckpt_path"):
             raise InputError(f"{folder} already holds a run: remove it, choose another --output, or --ckpt_path last")
         self._check_checkpoint()

@@ -1,7 +1,6 @@
 """Parsers of the command line: options from words and from YAML, and mistakes as one sentence."""
 
 import ast
-import difflib
 import importlib
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 from upath import UPath
 
-from datamodules.errors import UsageError
+from datamodules.errors import UsageError, did_you_mean
 from datamodules.files import is_uri
 
 UNKNOWN_KEY = (
@@ -69,10 +68,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
         ``; did you mean 'x'?`` with the nearest known word, or nothing where none is near. A known word was given in
         the wrong place.
     """
-    found = difflib.get_close_matches(word, sorted(known), n=1)
-    if found == [word]:
+    known = set(known)
+    if word in known:
         return " here, only in another group or of another class_path"
-    return f"; did you mean '{found[0]}'?" if found else ""
+    hint = did_you_mean(word, sorted(known))
+    return f"; {hint}" if hint else ""
 
 
 def one_sentence(message: str, keys: Iterable[str]) -> str:

@@ -135,7 +135,7 @@ def predict(
         samples, written = _predict_tars(predictor, paths, output, settings, part, parts)
     else:
         samples, written = _predict_images(predictor, paths, output, part, parts)
-    report_skipped(output, samples, predictor.skipped.found, "" if parts == 1 else f"-{part}-of-{parts}")
+    report_skipped(output, samples, predictor.skipped.reasons, "" if parts == 1 else f"-{part}-of-{parts}")
     return written
 
 
@@ -253,12 +253,12 @@ def _predict_tar(predictor: Predictor, source: AnyPath, tar: Path, header: dict[
     if (earlier := _read_predicted(tar, header)) is not None:
         print_message(f"{tar} is there already, made with these settings")
         for key in (key for key, readable in earlier.items() if not readable):
-            skipped.found[key] = f"{key} could not be read when {tar} was written: remove it to try again"
+            skipped.reasons[key] = f"{key} could not be read when {tar} was written: remove it to try again"
         return [Sample(key, f"{key} in {source}") for key in earlier]
     samples = sorted(tar_samples(source, tags=False), key=lambda sample: sample.id)
     masks = dict(predictor.files(samples, f"predicting {tar.name}", {}))
     tar.parent.mkdir(parents=True, exist_ok=True)
-    lacking = [sample.id for sample in samples if sample.id in skipped.found]
+    lacking = [sample.id for sample in samples if sample.id in skipped.reasons]
     _write_tar(tar, header | {SKIPPED: lacking}, {"classes.txt": predictor.class_list(), **masks})
     return samples
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from upath import UPath
 
-from datamodules.base_datamodule import covered_samples, datamodule_from_settings
-from datamodules.check_data import near_groups, read_fingerprints
+from datamodules.base_datamodule import covered_samples
 from datamodules.errors import InputError
 from datamodules.files import is_uri, require_folder, write_atomically
+from datamodules.near_duplicates import near_groups, read_fingerprints
+from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import print_message, track
 from datamodules.seed_cache import SeedCache
 from seeds.precision import Precision

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule, covered_samples
-from datamodules.check_data import recorded_data
 from datamodules.errors import InputError
 from datamodules.files import require_folder, write_atomically
 from datamodules.images import as_rgb, read_image
 from datamodules.masks import read_class_mask
+from datamodules.open_data import recorded_data
 from datamodules.progress import track
 from datamodules.sample import Sample
 from datamodules.seed_cache import SeedCache

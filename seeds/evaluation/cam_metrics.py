@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from datamodules.bounding_boxes import Box
+from datamodules.annotations import Box
 
 TOLERANCE = 15.0  # pixels (Zhang et al., ECCV 2016, the pointing game)
 THRESHOLD = 0.15  # of the map's maximum, for boxes (Grad-CAM, section 4.1)
@@ -37,12 +37,12 @@ def points_at(cam: Map, region: NDArray[np.bool_], tolerance: float = TOLERANCE)
     return bool(distance[np.unravel_index(int(np.argmax(cam)), cam.shape)] <= tolerance)
 
 
-def box_from_map(cam: NDArray[np.floating], label: int = 0, threshold: float = THRESHOLD) -> Box | None:
+def box_from_map(cam: NDArray[np.floating], name: str, threshold: float = THRESHOLD) -> Box | None:
     """Return the box of the largest connected component above a fraction of the map's maximum; None for a zero map.
 
     Args:
         cam: map (H, W) at the image's size.
-        label: the box's class, 0..C-1.
+        name: the box's class.
         threshold: fraction of the maximum.
     """
     peak = float(cam.max())
@@ -52,12 +52,12 @@ def box_from_map(cam: NDArray[np.floating], label: int = 0, threshold: float = T
     _, _, parts, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     largest = 1 + int(np.argmax(parts[1:, cv2.CC_STAT_AREA]))
     left, top, width, height = parts[largest, :4].tolist()
-    return Box(label, left, top, left + width, top + height)
+    return Box(name, left, top, left + width, top + height)
 
 
 def is_correct(box: Box | None, truth: Sequence[Box]) -> bool:
     """Return whether a box has an IoU of at least ``MIN_IOU`` with a true box of the same class."""
-    same = [true[1:] for true in truth if box is not None and true.label == box.label]
+    same = [true[1:] for true in truth if box is not None and true.name == box.name]
     if box is None or not same:
         return False
     iou = box_iou(torch.tensor([box[1:]], dtype=torch.float64), torch.tensor(same, dtype=torch.float64))

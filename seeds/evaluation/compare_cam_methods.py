@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.bounding_boxes import Box, ground_truth_boxes
+from datamodules.annotations import Box
+from datamodules.bounding_boxes import ground_truth_boxes
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.images import read_image
@@ -53,7 +54,9 @@ class MethodMetrics:
             if classes:
                 maps = self.explainer.maps(self.method, image, classes)
                 found |= zip(classes, resized_maps(maps, (truth.shape[0], truth.shape[1])), strict=True)
-        correct = {c: cam_metrics.is_correct(cam_metrics.box_from_map(cam, c), boxes) for c, cam in found.items()}
+        names = self.explainer.classes
+        own_boxes = {c: cam_metrics.box_from_map(cam, names[c]) for c, cam in found.items()}
+        correct = {c: cam_metrics.is_correct(box, boxes) for c, box in own_boxes.items()}
         self.values["localization_error_top1"].append(not correct[ranked[0]])
         self.values["localization_error_top5"].append(not any(correct[c] for c in ranked))
         self.sweep.update(np.array(present), np.stack([found[c] for c in present]), truth)

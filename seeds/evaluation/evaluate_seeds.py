@@ -10,11 +10,11 @@ from rich.table import Table
 from upath import UPath
 
 from datamodules.base_datamodule import covered_samples
-from datamodules.check_data import recorded_data
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.masks import read_class_mask
+from datamodules.open_data import recorded_data
 from datamodules.progress import percent, print_message, print_result, track
 from datamodules.samplers import evenly_spaced
 from datamodules.seed_cache import SeedCache

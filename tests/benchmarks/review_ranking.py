@@ -15,9 +15,9 @@ import numpy as np
 from rich.console import Console
 from upath import UPath
 
-from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.class_names import IGNORE
 from datamodules.masks import find_masks, read_class_mask
+from datamodules.open_data import datamodule_from_settings
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_shard import NO_CUE
 from datamodules.transforms import resize_nearest

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.annotations import LabelledBox, Point, Scribble
+from datamodules.annotations import Box, Point, Scribble
 from datamodules.dataset import ImageDataset, collate
 from datamodules.errors import InputError
 from datamodules.masks import read_class_mask
@@ -89,7 +89,7 @@ def test_drawn_targets_move_with_the_image(tmp_path):
     points = tuple(Point("x", x + 0.5, y + 0.5) for x in range(31, 89, 4) for y in range(21, 59, 4))
     outline = Scribble("x", ((33, 23), (87, 23), (87, 57), (33, 57), (33, 23)))
     around = (Point("background", 5.5, 5.5), Point("background", 110.5, 70.5))
-    box = LabelledBox("x", 30, 20, 90, 60)
+    box = Box("x", 30, 20, 90, 60)
     drawn = ImageDataset(
         [Sample("a", image, frozenset({"x"}), None, (*points, *around), (outline,), (box,))], ["x"], 96, **settings
     )

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools.coco import COCO
 
+from datamodules import annotation_export
 from datamodules.annotation_export import LabelledImage, region_polygons, write_annotations
 from datamodules.brush_rle import decode_brush, encode_brush
 from datamodules.errors import InputError
@@ -80,6 +81,15 @@ def test_round_trip_of_unknown_pixels(voc, tmp_path, kind):
     if kind == "label-studio":
         file = annotate(file)
     assert_equal(imported(voc, file), voc, empty=kind != "coco", unknown=True)
+
+
+@pytest.mark.parametrize(("size", "groups"), [(1 << 20, [3]), (1, [1, 1, 1])])
+def test_row_groups_of_parquet_have_many_images(voc, tmp_path, monkeypatch, size, groups):
+    monkeypatch.setattr(annotation_export, "ROW_GROUP", size)
+    file = export(voc, tmp_path / "out", "huggingface") / "train.parquet"
+    metadata = pytest.importorskip("pyarrow.parquet").ParquetFile(file).metadata
+    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == groups
+    assert_equal(imported(voc, file), voc)
 
 
 @pytest.mark.skipif(not INTERPRETER.exists(), reason="the annotation tools' libraries are not installed: make test")
@@ -185,6 +195,7 @@ def test_a_class_with_a_colon(voc, tmp_path):
 @pytest.mark.parametrize(("image", "name"), [
     ("photos/a b#1.JPG", "x/a.JPG"), ("https://host/a.jpg?d=1.png", "x/a.jpg"), ("s3://bucket/f/a#1.png", "x/a.png"),
     ("zip://f/a.jpg::s3://bucket/c.zip", "x/a.jpg"), ("memory://a.tif", "x/a.tif"),
+    ("s3://bucket/is it a cat?.png", "x/a.png"), ("s3://bucket/v1.2#3/a", "x/a"),
 ])  # fmt: skip
 def test_file_names(image, name):
     assert LabelledImage("x/a", image, HOLED).file_name == name

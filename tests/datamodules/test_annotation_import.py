@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.annotations import LabelledBox, Point
+from datamodules.annotations import Box, Point
 from datamodules.brush_rle import encode_brush
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
@@ -68,7 +68,7 @@ def test_rectangles_and_key_points(voc, tmp_path):
     ]
     sample = studio(voc, tmp_path, task("s3://bucket/a/p0.jpg", *results))["p0"]
     assert sample.mask is None
-    assert sample.boxes == (LabelledBox("ant", 16, 24, 48, 36),)
+    assert sample.boxes == (Box("ant", 16, 24, 48, 36),)
     assert sample.points == (Point("ant", 32, 12),)
 
 
@@ -157,7 +157,7 @@ def test_regions_of_two_sizes(voc, tmp_path):
     small["value"]["rle"] = encode_brush(np.ones((24, 32), bool))
     with pytest.raises(InputError, match=r"regions have the original sizes \(24, 32\) and \(48, 64\)"):
         studio(voc, tmp_path, task("p0.jpg", small, brush("ant", 1, 1)))
-    with pytest.raises(InputError, match="of image p0 has 24 x 32 pixels, and its image 48 x 64"):
+    with pytest.raises(InputError, match=r"image p0 is 32x24, and its image .* is 64x48"):
         studio(voc, tmp_path, task("p0.jpg", small))
 
 
@@ -167,7 +167,7 @@ def test_a_box_or_point_in_an_image_of_another_size(voc, tmp_path, kind):
     turned = region(kind, "ant", x=50, y=25, width=1, height=1) | {"original_width": 48, "original_height": 64}
     if kind == "keypointlabels":
         del turned["value"]["height"]
-    with pytest.raises(InputError, match="image p0 has 64 x 48 pixels, and its image 48 x 64"):
+    with pytest.raises(InputError, match=r"image p0 is 48x64, and its image .* is 64x48"):
         studio(voc, tmp_path, task("p0.jpg", turned))
 
 
@@ -252,6 +252,23 @@ def test_colours_are_those_of_the_labelmap(voc, tmp_path):
     assert sum(each.mask is not None for each in samples.values()) == 1
 
 
+def test_other_files_of_an_archive_are_not_read(voc, tmp_path):
+    """Neither masks of objects nor those of images of other splits: an archive may be larger than the memory."""
+    path, colours = tmp_path / "a.zip", np.zeros((48, 64, 3), np.uint8)
+    archive(path, p0=colours, x9=colours)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("SegmentationObject/p0.png", b"objects")
+    content = path.read_bytes()
+    for name in (b"SegmentationClass/x9.png", b"SegmentationObject/p0.png"):
+        content = content.replace(name, bytes(len(name)), 1)  # in front of the content: reading it is an error
+    path.write_bytes(content)
+    assert [name for name, each in read(open_voc(voc, str(path))).items() if each.mask] == ["p0"]
+    for suffix in ("SegmentationClass/p0.png", "labelmap.txt"):
+        path.write_bytes(content.replace(suffix.encode(), bytes(len(suffix)), 1))
+        with pytest.raises(InputError, match=r"a\.zip cannot be read as a zip file"):
+            read(open_voc(voc, str(path)))
+
+
 def test_archives_that_are_none(voc, tmp_path):
     colours = np.full((48, 64, 3), 7, np.uint8)
     path = tmp_path / "a.zip"
@@ -314,7 +331,7 @@ def test_polygons_of_yolo(voc, tmp_path, place):
 def test_boxes_of_yolo(voc, tmp_path):
     source = yolo(tmp_path / "a", labels__p0="1 0.5 0.5 0.25 0.5\n2 0.1 0.1 0.1 0.1\n", labels__p7="")
     sample = read(open_voc(voc, source))["p0"]
-    assert sample.boxes == (LabelledBox("ant", 24, 12, 40, 36),)
+    assert sample.boxes == (Box("ant", 24, 12, 40, 36),)
     assert sample.mask is None
 
 
@@ -335,6 +352,7 @@ def test_files_of_yolo_that_are_none(voc, tmp_path):
             ("path: .\n", "", r"data\.yaml has no names of classes"),
             ("names: [cup]\n", "", "none of its names is a class of the data set: cup; there are ant"),
             ("names: [\n", "", r"data\.yaml cannot be read as YAML"),
+            ("names: [ant]\ndate: 2024-13-01\n", "", r"data\.yaml cannot be read as YAML"),
             ("names: [[ant]]\n", "", "has no names of classes"),
             ("names: [ant]\nkpt_shape: [4, 3]\n", "", "is of a data set of poses"),
             ("names: [ant]\n", "0 .5 .5 0 0\n", r"p0\.txt, line 1: a box of 'ant' is empty"),

@@ -10,10 +10,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LightningArgumentParser
 
-from datamodules.base_datamodule import BaseDataModule, covered_samples, datamodule_from_settings
+from datamodules.base_datamodule import BaseDataModule, covered_samples
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
+from datamodules.open_data import datamodule_from_settings
 from datamodules.sample import Sample, file_samples, multi_hot
 from datamodules.transforms import Augment
 from datamodules.voc import VOCDataModule
@@ -229,7 +230,7 @@ def test_images_without_a_readable_header_are_left_out_at_the_start(voc, capsys)
     printed = capsys.readouterr().err
     assert "left out: p1: image" in printed
     assert "left out: p7: image" in printed
-    assert list(data.unreadable.found) == ["p1", "p7"]
+    assert list(data.unreadable.reasons) == ["p1", "p7"]
     for settings in ({}, {"max_unreadable": 0.15}, {"max_unreadable": 0.5, "strict": True}):
         with pytest.raises(InputError, match=r"1 of 6 images cannot be read, and max_unreadable .*p1\.jpg"):
             data_of(voc, **settings).setup("fit")
@@ -250,7 +251,7 @@ def test_an_image_that_is_cut_short_does_not_end_a_training(voc, tmp_path, capsy
         pl.Trainer(max_epochs=2, **quiet).fit(Task(), data)
         return data
 
-    assert set(train(max_unreadable=0.3).unreadable.found) == {"p1", "p3"}
+    assert set(train(max_unreadable=0.3).unreadable.reasons) == {"p1", "p3"}
     printed = capsys.readouterr().err
     assert (printed.count("left out: p1"), printed.count("left out: p3")) == (1, 1)
     with pytest.raises(InputError, match=r"of 8 images cannot be read, and max_unreadable allows a share of 0\.01"):

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from datamodules.bounding_boxes import Box, ground_truth_boxes, mask_boxes, xml_boxes
+from datamodules.annotations import Box
+from datamodules.bounding_boxes import ground_truth_boxes, mask_boxes, xml_boxes
 from datamodules.errors import InputError
 
 OBJECT = (
@@ -19,16 +20,22 @@ def write(path, *objects):
 
 def test_xml_counts_from_one_and_names_the_last_pixel(tmp_path):
     path = write(tmp_path / "a.xml", ("dog", 1, 1, 10, 20), ("sofa", 1, 1, 2, 2), ("cat", "5.5", 3, 6, 4))
-    assert xml_boxes(path, ["cat", "dog"]) == [Box(1, 0, 0, 10, 20), Box(0, 4.5, 2, 6, 4)]
+    assert xml_boxes(path, ["cat", "dog"]) == [Box("dog", 0, 0, 10, 20), Box("cat", 4.5, 2, 6, 4)]
 
 
 def test_synsets_as_imagenet_has_them(tmp_path):
-    assert xml_boxes(write(tmp_path / "a.xml", ("n02084071", 3, 3, 3, 3)), ["n02084071"]) == [Box(0, 2, 2, 3, 3)]
+    assert xml_boxes(write(tmp_path / "a.xml", ("n02084071", 3, 3, 3, 3)), ["n02084071"]) == [
+        Box("n02084071", 2, 2, 3, 3)
+    ]
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [(("dog", 5, 1, 3, 4), "empty box of a dog"), (("dog", "", 1, 3, 4), "no box of four numbers")],
+    [
+        (("dog", 5, 1, 3, 4), "a.xml: a box of 'dog' is empty: left 4, top 0, right 3, bottom 4"),
+        (("dog", "nan", 1, 3, 4), "a box of 'dog' is empty: left nan"),
+        (("dog", "", 1, 3, 4), "no box of four numbers"),
+    ],
 )
 def test_bad_boxes(tmp_path, values, message):
     with pytest.raises(InputError, match=message):
@@ -53,13 +60,14 @@ def test_boxes_around_a_mask():
     mask[6:, 8:] = 2
     mask[5, :] = 255
     mask[0, 0] = 1
-    assert sorted(mask_boxes(mask)) == [Box(0, 0, 0, 1, 1), Box(1, 2, 1, 6, 4), Box(1, 8, 6, 10, 8)]
+    boxes = [Box("cat", 0, 0, 1, 1), Box("dog", 2, 1, 6, 4), Box("dog", 8, 6, 10, 8)]
+    assert sorted(mask_boxes(mask, ["cat", "dog"])) == boxes
 
 
 def test_an_annotation_goes_before_the_mask(tmp_path):
     mask = np.ones((4, 4), np.uint8)
     image = tmp_path / "JPEGImages" / "a.jpg"
-    assert ground_truth_boxes(image, mask, ["dog"]) == [Box(0, 0, 0, 4, 4)]
+    assert ground_truth_boxes(image, mask, ["dog"]) == [Box("dog", 0, 0, 4, 4)]
     (tmp_path / "Annotations").mkdir()
     write(tmp_path / "Annotations/a.xml", ("dog", 2, 2, 3, 3))
-    assert ground_truth_boxes(image, mask, ["dog"]) == [Box(0, 1, 1, 3, 3)]
+    assert ground_truth_boxes(image, mask, ["dog"]) == [Box("dog", 1, 1, 3, 3)]

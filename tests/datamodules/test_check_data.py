@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.check_data import FEW, open_data, recorded_data, tag_problems
+from datamodules.check_data import MIN_IMAGES, tag_problems
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
+from datamodules.open_data import open_data, recorded_data
 from datamodules.sample import Sample
 from datamodules.voc import VOCDataModule
 from training.cli import main
@@ -104,9 +105,9 @@ def test_numbers_of_images_of_classes():
         return [Sample(f"{tags}{index}", "", frozenset(tags)) for index in range(number)]
 
     classes = ("cat", "dog", "road")
-    found = tag_problems([*samples(FEW - 1, "cat"), *samples(FEW, "dog")], ("cat", "dog"))
+    found = tag_problems([*samples(MIN_IMAGES - 1, "cat"), *samples(MIN_IMAGES, "dog")], ("cat", "dog"))
     assert [(each.kind, each.classes) for each in found] == [("few", ["cat"])]
-    found = tag_problems([*samples(FEW, "cat", "road"), *samples(FEW, "dog", "road")], classes)
+    found = tag_problems([*samples(MIN_IMAGES, "cat", "road"), *samples(MIN_IMAGES, "dog", "road")], classes)
     assert [(each.kind, each.classes) for each in found] == [("everywhere", ["road"])]
     found = tag_problems(
         [*samples(18, "cat", "road"), *samples(2, "cat"), *samples(30, "dog"), *samples(30, "road")], classes

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
 from datamodules.errors import InputError, UnreadableError
-from datamodules.images import as_rgb, image_size, normalize, open_windows, read_image, to_uint8
+from datamodules.images import any_size, as_rgb, image_size, normalize, open_windows, read_image, to_uint8
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
@@ -273,3 +273,13 @@ def test_a_truncated_image_that_is_read_by_windows(tmp_path):
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-5000])
     with pytest.raises(UnreadableError, match=r"a\.png cannot be read"), open_windows(tmp_path / "a.png"):
         pass
+
+
+def test_the_limit_of_pixels_returns_when_contexts_of_threads_overlap():
+    limit, first, second = Image.MAX_IMAGE_PIXELS, any_size(), any_size()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS is None  # the second needs no limit yet
+    second.__exit__(None, None, None)
+    assert limit == Image.MAX_IMAGE_PIXELS

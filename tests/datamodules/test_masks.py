@@ -76,9 +76,14 @@ def test_classes_are_looked_up_and_checked(tmp_path):
         read_class_mask(path, lut)
 
 
-@pytest.mark.parametrize("mask", [np.zeros((2, 2, 3)), np.array([[-1]]), np.array([[256]]), np.zeros((0, 4))])
-def test_what_is_no_mask_is_not_written(tmp_path, mask):
-    with pytest.raises(InputError, match=r"a\.png must be"):
+@pytest.mark.parametrize(("mask", "problem"), [
+    (np.zeros((2, 2, 3)), r"\(H, W\) with values 0..255, not of shape \(2, 2, 3\)"),
+    (np.array([[-1]]), r"of values 0\.\.255, not of -1\.\.-1"),
+    (np.array([[3, 256, 7]]), r"of values 0\.\.255, not of 3\.\.256"),
+    (np.zeros((0, 4)), r"\(H, W\) .*not of shape \(0, 4\)"),
+])  # fmt: skip
+def test_what_is_no_mask_is_not_written(tmp_path, mask, problem):
+    with pytest.raises(InputError, match=rf"a\.png must be {problem}"):
         write_mask(tmp_path / "a.png", mask)
     assert not list(tmp_path.iterdir())
 

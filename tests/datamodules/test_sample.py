@@ -2,18 +2,7 @@ import numpy as np
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.sample import (
-    Sample,
-    SplitSamples,
-    file_samples,
-    image_id,
-    match_ids,
-    multi_hot,
-    read_ids,
-    require_masks,
-    require_tags,
-    split_samples,
-)  # fmt: skip
+from datamodules.sample import Sample, file_samples, multi_hot, require_masks, require_tags, split_samples
 
 
 def test_multi_hot():
@@ -53,17 +42,6 @@ def test_masks_are_required():
         require_masks(samples, "a score")
 
 
-@pytest.mark.parametrize("file", [".", "/", "", "http://[x/a.jpg", "s3://bucket"])
-def test_what_is_no_path_of_an_image(file):
-    with pytest.raises(InputError, match="no path of an image"):
-        image_id(file)
-
-
-def test_a_list_with_a_byte_order_mark(tmp_path):
-    (tmp_path / "ids.txt").write_bytes("\ufeffa\nb\n".encode())
-    assert read_ids(tmp_path / "ids.txt") == ("a", "b")
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 30])
 def test_few_images_have_a_validation_image(count):
     """And they stay in their split when others are added, but for the one that was moved."""
@@ -75,11 +53,3 @@ def test_few_images_have_a_validation_image(count):
     large = split_samples(samples, "val", 0.02)
     assert 10 < len(large) < 30
     assert {each.id for each in large if each in samples[:count]} <= {each.id for each in val}
-
-
-def test_the_longest_end_of_a_path_is_the_image_of_any_split(tmp_path):
-    """``sub/a`` is not ``a`` where another split has an image ``sub/a``."""
-    samples = SplitSamples([Sample("a", "a.jpg"), Sample("b", "b.jpg")], "the split", {"sub/a"})
-    found = match_ids(["photos/sub/a", "photos/a", "x/b", "c"], list("1234"), samples, tmp_path / "t.csv")
-    assert found == ["sub/a", "a", "b", "c"]
-    assert [name in samples for name in found] == [False, True, True, False]

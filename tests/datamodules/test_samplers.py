@@ -51,11 +51,23 @@ def test_each_time_through_the_images_has_its_own_order():
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
+def test_the_draws_of_a_seed():
+    """They stay those of earlier runs, which can be resumed and repeated."""
+    assert list(TrainSampler(3, 2, seed=7, repeats=[1, 3, 1], min_images=6)) == [
+        (1, 3577218852397956696), (0, 1038584849328933328), (2, 1384272659328390225),
+        (1, 1284011502497223841), (1, 1175378513906880444), (0, 2052552176972312932),
+    ]  # fmt: skip
+
+
 def test_processes_share_an_epoch_of_few_images(monkeypatch):
     whole = list(TrainSampler(7, 8, seed=1, min_images=50))
     parts = shares(monkeypatch, 2, lambda: list(TrainSampler(7, 4, seed=1, min_images=50)))
     assert [draw for pair in zip(*parts, strict=True) for draw in pair] == whole
     assert len(whole) == 48
+    parts = shares(monkeypatch, 3, lambda: list(TrainSampler(7, 4, seed=1, min_images=50)))
+    monkeypatch.undo()
+    whole = list(TrainSampler(7, 12, seed=1, min_images=50))
+    assert [draw for three in zip(*parts, strict=True) for draw in three] == whole
 
 
 def test_epochs_differ_and_come_back():

@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 
 from datamodules import seed_cache as module
 from datamodules.errors import InputError
+from datamodules.image_ids import is_valid_id
 from datamodules.seed_cache import SeedCache, cache_fingerprint
 from datamodules.seed_cache_index import list_shards, missing_ranges
-from datamodules.seed_shard import as_stored, is_valid_id, shard_name
+from datamodules.seed_shard import as_stored, shard_name
 from tests.seed_caches import CacheWriter
 
 CLASSES = ("cat", "dog", "person")

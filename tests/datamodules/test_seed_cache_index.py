@@ -20,10 +20,11 @@ from datamodules import files, seed_shard
 from datamodules import seed_cache_index as module
 from datamodules.errors import InputError
 from datamodules.files import CACHE, read_bytes, write_atomically
+from datamodules.image_ids import is_valid_id
 from datamodules.seed_cache import SeedCache, verify_cache
 from datamodules.seed_cache_index import INDEX, CacheIndex, ShardEntry, Texts, merge_cache, write_index
 from datamodules.seed_cache_writer import CacheOutput
-from datamodules.seed_shard import FIRST_REQUEST, DamagedError, Shard, ShardBuilder, is_valid_id, shard_name
+from datamodules.seed_shard import FIRST_REQUEST, DamagedError, Shard, ShardBuilder, shard_name
 from tests.seed_caches import CacheWriter
 from training.cli import main
 
@@ -379,7 +380,7 @@ def test_damage_and_failures_at_a_uri(cache, monkeypatch):
         path.write_bytes(content)
         with pytest.raises(DamagedError, match=path.name):
             Shard(path).verify()
-    monkeypatch.setattr(files, "PAUSES", (0, 0))
+    monkeypatch.setattr(files, "RETRY_SECONDS", (0, 0))
     monkeypatch.setattr(type(path.fs), "cat_file", Mock(side_effect=PermissionError("no")))
     with pytest.raises(InputError, match=r"shard-00000\.safetensors cannot be read: access is denied") as caught:
         Shard(path)

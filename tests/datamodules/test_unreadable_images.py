@@ -14,8 +14,8 @@ def test_readable_images_stay_in_their_order(voc):
         path.write_bytes(b"not an image")
     unreadable = UnreadableImages(0.5)
     assert [sample.id for sample in readable(samples, unreadable)] == ["p0", "p2", "p3", "p5"]
-    assert list(unreadable.found) == ["p1", "p4"]
-    assert "p4.png cannot be read" in unreadable.found["p4"]
+    assert list(unreadable.reasons) == ["p1", "p4"]
+    assert "p4.png cannot be read" in unreadable.reasons["p4"]
 
 
 def test_sizes_of_masks_are_checked(voc):

@@ -88,7 +88,7 @@ def test_transient_errors_are_tried_again(
     error: Exception, failures: int, attempts: int, raised: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A third attempt may succeed; what is missing or not allowed is tried once."""
-    monkeypatch.setattr("datamodules.files.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("datamodules.files.RETRY_SECONDS", (0.0, 0.0))
     write_atomically(UPath("memory://retry/a.bin"), b"content")
     storage = type(fsspec.filesystem("memory"))
     cat_file, calls = storage.cat_file, list[str]()

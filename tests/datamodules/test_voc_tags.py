@@ -37,6 +37,7 @@ def test_xml_counts_difficult_objects_once_and_skips_parts(voc):
         (None, "no labels for image p0"),
         ("<annotation>", "is not XML"),
         ('<!DOCTYPE a [<!ENTITY a "b">]><annotation/>', "entities"),
+        ('<?xml version="1.0" encoding="utf-33"?><annotation/>', "is not XML"),
     ],
 )
 def test_bad_xml(voc, text, message):
@@ -63,11 +64,12 @@ def test_lists_fall_back_to_trainval_and_count_difficult_objects(voc):
         ("p0 1\np2 1\n", r"bat_all\.txt lacks 1 of the 3 images of all, first p7"),
         ("p0 1\np2 yes\np7 1", r"bat_all\.txt, line 2"),
         ("p0 1\np2\np7 1", r"bat_all\.txt, line 2"),
+        ("p\xe9 1", r"list .*bat_all\.txt cannot be read"),
     ],
 )
 def test_bad_lists(voc, expected, text, message):
     path = voc / "ImageSets/Main/bat_all.txt"
-    path.unlink() if text is None else path.write_text(text)
+    path.unlink() if text is None else path.write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=message):
         list_tags(voc, "all", IDS, CLASSES)
 

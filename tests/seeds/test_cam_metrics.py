@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.bounding_boxes import Box
+from datamodules.annotations import Box
 from seeds.evaluation.cam_metrics import (
     box_from_map,
     deletion_insertion,
@@ -98,19 +98,19 @@ def test_the_largest_component_above_a_fraction_of_the_maximum():
     cam[2:5, 3:6] = 1.6
     cam[5, 6] = 1.6  # touches by a corner
     cam[2:5, 1:3] = 1.4  # below 15 % of 10
-    assert box_from_map(cam, 3) == Box(3, 3, 2, 7, 6)
-    assert box_from_map(cam, threshold=0.13) == Box(0, 1, 2, 7, 6)
-    assert box_from_map(cam * 1e-6) == box_from_map(cam)
-    assert box_from_map(np.zeros((3, 3))) is None
-    assert box_from_map(np.full((3, 4), 2.0)) == Box(0, 0, 0, 4, 3)
+    assert box_from_map(cam, "cat") == Box("cat", 3, 2, 7, 6)
+    assert box_from_map(cam, "dog", threshold=0.13) == Box("dog", 1, 2, 7, 6)
+    assert box_from_map(cam * 1e-6, "cat") == box_from_map(cam, "cat")
+    assert box_from_map(np.zeros((3, 3)), "cat") is None
+    assert box_from_map(np.full((3, 4), 2.0), "cat") == Box("cat", 0, 0, 4, 3)
 
 
 def test_correct_boxes_by_hand():
-    dog, cat, far = Box(0, 0, 0, 10, 10), Box(1, 0, 0, 10, 10), Box(0, 50, 50, 60, 60)
-    half = Box(0, 0, 0, 10, 5)
+    dog, cat, far = Box("dog", 0, 0, 10, 10), Box("cat", 0, 0, 10, 10), Box("dog", 50, 50, 60, 60)
+    half = Box("dog", 0, 0, 10, 5)
     assert is_correct(half, [far, dog])  # half is enough
-    assert not is_correct(Box(0, 0, 0, 10, 4.9), [dog])
+    assert not is_correct(Box("dog", 0, 0, 10, 4.9), [dog])
     assert not is_correct(cat, [dog])
     assert not is_correct(None, [dog])
     assert not is_correct(dog, [])
-    assert not is_correct(Box(0, 1, 1, 1, 1), [Box(0, 1, 1, 1, 1)])  # empty boxes
+    assert not is_correct(Box("dog", 1, 1, 1, 1), [Box("dog", 1, 1, 1, 1)])  # empty boxes

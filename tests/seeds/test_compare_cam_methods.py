@@ -120,7 +120,7 @@ def test_the_truth_wins(voc):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"faithfulness": "gradcamm"}, "did you mean gradcam"), ({"checkpoint": "/no/where"}, "no checkpoint"),
+    [({"faithfulness": "gradcamm"}, "did you mean 'gradcam'"), ({"checkpoint": "/no/where"}, "no checkpoint"),
      ({"num_images": 0}, "none of the images shows")],
 )  # fmt: skip
 def test_bad_input(cache, options, words):

@@ -123,7 +123,7 @@ def test_maps_of_small_classes_are_those_of_guided_grad_cam(voc, checkpoint, tmp
             wanted = averaged_maps(guided, voc, name, [0.0, 1.0])[0] if label == 1 else other
             np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=2e-3 * wanted.max())
         np.testing.assert_array_equal(small.saliency(name), plain.saliency(name))
-    with pytest.raises(InputError, match="there is no class 'bleu'; did you mean blue"):
+    with pytest.raises(InputError, match="there is no class 'bleu'; did you mean 'blue'"):
         generate(checkpoint, tmp_path / "none", small_classes=["bleu"])
 
 
@@ -252,7 +252,7 @@ def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"layer": "feature"}, "no layer 'feature'; did you mean features"), ({"split": "night"}, "night"),
+    [({"layer": "feature"}, "no layer 'feature'; did you mean 'features'"), ({"split": "night"}, "night"),
      ({"root": "/no/where"}, "/no/where"), ({"scales": []}, "scales"), ({"scales": [1.0, -1.0]}, "scales"),
      ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"conf_bg": 2.0}, "conf_bg"),
      ({"threads": 0}, "threads"), ({"shard_size": 1 << 20}, "shard_size"), ({"devices": 0}, "devices 0"),

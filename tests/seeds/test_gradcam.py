@@ -194,7 +194,7 @@ class Twice(nn.Module):
 
 @pytest.mark.parametrize(
     ("model", "layer", "words"),
-    [(Twice(), "convs", "no layer 'convs'; did you mean conv"), (Twice(), "conv", "runs more than once"),
+    [(Twice(), "convs", "no layer 'convs'; did you mean 'conv'"), (Twice(), "conv", "runs more than once"),
      (Twice(), "other", "takes no part"), (Twice("ignored"), "conv", "no score of the model depends on layer conv"),
      (Twice(), nn.ReLU(), "not a layer of the Twice"),
      (nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 3)), "0", "no map .* of shape \\(3, 12288\\)")],

@@ -221,5 +221,5 @@ def test_not_a_network():
 
 
 def test_unknown_method():
-    with pytest.raises(InputError, match="no method 'grad-cam'; did you mean gradcam"):
+    with pytest.raises(InputError, match="no method 'grad-cam'; did you mean 'gradcam'"):
         method_class("grad-cam")

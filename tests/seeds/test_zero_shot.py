@@ -146,7 +146,7 @@ def test_a_text_network_is_needed(clip, voc, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"template": "a photo"}, r"template 'a photo' must contain \{\} once"),
-     ({"class_words": {"bleu": "blue"}}, "there is no class 'bleu'; did you mean blue"),
+     ({"class_words": {"bleu": "blue"}}, "there is no class 'bleu'; did you mean 'blue'"),
      ({"background_words": []}, "background_words must name something"),
      ({"backbone": "tu-vit_base_patch16_clip_quickgelu_224"}, r"did you mean .*quickgelu_224\.openai"),
      ({"backbone": "resnet50"}, "there is no image network of CLIP 'resnet50'"),

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.masks import read_class_mask, write_mask
+from datamodules.open_data import datamodule_from_settings
 from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task
 from tests.training.conftest import data_of, trainer_of
@@ -312,7 +312,7 @@ def spoil(folder, ids, how):
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [("missing", "1 of 4 predictions are missing"), ("size", "the shape (96, 71)"), ("void", "holds 255"),
+    [("missing", "1 of 4 predictions are missing"), ("size", "is 71x96, and its mask "), ("void", "holds 255"),
      ("index", "index 77"), ("colours", "RGB")],
 )  # fmt: skip
 def test_predictions_that_cannot_be_scored(voc, predicted_masks, tmp_path, capsys, how, words):

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.errors import InputError
 from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask
+from datamodules.open_data import datamodule_from_settings
 from datamodules.unreadable_images import UnreadableImages
 from seeds.crf import dense_crf
 from seeds.score_maps import label_map
@@ -183,7 +183,7 @@ def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint,
             each.name: each
             for each in predictions(trained.scores, loader, unreadable, crf=True, tiling=Tiling(100, 0.5))
         }
-    assert set(unreadable.found) == {samples[2].id}
+    assert set(unreadable.reasons) == {samples[2].id}
     assert set(found) == {sample.id for sample in samples} - {samples[2].id}
     for sample, factor in ((samples[0], 2), (samples[1], 3), (samples[3], 1)):
         each = found[sample.id]

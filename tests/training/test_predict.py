@@ -14,13 +14,13 @@ from PIL import Image
 from upath import UPath
 
 from datamodules import dataset
-from datamodules.base_datamodule import datamodule_from_settings
 from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
 from datamodules.folder import FolderDataModule
 from datamodules.images import read_image
 from datamodules.masks import read_mask
+from datamodules.open_data import datamodule_from_settings
 from datamodules.unreadable_images import UnreadableImages
 from tests.datamodules.test_annotation_export import FILES, annotate
 from tests.tars import tar_bytes

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from datamodules.base_datamodule import BaseDataModule, datamodule_from_settings
-from datamodules.check_data import open_data
+from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, read_classes
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, file_sha256, require_folder, write_atomically, write_json
 from datamodules.images import any_size, as_rgb, read_image
-from datamodules.masks import find_masks, mask_png, read_class_mask
+from datamodules.masks import find_masks, mask_png, read_class_mask, require_same_size
+from datamodules.open_data import datamodule_from_settings, open_data
 from datamodules.progress import track
 from datamodules.sample import Sample
 from datamodules.samplers import evenly_spaced
@@ -159,7 +159,7 @@ def evaluate(
             label_maps[each.name] = each.final
     metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf else {})
     metrics |= {
-        "images": images, "images_with_mask": len(final.per_image), "unreadable": data.unreadable.found,
+        "images": images, "images_with_mask": len(final.per_image), "unreadable": data.unreadable.reasons,
         "split": data.hparams["test_split"], **source,
         "data": {
             key: data.hparams[key] for key in ("class_path", "root", "masks", *(["eval_size"] if trained else []))
@@ -229,8 +229,7 @@ def _read_predictions(
         assert path is not None
         assert sample.mask is not None
         labels, truth = read_class_mask(path, lut), read_class_mask(sample.mask, data.mask_lut)
-        if labels.shape != truth.shape:
-            raise InputError(f"prediction {path} has the shape {labels.shape}, and its mask {truth.shape}")
+        require_same_size(f"prediction {path}", labels.shape, f"its mask {sample.mask}", truth.shape)
         if (labels == IGNORE).any():
             raise InputError(f"prediction {path} holds 255 or a class that is not scored")
         try:

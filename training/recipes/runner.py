@@ -17,7 +17,15 @@ from rich.table import Column, Table
 from upath import UPath
 
 from datamodules.errors import InputError, UsageError
-from datamodules.files import AnyPath, differences, file_sizes, folder_fingerprint, is_uri, read_json, write_json
+from datamodules.files import (
+    AnyPath,
+    differences,
+    file_sizes,
+    folder_fingerprint,
+    is_uri,
+    read_json_or_empty,
+    write_json,
+)
 from datamodules.progress import print_result
 from datamodules.seed_cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
@@ -141,7 +149,7 @@ class Runner:
         if (record := result.kept(key)) is not None:
             print_result(f"[{title}] {stage.command}: kept", style="bold")
             return record, "kept"
-        earlier = read_json(result.record_path)
+        earlier = read_json_or_empty(result.record_path)
         earlier, last = earlier.get("old") or earlier, earlier.get("dependencies")
         changes = sorted(differences(last or {}, dependencies), key=lambda each: each[0].startswith("files."))
         changed, before, _ = changes[0] if changes else ("a file of the result", "", "")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
-from datamodules.files import file_sizes, read_json, write_json
+from datamodules.files import file_sizes, read_json_or_empty, write_json
 from training.recipes.recipe import STAGES, Stage
 
 
@@ -35,7 +35,7 @@ class StageResult:
 
     def kept(self, key: str) -> dict[str, Any] | None:
         """Return the record of a complete result of this key, or None; an earlier result of this key is put back."""
-        last = read_json(self.record_path)
+        last = read_json_or_empty(self.record_path)
         for record, folder in product((last, last.get("old") or {}), (self.folder, self.old)):
             complete = record.get("key") == key and "files" in record
             if complete and record["files"].items() <= file_sizes(folder).items():  # a user may have added files
@@ -52,7 +52,7 @@ class StageResult:
         Returns:
             Words of the command line with which the stage resumes, or None where it starts anew in an empty folder.
         """
-        record = read_json(self.record_path)
+        record = read_json_or_empty(self.record_path)
         if record.get("key") == key and "files" not in record:
             if self.stage.options.get("random_seeds"):  # it resumes by itself
                 return []
@@ -74,7 +74,8 @@ def read_figures(folder: Path) -> dict[str, float]:
 
     These are the mean IoUs of an evaluation (``metrics.json``), or the last ``val/map`` or ``val/miou`` of a training.
     """
-    metrics, training = read_json(folder / "metrics.json"), read_json(folder / "provenance.json").get("figures", {})
+    metrics = read_json_or_empty(folder / "metrics.json")
+    training = read_json_or_empty(folder / "provenance.json").get("figures", {})
     figures = {**metrics, **training, "miou without CRF": (metrics.get("without_crf") or {}).get("miou")}
     main = ("miou", "val/map", "val/miou")
     return {name: value for name, value in figures.items() if name.startswith(main) and isinstance(value, int | float)}

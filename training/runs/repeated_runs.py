@@ -8,12 +8,12 @@ from typing import Any
 from rich.table import Table
 
 from datamodules.errors import InputError
-from datamodules.files import differences, read_json, write_json
+from datamodules.files import differences, read_json_or_empty, write_json
 from datamodules.progress import print_result
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.child_process import run_process
 
-FREE = ("config", "ckpt_path", "random_seeds", "wandb")  # a finished run is kept though these settings differ
+IGNORED_SETTINGS = ("config", "ckpt_path", "random_seeds", "wandb")  # a finished run is kept though they differ
 
 
 def seed_list(given: str | list[int] | None) -> list[int]:
@@ -50,12 +50,12 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
     output = Path(config["output"])
     folders = {seed: output / f"seed-{seed}" for seed in seeds}
     for seed, folder in folders.items():
-        record = read_json(folder / "provenance.json")
+        record = read_json_or_empty(folder / "provenance.json")
         if record.get("finished"):
             last = record["attempts"][-1]
             changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
             for key, before, now in differences(last["config"] | {"revision": last["source"]}, {**config, **changes}):
-                if key.partition(".")[0] not in FREE:
+                if key.partition(".")[0] not in IGNORED_SETTINGS:
                     raise InputError(f"{folder} holds a finished run with {key} {before!r}, not {now!r}")
             print_result(f"seed {seed}: finished already, in {folder}")
             continue
@@ -66,7 +66,7 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
         if status := run_process([*words, *arguments], f"seed {seed}"):
             how = f"was ended by signal {status - 128}" if status > 128 else f"ended with status {status} (see above)"
             raise InputError(f"the training with seed {seed} {how}; the same command resumes there")
-    records = {seed: read_json(folder / "provenance.json") for seed, folder in folders.items()}
+    records = {seed: read_json_or_empty(folder / "provenance.json") for seed, folder in folders.items()}
     write_figures(output, {seed: record.get("figures", {}) for seed, record in records.items()})
 
 

@@ -1,0 +1,96 @@
+"""Ids of images: from paths, from lists, and matched with the paths that a file of annotations contains."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from datamodules.errors import InputError
+from datamodules.files import AnyPath, is_uri, read_lines, uri_path
+from datamodules.progress import print_message
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+    from datamodules.sample import SplitSamples
+
+INVALID_ID = "no relative path without '.', '..', backslashes and unprintable characters"
+
+_NOT_IN_ID = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
+
+
+def is_valid_id(name: str) -> bool:
+    """Return whether an id is a printable name or relative path that stays inside its folder."""
+    return not _NOT_IN_ID.search(name) and not {"", ".", ".."} & set(name.split("/"))
+
+
+def image_id(file: str) -> str:
+    """Return the id of an image that a table lists: the path below the images' folder, or in a URI, without suffix.
+
+    Raises:
+        InputError: the text is no path of a file.
+    """
+    try:
+        path = PurePosixPath(uri_path(file).partition("/")[2] if is_uri(file) else file).with_suffix("")
+    except ValueError as error:
+        raise InputError(f"{file!r} is no path of an image: {error}") from error
+    return "/".join(part for part in path.parts if part not in ("/", ".."))  # results are files of this name
+
+
+def read_ids(path: AnyPath) -> tuple[str, ...]:
+    """Return the ids of a list of images: the first word of each line.
+
+    Raises:
+        InputError: the list cannot be read, or contains an id twice.
+    """
+    ids = tuple(line.split()[0] for line in read_lines(path) if line.strip())
+    if len(set(ids)) < len(ids):
+        raise InputError(f"the list {path} contains {next(i for i in ids if ids.count(i) > 1)} more than once")
+    return ids
+
+
+def match_id(name: str, *ids: Container[str]) -> str:
+    """Return the longest end of a path that is one of the ids; the path itself where there is none.
+
+    ``/home/me/photos/cat/a`` is ``cat/a``, or else ``a``.
+    """
+    parts = name.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if any(end in each for each in ids)), name)
+
+
+def match_ids(names: Sequence[str], locations: Sequence[str], samples: SplitSamples, path: AnyPath) -> Sequence[str]:
+    """Return the ids of the images that a file lists.
+
+    The longest end of a path that is an id counts, see `match_id`. A message reports how many images are not among the
+    samples.
+
+    Args:
+        names: ids or paths without suffixes, as in the file.
+        locations: their locations in the file, for messages.
+        samples: the images.
+        path: the file, for messages.
+
+    Returns:
+        An id for each name, which may be that of an image of another split; the name itself where no end of it is an
+        id.
+
+    Raises:
+        InputError: two names are the same image, or none is one of the samples.
+    """
+    found = [match_id(name, samples, samples.other_ids) for name in names]
+    counts = Counter(found)
+    for name, listed, location in zip(found, names, locations, strict=True):
+        if counts[name] > 1:
+            raise InputError(f"{location}: {path} contains the image {listed} {counts[name]} times")
+    matched = sum(name in samples for name in found)
+    if not matched:
+        first = f"its first is {names[0]}" if names else "it is empty"
+        raise InputError(
+            f"{path} contains no image of {samples.title}: {first}, and that of the split is {min(samples)}"
+        )
+    if matched < len(names):
+        print_message(f"{path}: {matched} of {len(names)} images are in {samples.title}; the others are left out")
+    return found

@@ -1,0 +1,81 @@
+"""Nearly identical images, found by a hash of coarse differences and by correlation."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from datamodules.errors import UnreadableError
+from datamodules.images import as_rgb, read_image
+from datamodules.progress import track
+from datamodules.sample import Sample
+
+SIDE = 16  # of the grid whose horizontal differences are compared
+MAX_HASH_DISTANCE = 16  # of its 256 differences; two photos of VOC animals differ in 61 or more
+GRAY_SIDE = 32  # side of the gray image that is compared where few differences differ
+MIN_CORRELATION = 0.95  # correlation of two such images; tiles that differ, looked at, had 0.91 or less
+
+
+class Fingerprint(NamedTuple):
+    """What is kept of an image.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        bits: the signs of its horizontal differences on a coarse grid, uint64 (4,).
+        small: the image in gray and small, of mean 0 and norm 1, float32 (1024,); zeros for one gray value.
+    """
+
+    height: int
+    width: int
+    bits: NDArray[np.uint64]
+    small: NDArray[np.float32]
+
+
+def read_fingerprints(samples: Sequence[Sample], channels: int = 3) -> tuple[dict[str, Fingerprint], dict[str, str]]:
+    """Return what is kept of each image, and the reason for each image that cannot be read, by id."""
+
+    def read(sample: Sample) -> Fingerprint | str:
+        try:
+            image = read_image(sample.image, channels)
+        except UnreadableError as error:
+            return str(error)
+        gray = cv2.cvtColor(as_rgb(image), cv2.COLOR_RGB2GRAY)
+        coarse = cv2.resize(gray, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
+        bits = np.packbits(coarse[:, 1:] > coarse[:, :-1]).view(np.uint64)
+        small = cv2.resize(gray, (GRAY_SIDE, GRAY_SIDE), interpolation=cv2.INTER_AREA).ravel().astype(np.float32)
+        small -= small.mean()
+        height, width = image.shape[:2]
+        return Fingerprint(height, width, bits, small / max(float(np.linalg.norm(small)), 1e-6))
+
+    with ThreadPoolExecutor() as pool:
+        read_ones = list(track(pool.map(read, samples), "reading", len(samples)))
+    by_id = dict(zip([sample.id for sample in samples], read_ones, strict=True))
+    fingerprints = {name: each for name, each in by_id.items() if isinstance(each, Fingerprint)}
+    return fingerprints, {name: each for name, each in by_id.items() if isinstance(each, str)}
+
+
+def near_groups(fingerprints: Mapping[str, Fingerprint]) -> list[list[str]]:
+    """Return the groups of ids, of two or more, that pairs of nearly identical fingerprints connect.
+
+    A pair has at most `MAX_HASH_DISTANCE` different signs of differences on the coarse grid (dHash of N. Krawetz,
+    *Kind of Like That*, 2013, at 16x16), and a correlation of at least `MIN_CORRELATION`.
+    """
+    names, found = list(fingerprints), list(fingerprints.values())
+    bits, pairs = np.array([fingerprint.bits for fingerprint in found]), list[tuple[int, int]]()  # (N, 4)
+    for index, fingerprint in enumerate(found[1:], 1):
+        differences = np.bitwise_count(bits[:index] ^ fingerprint.bits).sum(axis=1, dtype=np.int64)
+        for other in np.flatnonzero(differences <= MAX_HASH_DISTANCE).tolist():
+            if fingerprint.small @ found[other].small >= MIN_CORRELATION:
+                pairs.append((index, other))
+    if not pairs:
+        return []
+    graph = coo_array((np.ones(len(pairs)), np.transpose(pairs)), shape=(len(bits), len(bits)))
+    _, group_of = connected_components(graph, directed=False)
+    groups = [np.flatnonzero(group_of == group).tolist() for group in np.unique(group_of[np.ravel(pairs)])]
+    return [[names[index] for index in group] for group in sorted(groups)]
