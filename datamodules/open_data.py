@@ -13,13 +13,11 @@ from datamodules.errors import InputError
 
 
 def open_data(root: str, **settings: Any) -> BaseDataModule:
-    """Return the data module of a folder, which its layout decides; tags of VOC are those of its Annotations."""
+    """Return the data module of a folder, which its layout decides."""
     folder = data_folder(root)
     class_path = "datamodules.folder.FolderDataModule"
     if (folder / "ImageSets").is_dir():
         class_path = "datamodules.voc.VOCDataModule"
-        if (folder / "Annotations").is_dir():  # ImageSets/Main of VOC does not list all images of trainaug
-            settings["labels"] = "xml"
     elif any(next(folder.glob(layout.replace("{split}", "*")), None) for layout in LAYOUTS):
         class_path = "datamodules.coco.COCODataModule"
     return datamodule_from_settings({"class_path": class_path}, root=root, **settings)

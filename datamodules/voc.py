@@ -9,7 +9,7 @@ from upath import UPath
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import voc_classes
 from datamodules.errors import InputError
-from datamodules.files import list_folder
+from datamodules.files import existing_files, list_folder
 from datamodules.image_ids import read_ids
 from datamodules.masks import find_masks, mask_folder
 from datamodules.sample import Sample, require_masks
@@ -25,8 +25,9 @@ class VOCDataModule(BaseDataModule):
 
     Args:
         root: the folder that contains JPEGImages, for VOC itself ``…/VOCdevkit/VOC2012``.
-        labels: source of the tags: ``xml``, ``imagesets``, ``masks``, the path of a ``cls_labels.npy``; None for no
-            tags. See `datamodules.voc_tags`.
+        labels: source of the tags: ``xml`` (Annotations), ``imagesets`` (ImageSets/Main), ``masks``, the path of a
+            ``cls_labels.npy``; ``auto`` for ``xml`` where Annotations has a file of each image, else ``imagesets``;
+            None for no tags. See `datamodules.voc_tags`.
         masks: name of the folder of masks; ``auto`` for SegmentationClassAug or else SegmentationClass; None for no
             masks.
         download: download VOC 2012 and SBD into ``root`` (which must end in VOCdevkit/VOC2012) if they are not there.
@@ -34,7 +35,7 @@ class VOCDataModule(BaseDataModule):
     """
 
     def __init__(
-        self, root: str, *, labels: str | None = "imagesets", masks: str | None = "auto", download: bool = False,
+        self, root: str, *, labels: str | None = "auto", masks: str | None = "auto", download: bool = False,
         **common: Any,
     ) -> None:  # fmt: skip
         super().__init__(root, **common)
@@ -71,6 +72,9 @@ class VOCDataModule(BaseDataModule):
         paired = zip(ids, find_masks(folder, ids), strict=True)
         samples = [Sample(name, str(images / f"{name}.jpg"), mask=mask) for name, mask in paired]
         found: list[frozenset[str]] | list[None] = [None] * len(ids)
+        if labels == "auto":  # VOC's own lists do not contain all images of trainaug
+            files = [f"{name}.xml" for name in ids]
+            labels = "xml" if len(existing_files(root / "Annotations", files)) == len(ids) else "imagesets"
         if labels == "xml":
             found = xml_tags(root, ids)
         elif labels == "imagesets":
@@ -80,6 +84,6 @@ class VOCDataModule(BaseDataModule):
         elif labels is not None and UPath(labels).suffix == ".npy":
             found = npy_tags(UPath(labels), ids, self.known_classes())
         elif labels is not None:
-            raise InputError(f"labels is {labels!r}, and must be xml, imagesets, masks or the path of a .npy file")
+            raise InputError(f"labels is {labels!r}, and must be auto, xml, imagesets, masks or the path of a .npy file")
         shown = [sample.mask if masks else None for sample in samples]
         return [replace(sample, tags=own, mask=mask) for sample, own, mask in zip(samples, found, shown, strict=True)]

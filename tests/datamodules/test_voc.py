@@ -34,6 +34,19 @@ def test_all_sources_of_tags_agree(voc, source):
     assert data.mask_lut[:4].tolist() == [0, 2, 255, 1]
 
 
+def test_auto_takes_the_annotations_where_each_image_has_one(voc):
+    """VOC's own lists do not contain all images of trainaug; a folder without Annotations has lists alone."""
+    for path in (voc / "ImageSets/Main").glob("*.txt"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    expected = [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1]]
+    assert labels(VOCDataModule(voc, labels="auto")) == expected
+    with pytest.raises(InputError, match="lacks 1 of the 6 images of train, first p0"):
+        VOCDataModule(voc, labels="imagesets").samples("train")
+    (voc / "Annotations/p5.xml").unlink()
+    with pytest.raises(InputError, match="lacks 1 of the 6 images of train, first p0"):
+        VOCDataModule(voc, labels="auto").samples("train")
+
+
 def test_tags_from_a_file(voc, tmp_path):
     np.save(tmp_path / "labels.npy", {f"p{i}": np.array([0, i % 2, 1]) for i in range(8)})
     assert labels(VOCDataModule(voc, classes=["bat"], labels=str(tmp_path / "labels.npy")), "val") == [[0], [1]]
@@ -86,7 +99,7 @@ def _empty(root):
         (_empty, {}, "the split 'train' of .* contains no image"),
         (None, {"split": "tarin"}, r"no list .*tarin\.txt; the existing splits are: train, val"),
         (None, {"classes": ["bta"]}, "'bta' does not exist .* did you mean 'bat'"),
-        (None, {"labels": "xlm"}, "labels is 'xlm', and must be xml, imagesets, masks"),
+        (None, {"labels": "xlm"}, "labels is 'xlm', and must be auto, xml, imagesets, masks"),
         (None, {"masks": "Masks"}, "no folder of masks .*Masks"),
         (None, {"labels": "masks", "masks": None}, "masks are missing.*labels: masks needs a mask"),
     ],
