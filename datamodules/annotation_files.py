@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,7 +13,18 @@ import numpy as np
 from upath import UPath
 
 from datamodules.annotation_import import cvat_masks, parquet_masks, yolo_annotations, yolo_label_files
-from datamodules.annotations import BACKGROUND, NAMED_SOURCES, Annotation, Box, Mask, Point, Scribble, Shape, valid_box
+from datamodules.annotations import (
+    BACKGROUND,
+    NAMED_SOURCES,
+    Annotation,
+    Box,
+    Mask,
+    Point,
+    Scribble,
+    Shape,
+    require_inside,
+    valid_box,
+)
 from datamodules.bounding_boxes import xml_boxes
 from datamodules.class_names import IGNORE
 from datamodules.coco_instances import category_names, check_instances, has_area, images_with_instances, instance_mask
@@ -22,7 +34,7 @@ from datamodules.image_ids import image_id, match_ids, read_ids
 from datamodules.images import image_size
 from datamodules.label_studio import label_studio_annotations
 from datamodules.masks import RleMask, read_class_mask, require_same_size
-from datamodules.progress import print_message
+from datamodules.progress import first_few, print_message
 from datamodules.sample import Sample, SplitSamples, require_recorded_size
 from datamodules.tables import TABLES, mask_path, read_rows
 
@@ -92,6 +104,7 @@ def annotated(
     masks_by_id: dict[str, Mask] = {}
     own, replaced = set[str](), dict[str, None]()  # images with a mask of the data set itself, and with several masks
     shapes: dict[str, set[Shape]] = {name: set() for name in samples}
+    size_of = cache(image_size)
     for source in sources:
         check_source(source)
         path = UPath(source)
@@ -124,6 +137,9 @@ def annotated(
                 masks_by_id[name] = item
                 (own.add if source == "masks" or suffix == ".txt" else own.discard)(name)
             elif _is_chosen(item, samples[name], location, mask_classes, classes):
+                if not is_uri(image := samples[name].image):  # else when it is read: this would be a request for each
+                    with errors_at(location), suppress(UnreadableError):
+                        require_inside(item, image, size_of(image))
                 shapes[name].add(item)
     complete = [
         replace(
@@ -145,9 +161,7 @@ def annotated(
     ]
     for names, what in ((list(replaced), "have several masks, and the last one counts"), (changed, "get other tags")):
         if names:
-            print_message(
-                f"annotations: {len(names)} images {what}: {', '.join(names[:5])}{', …' if names[5:] else ''}"
-            )
+            print_message(f"annotations: {len(names)} images {what}: {first_few(names)}")
     return result
 
 

@@ -86,3 +86,27 @@ class Annotation(NamedTuple):
     image_id: str
     location: str
     item: Mask | Shape
+
+
+def vertices(item: Point | Scribble) -> tuple[tuple[float, float], ...]:
+    """Return the vertices of a scribble, or the only one of a point."""
+    return item.vertices if isinstance(item, Scribble) else ((item.x, item.y),)
+
+
+def require_inside(item: Shape, image: str, size: tuple[int, int]) -> None:
+    """Raise an InputError unless each vertex of a point or scribble, or a part of a box, is inside of an image.
+
+    Args:
+        item: the annotation.
+        image: path or URI of the image, for the message.
+        size: its height and width.
+    """
+    height, width = size
+    if isinstance(item, Box):
+        is_inside = item.right > 0 and item.bottom > 0 and item.left < width and item.top < height
+        outside = "" if is_inside else f"box ({item.left:g}, {item.top:g}, {item.right:g}, {item.bottom:g})"
+    else:
+        far = (f"point ({x:g}, {y:g})" for x, y in vertices(item) if not (0 <= x < width and 0 <= y < height))
+        outside = next(far, "")
+    if outside:
+        raise InputError(f"the {outside} of {item.name} is outside of the image {image}, which is {width}x{height}")

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.errors import InputError
-from datamodules.files import write_json
+from datamodules.files import require_folder, write_json
 from datamodules.near_duplicates import Fingerprint, near_groups, read_fingerprints
 from datamodules.open_data import open_data
-from datamodules.progress import print_result
+from datamodules.progress import first_few, print_result
 from datamodules.sample import Sample, multi_hot
 
 MIN_IMAGES = 20
@@ -21,8 +21,6 @@ MIN_IMAGES = 20
 
 MAX_COOCCURRENCE = 0.9
 """Share of a class's images with another class from which Grad-CAM can hardly tell the two apart."""
-
-LISTED = 5  # images named in a sentence; the JSON has all
 
 
 class Finding(NamedTuple):
@@ -73,6 +71,8 @@ def check_data(
     """
     if size < 1 or cue_stride < 1:
         raise InputError(f"size {size} and cue_stride {cue_stride} must be positive")
+    if output is not None:
+        require_folder(output.parent)
     data = open_data(root, classes=classes, train_split=split, val_split=validation)
     split, validation = data.hparams["train_split"], data.hparams["val_split"]
     samples = data.samples(split, masks=False)
@@ -98,6 +98,7 @@ def check_data(
     if not found:
         print_result("nothing to correct was found")
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, {
             "root": root, "split": split, "images": len(samples), "images_by_class": dict(counts),
             "validation": [sample.id for sample in others],
@@ -181,12 +182,7 @@ def small_objects(fingerprints: Mapping[str, Fingerprint], size: int, cue_stride
         return []
     sentence = (
         f"half of the images have a side of {side:,.0f} pixels or more, and are trained at {size}: a position of the "
-        f"cue grid is {pixels:.0f} pixels of the photo, and smaller objects are lost; use a larger --data.size or tiles"
+        f"cue grid is {pixels:.0f} pixels of the photo, and smaller objects are lost; use a larger size and eval_size "
+        f"in the YAMLs of the stages, or cut the photos"
     )
     return [Finding("small", sentence)]
-
-
-def first_few(words: Sequence[str], separator: str = ", ") -> str:
-    """Return the first words of a list, and how many there are beyond."""
-    more = len(words) - LISTED
-    return separator.join(words[:LISTED]) + (f" and {more} more" if more > 0 else "")

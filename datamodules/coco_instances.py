@@ -149,6 +149,10 @@ def instance_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] |
         if not valid:
             raise ValueError("has a segmentation that is not a list of polygons [x, y, x, y, ...] in its image")
         # fewer points have no area, and pycocotools reads two of them as a box
+        for each in segmentation:
+            x, y = each[::2], each[1::2]
+            if each and (max(x) <= 0 or max(y) <= 0 or min(x) >= width or min(y) >= height):
+                raise ValueError(f"has a polygon outside of its image, which is {width}x{height}")
         if polygons := [each for each in segmentation if len(each) >= 6]:
             return dict(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
     else:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.annotations import BACKGROUND
+from datamodules.annotations import BACKGROUND, Point, Scribble, require_inside, vertices
 from datamodules.class_names import IGNORE
 from datamodules.drawn_labels import Drawn, corrected_cues, draw_labels
 from datamodules.errors import InputError, UnreadableError
@@ -154,21 +154,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
         Raises:
             InputError: a vertex or a whole box is outside the image.
         """
-        height, width = size
-        for box in sample.boxes:
-            if box.right <= 0 or box.bottom <= 0 or box.left >= width or box.top >= height:
-                sides = f"({box.left:g}, {box.top:g}, {box.right:g}, {box.bottom:g})"
-                where = f"the box {sides} of {box.name} is outside of the image {sample.image}"
-                raise InputError(f"{where}, which is {width}x{height}")
         lines = []
-        for name, vertices in [*((each.name, ((each.x, each.y),)) for each in sample.points), *sample.scribbles]:
-            for x, y in vertices:
-                if not (0 <= x < width and 0 <= y < height):
-                    where = f"the point ({x:g}, {y:g}) of {name} is outside of the image {sample.image}"
-                    raise InputError(f"{where}, which is {width}x{height}")
-            if name in self.indices:
+        shapes: tuple[Point | Scribble, ...] = (*sample.points, *sample.scribbles)
+        for box in sample.boxes:
+            require_inside(box, sample.image, size)
+        for shape in shapes:
+            require_inside(shape, sample.image, size)
+            if shape.name in self.indices:
                 # the middle of its pixel: at a pixel's edge, the mirrored point would be in the pixel beside it
-                lines.append((self.indices[name], np.floor(np.array(vertices, np.float32)) + 0.5))
+                lines.append((self.indices[shape.name], np.floor(np.array(vertices(shape), np.float32)) + 0.5))
         return lines
 
 

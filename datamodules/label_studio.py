@@ -22,6 +22,7 @@ from datamodules.files import AnyPath
 from datamodules.image_ids import image_id, match_ids
 from datamodules.images import IMAGE_SUFFIXES, image_size
 from datamodules.masks import RleMask, encode_mask
+from datamodules.progress import first_few, print_message
 from datamodules.sample import SplitSamples, require_recorded_size
 
 ID_KEY = "tag2mask_id"
@@ -81,6 +82,7 @@ def label_studio_annotations(
 def _latest_results(path: AnyPath, tasks: Sequence[Any]) -> dict[str, tuple[str, str, list[Any]]]:
     """Return the last annotation of each image in Label Studio's tasks: its time, location for messages, and result."""
     latest: dict[str, tuple[str, str, list[Any]]] = {}
+    repeated, tagged = dict[str, None](), dict[str, None]()
     for number, task in enumerate(tasks, 1):
         location = f"{path}, task {task.get('id', number) if isinstance(task, dict) else number}"
         if not isinstance(task, dict) or not isinstance(annotations := task.get("annotations"), list):
@@ -91,10 +93,22 @@ def _latest_results(path: AnyPath, tasks: Sequence[Any]) -> dict[str, tuple[str,
             if not isinstance(result, list) or not all(isinstance(region, dict) for region in result):
                 raise InputError(f"{location} has an annotation without a result")
             changed = str(each.get("updated_at") or each.get("created_at") or "")
-            if not each.get("was_cancelled") and (name not in latest or changed >= latest[name][0]):
+            if each.get("was_cancelled"):
+                continue
+            if name in latest:
+                repeated[name] = None
+            if any("choices" in (region.get("value") or ()) for region in result):
+                tagged[name] = None
+            if name not in latest or changed >= latest[name][0]:
                 latest[name] = changed, f"{location}, image {name}", result
     if not latest:
         raise InputError(f"{path} contains no annotation of any image")
+    for names, what in (
+        (repeated, "have several annotations, and the last one counts"),
+        (tagged, "have choices, which are not read: correct tags in the data set itself"),
+    ):
+        if names:
+            print_message(f"{path}: {len(names)} images {what}: {first_few(list(names))}")
     return latest
 
 
@@ -170,7 +184,10 @@ def _read_region(each: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], 
         pairs = [(x * width / 100, y * height / 100) for x, y in value["points"]]
         if len(pairs) < 3:
             raise InputError(f"a polygon has {len(pairs)} points, and needs three")
-        region = dict(instance_rle([list(itertools.chain(*pairs))], height, width) or {})
+        try:
+            region = dict(instance_rle([list(itertools.chain(*pairs))], height, width) or {})
+        except ValueError as error:
+            raise InputError(f"a region {error}") from error
     elif {"x", "y"} <= shape and not {"radiusX", "radiusY", "text"} & value.keys():
         x, y = value["x"] * width / 100, value["y"] * height / 100
         region = Point(label or "", x, y)

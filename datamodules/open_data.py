@@ -17,7 +17,7 @@ def open_data(root: str, **settings: Any) -> BaseDataModule:
     folder = data_folder(root)
     class_path = "datamodules.folder.FolderDataModule"
     if (folder / "ImageSets").is_dir():
-        class_path = "datamodules.voc.VOCDataModule"
+        class_path, settings = "datamodules.voc.VOCDataModule", {"labels": "auto", **settings}
     elif any(next(folder.glob(layout.replace("{split}", "*")), None) for layout in LAYOUTS):
         class_path = "datamodules.coco.COCODataModule"
     return datamodule_from_settings({"class_path": class_path}, root=root, **settings)

@@ -35,7 +35,7 @@ class VOCDataModule(BaseDataModule):
     """
 
     def __init__(
-        self, root: str, *, labels: str | None = "auto", masks: str | None = "auto", download: bool = False,
+        self, root: str, *, labels: str | None = "imagesets", masks: str | None = "auto", download: bool = False,
         **common: Any,
     ) -> None:  # fmt: skip
         super().__init__(root, **common)
@@ -84,6 +84,7 @@ class VOCDataModule(BaseDataModule):
         elif labels is not None and UPath(labels).suffix == ".npy":
             found = npy_tags(UPath(labels), ids, self.known_classes())
         elif labels is not None:
-            raise InputError(f"labels is {labels!r}, and must be auto, xml, imagesets, masks or the path of a .npy file")
+            known = "auto, xml, imagesets, masks or the path of a .npy file"
+            raise InputError(f"labels is {labels!r}, and must be {known}")
         shown = [sample.mask if masks else None for sample in samples]
         return [replace(sample, tags=own, mask=mask) for sample, own, mask in zip(samples, found, shown, strict=True)]

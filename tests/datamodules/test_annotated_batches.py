@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,18 +138,25 @@ def test_a_point_outside_of_its_image_is_one_sentence(voc, cache, tmp_path):
     data = VOCDataModule(str(voc), labels="xml")
     sample = data.samples("train")[0]
     table = write_table(tmp_path / "a.csv", [{"id": sample.id, "points": [["background", 3, 4000]]}])
-    _, items = training_items(voc, cache, table)
     message = rf"point \(3, 4000\) of background is outside .*{sample.id}.*, which is \d+x\d+"
+    with pytest.raises(InputError, match=rf"{table}, line 2, image {sample.id}: the {message}"):
+        training_items(voc, cache, table)
+    outside = replace(sample, points=(Point("background", 3, 4000),))  # of a URI, whose size is not read before
     with pytest.raises(InputError, match=message):
-        items[0]
+        ImageDataset([outside], data.classes, 32, training=True, annotations=True, augment=Augment(crop=None))[
+            Draw(0, 0)
+        ]
 
 
 def test_a_box_outside_of_its_image_is_one_sentence(voc, cache, tmp_path):
     sample = VOCDataModule(str(voc), labels="xml").samples("train")[0]
     table = write_table(tmp_path / "a.csv", [{"id": sample.id, "boxes": [["ant", 4000, 3, 4100, 30]]}])
-    _, items = training_items(voc, cache, table)
-    with pytest.raises(InputError, match=r"box \(4000, 3, 4100, 30\) of ant is outside .*, which is \d+x\d+"):
-        items[0]
+    message = r"box \(4000, 3, 4100, 30\) of ant is outside .*, which is \d+x\d+"
+    with pytest.raises(InputError, match=rf"{table}, line 2, image {sample.id}: the {message}"):
+        training_items(voc, cache, table)
+    outside = replace(sample, boxes=(Box("ant", 4000, 3, 4100, 30),))
+    with pytest.raises(InputError, match=message):
+        ImageDataset([outside], ["ant"], 32, training=True, annotations=True, augment=Augment(crop=None))[Draw(0, 0)]
 
 
 def test_the_order_of_annotations_does_not_matter(voc, cache, tmp_path):

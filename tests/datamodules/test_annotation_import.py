@@ -59,7 +59,7 @@ def test_background_may_be_drawn(voc, tmp_path):
     assert (mask[5:] == 1).all()
 
 
-def test_rectangles_and_key_points(voc, tmp_path):
+def test_rectangles_and_key_points(voc, tmp_path, capsys):
     results = [
         region("rectanglelabels", "ant", x=25, y=50, width=50, height=25),
         region("keypointlabels", "ant", x=50, y=25, width=1),
@@ -70,16 +70,31 @@ def test_rectangles_and_key_points(voc, tmp_path):
     assert sample.mask is None
     assert sample.boxes == (Box("ant", 16, 24, 48, 36),)
     assert sample.points == (Point("ant", 32, 12),)
+    message = "export.json: 1 images have choices, which are not read: correct tags in the data set itself: a/p0"
+    assert message in capsys.readouterr().err
 
 
-def test_the_last_annotation_of_an_image_counts(voc, tmp_path):
+def test_a_polygon_outside_of_its_image(voc, tmp_path):
+    far = region("polygonlabels", "ant", points=[[110, 20], [150, 20], [150, 60]])
+    with pytest.raises(
+        InputError, match=r"task 1, image p0: a region has a polygon outside of its image, which is 64x48"
+    ):
+        studio(voc, tmp_path, task("p0.jpg", far))
+
+
+def test_the_last_annotation_of_an_image_counts(voc, tmp_path, capsys):
     first = task("p0.jpg", brush("ant", np.s_[:1], np.s_[:]), updated_at="2026-01-03T00:00:00Z")
     second = task("p0.jpg", brush("ant", np.s_[:2], np.s_[:]), updated_at="2026-01-02T00:00:00Z")
     skipped = task("p0.jpg", brush("ant", np.s_[:3], np.s_[:]), updated_at="2026-01-04T00:00:00Z", was_cancelled=True)
     for tasks in ([first, second, skipped], [skipped, second, first]):
         assert read_mask(studio(voc, tmp_path, *tasks)["p0"].mask).sum() == 64
     first["annotations"] += second["annotations"]  # two people annotated the task
+    capsys.readouterr()
     assert read_mask(studio(voc, tmp_path, first)["p0"].mask).sum() == 64
+    message = "export.json: 1 images have several annotations, and the last one counts: p0"
+    assert message in capsys.readouterr().err
+    studio(voc, tmp_path, second, skipped)
+    assert "several" not in capsys.readouterr().err
 
 
 def test_names_of_uploaded_files_and_own_ids(voc, tmp_path):

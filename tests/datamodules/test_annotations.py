@@ -567,12 +567,12 @@ def test_a_data_set_without_masks(tmp_path):
         data.blocks("train", 8)
 
 
-numbers = st.floats(-1e6, 1e6) | st.integers(-1000, 1000)
+numbers = st.floats(0, 47.99) | st.integers(0, 47)  # inside of all images
 names = st.sampled_from(["ant", "bat", "cow", "background"])
 drawn_points = st.lists(st.tuples(names, numbers, numbers), max_size=5)
 drawn_scribbles = st.lists(st.tuples(names, st.lists(st.tuples(numbers, numbers), min_size=1, max_size=5)), max_size=3)
 drawn_boxes = st.lists(
-    st.tuples(st.sampled_from(["ant", "bat", "cow"]), st.integers(0, 99), st.floats(0, 99), st.integers(100, 200),
+    st.tuples(st.sampled_from(["ant", "bat", "cow"]), st.integers(-99, 47), st.floats(-99, 47), st.integers(100, 200),
               st.floats(100, 200)),
     max_size=4,
 )  # fmt: skip

@@ -63,8 +63,8 @@ def test_identical_images_in_both_splits(photos, tmp_path):
     for name in ("small.jpg", "dark.png", "mirrored.png"):
         (photos / name).unlink()
     table.write_text("\n".join([*rows, *(f"copy-{row}" for row in rows[1:])]))
-    assert main(["check", f"--root={photos}", f"--output={tmp_path / 'check.json'}"]) == 0
-    written = json.loads((tmp_path / "check.json").read_text())
+    assert main(["check", f"--root={photos}", f"--output={tmp_path / 'new/check.json'}"]) == 0
+    written = json.loads((tmp_path / "new/check.json").read_text())
     first, both = written["findings"][:2]
     assert len(first["images"]) == 40
     validation = {sample.id for sample in FolderDataModule(str(photos)).samples("val")}

@@ -138,7 +138,7 @@ def test_the_cache_records_its_settings(voc, checkpoint, tmp_path, capsys):
     assert {key: cache.settings[key] for key in expected} == expected
     assert cache.classes == ("red", "blue")
     assert cache.inputs["checkpoint"] == str(checkpoint)
-    assert (cache.inputs["data"]["root"], cache.inputs["data"]["labels"]) == (str(voc), "auto")
+    assert (cache.inputs["data"]["root"], cache.inputs["data"]["labels"]) == (str(voc), "imagesets")
     assert {"torch", "python", "numpy"} <= set(cache.settings["packages"])
     assert cache.settings["ids_sha256"] == ids_sha256(IDS)
     assert cache.cues("p0").shape == (4, 4)
