@@ -81,7 +81,9 @@ def explain(
             continue
         if page is None:
             figure = explain_image(explainer, image, name, labels)
-            write_atomically(output / f"{sample.id}.png", encode_image(figure, "png"))
+            target = output / f"{sample.id}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)  # an id may be a path
+            write_atomically(target, encode_image(figure, "png"))
         else:
             for each in find_evidence(explainer, image, name, labels[0]):
                 evidence[each["kind"]].append(each)

@@ -58,6 +58,8 @@ def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str
 def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
     """Return samples of the given images, of those in the given folders, by name, and of those in the given tables.
 
+    A folder without images may have folders of images, such as one for each tag; their ids are ``FOLDER/NAME`` then.
+
     Raises:
         InputError: an image does not exist, a folder contains none, none is given, or two have the same name.
     """
@@ -72,11 +74,18 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
             found = [image for image, _ in given]
             ids |= {str(image): str(name) for image, name in given if name}
         elif path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
-            names = list_folder(path)[1]
-            found = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+            found = _images(path)
+            if not found:
+                found = [image for each in list_folder(path)[0] if each[0] != "." for image in _images(path / each)]
+                ids |= {str(image): f"{image.parent.name}/{image.stem}" for image in found}
         if not found:
             raise InputError(f"there is no image in {path} ({', '.join(IMAGE_SUFFIXES)})")
         files += found
     if not files:
         raise InputError("no image is given: name images or a folder of them")
     return file_samples(files, ids)
+
+
+def _images(folder: AnyPath) -> list[AnyPath]:
+    """Return the images in a folder, by name."""
+    return [folder / name for name in list_folder(folder)[1] if Path(name).suffix.lower() in IMAGE_SUFFIXES]

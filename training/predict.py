@@ -82,6 +82,7 @@ def predict(
         checkpoint: a segmentation checkpoint of ``tag2mask fit``, named ``*.ckpt``, or else a network written by
             ``tag2mask export``.
         images: an image, a folder of images, or a list of both; a URI whose name has no suffix of an image is a folder.
+            A folder may contain a folder of images for each tag instead; masks are then in folders of these names.
             Or a table (``.csv``, ``.jsonl``) with the columns ``image`` and, if masks are not named like the images,
             ``id``: such as the ``review.csv`` of ``tag2mask review``. Or tar files, such as
             ``shards/x-{000..099}.tar`` or ``shards/*.tar``.

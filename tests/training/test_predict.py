@@ -127,8 +127,10 @@ def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):
     shutil.copy(photos / "a.jpg", photos / "a.png")
     with pytest.raises(InputError, match=r"a\.jpg and .*a\.png"):
         predict(checkpoint, [photos], out)
+    (tmp_path / "empty" / ".thumbnails").mkdir(parents=True)
+    shutil.copy(photos / "a.jpg", tmp_path / "empty" / ".thumbnails")
     with pytest.raises(InputError, match="no image"):
-        predict(checkpoint, [tmp_path / "photos" / ".."], out)
+        predict(checkpoint, [tmp_path / "photos" / ".." / "empty"], out)
     with pytest.raises(InputError, match=r"nowhere\.jpg"):
         predict(checkpoint, [tmp_path / "nowhere.jpg"], out)
     with pytest.raises(InputError, match="batch_size 0"):
@@ -152,6 +154,17 @@ def test_masks_for_annotation_tools(checkpoint, photos, tmp_path, kind):
     data = FolderDataModule(str(photos), annotations=str(source), num_workers=0)
     for sample in data.annotated(data.samples("all"), "all"):
         np.testing.assert_array_equal(read_mask(sample.mask), read_mask(tmp_path / "png" / f"{sample.id}.png"))
+
+
+def test_a_folder_for_each_tag(checkpoint, photos, tmp_path):
+    """Two photos of one name are two images; masks have the folders of the photos."""
+    for tag in ("cat", "dog"):
+        (tmp_path / "tags" / tag).mkdir(parents=True)
+        shutil.copy(photos / "a.jpg", tmp_path / "tags" / tag / "1.jpg")
+    predict(checkpoint, [tmp_path / "tags"], tmp_path / "out", num_workers=0)
+    assert (tmp_path / "out/cat/1.png").read_bytes() == (tmp_path / "out/dog/1.png").read_bytes()
+    with pytest.raises(InputError, match="is a folder of the images"):
+        predict(checkpoint, [tmp_path / "tags"], tmp_path / "tags", num_workers=0)
 
 
 def test_images_of_a_table(checkpoint, photos, tmp_path):
