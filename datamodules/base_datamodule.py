@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 from upath import UPath
 
-from datamodules.annotation_files import annotated, check_source
+from datamodules.annotations.sources import annotated, check_source
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError

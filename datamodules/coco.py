@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from datamodules.annotations.coco_instances import category_names, images_with_instances, instance_mask, read_instances
 from datamodules.base_datamodule import BaseDataModule
-from datamodules.coco_instances import category_names, images_with_instances, instance_mask, read_instances
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri
 from datamodules.image_ids import image_id

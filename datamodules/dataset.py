@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.annotations import BACKGROUND, Point, Scribble, require_inside, vertices
+from datamodules.annotations.drawn_labels import Drawn, corrected_cues, draw_labels
+from datamodules.annotations.shapes import BACKGROUND, Point, Scribble, require_inside, vertices
 from datamodules.class_names import IGNORE
-from datamodules.drawn_labels import Drawn, corrected_cues, draw_labels
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import any_size, as_rgb, image_size, normalize, read_image
 from datamodules.masks import read_class_mask, require_same_size

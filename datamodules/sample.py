@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from datamodules.annotations import Box, Point, Scribble
+from datamodules.annotations.shapes import Box, Point, Scribble
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri
 from datamodules.image_ids import INVALID_ID, is_valid_id

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from datamodules.sample import Sample
-from datamodules.seed_shard import shard_name
+from datamodules.seed_cache.shard import shard_name
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from docstring_parser import parse
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from datamodules import seed_cache_index, seed_shard  # noqa: E402  after the path is set
+from datamodules.seed_cache import index as seed_cache_index  # noqa: E402
+from datamodules.seed_cache import shard as seed_shard  # noqa: E402  after the path is set
 from datamodules.transforms import Augment  # noqa: E402
 from seeds.job_options import JobOptions  # noqa: E402
 from training import cli  # noqa: E402

@@ -27,9 +27,9 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
+from datamodules.annotations.drawn_labels import Drawn
 from datamodules.base_datamodule import BaseDataModule, covered_samples
 from datamodules.dataset import ImageDataset, image_loader
-from datamodules.drawn_labels import Drawn
 from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, file_sha256
 from datamodules.open_data import datamodule_from_settings
@@ -37,9 +37,9 @@ from datamodules.progress import Progress, print_message
 from datamodules.sample import Sample, multi_hot
 from datamodules.sample_blocks import SampleBlocks
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache_index import list_shards
-from datamodules.seed_cache_writer import CacheOutput
-from datamodules.seed_shard import ShardBuilder
+from datamodules.seed_cache.index import list_shards
+from datamodules.seed_cache.shard import ShardBuilder
+from datamodules.seed_cache.writer import CacheOutput
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.unreadable_images import too_many
 from seeds.base_task import BaseTask

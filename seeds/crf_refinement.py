@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.crf import dense_crf
 from seeds.score_maps import divide_by_maxima

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.seed_shard import NO_CUE, Floats
+from datamodules.seed_cache.shard import NO_CUE, Floats
 
 
 def foreground_cues(maps: Floats, threshold: float = 0.2) -> NDArray[np.bool_]:

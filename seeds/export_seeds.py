@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from datamodules.annotation_export import AnnotationFormat, LabelledImage, write_annotations
+from datamodules.annotations.exports import AnnotationFormat, LabelledImage, write_annotations
 from datamodules.errors import InputError
 from datamodules.files import new_folder
 from datamodules.images import image_size
-from datamodules.irn_maps import write_irn
 from datamodules.masks import write_mask
 from datamodules.progress import track
-from datamodules.sec_cues import sec_files
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.irn_maps import write_irn
+from datamodules.seed_cache.sec_cues import sec_files
+from datamodules.seed_cache.shard import NO_CUE
 from seeds.import_seeds import Format
 
 
@@ -38,7 +38,7 @@ def export_seeds(
     background, 1..C = class, 255 = no cue.
 
     The formats of annotation tools contain the label maps in the images' own sizes, see
-    `datamodules.annotation_export.write_annotations`: between the centres of positions the classes are interpolated,
+    `datamodules.annotations.exports.write_annotations`: between the centres of positions the classes are interpolated,
     and the highest one wins.
 
     Args:

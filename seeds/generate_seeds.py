@@ -12,8 +12,8 @@ from upath import UPath
 
 from datamodules.errors import InputError, UnreadableError, unknown_name
 from datamodules.images import open_windows, to_uint8
-from datamodules.seed_cache import SMALL_CLASSES
-from datamodules.seed_shard import as_stored
+from datamodules.seed_cache.cache import SMALL_CLASSES
+from datamodules.seed_cache.shard import as_stored
 from seeds.activations import find_layer, record_activations
 from seeds.background_saliency import background_saliency, check_saliency, saliency_map
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache

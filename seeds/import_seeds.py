@@ -11,11 +11,11 @@ from datamodules.class_names import check_classes, mask_lut, voc_classes
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.image_ids import image_id, match_id, read_ids
-from datamodules.irn_maps import read_irn
 from datamodules.masks import read_class_mask
-from datamodules.sec_cues import INPUT_LIST, SecCues
-from datamodules.seed_cache_writer import CacheOutput
-from datamodules.seed_shard import NO_CUE, SHARD_SIZE
+from datamodules.seed_cache.irn_maps import read_irn
+from datamodules.seed_cache.sec_cues import INPUT_LIST, SecCues
+from datamodules.seed_cache.shard import NO_CUE, SHARD_SIZE
+from datamodules.seed_cache.writer import CacheOutput
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import foreground_cues, resolve_conflicts, threshold_cues
 from seeds.provenance import ids_sha256, package_versions

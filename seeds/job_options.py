@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datamodules.errors import InputError
-from datamodules.seed_shard import MAX_IMAGES, SHARD_SIZE
+from datamodules.seed_cache.shard import MAX_IMAGES, SHARD_SIZE
 from datamodules.unreadable_images import MAX_UNREADABLE, check_share
 from seeds.distributed import read_partition
 from seeds.precision import Precision

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 from upath import UPath
 
+from datamodules.annotations.drawn_labels import Drawn, box_interiors, corrected_cues, drawn_in, reduce_labels
 from datamodules.class_names import IGNORE
-from datamodules.drawn_labels import Drawn, box_interiors, corrected_cues, drawn_in, reduce_labels
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
-from datamodules.seed_cache import SMALL_CLASSES, SeedCache
-from datamodules.seed_shard import NO_CUE, as_stored
+from datamodules.seed_cache.cache import SMALL_CLASSES, SeedCache
+from datamodules.seed_cache.shard import NO_CUE, as_stored
 from datamodules.transforms import resize_nearest
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
@@ -215,7 +215,7 @@ def within_boxes(
     Args:
         classes: the maps' classes 0..C-1, (k,).
         maps: (k, h, w), not negative.
-        boxes: (n, 5), see `datamodules.drawn_labels.box_interiors`.
+        boxes: (n, 5), see `datamodules.annotations.drawn_labels.box_interiors`.
 
     Returns:
         float32 (k, h, w); a box in which the map is 0 is filled with 1.

@@ -6,7 +6,7 @@ from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache_writer import CacheOutput
+from datamodules.seed_cache.writer import CacheOutput
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import threshold_cues
 from seeds.provenance import package_versions

@@ -4,8 +4,8 @@ from contextlib import suppress
 from dataclasses import fields
 
 from datamodules.errors import InputError
-from datamodules.seed_cache_writer import CacheOutput
-from datamodules.seed_shard import SHARD_SIZE, ShardBuilder, shard_name
+from datamodules.seed_cache.shard import SHARD_SIZE, ShardBuilder, shard_name
+from datamodules.seed_cache.writer import CacheOutput
 from seeds.generate_seeds import generate_seeds
 from seeds.job_options import JobOptions
 

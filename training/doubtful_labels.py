@@ -12,7 +12,7 @@ from datamodules.base_datamodule import BaseDataModule
 from datamodules.images import to_uint8
 from datamodules.sample import Sample
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.score_maps import resize_maps
 from training.inference import Trained, smooth

@@ -12,7 +12,7 @@ from PIL import ImageDraw, ImageFont
 
 from datamodules.class_names import IGNORE
 from datamodules.images import as_rgb
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 
 Image = NDArray[np.uint8]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from upath import UPath
 
-from datamodules.annotation_export import AnnotationFormat, LabelledImage, write_annotations
+from datamodules.annotations.exports import AnnotationFormat, LabelledImage, write_annotations
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import (
@@ -73,7 +73,7 @@ def predict(
     ``skipped.csv`` list it with the reason, and the exit status is 1.
 
     Other formats than PNG are those of annotation tools and libraries, for correction there: see
-    `datamodules.annotation_export.write_annotations`. They contain the names of the classes themselves.
+    `datamodules.annotations.exports.write_annotations`. They contain the names of the classes themselves.
 
     The masks of a tar file are a tar file of the same name with a member ``KEY.png`` for each image, see
     `datamodules.webdataset.WebDatasetDataModule`. One that exists with the same settings is kept.

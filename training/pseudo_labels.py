@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from upath import UPath
 
+from datamodules.annotations.drawn_labels import box_interiors, corrected_cues, drawn_in
 from datamodules.class_names import IGNORE
-from datamodules.drawn_labels import box_interiors, corrected_cues, drawn_in
 from datamodules.errors import InputError
 from datamodules.images import to_uint8
-from datamodules.seed_cache import SMALL_CLASSES, SeedCache
-from datamodules.seed_shard import NO_CUE, as_stored
+from datamodules.seed_cache.cache import SMALL_CLASSES, SeedCache
+from datamodules.seed_cache.shard import NO_CUE, as_stored
 from datamodules.source_revision import ALL_PACKAGES
 from datamodules.transforms import resize_nearest
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache

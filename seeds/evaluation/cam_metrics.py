@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from datamodules.annotations import Box
+from datamodules.annotations.shapes import Box
 
 TOLERANCE = 15.0  # pixels (Zhang et al., ECCV 2016, the pointing game)
 THRESHOLD = 0.15  # of the map's maximum, for boxes (Grad-CAM, section 4.1)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.annotations import Box
-from datamodules.bounding_boxes import ground_truth_boxes
+from datamodules.annotations.bounding_boxes import ground_truth_boxes
+from datamodules.annotations.shapes import Box
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.images import read_image

@@ -18,7 +18,7 @@ from datamodules.open_data import recorded_data
 from datamodules.progress import percent, print_message, print_result, track
 from datamodules.samplers import evenly_spaced
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
 from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan, ratio

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache_index import merge_cache
+from datamodules.seed_cache.index import merge_cache
 from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
 from seeds.cache_job import Seed, ShardWriter
@@ -242,7 +242,7 @@ def indexing(folder: Path, count: int) -> str:
 import sys, time
 import numpy as np
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache_index import INDEX, ShardEntry, write_index
+from datamodules.seed_cache.index import INDEX, ShardEntry, write_index
 folder, count = sys.argv[1], int(sys.argv[2])
 image_id = lambda i: f"train/{{i % 1000:03d}}/{{i:012d}}"
 before, start = {PEAK}, time.perf_counter()"""

@@ -19,7 +19,7 @@ from datamodules.class_names import IGNORE
 from datamodules.masks import find_masks, read_class_mask
 from datamodules.open_data import datamodule_from_settings
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from training.doubtful_labels import REASONS
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.annotations import Box, Point, Scribble
+from datamodules.annotations.shapes import Box, Point, Scribble
 from datamodules.dataset import ImageDataset, collate
 from datamodules.errors import InputError
 from datamodules.masks import read_class_mask

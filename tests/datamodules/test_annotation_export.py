@@ -14,9 +14,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools.coco import COCO
 
-from datamodules import annotation_export
-from datamodules.annotation_export import LabelledImage, region_polygons, write_annotations
-from datamodules.brush_rle import decode_brush, encode_brush
+from datamodules.annotations import exports as annotation_export
+from datamodules.annotations.brush_rle import decode_brush, encode_brush
+from datamodules.annotations.exports import LabelledImage, region_polygons, write_annotations
 from datamodules.errors import InputError
 from datamodules.masks import read_mask
 from tests.annotation_tools import INTERPRETER

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.annotations import Box, Point
-from datamodules.brush_rle import encode_brush
+from datamodules.annotations.brush_rle import encode_brush
+from datamodules.annotations.shapes import Box, Point
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
 from datamodules.masks import mask_png, read_mask

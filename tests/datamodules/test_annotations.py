@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pytorch_lightning.cli import LightningArgumentParser
 
-from datamodules.annotations import Box, Point, Scribble
+from datamodules.annotations.shapes import Box, Point, Scribble
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from datamodules.annotations import Box
-from datamodules.bounding_boxes import ground_truth_boxes, mask_boxes, xml_boxes
+from datamodules.annotations.bounding_boxes import ground_truth_boxes, mask_boxes, xml_boxes
+from datamodules.annotations.shapes import Box
 from datamodules.errors import InputError
 
 OBJECT = (

@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from datamodules.annotations.coco_instances import decompress_runs
 from datamodules.coco import COCODataModule
-from datamodules.coco_instances import decompress_runs
 from datamodules.errors import InputError
 from datamodules.masks import RleMask, read_class_mask, read_mask
 from datamodules.open_data import datamodule_from_settings

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from datamodules.drawn_labels import Drawn, box_interiors, corrected_cues, draw_labels, reduce_labels
+from datamodules.annotations.drawn_labels import Drawn, box_interiors, corrected_cues, draw_labels, reduce_labels
 from datamodules.transforms import Augment, Transform, resize_nearest
 
 NO_BOXES = np.zeros((0, 5), np.float32)

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from datamodules.errors import InputError
-from datamodules.irn_maps import read_irn, write_irn
+from datamodules.seed_cache.irn_maps import read_irn, write_irn
 
 GENERATOR = np.random.default_rng(0)
 MAPS = GENERATOR.random((2, 3, 4), np.float32)

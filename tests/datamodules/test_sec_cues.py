@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.sec_cues import SecCues, read_input_list, sec_files
+from datamodules.seed_cache.sec_cues import SecCues, read_input_list, sec_files
 
 LABELS = np.array([2])
 CUES = np.array([[0, 0, 2], [0, 3, 1], [1, 3, 2]])  # class, row, column

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from datamodules import seed_cache as module
 from datamodules.errors import InputError
 from datamodules.image_ids import is_valid_id
-from datamodules.seed_cache import SeedCache, cache_fingerprint
-from datamodules.seed_cache_index import list_shards, missing_ranges
-from datamodules.seed_shard import as_stored, shard_name
+from datamodules.seed_cache import cache as module
+from datamodules.seed_cache.cache import SeedCache, cache_fingerprint
+from datamodules.seed_cache.index import list_shards, missing_ranges
+from datamodules.seed_cache.shard import as_stored, shard_name
 from tests.seed_caches import CacheWriter
 
 CLASSES = ("cat", "dog", "person")

@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from upath import UPath
 
-from datamodules import files, seed_shard
-from datamodules import seed_cache_index as module
+from datamodules import files
 from datamodules.errors import InputError
 from datamodules.files import CACHE, read_bytes, write_atomically
 from datamodules.image_ids import is_valid_id
-from datamodules.seed_cache import SeedCache, verify_cache
-from datamodules.seed_cache_index import INDEX, CacheIndex, ShardEntry, Texts, merge_cache, write_index
-from datamodules.seed_cache_writer import CacheOutput
-from datamodules.seed_shard import FIRST_REQUEST, DamagedError, Shard, ShardBuilder, shard_name
+from datamodules.seed_cache import index as module
+from datamodules.seed_cache import shard as seed_shard
+from datamodules.seed_cache.cache import SeedCache, verify_cache
+from datamodules.seed_cache.index import INDEX, CacheIndex, ShardEntry, Texts, merge_cache, write_index
+from datamodules.seed_cache.shard import FIRST_REQUEST, DamagedError, Shard, ShardBuilder, shard_name
+from datamodules.seed_cache.writer import CacheOutput
 from tests.seed_caches import CacheWriter
 from training.cli import main
 
@@ -396,7 +397,7 @@ def peak(code, *words):
     """Numbers that a program prints, and the peak memory in MB of its process above that after its imports."""
     usage = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # ru_maxrss would have the parent's
     imports = "import sys\nimport numpy as np\nfrom datamodules.seed_cache import SeedCache\n"
-    imports += "from datamodules.seed_cache_index import CacheIndex, ShardEntry, read_index, write_index\n"
+    imports += "from datamodules.seed_cache.index import CacheIndex, ShardEntry, read_index, write_index\n"
     program = f"{imports}start = {usage}\n{code}\nprint(({usage} - start) // 1024)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program, *map(str, words)]

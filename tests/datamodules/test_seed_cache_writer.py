@@ -9,9 +9,9 @@ import pytest
 from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.seed_cache import SeedCache, verify_cache
-from datamodules.seed_cache_writer import STALE, CacheOutput
-from datamodules.seed_shard import ShardBuilder, shard_name
+from datamodules.seed_cache.cache import SeedCache, verify_cache
+from datamodules.seed_cache.shard import ShardBuilder, shard_name
+from datamodules.seed_cache.writer import STALE, CacheOutput
 from tests.seed_caches import CacheWriter
 
 BLOCKS = [["a", "b"], ["c", "d"], ["e"]]
@@ -186,7 +186,7 @@ def test_foreign_files(tmp_path):
 
 def test_a_shard_of_another_version(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("datamodules.seed_shard.VERSION", 2)
+        patch.setattr("datamodules.seed_cache.shard.VERSION", 2)
         make(tmp_path / "c")
     with pytest.raises(InputError, match="is of version 2, older than 3"):
         make(tmp_path / "c")

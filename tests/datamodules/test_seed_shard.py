@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from datamodules import seed_shard
 from datamodules.errors import InputError
-from datamodules.seed_cache import SeedCache, print_info, verify_cache
-from datamodules.seed_shard import VERSION, Shard, plain_json
+from datamodules.seed_cache import shard as seed_shard
+from datamodules.seed_cache.cache import SeedCache, print_info, verify_cache
+from datamodules.seed_cache.shard import VERSION, Shard, plain_json
 from tests.seed_caches import CacheWriter
 
 SHARD = "shard-00000.safetensors"

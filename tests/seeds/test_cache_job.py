@@ -17,8 +17,8 @@ from upath import UPath
 from datamodules.errors import InputError
 from datamodules.files import list_folder, read_bytes, write_atomically
 from datamodules.sample_blocks import consecutive_blocks
-from datamodules.seed_cache import SeedCache, verify_cache
-from datamodules.seed_cache_writer import CacheOutput
+from datamodules.seed_cache.cache import SeedCache, verify_cache
+from datamodules.seed_cache.writer import CacheOutput
 from seeds.cache_job import SeedModule, ShardWriter
 from seeds.generate_seeds import CamModule
 from seeds.job_options import JobOptions
@@ -108,7 +108,7 @@ def start(*words, **settings):
 
 SLOWLY = """
 import time
-from datamodules.seed_cache_writer import CacheOutput
+from datamodules.seed_cache.writer import CacheOutput
 from training.cli import run
 write = CacheOutput.write
 CacheOutput.write = lambda *arguments: (write(*arguments), time.sleep(1))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.annotations import Box
+from datamodules.annotations.shapes import Box
 from seeds.evaluation.cam_metrics import (
     box_from_map,
     deletion_insertion,

@@ -15,8 +15,8 @@ from datamodules.dataset import image_loader
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, write_atomically
 from datamodules.images import image_size, normalize, read_image
-from datamodules.irn_maps import read_irn
-from datamodules.seed_cache import SeedCache, verify_cache
+from datamodules.seed_cache.cache import SeedCache, verify_cache
+from datamodules.seed_cache.irn_maps import read_irn
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.transforms import Transform, resize_nearest
 from seeds import cache_job

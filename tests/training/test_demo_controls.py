@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE
 from datamodules.synthetic import write_synthetic_voc
 from tests.seed_caches import CacheWriter
 from training.cli import main

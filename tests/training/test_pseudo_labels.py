@@ -14,7 +14,7 @@ from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask, write_mask
 from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import Transform, resize_nearest
 from seeds.cache_job import Seed
 from seeds.job_options import JobOptions

@@ -12,7 +12,7 @@ from datamodules.images import normalize
 from datamodules.masks import read_class_mask
 from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from datamodules.annotations import NAMED_SOURCES
+from datamodules.annotations.shapes import NAMED_SOURCES
 from datamodules.errors import UsageError
 from datamodules.files import is_uri, write_atomically
 from training.parsers import nearest, read_config

@@ -27,7 +27,7 @@ from datamodules.files import (
     write_json,
 )
 from datamodules.progress import print_result
-from datamodules.seed_cache import cache_fingerprint
+from datamodules.seed_cache.cache import cache_fingerprint
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.child_process import run_process
 from training.recipes.recipe import STAGES, Stage, is_annotation_file, is_path, leaves, substitute
@@ -193,7 +193,7 @@ class Runner:
         folders = {name: str(self.output / name) for name in stage.needs}
         for name, value in options.items():
             if is_annotation_file(name, value):
-                from datamodules.annotation_files import referenced_files  # OpenCV, here only
+                from datamodules.annotations.sources import referenced_files  # OpenCV, here only
 
                 paths += referenced_files(UPath(substitute(value, folders)))
         before: Mapping[str, str | None] = started["files"] if started else {}

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from datamodules.class_names import IGNORE
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from upath import UPath
 
-from datamodules.annotations import Box, valid_box
+from datamodules.annotations.shapes import Box, valid_box
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath

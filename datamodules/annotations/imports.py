@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from upath import UPath
 
-from datamodules.annotations import BACKGROUND, Annotation, mask_index, valid_box
+from datamodules.annotations.shapes import BACKGROUND, Annotation, mask_index, valid_box
 from datamodules.class_names import ILLEGAL, MAX_CLASSES, mask_lut, require_known
 from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath, is_uri, read_bytes

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, read_lines
 from datamodules.safe_pickle import load_dict
-from datamodules.seed_shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE
 
 PICKLE = "localization_cues.pickle"
 INPUT_LIST = "input_list.txt"

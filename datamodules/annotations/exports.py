@@ -17,12 +17,12 @@ import yaml
 from pycocotools import mask as coco_mask
 from scipy.spatial import cKDTree
 
-from datamodules.brush_rle import encode_brush
+from datamodules.annotations.brush_rle import encode_brush
+from datamodules.annotations.label_studio import ID_KEY
 from datamodules.class_names import IGNORE, voc_palette
 from datamodules.errors import InputError
 from datamodules.files import is_uri, uri_path, write_atomically, write_json
 from datamodules.images import open_file
-from datamodules.label_studio import ID_KEY
 from datamodules.masks import encode_mask, mask_png
 
 AnnotationFormat = Literal["coco", "yolo", "label-studio", "cvat", "huggingface"]

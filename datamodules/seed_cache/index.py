@@ -42,7 +42,7 @@ from upath import UPath
 from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath, differences, is_uri, list_folder, local_copy, open_atomically, read_bytes
 from datamodules.progress import print_result, track
-from datamodules.seed_shard import Shard, plain_json
+from datamodules.seed_cache.shard import Shard, plain_json
 
 INDEX = "index.safetensors"
 """File name of the index, which is no shard."""

@@ -18,8 +18,8 @@ from upath import UPath
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, differences, list_folder, write_atomically
 from datamodules.progress import Progress
-from datamodules.seed_cache_index import INDEX
-from datamodules.seed_shard import DamagedError, Shard, ShardBuilder, shard_name
+from datamodules.seed_cache.index import INDEX
+from datamodules.seed_cache.shard import DamagedError, Shard, ShardBuilder, shard_name
 
 STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
 
@@ -45,7 +45,7 @@ class CacheOutput:
             the settings, and are not known before the images are read.
         inputs: where the inputs are, as plain JSON values by name.
         left_out: images that are known to be unusable: id and reason.
-        names: the file name of each shard; by default `datamodules.seed_shard.shard_name`.
+        names: the file name of each shard; by default `datamodules.seed_cache.shard.shard_name`.
 
     Raises:
         InputError: the folder is also an input.
@@ -173,12 +173,12 @@ class CacheOutput:
         """Write all missing shards in this process, with a progress line.
 
         Args:
-            image: returns the arguments of `datamodules.seed_shard.ShardBuilder.add` after the name.
+            image: returns the arguments of `datamodules.seed_cache.shard.ShardBuilder.add` after the name.
             title: of the progress line.
             overwrite: replace shards of other settings.
 
         Raises:
-            InputError: as `missing`, `datamodules.seed_shard.ShardBuilder.add` and ``image``. Finished
+            InputError: as `missing`, `datamodules.seed_cache.shard.ShardBuilder.add` and ``image``. Finished
                 shards stay.
         """
         try:

@@ -12,8 +12,17 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from datamodules.annotation_import import cvat_masks, parquet_masks, yolo_annotations, yolo_label_files
-from datamodules.annotations import (
+from datamodules.annotations.bounding_boxes import xml_boxes
+from datamodules.annotations.coco_instances import (
+    category_names,
+    check_instances,
+    has_area,
+    images_with_instances,
+    instance_mask,
+)
+from datamodules.annotations.imports import cvat_masks, parquet_masks, yolo_annotations, yolo_label_files
+from datamodules.annotations.label_studio import label_studio_annotations
+from datamodules.annotations.shapes import (
     BACKGROUND,
     NAMED_SOURCES,
     Annotation,
@@ -25,14 +34,11 @@ from datamodules.annotations import (
     require_inside,
     valid_box,
 )
-from datamodules.bounding_boxes import xml_boxes
 from datamodules.class_names import IGNORE
-from datamodules.coco_instances import category_names, check_instances, has_area, images_with_instances, instance_mask
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri, read_json
 from datamodules.image_ids import image_id, match_ids, read_ids
 from datamodules.images import image_size
-from datamodules.label_studio import label_studio_annotations
 from datamodules.masks import RleMask, read_class_mask, require_same_size
 from datamodules.progress import first_few, print_message
 from datamodules.sample import Sample, SplitSamples, require_recorded_size

@@ -13,10 +13,10 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from datamodules.annotations import BACKGROUND, Annotation, Box, Point, mask_index, valid_box
-from datamodules.brush_rle import decode_brush
+from datamodules.annotations.brush_rle import decode_brush
+from datamodules.annotations.coco_instances import instance_rle
+from datamodules.annotations.shapes import BACKGROUND, Annotation, Box, Point, mask_index, valid_box
 from datamodules.class_names import require_known
-from datamodules.coco_instances import instance_rle
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.image_ids import image_id, match_ids
@@ -26,7 +26,7 @@ from datamodules.progress import first_few, print_message
 from datamodules.sample import SplitSamples, require_recorded_size
 
 ID_KEY = "tag2mask_id"
-"""Key of an image's id in the data of a task, as `datamodules.annotation_export` writes it."""
+"""Key of an image's id in the data of a task, as `datamodules.annotations.exports` writes it."""
 
 _SHAPE = frozenset({"rle", "points", "x", "y", "width", "height"})  # keys of a region's value
 

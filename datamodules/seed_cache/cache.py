@@ -1,7 +1,7 @@
 """Read, verify and describe a seed cache: the cues, class activation maps and background saliency of images, by id.
 
 A seed cache is a folder of shards, ``*.safetensors``, each of some hundreds of images; their format is in
-`datamodules.seed_shard`. A shard's number is in its header; its file may have any name.
+`datamodules.seed_cache.shard`. A shard's number is in its header; its file may have any name.
 """
 
 import json
@@ -16,8 +16,8 @@ from upath import UPath
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.progress import print_result, track
-from datamodules.seed_cache_index import list_shards, merge_shards, missing_ranges, read_index
-from datamodules.seed_shard import Floats, Shard
+from datamodules.seed_cache.index import list_shards, merge_shards, missing_ranges, read_index
+from datamodules.seed_cache.shard import Floats, Shard
 
 SMALL_CLASSES = "small_classes"  # key of the settings
 OPEN_SHARDS = 128
@@ -101,7 +101,7 @@ class SeedCache:
         return self._find(name).cues(name)
 
     def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
-        """Return the raw maps of an image, rounded by `datamodules.seed_shard.as_stored`.
+        """Return the raw maps of an image, rounded by `datamodules.seed_cache.shard.as_stored`.
 
         Returns:
             Classes 0..C-1, (k,), and maps float32 (k, h, w); k is 0 in a cache of label maps alone.
