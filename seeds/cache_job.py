@@ -39,7 +39,7 @@ from datamodules.sample_blocks import SampleBlocks
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.index import list_shards
 from datamodules.seed_cache.shard import ShardBuilder
-from datamodules.seed_cache.writer import CacheOutput
+from datamodules.seed_cache.writer import SeedCacheWriter
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.unreadable_images import too_many
 from seeds.base_task import BaseTask
@@ -68,7 +68,7 @@ class Seed(NamedTuple):
     """The output of a network for one image.
 
     Attributes:
-        name: the image's id.
+        id: the image's id.
         classes: 0..C-1, int64 (k,).
         maps: one per class, float32 (k, h, w), not negative.
         saliency: background saliency, float32 (h, w), or None.
@@ -76,7 +76,7 @@ class Seed(NamedTuple):
         drawn: what people have drawn into the image; None without annotations.
     """
 
-    name: str
+    id: str
     classes: NDArray[np.int64]
     maps: NDArray[np.float32]
     saliency: NDArray[np.float32] | None = None
@@ -218,8 +218,8 @@ def write_seed_cache(
     """
     settings, inputs, left_out, ids = _describe(module, source, job, caches)
     data, blocks = source.data, source.blocks
-    shards = CacheOutput(output, data.classes, settings, ids, inputs, left_out, blocks.names)
-    writer = ShardWriter(shards, blocks, job, settings["batch_size"])
+    cache = SeedCacheWriter(output, data.classes, settings, ids, inputs, left_out, blocks.names)
+    writer = ShardWriter(cache, blocks, job, settings["batch_size"])
     threads = torch.get_num_threads()
     try:
         with _quiet_lightning():
@@ -230,13 +230,13 @@ def write_seed_cache(
         if trainer.is_global_zero:
             if problem := next((each for each, _ in states if each), ""):
                 raise InputError(problem)
-            _report(shards, job, sum(tags for _, tags in states))
+            _report(cache, job, sum(tags for _, tags in states))
     except SystemExit as leave:
         raise exit_reason(leave) from None
     finally:
         writer.close(module, finished=False)  # finished shards stay, also after an error or Ctrl-C
         torch.set_num_threads(threads)
-        shards.remove_empty_folder()
+        cache.remove_empty_folder()
 
 
 def _describe(
@@ -320,26 +320,26 @@ def _trainer(job: JobOptions, precision: ResolvedPrecision, writer: "ShardWriter
     return trainer
 
 
-def _report(shards: CacheOutput, job: JobOptions, tags: NDArray[np.int64]) -> None:
+def _report(cache: SeedCacheWriter, job: JobOptions, tags: NDArray[np.int64]) -> None:
     """Check and report what the job has written, in the first process.
 
     Args:
-        shards: the cache.
+        cache: the writer of the cache.
         job: options of the job.
         tags: number of images tagged with each class, and of those with a cue of it, (2, C).
 
     Raises:
         InputError: too many images are unreadable.
     """
-    lacking = len(shards.blocks) - len(list_shards(shards.path))
+    lacking = len(cache.ids_by_shard) - len(list_shards(cache.path))
     if lacking:
-        print_message(f"{lacking} of {len(shards.blocks)} shards are still missing: those of other partitions")
+        print_message(f"{lacking} of {len(cache.ids_by_shard)} shards are still missing: those of other partitions")
         return
     if job.partition != "0/1":  # one of many jobs does not read what the others have written
-        print_message(f"all {len(shards.blocks)} shards are there; tag2mask seeds verify checks them")
+        print_message(f"all {len(cache.ids_by_shard)} shards are there; tag2mask seeds verify checks them")
         return
-    seeds = SeedCache(shards.path)
-    unreadable = {name: reason for name, reason in seeds.left_out.items() if name not in shards.left_out}
+    seeds = SeedCache(cache.path)
+    unreadable = {name: reason for name, reason in seeds.left_out.items() if name not in cache.left_out}
     if problem := too_many(unreadable, len(seeds) + len(seeds.left_out), job.max_unreadable):
         raise InputError(problem)
     for name, reason in list(seeds.left_out.items())[:LISTED]:
@@ -350,17 +350,17 @@ def _report(shards: CacheOutput, job: JobOptions, tags: NDArray[np.int64]) -> No
     if seeds.left_out:
         print_message(f"{len(seeds.left_out)} images were left out; tag2mask seeds info lists all")
     advice = "Look at them (tag2mask seeds show), at the network they come from, and at the tags."
-    report_lost_classes(tags, shards.classes, what="the new cues contain", advice=advice)
+    report_lost_classes(tags, cache.classes, what="the new cues contain", advice=advice)
 
 
 class ShardWriter(BasePredictionWriter):
     """Makes cues of seeds, and writes each shard when it is complete, in a thread beside the network."""
 
-    def __init__(self, cache: CacheOutput, blocks: SampleBlocks, job: JobOptions, batch_size: int) -> None:
+    def __init__(self, cache: SeedCacheWriter, blocks: SampleBlocks, job: JobOptions, batch_size: int) -> None:
         """Prepare; the folder is read in `setup`.
 
         Args:
-            cache: the folder.
+            cache: writes the shards.
             blocks: the images of each shard.
             job: options of the job.
             batch_size: images per batch.
@@ -476,7 +476,7 @@ class ShardWriter(BasePredictionWriter):
         """Make the cues of a batch; write its shard if it is complete."""
         for seed in seeds:
             cues = module.cues(seed)
-            self._builder.add(seed.name, cues, seed.classes, seed.maps, seed.saliency)
+            self._builder.add(seed.id, cues, seed.classes, seed.maps, seed.saliency)
             self.tags[0, seed.classes] += 1
             self.tags[1, seed.classes] += np.isin(seed.classes + 1, cues)
         if complete:

@@ -15,7 +15,7 @@ from datamodules.masks import read_class_mask
 from datamodules.seed_cache.irn_maps import read_irn
 from datamodules.seed_cache.sec_cues import INPUT_LIST, SecCues
 from datamodules.seed_cache.shard import NO_CUE, SHARD_SIZE
-from datamodules.seed_cache.writer import CacheOutput
+from datamodules.seed_cache.writer import SeedCacheWriter
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import foreground_cues, resolve_conflicts, threshold_cues
 from seeds.provenance import ids_sha256, package_versions
@@ -108,4 +108,4 @@ def import_seeds(
         settings |= {"fg_threshold": fg_threshold, "bg_threshold": bg_threshold}
     blocks = [names[first : first + SHARD_SIZE] for first in range(0, len(names), SHARD_SIZE)]
     inputs = {"seeds": str(source), "ids": None if ids is None else str(ids)}
-    CacheOutput(output, chosen, settings, blocks, inputs).write_missing(image, "importing", overwrite=overwrite)
+    SeedCacheWriter(output, chosen, settings, blocks, inputs).write_missing(image, "importing", overwrite=overwrite)

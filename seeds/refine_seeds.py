@@ -201,7 +201,7 @@ class RandomWalkModule(SeedModule):
             winners = np.concatenate([background, divide_by_maxima(maps)]).argmax(axis=0)
             labels = np.array([0, *(classes + 1)], np.uint8)[winners]
         if not walks.all():
-            start = resize_nearest(self.start.cues(seed.name), *labels.shape)
+            start = resize_nearest(self.start.cues(seed.id), *labels.shape)
             kept = np.isin(start, self.small) | ((start == NO_CUE) & (labels == 0))
             labels = np.where(kept, start, labels)
         return labels if seed.drawn is None else corrected_cues(labels, seed.drawn)

@@ -6,7 +6,7 @@ from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache.writer import CacheOutput
+from datamodules.seed_cache.writer import SeedCacheWriter
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import threshold_cues
 from seeds.provenance import package_versions
@@ -43,7 +43,7 @@ def threshold_seeds(
         blocks.append([*shard.ids, *shard.left_out])
         names.append(shard.path.name)
     inputs = seeds.inputs | {"cache": str(cache)}
-    writer = CacheOutput(output, seeds.classes, settings, blocks, inputs, seeds.left_out, names)
+    writer = SeedCacheWriter(output, seeds.classes, settings, blocks, inputs, seeds.left_out, names)
 
     def image(name: str) -> tuple[Any, ...]:
         (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from datamodules.errors import InputError
 from datamodules.seed_cache.shard import SHARD_SIZE, ShardBuilder, shard_name
-from datamodules.seed_cache.writer import CacheOutput
+from datamodules.seed_cache.writer import SeedCacheWriter
 from seeds.generate_seeds import generate_seeds
 from seeds.job_options import JobOptions
 
@@ -29,7 +29,7 @@ class CacheWriter:
     def __exit__(self, kind, error, trace):
         if kind is None:
             blocks = [[*shard.ids, *({} if number else self.left_out)] for number, shard in enumerate(self.shards)]
-            output = CacheOutput(self.path, self.classes, self.settings, blocks, self.inputs or {})
+            output = SeedCacheWriter(self.path, self.classes, self.settings, blocks, self.inputs or {})
             if self.overwrite:
                 for number in range(len(blocks) + 100):
                     with suppress(OSError):

@@ -191,14 +191,14 @@ class Predicted:
     """The prediction for one image, at the image's own size.
 
     Attributes:
-        name: id of the image.
+        id: id of the image.
         image: uint8 (H, W, 3); an image that was predicted in tiles is reduced to at most `PREVIEW` pixels on a side.
         plain: label map uint8 (H, W) without the CRF.
         final: label map uint8 (H, W) after the CRF; ``plain`` if the CRF is off.
         truth: mask uint8 (H, W); None for an image without a mask.
     """
 
-    name: str
+    id: str
     image: NDArray[np.uint8]
     plain: NDArray[np.uint8]
     final: NDArray[np.uint8]

@@ -179,13 +179,13 @@ class Predictor:
             georeferences: those of GeoTIFFs by id; their masks are GeoTIFFs.
         """
         for each in self.label_maps(samples, title):
-            georeference = georeferences.get(each.name)
+            georeference = georeferences.get(each.id)
             mask = mask_geotiff(each.final, georeference) if georeference else mask_png(each.final)
-            yield f"{each.name}{'.tif' if georeference else '.png'}", mask
+            yield f"{each.id}{'.tif' if georeference else '.png'}", mask
             if self.overlay:
                 labels = resize_nearest(each.final, *each.image.shape[:2])  # an image in tiles is reduced
                 blended = encode_image(label_overlay(each.image, labels), "jpeg", quality=OVERLAY_QUALITY)
-                yield f"{each.name}_overlay.jpg", blended
+                yield f"{each.id}_overlay.jpg", blended
 
     def class_list(self) -> bytes:
         """Return the content of ``classes.txt``."""
@@ -200,7 +200,7 @@ def _predict_annotations(
     images = {sample.id: sample.image for sample in samples}
     stream = predictor.label_maps(samples, "predicting")
     with new_folder(output) as folder:
-        masks = (LabelledImage(each.name, images[each.name], each.final) for each in stream)
+        masks = (LabelledImage(each.id, images[each.id], each.final) for each in stream)
         write_annotations(format, folder, predictor.network.classes, masks)
     return samples, sorted(path for path in output.rglob("*") if path.is_file())
 

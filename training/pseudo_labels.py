@@ -162,6 +162,6 @@ class PseudoLabelModule(SeedModule):
         labels = resize_nearest(most_likely(probs), h, w)
         labels = np.where(np.isin(before, self.small), before, labels)
         if self.consensus is not None:
-            other = resize_nearest(self.consensus.cues(seed.name), h, w)
+            other = resize_nearest(self.consensus.cues(seed.id), h, w)
             labels = np.where(labels == other, labels, NO_CUE).astype(np.uint8)
         return labels if seed.drawn is None else corrected_cues(labels, seed.drawn)

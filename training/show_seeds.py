@@ -75,13 +75,13 @@ def show_seeds(
         truth = None if sample.mask is None else read_class_mask(sample.mask, data.mask_lut)
         selector.offer(Example(sample.id, NOT_READ, cues, truth, cues, _cue_iou(cues, truth, len(classes))))
     sections = selector.sections()
-    truths = {each.name: each.truth for section in sections for each in section.examples}
+    truths = {each.id: each.truth for section in sections for each in section.examples}
     chosen = [sample for sample in samples if sample.id in truths]
     predicted: dict[str, NDArray[np.uint8]] = {}
     if trained is not None:
         loader = data.eval_loader(chosen, size=trained.size, originals=True)
         found = predictions(trained.scores, loader, UnreadableImages(1.0), crf=True)
-        predicted = {each.name: each.final for each in found}
+        predicted = {each.id: each.final for each in found}
     content = render(
         "seeds.html", names=("background cue", *classes), checkpoint=checkpoint, sections=sections,
         stages={each.id: _stages(each, data, opened, truths[each.id], predicted.get(each.id)) for each in chosen},

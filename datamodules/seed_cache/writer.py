@@ -34,15 +34,15 @@ _CACHE_FILE = re.compile(r"[^.].*\.safetensors|\..*\.safetensors\..*part|" + re.
 
 
 @dataclass
-class CacheOutput:
+class SeedCacheWriter:
     """Finds the missing shards of a seed cache, and writes them.
 
     Attributes:
         path: the folder, or its URI.
         classes: names of the classes 1..C.
         settings: everything the result depends on, as plain JSON values.
-        blocks: the ids of each shard's images, those that may turn out unusable included; None where they follow from
-            the settings, and are not known before the images are read.
+        ids_by_shard: the ids of each shard's images, those that may turn out unusable included; None where they follow
+            from the settings, and are not known before the images are read.
         inputs: where the inputs are, as plain JSON values by name.
         left_out: images that are known to be unusable: id and reason.
         names: the file name of each shard; by default `datamodules.seed_cache.shard.shard_name`.
@@ -54,7 +54,7 @@ class CacheOutput:
     path: AnyPath
     classes: Sequence[str]
     settings: Mapping[str, Any]
-    blocks: Sequence[Sequence[str] | None]
+    ids_by_shard: Sequence[Sequence[str] | None]
     inputs: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[str] = ()
@@ -63,7 +63,7 @@ class CacheOutput:
         paths = [UPath(value).resolve() for value in self.inputs.values() if isinstance(value, str)]
         if self.path.resolve() in paths:
             raise InputError(f"{self.path} exists already and is an input of the new seed cache; choose another output")
-        self.names = self.names or [shard_name(number) for number in range(len(self.blocks))]
+        self.names = self.names or [shard_name(number) for number in range(len(self.ids_by_shard))]
 
     def missing(self, numbers: Sequence[int], *, overwrite: bool = False, strict: bool = False) -> list[int]:
         """Create the folder where necessary, and find the shards that are still to be written.
@@ -135,7 +135,7 @@ class CacheOutput:
 
         A shard that is not to be written has no ``number``: its settings alone are compared.
         """
-        wanted = json.loads(json.dumps({**self.settings, "classes": self.classes, "shards": len(self.blocks)}))
+        wanted = json.loads(json.dumps({**self.settings, "classes": self.classes, "shards": len(self.ids_by_shard)}))
         for key, one, other in differences(shard.result, wanted):
             package = key.removeprefix("source.")
             name = f"{key} ({_MEANINGS[key]})" if key in _MEANINGS else key
@@ -147,7 +147,7 @@ class CacheOutput:
         lost = [name for name in shard.left_out if name not in self.left_out]
         if strict and lost:
             raise InputError(f"image {lost[0]} was left out before: {shard.left_out[lost[0]]}")
-        ids = self.blocks[number]
+        ids = self.ids_by_shard[number]
         fits = ids is None or shard.ids == [name for name in ids if name not in shard.left_out]
         return fits and shard.number == number
 
@@ -162,11 +162,11 @@ class CacheOutput:
         Raises:
             InputError: the file cannot be written.
         """
-        ids = self.blocks[number]
+        ids = self.ids_by_shard[number]
         reasons = {**unreadable, **self.left_out} if ids is not None else unreadable
         left_out = {name: reason for name, reason in reasons.items() if ids is None or name in ids}
         header = {"settings": self.settings, "inputs": self.inputs, "left_out": left_out}
-        content = shard.tobytes(shard=number, shards=len(self.blocks), **header)
+        content = shard.tobytes(shard=number, shards=len(self.ids_by_shard), **header)
         write_atomically(self.path / self.names[number], content)
 
     def write_missing(self, image: Callable[[str], tuple[Any, ...]], title: str, *, overwrite: bool = False) -> None:
@@ -182,11 +182,11 @@ class CacheOutput:
                 shards stay.
         """
         try:
-            missing = self.missing(range(len(self.blocks)), overwrite=overwrite)
-            with Progress(title, sum(len(self.blocks[number] or ()) for number in missing)) as progress:
+            missing = self.missing(range(len(self.ids_by_shard)), overwrite=overwrite)
+            with Progress(title, sum(len(self.ids_by_shard[number] or ()) for number in missing)) as progress:
                 for number in missing:
                     shard = ShardBuilder(self.classes)
-                    for name in self.blocks[number] or ():
+                    for name in self.ids_by_shard[number] or ():
                         if name not in self.left_out:
                             shard.add(name, *image(name))
                         progress.update(advance=1)

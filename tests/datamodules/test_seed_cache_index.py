@@ -25,7 +25,7 @@ from datamodules.seed_cache import shard as seed_shard
 from datamodules.seed_cache.cache import SeedCache, verify_cache
 from datamodules.seed_cache.index import INDEX, CacheIndex, ShardEntry, Texts, merge_cache, write_index
 from datamodules.seed_cache.shard import FIRST_REQUEST, DamagedError, Shard, ShardBuilder, shard_name
-from datamodules.seed_cache.writer import CacheOutput
+from datamodules.seed_cache.writer import SeedCacheWriter
 from tests.seed_caches import CacheWriter
 from training.cli import main
 
@@ -253,7 +253,7 @@ def test_a_shard_that_was_replaced(cache, tmp_path):
 
 def test_writing_shards_removes_the_index(cache):
     blocks = [["id0", "id1", "id2"], ["id3", "id4", "id5"], ["id6", "id7"]]
-    output = CacheOutput(cache, ["cat", "dog"], {"made": 0}, blocks)
+    output = SeedCacheWriter(cache, ["cat", "dog"], {"made": 0}, blocks)
     assert output.missing(range(3)) == []
     assert (cache / INDEX).exists()
     (cache / shard_name(2)).unlink()

@@ -11,7 +11,7 @@ from upath import UPath
 from datamodules.errors import InputError
 from datamodules.seed_cache.cache import SeedCache, verify_cache
 from datamodules.seed_cache.shard import ShardBuilder, shard_name
-from datamodules.seed_cache.writer import STALE, CacheOutput
+from datamodules.seed_cache.writer import STALE, SeedCacheWriter
 from tests.seed_caches import CacheWriter
 
 BLOCKS = [["a", "b"], ["c", "d"], ["e"]]
@@ -30,7 +30,7 @@ def make(
     path, numbers=None, *, settings=SETTINGS, classes=("cat",), blocks=BLOCKS, inputs=None, left_out=(), known=(), **how
 ):
     """Write the missing ones of some shards, or of all; return which they were."""
-    output = CacheOutput(path, classes, settings, blocks, inputs or {}, dict.fromkeys(known, "it is broken"))
+    output = SeedCacheWriter(path, classes, settings, blocks, inputs or {}, dict.fromkeys(known, "it is broken"))
     missing = output.missing(range(len(blocks)) if numbers is None else numbers, **how)
     for number in missing:
         shard = ShardBuilder(classes)
@@ -136,7 +136,7 @@ def test_partitions_of_different_lists_or_settings_are_refused(tmp_path):
 def test_names_of_shards(tmp_path):
     """A cache with other names than the default; a shard of a third name does not count."""
     blocks, names = [["a"], ["b"]], ["t-1.safetensors", "t-0.safetensors"]
-    output = CacheOutput(tmp_path / "c", ("cat",), SETTINGS, blocks, names=names)
+    output = SeedCacheWriter(tmp_path / "c", ("cat",), SETTINGS, blocks, names=names)
     assert output.missing(range(2)) == [0, 1]
     for number, name in enumerate("ab"):
         shard = ShardBuilder(("cat",))
@@ -207,9 +207,9 @@ def test_temporary_files_of_killed_processes(tmp_path):
 
 
 def test_a_missing_bucket_is_found_before_the_first_shard(s3):
-    assert CacheOutput(UPath(f"{s3}/nothing/yet"), ["cat"], {}, [["a"]]).missing(range(1)) == [0]
+    assert SeedCacheWriter(UPath(f"{s3}/nothing/yet"), ["cat"], {}, [["a"]]).missing(range(1)) == [0]
     with pytest.raises(InputError, match="seed cache s3://nobucket/c cannot be written: there is no bucket nobucket"):
-        CacheOutput(UPath("s3://nobucket/c"), ["cat"], {}, [["a"]]).missing(range(1))
+        SeedCacheWriter(UPath("s3://nobucket/c"), ["cat"], {}, [["a"]]).missing(range(1))
 
 
 def test_images_left_out(tmp_path):

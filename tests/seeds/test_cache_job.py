@@ -18,7 +18,7 @@ from datamodules.errors import InputError
 from datamodules.files import list_folder, read_bytes, write_atomically
 from datamodules.sample_blocks import consecutive_blocks
 from datamodules.seed_cache.cache import SeedCache, verify_cache
-from datamodules.seed_cache.writer import CacheOutput
+from datamodules.seed_cache.writer import SeedCacheWriter
 from seeds.cache_job import SeedModule, ShardWriter
 from seeds.generate_seeds import CamModule
 from seeds.job_options import JobOptions
@@ -108,10 +108,10 @@ def start(*words, **settings):
 
 SLOWLY = """
 import time
-from datamodules.seed_cache.writer import CacheOutput
+from datamodules.seed_cache.writer import SeedCacheWriter
 from training.cli import run
-write = CacheOutput.write
-CacheOutput.write = lambda *arguments: (write(*arguments), time.sleep(1))
+write = SeedCacheWriter.write
+SeedCacheWriter.write = lambda *arguments: (write(*arguments), time.sleep(1))
 run()
 """
 
@@ -163,7 +163,7 @@ def test_batches_follow_from_the_shard_alone(voc, tmp_path):
     ids = [[sample.id for sample in blocks.read(number)] for number in (0, 1)]
 
     def batches(rank, world, excluded):
-        cache = CacheOutput(tmp_path / "c", data.classes, {}, ids, left_out=excluded)
+        cache = SeedCacheWriter(tmp_path / "c", data.classes, {}, ids, left_out=excluded)
         writer = ShardWriter(cache, blocks, JobOptions(shard_size=4), 3)
         strategy = SimpleNamespace(broadcast=lambda value: ("", [0, 1]) if rank else value)
         trainer = SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, global_rank=rank, world_size=world)
@@ -319,9 +319,9 @@ def test_partitions_of_which_one_is_killed(voc, checkpoint, tmp_path, s3, monkey
         )  # fmt: skip
 
     write("whole")
-    whole, writing = shards_in(f"{folder}/whole"), CacheOutput.write
+    whole, writing = shards_in(f"{folder}/whole"), SeedCacheWriter.write
     with monkeypatch.context() as patch:
-        patch.setattr(CacheOutput, "write", lambda *arguments: (writing(*arguments), time.sleep(100)))
+        patch.setattr(SeedCacheWriter, "write", lambda *arguments: (writing(*arguments), time.sleep(100)))
         pid = child(lambda: write("parts", "1/3"))
     while not shards_in(f"{folder}/parts"):
         time.sleep(0.05)

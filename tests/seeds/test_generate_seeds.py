@@ -223,9 +223,9 @@ def test_cues_of_the_cache_are_the_cues_of_memory(voc, checkpoint, tmp_path):
     cache, names, differ = SeedCache(tmp_path / "cache"), [], 0
     module, seeds = in_memory(voc, checkpoint, 3)
     for seed in seeds:
-        np.testing.assert_array_equal(cache.cues(seed.name), module.cues(seed))
-        differ += (cache.cues(seed.name) != threshold_cues(seed.classes, seed.maps, seed.saliency, 0.2, 0.1)).sum()
-        names.append(seed.name)
+        np.testing.assert_array_equal(cache.cues(seed.id), module.cues(seed))
+        differ += (cache.cues(seed.id) != threshold_cues(seed.classes, seed.maps, seed.saliency, 0.2, 0.1)).sum()
+        names.append(seed.id)
     assert tuple(names) == cache.ids
     assert differ <= 1  # of 384 positions, for a value that rounding moves over a threshold
 
@@ -287,9 +287,9 @@ def test_refined_cues_are_those_of_the_scores_asked_for(voc, checkpoint, tmp_pat
     generate(checkpoint, tmp_path / "cache", refine="crf", conf_fg=0.5, conf_bg=0.2)
     cache, different = SeedCache(tmp_path / "cache"), 0
     for seed in in_memory(voc, checkpoint, 6, refinement={"conf_fg": 0.5, "conf_bg": 0.2})[1]:
-        classes, maps = cache.maps(seed.name)
-        assert np.array_equal(cache.cues(seed.name), refined(classes, maps, seed.image, 0.5, 0.2))
-        different += (cache.cues(seed.name) != refined(classes, maps, seed.image)).sum()
+        classes, maps = cache.maps(seed.id)
+        assert np.array_equal(cache.cues(seed.id), refined(classes, maps, seed.image, 0.5, 0.2))
+        different += (cache.cues(seed.id) != refined(classes, maps, seed.image)).sum()
     assert different
 
 

@@ -20,7 +20,7 @@ def test_the_best_the_worst_and_random_images_are_selected_once():
     assert [r.iou for r in best.examples] == [59 / 60, 58 / 60, 57 / 60, 56 / 60]
     assert [r.iou for r in worst.examples] == [0, 1 / 60, 2 / 60, 3 / 60]
     assert len(drawn.examples) == 4
-    assert len({r.name for section in (best, worst, drawn) for r in section.examples}) == 12
+    assert len({r.id for section in (best, worst, drawn) for r in section.examples}) == 12
 
 
 @pytest.mark.parametrize(("total", "wanted"), [(4, 24), (3, 3), (5, 0), (1, 1), (7, 5)])
@@ -29,7 +29,7 @@ def test_as_many_images_as_wanted_are_selected(total, wanted):
         selector = ExampleSelector(total, wanted)
         for index in range(total):
             selector.offer(example(str(index), iou))  # all equal
-        names = [r.name for section in selector.sections() for r in section.examples]
+        names = [r.id for section in selector.sections() for r in section.examples]
         assert len(names) == len(set(names)) == min(total, wanted)
 
 
@@ -38,7 +38,7 @@ def test_the_draw_is_repeatable_and_not_the_first_images():
         selector = ExampleSelector(100, 9)
         for index in range(100):
             selector.offer(example(str(index), None))
-        return [r.name for section in selector.sections() for r in section.examples]
+        return [r.id for section in selector.sections() for r in section.examples]
 
     assert drawn() == drawn() != [str(i) for i in range(9)]
 
@@ -47,7 +47,7 @@ def test_images_that_never_come_are_not_selected():
     selector = ExampleSelector(20, 12)
     for index in range(5):  # the others cannot be read
         selector.offer(example(str(index), None))
-    names = {r.name for section in selector.sections() for r in section.examples}
+    names = {r.id for section in selector.sections() for r in section.examples}
     assert names <= {str(index) for index in range(5)}
 
 
@@ -55,5 +55,5 @@ def test_an_image_is_selected_once_where_few_images_come():
     selector = ExampleSelector(30, 12)
     for index in range(5):
         selector.offer(example(str(index), index / 5))
-    names = [each.name for section in selector.sections() for each in section.examples]
+    names = [each.id for section in selector.sections() for each in section.examples]
     assert sorted(names) == [str(index) for index in range(5)]

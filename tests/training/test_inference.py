@@ -158,7 +158,7 @@ def test_images_up_to_a_tile_are_predicted_as_without_tiles(voc, checkpoint, crf
     loader = data.eval_loader(samples, originals=True, largest=96)
     tiled = predictions(trained.scores, loader, UnreadableImages(0.0), crf=crf, tiling=Tiling(96))
     for one, other in zip(plain, tiled, strict=True):
-        assert one.name == other.name
+        assert one.id == other.id
         for field in ("image", "plain", "final", "truth"):
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
 
@@ -180,7 +180,7 @@ def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "PREVIEW", 100)
         found = {
-            each.name: each
+            each.id: each
             for each in predictions(trained.scores, loader, unreadable, crf=True, tiling=Tiling(100, 0.5))
         }
     assert set(unreadable.reasons) == {samples[2].id}

@@ -156,7 +156,7 @@ def evaluate(
             plain.update(each.plain, each.truth)
         selector.offer(_example(each, final, cache))
         if submission:
-            label_maps[each.name] = each.final
+            label_maps[each.id] = each.final
     metrics = compute_metrics(final) | ({"without_crf": compute_metrics(plain)} if crf else {})
     metrics |= {
         "images": images, "images_with_mask": len(final.per_image), "unreadable": data.unreadable.reasons,
@@ -242,7 +242,7 @@ def _read_predictions(
 
 def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
     """Count a prediction where there is a mask, and return the image as the page shows it."""
-    name, image, final, truth = predicted.name, predicted.image, predicted.final, predicted.truth
+    name, image, final, truth = predicted.id, predicted.image, predicted.final, predicted.truth
     cues = cache.cues(name) if cache and name in cache else None
     iou = None if truth is None else counts.update(final, truth)
     size = image.shape[:2]  # an image in tiles is reduced

@@ -40,7 +40,7 @@ def render_page(metrics: Mapping[str, Any], sections: Sequence[Section]) -> str:
 def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
     """Return what the template needs of an image: the image, a layer for each label map, and the classes in it."""
     small = shrink(example.image, LONGEST)
-    layers, text, contained = {}, example.name, set[int]()
+    layers, text, contained = {}, example.id, set[int]()
     for kind, labels in (("prediction", example.prediction), ("truth", example.truth)):
         if labels is not None:
             layers[kind] = label_layer(resize_nearest(labels, *small.shape[:2]))
@@ -50,7 +50,7 @@ def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
     if example.cues is not None:
         layers["cues"] = cue_layer(example.cues)
     return {
-        "name": example.name, "iou": example.iou, "image": embed(small, text),
+        "id": example.id, "iou": example.iou, "image": embed(small, text),
         "layers": embed_layers(layers),
         "classes": sorted(contained),
     }  # fmt: skip

@@ -16,7 +16,7 @@ class Example:
     """An image with its label maps.
 
     Attributes:
-        name: id of the image.
+        id: id of the image.
         image: uint8 (H, W, 3).
         prediction: label map uint8 (H, W).
         truth: label map uint8 (H, W); None where there is no mask.
@@ -24,7 +24,7 @@ class Example:
         iou: mean IoU over the classes in the image; None where there is no mask.
     """
 
-    name: str
+    id: str
     image: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
     truth: NDArray[np.uint8] | None = None
@@ -78,8 +78,8 @@ class ExampleSelector:
         ranked = [example for *_, example in self._ranked]
         best = ranked[::-1][: self.wanted // 3]
         worst = ranked[: len(ranked) - len(best)]
-        names = {example.name for example in ranked}
-        drawn = [example for example in self._drawn.values() if example is not None and example.name not in names]
+        names = {example.id for example in ranked}
+        drawn = [example for example in self._drawn.values() if example is not None and example.id not in names]
         source = "all other images" if ranked else "all images"
         sections = [
             Section("Best images", "Images with the highest mean IoU over the classes in the image.", best),
