@@ -168,13 +168,13 @@ def gradient(scores: Tensor, weights: Tensor, activation: Tensor, name: str, kee
     Raises:
         InputError: the scores do not depend on the layer.
     """
-    found, is_one = None, len(weights) == 1
+    gradients, is_one = None, len(weights) == 1
     if scores.requires_grad:
         options: dict[str, Any] = {"retain_graph": keep_graph, "allow_unused": True, "is_grads_batched": not is_one}
-        (found,) = torch.autograd.grad(scores, activation, weights[0] if is_one else weights, **options)
-    if found is None:
+        (gradients,) = torch.autograd.grad(scores, activation, weights[0] if is_one else weights, **options)
+    if gradients is None:
         raise InputError(f"no score of the model depends on layer {name}")
-    return found[None] if is_one else found
+    return gradients[None] if is_one else gradients
 
 
 def as_map(output: object, images: Sequence[int]) -> Tensor | None:

@@ -220,10 +220,10 @@ class CamModule(SeedModule):
         return _seed(large["id"], classes, values[:-1], values[-1], pixels)
 
     def _mean_maps(
-        self, method: Method, views: list[Tensor], flipped: list[Tensor], labels: Tensor, found: Sequence[Tensor] = ()
+        self, method: Method, views: list[Tensor], flipped: list[Tensor], labels: Tensor, first: Sequence[Tensor] = ()
     ) -> Tensor:
-        """Return maps (n, h, w) of the n labels of a batch on the cue grid: the mean over views and maps ``found``."""
-        maps = [*found, *(self._maps(method, view, labels) for view in views)]
+        """Return maps (n, h, w) of the n labels of a batch on the cue grid: the mean over views and maps ``first``."""
+        maps = [*first, *(self._maps(method, view, labels) for view in views)]
         maps += [self._maps(method, view, labels).flip(-1) for view in flipped]
         # antialiased, because maps of pixels, as those of guided Grad-CAM, are larger than the grid
         return torch.cat([resize_maps(each[None], self.grid, antialias=True) for each in maps]).mean(dim=0)

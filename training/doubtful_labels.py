@@ -40,7 +40,8 @@ class Reviewed(NamedTuple):
         labels: uint8 (h, w), 0..C; 255 without a label.
         prediction: uint8 (h, w), 0 or a tag of the image, after the CRF.
         doubtful: for each of `REASONS`, the positions, bool (h, w).
-        found: float32 (C,), how sure the network is that each class is in the image, 0..1, independent of the tags.
+        class_probability: float32 (C,), how sure the network is that each class is in the image, 0..1, independent of
+            the tags.
     """
 
     sample: Sample
@@ -48,7 +49,7 @@ class Reviewed(NamedTuple):
     labels: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
     doubtful: Mapping[str, NDArray[np.bool_]]
-    found: NDArray[np.float32]
+    class_probability: NDArray[np.float32]
 
     @property
     def doubt(self) -> float:
@@ -104,7 +105,7 @@ def review_images(
         views = torch.stack([trained.scores(images).cpu(), trained.scores(images.flip(-1)).flip(-1).cpu()])
         probs = views.softmax(dim=2).mean(dim=0)[:, 1:]  # (B, C, h, w)
         window = max(1, probs.shape[-1] // WINDOW)
-        found = nn.functional.avg_pool2d(probs, window, stride=1).amax(dim=(2, 3)).numpy()
+        class_probability = nn.functional.avg_pool2d(probs, window, stride=1).amax(dim=(2, 3)).numpy()
         pixels, tagged = to_uint8(images), batch["labels"] != 0
         for index, (name, image) in enumerate(zip(batch["id"], batch["original"], strict=True)):
             classes = nn.functional.pad(tagged[index], (1, 0), value=True).nonzero()[:, 0]  # 0 and the tags
@@ -121,14 +122,14 @@ def review_images(
                 "views": resize_nearest((plain != mirrored).astype(np.uint8), *labels.shape) > 0,
                 "CRF": resize_nearest((before != after).astype(np.uint8), *labels.shape) > 0,
             }
-            yield Reviewed(by_id[name], image, labels, prediction, doubtful, found[index])
+            yield Reviewed(by_id[name], image, labels, prediction, doubtful, class_probability[index])
 
 
 def rank(each: Reviewed, classes: Sequence[str], identical: Sequence[str]) -> Ranked:
     """Return the scores of an image, see `Ranked`."""
     tags = each.sample.tags or frozenset()
-    found = zip(classes, each.found.tolist(), strict=True)
-    wrong = {name: 1 - value if name in tags else value for name, value in found}  # probability of a mistake
+    predicted = zip(classes, each.class_probability.tolist(), strict=True)
+    wrong = {name: 1 - value if name in tags else value for name, value in predicted}  # probability of a mistake
     tags_to_add = {name: value for name, value in wrong.items() if name not in tags and value >= SUSPECT}
     tags_to_remove = {name: value for name, value in wrong.items() if name in tags and value >= SUSPECT}
     return Ranked(

@@ -122,8 +122,8 @@ def table(ranked: Sequence[Ranked]) -> str:
     writer.writerow(["id", "doubt", *REASONS, "wrong_tags", "tags_to_add", "tags_to_remove", "identical", "image"])
     for each in ranked:
         tags = [
-            ";".join(f"{name} {value:.4f}" for name, value in found.items())
-            for found in (each.tags_to_add, each.tags_to_remove)
+            ";".join(f"{name} {value:.4f}" for name, value in tags.items())
+            for tags in (each.tags_to_add, each.tags_to_remove)
         ]
         numbers = [f"{value:.4f}" for value in (each.doubt, *each.shares.values(), each.wrong_tags)]
         path = each.image if is_uri(each.image) else Path(each.image).absolute()  # the table may be moved

@@ -57,8 +57,8 @@ def random_walk(
     start[:, kept[:, 0], kept[:, 1]] = maps[:, kept[:, 0], kept[:, 1]]
     values = np.pad(start, ((0, 0), (side, side), (side, side)))
     neighbours = np.concatenate([offsets, -offsets])
-    found = walk(values, shares, own.astype(np.float32), neighbours, kept + side, side, chebyshev_of_power(steps))
-    result: Floats = found[:, side : side + h, side : side + w].clip(min=0)  # the series may be below 0 by its error
+    walked = walk(values, shares, own.astype(np.float32), neighbours, kept + side, side, chebyshev_of_power(steps))
+    result: Floats = walked[:, side : side + h, side : side + w].clip(min=0)  # the series may be below 0 by its error
     result[:, kept[:, 0], kept[:, 1]] = maps[:, kept[:, 0], kept[:, 1]]
     return result
 
@@ -74,11 +74,11 @@ def chebyshev_of_power(steps: int) -> Floats:
         float32 (d,), d of about sqrt(2 n ln(2 / TOLERANCE)); their sum is 1, so that a constant map stays constant.
     """
     degrees = np.arange(steps % 2, steps + 1, 2)
-    found = np.zeros(steps + 1)
-    found[degrees] = 2 * binom.pmf((steps - degrees) / 2, steps, 0.5)
-    found[0] /= 2
-    found = found[: np.flatnonzero(found[::-1].cumsum()[::-1] >= TOLERANCE)[-1] + 1]
-    coefficients: Floats = (found / found.sum()).astype(np.float32)
+    terms = np.zeros(steps + 1)
+    terms[degrees] = 2 * binom.pmf((steps - degrees) / 2, steps, 0.5)
+    terms[0] /= 2
+    terms = terms[: np.flatnonzero(terms[::-1].cumsum()[::-1] >= TOLERANCE)[-1] + 1]
+    coefficients: Floats = (terms / terms.sum()).astype(np.float32)
     return coefficients
 
 

@@ -102,6 +102,6 @@ def score_gradients(
         for g, (image, column) in enumerate(part):
             weights[g, image, column] = scale
         keep = keep_graph or start + at_once < len(groups)
-        found = gradient(targets.scores, weights, activation, name, keep)
-        for (image, column), gradients in zip(part, found, strict=True):
+        per_image = gradient(targets.scores, weights, activation, name, keep)
+        for (image, column), gradients in zip(part, per_image, strict=True):
             yield image, column, gradients.detach().float() / scale

@@ -47,11 +47,11 @@ class ClipES(LayerMethod):
             record_activations(self.model, [self.layer]) as activations,
             record_attention(activations.module) as attention,
         ):
-            found = select_scores(activations.run(images), targets, len(images))
-            odds = found.scores.float().masked_fill(~found.selected, -torch.inf)
+            selected = select_scores(activations.run(images), targets, len(images))
+            odds = selected.scores.float().masked_fill(~selected.selected, -torch.inf)
             background = odds.new_zeros(len(odds), 1)
             probabilities = torch.cat([odds, background], dim=1).softmax(dim=1)[:, :-1]
-            present = TargetScores(probabilities, found.selected, None, None)
+            present = TargetScores(probabilities, selected.selected, None, None)
             maps = weighted_maps(present, activations[0], activations.names[0]).relu_()
         with torch.autocast(maps.device.type, enabled=False):
             return spread_by_attention(maps, torch.stack(attention).mean(dim=0))
@@ -81,17 +81,17 @@ def record_attention(network: nn.Module) -> Iterator[list[Tensor]]:
     if not all(isinstance(layer, Attention) for layer in layers):
         raise InputError("method clip needs blocks with one attention each; those of this vision transformer differ")
     owners = {layer.qkv: layer for layer in layers}
-    found: list[Tensor] = []
+    attentions: list[Tensor] = []
 
     def record(qkv: nn.Module, _inputs: object, output: Tensor) -> None:
         layer, (count, tokens, _) = owners[qkv], output.shape
         with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
             heads = output.float().reshape(count, tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
             query, key = layer.q_norm(heads[0]), layer.k_norm(heads[1])
-            found.append((query @ key.mT * layer.scale).softmax(dim=-1).mean(dim=1))
+            attentions.append((query @ key.mT * layer.scale).softmax(dim=-1).mean(dim=1))
 
     with forward_hooks(owners, record):
-        yield found
+        yield attentions
 
 
 def spread_by_attention(maps: Tensor, attention: Tensor) -> Tensor:

@@ -55,10 +55,10 @@ class _Share(torch.autograd.Function):
                 gradients = torch.autograd.grad(total, excitations, part)
             return [(x.detach() * slope).to(x.dtype) for x, slope in zip(excitations, gradients, strict=True)]
 
-        found = shares(None if ctx.weight is None else ctx.weight.clamp(min=0))
+        inputs = shares(None if ctx.weight is None else ctx.weight.clamp(min=0))
         if ctx.contrast:
-            found = [one - other for one, other in zip(found, shares(ctx.weight.neg().clamp_(min=0)), strict=True)]
-        return None, None, None, *found
+            inputs = [one - other for one, other in zip(inputs, shares(ctx.weight.neg().clamp_(min=0)), strict=True)]
+        return None, None, None, *inputs
 
 
 class _Excitation(TorchFunctionMode):

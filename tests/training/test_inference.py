@@ -180,8 +180,7 @@ def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "PREVIEW", 100)
         found = {
-            each.id: each
-            for each in predictions(trained.scores, loader, unreadable, crf=True, tiling=Tiling(100, 0.5))
+            each.id: each for each in predictions(trained.scores, loader, unreadable, crf=True, tiling=Tiling(100, 0.5))
         }
     assert set(unreadable.reasons) == {samples[2].id}
     assert set(found) == {sample.id for sample in samples} - {samples[2].id}

@@ -67,7 +67,7 @@ def test_positions_are_doubtful_where_labels_views_or_crf_differ(voc, tmp_path, 
         probs[:, 1, :48] = probs[:, 0, 48:] = 1
         return probs
 
-    monkeypatch.setattr("training.doubtful_labels.dense_crf", top_half)
+    monkeypatch.setattr("training.inference.dense_crf", top_half)
     network = SureOfTwoClasses(len(data.classes), tagged, untagged)
     (found,) = review_images(network, data, [sample], SeedCache(tmp_path / "labels"))
     wanted = np.zeros((24, 24), np.uint8)
@@ -81,9 +81,11 @@ def test_positions_are_doubtful_where_labels_views_or_crf_differ(voc, tmp_path, 
     np.testing.assert_array_equal(found.doubtful["CRF"], wanted > 0)
     assert found.doubt == 1
     assert found.shares() == {"labels": pytest.approx(108 / 576), "views": 1, "CRF": 0.5}
-    assert found.found[tagged] == pytest.approx(0.5, abs=1e-3)
-    assert found.found[untagged] == pytest.approx(0.5, abs=1e-3)  # sure in one view, though not among the tags
-    assert np.delete(found.found, [tagged, untagged]).max() < 1e-3
+    assert found.class_probability[tagged] == pytest.approx(0.5, abs=1e-3)
+    assert found.class_probability[untagged] == pytest.approx(
+        0.5, abs=1e-3
+    )  # sure in one view, though not among the tags
+    assert np.delete(found.class_probability, [tagged, untagged]).max() < 1e-3
 
 
 def test_doubtful_tags():
