@@ -346,10 +346,13 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
     images = images_with_instances(content, categories, path)
     names = [image_id(file) for file, _, _ in images]
     matching = match_ids(names, [f"{path}, image {image['id']}" for _, image, _ in images], samples, path)
+    partly = []
     for name, (_, image, instances) in zip(matching, images, strict=True):
         if name not in samples or not (instances or not samples[name].tags):
             continue
         segmented = all(has_area(each.get("segmentation")) for each in instances)
+        if not segmented and any(has_area(each.get("segmentation")) for each in instances):
+            partly.append(name)
         if not segmented or any(each.get("keypoints") for each in instances):
             require_recorded_size(
                 (image.get("height"), image.get("width")), samples[name], f"{path}, image {image['id']}"
@@ -374,3 +377,6 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
             for x, y, visibility in zip(*[iter(keypoints)] * 3, strict=True):
                 if visibility > 0:
                     yield Annotation(name, location, Point(label, float(x), float(y)))
+    if partly:
+        problem = "have instances with and without a segmentation: their boxes are read, and no mask"
+        print_message(f"{path}: {len(partly)} images {problem}: {first_few(partly)}")

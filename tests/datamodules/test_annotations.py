@@ -250,7 +250,7 @@ def test_masks_of_instances_are_those_of_pycocotools(voc, tmp_path):
     np.testing.assert_array_equal(mask, np.select([expected == 3, expected > 0], [1, 255], 0))
 
 
-def test_boxes_and_keypoints_of_instances(voc, tmp_path):
+def test_boxes_and_keypoints_of_instances(voc, tmp_path, capsys):
     path = instances_json(tmp_path / "a.json", {
         "p2": [
             instance("ant", bbox=[0, 8, 16, 32.5], keypoints=[3, 9, 2, 0, 0, 0, 5, 12, 1]),
@@ -268,6 +268,8 @@ def test_boxes_and_keypoints_of_instances(voc, tmp_path):
     assert samples["p4"].boxes == (Box("ant", 0, 8, 16, 40),)  # a crowd: not every cow has a box
     assert (samples["p5"].boxes, samples["p5"].points) == ((), (Point("cow", 34, 9),))
     assert all(sample.mask is None for sample in samples.values())
+    message = "a.json: 1 images have instances with and without a segmentation: their boxes are read, and no mask: p2"
+    assert message in capsys.readouterr().err
 
 
 def test_an_image_without_instances_is_background_unless_its_tags_name_an_object(voc, tmp_path):
