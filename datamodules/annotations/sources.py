@@ -371,12 +371,18 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
                 with errors_at(location):
                     box = valid_box(label, x, y, x + width, y + height)
                 yield Annotation(name, location, box)
-            keypoints = each.get("keypoints") or []
-            if not isinstance(keypoints, list) or len(keypoints) % 3 or not _are_numbers(keypoints, len(keypoints)):
-                raise InputError(f"{location}: its keypoints are not a list [x, y, visibility, ...] of numbers")
-            for x, y, visibility in zip(*[iter(keypoints)] * 3, strict=True):
-                if visibility > 0:
-                    yield Annotation(name, location, Point(label, float(x), float(y)))
+            for point in _keypoints(each, label, location):
+                yield Annotation(name, location, point)
     if partly:
         problem = "have instances with and without a segmentation: their boxes are read, and no mask"
         print_message(f"{path}: {len(partly)} images {problem}: {first_few(partly)}")
+
+
+def _keypoints(instance: Mapping[str, Any], label: str, location: str) -> Iterator[Point]:
+    """Yield the keypoints of an instance whose visibility is above 0."""
+    keypoints = instance.get("keypoints") or []
+    if not isinstance(keypoints, list) or len(keypoints) % 3 or not _are_numbers(keypoints, len(keypoints)):
+        raise InputError(f"{location}: its keypoints are not a list [x, y, visibility, ...] of numbers")
+    for x, y, visibility in zip(*[iter(keypoints)] * 3, strict=True):
+        if visibility > 0:
+            yield Point(label, float(x), float(y))
