@@ -79,8 +79,8 @@ def test_predict_agrees_with_evaluate(voc, checkpoint, tmp_path):
     for crf in (False, True):
         predict(checkpoint, [Path(sample.image) for sample in samples], tmp_path / str(crf), crf=crf, num_workers=0)
     for found in predictions(trained.scores, loader, UnreadableImages(0.0), crf=True):
-        assert (read_mask(tmp_path / f"False/{found.name}.png") == found.plain).mean() > 0.999
-        assert (read_mask(tmp_path / f"True/{found.name}.png") == found.final).mean() > 0.999
+        assert (read_mask(tmp_path / f"False/{found.id}.png") == found.plain).mean() > 0.999
+        assert (read_mask(tmp_path / f"True/{found.id}.png") == found.final).mean() > 0.999
 
 
 @pytest.mark.parametrize("content", ["header", "pixels"])
