@@ -276,7 +276,7 @@ def _describe(
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Silence what Lightning prints about things that this job arranges itself."""
+    """Silence the messages of Lightning about what this job arranges itself."""
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     try:
         for name in levels:

@@ -161,7 +161,7 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
 
 
 def test_names_in_square_brackets_are_shown(capsys):
-    """They are no markup of rich: in a line, and in the title, the header and the cells of a table."""
+    """They are no markup of rich: in a line, and in the title, the header and the rows of a table."""
     print_result("runs/[old]/seeds: sound [/b]")
     table = Table("[class]", title="of [old]")
     table.add_row("car [front]")
