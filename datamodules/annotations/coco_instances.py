@@ -148,11 +148,12 @@ def instance_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] |
             valid = False
         if not valid:
             raise ValueError("has a segmentation that is not a list of polygons [x, y, x, y, ...] in its image")
+        for each in filter(None, segmentation):
+            for values, side in ((each[::2], width), (each[1::2], height)):
+                low, high = min(values), max(values)  # slivers on the border of the image are not beyond it
+                if (low < 0 and high <= 0) or (low >= side and high > side):
+                    raise ValueError(f"has a polygon outside of its image, which is {width}x{height}")
         # fewer points have no area, and pycocotools reads two of them as a box
-        for each in segmentation:
-            x, y = each[::2], each[1::2]
-            if each and (max(x) <= 0 or max(y) <= 0 or min(x) >= width or min(y) >= height):
-                raise ValueError(f"has a polygon outside of its image, which is {width}x{height}")
         if polygons := [each for each in segmentation if len(each) >= 6]:
             return dict(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
     else:

@@ -97,7 +97,7 @@ def _latest_results(path: AnyPath, tasks: Sequence[Any]) -> dict[str, tuple[str,
                 continue
             if name in latest:
                 repeated[name] = None
-            if any("choices" in (region.get("value") or ()) for region in result):
+            if any(isinstance(region.get("value"), dict) and "choices" in region["value"] for region in result):
                 tagged[name] = None
             if name not in latest or changed >= latest[name][0]:
                 latest[name] = changed, f"{location}, image {name}", result

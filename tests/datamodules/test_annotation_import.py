@@ -74,6 +74,11 @@ def test_rectangles_and_key_points(voc, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_an_entry_that_is_no_region_is_left_out(voc, tmp_path):
+    samples = studio(voc, tmp_path, task("p0.jpg", {"type": "relation", "value": 3}))
+    assert (samples["p0"].mask, samples["p0"].points) == (None, ())
+
+
 def test_a_polygon_outside_of_its_image(voc, tmp_path):
     far = region("polygonlabels", "ant", points=[[110, 20], [150, 20], [150, 60]])
     with pytest.raises(

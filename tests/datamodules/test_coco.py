@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from datamodules.annotations.coco_instances import decompress_runs
+from datamodules.annotations.coco_instances import decompress_runs, instance_rle
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.masks import RleMask, read_class_mask, read_mask
@@ -346,6 +346,12 @@ def spoiled(change):
     return listed
 
 
+def test_a_sliver_on_the_border_of_an_image_is_not_beyond_it():
+    """COCO contains such polygons, which have no pixel."""
+    for sliver in ([60, 1, 60, 1, 60, 9], [0, 1, 0, 5, 0, 9], [0, 0, 5, 0, 9, 0], [2, 40, 6, 40, 9, 40]):
+        assert coco_mask.area(instance_rle([sliver], 40, 60)) == 0
+
+
 def first(**changes):
     return lambda listed: listed["annotations"][0].update(changes)
 
@@ -361,6 +367,7 @@ BAD = {
     "flat polygon": (first(segmentation=box(1, 2, 3, 4)), POLYGONS),
     "right of the image": (first(segmentation=[[60, 1, 70, 1, 70, 9]]), "a polygon outside of its image"),
     "above the image": (first(segmentation=[[1, -9, 9, -9, 9, 0]]), r"a polygon outside of its image, which is 60x40"),
+    "a line beyond": (first(segmentation=[[61, 1, 61, 1, 61, 9]]), "a polygon outside of its image, which is 60x40"),
     "not a number": (first(segmentation=[[float("nan")] * 6]), POLYGONS),
     "far away": (first(segmentation=[[1e9] * 6]), POLYGONS),
     "text": (first(segmentation="abc"), "annotation 100 has run lengths of the size None"),
