@@ -459,8 +459,12 @@ def test_a_dry_run_finds_what_is_missing(whole, part, change, message):
         ({"max_steps": 5}, 5), ({"max_steps": 7}, 6), ({"max_epochs": None, "max_steps": 9}, 9),
         ({"max_epochs": None}, 3000), ({"devices": 3}, 2), ({"devices": "0,1"}, 2),
         ({"devices": [0], "num_nodes": 3}, 2), ({"accumulate_grad_batches": 3}, 2),
+        ({"max_epochs": -1, "max_steps": 9}, 9),
     ):  # fmt: skip
         assert estimate_training(options | {"trainer": options["trainer"] | limits}).steps == steps
+    for limits, problem in (({"devices": "two"}, "devices is 'two'"), ({"max_epochs": -1}, "the training has no end")):
+        with pytest.raises(InputError, match=problem):
+            estimate_training(options | {"trainer": options["trainer"] | limits})
     options[part] |= substitute(change, {"data": whole.data})
     with pytest.raises(InputError, match=message):
         estimate_training(options)

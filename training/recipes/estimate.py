@@ -71,12 +71,12 @@ def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
     processes = process_count(accelerator, trainer.get("devices") or "auto", trainer.get("num_nodes") or 1)
     drawn = max(images, data.hparams["min_images_per_epoch"])  # of an epoch, as `datamodules.samplers.TrainSampler`
     max_steps, max_epochs = trainer.get("max_steps") or -1, trainer.get("max_epochs")
-    if max_epochs is None and max_steps < 0:
-        max_epochs = LIGHTNING_EPOCHS
-    limits = [max_steps] if max_steps >= 0 else []
-    if max_epochs is not None:
-        limits.append(max(1, drawn // (batch_size * accumulated * processes)) * max_epochs)
-    steps = min(limits)
+    if max_epochs is None:
+        max_epochs = LIGHTNING_EPOCHS if max_steps < 0 else -1
+    limits = [max_steps, max(1, drawn // (batch_size * accumulated * processes)) * max_epochs]
+    steps = min((limit for limit in limits if limit >= 0), default=None)  # -1 is no limit
+    if steps is None:
+        raise InputError("trainer: max_epochs is -1 and there is no max_steps: the training has no end")
     precision = trainer.get("precision") or "auto"
     seconds, operations, memory = time_step(task, batch_size, size, str(accelerator), str(precision))
     passes = steps * accumulated
@@ -90,14 +90,19 @@ def process_count(accelerator: str, devices: Any, num_nodes: int) -> int:
         accelerator: name of the device.
         devices: a number, a list of devices such as ``[0, 1]`` or ``0,1``, or all: ``auto``, -1.
         num_nodes: number of machines.
+
+    Raises:
+        InputError: ``devices`` is something else.
     """
-    if isinstance(devices, str) and "," in devices:
-        devices = [each for each in devices.split(",") if each]
-    if isinstance(devices, list):
-        return len(devices) * num_nodes
-    if str(devices) not in ("auto", "-1"):
+    words = devices if isinstance(devices, list) else [word for word in str(devices).split(",") if word.strip()]
+    if isinstance(devices, list) or "," in str(devices):
+        return len(words) * num_nodes
+    if devices in ("auto", "-1", -1):
+        return max(1, torch.cuda.device_count() if accelerator in GPU_NAMES else 1) * num_nodes
+    try:
         return int(devices) * num_nodes
-    return max(1, torch.cuda.device_count() if accelerator in GPU_NAMES else 1) * num_nodes
+    except ValueError as error:
+        raise InputError(f"trainer: devices is {devices!r}, and must be a number, a list or auto") from error
 
 
 def open_training_data(options: Mapping[str, Any]) -> tuple[BaseDataModule, int]:
