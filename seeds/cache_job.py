@@ -216,7 +216,7 @@ def write_seed_cache(
         InputError: the folder cannot be used, an image, a cache or the network is not usable, or the disk is full.
         KeyboardInterrupt: a person stopped the job.
     """
-    settings, inputs, left_out, ids = _describe(module, source, job, caches)
+    settings, inputs, left_out, ids = _settings_and_inputs(module, source, job, caches)
     data, blocks = source.data, source.blocks
     cache = SeedCacheWriter(output, data.classes, settings, ids, inputs, left_out, blocks.names)
     writer = ShardWriter(cache, blocks, job, settings["batch_size"])
@@ -239,7 +239,7 @@ def write_seed_cache(
         cache.remove_empty_folder()
 
 
-def _describe(
+def _settings_and_inputs(
     module: SeedModule, source: JobSource, job: JobOptions, caches: Mapping[str, SeedCache | None]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str], list[list[str] | None]]:
     """Return what a cache records, and the images of its shards.

@@ -140,7 +140,7 @@ def count_annotated(samples: list[Sample]) -> dict[str, int]:
 def expected_gains(
     images: int, annotated: Mapping[str, int], time: float, tag_seconds: float, seconds: Mapping[str, float],
     curves: Mapping[str, Curve], *, masks_alone: bool = False,
-) -> list[tuple[str, str, str, str]]:  # fmt: skip
+) -> list[tuple[str, ...]]:  # fmt: skip
     """Return for each kind of annotation its name, the number of images in the time, the time, and the measured gain.
 
     Args:
@@ -152,20 +152,21 @@ def expected_gains(
         curves: what was measured.
         masks_alone: whether the training uses masks and no tags; the only row is then that of masks.
     """
-    rows: list[tuple[str, int, str, float, tuple[float, float] | None]] = []
+
+    def row(kind: str, new: int, number: str, each: float, gain: tuple[float, float] | None) -> tuple[str, ...]:
+        measured = "not measured" if gain is None else f"{percent(gain[0])} ± {percent(gain[1])}"
+        return kind, number, f"{new * each / 3600:.1f}", measured if new else "no image"
+
+    rows = []
     if not masks_alone:
         more = int(time / tag_seconds)
         gain = None if any(annotated.values()) else curves["tags"].gain(images / (images + more), 1)
-        rows.append(("tags", more, f"{more:,} more", tag_seconds, gain))
+        rows.append(row("tags", more, f"{more:,} more", tag_seconds, gain))
     for kind in ("masks",) if masks_alone else DRAWN:
         before, each = annotated[kind], seconds[kind] - (0 if masks_alone else tag_seconds)
         new = min(images - before, int(time / each))
         others = sum(annotated.values()) - before
         curve = curves["masks alone" if masks_alone else kind]
         gain = None if others else curve.gain(before / images, (before + new) / images)
-        rows.append((kind, new, f"{new:,} ({percent(new / images)} %)", each, gain))
-    gains = (None if gain is None else f"{percent(gain[0])} ± {percent(gain[1])}" for *_, gain in rows)
-    return [
-        (kind, number, f"{new * each / 3600:.1f}", "no image" if new == 0 else gain or "not measured")
-        for (kind, new, number, each, _), gain in zip(rows, gains, strict=True)
-    ]
+        rows.append(row(kind, new, f"{new:,} ({percent(new / images)} %)", each, gain))
+    return rows

@@ -15,7 +15,7 @@ from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.score_maps import resize_maps
-from training.inference import Trained, smooth
+from training.inference import Trained, crf_probabilities
 
 REASONS = {
     "labels": "the network predicts another class than the label",
@@ -111,7 +111,7 @@ def review_images(
             classes = nn.functional.pad(tagged[index], (1, 0), value=True).nonzero()[:, 0]  # 0 and the tags
             both = resize_maps(views[:, index, classes].softmax(dim=1), tuple(pixels.shape[2:]))  # (2, k+1, H, W)
             mean = both.mean(dim=0, keepdim=True)
-            smoothed = smooth(pixels[index : index + 1], mean)
+            smoothed = crf_probabilities(pixels[index : index + 1], mean)
             plain, mirrored, before, after = (
                 classes[each.argmax(dim=0)].numpy().astype(np.uint8) for each in (*both, mean[0], smoothed[0])
             )

@@ -94,7 +94,7 @@ def view_scores(
     return mean.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
-def smooth(images: Tensor, probs: Tensor) -> Tensor:
+def crf_probabilities(images: Tensor, probs: Tensor) -> Tensor:
     """Return class probabilities after the dense CRF, with SEC's numbers at test time.
 
     Args:
@@ -126,7 +126,7 @@ def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(scores.device)  # (1, 3, H, W)
     pixels = resize_maps(pixels.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
     probs = resize_maps(scores.float().softmax(dim=0)[None], size)  # (1, K, h', w')
-    return label_map(smooth(pixels, probs)[0], (height, width))
+    return label_map(crf_probabilities(pixels, probs)[0], (height, width))
 
 
 @dataclass(frozen=True)
@@ -311,5 +311,5 @@ def tiled_label_maps(
                 window = np.ascontiguousarray(as_rgb(image[top:bottom, left:right]))
                 pixels = torch.from_numpy(window).permute(2, 0, 1)[None]
                 probs = sample_grid(rows, ys - first, xs)[None]
-                final[place] = smooth(pixels.to(probs.device), probs)[0].argmax(dim=0)[inside].cpu().numpy()
+                final[place] = crf_probabilities(pixels.to(probs.device), probs)[0].argmax(dim=0)[inside].cpu().numpy()
     return plain, final

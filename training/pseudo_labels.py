@@ -20,7 +20,7 @@ from datamodules.transforms import resize_nearest
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
 from seeds.job_options import JobOptions
 from seeds.score_maps import resize_maps
-from training.inference import TEST_CRF, TEST_FLOOR, Views, smooth, view_scores
+from training.inference import TEST_CRF, TEST_FLOOR, Views, crf_probabilities, view_scores
 from training.segmentation_task import SegmentationTask
 
 
@@ -158,7 +158,7 @@ class PseudoLabelModule(SeedModule):
                 large[0, :, mask != IGNORE] = 0
                 for row, index in enumerate([0, *(seed.classes + 1).tolist()]):
                     large[0, row, mask == index] = 1
-            probs = smooth(seed.image[None], large)
+            probs = crf_probabilities(seed.image[None], large)
         labels = resize_nearest(most_likely(probs), h, w)
         labels = np.where(np.isin(before, self.small), before, labels)
         if self.consensus is not None:

@@ -44,7 +44,10 @@ from datamodules.progress import first_few, print_message
 from datamodules.sample import Sample, SplitSamples, require_recorded_size
 from datamodules.tables import TABLES, mask_path, read_rows
 
-SUFFIXES = (".txt", *TABLES, ".json", ".zip", ".yaml", ".yml", ".parquet")
+TOOL_READERS = {".zip": cvat_masks, ".yaml": yolo_annotations, ".yml": yolo_annotations, ".parquet": parquet_masks}
+"""Readers of the files of other tools, by suffix."""
+
+SUFFIXES = (".txt", *TABLES, ".json", *TOOL_READERS)
 """Suffixes of files that are sources of annotations."""
 
 KINDS = {Point: "point", Scribble: "scribble", Box: "box"}
@@ -113,35 +116,13 @@ def annotated(
     size_of = cache(image_size)
     for source in sources:
         check_source(source)
-        path = UPath(source)
-        suffix = path.suffix.lower()
-        found: Iterator[Annotation]
-        if source == "masks":
-            found = _own_masks(masks(), samples)
-        elif source == "xml":
-            found = _xml_boxes(root, samples, mask_classes)
-        elif suffix == ".txt":
-            found = _listed_masks(path, masks(), samples)
-        elif suffix in TABLES:
-            found = _table(path, samples)
-        elif suffix == ".json":
-            content = read_json(path)
-            read = label_studio_annotations if isinstance(content, list) else _instances
-            found = read(path, content, samples, mask_classes)
-        else:
-            readers = {
-                ".zip": cvat_masks,
-                ".yaml": yolo_annotations,
-                ".yml": yolo_annotations,
-                ".parquet": parquet_masks,
-            }
-            found = readers[suffix](path, samples, mask_classes)
-        for name, location, item in found:
+        is_own = source == "masks" or source.lower().endswith(".txt")
+        for name, location, item in _read_source(source, samples, root, mask_classes, masks):
             if isinstance(item, Mask):
                 if masks_by_id.get(name, item) != item:
                     replaced[name] = None
                 masks_by_id[name] = item
-                (own.add if source == "masks" or suffix == ".txt" else own.discard)(name)
+                (own.add if is_own else own.discard)(name)
             elif _is_chosen(item, samples[name], location, mask_classes, classes):
                 if not is_uri(image := samples[name].image):  # else when it is read: this would be a request for each
                     with errors_at(location), suppress(UnreadableError):
@@ -169,6 +150,28 @@ def annotated(
         if names:
             print_message(f"annotations: {len(names)} images {what}: {first_few(names)}")
     return result
+
+
+def _read_source(
+    source: str, samples: SplitSamples, root: AnyPath, known: Sequence[str],
+    masks: Callable[[], Mapping[str, Mask | None]],
+) -> Iterator[Annotation]:  # fmt: skip
+    """Return the annotations in a source; arguments as for `annotated`, ``known`` are its ``mask_classes``."""
+    path = UPath(source)
+    suffix = path.suffix.lower()
+    if source == "masks":
+        return _own_masks(masks(), samples)
+    if source == "xml":
+        return _xml_boxes(root, samples, known)
+    if suffix == ".txt":
+        return _listed_masks(path, masks(), samples)
+    if suffix in TABLES:
+        return _table(path, samples)
+    if suffix == ".json":
+        content = read_json(path)
+        read = label_studio_annotations if isinstance(content, list) else _instances
+        return read(path, content, samples, known)
+    return TOOL_READERS[suffix](path, samples, known)
 
 
 def _is_chosen(item: Shape, sample: Sample, location: str, known: Sequence[str], classes: Sequence[str]) -> bool:

@@ -47,11 +47,11 @@ class ClipES(LayerMethod):
             record_activations(self.model, [self.layer]) as activations,
             record_attention(activations.module) as attention,
         ):
-            selected = select_scores(activations.run(images), targets, len(images))
-            odds = selected.scores.float().masked_fill(~selected.selected, -torch.inf)
+            tagged = select_scores(activations.run(images), targets, len(images))
+            odds = tagged.scores.float().masked_fill(~tagged.selected, -torch.inf)
             background = odds.new_zeros(len(odds), 1)
             probabilities = torch.cat([odds, background], dim=1).softmax(dim=1)[:, :-1]
-            present = TargetScores(probabilities, selected.selected, None, None)
+            present = TargetScores(probabilities, tagged.selected, None, None)
             maps = weighted_maps(present, activations[0], activations.names[0]).relu_()
         with torch.autocast(maps.device.type, enabled=False):
             return spread_by_attention(maps, torch.stack(attention).mean(dim=0))
