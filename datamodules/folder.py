@@ -13,7 +13,7 @@ from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
 from datamodules.image_ids import image_id
-from datamodules.images import IMAGE_SUFFIXES
+from datamodules.images import IMAGE_SUFFIXES, list_images
 from datamodules.masks import find_masks, mask_folder
 from datamodules.sample import Sample, named_split
 from datamodules.tables import read_rows
@@ -126,8 +126,10 @@ def read_table(path: AnyPath) -> list[Sample]:
             samples.append(Sample(image_id(name), name if remote else str(image), found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
-    listed_folders = sorted(set(folders.values()), key=str)
-    untagged = [name for folder in listed_folders for name in _images(folder) if folder / name not in below]
+    untagged = list[str]()
+    for folder in sorted(set(folders.values()), key=str):
+        with suppress(FileNotFoundError, NotADirectoryError):  # whoever reads the images finds the missing ones
+            untagged += [name for name in list_images(folder) if folder / name not in below]
     if untagged:
         problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
         raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes")
@@ -154,7 +156,7 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
     for folder in list_folder(root)[0]:
         if folder.startswith(".") or root / folder == masks:
             continue
-        for name in _images(root / folder):
+        for name in list_images(root / folder):
             image = root / folder / name
             same_name = by_name.setdefault(name, [])
             first = next((each for each in same_name if _same_bytes(each, image)), image)
@@ -168,11 +170,3 @@ def _same_bytes(one: AnyPath, other: AnyPath) -> bool:
     if isinstance(one, Path) and isinstance(other, Path):
         return filecmp.cmp(one, other, shallow=False)  # compares the sizes first
     return read_bytes(one) == read_bytes(other)
-
-
-def _images(folder: AnyPath) -> list[str]:
-    """Return the sorted names of the images in a folder; none where there is no such folder."""
-    files: list[str] = []
-    with suppress(FileNotFoundError, NotADirectoryError):
-        files = list_folder(folder)[1]
-    return [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]

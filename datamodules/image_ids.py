@@ -1,20 +1,11 @@
-"""Ids of images: from paths, from lists, and matched with the paths that a file of annotations contains."""
-
-from __future__ import annotations
+"""Ids of images: from paths, from lists, and from paths in files of annotations."""
 
 import re
-from collections import Counter
+from collections.abc import Container
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, read_lines, uri_path
-from datamodules.progress import print_message
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
-
-    from datamodules.sample import SplitSamples
 
 INVALID_ID = "no relative path without '.', '..', backslashes and unprintable characters"
 
@@ -59,38 +50,3 @@ def match_id(name: str, *ids: Container[str]) -> str:
     parts = name.split("/")
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
     return next((end for end in ends if any(end in each for each in ids)), name)
-
-
-def match_ids(names: Sequence[str], locations: Sequence[str], samples: SplitSamples, path: AnyPath) -> Sequence[str]:
-    """Return the ids of the images that a file lists.
-
-    The longest end of a path that is an id counts, see `match_id`. A message reports how many images are not among the
-    samples.
-
-    Args:
-        names: ids or paths without suffixes, as in the file.
-        locations: their locations in the file, for messages.
-        samples: the images.
-        path: the file, for messages.
-
-    Returns:
-        An id for each name, which may be that of an image of another split; the name itself where no end of it is an
-        id.
-
-    Raises:
-        InputError: two names are the same image, or none is one of the samples.
-    """
-    found = [match_id(name, samples, samples.other_ids) for name in names]
-    counts = Counter(found)
-    for name, listed, location in zip(found, names, locations, strict=True):
-        if counts[name] > 1:
-            raise InputError(f"{location}: {path} contains the image {listed} {counts[name]} times")
-    matched = sum(name in samples for name in found)
-    if not matched:
-        first = f"its first is {names[0]}" if names else "it is empty"
-        raise InputError(
-            f"{path} contains no image of {samples.title}: {first}, and that of the split is {min(samples)}"
-        )
-    if matched < len(names):
-        print_message(f"{path}: {matched} of {len(names)} images are in {samples.title}; the others are left out")
-    return found

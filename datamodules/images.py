@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
 from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
 from datamodules.tar_files import read_member
 
@@ -35,6 +35,17 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _STRIP = 1024  # rows of an image that are converted at a time
 
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # it logs what it then raises, too
+
+
+def list_images(folder: AnyPath) -> list[str]:
+    """Return the sorted names of the images in a folder, by their suffixes; hidden files are none.
+
+    Raises:
+        OSError: the folder does not exist or cannot be read; ``strerror`` is the reason.
+        InputError: fsspec has no file system for the URI.
+    """
+    files = list_folder(folder)[1]
+    return [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
 
 
 def open_file(path: str | AnyPath) -> BinaryIO:

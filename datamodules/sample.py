@@ -1,6 +1,7 @@
 """Samples: what is known about images before a pixel is read, and the checks of lists of samples."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from upath import UPath
 from datamodules.annotations.shapes import Box, Point, Scribble
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri
-from datamodules.image_ids import INVALID_ID, is_valid_id
+from datamodules.image_ids import INVALID_ID, is_valid_id, match_id
 from datamodules.images import image_size
 from datamodules.masks import RleMask, require_same_size
+from datamodules.progress import print_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,37 @@ class SplitSamples(dict[str, Sample]):
     def __init__(self, samples: Sequence[Sample], title: str, other_ids: Container[str] = frozenset()) -> None:
         super().__init__((sample.id, sample) for sample in samples)
         self.title, self.other_ids = title, other_ids
+
+    def match_ids(self, names: Sequence[str], locations: Sequence[str], path: AnyPath) -> list[str]:
+        """Return the ids of the images that a file lists.
+
+        The longest end of a path that is an id counts, see `match_id`. A message reports how many images are not among
+        the samples.
+
+        Args:
+            names: ids or paths without suffixes, as in the file.
+            locations: their locations in the file, for messages.
+            path: the file, for messages.
+
+        Returns:
+            An id for each name, which may be that of an image of another split; the name itself where no end of it is
+            an id.
+
+        Raises:
+            InputError: two names are the same image, or none is one of the samples.
+        """
+        found = [match_id(name, self, self.other_ids) for name in names]
+        counts = Counter(found)
+        for name, listed, location in zip(found, names, locations, strict=True):
+            if counts[name] > 1:
+                raise InputError(f"{location}: {path} contains the image {listed} {counts[name]} times")
+        matched = sum(name in self for name in found)
+        if not matched:
+            first = f"its first is {names[0]}" if names else "it is empty"
+            raise InputError(f"{path} contains no image of {self.title}: {first}, and that of the split is {min(self)}")
+        if matched < len(names):
+            print_message(f"{path}: {matched} of {len(names)} images are in {self.title}; the others are left out")
+        return found
 
 
 def require_recorded_size(size: tuple[Any, Any], sample: Sample, location: str) -> None:

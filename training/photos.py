@@ -9,7 +9,7 @@ from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, list_folder, write_atomically
-from datamodules.images import IMAGE_SUFFIXES
+from datamodules.images import IMAGE_SUFFIXES, list_images
 from datamodules.sample import Sample, file_samples
 from datamodules.tables import TABLES, read_rows
 
@@ -74,9 +74,10 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
             found = [image for image, _ in given]
             ids |= {str(image): str(name) for image, name in given if name}
         elif path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
-            found = _images(path)
+            found = [path / name for name in list_images(path)]
             if not found:
-                found = [image for each in list_folder(path)[0] if each[0] != "." for image in _images(path / each)]
+                folders = [path / name for name in list_folder(path)[0] if not name.startswith(".")]
+                found = [folder / name for folder in folders for name in list_images(folder)]
                 ids |= {str(image): f"{image.parent.name}/{image.stem}" for image in found}
         if not found:
             raise InputError(f"there is no image in {path} ({', '.join(IMAGE_SUFFIXES)})")
@@ -84,8 +85,3 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
     if not files:
         raise InputError("no image is given: name images or a folder of them")
     return file_samples(files, ids)
-
-
-def _images(folder: AnyPath) -> list[AnyPath]:
-    """Return the images in a folder, by name."""
-    return [folder / name for name in list_folder(folder)[1] if Path(name).suffix.lower() in IMAGE_SUFFIXES]

@@ -21,7 +21,7 @@ from datamodules.annotations.shapes import BACKGROUND, Annotation, mask_index, v
 from datamodules.class_names import ILLEGAL, MAX_CLASSES, mask_lut, require_known
 from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath, is_uri, read_bytes
-from datamodules.image_ids import image_id, match_ids
+from datamodules.image_ids import image_id
 from datamodules.images import image_size, open_image
 from datamodules.masks import RleMask
 from datamodules.sample import SplitSamples
@@ -52,7 +52,7 @@ def cvat_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) -> It
             raise InputError(f'{path} contains {problem}: export one task or project as "Segmentation mask 1.1"')
         colours = _read_labelmap(labelmaps[0].decode("utf-8-sig", "replace"), path, known)
         ids = [member.partition("SegmentationClass/")[2].removesuffix(".png") for member in members]
-        matching = match_ids(ids, [f"{path}, {member}" for member in members], samples, path)
+        matching = samples.match_ids(ids, [f"{path}, {member}" for member in members], path)
         for name, member in zip(matching, members, strict=True):
             if name not in samples:
                 continue
@@ -123,7 +123,7 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
     if not texts:
         raise InputError(f"there is no folder labels with text files beside {path}")
     ids, files = [image_id(name) for _, name in texts], [file for file, _ in texts]
-    for name, file in zip(match_ids(ids, list(map(str, files)), samples, path), files, strict=True):
+    for name, file in zip(samples.match_ids(ids, list(map(str, files)), path), files, strict=True):
         if name not in samples:
             continue
         height, width = image_size(samples[name].image)
@@ -231,7 +231,7 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
         raise InputError(f"{path} has {len(names)} names of tags, and an 8-bit mask has at most {MAX_CLASSES} classes")
     lut = mask_lut(names, known)
     ids = [str(row[key]) if key == "id" else image_id(str(row[key])) for row in rows]
-    matching = match_ids(ids, [f"{path}, image {name}" for name in ids], samples, path)
+    matching = samples.match_ids(ids, [f"{path}, image {name}" for name in ids], path)
     for name, row in zip(matching, rows, strict=True):
         if name in samples:
             location, mask = f"{path}, image {name}", row["mask"]

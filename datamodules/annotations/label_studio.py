@@ -19,7 +19,7 @@ from datamodules.annotations.shapes import BACKGROUND, Annotation, Box, Point, m
 from datamodules.class_names import require_known
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
-from datamodules.image_ids import image_id, match_ids
+from datamodules.image_ids import image_id
 from datamodules.images import IMAGE_SUFFIXES, image_size
 from datamodules.masks import RleMask, encode_mask
 from datamodules.progress import first_few, print_message
@@ -49,7 +49,7 @@ def label_studio_annotations(
         InputError: a task is invalid, none is annotated, none of the labels is a class, or a region is of another kind.
     """
     latest = _latest_results(path, tasks)
-    matching = match_ids(list(latest), [location for _, location, _ in latest.values()], samples, path)
+    matching = samples.match_ids(list(latest), [location for _, location, _ in latest.values()], path)
     labels = set[str]()
     for name, (_, location, result) in zip(matching, latest.values(), strict=True):
         regions, sizes = [], set[tuple[int, int]]()

@@ -37,7 +37,7 @@ from datamodules.annotations.shapes import (
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri, read_json
-from datamodules.image_ids import image_id, match_ids, read_ids
+from datamodules.image_ids import image_id, read_ids
 from datamodules.images import image_size
 from datamodules.masks import RleMask, read_class_mask, require_same_size
 from datamodules.progress import first_few, print_message
@@ -279,7 +279,7 @@ def _table(path: AnyPath, samples: SplitSamples) -> Iterator[Annotation]:
         names.append(name.strip() if key == "id" else image_id(name.strip()))
         locations.append(f"{location}, image {names[-1]}")
         fields.append(own)
-    for name, location, own in zip(match_ids(names, locations, samples, path), locations, fields, strict=True):
+    for name, location, own in zip(samples.match_ids(names, locations, path), locations, fields, strict=True):
         for column, field in own:
             if column != "mask":
                 for shape in _shapes(column, field, location):  # of images of other splits, too: all mistakes are found
@@ -348,7 +348,7 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
         content = {**content, "annotations": [{**each, "iscrowd": 0} for each in content["annotations"]]}
     images = images_with_instances(content, categories, path)
     names = [image_id(file) for file, _, _ in images]
-    matching = match_ids(names, [f"{path}, image {image['id']}" for _, image, _ in images], samples, path)
+    matching = samples.match_ids(names, [f"{path}, image {image['id']}" for _, image, _ in images], path)
     partly = []
     for name, (_, image, instances) in zip(matching, images, strict=True):
         if name not in samples or not (instances or not samples[name].tags):

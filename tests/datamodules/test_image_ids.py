@@ -3,7 +3,7 @@
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.image_ids import image_id, match_ids, read_ids
+from datamodules.image_ids import image_id, read_ids
 from datamodules.sample import Sample, SplitSamples
 
 
@@ -32,6 +32,6 @@ def test_a_list_with_a_byte_order_mark(tmp_path):
 def test_the_longest_end_of_a_path_is_the_image_of_any_split(tmp_path):
     """``sub/a`` is not ``a`` where another split has an image ``sub/a``."""
     samples = SplitSamples([Sample("a", "a.jpg"), Sample("b", "b.jpg")], "the split", {"sub/a"})
-    found = match_ids(["photos/sub/a", "photos/a", "x/b", "c"], list("1234"), samples, tmp_path / "t.csv")
+    found = samples.match_ids(["photos/sub/a", "photos/a", "x/b", "c"], list("1234"), tmp_path / "t.csv")
     assert found == ["sub/a", "a", "b", "c"]
     assert [name in samples for name in found] == [False, True, True, False]

@@ -33,7 +33,7 @@ PYTHON_PAGE = Path(__file__).parents[2] / "docs/pages/reference/python.md"
 
 @pytest.fixture
 def photos(voc, tmp_path):
-    """A folder with two photos, one of them turned by its EXIF orientation, and a file that is none."""
+    """A folder with two photos, one of them turned by its EXIF orientation, and two files that are none."""
     folder = tmp_path / "photos"
     folder.mkdir()
     files = sorted((voc / "JPEGImages").iterdir())[:2]
@@ -42,6 +42,7 @@ def photos(voc, tmp_path):
     exif[0x0112] = 6
     Image.open(files[1]).resize((80, 50)).save(folder / "b.jpeg", exif=exif)
     (folder / "notes.txt").write_text("no photo")
+    (folder / "._a.jpg").write_bytes(b"\0\5\x16\7")  # macOS writes such files beside images on other file systems
     return folder
 
 
