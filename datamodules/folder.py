@@ -111,7 +111,7 @@ def read_table(path: AnyPath) -> list[Sample]:
         if isinstance(tags, str) and tags.strip().startswith("["):
             try:
                 tags = json.loads(tags)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: the tags {tags!r} are not a JSON list: {error}") from error
         names = split_tags(tags or "") if isinstance(tags, str | None) else tags
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):

@@ -148,7 +148,7 @@ def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -
     """Return the tags of a member; None where a JSON object has no key for them."""
     try:
         value: Any = json.loads(text) if suffix == ".json" else text.decode("utf-8-sig").strip()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be read as tags: {error}") from error
     if isinstance(value, dict):
         column = next((name for name in TAG_COLUMNS if name in value), None)

@@ -807,6 +807,12 @@ def test_a_mistake_in_a_stage(name, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_yaml_of_one_command_is_no_recipe(capsys):
+    assert main(["run", "--config=seeds_voc_animals.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("it has no 'stages' and is no recipe; it may be the YAML of one command, such as fit\n")
+
+
 def test_help_lists_the_settings_of_a_recipe(tmp_path, capsys):
     """Each with the comment behind it in the YAML and its default."""
     recipe = tmp_path / "r.yaml"

@@ -66,7 +66,10 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, str]) -
         UsageError: the recipe is invalid; the message names the stage.
     """
     read = yaml.load(path.read_text(), _UniqueKeyLoader)  # noqa: S506  a SafeLoader
-    content = _mapping(read, "it", ("output", "settings", STAGES))
+    keys = ("output", "settings", STAGES)
+    if isinstance(read, dict) and STAGES not in read and any(not nearest(str(key), keys) for key in read):
+        raise UsageError(f"it has no '{STAGES}' and is no recipe; it may be the YAML of one command, such as fit")
+    content = _mapping(read, "it", keys)
     settings = _mapping(content.get("settings"), "'settings'")
     if unknown := next((name for name in given if name not in ("output", *settings)), None):
         raise UsageError(f"there is no option or setting '{unknown}'{nearest(unknown, [*RUN_OPTIONS, *settings])}")
