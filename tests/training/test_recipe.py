@@ -189,6 +189,31 @@ def test_every_option_that_is_a_path_is_known_as_one():
     assert recipe_file.is_path("caches.1", "runs/walk")
 
 
+def test_a_dry_run_leaves_results_of_other_settings_in_their_places(copied, ran, monkeypatch, capsys):
+    """While stages with new settings run, those of the earlier settings are set aside; a dry run does not put them back.
+
+    It lists the earlier results as kept, those that depend on them among them.
+    """
+    changed = copied.content()
+    changed["stages"]["seeds"]["options"]["fg_threshold"] = 0.25
+
+    def killed(words, title):
+        if "seeds" in title:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner_module, "run_process", killed)
+    assert copied.run(changed) == 130
+    (copied.output / "seeds").mkdir()
+    (copied.output / "seeds/0.safetensors").write_bytes(b"hours of work")
+    assert copied.run(copied.content(), "--dry_run=true") == 0
+    printed = capsys.readouterr().out
+    assert (copied.output / "seeds/0.safetensors").read_bytes() == b"hours of work"
+    assert sum("│ kept" in line for line in printed.splitlines()) == 3
+    assert copied.run(copied.content()) == 0
+    assert "stages to run: none" in capsys.readouterr().out
+    assert cache_bytes(copied.output / "seeds") != {"0.safetensors": b"hours of work"}
+
+
 def test_a_changed_option_runs_what_depends_on_it(copied, ran, capsys):
     """The stage and those that refer to it run, for a printed reason; the new result replaces the old one."""
     content = copied.content()

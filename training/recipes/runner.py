@@ -40,6 +40,7 @@ class Runner:
     def __init__(self, output: Path, dispatch: Callable[[list[str]], None]) -> None:
         self.output, self._dispatch = output, dispatch
         self.keys: dict[str, str] = {}  # of the stages so far
+        self.folders: dict[str, Path] = {}  # of their results
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Run or keep stages in their order; write and print the summary."""
@@ -95,7 +96,9 @@ class Runner:
         for stage in stages:
             result = StageResult(self.output, stage)
             changed = any(each.name in stage.needs for each in waiting)
-            if changed or result.kept(self._key(stage)[0]) is None:
+            found = None if changed else result.find(self._key(stage)[0])
+            self.folders[stage.name] = found[1] if found else result.folder
+            if not found:
                 if result.folder.exists() and not result.record_path.exists():
                     raise InputError(f"{result.folder} exists already, and no recipe has written it: move it away")
                 waiting.append(stage)
@@ -146,7 +149,8 @@ class Runner:
         """
         result = StageResult(self.output, stage)
         key, dependencies = self._key(stage)
-        if (record := result.kept(key)) is not None:
+        record, self.folders[stage.name] = result.keep(key), result.folder
+        if record is not None:
             print_result(f"[{title}] {stage.command}: kept", style="bold")
             return record, "kept"
         earlier = read_json_or_empty(result.record_path)
@@ -190,7 +194,7 @@ class Runner:
         of_seeds = stage.command.startswith("seeds ") and stage.command != "seeds show"  # which training/ draws
         options = {name: _plain_path(value) if is_path(name, value) else value for name, value in leaves(stage.options)}
         paths = [value for name, value in options.items() if is_path(name, value)]
-        folders = {name: str(self.output / name) for name in stage.needs}
+        folders = {name: str(self.folders[name]) for name in stage.needs}
         for name, value in options.items():
             if is_annotation_file(name, value):
                 from datamodules.annotations.sources import referenced_files  # OpenCV, here only

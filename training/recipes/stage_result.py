@@ -33,18 +33,23 @@ class StageResult:
         self.stage, self.folder, self.old = stage, output / stage.name, output / STAGES / f".{stage.name}.old"
         self.record_path = output / STAGES / f"{stage.name}.json"
 
-    def kept(self, key: str) -> dict[str, Any] | None:
-        """Return the record of a complete result of this key, or None; an earlier result of this key is put back."""
+    def find(self, key: str) -> tuple[dict[str, Any], Path] | None:
+        """Return the record and the folder of a complete result of this key, which may be ``old``; or None."""
         last = read_json_or_empty(self.record_path)
         for record, folder in product((last, last.get("old") or {}), (self.folder, self.old)):
             complete = record.get("key") == key and "files" in record
             if complete and record["files"].items() <= file_sizes(folder).items():  # a user may have added files
-                if folder == self.old:
-                    write_json(self.record_path, {**record, "old": record})
-                    remove(self.folder)
-                    self.old.rename(self.folder)
-                return dict(record)
+                return dict(record), folder
         return None
+
+    def keep(self, key: str) -> dict[str, Any] | None:
+        """Return the record of a complete result of this key, or None; an earlier result of this key is put back."""
+        record, folder = self.find(key) or (None, self.folder)
+        if folder == self.old:
+            write_json(self.record_path, {**(record or {}), "old": record})
+            remove(self.folder)
+            self.old.rename(self.folder)
+        return record
 
     def begin(self, key: str) -> list[str] | None:
         """Prepare the folder for a result of this key; a complete result of another key is set aside until then.
