@@ -185,9 +185,17 @@ class TagToMaskCLI(LightningCLI):
         self._check_checkpoint()
 
     def _check_checkpoint(self) -> None:
-        """Check that a given checkpoint is of this task, and carries no code."""
+        """Check that a given checkpoint is of this task, and carries no code; ``last`` and ``best`` are of the run.
+
+        Lightning would look for them only among those of this process, and go on without any. ``fit`` starts anew where
+        there is no last checkpoint: the run was stopped in its first epoch.
+        """
         path = self._get(self.config, "ckpt_path")
-        if path and str(path) not in ("last", "best", "hpc", "registry"):
+        if path in ("last", "best"):
+            of_run = Path(self._get(self.config, "output"), f"{path}.ckpt")
+            path = None if self.subcommand == "fit" and path == "last" and not of_run.exists() else str(of_run)
+            self.config_init[str(self.subcommand)]["ckpt_path"] = path
+        if path:
             read_checkpoint(path, str(self.model.task_name))
 
     before_test = before_validate

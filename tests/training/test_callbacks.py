@@ -177,6 +177,29 @@ def test_an_untrained_network_is_not_scored(voc, cues, tmp_path, capsys, command
     assert capsys.readouterr().err.splitlines()[-1] == f"tag2mask: --ckpt_path is missing: the checkpoint to {command}"
 
 
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_last_and_best_are_checkpoints_of_the_run(voc, cues, tmp_path, capsys, command):
+    """Lightning alone would score an untrained network for ``last``, and knows no ``best`` of another process."""
+    assert fit(voc, cues, tmp_path / "run", "--trainer.max_epochs=2") == 0
+    for name in ("last", "best"):
+        tables = []
+        for given in (name, tmp_path / f"run/{name}.ckpt"):
+            capsys.readouterr()
+            assert fit(voc, cues, tmp_path / "run", f"--ckpt_path={given}", command=command) == 0
+            tables.append(capsys.readouterr().out)
+        assert "miou" in tables[0]
+        assert tables[0] == tables[1]
+    (tmp_path / "run/best.ckpt").unlink()
+    capsys.readouterr()
+    assert fit(voc, cues, tmp_path / "run", "--ckpt_path=best", command=command) == 1
+    assert "best.ckpt" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_anew(voc, cues, tmp_path):
+    assert fit(voc, cues, tmp_path / "run", "--ckpt_path=last") == 0
+    assert (tmp_path / "run/last.ckpt").is_file()
+
+
 def test_an_error_ends_the_report(voc, cues, tmp_path, capsys):
     words = ["--model.lr=1e30", "--trainer.max_epochs=9"]
     assert fit(voc, cues, tmp_path / "run", LOUD, *words) == 1

@@ -190,9 +190,9 @@ def test_every_option_that_is_a_path_is_known_as_one():
 
 
 def test_a_dry_run_leaves_results_of_other_settings_in_their_places(copied, ran, monkeypatch, capsys):
-    """While stages with new settings run, those of the earlier settings are set aside; a dry run does not put them back.
+    """While a stage runs with new settings, its earlier result is set aside; a dry run does not put it back.
 
-    It lists the earlier results as kept, those that depend on them among them.
+    It lists the earlier result as kept, and those that depend on it.
     """
     changed = copied.content()
     changed["stages"]["seeds"]["options"]["fg_threshold"] = 0.25
