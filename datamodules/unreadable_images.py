@@ -47,6 +47,10 @@ class UnreadableImages:
         if len(self.reasons) <= _LISTED:
             print_message(f"left out: {name}: {reason}")
 
+    def problems(self, samples: Sequence[Sample]) -> dict[str, str]:
+        """Return why each image, by its path, is unreadable; an empty text where it is readable."""
+        return {sample.image: self.reasons.get(sample.id, "") for sample in samples}
+
 
 def too_many(reasons: Mapping[str, str], total: int, share: float) -> str:
     """Return the error message for too many unreadable images; empty where their number is allowed.

@@ -92,7 +92,7 @@ def explain(
         pairs, facts = list(zip(*sides, strict=True)), [("checkpoint", checkpoint)]
         content = render("evidence.html", label=page, pairs=pairs, total=total, facts=facts)
         write_atomically(targets[0], content.encode())
-    report_skipped(output, samples, skipped.reasons)
+    report_skipped(output, skipped.problems(samples))
     return targets
 
 

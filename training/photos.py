@@ -31,27 +31,26 @@ def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None
             raise InputError(f"{target.parent} is a folder of the images: choose another output folder")
 
 
-def report_skipped(output: Path, samples: Sequence[Sample], skipped: Mapping[str, str], part: str = "") -> None:
+def report_skipped(output: Path, problems: Mapping[str, str], part: str = "") -> None:
     """Write ``skipped.csv``, the images that cannot be read with the reasons; without any, remove an earlier one.
 
     Args:
         output: the folder for the file.
-        samples: all images.
-        skipped: the reason for each skipped image by id.
+        problems: see `datamodules.unreadable_images.UnreadableImages.problems`.
         part: end of the file's name, of the job that predicts a part of the images.
 
     Raises:
         InputError: images were skipped; the command then ends with status 1.
     """
     table = output / f"skipped{part}.csv"
-    if not skipped:
+    rows = [(image, problem) for image, problem in problems.items() if problem]
+    if not rows:
         table.unlink(missing_ok=True)
         return
-    rows = [(sample.image, skipped[sample.id]) for sample in samples if sample.id in skipped]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *rows])
     write_atomically(table, text.getvalue().encode())
-    count = f"{len(rows)} of {len(samples)} images were skipped"
+    count = f"{len(rows)} of {len(problems)} images were skipped"
     raise InputError(f"{count}, {table} lists them; the first: {rows[0][1]}")
 
 

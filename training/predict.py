@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,7 +125,7 @@ def predict(
     if format != "png" and (in_tars or overlay or parts > 1):
         raise InputError(f"the format {format} is written by one job, without overlays, and not from tar files")
     if format != "png":
-        samples, written = _predict_annotations(predictor, paths, output, format)
+        problems, written = _predict_annotations(predictor, paths, output, format)
     elif in_tars:
         digest = network.checkpoint_sha256 if isinstance(network, Exported) else file_sha256(checkpoint)
         settings = {
@@ -133,10 +133,10 @@ def predict(
             "tile": tile, "overlap": overlap if tile else None, "precision": network.precision,
             "packages": package_versions(), "source": source_revision(ALL_PACKAGES),
         }  # fmt: skip
-        samples, written = _predict_tars(predictor, paths, output, settings, part, parts)
+        problems, written = _predict_tars(predictor, paths, output, settings, part, parts)
     else:
-        samples, written = _predict_images(predictor, paths, output, part, parts)
-    report_skipped(output, samples, predictor.skipped.reasons, "" if parts == 1 else f"-{part}-of-{parts}")
+        problems, written = _predict_images(predictor, paths, output, part, parts)
+    report_skipped(output, problems, "" if parts == 1 else f"-{part}-of-{parts}")
     return written
 
 
@@ -194,21 +194,21 @@ class Predictor:
 
 def _predict_annotations(
     predictor: Predictor, paths: Sequence[AnyPath], output: Path, format: AnnotationFormat
-) -> tuple[list[Sample], list[Path]]:
-    """Write the masks of images in the format of an annotation tool; return the images and the files written."""
+) -> tuple[dict[str, str], list[Path]]:
+    """Write the masks of images in the format of an annotation tool; return why each was skipped, and the files."""
     samples = photo_samples(paths)
     images = {sample.id: sample.image for sample in samples}
     stream = predictor.label_maps(samples, "predicting")
     with new_folder(output) as folder:
         masks = (LabelledImage(each.id, images[each.id], each.final) for each in stream)
         write_annotations(format, folder, predictor.network.classes, masks)
-    return samples, sorted(path for path in output.rglob("*") if path.is_file())
+    return predictor.skipped.problems(samples), sorted(path for path in output.rglob("*") if path.is_file())
 
 
 def _predict_images(
     predictor: Predictor, paths: Sequence[AnyPath], output: Path, part: int, parts: int
-) -> tuple[list[Sample], list[Path]]:
-    """Write the masks of a part of the images, a file each; return these images and their masks."""
+) -> tuple[dict[str, str], list[Path]]:
+    """Write the masks of a part of the images, a file each; return why each was skipped, and the masks."""
     listed, samples, step = photo_samples(paths), list[Sample](), predictor.batch_size
     for first in range(part * step, len(listed), parts * step):  # whole batches: masks have the bits of one process
         samples += listed[first : first + step]
@@ -220,48 +220,47 @@ def _predict_images(
     for name, content in predictor.files(samples, "predicting", georeferences):
         (output / name).parent.mkdir(parents=True, exist_ok=True)  # an id in a table may be a path
         write_atomically(output / name, content)
-    return samples, written
+    return predictor.skipped.problems(samples), written
 
 
 def _predict_tars(
     predictor: Predictor, paths: Sequence[AnyPath], output: Path, settings: Mapping[str, Any], part: int, parts: int
-) -> tuple[list[Sample], list[Path]]:
-    """Write the masks of a part of the tar files of images, a tar file each; return their images and the tar files.
+) -> tuple[dict[str, str], list[Path]]:
+    """Write the masks of a part of the tar files of images, a tar file each; return as `_predict_images`.
 
     ``settings`` are what the masks depend on. A tar file of masks that exists with these settings is kept.
     """
-    samples, written = list[Sample](), list[Path]()
+    problems, written = dict[str, str](), list[Path]()
     tars = [(path.parent, *tar) for path in paths for tar in find_tars(path.parent, path.name).items()]
     if len({name for _, name, _ in tars}) < len(tars):
         raise InputError("two of the tar files have the same name, and so would their tar files of masks")
     for parent, name, size in tars[part::parts]:
         written.append(output / name)
         header = {**settings, "input": name, "input_bytes": size}
-        samples += _predict_tar(predictor, parent / name, written[-1], header)
-    return samples, written
+        problems |= _predict_tar(predictor, parent / name, written[-1], header)
+    return problems, written
 
 
-def _predict_tar(predictor: Predictor, source: AnyPath, tar: Path, header: dict[str, Any]) -> list[Sample]:
-    """Write the masks of a tar file of images as a tar file, unless it exists; return the samples of the images.
+def _predict_tar(predictor: Predictor, source: AnyPath, tar: Path, header: dict[str, Any]) -> dict[str, str]:
+    """Write the masks of a tar file of images as a tar file, unless it exists; return `UnreadableImages.problems`.
 
     Args:
-        predictor: predicts them; images that could not be read are added to its skipped ones.
+        predictor: predicts them.
         source: the images.
         tar: the masks.
         header: what the masks depend on.
     """
-    skipped = predictor.skipped
+    predictor = replace(predictor, skipped=UnreadableImages(1.0))  # tar files may have equal keys
     if (earlier := _read_predicted(tar, header)) is not None:
         print_message(f"{tar} is there already, made with these settings")
-        for key in (key for key, readable in earlier.items() if not readable):
-            skipped.reasons[key] = f"{key} could not be read when {tar} was written: remove it to try again"
-        return [Sample(key, f"{key} in {source}") for key in earlier]
+        unreadable = f"could not be read when {tar} was written: remove it to try again"
+        return {f"{key} in {source}": "" if readable else f"{key} {unreadable}" for key, readable in earlier.items()}
     samples = sorted(tar_samples(source, tags=False), key=lambda sample: sample.id)
     masks = dict(predictor.files(samples, f"predicting {tar.name}", {}))
     tar.parent.mkdir(parents=True, exist_ok=True)
-    lacking = [sample.id for sample in samples if sample.id in skipped.reasons]
+    lacking = [sample.id for sample in samples if sample.id in predictor.skipped.reasons]
     _write_tar(tar, header | {SKIPPED: lacking}, {"classes.txt": predictor.class_list(), **masks})
-    return samples
+    return predictor.skipped.problems(samples)
 
 
 def _read_predicted(tar: Path, header: Mapping[str, Any]) -> dict[str, bool] | None:

@@ -370,6 +370,21 @@ def test_images_of_a_tar_that_cannot_be_read_are_skipped(voc, checkpoint, tmp_pa
     assert (tmp_path / "out/skipped.csv").read_text().splitlines()[1].startswith(f"b in {tmp_path / 'x.tar'},")
 
 
+def test_equal_keys_in_several_tars_are_several_images(voc, checkpoint, tmp_path):
+    good = min((voc / "JPEGImages").iterdir()).read_bytes()
+    for name, members in (("x", {"a.jpg": b"no image"}), ("y", {"a.jpg": good}), ("z", {"a.jpg": good[:300]})):
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes(members))
+    words = ["predict", f"--checkpoint={checkpoint}", f"--images={tmp_path}/*.tar", f"--output={tmp_path}/out"]
+    assert main([*words, "--num_workers=0"]) == 1
+    rows = (tmp_path / "out/skipped.csv").read_text().splitlines()[1:]
+    assert [Path(row.partition("::")[2].partition("#")[0]).name for row in rows] == ["x.tar", "z.tar"]
+    assert "x.tar" in rows[0].partition(",")[2]
+    assert "z.tar" in rows[1].partition(",")[2]
+    with tarfile.open(tmp_path / "out/y.tar") as archive:
+        assert archive.getnames() == ["a.png", "classes.txt"]
+        assert json.loads(archive.pax_headers["comment"])["skipped"] == []
+
+
 def test_processes_of_torchrun_predict_partitions_alone(voc, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
