@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -176,6 +177,16 @@ def test_a_training_image_that_cannot_be_read_is_not_shown(voc, checkpoint, cues
     metrics = evaluate(checkpoint, output=tmp_path / "out", root=str(some), **how)
     assert (tmp_path / "out/index.html").read_text().count('<img class="layer cues"') == 7
     assert metrics["miou"] == evaluate(checkpoint, output=tmp_path / "other", root=str(voc), **how)["miou"]
+
+
+def test_a_bad_mask_of_a_training_image_ends_no_evaluation(voc, checkpoint, tmp_path, capsys):
+    """A training on cues does not read it."""
+    root = shutil.copytree(voc, tmp_path / "voc")
+    for name in (root / "ImageSets/Segmentation/train.txt").read_text().split():
+        Image.new("P", (3, 3)).save(root / f"SegmentationClass/{name}.png")
+    evaluate(checkpoint, output=tmp_path / "out", root=str(root), num_images=3, num_workers=0)
+    assert "Training images" not in (tmp_path / "out/index.html").read_text()
+    assert re.search(r"the page shows no training images: .*\.png is 3x3, and its image", capsys.readouterr().err)
 
 
 def test_images_without_a_mask_are_shown_and_not_scored(voc, checkpoint, tmp_path, capsys):

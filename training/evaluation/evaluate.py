@@ -19,7 +19,7 @@ from datamodules.files import AnyPath, file_sha256, require_folder, write_atomic
 from datamodules.images import any_size, as_rgb, read_image
 from datamodules.masks import find_masks, mask_png, read_class_mask, require_same_size
 from datamodules.open_data import datamodule_from_settings, open_data
-from datamodules.progress import track
+from datamodules.progress import print_message, track
 from datamodules.sample import Sample
 from datamodules.samplers import evenly_spaced
 from datamodules.seed_cache import SeedCache
@@ -253,15 +253,16 @@ def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache 
 def _training_images(
     trained: Trained, data: BaseDataModule, cache: SeedCache, tiling: Tiling | None, *, crf: bool
 ) -> list[Section]:
-    """Return some training images with their cues; none where the training data are missing."""
-    samples: list[Sample] = []
-    with suppress(InputError):
+    """Return some training images with their cues; none, with a message, where the training data are not usable."""
+    counts, shown = SegmentationCounts(("background", *data.classes)), list[Example]()
+    try:
         samples = [each for each in data.samples(data.hparams["train_split"], tags=False) if each.id in cache]
-    chosen = [samples[index] for index in evenly_spaced(len(samples), TRAINING_IMAGES)]
-    counts = SegmentationCounts(("background", *data.classes))
-    loader = data.eval_loader(chosen, originals=True, largest=tiling.side if tiling else None)
-    stream = inference.predictions(trained.scores, loader, UnreadableImages(1.0), crf=crf, tiling=tiling)
-    shown = [_example(each, counts, cache) for each in stream]
+        chosen = [samples[index] for index in evenly_spaced(len(samples), TRAINING_IMAGES)]
+        loader = data.eval_loader(chosen, originals=True, largest=tiling.side if tiling else None)
+        stream = inference.predictions(trained.scores, loader, UnreadableImages(1.0), crf=crf, tiling=tiling)
+        shown = [_example(each, counts, cache) for each in stream]
+    except InputError as error:  # about a mask, perhaps, which a training on cues does not read
+        print_message(f"the page shows no training images: {error}")
     return [Section("Training images", "Training images, with the cues made from their tags.", shown)] if shown else []
 
 
