@@ -291,12 +291,15 @@ class BaseDataModule(pl.LightningDataModule):
                 samples = with_tags(samples, name)
             self._datasets[name] = self._eval_dataset(samples, hp["eval_size"])
 
-    def _training_dataset(self) -> ImageDataset:
-        hp = self.hparams
-        with_masks, with_annotations = hp["targets"] == "masks", bool(self.sources) and hp["targets"] != "tags"
-        samples = self.annotated(self.samples(hp["train_split"], masks=with_masks), hp["train_split"])
-        cues = None
-        if with_masks and with_annotations:
+    def training_samples(self) -> list[Sample]:
+        """Return the samples of the training with tags and annotations; neither headers nor cues are read.
+
+        Raises:
+            InputError: masks are missing, or as `samples` and `annotated`.
+        """
+        with_masks, split = self.hparams["targets"] == "masks", self.hparams["train_split"]
+        samples = self.annotated(self.samples(split, masks=with_masks), split)
+        if with_masks and self.sources:
             samples = [sample for sample in samples if sample.mask or sample.points or sample.scribbles]
             if not samples:
                 sources = ", ".join(self.sources)
@@ -304,6 +307,11 @@ class BaseDataModule(pl.LightningDataModule):
             print_message(f"{len(samples)} training images have a mask, point or scribble; the others are left out")
         elif with_masks:
             require_masks(samples, "targets: masks")
+        return samples
+
+    def _training_dataset(self) -> ImageDataset:
+        hp, samples, cues = self.hparams, self.training_samples(), None
+        with_masks, with_annotations = hp["targets"] == "masks", bool(self.sources) and hp["targets"] != "tags"
         if hp["targets"] == "cues":
             cues = SeedCache(hp["cues"])
             samples = covered_samples(cues, samples, self.classes)

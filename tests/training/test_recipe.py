@@ -495,6 +495,26 @@ def test_a_dry_run_finds_what_is_missing(whole, part, change, message):
         estimate_training(options)
 
 
+def test_the_estimate_is_of_the_images_and_channels_that_are_trained_on(whole, tmp_path):
+    """A training on the masks of two images reads these two; data with four channels need a network with four."""
+    (tmp_path / "ids.txt").write_text("train_00000\ntrain_00003\n")
+    options = {
+        "model": {"class_path": "SegmentationTask", "init_args": {"encoder": "resnet18", "loss": "cross_entropy"}},
+        "data": {
+            "class_path": "VOCDataModule",
+            "init_args": {
+                "root": f"{whole.data}/8", "size": 64, "batch_size": 2, "targets": "masks",
+                "annotations": str(tmp_path / "ids.txt"),
+            },
+        },
+        "trainer": {"max_epochs": 3, "accelerator": "cpu"},
+    }  # fmt: skip
+    images, steps, _, operations, _ = estimate_training(options)
+    assert (images, steps) == (2, 3)
+    options["data"]["init_args"]["in_channels"] = 4
+    assert estimate_training(options).operations > operations
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"eval_sise": 96}, "eval_sise"), ({"size": "abc"}, "expected int, got abc"),
 ])  # fmt: skip

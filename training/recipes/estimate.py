@@ -18,7 +18,7 @@ from seeds.base_task import BaseTask
 from seeds.precision import computes_bfloat16
 from training.lightning_cli import DATA_MODULES, TASKS
 
-LATER = ("cues", "cues_checkpoint", "targets")  # options of data modules that name results of other stages
+RESULTS = ("cues", "cues_checkpoint")  # options of data modules that name results of earlier stages
 GPU_NAMES = ("auto", "gpu", "cuda")  # accelerators that are a GPU where there is one
 LIGHTNING_EPOCHS = 1000  # of a training that has no limit
 TIMED_STEPS = 2
@@ -65,7 +65,9 @@ def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
         and not Path(weights).is_file()
     ):
         raise InputError(f"there are no weights {weights}")
-    task = _find(model.get("class_path"), TASKS)(classes=list(data.classes), **arguments)
+    task = _find(model.get("class_path"), TASKS)(
+        **arguments | {"classes": list(data.classes), "in_channels": data.in_channels}
+    )
     batch_size, size = data.hparams["batch_size"], data.hparams["size"]
     accelerator, accumulated = trainer.get("accelerator") or "auto", trainer.get("accumulate_grad_batches") or 1
     processes = process_count(accelerator, trainer.get("devices") or "auto", trainer.get("num_nodes") or 1)
@@ -115,15 +117,17 @@ def open_training_data(options: Mapping[str, Any]) -> tuple[BaseDataModule, int]
         InputError: the data do not exist, or tags or annotations are invalid.
     """
     given = options.get("data") or {}
-    arguments = {name: value for name, value in (given.get("init_args") or {}).items() if name not in LATER}
+    arguments = {name: value for name, value in (given.get("init_args") or {}).items() if name not in RESULTS}
     sources = arguments.get("annotations") or []
-    if any("{" in source for source in ([sources] if isinstance(sources, str) else sources)):
-        del arguments["annotations"]  # of an earlier stage
+    later = any("{" in source for source in ([sources] if isinstance(sources, str) else sources))  # of an earlier stage
+    if later:
+        del arguments["annotations"]
+    if later or arguments.get("targets") == "cues":
+        arguments["targets"] = "tags"  # all images that have tags
     data = _find(given.get("class_path"), DATA_MODULES)(**arguments)
     if isinstance(data, SyntheticDataModule):  # written by the first stage that reads it
         return data, int(data.hparams["train"])
-    split = data.hparams["train_split"]
-    return data, len(data.annotated(data.samples(split, masks=False), split))
+    return data, len(data.training_samples())
 
 
 def _find(path: Any, known: tuple[type, ...]) -> Any:
