@@ -3,6 +3,8 @@
 import csv
 import signal
 
+import pytest
+
 from tests.training.fits import fit_in_a_process
 from training.runs.loggers import ResumableCSVLogger
 
@@ -57,3 +59,37 @@ def test_a_resumed_log_keeps_its_rows(tmp_path):
     ]  # fmt: skip
     resumed.log_metrics({"a": 8.0}, 4)
     assert [row["a"] for row in rows(tmp_path)] == ["0.0", "1.0", "2.0", "7.0", "8.0"]
+
+
+@pytest.mark.parametrize("torn", ["1.5,", "1.5,2", "1", "\ufffd"])
+def test_a_row_that_was_cut_short_is_left_out(tmp_path, torn):
+    """A kill while the row is written; without its step, or without its last column."""
+    log = ResumableCSVLogger(tmp_path)
+    for step in range(2):
+        log.log_metrics({"a": float(step)}, step)
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(path.read_bytes() + torn.encode())
+    resumed = ResumableCSVLogger(tmp_path)
+    resumed.log_metrics({"a": 7.0}, 2)
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2"]
+    assert [row["a"] for row in rows(tmp_path)] == ["0.0", "1.0", "7.0"]
+
+
+def test_a_file_whose_header_was_cut_short(tmp_path):
+    (tmp_path / "metrics.csv").write_text("a,st")
+    log = ResumableCSVLogger(tmp_path)
+    log.log_metrics({"a": 7.0}, 0)
+    assert rows(tmp_path) == [{"a": "7.0", "step": "0"}]
+
+
+def test_earlier_rows_are_on_disk_at_each_moment(tmp_path, monkeypatch):
+    """The file is replaced as a whole: a kill while it is rewritten leaves the earlier one."""
+    log = ResumableCSVLogger(tmp_path)
+    log.log_metrics({"a": 1.0}, 0)
+    before = (tmp_path / "metrics.csv").read_bytes()
+    resumed = ResumableCSVLogger(tmp_path)
+    resumed.log_hyperparams({"lr": 0.1})
+    monkeypatch.setattr("datamodules.files.os.fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        resumed.log_metrics({"a": 7.0}, 0)
+    assert (tmp_path / "metrics.csv").read_bytes() == before

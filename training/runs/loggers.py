@@ -1,6 +1,7 @@
 """Loggers that a resumed run continues: ``metrics.csv`` in the run's folder, and Weights & Biases."""
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,24 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
+from datamodules.files import write_atomically
+
 ATTEMPT_ROWS = 10**9  # more than a training has steps
 
 
-class ResumableCSVLogger(CSVLogger):
-    """Lightning's CSV logger, which deletes an earlier ``metrics.csv``, changed to keep it.
+class KeepingWriter(ExperimentWriter):
+    """Lightning's writer, which deletes an earlier ``metrics.csv``, changed to keep it."""
 
-    Rows from the step at which the run resumes are of steps that are trained again, and are left out. New rows are
-    appended at once; the file is rewritten only when a row has a new column.
+    def _check_log_dir_exists(self) -> None:
+        pass
+
+
+class ResumableCSVLogger(CSVLogger):
+    """Lightning's CSV logger, changed so that a resumed run continues ``metrics.csv``.
+
+    Rows from the step at which the run resumes are of steps that are trained again, and are left out, as is a row
+    that a kill cut short. New rows are appended at once; the file is rewritten only when a run resumes and when a row
+    has a new column.
 
     Args:
         folder: folder of the run.
@@ -26,29 +37,30 @@ class ResumableCSVLogger(CSVLogger):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
         self._file = folder / "metrics.csv"
-        lines = self._file.read_text().splitlines() if self._file.is_file() else []
-        self._earlier: list[dict[str, Any]] = list(csv.DictReader(lines))
+        lines = self._file.read_text(errors="replace").splitlines() if self._file.is_file() else []
+        rows = csv.DictReader(lines)
+        self._earlier: list[dict[str, Any]] = [row for row in rows if str(row.get("step")).isdecimal()]
+        self._columns = list(rows.fieldnames or ()) if self._earlier else []
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """Lightning's writer, created with the earlier rows on disk: the first new row may be many minutes away."""
-        new = self._experiment is None
-        writer: ExperimentWriter = super().experiment
-        if new:
-            writer.metrics = list(self._earlier)
-            writer.save()
-        return writer
+    def experiment(self) -> Any:
+        """The writer, which appends to an earlier file."""
+        if self._experiment is None:
+            self._experiment = KeepingWriter(self.log_dir)
+            self._experiment.metrics_keys = self._columns
+        return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add a row."""
-        writer = self.experiment
-        kept = [row for row in self._earlier if step is None or int(row["step"]) < step]
-        if len(kept) < len(self._earlier):
-            self._file.unlink()
-            writer.metrics = list(kept)
-        self._earlier = []
+        if self._earlier:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, self._columns)
+            writer.writeheader()
+            writer.writerows(row for row in self._earlier if step is None or int(row["step"]) < step)
+            write_atomically(self._file, text.getvalue().encode())
+            self._earlier = []
         super().log_metrics(dict(metrics), step)
 
 
