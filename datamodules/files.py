@@ -370,9 +370,12 @@ def write_json(path: AnyPath, content: Mapping[str, Any], *, allow_nan: bool = T
 
 
 def require_folder(path: Path) -> None:
-    """Raise an InputError where a folder cannot be made because it, or a folder above it, is a file."""
-    if file := next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None):
-        raise InputError(f"the output {path} cannot be a folder: {file} is a file")
+    """Raise an InputError where a folder cannot be made or written: it, or one above it, is a file or read-only."""
+    existing = next((each for each in (path, *path.absolute().parents) if each.exists()), path)
+    if not existing.is_dir():
+        raise InputError(f"the output {path} cannot be a folder: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"the output {path} cannot be written: {existing} is read-only")
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class BaseTask(pl.LightningModule):
         compile: train a network compiled by ``torch.compile``.
 
     Raises:
-        InputError: ``step_size`` or ``warmup_steps`` is out of range.
+        InputError: a number is out of range.
     """
 
     task_name: str  # the name of the task in its checkpoints
@@ -65,9 +65,15 @@ class BaseTask(pl.LightningModule):
         compile: bool = False,  # noqa: A002  torch's name
     ) -> None:
         super().__init__()
+        self.save_arguments(locals())
+        positive = {"lr": lr, "weight_decay": weight_decay}
+        positive |= {"head_lr_scale": head_lr_scale, "bias_lr_scale": bias_lr_scale}
+        if wrong := next((f"{name} {value}" for name, value in positive.items() if not 0 <= value < math.inf), None):
+            raise InputError(f"{wrong} is not a number from 0 up")
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum {momentum} is not a number from 0 up to 1")
         if step_size < 1 or warmup_steps < 0:
             raise InputError(f"step_size {step_size} must be positive, and warmup_steps {warmup_steps} not negative")
-        self.save_arguments(locals())
 
     def save_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the arguments of ``__init__``, given as its ``locals()``, as hyperparameters.

@@ -23,9 +23,9 @@ from training.segmentation_task import SegmentationTask
 CURVES = Path(__file__).with_name("annotation_curves.csv")
 """mIoU on VOC animals' ``val``, by kind of annotation, share of the training images that have it, and random seed.
 
-``tags`` are tags alone, of a share of the images; ``masks``, ``points`` and ``scribbles`` are drawn into a share of the
-images, which all have tags; ``masks alone`` is a training on these masks without tags. The table in
-``docs/pages/experiments.md`` has the commands and the revision.
+``tags`` are tags alone, of all images; ``masks`` and ``points`` are drawn into a share of the images, which all have
+tags; ``masks alone`` is a training on these masks without tags. Fewer tags and scribbles have not been measured with
+three random seeds. The table in ``docs/pages/experiments.md`` has the commands and the revision.
 """
 
 DRAWN = ("points", "scribbles", "masks")
@@ -82,7 +82,8 @@ def plan(
 
     The number of images that can be annotated follows from the seconds per image. The gain in mIoU is the one that was
     measured on VOC animals where the same share of the training images was annotated, with its standard deviation over
-    three random seeds. Nothing is printed for more than was measured. For a network trained on masks without tags, the
+    three random seeds. Nothing is printed for more than was measured: for more tags and for scribbles there are the
+    numbers of images alone. For a network trained on masks without tags, the
     gain is that of masks alone.
 
     Args:

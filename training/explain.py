@@ -45,7 +45,7 @@ def explain(
             probable class.
         page: name of a class. Write ``<class>.html`` instead of figures: the photos with the strongest evidence for the
             class (sum of the Grad-CAM map) beside those with the strongest evidence against it (counterfactual map).
-        strongest: number of photos on each side of the page.
+        strongest: number of photos on each side of the page, at least 1.
         layer: name of the layer within the network. Default: as in `seeds.generate_seeds`.
         size: side in pixels to which photos are resized. Default: the size of the classifier's validation.
 
@@ -58,6 +58,8 @@ def explain(
             unreadable; ``skipped.csv`` lists them.
     """
     require_folder(output)
+    if strongest < 1:
+        raise InputError(f"strongest {strongest} must be at least 1")
     samples = photo_samples(photos)
     names = list(SIDES.values()) if page is not None else split_names(methods)
     if not names:

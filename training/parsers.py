@@ -152,6 +152,8 @@ def run_function(target: str, about: str, name: str, words: Sequence[str]) -> No
     options.pop("config", None)
     if job:
         options["job"] = job(**{field.name: options.pop(field.name) for field in fields(job)})
+    if paths and not options[paths]:  # an empty list in a YAML
+        raise UsageError(f"{paths}: give at least one")
     module, function_name = target.split(":")
     command = getattr(importlib.import_module(module), function_name)
     command(*options.pop(paths, ()), **options)

@@ -80,8 +80,9 @@ def pseudo_label(
         checkpoint, SegmentationTask, job, images, root=root, train_split=split, annotations=annotations
     )
     task, other = source.task, None if consensus is None else SeedCache(consensus)
+    names = ("architecture",) if task.hparams["architecture"] == "LargeFOV" else ("architecture", "encoder")
     settings = {
-        "method": "pseudo-label", "architecture": task.hparams["architecture"], "encoder": task.hparams["encoder"],
+        "method": "pseudo-label", **{name: task.hparams[name] for name in names},
         "scales": list(scales), "flip": flip, "cue_stride": cue_stride, "min_confidence": min_confidence,
         "size": source.data.hparams["eval_size"] if size is None else size, "crf": dict(TEST_CRF) if crf else None,
         **({SMALL_CLASSES: other.settings[SMALL_CLASSES]} if other is not None and other.small_labels else {}),

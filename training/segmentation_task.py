@@ -77,7 +77,7 @@ class SegmentationTask(BaseTask):
         **kwargs: solver options, see `seeds.base_task.BaseTask`.
 
     Raises:
-        InputError: a weight of a loss out of range, or an error of `build_network` or `freeze`.
+        InputError: a number out of range, or an error of `build_network` or `freeze`.
     """
 
     task_name = "segmentation"
@@ -108,8 +108,10 @@ class SegmentationTask(BaseTask):
         self.classes = tuple(classes)
         self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
         self.loss_weights |= {"lovasz": lovasz_weight, "box": box_weight}
-        if not 0 <= min_drawn_weight <= 1:
-            raise InputError(f"min_drawn_weight {min_drawn_weight} is outside 0..1")
+        fractions = {"min_drawn_weight": min_drawn_weight, "decay_fg": decay_fg, "decay_bg": decay_bg}
+        for name, value in fractions.items():
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} {value} is outside 0..1")
         for name, weight in self.loss_weights.items():
             if not 0 <= weight < math.inf:
                 raise InputError(f"{name}_weight {weight} is not a weight from 0 up")

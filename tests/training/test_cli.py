@@ -308,6 +308,14 @@ def test_an_output_that_cannot_be_a_folder(tmp_path, capsys, command):
     assert taken.read_text() == "mine"
 
 
+def test_an_output_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    """Reported before anything else is read: a whole evaluation would be lost on a read-only disk."""
+    monkeypatch.setattr("datamodules.files.os.access", lambda path, _mode: path != tmp_path)
+    assert main(["evaluate", "--checkpoint=missing", f"--output={tmp_path / 'new/folder'}"]) == 1
+    expected = f"the output {tmp_path / 'new/folder'} cannot be written: {tmp_path} is read-only"
+    assert expected in capsys.readouterr().err
+
+
 def test_a_process_without_traceback(tmp_path):
     """The installed command itself: status 1 and one sentence."""
     words = [sys.executable, "-c", "from training.cli import run; run()", "evaluate", "--checkpoint", "no.ckpt"]

@@ -79,6 +79,7 @@ def test_compare_of_what_evaluate_wrote(voc, predicted_masks, tmp_path, capsys):
         ('{"iou": {}, "miou": null}', "TypeError"),
         ('{"iou": {"cat": "x"}, "miou": 1}', "ValueError"),
         ("[]", "TypeError"),
+        ('{"iou": {}, "miou": 1, "pixel_accuracy": [1]}', "TypeError"),
     ],
 )
 def test_compare_of_something_else(tmp_path, capsys, content, words):
@@ -91,6 +92,17 @@ def test_compare_of_something_else(tmp_path, capsys, content, words):
     assert "x.json" in printed
 
 
-def test_compare_of_nothing(capsys):
+def test_compare_of_nothing(tmp_path, capsys):
     assert run("compare") == 2
     assert "results" in capsys.readouterr().err
+    (tmp_path / "none.yaml").write_text("results: []\n")
+    assert run("compare", f"--config={tmp_path / 'none.yaml'}") == 2
+    assert capsys.readouterr().err == "tag2mask: results: give at least one\n"
+
+
+def test_compare_reads_numbers_that_are_texts(tmp_path, capsys):
+    (tmp_path / "x.json").write_text('{"iou": {"cat": "0.5"}, "miou": "0.25"}')
+    assert run("compare", tmp_path / "x.json") == 0
+    printed = capsys.readouterr().out
+    assert "50.0" in printed
+    assert "25.0" in printed

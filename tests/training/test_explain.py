@@ -68,6 +68,7 @@ def test_a_folder_and_its_page(classifier, photos, tmp_path):
     for side in ("for", "against"):
         values = [float(value) for _, own, value in shown if own == side]
         assert values == sorted(values, reverse=True)
+    assert main([*words, "--page", "red", "--strongest", "0"]) == 1
     assert text.count("data:image/jpeg;base64,") == 4
     check_page(text)
 

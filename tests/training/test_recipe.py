@@ -187,6 +187,10 @@ def test_every_option_that_is_a_path_is_known_as_one():
     assert recipe_file.is_path("data.labels", "lists/cls_labels.npy")
     assert not recipe_file.is_path("data.labels", "imagesets")
     assert recipe_file.is_path("caches.1", "runs/walk")
+    assert recipe_file.is_path(
+        "masks", "/photos/val-masks"
+    )  # of `evaluate`; they may lie outside of the images' folder
+    assert recipe_file.is_path("data.init_args.masks", "/photos/val-masks")
 
 
 def test_a_dry_run_leaves_results_of_other_settings_in_their_places(copied, ran, monkeypatch, capsys):

@@ -197,9 +197,10 @@ def test_masks_and_partly_drawn_images_in_one_batch(min_weight, weight):
     assert "mask" not in task.loss_weights
 
 
-def test_a_weight_out_of_range():
-    with pytest.raises(InputError, match=r"min_drawn_weight 2 is outside 0\.\.1"):
-        SegmentationTask(CLASSES, **TINY, min_drawn_weight=2)
+@pytest.mark.parametrize("name", ["min_drawn_weight", "decay_fg", "decay_bg"])
+def test_a_weight_out_of_range(name):
+    with pytest.raises(InputError, match=rf"{name} 2 is outside 0\.\.1"):
+        SegmentationTask(CLASSES, **TINY, **{name: 2})
 
 
 @pytest.mark.parametrize("loss", ["sec", "cross_entropy"])

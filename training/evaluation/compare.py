@@ -64,8 +64,9 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     """Return the content of a ``metrics.json``; raise an InputError if it is missing, no JSON, or contains no IoU."""
     try:
         metrics = json.loads(path.read_bytes())
-        for value in (metrics["miou"], *metrics["iou"].values()):
-            float(value)
+        metrics["miou"] = float(metrics["miou"])
+        metrics["iou"] = {name: float(value) for name, value in metrics["iou"].items()}
+        metrics |= {key: float(metrics[key]) for key in MEANS.values() if metrics.get(key) is not None}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         purpose = "a metrics.json of 'tag2mask evaluate' on images with masks"
         raise InputError(f"{path} cannot be read as {purpose}: {type(error).__name__} {error}") from error

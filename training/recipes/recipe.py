@@ -18,7 +18,8 @@ RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the 
 RUN_OPTIONS = ("config", "dry_run", "help", "output", STAGES)  # of `tag2mask run`, beside settings
 PATH_OPTIONS = frozenset({
     "annotations", "cache", "caches", "checkpoint", "ckpt_path", "consensus", "cues", "cues_checkpoint", "evaluation",
-    "ids", "images", "input_list", "photos", "predictions", "results", "root", "source", "weights",
+    "ids", "images", "input_list", "instances", "masks", "photos", "predictions", "results", "root", "source", "tags",
+    "weights",
 })  # fmt: skip
 """Options of the commands whose values are files or folders."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")

@@ -56,7 +56,7 @@ class ResumableCSVLogger(CSVLogger):
         """Add a row."""
         if self._earlier:
             text = io.StringIO()
-            writer = csv.DictWriter(text, self._columns)
+            writer = csv.DictWriter(text, self._columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(row for row in self._earlier if step is None or int(row["step"]) < step)
             write_atomically(self._file, text.getvalue().encode())
