@@ -53,10 +53,10 @@ class Curve(NamedTuple):
         return float((last - first).mean()), float((last - first).std(ddof=1))
 
 
-def read_curves(path: Path = CURVES) -> dict[str, Curve]:
+def read_curves() -> dict[str, Curve]:
     """Return the curve of each kind; those of `DRAWN` begin with tags alone at share 0."""
     measured: dict[str, dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    with path.open(newline="", encoding="utf-8") as file:
+    with CURVES.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             measured[row["kind"]][float(row["share"])][int(row["seed"])] = float(row["miou_crf"])
     for kind in DRAWN:

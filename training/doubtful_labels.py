@@ -15,7 +15,7 @@ from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.score_maps import resize_maps
-from training.inference import Trained, crf_probabilities
+from training.inference import TrainedNetwork, crf_probabilities
 
 REASONS = {
     "labels": "the network predicts another class than the label",
@@ -24,14 +24,14 @@ REASONS = {
 }
 """Why a position is doubtful."""
 
-WINDOW = 8
+WINDOWS_PER_SIDE = 8
 """A class is found where its mean probability in a square of 1/8 of the image's side is high."""
 
 SUSPECT = 0.25
 """Probability of a mistake from which a tag is listed as doubtful."""
 
 
-class Reviewed(NamedTuple):
+class ReviewedImage(NamedTuple):
     """What a network makes of one training image, on the grid of its labels.
 
     Attributes:
@@ -61,7 +61,7 @@ class Reviewed(NamedTuple):
         return {reason: float(where.mean()) for reason, where in self.doubtful.items()}
 
 
-class Ranked(NamedTuple):
+class ImageScores(NamedTuple):
     """The scores of one training image.
 
     Attributes:
@@ -88,8 +88,8 @@ class Ranked(NamedTuple):
 
 @torch.inference_mode()
 def review_images(
-    trained: Trained, data: BaseDataModule, samples: Sequence[Sample], cache: SeedCache
-) -> Iterator[Reviewed]:
+    trained: TrainedNetwork, data: BaseDataModule, samples: Sequence[Sample], cache: SeedCache
+) -> Iterator[ReviewedImage]:
     """Yield what the network makes of each readable image.
 
     Raises:
@@ -104,7 +104,7 @@ def review_images(
         images = batch["image"]
         views = torch.stack([trained.scores(images).cpu(), trained.scores(images.flip(-1)).flip(-1).cpu()])
         probs = views.softmax(dim=2).mean(dim=0)[:, 1:]  # (B, C, h, w)
-        window = max(1, probs.shape[-1] // WINDOW)
+        window = max(1, probs.shape[-1] // WINDOWS_PER_SIDE)
         class_probability = nn.functional.avg_pool2d(probs, window, stride=1).amax(dim=(2, 3)).numpy()
         pixels, tagged = to_uint8(images), batch["labels"] != 0
         for index, (name, image) in enumerate(zip(batch["id"], batch["original"], strict=True)):
@@ -122,17 +122,17 @@ def review_images(
                 "views": resize_nearest((plain != mirrored).astype(np.uint8), *labels.shape) > 0,
                 "CRF": resize_nearest((before != after).astype(np.uint8), *labels.shape) > 0,
             }
-            yield Reviewed(by_id[name], image, labels, prediction, doubtful, class_probability[index])
+            yield ReviewedImage(by_id[name], image, labels, prediction, doubtful, class_probability[index])
 
 
-def rank(each: Reviewed, classes: Sequence[str], identical: Sequence[str]) -> Ranked:
-    """Return the scores of an image, see `Ranked`."""
+def rank(each: ReviewedImage, classes: Sequence[str], identical: Sequence[str]) -> ImageScores:
+    """Return the scores of an image, see `ImageScores`."""
     tags = each.sample.tags or frozenset()
     predicted = zip(classes, each.class_probability.tolist(), strict=True)
     wrong = {name: 1 - value if name in tags else value for name, value in predicted}  # probability of a mistake
     tags_to_add = {name: value for name, value in wrong.items() if name not in tags and value >= SUSPECT}
     tags_to_remove = {name: value for name, value in wrong.items() if name in tags and value >= SUSPECT}
-    return Ranked(
+    return ImageScores(
         each.sample.id,
         each.doubt,
         each.shares(),

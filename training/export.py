@@ -25,7 +25,7 @@ from datamodules.files import file_sha256, new_folder, read_json_or_empty, write
 from datamodules.images import channel_statistics
 from datamodules.progress import print_result
 from training.exported_network import KEY, SIDECAR, import_onnx, load_smp, onnx_network, restore_smp
-from training.inference import Trained, load_trained
+from training.inference import TrainedNetwork, load_trained
 from training.networks import SmpNetwork
 from training.reports.pages import render
 
@@ -100,7 +100,7 @@ def export(
 
 
 def model_card(
-    trained: Trained,
+    trained: TrainedNetwork,
     metadata: Mapping[str, Any],
     evaluation: Path | None,
     license: str | None,  # noqa: A002

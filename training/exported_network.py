@@ -27,12 +27,12 @@ _REPOSITORY = re.compile(r"hf://[^/]+/[^/]+")
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedNetwork:
     """A network that runs without the code that trained it.
 
     Attributes:
         classes: its classes, without background.
-        size: side in pixels of the images of its training.
+        size: side in pixels to which whole images are resized.
         in_channels: channels of the images.
         checkpoint_sha256: SHA-256 of the checkpoint that was exported.
         run: class scores float32 (B, C+1, h, w) of normalised images (B, in_channels, size, size).
@@ -48,11 +48,11 @@ class Exported:
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Tensor:
-        """Return class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
+        """Return class scores float32 (B, C+1, h, w), not upsampled, of normalised images (B, in_channels, S, S)."""
         return self.run(images).float()
 
 
-def load_exported(path: AnyPath) -> Exported:
+def load_exported(path: AnyPath) -> ExportedNetwork:
     """Load an exported network onto the CPU: a folder of SMP, a file ``.onnx``, or else TorchScript.
 
     ``hf://USER/NAME`` is such a folder on Hugging Face, which is downloaded into its cache.
@@ -81,7 +81,7 @@ def load_exported(path: AnyPath) -> Exported:
                 run = torch.jit.load(file, map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
             metadata = json.loads(files[SIDECAR])
         size, channels, digest = int(metadata["size"]), len(metadata["mean"]), str(metadata["checkpoint_sha256"])
-        return Exported(tuple(metadata["classes"]), size, channels, digest, run)
+        return ExportedNetwork(tuple(metadata["classes"]), size, channels, digest, run)
     except InputError:
         raise
     except Exception as error:  # each runtime has its own errors; the file is not usable in any case

@@ -25,6 +25,7 @@ COLOURS = (
     (205, 170, 30), (190, 60, 150), (100, 160, 100), (200, 140, 255), (255, 205, 130), (70, 120, 150),
 )  # fmt: skip
 BACKGROUND_COLOUR = (84, 98, 122)  # of background cues
+HEAT_STRENGTH = 0.75  # share of the colour in a pixel where a map is highest
 GAP, CAPTION, MARGIN = 6, 24, 96  # pixels of `figure_grid`: gap between images, height of captions, width of row labels
 BRIGHTEST = 99.5  # percentile of a gradient's values that is shown at full contrast: a few pixels exceed all others
 
@@ -91,19 +92,18 @@ def _blend(image: Image, layer: Layer) -> Image:
     return ((1 - opacity) * image + opacity * layer[..., :3]).round().astype(np.uint8)
 
 
-def heat_overlay(image: Image, heat: NDArray[np.floating], *, strength: float = 0.75) -> Image:
+def heat_overlay(image: Image, heat: NDArray[np.floating]) -> Image:
     """Draw a map over its image, from clear (0) to dark red (the map's maximum); a map of zeros gives a gray image.
 
     Args:
         image: image uint8 (H, W, 3).
         heat: map (H, W), not negative.
-        strength: share of the colour in a pixel where the map is highest.
     """
     peak = float(heat.max())
     share = (heat / peak if peak > 0 else np.zeros_like(heat)).astype(np.float32)
     gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float32)
     colour = cv2.applyColorMap((share * 255).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-    weight = strength * np.sqrt(share)[..., None]
+    weight = HEAT_STRENGTH * np.sqrt(share)[..., None]
     return ((1 - weight) * (0.4 * image + 0.6 * gray) + weight * colour).round().astype(np.uint8)
 
 

@@ -36,7 +36,7 @@ class Views:
     """Scales and flips of an image whose class probabilities are averaged (test-time augmentation).
 
     Attributes:
-        scales: factors on the side of the images in training.
+        scales: factors on the side to which whole images are resized, ``eval_size``.
         flip: whether the mirrored image is added at each scale.
 
     Raises:
@@ -64,8 +64,8 @@ def view_scores(
     resized bilinearly to one grid; the result is the logarithm of the mean, so that its softmax is the mean.
 
     Args:
-        network: scores (B, K, h, w) of normalised images (B, 3, S, S).
-        images: float32 (B, 3, S, S).
+        network: scores (B, K, h, w) of normalised images (B, in_channels, S, S).
+        images: float32 (B, in_channels, S, S).
         views: scales and flips.
         multiple: scaled sides are rounded to multiples of this number.
         grid: height and width of the averaged maps; by default those of the finest. Not used for the single plain view.
@@ -130,7 +130,7 @@ def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A segmentation network from a checkpoint, with the data settings of its training.
 
     Attributes:
@@ -162,13 +162,13 @@ class Trained:
 
     @torch.inference_mode()
     def scores(self, images: Tensor, views: Views = SINGLE_VIEW) -> Tensor:
-        """Return class scores float32 (B, C+1, h, w), on the network's grid, of normalised images (B, 3, S, S)."""
+        """Return class scores float32 (B, C+1, h, w), not upsampled, of normalised images (B, in_channels, S, S)."""
         device = self.task.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             return view_scores(self.task, images.to(device), views, multiple=self.task.network.multiple)
 
 
-def load_trained(checkpoint: AnyPath, precision: Precision = "32-true") -> Trained:
+def load_trained(checkpoint: AnyPath, precision: Precision = "32-true") -> TrainedNetwork:
     """Load the network of a segmentation checkpoint without running code from the file.
 
     Args:
@@ -183,11 +183,11 @@ def load_trained(checkpoint: AnyPath, precision: Precision = "32-true") -> Train
     if not isinstance(data, dict) or "eval_size" not in data:
         raise InputError(f"{checkpoint} does not record the data of its training, such as the size of the images")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Trained(task.to(device), data, resolve_precision(precision), read_provenance(content))
+    return TrainedNetwork(task.to(device), data, resolve_precision(precision), read_provenance(content))
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Prediction:
     """The prediction for one image, at the image's own size.
 
     Attributes:
@@ -208,11 +208,12 @@ class Predicted:
 def predictions(
     network: Callable[[Tensor], Tensor], loader: DataLoader[Any], unreadable: UnreadableImages, *, crf: bool,
     tiling: Tiling | None = None,
-) -> Iterator[Predicted]:  # fmt: skip
+) -> Iterator[Prediction]:  # fmt: skip
     """Predict the images of a loader in their order; in a batch, those in tiles come first.
 
     Args:
-        network: class scores float32 (B, C+1, h, w) of normalised images (B, 3, S, S), such as `Trained.scores`.
+        network: class scores float32 (B, C+1, h, w) of normalised images (B, in_channels, S, S), such as
+            `TrainedNetwork.scores`.
         loader: batches of a `datamodules.dataset.ImageDataset` with ``originals``, and ``largest`` a tile's side.
         unreadable: receives the images that cannot be read, for which there is no prediction.
         crf: smooth predictions with the dense CRF.
@@ -240,12 +241,12 @@ def predictions(
             plain = label_map(scores[index], (height, width)).cpu().numpy().astype(np.uint8)
             final = crf_label_map(scores[index], image).cpu().numpy().astype(np.uint8) if crf else plain
             truth = batch["mask"][index, :height, :width].numpy().astype(np.uint8) if name in with_mask else None
-            yield Predicted(name, image, plain, final, truth)
+            yield Prediction(name, image, plain, final, truth)
 
 
 def _predict_tiles(
     network: Callable[[Tensor], Tensor], large: Mapping[str, Any], loader: DataLoader[Any], tiling: Tiling, *, crf: bool
-) -> Predicted:
+) -> Prediction:
     """Predict an image in tiles, as `predictions`; ``large`` is its entry in the batch.
 
     Raises:
@@ -265,7 +266,7 @@ def _predict_tiles(
         del image
     with any_size():
         truth = read_class_mask(large["mask"], dataset.mask_lut) if scored else None
-    return Predicted(large["id"], preview, plain, final, truth)
+    return Prediction(large["id"], preview, plain, final, truth)
 
 
 def tiled_label_maps(
@@ -279,7 +280,7 @@ def tiled_label_maps(
 
     Args:
         image: the image.
-        network: class scores float32 (B, C+1, h, w) of normalised images (B, 3, size, size).
+        network: class scores float32 (B, C+1, h, w) of normalised images (B, in_channels, size, size).
         tiling: the tiles.
         size: side in pixels to which tiles are resized.
         batch_size: tiles per batch.

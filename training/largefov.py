@@ -57,7 +57,7 @@ class LargeFOV(FreezableNetwork):
             load_fitting(self, {**head, **state}, f"weights {weights} are not a VGG-16's")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return class scores of images (B, 3, H, W): (B, num_classes, h, w) with h = ceil(H / 8)."""
+        """Return class scores of images (B, in_channels, H, W): (B, num_classes, h, w) with h = ceil(H / 8)."""
         x = self.smooth(self.features(images))  # (B, 512, h, w)
         x = self.dropout(self.fc6(x).relu())  # (B, 1024, h, w)
         x = self.dropout(self.fc7(x).relu())

@@ -41,7 +41,7 @@ from training.runs.callbacks import (
 )
 from training.runs.image_panels import ImagePanels
 from training.runs.loggers import ResumableCSVLogger, ResumableWandbLogger
-from training.runs.provenance_record import RunRecord
+from training.runs.provenance_record import PROVENANCE_FILE, RunRecord
 from training.runs.repeated_runs import fit_repeatedly, seed_list
 from training.segmentation_task import SegmentationTask
 
@@ -173,7 +173,7 @@ class TagToMaskCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse to train over an earlier run, whose figures and checkpoints would be lost."""
         folder = Path(self._get(self.config, "output"))
-        finished = read_json_or_empty(folder / "provenance.json").get("finished")  # perhaps without checkpoints
+        finished = read_json_or_empty(folder / PROVENANCE_FILE).get("finished")  # perhaps without checkpoints
         if (finished or any(folder.glob("*.ckpt"))) and not self._get(self.config, "ckpt_path"):
             raise InputError(f"{folder} already holds a run: remove it, choose another --output, or --ckpt_path last")
         self._check_checkpoint()

@@ -1,13 +1,13 @@
 """The losses of a segmentation network: SEC's seed, expand and constrain losses, and balanced cross-entropy.
 
 Kolesnikov & Lampert, *Seed, Expand and Constrain: Three Principles for Weakly-Supervised Image Segmentation*,
-ECCV 2016. Numbers and reductions are those of the authors' released code. Each function takes probabilities over the
-classes, with background as channel 0, and returns a scalar. Every image of a batch has the same weight, or that of
-``image_weights`` (B,). A term that does not apply to an image (no cue, no present class, no absent class) is 0 for that
-image.
+ECCV 2016. Numbers and reductions are those of the authors' released code. Each loss returns a scalar, with background
+as channel 0; `partial_cross_entropy` and `lovasz_loss` take scores, the others probabilities. Where a loss has
+``image_weights`` (B,), they replace equal weights of the images. A term that does not apply to an image (no cue, no
+present class, no absent class) is 0 for that image.
 
-All losses are computed in float32 (float64 for float64 probabilities), also under autocast; all but `box_loss` without
-loops over images or classes. To add a term, write its function here and add it to
+All losses are computed in float32, those of float64 probabilities in float64, also under autocast; all but `box_loss`
+without loops over images or classes. To add a term, write its function here and add it to
 `training.segmentation_task.SegmentationTask`.
 """
 
@@ -29,7 +29,7 @@ LOG_FLOOR = 1e-12  # keeps the logarithm of probabilities from other sources tha
 
 
 def sec_probabilities(logits: Tensor) -> Tensor:
-    """Return the softmax over classes, plus 1e-4, renormalised: the probabilities for all losses of this module.
+    """Return the softmax over classes, plus 1e-4, renormalised: the probabilities for the losses of SEC.
 
     Args:
         logits: class scores (B, K, h, w) of any floating type.

@@ -72,7 +72,7 @@ class SmpNetwork(FreezableNetwork):
         self.multiple = int(self.model.encoder.output_stride) if self.model.requires_divisible_input_shape else 1
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return class scores (B, K, h, w) of images (B, 3, H, W).
+        """Return class scores (B, K, h, w) of images (B, in_channels, H, W).
 
         Raises:
             InputError: a side of the images is no multiple of the architecture's stride.
@@ -94,7 +94,7 @@ def build_network(
     network_args: dict[str, Any] | None = None,
     in_channels: int = 3,
 ) -> LargeFOV | SmpNetwork:
-    """Build a segmentation network: class scores (B, K, h, w) of images (B, 3, H, W), without a last upsampling.
+    """Build a segmentation network: class scores (B, K, h, w) of images (B, in_channels, H, W), not upsampled.
 
     Args:
         architecture: ``LargeFOV`` (VGG-16, without further choices), or a class of segmentation_models_pytorch.

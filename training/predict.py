@@ -38,9 +38,9 @@ from seeds.distributed import local_rank, read_partition, require_one_process
 from seeds.precision import Precision
 from seeds.provenance import package_versions
 from seeds.tiles import Tiling
-from training.exported_network import Exported, load_exported
+from training.exported_network import ExportedNetwork, load_exported
 from training.image_overlays import encode_image, label_overlay
-from training.inference import Predicted, Trained, load_trained, predictions
+from training.inference import Prediction, TrainedNetwork, load_trained, predictions
 from training.photos import forbid_replacing, photo_samples, report_skipped
 
 OVERLAY_QUALITY = 90
@@ -127,7 +127,7 @@ def predict(
     if format != "png":
         problems, written = _predict_annotations(predictor, paths, output, format)
     elif in_tars:
-        digest = network.checkpoint_sha256 if isinstance(network, Exported) else file_sha256(checkpoint)
+        digest = network.checkpoint_sha256 if isinstance(network, ExportedNetwork) else file_sha256(checkpoint)
         settings = {
             "checkpoint_sha256": digest, "crf": crf, "overlay": overlay, "batch_size": batch_size,
             "tile": tile, "overlap": overlap if tile else None, "precision": network.precision,
@@ -150,7 +150,7 @@ class Predictor:
         skipped: images that could not be read so far.
     """
 
-    network: Trained | Exported
+    network: TrainedNetwork | ExportedNetwork
     crf: bool
     overlay: bool
     tiling: Tiling | None
@@ -158,7 +158,7 @@ class Predictor:
     num_workers: int
     skipped: UnreadableImages = field(default_factory=lambda: UnreadableImages(1.0))
 
-    def label_maps(self, samples: Sequence[Sample], title: str) -> Iterator[Predicted]:
+    def label_maps(self, samples: Sequence[Sample], title: str) -> Iterator[Prediction]:
         """Yield the label map of each readable image, and report progress under a title."""
         network, largest = self.network, None if self.tiling is None else self.tiling.side
         dataset = ImageDataset(

@@ -103,7 +103,7 @@ class PseudoLabelModule(SeedModule):
         """Prepare.
 
         Args:
-            network: returns scores (B, C+1, h, w) of normalised images (B, 3, H, W).
+            network: returns scores (B, C+1, h, w) of normalised images (B, in_channels, H, W).
             settings: as `pseudo_label` records them.
             consensus: a seed cache; positions with another label there have no cue.
             multiple: sides of scaled images are rounded to multiples of this number.

@@ -15,7 +15,7 @@ from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import print_message, track
 from datamodules.seed_cache import SeedCache
 from seeds.precision import Precision
-from training.doubtful_labels import REASONS, Ranked, rank, review_images
+from training.doubtful_labels import REASONS, ImageScores, rank, review_images
 from training.inference import load_trained
 from training.reports.review_report import render_review
 
@@ -105,9 +105,9 @@ def review(
     )
 
 
-def together(ranked: Sequence[Ranked], count: int) -> list[Ranked]:
+def together(ranked: Sequence[ImageScores], count: int) -> list[ImageScores]:
     """Return the first ``count`` images, each followed by those that are nearly identical to it."""
-    by_id, chosen = {each.id: each for each in ranked}, dict[str, Ranked]()
+    by_id, chosen = {each.id: each for each in ranked}, dict[str, ImageScores]()
     for each in ranked[:count]:
         for name in (each.id, *each.identical):
             if name in by_id:
@@ -115,7 +115,7 @@ def together(ranked: Sequence[Ranked], count: int) -> list[Ranked]:
     return list(chosen.values())
 
 
-def table(ranked: Sequence[Ranked]) -> str:
+def table(ranked: Sequence[ImageScores]) -> str:
     """Return the table of all images, the most doubtful labels first, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -147,8 +147,8 @@ class SegmentationTask(BaseTask):
         Lovász-softmax loss of a batch is that of its drawn pixels, and of its cues elsewhere.
 
         Args:
-            batch: ``image`` (B, 3, H, W), ``labels`` (B, C) for SEC's losses, ``cues`` bool (B, C+1, h, w) or ``mask``
-                int64 (B, H, W) or both, and perhaps ``boxes``, B of float (n, 5).
+            batch: ``image`` (B, in_channels, H, W), ``labels`` (B, C) for SEC's losses, ``cues`` bool (B, C+1, h, w)
+                or ``mask`` int64 (B, H, W) or both, and perhaps ``boxes``, B of float (n, 5).
 
         Returns:
             Scalars by name, not weighted; terms of weight 0 are left out.

@@ -111,7 +111,7 @@ def labels(checkpoint, tmp_path_factory):
 
 
 def test_scaled_images_have_sides_that_the_network_takes():
-    """As in `training.inference.Trained.scores`: half of 24 pixels are rounded to 8 with a multiple of 8."""
+    """As in `training.inference.TrainedNetwork.scores`: half of 24 pixels are rounded to 8 with a multiple of 8."""
     sides = []
 
     class Sides(Scores):

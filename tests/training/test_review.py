@@ -18,7 +18,7 @@ from datamodules.voc import VOCDataModule
 from tests.seed_caches import CacheWriter
 from tests.training.html_pages import HOSTILE, check_page, run_chromium
 from training.cli import main
-from training.doubtful_labels import REASONS, Ranked, Reviewed, rank, review_images
+from training.doubtful_labels import REASONS, ImageScores, ReviewedImage, rank, review_images
 from training.reports.review_report import render_review
 from training.review import table, together
 
@@ -29,7 +29,7 @@ def rows_of(folder):
 
 
 def ranked(name, *identical, doubt=0.0):
-    return Ranked(name, doubt, dict.fromkeys(REASONS, 0.0), {}, {}, identical, f"{name}.jpg", 0.0)
+    return ImageScores(name, doubt, dict.fromkeys(REASONS, 0.0), {}, {}, identical, f"{name}.jpg", 0.0)
 
 
 # --- positions and tags
@@ -93,7 +93,7 @@ def test_doubtful_tags():
     nothing = dict.fromkeys(REASONS, flat > 0)
     sample = Sample("a", "a.jpg", frozenset({"cat", "cow"}))
     image = np.zeros((2, 2, 3), np.uint8)
-    each = Reviewed(sample, image, flat, flat, nothing, np.array([0.25, 0.8125, 0.875, 0.125], np.float32))
+    each = ReviewedImage(sample, image, flat, flat, nothing, np.array([0.25, 0.8125, 0.875, 0.125], np.float32))
     found = rank(each, ["cat", "cow", "dog", "horse"], ["b"])
     assert (found.tags_to_add, found.tags_to_remove) == ({"dog": 0.875}, {"cat": 0.75})
     assert (found.doubt, found.identical, found.image) == (0, ["b"], "a.jpg")
@@ -107,7 +107,7 @@ def test_nearly_identical_images_follow_each_other():
 
 
 def test_the_table():
-    row = Ranked(
+    row = ImageScores(
         "a,b",
         0.5,
         dict(zip(REASONS, (0.25, 0.125, 0), strict=True)),
@@ -239,9 +239,9 @@ def test_keys_and_filters_in_a_browser(tmp_path):
     images, drawn = [], {}
     for name, label, shares in (("a", 1, (0.5, 0, 0)), (HOSTILE, 1, (0, 0.4, 0)), ("c", 2, (0, 0.3, 0.1))):
         by_reason = dict(zip(REASONS, shares, strict=True))
-        images.append(Ranked(name, max(shares), by_reason, {}, {}, [HOSTILE], f"{name}.jpg", 0.0))
+        images.append(ImageScores(name, max(shares), by_reason, {}, {}, [HOSTILE], f"{name}.jpg", 0.0))
         nothing = dict.fromkeys(REASONS, flat > 0)
-        drawn[name] = Reviewed(
+        drawn[name] = ReviewedImage(
             Sample(name, "", frozenset()), image, flat + label, flat, nothing, np.zeros(2, np.float32)
         )
     page = render_review(

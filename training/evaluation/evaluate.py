@@ -30,7 +30,7 @@ from seeds.tiles import Tiling
 from training import inference
 from training.evaluation.evaluation_table import compute_metrics, metrics_csv, print_metrics
 from training.evaluation.metrics import SegmentationCounts
-from training.inference import TEST_CRF, Predicted, Trained, Views, load_trained
+from training.inference import TEST_CRF, Prediction, TrainedNetwork, Views, load_trained
 from training.reports.evaluation_report import render_page
 from training.reports.example_selection import Example, ExampleSelector, Section
 
@@ -107,7 +107,7 @@ def evaluate(
     """
     require_folder(output)  # minutes pass before the page is written
     limits: dict[str, Any] = {"max_unreadable": max_unreadable, "strict": strict or submission}
-    trained: Trained | None = None
+    trained: TrainedNetwork | None = None
     tiling = None if tile is None else Tiling(tile, overlap)
     if checkpoint is not None and predictions is None:
         if classes is not None:
@@ -185,7 +185,7 @@ def evaluate(
 
 def _open_predictions(
     predictions: AnyPath, root: str, classes: list[str] | None, settings: Mapping[str, Any]
-) -> tuple[BaseDataModule, list[Sample], Iterator[Predicted]]:
+) -> tuple[BaseDataModule, list[Sample], Iterator[Prediction]]:
     """Return the data of a folder of predictions, its images with masks, and the predictions for these.
 
     Args:
@@ -206,7 +206,7 @@ def _open_predictions(
 
 def _read_predictions(
     folder: AnyPath, classes: Sequence[str], samples: Sequence[Sample], data: BaseDataModule
-) -> Iterator[Predicted]:
+) -> Iterator[Prediction]:
     """Yield the predicted masks ``<id>.png`` or ``<id>.tif`` of a folder, beside the true masks.
 
     Args:
@@ -237,10 +237,10 @@ def _read_predictions(
         except UnreadableError as error:
             data.unreadable.add(sample.id, str(error))
             continue
-        yield Predicted(sample.id, image, labels, labels, truth)
+        yield Prediction(sample.id, image, labels, labels, truth)
 
 
-def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
+def _example(predicted: Prediction, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
     """Count a prediction where there is a mask, and return the image as the page shows it."""
     name, image, final, truth = predicted.id, predicted.image, predicted.final, predicted.truth
     cues = cache.cues(name) if cache and name in cache else None
@@ -251,7 +251,7 @@ def _example(predicted: Predicted, counts: SegmentationCounts, cache: SeedCache 
 
 
 def _training_images(
-    trained: Trained, data: BaseDataModule, cache: SeedCache, tiling: Tiling | None, *, crf: bool
+    trained: TrainedNetwork, data: BaseDataModule, cache: SeedCache, tiling: Tiling | None, *, crf: bool
 ) -> list[Section]:
     """Return some training images with their cues; none, with a message, where the training data are not usable."""
     counts, shown = SegmentationCounts(("background", *data.classes)), list[Example]()

@@ -1,1 +1,1 @@
-"""HTML pages: the evaluation report, the evidence for a class, seeds by stage; see ``templates``."""
+"""HTML pages: the evaluation report, the review, the evidence for a class, seeds by stage; and the model card."""

@@ -9,10 +9,8 @@ from datamodules.transforms import resize_nearest
 from training.evaluation.evaluation_table import COLUMNS
 from training.image_overlays import cue_layer, label_layer, shrink
 from training.reports.example_selection import Example, Section
-from training.reports.pages import class_legend, embed, embed_layers, render
+from training.reports.pages import LONGEST, class_legend, embed, embed_layers, render
 from training.runs.provenance_record import provenance_lines
-
-LONGEST = 420  # pixels of an image's longer side on the page
 
 
 def render_page(metrics: Mapping[str, Any], sections: Sequence[Section]) -> str:

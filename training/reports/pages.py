@@ -12,6 +12,7 @@ from datamodules.progress import percent
 from training.image_overlays import Layer, class_colour, encode_image
 
 JPEG_QUALITY = 82
+LONGEST = 420  # pixels of an image's longer side on the page of an evaluation or review
 
 ENVIRONMENT = Environment(  # autoescape: names of files and classes never become markup
     loader=PackageLoader("training.reports"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,

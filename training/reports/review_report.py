@@ -6,17 +6,16 @@ from typing import Any
 import numpy as np
 
 from datamodules.transforms import resize_nearest
-from training.doubtful_labels import REASONS, Ranked, Reviewed
+from training.doubtful_labels import REASONS, ImageScores, ReviewedImage
 from training.image_overlays import cue_layer, label_layer, shrink
-from training.reports.pages import class_legend, embed, embed_layers, render
+from training.reports.pages import LONGEST, class_legend, embed, embed_layers, render
 
-LONGEST = 420  # pixels of an image's longer side on the page
 KINDS = ("doubt", "labels", "prediction")  # overlays
 DOUBT = np.array((230, 40, 40, 0.7), np.float32)  # red, green, blue, opacity
 
 
 def render_review(
-    sections: Mapping[str, Sequence[Ranked]], drawn: Iterable[Reviewed], classes: Sequence[str],
+    sections: Mapping[str, Sequence[ImageScores]], drawn: Iterable[ReviewedImage], classes: Sequence[str],
     facts: Sequence[tuple[str, Any]],
 ) -> str:  # fmt: skip
     """Return the page.
@@ -36,7 +35,7 @@ def render_review(
     )  # fmt: skip
 
 
-def _card(ranked: Ranked, reviewed: Reviewed, names: Sequence[str]) -> dict[str, Any]:
+def _card(ranked: ImageScores, reviewed: ReviewedImage, names: Sequence[str]) -> dict[str, Any]:
     """Return what the template needs of an image."""
     small = shrink(reviewed.image, LONGEST)
     size = small.shape[:2]

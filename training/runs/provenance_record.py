@@ -16,7 +16,8 @@ from datamodules.samplers import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
 
-FILE, KEY = "provenance.json", "provenance"
+PROVENANCE_FILE = "provenance.json"
+KEY = "provenance"  # of a checkpoint
 PACKAGES = ("pytorch-lightning", "opencv-python-headless")  # in addition to those of seeds
 
 
@@ -34,7 +35,7 @@ class RunRecord(pl.Callback):
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self.path, self.config = folder / FILE, dict(config)
+        self.path, self.config = folder / PROVENANCE_FILE, dict(config)
         self.attempts: list[dict[str, Any]] = []
         self.figures: dict[str, float] = {}
 

@@ -12,6 +12,7 @@ from datamodules.files import differences, read_json_or_empty, write_json
 from datamodules.progress import print_result
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.child_process import run_process
+from training.runs.provenance_record import PROVENANCE_FILE
 
 IGNORED_SETTINGS = ("config", "ckpt_path", "random_seeds", "wandb")  # a finished run is kept though they differ
 
@@ -50,7 +51,7 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
     output = Path(config["output"])
     folders = {seed: output / f"seed-{seed}" for seed in seeds}
     for seed, folder in folders.items():
-        record = read_json_or_empty(folder / "provenance.json")
+        record = read_json_or_empty(folder / PROVENANCE_FILE)
         if record.get("finished"):
             last = record["attempts"][-1]
             changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
@@ -66,7 +67,7 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
         if status := run_process([*words, *arguments], f"seed {seed}"):
             how = f"was ended by signal {status - 128}" if status > 128 else f"ended with status {status} (see above)"
             raise InputError(f"the training with seed {seed} {how}; the same command resumes there")
-    records = {seed: read_json_or_empty(folder / "provenance.json") for seed, folder in folders.items()}
+    records = {seed: read_json_or_empty(folder / PROVENANCE_FILE) for seed, folder in folders.items()}
     write_figures(output, {seed: record.get("figures", {}) for seed, record in records.items()})
 
 
