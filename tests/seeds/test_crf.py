@@ -313,3 +313,17 @@ def test_gpu_agrees_with_cpu(size: int) -> None:
     probs = dense_crf(image.cuda(), logits.cuda(), **SEC)
     engine = "exact" if size == 41 else "lattice"
     assert (probs.cpu() - dense_crf(image, logits, engine=engine, **SEC)).abs().mean() <= 1e-4
+
+
+def test_the_exact_engine_in_parts(monkeypatch):
+    """A memory of one byte: image by image."""
+    image, logits = example(b=3)
+    whole = dense_crf(image, logits, scale=12.0, engine="exact")
+    monkeypatch.setattr("seeds.crf.exact_mean_field.CHUNK_BYTES", 1)
+    torch.testing.assert_close(dense_crf(image, logits, scale=12.0, engine="exact"), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_finite_logits_whose_sum_is_not(engine):
+    image, logits = torch.full((1, 3, 8, 9), 7, dtype=torch.uint8), torch.full((1, 2, 8, 9), 3e37)
+    torch.testing.assert_close(dense_crf(image, logits, engine=engine), torch.full_like(logits, 0.5))

@@ -68,3 +68,15 @@ def test_label_map_names_the_classes(saliency):
     cues = threshold_cues(classes, maps, saliency, 0.2, 0.2)
     assert cues.tolist() == [expected]
     assert cues.dtype == np.uint8
+
+
+def test_of_equal_saliency_the_first_positions_are_background():
+    """On every processor: the bytes of a shard follow from its inputs."""
+    saliency = np.random.default_rng(0).choice(np.float32([0, 1]), (1, 20, 30))
+    wanted = np.flatnonzero(saliency == 0)[:60]
+    assert np.flatnonzero(background_cues(saliency, 0.1)).tolist() == wanted.tolist()
+
+
+def test_thresholds_of_the_paper_are_the_defaults():
+    assert foreground_cues(np.float32([[[[1, 0.2, 0.21]]]])).tolist() == [[[[True, False, True]]]]
+    assert background_cues(np.arange(100, dtype=np.float32).reshape(1, 10, 10)).sum() == 10

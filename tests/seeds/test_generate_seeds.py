@@ -494,3 +494,8 @@ def test_the_seeds_of_a_bucket_are_those_of_a_folder(s3, voc, checkpoint, tmp_pa
     for path in remote.with_name("cache").iterdir():
         (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
     verify_cache(tmp_path / "copy")
+
+
+def test_the_crf_of_the_generator_sees_the_images_own_colours(voc, checkpoint):
+    for seed in in_memory(voc, checkpoint, 6, refinement={"conf_fg": 0.3, "conf_bg": 0.05})[1]:
+        assert torch.equal(seed.image, read_at(voc / f"JPEGImages/{seed.id}.jpg", 64)[0])

@@ -22,7 +22,15 @@ from seeds.score_maps import label_map
 from seeds.tiles import Tiling
 from tests.training.conftest import SIZE
 from training import inference
-from training.inference import Views, crf_label_map, load_trained, predictions, tiled_label_maps, view_scores
+from training.inference import (
+    Views,
+    crf_label_map,
+    crf_probabilities,
+    load_trained,
+    predictions,
+    tiled_label_maps,
+    view_scores,
+)
 
 LARGER = SIZE + 32
 
@@ -154,9 +162,10 @@ def test_images_up_to_a_tile_are_predicted_as_without_tiles(voc, checkpoint, crf
     trained = load_trained(checkpoint)
     data = datamodule_from_settings(trained.data, num_workers=0)
     samples = data.samples("val")
-    plain = predictions(trained.scores, data.eval_loader(samples, originals=True), UnreadableImages(0.0), crf=crf)
+    plain = list(predictions(trained.scores, data.eval_loader(samples, originals=True), UnreadableImages(0.0), crf=crf))
     loader = data.eval_loader(samples, originals=True, largest=96)
     tiled = predictions(trained.scores, loader, UnreadableImages(0.0), crf=crf, tiling=Tiling(96))
+    assert len(plain) == len(samples)
     for one, other in zip(plain, tiled, strict=True):
         assert one.id == other.id
         for field in ("image", "plain", "final", "truth"):
@@ -224,3 +233,17 @@ def test_memory_is_bounded_by_a_row_of_tiles():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=100)
     small, large = (int(line) * 1024 for line in done.stdout.split())
     assert large - small < 2500**2 + 170e6
+
+
+def test_the_numbers_at_test_time(monkeypatch):
+    """Floor 1e-5 under the logarithm, ten iterations, scale 1."""
+    seen = {}
+
+    def recorded(_image, logits, **numbers):
+        seen.update(numbers)
+        return logits
+
+    monkeypatch.setattr("training.inference.dense_crf", recorded)
+    found = crf_probabilities(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), torch.tensor([1.0, 0.0]).view(1, 2, 1, 1))
+    assert found.flatten().tolist() == pytest.approx([0, np.log(1e-5)])
+    assert seen == {"iterations": 10, "scale": 1.0}

@@ -532,3 +532,10 @@ def test_image_weights():
         each = torch.stack([loss(probs[i : i + 1], other[i : i + 1]) for i in range(3)])
         torch.testing.assert_close(loss(probs, other, image_weights=weights), (each * weights).mean())
         torch.testing.assert_close(loss(probs, other, image_weights=torch.ones(3)), loss(probs, other))
+
+
+def test_losses_of_bfloat16_probabilities_are_float32():
+    probs = torch.rand(2, 3, 4, 4).softmax(1).bfloat16()
+    cues = torch.rand(2, 3, 4, 4) < 0.5
+    for loss, other in ((seed_loss, cues), (expand_loss, torch.ones(2, 2)), (constrain_loss, probs)):
+        assert loss(probs, other).dtype == torch.float32

@@ -125,3 +125,8 @@ def test_boundary_is_one_for_a_perfect_prediction_and_below_iou_for_a_dented_one
     assert found["boundary_iou"]["cat"] < 0.3
     assert found["iou"]["cat"] > 0.85
     assert found["boundary_miou"] == pytest.approx(np.mean(list(found["boundary_iou"].values())))
+
+
+def test_an_image_of_unknown_pixels_alone_has_no_iou():
+    truth = blobs(2)
+    assert SegmentationCounts(NAMES).update(blobs(1).numpy(), torch.full_like(truth, 255).numpy()) is None

@@ -79,7 +79,9 @@ def test_predict_agrees_with_evaluate(voc, checkpoint, tmp_path):
     loader = data.eval_loader(samples, originals=True)
     for crf in (False, True):
         predict(checkpoint, [Path(sample.image) for sample in samples], tmp_path / str(crf), crf=crf, num_workers=0)
-    for found in predictions(trained.scores, loader, UnreadableImages(0.0), crf=True):
+    evaluated = list(predictions(trained.scores, loader, UnreadableImages(0.0), crf=True))
+    assert len(evaluated) == len(samples)
+    for found in evaluated:
         assert (read_mask(tmp_path / f"False/{found.id}.png") == found.plain).mean() > 0.999
         assert (read_mask(tmp_path / f"True/{found.id}.png") == found.final).mean() > 0.999
 

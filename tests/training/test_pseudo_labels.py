@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from datamodules.images import normalize, read_image
 from datamodules.masks import read_class_mask, write_mask
 from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache.shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE, as_stored
 from datamodules.transforms import Transform, resize_nearest
 from seeds.cache_job import Seed
 from seeds.job_options import JobOptions
@@ -27,6 +28,12 @@ from training.inference import load_trained
 from training.pseudo_labels import PseudoLabelModule, pseudo_label
 
 SETTINGS = {"size": 8, "cue_stride": 4, "scales": [1.0], "flip": False, "min_confidence": 0.0, "crf": None}
+
+ROUNDED = next(  # a value that the cache rounds to less than one half
+    value
+    for value in np.linspace(0.5, 0.501, 1000, dtype=np.float32)
+    if as_stored(np.float32([[[0.65, value]]]))[0, 0, 1] < 0.5 < value
+)
 
 
 class Scores(torch.nn.Module):
@@ -333,3 +340,57 @@ def test_a_changed_mask_makes_labels_anew(voc, checkpoint, tmp_path, capsys):
     assert "annotations_sha256" in capsys.readouterr().err
     assert main([*words, "--overwrite", "true"]) == 0
     assert not SeedCache(tmp_path / "c").cues(samples[0].id).any()
+
+
+def test_cues_are_those_of_the_maps_as_the_cache_returns_them():
+    maps = np.array([[[0.65, ROUNDED]]], np.float32)
+    assert label_map(seed_of(maps)).tolist() == [[1, 0]]
+
+
+def test_a_probability_of_min_confidence_is_enough():
+    seed = seed_of([[[0.75, 0.25], [0.5, 0.0]]])
+    assert label_map(seed, min_confidence=0.75).tolist() == [[1, 0], [NO_CUE, 0]]
+
+
+def batch_of(**more):
+    pixels = torch.randint(0, 256, (1, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return pixels, {"id": ["a"], "image": normalize(pixels), "labels": torch.ones(1, 2)} | more
+
+
+def test_the_crf_gets_the_images_own_colours():
+    """Not the mean-subtracted image cast to uint8, which wraps."""
+    pixels, batch = batch_of()
+    (seed,) = PseudoLabelModule(Scores(), SETTINGS).predict_seeds(batch)
+    assert torch.equal(seed.image, pixels[0])
+
+
+def test_outside_of_the_boxes_of_a_class_the_probabilities_are_those_of_the_others():
+    boxes = [torch.tensor([[1, 0, 0, 0.5, 1.0]])]
+    _, batch = batch_of(mask=torch.full((1, 8, 8), 255), boxes=boxes)
+    (seed,) = PseudoLabelModule(Scores(), SETTINGS).predict_seeds(batch)
+    scores = functional.avg_pool2d(batch["image"], 4)[0]
+    wanted = scores.softmax(0)[1:]
+    wanted[0, :, 1], wanted[1, :, 1] = 0, scores[[0, 2], :, 1].softmax(0)[1]
+    np.testing.assert_allclose(seed.maps, wanted, rtol=1e-5)
+
+
+def test_drawn_pixels_count_in_the_crf():
+    """An image of one colour, whose left half is drawn: the CRF carries its label to the right half."""
+    maps = np.full((1, 8, 8), 0.45, np.float32)
+    mask = np.full((32, 32), 255, np.uint8)
+    drawn = SimpleNamespace(mask=mask, boxes=np.zeros((0, 5), np.float32))
+    seed = Seed("a", np.array([1]), maps, None, torch.full((3, 32, 32), 90, dtype=torch.uint8), drawn)
+    assert (label_map(seed, crf=True) == 0).all()
+    mask[:, :16] = 2
+    assert (label_map(seed, crf=True) == 2).all()
+
+
+def test_scaled_sides_and_the_size_are_those_of_the_network_and_the_validation(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["datamodule_hyper_parameters"]["eval_size"] = 96
+    torch.save(content, tmp_path / "a.ckpt")
+    job = JobOptions(num_workers=0, accelerator="cpu")
+    pseudo_label(tmp_path / "a.ckpt", tmp_path / "c", scales=(0.55, 1.0), crf=False, job=job)  # 52.8 is 48
+    cache = SeedCache(tmp_path / "c")
+    assert cache.settings["size"] == 96
+    assert cache.cues(cache.ids[0]).shape == (24, 24)

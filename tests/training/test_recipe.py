@@ -25,6 +25,7 @@ from PIL import Image
 
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
+from datamodules.files import file_sizes, write_json
 from datamodules.masks import write_mask
 from datamodules.seed_cache import SeedCache
 from datamodules.source_revision import ALL_PACKAGES
@@ -35,7 +36,7 @@ from training.recipes import stage_result
 from training.recipes.estimate import estimate_training, time_step
 from training.recipes.recipe import Stage, read_recipe, substitute
 from training.recipes.runner import Runner
-from training.recipes.stage_result import StageResult
+from training.recipes.stage_result import StageResult, read_figures
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROOT = CONFIGS.parent
@@ -928,3 +929,86 @@ def test_braces_without_a_name_are_no_reference(tmp_path):
 def test_a_reference_takes_the_type_of_its_value():
     options = {"a": "{n}", "b": ["{n}/{x}", 3], "c": {"d": None}}
     assert substitute(options, {"n": 5}) == {"a": 5, "b": ["5/{x}", 3], "c": {"d": None}}
+
+
+def test_a_result_survives_two_failed_attempts_of_other_settings(tmp_path):
+    result = StageResult(tmp_path, Stage("cues", "seeds generate", {}, ()))
+    (tmp_path / "stages").mkdir()
+    result.folder.mkdir()
+    (result.folder / "a").write_text("1")
+    record = {"key": "first", "files": file_sizes(result.folder)}
+    write_json(result.record_path, record)
+    for key in ("second", "third"):
+        assert result.begin(key) is None
+        result.folder.mkdir()  # and the stage fails
+    assert result.keep("first") == record
+    assert (result.folder / "a").read_text() == "1"
+
+
+def test_repeated_runs_resume_by_themselves(tmp_path):
+    result = StageResult(tmp_path, Stage("network", "fit", {"random_seeds": [0, 1]}, ()))
+    (tmp_path / "stages").mkdir()
+    assert result.begin("key") is None
+    (result.folder / "seed-0").mkdir(parents=True)
+    assert result.begin("key") == []
+    assert (result.folder / "seed-0").is_dir()
+
+
+def test_a_kill_before_the_earlier_result_is_set_aside_resumes_nothing_of_it(tmp_path, monkeypatch):
+    result = StageResult(tmp_path, Stage("network", "fit", {}, ()))
+    (tmp_path / "stages").mkdir()
+    result.folder.mkdir()
+    torch.save({"epoch": 1}, result.folder / "last.ckpt")
+    write_json(result.record_path, {"key": "first", "files": file_sizes(result.folder)})
+
+    def killed(*_given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            result.begin("second")
+    assert result.begin("second") is None
+
+
+def test_a_stage_runs_with_the_stages_that_its_own_need(copied, ran):
+    assert copied.run(None, "--stages=quality") == 0
+    summary = json.loads((copied.output / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == ALL
+
+
+def test_only_a_run_of_the_last_stage_copies_its_result(copied, ran):
+    (copied.output / "metrics.json").unlink()
+    assert copied.run(None, "--stages=seeds") == 0
+    assert not (copied.output / "metrics.json").exists()
+
+
+def test_figures_with_and_without_crf(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"miou": 0.5, "images": 3, "without_crf": {"miou": 0.4}}')
+    assert read_figures(tmp_path) == {"miou": 0.5, "miou without CRF": 0.4}
+
+
+def test_a_page_of_seeds_depends_on_the_code_that_draws_it(tmp_path):
+    _, dependencies = Runner(tmp_path, main)._key(Stage("page", "seeds show", {}, ()))
+    assert set(dependencies["source"]) == set(ALL_PACKAGES)
+
+
+def test_code_that_changes_during_a_stage_counts_for_the_next_run(tmp_path, monkeypatch):
+    runner, stage = Runner(tmp_path, main), Stage("cues", "seeds generate", {}, ())
+    key, before = runner._key(stage)
+    monkeypatch.setattr(runner_module, "source_revision", lambda packages: dict.fromkeys(packages, "changed"))
+    assert runner._key(stage, before) == (key, before)
+    assert runner._key(stage)[0] != key
+
+
+def test_operations_of_processes_and_accumulated_batches(whole):
+    options = {
+        "model": {"class_path": "ClassifierTask", "init_args": {"backbone": "resnet18", "output_stride": 32}},
+        "data": {"class_path": "VOCDataModule", "init_args": {"root": f"{whole.data}/8", "size": 48, "batch_size": 4}},
+    }
+    trainer = {"max_steps": 4, "max_epochs": -1, "accelerator": "cpu"}
+    plain, two, three = (
+        estimate_training(options | {"trainer": trainer | more}).operations
+        for more in ({}, {"devices": 2}, {"accumulate_grad_batches": 3})
+    )
+    assert (two, three) == (2 * plain, 3 * plain)

@@ -12,7 +12,7 @@ from datamodules.images import normalize
 from datamodules.masks import read_class_mask
 from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
-from datamodules.seed_cache.shard import NO_CUE
+from datamodules.seed_cache.shard import NO_CUE, as_stored
 from datamodules.transforms import resize_nearest
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
@@ -25,6 +25,12 @@ from tests.training.fits import fit
 from training.cli import main
 
 SETTINGS = {"size": 64, "cue_stride": 4, "radius": 5, "beta": 10.0, "steps": 10, "fg_threshold": 0.25, "crf": None}
+
+ROUNDED = next(  # a value that the cache rounds to less than one half
+    value
+    for value in np.linspace(0.5, 0.501, 1000, dtype=np.float32)
+    if as_stored(np.float32([[[0.65, value]]]))[0, 0, 1] < 0.5 < value
+)
 
 
 def refined_label_map(seed, *, fg_threshold, crf):
@@ -392,3 +398,67 @@ def test_a_class_that_only_a_mask_shows_needs_no_map(tmp_path):
     mask[mask == 255] = 0  # no pixel is unknown: an object of class y was lost when the mask was resized
     (seed,) = module.predict_seeds(batch | drawn)
     assert (module.cues(seed) == mask[0, ::4, ::4]).all()
+
+
+def test_cues_of_the_walk_are_those_of_the_maps_as_the_cache_returns_them():
+    value = ROUNDED
+    maps = np.float32([[[0.65, value]]])
+    threshold = float(as_stored(maps)[0, 0, 1] / as_stored(maps).max() + value / 0.65) / 2
+    start = SimpleNamespace(small_labels=[])
+    module = RandomWalkModule(torch.nn.Identity(), SETTINGS | {"fg_threshold": threshold}, start)
+    assert module.cues(Seed("a", np.array([0]), maps, None, None)).tolist() == [[1, 0]]
+
+
+def test_boxes_bound_the_maps_before_the_walk_and_afterwards(tmp_path, monkeypatch):
+    """A walk of two positions to the right: from outside the box none enters it, and none leaves it."""
+    maps = np.zeros((1, 16, 16), np.float32)
+    maps[:, :, 3], maps[:, :, 4:8] = 9, 1
+    with CacheWriter(tmp_path / "c", ["x"], {}) as writer:
+        writer.add("a", np.zeros((16, 16), np.uint8), map_classes=np.array([0]), maps=maps)
+    monkeypatch.setattr("seeds.refine_seeds.random_walk", lambda own, *_, **__: np.roll(own, 2, axis=2))
+    batch = {"id": ["a"], "labels": torch.ones(1, 1), "image": torch.zeros(1, 3, 64, 64)}
+    batch |= {"mask": torch.full((1, 64, 64), 255), "boxes": [torch.tensor([[1, 0.25, 0, 0.5, 1.0]])]}
+    (seed,) = RandomWalkModule(Edges(), SETTINGS, SeedCache(tmp_path / "c")).predict_seeds(batch)
+    assert seed.maps[0, 5].tolist() == [*[0] * 6, 1, 1, *[0] * 8]
+
+
+class Open(torch.nn.Module):
+    """No boundary anywhere."""
+
+    def forward(self, images):
+        return torch.zeros(len(images), 16, 16)
+
+
+def walked(tmp_path, maps, points, steps):
+    """Walk from maps (k, 16, 16) and from drawn pixels of an image of 64x64; return the module and the seed."""
+    names = ["x", "y"][: len(maps)]
+    with CacheWriter(tmp_path / "c", names, {}) as writer:
+        writer.add("a", np.zeros((16, 16), np.uint8), map_classes=np.arange(len(maps)), maps=maps)
+    mask = torch.full((1, 64, 64), 255)
+    for (y, x), label in points.items():
+        mask[0, y, x] = label
+    batch = {"id": ["a"], "labels": torch.ones(1, len(maps)), "image": torch.zeros(1, 3, 64, 64), "mask": mask}
+    module = RandomWalkModule(Open(), SETTINGS | {"steps": steps}, SeedCache(tmp_path / "c"))
+    return module, module.predict_seeds(batch | {"boxes": [torch.zeros(0, 5)]})[0]
+
+
+def test_maps_between_drawn_pixels_of_two_others_are_not_negative(tmp_path):
+    """Beside points of y and of the background, x has no more than nothing."""
+    _, seed = walked(tmp_path, np.ones((2, 16, 16), np.float32), {(30, 26): 2, (30, 38): 0}, 3)
+    assert seed.maps.min() >= 0
+
+
+def test_a_point_spreads_in_a_few_steps(tmp_path):
+    """Its walk is divided by its maximum beside the point: the walk itself carries little of one pixel."""
+    module, seed = walked(tmp_path, np.zeros((1, 16, 16), np.float32), {(30, 30): 1}, 4)
+    assert (module.cues(seed)[6:9, 6:9] == 1).all()
+
+
+def test_small_classes_stay_recorded(cues, boundaries, tmp_path):
+    old = SeedCache(cues)
+    with CacheWriter(tmp_path / "small", old.classes, {"small_classes": [old.classes[1]]}) as writer:
+        for name in old.ids:
+            classes, maps = old.maps(name)
+            writer.add(name, old.cues(name), map_classes=classes, maps=maps)
+    assert refine(tmp_path / "small", boundaries, tmp_path / "walked", "--steps", "2", "--crf", "false") == 0
+    assert SeedCache(tmp_path / "walked").small_labels == [2]

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.sample import Sample
 from datamodules.seed_cache import SeedCache
+from datamodules.transforms import Transform
 from datamodules.voc import VOCDataModule
 from tests.seed_caches import CacheWriter
 from tests.training.html_pages import HOSTILE, check_page, run_chromium
@@ -61,7 +63,11 @@ def test_positions_are_doubtful_where_labels_views_or_crf_differ(voc, tmp_path, 
     with CacheWriter(tmp_path / "labels", data.classes, {}) as writer:
         writer.add(sample.id, labels)
 
-    def top_half(_image, logits, **_numbers):
+    shown = Transform(96)(read_image(sample.image))["image"]
+
+    def top_half(image, logits, **_numbers):
+        assert image.dtype == torch.uint8  # the image's own colours, not the normalised ones
+        assert np.array_equal(image[0].permute(1, 2, 0), shown)
         assert logits.shape == (1, 2, 96, 96)  # the background and the tag
         probs = torch.zeros_like(logits)
         probs[:, 1, :48] = probs[:, 0, 48:] = 1
