@@ -316,7 +316,7 @@ def _trainer(job: JobOptions, precision: ResolvedPrecision, writer: "ShardWriter
         used = f"accelerator {job.accelerator}, devices {devices}"
         raise InputError(f"{used} cannot be used: {first_line(error)}") from error
     if not environments:
-        check_process_count(trainer.world_size)
+        check_process_count(trainer)
     return trainer
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from datamodules.errors import InputError
 
 if TYPE_CHECKING:  # torch takes a second to import, and the command line checks processes before any command
+    import pytorch_lightning as pl
     from torch import Tensor
 
 # For each launcher, a variable that it always sets and the variable that holds its number of processes.
@@ -66,20 +67,26 @@ def launched_devices(devices: Any, num_nodes: int) -> tuple[Any, int]:
     return devices, num_nodes
 
 
-def check_process_count(world_size: int) -> None:
-    """Check that as many processes were launched as will work together.
+def check_process_count(trainer: "pl.Trainer") -> None:
+    """Check that as many processes were launched, or will be, as ``devices`` and ``num_nodes`` demand.
 
-    Otherwise each process would do all of the work and overwrite the files of the others.
+    Otherwise each process would do all of the work and overwrite the files of the others; or fewer devices than
+    demanded would compute, with fewer images in each step.
 
     Args:
-        world_size: processes that Lightning expects.
+        trainer: a trainer that has not started processes yet.
 
     Raises:
-        InputError: torchrun or srun launched another number of processes.
+        InputError: torchrun or srun launched another number of processes; or a job of SLURM that srun did not start
+            expects as many as it has tasks.
     """
     count, variable = _launched_processes()
-    if count not in (1, world_size):
-        raise InputError(f"{count} processes were started ({variable}), but devices x num_nodes is {world_size}")
+    demanded, expected = trainer.num_devices * trainer.num_nodes, trainer.world_size
+    if count not in (1, expected):
+        raise InputError(f"{count} processes were started ({variable}), but devices x num_nodes is {expected}")
+    if expected != demanded:  # Lightning leaves it to SLURM to start them
+        problem = f"devices x num_nodes is {demanded}, and SLURM's job has {expected} tasks (SLURM_NTASKS)"
+        raise InputError(f"{problem}: start the command with srun, or set SLURM_JOB_NAME=bash")
 
 
 def require_one_process(command: str) -> None:

@@ -76,7 +76,7 @@ class AutoPrecisionTrainer(pl.Trainer):
             super().__init__(accelerator=accelerator, precision=chosen, **kwargs)
         except ValueError as error:  # an unknown precision; SLURM's tasks that do not match the devices
             raise InputError(f"trainer: {error}") from error
-        check_process_count(self.world_size)
+        check_process_count(self)
         if kwargs.get("sync_batchnorm") and self.world_size > 1 and self.strategy.root_device.type == "cpu":
             raise InputError("sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out")
         if str(self.precision) in ("16-true", "bf16-true"):  # weights and images are rounded to 16 bits

@@ -233,6 +233,30 @@ def test_as_srun_starts_it(voc, cues, tmp_path):
     assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["global_step"] == 1
 
 
+@pytest.mark.parametrize("command", ["fit", "pseudo-label"])
+def test_a_job_of_slurm_with_fewer_tasks_than_devices(voc, cues, checkpoint, tmp_path, monkeypatch, capsys, command):
+    """In a script of sbatch, without srun: Lightning would train in one process without a word."""
+    job = {
+        "JOB_ID": 12345,
+        "JOB_NAME": "t",
+        "NTASKS": 1,
+        "PROCID": 0,
+        "LOCALID": 0,
+        "NODEID": 0,
+        "NODELIST": "127.0.0.1",
+    }
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    if command == "fit":
+        assert fit(voc, cues, tmp_path / "run", "--trainer.devices=2") == 1
+    else:
+        words = [f"--checkpoint={checkpoint}", f"--output={tmp_path / 'run'}", "--devices=2", "--accelerator=cpu"]
+        assert main([command, *words]) == 1
+    problem = "devices x num_nodes is 2, and SLURM's job has 1 tasks (SLURM_NTASKS): start the command with srun"
+    assert problem in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_commands_of_one_process(monkeypatch, capsys):
     for mark, name in (("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")):
         with monkeypatch.context() as patch:
