@@ -14,9 +14,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
+from datamodules.files import AnyPath, is_uri, list_folder
 from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
-from datamodules.tar_files import read_member
+from datamodules.tar_files import read_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,8 +58,7 @@ def open_file(path: str | AnyPath) -> BinaryIO:
     try:
         if not is_uri(path):
             return Path(str(path)).open("rb")
-        member = read_member(str(path))
-        return io.BytesIO(read_bytes(path) if member is None else member)
+        return io.BytesIO(read_content(path))
     except OSError as error:
         raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}") from error
 

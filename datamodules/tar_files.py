@@ -21,7 +21,7 @@ class TarContent(NamedTuple):
     """What an archive contains.
 
     Attributes:
-        members: URI by name of each regular file, in the archive's order, for `read_member`.
+        members: URI by name of each regular file, in the archive's order, for `read_content`.
         texts: content of the small files with one of the wanted suffixes, by name.
     """
 
@@ -126,18 +126,16 @@ def _open(tar: AnyPath) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_member(uri: str) -> bytes | None:
-    """Read a member of a tar file by its URI in `TarContent`, and nothing else of the archive.
-
-    Returns:
-        The content; None where the URI is not one of `TarContent`.
+def read_content(path: str | AnyPath) -> bytes:
+    """Read a file by path or URI, or a member of a tar file by its URI in `TarContent`: nothing else of the archive.
 
     Raises:
-        OSError: the archive cannot be read, or has become shorter.
+        OSError: the file or archive cannot be read, or the archive has become shorter.
+        InputError: fsspec has no file system for the URI.
     """
-    match = _MEMBER.fullmatch(uri)
+    match = _MEMBER.fullmatch(str(path))
     if match is None:
-        return None
+        return read_bytes(path)
     start, size = int(match["start"]), int(match["size"])
     content = read_bytes(match["tar"], start, start + size) if size else b""
     if len(content) != size:
