@@ -14,7 +14,7 @@ from datamodules.files import AnyPath, is_uri, local_copy, read_bytes, storage_e
 _REQUEST = 1 << 23  # bytes of a request while an archive behind a URI is listed
 _TEXT = 1 << 20  # bytes of the largest text member
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_MEMBER = re.compile(r"tar://(?P<name>.*)::(?P<tar>.+)#(?P<start>\d+)\+(?P<size>\d+)", re.DOTALL)
+_MEMBER = re.compile(r"tar://[^:]*::(?P<tar>.+)#(?P<start>\d+)\+(?P<size>\d+)", re.DOTALL)
 
 
 class TarContent(NamedTuple):
@@ -95,7 +95,8 @@ def read_tar(tar: AnyPath, suffixes: tuple[str, ...] = ()) -> TarContent:
                     continue
                 if last in members:
                     raise UnreadableError(f"tar file {tar} contains {last} twice")
-                members[last] = f"tar://{last}::{tar}#{member.offset_data}+{member.size}"
+                name = last.replace(":", "%3A")  # :: separates the archive
+                members[last] = f"tar://{name}::{tar}#{member.offset_data}+{member.size}"
                 if last.lower().endswith(suffixes) and member.size <= _TEXT:
                     texts[last] = cast("BinaryIO", archive.extractfile(member)).read()
             file.seek(archive.offset)

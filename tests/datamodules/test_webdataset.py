@@ -3,6 +3,7 @@
 import gzip
 import io
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -54,6 +55,21 @@ def test_samples_by_hand(storage, tmp_path, s3, monkeypatch):
         assert read_image(sample.image).shape == (4, 6, 3)
     assert {sample.tags for sample in tar_samples(folder / "x.tar", tags=False)} == {None}
     assert (storage == "copies of s3") == (tmp_path / "copies").exists()
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_tar_in_another_archive(tmp_path, kind):
+    """Members are read from the inner archive; colons in their names separate no archives."""
+    inner = tar_bytes({"a.png": png(1), "b::c:.png": png(2), ":d::.PNG": png(3)})
+    if kind == "tar":
+        (tmp_path / "outer.tar").write_bytes(tar_bytes({"train.tar": inner}))
+    else:
+        with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+            archive.writestr("train.tar", inner)
+    samples = tar_samples(UPath(f"{kind}://train.tar::{tmp_path}/outer.{kind}"))
+    assert [sample.id for sample in samples] == ["a", "b::c:", ":d::"]
+    for number, sample in enumerate(samples, start=1):
+        assert (read_image(sample.image) == number).all()
 
 
 def test_images_without_tags_are_no_examples_of_background(tmp_path, capsys):
