@@ -32,6 +32,8 @@ class TarContent(NamedTuple):
 def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
     """Return the tar files of a folder that a pattern names, and their sizes in bytes, by one listing of the folder.
 
+    A web server lists no sizes: that of each tar file is a request. It is 0 where the server does not report one.
+
     Args:
         folder: path or URI.
         pattern: a file name, in which ``*``, ``?`` and ``[…]`` have the meaning they have in a shell, and
@@ -50,9 +52,12 @@ def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
             storage, path = url_to_fs(str(folder))
             storage.invalidate_cache(path)
             entries = storage.ls(path, detail=True)
+            listed = {entry["name"]: entry["size"] for entry in entries if entry["type"] != "directory"}
+            unknown = [name for name, size in listed.items() if size is None and name.endswith(".tar")]
+            listed |= zip(unknown, storage.sizes(unknown), strict=True)
     except OSError as error:
         raise InputError(f"the folder of tar files {folder} cannot be read: {error.strerror}") from error
-    sizes = {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in entries if entry["type"] != "directory"}
+    sizes = {name.rpartition("/")[2]: int(size or 0) for name, size in listed.items()}
     found = dict[str, int]()
     for name in _expand(pattern):
         names = [name]

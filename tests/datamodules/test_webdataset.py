@@ -4,6 +4,9 @@ import gzip
 import io
 import tarfile
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -141,6 +144,19 @@ def test_patterns(storage, tmp_path, s3):
             find_tars(folder, pattern)
     with pytest.raises(InputError, match=r"the folder of tar files .*none cannot be read"):
         find_tars(folder / "none", "*.tar")
+
+
+def test_sizes_on_a_web_server(tmp_path):
+    """Its list of files has no sizes; they tell another list of tar files apart."""
+    pytest.importorskip("aiohttp")
+    for number in (8, 9):
+        (tmp_path / f"t-{number}.tar").write_bytes(bytes(number))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        found = find_tars(UPath(f"http://127.0.0.1:{server.server_port}"), "t-*.tar")
+        server.shutdown()
+    assert found == {"t-8.tar": 8, "t-9.tar": 9}
 
 
 @pytest.fixture
