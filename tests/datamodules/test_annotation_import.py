@@ -7,10 +7,13 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from upath import UPath
 
 from datamodules.annotations.brush_rle import encode_brush
 from datamodules.annotations.shapes import Box, Point
+from datamodules.dataset import ImageDataset
 from datamodules.errors import InputError
+from datamodules.files import write_atomically
 from datamodules.folder import FolderDataModule
 from datamodules.masks import mask_png, read_mask
 from tests.datamodules.test_annotations import open_voc, read
@@ -243,6 +246,26 @@ def test_other_json_of_label_studio(voc, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             studio(voc, tmp_path, *content)
+
+
+def test_images_by_uri_are_not_read_at_the_setup(tmp_path, monkeypatch):
+    """A request for each of them would take hours; a mask of another size is found when its image is read."""
+    (tmp_path / "tags.csv").write_text("file,tags\nmemory://studio/a.png,ant\nmemory://studio/b.png,bat\n")
+    tasks = [task(f"memory://studio/{name}.png", brush("ant", np.s_[:9], np.s_[:])) for name in "ab"]
+    (tmp_path / "a.json").write_text(json.dumps(tasks))
+    data = FolderDataModule(str(tmp_path), annotations=str(tmp_path / "a.json"), val_fraction=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodules.images.open_file", lambda path: pytest.fail(f"{path} is read"))
+        samples = data.annotated(data.samples("train"), "train")
+    assert [sample.tags for sample in samples] == [{"ant"}, {"ant"}]
+    for name, size in (("a", (64, 48)), ("b", (32, 24))):
+        content = io.BytesIO()
+        Image.new("RGB", size).save(content, "PNG")
+        write_atomically(UPath(f"memory://studio/{name}.png"), content.getvalue())
+    dataset = ImageDataset(samples, data.classes, 32, mask_lut=data.mask_lut)
+    assert dataset[0]["mask"].shape == (48, 64)
+    with pytest.raises(InputError, match=r"image b is 64x48, and its image memory://studio/b\.png is 32x24"):
+        dataset[1]
 
 
 # --- CVAT
