@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from datamodules.base_datamodule import BaseDataModule
-from datamodules.class_names import read_classes
+from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.folder import TAG_COLUMNS, split_tags
@@ -55,10 +55,10 @@ class WebDatasetDataModule(BaseDataModule):
             return self._known
         if self._given is not None:
             return tuple(self._given)
-        found = set[str]().union(*(sample.tags or () for sample in self.read_samples(self._split)))
+        found = sorted(set[str]().union(*(sample.tags or () for sample in self.read_samples(self._split))))
         if not found:
             raise InputError(f"no tar file {self._split!r} of {self.root} gives an image any tag")
-        return tuple(sorted(found))
+        return check_classes(found, found, f"in the tar files {self._split!r} of {self.root}")
 
     def tars(self, split: str) -> dict[str, int]:
         """Return the names and sizes in bytes of a split's tar files."""

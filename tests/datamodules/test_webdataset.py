@@ -187,6 +187,14 @@ def test_a_data_module_of_tars(shards):
     assert WebDatasetDataModule(str(shards), classes=["dog", "cow"]).samples("train")[0].tags == {"cat", "dog"}
 
 
+@pytest.mark.parametrize("count", [254, 300])
+def test_more_tags_than_a_mask_has_indices(tmp_path, count):
+    (tmp_path / "train.tar").write_bytes(tar_bytes({"a.png": png(1), "a.txt": "\n".join(map(str, range(count)))}))
+    words = f"there are {count} classes in the tar files 'train' of {tmp_path}, and an 8-bit mask has at most 253"
+    with pytest.raises(InputError, match=words):
+        WebDatasetDataModule(str(tmp_path))
+
+
 def test_a_tar_whose_tags_are_no_classes_is_reported(shards, capsys):
     (shards / "classes.txt").unlink()
     (shards / "train-1.tar").write_bytes(tar_bytes({"a.png": png(1), "a.txt": "Cat", "b.png": png(2)}))
