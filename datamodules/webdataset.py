@@ -45,6 +45,7 @@ class WebDatasetDataModule(BaseDataModule):
         self._given: Sequence[str] | None = common.get("classes")
         self._split = str(common.get("train_split", "train"))
         self._known: tuple[str, ...] | None = None
+        self._listed: dict[tuple[str, bool], list[Sample]] = {}  # by tar file; and whether with tags
         super().__init__(root, **common)  # passed on as it is: jsonargparse finds the common options this way
 
     def known_classes(self) -> tuple[str, ...]:
@@ -65,8 +66,10 @@ class WebDatasetDataModule(BaseDataModule):
         return find_tars(self.root, split if split.endswith(".tar") else f"{split}*.tar")
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:  # noqa: ARG002
-        """Return the samples of all tar files of a split; each is read."""
-        return [sample for name in self.tars(split) for sample in self._samples(name, tags=tags)]
+        """Return the samples of all tar files of a split; each is read once."""
+        keys = [(name, tags) for name in self.tars(split)]
+        self._listed |= {key: self._samples(key[0], tags=tags) for key in keys if key not in self._listed}
+        return [sample for key in keys for sample in self._listed[key]]
 
     def blocks(self, split: str, size: int) -> SampleBlocks:  # noqa: ARG002
         """Return one block for each tar file, which is not opened before its block is read; without annotations."""

@@ -16,7 +16,7 @@ from upath import UPath
 from datamodules.errors import InputError
 from datamodules.files import CACHE, write_atomically
 from datamodules.images import read_image
-from datamodules.tar_files import find_tars
+from datamodules.tar_files import find_tars, read_tar
 from datamodules.webdataset import WebDatasetDataModule, tar_samples
 from tests.tars import tar_bytes
 
@@ -185,6 +185,21 @@ def test_a_data_module_of_tars(shards):
         WebDatasetDataModule(str(shards))
     assert WebDatasetDataModule(str(shards), train_split="val").classes == ("dog",)
     assert WebDatasetDataModule(str(shards), classes=["dog", "cow"]).samples("train")[0].tags == {"cat", "dog"}
+
+
+def test_a_training_reads_each_tar_once(shards, monkeypatch):
+    """Also where the classes are its tags."""
+    (shards / "classes.txt").unlink()
+    (shards / "train-1.tar").write_bytes(tar_bytes({"a.png": png(1), "a.txt": "cow"}))
+    opened = []
+    monkeypatch.setattr(
+        "datamodules.webdataset.read_tar", lambda tar, suffixes: opened.append(tar.name) or read_tar(tar, suffixes)
+    )
+    data = WebDatasetDataModule(str(shards), size=8, num_workers=0)
+    data.setup()
+    assert data.classes == ("cat", "cow", "dog")
+    assert sorted(opened) == ["train-0.tar", "train-1.tar", "val-0.tar"]
+    assert {sample.tags for sample in data.samples("train", tags=False)} == {None}
 
 
 @pytest.mark.parametrize("count", [254, 300])
