@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -51,6 +51,12 @@ def uri_path(uri: str) -> str:
         return urlsplit(file).path
     path = file.partition("://")[2]
     return path if uri.endswith(file) else f"/{path}"
+
+
+def join_path(folder: AnyPath, name: str) -> AnyPath:
+    """Return the path of a file or folder by its name relative to a folder, which may begin with ``..``."""
+    path = folder / PurePosixPath(name)
+    return path.resolve() if is_uri(path) and ".." in PurePosixPath(name).parts else path  # object stores know no ..
 
 
 @contextmanager

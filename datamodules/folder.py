@@ -5,13 +5,13 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from datamodules.base_datamodule import BaseDataModule, data_folder
 from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
+from datamodules.files import AnyPath, is_uri, join_path, list_folder, read_bytes
 from datamodules.image_ids import image_id
 from datamodules.images import IMAGE_SUFFIXES, list_images
 from datamodules.masks import find_masks, mask_folder
@@ -50,7 +50,7 @@ class FolderDataModule(BaseDataModule):
         if tags == "auto":
             tables = ("tags.csv", "metadata.csv", "metadata.jsonl")
             tags = next((name for name in tables if (folder / name).is_file()), "folders")
-        self.table = None if tags == "folders" else folder / tags
+        self.table = None if tags == "folders" else join_path(folder, tags)
         self.masks = mask_folder(folder, masks, ("masks",))
         self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
         if not self.images:
@@ -118,12 +118,12 @@ def read_table(path: AnyPath) -> list[Sample]:
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names")
         found = frozenset(each.strip() for each in names if each.strip())
         if name := name.strip():
-            remote = is_uri(name)
-            image = path.parent / PurePosixPath(name)
-            if not remote:
-                folders.setdefault(image.parent, image.parent.resolve())
-                below.add(folders[image.parent] / image.name)
-            samples.append(Sample(image_id(name), name if remote else str(image), found))
+            if not is_uri(image := name):
+                file = join_path(path.parent, name)
+                folders.setdefault(file.parent, file.parent.resolve())
+                below.add(folders[file.parent] / file.name)
+                image = str(file)
+            samples.append(Sample(image_id(name), image, found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
     untagged = list[str]()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.files import AnyPath, is_uri, join_path, read_bytes
 
 TABLES = (".csv", ".jsonl")
 """Suffixes of tables."""
@@ -58,7 +58,4 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
 
 def mask_path(table: AnyPath, mask: str) -> str:
     """Return the path or URI of a mask that a table names relative to its folder."""
-    if is_uri(mask):
-        return mask
-    file = table.parent / mask
-    return str(file.resolve() if is_uri(file) else file)  # an object store knows no folder ..
+    return mask if is_uri(mask) else str(join_path(table.parent, mask))
