@@ -418,11 +418,18 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def _files(folder: Path, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
     """Yield names relative to the folder, sorted, and files; a folder reached by several links is visited once."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a folder may be removed meanwhile
+            raise error
+
     visited = {os.path.realpath(leave_out)} if leave_out else set()
-    for top, folders, names in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(top))
-        visible = [name for name in folders if not name.startswith(".")]
-        folders[:] = sorted(name for name in visible if os.path.realpath(Path(top, name)) not in visited)
+    for top, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(top)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             file = Path(top, name)
             if not name.startswith(".") and file.is_file():
