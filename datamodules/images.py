@@ -19,7 +19,7 @@ from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
 from datamodules.tar_files import read_content
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
@@ -46,7 +46,11 @@ def list_images(folder: AnyPath) -> list[str]:
         OSError: the folder does not exist or cannot be read; ``strerror`` is the reason.
         InputError: fsspec has no file system for the URI.
     """
-    files = list_folder(folder)[1]
+    return image_names(list_folder(folder)[1])
+
+
+def image_names(files: Iterable[str]) -> list[str]:
+    """Return those names of files that are names of images, by their suffixes; hidden files are none."""
     return [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
 
 

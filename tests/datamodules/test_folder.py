@@ -214,6 +214,21 @@ def test_one_folder_a_tag(folders):
     assert data.hparams["tags"] == "folders"
 
 
+def test_images_beside_the_folders_of_tags_are_reported(folders, capsys):
+    FolderDataModule(folders, masks=None)
+    assert capsys.readouterr().err == ""
+    for name in ("5.jpg", "cat/old/6.jpg", "cat/.trash/7.jpg", "masks/old/8.jpg"):
+        write_image(folders / name)
+    data = FolderDataModule(folders)
+    problem = f"2 images are left out because they are not directly in a folder of {folders}, which would be their tag"
+    assert capsys.readouterr().err == f"{problem}; first 5.jpg\n"
+    assert data.classes == ("cat", "dog")
+    (folders / "5.jpg").unlink()
+    assert [image.id for image in read_folders(folders, folders / "masks")] == ["cat/1", "cat/2", "dog/1", "dog/3"]
+    assert "1 images are left out" in (message := capsys.readouterr().err)
+    assert message.endswith("first cat/old/6.jpg\n")
+
+
 def test_no_image_in_any_folder(tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(InputError, match="contains no image"):
