@@ -29,7 +29,11 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
     """
     lines: list[tuple[int, Any]]
     try:
-        file = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
+        content = read_bytes(path)
+    except OSError as error:
+        raise InputError(f"table {path} cannot be read: {error.strerror}") from error
+    try:
+        file = io.StringIO(content.decode("utf-8-sig"), newline="")
         if path.suffix == ".jsonl":
             lines = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
             header = sorted(set().union(*(row for _, row in lines if isinstance(row, dict))))
@@ -37,9 +41,7 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
             reader = csv.DictReader(file, strict=True)
             reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
             lines = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InputError(f"table {path} cannot be read: {error.strerror}") from error
-    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (csv.Error, ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         raise InputError(f"table {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}") from error
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -151,6 +151,8 @@ def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -
     """Return the tags of a member; None where a JSON object has no key for them."""
     try:
         value: Any = json.loads(text) if suffix == ".json" else text.decode("utf-8-sig").strip()
+        if suffix == ".cls" and re.fullmatch(r"\d+", value):
+            value = int(value)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be read as tags: {error}") from error
     if isinstance(value, dict):
@@ -158,8 +160,6 @@ def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -
         if column is None:
             return None
         value = value[column]
-    if suffix == ".cls" and re.fullmatch(r"\d+", value):
-        value = int(value)
     names = split_tags(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
     tags = set[str]()
     for name in names:

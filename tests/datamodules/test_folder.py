@@ -125,6 +125,8 @@ def test_metadata_of_an_imagefolder(album, name, text):
         ('{"file_name": "a.jpg", "tags": [1]}\n', r"line 1: the tags \[1\] are neither text nor a list of names"),
         ('{"file_name": "a.jpg", "tags": "[cat"}\n', r"line 1: the tags '\[cat' are not a JSON list"),
         ('{"file_name": "a.jpg", "tags": "' + "[" * 100_000 + '"}\n', "are not a JSON list: maximum recursion depth"),
+        ('{"file_name": "a.jpg", "tags": ' + "1" * 5000 + "}\n", "is not a UTF-8 JSONL: Exceeds the limit"),
+        ('{"file_name": "a.jpg", "tags": "[' + "1" * 5000 + ']"}\n', "are not a JSON list: Exceeds the limit"),
         ('{"file_name": "a.jpg", "text": "cat"}\n', "file_name and one of tags, labels, label, not 'file_name,text'"),
         ('{"file_name": "a.jpg", "tags": "cat"}\n{"tags": "cat"}\n', "line 2 has no file_name"),
         ('{"file_name": "a.jpg", "tags": "cat"}\n[1]\n', "line 2 is not a JSON object"),

@@ -109,6 +109,8 @@ LONG = tar_bytes({"a.png": png(1), "b.tif": bytes(5000)})
      (tar_bytes({"/a/b.png": png(1)}), "contains the image '/a/b.png', which is no path inside a folder"),
      (tar_bytes({"a.png": png(1), "a.json": "{"}), r"a\.json in tar file .* cannot be read as tags"),
      (tar_bytes({"a.png": png(1), "a.json": "[" * 100_000}), r"a\.json in tar file .* cannot be read as tags"),
+     (tar_bytes({"a.png": png(1), "a.json": "1" * 5000}), r"a\.json in tar file .* cannot be read as tags: Exceeds"),
+     (tar_bytes({"a.png": png(1), "a.cls": "1" * 5000}), r"a\.cls in tar file .* cannot be read as tags: Exceeds"),
      (tar_bytes({"a.png": png(1), "a.txt": b"\xff"}), r"a\.txt in tar file .* cannot be read as tags"),
      (tar_bytes({"a.png": png(1), "a.json": '{"tags": [0.5]}'}), "neither names nor classes"),
      (tar_bytes({"a.png": png(1), "a.cls": "2"}), "contains the class 2, and there are 2 classes")],
