@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,8 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
         path: a CSV with a header, or JSON lines (``.jsonl``).
 
     Raises:
-        InputError: the table is missing or malformed. The iterator raises it for a row that is no JSON object, or has
-            more fields than the header.
+        InputError: the table is missing or malformed, or two columns have the same name. The iterator raises it for a
+            row that is no JSON object, or has more fields than the header.
     """
     lines: list[tuple[int, Any]]
     try:
@@ -34,7 +35,7 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
         raise InputError(f"table {path} cannot be read: {error.strerror}") from error
     try:
         file = io.StringIO(content.decode("utf-8-sig"), newline="")
-        if path.suffix == ".jsonl":
+        if path.suffix.lower() == ".jsonl":
             lines = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
             header = sorted(set().union(*(row for _, row in lines if isinstance(row, dict))))
         else:
@@ -43,6 +44,9 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
             lines = [(reader.line_num, row) for row in reader]
     except (csv.Error, ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         raise InputError(f"table {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}") from error
+
+    if repeated := next((name for name, times in Counter(filter(None, header)).items() if times > 1), None):
+        raise InputError(f"table {path} has {header.count(repeated)} columns {repeated!r}: rename or remove one")
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         for line, row in lines:

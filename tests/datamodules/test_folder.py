@@ -140,6 +140,14 @@ def test_bad_metadata(album, text, message):
     assert "metadata.jsonl" in str(caught.value)
 
 
+def test_the_suffix_of_a_table_in_capitals(album):
+    """And columns without a name, as spreadsheets write them, may be several."""
+    (album / "M.JSONL").write_text(METADATA_JSONL)
+    (album / "T.CSV").write_text("file,tags,,\na.jpg,cat;dog,,\nc.JPG,,,\nd.jpg,cat,,\nsub/b.png,dog;traffic light,,\n")
+    for name in ("M.JSONL", "T.CSV"):
+        assert tags_of(FolderDataModule(album, tags=name).samples("all")) == TAGS
+
+
 def test_rows_may_name_images_in_several_ways(album):
     names = sorted(path.name for path in album.glob("*.[jJ][pP][gG]"))
     ways = [names[0], f"../{album.name}/{names[1]}", str(album / names[2]), *(f"./{name}" for name in names[3:])]
@@ -159,6 +167,7 @@ def test_rows_may_name_images_in_several_ways(album):
         ("file,tags\n", "contains no image"),
         ("", "must start with"),
         ('file,tags\n"a.jpg,cat\n', "is not a UTF-8 CSV"),
+        ("file,tags, Tags,note,note\na.jpg,cat,dog,,\n", r"has 2 columns 'tags': rename or remove one$"),
         ("file,tags\nc.JPG,\na.jpg,cat,dog\n", "line 3: 'dog' is beyond the columns of the header"),
     ],
 )
