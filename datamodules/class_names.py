@@ -78,7 +78,7 @@ def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> t
     if not classes:
         raise InputError(f"no class is given: name at least one of the classes {where}")
     if len(classes) > MAX_CLASSES:
-        raise InputError(f"{len(classes)} classes are given, and an 8-bit mask has at most {MAX_CLASSES}")
+        raise InputError(f"there are {len(classes)} classes {where}, and an 8-bit mask has at most {MAX_CLASSES}")
     for name in classes:
         if name not in known:
             hint = did_you_mean(name, known) or f"the classes are {', '.join(known)}"

@@ -6,7 +6,7 @@ from typing import Any
 from datamodules.annotations.coco_instances import category_names, images_with_instances, instance_mask, read_instances
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri
+from datamodules.files import AnyPath, is_uri, join_path
 from datamodules.image_ids import image_id
 from datamodules.sample import Sample, named_split
 
@@ -71,8 +71,7 @@ class COCODataModule(BaseDataModule):
     def _find(self, split: str) -> tuple[AnyPath, bool] | None:
         """Return the JSON of a split, and whether it lists all images; None where there is none."""
         for layout in self.layouts:
-            path = self.root / layout.replace("{split}", split)
-            path = path.resolve() if is_uri(path) else path  # an object store knows no folder ..
+            path = join_path(self.root, layout.replace("{split}", split))
             if path.is_file():
                 return path, "{split}" not in layout
         return None
@@ -114,10 +113,11 @@ class COCODataModule(BaseDataModule):
         images = images_with_instances(content, self.categories, path)
         files = [file for file, _, _ in images]
         first = next((file for file in files if not is_uri(file)), "")
-        folder = next((each for each in folders if first and (each / first).is_file()), folders[0])
+        folder = next((each for each in folders if first and join_path(each, first).is_file()), folders[0])
         samples = []
         for file, image, instances in images:
             tags = frozenset(self.categories[each["category_id"]] for each in instances)
             mask = instance_mask(image, instances, indices, path) if masks else None
-            samples.append(Sample(image_id(file), file if is_uri(file) else str(folder / file), tags, mask))
+            location = file if is_uri(file) else str(join_path(folder, file))
+            samples.append(Sample(image_id(file), location, tags, mask))
         return samples

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -29,6 +29,8 @@ AnyPath = Path | UPath
 
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "CRC", "LastModified", "mtime", "created")
 """Keys of fsspec's metadata of a file: of S3, of Google and Azure, of Hugging Face, of zip files, and of others."""
+
+_PART_BYTES = 200  # of the name of a file in that of its temporary neighbour
 
 _HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
 
@@ -51,6 +53,12 @@ def uri_path(uri: str) -> str:
         return urlsplit(file).path
     path = file.partition("://")[2]
     return path if uri.endswith(file) else f"/{path}"
+
+
+def join_path(folder: AnyPath, name: str) -> AnyPath:
+    """Return the path of a file or folder by its name relative to a folder, which may begin with ``..``."""
+    path = folder / PurePosixPath(name)
+    return path.resolve() if is_uri(path) and ".." in PurePosixPath(name).parts else path  # object stores know no ..
 
 
 @contextmanager
@@ -323,7 +331,8 @@ def open_atomically(path: AnyPath) -> Iterator[IO[bytes]]:
     """Open a file to be written that appears whole or not at all, and is on the disk when the context ends.
 
     The content is written to a neighbour ``.NAME.PID.RANDOM.part``, synced, and renamed: processes of several machines
-    that write the same file have different neighbours. An object store writes an object whole or not at all.
+    that write the same file have different neighbours. Of a long NAME the neighbour has the end. An object store writes
+    an object whole or not at all.
 
     Raises:
         InputError: the file cannot be written; the neighbour is removed.
@@ -338,7 +347,7 @@ def open_atomically(path: AnyPath) -> Iterator[IO[bytes]]:
             except OSError as error:
                 raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    part = _part(path)
     try:
         with part.open("wb") as file:
             yield file
@@ -356,6 +365,12 @@ def open_atomically(path: AnyPath) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):  # it is renamed by now, or its folder is no folder
             part.unlink()
+
+
+def _part(path: Path) -> Path:
+    """Return the temporary neighbour of a file or folder; a file system allows 255 bytes for its name."""
+    name = os.fsencode(path.name)[-_PART_BYTES:].decode(errors="ignore")
+    return path.with_name(f".{name}.{os.getpid()}.{secrets.token_hex(4)}.part")
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:
@@ -388,7 +403,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already and is not an empty folder; choose another output")
     path = path.absolute()  # '.' has no name
-    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    part = _part(path)
     try:
         part.mkdir(parents=True)
         yield part
@@ -403,11 +418,18 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def _files(folder: Path, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
     """Yield names relative to the folder, sorted, and files; a folder reached by several links is visited once."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a folder may be removed meanwhile
+            raise error
+
     visited = {os.path.realpath(leave_out)} if leave_out else set()
-    for top, folders, names in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(top))
-        visible = [name for name in folders if not name.startswith(".")]
-        folders[:] = sorted(name for name in visible if os.path.realpath(Path(top, name)) not in visited)
+    for top, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(top)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             file = Path(top, name)
             if not name.startswith(".") and file.is_file():

@@ -5,16 +5,17 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from datamodules.base_datamodule import BaseDataModule, data_folder
 from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
+from datamodules.files import AnyPath, is_uri, join_path, list_folder, read_bytes
 from datamodules.image_ids import image_id
-from datamodules.images import IMAGE_SUFFIXES, list_images
+from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
 from datamodules.masks import find_masks, mask_folder
+from datamodules.progress import print_message
 from datamodules.sample import Sample, named_split
 from datamodules.tables import read_rows
 
@@ -50,7 +51,7 @@ class FolderDataModule(BaseDataModule):
         if tags == "auto":
             tables = ("tags.csv", "metadata.csv", "metadata.jsonl")
             tags = next((name for name in tables if (folder / name).is_file()), "folders")
-        self.table = None if tags == "folders" else folder / tags
+        self.table = None if tags == "folders" else join_path(folder, tags)
         self.masks = mask_folder(folder, masks, ("masks",))
         self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
         if not self.images:
@@ -118,12 +119,12 @@ def read_table(path: AnyPath) -> list[Sample]:
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names")
         found = frozenset(each.strip() for each in names if each.strip())
         if name := name.strip():
-            remote = is_uri(name)
-            image = path.parent / PurePosixPath(name)
-            if not remote:
-                folders.setdefault(image.parent, image.parent.resolve())
-                below.add(folders[image.parent] / image.name)
-            samples.append(Sample(image_id(name), name if remote else str(image), found))
+            if not is_uri(image := name):
+                file = join_path(path.parent, name)
+                folders.setdefault(file.parent, file.parent.resolve())
+                below.add(folders[file.parent] / file.name)
+                image = str(file)
+            samples.append(Sample(image_id(name), image, found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
     untagged = list[str]()
@@ -145,7 +146,7 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
     """Return images whose tag is the name of their folder.
 
     An image with two tags may lie in both folders: files of one name and the same bytes are one image with both tags;
-    its id is the first of them.
+    its id is the first of them. A message counts the images directly in ``root``, and those in folders of folders.
 
     Args:
         root: the folder of folders; hidden folders and folders without an image are skipped.
@@ -153,16 +154,25 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
     """
     tags: dict[AnyPath, set[str]] = {}
     by_name: dict[str, list[AnyPath]] = {}
-    for folder in list_folder(root)[0]:
+    folders, files = list_folder(root)
+    left_out = image_names(files)
+    for folder in folders:
         if folder.startswith(".") or root / folder == masks:
             continue
-        for name in list_images(root / folder):
+        below, files = list_folder(root / folder)
+        for each in below:
+            if not each.startswith("."):
+                left_out += [f"{folder}/{each}/{name}" for name in list_images(root / folder / each)]
+        for name in image_names(files):
             image = root / folder / name
             same_name = by_name.setdefault(name, [])
             first = next((each for each in same_name if _same_bytes(each, image)), image)
             if first is image:
                 same_name.append(image)
             tags.setdefault(first, set()).add(folder)
+    if left_out:
+        problem = f"are left out because they are not directly in a folder of {root}, which would be their tag"
+        print_message(f"{len(left_out)} images {problem}; first {left_out[0]}")
     return [Sample(f"{each.parent.name}/{each.stem}", str(each), frozenset(names)) for each, names in tags.items()]
 
 

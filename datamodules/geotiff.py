@@ -14,7 +14,8 @@ from PIL import Image
 
 from datamodules.class_names import voc_palette
 from datamodules.errors import UnreadableError, first_line
-from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.files import AnyPath, is_uri, uri_path
+from datamodules.tar_files import read_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,8 @@ class Georeference(NamedTuple):
 
 def is_tiff(path: str | AnyPath) -> bool:
     """Return whether a path or URI has the suffix of a TIFF."""
-    return str(path).lower().endswith(TIFF_SUFFIXES)
+    name = uri_path(str(path)) if is_uri(path) else str(path)  # the URI of a file in an archive ends with the archive
+    return name.lower().endswith(TIFF_SUFFIXES)
 
 
 class GeoTiff:
@@ -126,7 +128,7 @@ def open_tiff(path: str | AnyPath) -> Iterator[Any]:
         try:
             source: Any = path
             if is_uri(path):
-                source = files.enter_context(rasterio.MemoryFile(read_bytes(path)))
+                source = files.enter_context(rasterio.MemoryFile(read_content(path)))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
                 file = files.enter_context(rasterio.open(source, driver="GTiff"))
@@ -150,7 +152,7 @@ def read_georeference(path: str | AnyPath) -> Georeference | None:
         except UnreadableError:
             return None
     geotiff, unreadable = False, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-    with suppress(*unreadable), Image.open(io.BytesIO(read_bytes(path))) as image:
+    with suppress(*unreadable), Image.open(io.BytesIO(read_content(path))) as image:
         geotiff = not _GEO_TAGS.isdisjoint(getattr(image, "tag_v2", ()))
     if geotiff:
         _import_rasterio(path)

@@ -14,12 +14,12 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import AnyPath, is_uri, list_folder, read_bytes
+from datamodules.files import AnyPath, is_uri, list_folder
 from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
-from datamodules.tar_files import read_member
+from datamodules.tar_files import read_content
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
@@ -31,6 +31,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes (lower case) of image files."""
+
+_ORIENTATION = ExifTags.Base.Orientation
 
 _STRIP = 1024  # rows of an image that are converted at a time
 
@@ -44,7 +46,11 @@ def list_images(folder: AnyPath) -> list[str]:
         OSError: the folder does not exist or cannot be read; ``strerror`` is the reason.
         InputError: fsspec has no file system for the URI.
     """
-    files = list_folder(folder)[1]
+    return image_names(list_folder(folder)[1])
+
+
+def image_names(files: Iterable[str]) -> list[str]:
+    """Return those names of files that are names of images, by their suffixes; hidden files are none."""
     return [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
 
 
@@ -58,8 +64,7 @@ def open_file(path: str | AnyPath) -> BinaryIO:
     try:
         if not is_uri(path):
             return Path(str(path)).open("rb")
-        member = read_member(str(path))
-        return io.BytesIO(read_bytes(path) if member is None else member)
+        return io.BytesIO(read_content(path))
     except OSError as error:
         raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}") from error
 
@@ -93,9 +98,17 @@ def any_size() -> Iterator[None]:
 
 @contextmanager
 def open_image(file: BinaryIO, path: str | AnyPath) -> Iterator[Image.Image]:
-    """Open a file with Pillow; an error of the context becomes an UnreadableError that names ``path``."""
+    """Open a file with Pillow; an error of the context becomes an UnreadableError that names ``path``.
+
+    The orientation of a JPEG is that of its EXIF block alone.
+    """
     try:
         with Image.open(file) as image:
+            if image.format in ("JPEG", "MPO") and "xmp" in image.info and _ORIENTATION in (exif := image.getexif()):
+                block = Image.Exif()
+                block.load(image.info.get("exif", b""))
+                if _ORIENTATION not in block:
+                    del exif[_ORIENTATION]  # Pillow has it from XMP, which OpenCV ignores
             yield image
     except UnreadableError:
         raise
@@ -218,11 +231,11 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
     """
     try:
         with open_file(path) as file, open_image(file, path) as image:
-            # getexif reads all pixels of a PNG without such a block; OpenCV, which reads JPEGs, ignores XMP
-            blocks = {"JPEG": ("exif",), "PNG": ("exif", "XML:com.adobe.xmp")}.get(str(image.format))
-            recorded = blocks is None or not image.info.keys().isdisjoint(blocks)
+            # getexif reads all pixels of a PNG without such a block
+            blocks = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")
+            recorded = image.format != "PNG" or not image.info.keys().isdisjoint(blocks)
             # orientations 5 to 8 swap width and height
-            turned = recorded and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            turned = recorded and image.getexif().get(_ORIENTATION, 1) >= 5
             # Pillow's size of a turned TIFF is that of the upright image already, in some releases
             width, height = (tags[256], tags[257]) if (tags := getattr(image, "tag_v2", None)) else image.size
             return (width, height) if turned else (height, width)
@@ -241,7 +254,7 @@ def is_turned(path: str | AnyPath) -> bool:
 def _tiff_orientation(path: str | AnyPath) -> int:
     """Return the orientation of a TIFF, 1 to 8; 1, upright, for a TIFF that Pillow cannot open."""
     with suppress(UnreadableError), any_size(), open_file(path) as file, open_image(file, path) as image:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
     return 1
 
 

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, existing_files, write_atomically
+from datamodules.files import AnyPath, existing_files, join_path, write_atomically
 from datamodules.images import image_size, open_file, open_image
 
 
@@ -88,9 +88,12 @@ def mask_folder(root: AnyPath, masks: str | None, candidates: Sequence[str]) -> 
     """
     if masks == "auto":
         masks = next((name for name in candidates if (root / name).is_dir()), None)
-    if masks is not None and not (root / masks).is_dir():
-        raise InputError(f"there is no folder of masks {root / masks}: name another, or none (null)")
-    return None if masks is None else root / masks
+    if masks is None:
+        return None
+    folder = join_path(root, masks)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder of masks {folder}: name another, or none (null)")
+    return folder
 
 
 def find_masks(folder: AnyPath | None, ids: Sequence[str]) -> list[str | None]:

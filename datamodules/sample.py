@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from datamodules.annotations.shapes import Box, Point, Scribble
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, is_uri
 from datamodules.image_ids import INVALID_ID, is_valid_id, match_id
 from datamodules.images import image_size
@@ -182,10 +183,14 @@ class SplitSamples(dict[str, Sample]):
 def require_recorded_size(size: tuple[Any, Any], sample: Sample, location: str) -> None:
     """Raise an InputError where a file of annotations records another size of a sample's image.
 
+    An unreadable image has none: whoever reads it leaves it out.
+
     Args:
         size: height and width in the file; None where it records none.
         sample: the image; one named by URI is not looked at, which would be a request for each.
         location: location in the file, for the message.
     """
-    if None not in size and not is_uri(sample.image):
+    if None in size or is_uri(sample.image):
+        return
+    with suppress(UnreadableError):
         require_same_size(location, size, f"its image {sample.image}", image_size(sample.image))

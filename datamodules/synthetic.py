@@ -9,7 +9,7 @@ import numpy as np
 
 from datamodules import synthetic_scenes
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, new_folder, read_bytes
+from datamodules.files import file_sha256, new_folder, read_json
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.synthetic_scenes import CLASSES, draw_scene
@@ -55,7 +55,7 @@ class SyntheticDataModule(VOCDataModule):
             if not isinstance(self.root, Path):
                 raise InputError(f"{self.root} contains no embedded data set, which is written to local folders alone")
             write_synthetic_voc(self.root, **numbers)
-        elif json.loads(read_bytes(record)) != _record(numbers):
+        elif read_json(record) != _record(numbers):
             raise InputError(f"{self.root} contains an embedded data set of other numbers or other code: remove it")
 
 

@@ -3,11 +3,12 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, read_bytes
+from datamodules.files import AnyPath, is_uri, join_path, read_bytes
 
 TABLES = (".csv", ".jsonl")
 """Suffixes of tables."""
@@ -24,23 +25,28 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
         path: a CSV with a header, or JSON lines (``.jsonl``).
 
     Raises:
-        InputError: the table is missing or malformed. The iterator raises it for a row that is no JSON object, or has
-            more fields than the header.
+        InputError: the table is missing or malformed, or two columns have the same name. The iterator raises it for a
+            row that is no JSON object, or has more fields than the header.
     """
     lines: list[tuple[int, Any]]
     try:
-        file = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
-        if path.suffix == ".jsonl":
+        content = read_bytes(path)
+    except OSError as error:
+        raise InputError(f"table {path} cannot be read: {error.strerror}") from error
+    try:
+        file = io.StringIO(content.decode("utf-8-sig"), newline="")
+        if path.suffix.lower() == ".jsonl":
             lines = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
             header = sorted(set().union(*(row for _, row in lines if isinstance(row, dict))))
         else:
             reader = csv.DictReader(file, strict=True)
             reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
             lines = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InputError(f"table {path} cannot be read: {error.strerror}") from error
-    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (csv.Error, ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         raise InputError(f"table {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}") from error
+
+    if repeated := next((name for name, times in Counter(filter(None, header)).items() if times > 1), None):
+        raise InputError(f"table {path} has {header.count(repeated)} columns {repeated!r}: rename or remove one")
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         for line, row in lines:
@@ -58,7 +64,4 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
 
 def mask_path(table: AnyPath, mask: str) -> str:
     """Return the path or URI of a mask that a table names relative to its folder."""
-    if is_uri(mask):
-        return mask
-    file = table.parent / mask
-    return str(file.resolve() if is_uri(file) else file)  # an object store knows no folder ..
+    return mask if is_uri(mask) else str(join_path(table.parent, mask))

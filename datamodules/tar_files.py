@@ -14,14 +14,14 @@ from datamodules.files import AnyPath, is_uri, local_copy, read_bytes, storage_e
 _REQUEST = 1 << 23  # bytes of a request while an archive behind a URI is listed
 _TEXT = 1 << 20  # bytes of the largest text member
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_MEMBER = re.compile(r"tar://(?P<name>.*)::(?P<tar>.+)#(?P<start>\d+)\+(?P<size>\d+)", re.DOTALL)
+_MEMBER = re.compile(r"tar://[^:]*::(?P<tar>.+)#(?P<start>\d+)\+(?P<size>\d+)", re.DOTALL)
 
 
 class TarContent(NamedTuple):
     """What an archive contains.
 
     Attributes:
-        members: URI by name of each regular file, in the archive's order, for `read_member`.
+        members: URI by name of each regular file, in the archive's order, for `read_content`.
         texts: content of the small files with one of the wanted suffixes, by name.
     """
 
@@ -31,6 +31,8 @@ class TarContent(NamedTuple):
 
 def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
     """Return the tar files of a folder that a pattern names, and their sizes in bytes, by one listing of the folder.
+
+    A web server lists no sizes: that of each tar file is a request. It is 0 where the server does not report one.
 
     Args:
         folder: path or URI.
@@ -50,9 +52,12 @@ def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
             storage, path = url_to_fs(str(folder))
             storage.invalidate_cache(path)
             entries = storage.ls(path, detail=True)
+            listed = {entry["name"]: entry["size"] for entry in entries if entry["type"] != "directory"}
+            unknown = [name for name, size in listed.items() if size is None and name.endswith(".tar")]
+            listed |= zip(unknown, storage.sizes(unknown), strict=True)
     except OSError as error:
         raise InputError(f"the folder of tar files {folder} cannot be read: {error.strerror}") from error
-    sizes = {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in entries if entry["type"] != "directory"}
+    sizes = {name.rpartition("/")[2]: int(size or 0) for name, size in listed.items()}
     found = dict[str, int]()
     for name in _expand(pattern):
         names = [name]
@@ -95,7 +100,8 @@ def read_tar(tar: AnyPath, suffixes: tuple[str, ...] = ()) -> TarContent:
                     continue
                 if last in members:
                     raise UnreadableError(f"tar file {tar} contains {last} twice")
-                members[last] = f"tar://{last}::{tar}#{member.offset_data}+{member.size}"
+                name = last.replace(":", "%3A")  # :: separates the archive
+                members[last] = f"tar://{name}::{tar}#{member.offset_data}+{member.size}"
                 if last.lower().endswith(suffixes) and member.size <= _TEXT:
                     texts[last] = cast("BinaryIO", archive.extractfile(member)).read()
             file.seek(archive.offset)
@@ -126,18 +132,16 @@ def _open(tar: AnyPath) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_member(uri: str) -> bytes | None:
-    """Read a member of a tar file by its URI in `TarContent`, and nothing else of the archive.
-
-    Returns:
-        The content; None where the URI is not one of `TarContent`.
+def read_content(path: str | AnyPath) -> bytes:
+    """Read a file by path or URI, or a member of a tar file by its URI in `TarContent`: nothing else of the archive.
 
     Raises:
-        OSError: the archive cannot be read, or has become shorter.
+        OSError: the file or archive cannot be read, or the archive has become shorter.
+        InputError: fsspec has no file system for the URI.
     """
-    match = _MEMBER.fullmatch(uri)
+    match = _MEMBER.fullmatch(str(path))
     if match is None:
-        return None
+        return read_bytes(path)
     start, size = int(match["start"]), int(match["size"])
     content = read_bytes(match["tar"], start, start + size) if size else b""
     if len(content) != size:

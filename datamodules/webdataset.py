@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from datamodules.base_datamodule import BaseDataModule
-from datamodules.class_names import read_classes
+from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.folder import TAG_COLUMNS, split_tags
@@ -45,6 +45,7 @@ class WebDatasetDataModule(BaseDataModule):
         self._given: Sequence[str] | None = common.get("classes")
         self._split = str(common.get("train_split", "train"))
         self._known: tuple[str, ...] | None = None
+        self._listed: dict[tuple[str, bool], list[Sample]] = {}  # by tar file; and whether with tags
         super().__init__(root, **common)  # passed on as it is: jsonargparse finds the common options this way
 
     def known_classes(self) -> tuple[str, ...]:
@@ -55,18 +56,20 @@ class WebDatasetDataModule(BaseDataModule):
             return self._known
         if self._given is not None:
             return tuple(self._given)
-        found = set[str]().union(*(sample.tags or () for sample in self.read_samples(self._split)))
+        found = sorted(set[str]().union(*(sample.tags or () for sample in self.read_samples(self._split))))
         if not found:
             raise InputError(f"no tar file {self._split!r} of {self.root} gives an image any tag")
-        return tuple(sorted(found))
+        return check_classes(found, found, f"in the tar files {self._split!r} of {self.root}")
 
     def tars(self, split: str) -> dict[str, int]:
         """Return the names and sizes in bytes of a split's tar files."""
         return find_tars(self.root, split if split.endswith(".tar") else f"{split}*.tar")
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:  # noqa: ARG002
-        """Return the samples of all tar files of a split; each is read."""
-        return [sample for name in self.tars(split) for sample in self._samples(name, tags=tags)]
+        """Return the samples of all tar files of a split; each is read once."""
+        keys = [(name, tags) for name in self.tars(split)]
+        self._listed |= {key: self._samples(key[0], tags=tags) for key in keys if key not in self._listed}
+        return [sample for key in keys for sample in self._listed[key]]
 
     def blocks(self, split: str, size: int) -> SampleBlocks:  # noqa: ARG002
         """Return one block for each tar file, which is not opened before its block is read; without annotations."""
@@ -148,6 +151,8 @@ def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -
     """Return the tags of a member; None where a JSON object has no key for them."""
     try:
         value: Any = json.loads(text) if suffix == ".json" else text.decode("utf-8-sig").strip()
+        if suffix == ".cls" and re.fullmatch(r"\d+", value):
+            value = int(value)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be read as tags: {error}") from error
     if isinstance(value, dict):
@@ -155,8 +160,6 @@ def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -
         if column is None:
             return None
         value = value[column]
-    if suffix == ".cls" and re.fullmatch(r"\d+", value):
-        value = int(value)
     names = split_tags(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
     tags = set[str]()
     for name in names:

@@ -19,7 +19,7 @@ from upath import UPath
 
 from datamodules.annotations.shapes import BACKGROUND, Annotation, mask_index, valid_box
 from datamodules.class_names import ILLEGAL, MAX_CLASSES, mask_lut, require_known
-from datamodules.errors import InputError, errors_at
+from datamodules.errors import InputError, UnreadableError, errors_at
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.image_ids import image_id
 from datamodules.images import image_size, open_image
@@ -126,7 +126,10 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
     for name, file in zip(samples.match_ids(ids, list(map(str, files)), path), files, strict=True):
         if name not in samples:
             continue
-        height, width = image_size(samples[name].image)
+        try:
+            height, width = image_size(samples[name].image)
+        except UnreadableError:  # whoever reads the image leaves it out
+            continue
         mask = np.zeros((height, width), np.uint8)
         boxes, polygons = [], []
         for location, label, numbers in _yolo_lines(file, names):

@@ -17,7 +17,7 @@ from datamodules.annotations.brush_rle import decode_brush
 from datamodules.annotations.coco_instances import instance_rle
 from datamodules.annotations.shapes import BACKGROUND, Annotation, Box, Point, mask_index, valid_box
 from datamodules.class_names import require_known
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath
 from datamodules.image_ids import image_id
 from datamodules.images import IMAGE_SUFFIXES, image_size
@@ -74,7 +74,11 @@ def label_studio_annotations(
         if name in samples and regions:
             yield Annotation(name, location, RleMask.from_regions(f"of {location}", sizes.pop(), regions))
         elif name in samples and not result:
-            yield Annotation(name, location, RleMask(f"of {location}", image_size(samples[name].image), b"", ()))
+            try:
+                mask = RleMask(f"of {location}", image_size(samples[name].image), b"", ())
+            except UnreadableError:  # whoever reads the image leaves it out
+                continue
+            yield Annotation(name, location, mask)
     if labels and BACKGROUND not in labels:
         require_known(labels, known, f"{path}: none of its labels")
 

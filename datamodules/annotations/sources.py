@@ -202,7 +202,7 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
         corrects: whether the mask comes from a file: it may change known tags.
 
     Raises:
-        InputError: a mask cannot be read, or that of a file has another size than its image.
+        InputError: a mask cannot be read, or that of a file has another size than its image, which is local.
     """
     shapes: list[Shape] = [*sample.points, *sample.scribbles, *sample.boxes]
     known, mask = sample.tags, sample.mask
@@ -219,7 +219,7 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
                 raise
             return sample  # the error is that of whoever needs the mask
     with suppress(UnreadableError):
-        if isinstance(mask, RleMask) and corrects:
+        if isinstance(mask, RleMask) and corrects and not is_uri(sample.image):  # else compared when it is read
             require_same_size(f"mask {mask}", mask.size, f"its image {sample.image}", image_size(sample.image))
     names = frozenset(classes[index - 1] for index in indices - {0, IGNORE})
     if known is None:

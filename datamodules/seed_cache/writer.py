@@ -30,7 +30,7 @@ _MEANINGS = {  # of settings whose values say nothing to a person
 
 _METRICS = "metrics.json"  # of `seeds evaluate`
 
-_CACHE_FILE = re.compile(r"[^.].*\.safetensors|\..*\.safetensors\..*part|" + re.escape(_METRICS))
+_TEMPORARY = re.compile(rf"\.(.+\.safetensors|{re.escape(_METRICS)})\..*part")  # see `open_atomically`
 
 
 @dataclass
@@ -120,15 +120,15 @@ class SeedCacheWriter:
                 if "bucket" in str(error.strerror):  # found before the first shard is computed
                     raise
             for name in folders + files:
-                if not _CACHE_FILE.fullmatch(name):
+                if not name.endswith(".safetensors") and name[0] != "." and name != _METRICS:
                     problem = f"exists already and contains {name}, which is not part of a seed cache"
                     raise InputError(f"{self.path} {problem}; choose another output")
                 with suppress(FileNotFoundError):
-                    if name.endswith("part") and (self.path / name).stat().st_mtime < time.time() - STALE:
+                    if _TEMPORARY.fullmatch(name) and (self.path / name).stat().st_mtime < time.time() - STALE:
                         (self.path / name).unlink()
         except OSError as error:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror or error}") from error
-        return {name for name in files if name.endswith(".safetensors")} - {INDEX}
+        return {name for name in files if name.endswith(".safetensors") and name[0] != "."} - {INDEX}
 
     def _is_written(self, shard: Shard, number: int | None, *, strict: bool) -> bool:
         """Return whether a shard is what would be written; raise an InputError if it has other settings.

@@ -7,13 +7,16 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from upath import UPath
 
 from datamodules.annotations.brush_rle import encode_brush
 from datamodules.annotations.shapes import Box, Point
+from datamodules.dataset import ImageDataset
 from datamodules.errors import InputError
+from datamodules.files import write_atomically
 from datamodules.folder import FolderDataModule
 from datamodules.masks import mask_png, read_mask
-from tests.datamodules.test_annotations import open_voc, read
+from tests.datamodules.test_annotations import instance, instances_json, open_voc, read
 
 # tags of the fixture voc: p0 ant; p1 bat; p2 ant, bat; p3 cow; p4 ant, cow; p5 bat, cow. p0 has 48 x 64 pixels
 
@@ -243,6 +246,47 @@ def test_other_json_of_label_studio(voc, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             studio(voc, tmp_path, *content)
+
+
+def test_images_by_uri_are_not_read_at_the_setup(tmp_path, monkeypatch):
+    """A request for each of them would take hours; a mask of another size is found when its image is read."""
+    (tmp_path / "tags.csv").write_text("file,tags\nmemory://studio/a.png,ant\nmemory://studio/b.png,bat\n")
+    tasks = [task(f"memory://studio/{name}.png", brush("ant", np.s_[:9], np.s_[:])) for name in "ab"]
+    (tmp_path / "a.json").write_text(json.dumps(tasks))
+    data = FolderDataModule(str(tmp_path), annotations=str(tmp_path / "a.json"), val_fraction=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodules.images.open_file", lambda path: pytest.fail(f"{path} is read"))
+        samples = data.annotated(data.samples("train"), "train")
+    assert [sample.tags for sample in samples] == [{"ant"}, {"ant"}]
+    for name, size in (("a", (64, 48)), ("b", (32, 24))):
+        content = io.BytesIO()
+        Image.new("RGB", size).save(content, "PNG")
+        write_atomically(UPath(f"memory://studio/{name}.png"), content.getvalue())
+    dataset = ImageDataset(samples, data.classes, 32, mask_lut=data.mask_lut)
+    assert dataset[0]["mask"].shape == (48, 64)
+    with pytest.raises(InputError, match=r"image b is 64x48, and its image memory://studio/b\.png is 32x24"):
+        dataset[1]
+
+
+@pytest.mark.parametrize("kind", ["box", "mask", "background", "yolo", "coco"])
+def test_an_unreadable_image_is_left_out_by_the_training(voc, tmp_path, kind):
+    """Whatever is known about it, and as many others as max_unreadable allows."""
+    (voc / "JPEGImages/p0.jpg").write_bytes(b"no image")
+    if kind == "yolo":
+        source = yolo(tmp_path / "a", labels__p0="1 0.5 0.5 0.25 0.5\n", labels__p2="1 0.5 0.5 0.25 0.5\n")
+    elif kind == "coco":
+        source = instances_json(tmp_path / "a.json", {"p0": [instance("ant", bbox=[1, 2, 3, 4])]})
+    else:
+        box, mask = region("rectanglelabels", "ant", x=25, y=50, width=50, height=25), brush("ant", 0, 0)
+        tasks = [task("p0.jpg", *{"box": [box], "mask": [mask], "background": []}[kind])]
+        source = str(tmp_path / "a.json")
+        (tmp_path / "a.json").write_text(json.dumps(tasks))
+    data = open_voc(voc, source, max_unreadable=0.2, size=32)
+    data.setup("fit")
+    assert list(data.unreadable.reasons) == ["p0"]
+    assert [sample.id for sample in data.train_dataloader().dataset.samples] == [f"p{i}" for i in range(1, 6)]
+    with pytest.raises(InputError, match=r"1 of 6 images cannot be read, and max_unreadable allows .*p0\.jpg"):
+        open_voc(voc, source, max_unreadable=0.1, size=32).setup("fit")
 
 
 # --- CVAT

@@ -1,10 +1,11 @@
 import errno
 import os
+import re
 
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, new_folder, write_atomically
+from datamodules.files import file_sha256, new_folder, open_atomically, write_atomically
 
 
 def test_sha256(tmp_path):
@@ -32,6 +33,21 @@ def test_a_file_does_not_replace_a_folder(tmp_path):
     with pytest.raises(InputError, match="folder cannot be written: Is a directory"):
         write_atomically(tmp_path / "folder", b"three")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "\u00e4" * 127, "\U0001f408" * 60 + ".safetensors", "b"])
+def test_every_name_can_be_written(tmp_path, name):
+    """A file system allows 255 bytes; the temporary neighbour needs some of them for itself."""
+    write_atomically(tmp_path / name, b"one")
+    assert (tmp_path / name).read_bytes() == b"one"
+    with open_atomically(tmp_path / name) as file:
+        (part,) = (each.name for each in tmp_path.iterdir() if each.name != name)
+        assert re.fullmatch(rf"\..*{name[-8:]}\.\d+\.[0-9a-f]{{8}}\.part", part)
+        file.write(b"two")
+    assert (tmp_path / name).read_bytes() == b"two"
+    with new_folder(tmp_path / "sub" / name) as folder:
+        (folder / name).write_bytes(b"three")
+    assert (tmp_path / "sub" / name / name).read_bytes() == b"three"
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

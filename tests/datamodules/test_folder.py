@@ -125,6 +125,8 @@ def test_metadata_of_an_imagefolder(album, name, text):
         ('{"file_name": "a.jpg", "tags": [1]}\n', r"line 1: the tags \[1\] are neither text nor a list of names"),
         ('{"file_name": "a.jpg", "tags": "[cat"}\n', r"line 1: the tags '\[cat' are not a JSON list"),
         ('{"file_name": "a.jpg", "tags": "' + "[" * 100_000 + '"}\n', "are not a JSON list: maximum recursion depth"),
+        ('{"file_name": "a.jpg", "tags": ' + "1" * 5000 + "}\n", "is not a UTF-8 JSONL: Exceeds the limit"),
+        ('{"file_name": "a.jpg", "tags": "[' + "1" * 5000 + ']"}\n', "are not a JSON list: Exceeds the limit"),
         ('{"file_name": "a.jpg", "text": "cat"}\n', "file_name and one of tags, labels, label, not 'file_name,text'"),
         ('{"file_name": "a.jpg", "tags": "cat"}\n{"tags": "cat"}\n', "line 2 has no file_name"),
         ('{"file_name": "a.jpg", "tags": "cat"}\n[1]\n', "line 2 is not a JSON object"),
@@ -136,6 +138,14 @@ def test_bad_metadata(album, text, message):
     with pytest.raises(InputError, match=message) as caught:
         FolderDataModule(album, tags="metadata.jsonl")
     assert "metadata.jsonl" in str(caught.value)
+
+
+def test_the_suffix_of_a_table_in_capitals(album):
+    """And columns without a name, as spreadsheets write them, may be several."""
+    (album / "M.JSONL").write_text(METADATA_JSONL)
+    (album / "T.CSV").write_text("file,tags,,\na.jpg,cat;dog,,\nc.JPG,,,\nd.jpg,cat,,\nsub/b.png,dog;traffic light,,\n")
+    for name in ("M.JSONL", "T.CSV"):
+        assert tags_of(FolderDataModule(album, tags=name).samples("all")) == TAGS
 
 
 def test_rows_may_name_images_in_several_ways(album):
@@ -157,6 +167,7 @@ def test_rows_may_name_images_in_several_ways(album):
         ("file,tags\n", "contains no image"),
         ("", "must start with"),
         ('file,tags\n"a.jpg,cat\n', "is not a UTF-8 CSV"),
+        ("file,tags, Tags,note,note\na.jpg,cat,dog,,\n", r"has 2 columns 'tags': rename or remove one$"),
         ("file,tags\nc.JPG,\na.jpg,cat,dog\n", "line 3: 'dog' is beyond the columns of the header"),
     ],
 )
@@ -212,6 +223,21 @@ def test_one_folder_a_tag(folders):
     data = FolderDataModule(folders)
     assert data.classes == ("cat", "dog")
     assert data.hparams["tags"] == "folders"
+
+
+def test_images_beside_the_folders_of_tags_are_reported(folders, capsys):
+    FolderDataModule(folders, masks=None)
+    assert capsys.readouterr().err == ""
+    for name in ("5.jpg", "cat/old/6.jpg", "cat/.trash/7.jpg", "masks/old/8.jpg"):
+        write_image(folders / name)
+    data = FolderDataModule(folders)
+    problem = f"2 images are left out because they are not directly in a folder of {folders}, which would be their tag"
+    assert capsys.readouterr().err == f"{problem}; first 5.jpg\n"
+    assert data.classes == ("cat", "dog")
+    (folders / "5.jpg").unlink()
+    assert [image.id for image in read_folders(folders, folders / "masks")] == ["cat/1", "cat/2", "dog/1", "dog/3"]
+    assert "1 images are left out" in (message := capsys.readouterr().err)
+    assert message.endswith("first cat/old/6.jpg\n")
 
 
 def test_no_image_in_any_folder(tmp_path):

@@ -1,5 +1,8 @@
 """What a fingerprint notices, and what it is not meant to."""
 
+import errno
+import os
+
 import pytest
 
 from datamodules.files import file_sizes as sizes
@@ -38,6 +41,31 @@ def test_images_count_by_name_and_size(folder):
     assert fingerprint(folder) != before
     assert sizes(folder) == dict.fromkeys(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*.*")
                                                  if ".hidden" not in path.parts), 4)  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_read(folder, monkeypatch):
+    """It is not taken for an empty one."""
+
+    def scandir(path, real=os.scandir):
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for read in (fingerprint, sizes):
+        with pytest.raises(PermissionError, match=r"Permission denied: .*deep"):
+            read(folder)
+
+
+@pytest.mark.parametrize("names", [("a1", "a2"), ("y/a", "z"), ("z", "y/a")])
+def test_a_folder_reached_by_several_links_is_seen_once(folder, tmp_path, names):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/e.jpg").write_bytes(b"1234")
+    before = len(sizes(folder))
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+    assert len(sizes(folder)) == before + 1
 
 
 def test_the_folder_left_out_links_and_what_is_not_there(folder, tmp_path):

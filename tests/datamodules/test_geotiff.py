@@ -1,6 +1,7 @@
 """GeoTIFF: windows, bands, masks with the place of the image, and what happens without rasterio."""
 
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from datamodules.class_names import voc_palette
 from datamodules.errors import UnreadableError
 from datamodules.geotiff import GeoTiff, mask_geotiff, read_georeference
 from datamodules.images import image_size, open_windows, read_image
+from datamodules.tar_files import read_tar
+from tests.tars import tar_bytes
 
 rasterio = pytest.importorskip("rasterio")
 RNG = np.random.default_rng(0)
@@ -70,6 +73,32 @@ def test_a_uri(tmp_path):
     path = write(tmp_path / "a.tif", bands)
     with GeoTiff(path.as_uri()) as image:
         assert np.array_equal(image[5:9, :], bands.transpose(1, 2, 0)[5:9])
+
+
+def test_a_tiff_in_an_archive_has_all_its_bands_and_its_place(tmp_path, monkeypatch):
+    """The suffix of the member counts, not the end of its URI."""
+    bands = random_bands(7)
+    seven = write(tmp_path / "seven.tif", bands, photometric="minisblack").read_bytes()
+    members = {
+        "note.txt": b"first",
+        "in/seven.tif": seven,
+        "rgb.tif": write(tmp_path / "rgb.tif", bands[:3]).read_bytes(),
+    }
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    in_tar = read_tar(tmp_path / "x.tar").members
+    for uri in (in_tar["in/seven.tif"], f"zip://in/seven.tif::{tmp_path}/x.zip"):
+        assert np.array_equal(read_image(uri, 7), bands.transpose(1, 2, 0)), uri
+        assert image_size(uri) == (20, 30)
+        assert read_georeference(uri).transform[:6] == PLACE
+        with open_windows(uri, 7) as image:
+            assert np.array_equal(image[2:5, 3:9], bands.transpose(1, 2, 0)[2:5, 3:9])
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    for uri in (in_tar["rgb.tif"], f"zip://rgb.tif::{tmp_path}/x.zip"):
+        with pytest.raises(UnreadableError, match="needs the package rasterio"):
+            read_georeference(uri)
 
 
 def test_three_channels_of_other_bands(tmp_path):

@@ -111,6 +111,32 @@ def test_an_orientation_in_xmp(tmp_path, suffix):
     assert image_size(tmp_path / f"a.{suffix}") == read_image(tmp_path / f"a.{suffix}").shape[:2] == expected
 
 
+@pytest.mark.parametrize("form", ["JPEG", "MPO"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("with_exif", [False, True])
+def test_the_orientation_of_a_jpeg_is_that_of_exif_alone(tmp_path, form, channels, with_exif):
+    """As in OpenCV and in browsers; Pillow reads it from XMP where the EXIF block has none."""
+    exif = Image.Exif()
+    exif[0x010F] = "camera"
+    image = Image.new("RGB" if channels == 3 else "L", (60, 40))
+    settings = {"exif": exif} if with_exif else {}
+    if form == "MPO":  # several images, as phones write them
+        settings |= {"save_all": True, "append_images": [image]}
+    image.save(tmp_path / "a.jpg", form, xmp=XMP.encode(), **settings)
+    assert read_image(tmp_path / "a.jpg", channels).shape == (40, 60, channels)
+    assert image_size(tmp_path / "a.jpg") == (40, 60)
+
+
+def test_an_orientation_in_a_text_of_a_png(tmp_path):
+    """ImageMagick writes the EXIF block this way."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data, info = exif.tobytes(), PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n")
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png", pnginfo=info)
+    assert image_size(tmp_path / "a.png") == read_image(tmp_path / "a.png").shape[:2] == (60, 40)
+
+
 def image_of(mode, *values):
     """An image one pixel high."""
     image = Image.new(mode, (len(values), 1))

@@ -206,6 +206,22 @@ def test_temporary_files_of_killed_processes(tmp_path):
     assert SeedCache(tmp_path / "c").ids == tuple("abcde")
 
 
+def test_hidden_files_of_other_programs_hinder_nothing(tmp_path):
+    """Of Finder, of a network file system and of an editor; temporary files of our own alone are removed."""
+    make(tmp_path / "c", [0])
+    foreign = (".DS_Store", "._" + shard_name(0), ".nfs0000000012", ".ipynb_checkpoints/a", ".download.part")
+    (tmp_path / "c/.ipynb_checkpoints").mkdir()
+    own = tmp_path / "c/.metrics.json.123.0123abcd.part"
+    for file in (*(tmp_path / "c" / name for name in foreign), own):
+        file.write_bytes(b"other")
+        os.utime(file, (time.time() - 2 * STALE,) * 2)
+    assert make(tmp_path / "c") == [1, 2]
+    assert all((tmp_path / "c" / name).read_bytes() == b"other" for name in foreign)
+    assert not own.exists()
+    assert SeedCache(tmp_path / "c").ids == tuple("abcde")
+    verify_cache(tmp_path / "c")
+
+
 def test_a_missing_bucket_is_found_before_the_first_shard(s3):
     assert SeedCacheWriter(UPath(f"{s3}/nothing/yet"), ["cat"], {}, [["a"]]).missing(range(1)) == [0]
     with pytest.raises(InputError, match="seed cache s3://nobucket/c cannot be written: there is no bucket nobucket"):

@@ -45,6 +45,13 @@ def test_it_is_a_voc_folder(written):
                 assert image.mode == "P"
 
 
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "1" * 5000])
+def test_a_damaged_record(tmp_path, text):
+    (tmp_path / module.RECORD).write_text(text)
+    with pytest.raises(InputError, match=r"synthetic\.json is not JSON: "):
+        SyntheticDataModule(str(tmp_path)).prepare_data()
+
+
 def test_the_data_module_writes_the_folder_once(tmp_path, written):
     settings = {"train": 12, "val": 5, "image_size": SIZE, "size": SIZE, "num_workers": 0, "batch_size": 4}
     data = SyntheticDataModule(str(tmp_path / "data"), **settings)

@@ -6,6 +6,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule
+from datamodules.coco import COCODataModule
 from datamodules.dataset import ImageDataset
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import CACHE, folder_fingerprint, read_bytes, write_atomically
@@ -187,6 +189,25 @@ def test_a_folder_of_images_by_uri(s3: str, voc: Path, tmp_path: Path, storage: 
     assert_same(data, local, ("train", "val", "all"))
     if table is None:
         assert next(sample.tags for sample in data.samples("all") if sample.id == "ant/p0") == {"ant", "bat"}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_files_of_a_neighbouring_folder(s3: str, voc: Path, tmp_path: Path, storage: str) -> None:
+    """An object store knows no folder ``..``; a table, a JSON of COCO and the options may name it all the same."""
+    assert s3 == "s3://bucket"
+    names = [f"../VOC/JPEGImages/{name}.jpg" for name in IDS]
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/tags.csv").write_text("file,tags\n" + "".join(f"{name},ant\n" for name in names))
+    images = [{"id": number, "file_name": name, "height": 48, "width": 64} for number, name in enumerate(names)]
+    coco = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "ant"}]}
+    (tmp_path / "lists/result.json").write_text(json.dumps(coco))
+    uri = upload(tmp_path, storage.format(name="neighbours"))
+    open_folder = partial(FolderDataModule, tags="../lists/tags.csv", masks="../VOC/SegmentationClass")
+    for module in (FolderDataModule, open_folder, COCODataModule):
+        data, local = (module(str(UPath(each) / "lists")) for each in (uri, tmp_path))
+        assert [each.id for each in data.samples("all")] == [each.id for each in local.samples("all")]
+        for found, expected in zip(data.samples("all"), local.samples("all"), strict=True):
+            np.testing.assert_array_equal(read_image(found.image), read_image(expected.image))
 
 
 def test_workers_read_from_a_bucket(s3: str, voc: Path) -> None:

@@ -3,6 +3,10 @@
 import gzip
 import io
 import tarfile
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from upath import UPath
 from datamodules.errors import InputError
 from datamodules.files import CACHE, write_atomically
 from datamodules.images import read_image
-from datamodules.tar_files import find_tars
+from datamodules.tar_files import find_tars, read_tar
 from datamodules.webdataset import WebDatasetDataModule, tar_samples
 from tests.tars import tar_bytes
 
@@ -56,6 +60,21 @@ def test_samples_by_hand(storage, tmp_path, s3, monkeypatch):
     assert (storage == "copies of s3") == (tmp_path / "copies").exists()
 
 
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_tar_in_another_archive(tmp_path, kind):
+    """Members are read from the inner archive; colons in their names separate no archives."""
+    inner = tar_bytes({"a.png": png(1), "b::c:.png": png(2), ":d::.PNG": png(3)})
+    if kind == "tar":
+        (tmp_path / "outer.tar").write_bytes(tar_bytes({"train.tar": inner}))
+    else:
+        with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+            archive.writestr("train.tar", inner)
+    samples = tar_samples(UPath(f"{kind}://train.tar::{tmp_path}/outer.{kind}"))
+    assert [sample.id for sample in samples] == ["a", "b::c:", ":d::"]
+    for number, sample in enumerate(samples, start=1):
+        assert (read_image(sample.image) == number).all()
+
+
 def test_images_without_tags_are_no_examples_of_background(tmp_path, capsys):
     """Not in the training of a classifier, nor in its validation: their classes are not known."""
     for name in ("train", "val"):
@@ -90,6 +109,8 @@ LONG = tar_bytes({"a.png": png(1), "b.tif": bytes(5000)})
      (tar_bytes({"/a/b.png": png(1)}), "contains the image '/a/b.png', which is no path inside a folder"),
      (tar_bytes({"a.png": png(1), "a.json": "{"}), r"a\.json in tar file .* cannot be read as tags"),
      (tar_bytes({"a.png": png(1), "a.json": "[" * 100_000}), r"a\.json in tar file .* cannot be read as tags"),
+     (tar_bytes({"a.png": png(1), "a.json": "1" * 5000}), r"a\.json in tar file .* cannot be read as tags: Exceeds"),
+     (tar_bytes({"a.png": png(1), "a.cls": "1" * 5000}), r"a\.cls in tar file .* cannot be read as tags: Exceeds"),
      (tar_bytes({"a.png": png(1), "a.txt": b"\xff"}), r"a\.txt in tar file .* cannot be read as tags"),
      (tar_bytes({"a.png": png(1), "a.json": '{"tags": [0.5]}'}), "neither names nor classes"),
      (tar_bytes({"a.png": png(1), "a.cls": "2"}), "contains the class 2, and there are 2 classes")],
@@ -127,6 +148,19 @@ def test_patterns(storage, tmp_path, s3):
         find_tars(folder / "none", "*.tar")
 
 
+def test_sizes_on_a_web_server(tmp_path):
+    """Its list of files has no sizes; they tell another list of tar files apart."""
+    pytest.importorskip("aiohttp")
+    for number in (8, 9):
+        (tmp_path / f"t-{number}.tar").write_bytes(bytes(number))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        found = find_tars(UPath(f"http://127.0.0.1:{server.server_port}"), "t-*.tar")
+        server.shutdown()
+    assert found == {"t-8.tar": 8, "t-9.tar": 9}
+
+
 @pytest.fixture
 def shards(tmp_path):
     tags = {"train-0": "cat\ndog", "train-1": "1", "val-0": "dog"}
@@ -153,6 +187,29 @@ def test_a_data_module_of_tars(shards):
         WebDatasetDataModule(str(shards))
     assert WebDatasetDataModule(str(shards), train_split="val").classes == ("dog",)
     assert WebDatasetDataModule(str(shards), classes=["dog", "cow"]).samples("train")[0].tags == {"cat", "dog"}
+
+
+def test_a_training_reads_each_tar_once(shards, monkeypatch):
+    """Also where the classes are its tags."""
+    (shards / "classes.txt").unlink()
+    (shards / "train-1.tar").write_bytes(tar_bytes({"a.png": png(1), "a.txt": "cow"}))
+    opened = []
+    monkeypatch.setattr(
+        "datamodules.webdataset.read_tar", lambda tar, suffixes: opened.append(tar.name) or read_tar(tar, suffixes)
+    )
+    data = WebDatasetDataModule(str(shards), size=8, num_workers=0)
+    data.setup()
+    assert data.classes == ("cat", "cow", "dog")
+    assert sorted(opened) == ["train-0.tar", "train-1.tar", "val-0.tar"]
+    assert {sample.tags for sample in data.samples("train", tags=False)} == {None}
+
+
+@pytest.mark.parametrize("count", [254, 300])
+def test_more_tags_than_a_mask_has_indices(tmp_path, count):
+    (tmp_path / "train.tar").write_bytes(tar_bytes({"a.png": png(1), "a.txt": "\n".join(map(str, range(count)))}))
+    words = f"there are {count} classes in the tar files 'train' of {tmp_path}, and an 8-bit mask has at most 253"
+    with pytest.raises(InputError, match=words):
+        WebDatasetDataModule(str(tmp_path))
 
 
 def test_a_tar_whose_tags_are_no_classes_is_reported(shards, capsys):
