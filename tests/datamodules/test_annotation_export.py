@@ -249,3 +249,10 @@ def test_brush_masks_that_are_none(packed):
         decode_brush(packed, 3, 3)
     with pytest.raises(InputError, match="of 3 x 4 pixels"):
         decode_brush(encode_brush(np.ones((3, 3), bool)), 3, 4)
+
+
+def test_a_run_longer_than_the_largest_length():
+    """Label Studio's lengths have at most 16 bits: one class in an image of 200 x 300 pixels is several runs."""
+    pixels = np.zeros((200, 300), bool)
+    pixels[150:] = True
+    np.testing.assert_array_equal(decode_brush(encode_brush(pixels), 200, 300), pixels)

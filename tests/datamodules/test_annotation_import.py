@@ -487,3 +487,25 @@ def test_parquet_that_is_none(voc, tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"train\.parquet cannot be read as Parquet"):
         read(open_voc(voc, str(path)))
+
+
+def test_of_two_annotations_of_one_time_the_later_in_the_file_counts(voc, tmp_path):
+    first, second = (task("p0.jpg", brush("ant", np.s_[:rows], np.s_[:]), updated_at="2026-01-02") for rows in (1, 2))
+    assert read_mask(studio(voc, tmp_path, first, second)["p0"].mask).sum() == 2 * 64
+
+
+def test_the_time_of_an_annotation_that_nobody_has_changed_is_that_of_its_creation(voc, tmp_path):
+    later, earlier = (
+        task("p0.jpg", brush("ant", np.s_[:rows], np.s_[:]), created_at=f"2026-01-0{day}")
+        for rows, day in ((1, 3), (2, 2))
+    )
+    assert read_mask(studio(voc, tmp_path, later, earlier)["p0"].mask).sum() == 64
+
+
+def test_a_smaller_polygon_of_yolo_covers_a_larger_one(voc, tmp_path):
+    large, small = "0 0 0 0.99 0 0.99 0.99 0 0.99", "1 0.25 0.25 0.734375 0.25 0.734375 0.734375 0.25 0.734375"
+    for lines in ((large, small), (small, large)):
+        source = yolo(tmp_path / "a", labels__p0="".join(f"{line}\n" for line in lines))
+        mask = read_mask(read(open_voc(voc, source, labels=None))["p0"].mask)
+        assert (mask[12:36, 16:48] == 1).all()  # ant
+        assert (mask[:12] == 2).sum() > 600  # bat

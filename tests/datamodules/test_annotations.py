@@ -591,3 +591,28 @@ def test_tables_keep_what_is_written(voc_source, tmp_path_factory, points, scrib
         lines = {Scribble(name, tuple(vertices)) for name, vertices in scribbles}
         assert sample.scribbles == tuple(sorted(lines))
         assert sample.boxes == tuple(sorted({Box(*each) for each in boxes}))
+
+
+@pytest.mark.parametrize("point", [(64, 3), (3, 48), (-0.5, 3)])
+def test_a_point_on_the_far_side_is_outside(voc, tmp_path, point):
+    """Pixels of an image 64 wide are 0 to 63."""
+    table = write_csv(tmp_path / "a.csv", [{"id": "p0", "points": [["background", *point]]}])
+    with pytest.raises(InputError, match="of background is outside of the image"):
+        read(open_voc(voc, table))
+
+
+@pytest.mark.parametrize("sides", [(-5, 3, 0, 9), (3, -5, 9, 0), (64, 3, 70, 9), (3, 48, 9, 60)])
+def test_a_box_that_touches_the_image_is_outside(voc, tmp_path, sides):
+    table = write_csv(tmp_path / "a.csv", [{"id": "p0", "boxes": [["ant", *sides]]}])
+    with pytest.raises(InputError, match="of ant is outside of the image"):
+        read(open_voc(voc, table))
+
+
+def test_a_mask_of_a_file_corrects_tags_after_one_of_the_data_set(voc, tmp_path):
+    """The last mask counts, and so where it is from."""
+    bat = np.zeros((48, 64), np.uint8)
+    bat[:9] = 2
+    write_mask(tmp_path / "p0.png", bat)
+    source = write_csv(tmp_path / "a.csv", [{"id": "p0", "mask": "p0.png"}])
+    assert read(open_voc(voc, ["masks", source]))["p0"].tags == {"bat"}
+    assert read(open_voc(voc, [source, "masks"]))["p0"].tags == {"ant"}

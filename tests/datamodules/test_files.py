@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import stat
 
 import pytest
 
@@ -75,3 +76,16 @@ def test_of_a_folder_that_fails_nothing_stays(tmp_path, error):
 def test_a_disk_that_is_full_is_said_of_a_folder(tmp_path):
     with pytest.raises(InputError, match="out cannot be written: No space left"), new_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_afterwards(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def recorded(handle):
+        info = os.fstat(handle)
+        synced.append(("folder" if stat.S_ISDIR(info.st_mode) else info.st_size, (tmp_path / "x").exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    write_atomically(tmp_path / "x", b"one")
+    assert synced == [(3, False), ("folder", True)]

@@ -93,7 +93,7 @@ def test_in_workers_and_through_pickle(tmp_path):
     cache = write(tmp_path / "c", 6)
     sums = [int(cache.cues(f"id{i}").astype(int).sum()) for i in range(6)]  # opens the shard before the fork
     for context in ("fork", "spawn"):
-        loader = DataLoader(Cues(cache), batch_size=None, num_workers=2, multiprocessing_context=context)
+        loader = DataLoader(Cues(cache), batch_size=None, num_workers=1, multiprocessing_context=context)
         assert list(loader) == sums
     again = pickle.loads(pickle.dumps(cache))
     np.testing.assert_array_equal(again.cues("id3"), cache.cues("id3"))

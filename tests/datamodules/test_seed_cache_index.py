@@ -425,3 +425,16 @@ print(sum(f"test/{i:012d}" in cache for i in numbers))
     images, found, others, memory = peak(code, tmp_path)
     assert (images, found, others) == (1_000_000, 1000, 0)
     assert memory < 100
+
+
+def test_ids_are_iterated_in_parts(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 3)
+    names = [f"id{number}" for number in range(8)]
+    index = index_of([ShardEntry("0.safetensors", bytes(32), names, {"x": "torn"})])
+    assert list(index.ids) == names
+
+
+def test_more_shards_at_a_uri_than_are_requested_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "REQUESTS", 1)
+    path = uploaded(write(tmp_path / "c", 20), "memory://many/c")  # 7 shards, four at a time
+    assert tuple(SeedCache(path).ids) == tuple(f"id{number}" for number in range(20))

@@ -319,3 +319,33 @@ def test_several_processes_write_the_same_shards_at_once(tmp_path):
         assert not list((tmp_path / "c").glob("*.part"))
         for file in (tmp_path / "c").iterdir():
             file.unlink()
+
+
+def test_finished_shards_are_kept_however_old_they_are(tmp_path):
+    """Temporary files alone are removed after an hour."""
+    make(tmp_path / "c", [0])
+    (tmp_path / "c" / "metrics.json").write_text("{}")
+    for file in (tmp_path / "c").iterdir():
+        os.utime(file, (time.time() - 2 * STALE,) * 2)
+    assert SeedCacheWriter(tmp_path / "c", ("cat",), SETTINGS, [["a", "b"], ["c", "d"], ["e"]]).missing([0]) == []
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["metrics.json", shard_name(0)]
+
+
+def test_a_relative_output_that_is_an_input(tmp_path, monkeypatch):
+    make(tmp_path / "c")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="c exists already and is an input of the new seed cache"):
+        SeedCacheWriter(UPath("c"), ("cat",), SETTINGS, [["a"]], {"cache": str(tmp_path / "c")})
+
+
+def test_shards_of_unknown_ids_under_each_others_names_are_written_again(tmp_path):
+    output = SeedCacheWriter(tmp_path, ("cat",), SETTINGS, [None, None], names=["x.safetensors", "y.safetensors"])
+    for number, name in enumerate("ab"):
+        shard = ShardBuilder(("cat",))
+        shard.add(name, np.zeros((2, 2), np.uint8))
+        output.write(number, shard, {})
+    assert output.missing(range(2)) == []
+    (tmp_path / "x.safetensors").rename(tmp_path / "z")
+    (tmp_path / "y.safetensors").rename(tmp_path / "x.safetensors")
+    (tmp_path / "z").rename(tmp_path / "y.safetensors")
+    assert output.missing(range(2)) == [0, 1]

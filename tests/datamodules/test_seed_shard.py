@@ -11,7 +11,7 @@ import safetensors.numpy
 from datamodules.errors import InputError
 from datamodules.seed_cache import shard as seed_shard
 from datamodules.seed_cache.cache import SeedCache, print_info, verify_cache
-from datamodules.seed_cache.shard import VERSION, Shard, plain_json
+from datamodules.seed_cache.shard import VERSION, Shard, plain_json, shard_name
 from tests.seed_caches import CacheWriter
 
 SHARD = "shard-00000.safetensors"
@@ -220,3 +220,12 @@ def test_what_verify_and_info_print_of_a_sound_cache(cache, capsys):
     )  # fmt: skip
     assert info["bytes"] == sum(f.stat().st_size for f in cache.glob("shard-*"))
     assert info["left_out"] == {}
+
+
+def test_a_changed_input_in_a_header_is_found(tmp_path):
+    with CacheWriter(tmp_path / "c", ["cat"], {}, inputs={"data": "here"}) as writer:
+        writer.add("a", np.zeros((2, 2), np.uint8))
+    path = tmp_path / "c" / shard_name(0)
+    path.write_bytes(path.read_bytes().replace(b"here", b"hero"))
+    with pytest.raises(InputError, match="its header is not what was written"):
+        Shard(path)
