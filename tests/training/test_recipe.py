@@ -23,6 +23,7 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
+from datamodules import files
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
 from datamodules.files import file_sizes, write_json
@@ -612,13 +613,13 @@ def test_an_earlier_result_survives_a_kill_while_it_is_set_aside_or_put_back(cop
     before = cache_bytes(copied.output / "seeds")
     changed = copied.content()
     changed["stages"]["seeds"]["options"]["fg_threshold"] = 0.25
-    places = {"write_atomically": [recipe_file], "rename": [Path], "remove": [stage_result, runner_module]}
+    places = {"write_atomically": [files, recipe_file], "rename": [Path], "remove": [stage_result, runner_module]}
     modules = places[interrupted]
 
     def killed(*_given):
         raise KeyboardInterrupt
 
-    for calls in range(4):
+    for calls in range(6):
         remaining = iter(range(calls))
         real = getattr(modules[0], interrupted)
 
