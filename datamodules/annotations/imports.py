@@ -1,4 +1,4 @@
-"""Annotations from CVAT, YOLO and Hugging Face data sets; those of COCO are in `annotation_files`.
+"""Annotations from CVAT, YOLO and Hugging Face data sets; COCO is in `datamodules.annotations.sources`.
 
 Each reader yields the annotations of the images that are among the samples. Labels that are no class of the data set
 become 255 in masks. In masks of regions a smaller region covers a larger one, and what no region covers is background.
