@@ -133,7 +133,7 @@ def read_mask(path: str | AnyPath | RleMask) -> np.ndarray:
         uint8 (H, W), turned by the orientation that the file may record, as images are.
 
     Raises:
-        UnreadableError: the file is missing, truncated or not a PNG.
+        UnreadableError: the file is missing, truncated or not an image.
         InputError: the file contains colours instead of indices.
     """
     if isinstance(path, RleMask):

@@ -80,7 +80,7 @@ def generate_seeds(
             the saliency of the tiles are computed for all tags of the image, and blended before any normalisation; the
             cue grid grows with the image. By default images of any size are resized as a whole.
         overlap: fraction of a tile's side that neighbouring tiles share.
-        size: side in pixels to which images are resized at scale 1; by default that of the classifier.
+        size: side in pixels to which images are resized at scale 1; by default the classifier's training ``size``.
         cue_stride: pixels per position of the cue grid, which has ⌈size / cue_stride⌉ positions on a side.
         fg_threshold: foreground cues are the positions where a map exceeds this fraction of its maximum.
         bg_fraction: background cues are this fraction of the positions, those of the lowest saliency.
