@@ -21,7 +21,7 @@ from seeds.cam_methods.input_gradients import channel_maximum
 from seeds.cam_methods.registry import Method, method_class
 from seeds.cam_methods.targets import select_scores
 from seeds.classifier import Classifier, ClassifierTask
-from seeds.crf_refinement import PIXELS, crf_settings, refined
+from seeds.crf_refinement import PIXELS_PER_POSITION, crf_settings, refined
 from seeds.cues import threshold_cues
 from seeds.gradcam import weighted_maps
 from seeds.job_options import JobOptions
@@ -215,7 +215,8 @@ class CamModule(SeedModule):
             ends = [pixels * self.grid[0] / side for pixels in image.shape[:2]]  # of the image on this grid
             y, x = ((torch.arange(n) + 0.5) * end / n for end in ends for n in [max(1, round(end))])
             values = sample_grid(blended, y, x)
-            small = reduce_image(image, PIXELS * max(len(y), len(x))) if self.settings["refinement"] else None
+            longer = PIXELS_PER_POSITION * max(len(y), len(x))
+            small = reduce_image(image, longer) if self.settings["refinement"] else None
         pixels = None if small is None else torch.from_numpy(small).permute(2, 0, 1)
         return _seed(large["id"], classes, values[:-1], values[-1], pixels)
 
