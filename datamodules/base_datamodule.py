@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 from upath import UPath
 
-from datamodules.annotations.sources import annotated, check_source
+from datamodules.annotations.sources import add_annotations, check_source
 from datamodules.class_names import check_classes, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
@@ -236,7 +236,7 @@ class BaseDataModule(pl.LightningDataModule):
             return {sample.id: sample.mask for sample in self.read_samples(split, tags=False)}
 
         title, other_ids = f"the split {split!r} of {self.source}", set(self.all_ids) - {each.id for each in samples}
-        return annotated(
+        return add_annotations(
             SplitSamples(samples, title, other_ids), self.sources, root=self.root, mask_classes=self.mask_classes,
             classes=self.classes, lut=self.mask_lut, masks=masks,
         )  # fmt: skip

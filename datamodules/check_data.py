@@ -13,7 +13,7 @@ from datamodules.errors import InputError
 from datamodules.files import require_folder, write_json
 from datamodules.near_duplicates import Fingerprint, near_groups, read_fingerprints
 from datamodules.open_data import open_data
-from datamodules.progress import first_few, print_result
+from datamodules.progress import first_few, print_message, print_result
 from datamodules.sample import Sample, multi_hot
 
 MIN_IMAGES = 20
@@ -60,7 +60,7 @@ def check_data(
             with a table or in folders, see `datamodules.folder.FolderDataModule`.
         split: the images to train on; by default the data module's ``train_split``.
         validation: the images to validate on, which should not be nearly identical to images to train on; by default
-            the data module's ``val_split``.
+            the data module's ``val_split``, or none where that cannot be read.
         classes: the classes; by default all of the data set.
         size: side in pixels to which the training resizes images.
         cue_stride: pixels per position of the cue grid.
@@ -74,11 +74,16 @@ def check_data(
     if output is not None:
         require_folder(output.parent)
     data = open_data(root, classes=classes, train_split=split, val_split=validation)
-    split, validation = data.hparams["train_split"], data.hparams["val_split"]
-    samples = data.samples(split, masks=False)
+    split = data.hparams["train_split"]
+    samples, others = data.samples(split, masks=False), list[Sample]()
     ids = {sample.id for sample in samples}
-    others = [] if validation is None else data.samples(validation, masks=False)
-    others = [sample for sample in others if sample.id not in ids]
+    if (val_split := data.hparams["val_split"]) is not None:
+        try:
+            others = [sample for sample in data.samples(val_split, masks=False) if sample.id not in ids]
+        except InputError as error:
+            if validation is not None:
+                raise
+            print_message(f"no validation images are checked: {error}")
     everything, known = [*samples, *others], frozenset(data.classes)
     everything = [each if each.tags is None else replace(each, tags=each.tags & known) for each in everything]
     fingerprints, unreadable = read_fingerprints(everything, data.in_channels)

@@ -37,20 +37,20 @@ def voc_classes(root: AnyPath) -> tuple[str, ...]:
     return read_classes(path) if path.is_file() else VOC_CLASSES
 
 
-def mask_lut(source: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+def mask_lut(mask_classes: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """Return the lookup table from an index in a mask file to a class index.
 
     Args:
-        source: classes of the masks on disk; index i is ``source[i - 1]``.
+        mask_classes: classes of the masks on disk; index i is ``mask_classes[i - 1]``.
         classes: the chosen classes.
 
     Returns:
-        uint8 (256,): 0 for background, 1..C for ``classes``, ``IGNORE`` for other classes of ``source`` and for
-        255, ``ILLEGAL`` for every index above ``len(source)``.
+        uint8 (256,): 0 for background, 1..C for ``classes``, ``IGNORE`` for other classes of ``mask_classes`` and for
+        255, ``ILLEGAL`` for every index above their number.
     """
     table = np.full(256, ILLEGAL, np.uint8)
     table[[0, IGNORE]] = 0, IGNORE
-    for index, name in enumerate(source, start=1):
+    for index, name in enumerate(mask_classes, start=1):
         table[index] = list(classes).index(name) + 1 if name in classes else IGNORE
     return table
 

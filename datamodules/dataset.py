@@ -122,7 +122,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         lines = self._lines(sample, image.shape[:2]) if self.annotations else []
         boxes = [each for each in sample.boxes if each.name in self.indices] if self.annotations else []
         corners = np.array([each[1:] for each in boxes], np.float32).reshape(-1, 2)
-        points = np.concatenate([*(vertices for _, vertices in lines), corners]) if self.annotations else None
+        points = np.concatenate([*(line for _, line in lines), corners]) if self.annotations else None
         moved = self.transform(image, seed=seed, mask=None if own_size else mask, cues=cues, points=points)
         item = {"image": moved["image"], "labels": self.labels[index], "id": sample.id, "size": image.shape[:2]}
         if mask is not None:
@@ -130,9 +130,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if cues is not None:
             item["cues"] = resize_nearest(moved["cues"], self.grid, self.grid)
         if self.annotations:
-            ends = np.cumsum([len(vertices) for _, vertices in lines])
+            ends = np.cumsum([len(line) for _, line in lines])
             *strokes, corners = np.split(moved["points"], ends)
-            drawn = [(label, vertices) for (label, _), vertices in zip(lines, strokes, strict=True)]
+            drawn = [(label, stroke) for (label, _), stroke in zip(lines, strokes, strict=True)]
             item["mask"] = draw_labels((self.size, self.size), moved.get("mask"), drawn)
             sides = corners.reshape(-1, 4) / self.size
             sides[:, ::2].sort(axis=1)  # a mirrored box has its left side on the right

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -133,15 +133,21 @@ def read_mask(path: str | AnyPath | RleMask) -> np.ndarray:
         uint8 (H, W), turned by the orientation that the file may record, as images are.
 
     Raises:
-        UnreadableError: the file is missing, truncated or not a PNG.
+        UnreadableError: the file is missing, truncated or not an image.
         InputError: the file contains colours instead of indices.
     """
     if isinstance(path, RleMask):
         return path.render()
-    with open_file(path) as file, open_image(file, path) as image:
+    with open_file(path) as file:
+        return decode_mask(file, path)
+
+
+def decode_mask(file: BinaryIO, name: str | AnyPath) -> np.ndarray:
+    """Return the indices of an open mask file, see `read_mask`; ``name`` is its name in messages."""
+    with open_image(file, name) as image:
         mode, indices = image.mode, np.array(ImageOps.exif_transpose(image) if "exif" in image.info else image)
     if mode not in ("P", "L"):
-        raise InputError(f"mask {path} contains {mode} values, not class indices: save a palette or 8-bit gray PNG")
+        raise InputError(f"mask {name} contains {mode} values, not class indices: save a palette or 8-bit gray PNG")
     return indices
 
 
@@ -158,11 +164,15 @@ def read_class_mask(path: str | AnyPath | RleMask, lut: np.ndarray) -> np.ndarra
     Raises:
         InputError: as for `read_mask`; or an index is above the number of classes.
     """
-    indices = read_mask(path)
+    return map_indices(read_mask(path), lut, path)
+
+
+def map_indices(indices: np.ndarray, lut: np.ndarray, name: str | AnyPath | RleMask) -> np.ndarray:
+    """Return the classes of a mask's indices, see `read_class_mask`; ``name`` is the mask's name in messages."""
     mask: np.ndarray = cv2.LUT(indices, lut)
     if (mask == ILLEGAL).any():
         index, highest = indices[mask == ILLEGAL].min(), np.flatnonzero(lut == ILLEGAL)[0] - 1
-        raise InputError(f"mask {path} contains the index {index}, and its classes end at {highest} (255 is ignored)")
+        raise InputError(f"mask {name} contains the index {index}, and its classes end at {highest} (255 is ignored)")
     return mask
 
 

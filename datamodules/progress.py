@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 STAGE = "TAG2MASK_STAGE"  # environment variable: the recipe stage that this process runs; its lines begin with it
-NAMED = 5  # words of a list in a message
+NAMED_WORDS = 5  # words of a list in a message
 INTERVAL = 20.0  # seconds between two lines of a log file
 
 Item = TypeVar("Item")
@@ -133,8 +133,8 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
 
 def first_few(words: Sequence[str], separator: str = ", ") -> str:
     """Return the first words of a list, and how many there are beyond."""
-    more = len(words) - NAMED
-    return separator.join(words[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(words) - NAMED_WORDS
+    return separator.join(words[:NAMED_WORDS]) + (f" and {more} more" if more > 0 else "")
 
 
 def percent(fraction: float | None) -> str:

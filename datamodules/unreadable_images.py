@@ -13,7 +13,8 @@ from datamodules.sample import Sample
 MAX_UNREADABLE = 0.01
 """Default share of the images that may be unreadable."""
 
-_LISTED = 10  # images named one by one on the terminal
+PRINTED_IMAGES = 10
+"""Unreadable images that are printed one by one."""
 
 
 class UnreadableImages:
@@ -44,7 +45,7 @@ class UnreadableImages:
         self.reasons[name] = reason
         if problem := too_many(self.reasons, self.total, self.share):
             raise InputError(problem)
-        if len(self.reasons) <= _LISTED:
+        if len(self.reasons) <= PRINTED_IMAGES:
             print_message(f"left out: {name}: {reason}")
 
     def problems(self, samples: Sequence[Sample]) -> dict[str, str]:
@@ -90,7 +91,7 @@ def readable(samples: Sequence[Sample], unreadable: UnreadableImages) -> list[Sa
     for sample, problem in zip(samples, problems, strict=True):
         if problem:
             unreadable.add(sample.id, problem)
-    if len(unreadable.reasons) > _LISTED:
+    if len(unreadable.reasons) > PRINTED_IMAGES:
         print_message(f"left out in all: {len(unreadable.reasons)} images that cannot be read")
     return [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
 

@@ -1,11 +1,16 @@
 """Download of PASCAL VOC 2012 and of the Semantic Boundaries Dataset (SBD), for the split trainaug."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
-from torchvision.datasets import SBDataset, VOCSegmentation
+from torchvision.datasets import SBDataset
+from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from datamodules.errors import InputError
 from datamodules.files import new_folder, write_atomically
@@ -33,12 +38,12 @@ def download_voc(root: Path) -> None:
     if root.parts[-2:] != ("VOCdevkit", "VOC2012"):
         raise InputError(f"VOC is downloaded into a folder ending in VOCdevkit/VOC2012: root cannot be {root}")
     base, sbd = root.parents[1], root.parents[1] / "sbd"
+    voc = DATASET_YEAR_DICT["2012"]
     try:
-        sbd.mkdir(parents=True, exist_ok=True)
         if not (lists / "val.txt").is_file():
-            VOCSegmentation(str(base), year="2012", image_set="train", download=True)
+            _download(root, "ImageSets/Segmentation/val.txt", base, voc["base_dir"], voc)
         if not (sbd / "val.txt").is_file():
-            SBDataset(str(sbd), image_set="train", mode="segmentation", download=True)
+            _download(sbd, "val.txt", base, "benchmark_RELEASE/dataset", vars(SBDataset))
     except (OSError, RuntimeError) as error:
         problem = f"VOC 2012 and SBD cannot be downloaded into {base} ({error})"
         raise InputError(f"{problem}: check the connection and the disk") from error
@@ -60,3 +65,25 @@ def download_voc(root: Path) -> None:
             write_mask(folder / f"{name}.png", mask)
     # the list comes last: it marks the folder as complete
     write_atomically(lists / "trainaug.txt", "".join(f"{name}\n" for name in trainaug).encode())
+
+
+def _download(folder: Path, lacking: str, base: Path, inside: str, archive: Mapping[str, Any]) -> None:
+    """Make a folder from an archive; it appears when the whole archive is extracted.
+
+    Args:
+        folder: the new folder.
+        lacking: file that the folder lacks if it exists, for the message.
+        base: folder of the archive, which stays there.
+        inside: path of the folder in the archive.
+        archive: ``url``, ``filename`` and ``md5``.
+
+    Raises:
+        InputError: the folder exists and is not empty.
+        OSError: the archive cannot be downloaded or extracted.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} exists already, and lacks {lacking}: remove or rename it, and it is downloaded")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".extracting-", dir=base) as extracted:
+        download_and_extract_archive(archive["url"], str(base), extracted, archive["filename"], archive["md5"])
+        (Path(extracted) / inside).replace(folder)

@@ -93,7 +93,7 @@ def mask_tags(
         return [frozenset(name for name, pixels in zip(classes, count[1:], strict=False) if pixels) for count in counts]
 
 
-def npy_tags(path: AnyPath, ids: Sequence[str], source: Sequence[str]) -> list[frozenset[str]]:
+def npy_tags(path: AnyPath, ids: Sequence[str], row_classes: Sequence[str]) -> list[frozenset[str]]:
     """Return tags from the community's ``cls_labels.npy``: a dictionary from id to a row of 0 and 1.
 
     Ids are strings, or integers such as 2007000032 for 2007_000032. The file is a pickle; only arrays, dictionaries,
@@ -102,7 +102,7 @@ def npy_tags(path: AnyPath, ids: Sequence[str], source: Sequence[str]) -> list[f
     Args:
         path: the file.
         ids: N images.
-        source: the classes of a row, in order.
+        row_classes: the classes of a row, in order.
 
     Raises:
         InputError: the file is missing or of another kind, lacks an image, or has rows of another length or kind.
@@ -119,7 +119,7 @@ def npy_tags(path: AnyPath, ids: Sequence[str], source: Sequence[str]) -> list[f
         if not (plain or isinstance(row, np.ndarray)):  # nested sequences of a hostile file can fill the memory
             raise InputError(f"{path} has no row of numbers for {image}")
         values = np.asarray(row)
-        if values.shape != (len(source),):
-            raise InputError(f"{path} has {values.shape} labels for {image}, and there are {len(source)} classes")
-        tags.append(frozenset(name for name, value in zip(source, values, strict=True) if value > 0))
+        if values.shape != (len(row_classes),):
+            raise InputError(f"{path} has {values.shape} labels for {image}, and there are {len(row_classes)} classes")
+        tags.append(frozenset(name for name, value in zip(row_classes, values, strict=True) if value > 0))
     return tags

@@ -75,7 +75,7 @@ class Activations:
         self._images = torch.Size()
 
     def run(self, images: Tensor) -> Any:
-        """Return the model's output for images (B, 3, H, W), and record the activations.
+        """Return the model's output for images (B, in_channels, H, W), and record the activations.
 
         Raises:
             InputError: images of another shape, or images that the model cannot take: another number of channels,
@@ -83,7 +83,7 @@ class Activations:
         """
         if not isinstance(images, Tensor) or images.dim() != MAP_DIMS:
             what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise InputError(f"images must have shape (B, 3, H, W), not {what}")
+            raise InputError(f"images must have shape (B, in_channels, H, W), not {what}")
         self._images = images.shape
         # a tensor made in inference mode must not be changed in place outside of it
         images = images.clone() if images.is_inference() else images
@@ -186,7 +186,7 @@ def as_map(output: object, images: Sequence[int]) -> Tensor | None:
 
     Args:
         output: the layer's output.
-        images: shape of the images, (B, 3, H, W).
+        images: shape of the images, (B, in_channels, H, W).
     """
     if not isinstance(output, Tensor) or len(images) != MAP_DIMS or len(output) != images[0]:
         return None

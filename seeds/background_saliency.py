@@ -21,9 +21,9 @@ def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor
     The model runs in eval mode and is afterwards exactly as it was; see `seeds.activations.record_activations`.
 
     Args:
-        model: takes images (B, 3, H, W), gives scores (B, C).
+        model: takes images (B, in_channels, H, W), gives scores (B, C).
         layer: a submodule's name or the submodule itself; its output is a map (B, K, h, w).
-        images: (B, 3, H, W).
+        images: (B, in_channels, H, W).
         labels: (B, C), not 0 for the classes whose scores are summed; all of them for an image without any.
 
     Raises:

@@ -89,7 +89,7 @@ class BaseTask(pl.LightningModule):
         """Return the network to train and its newly initialised layers."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the network's scores, before softmax or sigmoid, of normalised images (B, 3, H, W)."""
+        """Return the network's scores, before softmax or sigmoid, of normalised images (B, in_channels, H, W)."""
         scores: Tensor = self.network_and_head()[0](images)
         return scores
 

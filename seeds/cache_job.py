@@ -41,7 +41,7 @@ from datamodules.seed_cache.index import list_shards
 from datamodules.seed_cache.shard import ShardBuilder
 from datamodules.seed_cache.writer import SeedCacheWriter
 from datamodules.source_revision import SEED_PACKAGES, source_revision
-from datamodules.unreadable_images import too_many
+from datamodules.unreadable_images import PRINTED_IMAGES, too_many
 from seeds.base_task import BaseTask
 from seeds.checkpoints import load_task
 from seeds.distributed import (
@@ -58,7 +58,6 @@ from seeds.lost_classes import report_lost_classes
 from seeds.precision import ResolvedPrecision, resolve_precision
 from seeds.provenance import annotations_sha256, ids_sha256, package_versions
 
-LISTED = 10  # left-out images that are printed one by one; the cache lists all
 LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.fabric")
 IGNORED_WARNINGS = ("Couldn't infer the batch indices", "Total length of", ".*does not have many workers")
 """Warnings of Lightning about what this job arranges itself."""
@@ -342,7 +341,7 @@ def _report(cache: SeedCacheWriter, job: JobOptions, tags: NDArray[np.int64]) ->
     unreadable = {name: reason for name, reason in seeds.left_out.items() if name not in cache.left_out}
     if problem := too_many(unreadable, len(seeds) + len(seeds.left_out), job.max_unreadable):
         raise InputError(problem)
-    for name, reason in list(seeds.left_out.items())[:LISTED]:
+    for name, reason in list(seeds.left_out.items())[:PRINTED_IMAGES]:  # the cache lists all
         print_message(f"left out: {name}: {reason}")
     if not len(seeds):
         name, reason = next(iter(seeds.left_out.items()))

@@ -60,7 +60,7 @@ class Classifier(nn.Module):
         self.saliency_layer = f"features.{features.saliency_layer}"
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return scores (B, C), before the sigmoid, of images (B, 3, H, W); float32 also under autocast."""
+        """Return scores (B, C), before the sigmoid, of images (B, in_channels, H, W); float32 also under autocast."""
         pooled = self.features(image).float().mean(dim=(2, 3))  # (B, K)
         with torch.autocast(pooled.device.type, enabled=False):
             scores: Tensor = self.head(pooled)
@@ -148,7 +148,7 @@ class ClassifierTask(BaseTask):
         return functional.binary_cross_entropy_with_logits(scores, labels.float())
 
     def training_step(self, batch: Mapping[str, Any], _batch_index: int) -> Tensor:
-        """Return the loss of a batch with ``image`` (B, 3, H, W) and ``labels`` (B, C), logged as ``train/loss``."""
+        """Return and log the loss, ``train/loss``, of a batch: ``image`` (B, in_channels, H, W), ``labels`` (B, C)."""
         loss = self.loss(self(batch["image"]), batch["labels"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss

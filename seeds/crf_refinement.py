@@ -21,7 +21,7 @@ from datamodules.transforms import resize_nearest
 from seeds.crf import dense_crf
 from seeds.score_maps import divide_by_maxima
 
-PIXELS = 4  # of the image on a side of a position; with 8 labels are no better, and the CRF takes four times as long
+PIXELS_PER_POSITION = 4  # on a side; with 8 labels are no better, and the CRF takes four times as long
 CERTAINTY = 0.7  # irn's: probability that a pixel's label is right before the CRF
 SIDE = 433.0  # of a square image with as many pixels as VOC's of 500x375, for which irn's numbers are
 CRF: Mapping[str, Any] = {
@@ -33,7 +33,7 @@ CRF: Mapping[str, Any] = {
 
 def crf_settings() -> dict[str, Any]:
     """Return all numbers of the refinement, as a cache records them."""
-    return {"certainty": CERTAINTY, "pixels_per_position": PIXELS, "side": SIDE, **CRF}
+    return {"certainty": CERTAINTY, "pixels_per_position": PIXELS_PER_POSITION, "side": SIDE, **CRF}
 
 
 def refined(
@@ -53,7 +53,7 @@ def refined(
     """
     if not len(maps):
         return np.full(maps.shape[1:], NO_CUE, np.uint8)
-    height, width = PIXELS * maps.shape[1], PIXELS * maps.shape[2]
+    height, width = PIXELS_PER_POSITION * maps.shape[1], PIXELS_PER_POSITION * maps.shape[2]
     shares = functional.interpolate(torch.from_numpy(divide_by_maxima(maps))[None], (height, width), mode="bilinear")
     small = torch.from_numpy(cv2.resize(image.permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_AREA))
     others = math.log((1 - CERTAINTY) / len(maps))

@@ -21,7 +21,7 @@ from seeds.cam_methods.input_gradients import channel_maximum
 from seeds.cam_methods.registry import Method, method_class
 from seeds.cam_methods.targets import select_scores
 from seeds.classifier import Classifier, ClassifierTask
-from seeds.crf_refinement import PIXELS, crf_settings, refined
+from seeds.crf_refinement import PIXELS_PER_POSITION, crf_settings, refined
 from seeds.cues import threshold_cues
 from seeds.gradcam import weighted_maps
 from seeds.job_options import JobOptions
@@ -80,7 +80,7 @@ def generate_seeds(
             the saliency of the tiles are computed for all tags of the image, and blended before any normalisation; the
             cue grid grows with the image. By default images of any size are resized as a whole.
         overlap: fraction of a tile's side that neighbouring tiles share.
-        size: side in pixels to which images are resized at scale 1; by default that of the classifier.
+        size: side in pixels to which images are resized at scale 1; by default the classifier's training ``size``.
         cue_stride: pixels per position of the cue grid, which has ⌈size / cue_stride⌉ positions on a side.
         fg_threshold: foreground cues are the positions where a map exceeds this fraction of its maximum.
         bg_fraction: background cues are this fraction of the positions, those of the lowest saliency.
@@ -215,7 +215,8 @@ class CamModule(SeedModule):
             ends = [pixels * self.grid[0] / side for pixels in image.shape[:2]]  # of the image on this grid
             y, x = ((torch.arange(n) + 0.5) * end / n for end in ends for n in [max(1, round(end))])
             values = sample_grid(blended, y, x)
-            small = reduce_image(image, PIXELS * max(len(y), len(x))) if self.settings["refinement"] else None
+            longer = PIXELS_PER_POSITION * max(len(y), len(x))
+            small = reduce_image(image, longer) if self.settings["refinement"] else None
         pixels = None if small is None else torch.from_numpy(small).permute(2, 0, 1)
         return _seed(large["id"], classes, values[:-1], values[-1], pixels)
 

@@ -14,7 +14,7 @@ CUDA_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16
 
 
 def computes_bfloat16(accelerator: str) -> bool:
-    """Whether an accelerator computes bfloat16 natively.
+    """Return whether an accelerator computes bfloat16 natively.
 
     One that does not still runs bfloat16, several times slower than float32: a MobileNetV2 training step takes 4.3
     times as long on a CPU with AVX2 alone.

@@ -112,7 +112,7 @@ class RandomWalkModule(SeedModule):
         """Prepare.
 
         Args:
-            network: returns boundaries (B, h, w), 0..1, of normalised images (B, 3, H, W).
+            network: returns boundaries (B, h, w), 0..1, of normalised images (B, in_channels, H, W).
             settings: as `refine_seeds` records them.
             start: the maps before the walk.
         """

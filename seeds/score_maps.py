@@ -44,5 +44,5 @@ def divide_by_maxima(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def small_images(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return normalised images (B, 3, H, W) as uint8 (B, 3, h, w) for the CRF, antialiased when reduced to ``size``."""
+    """Return normalised images (B, in_channels, H, W) as uint8 (B, 3, h, w) for the CRF, antialiased if reduced."""
     return resize_maps(to_uint8(images).float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Annotations from CVAT, YOLO and Hugging Face data sets; those of COCO are in `annotation_files`.
+"""Annotations from CVAT, YOLO and Hugging Face data sets; COCO is in `datamodules.annotations.sources`.
 
 Each reader yields the annotations of the images that are among the samples. Labels that are no class of the data set
 become 255 in masks. In masks of regions a smaller region covers a larger one, and what no region covers is background.
@@ -18,12 +18,12 @@ import yaml
 from upath import UPath
 
 from datamodules.annotations.shapes import BACKGROUND, Annotation, mask_index, valid_box
-from datamodules.class_names import ILLEGAL, MAX_CLASSES, mask_lut, require_known
+from datamodules.class_names import MAX_CLASSES, mask_lut, require_known
 from datamodules.errors import InputError, UnreadableError, errors_at
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.image_ids import image_id
 from datamodules.images import image_size, open_image
-from datamodules.masks import RleMask
+from datamodules.masks import RleMask, decode_mask, map_indices
 from datamodules.sample import SplitSamples
 
 
@@ -217,7 +217,8 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
     try:
         file = ParquetFile(io.BytesIO(read_bytes(path)))
         schema = file.schema_arrow
-        texts = [field.name for field in schema if pa.types.is_string(field.type)]
+        kinds = (pa.string(), pa.large_string(), pa.string_view())
+        texts = [field.name for field in schema if field.type in kinds]
         key = next((name for name in ("id", "file_name") if name in texts), None)
         if key is None or "mask" not in schema.names:
             raise InputError(
@@ -241,14 +242,8 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
             content = mask.get("bytes") if isinstance(mask, dict) else mask
             if not isinstance(content, bytes):
                 raise InputError(f"{location}: the mask is no image")
-            with open_image(io.BytesIO(content), f"of {location}") as image:
-                mode, labels = image.mode, np.array(image)
-            if mode not in ("P", "L"):
-                raise InputError(f"{location}: the mask contains {mode} values, not class indices")
-            if (illegal := lut[labels] == ILLEGAL).any():
-                index = labels[illegal].min()
-                raise InputError(f"{location}: the mask contains the index {index}, and there are {len(names)} classes")
-            yield Annotation(name, location, RleMask.from_label_map(f"of {location}", lut[labels]))
+            label_map = map_indices(decode_mask(io.BytesIO(content), f"of {location}"), lut, f"of {location}")
+            yield Annotation(name, location, RleMask.from_label_map(f"of {location}", label_map))
 
 
 def _tag_names(metadata: Mapping[bytes, bytes]) -> list[str]:

@@ -84,7 +84,7 @@ def referenced_files(source: AnyPath) -> list[str]:
     return [mask_path(source, mask.strip()) for mask in masks if isinstance(mask, str) and mask.strip()]
 
 
-def annotated(
+def add_annotations(
     samples: SplitSamples, sources: Sequence[str], *, root: AnyPath, mask_classes: Sequence[str],
     classes: Sequence[str], lut: np.ndarray, masks: Callable[[], Mapping[str, Mask | None]],
 ) -> list[Sample]:  # fmt: skip
@@ -156,7 +156,7 @@ def _read_source(
     source: str, samples: SplitSamples, root: AnyPath, known: Sequence[str],
     masks: Callable[[], Mapping[str, Mask | None]],
 ) -> Iterator[Annotation]:  # fmt: skip
-    """Return the annotations in a source; arguments as for `annotated`, ``known`` are its ``mask_classes``."""
+    """Return the annotations in a source; arguments as for `add_annotations`, ``known`` are its ``mask_classes``."""
     path = UPath(source)
     suffix = path.suffix.lower()
     if source == "masks":
@@ -197,8 +197,8 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
 
     Args:
         sample: the sample.
-        lut: as for `annotated`.
-        classes: as for `annotated`.
+        lut: as for `add_annotations`.
+        classes: as for `add_annotations`.
         corrects: whether the mask comes from a file: it may change known tags.
 
     Raises:

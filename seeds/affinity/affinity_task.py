@@ -46,7 +46,7 @@ class BoundaryNetwork(FreezableNetwork):
         self.head = nn.Conv2d(WIDTH * len(self.stages), 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return boundary scores before the sigmoid, float32 (B, h, w) at stride 4, of images (B, 3, H, W)."""
+        """Return boundary scores before sigmoid, float32 (B, h, w) at stride 4, of images (B, in_channels, H, W)."""
         grid = tuple(-(-side // STRIDE) for side in images.shape[-2:])
         stages = zip(self.looks, self._stage_maps(images), strict=True)
         resized = [functional.interpolate(look(maps), grid, mode="bilinear") for look, maps in stages]
@@ -107,11 +107,11 @@ class AffinityTask(BaseTask):
         return self.network, []
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return boundaries (B, h, w), 0..1, at stride 4, of normalised images (B, 3, H, W)."""
+        """Return boundaries (B, h, w), 0..1, at stride 4, of normalised images (B, in_channels, H, W)."""
         return torch.sigmoid(self.network(images))
 
     def training_step(self, batch: Mapping[str, Any], _batch_index: int) -> Tensor:
-        """Return the loss of a batch with ``image`` (B, 3, H, W) and ``cues`` bool (B, C+1, h, w)."""
+        """Return the loss of a batch with ``image`` (B, in_channels, H, W) and ``cues`` bool (B, C+1, h, w)."""
         if "cues" not in batch:
             raise InputError("affinities are learned from cues: give the data module targets: cues and their folder")
         boundary = self(batch["image"])

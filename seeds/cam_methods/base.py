@@ -28,7 +28,7 @@ class LayerMethod:
         """Bind a model to a layer.
 
         Args:
-            model: takes images (B, 3, H, W); ``functools.partial`` of the model if it takes more inputs.
+            model: takes images (B, in_channels, H, W); ``functools.partial`` of the model if it takes more inputs.
             layer: a submodule's name or the submodule; its output is a map (B, K, h, w), (B, h, w, K) or tokens
                 (B, N, K).
         """
@@ -40,7 +40,7 @@ class LayerMethod:
         The model runs in eval mode and is restored afterwards; see `seeds.activations.record_activations`.
 
         Args:
-            images: (B, 3, H, W).
+            images: (B, in_channels, H, W).
             targets: labels (B, C), class indices (B,) or a function of the output; C is 1 for the last two.
 
         Raises:

@@ -21,10 +21,10 @@ Rule = Literal["plain", "guided", "deconvolution"]
 
 
 class InputGradient:
-    """The gradient of a score with respect to the image (B, C, 3, H, W), signed; see `channel_maximum` for maps.
+    """The gradient of a score with respect to the image, signed (B, C, in_channels, H, W).
 
-    Without a rule for the ReLUs it is the gradient saliency of Simonyan et al. (2013). Each group of scores takes one
-    backward pass through the whole network. The layer is not used.
+    `channel_maximum` makes maps of it. Without a rule for the ReLUs it is the gradient saliency of Simonyan et al.
+    (2013). Each group of scores takes one backward pass through the whole network. The layer is not used.
     """
 
     rule: Rule = "plain"
@@ -33,7 +33,7 @@ class InputGradient:
         self.model = model
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
-        """Return gradients float32 (B, C, 3, H, W), 0 where no score is selected; as `GradCAM` otherwise."""
+        """Return gradients float32 (B, C, in_channels, H, W), 0 where no score is selected; as `GradCAM` otherwise."""
         if not isinstance(images, Tensor) or not images.is_floating_point():
             what = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise InputError(f"images must be a tensor of floating point, not {what}")
@@ -61,7 +61,7 @@ class Deconvolution(InputGradient):
 class GuidedGradCAM:
     """Guided Grad-CAM: guided backpropagation times the Grad-CAM map resized bilinearly to the image's size.
 
-    (B, C, 3, H, W), signed like guided backpropagation.
+    (B, C, in_channels, H, W), signed like guided backpropagation.
     """
 
     pixel_method: type[InputGradient] = GuidedBackprop
@@ -71,7 +71,7 @@ class GuidedGradCAM:
         self.gradcam, self.gradients = GradCAM(model, layer), self.pixel_method(model)
 
     def __call__(self, images: Tensor, targets: Target) -> Tensor:
-        """Return the product float32 (B, C, 3, H, W), 0 where no score is selected; as `GradCAM` otherwise."""
+        """Return the product float32 (B, C, in_channels, H, W), 0 where no score is selected; else as `GradCAM`."""
         maps = functional.interpolate(self.gradcam(images, targets), images.shape[2:], mode="bilinear")
         return self.gradients(images, targets).mul_(maps.unsqueeze(2))
 

@@ -467,6 +467,27 @@ def test_masks_of_parquet(voc, tmp_path):
     np.testing.assert_array_equal(read_mask(read(open_voc(voc, str(path)))["p2"].mask), mask)
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view"])
+def test_ids_of_parquet_of_every_kind_of_text(voc, tmp_path, kind):
+    """Polars writes large_string."""
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"id": pa.array(["p2"], getattr(pa, kind)()), "mask": [mask_png(np.ones((56, 64), np.uint8))]}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert read_mask(read(open_voc(voc, str(tmp_path / "a.parquet")))["p2"].mask).all()
+
+
+def test_a_mask_of_parquet_is_turned_as_its_image(voc, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(np.eye(64, 56, dtype=np.uint8)).save(content, "PNG", exif=exif)
+    parquet.write_table(pa.table({"id": ["p2"], "mask": [content.getvalue()]}), tmp_path / "a.parquet")
+    mask = read_mask(read(open_voc(voc, str(tmp_path / "a.parquet")))["p2"].mask)
+    np.testing.assert_array_equal(mask, np.rot90(np.eye(64, 56, dtype=np.uint8), -1))
+
+
 def test_parquet_that_is_none(voc, tmp_path):
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -478,8 +499,8 @@ def test_parquet_that_is_none(voc, tmp_path):
         ({"id": ["p0"], "mask": [{"bytes": b"x"}]}, r"train\.parquet, image p0 cannot be read: it is not an image"),
         ({"id": ["p0"], "mask": ["a"]}, "image p0: the mask is no image"),
         ({"id": [0], "mask": [b"x"]}, "needs a column id or file_name of texts"),
-        ({"id": ["p0"], "mask": [rgb.getvalue()]}, "image p0: the mask contains RGB values, not class indices"),
-        ({"id": ["p0"], "mask": [mask_png(np.full((48, 64), 9))]}, "contains the index 9, and there are 3 classes"),
+        ({"id": ["p0"], "mask": [rgb.getvalue()]}, r"train\.parquet, image p0 contains RGB values, not class ind"),
+        ({"id": ["p0"], "mask": [mask_png(np.full((48, 64), 9))]}, "p0 contains the index 9, and its classes end at 3"),
     ):
         parquet.write_table(pa.table(columns), path)
         with pytest.raises(InputError, match=message):

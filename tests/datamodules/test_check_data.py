@@ -151,6 +151,19 @@ def test_the_layout_decides_the_data_module(voc, photos, tmp_path, capsys):
     assert "1 of these groups are in the training and in the validation split" in printed
 
 
+def test_a_data_set_without_a_validation_split(voc, tmp_path, capsys):
+    """One that is not named is left out; one that is named must exist."""
+    (voc / "ImageSets/Segmentation/val.txt").unlink()
+    output = tmp_path / "check.json"
+    assert main(["check", f"--root={voc}", f"--output={output}"]) == 0
+    printed = capsys.readouterr()
+    assert "6 images in the split 'train'" in printed.out
+    assert "no validation images are checked: there is no list " in printed.err
+    assert json.loads(output.read_text())["validation"] == []
+    assert main(["check", f"--root={voc}", "--validation=val"]) == 1
+    assert "there is no list " in capsys.readouterr().err
+
+
 def test_tags_of_classes_that_are_left_out_do_not_count(photos, tmp_path):
     """Image 1 is a cat, and its darker copy a dog."""
     table = photos / "tags.csv"

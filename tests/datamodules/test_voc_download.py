@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -57,11 +58,44 @@ def test_a_damaged_sbd_leaves_nothing(devkit):
     assert not list((devkit / "ImageSets/Segmentation").glob("trainaug*"))
 
 
+@pytest.mark.parametrize("interrupted", ["VOCtrainval_11-May-2012.tar", "benchmark.tgz"])
+def test_an_interrupted_extraction_is_repeated(devkit, tmp_path, monkeypatch, interrupted):
+    """Though the lists, whose presence marks a complete folder, were extracted before the images."""
+    root, attempts = tmp_path / "new/VOCdevkit/VOC2012", []
+
+    def extract(_url, folder, target, filename, _md5):
+        assert folder == str(tmp_path / "new")
+        inside, source = {
+            "VOCtrainval_11-May-2012.tar": ("VOCdevkit/VOC2012", devkit),
+            "benchmark.tgz": ("benchmark_RELEASE/dataset", tmp_path / "data/sbd"),
+        }[filename]
+        attempts.append(filename)
+        if filename == interrupted and attempts.count(filename) == 1:
+            shutil.copytree(source, Path(target) / inside, ignore=shutil.ignore_patterns("*.jpg", "*.mat"))
+            raise KeyboardInterrupt
+        shutil.copytree(source, Path(target) / inside)
+
+    monkeypatch.setattr(download, "download_and_extract_archive", extract)
+    with pytest.raises(KeyboardInterrupt):
+        download.download_voc(root)
+    download.download_voc(root)
+    assert len(attempts) == 3
+    assert (root / "JPEGImages/p0.jpg").is_file()
+    assert (root / "ImageSets/Segmentation/trainaug.txt").read_text() == "p0\np1\np6\np7\n"
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["VOCdevkit", "sbd"]
+
+
+def test_a_folder_without_the_lists_is_not_written_into(devkit):
+    (devkit / "ImageSets/Segmentation/val.txt").unlink()
+    with pytest.raises(InputError, match=rf"^{devkit} exists already, and lacks .*val\.txt: remove or rename it, and "):
+        download.download_voc(devkit)
+
+
 def test_offline(tmp_path, monkeypatch):
     def no_network(*_args, **_settings):
         raise URLError("Name or service not known")
 
-    monkeypatch.setattr(download, "VOCSegmentation", no_network)
+    monkeypatch.setattr(download, "download_and_extract_archive", no_network)
     with pytest.raises(
         InputError, match=r"cannot be downloaded into .*Name or service not known.* check the connection"
     ):

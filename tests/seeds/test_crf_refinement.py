@@ -4,7 +4,7 @@ import torch
 
 from datamodules.seed_cache import SeedCache
 from seeds import crf_refinement
-from seeds.crf_refinement import PIXELS, crf_settings, refined
+from seeds.crf_refinement import PIXELS_PER_POSITION, crf_settings, refined
 from seeds.generate_seeds import generate_seeds
 
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
@@ -13,7 +13,7 @@ GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
 def test_confident_and_open_cells_by_hand(monkeypatch):
     """Without a CRF: 0.30 and above is the class, 0.05 and below background, the rest open; of two the higher."""
     monkeypatch.setattr(crf_refinement, "dense_crf", lambda _image, logits, **_numbers: logits.softmax(dim=1))
-    monkeypatch.setattr(crf_refinement, "PIXELS", 1)
+    monkeypatch.setattr(crf_refinement, "PIXELS_PER_POSITION", 1)
     first = np.array([[10, 3.1, 2.9, 0.6, 0.4, 0]], np.float32)
     second = np.array([[0, 0.35, 0.29, 0.04, 0.06, 1]], np.float32)
     positions = refined(np.array([4, 1]), np.stack([first, second]), GREY)
@@ -75,7 +75,7 @@ def test_as_irn_does_with_pydensecrf():
     """The same steps with pydensecrf2, at the same size."""
     library = pytest.importorskip("pydensecrf.densecrf")
     image, maps, _ = photo(128)
-    side, found = 16 * PIXELS, []
+    side, found = 16 * PIXELS_PER_POSITION, []
     share = torch.nn.functional.interpolate(torch.from_numpy(maps / maps.max())[None], (side, side), mode="bilinear")
     small = np.ascontiguousarray(image.numpy().reshape(3, side, 2, side, 2).mean((2, 4)).round().transpose(1, 2, 0))
     for threshold in (0.30, 0.05):
@@ -87,8 +87,8 @@ def test_as_irn_does_with_pydensecrf():
         crf.addPairwiseBilateral(sxy=50 * side / 433, srgb=5, rgbim=small.astype(np.uint8), compat=10)
         found.append(np.array(crf.inference(10)).reshape(2, side, side).argmax(0))
     labels = np.where(found[0] > 0, 1, np.where(found[1] == 0, 0, 255))
-    centre = PIXELS // 2
-    assert (refined(np.array([0]), maps, image) == labels[centre::PIXELS, centre::PIXELS]).mean() > 0.97
+    centres = np.s_[PIXELS_PER_POSITION // 2 :: PIXELS_PER_POSITION]
+    assert (refined(np.array([0]), maps, image) == labels[centres, centres]).mean() > 0.97
 
 
 def test_in_the_generator(checkpoint, tmp_path):
