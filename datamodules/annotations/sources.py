@@ -34,7 +34,7 @@ from datamodules.annotations.shapes import (
     require_inside,
     valid_box,
 )
-from datamodules.class_names import IGNORE
+from datamodules.class_names import IGNORE, require_known
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri, read_json
 from datamodules.image_ids import image_id, read_ids
@@ -340,9 +340,7 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
     check_instances(content, path)
     categories = category_names(content, path)
     indices = {key: known.index(name) + 1 if name in known else IGNORE for key, name in categories.items()}
-    if set(indices.values()) == {IGNORE}:
-        listed = f"{', '.join(list(categories.values())[:5])}; the classes are {', '.join(known[:20])}"
-        raise InputError(f"{path}: none of its categories is a class of the data set: {listed}")
+    require_known(categories.values(), known, f"{path}: none of its categories")
     crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if each.get("segmentation")]
     if crowds and all(crowds):
         content = {**content, "annotations": [{**each, "iscrowd": 0} for each in content["annotations"]]}
