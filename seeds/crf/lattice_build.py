@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodules.errors import InputError
+from seeds.crf.torch_lattice_mean_field import REMAINDER_SHIFT
 from seeds.crf.vector_instructions import element
 from seeds.numba_compile import compiled
 from seeds.threads import map_on_threads
 
 Array = np.ndarray[Any, Any]
-REMAINDER_SHIFT = 60
 FREE = -1
 HASH_FACTOR = 0x1E3779B97F4A7C15  # an odd number without pattern: spreads keys over the table
 TILE = 64  # pixels worked on together, so that the compiler finds loops of fixed length
