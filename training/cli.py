@@ -6,7 +6,6 @@ Every option can be given on the command line or in a YAML (``--config FILE``; t
 
 import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,9 +15,6 @@ from datamodules.errors import InputError, UsageError
 from seeds.distributed import require_one_process
 from training.child_process import exit_with_starter
 from training.memory_allocator import keep_freed_memory
-
-# albumentations would look for a newer version on import, and no command uses the network without an option for it
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 LIGHTNING = {
     "fit": "train a classifier or a segmentation network",
