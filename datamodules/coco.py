@@ -8,7 +8,7 @@ from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, join_path
 from datamodules.image_ids import image_id
-from datamodules.sample import Sample, named_split
+from datamodules.sample import Sample, split_samples
 
 LAYOUTS = (
     "annotations/instances_{split}.json",  # COCO; CVAT with subsets
@@ -23,7 +23,7 @@ class COCODataModule(BaseDataModule):
     """COCO, or a folder of images with a JSON of COCO's instances, as annotation tools export it.
 
     Each split has a JSON; or one JSON lists all images, and the splits are ``train``, ``val`` (chosen by a hash of the
-    id, see `datamodules.sample.named_split`) and ``all``. The images of a split are in the first of the folders
+    id, see `datamodules.sample.split_samples`) and ``all``. The images of a split are in the first of the folders
     ``<split>``, ``images/<split>``, ``images``, the root and the JSON's own that contains the first image; those of one
     JSON for all images are in ``images``, ``images/default``, the root or the JSON's folder. A ``file_name`` that is a
     URI is used as it is.
@@ -65,7 +65,7 @@ class COCODataModule(BaseDataModule):
         samples, whole = self._load(split, masks=masks)
         if whole:
             self.all_ids = {each.id for each in samples}
-            samples = named_split(samples, split, self.hparams["val_fraction"], self.root)
+            samples = split_samples(samples, split, self.hparams["val_fraction"], self.root)
         return [replace(each, tags=each.tags if tags else None, mask=each.mask if masks else None) for each in samples]
 
     def _find(self, split: str) -> tuple[AnyPath, bool] | None:

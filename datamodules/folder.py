@@ -16,7 +16,7 @@ from datamodules.image_ids import image_id
 from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
 from datamodules.masks import find_masks, mask_folder
 from datamodules.progress import print_message
-from datamodules.sample import Sample, named_split
+from datamodules.sample import Sample, split_samples
 from datamodules.tables import read_rows
 
 TAG_COLUMNS = ("tags", "labels", "label")
@@ -80,7 +80,7 @@ class FolderDataModule(BaseDataModule):
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
         """Return the samples of ``train``, ``val`` or ``all``."""
-        chosen = named_split(self.images, split, self.hparams["val_fraction"], self.root)
+        chosen = split_samples(self.images, split, self.hparams["val_fraction"], self.root)
         found = find_masks(self.masks if masks else None, [image.id for image in chosen])
         paired = zip(chosen, found, strict=True)
         return [replace(image, tags=image.tags if tags else None, mask=mask) for image, mask in paired]

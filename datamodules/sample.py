@@ -44,7 +44,7 @@ class Sample:
     boxes: tuple[Box, ...] = ()
 
 
-def split_samples(samples: Sequence[Sample], split: str, val_fraction: float) -> list[Sample]:
+def split_samples(samples: Sequence[Sample], split: str, val_fraction: float, root: AnyPath) -> list[Sample]:
     """Return the samples of the split ``train``, ``val`` or ``all`` of images without lists of splits.
 
     A hash of the id alone decides, so that an image stays in its split when others are added. Where few images leave
@@ -54,25 +54,20 @@ def split_samples(samples: Sequence[Sample], split: str, val_fraction: float) ->
         samples: all images.
         split: name of the split.
         val_fraction: fraction of the images in ``val``; 0 for none.
-    """
-    if split == "all":
-        return list(samples)
-    hashes = {sample.id: hashlib.sha256(sample.id.encode(errors="surrogateescape")).digest()[:6] for sample in samples}
-    in_val = {name for name, each in hashes.items() if int.from_bytes(each) < val_fraction * 256**6}
-    if not in_val and val_fraction > 0 and len(samples) > 1:
-        in_val = {min(hashes, key=hashes.__getitem__)}
-    return [sample for sample in samples if (sample.id in in_val) == (split == "val")]
-
-
-def named_split(samples: Sequence[Sample], split: str, val_fraction: float, root: AnyPath) -> list[Sample]:
-    """Return the samples of a split by `split_samples`; ``root`` is their folder, for messages.
+        root: folder of the images, for messages.
 
     Raises:
         InputError: the split is not ``train``, ``val`` or ``all``, or none of the images is in it.
     """
     if split not in ("train", "val", "all"):
         raise InputError(f"there is no split {split!r}: the images of {root} have train, val and all")
-    chosen = split_samples(samples, split, val_fraction)
+    if split == "all":
+        return list(samples)
+    hashes = {sample.id: hashlib.sha256(sample.id.encode(errors="surrogateescape")).digest()[:6] for sample in samples}
+    in_val = {name for name, each in hashes.items() if int.from_bytes(each) < val_fraction * 256**6}
+    if not in_val and val_fraction > 0 and len(samples) > 1:
+        in_val = {min(hashes, key=hashes.__getitem__)}
+    chosen = [sample for sample in samples if (sample.id in in_val) == (split == "val")]
     if samples and not chosen:
         raise InputError(f"none of {len(samples)} images of {root} is in {split!r}: change val_fraction")
     return chosen

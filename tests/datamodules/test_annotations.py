@@ -209,7 +209,7 @@ def test_a_polygon_without_area_is_no_mask(voc, tmp_path):
 def test_annotations_of_a_photo_of_another_split_with_the_same_name(tmp_path):
     """A photo in a folder is not the photo of that name beside the folder."""
     samples = [Sample(f"{folder}img{n}", "") for n in range(1000) for folder in ("", "sub/")]
-    in_val = {sample.id for sample in split_samples(samples, "val", 0.1)}
+    in_val = {sample.id for sample in split_samples(samples, "val", 0.1, tmp_path)}
     number = next(n for n in range(1000) if f"sub/img{n}" in in_val and f"img{n}" not in in_val)
     files = [f"img{number}.jpg", f"sub/img{number}.jpg", *(f"other{n}.jpg" for n in range(4))]
     (tmp_path / "photos/sub").mkdir(parents=True)

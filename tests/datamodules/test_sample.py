@@ -42,14 +42,25 @@ def test_masks_are_required():
         require_masks(samples, "a score")
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 30])
-def test_few_images_have_a_validation_image(count):
+@pytest.mark.parametrize("count", [2, 3, 30])
+def test_few_images_have_a_validation_image(tmp_path, count):
     """And they stay in their split when others are added, but for the one that was moved."""
     samples = [Sample(f"img{number}", "") for number in range(1000)]
-    train, val, every = (split_samples(samples[:count], split, 0.02) for split in ("train", "val", "all"))
-    assert len(val) == (0 if count == 1 else 1)
+    train, val, every = (split_samples(samples[:count], split, 0.02, tmp_path) for split in ("train", "val", "all"))
+    assert len(val) == 1
     assert len(train) + len(val) == len(every) == count
-    assert not split_samples(samples[:count], "val", 0)
-    large = split_samples(samples, "val", 0.02)
+    large = split_samples(samples, "val", 0.02, tmp_path)
     assert 10 < len(large) < 30
     assert {each.id for each in large if each in samples[:count]} <= {each.id for each in val}
+
+
+def test_a_single_image_is_not_in_the_validation(tmp_path):
+    samples = [Sample(f"img{number}", "") for number in range(30)]
+    assert split_samples(samples[:1], "train", 0.02, tmp_path) == samples[:1]
+    assert split_samples(samples[:1], "all", 0.02, tmp_path) == samples[:1]
+    for few, fraction in ((samples[:1], 0.02), (samples, 0.0)):
+        with pytest.raises(
+            InputError, match=f"none of {len(few)} images of {tmp_path} is in 'val': change val_fraction"
+        ):
+            split_samples(few, "val", fraction, tmp_path)
+    assert split_samples([], "val", 0.02, tmp_path) == []
