@@ -83,7 +83,7 @@ def zero_shot(
     if find_spec("open_clip") is None:
         raise InputError("zero-shot needs open_clip: pip install -c constraints.txt '.[clip]'")
     data = open_data(root, classes=classes, train_split=split)
-    if unknown := next((each for each in class_words or {} if each not in data.known_classes()), None):
+    if unknown := next((each for each in class_words or {} if each not in data.mask_classes), None):
         raise unknown_name("class", unknown, data.classes)
     if background_words is None:
         background_words = [word for word in BACKGROUND_WORDS if word not in data.classes]
