@@ -364,19 +364,17 @@ class BaseDataModule(pl.LightningDataModule):
     predict_dataloader = test_dataloader
 
     def eval_loader(
-        self, samples: Sequence[Sample], *, size: int | None = None, originals: bool = False,
-        largest: int | None = None,
-    ) -> DataLoader[dict[str, Any]]:  # fmt: skip
-        """Return batches of any samples in their order, not augmented.
+        self, samples: Sequence[Sample], *, size: int | None = None, largest: int | None = None
+    ) -> DataLoader[dict[str, Any]]:
+        """Return batches of any samples in their order, not augmented, with ``original``, the images as on disk.
 
         Args:
             samples: samples of this data set (see `samples`) or of files (`datamodules.sample.file_samples`).
             size: side in pixels to which images are resized; None for ``eval_size``.
-            originals: whether batches contain ``original``, the images as they are on disk.
             largest: height and width in pixels up to which images are read, see `ImageDataset`; None for any.
         """
         side = self.hparams["eval_size"] if size is None else size
-        return self._loader(self._eval_dataset(samples, side, originals=originals, largest=largest))
+        return self._loader(self._eval_dataset(samples, side, originals=True, largest=largest))
 
     def _eval_dataset(
         self, samples: Sequence[Sample], size: int, *, originals: bool = False, largest: int | None = None

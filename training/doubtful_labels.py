@@ -96,7 +96,7 @@ def review_images(
         InputError: more images are unreadable than the data module allows.
     """
     by_id = {sample.id: sample for sample in samples}
-    for batch in data.eval_loader(samples, originals=True):
+    for batch in data.eval_loader(samples):
         for name, reason in batch.get("unreadable", ()):
             data.unreadable.add(name, reason)
         if not batch["id"]:

@@ -79,7 +79,7 @@ def show_seeds(
     chosen = [sample for sample in samples if sample.id in truths]
     predicted: dict[str, NDArray[np.uint8]] = {}
     if trained is not None:
-        loader = data.eval_loader(chosen, size=trained.size, originals=True)
+        loader = data.eval_loader(chosen, size=trained.size)
         found = predictions(trained.scores, loader, UnreadableImages(1.0), crf=True)
         predicted = {each.id: each.final for each in found}
     content = render(

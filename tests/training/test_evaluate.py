@@ -55,7 +55,7 @@ def test_metrics_agree_with_a_count_by_hand(checkpoint, evaluated):
     trained = load_trained(checkpoint)
     data = datamodule_from_settings(trained.data, num_workers=0)
     samples = data.samples("val", tags=False)
-    loader = data.eval_loader(samples, originals=True)
+    loader = data.eval_loader(samples)
     found = list(predictions(trained.scores, loader, UnreadableImages(0.0), crf=True))
     truths = [read_class_mask(sample.mask, data.mask_lut) for sample in samples]
     names = ("background", *data.classes)

@@ -162,8 +162,8 @@ def test_images_up_to_a_tile_are_predicted_as_without_tiles(voc, checkpoint, crf
     trained = load_trained(checkpoint)
     data = datamodule_from_settings(trained.data, num_workers=0)
     samples = data.samples("val")
-    plain = list(predictions(trained.scores, data.eval_loader(samples, originals=True), UnreadableImages(0.0), crf=crf))
-    loader = data.eval_loader(samples, originals=True, largest=96)
+    plain = list(predictions(trained.scores, data.eval_loader(samples), UnreadableImages(0.0), crf=crf))
+    loader = data.eval_loader(samples, largest=96)
     tiled = predictions(trained.scores, loader, UnreadableImages(0.0), crf=crf, tiling=Tiling(96))
     assert len(plain) == len(samples)
     for one, other in zip(plain, tiled, strict=True):
@@ -185,7 +185,7 @@ def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint,
             enlarged.save(path)
     Path(samples[2].image).write_bytes(Path(samples[1].image).read_bytes()[:-500])
     trained, unreadable = load_trained(checkpoint), UnreadableImages(1.0)
-    loader = data.eval_loader(samples, originals=True, largest=100)
+    loader = data.eval_loader(samples, largest=100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "PREVIEW", 100)
         found = {

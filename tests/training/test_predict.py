@@ -76,7 +76,7 @@ def test_predict_agrees_with_evaluate(voc, checkpoint, tmp_path):
     trained = load_trained(checkpoint)
     data = datamodule_from_settings(trained.data, num_workers=0)
     samples = data.samples("val", tags=False)
-    loader = data.eval_loader(samples, originals=True)
+    loader = data.eval_loader(samples)
     for crf in (False, True):
         predict(checkpoint, [Path(sample.image) for sample in samples], tmp_path / str(crf), crf=crf, num_workers=0)
     evaluated = list(predictions(trained.scores, loader, UnreadableImages(0.0), crf=True))

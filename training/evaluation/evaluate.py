@@ -120,7 +120,7 @@ def evaluate(
         with nullcontext() if tiling is None else any_size():
             samples = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
         views = Views((1.0,) if scales is None else tuple(scales), flip)
-        loader = data.eval_loader(samples, originals=True, largest=tile)
+        loader = data.eval_loader(samples, largest=tile)
         scores = partial(trained.scores, views=views)
         stream = inference.predictions(scores, loader, data.unreadable, crf=crf, tiling=tiling)
         source = {
@@ -258,7 +258,7 @@ def _training_images(
     try:
         samples = [each for each in data.samples(data.hparams["train_split"], tags=False) if each.id in cache]
         chosen = [samples[index] for index in evenly_spaced(len(samples), TRAINING_IMAGES)]
-        loader = data.eval_loader(chosen, originals=True, largest=tiling.side if tiling else None)
+        loader = data.eval_loader(chosen, largest=tiling.side if tiling else None)
         stream = inference.predictions(trained.scores, loader, UnreadableImages(1.0), crf=crf, tiling=tiling)
         shown = [_example(each, counts, cache) for each in stream]
     except InputError as error:  # about a mask, perhaps, which a training on cues does not read
