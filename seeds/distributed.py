@@ -81,11 +81,11 @@ def check_process_count(trainer: "pl.Trainer") -> None:
             expects as many as it has tasks.
     """
     count, variable = _launched_processes()
-    demanded, expected = trainer.num_devices * trainer.num_nodes, trainer.world_size
-    if count not in (1, expected):
-        raise InputError(f"{count} processes were started ({variable}), but devices x num_nodes is {expected}")
-    if expected != demanded:  # Lightning leaves it to SLURM to start them
-        problem = f"devices x num_nodes is {demanded}, and SLURM's job has {expected} tasks (SLURM_NTASKS)"
+    demanded = trainer.num_devices * trainer.num_nodes
+    if count not in (1, demanded):
+        raise InputError(f"{count} processes were started ({variable}), but devices x num_nodes is {demanded}")
+    if trainer.world_size != demanded:  # Lightning leaves it to SLURM to start them
+        problem = f"devices x num_nodes is {demanded}, and SLURM's job has {trainer.world_size} tasks (SLURM_NTASKS)"
         raise InputError(f"{problem}: start the command with srun, or set SLURM_JOB_NAME=bash")
 
 

@@ -83,8 +83,7 @@ def plan(
     The number of images that can be annotated follows from the seconds per image. The gain in mIoU is the one that was
     measured on VOC animals where the same share of the training images was annotated, with its standard deviation over
     three random seeds. Nothing is printed for more than was measured: for more tags and for scribbles there are the
-    numbers of images alone. For a network trained on masks without tags, the
-    gain is that of masks alone.
+    numbers of images alone. For a network trained on masks without tags, the gain is that of masks alone.
 
     Args:
         checkpoint: the segmentation network of the run; it records the data set and its annotations.

@@ -44,9 +44,11 @@ class StageResult:
 
     def keep(self, key: str) -> dict[str, Any] | None:
         """Return the record of a complete result of this key, or None; an earlier result of this key is put back."""
-        record, folder = self.find(key) or (None, self.folder)
+        if (found := self.find(key)) is None:
+            return None
+        record, folder = found
         if folder == self.old:
-            write_json(self.record_path, {**(record or {}), "old": record})
+            write_json(self.record_path, {**record, "old": record})
             remove(self.folder)
             self.old.rename(self.folder)
         return record
