@@ -238,7 +238,7 @@ class BaseDataModule(pl.LightningDataModule):
         title, other_ids = f"the split {split!r} of {self.source}", set(self.all_ids) - {each.id for each in samples}
         return add_annotations(
             SplitSamples(samples, title, other_ids), self.sources, root=self.root, mask_classes=self.mask_classes,
-            classes=self.classes, lut=self.mask_lut, masks=masks,
+            classes=self.classes, masks=masks,
         )  # fmt: skip
 
     def blocks(self, split: str, size: int) -> SampleBlocks:

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from datamodules.annotations.coco_instances import category_names, images_with_instances, instance_mask, read_instances
+from datamodules.annotations.coco_instances import category_names, check_instances, images_with_instances, instance_mask
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, join_path
+from datamodules.files import AnyPath, is_uri, join_path, read_json
 from datamodules.image_ids import image_id
 from datamodules.sample import Sample, split_samples
 
@@ -103,7 +103,8 @@ class COCODataModule(BaseDataModule):
         Raises:
             InputError: the JSON is invalid, or its categories differ from those of an earlier one.
         """
-        content = read_instances(path)
+        content = read_json(path)
+        check_instances(content, path)
         own = category_names(content, path)
         self.categories = self.categories or own
         for key, name in own.items():

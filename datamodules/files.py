@@ -312,20 +312,6 @@ def read_json_or_empty(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Compare two nested settings.
-
-    Yields:
-        The name of a setting that differs, such as ``model.init_args.lr``, and both values; None where it is missing.
-    """
-    for key in {**wanted, **found}:
-        one, other = found.get(key), wanted.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from ((f"{key}.{name}", *values) for name, *values in differences(one, other))
-        elif one != other:
-            yield key, one, other
-
-
 @contextmanager
 def open_atomically(path: AnyPath) -> Iterator[IO[bytes]]:
     """Open a file to be written that appears whole or not at all, and is on the disk when the context ends.

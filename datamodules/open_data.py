@@ -14,31 +14,41 @@ from datamodules.errors import InputError
 
 def open_data(root: str, **settings: Any) -> BaseDataModule:
     """Return the data module of a folder, which its layout decides."""
+    return datamodule_from_settings(None, root=root, **settings)
+
+
+def settings_by_layout(root: str) -> dict[str, str]:
+    """Return the class of the data module of a folder, which its layout decides, and settings beside it."""
     folder = data_folder(root)
-    class_path = "datamodules.folder.FolderDataModule"
     if (folder / "ImageSets").is_dir():
-        class_path, settings = "datamodules.voc.VOCDataModule", {"labels": "auto", **settings}
-    elif any(next(folder.glob(layout.replace("{split}", "*")), None) for layout in LAYOUTS):
-        class_path = "datamodules.coco.COCODataModule"
-    return datamodule_from_settings({"class_path": class_path}, root=root, **settings)
+        return {"class_path": "datamodules.voc.VOCDataModule", "labels": "auto"}
+    if any(next(folder.glob(layout.replace("{split}", "*")), None) for layout in LAYOUTS):
+        return {"class_path": "datamodules.coco.COCODataModule"}
+    return {"class_path": "datamodules.folder.FolderDataModule"}
 
 
 def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: Any) -> BaseDataModule:
     """Return the data module of a checkpoint or of a seed cache, for looking at its images.
 
-    Settings that only a training uses (`TRAINING_ONLY`) are left out.
+    Settings that only a training uses (`TRAINING_ONLY`) are left out. Where no class is recorded, as in seeds of
+    another tool, the layout of the folder ``root`` decides the data module.
 
     Args:
-        settings: ``datamodule_hyper_parameters`` of a checkpoint or the data settings of a cache; None where there
-            are none. ``class_path`` names the class, by default `datamodules.voc.VOCDataModule`.
+        settings: ``datamodule_hyper_parameters`` of a checkpoint or the data settings of a cache, of which
+            ``class_path`` names the class; None where there are none.
         **overrides: settings that replace recorded ones; None does not count.
 
     Raises:
         InputError: the class is unknown, an override is not a setting of the class, or no root is given.
     """
-    stored = dict(settings or {})
     given = {key: value for key, value in overrides.items() if value is not None}
-    class_path = str(stored.get("class_path", "datamodules.voc.VOCDataModule"))
+    stored = dict(settings or {})
+    root = given.get("root") or stored.get("root")
+    if not root:
+        raise InputError("the folder of the images is not recorded: give it as 'root'")
+    if "class_path" not in stored:
+        stored = settings_by_layout(root) | stored
+    class_path = str(stored["class_path"])
     module, _, class_name = class_path.rpartition(".")
     if module.startswith("datamodules."):  # a file must not decide what else is imported
         with suppress(ImportError):
@@ -50,14 +60,5 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
     known = {name for each in ancestors for name in inspect.signature(each).parameters}
     if unknown := given.keys() - known:
         raise InputError(f"{found.__name__} has no setting {min(unknown)!r}")
-    merged = {key: value for key, value in stored.items() if key in known and key not in TRAINING_ONLY} | given
-    if not merged.get("root"):
-        raise InputError("the folder of the images is not recorded: give it as 'root'")
-    return found(**merged)
-
-
-def recorded_data(recorded: Mapping[str, Any] | None, *, root: str | None, **settings: Any) -> BaseDataModule:
-    """Return the data module of a seed cache: by the settings that it records, or else by the layout of ``root``."""
-    if recorded or root is None:
-        return datamodule_from_settings(recorded, root=root, **settings)
-    return open_data(root, **settings)
+    recorded = {key: value for key, value in stored.items() if key in known and key not in TRAINING_ONLY}
+    return found(**recorded | given)

@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, plain lines in a log file."""
+"""Messages and progress on standard error (a bar on a terminal, lines in a log file), results on standard output."""
 
 import math
 import os

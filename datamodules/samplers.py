@@ -1,4 +1,4 @@
-"""Order of the images and seeds of their random changes: a function of seed, epoch and position alone.
+"""Choice and order of images, and seeds of their random changes: a function of seed, epoch and position alone.
 
 A resumed run therefore sees the same batches as an uninterrupted run, and several processes together see the batches of
 one process.

@@ -11,11 +11,11 @@ SEED_PACKAGES = ("datamodules", "seeds")
 ALL_PACKAGES = (*SEED_PACKAGES, "training")
 
 _ROOT = Path(__file__).resolve().parents[1]
-_SUFFIXES = (".py", ".css", ".js", ".html")
+_SUFFIXES = (".py", ".css", ".js", ".html", ".md")  # the last four: templates
 
 
 def source_revision(packages: tuple[str, ...]) -> dict[str, str]:
-    """Return the SHA-256 of each package's source: names and bytes of its Python files and page templates.
+    """Return the SHA-256 of each package's source: names and bytes of its Python files and templates.
 
     Args:
         packages: folders at the top level of the project.

@@ -1,15 +1,16 @@
-"""Tar archives: which there are in a folder, what they contain, and reading one member without the rest."""
+"""Tar archives: which there are in a folder, what they contain, reading one member without the rest, and writing."""
 
 import fnmatch
+import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import AnyPath, is_uri, local_copy, read_bytes, storage_errors
+from datamodules.files import AnyPath, is_uri, local_copy, open_atomically, read_bytes, storage_errors
 
 _REQUEST = 1 << 23  # bytes of a request while an archive behind a URI is listed
 _TEXT = 1 << 20  # bytes of the largest text member
@@ -147,3 +148,19 @@ def read_content(path: str | AnyPath) -> bytes:
     if len(content) != size:
         raise OSError(0, "the archive is truncated")
     return content
+
+
+def write_tar(path: AnyPath, contents: Mapping[str, bytes], comment: str | None = None) -> None:
+    """Write a tar file, whole or not at all, whose bytes follow from its content alone: no dates, no owners.
+
+    Args:
+        path: the file.
+        contents: the members by name; they are sorted.
+        comment: the ``comment`` of the archive's PAX header.
+    """
+    headers = None if comment is None else {"comment": comment}
+    with open_atomically(path) as file, tarfile.open(fileobj=file, mode="w", pax_headers=headers) as archive:
+        for name, content in sorted(contents.items()):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))

@@ -34,12 +34,14 @@ def read_annotation(path: AnyPath) -> ET.Element:
         path: ``Annotations/<id>.xml``.
 
     Raises:
-        InputError: the file is missing, is not XML, or declares entities.
+        InputError: the file is missing, cannot be read, is not XML, or declares entities.
     """
     try:
         text = read_bytes(path)
-    except OSError as error:
+    except FileNotFoundError as error:
         raise InputError(f"there are no labels for image {path.stem}: {path} is missing") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if b"<!ENTITY" in text:  # VOC needs none, and a few lines of them can fill the memory
         raise InputError(f"{path} declares entities, which an annotation never does")
     try:

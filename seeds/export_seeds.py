@@ -56,10 +56,10 @@ def export_seeds(
     with new_folder(output) as folder:
         if format not in ("png", "sec"):
             from datamodules.base_datamodule import covered_samples  # torch, here only
-            from datamodules.open_data import recorded_data
+            from datamodules.open_data import datamodule_from_settings
 
             settings = {"classes": list(seeds.classes), "train_split": split}
-            data = recorded_data(seeds.inputs.get("data"), root=root, **settings)
+            data = datamodule_from_settings(seeds.inputs.get("data"), root=root, **settings)
             every = data.samples(data.hparams["train_split"], tags=False, masks=False)
             samples = track(covered_samples(seeds, every, data.classes), "exporting")
         if format == "irn":

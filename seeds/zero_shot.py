@@ -17,7 +17,6 @@ from datamodules.errors import InputError, first_line, unknown_name
 from datamodules.files import file_sha256, new_folder, write_json
 from datamodules.open_data import open_data
 from datamodules.progress import print_message
-from seeds.base_task import SIGNATURE, VERSION
 from seeds.classifier import ClassifierTask, TextHead
 from seeds.pretrained_weights import State, load_fitting, load_state, read_weights, timm_config
 from seeds.provenance import provenance
@@ -111,11 +110,12 @@ def zero_shot(
         head.texts.data = vectors * state["logit_scale"].exp()
         record = {"weights": {"path": file, "sha256": file_sha256(file)}, "texts": texts}
         write_json(folder / "provenance.json", provenance("open_clip_torch") | record)
-        torch.save({
+        content = {
             "state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "epoch": 0, "global_step": 0,
             "datamodule_hyper_parameters": data.settings, "pytorch-lightning_version": version("pytorch-lightning"),
-            SIGNATURE: {"task": task.task_name, "version": VERSION},
-        }, folder / "last.ckpt")  # fmt: skip
+        }  # fmt: skip
+        task.on_save_checkpoint(content)
+        torch.save(content, folder / "last.ckpt")
     count = f"{len(data.classes)} classes and {len(background_words)} texts of the background"
     print_message(f"{output / 'last.ckpt'}: {count}")
 

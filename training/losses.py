@@ -6,9 +6,8 @@ as channel 0; `partial_cross_entropy` and `lovasz_loss` take scores, the others 
 ``image_weights`` (B,), they replace equal weights of the images. A term that does not apply to an image (no cue, no
 present class, no absent class) is 0 for that image.
 
-All losses are computed in float32, those of float64 probabilities in float64, also under autocast; all but `box_loss`
-without loops over images or classes. To add a term, write its function here and add it to
-`training.segmentation_task.SegmentationTask`.
+All losses are computed in float32, those of float64 probabilities in float64, also under autocast. To add a term, write
+its function here and add it to `training.segmentation_task.SegmentationTask`.
 """
 
 from collections.abc import Sequence

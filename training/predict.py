@@ -1,7 +1,6 @@
 # ruff: noqa: A002  format is the name of an option
 """`tag2mask predict`: masks of any images."""
 
-import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,22 +14,15 @@ from upath import UPath
 from datamodules.annotations.exports import AnnotationFormat, LabelledImage, write_annotations
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import (
-    AnyPath,
-    differences,
-    file_sha256,
-    new_folder,
-    open_atomically,
-    require_folder,
-    write_atomically,
-)
+from datamodules.files import AnyPath, file_sha256, new_folder, require_folder, write_atomically
 from datamodules.geotiff import Georeference, mask_geotiff, read_georeference
 from datamodules.images import is_turned
 from datamodules.masks import mask_png
 from datamodules.progress import print_message, track
 from datamodules.sample import Sample
+from datamodules.setting_differences import first_difference
 from datamodules.source_revision import ALL_PACKAGES, source_revision
-from datamodules.tar_files import find_tars
+from datamodules.tar_files import find_tars, write_tar
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import UnreadableImages
 from datamodules.webdataset import tar_samples
@@ -44,8 +36,7 @@ from training.inference import Prediction, TrainedNetwork, load_trained, predict
 from training.photos import forbid_replacing, photo_samples, report_skipped
 
 OVERLAY_QUALITY = 90
-PAX_KEY = "comment"  # of the PAX header of a tar file of masks: what the masks depend on, as JSON
-SKIPPED = "skipped"  # key of that JSON: the images that could not be read
+SKIPPED = "skipped"  # key in the comment of a tar file of masks, a JSON: the images that could not be read
 
 
 def predict(
@@ -259,7 +250,8 @@ def _predict_tar(predictor: Predictor, source: AnyPath, tar: Path, header: dict[
     masks = dict(predictor.files(samples, f"predicting {tar.name}", {}))
     tar.parent.mkdir(parents=True, exist_ok=True)
     lacking = [sample.id for sample in samples if sample.id in predictor.skipped.reasons]
-    _write_tar(tar, header | {SKIPPED: lacking}, {"classes.txt": predictor.class_list(), **masks})
+    comment = json.dumps(header | {SKIPPED: lacking}, sort_keys=True)
+    write_tar(tar, {"classes.txt": predictor.class_list(), **masks}, comment)
     return predictor.skipped.problems(samples)
 
 
@@ -273,29 +265,14 @@ def _read_predicted(tar: Path, header: Mapping[str, Any]) -> dict[str, bool] | N
         return None
     try:
         with tarfile.open(tar) as archive:
-            found = json.loads(archive.pax_headers[PAX_KEY])
+            found = json.loads(archive.pax_headers["comment"])
             lacking = found.pop(SKIPPED)
             images = [name.removesuffix(".png") for name in archive.getnames() if name.endswith(".png")]
     except (tarfile.TarError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{tar} exists already, and is no tar file of masks: choose another output") from error
-    for key, one, other in differences(found, header):
-        package = key.removeprefix("source.")
-        what = f"{key} {one!r}, not {other!r}" if package == key else f"another revision of the code in {package}/"
+    if what := first_difference(found, header):
         raise InputError(f"{tar} exists already, made with {what}: remove it, or choose another output")
     return dict.fromkeys(images, True) | dict.fromkeys(lacking, False)
-
-
-def _write_tar(tar: Path, header: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Write a tar file whose bytes follow from its members alone: the header, and files without date and owner."""
-    text = json.dumps(header, sort_keys=True)
-    with (
-        open_atomically(tar) as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers={PAX_KEY: text}) as archive,
-    ):
-        for name, content in sorted(files.items()):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
 
 
 def _georeference(image: str) -> Georeference | None:

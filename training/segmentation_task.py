@@ -153,18 +153,9 @@ class SegmentationTask(BaseTask):
         Returns:
             Scalars by name, not weighted; terms of weight 0 are left out.
         """
-        is_sec, images, mask = self.hparams["loss"] == "sec", batch["image"], batch.get("mask")
         if "cues" not in batch:
-            if is_sec:
-                raise InputError("loss 'sec' needs cues: give the data module targets: cues and the cues' folder")
-            if mask is None:
-                needed = "give the data module targets: masks, or targets: cues"
-                raise InputError(f"loss 'cross_entropy' needs masks: {needed}")
-            scores = self(images).float()
-            losses = {"cross_entropy": self.cross_entropy(scores, mask)}
-            if self.loss_weights["lovasz"]:
-                losses["lovasz"] = lovasz_loss(scores, mask)
-            return losses
+            return self._losses_of_masks(batch)
+        is_sec, images, mask = self.hparams["loss"] == "sec", batch["image"], batch.get("mask")
         scores, cues = self(images).float(), batch["cues"]
         logits, undrawn = resize_maps(scores, cues.shape[-2:]), None  # (B, C+1, h, w)
         if mask is not None:
@@ -194,6 +185,20 @@ class SegmentationTask(BaseTask):
                 losses["mask"] = partial_cross_entropy(logits, mask[drawn], weight) * drawn.float().mean()
         if "boxes" in batch and self.loss_weights["box"]:
             losses["box"] = box_loss(probs, batch["boxes"])
+        return losses
+
+    def _losses_of_masks(self, batch: Batch) -> dict[str, Tensor]:
+        if self.hparams["loss"] == "sec":
+            raise InputError("loss 'sec' needs cues: give the data module targets: cues and the cues' folder")
+        if "mask" not in batch:
+            needed = "give the data module targets: masks, or targets: cues"
+            raise InputError(f"loss 'cross_entropy' needs masks: {needed}")
+        scores, mask = self(batch["image"]).float(), batch["mask"]
+        losses = {"cross_entropy": self.cross_entropy(scores, mask)}
+        if self.loss_weights["lovasz"]:
+            losses["lovasz"] = lovasz_loss(scores, mask)
+        if "boxes" in batch and self.loss_weights["box"]:
+            losses["box"] = box_loss(sec_probabilities(scores), batch["boxes"])
         return losses
 
     def cross_entropy(self, scores: Tensor, mask: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from datamodules.errors import InputError
 from datamodules.files import require_folder, write_atomically
 from datamodules.images import as_rgb, read_image
 from datamodules.masks import read_class_mask
-from datamodules.open_data import recorded_data
+from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import track
 from datamodules.sample import Sample
 from datamodules.seed_cache import SeedCache
@@ -61,7 +61,9 @@ def show_seeds(
     require_folder(output)
     opened = [SeedCache(path) for path in caches]
     classes = list(opened[0].classes)
-    data = recorded_data(opened[0].inputs.get("data"), classes=classes, root=root, train_split=split, masks=masks)
+    data = datamodule_from_settings(
+        opened[0].inputs.get("data"), classes=classes, root=root, train_split=split, masks=masks
+    )
     samples = data.samples(data.hparams["train_split"], tags=False)
     for cache in opened:
         samples = covered_samples(cache, samples, classes)

@@ -8,15 +8,8 @@ from pycocotools import mask as coco_mask
 
 from datamodules.class_names import IGNORE, MAX_CLASSES
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, read_json
+from datamodules.files import AnyPath
 from datamodules.masks import RleMask
-
-
-def read_instances(path: AnyPath) -> dict[str, list[dict[str, Any]]]:
-    """Return the content of a JSON of instances; errors as `datamodules.files.read_json` and `check_instances`."""
-    content = read_json(path)
-    check_instances(content, path)
-    return dict(content)
 
 
 def check_instances(content: Any, path: AnyPath) -> None:

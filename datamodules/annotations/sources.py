@@ -31,10 +31,11 @@ from datamodules.annotations.shapes import (
     Point,
     Scribble,
     Shape,
+    mask_index,
     require_inside,
     valid_box,
 )
-from datamodules.class_names import IGNORE, require_known
+from datamodules.class_names import IGNORE, mask_lut, require_known
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri, read_json
 from datamodules.image_ids import image_id, read_ids
@@ -86,7 +87,7 @@ def referenced_files(source: AnyPath) -> list[str]:
 
 def add_annotations(
     samples: SplitSamples, sources: Sequence[str], *, root: AnyPath, mask_classes: Sequence[str],
-    classes: Sequence[str], lut: np.ndarray, masks: Callable[[], Mapping[str, Mask | None]],
+    classes: Sequence[str], masks: Callable[[], Mapping[str, Mask | None]],
 ) -> list[Sample]:  # fmt: skip
     """Return samples with the masks, points, scribbles and boxes of several sources.
 
@@ -103,7 +104,6 @@ def add_annotations(
         root: folder of the data set.
         mask_classes: all classes of the data set, in the order of the indices in its masks.
         classes: the chosen classes.
-        lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
         masks: returns the data set's own masks by id.
 
     Raises:
@@ -113,7 +113,7 @@ def add_annotations(
     masks_by_id: dict[str, Mask] = {}
     own, replaced = set[str](), dict[str, None]()  # images with a mask of the data set itself, and with several masks
     shapes: dict[str, set[Shape]] = {name: set() for name in samples}
-    size_of = cache(image_size)
+    size_of, lut = cache(image_size), mask_lut(mask_classes, classes)
     for source in sources:
         check_source(source)
         is_own = source == "masks" or source.lower().endswith(".txt")
@@ -197,7 +197,7 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
 
     Args:
         sample: the sample.
-        lut: as for `add_annotations`.
+        lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
         classes: as for `add_annotations`.
         corrects: whether the mask comes from a file: it may change known tags.
 
@@ -339,7 +339,7 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
     """
     check_instances(content, path)
     categories = category_names(content, path)
-    indices = {key: known.index(name) + 1 if name in known else IGNORE for key, name in categories.items()}
+    indices = {key: mask_index(name, known) for key, name in categories.items()}
     require_known(categories.values(), known, f"{path}: none of its categories")
     crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if each.get("segmentation")]
     if crowds and all(crowds):
@@ -365,7 +365,7 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
             if (category := each["category_id"]) not in categories or indices[category] == IGNORE:
                 continue
             label, location = categories[category], f"{path}, annotation {each.get('id')} of image {name}"
-            if not segmented and category not in no_boxes:
+            if not segmented and category not in no_boxes and label in known:
                 if not _are_numbers(each["bbox"], 4):
                     raise InputError(f"{location}: the bbox {each['bbox']} is not [x, y, width, height]")
                 x, y, width, height = map(float, each["bbox"])

@@ -40,9 +40,10 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from datamodules.errors import InputError, errors_at
-from datamodules.files import AnyPath, differences, is_uri, list_folder, local_copy, open_atomically, read_bytes
+from datamodules.files import AnyPath, is_uri, list_folder, local_copy, open_atomically, read_bytes
 from datamodules.progress import print_result, track
 from datamodules.seed_cache.shard import Shard, plain_json
+from datamodules.setting_differences import differences
 
 INDEX = "index.safetensors"
 """File name of the index, which is no shard."""

@@ -16,17 +16,13 @@ from typing import Any
 from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, differences, list_folder, write_atomically
+from datamodules.files import AnyPath, list_folder, write_atomically
 from datamodules.progress import Progress
 from datamodules.seed_cache.index import INDEX
 from datamodules.seed_cache.shard import DamagedError, Shard, ShardBuilder, shard_name
+from datamodules.setting_differences import first_difference
 
 STALE = 3600.0  # seconds since the last write, after which a temporary file is that of a killed process
-
-_MEANINGS = {  # of settings whose values say nothing to a person
-    "checkpoint_sha256": "the checkpoint", "files_sha256": "the list of tar files", "ids_sha256": "the list of images",
-    "labels_sha256": "the tags",
-}  # fmt: skip
 
 _METRICS = "metrics.json"  # of `seeds evaluate`
 
@@ -136,10 +132,7 @@ class SeedCacheWriter:
         A shard that is not to be written has no ``number``: its settings alone are compared.
         """
         wanted = json.loads(json.dumps({**self.settings, "classes": self.classes, "shards": len(self.ids_by_shard)}))
-        for key, one, other in differences(shard.result, wanted):
-            package = key.removeprefix("source.")
-            name = f"{key} ({_MEANINGS[key]})" if key in _MEANINGS else key
-            what = f"{name} {one!r}, not {other!r}" if package == key else f"another revision of the code in {package}/"
+        if what := first_difference(shard.result, wanted):
             raise InputError(f"{self.path} exists already, made with {what}; overwrite it, or choose another output")
         if number is None:
             return True

@@ -1,7 +1,7 @@
 """The CAM methods by name, for the command line and for tables.
 
 To add a method, write a subclass of `seeds.cam_methods.base.LayerMethod` in the file of its family and register
-it here: two files. All that is registered works in ``explain``, ``seeds generate --method`` and the evaluation.
+it here. All that is registered works in ``explain``, ``seeds generate --method`` and the evaluation.
 """
 
 from collections.abc import Callable

@@ -12,9 +12,9 @@ from upath import UPath
 from datamodules.base_datamodule import covered_samples
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
-from datamodules.files import write_json
+from datamodules.files import require_folder, write_json
 from datamodules.masks import read_class_mask
-from datamodules.open_data import recorded_data
+from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import percent, print_message, print_result, track
 from datamodules.samplers import evenly_spaced
 from datamodules.seed_cache import SeedCache
@@ -72,8 +72,11 @@ def evaluate_seeds(
     Raises:
         InputError: no such cache, the cache lacks images of the split, the split has no masks, or all pixels are 255.
     """
-    seeds = SeedCache(cache)
-    data = recorded_data(
+    seeds, target = SeedCache(cache), output or cache
+    target = target if target.suffix == ".json" else target / "metrics.json"
+    if isinstance(target, Path):
+        require_folder(target.parent)  # minutes pass before the file is written
+    data = datamodule_from_settings(
         seeds.inputs.get("data"), classes=list(seeds.classes), root=root, train_split=split, masks=masks
     )
     split = data.hparams["train_split"]
@@ -108,8 +111,6 @@ def evaluate_seeds(
         chosen = [samples[i] for i in evenly_spaced(len(samples), len(samples) if num_images is None else num_images)]
         compared = compare_cam_methods(explainer, chosen, data.mask_lut, fixed)
         metrics["faithfulness"] = {"images": len(chosen), "size": explainer.size, "methods": compared}
-    target = output or cache
-    target = target if target.suffix == ".json" else target / "metrics.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, metrics)
     print_seed_metrics(metrics)

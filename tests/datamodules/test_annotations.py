@@ -250,6 +250,21 @@ def test_masks_of_instances_are_those_of_pycocotools(voc, tmp_path):
     np.testing.assert_array_equal(mask, np.select([expected == 3, expected > 0], [1, 255], 0))
 
 
+def test_a_category_background_is_background(voc, tmp_path):
+    """As in the files of the other tools: drawn over an object it takes pixels away, and it has no box."""
+    categories = ("background", "ant")
+    path = instances_json(tmp_path / "a.json", {
+        "p0": [instance("ant", [polygon(0, 0, 20, 20)]), instance("background", [polygon(10, 0, 20, 20)])],
+        "p2": [instance("ant", bbox=[0, 8, 16, 32]), instance("background", bbox=[1, 1, 4, 4])],
+    }, categories)  # fmt: skip
+    samples = read(open_voc(voc, path))
+    mask = read_mask(samples["p0"].mask)
+    assert set(np.unique(mask)) == {0, 1}
+    assert (mask[2:18, 2:9] == 1).all()
+    assert not mask[2:18, 12:].any()
+    assert samples["p2"].boxes == (Box("ant", 0, 8, 16, 40),)
+
+
 def test_boxes_and_keypoints_of_instances(voc, tmp_path, capsys):
     path = instances_json(tmp_path / "a.json", {
         "p2": [

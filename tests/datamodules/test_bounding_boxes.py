@@ -45,6 +45,8 @@ def test_bad_boxes(tmp_path, values, message):
 def test_bad_files(tmp_path):
     with pytest.raises(InputError, match="missing"):
         xml_boxes(tmp_path / "no.xml", ["dog"])
+    with pytest.raises(InputError, match="Is a directory"):
+        xml_boxes(tmp_path, ["dog"])
     (tmp_path / "a.xml").write_text("<annotation>")
     with pytest.raises(InputError, match="not XML"):
         xml_boxes(tmp_path / "a.xml", ["dog"])

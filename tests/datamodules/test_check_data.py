@@ -10,7 +10,7 @@ from datamodules.check_data import MIN_IMAGES, tag_problems
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
-from datamodules.open_data import open_data, recorded_data
+from datamodules.open_data import datamodule_from_settings, open_data
 from datamodules.sample import Sample
 from datamodules.voc import VOCDataModule
 from training.cli import main
@@ -175,8 +175,8 @@ def test_tags_of_classes_that_are_left_out_do_not_count(photos, tmp_path):
 
 def test_a_cache_without_recorded_data_has_that_of_its_layout(photos):
     """Seeds of other tools record no data module; photos with a table are no VOC."""
-    assert type(recorded_data(None, root=str(photos), classes=["cat", "dog"])) is FolderDataModule
+    assert type(datamodule_from_settings(None, root=str(photos), classes=["cat", "dog"])) is FolderDataModule
     recorded = {"class_path": "datamodules.voc.VOCDataModule", "root": "there"}
-    assert type(recorded_data(recorded, root=str(photos))) is VOCDataModule
+    assert type(datamodule_from_settings(recorded, root=str(photos))) is VOCDataModule
     with pytest.raises(InputError, match="not recorded"):
-        recorded_data(None, root=None)
+        datamodule_from_settings(None, root=None)

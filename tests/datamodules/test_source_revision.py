@@ -11,7 +11,8 @@ def test_every_source_file_counts(tmp_path, monkeypatch):
         "seeds/deep/b.py",
         "training/c.css",
         "training/__pycache__/c.pyc",
-        "training/d.md",
+        "training/d.txt",
+        "training/card.md",
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,7 +20,7 @@ def test_every_source_file_counts(tmp_path, monkeypatch):
     first = source_revision(ALL_PACKAGES)
     assert list(first) == ["datamodules", "seeds", "training"]
     assert len(set(first.values())) == 3
-    for name in ("training/__pycache__/c.pyc", "training/d.md"):
+    for name in ("training/__pycache__/c.pyc", "training/d.txt"):
         (tmp_path / name).write_text("2")
         assert source_revision(ALL_PACKAGES) == first
     (tmp_path / "seeds/deep/b.py").write_text("2")
@@ -27,5 +28,7 @@ def test_every_source_file_counts(tmp_path, monkeypatch):
     assert {name for name in first if first[name] != second[name]} == {"seeds"}
     (tmp_path / "seeds/deep/b.py").rename(tmp_path / "seeds/deep/e.py")
     assert source_revision(("seeds",)) not in ({"seeds": first["seeds"]}, {"seeds": second["seeds"]})
-    (tmp_path / "training/c.css").write_text("2")
-    assert source_revision(ALL_PACKAGES)["training"] != first["training"]
+    for name in ("training/c.css", "training/card.md"):
+        (tmp_path / name).write_text("2")
+        assert source_revision(ALL_PACKAGES)["training"] != first["training"]
+        (tmp_path / name).write_text("1")

@@ -120,6 +120,14 @@ def test_bad_input(perfect, arguments, words):
     assert not (perfect / "metrics.json").exists()
 
 
+def test_an_output_that_cannot_be_written(perfect, monkeypatch):
+    """It is reported before the images are scored."""
+    monkeypatch.setattr(CueMetrics, "update", lambda *_: pytest.fail("an image was scored"))
+    manifest = next(file for file in perfect.iterdir() if file.is_file())
+    with pytest.raises(InputError, match=f"{manifest.name} is a file"):
+        evaluate_seeds(perfect, output=manifest / "scores")
+
+
 def test_a_cache_that_lacks_images(voc, tmp_path):
     inputs = {"data": {"root": str(voc), "train_split": "train"}}
     with CacheWriter(tmp_path / "few", ("red", "blue"), {}, inputs=inputs) as cache:

@@ -17,6 +17,7 @@ from tests.training.conftest import TINY, data_of, trainer_of
 from training import segmentation_task as task_module
 from training.losses import (
     balanced_cross_entropy,
+    box_loss,
     constrain_loss,
     expand_loss,
     lovasz_loss,
@@ -145,6 +146,21 @@ def test_images_drawn_as_a_whole_train_exactly_as_with_their_masks(loss):
     assert own.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_boxes_beside_partial_masks():
+    """Without cues the loss of boxes counts, too: here on the network's own grid."""
+    torch.manual_seed(0)
+    task, batch = SegmentationTask(CLASSES, **TINY, loss="cross_entropy").eval(), batch_of()
+    mask, boxes = torch.full((2, 64, 64), 255), [torch.tensor([[2, 0.1, 0.2, 0.6, 0.7]]), torch.zeros(0, 5)]
+    mask[0, :8] = 0
+    losses = task.losses({"image": batch["image"], "mask": mask, "boxes": boxes})
+    assert losses.keys() == {"cross_entropy", "box"}
+    expected = box_loss(sec_probabilities(task(batch["image"])), boxes)
+    assert losses["box"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert losses["box"] > 0.1
+    task = SegmentationTask(CLASSES, **TINY, loss="cross_entropy", box_weight=0).eval()
+    assert task.losses({"image": batch["image"], "mask": mask, "boxes": boxes}).keys() == {"cross_entropy"}
 
 
 @pytest.mark.parametrize("loss", ["sec", "cross_entropy"])

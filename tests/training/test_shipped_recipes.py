@@ -69,6 +69,21 @@ def run_recipe(tmp_path: Path, monkeypatch, root: Path, *words: str, name: str =
     return tmp_path / "out"
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_images_with_masks_are_drawn_more_often_for_the_networks_alone(path):
+    stages = yaml.safe_load(path.read_text()).get("stages", {})
+    fits = {name: stage for name, stage in stages.items() if stage["command"] == "fit"}
+    rates = {}
+    for name, stage in fits.items():
+        config = yaml.safe_load((CONFIGS / stage["config"]).read_text()) if "config" in stage else {}
+        shared = config.get("data", {}).get("init_args", {})
+        same_class = "class_path" not in stage["options"]["data"]
+        given = stage["options"]["data"]["init_args"]
+        rates[name] = given.get("mask_sampling_rate", shared.get("mask_sampling_rate", 1) if same_class else 1)
+    expected = {name: 4 if name in ("first-network", "network") else 1 for name in fits}
+    assert rates == expected
+
+
 @pytest.mark.slow
 def test_cocos_layout(tmp_path, monkeypatch):
     """200 images: every stage runs, the seeds are those of the training images, and the masks of val are scored."""

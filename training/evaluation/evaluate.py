@@ -1,7 +1,5 @@
 """`tag2mask evaluate`: score a segmentation checkpoint, or a folder of predicted masks, on a split with masks."""
 
-import io
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -23,6 +21,7 @@ from datamodules.progress import print_message, track
 from datamodules.sample import Sample
 from datamodules.samplers import evenly_spaced
 from datamodules.seed_cache import SeedCache
+from datamodules.tar_files import write_tar
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 from seeds.precision import Precision
@@ -279,13 +278,7 @@ def _write_submission(output: Path, split: str, masks: Mapping[str, NDArray[np.u
     """
     folder = f"results/VOC2012/Segmentation/comp6_{split}_cls"
     files = {f"{folder}/{name}.png": mask_png(mask, f"the mask of {name}") for name, mask in masks.items()}
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(content), 0o644
-            archive.addfile(member, io.BytesIO(content))
     (output / folder).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(output / name, content)
-    write_atomically(output / "submission.tar", buffer.getvalue())
+    write_tar(output / "submission.tar", files)

@@ -19,7 +19,6 @@ from upath import UPath
 from datamodules.errors import InputError, UsageError
 from datamodules.files import (
     AnyPath,
-    differences,
     file_sizes,
     folder_fingerprint,
     is_uri,
@@ -28,6 +27,7 @@ from datamodules.files import (
 )
 from datamodules.progress import print_result
 from datamodules.seed_cache.cache import cache_fingerprint
+from datamodules.setting_differences import differences
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.child_process import run_process
 from training.recipes.recipe import STAGES, Stage, is_annotation_file, is_path, leaves, substitute

@@ -8,8 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from datamodules.errors import InputError
-from datamodules.files import differences, read_json_or_empty, write_json
+from datamodules.files import read_json_or_empty, write_json
 from datamodules.progress import print_result
+from datamodules.setting_differences import differences
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.child_process import run_process
 from training.runs.provenance_record import PROVENANCE_FILE

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.files import differences
+from datamodules.setting_differences import differences, first_difference
 
 PLAIN = st.recursive(
     st.none() | st.integers(0, 3),
@@ -34,3 +34,16 @@ def test_none_exactly_where_they_are_the_same(one, other):
     names = [name for name, *_ in differences(one, other)]
     assert sorted(names) == sorted(name for name, *_ in differences(other, one))
     assert (names == []) == (without_none(one) == without_none(other))
+
+
+def test_the_first_difference_in_words():
+    revision = {"seeds": "12", "datamodules": "34"}
+    found = {"size": 320, "source": revision, "annotations_sha256": "ab", "crf": {"scale": 1}}
+    for change, words in (
+        ({}, ""),
+        ({"size": 384}, "size 320, not 384"),
+        ({"crf": {"scale": 12}}, "crf.scale 1, not 12"),
+        ({"source": revision | {"seeds": "56"}}, "another revision of the code in seeds/"),
+        ({"annotations_sha256": "cd"}, "annotations_sha256 (the annotations) 'ab', not 'cd'"),
+    ):
+        assert first_difference(found, found | change) == words
