@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.errors import InputError
-from datamodules.files import require_folder, write_json
+from datamodules.files import check_output_folder, write_json
 from datamodules.near_duplicates import Fingerprint, near_groups, read_fingerprints
 from datamodules.open_data import open_data
 from datamodules.progress import first_few, print_message, print_result
@@ -72,7 +72,7 @@ def check_data(
     if size < 1 or cue_stride < 1:
         raise InputError(f"size {size} and cue_stride {cue_stride} must be positive")
     if output is not None:
-        require_folder(output.parent)
+        check_output_folder(output.parent)
     data = open_data(root, classes=classes, train_split=split, val_split=validation)
     split = data.hparams["train_split"]
     samples, others = data.samples(split, masks=False), list[Sample]()

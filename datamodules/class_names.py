@@ -55,7 +55,7 @@ def mask_lut(mask_classes: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     return table
 
 
-def require_known(labels: Collection[str], known: Sequence[str], what: str) -> None:
+def require_any_known(labels: Collection[str], known: Sequence[str], what: str) -> None:
     """Raise an InputError where none of a file's labels is a class of the data set.
 
     Args:

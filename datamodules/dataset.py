@@ -186,7 +186,7 @@ def image_loader(
         order = {"batch_size": batch_size, "sampler": sampler or EvalSampler(len(dataset))}
     return DataLoader(
         dataset, **order, num_workers=workers, persistent_workers=persistent and workers > 0,
-        collate_fn=collate, worker_init_fn=one_thread, pin_memory=torch.cuda.is_available(),
+        collate_fn=collate, worker_init_fn=disable_opencv_threads, pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
 
 
@@ -237,6 +237,6 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def one_thread(_worker: int) -> None:
+def disable_opencv_threads(_worker: int) -> None:
     """Turn off OpenCV's threads in a worker: the workers run in parallel already."""
     cv2.setNumThreads(0)

@@ -370,7 +370,7 @@ def write_json(path: AnyPath, content: Mapping[str, Any], *, allow_nan: bool = T
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=allow_nan) + "\n").encode())
 
 
-def require_folder(path: Path) -> None:
+def check_output_folder(path: Path) -> None:
     """Raise an InputError where a folder cannot be made or written: it, or one above it, is a file or read-only."""
     existing = next((each for each in (path, *path.absolute().parents) if each.exists()), path)
     if not existing.is_dir():

@@ -153,6 +153,11 @@ class ClassifierTask(BaseTask):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss
 
+    @property
+    def stage(self) -> str:
+        """The first part of the metrics' names: ``val``, or ``test`` while testing."""
+        return "test" if self.trainer.testing else "val"
+
     def on_validation_epoch_start(self) -> None:
         """Reset the loss here: a metric reset in inference mode cannot be updated outside of it."""
         self.val_loss.reset()
@@ -166,18 +171,17 @@ class ClassifierTask(BaseTask):
         scores = self(batch["image"])
         self.val_ap.update(scores.sigmoid(), batch["labels"].long())
         self.val_loss.update(self.loss(scores, batch["labels"]), weight=len(scores))
-        self.log("val/loss", self.val_loss, prog_bar=True, on_epoch=True, batch_size=len(scores))
+        self.log(f"{self.stage}/loss", self.val_loss, prog_bar=True, on_epoch=True, batch_size=len(scores))
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/map`` and each class's ``val/ap/CLASS``, over all images of all processes."""
+        """Log ``map`` and each class's ``ap/CLASS``, over all images of all processes, as ``val/…`` or ``test/…``."""
         each = self.val_ap.compute().reshape(-1)  # of one class, a number
         self.val_ap.reset()
-        self.log("val/map", each.nanmean(), prog_bar=True, sync_dist=True)
+        self.log(f"{self.stage}/map", each.nanmean(), prog_bar=True, sync_dist=True)
         for name, value in zip(self.classes, each.tolist(), strict=True):
             if not math.isnan(value):
-                self.log(f"val/ap/{name}", value, sync_dist=True)
+                self.log(f"{self.stage}/ap/{name}", value, sync_dist=True)
 
-    # testing computes the same metrics under the same names
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

@@ -36,7 +36,7 @@ def crf_settings() -> dict[str, Any]:
     return {"certainty": CERTAINTY, "pixels_per_position": PIXELS_PER_POSITION, "side": SIDE, **CRF}
 
 
-def refined(
+def refined_cues(
     classes: NDArray[np.int64], maps: NDArray[np.float32], image: Tensor, conf_fg: float = 0.30, conf_bg: float = 0.05
 ) -> NDArray[np.uint8]:
     """Return the refined label map of one image; with equal scores all positions have a cue.

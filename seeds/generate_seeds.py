@@ -21,7 +21,7 @@ from seeds.cam_methods.input_gradients import channel_maximum
 from seeds.cam_methods.registry import Method, method_class
 from seeds.cam_methods.targets import select_scores
 from seeds.classifier import Classifier, ClassifierTask
-from seeds.crf_refinement import PIXELS_PER_POSITION, crf_settings, refined
+from seeds.crf_refinement import PIXELS_PER_POSITION, crf_settings, refined_cues
 from seeds.cues import threshold_cues
 from seeds.gradcam import weighted_maps
 from seeds.job_options import JobOptions
@@ -239,7 +239,7 @@ class CamModule(SeedModule):
         settings, maps, crf = self.settings, as_stored(seed.maps), self.settings["refinement"]
         if crf:
             assert seed.image is not None
-            return refined(seed.classes, maps, seed.image, crf["conf_fg"], crf["conf_bg"])
+            return refined_cues(seed.classes, maps, seed.image, crf["conf_fg"], crf["conf_bg"])
         assert seed.saliency is not None
         saliency = as_stored(seed.saliency[None])[0]
         return threshold_cues(seed.classes, maps, saliency, settings["fg_threshold"], settings["bg_fraction"])

@@ -22,7 +22,7 @@ from datamodules.transforms import resize_nearest
 from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
 from seeds.cache_job import JobSource, Seed, SeedModule, write_seed_cache
-from seeds.crf_refinement import crf_settings, refined
+from seeds.crf_refinement import crf_settings, refined_cues
 from seeds.job_options import JobOptions
 from seeds.score_maps import divide_by_maxima, resize_maps
 
@@ -195,7 +195,7 @@ class RandomWalkModule(SeedModule):
         labels: NDArray[np.uint8]
         if self.settings["crf"] and len(maps):
             assert seed.image is not None
-            labels = refined(classes, maps, seed.image, fg_threshold, fg_threshold)
+            labels = refined_cues(classes, maps, seed.image, fg_threshold, fg_threshold)
         else:
             background = np.full((1, *maps.shape[1:]), fg_threshold, np.float32)
             winners = np.concatenate([background, divide_by_maxima(maps)]).argmax(axis=0)

@@ -43,6 +43,6 @@ def divide_by_maxima(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     return (maps / np.where(maxima > 0, maxima, 1)).astype(np.float32)
 
 
-def small_images(images: Tensor, size: tuple[int, ...]) -> Tensor:
+def resize_images(images: Tensor, size: tuple[int, ...]) -> Tensor:
     """Return normalised images (B, in_channels, H, W) as uint8 (B, 3, h, w) for the CRF, antialiased if reduced."""
     return resize_maps(to_uint8(images).float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)

@@ -125,7 +125,7 @@ def review_images(
             yield ReviewedImage(by_id[name], image, labels, prediction, doubtful, class_probability[index])
 
 
-def rank(each: ReviewedImage, classes: Sequence[str], identical: Sequence[str]) -> ImageScores:
+def score_image(each: ReviewedImage, classes: Sequence[str], identical: Sequence[str]) -> ImageScores:
     """Return the scores of an image, see `ImageScores`."""
     tags = each.sample.tags or frozenset()
     predicted = zip(classes, each.class_probability.tolist(), strict=True)

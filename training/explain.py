@@ -8,7 +8,7 @@ from upath import UPath
 
 from datamodules.class_names import check_classes
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import require_folder, write_atomically
+from datamodules.files import check_output_folder, write_atomically
 from datamodules.images import as_rgb, read_image
 from datamodules.progress import track
 from datamodules.unreadable_images import UnreadableImages
@@ -57,7 +57,7 @@ def explain(
             exist, or the output is a folder of the photos or no folder. Also after photos were skipped as
             unreadable; ``skipped.csv`` lists them.
     """
-    require_folder(output)
+    check_output_folder(output)
     if strongest < 1:
         raise InputError(f"strongest {strongest} must be at least 1")
     samples = photo_samples(photos)

@@ -17,7 +17,7 @@ from rich.console import Console
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError, UsageError
-from datamodules.files import read_json_or_empty, require_folder
+from datamodules.files import check_output_folder, read_json_or_empty
 from datamodules.folder import FolderDataModule
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.transforms import Augment
@@ -112,7 +112,7 @@ class TagToMaskCLI(LightningCLI):
         self.subcommand = self.config["subcommand"]
         if self.subcommand != "fit":
             return
-        require_folder(Path(self._get(self.config, "output")))
+        check_output_folder(Path(self._get(self.config, "output")))
         if seeds := seed_list(self._get(self.config, "random_seeds")):  # each in its own process
             require_one_process("fit --random_seeds")
             fit_repeatedly(words, self.plain_config(), seeds)

@@ -14,7 +14,7 @@ from upath import UPath
 from datamodules.annotations.exports import AnnotationFormat, LabelledImage, write_annotations
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, file_sha256, new_folder, require_folder, write_atomically
+from datamodules.files import AnyPath, check_output_folder, file_sha256, new_folder, write_atomically
 from datamodules.geotiff import Georeference, mask_geotiff, read_georeference
 from datamodules.images import is_turned
 from datamodules.masks import mask_png
@@ -100,7 +100,7 @@ def predict(
         InputError: there is no image, two have the same name, the output is a folder of the images or no folder, a tar
             file exists with masks of other settings, the format excludes another option, or images were skipped.
     """
-    require_folder(output)
+    check_output_folder(output)
     part, parts = read_partition(partition)
     if parts == 1:
         require_one_process("predict")

@@ -9,13 +9,13 @@ from upath import UPath
 
 from datamodules.base_datamodule import covered_samples
 from datamodules.errors import InputError
-from datamodules.files import is_uri, require_folder, write_atomically
+from datamodules.files import check_output_folder, is_uri, write_atomically
 from datamodules.near_duplicates import near_groups, read_fingerprints
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import print_message, track
 from datamodules.seed_cache import SeedCache
 from seeds.precision import Precision
-from training.doubtful_labels import REASONS, ImageScores, rank, review_images
+from training.doubtful_labels import REASONS, ImageScores, review_images, score_image
 from training.inference import load_trained
 from training.reports.review_report import render_review
 
@@ -56,7 +56,7 @@ def review(
     """
     if num_images < 1:
         raise InputError(f"num_images must be at least 1, not {num_images}")
-    require_folder(output)  # minutes pass before the page is written
+    check_output_folder(output)  # minutes pass before the page is written
     trained = load_trained(checkpoint, precision)
     folder = cues or trained.data.get("cues")
     if folder is None:
@@ -84,13 +84,13 @@ def review(
     for group in near_groups(fingerprints):
         identical |= {name: [other for other in group if other != name] for name in group}
     ranked = [
-        rank(each, trained.classes, identical.get(each.sample.id, ()))
+        score_image(each, trained.classes, identical.get(each.sample.id, ()))
         for each in track(review_images(trained, data, samples, cache), "reviewing", len(samples))
     ]
     ranked.sort(key=lambda each: each.doubt, reverse=True)
     suspects = [each for each in ranked if each.tags_to_add or each.tags_to_remove]
     suspects.sort(key=lambda each: each.wrong_tags, reverse=True)
-    sections = {"labels": together(ranked, num_images), "tags": suspects[:num_images]}
+    sections = {"labels": with_identical(ranked, num_images), "tags": suspects[:num_images]}
     shown = {each.id for section in sections.values() for each in section}
     again = review_images(trained, data, [sample for sample in samples if sample.id in shown], cache)
     page = render_review(sections, again, trained.classes, facts=[
@@ -98,14 +98,14 @@ def review(
         ("images", f"{len(ranked)}; {len(corrected)} more have masks and are left out"),
     ])  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "review.csv", table(ranked).encode())
+    write_atomically(output / "review.csv", review_csv(ranked).encode())
     write_atomically(output / "index.html", page.encode())
     print_message(
         f"{len(ranked)} images, {len(suspects)} of them with doubtful tags: {output / 'index.html'}, review.csv"
     )
 
 
-def together(ranked: Sequence[ImageScores], count: int) -> list[ImageScores]:
+def with_identical(ranked: Sequence[ImageScores], count: int) -> list[ImageScores]:
     """Return the first ``count`` images, each followed by those that are nearly identical to it."""
     by_id, chosen = {each.id: each for each in ranked}, dict[str, ImageScores]()
     for each in ranked[:count]:
@@ -115,7 +115,7 @@ def together(ranked: Sequence[ImageScores], count: int) -> list[ImageScores]:
     return list(chosen.values())
 
 
-def table(ranked: Sequence[ImageScores]) -> str:
+def review_csv(ranked: Sequence[ImageScores]) -> str:
     """Return the table of all images, the most doubtful labels first, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -14,7 +14,7 @@ from seeds.base_task import BaseTask
 from seeds.crf import dense_crf
 from seeds.distributed import mean_over_processes
 from seeds.evaluation.confusion_matrix import ConfusionMatrix
-from seeds.score_maps import cue_labels, label_map, resize_labels, resize_maps, small_images
+from seeds.score_maps import cue_labels, label_map, resize_images, resize_labels, resize_maps
 from training.losses import (
     balanced_cross_entropy,
     box_loss,
@@ -171,7 +171,7 @@ class SegmentationTask(BaseTask):
             decays = {name: self.hparams[name] for name in ("decay_fg", "decay_bg")}
             losses["expand"] = expand_loss(probs, batch["labels"], **decays, image_weights=undrawn)
         if is_sec and self.loss_weights["constrain"]:
-            crf_probs = dense_crf(small_images(images, cues.shape[-2:]), logits.detach(), **self.crf)
+            crf_probs = dense_crf(resize_images(images, cues.shape[-2:]), logits.detach(), **self.crf)
             losses["constrain"] = constrain_loss(probs, crf_probs, image_weights=undrawn)
         if not losses:
             raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")

@@ -11,7 +11,7 @@ from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule, covered_samples
 from datamodules.errors import InputError
-from datamodules.files import require_folder, write_atomically
+from datamodules.files import check_output_folder, write_atomically
 from datamodules.images import as_rgb, read_image
 from datamodules.masks import read_class_mask
 from datamodules.open_data import datamodule_from_settings
@@ -58,7 +58,7 @@ def show_seeds(
     Raises:
         InputError: the caches or the checkpoint have different classes, or a cache lacks images.
     """
-    require_folder(output)
+    check_output_folder(output)
     opened = [SeedCache(path) for path in caches]
     classes = list(opened[0].classes)
     data = datamodule_from_settings(

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from datamodules.annotations.brush_rle import decode_brush
 from datamodules.annotations.coco_instances import instance_rle
 from datamodules.annotations.shapes import BACKGROUND, Annotation, Box, Point, mask_index, valid_box
-from datamodules.class_names import require_known
+from datamodules.class_names import require_any_known
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath
 from datamodules.image_ids import image_id
@@ -80,7 +80,7 @@ def label_studio_annotations(
                 continue
             yield Annotation(name, location, mask)
     if labels and BACKGROUND not in labels:
-        require_known(labels, known, f"{path}: none of its labels")
+        require_any_known(labels, known, f"{path}: none of its labels")
 
 
 def _latest_results(path: AnyPath, tasks: Sequence[Any]) -> dict[str, tuple[str, str, list[Any]]]:

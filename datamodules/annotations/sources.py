@@ -35,7 +35,7 @@ from datamodules.annotations.shapes import (
     require_inside,
     valid_box,
 )
-from datamodules.class_names import IGNORE, mask_lut, require_known
+from datamodules.class_names import IGNORE, mask_lut, require_any_known
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri, read_json
 from datamodules.image_ids import image_id, read_ids
@@ -340,7 +340,7 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
     check_instances(content, path)
     categories = category_names(content, path)
     indices = {key: mask_index(name, known) for key, name in categories.items()}
-    require_known(categories.values(), known, f"{path}: none of its categories")
+    require_any_known(categories.values(), known, f"{path}: none of its categories")
     crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if each.get("segmentation")]
     if crowds and all(crowds):
         content = {**content, "annotations": [{**each, "iscrowd": 0} for each in content["annotations"]]}

@@ -12,7 +12,7 @@ from upath import UPath
 from datamodules.base_datamodule import covered_samples
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
-from datamodules.files import require_folder, write_json
+from datamodules.files import check_output_folder, write_json
 from datamodules.masks import read_class_mask
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import percent, print_message, print_result, track
@@ -75,7 +75,7 @@ def evaluate_seeds(
     seeds, target = SeedCache(cache), output or cache
     target = target if target.suffix == ".json" else target / "metrics.json"
     if isinstance(target, Path):
-        require_folder(target.parent)  # minutes pass before the file is written
+        check_output_folder(target.parent)  # minutes pass before the file is written
     data = datamodule_from_settings(
         seeds.inputs.get("data"), classes=list(seeds.classes), root=root, train_split=split, masks=masks
     )

@@ -27,7 +27,7 @@ from datamodules.class_names import VOC_CLASSES
 from datamodules.images import normalize
 from seeds.crf import dense_crf
 from seeds.precision import resolve_precision
-from seeds.score_maps import resize_maps, small_images
+from seeds.score_maps import resize_images, resize_maps
 from tests.benchmarks.bench_crf import example_batch
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.segmentation_task import SegmentationTask
@@ -110,7 +110,7 @@ class Case:
 
     def crf(self) -> Tensor:
         """The CRF's output."""
-        return dense_crf(small_images(self.batch["image"], self.grid), self.scores, **self.task.crf)
+        return dense_crf(resize_images(self.batch["image"], self.grid), self.scores, **self.task.crf)
 
 
 def compare(name: str, turns: int, count: int | None, device: torch.device) -> list[str]:

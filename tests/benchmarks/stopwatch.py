@@ -33,7 +33,7 @@ ACTIONS = (
 # Parts that are no actions of Lightning's.
 PLACES = (
     (task, "dense_crf", "CRF"),
-    (task, "small_images", "CRF"),
+    (task, "resize_images", "CRF"),
     (pl.LightningModule, "log", "logging"),
     (pl.LightningModule, "log_dict", "logging"),
     (_LoggerConnector, "update_train_step_metrics", "logging"),

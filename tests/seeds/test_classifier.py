@@ -95,5 +95,7 @@ def test_training_learns_logs_and_leaves_the_frozen_alone(voc, optimizer):
     assert last["val/loss"] < first["val/loss"]
     assert 0 <= last["val/map"] <= 1
     assert last["val/map"] == pytest.approx((last["val/ap/red"] + last["val/ap/blue"]) / 2)
+    tested = trainer.test(task, data_of(voc, test_split="train"), verbose=False)[0]
+    assert tested == {name.replace("val/", "test/"): pytest.approx(value) for name, value in last.items()}
     after = task.model.features.encoder.layer1.state_dict()
     assert all(torch.equal(after[key], value) for key, value in frozen.items())

@@ -4,7 +4,7 @@ import torch
 
 from datamodules.seed_cache import SeedCache
 from seeds import crf_refinement
-from seeds.crf_refinement import PIXELS_PER_POSITION, crf_settings, refined
+from seeds.crf_refinement import PIXELS_PER_POSITION, crf_settings, refined_cues
 from seeds.generate_seeds import generate_seeds
 
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
@@ -16,10 +16,10 @@ def test_confident_and_open_cells_by_hand(monkeypatch):
     monkeypatch.setattr(crf_refinement, "PIXELS_PER_POSITION", 1)
     first = np.array([[10, 3.1, 2.9, 0.6, 0.4, 0]], np.float32)
     second = np.array([[0, 0.35, 0.29, 0.04, 0.06, 1]], np.float32)
-    positions = refined(np.array([4, 1]), np.stack([first, second]), GREY)
+    positions = refined_cues(np.array([4, 1]), np.stack([first, second]), GREY)
     assert positions.tolist() == [[5, 2, 255, 255, 255, 2]]
-    assert refined(np.array([4]), first[None], GREY).tolist() == [[5, 5, 255, 255, 0, 0]]
-    assert refined(np.array([4]), first[None], GREY, conf_fg=0.28, conf_bg=0.07).tolist() == [[5, 5, 5, 0, 0, 0]]
+    assert refined_cues(np.array([4]), first[None], GREY).tolist() == [[5, 5, 255, 255, 0, 0]]
+    assert refined_cues(np.array([4]), first[None], GREY, conf_fg=0.28, conf_bg=0.07).tolist() == [[5, 5, 5, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(("number", "others"), [(1, [0.3]), (2, [0.15, 0.15]), (3, [0.1, 0.1, 0.1])])
@@ -34,19 +34,19 @@ def test_what_the_crf_is_told(monkeypatch, number, others):
     monkeypatch.setattr(crf_refinement, "dense_crf", spy)
     maps = np.zeros((number, 1, 2), np.float32)
     maps[-1] = [0, 2]
-    assert refined(np.arange(number), maps, GREY, 0.5, 0.5).tolist() == [[0, number]]
+    assert refined_cues(np.arange(number), maps, GREY, 0.5, 0.5).tolist() == [[0, number]]
     assert seen["photo"].shape == (1, 3, 4, 8)
     winners = seen["probs"][:, 0].argmax(0)
     assert winners.tolist() == [0] * 4 + [number] * 4  # values 0 0 1/8 3/8 | 5/8 7/8 1 1
-    assert refined(np.arange(number), maps, GREY, 0.3, 0.3).tolist() == [[0, number]]
+    assert refined_cues(np.arange(number), maps, GREY, 0.3, 0.3).tolist() == [[0, number]]
     assert seen["probs"][:, 0].argmax(0).tolist() == [0] * 3 + [number] * 5
     for pixel in seen["probs"][:, 0].T:
         np.testing.assert_allclose(np.sort(pixel), [*others, 0.7], rtol=1e-5)
 
 
 def test_an_image_without_maps_or_with_empty_ones():
-    assert (refined(np.zeros(0, np.int64), np.zeros((0, 3, 4), np.float32), GREY) == 255).all()
-    assert (refined(np.array([0]), np.zeros((1, 3, 4), np.float32), GREY) == 0).all()
+    assert (refined_cues(np.zeros(0, np.int64), np.zeros((0, 3, 4), np.float32), GREY) == 255).all()
+    assert (refined_cues(np.array([0]), np.zeros((1, 3, 4), np.float32), GREY) == 0).all()
 
 
 def photo(side):
@@ -63,7 +63,7 @@ def photo(side):
 def test_labels_follow_the_image():
     """A blur beside the object becomes the object; what stays open lies about its edge."""
     image, maps, truth = photo(128)
-    positions = refined(np.array([2]), maps, image)
+    positions = refined_cues(np.array([2]), maps, image)
     plain = maps[0] > 0.3
     assert ((positions == 3) & ~truth).sum() < (plain & ~truth).sum() / 3
     assert ((positions == 3) & truth).sum() > 0.9 * truth.sum()
@@ -88,7 +88,7 @@ def test_as_irn_does_with_pydensecrf():
         found.append(np.array(crf.inference(10)).reshape(2, side, side).argmax(0))
     labels = np.where(found[0] > 0, 1, np.where(found[1] == 0, 0, 255))
     centres = np.s_[PIXELS_PER_POSITION // 2 :: PIXELS_PER_POSITION]
-    assert (refined(np.array([0]), maps, image) == labels[centres, centres]).mean() > 0.97
+    assert (refined_cues(np.array([0]), maps, image) == labels[centres, centres]).mean() > 0.97
 
 
 def test_in_the_generator(checkpoint, tmp_path):
@@ -118,7 +118,7 @@ def test_the_manifest_holds_the_numbers_of_the_call(monkeypatch):
     monkeypatch.setattr(crf_refinement, "dense_crf", crf)
     maps = np.zeros((1, 8, 16), np.float32)
     maps[0, :4] = 1
-    refined(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25, 0.25)
+    refined_cues(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25, 0.25)
     recorded = crf_settings()
     expected = {
         key: value for key, value in recorded.items() if key not in ("certainty", "pixels_per_position", "side")
@@ -126,5 +126,5 @@ def test_the_manifest_holds_the_numbers_of_the_call(monkeypatch):
     expected["bilateral_sxy"] *= (32 * 64) ** 0.5 / recorded["side"]
     assert calls == [pytest.approx(expected)]
     monkeypatch.setattr(crf_refinement, "CRF", {**crf_refinement.CRF, "iterations": 3})
-    refined(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25, 0.25)
+    refined_cues(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25, 0.25)
     assert (crf_settings()["iterations"], calls[-1]["iterations"]) == (3, 3)

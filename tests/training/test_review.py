@@ -20,9 +20,9 @@ from datamodules.voc import VOCDataModule
 from tests.seed_caches import CacheWriter
 from tests.training.html_pages import HOSTILE, check_page, run_chromium
 from training.cli import main
-from training.doubtful_labels import REASONS, ImageScores, ReviewedImage, rank, review_images
+from training.doubtful_labels import REASONS, ImageScores, ReviewedImage, review_images, score_image
 from training.reports.review_report import render_review
-from training.review import table, together
+from training.review import review_csv, with_identical
 
 
 def rows_of(folder):
@@ -100,7 +100,7 @@ def test_doubtful_tags():
     sample = Sample("a", "a.jpg", frozenset({"cat", "cow"}))
     image = np.zeros((2, 2, 3), np.uint8)
     each = ReviewedImage(sample, image, flat, flat, nothing, np.array([0.25, 0.8125, 0.875, 0.125], np.float32))
-    found = rank(each, ["cat", "cow", "dog", "horse"], ["b"])
+    found = score_image(each, ["cat", "cow", "dog", "horse"], ["b"])
     assert (found.tags_to_add, found.tags_to_remove) == ({"dog": 0.875}, {"cat": 0.75})
     assert (found.doubt, found.identical, found.image) == (0, ["b"], "a.jpg")
     assert found.wrong_tags == 0.75 + 0.1875 + 0.875 + 0.125
@@ -108,8 +108,8 @@ def test_doubtful_tags():
 
 def test_nearly_identical_images_follow_each_other():
     images = [ranked("a"), ranked("b", "d", "gone"), ranked("c"), ranked("d", "b", "gone"), ranked("e")]
-    assert [each.id for each in together(images, 3)] == ["a", "b", "d", "c"]
-    assert [each.id for each in together(images, 9)] == ["a", "b", "d", "c", "e"]
+    assert [each.id for each in with_identical(images, 3)] == ["a", "b", "d", "c"]
+    assert [each.id for each in with_identical(images, 9)] == ["a", "b", "d", "c", "e"]
 
 
 def test_the_table():
@@ -123,7 +123,7 @@ def test_the_table():
         "/x.jpg",
         1.9,
     )
-    assert table([row]).splitlines() == [
+    assert review_csv([row]).splitlines() == [
         "id,doubt,labels,views,CRF,wrong_tags,tags_to_add,tags_to_remove,identical,image",
         '"a,b",0.5000,0.2500,0.1250,0.0000,1.9000,cat 0.9000,dog 1.0000,c;d,/x.jpg',
     ]  # fmt: skip

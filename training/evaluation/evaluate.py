@@ -13,7 +13,7 @@ from upath import UPath
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, read_classes
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import AnyPath, file_sha256, require_folder, write_atomically, write_json
+from datamodules.files import AnyPath, check_output_folder, file_sha256, write_atomically, write_json
 from datamodules.images import any_size, as_rgb, read_image
 from datamodules.masks import find_masks, mask_png, read_class_mask, require_same_size
 from datamodules.open_data import datamodule_from_settings, open_data
@@ -104,7 +104,7 @@ def evaluate(
     Raises:
         InputError: the checkpoint, the data, a mask or a prediction is not usable; nothing is written then.
     """
-    require_folder(output)  # minutes pass before the page is written
+    check_output_folder(output)  # minutes pass before the page is written
     limits: dict[str, Any] = {"max_unreadable": max_unreadable, "strict": strict or submission}
     trained: TrainedNetwork | None = None
     tiling = None if tile is None else Tiling(tile, overlap)

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from upath import UPath
 
 from datamodules.errors import InputError, UsageError
-from datamodules.files import is_uri, require_folder, write_atomically
+from datamodules.files import check_output_folder, is_uri, write_atomically
 from training.parsers import OneSentenceErrors, nearest, read_config
 from training.recipes.recipe import (
     REFERENCE,
@@ -82,7 +82,7 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
             is_root = name.split(".")[-1] == "root" and isinstance(value, str) and not is_uri(value)
             if is_root and Path(value).resolve() == output.resolve():
                 raise UsageError(f"the output {output} is the folder of the images: choose another --output")
-    require_folder(output)
+    check_output_folder(output)
     if options.dry_run == "true":
         Runner(output, dispatch).estimate([stage for stage in stages if stage.name in wanted])
         return
