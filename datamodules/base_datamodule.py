@@ -330,7 +330,7 @@ class BaseDataModule(pl.LightningDataModule):
         return ImageDataset(
             samples, self.classes, hp["size"], mask_lut=self.mask_lut if with_masks or with_annotations else None,
             training=True, augment=self.augment, cues=cues, cue_stride=hp["cue_stride"], channels=self.in_channels,
-            annotations=with_annotations,
+            with_annotations=with_annotations,
         )  # fmt: skip
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:  # noqa: ARG002
@@ -343,7 +343,7 @@ class BaseDataModule(pl.LightningDataModule):
         """Shuffled and augmented batches; images that do not fill a last optimizer step are left out of the epoch."""
         data = self._datasets["train"]
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
-        rate = self.hparams["mask_sampling_rate"] if data.annotations else 1
+        rate = self.hparams["mask_sampling_rate"] if data.with_annotations else 1
         repeats = [rate if sample.mask else 1 for sample in data.samples]
         sampler = TrainSampler(
             len(data), self.hparams["batch_size"], run_seed(), accumulate, repeats, self.hparams["min_images_per_epoch"]
@@ -374,14 +374,14 @@ class BaseDataModule(pl.LightningDataModule):
             largest: height and width in pixels up to which images are read, see `ImageDataset`; None for any.
         """
         side = self.hparams["eval_size"] if size is None else size
-        return self._loader(self._eval_dataset(samples, side, originals=True, largest=largest))
+        return self._loader(self._eval_dataset(samples, side, with_originals=True, largest=largest))
 
     def _eval_dataset(
-        self, samples: Sequence[Sample], size: int, *, originals: bool = False, largest: int | None = None
+        self, samples: Sequence[Sample], size: int, *, with_originals: bool = False, largest: int | None = None
     ) -> ImageDataset:
         return ImageDataset(
-            samples, self.classes, size, mask_lut=self.mask_lut, originals=originals, channels=self.in_channels,
-            largest=largest,
+            samples, self.classes, size, mask_lut=self.mask_lut, channels=self.in_channels,
+            with_originals=with_originals, largest=largest,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     otherwise, all 255 for an image without a mask; where ``cues`` is given ``cues`` uint8 (h, w), a label map (0
     background, 1..C, 255 no cue) with h = w = ⌈S / cue_stride⌉. `collate` makes batches.
 
-    With ``annotations``, ``mask`` uint8 (S, S) contains the masks, points and scribbles of every sample (255 where
+    With ``with_annotations``, ``mask`` uint8 (S, S) contains the masks, points and scribbles of every sample (255 where
     nothing is drawn), and ``boxes`` float32 (n, 5) its boxes: class 1..C, left, top, right, bottom, in fractions of the
     sides of the transformed image, beyond 0..1 where a box leaves it. What is drawn replaces the cues there, and no
     cue of a class with boxes lies outside of them.
@@ -55,30 +55,30 @@ class ImageDataset(Dataset[dict[str, Any]]):
         augment: random changes; None for resizing only.
         cues: cache with the cues of every image.
         cue_stride: pixels of the transformed image per position of the cues.
-        originals: whether items contain ``original``, the image uint8 (H, W, 3) as it is on disk; see
+        with_originals: whether items contain ``original``, the image uint8 (H, W, 3) as it is on disk; see
             `datamodules.images.as_rgb` for images with other than 3 channels.
         channels: channels of the images, see `datamodules.images.read_image`.
         largest: height and width in pixels up to which images are read; None for any.
-        annotations: whether items contain what people have drawn, as training targets.
+        with_annotations: whether items contain what people have drawn, as training targets.
     """
 
     def __init__(
         self, samples: Sequence[Sample], classes: Sequence[str], size: int, *, training: bool = False,
         mask_lut: NDArray[np.uint8] | None = None, augment: Augment | None = None, cues: SeedCache | None = None,
-        cue_stride: int = 8, originals: bool = False, channels: int = 3, largest: int | None = None,
-        annotations: bool = False,
+        cue_stride: int = 8, with_originals: bool = False, channels: int = 3, largest: int | None = None,
+        with_annotations: bool = False,
     ) -> None:  # fmt: skip
         self.samples = samples
         self.labels = multi_hot(samples, classes)
         self.indices = {BACKGROUND: 0} | {name: index for index, name in enumerate(classes, start=1)}
-        self.annotations = annotations
+        self.with_annotations = with_annotations
         self.mask_lut = mask_lut if any(sample.mask for sample in samples) else None
         self.training = training
         self.size = size
         self.transform = Transform(size, augment, channels)
         self.cues = cues
         self.grid = math.ceil(size / cue_stride)
-        self.originals, self.channels = originals, channels
+        self.with_originals, self.channels = with_originals, channels
         self.largest = largest
 
     def __len__(self) -> int:
@@ -118,18 +118,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
             mask = unknown if sample.mask is None else read_class_mask(sample.mask, self.mask_lut)
             require_same_size(f"mask {sample.mask}", mask.shape, f"its image {sample.image}", image.shape)
         cues = None if self.cues is None else self.cues.cues(sample.id)
-        own_size = mask is not None and not self.training and not self.annotations
-        lines = self._lines(sample, image.shape[:2]) if self.annotations else []
-        boxes = [each for each in sample.boxes if each.name in self.indices] if self.annotations else []
+        own_size = mask is not None and not self.training and not self.with_annotations
+        lines = self._lines(sample, image.shape[:2]) if self.with_annotations else []
+        boxes = [each for each in sample.boxes if each.name in self.indices] if self.with_annotations else []
         corners = np.array([each[1:] for each in boxes], np.float32).reshape(-1, 2)
-        points = np.concatenate([*(line for _, line in lines), corners]) if self.annotations else None
+        points = np.concatenate([*(line for _, line in lines), corners]) if self.with_annotations else None
         moved = self.transform(image, seed=seed, mask=None if own_size else mask, cues=cues, points=points)
         item = {"image": moved["image"], "labels": self.labels[index], "id": sample.id, "size": image.shape[:2]}
         if mask is not None:
             item["mask"] = mask if own_size else moved["mask"]
         if cues is not None:
             item["cues"] = resize_nearest(moved["cues"], self.grid, self.grid)
-        if self.annotations:
+        if self.with_annotations:
             ends = np.cumsum([len(line) for _, line in lines])
             *strokes, corners = np.split(moved["points"], ends)
             drawn = [(label, stroke) for (label, _), stroke in zip(lines, strokes, strict=True)]
@@ -144,7 +144,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 item["labels"][drawn_classes - 1] = 1
             if cues is not None:
                 item["cues"] = corrected_cues(item["cues"], Drawn(item["mask"], item["boxes"]))
-        if self.originals:
+        if self.with_originals:
             item["original"] = as_rgb(image)
         return item
 

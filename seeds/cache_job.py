@@ -90,14 +90,14 @@ class SeedModule(pl.LightningModule):
         network: the network.
         settings: all settings that the result depends on, plain values as the cache records them.
         packages: packages of this project whose code the result depends on.
-        annotations: whether the result depends on what people have drawn into the images.
+        uses_annotations: whether the result depends on what people have drawn into the images.
         grid: height and width of the cue grid.
         image_size: side in pixels to which images are resized.
         problem: the first error of this process, after which it predicts nothing.
     """
 
     packages: tuple[str, ...] = SEED_PACKAGES
-    annotations = False
+    uses_annotations = False
 
     def __init__(self, network: nn.Module, settings: Mapping[str, Any]) -> None:
         """Prepare.
@@ -121,7 +121,7 @@ class SeedModule(pl.LightningModule):
 
     def reads_annotations(self, data: BaseDataModule) -> bool:
         """Return whether the result depends on annotations of the data."""
-        return self.annotations and data.hparams["annotations"] is not None
+        return self.uses_annotations and data.hparams["annotations"] is not None
 
     def predict_step(self, batch: dict[str, Any]) -> list[Seed]:
         """Return the seeds of a batch of `datamodules.dataset.collate`, or none after an error."""
@@ -424,7 +424,7 @@ class ShardWriter(BasePredictionWriter):
             for samples, indices in self.rounds():
                 images = ImageDataset(
                     samples, data.classes, module.image_size, channels=data.in_channels,
-                    largest=module.settings.get("tile"), annotations=annotated,
+                    largest=module.settings.get("tile"), with_annotations=annotated,
                     mask_lut=data.mask_lut if annotated else None,
                 )  # fmt: skip
                 order = {"batch_size": self._batch_size, "batch_sampler": indices}

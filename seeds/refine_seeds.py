@@ -106,7 +106,7 @@ def refine_seeds(
 class RandomWalkModule(SeedModule):
     """Spreads the maps of a seed cache along the boundaries that a network predicts, and labels each position."""
 
-    annotations = True
+    uses_annotations = True
 
     def __init__(self, network: nn.Module, settings: Mapping[str, Any], start: SeedCache) -> None:
         """Prepare.

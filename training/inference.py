@@ -214,7 +214,7 @@ def predictions(
     Args:
         network: class scores float32 (B, C+1, h, w) of normalised images (B, in_channels, S, S), such as
             `TrainedNetwork.scores`.
-        loader: batches of a `datamodules.dataset.ImageDataset` with ``originals``, and ``largest`` a tile's side.
+        loader: batches of a `datamodules.dataset.ImageDataset` with ``with_originals``, and ``largest`` a tile's side.
         unreadable: receives the images that cannot be read, for which there is no prediction.
         crf: smooth predictions with the dense CRF.
         tiling: how larger images are cut into tiles.

@@ -153,7 +153,7 @@ class Predictor:
         """Yield the label map of each readable image, and report progress under a title."""
         network, largest = self.network, None if self.tiling is None else self.tiling.side
         dataset = ImageDataset(
-            samples, network.classes, network.size, originals=True, channels=network.in_channels, largest=largest
+            samples, network.classes, network.size, with_originals=True, channels=network.in_channels, largest=largest
         )
         loader = image_loader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
         stream = predictions(network.scores, loader, self.skipped, crf=self.crf, tiling=self.tiling)

@@ -95,7 +95,7 @@ class PseudoLabelModule(SeedModule):
     """Predicts the probabilities of each image's tags, and labels each position with the most likely class."""
 
     packages = ALL_PACKAGES
-    annotations = True
+    uses_annotations = True
 
     def __init__(
         self, network: nn.Module, settings: Mapping[str, Any], consensus: SeedCache | None = None, multiple: int = 1

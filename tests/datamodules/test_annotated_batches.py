@@ -85,7 +85,7 @@ def test_drawn_targets_move_with_the_image(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray(mask).save(tmp_path / "m.png")
     image, lut = str(tmp_path / "a.png"), np.array([0, 1, *[254] * 253, 255], np.uint8)
-    settings = {"training": True, "augment": Augment((0.3, 0.9), True, 0), "annotations": True, "mask_lut": lut}
+    settings = {"training": True, "augment": Augment((0.3, 0.9), True, 0), "with_annotations": True, "mask_lut": lut}
     whole = ImageDataset([Sample("a", image, frozenset({"x"}), str(tmp_path / "m.png"))], ["x"], 96, **settings)
     points = tuple(Point("x", x + 0.5, y + 0.5) for x in range(31, 89, 4) for y in range(21, 59, 4))
     outline = Scribble("x", ((33, 23), (87, 23), (87, 57), (33, 57), (33, 23)))
@@ -129,7 +129,7 @@ def test_a_mirrored_point_is_drawn_where_its_pixel_is(tmp_path):
     points = tuple(Point("a", float(x), float(y)) for x, y in ((0, 3), (7, 0), (31, 31)))
     sample = Sample("x", str(tmp_path / "x.png"), points=points)
     augment = Augment(crop=None, flip=True, color=0)
-    data = ImageDataset([sample], ["a"], size, training=True, annotations=True, augment=augment)
+    data = ImageDataset([sample], ["a"], size, training=True, with_annotations=True, augment=augment)
     straight, mirrored = {(3, 0), (0, 7), (31, 31)}, {(3, 31), (0, 24), (31, 0)}
     drawn = [set(map(tuple, np.argwhere(data[Draw(0, seed)]["mask"] == 1).tolist())) for seed in range(8)]
     assert {frozenset(each) for each in drawn} == {frozenset(straight), frozenset(mirrored)}
@@ -144,7 +144,7 @@ def test_a_point_outside_of_its_image_is_one_sentence(voc, cache, tmp_path):
         training_items(voc, cache, table)
     outside = replace(sample, points=(Point("background", 3, 4000),))  # of a URI, whose size is not read before
     with pytest.raises(InputError, match=message):
-        ImageDataset([outside], data.classes, 32, training=True, annotations=True, augment=Augment(crop=None))[
+        ImageDataset([outside], data.classes, 32, training=True, with_annotations=True, augment=Augment(crop=None))[
             Draw(0, 0)
         ]
 
@@ -157,7 +157,9 @@ def test_a_box_outside_of_its_image_is_one_sentence(voc, cache, tmp_path):
         training_items(voc, cache, table)
     outside = replace(sample, boxes=(Box("ant", 4000, 3, 4100, 30),))
     with pytest.raises(InputError, match=message):
-        ImageDataset([outside], ["ant"], 32, training=True, annotations=True, augment=Augment(crop=None))[Draw(0, 0)]
+        ImageDataset([outside], ["ant"], 32, training=True, with_annotations=True, augment=Augment(crop=None))[
+            Draw(0, 0)
+        ]
 
 
 def test_the_order_of_annotations_does_not_matter(voc, cache, tmp_path):

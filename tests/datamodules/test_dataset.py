@@ -163,7 +163,7 @@ def test_an_image_without_a_mask_has_one_of_unknown_pixels(voc):
 
 
 def test_originals_and_batches_of_given_indices(voc):
-    data = dataset_of(voc, "train", 32, originals=True)
+    data = dataset_of(voc, "train", 32, with_originals=True)
     batches = list(image_loader(data, batch_size=1, num_workers=0, batch_sampler=[[4, 0], [2]]))
     assert [batch["id"] for batch in batches] == [["p4", "p0"], ["p2"]]
     assert [image.shape for image in batches[0]["original"]] == [(64, 64, 3), (48, 64, 3)]
