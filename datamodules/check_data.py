@@ -27,7 +27,7 @@ class Finding(NamedTuple):
     """A problem that was found.
 
     Attributes:
-        kind: ``unreadable``, ``identical``, ``few``, ``together``, ``everywhere`` or ``small``.
+        kind: ``unreadable``, ``identical``, ``few``, ``composed``, ``everywhere``, ``together`` or ``small``.
         sentence: what was found and what to do.
         images: ids concerned, where it is about images; groups of them for ``identical``.
         classes: names concerned, where it is about classes.
@@ -162,6 +162,10 @@ def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Find
         words = [f"{name} ({counts[classes.index(name)]})" for name in few]
         sentence = f"classes with fewer than {MIN_IMAGES} images are hardly learned: add images of them, or leave them "
         found.append(Finding("few", f"{sentence}out by the option classes: {first_few(words)}", classes=few))
+    known = set(classes)
+    if composed := [name for name in classes if len(words := name.split()) > 1 and known.issuperset(words)]:
+        sentence = "names of classes consist of names of other classes: separate the tags of an image by ; or ,: "
+        found.append(Finding("composed", f"{sentence}{first_few(composed)}", classes=composed))
     if everywhere := [name for name, count in zip(classes, counts, strict=True) if count == len(tagged)]:
         sentence = "classes in every image cannot be localized, because nothing shows what an image without them is: "
         found.append(Finding("everywhere", f"{sentence}add images without {first_few(everywhere)}", classes=everywhere))

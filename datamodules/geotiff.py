@@ -83,6 +83,8 @@ class GeoTiff:
         fits, problem = file.count == channels and colors != ["palette"], ""
         if wrong := set(file.dtypes) - {"uint8"}:
             problem = f"has {min(wrong)} values, not 8 bits: scale it, such as by gdal_translate -ot Byte -scale"
+        elif bits := file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS"):
+            problem = f"has values of {bits} bits, not 8: save it with 8 bits"
         elif file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE"):
             problem = "stores white as 0 (MINISWHITE): save it with black as 0"
         elif not (repeated or fits or (channels == 3 and colors[:3] == ["red", "green", "blue"])):
@@ -107,7 +109,7 @@ class GeoTiff:
         where = ((rows.start, rows.stop), (columns.start, columns.stop))
         try:
             bands: np.ndarray = self._file.read(self._bands, window=where)  # (bands, h, w)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             raise UnreadableError(f"image {self._path} cannot be read: {first_line(error)}") from error
         if self._palette is not None:
             bands = self._palette[bands[0]].transpose(2, 0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, is_uri, list_folder
@@ -33,6 +34,16 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes (lower case) of image files."""
 
 _ORIENTATION = ExifTags.Base.Orientation
+
+_TRANSPOSE = Image.Transpose
+_UPRIGHT = {  # what turns an image of an orientation upright
+    2: _TRANSPOSE.FLIP_LEFT_RIGHT, 3: _TRANSPOSE.ROTATE_180, 4: _TRANSPOSE.FLIP_TOP_BOTTOM, 5: _TRANSPOSE.TRANSPOSE,
+    6: _TRANSPOSE.ROTATE_270, 7: _TRANSPOSE.TRANSVERSE, 8: _TRANSPOSE.ROTATE_90,
+}  # fmt: skip
+
+_PILLOW_ERRORS = (  # what Pillow raises on damaged files
+    OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, OverflowError, MemoryError, struct.error,
+)  # fmt: skip
 
 _STRIP = 1024  # rows of an image that are converted at a time
 
@@ -115,12 +126,36 @@ def open_image(file: BinaryIO, path: str | AnyPath) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise UnreadableError(f"image {path} cannot be read: it is not an image") from error
     except Image.DecompressionBombError as error:
-        limit = f"more than {2 * (Image.MAX_IMAGE_PIXELS or _PixelLimit.pixels or 0):,} pixels"
-        raise UnreadableError(
-            f"image {path} has {limit}: predict, evaluate and seeds generate accept it with --tile"
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableError(f"image {path} cannot be read, it is truncated ({error})") from error
+        raise UnreadableError(_too_large(path)) from error
+    except _PILLOW_ERRORS as error:
+        reason = str(error) or type(error).__name__
+        raise UnreadableError(f"image {path} cannot be read, it is truncated or damaged ({reason})") from error
+
+
+def _too_large(path: str | AnyPath) -> str:
+    limit = f"more than {2 * (Image.MAX_IMAGE_PIXELS or _PixelLimit.pixels or 0):,} pixels"
+    return f"image {path} has {limit}: predict, evaluate and seeds generate accept it with --tile"
+
+
+def upright_image(image: Image.Image) -> Image.Image:
+    """Return an open image, turned by the orientation in its EXIF block.
+
+    `PIL.ImageOps.exif_transpose` does the same, and writes the whole block again, which fails where it is damaged.
+    """
+    image.load()  # this turns a TIFF
+    turn = _UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the orientation in the EXIF block of an open image, 1 to 8; 1, upright, where it contains none of them."""
+    blocks = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")
+    if image.format == "PNG" and image.info.keys().isdisjoint(blocks):
+        return 1  # getexif would read all pixels
+    found = image.getexif().get(_ORIENTATION)
+    if isinstance(found, bytes) and found:
+        found = found[0]  # a byte in place of a short number, which OpenCV takes, too
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
@@ -143,8 +178,7 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
     """
     if channels != 3 and is_tiff(path):  # Pillow reads no more than four bands
         orientation = _tiff_orientation(path)
-        with GeoTiff(path, channels) as tiff:
-            stored = tiff[:, :]
+        stored = _read_tiff(path, channels)
         upright = stored.swapaxes(0, 1) if orientation >= 5 else stored
         upright = upright[:, ::-1] if orientation in (2, 3, 6, 7) else upright
         return np.ascontiguousarray(upright[::-1] if orientation in (3, 4, 7, 8) else upright)
@@ -167,19 +201,25 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
         try:
             file.seek(0)
             with open_image(file, path) as image:
-                ImageOps.exif_transpose(image, in_place=True)
-                return _pixels(image, path, channels)
+                return _pixels(upright_image(image), image, path, channels)
         except UnreadableError as error:
             if not _only_rasterio_reads(path, error):
                 raise
-    with GeoTiff(path) as tiff:
+    return _read_tiff(path)
+
+
+def _read_tiff(path: str | AnyPath, channels: int = 3) -> np.ndarray:
+    """Return the pixels of a TIFF that rasterio reads, uint8 (H, W, channels); Pillow's limit on their number holds."""
+    with GeoTiff(path, channels) as tiff:
+        if Image.MAX_IMAGE_PIXELS is not None and tiff.shape[0] * tiff.shape[1] > 2 * Image.MAX_IMAGE_PIXELS:
+            raise UnreadableError(_too_large(path))
         return tiff[:, :]
 
 
-def _pixels(image: Image.Image, path: str | AnyPath, channels: int) -> np.ndarray:
-    """Return the pixels of an image of a file, uint8 (H, W, channels)."""
-    tags = getattr(image, "tag_v2", {})  # TIFF's
-    if image.format == "PNG" and image.mode.startswith("I"):  # 16 bits, by Pillow's version I or I;16
+def _pixels(image: Image.Image, file: Image.Image, path: str | AnyPath, channels: int) -> np.ndarray:
+    """Return the pixels of an upright image of an open file, uint8 (H, W, channels)."""
+    tags = getattr(file, "tag_v2", {})  # TIFF's
+    if file.format == "PNG" and image.mode.startswith("I"):  # 16 bits, by Pillow's version I or I;16
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode.startswith(("I", "F")) or max(tags.get(ExifTags.Base.BitsPerSample, (8,))) > 8:
         raise UnreadableError(f"image {path} has values of more than 8 bits ({image.mode}): scale it to 8 bits")
@@ -231,11 +271,7 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
     """
     try:
         with open_file(path) as file, open_image(file, path) as image:
-            # getexif reads all pixels of a PNG without such a block
-            blocks = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")
-            recorded = image.format != "PNG" or not image.info.keys().isdisjoint(blocks)
-            # orientations 5 to 8 swap width and height
-            turned = recorded and image.getexif().get(_ORIENTATION, 1) >= 5
+            turned = _orientation(image) >= 5  # these swap width and height
             # Pillow's size of a turned TIFF is that of the upright image already, in some releases
             width, height = (tags[256], tags[257]) if (tags := getattr(image, "tag_v2", None)) else image.size
             return (width, height) if turned else (height, width)
@@ -254,7 +290,7 @@ def is_turned(path: str | AnyPath) -> bool:
 def _tiff_orientation(path: str | AnyPath) -> int:
     """Return the orientation of a TIFF, 1 to 8; 1, upright, for a TIFF that Pillow cannot open."""
     with suppress(UnreadableError), any_size(), open_file(path) as file, open_image(file, path) as image:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        return _orientation(image)
     return 1
 
 

@@ -9,13 +9,15 @@ from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, join_path, write_atomically
-from datamodules.images import image_size, open_file, open_image
+from datamodules.images import image_size, open_file, open_image, upright_image
+
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}  # between the values of 2 and 4 bits, which Pillow spreads over 0 to 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,11 @@ def read_mask(path: str | AnyPath | RleMask) -> np.ndarray:
 def decode_mask(file: BinaryIO, name: str | AnyPath) -> np.ndarray:
     """Return the indices of an open mask file, see `read_mask`; ``name`` is its name in messages."""
     with open_image(file, name) as image:
-        mode, indices = image.mode, np.array(ImageOps.exif_transpose(image) if "exif" in image.info else image)
+        tile = next(iter(getattr(image, "tile", ())), ("", (), 0, ""))
+        stored = tile[3][0] if isinstance(tile[3], tuple) else tile[3]  # how, such as L;4
+        mode, indices = image.mode, np.array(upright_image(image))
+    if mode == "L" and stored in _GRAY_STEPS:
+        indices //= _GRAY_STEPS[stored]
     if mode not in ("P", "L"):
         raise InputError(f"mask {name} contains {mode} values, not class indices: save a palette or 8-bit gray PNG")
     return indices

@@ -38,6 +38,8 @@ def read_file(path: str | AnyPath) -> dict[str, Any]:
         raise
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
+        if isinstance(error, EOFError | KeyError):  # no message of their own
+            reason = "it is empty, truncated, or no file of torch.save"
         if "TorchScript" in reason:  # OpenAI's files of CLIP
             reason = "it is a TorchScript archive, which carries code; a state dict is needed, such as a .safetensors"
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
@@ -91,5 +93,7 @@ def load_task(path: str | AnyPath, cls: type[Task]) -> tuple[Task, dict[str, Any
         task = cls(**settings | {"weights": "none"})
         task.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"{path} does not fit the network its own settings describe: {first_line(error)}") from error
+        lines = str(error).splitlines()  # of torch: "Error(s) in loading state_dict for X:", and a line for each key
+        reason = lines[1].strip() if len(lines) > 1 and lines[0].startswith("Error(s)") else first_line(error)
+        raise InputError(f"{path} does not fit the network its own settings describe: {reason}") from error
     return task.eval(), checkpoint

@@ -220,7 +220,7 @@ def predictions(
         tiling: how larger images are cut into tiles.
 
     Raises:
-        InputError: a mask is not usable, or more images are unreadable than allowed.
+        InputError: a mask is not usable, more images are unreadable than allowed, or scores are nan.
     """
     samples = loader.dataset.samples  # type: ignore[attr-defined]  # of an ImageDataset
     with_mask = {sample.id for sample in samples if sample.mask is not None}
@@ -237,11 +237,19 @@ def predictions(
             continue
         scores = network(batch["image"])
         for index, (name, image) in enumerate(zip(batch["id"], batch["original"], strict=True)):
+            _require_no_nan(scores[index], name)
             height, width = image.shape[:2]
             plain = label_map(scores[index], (height, width)).cpu().numpy().astype(np.uint8)
             final = crf_label_map(scores[index], image).cpu().numpy().astype(np.uint8) if crf else plain
             truth = batch["mask"][index, :height, :width].numpy().astype(np.uint8) if name in with_mask else None
             yield Prediction(name, image, plain, final, truth)
+
+
+def _require_no_nan(scores: Tensor, name: str) -> Tensor:
+    """Return the scores of an image; an InputError where some are nan, whose maximum would be background."""
+    if scores.isnan().any():
+        raise InputError(f"the network's scores of image {name} are not a number: its training has failed")
+    return scores
 
 
 def _predict_tiles(
@@ -260,7 +268,12 @@ def _predict_tiles(
             name, size = f"mask {large['mask']}", mask_size(large["mask"])
             require_same_size(name, size, f"its image {large['image']}", image.shape)
         plain, final = tiled_label_maps(
-            image, network, tiling, size=dataset.size, batch_size=loader.batch_size or 1, crf=crf
+            image,
+            lambda tiles: _require_no_nan(network(tiles), large["id"]),
+            tiling,
+            size=dataset.size,
+            batch_size=loader.batch_size or 1,
+            crf=crf,
         )
         preview = reduce_image(image, PREVIEW)
         del image

@@ -94,10 +94,11 @@ def instance_mask(
     Raises:
         InputError: the image's size is missing, or a segmentation is invalid.
     """
-    size = image.get("height"), image.get("width")
-    height, width = size
-    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
-        raise InputError(f"{path}: image {image['id']} has no height or width, or they are no integers above 0")
+    height, width = image.get("height"), image.get("width")
+    if not (
+        isinstance(height, int) and isinstance(width, int) and 0 < min(height, width) <= max(height, width) < 2**31
+    ):
+        raise InputError(f"{path}: image {image['id']} has no height or width, or they are no integers of 1 to 2^31")
     instances: list[tuple[bool, int, int, bytes]] = []
     for each in annotations:
         try:

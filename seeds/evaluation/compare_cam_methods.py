@@ -15,7 +15,7 @@ from datamodules.annotations.shapes import Box
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.images import read_image
-from datamodules.masks import read_class_mask
+from datamodules.masks import read_class_mask, require_same_size
 from datamodules.progress import track
 from datamodules.sample import Sample
 from seeds.evaluation import cam_metrics
@@ -119,7 +119,9 @@ def compare_cam_methods(
         if np.isin(truth, (0, IGNORE)).all():
             continue
         scored += 1
-        image = explainer.preprocess(read_image(sample.image, explainer.in_channels))
+        pixels = read_image(sample.image, explainer.in_channels)
+        require_same_size(f"mask {sample.mask}", truth.shape, f"its image {sample.image}", pixels.shape)
+        image = explainer.preprocess(pixels)
         ranked = explainer.scores(image[None])[0].argsort(descending=True)[:TOP].tolist()
         occlusion = cam_metrics.occlusion_maps(explainer.scores, image)
         boxes = ground_truth_boxes(sample.image, truth, explainer.classes)

@@ -13,7 +13,8 @@ from datamodules.base_datamodule import covered_samples
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.files import check_output_folder, write_json
-from datamodules.masks import read_class_mask
+from datamodules.images import image_size
+from datamodules.masks import read_class_mask, require_same_size
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import percent, print_message, print_result, track
 from datamodules.samplers import evenly_spaced
@@ -101,6 +102,7 @@ def evaluate_seeds(
     for sample in track(samples, "scoring seeds"):
         assert sample.mask is not None
         truth = read_class_mask(sample.mask, data.mask_lut)
+        require_same_size(f"mask {sample.mask}", truth.shape, f"its image {sample.image}", image_size(sample.image))
         sweep.update(*seeds.maps(sample.id), truth)
         cue_metrics.update(seeds.cues(sample.id), truth)
     if not cue_metrics.confusion.matrix.any():

@@ -107,6 +107,9 @@ def test_numbers_of_images_of_classes():
     classes = ("cat", "dog", "road")
     found = tag_problems([*samples(MIN_IMAGES - 1, "cat"), *samples(MIN_IMAGES, "dog")], ("cat", "dog"))
     assert [(each.kind, each.classes) for each in found] == [("few", ["cat"])]
+    names = ("cat", "cat dog", "dog", "hot dog")
+    found = tag_problems([each for name in names for each in samples(MIN_IMAGES, name)], names)
+    assert [(each.kind, each.classes) for each in found] == [("composed", ["cat dog"])]
     found = tag_problems([*samples(MIN_IMAGES, "cat", "road"), *samples(MIN_IMAGES, "dog", "road")], classes)
     assert [(each.kind, each.classes) for each in found] == [("everywhere", ["road"])]
     found = tag_problems(

@@ -377,6 +377,7 @@ BAD = {
     "short text": (first(segmentation={**RUNS, "counts": "0" * 50}), "run lengths that do not sum up"),
     "open text": (first(segmentation={**RUNS, "counts": "PPPP"}), "run lengths that do not sum up"),
     "no size": (lambda c: c["images"][0].pop("height"), "image 1 has no height or width"),
+    "huge": (lambda c: c["images"][0].update(width=10**30), "image 1 has no height or width, or they are no integers"),
     "no file": (lambda c: c["images"][0].pop("file_name"), "image 1 has no file_name"),
     "image twice": (lambda c: c["images"].append(c["images"][0]), "the id 1 of an image is missing, or occurs twice"),
     "name twice": (lambda c: c["categories"].append({"id": 3, "name": "dog"}), "two categories have the name 'dog'"),

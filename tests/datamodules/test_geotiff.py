@@ -168,6 +168,11 @@ def test_images_that_do_not_fit_are_named_in_a_sentence(tmp_path):
                     read_image(path, channels)
             with pytest.raises(UnreadableError, match=rf"{count}\.tif has .* values, not 8 bits"):
                 GeoTiff(path)
+    path = write(tmp_path / "few.tif", random_bands(1) // 16, nbits=4)
+    with pytest.raises(UnreadableError, match=r"few\.tif has values of 4 bits, not 8"):
+        GeoTiff(path)
+    with open_windows(path) as image:
+        np.testing.assert_array_equal(image[:, :], read_image(path))
     (tmp_path / "text.tif").write_text("no image")
     for read in (read_image, image_size, GeoTiff):
         with pytest.raises(UnreadableError, match=r"text\.tif"):

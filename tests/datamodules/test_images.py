@@ -1,4 +1,5 @@
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -243,6 +244,57 @@ def test_data_behind_the_image_is_no_truncation(tmp_path):
     path = tmp_path / "phone.jpg"
     path.write_bytes(jpeg() + b"film \xff\xda film")
     assert read_image(path).shape == (40, 60, 3)
+
+
+def exif_block(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """Return an EXIF block of entries (tag, type, count, value), which Pillow would not write."""
+    start, fields, values = 8 + 2 + 12 * len(entries) + 4, b"", b""
+    for tag, kind, count, value in entries:
+        fields += struct.pack("<HHI", tag, kind, count)
+        fields += value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", start + len(values))
+        values += value if len(value) > 4 else b""
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + fields + b"\0\0\0\0" + values
+
+
+SIX = (274, 3, 1, struct.pack("<H", 6))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    ("entries", "turned"),
+    [
+        ([SIX, (282, 2, 3, b"ab\0")], True), ([SIX, (256, 2, 3, b"60\0")], True),
+        ([SIX, (305, 5, 1, struct.pack("<II", 6, 0))], True), ([(274, 1, 1, b"\x06")], True),
+        ([(274, 2, 2, b"6\0")], False), ([(274, 3, 1, struct.pack("<H", 600))], False),
+    ],
+    ids=["text as resolution", "text as width", "ratio as software", "byte", "text", "600"],
+)  # fmt: skip
+def test_damaged_exif_blocks(tmp_path, form, entries, turned):
+    """The orientation counts where it is a number of 1 to 8, whatever else the block contains."""
+    path = tmp_path / f"a.{form.lower()}"
+    Image.fromarray(SMOOTH).save(path, format=form, exif=exif_block(*entries), quality=100, subsampling=0)
+    expected = np.rot90(SMOOTH, -1) if turned else SMOOTH
+    for pixels in (read_image(path), read_image(path, 3)):
+        assert pixels.shape == expected.shape
+        assert np.abs(pixels.astype(int) - expected).max() <= 8
+    assert image_size(path) == expected.shape[:2]
+    with open_windows(path) as image:
+        assert image[:, :].shape == expected.shape
+
+
+@pytest.mark.parametrize("form", ["BMP", "TIFF"])
+def test_a_header_with_a_huge_width(tmp_path, form):
+    """One bit of the file: the image cannot be read, whatever the limit of pixels, and the memory is not filled."""
+    path, file = tmp_path / f"huge.{form.lower()}", io.BytesIO()
+    Image.fromarray(SMOOTH).save(file, format=form)
+    content = bytearray(file.getvalue())
+    place = 18 if form == "BMP" else content.index(struct.pack("<HHI", 256, 4, 1)) + 8
+    content[place : place + 4] = struct.pack("<I", 2**31 - 1)
+    path.write_bytes(content)
+    with pytest.raises(UnreadableError, match=r"huge\.\w+ has more than [\d,]+ pixels: .*--tile"):
+        read_image(path)
+    with pytest.raises(UnreadableError, match=r"huge\."), open_windows(path) as image:
+        image[:40, :60]
 
 
 def test_a_truncated_png_is_named(tmp_path):

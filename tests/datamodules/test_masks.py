@@ -1,4 +1,6 @@
 import errno
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -38,6 +40,24 @@ def test_colours_are_no_indices(tmp_path, mode):
     Image.fromarray(np.zeros((4, 4), np.uint8)).convert(mode).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a\.png contains .* not class indices"):
         read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gray_values_of_fewer_bits_are_indices(tmp_path, bits):
+    """Viewers and Pillow spread them over 0 to 255."""
+    indices = np.arange(16, dtype=np.uint8).reshape(2, 8) % 2**bits
+    packed = np.zeros((2, bits), np.uint8)
+    for column, value in enumerate(indices.T):
+        packed[:, column * bits // 8] |= value << (8 - bits - column * bits % 8)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (tmp_path / "few.png").write_bytes(content)
+    assert read_mask(tmp_path / "few.png").tolist() == indices.tolist()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -32,7 +32,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
 def test_not_a_checkpoint(tmp_path, content):
     file = tmp_path / "bad.ckpt"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.ckpt"):
+    with pytest.raises(InputError, match=r"bad\.ckpt .*(code|damaged|empty|archive|magic)"):
         read_file(file)
 
 
@@ -97,7 +97,7 @@ def test_weights_of_another_architecture(tmp_path, checkpoint):
     content["hyper_parameters"]["backbone"] = "mobilenet_v2"
     file = tmp_path / "other.ckpt"
     torch.save(content, file)
-    with pytest.raises(InputError, match="does not fit the network its own settings describe"):
+    with pytest.raises(InputError, match=r"does not fit the network its own settings describe: Missing key.*\.weight"):
         load_task(file, ClassifierTask)[0]
 
 

@@ -52,6 +52,18 @@ def test_one_class_is_enough(voc, tmp_path):
     assert 0 < found["val/ap/red"] == found["val/map"] <= 1
 
 
+def test_the_average_precision_of_large_scores(monkeypatch):
+    """In float32 the sigmoid of scores above 17 is 1, and their order would be lost."""
+    task = ClassifierTask(["red"], backbone="resnet18")
+    scores, logged = torch.tensor([[30.0], [25], [20], [-3]]), {}
+    monkeypatch.setattr(ClassifierTask, "forward", lambda _self, _images: scores)
+    monkeypatch.setattr(ClassifierTask, "stage", "val")
+    monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: value}))
+    task.validation_step({"image": torch.zeros(4, 3, 8, 8), "labels": torch.tensor([[1.0], [1], [0], [0]])}, 0)
+    task.on_validation_epoch_end()
+    assert logged["val/ap/red"] == 1
+
+
 def test_labels_of_other_classes():
     with pytest.raises(InputError, match=r"labels \(2, 4\) .* the 3 of the classifier"):
         ClassifierTask(["a", "b", "c"], backbone="resnet18").loss(torch.zeros(2, 3), torch.zeros(2, 4))

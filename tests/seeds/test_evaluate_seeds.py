@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.masks import read_mask
+from datamodules.masks import read_mask, write_mask
 from seeds.evaluation.evaluate_seeds import CueMetrics, evaluate_seeds
 from seeds.evaluation.threshold_sweep import ThresholdSweep
 from tests.seed_caches import CacheWriter
@@ -143,12 +143,21 @@ def test_a_cache_without_the_folder_of_its_images(tmp_path):
         evaluate_seeds(tmp_path / "c")
 
 
+def test_a_mask_of_another_size_than_its_image(voc, perfect, tmp_path):
+    shutil.copytree(voc, tmp_path / "VOC2012")
+    path = next((tmp_path / "VOC2012/SegmentationClass").glob(f"{IDS[0]}.png"))
+    write_mask(path, read_mask(path)[:-1])
+    with pytest.raises(InputError, match=rf"{IDS[0]}\.png is \d+x\d+, and its image .* is \d+x\d+$"):
+        evaluate_seeds(perfect, root=str(tmp_path / "VOC2012"), output=tmp_path / "a.json")
+    assert not (tmp_path / "a.json").exists()
+
+
 def test_masks_that_score_nothing(voc, perfect, tmp_path):
     """All pixels are 255: one sentence, and nothing is written."""
     root = tmp_path / "VOC2012"
     shutil.copytree(voc, root)
     for path in (root / "SegmentationClass").glob("*.png"):
-        cv2.imwrite(str(path), np.full((8, 8), 255, np.uint8))
+        cv2.imwrite(str(path), np.full(read_mask(path).shape, 255, np.uint8))
     with pytest.raises(InputError, match="score no pixel"):
         evaluate_seeds(perfect, root=str(root), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

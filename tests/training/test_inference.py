@@ -172,6 +172,24 @@ def test_images_up_to_a_tile_are_predicted_as_without_tiles(voc, checkpoint, crf
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
 
 
+@pytest.mark.parametrize("tiling", [None, Tiling(32)])
+@pytest.mark.parametrize("crf", [False, True])
+def test_scores_that_are_no_numbers(voc, checkpoint, crf, tiling):
+    """Their maximum would be background."""
+    trained = load_trained(checkpoint)
+    data = datamodule_from_settings(trained.data, num_workers=0)
+    (sample, *_) = data.samples("val")
+    loader = data.eval_loader([sample], largest=None if tiling is None else 32)
+
+    def broken(images):
+        scores = trained.scores(images).clone()
+        scores[-1, 1, -1, -1] = torch.nan
+        return scores
+
+    with pytest.raises(InputError, match=f"scores of image {sample.id} are not a number"):
+        list(predictions(broken, loader, UnreadableImages(0.0), crf=crf, tiling=tiling))
+
+
 def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint, tmp_path):
     """In one batch; with truth and a reduced image; an unreadable one is listed."""
     root = tmp_path / "voc"
