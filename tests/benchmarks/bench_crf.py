@@ -1,8 +1,7 @@
-"""Measure the dense CRF against pydensecrf2: ``python -m tests.benchmarks.bench_crf [--quick] [--plain]``.
+"""Measure the dense CRF against pydensecrf2: ``python -m tests.benchmarks.bench_crf [--quick]``.
 
 Both run alternately, kernels included, and each ratio is the median over the turns, so that the load of other programs
 affects both alike. Images are VOC's if the folder named by TAG2MASK_DATA contains them, and synthetic otherwise.
-``--plain`` measures the CPU time of one thread, with vector instructions and with plain numba loops.
 """
 
 import argparse
@@ -24,7 +23,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from seeds.crf import dense_crf
-from tests.benchmarks.crf_plain_loops import use_plain_loops
 
 DATA = Path(os.environ.get("TAG2MASK_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 CASES = (  # images, labels, height, width, scale, turns
@@ -120,27 +118,6 @@ def compare(count: int, labels: int, h: int, w: int, scale: float, turns: int) -
     ]
 
 
-def compare_loops(count: int, labels: int, h: int, w: int, scale: float, turns: int) -> list[str]:
-    """Return one row of the table of `--plain`: the least CPU time of one thread over the turns."""
-    image, logits = example_batch(count, labels, h, w)
-    seconds, results = np.empty((turns, 3)), []
-    for turn in range(-1, turns):  # the first turn compiles
-        for column, run in enumerate((pydensecrf, dense_crf, dense_crf)):
-            use_plain_loops(column == 2)
-            start = time.thread_time()
-            results.append(run(image, logits, scale=scale))
-            seconds[turn, column] = time.thread_time() - start
-    use_plain_loops(False)
-    theirs, vectors, plain = seconds.min(0)
-    return [
-        f"{count} x {h}x{w}x{labels}",
-        *(f"{value * 1e3:.1f}" for value in (theirs, vectors, plain)),
-        f"{theirs / vectors:.1f}",
-        f"{theirs / plain:.1f}",
-        f"{(results[-2] - results[-1]).abs().max().item():.1e}",
-    ]
-
-
 def child(*arguments: str, **environment: str) -> str:
     """Return what this script prints in another process."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_crf", *arguments]
@@ -175,7 +152,6 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="leave out batches of large images")
-    parser.add_argument("--plain", action="store_true", help="compare vector instructions with plain loops")
     parser.add_argument("--child", choices=["first", "ours", "pydensecrf"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child == "first":
@@ -183,16 +159,6 @@ def main() -> None:
         return
     if arguments.child:
         peak_memory(arguments.child)
-        return
-    if arguments.plain:
-        torch.set_num_threads(1)
-        table = Table(title="dense CRF, 10 iterations, one thread; CPU milliseconds, minima")
-        for column in ("images", "pydensecrf2", "vectors", "plain", "ratio of vectors", "ratio of plain", "max |dp|"):
-            table.add_column(column, justify="right")
-        for case in CASES:
-            if case[1:4] in ((21, 41, 41), (7, 41, 41), (21, 375, 500)) and case[0] * case[2] < 1000:
-                table.add_row(*compare_loops(*case))
-        Console(width=100).print(table)
         return
     table = Table(title=f"dense CRF, 10 iterations, {torch.get_num_threads()} threads; milliseconds, medians")
     for column in ("images", "pydensecrf2", "tag2mask", "ratio", "of minima", "equal labels", "mean |dp|"):
