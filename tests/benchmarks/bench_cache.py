@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
 
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.seed_cache import SeedCache
@@ -29,6 +29,7 @@ from datamodules.voc import VOCDataModule
 from seeds.cache_job import Seed, ShardWriter
 from seeds.classifier import ClassifierTask
 from seeds.generate_seeds import CamModule
+from tests.benchmarks.measure import ROOT, seconds
 from tests.seed_caches import CacheWriter, generate
 
 VOC, MANY = 10_582, 100_000
@@ -48,28 +49,11 @@ def checkpoint_of(folder: Path, data: VOCDataModule) -> tuple[Path, ClassifierTa
     return folder / CHECKPOINT, task.eval()
 
 
-def bare(module: CamModule, batches: list) -> float:
-    """Seconds of forward pass and Grad-CAM of images in memory."""
-    start = time.perf_counter()
-    for batch in batches:
-        module.predict_seeds(batch)
-    return time.perf_counter() - start
-
-
-def decoding(loader: DataLoader) -> float:
-    """Seconds of one worker that reads and resizes the images."""
-    start = time.perf_counter()
-    list(loader)
-    return time.perf_counter() - start
-
-
-def writing(folder: Path, module: CamModule, seeds: list[Seed], classes: list[str]) -> float:
-    """Seconds of making cues and writing shards."""
-    start = time.perf_counter()
+def write(folder: Path, module: CamModule, seeds: list[Seed], classes: list[str]) -> None:
+    """Make cues and write shards."""
     with CacheWriter(folder, classes, {}, overwrite=True) as writer:
         for seed in seeds:
             writer.add(seed.name, module.cues(seed), map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
-    return time.perf_counter() - start
 
 
 def generation_time(checkpoint: Path, output: Path, workers: int) -> float:
@@ -110,9 +94,9 @@ def generation(folder: Path, count: int, turns: int) -> Table:
     module = CamModule(task.model, settings)
     seeds = [seed for batch in read for seed in module.predict_seeds(batch)]
     measures = {
-        PARTS[0]: partial(bare, module, read),
-        PARTS[1]: partial(decoding, loader),
-        PARTS[2]: partial(writing, folder / "written", module, seeds, list(data.classes)),
+        PARTS[0]: partial(seconds, lambda: [module.predict_seeds(batch) for batch in read]),
+        PARTS[1]: partial(seconds, partial(list, loader)),
+        PARTS[2]: partial(seconds, partial(write, folder / "written", module, seeds, list(data.classes))),
         "generation": partial(generation_time, checkpoint, folder / "cache", 1),
     }
     runs: dict[str, list[float]] = {name: [] for name in measures}
@@ -130,7 +114,7 @@ def generation(folder: Path, count: int, turns: int) -> Table:
 def in_a_process(code: str, *words: object) -> tuple[list[str], float]:
     """Return the words that a program prints, and the peak memory of its process in MB."""
     code += "\nprint(open('/proc/self/status').read())"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, words)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
     return printed, int(printed[printed.index("VmHWM:") + 1]) / 1024  # kB
@@ -167,12 +151,7 @@ def reading(path: Path) -> str:
     """Cues and maps a second of a cache's images in random order."""
     cache = SeedCache(path)
     ids = np.random.default_rng(0).permutation(cache.ids).tolist()
-    speeds = []
-    for read in (cache.cues, cache.maps):
-        start = time.perf_counter()
-        for name in ids:
-            read(name)
-        speeds.append(len(ids) / (time.perf_counter() - start))
+    speeds = [len(ids) / seconds(partial(deque, map(read, ids), maxlen=0)) for read in (cache.cues, cache.maps)]
     return f"reading {len(ids)} images in random order: {speeds[0]:.0f} cues/s, {speeds[1]:.0f} images' maps/s"
 
 
@@ -219,14 +198,12 @@ for name in names:
     cache.cues(name)
 print(1000 / (time.perf_counter() - start), {PEAK} - before)"""
     figures = [in_a_process(code, folder)]
-    start = time.perf_counter()
-    merge_cache(folder)
-    merging = time.perf_counter() - start
+    merging = seconds(partial(merge_cache, folder))
     figures.append(in_a_process(code, folder))
     lines = [f"cues of {MANY:,} images, {size:.2f} kB an image; seeds merge {merging:.1f} s"]
     for name, (printed, _) in zip(("without", "with"), figures, strict=True):
-        seconds, speed, memory = map(float, printed[:3])
-        found = f"opened, and 1,000 images found, in {seconds:.3f} s"
+        opened, speed, memory = map(float, printed[:3])
+        found = f"opened, and 1,000 images found, in {opened:.3f} s"
         lines.append(f"  {name} index: {found}; {speed:.0f} cues/s at random; {memory:.0f} MB beside the imports")
     return "\n".join(lines)
 
@@ -260,13 +237,13 @@ print(time.perf_counter() - start)
 for number in np.random.default_rng(0).integers(0, count, 1000).tolist():
     assert cache._index.find(image_id(number)) == number and f"x{number}" not in cache"""
     written, _ = in_a_process(imports + writing + result, folder, count)
-    opened, seconds, memory = (float(word) for word in in_a_process(imports + finding + result, folder, count)[0][:3])
+    opened, found, memory = (float(word) for word in in_a_process(imports + finding + result, folder, count)[0][:3])
     size = (folder / "index.safetensors").stat().st_size
     (folder / "index.safetensors").unlink()
     return (
         f"index of {count:,} images: {size / count:.1f} bytes an image; written in {float(written[0]):.1f} s with "
         f"{float(written[1]):.0f} MB beside the imports; opened in {opened * 1e3:.1f} ms; 1,000 images found and 1,000 "
-        f"others not in {seconds - opened:.3f} s; {memory:.0f} MB beside the imports"
+        f"others not in {found - opened:.3f} s; {memory:.0f} MB beside the imports"
     )
 
 

@@ -10,8 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seeds.crf import dense_crf
+from tests.benchmarks.measure import VOC_ROOT, seconds
 
-DATA = Path(os.environ.get("TAG2MASK_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 CASES = (  # images, labels, height, width, scale, turns
     (1, 21, 41, 41, 12.0, 41),
     (15, 21, 41, 41, 12.0, 21),
@@ -54,14 +53,13 @@ def example_batch(count: int, labels: int, h: int, w: int) -> tuple[Tensor, Tens
 
 
 def _names() -> list[str]:
-    ids = DATA / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt"
+    ids = VOC_ROOT / "ImageSets" / "Segmentation" / "val.txt"
     return ids.read_text().split() if ids.is_file() else []
 
 
 def _voc(name: str, labels: int, h: int, w: int) -> tuple[Tensor, Tensor]:
-    voc = DATA / "VOCdevkit" / "VOC2012"
-    image = Image.open(voc / "JPEGImages" / f"{name}.jpg").convert("RGB").resize((w, h), Image.Resampling.BILINEAR)
-    palette = Image.open(voc / "SegmentationClassAug" / f"{name}.png").resize((w, h), Image.Resampling.NEAREST)
+    image = Image.open(VOC_ROOT / "JPEGImages" / f"{name}.jpg").convert("RGB").resize((w, h), Image.Resampling.BILINEAR)
+    palette = Image.open(VOC_ROOT / "SegmentationClassAug" / f"{name}.png").resize((w, h), Image.Resampling.NEAREST)
     mask = torch.from_numpy(np.array(palette)).long()
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), mask.where(mask < 255, 0) % labels
 
@@ -89,23 +87,12 @@ def pydensecrf(image: Tensor, logits: Tensor, scale: float) -> Tensor:
     return torch.from_numpy(np.stack(probs))
 
 
-def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Return seconds, and the result."""
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
-
-
 def compare(count: int, labels: int, h: int, w: int, scale: float, turns: int) -> list[str]:
     """Return one row of the table."""
     image, logits = example_batch(count, labels, h, w)
-    dense_crf(image, logits, scale=scale)
-    seconds = []
-    for _ in range(turns):
-        theirs, expected = timed(lambda: pydensecrf(image, logits, scale))
-        ours, probs = timed(lambda: dense_crf(image, logits, scale=scale))
-        seconds.append((theirs, ours))
-    theirs, ours = np.array(seconds).T
+    ways = (partial(pydensecrf, image, logits, scale), partial(dense_crf, image, logits, scale=scale))
+    expected, probs = (way() for way in ways)  # the first calls are not measured
+    theirs, ours = np.array([[seconds(way) for way in ways] for _ in range(turns)]).T
     same = (probs.argmax(1) == expected.argmax(1)).double().mean().item()
     return [
         f"{count} x {h}x{w}x{labels}",
@@ -127,7 +114,7 @@ def child(*arguments: str, **environment: str) -> str:
 def first_call() -> None:
     """Print how long the first call of a process takes."""
     image, logits = example_batch(1, 21, 41, 41)
-    print(timed(lambda: dense_crf(image, logits, scale=12.0))[0])  # noqa: T201
+    print(seconds(partial(dense_crf, image, logits, scale=12.0)))  # noqa: T201
 
 
 def peak_memory(engine: str) -> None:

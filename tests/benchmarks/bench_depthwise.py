@@ -5,7 +5,6 @@ alternately with both; each ratio is the median over the turns. In the precision
 """
 
 import argparse
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -16,17 +15,12 @@ from torch import nn
 
 from seeds.dilated_depthwise import DilatedDepthwiseConv2d
 from seeds.precision import resolve_precision
+from tests.benchmarks.measure import seconds
 from training.losses import balanced_cross_entropy, sec_probabilities
 from training.networks import build_network
 
 LAYERS = ((960, 2), (1280, 12), (1280, 24), (1280, 36))  # of MobileNetV2 and DeepLabV3Plus at output stride 16
 SIDE = 20  # of the map of an image of 320 pixels
-
-
-def seconds(function: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def compare(console: Table, name: str, run: Callable[[], None], turns: int) -> None:

@@ -11,8 +11,6 @@ import argparse
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 
 from seeds.cam_methods.registry import METHODS
 from seeds.gradcam import GradCAM
+from tests.benchmarks.measure import seconds
 
 SIZE, BATCH = 321, 8
 CASES = (("resnet50", "layer4"), ("vgg16", "features.29"), ("resnet50", "layer3"), ("mobilenet_v2", "features"))
@@ -37,13 +36,6 @@ def labels_of(count: int, images: int) -> Tensor:
     for row in labels:
         row[torch.randperm(1000, generator=generator)[:count]] = 1
     return labels
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def forward(model: nn.Module, images: Tensor) -> None:
@@ -97,7 +89,7 @@ def measure(name: str, layer: str, classes: int, turns: int, *, peers: bool) -> 
     model = torchvision.models.get_model(name).eval()
     images, labels = torch.randn(BATCH, 3, SIZE, SIZE), labels_of(classes, BATCH)
     ours = GradCAM(model, layer)
-    runs: dict[str, Callable[[], object]] = {
+    runs = {
         "forward": partial(forward, model, images),
         "ours": partial(ours, images, labels),
     }

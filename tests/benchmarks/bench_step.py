@@ -12,7 +12,6 @@ Figures of a machine that does other work at the same time are worth little, sha
 import argparse
 import json
 import multiprocessing
-import os
 import resource
 import sys
 import tempfile
@@ -29,14 +28,12 @@ from rich.table import Table
 from datamodules.sample import multi_hot
 from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
+from tests.benchmarks.measure import CONFIGS, DATA, ROOT, VOC_ROOT, read_config
 from tests.benchmarks.stopwatch import NETWORK, PARTS, Stopwatch
 from tests.seed_caches import CacheWriter
 from training.cli import main as tag2mask
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
 CASES = ("sec_voc_animals", "classifier_voc_animals")
-SHARED = Path(os.environ.get("TAG2MASK_DATA", ROOT.parent / "shared" / "data"))
 SIDE = 500  # of the embedded images, as of VOC's
 WARM = 6  # steps before the clock counts: workers have then filled their queue once
 
@@ -71,11 +68,6 @@ class Measured:
         return 1 - self.network[0] / wall, 1 - self.network[1] / (cpu + self.workers)
 
 
-def read_config(name: str) -> dict:
-    """A configuration as it stands."""
-    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-
-
 def available_data(config: dict, folder: Path, images: int, *, embedded: bool = False) -> dict:
     """Return the data settings of a configuration that differ, so that it finds images and cues.
 
@@ -86,7 +78,7 @@ def available_data(config: dict, folder: Path, images: int, *, embedded: bool = 
         embedded: Use the embedded data set even where there are real images.
     """
     data = config["data"]["init_args"]
-    places = (ROOT / data["root"], SHARED / "VOCdevkit" / "VOC2012")
+    places = (ROOT / data["root"], VOC_ROOT)
     root = next((place for place in places if (place / "JPEGImages").is_dir()), None)
     settings: dict = {}
     if embedded or root is None:
@@ -105,7 +97,7 @@ def available_data(config: dict, folder: Path, images: int, *, embedded: bool = 
 
 def words_of(settings: dict) -> list[str]:
     """Settings of the data, and weights for the network where there are any, as options."""
-    files = (path for place in (ROOT / "data", SHARED) for path in place.glob("imagenet/mobilenet_v2*.pth"))
+    files = (path for place in (ROOT / "data", DATA) for path in place.glob("imagenet/mobilenet_v2*.pth"))
     given = [f"--data.{key}={json.dumps(value) if value is None else value}" for key, value in settings.items()]
     return [*given, f"--model.init_args.weights={next(files, 'none')}"]
 
