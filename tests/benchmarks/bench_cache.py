@@ -111,23 +111,25 @@ def generation(folder: Path, count: int, turns: int) -> Table:
     return table
 
 
-def in_a_process(code: str, *words: object) -> tuple[list[str], float]:
-    """Return the words that a program prints, and the peak memory of its process in MB."""
-    code += "\nprint(open('/proc/self/status').read())"
+def in_a_process(code: str, *words: object) -> list[str]:
+    """Return the words that a program prints, run in another process."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, words)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
-    return printed, int(printed[printed.index("VmHWM:") + 1]) / 1024  # kB
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
 
 
 def memory(folder: Path, count: int) -> str:
     """Return the peak memory of generation, for a few images and for many, without the processes that read images."""
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom tests.seed_caches import generate\n"
-        "generate(*map(Path, sys.argv[1:3]), root=sys.argv[3], accelerator='cpu', num_workers=1)"
-    )
+    code = """
+import sys
+from pathlib import Path
+from tests.benchmarks.measure import peak_memory
+from tests.seed_caches import generate
+generate(*map(Path, sys.argv[1:3]), root=sys.argv[3], accelerator="cpu", num_workers=1)
+print(peak_memory())"""
     most = [
-        in_a_process(code, folder / CHECKPOINT, folder / f"of-{data}", folder / data)[1] for data in ("few", "data")
+        float(in_a_process(code, folder / CHECKPOINT, folder / f"of-{data}", folder / data)[-1])
+        for data in ("few", "data")
     ]
     return f"peak memory of generation, {BACKBONE}: {FEW} images {most[0]:.0f} MB, {count} images {most[1]:.0f} MB"
 
@@ -175,9 +177,6 @@ def on_disk(path: Path, entries: list[dict]) -> str:
     )
 
 
-PEAK = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024"  # MB; ru_maxrss has the parent's
-
-
 def opening(folder: Path) -> str:
     """Return the time and memory of opening a cache of many images without its index and with it, and cues a second."""
     with mock.patch("os.fsync"), CacheWriter(folder, ["cat"], {}) as cache:
@@ -188,7 +187,8 @@ def opening(folder: Path) -> str:
 import sys, time
 import numpy as np
 from datamodules.seed_cache import SeedCache
-before, start = {PEAK}, time.perf_counter()
+from tests.benchmarks.measure import peak_memory
+before, start = peak_memory(), time.perf_counter()
 cache = SeedCache(sys.argv[1])
 names = [f"train/{{i % 1000:03d}}/{{i:012d}}" for i in np.random.default_rng(0).integers(0, {MANY}, 1000).tolist()]
 assert all(name in cache for name in names) and "train/345/1" not in cache
@@ -196,13 +196,13 @@ print(time.perf_counter() - start)
 start = time.perf_counter()
 for name in names:
     cache.cues(name)
-print(1000 / (time.perf_counter() - start), {PEAK} - before)"""
+print(1000 / (time.perf_counter() - start), peak_memory() - before)"""
     figures = [in_a_process(code, folder)]
     merging = seconds(partial(merge_cache, folder))
     figures.append(in_a_process(code, folder))
     lines = [f"cues of {MANY:,} images, {size:.2f} kB an image; seeds merge {merging:.1f} s"]
-    for name, (printed, _) in zip(("without", "with"), figures, strict=True):
-        opened, speed, memory = map(float, printed[:3])
+    for name, printed in zip(("without", "with"), figures, strict=True):
+        opened, speed, memory = map(float, printed)
         found = f"opened, and 1,000 images found, in {opened:.3f} s"
         lines.append(f"  {name} index: {found}; {speed:.0f} cues/s at random; {memory:.0f} MB beside the imports")
     return "\n".join(lines)
@@ -215,15 +215,16 @@ def image_id(number: int) -> str:
 
 def indexing(folder: Path, count: int) -> str:
     """Return time and memory of an index of many images: writing it from made-up headers, and finding images in it."""
-    imports = f"""
+    imports = """
 import sys, time
 import numpy as np
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.index import INDEX, ShardEntry, write_index
+from tests.benchmarks.measure import peak_memory
 folder, count = sys.argv[1], int(sys.argv[2])
-image_id = lambda i: f"train/{{i % 1000:03d}}/{{i:012d}}"
-before, start = {PEAK}, time.perf_counter()"""
-    result = f"\nprint(time.perf_counter() - start, {PEAK} - before)"
+image_id = lambda i: f"train/{i % 1000:03d}/{i:012d}"
+before, start = peak_memory(), time.perf_counter()"""
+    result = "\nprint(time.perf_counter() - start, peak_memory() - before)"
     writing = """
 def shards():
     for number, first in enumerate(range(0, count, 256)):
@@ -236,13 +237,13 @@ cache = SeedCache(folder)
 print(time.perf_counter() - start)
 for number in np.random.default_rng(0).integers(0, count, 1000).tolist():
     assert cache._index.find(image_id(number)) == number and f"x{number}" not in cache"""
-    written, _ = in_a_process(imports + writing + result, folder, count)
-    opened, found, memory = (float(word) for word in in_a_process(imports + finding + result, folder, count)[0][:3])
+    written, added = map(float, in_a_process(imports + writing + result, folder, count))
+    opened, found, memory = map(float, in_a_process(imports + finding + result, folder, count))
     size = (folder / "index.safetensors").stat().st_size
     (folder / "index.safetensors").unlink()
     return (
-        f"index of {count:,} images: {size / count:.1f} bytes an image; written in {float(written[0]):.1f} s with "
-        f"{float(written[1]):.0f} MB beside the imports; opened in {opened * 1e3:.1f} ms; 1,000 images found and 1,000 "
+        f"index of {count:,} images: {size / count:.1f} bytes an image; written in {written:.1f} s with "
+        f"{added:.0f} MB beside the imports; opened in {opened * 1e3:.1f} ms; 1,000 images found and 1,000 "
         f"others not in {found - opened:.3f} s; {memory:.0f} MB beside the imports"
     )
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seeds.crf import dense_crf
-from tests.benchmarks.measure import VOC_ROOT, seconds
+from tests.benchmarks.measure import VOC_ROOT, peak_memory, seconds
 
 CASES = (  # images, labels, height, width, scale, turns
     (1, 21, 41, 41, 12.0, 41),
@@ -117,22 +117,16 @@ def first_call() -> None:
     print(seconds(partial(dense_crf, image, logits, scale=12.0)))  # noqa: T201
 
 
-def peak_memory(engine: str) -> None:
+def added_memory(engine: str) -> None:
     """Print by how many megabytes a call at 375x500x21 raises the resident size at its highest (Linux)."""
     run = pydensecrf if engine == "pydensecrf" else lambda image, logits, scale: dense_crf(image, logits, scale=scale)
     run(*example_batch(1, 21, 41, 41), 12.0)
     image, logits = example_batch(1, 21, 375, 500)
     ctypes.CDLL(None).malloc_trim(0)  # memory that is free but not returned would hide what the call takes
-    Path("/proc/self/clear_refs").write_text("5")  # resets the highest size
-    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present size again
+    before = peak_memory()
     run(image, logits, 1.0)
-    print((_status("VmHWM") - before) / 1024)  # noqa: T201
-
-
-def _status(name: str) -> int:
-    """Return a line of this process's status, in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    print(peak_memory() - before)  # noqa: T201
 
 
 def main() -> None:
@@ -145,7 +139,7 @@ def main() -> None:
         first_call()
         return
     if arguments.child:
-        peak_memory(arguments.child)
+        added_memory(arguments.child)
         return
     table = Table(title=f"dense CRF, 10 iterations, {torch.get_num_threads()} threads; milliseconds, medians")
     for column in ("images", "pydensecrf2", "tag2mask", "ratio", "of minima", "equal labels", "mean |dp|"):

@@ -8,7 +8,6 @@ its labels, before any normalisation or resizing (their own normalisation is lef
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 from functools import partial
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from seeds.cam_methods.registry import METHODS
 from seeds.gradcam import GradCAM
-from tests.benchmarks.measure import seconds
+from tests.benchmarks.measure import peak_memory, seconds
 
 SIZE, BATCH = 321, 8
 CASES = (("resnet50", "layer4"), ("vgg16", "features.29"), ("resnet50", "layer3"), ("mobilenet_v2", "features"))
@@ -124,7 +123,7 @@ def measure_methods(name: str, layer: str, turns: int) -> list[tuple[str, str]]:
 
 
 def peak(name: str, layer: str, what: str) -> None:
-    """Print the process's greatest resident size in MB, having run one thing only."""
+    """Run the forward pass or Grad-CAM once, and print the peak memory of the process in MB."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(name).eval()
     images, labels = torch.randn(BATCH, 3, SIZE, SIZE), labels_of(2, BATCH)
@@ -132,7 +131,7 @@ def peak(name: str, layer: str, what: str) -> None:
         forward(model, images)
     else:
         GradCAM(model, layer)(images, labels)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # noqa: T201
+    print(peak_memory())  # noqa: T201
 
 
 def memory(name: str, layer: str) -> str:

@@ -12,7 +12,6 @@ Figures of a machine that does other work at the same time are worth little, sha
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +27,7 @@ from rich.table import Table
 from datamodules.sample import multi_hot
 from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
-from tests.benchmarks.measure import CONFIGS, DATA, ROOT, VOC_ROOT, read_config
+from tests.benchmarks.measure import CONFIGS, DATA, ROOT, VOC_ROOT, peak_memory, read_config
 from tests.benchmarks.stopwatch import NETWORK, PARTS, Stopwatch
 from tests.seed_caches import CacheWriter
 from training.cli import main as tag2mask
@@ -47,14 +46,14 @@ class Measured:
         spread: (parts, 2), the standard error of that mean.
         workers: CPU seconds of all workers, a step.
         batch: images a step.
-        peak: the training process's largest resident memory, in bytes.
+        peak: peak memory of the training process, in MB.
     """
 
     parts: np.ndarray
     spread: np.ndarray
     workers: float
     batch: int
-    peak: int
+    peak: float
 
     @property
     def network(self) -> np.ndarray:
@@ -138,7 +137,7 @@ def measure(name: str, words: list[str], folder: Path, steps: int, warm: int = W
         seconds.std(0) / len(counted) ** 0.5,
         (watch.workers[-1] - watch.workers[warm]) / len(counted),
         yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]["batch_size"],
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        peak_memory(),
     )
 
 
@@ -164,7 +163,7 @@ def split_table(name: str, measured: Measured) -> Table:
     table.add_row("step", f"{wall * 1e3:.1f}", "", "", f"{cpu * 1e3:.1f}", "")
     rest = measured.rest
     table.add_row("all but the network", "", "", f"{rest[0]:.1%}", "", f"{rest[1]:.1%}")
-    table.caption = f"peak memory of the training process {measured.peak / 2**30:.2f} GiB"
+    table.caption = f"peak memory of the training process {measured.peak / 1024:.2f} GiB"
     return table
 
 

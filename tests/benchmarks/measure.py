@@ -1,4 +1,7 @@
-"""What the benchmarks share: the time of a call, and the folders of data and configurations."""
+"""What the benchmarks share: the time of a call, the peak memory, and the folders of data and configurations.
+
+Programs that measure their memory import this file, so it imports nothing large.
+"""
 
 import os
 import time
@@ -23,3 +26,14 @@ def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def peak_memory() -> float:
+    """Return the largest resident size of this process so far, in MB; NaN where the system has no /proc.
+
+    ``ru_maxrss`` does not serve: on Linux a child process starts with the value of its parent.
+    """
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return float("nan")
+    return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024  # kB
