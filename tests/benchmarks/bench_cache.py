@@ -32,9 +32,9 @@ from seeds.generate_seeds import CamModule
 from tests.benchmarks.measure import ROOT, seconds
 from tests.seed_caches import CacheWriter, generate
 
-VOC, MANY = 10_582, 100_000
+VOC, MANY, INDEXED = 10_582, 100_000, 1_000_000  # images
 SIZE, BATCH, SHARD = 320, 16, 64
-FEW = 32  # images
+FEW, FULL, QUICK = 32, (192, 5), (64, 3)  # images; images and turns of generation
 BACKBONE, CHECKPOINT = "mobilenet_v2", "classifier.ckpt"  # quick: of others the network takes a greater part yet
 PARTS = ("bare, in memory", "decoding", "cues, writing")
 
@@ -53,7 +53,7 @@ def write(folder: Path, module: CamModule, seeds: list[Seed], classes: list[str]
     """Make cues and write shards."""
     with CacheWriter(folder, classes, {}, overwrite=True) as writer:
         for seed in seeds:
-            writer.add(seed.name, module.cues(seed), map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
+            writer.add(seed.id, module.cues(seed), map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
 
 
 def generation_time(checkpoint: Path, output: Path, workers: int) -> float:
@@ -248,19 +248,19 @@ for number in np.random.default_rng(0).integers(0, count, 1000).tolist():
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer images and turns")
     parser.add_argument("--index", type=int, help="measure nothing but an index of this many images")
-    options = parser.parse_args()
-    quick, console = options.quick, Console(width=130)
+    options = parser.parse_args(arguments)
+    console = Console(width=130)
     if options.index:
         with tempfile.TemporaryDirectory() as name:
             console.print(indexing(Path(name), options.index), highlight=False)
         return
     torch.set_num_threads(1)  # the generator's default; a core is left for its reader
-    count, turns = (64, 3) if quick else (192, 5)
+    count, turns = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_synthetic_voc(folder / "data", train=count, val=2, size=SIZE)
@@ -271,7 +271,7 @@ def main() -> None:
             reading(folder / "voc"),
             on_disk(folder / "voc", entries),
             opening(folder / "many"),
-            indexing(folder, 10**6),
+            indexing(folder, INDEXED),
         ):
             console.print(line, highlight=False)
 

@@ -24,6 +24,7 @@ from torch.nn import functional
 from seeds.crf import dense_crf
 from tests.benchmarks.measure import VOC_ROOT, peak_memory, seconds
 
+LARGE = (21, 375, 500)  # labels, height and width where memory is measured
 CASES = (  # images, labels, height, width, scale, turns
     (1, 21, 41, 41, 12.0, 41),
     (15, 21, 41, 41, 12.0, 21),
@@ -118,10 +119,10 @@ def first_call() -> None:
 
 
 def added_memory(engine: str) -> None:
-    """Print by how many megabytes a call at 375x500x21 raises the resident size at its highest (Linux)."""
+    """Print by how many megabytes a call with one image of size LARGE raises the peak memory (Linux)."""
     run = pydensecrf if engine == "pydensecrf" else lambda image, logits, scale: dense_crf(image, logits, scale=scale)
     run(*example_batch(1, 21, 41, 41), 12.0)
-    image, logits = example_batch(1, 21, 375, 500)
+    image, logits = example_batch(1, *LARGE)
     ctypes.CDLL(None).malloc_trim(0)  # memory that is free but not returned would hide what the call takes
     Path("/proc/self/clear_refs").write_text("5")  # the peak is the present size again
     before = peak_memory()
@@ -129,23 +130,23 @@ def added_memory(engine: str) -> None:
     print(peak_memory() - before)  # noqa: T201
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="leave out batches of large images")
     parser.add_argument("--child", choices=["first", "ours", "pydensecrf"], help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child == "first":
+    options = parser.parse_args(arguments)
+    if options.child == "first":
         first_call()
         return
-    if arguments.child:
-        added_memory(arguments.child)
+    if options.child:
+        added_memory(options.child)
         return
     table = Table(title=f"dense CRF, 10 iterations, {torch.get_num_threads()} threads; milliseconds, medians")
     for column in ("images", "pydensecrf2", "tag2mask", "ratio", "of minima", "equal labels", "mean |dp|"):
         table.add_column(column, justify="right")
     for case in CASES:
-        if not (arguments.quick and case[0] > 1 and case[2] > 100):
+        if not (options.quick and case[0] > 1 and case[2] > 100):
             table.add_row(*compare(*case))
     console = Console(width=100)
     console.print(table)
@@ -153,7 +154,8 @@ def main() -> None:
         compiling, loading = (float(child("--child", "first", NUMBA_CACHE_DIR=folder)) for _ in range(2))
     console.print(f"first call at 41x41x21: {compiling:.1f} s compiling, {loading:.2f} s from the cache on disk")
     ours, theirs = (float(child("--child", engine)) for engine in ("ours", "pydensecrf"))
-    console.print(f"peak memory at 375x500x21, inputs apart: {ours:.0f} MB; pydensecrf2 {theirs:.0f} MB")
+    labels, h, w = LARGE
+    console.print(f"peak memory at {h}x{w}x{labels}, inputs apart: {ours:.0f} MB; pydensecrf2 {theirs:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -143,16 +143,16 @@ def memory(name: str, layer: str) -> str:
     return f"{sizes[1] / sizes[0]:.2f}"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="two turns, without the libraries")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.peak:
-        peak(*arguments.peak)
+    options = parser.parse_args(arguments)
+    if options.peak:
+        peak(*options.peak)
         return
-    turns = 2 if arguments.quick else TURNS
+    turns = 2 if options.quick else TURNS
     console = Console(width=110)
     table = Table(title=f"Grad-CAM, {BATCH} images of {SIZE}x{SIZE}, {torch.get_num_threads()} threads")
     columns = ("network, layer", "classes", "forward, ms", "ours / forward", *(f"{peer} / ours" for peer in PEERS))
@@ -160,14 +160,14 @@ def main() -> None:
         table.add_column(column, justify="right")
     for name, layer in CASES:
         for classes in (2, 20):
-            row = measure(name, layer, classes, turns, peers=classes == 2 and not arguments.quick)
+            row = measure(name, layer, classes, turns, peers=classes == 2 and not options.quick)
             table.add_row(*row, memory(name, layer) if classes == 2 else "")
     console.print(table)
     table = Table(title="each method, 2 classes an image, in forward passes")
     table.add_column("method")
     for name, layer in CASES[:2]:
         table.add_column(f"{name} {layer}", justify="right")
-    costs = [dict(measure_methods(name, layer, 1 if arguments.quick else 2)) for name, layer in CASES[:2]]
+    costs = [dict(measure_methods(name, layer, 1 if options.quick else 2)) for name, layer in CASES[:2]]
     for method in METHODS:
         table.add_row(method, *(cost.get(method, "-") for cost in costs))
     console.print(table)

@@ -124,20 +124,20 @@ def compare(name: str, turns: int, count: int | None, device: torch.device) -> l
     ]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three images to a batch, and fewer turns")
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    device = torch.device(arguments.device)
+    device = torch.device(options.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     table = Table(title=f"SEC's losses beside the network's step, {where}; milliseconds, medians")
     for column in ("", "bare step", "losses", "CRF", "losses / step", "with CRF", "of minima", "SEC / bare step"):
         table.add_column(column, justify="right" if column else "left")
     for name, turns in CASES:
-        table.add_row(*compare(name, 3 if arguments.quick else turns, 3 if arguments.quick else None, device))
+        table.add_row(*compare(name, 3 if options.quick else turns, 3 if options.quick else None, device))
     Console(width=120).print(table)
 
 
