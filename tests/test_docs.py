@@ -156,6 +156,15 @@ def test_the_recipe_of_the_how_to_is_valid(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_benchmarks_and_experiments_exist(name):
+    """Programs of ``tests/`` that a page names, those of another revision excepted."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    text = FENCE.sub(lambda block: "" if "other revision" in (block["mark"] or "") else block[0], text)
+    for program in re.findall(r"python -m (tests\.[\w.]+)", text):
+        assert ROOT.joinpath(*program.split(".")).with_suffix(".py").is_file(), program
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_links_exist(name):
     """Links to files name files that exist; the site's strict build checks anchors and names of the Python API."""
     text = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -5,7 +5,6 @@ autograd; and the walk of two maps of ``configs/refine_voc_animals.yaml``, again
 SciPy. Both ways run alternately; the ratio is the median over the turns.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -20,6 +19,7 @@ from torch import Tensor
 from seeds.affinity.affinity_loss import affinity_loss, tensor_loss
 from seeds.affinity.pair_affinities import affinities, pair_offsets
 from seeds.affinity.random_walk import random_walk
+from tests.benchmarks.measure import seconds
 
 RADIUS, SIDE, TURNS = 10, 80, 5
 
@@ -29,10 +29,9 @@ def ratio(title: str, ways: dict[str, Callable[[], object]]) -> None:
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(TURNS + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
-            way()
+            taken = seconds(way)
             if turn:  # the first turn warms up
-                times[name].append(time.perf_counter() - start)
+                times[name].append(taken)
     ratio = median(slow / quick for slow, quick in zip(*times.values(), strict=True))
     shown = ", ".join(f"{name} {1000 * median(measured):.0f} ms" for name, measured in times.items())
     Console().print(f"{title}: {shown}, ratio {ratio:.1f}, {torch.get_num_threads()} threads")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
 
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.seed_cache import SeedCache
@@ -29,11 +29,12 @@ from datamodules.voc import VOCDataModule
 from seeds.cache_job import Seed, ShardWriter
 from seeds.classifier import ClassifierTask
 from seeds.generate_seeds import CamModule
+from tests.benchmarks.measure import ROOT, seconds
 from tests.seed_caches import CacheWriter, generate
 
-VOC, MANY = 10_582, 100_000
+VOC, MANY, INDEXED = 10_582, 100_000, 1_000_000  # images
 SIZE, BATCH, SHARD = 320, 16, 64
-FEW = 32  # images
+FEW, FULL, QUICK = 32, (192, 5), (64, 3)  # images; images and turns of generation
 BACKBONE, CHECKPOINT = "mobilenet_v2", "classifier.ckpt"  # quick: of others the network takes a greater part yet
 PARTS = ("bare, in memory", "decoding", "cues, writing")
 
@@ -48,28 +49,11 @@ def checkpoint_of(folder: Path, data: VOCDataModule) -> tuple[Path, ClassifierTa
     return folder / CHECKPOINT, task.eval()
 
 
-def bare(module: CamModule, batches: list) -> float:
-    """Seconds of forward pass and Grad-CAM of images in memory."""
-    start = time.perf_counter()
-    for batch in batches:
-        module.predict_seeds(batch)
-    return time.perf_counter() - start
-
-
-def decoding(loader: DataLoader) -> float:
-    """Seconds of one worker that reads and resizes the images."""
-    start = time.perf_counter()
-    list(loader)
-    return time.perf_counter() - start
-
-
-def writing(folder: Path, module: CamModule, seeds: list[Seed], classes: list[str]) -> float:
-    """Seconds of making cues and writing shards."""
-    start = time.perf_counter()
+def write(folder: Path, module: CamModule, seeds: list[Seed], classes: list[str]) -> None:
+    """Make cues and write shards."""
     with CacheWriter(folder, classes, {}, overwrite=True) as writer:
         for seed in seeds:
-            writer.add(seed.name, module.cues(seed), map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
-    return time.perf_counter() - start
+            writer.add(seed.id, module.cues(seed), map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
 
 
 def generation_time(checkpoint: Path, output: Path, workers: int) -> float:
@@ -110,9 +94,9 @@ def generation(folder: Path, count: int, turns: int) -> Table:
     module = CamModule(task.model, settings)
     seeds = [seed for batch in read for seed in module.predict_seeds(batch)]
     measures = {
-        PARTS[0]: partial(bare, module, read),
-        PARTS[1]: partial(decoding, loader),
-        PARTS[2]: partial(writing, folder / "written", module, seeds, list(data.classes)),
+        PARTS[0]: partial(seconds, lambda: [module.predict_seeds(batch) for batch in read]),
+        PARTS[1]: partial(seconds, partial(list, loader)),
+        PARTS[2]: partial(seconds, partial(write, folder / "written", module, seeds, list(data.classes))),
         "generation": partial(generation_time, checkpoint, folder / "cache", 1),
     }
     runs: dict[str, list[float]] = {name: [] for name in measures}
@@ -127,23 +111,25 @@ def generation(folder: Path, count: int, turns: int) -> Table:
     return table
 
 
-def in_a_process(code: str, *words: object) -> tuple[list[str], float]:
-    """Return the words that a program prints, and the peak memory of its process in MB."""
-    code += "\nprint(open('/proc/self/status').read())"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+def in_a_process(code: str, *words: object) -> list[str]:
+    """Return the words that a program prints, run in another process."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, words)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
-    return printed, int(printed[printed.index("VmHWM:") + 1]) / 1024  # kB
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
 
 
 def memory(folder: Path, count: int) -> str:
     """Return the peak memory of generation, for a few images and for many, without the processes that read images."""
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom tests.seed_caches import generate\n"
-        "generate(*map(Path, sys.argv[1:3]), root=sys.argv[3], accelerator='cpu', num_workers=1)"
-    )
+    code = """
+import sys
+from pathlib import Path
+from tests.benchmarks.measure import peak_memory
+from tests.seed_caches import generate
+generate(*map(Path, sys.argv[1:3]), root=sys.argv[3], accelerator="cpu", num_workers=1)
+print(peak_memory())"""
     most = [
-        in_a_process(code, folder / CHECKPOINT, folder / f"of-{data}", folder / data)[1] for data in ("few", "data")
+        float(in_a_process(code, folder / CHECKPOINT, folder / f"of-{data}", folder / data)[-1])
+        for data in ("few", "data")
     ]
     return f"peak memory of generation, {BACKBONE}: {FEW} images {most[0]:.0f} MB, {count} images {most[1]:.0f} MB"
 
@@ -167,12 +153,7 @@ def reading(path: Path) -> str:
     """Cues and maps a second of a cache's images in random order."""
     cache = SeedCache(path)
     ids = np.random.default_rng(0).permutation(cache.ids).tolist()
-    speeds = []
-    for read in (cache.cues, cache.maps):
-        start = time.perf_counter()
-        for name in ids:
-            read(name)
-        speeds.append(len(ids) / (time.perf_counter() - start))
+    speeds = [len(ids) / seconds(partial(deque, map(read, ids), maxlen=0)) for read in (cache.cues, cache.maps)]
     return f"reading {len(ids)} images in random order: {speeds[0]:.0f} cues/s, {speeds[1]:.0f} images' maps/s"
 
 
@@ -196,9 +177,6 @@ def on_disk(path: Path, entries: list[dict]) -> str:
     )
 
 
-PEAK = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024"  # MB; ru_maxrss has the parent's
-
-
 def opening(folder: Path) -> str:
     """Return the time and memory of opening a cache of many images without its index and with it, and cues a second."""
     with mock.patch("os.fsync"), CacheWriter(folder, ["cat"], {}) as cache:
@@ -209,7 +187,8 @@ def opening(folder: Path) -> str:
 import sys, time
 import numpy as np
 from datamodules.seed_cache import SeedCache
-before, start = {PEAK}, time.perf_counter()
+from tests.benchmarks.measure import peak_memory
+before, start = peak_memory(), time.perf_counter()
 cache = SeedCache(sys.argv[1])
 names = [f"train/{{i % 1000:03d}}/{{i:012d}}" for i in np.random.default_rng(0).integers(0, {MANY}, 1000).tolist()]
 assert all(name in cache for name in names) and "train/345/1" not in cache
@@ -217,16 +196,14 @@ print(time.perf_counter() - start)
 start = time.perf_counter()
 for name in names:
     cache.cues(name)
-print(1000 / (time.perf_counter() - start), {PEAK} - before)"""
+print(1000 / (time.perf_counter() - start), peak_memory() - before)"""
     figures = [in_a_process(code, folder)]
-    start = time.perf_counter()
-    merge_cache(folder)
-    merging = time.perf_counter() - start
+    merging = seconds(partial(merge_cache, folder))
     figures.append(in_a_process(code, folder))
     lines = [f"cues of {MANY:,} images, {size:.2f} kB an image; seeds merge {merging:.1f} s"]
-    for name, (printed, _) in zip(("without", "with"), figures, strict=True):
-        seconds, speed, memory = map(float, printed[:3])
-        found = f"opened, and 1,000 images found, in {seconds:.3f} s"
+    for name, printed in zip(("without", "with"), figures, strict=True):
+        opened, speed, memory = map(float, printed)
+        found = f"opened, and 1,000 images found, in {opened:.3f} s"
         lines.append(f"  {name} index: {found}; {speed:.0f} cues/s at random; {memory:.0f} MB beside the imports")
     return "\n".join(lines)
 
@@ -238,15 +215,16 @@ def image_id(number: int) -> str:
 
 def indexing(folder: Path, count: int) -> str:
     """Return time and memory of an index of many images: writing it from made-up headers, and finding images in it."""
-    imports = f"""
+    imports = """
 import sys, time
 import numpy as np
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.index import INDEX, ShardEntry, write_index
+from tests.benchmarks.measure import peak_memory
 folder, count = sys.argv[1], int(sys.argv[2])
-image_id = lambda i: f"train/{{i % 1000:03d}}/{{i:012d}}"
-before, start = {PEAK}, time.perf_counter()"""
-    result = f"\nprint(time.perf_counter() - start, {PEAK} - before)"
+image_id = lambda i: f"train/{i % 1000:03d}/{i:012d}"
+before, start = peak_memory(), time.perf_counter()"""
+    result = "\nprint(time.perf_counter() - start, peak_memory() - before)"
     writing = """
 def shards():
     for number, first in enumerate(range(0, count, 256)):
@@ -259,30 +237,30 @@ cache = SeedCache(folder)
 print(time.perf_counter() - start)
 for number in np.random.default_rng(0).integers(0, count, 1000).tolist():
     assert cache._index.find(image_id(number)) == number and f"x{number}" not in cache"""
-    written, _ = in_a_process(imports + writing + result, folder, count)
-    opened, seconds, memory = (float(word) for word in in_a_process(imports + finding + result, folder, count)[0][:3])
+    written, added = map(float, in_a_process(imports + writing + result, folder, count))
+    opened, found, memory = map(float, in_a_process(imports + finding + result, folder, count))
     size = (folder / "index.safetensors").stat().st_size
     (folder / "index.safetensors").unlink()
     return (
-        f"index of {count:,} images: {size / count:.1f} bytes an image; written in {float(written[0]):.1f} s with "
-        f"{float(written[1]):.0f} MB beside the imports; opened in {opened * 1e3:.1f} ms; 1,000 images found and 1,000 "
-        f"others not in {seconds - opened:.3f} s; {memory:.0f} MB beside the imports"
+        f"index of {count:,} images: {size / count:.1f} bytes an image; written in {written:.1f} s with "
+        f"{added:.0f} MB beside the imports; opened in {opened * 1e3:.1f} ms; 1,000 images found and 1,000 "
+        f"others not in {found - opened:.3f} s; {memory:.0f} MB beside the imports"
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer images and turns")
     parser.add_argument("--index", type=int, help="measure nothing but an index of this many images")
-    options = parser.parse_args()
-    quick, console = options.quick, Console(width=130)
+    options = parser.parse_args(arguments)
+    console = Console(width=130)
     if options.index:
         with tempfile.TemporaryDirectory() as name:
             console.print(indexing(Path(name), options.index), highlight=False)
         return
     torch.set_num_threads(1)  # the generator's default; a core is left for its reader
-    count, turns = (64, 3) if quick else (192, 5)
+    count, turns = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_synthetic_voc(folder / "data", train=count, val=2, size=SIZE)
@@ -293,7 +271,7 @@ def main() -> None:
             reading(folder / "voc"),
             on_disk(folder / "voc", entries),
             opening(folder / "many"),
-            indexing(folder, 10**6),
+            indexing(folder, INDEXED),
         ):
             console.print(line, highlight=False)
 

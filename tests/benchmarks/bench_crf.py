@@ -1,8 +1,7 @@
-"""Measure the dense CRF against pydensecrf2: ``python -m tests.benchmarks.bench_crf [--quick] [--plain]``.
+"""Measure the dense CRF against pydensecrf2: ``python -m tests.benchmarks.bench_crf [--quick]``.
 
 Both run alternately, kernels included, and each ratio is the median over the turns, so that the load of other programs
 affects both alike. Images are VOC's if the folder named by TAG2MASK_DATA contains them, and synthetic otherwise.
-``--plain`` measures the CPU time of one thread, with vector instructions and with plain numba loops.
 """
 
 import argparse
@@ -11,8 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from seeds.crf import dense_crf
-from tests.benchmarks.crf_plain_loops import use_plain_loops
+from tests.benchmarks.measure import VOC_ROOT, peak_memory, seconds
 
-DATA = Path(os.environ.get("TAG2MASK_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+LARGE = (21, 375, 500)  # labels, height and width where memory is measured
 CASES = (  # images, labels, height, width, scale, turns
     (1, 21, 41, 41, 12.0, 41),
     (15, 21, 41, 41, 12.0, 21),
@@ -56,14 +54,13 @@ def example_batch(count: int, labels: int, h: int, w: int) -> tuple[Tensor, Tens
 
 
 def _names() -> list[str]:
-    ids = DATA / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt"
+    ids = VOC_ROOT / "ImageSets" / "Segmentation" / "val.txt"
     return ids.read_text().split() if ids.is_file() else []
 
 
 def _voc(name: str, labels: int, h: int, w: int) -> tuple[Tensor, Tensor]:
-    voc = DATA / "VOCdevkit" / "VOC2012"
-    image = Image.open(voc / "JPEGImages" / f"{name}.jpg").convert("RGB").resize((w, h), Image.Resampling.BILINEAR)
-    palette = Image.open(voc / "SegmentationClassAug" / f"{name}.png").resize((w, h), Image.Resampling.NEAREST)
+    image = Image.open(VOC_ROOT / "JPEGImages" / f"{name}.jpg").convert("RGB").resize((w, h), Image.Resampling.BILINEAR)
+    palette = Image.open(VOC_ROOT / "SegmentationClassAug" / f"{name}.png").resize((w, h), Image.Resampling.NEAREST)
     mask = torch.from_numpy(np.array(palette)).long()
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), mask.where(mask < 255, 0) % labels
 
@@ -91,23 +88,12 @@ def pydensecrf(image: Tensor, logits: Tensor, scale: float) -> Tensor:
     return torch.from_numpy(np.stack(probs))
 
 
-def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Return seconds, and the result."""
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
-
-
 def compare(count: int, labels: int, h: int, w: int, scale: float, turns: int) -> list[str]:
     """Return one row of the table."""
     image, logits = example_batch(count, labels, h, w)
-    dense_crf(image, logits, scale=scale)
-    seconds = []
-    for _ in range(turns):
-        theirs, expected = timed(lambda: pydensecrf(image, logits, scale))
-        ours, probs = timed(lambda: dense_crf(image, logits, scale=scale))
-        seconds.append((theirs, ours))
-    theirs, ours = np.array(seconds).T
+    ways = (partial(pydensecrf, image, logits, scale), partial(dense_crf, image, logits, scale=scale))
+    expected, probs = (way() for way in ways)  # the first calls are not measured
+    theirs, ours = np.array([[seconds(way) for way in ways] for _ in range(turns)]).T
     same = (probs.argmax(1) == expected.argmax(1)).double().mean().item()
     return [
         f"{count} x {h}x{w}x{labels}",
@@ -120,27 +106,6 @@ def compare(count: int, labels: int, h: int, w: int, scale: float, turns: int) -
     ]
 
 
-def compare_loops(count: int, labels: int, h: int, w: int, scale: float, turns: int) -> list[str]:
-    """Return one row of the table of `--plain`: the least CPU time of one thread over the turns."""
-    image, logits = example_batch(count, labels, h, w)
-    seconds, results = np.empty((turns, 3)), []
-    for turn in range(-1, turns):  # the first turn compiles
-        for column, run in enumerate((pydensecrf, dense_crf, dense_crf)):
-            use_plain_loops(column == 2)
-            start = time.thread_time()
-            results.append(run(image, logits, scale=scale))
-            seconds[turn, column] = time.thread_time() - start
-    use_plain_loops(False)
-    theirs, vectors, plain = seconds.min(0)
-    return [
-        f"{count} x {h}x{w}x{labels}",
-        *(f"{value * 1e3:.1f}" for value in (theirs, vectors, plain)),
-        f"{theirs / vectors:.1f}",
-        f"{theirs / plain:.1f}",
-        f"{(results[-2] - results[-1]).abs().max().item():.1e}",
-    ]
-
-
 def child(*arguments: str, **environment: str) -> str:
     """Return what this script prints in another process."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_crf", *arguments]
@@ -150,55 +115,38 @@ def child(*arguments: str, **environment: str) -> str:
 def first_call() -> None:
     """Print how long the first call of a process takes."""
     image, logits = example_batch(1, 21, 41, 41)
-    print(timed(lambda: dense_crf(image, logits, scale=12.0))[0])  # noqa: T201
+    print(seconds(partial(dense_crf, image, logits, scale=12.0)))  # noqa: T201
 
 
-def peak_memory(engine: str) -> None:
-    """Print by how many megabytes a call at 375x500x21 raises the resident size at its highest (Linux)."""
+def added_memory(engine: str) -> None:
+    """Print by how many megabytes a call with one image of size LARGE raises the peak memory (Linux)."""
     run = pydensecrf if engine == "pydensecrf" else lambda image, logits, scale: dense_crf(image, logits, scale=scale)
     run(*example_batch(1, 21, 41, 41), 12.0)
-    image, logits = example_batch(1, 21, 375, 500)
+    image, logits = example_batch(1, *LARGE)
     ctypes.CDLL(None).malloc_trim(0)  # memory that is free but not returned would hide what the call takes
-    Path("/proc/self/clear_refs").write_text("5")  # resets the highest size
-    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present size again
+    before = peak_memory()
     run(image, logits, 1.0)
-    print((_status("VmHWM") - before) / 1024)  # noqa: T201
+    print(peak_memory() - before)  # noqa: T201
 
 
-def _status(name: str) -> int:
-    """Return a line of this process's status, in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="leave out batches of large images")
-    parser.add_argument("--plain", action="store_true", help="compare vector instructions with plain loops")
     parser.add_argument("--child", choices=["first", "ours", "pydensecrf"], help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child == "first":
+    options = parser.parse_args(arguments)
+    if options.child == "first":
         first_call()
         return
-    if arguments.child:
-        peak_memory(arguments.child)
-        return
-    if arguments.plain:
-        torch.set_num_threads(1)
-        table = Table(title="dense CRF, 10 iterations, one thread; CPU milliseconds, minima")
-        for column in ("images", "pydensecrf2", "vectors", "plain", "ratio of vectors", "ratio of plain", "max |dp|"):
-            table.add_column(column, justify="right")
-        for case in CASES:
-            if case[1:4] in ((21, 41, 41), (7, 41, 41), (21, 375, 500)) and case[0] * case[2] < 1000:
-                table.add_row(*compare_loops(*case))
-        Console(width=100).print(table)
+    if options.child:
+        added_memory(options.child)
         return
     table = Table(title=f"dense CRF, 10 iterations, {torch.get_num_threads()} threads; milliseconds, medians")
     for column in ("images", "pydensecrf2", "tag2mask", "ratio", "of minima", "equal labels", "mean |dp|"):
         table.add_column(column, justify="right")
     for case in CASES:
-        if not (arguments.quick and case[0] > 1 and case[2] > 100):
+        if not (options.quick and case[0] > 1 and case[2] > 100):
             table.add_row(*compare(*case))
     console = Console(width=100)
     console.print(table)
@@ -206,7 +154,8 @@ def main() -> None:
         compiling, loading = (float(child("--child", "first", NUMBA_CACHE_DIR=folder)) for _ in range(2))
     console.print(f"first call at 41x41x21: {compiling:.1f} s compiling, {loading:.2f} s from the cache on disk")
     ours, theirs = (float(child("--child", engine)) for engine in ("ours", "pydensecrf"))
-    console.print(f"peak memory at 375x500x21, inputs apart: {ours:.0f} MB; pydensecrf2 {theirs:.0f} MB")
+    labels, h, w = LARGE
+    console.print(f"peak memory at {h}x{w}x{labels}, inputs apart: {ours:.0f} MB; pydensecrf2 {theirs:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ alternately with both; each ratio is the median over the turns. In the precision
 """
 
 import argparse
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -16,17 +15,13 @@ from torch import nn
 
 from seeds.dilated_depthwise import DilatedDepthwiseConv2d
 from seeds.precision import resolve_precision
+from tests.benchmarks.measure import seconds
 from training.losses import balanced_cross_entropy, sec_probabilities
 from training.networks import build_network
 
 LAYERS = ((960, 2), (1280, 12), (1280, 24), (1280, 36))  # of MobileNetV2 and DeepLabV3Plus at output stride 16
-SIDE = 20  # of the map of an image of 320 pixels
-
-
-def seconds(function: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+IMAGES, SIZE = 16, 320
+SIDE = SIZE // 16  # of a map
 
 
 def compare(console: Table, name: str, run: Callable[[], None], turns: int) -> None:
@@ -44,19 +39,19 @@ def compare(console: Table, name: str, run: Callable[[], None], turns: int) -> N
     console.add_row(name, *medians, f"{np.median(ratios):.1f}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer turns")
-    turns = 3 if parser.parse_args().quick else 9
+    turns = 3 if parser.parse_args(arguments).quick else 9
     torch.manual_seed(0)
     precision = resolve_precision("auto", "cpu")
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
     table = Table(
-        "16 maps or images", "torch.nn.Conv2d", "tag2mask", "ratio", title=f"forward and backward, {precision}"
+        f"{IMAGES} maps or images", "torch.nn.Conv2d", "tag2mask", "ratio", title=f"forward and backward, {precision}"
     )
     for channels, dilation in LAYERS:
         conv = DilatedDepthwiseConv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels)
-        maps = torch.randn(16, channels, SIDE, SIDE, requires_grad=True)
+        maps = torch.randn(IMAGES, channels, SIDE, SIDE, requires_grad=True)
 
         def layer(conv: nn.Module = conv, maps: torch.Tensor = maps) -> None:
             with autocast:
@@ -65,8 +60,9 @@ def main() -> None:
         compare(table, f"{channels} channels, dilation {dilation}", layer, turns)
     network = build_network("DeepLabV3Plus", 7, "mobilenet_v2", 16, network_args={"decoder_channels": 128})
     network.freeze(8)
-    images, cues = torch.randn(16, 3, 320, 320), torch.zeros(16, 7, 80, 80, dtype=torch.bool)
-    cues[:, 0, :40] = cues[:, 1, 40:] = True
+    images, grid = torch.randn(IMAGES, 3, SIZE, SIZE), SIZE // 4
+    cues = torch.zeros(IMAGES, 7, grid, grid, dtype=torch.bool)
+    cues[:, 0, : grid // 2] = cues[:, 1, grid // 2 :] = True
 
     def step() -> None:
         with autocast:

@@ -8,11 +8,8 @@ its labels, before any normalisation or resizing (their own normalisation is lef
 """
 
 import argparse
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 
 from seeds.cam_methods.registry import METHODS
 from seeds.gradcam import GradCAM
+from tests.benchmarks.measure import peak_memory, seconds
 
 SIZE, BATCH = 321, 8
 CASES = (("resnet50", "layer4"), ("vgg16", "features.29"), ("resnet50", "layer3"), ("mobilenet_v2", "features"))
@@ -37,13 +35,6 @@ def labels_of(count: int, images: int) -> Tensor:
     for row in labels:
         row[torch.randperm(1000, generator=generator)[:count]] = 1
     return labels
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def forward(model: nn.Module, images: Tensor) -> None:
@@ -97,7 +88,7 @@ def measure(name: str, layer: str, classes: int, turns: int, *, peers: bool) -> 
     model = torchvision.models.get_model(name).eval()
     images, labels = torch.randn(BATCH, 3, SIZE, SIZE), labels_of(classes, BATCH)
     ours = GradCAM(model, layer)
-    runs: dict[str, Callable[[], object]] = {
+    runs = {
         "forward": partial(forward, model, images),
         "ours": partial(ours, images, labels),
     }
@@ -132,7 +123,7 @@ def measure_methods(name: str, layer: str, turns: int) -> list[tuple[str, str]]:
 
 
 def peak(name: str, layer: str, what: str) -> None:
-    """Print the process's greatest resident size in MB, having run one thing only."""
+    """Run the forward pass or Grad-CAM once, and print the peak memory of the process in MB."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(name).eval()
     images, labels = torch.randn(BATCH, 3, SIZE, SIZE), labels_of(2, BATCH)
@@ -140,7 +131,7 @@ def peak(name: str, layer: str, what: str) -> None:
         forward(model, images)
     else:
         GradCAM(model, layer)(images, labels)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # noqa: T201
+    print(peak_memory())  # noqa: T201
 
 
 def memory(name: str, layer: str) -> str:
@@ -152,16 +143,16 @@ def memory(name: str, layer: str) -> str:
     return f"{sizes[1] / sizes[0]:.2f}"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="two turns, without the libraries")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.peak:
-        peak(*arguments.peak)
+    options = parser.parse_args(arguments)
+    if options.peak:
+        peak(*options.peak)
         return
-    turns = 2 if arguments.quick else TURNS
+    turns = 2 if options.quick else TURNS
     console = Console(width=110)
     table = Table(title=f"Grad-CAM, {BATCH} images of {SIZE}x{SIZE}, {torch.get_num_threads()} threads")
     columns = ("network, layer", "classes", "forward, ms", "ours / forward", *(f"{peer} / ours" for peer in PEERS))
@@ -169,14 +160,14 @@ def main() -> None:
         table.add_column(column, justify="right")
     for name, layer in CASES:
         for classes in (2, 20):
-            row = measure(name, layer, classes, turns, peers=classes == 2 and not arguments.quick)
+            row = measure(name, layer, classes, turns, peers=classes == 2 and not options.quick)
             table.add_row(*row, memory(name, layer) if classes == 2 else "")
     console.print(table)
     table = Table(title="each method, 2 classes an image, in forward passes")
     table.add_column("method")
     for name, layer in CASES[:2]:
         table.add_column(f"{name} {layer}", justify="right")
-    costs = [dict(measure_methods(name, layer, 1 if arguments.quick else 2)) for name, layer in CASES[:2]]
+    costs = [dict(measure_methods(name, layer, 1 if options.quick else 2)) for name, layer in CASES[:2]]
     for method in METHODS:
         table.add_row(method, *(cost.get(method, "-") for cost in costs))
     console.print(table)

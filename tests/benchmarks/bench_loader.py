@@ -26,7 +26,8 @@ from datamodules.images import read_image
 from datamodules.samplers import Draw
 from datamodules.voc import VOCDataModule
 from tests.benchmarks.bench_sec import Case
-from tests.benchmarks.bench_step import available_data, read_config
+from tests.benchmarks.bench_step import available_data
+from tests.benchmarks.measure import read_config
 from tests.benchmarks.stopwatch import workers_seconds
 
 CONFIG = "sec_voc_animals"

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from seeds.precision import resolve_precision
-from tests.benchmarks.bench_step import apart, available_data, read_config, words_of
+from tests.benchmarks.bench_step import apart, available_data, words_of
+from tests.benchmarks.measure import read_config
 
 CONFIG = "classifier_voc_animals"
 PRECISIONS = ("auto", "32-true")

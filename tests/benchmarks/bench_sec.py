@@ -8,16 +8,14 @@ each at its fastest.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -29,10 +27,10 @@ from seeds.crf import dense_crf
 from seeds.precision import resolve_precision
 from seeds.score_maps import resize_images, resize_maps
 from tests.benchmarks.bench_crf import example_batch
+from tests.benchmarks.measure import read_config, seconds
 from training.losses import constrain_loss, expand_loss, sec_probabilities, seed_loss
 from training.segmentation_task import SegmentationTask
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CASES = (("sec_voc12_vgg16", 3), ("sec_voc_animals", 15))  # configuration, turns
 GRID = -8  # stride of the cues, as a divisor that rounds up
 
@@ -53,20 +51,18 @@ def batch_of(data: dict[str, Any], classes: int, count: int, device: torch.devic
     return {key: value.to(device) for key, value in batch.items()}, scores.to(device)
 
 
-def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds."""
-    start = time.perf_counter()
-    function()
+def finish(part: Callable[[], Any], device: torch.device) -> None:
+    """Call a function, and wait until the device has computed its result."""
+    part()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 class Case:
     """A configuration's network, batch and optimizer, and the functions to time."""
 
     def __init__(self, name: str, count: int | None, device: torch.device) -> None:
-        config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        config = read_config(name)
         data = config["data"]["init_args"]
         classes = data.get("classes", list(VOC_CLASSES))
         settings = config["model"]["init_args"] | {"weights": "none"}  # their values do not change the time
@@ -116,9 +112,9 @@ class Case:
 def compare(name: str, turns: int, count: int | None, device: torch.device) -> list[str]:
     """One row of the table."""
     case = Case(name, count, device)
-    parts = (case.bare, case.losses, case.crf, case.sec)
-    seconds = np.array([[timed(part, device) for part in parts] for _ in range(turns + 1)])[1:]  # the first warms up
-    bare, losses, crf, sec = seconds.T
+    parts = [partial(finish, part, device) for part in (case.bare, case.losses, case.crf, case.sec)]
+    times = np.array([[seconds(part) for part in parts] for _ in range(turns + 1)])[1:]  # the first turn warms up
+    bare, losses, crf, sec = times.T
     return [
         f"{name}, batch {case.count}, {case.grid[0]}x{case.grid[1]}",
         *(f"{np.median(part) * 1e3:.1f}" for part in (bare, losses, crf)),
@@ -128,20 +124,20 @@ def compare(name: str, turns: int, count: int | None, device: torch.device) -> l
     ]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three images to a batch, and fewer turns")
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    device = torch.device(arguments.device)
+    device = torch.device(options.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     table = Table(title=f"SEC's losses beside the network's step, {where}; milliseconds, medians")
     for column in ("", "bare step", "losses", "CRF", "losses / step", "with CRF", "of minima", "SEC / bare step"):
         table.add_column(column, justify="right" if column else "left")
     for name, turns in CASES:
-        table.add_row(*compare(name, 3 if arguments.quick else turns, 3 if arguments.quick else None, device))
+        table.add_row(*compare(name, 3 if options.quick else turns, 3 if options.quick else None, device))
     Console(width=120).print(table)
 
 

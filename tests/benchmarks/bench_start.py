@@ -15,9 +15,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.measure import ROOT
 from tests.seed_caches import CacheWriter
 
-ROOT = Path(__file__).resolve().parents[2]
 TORCH = [sys.executable, "-c", "import torch"]
 
 

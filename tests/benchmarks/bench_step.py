@@ -12,8 +12,6 @@ Figures of a machine that does other work at the same time are worth little, sha
 import argparse
 import json
 import multiprocessing
-import os
-import resource
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -29,14 +27,12 @@ from rich.table import Table
 from datamodules.sample import multi_hot
 from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
+from tests.benchmarks.measure import CONFIGS, DATA, ROOT, VOC_ROOT, peak_memory, read_config
 from tests.benchmarks.stopwatch import NETWORK, PARTS, Stopwatch
 from tests.seed_caches import CacheWriter
 from training.cli import main as tag2mask
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
 CASES = ("sec_voc_animals", "classifier_voc_animals")
-SHARED = Path(os.environ.get("TAG2MASK_DATA", ROOT.parent / "shared" / "data"))
 SIDE = 500  # of the embedded images, as of VOC's
 WARM = 6  # steps before the clock counts: workers have then filled their queue once
 
@@ -50,14 +46,14 @@ class Measured:
         spread: (parts, 2), the standard error of that mean.
         workers: CPU seconds of all workers, a step.
         batch: images a step.
-        peak: the training process's largest resident memory, in bytes.
+        peak: peak memory of the training process, in MB.
     """
 
     parts: np.ndarray
     spread: np.ndarray
     workers: float
     batch: int
-    peak: int
+    peak: float
 
     @property
     def network(self) -> np.ndarray:
@@ -71,11 +67,6 @@ class Measured:
         return 1 - self.network[0] / wall, 1 - self.network[1] / (cpu + self.workers)
 
 
-def read_config(name: str) -> dict:
-    """A configuration as it stands."""
-    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-
-
 def available_data(config: dict, folder: Path, images: int, *, embedded: bool = False) -> dict:
     """Return the data settings of a configuration that differ, so that it finds images and cues.
 
@@ -86,7 +77,7 @@ def available_data(config: dict, folder: Path, images: int, *, embedded: bool = 
         embedded: Use the embedded data set even where there are real images.
     """
     data = config["data"]["init_args"]
-    places = (ROOT / data["root"], SHARED / "VOCdevkit" / "VOC2012")
+    places = (ROOT / data["root"], VOC_ROOT)
     root = next((place for place in places if (place / "JPEGImages").is_dir()), None)
     settings: dict = {}
     if embedded or root is None:
@@ -105,7 +96,7 @@ def available_data(config: dict, folder: Path, images: int, *, embedded: bool = 
 
 def words_of(settings: dict) -> list[str]:
     """Settings of the data, and weights for the network where there are any, as options."""
-    files = (path for place in (ROOT / "data", SHARED) for path in place.glob("imagenet/mobilenet_v2*.pth"))
+    files = (path for place in (ROOT / "data", DATA) for path in place.glob("imagenet/mobilenet_v2*.pth"))
     given = [f"--data.{key}={json.dumps(value) if value is None else value}" for key, value in settings.items()]
     return [*given, f"--model.init_args.weights={next(files, 'none')}"]
 
@@ -146,7 +137,7 @@ def measure(name: str, words: list[str], folder: Path, steps: int, warm: int = W
         seconds.std(0) / len(counted) ** 0.5,
         (watch.workers[-1] - watch.workers[warm]) / len(counted),
         yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]["batch_size"],
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        peak_memory(),
     )
 
 
@@ -172,7 +163,7 @@ def split_table(name: str, measured: Measured) -> Table:
     table.add_row("step", f"{wall * 1e3:.1f}", "", "", f"{cpu * 1e3:.1f}", "")
     rest = measured.rest
     table.add_row("all but the network", "", "", f"{rest[0]:.1%}", "", f"{rest[1]:.1%}")
-    table.caption = f"peak memory of the training process {measured.peak / 2**30:.2f} GiB"
+    table.caption = f"peak memory of the training process {measured.peak / 1024:.2f} GiB"
     return table
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.benchmarks import bench_loader, bench_step
-from tests.benchmarks.bench_step import PARTS, available_data, measure, read_config, words_of
+from tests.benchmarks.bench_step import PARTS, available_data, measure, words_of
+from tests.benchmarks.measure import read_config
 from tests.benchmarks.stopwatch import Stopwatch
 
 SMALL = {"size": 64, "batch_size": 3}

@@ -20,6 +20,7 @@ from datamodules.unreadable_images import UnreadableImages
 from seeds.crf import dense_crf
 from seeds.score_maps import label_map
 from seeds.tiles import Tiling
+from tests.benchmarks.measure import ROOT
 from tests.training.conftest import SIZE
 from training import inference
 from training.inference import (
@@ -224,9 +225,9 @@ def test_larger_images_are_predicted_in_tiles_beside_the_others(voc, checkpoint,
 
 
 MEMORY = """
-import resource
 import numpy as np, torch
 from seeds.tiles import Tiling
+from tests.benchmarks.measure import peak_memory
 from training.inference import tiled_label_maps
 
 class Drawn:  # pixels that are made as they are read
@@ -241,15 +242,17 @@ def network(images):
 
 for side in (800, 2500):
     tiled_label_maps(Drawn(side), network, Tiling(512), size=512, batch_size=1, crf=False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(peak_memory())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_memory_is_bounded_by_a_row_of_tiles():
     """Scores of 21 classes at every pixel of the larger image would take 525 MB."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=100)
-    small, large = (int(line) * 1024 for line in done.stdout.split())
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=100, cwd=ROOT
+    )
+    small, large = (float(line) * 1024**2 for line in done.stdout.split())
     assert large - small < 2500**2 + 170e6
 
 

@@ -1,8 +1,8 @@
 """Put wrong tags into a VOC folder's, and count how many of them ``tag2mask review`` finds.
 
-    python -m tests.benchmarks.wrong_tags --root VOC2012 --share 0.05 --output wrong.npy
+    python -m tests.experiments.wrong_tags --root VOC2012 --share 0.05 --output wrong.npy
     tag2mask run --config configs/voc_animals.yaml ... (with labels: wrong.npy in each stage)
-    python -m tests.benchmarks.wrong_tags --root VOC2012 --share 0.05 --output wrong.npy --review review/review.csv
+    python -m tests.experiments.wrong_tags --root VOC2012 --share 0.05 --output wrong.npy --review review/review.csv
 
 Of a random share of the images, one third has a class in place of another one, one third lacks one of several tags
 (images with a single tag are of the other two thirds), and one third has one class too many. ``--review`` ranks images

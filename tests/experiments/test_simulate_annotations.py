@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.benchmarks.simulate_annotations import stroke
+from tests.experiments.simulate_annotations import stroke
 
 
 def test_a_bar_has_a_line_from_end_to_end_through_its_middle():

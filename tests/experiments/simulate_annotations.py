@@ -1,6 +1,6 @@
 """Simulate annotations of a VOC folder from its masks, to measure what they are worth.
 
-    python -m tests.benchmarks.simulate_annotations --root VOC2012 --kind masks --share 0.1 --output masks-10.txt
+    python -m tests.experiments.simulate_annotations --root VOC2012 --kind masks --share 0.1 --output masks-10.txt
 
 ``masks`` writes a list of images whose masks may be used, ``points`` a table with one point for each class in an image,
 a random pixel of it, ``scribbles`` a table with one line for each class in an image, through the middle of its largest

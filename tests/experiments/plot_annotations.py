@@ -1,4 +1,4 @@
-"""Draw mIoU against hours of annotation, print the table: ``python -m tests.benchmarks.plot_annotations OUTPUT.png``.
+"""Draw mIoU against hours of annotation, print the table: ``python -m tests.experiments.plot_annotations OUTPUT.png``.
 
 The figures are those of ``training/annotation_curves.csv``; the hours follow from the times per image that ``tag2mask
 plan`` has by default.

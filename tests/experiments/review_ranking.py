@@ -1,6 +1,6 @@
 """How many of the wrong pixels of labels are in the images that ``tag2mask review`` lists first.
 
-    python -m tests.benchmarks.review_ranking --review review/review.csv --cache runs/recipe/seed-0/labels
+    python -m tests.experiments.review_ranking --review review/review.csv --cache runs/recipe/seed-0/labels
 
 Prints, for 5 and 10 % of the images, the share of all wrong pixels that they contain: ranked by all reasons, by each
 reason alone, at random, and at best. Pixels without a label do not count. The masks are those of the data set of the

@@ -3,9 +3,9 @@
 The Grad-CAM paper explains a network with fully connected layers as it is; CAM needs another network: with global
 average pooling and one linear layer (Selvaraju et al., ICCV 2017, section 4.1). The commands, with every option:
 
-    python -m tests.benchmarks.hidden_head fit --config configs/classifier_voc_animals.yaml \
-        --model tests.benchmarks.hidden_head.HiddenHeadTask --output runs/hidden/classifier
-    python -m tests.benchmarks.hidden_head seeds generate --config configs/seeds_voc_animals.yaml \
+    python -m tests.experiments.hidden_head fit --config configs/classifier_voc_animals.yaml \
+        --model tests.experiments.hidden_head.HiddenHeadTask --output runs/hidden/classifier
+    python -m tests.experiments.hidden_head seeds generate --config configs/seeds_voc_animals.yaml \
         --checkpoint runs/hidden/classifier/last.ckpt --output runs/hidden/seeds
 
 The cache is then used as any other, with ``--data.cues_checkpoint runs/hidden/classifier/last.ckpt``.
@@ -49,7 +49,7 @@ class HiddenHeadTask(ClassifierTask):
 
 
 if __name__ == "__main__":
-    from tests.benchmarks.hidden_head import HiddenHeadTask as Task  # this file runs under another name
+    from tests.experiments.hidden_head import HiddenHeadTask as Task  # this file runs under another name
 
     generate_seeds.ClassifierTask = explainer.ClassifierTask = Task
     sys.exit(main())
