@@ -28,7 +28,7 @@ def read_file(path: str | AnyPath) -> dict[str, Any]:
             return dict(safetensors.torch.load(read_bytes(path)))
         file = io.BytesIO(read_bytes(path)) if is_uri(path) else str(path)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*TorchScript archive")  # it is refused
+            warnings.filterwarnings("ignore", message=".*(TorchScript archive|pickle protocol)")  # they are refused
             content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint {path}{f': {error.strerror}' if is_uri(path) else ''}") from error
