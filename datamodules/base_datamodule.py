@@ -143,7 +143,8 @@ class BaseDataModule(pl.LightningDataModule):
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
         self.classes: tuple[str, ...] = known if classes is None else check_classes(classes, known, where)
         for name in self.classes:
-            if name == "background" or name.splitlines() != [name]:  # a line of classes.txt, a key in metrics
+            # a line of classes.txt, a key in metrics
+            if name.strip("_").casefold() == "background" or name.splitlines() != [name]:
                 rule = "a class is one line of text other than background; choose others with classes"
                 raise InputError(f"{name!r} cannot be one of the classes {where}: {rule}")
         self.mask_classes, self.mask_lut = known, mask_lut(known, self.classes)
@@ -204,15 +205,18 @@ class BaseDataModule(pl.LightningDataModule):
         samples = self.read_samples(split, tags=tags, masks=masks)
         if not samples:
             raise InputError(f"the split {split!r} of {self.source} contains no image")
-        where, seen, missing = f"the split {split!r} of {self.source} contains", set[str](), self._missing(samples)
+        where, seen = f"the split {split!r} of {self.source} contains", dict[str, str]()  # image by id
+        missing = self._missing(samples)
         for sample in samples:
             if sample.id in seen:
-                raise InputError(f"{where} two images with the id {sample.id!r}: rename or remove one of them")
+                same = seen[sample.id] == sample.image
+                advice = "write all its tags into one row, as in cat;dog" if same else "rename or remove one of them"
+                raise InputError(f"{where} two images with the id {sample.id!r}: {advice}")
             if sample.image in missing:
                 raise InputError(f"{where} {sample.id}, and there is no image {sample.image}")
             if not is_valid_id(sample.id):
                 raise InputError(f"{where} the id {sample.id!r}, which is {INVALID_ID}: rename the image")
-            seen.add(sample.id)
+            seen[sample.id] = sample.image
         return samples
 
     def annotated(self, samples: Sequence[Sample], split: str) -> list[Sample]:

@@ -1,19 +1,23 @@
 """`tag2mask check`: what is wrong with images and tags, before any training."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.errors import InputError
 from datamodules.files import check_output_folder, write_json
+from datamodules.masks import read_class_mask
 from datamodules.near_duplicates import Fingerprint, near_groups, read_fingerprints
 from datamodules.open_data import open_data
-from datamodules.progress import first_few, print_message, print_result
+from datamodules.progress import first_few, print_message, print_result, track
 from datamodules.sample import Sample, multi_hot
 
 MIN_IMAGES = 20
@@ -23,11 +27,22 @@ MAX_COOCCURRENCE = 0.9
 """Share of a class's images with another class from which Grad-CAM can hardly tell the two apart."""
 
 
+NO_CLASS = frozenset({
+    "none", "nothing", "no", "na", "n/a", "nan", "null", "-", "?", "empty", "ok", "good", "negative",
+    "no tag", "no class",
+})  # fmt: skip
+"""Names, in lower case, by which people mean that an image shows none of the classes."""
+
+SEPARATORS = re.compile(r"\s*[&+/]\s*|\s+and\s+|\s+")
+"""Between the tags of an image, where people do not write ``;``."""
+
+
 class Finding(NamedTuple):
     """A problem that was found.
 
     Attributes:
-        kind: ``unreadable``, ``identical``, ``few``, ``composed``, ``everywhere``, ``together`` or ``small``.
+        kind: ``unreadable``, ``identical``, ``composed``, ``spelling``, ``empty``, ``numbers``, ``few``,
+            ``everywhere``, ``together``, ``masks`` or ``small``.
         sentence: what was found and what to do.
         images: ids concerned, where it is about images; groups of them for ``identical``.
         classes: names concerned, where it is about classes.
@@ -51,9 +66,10 @@ def check_data(
 ) -> None:
     """Look at images and tags before any training, and print what is wrong and what to do.
 
-    Every image is read once. It is reported which images cannot be read; which are nearly identical, and whether their
-    tags differ; which classes have few images, are in all images, or nearly always have another class beside them; and
-    how large an object must be in a photo to cover one position of the cue grid.
+    Every image and mask is read once. It is reported which images cannot be read; which are nearly identical, and
+    whether their tags differ; which classes have few images, are in all images, or nearly always have another class
+    beside them; which names are probably no class, or one class in several spellings; which masks show no class or
+    others than the tags; and how large an object must be in a photo to cover one position of the cue grid.
 
     Args:
         root: folder of the data set: one of VOC (with ``ImageSets``), one with a JSON of COCO's instances, or photos
@@ -75,11 +91,11 @@ def check_data(
         check_output_folder(output.parent)
     data = open_data(root, classes=classes, train_split=split, val_split=validation)
     split = data.hparams["train_split"]
-    samples, others = data.samples(split, masks=False), list[Sample]()
+    samples, others = data.samples(split), list[Sample]()
     ids = {sample.id for sample in samples}
     if (val_split := data.hparams["val_split"]) is not None:
         try:
-            others = [sample for sample in data.samples(val_split, masks=False) if sample.id not in ids]
+            others = [sample for sample in data.samples(val_split) if sample.id not in ids]
         except InputError as error:
             if validation is not None:
                 raise
@@ -92,7 +108,9 @@ def check_data(
     found = [
         *unreadable_images(unreadable, len(everything)),
         *identical_images(groups, {sample.id for sample in others}),
+        *name_problems(data.classes),
         *tag_problems(everything[: len(samples)], data.classes),
+        *mask_problems(everything, data.mask_lut, data.classes),
         *small_objects(fingerprints, size, cue_stride),
     ]
     counts = Counter(tag for sample in everything[: len(samples)] for tag in sample.tags or ())
@@ -162,10 +180,6 @@ def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Find
         words = [f"{name} ({counts[classes.index(name)]})" for name in few]
         sentence = f"classes with fewer than {MIN_IMAGES} images are hardly learned: add images of them, or leave them "
         found.append(Finding("few", f"{sentence}out by the option classes: {first_few(words)}", classes=few))
-    known = set(classes)
-    if composed := [name for name in classes if len(words := name.split()) > 1 and known.issuperset(words)]:
-        sentence = "names of classes consist of names of other classes: separate the tags of an image by ; or ,: "
-        found.append(Finding("composed", f"{sentence}{first_few(composed)}", classes=composed))
     if everywhere := [name for name, count in zip(classes, counts, strict=True) if count == len(tagged)]:
         sentence = "classes in every image cannot be localized, because nothing shows what an image without them is: "
         found.append(Finding("everywhere", f"{sentence}add images without {first_few(everywhere)}", classes=everywhere))
@@ -178,6 +192,70 @@ def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Find
                 f"add images of {one} without {other}, or make them one class"
             )
             found.append(Finding("together", sentence, classes=[one, other]))
+    return found
+
+
+def name_problems(classes: Sequence[str]) -> list[Finding]:
+    """Return findings about names of classes that are probably no classes, or several."""
+    known, found = set(classes), list[Finding]()
+    separated = {name: [word for word in SEPARATORS.split(name) if word] for name in classes}
+    if composed := [name for name, words in separated.items() if len(words) > 1 and known.issuperset(words)]:
+        sentence = "names of classes consist of names of other classes; separate the tags of an image by ; or |: "
+        found.append(Finding("composed", f"{sentence}{first_few(composed)}", classes=composed))
+    spellings: dict[str, list[str]] = {}
+    for name in classes:
+        spellings.setdefault(name.casefold().strip("\"'. ").removesuffix("s"), []).append(name)
+    for same in spellings.values():
+        if len(same) > 1:
+            sentence = f"{', '.join(same)} look like one class; write one of them everywhere, or choose by classes: an "
+            found.append(Finding("spelling", f"{sentence}image of one counts as one without the others", classes=same))
+    if empty := [name for name in classes if name.casefold().strip("\"'. ") in NO_CLASS]:
+        sentence = "names of classes that mean none: leave the tags of these images empty, or choose the others by the "
+        found.append(Finding("empty", f"{sentence}option classes: {first_few(empty)}", classes=empty))
+    if all(re.fullmatch(r"[\d.]+", name) for name in classes):
+        sentence = "all tags are numbers, which count as names, also 0; an image without a class has empty tags: "
+        found.append(Finding("numbers", f"{sentence}{first_few(list(classes))}", classes=classes))
+    return found
+
+
+def mask_problems(samples: Sequence[Sample], lut: NDArray[np.uint8], classes: Sequence[str]) -> list[Finding]:
+    """Return findings about masks that cannot be read, contain no class, or other classes than the tags.
+
+    Args:
+        samples: samples with masks or without.
+        lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
+        classes: the classes.
+    """
+
+    def read(sample: Sample) -> frozenset[str] | str:
+        try:
+            indices = np.unique(read_class_mask(sample.mask or "", lut))
+        except InputError as error:
+            return str(error)
+        return frozenset(classes[index - 1] for index in indices if 0 < index <= len(classes))
+
+    masked = [sample for sample in samples if sample.mask is not None]
+    with ThreadPoolExecutor() as pool:
+        contents = dict(zip(masked, track(pool.map(read, masked), "reading masks", len(masked)), strict=True))
+    found = list[Finding]()
+    if wrong := {sample.id: reason for sample, reason in contents.items() if isinstance(reason, str)}:
+        sentence = f"{len(wrong)} of {len(masked)} masks cannot be used: {first_few(list(wrong))}. The first: "
+        found.append(Finding("masks", sentence + next(iter(wrong.values())), list(wrong)))
+    shown = {sample: names for sample, names in contents.items() if not isinstance(names, str)}
+    if shown and not any(shown.values()):
+        indices = ", ".join(f"{index} for {name}" for index, name in enumerate(classes[:3], start=1))
+        sentence = f"no mask shows a class: 0 is background, 255 is not known, and objects have the index {indices}"
+        found.append(Finding("masks", sentence, [sample.id for sample in shown]))
+    differ = [each.id for each, names in shown.items() if each.tags is not None and not names <= each.tags]
+    if differ:
+        first = next(each for each in shown if each.id == differ[0])
+        words = f"{first.id} has the tags {', '.join(sorted(first.tags or ())) or '(none)'}"
+        sentence = (
+            f"{len(differ)} of {len(masked)} masks show a class that is no tag of their image: {words}, and its mask "
+            f"shows {', '.join(sorted(shown[first]))}; correct the tags, or the masks, whose indices from 1 on are "
+            f"{', '.join(classes[:5])}"
+        )
+        found.append(Finding("masks", sentence, differ))
     return found
 
 

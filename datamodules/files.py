@@ -32,7 +32,9 @@ _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "CRC", "LastModified", "mtime
 
 _PART_BYTES = 200  # of the name of a file in that of its temporary neighbour
 
-_HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels: small, and decisive
+_HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels
+
+_SMALL = 1 << 16  # bytes up to which other files are hashed, too: most masks, few photos
 
 
 def is_uri(path: str | AnyPath) -> bool:
@@ -236,9 +238,9 @@ def folder_fingerprint(path: AnyPath, leave_out: Path | None = None) -> str | No
     """Return a digest of a file's bytes, or of what a folder contains.
 
     A folder's digest covers the names and sizes of all files in it and beneath (hidden ones left out) and the bytes of
-    lists and labels (``.csv .json .jsonl .npy .txt .xml .yaml``). It is cheap for a whole data set, and does not notice
-    an image that changes and keeps its size to the byte. Behind a URI one listing gives names, sizes, and checksums or
-    times of all files.
+    files up to 64 KiB, such as masks, and of lists and labels (``.csv .json .jsonl .npy .txt .xml .yaml``). It is cheap
+    for a whole data set, and does not notice a larger image that changes and keeps its size to the byte. Behind a URI
+    one listing gives names, sizes, and checksums or times of all files.
 
     Args:
         path: the file or folder; links are followed.
@@ -268,8 +270,9 @@ def folder_fingerprint(path: AnyPath, leave_out: Path | None = None) -> str | No
         return None
     empty = True
     for name, file in _files(path, leave_out):
-        content, empty = file_sha256(file) if file.suffix.lower() in _HASHED else "", False
-        total.update(f"{name}\0{file.stat().st_size}\0{content}\n".encode(errors="surrogateescape"))
+        size, empty = file.stat().st_size, False
+        content = file_sha256(file) if size <= _SMALL or file.suffix.lower() in _HASHED else ""
+        total.update(f"{name}\0{size}\0{content}\n".encode(errors="surrogateescape"))
     return None if empty else total.hexdigest()
 
 

@@ -3,14 +3,15 @@
 import filecmp
 import json
 import re
+import unicodedata
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datamodules.base_datamodule import BaseDataModule, data_folder
 from datamodules.class_names import check_classes, read_classes
-from datamodules.errors import InputError
+from datamodules.errors import InputError, did_you_mean
 from datamodules.files import AnyPath, is_uri, join_path, list_folder, read_bytes
 from datamodules.image_ids import image_id
 from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
@@ -18,6 +19,15 @@ from datamodules.masks import find_masks, mask_folder
 from datamodules.progress import print_message
 from datamodules.sample import Sample, split_samples
 from datamodules.tables import read_rows
+
+TABLES_OF_TAGS = ("tags.csv", "metadata.csv", "metadata.jsonl")
+"""Tables of tags that are found in a folder."""
+
+NO_TAGS = frozenset({
+    "image", "images", "img", "imgs", "photos", "train", "training", "val", "valid", "validation", "test", "labels",
+    "annotations", "jpegimages",
+})  # fmt: skip
+"""Names of folders by which data sets are divided, in lower case: folders of these names alone are no tags."""
 
 TAG_COLUMNS = ("tags", "labels", "label")
 """Columns of a table that may contain the tags; the first that exists does."""
@@ -47,15 +57,17 @@ class FolderDataModule(BaseDataModule):
     ) -> None:
         folder = data_folder(root)
         if not folder.is_dir():
-            raise InputError(f"folder {folder} does not exist: give the folder that contains the images")
+            problem = "is a file" if not is_uri(folder) and folder.is_file() else "does not exist"
+            raise InputError(f"folder {folder} {problem}: give the folder that contains the images")
         if tags == "auto":
-            tables = ("tags.csv", "metadata.csv", "metadata.jsonl")
-            tags = next((name for name in tables if (folder / name).is_file()), "folders")
+            tags = next((name for name in TABLES_OF_TAGS if (folder / name).is_file()), "folders")
         self.table = None if tags == "folders" else join_path(folder, tags)
         self.masks = mask_folder(folder, masks, ("masks",))
         self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
         if not self.images:
-            raise InputError(f"{self.table or folder} contains no image ({', '.join(IMAGE_SUFFIXES)})")
+            raise InputError(
+                _no_image(folder) if self.table is None else f"{self.table} contains no image: it has no rows"
+            )
         self.all_ids = {image.id for image in self.images}
         if val_fraction == 0:
             common["val_split"] = None
@@ -103,7 +115,9 @@ def read_table(path: AnyPath) -> list[Sample]:
     if file_column is None or tag_column is None:
         columns = f"'file,tags', or have file_name and one of {', '.join(TAG_COLUMNS)}"
         raise InputError(f"{path} must start with the line {columns}, not {','.join(header)!r}")
-    samples = []
+    if more := next((name for name in header if re.fullmatch(r"(tag|label)s?[ _]?\d+", name)), None):
+        raise InputError(f"{path} has the column {more!r}: put all tags of an image into {tag_column!r}, as in cat;dog")
+    samples, places = [], dict[str, str]()  # line of each image
     folders, below = dict[AnyPath, AnyPath](), set[AnyPath]()  # of the images, resolved: .. or a link may lead to one
     for where, row in rows:
         name, tags = row.get(file_column), row.get(tag_column)
@@ -113,28 +127,43 @@ def read_table(path: AnyPath) -> list[Sample]:
             try:
                 tags = json.loads(tags)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}: the tags {tags!r} are not a JSON list: {error}") from error
+                advice = 'write ["cat", "dog"] or cat;dog'
+                raise InputError(f"{where}: the tags {tags!r} are not a JSON list: {error}; {advice}") from error
         names = split_tags(tags or "") if isinstance(tags, str | None) else tags
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names")
-        found = frozenset(each.strip() for each in names if each.strip())
+        found = frozenset(filter(None, map(plain_tag, names)))
         if name := name.strip():
             if not is_uri(image := name):
                 file = join_path(path.parent, name)
                 folders.setdefault(file.parent, file.parent.resolve())
                 below.add(folders[file.parent] / file.name)
                 image = str(file)
+            places[image] = where
             samples.append(Sample(image_id(name), image, found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
     untagged = list[str]()
     for folder in sorted(set(folders.values()), key=str):
         with suppress(FileNotFoundError, NotADirectoryError):  # whoever reads the images finds the missing ones
-            untagged += [name for name in list_images(folder) if folder / name not in below]
+            listed = list_images(folder)
+            untagged += [name for name in listed if folder / name not in below]
+            missing = sorted(file.name for file in below if file.parent == folder and file.name not in set(listed))
+            if untagged and missing:
+                stems = {PurePosixPath(name).stem.casefold(): name for name in untagged}
+                same = stems.get(PurePosixPath(missing[0]).stem.casefold())
+                if hint := f"did you mean {same!r}?" if same else did_you_mean(missing[0], untagged):
+                    where = next(place for image, place in places.items() if image.endswith(missing[0]))
+                    raise InputError(f"{where}: there is no image {missing[0]}; {hint}")
     if untagged:
         problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
         raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes")
     return samples
+
+
+def plain_tag(text: str) -> str:
+    """Return a tag without spaces around it, with single spaces in it, and with accents as one character each (NFC)."""
+    return " ".join(unicodedata.normalize("NFC", text).replace("\u200b", "").split())
 
 
 def split_tags(text: str) -> list[str]:
@@ -169,7 +198,11 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
             first = next((each for each in same_name if _same_bytes(each, image)), image)
             if first is image:
                 same_name.append(image)
-            tags.setdefault(first, set()).add(folder)
+            tags.setdefault(first, set()).add(plain_tag(folder))
+    names = set().union(*tags.values())
+    if names and {name.lower() for name in names} <= NO_TAGS:
+        given = f"there is no {' and no '.join(TABLES_OF_TAGS)} in {root}"
+        raise InputError(f"{given}, and its folders are no tags: {', '.join(sorted(names))}")
     if left_out:
         problem = f"are left out because they are not directly in a folder of {root}, which would be their tag"
         print_message(f"{len(left_out)} images {problem}; first {left_out[0]}")
@@ -180,3 +213,14 @@ def _same_bytes(one: AnyPath, other: AnyPath) -> bool:
     if isinstance(one, Path) and isinstance(other, Path):
         return filecmp.cmp(one, other, shallow=False)  # compares the sizes first
     return read_bytes(one) == read_bytes(other)
+
+
+def _no_image(folder: AnyPath) -> str:
+    """Return the sentence about a folder without a table in which no folder of a tag has an image."""
+    files = list_folder(folder)[1]
+    images = len(image_names(files))
+    if not images:
+        return f"{folder} contains no image ({', '.join(IMAGE_SUFFIXES)})"
+    given = f"{folder} has {images} images without a tag: it has no {' and no '.join(TABLES_OF_TAGS)}"
+    tables = [name for name in files if PurePosixPath(name).suffix.lower() in (".csv", ".jsonl", ".txt", ".xlsx")]
+    return f"{given}, only {', '.join(tables[:3])}" if tables else f"{given}, and no folder for each tag"

@@ -19,7 +19,8 @@ csv.field_size_limit(1 << 30)  # by default 128 KiB, which a long scribble excee
 def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
     """Return the columns of a table, and the location (file and line) and the fields of each row.
 
-    Columns of a CSV are in lower case. Fields of JSON lines have any type of JSON; a field may be missing.
+    Columns of a CSV are in lower case. They are separated by commas, or like the header by semicolons or tabs.
+    Fields of JSON lines have any type of JSON; a field may be missing.
 
     Args:
         path: a CSV with a header, or JSON lines (``.jsonl``).
@@ -33,15 +34,26 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
         content = read_bytes(path)
     except OSError as error:
         raise InputError(f"table {path} cannot be read: {error.strerror}") from error
+    delimiter = ","
     try:
-        file = io.StringIO(content.decode("utf-8-sig"), newline="")
+        text = content.decode("utf-8-sig")
+        file = io.StringIO(text, newline="")
         if path.suffix.lower() == ".jsonl":
             lines = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
             header = sorted(set().union(*(row for _, row in lines if isinstance(row, dict))))
         else:
-            reader = csv.DictReader(file, strict=True)
-            reader.fieldnames = header = [field.strip().lower() for field in reader.fieldnames or ()]
+            first = text.partition("\n")[0]
+            delimiter = next((each for each in ";\t" if each in first and "," not in first), ",")
+            reader = csv.DictReader(file, strict=True, delimiter=delimiter)
+            header = [field.strip().lower() for field in reader.fieldnames or ()]
+            while header and not header[-1]:  # a spreadsheet pads the header to the longest row
+                header.pop()
+            reader.fieldnames = header
             lines = [(reader.line_num, row) for row in reader]
+    except UnicodeDecodeError as error:
+        found = "it is an Excel file" if content.startswith(b"PK") else f"{error}"
+        kind = path.suffix[1:].upper()
+        raise InputError(f"table {path} is not a UTF-8 {kind}: {found}; save it as 'CSV UTF-8'") from error
     except (csv.Error, ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         raise InputError(f"table {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}") from error
 
@@ -56,7 +68,8 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
             # csv.DictReader stores columns beyond the header under None: "a.jpg,cat,dog" would lose its dog
             if beyond := next(filter(str.strip, row.get(None, ())), None):
                 problem = f"{beyond.strip()!r} is beyond the columns of the header"
-                raise InputError(f"{where}: {problem}; separate tags by ';', and put a field with commas in quotes")
+                advice = "';', and put a field with commas in quotes" if delimiter == "," else "'|'"
+                raise InputError(f"{where}: {problem}; separate tags by {advice}")
             yield where, row
 
     return header, rows()

@@ -254,7 +254,13 @@ def _settings_and_inputs(
         "batch_size": data.hparams["batch_size"], "shard_size": job.shard_size, "threads": job.threads,
         "precision": resolve_precision(job.precision, job.accelerator),
     }  # fmt: skip
-    inputs, left_out = {"checkpoint": str(source.checkpoint), "data": data.settings}, dict[str, str]()
+    without = (
+        "num_workers",
+        "max_unreadable",
+        "strict",
+    )  # a shard's bytes do not depend on them
+    read = {key: value for key, value in data.settings.items() if key not in without}
+    inputs, left_out = {"checkpoint": str(source.checkpoint), "data": read}, dict[str, str]()
     ids: list[list[str] | None] = [None] * len(blocks.names)
     if samples is None:
         settings["files_sha256"] = blocks.files_sha256

@@ -91,7 +91,7 @@ class _Excitation(TorchFunctionMode):
         node: Any = value.grad_fn if name == "batch_norm" else None
         if getattr(node, "weight", None) is not None and output.dim() == MAP_DIMS:  # a part of the convolution before
             with torch.no_grad():
-                one = torch.ones(1, value.shape[1], 1, 1, device=value.device)
+                one = value.new_ones(1, value.shape[1], 1, 1)
                 factor = func(one, *rest, **named) - func(torch.zeros_like(one), *rest, **named)
             (source,) = node.saved_tensors
             return _Share.apply(output, node.spread, node.weight * factor.view(-1, 1, 1, 1), source)

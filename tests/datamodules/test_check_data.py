@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.check_data import MIN_IMAGES, tag_problems
+from datamodules.check_data import MIN_IMAGES, name_problems, tag_problems
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
+from datamodules.masks import write_mask
 from datamodules.open_data import datamodule_from_settings, open_data
 from datamodules.sample import Sample
 from datamodules.voc import VOCDataModule
@@ -107,9 +108,6 @@ def test_numbers_of_images_of_classes():
     classes = ("cat", "dog", "road")
     found = tag_problems([*samples(MIN_IMAGES - 1, "cat"), *samples(MIN_IMAGES, "dog")], ("cat", "dog"))
     assert [(each.kind, each.classes) for each in found] == [("few", ["cat"])]
-    names = ("cat", "cat dog", "dog", "hot dog")
-    found = tag_problems([each for name in names for each in samples(MIN_IMAGES, name)], names)
-    assert [(each.kind, each.classes) for each in found] == [("composed", ["cat dog"])]
     found = tag_problems([*samples(MIN_IMAGES, "cat", "road"), *samples(MIN_IMAGES, "dog", "road")], classes)
     assert [(each.kind, each.classes) for each in found] == [("everywhere", ["road"])]
     found = tag_problems(
@@ -183,3 +181,39 @@ def test_a_cache_without_recorded_data_has_that_of_its_layout(photos):
     assert type(datamodule_from_settings(recorded, root=str(photos))) is VOCDataModule
     with pytest.raises(InputError, match="not recorded"):
         datamodule_from_settings(None, root=None)
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (("cat", "cat dog", "dog", "hot dog"), [("composed", ["cat dog"])]),
+        (("cat", "cat and dog", "cat/dog", "dog"), [("composed", ["cat and dog", "cat/dog"])]),
+        (("Cat", "bus", "cat", "cat.", "cats", "dog"), [("spelling", ["Cat", "cat", "cat.", "cats"])]),
+        (("NaN", "cat", "none"), [("empty", ["NaN", "none"])]),
+        (("0", "1"), [("numbers", ("0", "1"))]),
+        (("0.0", "1", "cat"), []),
+        (("bus", "traffic light", "glass"), []),
+    ],
+)
+def test_names_that_are_no_classes(classes, expected):
+    assert [(each.kind, each.classes) for each in name_problems(classes)] == expected
+
+
+def test_masks_and_tags(photos, tmp_path):
+    (photos / "masks").mkdir()
+    indices = np.zeros((96, 128), np.uint8)
+    indices[:20] = 255
+    for name in ("0", "30", "mirrored"):
+        write_mask(photos / f"masks/{name}.png", indices)
+    sentence = next(each for each in check(photos, tmp_path / "a.json")[1] if each["kind"] == "masks")["sentence"]
+    assert sentence.startswith(
+        "no mask shows a class: 0 is background, 255 is not known, and objects have the index 1 "
+    )
+    indices[50:] = 1
+    for name in ("0", "30"):
+        write_mask(photos / f"masks/{name}.png", indices)
+    cv2.imwrite(str(photos / "masks/mirrored.png"), np.zeros((96, 128, 3), np.uint8))
+    found = [each for each in check(photos, tmp_path / "b.json")[1] if each["kind"] == "masks"]
+    assert [each["images"] for each in found] == [["mirrored"], ["30"]]
+    assert "contains RGB values, not class indices" in found[0]["sentence"]
+    assert "30 has the tags dog, and its mask shows cat" in found[1]["sentence"]

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,78 @@ def test_bad_csv(album, text, message):
 def test_empty_cells_at_the_end_of_a_row_lose_nothing(album):
     (album / "tags.csv").write_text("file,tags\na.jpg,cat,,\nc.JPG, , \nd.jpg\nsub/b.png,dog\n")
     assert tags_of(read_table(album / "tags.csv")) == {"a": {"cat"}, "c": set(), "d": set(), "sub/b": {"dog"}}
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_columns_may_be_separated_as_spreadsheets_do(album, separator):
+    rows = (("File", "Tags"), ("a.jpg", "cat|dog"), ("c.JPG", ""), ("d.jpg", '"cat,dog"'), ("sub/b.png", "dog"))
+    (album / "tags.csv").write_text("\r\n".join(map(separator.join, rows)))
+    pair = frozenset({"cat", "dog"})
+    found = tags_of(FolderDataModule(str(album)).images)
+    assert found == {"a": pair, "c": frozenset(), "d": pair, "sub/b": frozenset({"dog"})}
+    (album / "tags.csv").write_text(separator.join(("file", "tags")) + "\n" + separator.join(("a.jpg", "cat", "dog")))
+    with pytest.raises(InputError, match=r"line 2: 'dog' is beyond the columns of the header; separate tags by '\|'$"):
+        FolderDataModule(str(album))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,tags,\na.jpg,cat,dog\n", "line 2: 'dog' is beyond the columns of the header; separate tags by ';'"),
+        (
+            "file,tags,tags2\na.jpg,cat,dog\n",
+            "has the column 'tags2': put all tags of an image into 'tags', as in",
+        ),
+        ("file,label_1,label,label_2\na.jpg,cat,dog,\n", "has the column 'label_1': put all tags .* into 'label'"),
+        ("file,tags\na.JPG,cat\nc.JPG,\nd.jpg,\nsub/b.png,\n", "line 2: there is no image a.JPG; did you mean 'a.j"),
+        ("file,tags\na,cat\nc.JPG,\nd.jpg,\nsub/b.png,\n", "line 2: there is no image a; did you mean 'a.jpg'"),
+        (
+            "file,tags\na.jpg,cat\na.jpg,dog\nc.JPG,\nd.jpg,\n",
+            "two images with the id 'a': write all its tags into",
+        ),
+    ],
+)
+def test_tables_that_would_lose_tags(album, text, message):
+    (album / "tags.csv").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        FolderDataModule(str(album), classes=["cat"]).samples("all")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_spellings_of_a_tag_that_look_the_same(album):
+    words = ("Käfer", unicodedata.normalize("NFD", "Käfer"), " hot  dog ", "hot\u200b dog")
+    rows = zip(("a.jpg", "c.JPG", "d.jpg", "sub/b.png"), words, strict=True)
+    (album / "tags.csv").write_text("file,tags\n" + "".join(f"{name},{tag}\n" for name, tag in rows))
+    assert FolderDataModule(str(album)).classes == ("Käfer", "hot dog")
+
+
+def test_an_excel_file_and_a_table_as_root(album):
+    (album / "tags.csv").write_bytes(b"PK\x03\x04\xff\xff")
+    with pytest.raises(InputError, match=r"tags\.csv is not a UTF-8 CSV: it is an Excel file; save it as 'CSV UTF-8'"):
+        FolderDataModule(str(album))
+    with pytest.raises(InputError, match=r"tags\.csv is a file: give the folder that contains the images"):
+        FolderDataModule(str(album / "tags.csv"))
+
+
+def test_images_without_a_table_and_without_folders(album, tmp_path):
+    (album / "tags.csv").rename(album / "labels.csv")
+    shutil.rmtree(album / "sub")
+    with pytest.raises(InputError, match=r"has 3 images without a tag: it has no tags\.csv and .*, only labels\.csv$"):
+        FolderDataModule(str(album))
+    (album / "images").mkdir()
+    write_image(album / "images/1.jpg", 1)
+    with pytest.raises(InputError, match=r"no tags\.csv and .*, and its folders are no tags: images$"):
+        FolderDataModule(str(album))
+    (album / "cat").mkdir()
+    write_image(album / "cat/2.jpg", 1)
+    assert FolderDataModule(str(album)).classes == ("cat", "images")
+
+
+@pytest.mark.parametrize("name", ["background", "Background", "__background__"])
+def test_background_is_no_class(album, name):
+    (album / "classes.txt").write_text(f"{name}\ncat\ndog\ntraffic light\n")
+    with pytest.raises(InputError, match=f"'{name}' cannot be one of the classes .* other than background"):
+        FolderDataModule(str(album))
 
 
 def test_images_by_uri(album):

@@ -29,10 +29,22 @@ def test_lists_and_labels_count_by_their_bytes(folder, name):
     assert fingerprint(folder) == before
 
 
-def test_images_count_by_name_and_size(folder):
+def test_large_images_count_by_name_and_size(folder):
+    (folder / "large.jpg").write_bytes(b"1" * 70_000)
+    before = fingerprint(folder)
+    (folder / "large.jpg").write_bytes(b"2" * 70_000)
+    (folder / ".hidden/c.txt").write_bytes(b"another")
+    assert fingerprint(folder) == before
+    (folder / "large.jpg").write_bytes(b"1" * 70_001)
+    assert fingerprint(folder) != before
+
+
+def test_small_images_and_masks_count_by_their_bytes(folder):
+    """A corrected mask often keeps its size."""
     before = fingerprint(folder)
     (folder / "a.jpg").write_bytes(b"4321")
-    (folder / ".hidden/c.txt").write_bytes(b"another")
+    assert fingerprint(folder) != before
+    (folder / "a.jpg").write_bytes(b"1234")
     assert fingerprint(folder) == before
     (folder / "a.jpg").write_bytes(b"12345")
     assert fingerprint(folder) != before
