@@ -3,15 +3,22 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, list_folder, write_atomically
-from datamodules.images import IMAGE_SUFFIXES, list_images
+from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
+from datamodules.progress import print_message
 from datamodules.sample import Sample, file_samples
 from datamodules.tables import TABLES, read_rows
+
+UNREAD_SUFFIXES = frozenset({
+    ".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
+    ".rw2",
+})  # fmt: skip
+"""Suffixes (lower case) of files that people take for images, and that are not read."""
 
 
 def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None:
@@ -73,11 +80,17 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
             found = [image for image, _ in given]
             ids |= {str(image): str(name) for image, name in given if name}
         elif path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
-            found = [path / name for name in list_images(path)]
+            names, files_beside = list_folder(path)
+            found = [path / name for name in image_names(files_beside)]
+            folders = [path / name for name in names if not name.startswith(".")]
             if not found:
-                folders = [path / name for name in list_folder(path)[0] if not name.startswith(".")]
                 found = [folder / name for folder in folders for name in list_images(folder)]
                 ids |= {str(image): f"{image.parent.name}/{image.stem}" for image in found}
+            elif below := sum(len(list_images(folder)) for folder in folders if not is_uri(folder)):
+                print_message(f"{below} images in folders of {path} are left out: name these folders, too")
+            unread = [name for name in files_beside if PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES]
+            if unread:
+                print_message(f"{len(unread)} files of {path} are not read, first {unread[0]}: convert them to JPEG")
         if not found:
             raise InputError(f"there is no image in {path} ({', '.join(IMAGE_SUFFIXES)})")
         files += found

@@ -15,7 +15,7 @@ from PIL import Image
 from datamodules.class_names import voc_palette
 from datamodules.errors import InputError
 from datamodules.files import file_sha256
-from datamodules.masks import read_class_mask, write_mask
+from datamodules.masks import read_class_mask, read_mask, write_mask
 from datamodules.open_data import datamodule_from_settings
 from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task
@@ -275,6 +275,17 @@ def test_predictions_for_a_folder_of_images(voc, predicted_masks, tmp_path):
     expected = evaluate(predictions=predictions, root=str(voc), output=tmp_path / "voc", num_images=0)
     assert found["confusion"] == expected["confusion"]
     assert found["data"]["class_path"] == "datamodules.folder.FolderDataModule"
+
+
+def test_masks_of_0_and_255(voc, predicted_masks, tmp_path, capsys):
+    """As many tools export them: nothing is scored but background, which is said."""
+    predictions, ids = predicted_masks
+    shutil.copytree(voc, tmp_path / "voc")
+    for name in ids:
+        path = tmp_path / f"voc/SegmentationClass/{name}.png"
+        write_mask(path, np.where(read_mask(path) > 0, 255, 0).astype(np.uint8))
+    assert run("evaluate", "--predictions", predictions, "--root", tmp_path / "voc", "--output", tmp_path / "out") == 0
+    assert "no mask shows a class, only background (0) and pixels that do not count (255)" in capsys.readouterr().out
 
 
 def test_masks_of_predict_score_as_evaluate_does(voc, checkpoint, tmp_path):

@@ -170,6 +170,17 @@ def test_a_folder_for_each_tag(checkpoint, photos, tmp_path):
         predict(checkpoint, [tmp_path / "tags"], tmp_path / "tags", num_workers=0)
 
 
+def test_what_a_folder_contains_beside_its_photos_is_reported(checkpoint, photos, tmp_path, capsys):
+    (photos / "more").mkdir()
+    shutil.copyfile(next(photos.glob("*.jpg")), photos / "more/a.jpg")
+    (photos / "b.HEIC").write_bytes(b"0")
+    arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), "--crf", "false"]
+    assert main(["predict", *arguments, "--images", str(photos)]) == 0
+    err = capsys.readouterr().err
+    assert f"1 images in folders of {photos} are left out: name these folders, too" in err
+    assert f"1 files of {photos} are not read, first b.HEIC: convert them to JPEG" in err
+
+
 def test_images_of_a_table(checkpoint, photos, tmp_path):
     """Such as the first rows of a review: in their order."""
     table = tmp_path / "review.csv"

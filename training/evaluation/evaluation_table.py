@@ -89,6 +89,8 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         problem = f"no pixel of {metrics['images']} images has a class in a mask"
         print_result(f"{metrics['split']}: {problem}, so there are no metrics")
         return
+    if not any(map(any, metrics["confusion"]["pixels"][1:])):
+        print_result("no mask shows a class, only background (0) and pixels that do not count (255)")
     if metrics["images_with_mask"] < metrics["images"]:
         print_result(f"{metrics['images_with_mask']} of {metrics['images']} images have a mask and are scored")
     table = Table("class", title=f"{metrics['split']}, {metrics['images']} images, per cent")
