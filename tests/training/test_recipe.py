@@ -272,6 +272,29 @@ def test_values_of_settings(tmp_path, default, text, value):
     assert stage.options["layer"] == value
 
 
+@pytest.mark.parametrize(("epochs", "more", "problem"), [
+    ("{network_epochs}", {}, "stage 'network': network_epochs is 0, and must be at least 1"),
+    (-3, {"max_steps": 5}, "stage 'network': trainer.max_epochs is -3, and must be at least 1"),
+    (-1, {}, "stage 'network': trainer.max_epochs is -1, and must be at least 1"),
+    (-1, {"max_steps": 5}, ""), (1, {}, ""), (None, {}, ""),
+])  # fmt: skip
+def test_a_training_has_an_epoch(copied, capsys, epochs, more, problem):
+    """Otherwise it would end without a checkpoint, in place of an earlier one: nothing is touched."""
+    trainer = {"max_epochs": epochs, **more}
+    content = {
+        "output": str(copied.output), "settings": {"network_epochs": 12},
+        "stages": {"network": {"command": "fit", "options": {"trainer": trainer}}},
+    }  # fmt: skip
+    copied.path.write_text(yaml.safe_dump(content))
+    if not problem:
+        assert len(read_recipe(copied.path, ["fit"], {"network_epochs": "0"})[1]) == 1
+        return
+    before = file_sizes(copied.output)
+    assert copied.run(content, "--network_epochs=0") == 2
+    assert problem in capsys.readouterr().err
+    assert file_sizes(copied.output) == before
+
+
 def test_a_slash_behind_a_folder_changes_nothing(copied, ran):
     content = copied.content()
     content["settings"]["data"] = str(copied.data)

@@ -136,7 +136,28 @@ def _read_stage(
         close = nearest(unknown, [*settings, *earlier])
         raise UsageError(f"its options refer to {{{unknown}}}, which is no setting and no earlier stage{close}")
     needs = tuple(each for each in earlier if each in references)
+    if command == "fit":
+        _require_epochs(options, substitute(options, settings))
     return Stage(name, str(command), substitute(options, settings), needs)
+
+
+def _require_epochs(written: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise a UsageError where a training has no epoch: it would end without a checkpoint, and replace an earlier one.
+
+    Lightning's -1 is allowed where there is a number of steps.
+
+    Args:
+        written: options of the stage as in the YAML, for the name of the setting.
+        options: the same with the settings filled in.
+    """
+    trainer = options.get("trainer")
+    epochs = trainer.get("max_epochs") if isinstance(trainer, Mapping) else None
+    if not isinstance(trainer, Mapping) or not isinstance(epochs, int) or epochs >= 1:
+        return
+    if epochs == -1 and isinstance(steps := trainer.get("max_steps"), int) and steps >= 1:
+        return
+    setting = REFERENCE.fullmatch(str(written["trainer"]["max_epochs"]))
+    raise UsageError(f"{setting[1] if setting else 'trainer.max_epochs'} is {epochs}, and must be at least 1")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
