@@ -295,6 +295,26 @@ def test_a_training_has_an_epoch(copied, capsys, epochs, more, problem):
     assert file_sizes(copied.output) == before
 
 
+@pytest.mark.parametrize("words", [
+    ("--dry-run",), ("--dry_run",), ("--dry_run", "True"), ("--dry-run=yes",), ("--dry-run", "--images=8"),
+])  # fmt: skip
+def test_ways_to_ask_for_a_dry_run(copied, monkeypatch, words):
+    estimated = []
+    monkeypatch.setattr(Runner, "estimate", lambda _runner, stages: estimated.append(len(stages)))
+    assert copied.run(None, *words) == 0
+    assert estimated == [3]
+
+
+def test_values_of_a_dry_run(copied, ran, capsys):
+    """One name in the help, and a sentence for a value that is no boolean."""
+    assert copied.run(None, "--dry_run=maybe") == 2
+    assert "argument --dry_run: expected true or false, got maybe" in capsys.readouterr().err
+    assert copied.run(None, "--help") == 0
+    assert "--dry-run" not in capsys.readouterr().out
+    assert copied.run(None, "--dry_run", "No") == 0
+    assert names(ran) == []
+
+
 def test_a_slash_behind_a_folder_changes_nothing(copied, ran):
     content = copied.content()
     content["settings"]["data"] = str(copied.data)
