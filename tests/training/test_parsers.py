@@ -17,7 +17,7 @@ from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
 from tests.seeds.test_import_seeds import irn_folder
 from training.cli import FUNCTIONS
-from training.parsers import read_path, read_signature, run_function
+from training.parsers import read_path, read_signature, run_function, split_lists
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "pytorch_lightning", "torchvision", "albumentations", "numba", "segmentation_models_pytorch")
@@ -138,3 +138,19 @@ def test_commands_that_need_no_network_import_none(tmp_path):
     statuses, imported = in_a_process(*commands)
     assert statuses == [0] * len(commands)
     assert imported == []
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--classes", "cat,dog"], ["--classes", '["cat", "dog"]']), (["--classes=cat"], ['--classes=["cat"]']),
+    (["--classes=big cat, dog"], ['--classes=["big cat", "dog"]']), (["--classes=[a, b]"], ["--classes=[a, b]"]),
+    (["--classes", "null"], ["--classes", "null"]), (["--root", "a,b"], ["--root", "a,b"]),
+    (["--classes", "--root", "x"], ["--classes", "--root", "x"]), (["classes", "a,b"], ["classes", "a,b"]),
+])  # fmt: skip
+def test_lists_of_names_without_brackets(words, expected):
+    assert split_lists(words, {"classes"}) == expected
+
+
+def test_options_that_are_lists_of_names(capsys):
+    with pytest.raises(SystemExit):
+        run_function(*FUNCTIONS["check"], "check", ["--root=x", "--classes", "cat,dog", "--print_config"])
+    assert "classes:\n- cat\n- dog\n" in capsys.readouterr().out

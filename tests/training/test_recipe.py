@@ -259,7 +259,7 @@ def test_a_setting_on_the_command_line(copied, ran):
 @pytest.mark.parametrize(("default", "text", "value"), [
     ("photos", "2024", "2024"), ("photos", "few #1", "few #1"), ("photos", "Fotos: neu", "Fotos: neu"),
     ("photos", "null", "null"), ("auto", "32-true", "32-true"), (0, "3", 3), (8, "[3, 4]", [3, 4]),
-    ([], "[a, b]", ["a", "b"]),
+    ([], "[a, b]", ["a", "b"]), ([], "a,b", ["a", "b"]), (["x"], "a", ["a"]), ([], "null", None), ([], "[]", []),
     (None, "few #1.csv", "few #1.csv"), (None, "[a.csv, b.txt]", ["a.csv", "b.txt"]), (None, "null", None),
     (None, "a: b.csv", "a: b.csv"), (None, "[a", "[a"), (None, "3", 3),
 ])  # fmt: skip
@@ -313,6 +313,14 @@ def test_values_of_a_dry_run(copied, ran, capsys):
     assert "--dry-run" not in capsys.readouterr().out
     assert copied.run(None, "--dry_run", "No") == 0
     assert names(ran) == []
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("cat,dog", ["cat", "dog"]), ("cat", ["cat"]), ("[cat, dog]", ["cat", "dog"]), ("null", None),
+])  # fmt: skip
+def test_classes_without_brackets(text, value):
+    (stage, *_) = read_recipe(CONFIGS / "photos.yaml", [*LIGHTNING, *FUNCTIONS], {"classes": text})[1]
+    assert stage.options["data"]["init_args"]["classes"] == value
 
 
 def test_a_slash_behind_a_folder_changes_nothing(copied, ran):

@@ -11,7 +11,7 @@ import yaml
 from datamodules.annotations.shapes import NAMED_SOURCES
 from datamodules.errors import UsageError
 from datamodules.files import is_uri, write_atomically
-from training.parsers import nearest, read_config
+from training.parsers import nearest, read_config, split_list
 
 STAGES = "stages"  # the recipe's key, and the folder of the records in its output
 RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
@@ -95,13 +95,17 @@ def _setting(name: str, text: str, default: Any) -> Any:
     """Return the value of a setting that is given as a text on the command line.
 
     It is the text itself where the recipe's own value is a text: a folder may be named ``2024`` or ``few #1``.
-    Otherwise it is what YAML reads: where the recipe's value is null, only lists, numbers, true, false and null.
+    Otherwise it is what YAML reads: where the recipe's value is null, only lists, numbers, true, false and null. Names
+    without brackets are a list where the recipe has a list of names, and for ``classes``.
 
     Raises:
         UsageError: the text is no YAML.
     """
     if isinstance(default, str):
         return text
+    is_list = name == "classes" or (isinstance(default, list) and all(isinstance(each, str) for each in default))
+    if is_list and text not in ("", "null") and not text.lstrip().startswith("["):
+        return split_list(text)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
