@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from upath import UPath
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UsageError
 from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
 from tests.seeds.test_import_seeds import irn_folder
@@ -154,3 +154,23 @@ def test_options_that_are_lists_of_names(capsys):
     with pytest.raises(SystemExit):
         run_function(*FUNCTIONS["check"], "check", ["--root=x", "--classes", "cat,dog", "--print_config"])
     assert "classes:\n- cat\n- dog\n" in capsys.readouterr().out
+
+
+def test_a_folder_without_its_option():
+    with pytest.raises(UsageError, match="'photos' is no option; did you mean --root photos"):
+        run_function(*FUNCTIONS["check"], "check", ["photos"])
+
+
+def test_images_of_explain_have_no_option():
+    words = ["--images=photos", "--checkpoint=x", "--output=y"]
+    for given in (words, ["a.jpg", *words]):
+        with pytest.raises(UsageError, match="images are given without an option"):
+            run_function(*FUNCTIONS["explain"], "explain", given)
+
+
+def test_the_folder_of_a_recipe_for_its_checkpoint(tmp_path):
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network/last.ckpt").write_bytes(b"")
+    words = [f"--checkpoint={tmp_path}", "--images=photos", f"--output={tmp_path / 'masks'}"]
+    with pytest.raises(InputError, match=r"is a folder: its checkpoint is .*network/last\.ckpt"):
+        run_function(*FUNCTIONS["predict"], "predict", words)
