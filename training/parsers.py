@@ -2,13 +2,14 @@
 
 import ast
 import importlib
+import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from typing import Any, NoReturn, cast, get_type_hints
+from typing import Any, NoReturn, cast, get_args, get_type_hints
 
 import yaml
 from docstring_parser import parse
@@ -116,11 +117,40 @@ class OneSentenceErrors:
         subcommands: Any = getattr(self, "_subcommands_action", None)
         parsers: list[Any] = [self, *getattr(subcommands, "_name_parser_map", {}).values()]
         keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
+        if "root" in keys and (word := re.search(r"unrecognized arguments: ([^-\s].*)", message)):
+            raise UsageError(f"'{word[1]}' is no option; did you mean --root {word[1]}?") from ex
+        positional = {action.dest for action in self._actions if not action.option_strings}  # type: ignore[attr-defined]
+        if "photos" in positional and re.search(r"(unrecognized arguments: |[Oo]ption '|[Kk]ey ')-*images", message):
+            raise UsageError("images are given without an option, as in tag2mask explain IMAGE") from ex
         raise UsageError(one_sentence(message, keys | self.class_keys)) from ex
 
 
 class FunctionParser(OneSentenceErrors, ArgumentParser):
     """The parser of a command that is a function."""
+
+
+def split_list(text: str) -> list[str]:
+    """Return the names in a text with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def split_lists(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """Return a command line in which lists of names without brackets have them: ``cat,dog`` is ``["cat", "dog"]``.
+
+    Args:
+        words: the command line.
+        names: options that are lists of names. A value in brackets, null, and an empty one stay.
+    """
+    found, before = list[str](), ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        start = option + equals if option.removeprefix("--") in names and equals else ""
+        is_list = bool(start) or (before.startswith("--") and before[2:] in names)
+        text = (value if start else word).strip()
+        is_plain = is_list and text not in ("", "null") and not text.startswith(("[", "-"))
+        found.append(start + json.dumps(split_list(text), ensure_ascii=False) if is_plain else word)
+        before = word
+    return found
 
 
 def run_function(target: str, about: str, name: str, words: Sequence[str]) -> None:
@@ -147,7 +177,9 @@ def run_function(target: str, about: str, name: str, words: Sequence[str]) -> No
     parser.add_function_arguments(function, as_group=False, sub_configs=True, skip={"job"} if job else set())
     if job:
         parser.add_class_arguments(job, as_group=False)
-    parsed = parser.instantiate_classes(parser.parse_args(list(words)))
+    hints = get_type_hints(function) | (get_type_hints(job) if job else {})
+    lists = {name for name, hint in hints.items() if hint == list[str] or get_args(hint) == (list[str], type(None))}
+    parsed = parser.instantiate_classes(parser.parse_args(split_lists(words, lists)))
     options: dict[str, Any] = {key: value for key, value in parsed.items(branches=True) if "." not in key}
     options.pop("config", None)
     if job:

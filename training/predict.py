@@ -14,7 +14,7 @@ from upath import UPath
 from datamodules.annotations.exports import AnnotationFormat, LabelledImage, write_annotations
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, check_output_folder, file_sha256, new_folder, write_atomically
+from datamodules.files import AnyPath, check_output_folder, file_sha256, is_uri, new_folder, write_atomically
 from datamodules.geotiff import Georeference, mask_geotiff, read_georeference
 from datamodules.images import is_turned
 from datamodules.masks import mask_png
@@ -108,6 +108,8 @@ def predict(
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
+    if not is_uri(checkpoint) and (of_recipe := checkpoint / "network/last.ckpt").is_file():
+        raise InputError(f"{checkpoint} is a folder: its checkpoint is {of_recipe}")
     network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
     tiling = None if tile is None else Tiling(tile, overlap)
     predictor = Predictor(network, crf, overlay, tiling, batch_size, num_workers)

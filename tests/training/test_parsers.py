@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from upath import UPath
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UsageError
 from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
 from tests.seeds.test_import_seeds import irn_folder
 from training.cli import FUNCTIONS
-from training.parsers import read_path, read_signature, run_function
+from training.parsers import read_path, read_signature, run_function, split_lists
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "pytorch_lightning", "torchvision", "albumentations", "numba", "segmentation_models_pytorch")
@@ -138,3 +138,39 @@ def test_commands_that_need_no_network_import_none(tmp_path):
     statuses, imported = in_a_process(*commands)
     assert statuses == [0] * len(commands)
     assert imported == []
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--classes", "cat,dog"], ["--classes", '["cat", "dog"]']), (["--classes=cat"], ['--classes=["cat"]']),
+    (["--classes=big cat, dog"], ['--classes=["big cat", "dog"]']), (["--classes=[a, b]"], ["--classes=[a, b]"]),
+    (["--classes", "null"], ["--classes", "null"]), (["--root", "a,b"], ["--root", "a,b"]),
+    (["--classes", "--root", "x"], ["--classes", "--root", "x"]), (["classes", "a,b"], ["classes", "a,b"]),
+])  # fmt: skip
+def test_lists_of_names_without_brackets(words, expected):
+    assert split_lists(words, {"classes"}) == expected
+
+
+def test_options_that_are_lists_of_names(capsys):
+    with pytest.raises(SystemExit):
+        run_function(*FUNCTIONS["check"], "check", ["--root=x", "--classes", "cat,dog", "--print_config"])
+    assert "classes:\n- cat\n- dog\n" in capsys.readouterr().out
+
+
+def test_a_folder_without_its_option():
+    with pytest.raises(UsageError, match="'photos' is no option; did you mean --root photos"):
+        run_function(*FUNCTIONS["check"], "check", ["photos"])
+
+
+def test_images_of_explain_have_no_option():
+    words = ["--images=photos", "--checkpoint=x", "--output=y"]
+    for given in (words, ["a.jpg", *words]):
+        with pytest.raises(UsageError, match="images are given without an option"):
+            run_function(*FUNCTIONS["explain"], "explain", given)
+
+
+def test_the_folder_of_a_recipe_for_its_checkpoint(tmp_path):
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network/last.ckpt").write_bytes(b"")
+    words = [f"--checkpoint={tmp_path}", "--images=photos", f"--output={tmp_path / 'masks'}"]
+    with pytest.raises(InputError, match=r"is a folder: its checkpoint is .*network/last\.ckpt"):
+        run_function(*FUNCTIONS["predict"], "predict", words)

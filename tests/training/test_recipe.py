@@ -259,7 +259,7 @@ def test_a_setting_on_the_command_line(copied, ran):
 @pytest.mark.parametrize(("default", "text", "value"), [
     ("photos", "2024", "2024"), ("photos", "few #1", "few #1"), ("photos", "Fotos: neu", "Fotos: neu"),
     ("photos", "null", "null"), ("auto", "32-true", "32-true"), (0, "3", 3), (8, "[3, 4]", [3, 4]),
-    ([], "[a, b]", ["a", "b"]),
+    ([], "[a, b]", ["a", "b"]), ([], "a,b", ["a", "b"]), (["x"], "a", ["a"]), ([], "null", None), ([], "[]", []),
     (None, "few #1.csv", "few #1.csv"), (None, "[a.csv, b.txt]", ["a.csv", "b.txt"]), (None, "null", None),
     (None, "a: b.csv", "a: b.csv"), (None, "[a", "[a"), (None, "3", 3),
 ])  # fmt: skip
@@ -270,6 +270,57 @@ def test_values_of_settings(tmp_path, default, text, value):
     path.write_text(yaml.safe_dump({"output": "out", "settings": {"it": default}, "stages": stages}))
     (stage,) = read_recipe(path, ["seeds generate"], {"it": text})[1]
     assert stage.options["layer"] == value
+
+
+@pytest.mark.parametrize(("epochs", "more", "problem"), [
+    ("{network_epochs}", {}, "stage 'network': network_epochs is 0, and must be at least 1"),
+    (-3, {"max_steps": 5}, "stage 'network': trainer.max_epochs is -3, and must be at least 1"),
+    (-1, {}, "stage 'network': trainer.max_epochs is -1, and must be at least 1"),
+    (-1, {"max_steps": 5}, ""), (1, {}, ""), (None, {}, ""),
+])  # fmt: skip
+def test_a_training_has_an_epoch(copied, capsys, epochs, more, problem):
+    """Otherwise it would end without a checkpoint, in place of an earlier one: nothing is touched."""
+    trainer = {"max_epochs": epochs, **more}
+    content = {
+        "output": str(copied.output), "settings": {"network_epochs": 12},
+        "stages": {"network": {"command": "fit", "options": {"trainer": trainer}}},
+    }  # fmt: skip
+    copied.path.write_text(yaml.safe_dump(content))
+    if not problem:
+        assert len(read_recipe(copied.path, ["fit"], {"network_epochs": "0"})[1]) == 1
+        return
+    before = file_sizes(copied.output)
+    assert copied.run(content, "--network_epochs=0") == 2
+    assert problem in capsys.readouterr().err
+    assert file_sizes(copied.output) == before
+
+
+@pytest.mark.parametrize("words", [
+    ("--dry-run",), ("--dry_run",), ("--dry_run", "True"), ("--dry-run=yes",), ("--dry-run", "--images=8"),
+])  # fmt: skip
+def test_ways_to_ask_for_a_dry_run(copied, monkeypatch, words):
+    estimated = []
+    monkeypatch.setattr(Runner, "estimate", lambda _runner, stages: estimated.append(len(stages)))
+    assert copied.run(None, *words) == 0
+    assert estimated == [3]
+
+
+def test_values_of_a_dry_run(copied, ran, capsys):
+    """One name in the help, and a sentence for a value that is no boolean."""
+    assert copied.run(None, "--dry_run=maybe") == 2
+    assert "argument --dry_run: expected true or false, got maybe" in capsys.readouterr().err
+    assert copied.run(None, "--help") == 0
+    assert "--dry-run" not in capsys.readouterr().out
+    assert copied.run(None, "--dry_run", "No") == 0
+    assert names(ran) == []
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("cat,dog", ["cat", "dog"]), ("cat", ["cat"]), ("[cat, dog]", ["cat", "dog"]), ("null", None),
+])  # fmt: skip
+def test_classes_without_brackets(text, value):
+    (stage, *_) = read_recipe(CONFIGS / "photos.yaml", [*LIGHTNING, *FUNCTIONS], {"classes": text})[1]
+    assert stage.options["data"]["init_args"]["classes"] == value
 
 
 def test_a_slash_behind_a_folder_changes_nothing(copied, ran):

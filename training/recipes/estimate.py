@@ -2,23 +2,17 @@
 
 import time
 from collections.abc import Mapping
-from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
-from datamodules.files import is_uri
-from datamodules.synthetic import SyntheticDataModule
 from seeds.base_task import BaseTask
 from seeds.precision import computes_bfloat16
-from training.lightning_cli import DATA_MODULES, TASKS
+from training.recipes.input_checks import InputChecks, build_task, open_data
 
-RESULTS = ("cues", "cues_checkpoint")  # options of data modules that name results of earlier stages
 GPU_NAMES = ("auto", "gpu", "cuda")  # accelerators that are a GPU where there is one
 LIGHTNING_EPOCHS = 1000  # of a training that has no limit
 TIMED_STEPS = 2
@@ -45,29 +39,18 @@ class TrainingEstimate(NamedTuple):
     memory: int
 
 
-def estimate_training(options: Mapping[str, Any]) -> TrainingEstimate:
+def estimate_training(options: Mapping[str, Any], checks: InputChecks | None = None) -> TrainingEstimate:
     """Estimate a training by two steps of its network on random images, and by the list of its training images.
 
     Args:
         options: options of ``tag2mask fit``; seed caches and other results of earlier stages need not exist.
+        checks: checks of earlier stages, which are not repeated.
 
     Raises:
-        InputError: the data or the weights do not exist, or an option is invalid.
+        InputError: the data or the weights do not exist or are refused by the training, or an option is invalid.
     """
-    trainer, model = (dict(options.get(name) or {}) for name in ("trainer", "model"))
-    data, images = open_training_data(options)
-    arguments = dict(model.get("init_args") or {})
-    weights = str(arguments.pop("weights", "none"))
-    if (
-        weights not in ("none", "imagenet")
-        and "{" not in weights
-        and not is_uri(weights)
-        and not Path(weights).is_file()
-    ):
-        raise InputError(f"there are no weights {weights}")
-    task = _find(model.get("class_path"), TASKS)(
-        **arguments | {"classes": list(data.classes), "in_channels": data.in_channels}
-    )
+    trainer, data = dict(options.get("trainer") or {}), open_data(options)
+    images, task = (checks or InputChecks()).check_images(data), build_task(options, data)
     batch_size, size = data.hparams["batch_size"], data.hparams["size"]
     accelerator, accumulated = trainer.get("accelerator") or "auto", trainer.get("accumulate_grad_batches") or 1
     processes = process_count(accelerator, trainer.get("devices") or "auto", trainer.get("num_nodes") or 1)
@@ -105,39 +88,6 @@ def process_count(accelerator: str, devices: Any, num_nodes: int) -> int:
         return int(devices) * num_nodes
     except ValueError as error:
         raise InputError(f"trainer: devices is {devices!r}, and must be a number, a list or auto") from error
-
-
-def open_training_data(options: Mapping[str, Any]) -> tuple[BaseDataModule, int]:
-    """Return the data module of a training and the number of its training images; read their tags and annotations.
-
-    Args:
-        options: options of ``tag2mask fit``; seed caches and other results of earlier stages need not exist.
-
-    Raises:
-        InputError: the data do not exist, or tags or annotations are invalid.
-    """
-    given = options.get("data") or {}
-    arguments = {name: value for name, value in (given.get("init_args") or {}).items() if name not in RESULTS}
-    sources = arguments.get("annotations") or []
-    later = any("{" in source for source in ([sources] if isinstance(sources, str) else sources))  # of an earlier stage
-    if later:
-        del arguments["annotations"]
-    if later or arguments.get("targets") == "cues":
-        arguments["targets"] = "tags"  # all images that have tags
-    data = _find(given.get("class_path"), DATA_MODULES)(**arguments)
-    if isinstance(data, SyntheticDataModule):  # written by the first stage that reads it
-        return data, int(data.hparams["train"])
-    return data, len(data.training_samples())
-
-
-def _find(path: Any, known: tuple[type, ...]) -> Any:
-    """Return the class that a YAML names: one of ``known``, or one of an importable module."""
-    module, _, name = str(path).rpartition(".")
-    found = next((each for each in known if each.__name__ == str(path)), None)
-    try:
-        return found or getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"there is no class {path}") from error
 
 
 def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, precision: str) -> tuple[float, int, int]:

@@ -11,7 +11,7 @@ import yaml
 from datamodules.annotations.shapes import NAMED_SOURCES
 from datamodules.errors import UsageError
 from datamodules.files import is_uri, write_atomically
-from training.parsers import nearest, read_config
+from training.parsers import nearest, read_config, split_list
 
 STAGES = "stages"  # the recipe's key, and the folder of the records in its output
 RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
@@ -95,13 +95,17 @@ def _setting(name: str, text: str, default: Any) -> Any:
     """Return the value of a setting that is given as a text on the command line.
 
     It is the text itself where the recipe's own value is a text: a folder may be named ``2024`` or ``few #1``.
-    Otherwise it is what YAML reads: where the recipe's value is null, only lists, numbers, true, false and null.
+    Otherwise it is what YAML reads: where the recipe's value is null, only lists, numbers, true, false and null. Names
+    without brackets are a list where the recipe has a list of names, and for ``classes``.
 
     Raises:
         UsageError: the text is no YAML.
     """
     if isinstance(default, str):
         return text
+    is_list = name == "classes" or (isinstance(default, list) and all(isinstance(each, str) for each in default))
+    if is_list and text not in ("", "null") and not text.lstrip().startswith("["):
+        return split_list(text)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -136,7 +140,28 @@ def _read_stage(
         close = nearest(unknown, [*settings, *earlier])
         raise UsageError(f"its options refer to {{{unknown}}}, which is no setting and no earlier stage{close}")
     needs = tuple(each for each in earlier if each in references)
+    if command == "fit":
+        _require_epochs(options, substitute(options, settings))
     return Stage(name, str(command), substitute(options, settings), needs)
+
+
+def _require_epochs(written: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise a UsageError where a training has no epoch: it would end without a checkpoint, and replace an earlier one.
+
+    Lightning's -1 is allowed where there is a number of steps.
+
+    Args:
+        written: options of the stage as in the YAML, for the name of the setting.
+        options: the same with the settings filled in.
+    """
+    trainer = options.get("trainer")
+    epochs = trainer.get("max_epochs") if isinstance(trainer, Mapping) else None
+    if not isinstance(trainer, Mapping) or not isinstance(epochs, int) or epochs >= 1:
+        return
+    if epochs == -1 and isinstance(steps := trainer.get("max_steps"), int) and steps >= 1:
+        return
+    setting = REFERENCE.fullmatch(str(written["trainer"]["max_epochs"]))
+    raise UsageError(f"{setting[1] if setting else 'trainer.max_epochs'} is {epochs}, and must be at least 1")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -1,6 +1,7 @@
 """The command ``tag2mask run``: its options, checks before the first stage, and the lock of the output."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,11 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
     parser.add_argument("--stages", metavar="A,B", default="", help="only these stages and those they need")
     parser.add_argument("--output", metavar="DIR", help="folder of the results in place of the recipe's")
     parser.add_argument(
-        "--dry_run", metavar="BOOL", choices=("true", "false"), default="false",
+        "--dry_run", metavar="BOOL", type=_read_boolean, nargs="?", const=True, default=False,
         help="true: run nothing; list the stages, and estimate images, steps, hours and memory of the trainings",
     )  # fmt: skip
     _add_settings(parser, words)
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args([re.sub(r"^--dry-run(?=$|=)", "--dry_run", word) for word in words])
     given: dict[str, str] = {"output": options.output} if options.output else {}
     remaining = iter(rest)
     for word in remaining:  # settings: --name value or --name=value
@@ -83,7 +84,7 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
             if is_root and Path(value).resolve() == output.resolve():
                 raise UsageError(f"the output {output} is the folder of the images: choose another --output")
     check_output_folder(output)
-    if options.dry_run == "true":
+    if options.dry_run:
         Runner(output, dispatch).estimate([stage for stage in stages if stage.name in wanted])
         return
     (output / STAGES).mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,14 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
                         write_atomically(output / file.name, file.read_bytes())
     except Timeout as error:
         raise InputError(f"another process runs a recipe in {output}; wait for it, or stop it") from error
+
+
+def _read_boolean(text: str) -> bool:
+    """Return a boolean that is written as in other commands: true, false, yes or no, in any case of letters."""
+    value = {"true": True, "yes": True, "false": False, "no": False}.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text}")
+    return value
 
 
 def _add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:

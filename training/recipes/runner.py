@@ -46,7 +46,10 @@ class Runner:
         """Run or keep stages in their order; write and print the summary."""
         waiting = self._waiting(stages)
         self._check_options(waiting, self.output)
-        self._check_annotations(waiting)
+        if waiting:
+            from training.recipes.input_checks import InputChecks  # torch, here only
+
+            InputChecks().check_existing(waiting, stages)
         print_result(f"{self.output}: stages to run: {', '.join(each.name for each in waiting) or 'none'}")
         reports = []
         for number, stage in enumerate(stages, 1):
@@ -74,21 +77,6 @@ class Runner:
             except InputError as error:
                 raise UsageError(f"stage '{stage.name}': {error}") from None
 
-    def _check_annotations(self, stages: Sequence[Stage]) -> None:
-        """Read the annotations of the first training that has some: hours may pass before it does."""
-        for stage in stages:
-            options = dict(leaves(stage.options))
-            root = UPath(options.get("data.init_args.root") or ".")  # which an earlier stage may download
-            given = any("annotations" in name.split(".") and value for name, value in options.items())
-            if given and stage.command == "fit" and (is_uri(root) or root.is_dir()):
-                from training.recipes.estimate import open_training_data  # torch, here only
-
-                try:
-                    open_training_data(stage.options)
-                except InputError as error:
-                    raise InputError(f"stage '{stage.name}': {error}") from error
-                return
-
     def _waiting(self, stages: Sequence[Stage]) -> list[Stage]:
         """Return the stages that will run, as far as is known before the others have."""
         _fingerprint.cache_clear()
@@ -108,11 +96,12 @@ class Runner:
         """Print the stages and what the trainings among them will take, and run none.
 
         Raises:
-            InputError: data or weights do not exist, or an option is invalid; the message names the stage.
+            InputError: a stage would refuse its data or weights, or an option is invalid; the message names the stage.
         """
         from training.recipes.estimate import estimate_training  # torch, here only
+        from training.recipes.input_checks import InputChecks, check_accelerator, check_small_classes
 
-        waiting, hours = self._waiting(stages), 0.0
+        waiting, hours, checks = self._waiting(stages), 0.0, InputChecks()
         with TemporaryDirectory() as folder:
             (Path(folder) / STAGES).mkdir()
             self._check_options(waiting, Path(folder))
@@ -121,11 +110,17 @@ class Runner:
             table.add_column(column, justify="right")
         for stage in stages:
             state, figures = ("to run" if stage in waiting else "kept"), [""] * 5
-            if stage.command == "fit" and state == "to run":
-                try:
-                    images, steps, time_needed, operations, memory = estimate_training(stage.options)
-                except InputError as error:
-                    raise InputError(f"stage '{stage.name}': {error}") from error
+            try:
+                if state == "to run":
+                    check_accelerator(stage.options)
+                    check_small_classes(stage, stages)
+                estimate = None
+                if stage.command == "fit" and state == "to run":
+                    estimate = estimate_training(stage.options, checks)
+            except InputError as error:
+                raise InputError(f"stage '{stage.name}': {error}") from error
+            if estimate:
+                images, steps, time_needed, operations, memory = estimate
                 hours += time_needed
                 figures = [f"{images:,}", f"{steps:,}", f"{time_needed:.2f}", f"{operations / 1e15:,.1f}"]
                 figures.append(f"{memory / 1e9:.1f}")

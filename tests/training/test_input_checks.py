@@ -1,0 +1,111 @@
+"""`tag2mask run`: inputs that a later stage refuses are refused before the first stage, and by a dry run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.folder import FolderDataModule
+from training.cli import main
+from training.recipes import input_checks
+from training.recipes import runner as runner_module
+
+WORDS = ("--config=photos.yaml", "--weights=none", "--accelerator=cpu")
+TAGS = ("cat", "dog", "cat;dog", "", "dog", "cat")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of twelve images with a table of tags; one is for validation."""
+    folder, random = tmp_path / "photos", np.random.default_rng(0)
+    folder.mkdir()
+    names = [f"image_{number:02d}.png" for number in range(12)]
+    for name in names:
+        Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / name)
+    rows = [f"{name},{TAGS[number % len(TAGS)]}\n" for number, name in enumerate(names)]
+    (folder / "tags.csv").write_text("file,tags\n" + "".join(rows))
+    return folder
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The stages that were started: none of them runs."""
+    stages = []
+
+    def run_process(_words, title):
+        stages.append(title)
+        return 3
+
+    monkeypatch.setattr(runner_module, "run_process", run_process)
+    return stages
+
+
+def damage_validation(photos, tmp_path):
+    (sample,) = FolderDataModule(str(photos), val_fraction=0.1).samples("val")
+    Path(sample.image).unlink()
+    return [], f"the split 'val' of {photos / 'tags.csv'} contains {sample.id}, and there is no image"
+
+
+def leave_no_validation(photos, tmp_path):
+    (photos / "tags.csv").write_text("file,tags\nimage_00.png,cat\n")
+    for number in range(1, 12):
+        (photos / f"image_{number:02d}.png").unlink()
+    return [], "'val'"
+
+
+def damage_headers(photos, tmp_path):
+    for number in range(3):
+        (photos / f"image_{number:02d}.png").write_bytes(b"no image")
+    return [], "3 of 12 images cannot be read"
+
+
+def give_an_image_for_weights(photos, tmp_path):
+    return [f"--weights={photos / 'image_00.png'}"], "image_00.png is refused: it carries code or is damaged"
+
+
+def give_other_weights(photos, tmp_path):
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    return [f"--weights={tmp_path / 'other.pth'}"], "other.pth do not fit backbone mobilenet_v2"
+
+
+def name_no_class(photos, tmp_path):
+    return ["--small_classes=[dogs]"], "stage 'seeds': small_classes: there is no class 'dogs'; did you mean 'dog'?"
+
+
+def ask_for_a_gpu(photos, tmp_path):
+    return ["--accelerator=cuda"], "stage 'classifier': accelerator is cuda, and this machine has none"
+
+
+def write_capitals(photos, tmp_path):
+    return ["--accelerator=GPU"], "stage 'classifier': there is no accelerator 'GPU'; did you mean 'gpu'?"
+
+
+@pytest.mark.parametrize("words", [(), ("--dry_run=true",)], ids=["run", "dry run"])
+@pytest.mark.parametrize("damage", [
+    damage_validation, leave_no_validation, damage_headers, give_an_image_for_weights, give_other_weights,
+    name_no_class, ask_for_a_gpu, write_capitals,
+])  # fmt: skip
+def test_inputs_that_a_later_stage_refuses(photos, tmp_path, started, monkeypatch, capsys, damage, words):
+    """One sentence that names the stage, and no stage has started."""
+    monkeypatch.setattr("training.recipes.estimate.time_step", lambda *_arguments: (0.0, 0, 0))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("pytorch_lightning.accelerators.CUDAAccelerator.is_available", lambda: False)
+    changed, message = damage(photos, tmp_path)
+    given = [*WORDS, "--stages=seeds", *changed, *words]
+    assert main(["run", f"--root={photos}", f"--output={tmp_path / 'out'}", *given]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("tag2mask: stage '")
+    assert message in error
+    assert started == []
+
+
+def test_headers_are_read_once_for_all_stages(photos, tmp_path, started, monkeypatch):
+    """And a recipe without mistakes starts."""
+    read = []
+    monkeypatch.setattr(input_checks, "readable", lambda samples, _found: read.append(len(samples)))
+    words = [*WORDS, "--stages=affinity", "--classes=[cat, dog]", "--small_classes=[dog]"]
+    assert main(["run", f"--root={photos}", f"--output={tmp_path / 'out'}", *words]) == 3
+    assert started == ["stage 1 of 3: classifier"]
+    assert sorted(read) == [1, 11]

@@ -1,0 +1,200 @@
+"""Checks before the first stage of a recipe: inputs that a later stage would refuse after hours."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.accelerators import AcceleratorRegistry
+from upath import UPath
+
+from datamodules.base_datamodule import BaseDataModule
+from datamodules.errors import InputError, unknown_name
+from datamodules.files import is_uri
+from datamodules.sample import require_tags
+from datamodules.synthetic import SyntheticDataModule
+from datamodules.unreadable_images import UnreadableImages, readable, too_many
+from seeds.base_task import BaseTask
+from training.lightning_cli import DATA_MODULES, TASKS
+from training.recipes.recipe import REFERENCE, Stage, leaves
+
+RESULTS = ("cues", "cues_checkpoint")  # options of data modules that name results of earlier stages
+
+
+def open_data(options: Mapping[str, Any]) -> BaseDataModule:
+    """Return the data module of a training; seed caches and other results of earlier stages need not exist.
+
+    Args:
+        options: options of ``tag2mask fit``.
+
+    Raises:
+        InputError: the data do not exist, or an option is invalid.
+    """
+    given = options.get("data") or {}
+    arguments = {name: value for name, value in (given.get("init_args") or {}).items() if name not in RESULTS}
+    sources = arguments.get("annotations") or []
+    later = any("{" in source for source in ([sources] if isinstance(sources, str) else sources))  # of an earlier stage
+    if later:
+        del arguments["annotations"]
+    if later or arguments.get("targets") == "cues":
+        arguments["targets"] = "tags"  # all images that have tags
+    data: BaseDataModule = _find(given.get("class_path"), DATA_MODULES)(**arguments)
+    return data
+
+
+def build_task(options: Mapping[str, Any], data: BaseDataModule) -> BaseTask:
+    """Return the task of a training, with its initial weights where they are a local file, else with random ones.
+
+    Args:
+        options: options of ``tag2mask fit``.
+        data: data module of the training.
+
+    Raises:
+        InputError: the weights do not exist or do not fit, or an option is invalid.
+    """
+    model = options.get("model") or {}
+    arguments = {name: value for name, value in (model.get("init_args") or {}).items() if name != "weights"}
+    if (file := weight_file(model)) is not None:
+        if not Path(file).is_file():
+            raise InputError(f"there are no weights {file}")
+        arguments["weights"] = file
+    arguments |= {"classes": list(data.classes), "in_channels": data.in_channels}
+    task: BaseTask = _find(model.get("class_path"), TASKS)(**arguments)
+    return task
+
+
+def weight_file(model: Mapping[str, Any]) -> str | None:
+    """Return the local file of initial weights that the options of a task name, or None."""
+    weights = str((model.get("init_args") or {}).get("weights") or "none")
+    return None if weights in ("none", "imagenet") or "{" in weights or is_uri(weights) else weights
+
+
+class InputChecks:
+    """Checks of the inputs of a recipe's stages; what several stages share is checked once."""
+
+    def __init__(self) -> None:
+        self._images: set[Any] = set()
+        self._tasks: set[str] = set()
+
+    def check_existing(self, waiting: Sequence[Stage], stages: Sequence[Stage]) -> None:
+        """Check the inputs of stages that exist already; an earlier stage may write or download others.
+
+        Args:
+            waiting: the stages that will run.
+            stages: all stages.
+
+        Raises:
+            InputError: a stage would refuse an input; the message names the stage.
+        """
+        fits = [stage for stage in waiting if stage.command == "fit" and has_local_data(stage)]
+        downloads = {_data_arguments(stage).get("root") for stage in fits if _data_arguments(stage).get("download")}
+        for stage in waiting:
+            try:
+                check_accelerator(stage.options)
+                check_small_classes(stage, stages)
+                if stage in fits and _data_arguments(stage).get("root") not in downloads:
+                    data = open_data(stage.options)
+                    self.check_images(data)
+                    self._check_weights(stage.options, data)
+            except InputError as error:
+                raise InputError(f"stage '{stage.name}': {error}") from error
+
+    def check_images(self, data: BaseDataModule) -> int:
+        """Check tags, annotations and images as a training does when it starts; return the number of training images.
+
+        Raises:
+            InputError: a split is empty, an image is missing, too many have no readable header, or tags or annotations
+                are invalid.
+        """
+        if isinstance(data, SyntheticDataModule):  # written by the first stage that reads it
+            return int(data.hparams["train"])
+        train, split, share = data.training_samples(), data.hparams["val_split"], data.unreadable.share
+        if data.hparams["targets"] == "tags":
+            require_tags(train, data.classes, data.source)
+        splits = [train] if split is None else [train, data.samples(split)]
+        files = (share, *(tuple((each.image, str(each.mask)) for each in samples) for samples in splits))
+        if files not in self._images:
+            found, problem = UnreadableImages(1.0), ""  # all of them are counted
+            for samples in splits:
+                readable(samples, found)
+                problem = too_many(found.reasons, found.total, share) or problem
+            if problem:
+                raise InputError(problem)
+            self._images.add(files)
+        return len(train)
+
+    def _check_weights(self, options: Mapping[str, Any], data: BaseDataModule) -> None:
+        """Load the weights of a training where they are a local file."""
+        model = options["model"]
+        key = json.dumps([model, data.classes, data.in_channels], sort_keys=True, default=str)
+        if key not in self._tasks and weight_file(model) is not None:
+            build_task(options, data)
+        self._tasks.add(key)
+
+
+def check_accelerator(options: Mapping[str, Any]) -> None:
+    """Check that this machine has the accelerator that the options of a command name.
+
+    Raises:
+        InputError: it has not, or there is no accelerator of this name.
+    """
+    given = dict(leaves(options))
+    name = given.get("trainer.accelerator") or given.get("accelerator")
+    if not isinstance(name, str) or name == "auto":
+        return
+    known = sorted(AcceleratorRegistry.available_accelerators())
+    if name not in (*known, "gpu"):
+        raise unknown_name("accelerator", name, ("auto", "gpu", *known))
+    kinds = ("cuda", "mps") if name == "gpu" else (name,)
+    if not any(AcceleratorRegistry[kind]["accelerator"].is_available() for kind in kinds):
+        raise InputError(f"accelerator is {name}, and this machine has none: choose auto or cpu")
+
+
+def check_small_classes(stage: Stage, stages: Sequence[Stage]) -> None:
+    """Check that ``small_classes`` of a stage are among the classes of the classifier that an earlier stage trains.
+
+    Args:
+        stage: the stage.
+        stages: all stages.
+
+    Raises:
+        InputError: they are not.
+    """
+    small, needed = stage.options.get("small_classes"), REFERENCE.findall(str(stage.options.get("checkpoint")))
+    trained = [each for each in stages if each.name in needed and each.command == "fit" and has_local_data(each)]
+    if not isinstance(small, list) or not small or not trained:
+        return
+    classes = open_data(trained[0].options).classes
+    for name in small:
+        if name not in classes:
+            problem = unknown_name("class", str(name), classes)
+            raise InputError(f"small_classes: {problem}")
+
+
+def has_local_data(stage: Stage) -> bool:
+    """Return whether the data of a training are in a folder that exists; an earlier stage may download them.
+
+    Data behind a URI count where they have annotations, which may be invalid.
+    """
+    groups = [stage.options.get(name) for name in ("data", "model")]
+    if not all(isinstance(group, Mapping) and group.get("class_path") for group in groups):
+        return False  # a default of the command
+    arguments = _data_arguments(stage)
+    root = UPath(str(arguments.get("root") or "."))
+    return bool(arguments.get("annotations")) if is_uri(root) else root.is_dir()
+
+
+def _data_arguments(stage: Stage) -> dict[str, Any]:
+    """Return the arguments of the data module of a training."""
+    return dict(stage.options["data"].get("init_args") or {})
+
+
+def _find(path: Any, known: tuple[type, ...]) -> Any:
+    """Return the class that a YAML names: one of ``known``, or one of an importable module."""
+    module, _, name = str(path).rpartition(".")
+    found = next((each for each in known if each.__name__ == str(path)), None)
+    try:
+        return found or getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"there is no class {path}") from error
