@@ -34,7 +34,7 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
     another tool, the layout of the folder ``root`` decides the data module.
 
     Args:
-        settings: ``datamodule_hyper_parameters`` of a checkpoint or the data settings of a cache, of which
+        settings: ``datamodule_hyper_parameters`` of a checkpoint or the data settings of a cache, whose
             ``class_path`` names the class; None where there are none.
         **overrides: settings that replace recorded ones; None does not count.
 

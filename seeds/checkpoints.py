@@ -38,7 +38,7 @@ def read_file(path: str | AnyPath) -> dict[str, Any]:
         raise
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        if isinstance(error, EOFError | KeyError):  # no message of their own
+        if isinstance(error, EOFError | KeyError):  # these have no message
             reason = "it is empty, truncated, or no file of torch.save"
         if "TorchScript" in reason:  # OpenAI's files of CLIP
             reason = "it is a TorchScript archive, which carries code; a state dict is needed, such as a .safetensors"

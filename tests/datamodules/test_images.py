@@ -270,7 +270,7 @@ SIX = (274, 3, 1, struct.pack("<H", 6))
     ids=["text as resolution", "text as width", "ratio as software", "byte", "text", "600"],
 )  # fmt: skip
 def test_damaged_exif_blocks(tmp_path, form, entries, turned):
-    """The orientation counts where it is a number of 1 to 8, whatever else the block contains."""
+    """The orientation counts where it is a number of 1 to 8, also in a damaged block."""
     path = tmp_path / f"a.{form.lower()}"
     Image.fromarray(SMOOTH).save(path, format=form, exif=exif_block(*entries), quality=100, subsampling=0)
     expected = np.rot90(SMOOTH, -1) if turned else SMOOTH
@@ -284,7 +284,7 @@ def test_damaged_exif_blocks(tmp_path, form, entries, turned):
 
 @pytest.mark.parametrize("form", ["BMP", "TIFF"])
 def test_a_header_with_a_huge_width(tmp_path, form):
-    """One bit of the file: the image cannot be read, whatever the limit of pixels, and the memory is not filled."""
+    """One bit of the file: the image cannot be read, with and without the limit of pixels; the memory is not filled."""
     path, file = tmp_path / f"huge.{form.lower()}", io.BytesIO()
     Image.fromarray(SMOOTH).save(file, format=form)
     content = bytearray(file.getvalue())

@@ -278,7 +278,7 @@ def test_predictions_for_a_folder_of_images(voc, predicted_masks, tmp_path):
 
 
 def test_masks_of_0_and_255(voc, predicted_masks, tmp_path, capsys):
-    """As many tools export them: nothing is scored but background, which is said."""
+    """As many tools export them: nothing but background is scored, and a message reports it."""
     predictions, ids = predicted_masks
     shutil.copytree(voc, tmp_path / "voc")
     for name in ids:
