@@ -279,10 +279,12 @@ def _table(path: AnyPath, samples: SplitSamples) -> Iterator[Annotation]:
         names.append(name.strip() if key == "id" else image_id(name.strip()))
         locations.append(f"{location}, image {names[-1]}")
         fields.append(own)
+    coordinates = list[float]()
     for name, location, own in zip(samples.match_ids(names, locations, path), locations, fields, strict=True):
         for column, field in own:
             if column != "mask":
                 for shape in _shapes(column, field, location):  # of images of other splits, too: all mistakes are found
+                    coordinates += np.ravel(shape[1:]).tolist()
                     if name in samples:
                         yield Annotation(name, location, shape)
             elif field is not None and not isinstance(field, str):
@@ -292,6 +294,8 @@ def _table(path: AnyPath, samples: SplitSamples) -> Iterator[Annotation]:
                 if not is_uri(mask) and not Path(mask).is_file():
                     raise InputError(f"{location}: there is no mask {mask}")
                 yield Annotation(name, location, mask)
+    if coordinates and max(coordinates) <= 1 and any(0 < value < 1 for value in coordinates):
+        raise InputError(f"{path}: no coordinate is above 1; they must be pixels, not shares of the image")
 
 
 def _shapes(column: str, field: Any, location: str) -> Iterator[Shape]:

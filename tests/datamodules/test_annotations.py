@@ -250,6 +250,19 @@ def test_masks_of_instances_are_those_of_pycocotools(voc, tmp_path):
     np.testing.assert_array_equal(mask, np.select([expected == 3, expected > 0], [1, 255], 0))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"points": [["ant", 0.5, 0.25]]}, {"boxes": [["ant", 0, 0.25, 0.5, 1]]},
+        {"scribbles": [["ant", [[0.1, 0.2], [0.9, 0.2]]]]},
+    ],
+)  # fmt: skip
+def test_coordinates_that_are_shares_of_the_image(voc, tmp_path, row):
+    table = write_csv(tmp_path / "a.csv", [{"id": "p0", **row}])
+    with pytest.raises(InputError, match=r"a\.csv: no coordinate is above 1; they must be pixels, not shares of the"):
+        read(open_voc(voc, table))
+
+
 def test_a_category_background_is_background(voc, tmp_path):
     """As in the files of the other tools: drawn over an object it takes pixels away, and it has no box."""
     categories = ("background", "ant")
