@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.files import check_output_folder, write_json
+from datamodules.files import AnyPath, check_output_folder, list_folder, write_json
 from datamodules.masks import read_class_mask
 from datamodules.near_duplicates import Fingerprint, near_groups, read_fingerprints
 from datamodules.open_data import open_data
@@ -111,6 +111,7 @@ def check_data(
         *name_problems(data.classes),
         *tag_problems(everything[: len(samples)], data.classes),
         *mask_problems(everything, data.mask_lut, data.classes),
+        *unused_masks(getattr(data, "masks", None), everything),
         *small_objects(fingerprints, size, cue_stride),
     ]
     counts = Counter(tag for sample in everything[: len(samples)] for tag in sample.tags or ())
@@ -257,6 +258,19 @@ def mask_problems(samples: Sequence[Sample], lut: NDArray[np.uint8], classes: Se
         )
         found.append(Finding("masks", sentence, differ))
     return found
+
+
+def unused_masks(folder: AnyPath | None, samples: Sequence[Sample]) -> list[Finding]:
+    """Return a finding where a folder of masks has files, and none has the name of an image."""
+    if folder is None or any(sample.mask for sample in samples):
+        return []
+    names = [name for name in list_folder(folder)[1] if not name.startswith(".")]
+    if not names:
+        return []
+    sentence = (
+        f"{folder} has {len(names)} files, and none is the mask of an image: {names[0]}, where {samples[0].id}.png "
+    )
+    return [Finding("masks", f"{sentence}is expected")]
 
 
 def small_objects(fingerprints: Mapping[str, Fingerprint], size: int, cue_stride: int) -> list[Finding]:

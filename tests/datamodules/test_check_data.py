@@ -217,3 +217,11 @@ def test_masks_and_tags(photos, tmp_path):
     assert [each["images"] for each in found] == [["mirrored"], ["30"]]
     assert "contains RGB values, not class indices" in found[0]["sentence"]
     assert "30 has the tags dog, and its mask shows cat" in found[1]["sentence"]
+
+
+def test_masks_whose_names_fit_no_image(photos, tmp_path):
+    (photos / "masks").mkdir()
+    write_mask(photos / "masks/0_mask.png", np.ones((96, 128), np.uint8))
+    (found,) = (each for each in check(photos, tmp_path / "a.json")[1] if each["kind"] == "masks")
+    sentence = f"{photos}/masks has 1 files, and none is the mask of an image: 0_mask.png, where 0.png is expected"
+    assert found["sentence"] == sentence
