@@ -25,7 +25,7 @@ from seeds.cam_methods.input_gradients import channel_maximum
 from seeds.cam_methods.registry import method_class
 from seeds.checkpoints import load_task
 from seeds.classifier import ClassifierTask
-from seeds.crf_refinement import refined
+from seeds.crf_refinement import refined_cues
 from seeds.cues import threshold_cues
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
 from seeds.export_seeds import export_seeds
@@ -288,8 +288,8 @@ def test_refined_cues_are_those_of_the_scores_asked_for(voc, checkpoint, tmp_pat
     cache, different = SeedCache(tmp_path / "cache"), 0
     for seed in in_memory(voc, checkpoint, 6, refinement={"conf_fg": 0.5, "conf_bg": 0.2})[1]:
         classes, maps = cache.maps(seed.id)
-        assert np.array_equal(cache.cues(seed.id), refined(classes, maps, seed.image, 0.5, 0.2))
-        different += (cache.cues(seed.id) != refined(classes, maps, seed.image)).sum()
+        assert np.array_equal(cache.cues(seed.id), refined_cues(classes, maps, seed.image, 0.5, 0.2))
+        different += (cache.cues(seed.id) != refined_cues(classes, maps, seed.image)).sum()
     assert different
 
 
