@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +172,9 @@ def test_images_of_explain_have_no_option():
 def test_the_folder_of_a_recipe_for_its_checkpoint(tmp_path):
     (tmp_path / "network").mkdir()
     (tmp_path / "network/last.ckpt").write_bytes(b"")
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier/last.ckpt").write_bytes(b"")
+    os.utime(tmp_path / "classifier/last.ckpt", (0, 0))
     words = [f"--checkpoint={tmp_path}", "--images=photos", f"--output={tmp_path / 'masks'}"]
     with pytest.raises(InputError, match=r"is a folder: its checkpoint is .*network/last\.ckpt"):
         run_function(*FUNCTIONS["predict"], "predict", words)
