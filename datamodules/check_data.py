@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, check_output_folder, list_folder, write_json
+from datamodules.folder import FolderDataModule
 from datamodules.masks import read_class_mask
 from datamodules.near_duplicates import Fingerprint, near_groups, read_fingerprints
-from datamodules.open_data import open_data
+from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import first_few, print_message, print_result, track
 from datamodules.sample import Sample, multi_hot
 
@@ -89,7 +90,7 @@ def check_data(
         raise InputError(f"size {size} and cue_stride {cue_stride} must be positive")
     if output is not None:
         check_output_folder(output.parent)
-    data = open_data(root, classes=classes, train_split=split, val_split=validation)
+    data = datamodule_from_settings(None, root=root, classes=classes, train_split=split, val_split=validation)
     split = data.hparams["train_split"]
     samples, others = data.samples(split), list[Sample]()
     ids = {sample.id for sample in samples}
@@ -111,7 +112,7 @@ def check_data(
         *name_problems(data.classes),
         *tag_problems(everything[: len(samples)], data.classes),
         *mask_problems(everything, data.mask_lut, data.classes),
-        *unused_masks(getattr(data, "masks", None), everything),
+        *unused_masks(data.masks if isinstance(data, FolderDataModule) else None, everything),
         *small_objects(fingerprints, size, cue_stride),
     ]
     counts = Counter(tag for sample in everything[: len(samples)] for tag in sample.tags or ())
@@ -236,6 +237,8 @@ def mask_problems(samples: Sequence[Sample], lut: NDArray[np.uint8], classes: Se
         return frozenset(classes[index - 1] for index in indices if 0 < index <= len(classes))
 
     masked = [sample for sample in samples if sample.mask is not None]
+    if not masked:
+        return []
     with ThreadPoolExecutor() as pool:
         contents = dict(zip(masked, track(pool.map(read, masked), "reading masks", len(masked)), strict=True))
     found = list[Finding]()
@@ -267,10 +270,8 @@ def unused_masks(folder: AnyPath | None, samples: Sequence[Sample]) -> list[Find
     names = [name for name in list_folder(folder)[1] if not name.startswith(".")]
     if not names:
         return []
-    sentence = (
-        f"{folder} has {len(names)} files, and none is the mask of an image: {names[0]}, where {samples[0].id}.png "
-    )
-    return [Finding("masks", f"{sentence}is expected")]
+    problem = f"{folder} has {len(names)} files, and none is the mask of an image"
+    return [Finding("masks", f"{problem}: {names[0]}, where {samples[0].id}.png is expected")]
 
 
 def small_objects(fingerprints: Mapping[str, Fingerprint], size: int, cue_stride: int) -> list[Finding]:

@@ -117,8 +117,8 @@ def read_table(path: AnyPath) -> list[Sample]:
         raise InputError(f"{path} must start with the line {columns}, not {','.join(header)!r}")
     if more := next((name for name in header if re.fullmatch(r"(tag|label)s?[ _]?\d+", name)), None):
         raise InputError(f"{path} has the column {more!r}: put all tags of an image into {tag_column!r}, as in cat;dog")
-    samples, places = [], dict[str, str]()  # line of each image
-    folders, below = dict[AnyPath, AnyPath](), set[AnyPath]()  # of the images, resolved: .. or a link may lead to one
+    samples = []
+    folders, lines = dict[AnyPath, AnyPath](), dict[AnyPath, str]()  # by resolved path: .. or a link may lead to one
     for where, row in rows:
         name, tags = row.get(file_column), row.get(tag_column)
         if not isinstance(name, str):
@@ -137,24 +137,22 @@ def read_table(path: AnyPath) -> list[Sample]:
             if not is_uri(image := name):
                 file = join_path(path.parent, name)
                 folders.setdefault(file.parent, file.parent.resolve())
-                below.add(folders[file.parent] / file.name)
+                lines[folders[file.parent] / file.name] = where
                 image = str(file)
-            places[image] = where
             samples.append(Sample(image_id(name), image, found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
-    untagged = list[str]()
+    listed = dict[AnyPath, None]()
     for folder in sorted(set(folders.values()), key=str):
         with suppress(FileNotFoundError, NotADirectoryError):  # whoever reads the images finds the missing ones
-            listed = list_images(folder)
-            untagged += [name for name in listed if folder / name not in below]
-            missing = sorted(file.name for file in below if file.parent == folder and file.name not in set(listed))
-            if untagged and missing:
-                stems = {PurePosixPath(name).stem.casefold(): name for name in untagged}
-                same = stems.get(PurePosixPath(missing[0]).stem.casefold())
-                if hint := f"did you mean {same!r}?" if same else did_you_mean(missing[0], untagged):
-                    where = next(place for image, place in places.items() if image.endswith(missing[0]))
-                    raise InputError(f"{where}: there is no image {missing[0]}; {hint}")
+            listed |= dict.fromkeys(folder / name for name in list_images(folder))
+    untagged = [file.name for file in listed if file not in lines]
+    missing = next((file for file in lines if file not in listed and not file.is_file()), None) if untagged else None
+    if missing is not None:  # a misspelt name?
+        stems = {PurePosixPath(name).stem.casefold(): name for name in untagged}
+        same = stems.get(missing.stem.casefold())
+        if hint := f"did you mean {same!r}?" if same else did_you_mean(missing.name, untagged):
+            raise InputError(f"{lines[missing]}: there is no image {missing.name}; {hint}")
     if untagged:
         problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
         raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes")

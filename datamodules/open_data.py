@@ -12,11 +12,6 @@ from datamodules.coco import LAYOUTS
 from datamodules.errors import InputError
 
 
-def open_data(root: str, **settings: Any) -> BaseDataModule:
-    """Return the data module of a folder, which its layout decides."""
-    return datamodule_from_settings(None, root=root, **settings)
-
-
 def settings_by_layout(root: str) -> dict[str, str]:
     """Return the class of the data module of a folder, which its layout decides, and settings beside it."""
     folder = data_folder(root)

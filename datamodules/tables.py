@@ -50,12 +50,10 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
                 header.pop()
             reader.fieldnames = header
             lines = [(reader.line_num, row) for row in reader]
-    except UnicodeDecodeError as error:
-        found = "it is an Excel file" if content.startswith(b"PK") else f"{error}"
-        kind = path.suffix[1:].upper()
-        raise InputError(f"table {path} is not a UTF-8 {kind}: {found}; save it as 'CSV UTF-8'") from error
     except (csv.Error, ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
-        raise InputError(f"table {path} is not a UTF-8 {path.suffix[1:].upper()}: {error}") from error
+        kind, reason = path.suffix[1:].upper(), "it is an Excel file" if content.startswith(b"PK") else str(error)
+        advice = f"; save it as '{kind} UTF-8'" if isinstance(error, UnicodeDecodeError) else ""
+        raise InputError(f"table {path} is not a UTF-8 {kind}: {reason}{advice}") from error
 
     if repeated := next((name for name, times in Counter(filter(None, header)).items() if times > 1), None):
         raise InputError(f"table {path} has {header.count(repeated)} columns {repeated!r}: rename or remove one")

@@ -58,6 +58,7 @@ from seeds.lost_classes import report_lost_classes
 from seeds.precision import ResolvedPrecision, resolve_precision
 from seeds.provenance import annotations_sha256, ids_sha256, package_versions
 
+NOT_RECORDED = ("num_workers", "max_unreadable", "strict")  # data settings on which a shard's bytes do not depend
 LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.fabric")
 IGNORED_WARNINGS = ("Couldn't infer the batch indices", "Total length of", ".*does not have many workers")
 """Warnings of Lightning about what this job arranges itself."""
@@ -254,12 +255,7 @@ def _settings_and_inputs(
         "batch_size": data.hparams["batch_size"], "shard_size": job.shard_size, "threads": job.threads,
         "precision": resolve_precision(job.precision, job.accelerator),
     }  # fmt: skip
-    without = (
-        "num_workers",
-        "max_unreadable",
-        "strict",
-    )  # a shard's bytes do not depend on them
-    read = {key: value for key, value in data.settings.items() if key not in without}
+    read = {key: value for key, value in data.settings.items() if key not in NOT_RECORDED}
     inputs, left_out = {"checkpoint": str(source.checkpoint), "data": read}, dict[str, str]()
     ids: list[list[str] | None] = [None] * len(blocks.names)
     if samples is None:

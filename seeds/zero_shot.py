@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from datamodules.errors import InputError, first_line, unknown_name
 from datamodules.files import file_sha256, new_folder, write_json
-from datamodules.open_data import open_data
+from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import print_message
 from seeds.classifier import ClassifierTask, TextHead
 from seeds.pretrained_weights import State, load_fitting, load_state, read_weights, timm_config
@@ -81,7 +81,7 @@ def zero_shot(
         raise unknown_name("image network of CLIP", backbone, [each for each in known if open_clip_name(each)])
     if find_spec("open_clip") is None:
         raise InputError("zero-shot needs open_clip: pip install -c constraints.txt '.[clip]'")
-    data = open_data(root, classes=classes, train_split=split)
+    data = datamodule_from_settings(None, root=root, classes=classes, train_split=split)
     if unknown := next((each for each in class_words or {} if each not in data.mask_classes), None):
         raise unknown_name("class", unknown, data.classes)
     if background_words is None:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from upath import UPath
@@ -86,7 +87,7 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
             if not found:
                 found = [folder / name for folder in folders for name in list_images(folder)]
                 ids |= {str(image): f"{image.parent.name}/{image.stem}" for image in found}
-            elif below := sum(len(list_images(folder)) for folder in folders if not is_uri(folder)):
+            elif below := sum(map(_count_images, folders)):
                 print_message(f"{below} images in folders of {path} are left out: name these folders, too")
             unread = [name for name in files_beside if PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES]
             if unread:
@@ -97,3 +98,10 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
     if not files:
         raise InputError("no image is given: name images or a folder of them")
     return file_samples(files, ids)
+
+
+def _count_images(folder: AnyPath) -> int:
+    """Return the number of images in a local folder; 0 where it cannot be read, and behind a URI, a request each."""
+    with suppress(OSError):
+        return 0 if is_uri(folder) else len(list_images(folder))
+    return 0

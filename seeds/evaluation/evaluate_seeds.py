@@ -13,14 +13,14 @@ from datamodules.base_datamodule import covered_samples
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.files import check_output_folder, write_json
-from datamodules.images import image_size
-from datamodules.masks import read_class_mask, require_same_size
+from datamodules.masks import read_class_mask
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import percent, print_message, print_result, track
 from datamodules.samplers import evenly_spaced
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
+from datamodules.unreadable_images import readable
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
 from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan, ratio
 from seeds.evaluation.threshold_sweep import ThresholdSweep
@@ -71,7 +71,8 @@ def evaluate_seeds(
         The content of ``metrics.json``.
 
     Raises:
-        InputError: no such cache, the cache lacks images of the split, the split has no masks, or all pixels are 255.
+        InputError: no such cache, the cache lacks images of the split, the split has no masks, a mask has another
+            size than its image, or all pixels are 255.
     """
     seeds, target = SeedCache(cache), output or cache
     target = target if target.suffix == ".json" else target / "metrics.json"
@@ -87,6 +88,7 @@ def evaluate_seeds(
         raise InputError(f"the split {split!r} of {data.root} has no masks; seeds are scored against masks")
     if len(samples) < len(listed):
         print_message(f"{len(samples)} of {len(listed)} images of {split!r} have a mask; the others are not scored")
+    samples = readable(samples, data.unreadable)
     fixed = float(seeds.settings.get("fg_threshold", 0.2) if threshold is None else threshold)
     explainer = None
     if methods := split_names(faithfulness):
@@ -102,7 +104,6 @@ def evaluate_seeds(
     for sample in track(samples, "scoring seeds"):
         assert sample.mask is not None
         truth = read_class_mask(sample.mask, data.mask_lut)
-        require_same_size(f"mask {sample.mask}", truth.shape, f"its image {sample.image}", image_size(sample.image))
         sweep.update(*seeds.maps(sample.id), truth)
         cue_metrics.update(seeds.cues(sample.id), truth)
     if not cue_metrics.confusion.matrix.any():

@@ -11,7 +11,7 @@ from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
 from datamodules.masks import write_mask
-from datamodules.open_data import datamodule_from_settings, open_data
+from datamodules.open_data import datamodule_from_settings
 from datamodules.sample import Sample
 from datamodules.voc import VOCDataModule
 from training.cli import main
@@ -133,8 +133,8 @@ def test_bad_input_is_one_sentence(photos, tmp_path, capsys):
 
 def test_the_layout_decides_the_data_module(voc, photos, tmp_path, capsys):
     """A folder of VOC, of photos, and of COCO, whose splits have the names of COCO 2017."""
-    assert type(open_data(str(voc))) is VOCDataModule
-    assert type(open_data(str(photos))) is FolderDataModule
+    assert type(datamodule_from_settings(None, root=str(voc))) is VOCDataModule
+    assert type(datamodule_from_settings(None, root=str(photos))) is FolderDataModule
     root = tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
     for split in ("train2017", "val2017"):
@@ -145,7 +145,7 @@ def test_the_layout_decides_the_data_module(voc, photos, tmp_path, capsys):
         content = {"images": [image], "annotations": [instance], "categories": [{"id": 1, "name": "cat"}]}
         (root / f"annotations/instances_{split}.json").write_text(json.dumps(content))
     splits = {"train_split": "train2017", "val_split": "val2017"}
-    assert type(open_data(str(root), **splits)) is COCODataModule
+    assert type(datamodule_from_settings(None, root=str(root), **splits)) is COCODataModule
     assert main(["check", f"--root={root}", "--split=train2017", "--validation=val2017"]) == 0
     printed = capsys.readouterr().out
     assert "1 images in the split 'train2017'" in printed

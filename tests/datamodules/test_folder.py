@@ -220,6 +220,15 @@ def test_tables_that_would_lose_tags(album, text, message):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_the_line_of_a_misspelt_name(album):
+    """Not that of a longer name with the same end, nor that of an image that is there, whatever its suffix."""
+    Image.new("RGB", (8, 8)).save(album / "e.gif")
+    write_image(album / "xa.png", 0)
+    (album / "tags.csv").write_text("file,tags\ne.gif,cat\nxa.png,\na.png,cat\nc.JPG,\nd.jpg,\nsub/b.png,\n")
+    with pytest.raises(InputError, match=r"line 4: there is no image a\.png; did you mean 'a\.jpg'\?$"):
+        FolderDataModule(str(album))
+
+
 def test_spellings_of_a_tag_that_look_the_same(album):
     words = ("Käfer", unicodedata.normalize("NFD", "Käfer"), " hot  dog ", "hot\u200b dog")
     rows = zip(("a.jpg", "c.JPG", "d.jpg", "sub/b.png"), words, strict=True)

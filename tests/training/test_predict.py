@@ -24,6 +24,7 @@ from datamodules.open_data import datamodule_from_settings
 from datamodules.unreadable_images import UnreadableImages
 from tests.datamodules.test_annotation_export import FILES, annotate
 from tests.tars import tar_bytes
+from training import photos as photos_module
 from training.cli import main
 from training.inference import load_trained, predictions
 from training.predict import predict
@@ -170,10 +171,19 @@ def test_a_folder_for_each_tag(checkpoint, photos, tmp_path):
         predict(checkpoint, [tmp_path / "tags"], tmp_path / "tags", num_workers=0)
 
 
-def test_what_a_folder_contains_beside_its_photos_is_reported(checkpoint, photos, tmp_path, capsys):
+def test_what_a_folder_contains_beside_its_photos_is_reported(checkpoint, photos, tmp_path, capsys, monkeypatch):
     (photos / "more").mkdir()
     shutil.copyfile(next(photos.glob("*.jpg")), photos / "more/a.jpg")
     (photos / "b.HEIC").write_bytes(b"0")
+    (photos / "closed").mkdir()
+    listed = photos_module.list_images
+
+    def list_but_one(folder):
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(photos_module, "list_images", list_but_one)
     arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), "--crf", "false"]
     assert main(["predict", *arguments, "--images", str(photos)]) == 0
     err = capsys.readouterr().err

@@ -16,7 +16,7 @@ from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, check_output_folder, file_sha256, write_atomically, write_json
 from datamodules.images import any_size, as_rgb, read_image
 from datamodules.masks import find_masks, mask_png, read_class_mask, require_same_size
-from datamodules.open_data import datamodule_from_settings, open_data
+from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import print_message, track
 from datamodules.sample import Sample
 from datamodules.samplers import evenly_spaced
@@ -194,10 +194,10 @@ def _open_predictions(
         settings: of the data module.
     """
     named = predictions / "classes.txt"
-    data = open_data(root, **settings)
+    data = datamodule_from_settings(None, root=root, **settings)
     predicted_classes = read_classes(named) if named.is_file() else data.classes
     if data.classes != (chosen := tuple(classes or predicted_classes)):
-        data = open_data(root, classes=list(chosen), **settings)
+        data = datamodule_from_settings(None, root=root, classes=list(chosen), **settings)
     listed = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
     samples = [sample for sample in listed if sample.mask is not None]
     return data, samples, _read_predictions(predictions, predicted_classes, samples, data)

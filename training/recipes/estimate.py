@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datamodules.errors import InputError
 from seeds.base_task import BaseTask
 from seeds.precision import computes_bfloat16
-from training.recipes.input_checks import InputChecks, build_task, open_data
+from training.recipes.input_checks import InputChecks, build_task, open_training_data
 
 GPU_NAMES = ("auto", "gpu", "cuda")  # accelerators that are a GPU where there is one
 LIGHTNING_EPOCHS = 1000  # of a training that has no limit
@@ -49,7 +49,7 @@ def estimate_training(options: Mapping[str, Any], checks: InputChecks | None = N
     Raises:
         InputError: the data or the weights do not exist or are refused by the training, or an option is invalid.
     """
-    trainer, data = dict(options.get("trainer") or {}), open_data(options)
+    trainer, data = dict(options.get("trainer") or {}), open_training_data(options)
     images, task = (checks or InputChecks()).check_images(data), build_task(options, data)
     batch_size, size = data.hparams["batch_size"], data.hparams["size"]
     accelerator, accumulated = trainer.get("accelerator") or "auto", trainer.get("accumulate_grad_batches") or 1

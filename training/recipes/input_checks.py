@@ -22,7 +22,7 @@ from training.recipes.recipe import REFERENCE, Stage, leaves
 RESULTS = ("cues", "cues_checkpoint")  # options of data modules that name results of earlier stages
 
 
-def open_data(options: Mapping[str, Any]) -> BaseDataModule:
+def open_training_data(options: Mapping[str, Any]) -> BaseDataModule:
     """Return the data module of a training; seed caches and other results of earlier stages need not exist.
 
     Args:
@@ -94,7 +94,7 @@ class InputChecks:
                 check_accelerator(stage.options)
                 check_small_classes(stage, stages)
                 if stage in fits and _data_arguments(stage).get("root") not in downloads:
-                    data = open_data(stage.options)
+                    data = open_training_data(stage.options)
                     self.check_images(data)
                     self._check_weights(stage.options, data)
             except InputError as error:
@@ -165,7 +165,7 @@ def check_small_classes(stage: Stage, stages: Sequence[Stage]) -> None:
     trained = [each for each in stages if each.name in needed and each.command == "fit" and has_local_data(each)]
     if not isinstance(small, list) or not small or not trained:
         return
-    classes = open_data(trained[0].options).classes
+    classes = open_training_data(trained[0].options).classes
     for name in small:
         if name not in classes:
             problem = unknown_name("class", str(name), classes)
