@@ -1,5 +1,6 @@
 """Reading of annotations: masks, points, scribbles and boxes from tables, lists of ids and annotation tools' files."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -279,12 +280,12 @@ def _table(path: AnyPath, samples: SplitSamples) -> Iterator[Annotation]:
         names.append(name.strip() if key == "id" else image_id(name.strip()))
         locations.append(f"{location}, image {names[-1]}")
         fields.append(own)
-    coordinates = list[float]()
+    coordinates = dict[str, list[float]]()  # by image
     for name, location, own in zip(samples.match_ids(names, locations, path), locations, fields, strict=True):
         for column, field in own:
             if column != "mask":
                 for shape in _shapes(column, field, location):  # of images of other splits, too: all mistakes are found
-                    coordinates += np.ravel(shape[1:]).tolist()
+                    coordinates.setdefault(name, []).extend(np.ravel(shape[1:]).tolist())
                     if name in samples:
                         yield Annotation(name, location, shape)
             elif field is not None and not isinstance(field, str):
@@ -294,7 +295,9 @@ def _table(path: AnyPath, samples: SplitSamples) -> Iterator[Annotation]:
                 if not is_uri(mask) and not Path(mask).is_file():
                     raise InputError(f"{location}: there is no mask {mask}")
                 yield Annotation(name, location, mask)
-    if coordinates and max(coordinates) <= 1 and any(0 < value < 1 for value in coordinates):
+    values = list(itertools.chain(*coordinates.values()))
+    # one image may have a single point in its corner
+    if len(coordinates) > 1 and max(values, default=0) <= 1 and any(0 < value < 1 for value in values):
         raise InputError(f"{path}: no coordinate is above 1; they must be pixels, not shares of the image")
 
 

@@ -10,7 +10,7 @@ import tarfile
 import fsspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
@@ -258,7 +258,7 @@ def test_masks_of_instances_are_those_of_pycocotools(voc, tmp_path):
     ],
 )  # fmt: skip
 def test_coordinates_that_are_shares_of_the_image(voc, tmp_path, row):
-    table = write_csv(tmp_path / "a.csv", [{"id": "p0", **row}])
+    table = write_csv(tmp_path / "a.csv", [{"id": name, **row} for name in ("p0", "p2")])
     with pytest.raises(InputError, match=r"a\.csv: no coordinate is above 1; they must be pixels, not shares of the"):
         read(open_voc(voc, table))
 
@@ -609,6 +609,7 @@ drawn_boxes = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
+@example(points=[("ant", 0.0, 0.5)], scribbles=[], boxes=[])
 @given(points=drawn_points, scribbles=drawn_scribbles, boxes=drawn_boxes)
 def test_tables_keep_what_is_written(voc_source, tmp_path_factory, points, scribbles, boxes):
     row = {"id": "p6", "points": points, "scribbles": scribbles, "boxes": boxes}  # p6 has all tags
