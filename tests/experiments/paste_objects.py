@@ -10,9 +10,13 @@ import argparse
 import csv
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from datamodules.images import IMAGE_SUFFIXES
+from datamodules.masks import write_mask
 
 SIZES = ((500, 375), (375, 500), (480, 480), (500, 333))  # width and height of an image in pixels
 OBJECTS = (1, 1, 1, 2, 2, 3)  # numbers of objects in an image, each as likely
@@ -25,7 +29,7 @@ def read_photos(folder: Path) -> list[Image.Image]:
     """Return the photos with at least 600 pixels on the shorter side, which is reduced to 900."""
     photos = []
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
             photo = Image.open(path).convert("RGB")
             if min(photo.size) >= 600:
                 scale = 900 / min(photo.size)
@@ -60,14 +64,16 @@ def main() -> None:
     classes = sorted(path.name for path in options.objects.iterdir() if path.is_dir())
     objects = [sorted((options.objects / name).rglob("*.png")) for name in classes]
     photos = read_photos(options.photos)
-    for each in (photos, *objects):
+    pools = {"train": list[list[Any]](), "test": list[list[Any]]()}  # the photos, then the objects of each class
+    for name, each in zip(("the photos", *classes), (photos, *objects), strict=True):
+        end = round(TRAIN * len(each))
+        if end == len(each):
+            parser.error(f"{name}: {len(each)} images cannot be divided into those for training and for the test")
         rng.shuffle(each)
+        pools["train"].append(each[:end])
+        pools["test"].append(each[end:])
     for split, number in (("train", options.train), ("test", options.test)):
-        own = [
-            each[: round(TRAIN * len(each))] if split == "train" else each[round(TRAIN * len(each)) :]
-            for each in (photos, *objects)
-        ]
-        folder = options.output / split
+        own, folder = pools[split], options.output / split
         (folder / "masks").mkdir(parents=True)
         rows = [("file", "tags")]
         for index in range(number):
@@ -78,7 +84,7 @@ def main() -> None:
             for label in rng.sample(range(len(classes)), min(rng.choice(OBJECTS), len(classes))):
                 paste(image, mask, rng.choice(own[label + 1]), label + 1, rng)
             image.save(folder / f"{index:04}.jpg", quality=92)
-            Image.fromarray(mask).save(folder / "masks" / f"{index:04}.png")
+            write_mask(folder / "masks" / f"{index:04}.png", mask)
             rows.append((f"{index:04}.jpg", ";".join(classes[label - 1] for label in np.unique(mask) if label)))
         with (folder / "tags.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
