@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, check_output_folder, list_folder, write_json
 from datamodules.folder import FolderDataModule
-from datamodules.masks import read_class_mask
+from datamodules.images import image_names, list_images
+from datamodules.masks import find_masks, read_class_mask, require_same_size
 from datamodules.near_duplicates import Fingerprint, near_groups, read_fingerprints
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import first_few, print_message, print_result, track
@@ -111,8 +112,8 @@ def check_data(
         *identical_images(groups, {sample.id for sample in others}),
         *name_problems(data.classes),
         *tag_problems(everything[: len(samples)], data.classes),
-        *mask_problems(everything, data.mask_lut, data.classes),
-        *unused_masks(data.masks if isinstance(data, FolderDataModule) else None, everything),
+        *mask_problems(everything, data.mask_lut, data.classes, fingerprints),
+        *(unused_masks(data.masks, data.all_ids) if isinstance(data, FolderDataModule) and data.masks else ()),
         *small_objects(fingerprints, size, cue_stride),
     ]
     counts = Counter(tag for sample in everything[: len(samples)] for tag in sample.tags or ())
@@ -220,18 +221,25 @@ def name_problems(classes: Sequence[str]) -> list[Finding]:
     return found
 
 
-def mask_problems(samples: Sequence[Sample], lut: NDArray[np.uint8], classes: Sequence[str]) -> list[Finding]:
-    """Return findings about masks that cannot be read, contain no class, or other classes than the tags.
+def mask_problems(
+    samples: Sequence[Sample], lut: NDArray[np.uint8], classes: Sequence[str], fingerprints: Mapping[str, Fingerprint]
+) -> list[Finding]:
+    """Return findings about masks that cannot be read or do not fit their images or tags, or that show no class.
 
     Args:
         samples: samples with masks or without.
         lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
         classes: the classes.
+        fingerprints: of the images that can be read, by id.
     """
 
     def read(sample: Sample) -> frozenset[str] | str:
         try:
-            indices = np.unique(read_class_mask(sample.mask or "", lut))
+            mask = read_class_mask(sample.mask or "", lut)
+            if image := fingerprints.get(sample.id):
+                size = image.height, image.width
+                require_same_size(f"mask {sample.mask}", mask.shape, f"its image {sample.image}", size)
+            indices = np.unique(mask)
         except InputError as error:
             return str(error)
         return frozenset(classes[index - 1] for index in indices if 0 < index <= len(classes))
@@ -263,15 +271,22 @@ def mask_problems(samples: Sequence[Sample], lut: NDArray[np.uint8], classes: Se
     return found
 
 
-def unused_masks(folder: AnyPath | None, samples: Sequence[Sample]) -> list[Finding]:
-    """Return a finding where a folder of masks has files, and none has the name of an image."""
-    if folder is None or any(sample.mask for sample in samples):
+def unused_masks(folder: AnyPath, ids: Collection[str]) -> list[Finding]:
+    """Return a finding about image files in a folder of masks that are not the mask of an image.
+
+    Args:
+        folder: the folder; masks may be in folders of it, as images whose folder is their tag.
+        ids: the ids of all images of the data set.
+    """
+    folders, files = list_folder(folder)
+    names = image_names(files)
+    for below in (each for each in folders if not each.startswith(".")):
+        names += [f"{below}/{name}" for name in list_images(folder / below)]
+    used = set(filter(None, find_masks(folder, sorted(ids))))
+    if not (unused := [name for name in names if str(folder / name) not in used]):
         return []
-    names = [name for name in list_folder(folder)[1] if not name.startswith(".")]
-    if not names:
-        return []
-    problem = f"{folder} has {len(names)} files, and none is the mask of an image"
-    return [Finding("masks", f"{problem}: {names[0]}, where {samples[0].id}.png is expected")]
+    problem = f"{len(unused)} of {len(names)} files in {folder} are not the mask of an image"
+    return [Finding("masks", f"{problem}, first {unused[0]}: a mask has the name of its image, as {min(ids)}.png")]
 
 
 def small_objects(fingerprints: Mapping[str, Fingerprint], size: int, cue_stride: int) -> list[Finding]:

@@ -223,5 +223,24 @@ def test_masks_whose_names_fit_no_image(photos, tmp_path):
     (photos / "masks").mkdir()
     write_mask(photos / "masks/0_mask.png", np.ones((96, 128), np.uint8))
     (found,) = (each for each in check(photos, tmp_path / "a.json")[1] if each["kind"] == "masks")
-    sentence = f"{photos}/masks has 1 files, and none is the mask of an image: 0_mask.png, where 0.png is expected"
-    assert found["sentence"] == sentence
+    problem = f"1 of 1 files in {photos}/masks are not the mask of an image, first 0_mask.png"
+    assert found["sentence"] == f"{problem}: a mask has the name of its image, as 0.png"
+    (photos / "masks/.hidden").mkdir()
+    write_mask(photos / "masks/30.png", np.ones((96, 128), np.uint8))
+    write_mask(photos / "masks/note.txt", np.ones((96, 128), np.uint8))
+    sentences = [each["sentence"] for each in check(photos, tmp_path / "b.json")[1] if each["kind"] == "masks"]
+    assert sentences[-1].startswith(f"1 of 2 files in {photos}/masks are not the mask of an image, first 0_mask.png")
+    (photos / "masks/0_mask.png").unlink()
+    sentences = [each["sentence"] for each in check(photos, tmp_path / "c.json")[1] if each["kind"] == "masks"]
+    assert not any("are not the mask" in each for each in sentences)
+
+
+def test_masks_of_another_size_than_their_images(photos, tmp_path):
+    (photos / "masks").mkdir()
+    write_mask(photos / "masks/0.png", np.ones((96, 128), np.uint8))
+    write_mask(photos / "masks/30.png", np.ones((128, 96), np.uint8))
+    found = [each for each in check(photos, tmp_path / "a.json")[1] if each["kind"] == "masks"]
+    assert found[0]["images"] == ["30"]
+    assert found[0]["sentence"].startswith("1 of 2 masks cannot be used: 30. The first: mask ")
+    assert "30.png is 96x128, and its image " in found[0]["sentence"]
+    assert found[0]["sentence"].endswith(" is 128x96")
