@@ -3,11 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
-from datamodules.annotations.coco_instances import category_names, check_instances, images_with_instances, instance_mask
+from datamodules.annotations.coco_instances import (
+    category_names,
+    check_instances,
+    images_with_instances,
+    instance_mask,
+    without_tool_crowds,
+)
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, join_path, read_json
-from datamodules.image_ids import image_id
+from datamodules.image_ids import forward_slashes, image_id
 from datamodules.sample import Sample, split_samples
 
 LAYOUTS = (
@@ -111,12 +117,12 @@ class COCODataModule(BaseDataModule):
             if self.categories.get(key, name) != name:
                 raise InputError(f"{path}: category {key} is {name!r}, and {self.categories[key]!r} in another split")
         indices = {key: index for index, key in enumerate(self.categories, start=1)}
-        images = images_with_instances(content, self.categories, path)
-        files = [file for file, _, _ in images]
+        images = images_with_instances(without_tool_crowds(content), self.categories, path)
+        files = [forward_slashes(file) for file, _, _ in images]
         first = next((file for file in files if not is_uri(file)), "")
         folder = next((each for each in folders if first and join_path(each, first).is_file()), folders[0])
         samples = []
-        for file, image, instances in images:
+        for file, (_, image, instances) in zip(files, images, strict=True):
             tags = frozenset(self.categories[each["category_id"]] for each in instances)
             mask = instance_mask(image, instances, indices, path) if masks else None
             location = file if is_uri(file) else str(join_path(folder, file))

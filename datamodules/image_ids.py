@@ -17,14 +17,22 @@ def is_valid_id(name: str) -> bool:
     return not _NOT_IN_ID.search(name) and not {"", ".", ".."} & set(name.split("/"))
 
 
+def forward_slashes(file: str) -> str:
+    """Return a path in a file that may have been written on Windows with ``/`` for a backslash; a URI as it is."""
+    return file if is_uri(file) else file.replace("\\", "/")
+
+
 def image_id(file: str) -> str:
     """Return the id of an image that a table lists: the path below the images' folder, or in a URI, without suffix.
+
+    Folders may be separated by backslashes, as on Windows.
 
     Raises:
         InputError: the text is no path of a file.
     """
     try:
-        path = PurePosixPath(uri_path(file).partition("/")[2] if is_uri(file) else file).with_suffix("")
+        below = uri_path(file).partition("/")[2] if is_uri(file) else forward_slashes(file)
+        path = PurePosixPath(below).with_suffix("")
     except ValueError as error:
         raise InputError(f"{file!r} is no path of an image: {error}") from error
     return "/".join(part for part in path.parts if part not in ("/", ".."))  # results are files of this name

@@ -45,11 +45,12 @@ class RleMask:
         Args:
             name: name in messages.
             size: (H, W).
-            regions: index and run lengths of each region, as pycocotools compresses them.
+            regions: index and run lengths of each region, as pycocotools compresses them; those without a pixel are
+                left out.
         """
-        painted = sorted(regions, key=lambda region: -int(coco_mask.area(region[1])))
-        counts = tuple(rle["counts"] for _, rle in painted)
-        return cls(name, size, bytes(index for index, _ in painted), counts)
+        areas = [(int(coco_mask.area(rle)), index, rle["counts"]) for index, rle in regions]
+        painted = sorted((each for each in areas if each[0]), key=lambda each: -each[0])
+        return cls(name, size, bytes(index for _, index, _ in painted), tuple(counts for *_, counts in painted))
 
     @classmethod
     def from_label_map(cls, name: str, label_map: np.ndarray) -> "RleMask":
@@ -153,7 +154,8 @@ def decode_mask(file: BinaryIO, name: str | AnyPath) -> np.ndarray:
     if mode == "L" and stored in _GRAY_STEPS:
         indices //= _GRAY_STEPS[stored]
     if mode not in ("P", "L"):
-        raise InputError(f"mask {name} contains {mode} values, not class indices: save a palette or 8-bit gray PNG")
+        kind = {"1": "1-bit"}.get(mode, mode)
+        raise InputError(f"mask {name} contains {kind} values, not class indices: save a palette or 8-bit gray PNG")
     return indices
 
 

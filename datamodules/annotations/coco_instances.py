@@ -44,6 +44,17 @@ def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> d
     return dict(sorted(names.items()))
 
 
+def without_tool_crowds(content: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the content of a JSON in which no instance is a crowd where all instances with a segmentation are crowds.
+
+    They are brush masks of CVAT then, which writes ``iscrowd`` 1 with all run lengths.
+    """
+    crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if each.get("segmentation")]
+    if not crowds or not all(crowds):
+        return content
+    return {**content, "annotations": [{**each, "iscrowd": 0} for each in content["annotations"]]}
+
+
 def images_with_instances(
     content: dict[str, list[dict[str, Any]]], categories: Collection[int], path: AnyPath
 ) -> list[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
@@ -109,7 +120,8 @@ def instance_mask(
             return None
         crowd = bool(each.get("iscrowd"))
         index = IGNORE if crowd else indices[each["category_id"]]
-        instances.append((not crowd, -int(coco_mask.area(rle)), index, rle["counts"]))
+        if area := int(coco_mask.area(rle)):  # else no pixel, and no tag, of the class
+            instances.append((not crowd, -area, index, rle["counts"]))
     instances.sort(key=lambda instance: instance[:2])  # crowds, then by area
     painted = bytes(index for _, _, index, _ in instances)
     counts = tuple(counts for *_, counts in instances)
@@ -126,12 +138,12 @@ def instance_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] |
         width: width of the image.
 
     Returns:
-        ``size`` and ``counts``; None for an empty segmentation.
+        ``size`` and ``counts``; None for an empty segmentation, such as a list of empty polygons.
 
     Raises:
         ValueError: the segmentation is invalid; the message is the end of a sentence.
     """
-    if not segmentation:
+    if not segmentation or (isinstance(segmentation, list) and not any(segmentation)):
         return None
     runs: Any = [height * width]
     if isinstance(segmentation, list):

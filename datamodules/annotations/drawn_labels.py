@@ -1,11 +1,13 @@
 """Label maps of what people have drawn into images: masks, points, scribbles and boxes."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
+from datamodules.annotations.shapes import Box
 from datamodules.class_names import IGNORE
 from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
@@ -53,6 +55,34 @@ def draw_labels(size: tuple[int, int], mask: np.ndarray | None, lines: Iterable[
         conflict |= drawn & (labels != IGNORE) & (labels != index)
         labels[drawn] = index
     labels[conflict] = IGNORE
+    return labels
+
+
+def forget_missed_objects(
+    mask: np.ndarray, lines: Iterable[tuple[int, np.ndarray]], boxes: Iterable[tuple[int, Box]]
+) -> np.ndarray:
+    """Return a mask whose background is unknown where an object may be that only points, scribbles or boxes show.
+
+    In annotation tools, an image may have brush masks of some objects and a box or a point of another one.
+
+    Args:
+        mask: uint8 (H, W): 0 background, 1..C, 255 not known.
+        lines: as for `draw_labels`. Without a pixel of a line's class in the mask, its whole background is unknown.
+        boxes: indices 1..C, and boxes in pixels. Without a pixel of the class in the box, the background in it is
+            unknown.
+
+    Returns:
+        uint8 (H, W).
+    """
+    labels = mask.copy()
+    for index, box in boxes:
+        inside = math.floor(box.top), math.ceil(box.bottom), math.floor(box.left), math.ceil(box.right)
+        top, bottom, left, right = (max(0, side) for side in inside)
+        if not (mask[top:bottom, left:right] == index).any():
+            interior = labels[top:bottom, left:right]
+            interior[interior == 0] = IGNORE
+    if any(index and not (mask == index).any() for index, _ in lines):
+        labels[labels == 0] = IGNORE
     return labels
 
 

@@ -192,7 +192,7 @@ def _read_region(each: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], 
             region = dict(instance_rle([list(itertools.chain(*pairs))], height, width) or {})
         except ValueError as error:
             raise InputError(f"a region {error}") from error
-    elif {"x", "y"} <= shape and not {"radiusX", "radiusY", "text"} & value.keys():
+    elif {"x", "y"} <= shape and not {"radiusX", "radiusY"} & value.keys() and (label or "text" not in value):
         x, y = value["x"] * width / 100, value["y"] * height / 100
         region = Point(label or "", x, y)
         if "height" in shape:

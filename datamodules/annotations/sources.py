@@ -20,6 +20,7 @@ from datamodules.annotations.coco_instances import (
     has_area,
     images_with_instances,
     instance_mask,
+    without_tool_crowds,
 )
 from datamodules.annotations.imports import cvat_masks, parquet_masks, yolo_annotations, yolo_label_files
 from datamodules.annotations.label_studio import label_studio_annotations
@@ -95,8 +96,9 @@ def add_annotations(
     Points, scribbles and boxes of an image are collected from all sources, without repeats, and sorted. Those of
     classes that were not chosen are left out. Of several masks of an image that of the last source counts. Tags that
     are not known become the classes of the annotations; they stay unknown where the annotations name no class and leave
-    pixels unknown. A mask from a file corrects known tags: they become its classes where it has no unknown pixel, and
-    its classes are added otherwise. Messages list images with several masks, and those whose tags change.
+    pixels unknown. A mask from a file corrects known tags: they become its classes and those of the other annotations
+    where it has no unknown pixel, and its classes are added otherwise. Messages list images with several masks, and
+    those whose tags change.
 
     Args:
         samples: all samples of a split; their masks are replaced in what is returned.
@@ -223,8 +225,8 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
         if isinstance(mask, RleMask) and corrects and not is_uri(sample.image):  # else compared when it is read
             require_same_size(f"mask {mask}", mask.size, f"its image {sample.image}", image_size(sample.image))
     names = frozenset(classes[index - 1] for index in indices - {0, IGNORE})
+    names |= {each.name for each in shapes} - {BACKGROUND}
     if known is None:
-        names |= {each.name for each in shapes} - {BACKGROUND}
         return replace(sample, tags=names) if names or IGNORE not in indices else sample
     kept = known if IGNORE in indices else known.difference(classes)
     return replace(sample, tags=names | kept)
@@ -341,16 +343,13 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
     those of a class whose instances all have one and are no crowds. Points are keypoints with a visibility above
     0. An image without instances is background, as in COCO; but where its tags name an object, it counts as not
     annotated, since annotation tools export such images, too. Categories that are no class of the data set become 255
-    in masks, and are left out otherwise. Crowds are 255 in masks; but where all segmentations of a JSON are crowds,
-    they are CVAT's brush masks: it writes ``iscrowd`` 1 with all run lengths.
+    in masks, and are left out otherwise. Crowds are 255 in masks, see also `without_tool_crowds`.
     """
     check_instances(content, path)
     categories = category_names(content, path)
     indices = {key: mask_index(name, known) for key, name in categories.items()}
     require_any_known(categories.values(), known, f"{path}: none of its categories")
-    crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if each.get("segmentation")]
-    if crowds and all(crowds):
-        content = {**content, "annotations": [{**each, "iscrowd": 0} for each in content["annotations"]]}
+    content = without_tool_crowds(content)
     images = images_with_instances(content, categories, path)
     names = [image_id(file) for file, _, _ in images]
     matching = samples.match_ids(names, [f"{path}, image {image['id']}" for _, image, _ in images], path)

@@ -77,6 +77,39 @@ def test_rectangles_and_key_points(voc, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_rectangle_beside_a_mask_keeps_its_tag_and_its_pixels_are_unknown(voc, tmp_path, capsys):
+    """A person corrects the ant with a brush, and draws a rectangle for the bat."""
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(voc / "JPEGImages/p2.jpg")
+    box = region("rectanglelabels", "bat", x=50, y=50, width=50, height=50)
+    (tmp_path / "export.json").write_text(json.dumps([task("p2.jpg", brush("ant", np.s_[:30], np.s_[:]), box)]))
+    data = open_voc(voc, str(tmp_path / "export.json"), targets="masks", size=64)
+    data.setup("fit")
+    assert "get other tags" not in capsys.readouterr().err
+    samples = data._datasets["train"].samples
+    position = next(index for index, sample in enumerate(samples) if sample.id == "p2")
+    assert samples[position].tags == {"ant", "bat"}
+    assert samples[position].boxes == (Box("bat", 32, 24, 64, 48),)
+    item = data._datasets["train"][position]  # 64 x 64: rows 0..40 are the ant's, the box begins at row 32
+    assert item["labels"].tolist() == [1, 1, 0]
+    assert (item["mask"][:40] == 1).all()
+    assert (item["mask"][40:, :32] == 0).all()
+    assert (item["mask"][40:, 32:] == 255).all()
+
+
+def test_a_remark_on_a_rectangle(voc, tmp_path):
+    """Label Studio stores the text of a region as another entry with the region's id."""
+    box = region("rectanglelabels", "ant", x=25, y=50, width=50, height=25) | {"id": "r"}
+    value = {key: box["value"][key] for key in ("x", "y", "width", "height")}
+    remark = {**box, "type": "textarea", "value": {**value, "text": ["blurred"]}}
+    for results in ([box, remark], [remark, box]):
+        assert studio(voc, tmp_path, task("p0.jpg", *results))["p0"].boxes == (Box("ant", 16, 24, 48, 36),)
+
+
+def test_a_brush_mask_that_was_erased_is_no_tag(voc, tmp_path):
+    results = [brush("ant", np.s_[0:20], np.s_[:]), brush("bat", np.s_[0:0], np.s_[:])]
+    assert studio(voc, tmp_path, task("p0.jpg", *results))["p0"].tags == {"ant"}
+
+
 def test_an_entry_that_is_no_region_is_left_out(voc, tmp_path):
     samples = studio(voc, tmp_path, task("p0.jpg", {"type": "relation", "value": 3}))
     assert (samples["p0"].mask, samples["p0"].points) == (None, ())

@@ -165,8 +165,9 @@ def test_agreement_with_pycocotools(tmp_path_factory, drawn):
         ways = {"polygon": [box(left + 0.3, top, right, bottom - 0.4)], "compressed": compressed(pixels)}
         instances.append((category, ways.get(kind, run_lengths(pixels)), int(crowd)))
     path = root / "annotations/instances_val2017.json"
-    write(path, content({1: instances}))
-    write_images(root / "val2017", [1])
+    no_crowd = (1, [box(1, 1, 9, 9)], 0)  # of another image: where all are crowds, they are CVAT's brush masks
+    write(path, content({1: instances, 2: [no_crowd]}))
+    write_images(root / "val2017", [1, 2])
     peer = COCO(path)
     annotations = peer.loadAnns(peer.getAnnIds(imgIds=1))
     layers = [(peer.annToMask(each).astype(bool), each) for each in annotations]
@@ -292,6 +293,33 @@ def test_an_instance_without_a_segmentation(coco):
     first, second = open_coco(coco).samples("val2017")
     assert (set(first.tags), first.mask) == ({"person"}, None)
     assert second.mask is not None
+
+
+def test_an_instance_with_empty_polygons_has_no_segmentation(coco):
+    write(coco / "annotations/instances_val2017.json", content({1: [(1, [[]], 0)], 2: [(18, [[], []], 0)]}))
+    assert [each.mask for each in open_coco(coco).samples("val2017")] == [None, None]
+
+
+def test_brush_masks_of_cvat_are_no_crowds(coco):
+    """CVAT writes ``iscrowd`` 1 with all run lengths; a polygon beside them shows that crowds are meant."""
+    brushes = {1: [(1, compressed(region(5, 5, 25, 25)), 1)], 2: [(18, run_lengths(region(0, 0, 9, 40)), 1)]}
+    write(coco / "annotations/instances_val2017.json", content(brushes))
+    first, second = masks_of(open_coco(coco)).values()
+    np.testing.assert_array_equal(first, region(5, 5, 25, 25))
+    np.testing.assert_array_equal(second, 2 * region(0, 0, 9, 40))
+    write(coco / "annotations/instances_val2017.json", content(brushes | {3: [(1, [box(1, 1, 9, 9)], 0)]}))
+    first, *_ = masks_of(open_coco(coco)).values()
+    np.testing.assert_array_equal(first, np.where(region(5, 5, 25, 25), 255, 0))
+
+
+def test_a_json_that_was_written_on_windows(coco):
+    (coco / "val2017/cats").mkdir()
+    (coco / "val2017/001.jpg").rename(coco / "val2017/cats/001.jpg")
+    what = content({1: INSTANCES[1]})
+    what["images"][0]["file_name"] = r"cats\001.jpg"
+    write(coco / "annotations/instances_val2017.json", what)
+    (sample,) = open_coco(coco).samples("val2017")
+    assert (sample.id, sample.image) == ("cats/001", str(coco / "val2017/cats/001.jpg"))
 
 
 # --- use

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from datamodules.annotations.drawn_labels import Drawn, box_interiors, corrected_cues, draw_labels, reduce_labels
+from datamodules.annotations.drawn_labels import (
+    Drawn,
+    box_interiors,
+    corrected_cues,
+    draw_labels,
+    forget_missed_objects,
+    reduce_labels,
+)
+from datamodules.annotations.shapes import Box
 from datamodules.transforms import Augment, Transform, resize_nearest
 
 NO_BOXES = np.zeros((0, 5), np.float32)
@@ -39,6 +47,22 @@ def test_pixels_of_two_classes_have_no_label():
         assert draw_labels((1, 5), None, order).tolist() == [[1, 1, 255, 2, 2]]
     mask = np.array([[0, 1]], np.uint8)
     assert draw_labels((1, 2), mask, [line(1, (0, 0)), line(1, (1, 0))]).tolist() == [[255, 1]]
+
+
+def test_background_is_unknown_where_a_box_has_an_object_that_the_mask_lacks():
+    mask = np.array([[0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 0, 0]], np.uint8)
+    dog, cat, second_cat = Box("dog", 2.5, 0, 5, 1.2), Box("cat", 0, 0, 3.5, 3), Box("cat", 3, 2, 9, 9)
+    wanted = [[0, 0, 255, 255, 255], [0, 1, 1, 255, 255], [0, 1, 1, 255, 255]]
+    for boxes in itertools.permutations([(2, dog), (1, cat), (1, second_cat)]):
+        assert forget_missed_objects(mask, [], boxes).tolist() == wanted
+    assert forget_missed_objects(mask, [], [(1, cat)]).tolist() == mask.tolist()
+    assert mask.max() == 1, "the mask that was given is unchanged"
+
+
+def test_background_is_unknown_where_a_point_has_a_class_that_the_mask_lacks():
+    mask = np.array([[0, 1, 255]], np.uint8)
+    assert forget_missed_objects(mask, [line(2, (0, 0))], []).tolist() == [[255, 1, 255]]
+    assert forget_missed_objects(mask, [line(1, (0, 0)), line(0, (0, 0))], []).tolist() == mask.tolist()
 
 
 def test_lines_may_leave_the_image():

@@ -24,6 +24,12 @@ def test_ids_of_images_by_uri(file, name):
     assert image_id(file) == name
 
 
+def test_a_path_that_was_written_on_windows():
+    assert image_id(r"cats\at home\1.jpg") == "cats/at home/1"
+    assert image_id(r"C:\photos\1.jpg") == "C:/photos/1"
+    assert image_id(r"s3://b/photos/a\b.jpg") == r"photos/a\b"  # a part of the name in an object store
+
+
 def test_a_list_with_a_byte_order_mark(tmp_path):
     (tmp_path / "ids.txt").write_bytes("\ufeffa\nb\n".encode())
     assert read_ids(tmp_path / "ids.txt") == ("a", "b")
