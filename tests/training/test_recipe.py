@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -21,6 +21,8 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules import files
@@ -688,6 +690,98 @@ def test_an_earlier_result_survives_a_kill_while_it_is_set_aside_or_put_back(cop
         monkeypatch.setattr(runner_module, "run_process", killed)
         assert copied.run(None, "--stages=seeds") == 0
         assert cache_bytes(copied.output / "seeds") == before
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    actions=st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 8)), max_size=6),
+    asked=st.sampled_from("abc"),
+)
+def test_a_result_is_never_taken_for_one_of_other_settings(tmp_path_factory, actions, asked):
+    """Files of two results may have the same names and sizes; a kill may come before any change of a file.
+
+    An action is a run with settings, whether it ends, and the number of file operations before it is killed.
+    """
+    output = tmp_path_factory.mktemp("out")
+    result = StageResult(output, Stage("seeds", "seeds generate", {}, []))
+    (output / "stages").mkdir()
+
+    def run(key: str, *, ends: bool) -> None:
+        if result.keep(key) is not None:
+            return
+        result.begin(key)
+        result.folder.mkdir(exist_ok=True)
+        (result.folder / "shard").write_text(key)
+        if ends:
+            write_json(result.record_path, {"key": key, "files": file_sizes(result.folder)})
+            stage_result.remove(result.old)
+
+    for key, ends, operations in actions:
+        remaining = iter(range(operations))
+        with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+            for module, name in ((files, "write_atomically"), (Path, "rename"), (stage_result, "remove")):
+                real = getattr(module, name)
+
+                def dies(*given, real=real, remaining=remaining):
+                    if next(remaining, None) is None:
+                        raise KeyboardInterrupt
+                    return real(*given)
+
+                patch.setattr(module, name, dies)
+            run(key, ends=ends)
+    if (found := result.find(asked)) is not None:
+        assert (found[1] / "shard").read_text() == asked
+    if result.keep(asked) is not None:
+        assert (result.folder / "shard").read_text() == asked
+
+
+def test_the_last_complete_result_survives_a_run_with_other_settings_that_is_killed(tmp_path):
+    """Its files have the same names and sizes."""
+    result = StageResult(tmp_path, Stage("seeds", "seeds generate", {}, []))
+    (tmp_path / "stages").mkdir()
+    for key in "ab":
+        assert result.keep(key) is None
+        assert result.begin(key) is None
+        result.folder.mkdir()
+        (result.folder / "shard").write_text(key)
+        if key == "a":
+            write_json(result.record_path, {"key": key, "files": file_sizes(result.folder)})
+    assert result.keep("a") == {"key": "a", "files": {"shard": 1}}
+    assert (result.folder / "shard").read_text() == "a"
+
+
+def test_a_network_that_a_later_stage_cannot_build_is_refused_before_the_first(tmp_path, capsys):
+    """The classifier knows the backbone, SMP does not know the encoder."""
+    for number in range(20):
+        photo = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (9 * number, 0, 0)).save(photo)
+    words = [f"--config={CONFIGS}/photos.yaml", f"--output={tmp_path}/out", f"--root={tmp_path}/photos"]
+    assert main(["run", *words, "--backbone=efficientnet_b0"]) == 1
+    assert "stage 'first-network': there is no encoder 'efficientnet_b0'" in capsys.readouterr().err
+    assert not (tmp_path / "out/classifier").exists()
+
+
+def test_a_folder_that_does_not_exist_leaves_results_and_options_as_they_were(copied, capsys):
+    options = {path: path.read_bytes() for path in (copied.output / "stages").glob("*.yaml")}
+    content = copied.content()
+    data = content["stages"]["classifier"]["options"]["data"]
+    data |= {"class_path": "FolderDataModule", "init_args": {"root": "nowhere"}}
+    assert copied.run(content) == 1
+    assert "stage 'classifier': folder nowhere does not exist" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in options} == options
+    assert (copied.output / "classifier/last.ckpt").is_file()
+
+
+def test_the_options_of_a_kept_stage_are_those_of_its_result(copied, ran):
+    content = copied.content()
+    content["stages"]["seeds"]["options"]["layer"] = "no.such.layer"
+    assert copied.run() == 0
+    before = (copied.output / "stages/seeds.yaml").read_bytes()
+    assert copied.run(content) == 1
+    assert (copied.output / "stages/seeds.yaml").read_bytes() != before
+    assert copied.run() == 0
+    assert (copied.output / "stages/seeds.yaml").read_bytes() == before
 
 
 def test_a_stopped_training_resumes_only_with_its_own_options(copied, ran, monkeypatch):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.accelerators import AcceleratorRegistry
-from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError, unknown_name
@@ -87,16 +86,14 @@ class InputChecks:
         Raises:
             InputError: a stage would refuse an input; the message names the stage.
         """
-        fits = [stage for stage in waiting if stage.command == "fit" and has_local_data(stage)]
-        downloads = {_data_arguments(stage).get("root") for stage in fits if _data_arguments(stage).get("download")}
         for stage in waiting:
             try:
                 check_accelerator(stage.options)
                 check_small_classes(stage, stages)
-                if stage in fits and _data_arguments(stage).get("root") not in downloads:
+                if stage.command == "fit" and has_data(stage, stages):
                     data = open_training_data(stage.options)
                     self.check_images(data)
-                    self._check_weights(stage.options, data)
+                    self._check_task(stage.options, data)
             except InputError as error:
                 raise InputError(f"stage '{stage.name}': {error}") from error
 
@@ -124,11 +121,11 @@ class InputChecks:
             self._images.add(files)
         return len(train)
 
-    def _check_weights(self, options: Mapping[str, Any], data: BaseDataModule) -> None:
-        """Load the weights of a training where they are a local file."""
+    def _check_task(self, options: Mapping[str, Any], data: BaseDataModule) -> None:
+        """Build the networks of a training; load their weights where they are a local file."""
         model = options["model"]
         key = json.dumps([model, data.classes, data.in_channels], sort_keys=True, default=str)
-        if key not in self._tasks and weight_file(model) is not None:
+        if key not in self._tasks:
             build_task(options, data)
         self._tasks.add(key)
 
@@ -162,7 +159,7 @@ def check_small_classes(stage: Stage, stages: Sequence[Stage]) -> None:
         InputError: they are not.
     """
     small, needed = stage.options.get("small_classes"), REFERENCE.findall(str(stage.options.get("checkpoint")))
-    trained = [each for each in stages if each.name in needed and each.command == "fit" and has_local_data(each)]
+    trained = [each for each in stages if each.name in needed and each.command == "fit" and has_data(each, stages)]
     if not isinstance(small, list) or not small or not trained:
         return
     classes = open_training_data(trained[0].options).classes
@@ -172,22 +169,29 @@ def check_small_classes(stage: Stage, stages: Sequence[Stage]) -> None:
             raise InputError(f"small_classes: {problem}")
 
 
-def has_local_data(stage: Stage) -> bool:
-    """Return whether the data of a training are in a folder that exists; an earlier stage may download them.
+def has_data(stage: Stage, stages: Sequence[Stage]) -> bool:
+    """Return whether the data of a training must exist before the first stage.
 
-    Data behind a URI count where they have annotations, which may be invalid.
+    An earlier stage may write or download the folder. Data behind a URI count where they have annotations, which may be
+    invalid.
     """
     groups = [stage.options.get(name) for name in ("data", "model")]
     if not all(isinstance(group, Mapping) and group.get("class_path") for group in groups):
         return False  # a default of the command
     arguments = _data_arguments(stage)
-    root = UPath(str(arguments.get("root") or "."))
-    return bool(arguments.get("annotations")) if is_uri(root) else root.is_dir()
+    root = str(arguments.get("root") or ".")
+    if is_uri(root):
+        return bool(arguments.get("annotations"))
+    if any(given.get("download") and given.get("root") == root for given in map(_data_arguments, stages)):
+        return False
+    is_synthetic = str(stage.options["data"]["class_path"]).endswith(SyntheticDataModule.__name__)
+    return Path(root).is_dir() or not (is_synthetic or REFERENCE.search(root))
 
 
 def _data_arguments(stage: Stage) -> dict[str, Any]:
-    """Return the arguments of the data module of a training."""
-    return dict(stage.options["data"].get("init_args") or {})
+    """Return the arguments of the data module of a training; none for other commands."""
+    data = stage.options.get("data")
+    return dict((data if isinstance(data, Mapping) else {}).get("init_args") or {})
 
 
 def _find(path: Any, known: tuple[type, ...]) -> Any:

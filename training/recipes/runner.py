@@ -45,7 +45,7 @@ class Runner:
     def run(self, stages: Sequence[Stage]) -> None:
         """Run or keep stages in their order; write and print the summary."""
         waiting = self._waiting(stages)
-        self._check_options(waiting, self.output)
+        self._check_options(waiting)
         if waiting:
             from training.recipes.input_checks import InputChecks  # torch, here only
 
@@ -68,14 +68,16 @@ class Runner:
             table.add_row(report["name"], report["state"], minutes, figures)
         print_result(table)
 
-    def _check_options(self, stages: Sequence[Stage], folder: Path) -> None:
-        """Write the options of stages into a folder and parse them; a UsageError names the stage."""
-        for stage in stages:
-            try:
-                with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
-                    self._dispatch([*stage.write_options(folder), "--print_config"])
-            except InputError as error:
-                raise UsageError(f"stage '{stage.name}': {error}") from None
+    def _check_options(self, stages: Sequence[Stage]) -> None:
+        """Parse the options of stages; a UsageError names the stage."""
+        with TemporaryDirectory() as folder:
+            (Path(folder) / STAGES).mkdir()
+            for stage in stages:
+                try:
+                    with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
+                        self._dispatch([*stage.write_options(Path(folder)), "--print_config"])
+                except InputError as error:
+                    raise UsageError(f"stage '{stage.name}': {error}") from None
 
     def _waiting(self, stages: Sequence[Stage]) -> list[Stage]:
         """Return the stages that will run, as far as is known before the others have."""
@@ -102,9 +104,7 @@ class Runner:
         from training.recipes.input_checks import InputChecks, check_accelerator, check_small_classes
 
         waiting, hours, checks = self._waiting(stages), 0.0, InputChecks()
-        with TemporaryDirectory() as folder:
-            (Path(folder) / STAGES).mkdir()
-            self._check_options(waiting, Path(folder))
+        self._check_options(waiting)
         table = Table(Column("stage", no_wrap=True), "command", "state", title=str(self.output))
         for column in ("images", "steps", "hours", "PFLOP", "GB"):
             table.add_column(column, justify="right")
@@ -146,6 +146,7 @@ class Runner:
         key, dependencies = self._key(stage)
         record, self.folders[stage.name] = result.keep(key), result.folder
         if record is not None:
+            stage.write_options(self.output)  # those of a failed run may be there
             print_result(f"[{title}] {stage.command}: kept", style="bold")
             return record, "kept"
         earlier = read_json_or_empty(result.record_path)

@@ -6,13 +6,14 @@ In the recipe's output, ``STAGE`` is the folder that a stage writes, and ``stage
 ``STAGE.yaml``  its options: ``tag2mask COMMAND --config STAGE.yaml`` runs the same stage by hand
 ``STAGE.json``  its record. While it runs: its key, and the record of the earlier result. Afterwards also all that
                 the key is computed from, names and sizes of the files written, seconds, figures, and those of
-                the earlier result
+                the earlier result. A record with ``files`` and ``old`` is of a result that is being moved: it is in
+                ``.STAGE.old`` while that exists, and in ``STAGE`` otherwise
 ``.STAGE.old``  the result of other settings, until the new one is complete
 ==============  ======================================================================================================
 """
 
 import shutil
-from itertools import product
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -36,11 +37,14 @@ class StageResult:
     def find(self, key: str) -> tuple[dict[str, Any], Path] | None:
         """Return the record and the folder of a complete result of this key, which may be ``old``; or None."""
         last = read_json_or_empty(self.record_path)
-        for record, folder in product((last, last.get("old") or {}), (self.folder, self.old)):
-            complete = record.get("key") == key and "files" in record
-            if complete and record["files"].items() <= file_sizes(folder).items():  # a user may have added files
-                return dict(record), folder
-        return None
+        record, folder = (last, self._folder_of(last)) if "files" in last else (last.get("old") or {}, self.old)
+        if record.get("key") != key or not record["files"].items() <= file_sizes(folder).items():
+            return None  # more files are no change: a user may have added them
+        return {name: value for name, value in record.items() if name != "old"}, folder
+
+    def _folder_of(self, record: Mapping[str, Any]) -> Path:
+        """Return the folder of a complete result. Files of two results may have the same names and sizes."""
+        return self.old if "old" in record and self.old.exists() else self.folder
 
     def keep(self, key: str) -> dict[str, Any] | None:
         """Return the record of a complete result of this key, or None; an earlier result of this key is put back."""
@@ -67,11 +71,14 @@ class StageResult:
                 return ["--ckpt_path=last"]
             if any(self.folder.glob("*.safetensors")):  # shards of the same settings are kept, others replaced
                 return ["--overwrite=true"]
-        if "files" in record and record["key"] != key and self.folder.exists():
-            remove(self.old)
-            self.folder.rename(self.old)
+        old = record.get("old")
+        if "files" in record:
+            old = {name: value for name, value in record.items() if name != "old"}
+            if self._folder_of(record) == self.folder and self.folder.exists():
+                remove(self.old)
+                write_json(self.record_path, {**old, "old": old})
+                self.folder.rename(self.old)
         remove(self.folder)
-        old = record if "files" in record else record.get("old")
         write_json(self.record_path, {"key": key, "old": old})
         return None
 
