@@ -253,10 +253,11 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
                 if not isinstance(module, nn.Conv2d):
                     continue
                 strided = module.stride != (1, 1)
+                own = (rate if strided else reach) * module.dilation[0]  # a block may have several strided branches
                 module.stride = (1, 1)
                 if module.kernel_size != (1, 1):
-                    module.dilation = (reach, reach)
-                    module.padding = (module.kernel_size[0] // 2 * reach, module.kernel_size[1] // 2 * reach)
+                    module.dilation = (own, own)
+                    module.padding = (module.kernel_size[0] // 2 * own, module.kernel_size[1] // 2 * own)
                 if strided:
                     reach = rate * factor
             rate *= factor

@@ -22,6 +22,12 @@ from seeds.checkpoints import check_checkpoint, read_file
 HEADS = ("classifier.", "fc.", "head", "last_linear.", "mask_token")  # of pretraining, not needed here
 CLASSIFIER_PREFIX = "model.features.encoder."  # of the encoder's weights in a ClassifierTask
 
+INCEPTION_STATISTICS = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+INCEPTION_ENCODERS = (
+    "xception", "inceptionv4", "inceptionresnetv2", *(f"timm-tf_efficientnet_lite{size}" for size in range(5)),
+)  # fmt: skip
+"""SMP's encoders whose images were normalised so; SMP stores the numbers beside the weights that it downloads."""
+
 State = dict[str, Tensor]
 
 
@@ -29,8 +35,8 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     """Load weights into an encoder, in place.
 
     A vision transformer takes the files of timm, DINO, DINOv2 and CLIP; position embeddings of another grid are
-    resampled. The first layer of timm's networks is changed so that images normalised by ImageNet's mean and std have
-    the features that the published network computes with its own.
+    resampled. The first layer is changed where images were normalised otherwise than by ImageNet's mean and std, so
+    that images normalised by these have the features that the published network computes with its own.
 
     Args:
         encoder: an encoder of `seeds.backbones.build_backbone` or a module with the same parameter names.
@@ -68,7 +74,7 @@ def load_state(encoder: nn.Module, state: State, weights: str, name: str, *, pub
         names = {key.removeprefix("model."): value for key, value in state.items()}
         modules = dict(encoder.model.named_children())
         state = {f"model.{key}": value for key, value in names.items() if key.partition(".")[0] in modules}
-    if published and isinstance(encoder, VisionTransformer | TimmUniversalEncoder):
+    if published:
         adapt_normalization(encoder, state, *published_statistics(name, is_file=weights != "imagenet"))
     own = encoder.state_dict().keys()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(HEADS)}
@@ -84,9 +90,10 @@ def timm_config(name: str) -> PretrainedCfg | None:
 
 
 def published_statistics(name: str, *, is_file: bool) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the mean and std by which timm normalises the images of a backbone's published weights.
+    """Return the mean and std by which the images of a backbone's published weights are normalised.
 
-    A name without a tag, such as ``tu-vit_small_patch16_224``, stands for the weights that timm downloads by default.
+    For timm, a name without a tag, such as ``tu-vit_small_patch16_224``, stands for the weights that it downloads by
+    default.
 
     Args:
         name: the backbone's name.
@@ -95,6 +102,11 @@ def published_statistics(name: str, *, is_file: bool) -> tuple[Sequence[float], 
     Raises:
         InputError: the name has no tag, and the statistics of a file depend on it.
     """
+    if not name.startswith(("tu-", "vit_")):
+        if name in encoders or name not in torchvision.models.list_models():
+            return INCEPTION_STATISTICS if name in INCEPTION_ENCODERS else channel_statistics(3)
+        transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        return transforms.mean, transforms.std
     model = name.removeprefix("tu-")
     tags = [model] if "." in model or not is_file else timm.list_pretrained(f"{model}.*") or [model]
     configs = [config for tag in tags if (config := timm_config(tag)) is not None]
@@ -116,7 +128,8 @@ def adapt_normalization(encoder: nn.Module, state: State, mean: Sequence[float],
     convolution contains padding: zero is another colour there.
 
     Args:
-        encoder: the network, whose first convolution has a bias or is followed by position embeddings or a batch norm.
+        encoder: the network, whose first convolution has a bias or is followed by position embeddings or a batch norm;
+            of other networks only a message is printed.
         state: its weights; nothing changes where the first convolution is missing or not of three channels.
         mean: mean of each channel with which the weights were trained, of values in [0, 1].
         std: standard deviation of each channel.
@@ -125,18 +138,24 @@ def adapt_normalization(encoder: nn.Module, state: State, mean: Sequence[float],
     weight = state.get(f"{convolution}.weight")
     if weight is None or weight.shape[1] != 3:
         return
+    if (tuple(mean), tuple(std)) == tuple(map(tuple, channel_statistics(3))):
+        return
     own_mean, own_std = (torch.tensor(values) for values in channel_statistics(3))
     scale, shift = own_std / torch.tensor(std), (own_mean - torch.tensor(mean)) / torch.tensor(std)
     moved = (weight * shift[:, None, None]).sum(dim=(1, 2, 3))
-    state[f"{convolution}.weight"] = weight * scale[:, None, None]
     norm = next((each for each, module in encoder.named_modules() if isinstance(module, nn.BatchNorm2d)), "")
     key, sign = (f"{convolution}.bias", 1) if layer.bias is not None else (f"{norm}.running_mean", -1)
     if layer.bias is None and isinstance(encoder, VisionTransformer):  # CLIP's: position embeddings are added next
         key, sign = "pos_embed", 1
         is_patch = torch.arange(state[key].shape[1]) >= (0 if encoder.no_embed_class else encoder.num_prefix_tokens)
         moved = is_patch[:, None] * moved
-    if key in state:
-        state[key] = state[key] + sign * moved
+    if key not in state:
+        print_message(
+            f"these weights were trained with mean {tuple(mean)} and std {tuple(std)} of images, not ImageNet's"
+        )
+        return
+    state[f"{convolution}.weight"] = weight * scale[:, None, None]
+    state[key] = state[key] + sign * moved
 
 
 def load_fitting(network: nn.Module, state: State, message: str) -> None:

@@ -7,6 +7,7 @@ import timm
 import torch
 import torchvision
 import yaml
+from timm.layers.selective_kernel import SelectiveKernelAttn
 from torch import nn
 
 from datamodules.errors import InputError
@@ -24,9 +25,20 @@ from training.cli import main
 TINY = "tu-vit_tiny_patch16_224"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "tu-resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "tu-resnet18",
+        "tu-resnetv2_50", "mobileone_s0",  # a block has several strided branches, in any order
+        "timm-skresnet18",  # some convolutions are dilated as published
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("stride", [8, 16])
-def test_dilation_computes_the_published_network_at_more_places(name, stride):
+def test_dilation_computes_the_published_network_at_more_places(name, stride, monkeypatch):
+    def no_attention(_module, paths):  # it averages over the map, which has other positions
+        return torch.full_like(paths[:, :, :, :1, :1], 0.5)
+
+    monkeypatch.setattr(SelectiveKernelAttn, "forward", no_attention)
     torch.manual_seed(0)
     published = build_backbone(name, 32).eval()
     fine = build_backbone(name, stride).eval()
@@ -37,6 +49,41 @@ def test_dilation_computes_the_published_network_at_more_places(name, stride):
     assert dense.shape == (1, published.out_channels, 96 // stride, 96 // stride)
     step = 32 // stride
     torch.testing.assert_close(dense[:, :, ::step, ::step], coarse, rtol=1e-3, atol=1e-4 * float(coarse.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        ("resnet18", IMAGENET_MEAN), ("vgg16", IMAGENET_MEAN), ("mobilenet_v2", IMAGENET_MEAN),
+        ("efficientnet_b0", IMAGENET_MEAN), ("efficientnet_v2_s", IMAGENET_MEAN),
+        ("efficientnet_v2_l", (0.5, 0.5, 0.5)), ("timm-tf_efficientnet_lite0", (0.5, 0.5, 0.5)),
+        ("tu-tf_efficientnet_lite0", (0.5, 0.5, 0.5)), ("xception", (0.5, 0.5, 0.5)),
+    ],
+)  # fmt: skip
+def test_the_mean_with_which_a_library_trained(name, mean):
+    assert tuple(weights.published_statistics(name, is_file=False)[0]) == tuple(mean)
+
+
+def test_weights_of_another_normalisation_see_the_same_images(tmp_path):
+    """In the middle of the map; at its border, zero padding is another colour."""
+    torch.manual_seed(0)
+    name, middle = "timm-tf_efficientnet_lite0", np.s_[:, :, 1:-1, 1:-1]
+    published = build_backbone(name, 32).encoder.eval()
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    adapted = build_backbone(name, 32, str(tmp_path / "weights.pth")).encoder.eval()
+    pixels = torch.rand(1, 3, 64, 64)
+    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        expected, found = published((pixels - 0.5) / 0.5)[1], adapted((pixels - mean) / std)[1]
+    torch.testing.assert_close(found[middle], expected[middle], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_another_normalisation_that_cannot_be_adapted(capsys):
+    encoder = build_backbone("tu-resnetv2_50x1_bit", 32).encoder  # its first layer standardises its weights
+    state = {key: value.clone() for key, value in encoder.state_dict().items()}
+    weights.adapt_normalization(encoder, state, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
+    assert "trained with mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5)" in capsys.readouterr().err
 
 
 def test_vgg16_of_deeplab():
