@@ -39,7 +39,7 @@ def crf_settings() -> dict[str, Any]:
 def refined_cues(
     classes: NDArray[np.int64], maps: NDArray[np.float32], image: Tensor, conf_fg: float = 0.30, conf_bg: float = 0.05
 ) -> NDArray[np.uint8]:
-    """Return the refined label map of one image; with equal scores all positions have a cue.
+    """Return the refined label map of one image; with equal scores all positions have a cue, without maps none.
 
     Args:
         classes: the maps' classes 0..C-1, (k,).

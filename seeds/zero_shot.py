@@ -84,12 +84,13 @@ def zero_shot(
     data = datamodule_from_settings(None, root=root, classes=classes, train_split=split)
     if unknown := next((each for each in class_words or {} if each not in data.mask_classes), None):
         raise unknown_name("class", unknown, data.classes)
+    own_words = [(class_words or {}).get(each, each) for each in data.classes]
+    taken = {word.casefold() for word in (*own_words, *data.classes)}  # CLIP reads texts in lower case
     if background_words is None:
-        background_words = [word for word in BACKGROUND_WORDS if word not in data.classes]
+        background_words = [word for word in BACKGROUND_WORDS if word not in taken]
     if not background_words:
         raise InputError("background_words must name something that is no class")
-    own_words = [(class_words or {}).get(each, each) for each in data.classes]
-    if both := next((word for word in background_words if word in (*own_words, *data.classes)), None):
+    if both := next((word for word in background_words if word.casefold() in taken), None):
         raise InputError(f"background_words contains {both!r}, which is a class")
     texts = [template.replace("{}", word) for word in (*own_words, *background_words)]
     stride = 16 if "_patch32_" not in backbone else 32

@@ -91,8 +91,9 @@ def score_gradients(
     Raises:
         InputError: no selected score depends on the activation.
     """
-    # a power of two near the number of positions keeps half-precision gradients, which are means, out of the denormals
-    scale = 2.0 ** round(math.log2(max(1, activation.shape[2] * activation.shape[3])))
+    # a power of two near the number of positions keeps half-precision gradients, which are means, out of the denormals;
+    # float16 ends at 2¹⁶, and gradients of later layers are larger
+    scale = 2.0 ** min(12, round(math.log2(max(1, activation.shape[2] * activation.shape[3]))))
     groups, at_once = targets.groups(), 1
     if batched and len(groups) >= BATCHED_FROM:
         at_once = max(1, MAX_GRADIENT_NUMBERS // max(1, activation.numel()))

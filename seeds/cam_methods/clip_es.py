@@ -13,6 +13,7 @@ import torch
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from datamodules.errors import InputError
 from seeds.activations import forward_hooks, record_activations
@@ -29,8 +30,11 @@ class ClipES(LayerMethod):
     """Grad-CAM of the softmax over an image's classes and the background, refined by attention (CLIP-ES).
 
     The scores of the network are log-odds against the background, as those of `seeds.classifier.TextHead`: the
-    probability of class c is exp(score c) / (1 + sum of exp(score) over the selected classes). A map depends on which
+    probability p of class c is exp(score c) / (1 + sum of exp(score) over the selected classes). A map depends on which
     classes are selected: evidence that they share counts less.
+
+    The gradients are those of log(p / (1 - p)): up to the factor p (1 - p), which the scaling below removes, they are
+    those of p, and do not vanish where p rounds to 1.
 
     Each map is scaled to 0..1, set to zero outside of the boxes around its parts above 0.4 of its maximum, and
     multiplied by A², where A is the attention between patches, averaged over heads and the last 8 blocks, made doubly
@@ -48,10 +52,13 @@ class ClipES(LayerMethod):
             record_attention(activations.module) as attention,
         ):
             tagged = select_scores(activations.run(images), targets, len(images))
-            odds = tagged.scores.float().masked_fill(~tagged.selected, -torch.inf)
-            background = odds.new_zeros(len(odds), 1)
-            probabilities = torch.cat([odds, background], dim=1).softmax(dim=1)[:, :-1]
-            present = TargetScores(probabilities, tagged.selected, None, None)
+            scores = tagged.scores.float()
+            every = functional.pad(
+                scores.masked_fill(~tagged.selected, -torch.inf), (0, 1)
+            )  # the background has score 0
+            itself = torch.eye(every.shape[1], dtype=torch.bool, device=every.device)
+            others = every[:, None].masked_fill(itself, -torch.inf).logsumexp(dim=2)[:, :-1]
+            present = TargetScores(scores - others, tagged.selected, None, None)
             maps = weighted_maps(present, activations[0], activations.names[0]).relu_()
         with torch.autocast(maps.device.type, enabled=False):
             return spread_by_attention(maps, torch.stack(attention).mean(dim=0))

@@ -102,6 +102,18 @@ def test_scores_of_a_text_head_are_log_odds_against_the_background():
         torch.testing.assert_close(head(features)[:, c].sigmoid().double(), alone, rtol=1e-5, atol=1e-6)
 
 
+def test_the_map_of_a_class_that_is_certain_does_not_vanish():
+    """In float32 its probability rounds to 1, whose gradient is 0; with one class the map is that of any score."""
+    torch.manual_seed(0)
+    network, images = small_vit(), torch.randn(1, 3, 32, 48)
+    labels = torch.tensor([[0, 1, 0, 0]])
+    expected = ClipES(network, "blocks.2.norm1")(images, labels)
+    assert float(expected.max()) > 0.01
+    with torch.no_grad():
+        network.head.bias[1] += 40
+    torch.testing.assert_close(ClipES(network, "blocks.2.norm1")(images, labels), expected, rtol=1e-3, atol=1e-5)
+
+
 def test_boxes_contain_the_parts_above_the_threshold():
     scaled = np.zeros((5, 6), np.float32)
     scaled[0, 0], scaled[1, 1], scaled[4, 4:] = 1, 0.41, 0.5  # two parts, the first joined by a corner

@@ -135,6 +135,17 @@ def test_under_autocast(model):
     torch.testing.assert_close(maps, expected, rtol=0.1, atol=0.05 * float(expected.max()))
 
 
+@pytest.mark.parametrize("layer", ["0", "2"])
+def test_large_maps_in_float16(layer):
+    """Of 256 x 256 positions; float16 ends at 65504."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)]
+    network, images = nn.Sequential(*body), torch.rand(1, 3, 256, 256)
+    expected = GradCAM(network, layer)(images, LABELS[:1])
+    maps = GradCAM(network.half(), layer)(images.half(), LABELS[:1])
+    torch.testing.assert_close(maps.float(), expected, rtol=0.05, atol=0.02 * float(expected.max()))
+
+
 def test_layers_that_work_in_place_behind_the_layer():
     torch.manual_seed(0)
     body = [nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(1), nn.Linear(5 * 36, 4)]

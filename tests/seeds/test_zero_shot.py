@@ -152,6 +152,7 @@ def test_a_text_network_is_needed(clip, voc, tmp_path):
      ({"backbone": "resnet50"}, "there is no image network of CLIP 'resnet50'"),
      ({"backbone": "tu-vit_base_patch32_clip_quickgelu_224.opnai"}, r"did you mean .*quickgelu_224\.openai"),
      ({"background_words": ["sky", "red"]}, "background_words contains 'red', which is a class"),
+     ({"background_words": ["sky", "Red"]}, "background_words contains 'Red', which is a class"),
      ({"background_words": ["sky", "rose"], "class_words": {"red": "rose"}}, "contains 'rose', which is a class"),
      ({"weights": "none.safetensors"}, "weights none.safetensors is neither"),
      ({"weights": "imagenet"}, "weights imagenet are not those of CLIP: give a file"),
