@@ -1,6 +1,7 @@
 """``fit``, ``validate`` and ``test``: Lightning's command line for the project's tasks and data modules."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from inspect import signature
@@ -108,6 +109,9 @@ class TagToMaskCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the given words only (Lightning warns when it is called from Python), and run repeated trainings."""
         words = cast("list[str]", args)
+        for name in ("classes", "in_channels"):  # the parser would ignore them
+            if any(re.match(rf"--model\.(init_args\.)?{name}(=|$)", word) for word in words):
+                raise UsageError(f"--model.init_args.{name} follows from the data: give --data.init_args.{name}")
         self.config = parser.parse_args(words)
         self.subcommand = self.config["subcommand"]
         if self.subcommand != "fit":
@@ -230,6 +234,10 @@ def run_lightning(words: list[str], about: Mapping[str, str]) -> None:
         raise InputError(str(error)) from error
     except SystemExit as leave:
         raise exit_reason(leave) from None
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise InputError("a batch norm of this network needs two images in a batch: raise batch_size") from error
     except RuntimeError as error:
         if "state_dict" not in str(error):
             raise

@@ -134,6 +134,8 @@ def build_network(
     known = [key for key in inspect.signature(cls).parameters if key != "kwargs"]
     # SMP ignores unknown arguments; timm's encoders take arguments that the architecture does not
     foreign = set() if encoder.startswith("tu-") else arguments.keys() - set(known)
+    if refused := next((key for key in ("activation", "aux_params") if arguments.get(key)), None):
+        raise InputError(f"network_args cannot contain {refused}: the losses need the class scores alone")
     if output_stride is not None:
         arguments["encoder_output_stride"] = output_stride
         foreign |= {"encoder_output_stride"} - set(known)

@@ -53,9 +53,7 @@ class ClipES(LayerMethod):
         ):
             tagged = select_scores(activations.run(images), targets, len(images))
             scores = tagged.scores.float()
-            every = functional.pad(
-                scores.masked_fill(~tagged.selected, -torch.inf), (0, 1)
-            )  # the background has score 0
+            every = functional.pad(scores.masked_fill(~tagged.selected, -torch.inf), (0, 1))  # 0 of the background
             itself = torch.eye(every.shape[1], dtype=torch.bool, device=every.device)
             others = every[:, None].masked_fill(itself, -torch.inf).logsumexp(dim=2)[:, :-1]
             present = TargetScores(scores - others, tagged.selected, None, None)

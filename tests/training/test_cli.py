@@ -177,6 +177,10 @@ def test_a_hostile_file_of_cues(tmp_path, capsys):
     assert not (tmp_path / "c").exists()
 
 
+TINY_DATA = [
+    f"--data.init_args.{name}={value}"
+    for name, value in {"root": "{data}", "train": 4, "val": 2, "image_size": 48, "size": 48, "num_workers": 0}.items()
+]
 MISTAKES = {
     "key in a YAML": (["fit", "--config={bad_key}"], "there is no option 'wieght_decay'; did you mean 'weight_decay'?"),
     "data key": (["fit", "--config={classifier}", "--data.sise=3"], "no option 'sise'; did you mean 'size'?"),
@@ -208,6 +212,30 @@ MISTAKES = {
         ["fit", "--config={classifier}", "--config={empty}", "--output={new}"],
         "data.init_args.batch_size is empty (null), and needs a value",
     ),
+    "classes of the model": (
+        ["fit", "--config={classifier}", "--output={new}", "--model.init_args.classes=[cat]"],
+        "--model.init_args.classes follows from the data: give --data.init_args.classes",
+    ),
+    "no step": (
+        ["fit", "--config={classifier}", *TINY_DATA, "--output={new}", "--trainer.max_steps=0"],
+        "the training has no step: max_epochs, max_steps or limit_train_batches is 0",
+    ),
+    "a batch of one": (
+        [
+            "fit",
+            "--config={masks}",
+            "--data=SyntheticDataModule",
+            *TINY_DATA,
+            "--data.init_args.batch_size=1",
+            "--model.init_args.architecture=DeepLabV3Plus",
+            "--model.init_args.weights=none",
+            "--model.init_args.network_args=null",
+            "--data.init_args.classes=null",
+            "--data.init_args.train_split=train",
+            "--output={new}",
+        ],
+        "a batch norm of this network needs two images in a batch: raise batch_size",
+    ),
     "null": (
         ["fit", "--config={classifier}", "--output={new}", "--model.init_args.backbone=null"],
         "model.init_args.backbone is empty (null), and needs a value",
@@ -227,7 +255,9 @@ def test_a_mistake_is_one_sentence(name, tmp_path, capsys):
     words, expected = MISTAKES[name]
     places = {
         "new": tmp_path / "run",
+        "data": tmp_path / "data",
         "classifier": classifier,
+        "masks": CONFIGS / "masks_voc_animals.yaml",
         "voc": CONFIGS / "classifier_voc_animals.yaml",
         "bad_key": tmp_path / "bad.yaml",
         "broken": tmp_path / "broken.yaml",

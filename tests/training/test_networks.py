@@ -44,6 +44,8 @@ def test_scores_come_on_the_networks_own_grid(architecture, encoder, stride, arg
         ({"architecture": "FPN", "network_args": {"decoder_chanels": 3}}, ["decoder_chanels", "decoder_dropout"]),
         ({"architecture": "FPN", "weights": "nowhere.pth"}, ["nowhere.pth"]),
         ({"architecture": "LargeFOV", "network_args": {"a": 1}}, ["LargeFOV"]),
+        ({"architecture": "FPN", "network_args": {"aux_params": {"classes": 1}}}, ["aux_params"]),
+        ({"architecture": "FPN", "network_args": {"activation": "softmax2d"}}, ["activation"]),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence(settings, words):
