@@ -13,7 +13,7 @@ from datamodules.base_datamodule import BaseDataModule, data_folder
 from datamodules.class_names import check_classes, read_classes
 from datamodules.errors import InputError, did_you_mean
 from datamodules.files import AnyPath, is_uri, join_path, list_folder, read_bytes
-from datamodules.image_ids import image_id
+from datamodules.image_ids import forward_slashes, image_id
 from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
 from datamodules.masks import find_masks, mask_folder
 from datamodules.progress import print_message
@@ -135,7 +135,7 @@ def read_table(path: AnyPath) -> list[Sample]:
         found = frozenset(filter(None, map(plain_tag, names)))
         if name := name.strip():
             if not is_uri(image := name):
-                file = join_path(path.parent, name)
+                file = join_path(path.parent, forward_slashes(name))
                 folders.setdefault(file.parent, file.parent.resolve())
                 lines[folders[file.parent] / file.name] = where
                 image = str(file)

@@ -110,14 +110,12 @@ class BaseTask(pl.LightningModule):
         """Return the optimizer and its schedule, which is stepped every iteration.
 
         Raises:
-            InputError: a training without a step, or without end where the schedule is over the whole training.
+            InputError: a schedule over the whole training, and a training without end.
         """
         options, is_sgd = self.hparams, self.hparams["optimizer"] == "sgd"
         groups = parameter_groups(*self.network_and_head(), options)
         optimizer = torch.optim.SGD(groups, momentum=options["momentum"]) if is_sgd else torch.optim.AdamW(groups)
         schedule, total = options["schedule"], float(self.trainer.estimated_stepping_batches)
-        if total < 1:
-            raise InputError("the training has no step: max_epochs, max_steps or limit_train_batches is 0")
         if schedule in ("poly", "cosine") and total == float("inf"):
             raise InputError(f"schedule {schedule!r} needs the trainer's max_epochs or max_steps: an end of training")
         numbers = {name: options[name] for name in ("step_size", "step_gamma", "warmup_steps")}

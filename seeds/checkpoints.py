@@ -36,9 +36,11 @@ def read_file(path: str | AnyPath) -> dict[str, Any]:
         raise InputError(f"{path} is refused: it carries code or is damaged, it is no file of plain tensors") from error
     except InputError:
         raise
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
+    except (
+        RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError,
+    ) as error:  # fmt: skip
         reason = getattr(error, "strerror", None) or first_line(error)
-        if isinstance(error, EOFError | KeyError):  # these have no message
+        if isinstance(error, EOFError | LookupError | TypeError | AttributeError):  # their messages do not help
             reason = "it is empty, truncated, or no file of torch.save"
         if "TorchScript" in reason:  # OpenAI's files of CLIP
             reason = "it is a TorchScript archive, which carries code; a state dict is needed, such as a .safetensors"

@@ -77,6 +77,10 @@ def export(
         raise InputError(f"{kind} is none of segmentation_models_pytorch's architectures: use torchscript or onnx")
     if format != "smp" and output.is_dir():
         raise InputError(f"{output} is a folder: name a file")
+    if format != "smp" and (output.suffix == ".onnx") != (format == "onnx"):
+        raise InputError(f"{output} is for {format}: a file of ONNX, and no other, has a name that ends in .onnx")
+    if output.suffix == ".ckpt" or UPath(output).resolve() == UPath(checkpoint).resolve():
+        raise InputError(f"{output} is the name of a checkpoint: choose another output")
     mean, std = channel_statistics(trained.in_channels)
     metadata = {
         "producer": f"tag2mask {version('tag2mask')}", "checkpoint_sha256": file_sha256(checkpoint),
@@ -127,6 +131,7 @@ def model_card(
         results = [EvalResult(
             task_type="image-segmentation", dataset_type="image-segmentation", dataset_split=figures["split"],
             dataset_name=str(figures["data"]["class_path"]).rpartition(".")[2].removesuffix("DataModule"),
+            metric_name="mean IoU with the dense CRF" if figures["crf"] else "mean IoU",
             metric_type="mean_iou", metric_value=figures["miou"],
         )]  # fmt: skip
     scores = {"IoU": figures} | ({"without CRF": figures["without_crf"]} if figures.get("crf") else {})

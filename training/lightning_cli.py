@@ -52,6 +52,10 @@ DATA_MODULES = (VOCDataModule, COCODataModule, FolderDataModule, WebDatasetDataM
 CLASSES = (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment)  # whose arguments a YAML can name
 
 
+KEPT_OPTIONS = ("optimizer", "lr", "momentum", "weight_decay", "head_lr_scale", "bias_lr_scale")
+"""Options of tasks that are part of the optimizer's state, which a resumed training takes from its checkpoint."""
+
+
 class LightningParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, whose errors are one sentence."""
 
@@ -175,7 +179,9 @@ class TagToMaskCLI(LightningCLI):
         return dict(json.loads(self._parser(command).dump(self.config[command], format="json", skip_none=False)))
 
     def before_fit(self) -> None:
-        """Refuse to train over an earlier run, whose figures and checkpoints would be lost."""
+        """Refuse a training without a step, or over an earlier run, whose figures and checkpoints would be lost."""
+        if 0 in (self.trainer.max_epochs, self.trainer.max_steps, self.trainer.limit_train_batches):
+            raise InputError("the training has no step: max_epochs, max_steps or limit_train_batches is 0")
         folder = Path(self._get(self.config, "output"))
         finished = read_json_or_empty(folder / PROVENANCE_FILE).get("finished")  # perhaps without checkpoints
         if (finished or any(folder.glob("*.ckpt"))) and not self._get(self.config, "ckpt_path"):
@@ -200,7 +206,11 @@ class TagToMaskCLI(LightningCLI):
             path = None if self.subcommand == "fit" and path == "last" and not of_run.exists() else str(of_run)
             self.config_init[str(self.subcommand)]["ckpt_path"] = path
         if path:
-            read_checkpoint(path, str(self.model.task_name))
+            stored = read_checkpoint(path, str(self.model.task_name)).get("hyper_parameters", {})
+            for name in KEPT_OPTIONS if self.subcommand == "fit" else ():
+                if name in stored and stored[name] != self.model.hparams[name]:
+                    kept = f"a resumed training keeps the {name} of its checkpoint, {stored[name]}"
+                    raise InputError(f"{kept}, not {self.model.hparams[name]}: give it, or begin anew")
 
     before_test = before_validate
 

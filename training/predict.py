@@ -108,9 +108,9 @@ def predict(
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
-    stages = [] if is_uri(checkpoint) else list(checkpoint.glob("*/last.ckpt"))  # of a recipe
-    if stages:
-        last = max(stages, key=lambda each: each.stat().st_mtime)
+    inside = [] if is_uri(checkpoint) else [*checkpoint.glob("last.ckpt"), *checkpoint.glob("*/last.ckpt")]
+    if inside:  # the folder of a run, or of a recipe
+        last = max(inside, key=lambda each: each.stat().st_mtime)
         raise InputError(f"{checkpoint} is a folder: its checkpoint is {last}")
     network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
     tiling = None if tile is None else Tiling(tile, overlap)

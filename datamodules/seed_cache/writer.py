@@ -68,7 +68,8 @@ class SeedCacheWriter:
 
         Args:
             numbers: the shards in question.
-            overwrite: remove shards of other settings.
+            overwrite: remove shards of other settings, and write shards again that lack an image other than those of
+                ``left_out``: it may be readable now.
             strict: refuse shards that lack an image other than those of ``left_out``.
 
         Returns:
@@ -85,7 +86,7 @@ class SeedCacheWriter:
         for name in [*wanted, *sorted(beyond), *others[:1]]:  # one of another partition, so that settings are compared
             path = self.path / name
             try:
-                if name in existing and self._is_written(Shard(path), wanted.get(name), strict=strict):
+                if name in existing and self._is_written(Shard(path), wanted.get(name), overwrite, strict=strict):
                     continue
             except DamagedError as error:  # written again
                 if name in beyond:
@@ -126,7 +127,7 @@ class SeedCacheWriter:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror or error}") from error
         return {name for name in files if name.endswith(".safetensors") and name[0] != "."} - {INDEX}
 
-    def _is_written(self, shard: Shard, number: int | None, *, strict: bool) -> bool:
+    def _is_written(self, shard: Shard, number: int | None, overwrite: bool, *, strict: bool) -> bool:
         """Return whether a shard is what would be written; raise an InputError if it has other settings.
 
         A shard that is not to be written has no ``number``: its settings alone are compared.
@@ -140,6 +141,8 @@ class SeedCacheWriter:
         lost = [name for name in shard.left_out if name not in self.left_out]
         if strict and lost:
             raise InputError(f"image {lost[0]} was left out before: {shard.left_out[lost[0]]}")
+        if overwrite and lost:
+            return False
         ids = self.ids_by_shard[number]
         fits = ids is None or shard.ids == [name for name in ids if name not in shard.left_out]
         return fits and shard.number == number
@@ -160,6 +163,8 @@ class SeedCacheWriter:
         left_out = {name: reason for name, reason in reasons.items() if ids is None or name in ids}
         header = {"settings": self.settings, "inputs": self.inputs, "left_out": left_out}
         content = shard.tobytes(shard=number, shards=len(self.ids_by_shard), **header)
+        if isinstance(self.path, Path):  # a job that ends without a shard removes the empty folder
+            self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / self.names[number], content)
 
     def write_missing(self, image: Callable[[str], tuple[Any, ...]], title: str, *, overwrite: bool = False) -> None:

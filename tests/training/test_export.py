@@ -224,6 +224,8 @@ def test_a_model_card(network, voc, tmp_path, capsys):
     assert ", ".join(f"{index} is {name}" for index, name in enumerate(figures["classes"], 1)) in card.text
     assert "Licence: cc-by-4.0." in card.text
     assert "with masks." in card.text
+    assert "after the dense CRF and without it.\n" in card.text
+    assert result.metric_name == "mean IoU with the dense CRF"
     assert "weakly-supervised" not in card.data.tags
 
     assert run(*words[:-2], "--output", tmp_path / "plain") == 0
@@ -236,10 +238,12 @@ def test_a_model_card(network, voc, tmp_path, capsys):
     (tmp_path / "val/metrics.json").write_text(json.dumps(figures | {"miou": None}))
     assert run(*words, "--output", tmp_path / "other") == 1
     assert "metrics.json has no figures: no image of the evaluation has a mask" in capsys.readouterr().err
+    figures |= {"scales": [0.5, 1.0], "flip": True}
     del figures["without_crf"]["iou"][figures["classes"][0]]  # neither true nor predicted without the CRF
     (tmp_path / "val/metrics.json").write_text(json.dumps(figures))
     assert run(*words, "--output", tmp_path / "lacking") == 0
     card = ModelCard.load(tmp_path / "lacking" / "README.md")
+    assert "without it; scores averaged over the sizes 0.5, 1.0 and mirrored images.\n" in card.text
     assert f"| {figures['classes'][0]} | {100 * figures['iou'][figures['classes'][0]]:.1f} |  |\n" in card.text
     capsys.readouterr()
     figures["checkpoint"]["sha256"] = "0"
@@ -311,6 +315,16 @@ def test_what_cannot_be_exported(network, tmp_path, capsys, monkeypatch):
     assert "not an empty folder" in capsys.readouterr().err
     assert run("export", "--checkpoint", network, "--format", "onnx", "--output", tmp_path / "taken") == 1
     assert "is a folder" in capsys.readouterr().err
+    for form, name in (("onnx", "net.pt"), ("torchscript", "net.onnx")):
+        assert run("export", "--checkpoint", network, "--format", form, "--output", tmp_path / name) == 1
+        assert f"{name} is for {form}: a file of ONNX, and no other, has a name" in capsys.readouterr().err
+    shutil.copy(network, tmp_path / "net")
+    for name in ("net", "other.ckpt"):
+        words = ["--checkpoint", tmp_path / "net", "--format", "torchscript", "--output", tmp_path / name]
+        assert run("export", *words) == 1
+        assert f"{name} is the name of a checkpoint: choose another output" in capsys.readouterr().err
+    assert (tmp_path / "net").read_bytes() == network.read_bytes()
+    (tmp_path / "net").unlink()
     assert run("export", "--checkpoint", network, "--format", "tflite", "--output", tmp_path / "x") == 2
     assert "onnx" in capsys.readouterr().err
     for missing in ("onnx", "onnxruntime"):

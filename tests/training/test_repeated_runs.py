@@ -77,6 +77,10 @@ def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatc
     assert "the training with seed 1 ended with status 1" in capsys.readouterr().err
     assert not (folder / "repeated_runs.json").exists()
     assert [read_record(folder / f"seed-{seed}")["finished"] for seed in (0, 1)] == [True, False]
+    capsys.readouterr()
+    assert fit(voc, cues, folder, "--random_seeds=1", TWO, "--data.batch_size=2") == 1
+    assert "seed-1 holds a run with data.init_args.batch_size 3, not 2" in capsys.readouterr().err
+    assert len(processes.started) == 2
 
     assert fit(voc, cues, folder, *words) == 0
     assert len(processes.started) == 3

@@ -1,12 +1,16 @@
 """A run that is killed and resumed ends with the same bits as an uninterrupted one."""
 
 import csv
+import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from tests.training.fits import fit_in_a_process
+from training.runs.callbacks import BestCheckpoint, checkpoint_callbacks
 
 BATCHES = 3  # an epoch: nine images, three a batch
 EPOCHS = 3
@@ -29,6 +33,39 @@ def uninterrupted(voc, cues, tmp_path_factory):
 def rows(folder):
     with (folder / "metrics.csv").open(newline="") as file:
         return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("option", ["lr=0.5", "weight_decay=0.3", "optimizer=sgd"])
+def test_options_that_the_checkpoint_would_override_are_refused(voc, cues, uninterrupted, tmp_path, option):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    done = train(voc, cues, tmp_path / "run", "--ckpt_path=last", f"--model.{option}")
+    name, _, value = option.partition("=")
+    assert done.returncode == 1
+    assert f"a resumed training keeps the {name} of its checkpoint, " in done.stderr
+    assert f", not {value}: give it, or begin anew" in done.stderr
+
+
+def test_the_best_checkpoint_stays_the_best_where_the_folder_was_moved(tmp_path):
+    def callback(folder):
+        (folder,) = [each for each in checkpoint_callbacks(folder, "segmentation") if isinstance(each, BestCheckpoint)]
+        return folder
+
+    before, path = callback(tmp_path / "a"), str(tmp_path / "a/best.ckpt")
+    before.best_model_path = before.kth_best_model_path = path
+    before.best_model_score = before.kth_value = torch.tensor(0.7)
+    before.best_k_models = {path: before.best_model_score}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/best.ckpt").touch()
+    (tmp_path / "a").rename(tmp_path / "b")
+    after = callback(tmp_path / "b")
+    after.load_state_dict(before.state_dict())
+    assert (after.best_model_score, after.best_model_path) == (0.7, str(tmp_path / "b/best.ckpt"))
+    assert not after.check_monitor_top_k(SimpleNamespace(strategy=SingleDeviceStrategy()), torch.tensor(0.6))
+    (tmp_path / "b/best.ckpt").unlink()  # nothing to keep
+    alone = callback(tmp_path / "b")
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        alone.load_state_dict(before.state_dict())
+    assert alone.best_model_score is None
 
 
 @pytest.mark.parametrize("dies_at", [BATCHES, 2 * BATCHES + 1], ids=["after an epoch", "within an epoch"])

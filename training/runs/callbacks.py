@@ -41,7 +41,8 @@ class StepSeed(pl.Callback):
 class LossGuard(pl.Callback):
     """Stops a training at the first loss that is NaN or infinite, before it changes a weight.
 
-    Checkpoints are written after an epoch, so the last one has good weights. All processes stop together.
+    A checkpoint is written after an epoch; where the last update before it was the bad one, its weights are bad, too.
+    All processes stop together.
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class LossGuard(pl.Callback):
             found = [each for each in gather_objects((loss.item(), self._ids) if bad else None) if each]
             images = ", ".join(name for _, ids in found for name in ids)
             where = f"the loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is {found[0][0]}"
-            raise InputError(f"{where}; its images: {images}. The run ends here; a lower lr often helps")
+            raise InputError(f"{where}; its images: {images}. The run ends here; a new one with a lower lr often helps")
 
 
 class UpdateCount(pl.Callback):
@@ -144,6 +145,14 @@ class BestCheckpoint(ModelCheckpoint):
         figure = trainer.callback_metrics.get(str(self.monitor))
         if figure is not None and not figure.isnan():
             super().on_validation_end(trainer, pl_module)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep the best figure also where the run's folder has been moved, and ``best.ckpt`` with it."""
+        path, figure = str(Path(str(self.dirpath), "best.ckpt")), state["best_model_score"]
+        if figure is not None and Path(path).is_file():
+            state = {**state, "dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+            state["best_k_models"] = {path: figure}
+        super().load_state_dict(state)
 
 
 class CheckpointIO(TorchCheckpointIO):

@@ -15,7 +15,7 @@ from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.child_process import run_process
 from training.runs.provenance_record import PROVENANCE_FILE
 
-IGNORED_SETTINGS = ("config", "ckpt_path", "random_seeds", "wandb")  # a finished run is kept though they differ
+IGNORED_SETTINGS = ("config", "ckpt_path", "random_seeds", "wandb")  # a run is kept though they differ
 
 
 def seed_list(given: str | list[int] | None) -> list[int]:
@@ -45,7 +45,7 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
         seeds: the seeds.
 
     Raises:
-        InputError: a training fails; a folder holds a finished run of other settings or other code.
+        InputError: a training fails; a folder holds a run of other settings or other code.
     """
     if config["ckpt_path"]:
         raise InputError("--random_seeds resumes what was stopped by itself: leave ckpt_path out")
@@ -53,12 +53,15 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
     folders = {seed: output / f"seed-{seed}" for seed in seeds}
     for seed, folder in folders.items():
         record = read_json_or_empty(folder / PROVENANCE_FILE)
-        if record.get("finished"):
-            last = record["attempts"][-1]
-            changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
-            for key, before, now in differences(last["config"] | {"revision": last["source"]}, {**config, **changes}):
+        finished = bool(record.get("finished"))
+        changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
+        for attempt in record.get("attempts", []) if finished or (folder / "last.ckpt").is_file() else []:
+            before = attempt["config"] | {"revision": attempt["source"]}
+            for key, value, now in differences(before, {**config, **changes}):
                 if key.partition(".")[0] not in IGNORED_SETTINGS:
-                    raise InputError(f"{folder} holds a finished run with {key} {before!r}, not {now!r}")
+                    kind = "a finished run" if finished else "a run"
+                    raise InputError(f"{folder} holds {kind} with {key} {value!r}, not {now!r}")
+        if finished:
             print_result(f"seed {seed}: finished already, in {folder}")
             continue
         resumes = (folder / "config.yaml").exists()
