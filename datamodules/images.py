@@ -177,11 +177,7 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
         UnreadableError: the file is missing, truncated, not an image, or has other bands.
     """
     if channels != 3 and is_tiff(path):  # Pillow reads no more than four bands
-        orientation = _tiff_orientation(path)
-        stored = _read_tiff(path, channels)
-        upright = stored.swapaxes(0, 1) if orientation >= 5 else stored
-        upright = upright[:, ::-1] if orientation in (2, 3, 6, 7) else upright
-        return np.ascontiguousarray(upright[::-1] if orientation in (3, 4, 7, 8) else upright)
+        return _upright_pixels(_read_tiff(path, channels), _orientation_of(path))
     with open_file(path) as file:
         try:
             jpeg = channels == 3 and file.read(2) == b"\xff\xd8"
@@ -195,9 +191,12 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
         if jpeg and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
             pixels: np.ndarray | None = None
             with suppress(cv2.error):  # more pixels than OpenCV allows
-                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+                flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # Pillow's counts, as in `image_size`
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if pixels is not None:
-                return pixels
+                file.seek(0)
+                with open_image(file, path) as image:
+                    return _upright_pixels(pixels, _orientation(image))
         try:
             file.seek(0)
             with open_image(file, path) as image:
@@ -206,6 +205,13 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
             if not _only_rasterio_reads(path, error):
                 raise
     return _read_tiff(path)
+
+
+def _upright_pixels(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """Return pixels (H, W, channels) as an orientation of EXIF, 1 to 8, shows them."""
+    upright = stored.swapaxes(0, 1) if orientation >= 5 else stored
+    upright = upright[:, ::-1] if orientation in (2, 3, 6, 7) else upright
+    return np.ascontiguousarray(upright[::-1] if orientation in (3, 4, 7, 8) else upright)
 
 
 def _read_tiff(path: str | AnyPath, channels: int = 3) -> np.ndarray:
@@ -255,7 +261,7 @@ def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
         if is_tiff(path) and not is_turned(path):
             with suppress(InputError):  # rasterio is missing, or the TIFF is of a kind that Pillow converts
                 image = context.enter_context(GeoTiff(path, channels))
-        if channels == 3 and not is_uri(path) and str(path).lower().endswith(".png"):
+        if channels == 3 and not is_uri(path) and str(path).lower().endswith(".png") and not is_turned(path):
             with suppress(cv2.error):  # more pixels than OpenCV allows
                 image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)  # the pixels of Pillow, in less memory
         if image is None or image.shape[:2] != image_size(path):  # one is turned by its orientation
@@ -283,12 +289,12 @@ def image_size(path: str | AnyPath) -> tuple[int, int]:
 
 
 def is_turned(path: str | AnyPath) -> bool:
-    """Return whether a TIFF has an orientation other than upright, which rasterio ignores."""
-    return _tiff_orientation(path) != 1
+    """Return whether an image has an orientation other than upright: rasterio ignores it, and OpenCV some of PNGs."""
+    return _orientation_of(path) != 1
 
 
-def _tiff_orientation(path: str | AnyPath) -> int:
-    """Return the orientation of a TIFF, 1 to 8; 1, upright, for a TIFF that Pillow cannot open."""
+def _orientation_of(path: str | AnyPath) -> int:
+    """Return the orientation of an image, 1 to 8; 1, upright, for a file that Pillow cannot open."""
     with suppress(UnreadableError), any_size(), open_file(path) as file, open_image(file, path) as image:
         return _orientation(image)
     return 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, join_path, read_bytes
+from datamodules.image_ids import forward_slashes
 
 TABLES = (".csv", ".jsonl")
 """Suffixes of tables."""
@@ -75,4 +76,4 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
 
 def mask_path(table: AnyPath, mask: str) -> str:
     """Return the path or URI of a mask that a table names relative to its folder."""
-    return mask if is_uri(mask) else str(join_path(table.parent, mask))
+    return mask if is_uri(mask) else str(join_path(table.parent, forward_slashes(mask)))

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 from unittest.mock import patch
 
 import jsonargparse
@@ -133,6 +133,8 @@ def options_of(parser: Any) -> list[argparse.Action]:
 def type_name(action: argparse.Action) -> str:
     """Return the type of an option's value in a few words."""
     hint = getattr(action, "_typehint", None) or action.type or str
+    if callable(hint) and not isinstance(hint, type) and not hasattr(hint, "__args__"):
+        hint = get_type_hints(hint)["return"]  # a function that reads the value
     text = hint.__name__ if isinstance(hint, type) and not getattr(hint, "__args__", None) else str(hint)
     text = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)  # typing.Union, pathlib.Path
     text = re.sub(r"Optional\[(.+)\]$", r"Union[\1, NoneType]", text)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.errors import InputError, first_line, unknown_name
-from datamodules.files import file_sha256, new_folder, write_json
+from datamodules.files import file_sha256, is_uri, new_folder, write_json
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import print_message
 from seeds.classifier import ClassifierTask, TextHead
@@ -93,6 +93,8 @@ def zero_shot(
     if both := next((word for word in background_words if word.casefold() in taken), None):
         raise InputError(f"background_words contains {both!r}, which is a class")
     texts = [template.replace("{}", word) for word in (*own_words, *background_words)]
+    if weights != "download" and not is_uri(weights) and not Path(weights).is_file():
+        raise InputError(f"there is no file of weights {weights}: give another, or download")
     stride = 16 if "_patch32_" not in backbone else 32
     with new_folder(output) as folder:
         task = ClassifierTask(list(data.classes), backbone, output_stride=stride, texts=texts)

@@ -179,6 +179,8 @@ def test_reference_pages_are_complete(reference):
     from training import cli
 
     page = reference.command_line()
+    assert " at 0x" not in page
+    assert "| `--dry_run`<br>bool |" in page
     for command in (*cli.LIGHTNING, *cli.FUNCTIONS, *cli.RECIPE):
         assert f"\n## {command}\n" in page
     for option in ("--partition", "--method", "--fg_threshold", "--random_seeds", "--trainer.devices", "--consensus"):

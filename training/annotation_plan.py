@@ -115,7 +115,7 @@ def plan(
     annotated = count_annotated(samples)
     figure = (read_provenance(content) or {}).get("figures", {}).get("val/miou")
     drawn = ", ".join(f"{count:,} with {kind}" for kind, count in annotated.items() if count) or "none annotated"
-    reached = "" if figure is None else f"; mIoU of the run on its validation images: {percent(figure)}"
+    reached = "" if figure is None else f"; mIoU of the run on its validation images: {percent(figure)} without the CRF"
     print_result(f"{len(samples):,} images in the split {split!r} of {data.source}, {drawn}{reached}")
     rows = expected_gains(
         len(samples), annotated, 3600 * hours, tag_seconds, seconds, read_curves(), masks_alone=is_masks

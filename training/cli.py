@@ -6,6 +6,7 @@ Every option can be given on the command line or in a YAML (``--config FILE``; t
 
 import io
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -162,11 +163,12 @@ def quiet_known_warnings() -> None:
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Precision bf16-mixed is not supported by the model summary.*",
+        r".*callbacks used to create the checkpoint need to be provided.*",  # of validate, which writes no checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
     # Lightning advertises a logging service at the start of every run
     log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    log.addFilter(lambda line: "litlogger" not in line.getMessage())
+    log.addFilter(lambda line: not re.search("litlogger|litmodels", line.getMessage()))
 
 
 if __name__ == "__main__":

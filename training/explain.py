@@ -60,6 +60,8 @@ def explain(
     check_output_folder(output)
     if strongest < 1:
         raise InputError(f"strongest {strongest} must be at least 1")
+    if page is not None and split_names(classes):
+        raise InputError("page names the one class of its page: leave classes out")
     samples = photo_samples(photos)
     names = list(SIDES.values()) if page is not None else split_names(methods)
     if not names:

@@ -141,6 +141,8 @@ class TagToMaskCLI(LightningCLI):
                 parameter = None if linked or value is not None else parameters.get(name)
                 if parameter and parameter.default is not None and "None" not in str(parameter.annotation):
                     raise UsageError(f"{group}.init_args.{name} is empty (null), and needs a value")
+        if self.subcommand != "fit" and "weights" in (given := self._get(self.config, "model").init_args):
+            given.weights = "none"  # the checkpoint has all of them
         super().instantiate_classes()
 
     def _parse_ckpt_path(self) -> None:

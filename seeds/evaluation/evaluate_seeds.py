@@ -170,7 +170,7 @@ def print_seed_metrics(metrics: Mapping[str, Any]) -> None:
     table = Table(title=f"seeds of {metrics['images']} images of {metrics['split']}, per cent")
     table.add_column("class", no_wrap=True)
     for column in ("IoU, fixed", "IoU, oracle*", "IoU, cues", "precision", "recall", "coverage"):
-        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
+        table.add_column(column.replace(", ", ",\n"), justify="right", no_wrap=True)
     kinds, cue_keys = ("fixed", "oracle", "cues"), ("precision", "recall", "coverage")
     by_class = {"background": metrics["cues"]["background"]} | metrics["cues_by_class"]
     for name, cues in by_class.items():

@@ -282,6 +282,28 @@ def test_damaged_exif_blocks(tmp_path, form, entries, turned):
         assert image[:, :].shape == expected.shape
 
 
+@pytest.mark.parametrize("number", [*range(8)])
+@pytest.mark.parametrize("kind", [(1, "<B"), (3, "<H"), (4, "<I"), (7, "<B"), (9, "<i")])
+@pytest.mark.parametrize("before", [False, True])
+def test_the_header_of_a_jpeg_gives_the_size_of_the_image_that_is_read(tmp_path, number, kind, before):
+    """Also where libraries read the EXIF block differently: other types, and a field before it that is damaged."""
+    entries = [(274, kind[0], 1, struct.pack(kind[1], number))]
+    if before:
+        entries.insert(0, (271, 2, 1000, struct.pack("<I", 10**6)))
+    path = tmp_path / "a.jpg"
+    Image.fromarray(SMOOTH).save(path, format="JPEG", exif=exif_block(*entries))
+    assert read_image(path).shape[:2] == image_size(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_orientation_in_xmp_counts_in_windows(tmp_path, orientation):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP.replace('"6"', f'"{orientation}"'))
+    Image.fromarray(SMOOTH).save(tmp_path / "a.png", pnginfo=info)
+    with open_windows(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(image[:, :], read_image(tmp_path / "a.png"))
+
+
 @pytest.mark.parametrize("form", ["BMP", "TIFF"])
 def test_a_header_with_a_huge_width(tmp_path, form):
     """One bit of the file: the image cannot be read, with and without the limit of pixels; the memory is not filled."""

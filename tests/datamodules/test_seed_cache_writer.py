@@ -241,6 +241,26 @@ def test_images_left_out(tmp_path):
         cache.cues("d")
 
 
+def test_an_image_that_was_left_out_is_tried_again_when_overwriting(tmp_path):
+    make(tmp_path / "c", left_out=("d",))
+    assert make(tmp_path / "c") == []
+    assert make(tmp_path / "c", overwrite=True, known=("d",), left_out=("d",)) == []  # it is left out again
+    assert make(tmp_path / "c", overwrite=True) == [1]
+    assert SeedCache(tmp_path / "c").ids == ("a", "b", "c", "d", "e")
+
+
+def test_a_job_without_a_shard_does_no_harm_to_those_that_run(tmp_path):
+    """It removes the folder that is still empty, as a job that is stopped does."""
+    one, other = (SeedCacheWriter(tmp_path / "c", ["cat"], {}, [["a"], ["b"]]) for _ in range(2))
+    assert one.missing([0]) == [0]
+    assert other.missing([]) == []
+    other.remove_empty_folder()
+    shard = ShardBuilder(["cat"])
+    shard.add("a", np.zeros((2, 2), np.uint8))
+    one.write(0, shard, {})
+    assert [path.name for path in (tmp_path / "c").iterdir()] == [shard_name(0)]
+
+
 def child(work):
     """Run something in a forked process; its id."""
     pid = os.fork()

@@ -154,7 +154,7 @@ def test_a_text_network_is_needed(clip, voc, tmp_path):
      ({"background_words": ["sky", "red"]}, "background_words contains 'red', which is a class"),
      ({"background_words": ["sky", "Red"]}, "background_words contains 'Red', which is a class"),
      ({"background_words": ["sky", "rose"], "class_words": {"red": "rose"}}, "contains 'rose', which is a class"),
-     ({"weights": "none.safetensors"}, "weights none.safetensors is neither"),
+     ({"weights": "none.safetensors"}, "there is no file of weights none.safetensors"),
      ({"weights": "imagenet"}, "weights imagenet are not those of CLIP: give a file"),
      ({"root": "nowhere"}, "folder nowhere does not exist")],
 )  # fmt: skip

@@ -255,6 +255,8 @@ def test_classes_of_predictions_are_matched_by_name(voc, predicted_masks, tmp_pa
     turned = evaluate(predictions=folder, root=str(voc), output=tmp_path / "turned", num_images=0)
     assert turned["iou"] == plain["iou"]
     assert turned["classes"] == names[::-1]
+    with pytest.raises(InputError, match=rf"contains class '({'|'.join(names[1:])})', which is not scored"):
+        evaluate(predictions=folder, root=str(voc), output=tmp_path / "one", num_images=0, classes=names[:1])
     straight = evaluate(predictions=folder, root=str(voc), output=tmp_path / "s", num_images=0, classes=names)
     assert list(straight["iou"].items()) == list(plain["iou"].items())
 
@@ -334,7 +336,8 @@ def spoil(folder, ids, how):
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [("missing", "1 of 4 predictions are missing"), ("size", "is 71x96, and its mask "), ("void", "holds 255"),
+    [("missing", "1 of 4 predictions are missing"), ("size", "is 71x96, and its mask "),
+     ("void", "contains pixels of 255, which are no prediction"),
      ("index", "index 77"), ("colours", "RGB")],
 )  # fmt: skip
 def test_predictions_that_cannot_be_scored(voc, predicted_masks, tmp_path, capsys, how, words):

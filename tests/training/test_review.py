@@ -158,6 +158,10 @@ def test_the_command_ranks_all_images_and_writes_a_page(voc, wrong_labels, check
     page = (tmp_path / "out/index.html").read_text()
     check_page(page)
     first = page.split("<h2>")[1]
+    names = VOCDataModule(str(voc)).classes
+    for classes, tags in re.findall(r'data-classes="([\d ]*)".*?tags: ([^<"]*)', page, re.DOTALL):
+        wanted = {1 + names.index(tag) for tag in tags.split(", ") if tag in names}
+        assert wanted <= set(map(int, classes.split()))
     assert re.findall(r"<h3><span>(.*?)</span>", first)[:4] == [row["id"] for row in rows[:4]]
     assert f"{len(rows)} images, " in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, read_classes
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, check_output_folder, file_sha256, write_atomically, write_json
 from datamodules.images import any_size, as_rgb, read_image
-from datamodules.masks import find_masks, mask_png, read_class_mask, require_same_size
+from datamodules.masks import find_masks, mask_png, read_class_mask, read_mask, require_same_size
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import print_message, track
 from datamodules.sample import Sample
@@ -76,7 +76,8 @@ def evaluate(
             index). The classes are those of ``classes.txt`` in the folder, or else those of the data. The options
             about the network, from crf to overlap and from eval_size to num_workers, are ignored then.
         root: folder of the data; by default that of the training. Required with predictions, for which its layout
-            decides the kind of data: VOC, COCO, or a folder of images with their tags.
+            decides the kind of data: VOC, COCO, or a folder of images with their tags, whose split ``val`` then is a
+            tenth of the images (the default ``val_fraction``).
         split: split to score; by default the test split of the training (``val`` with predictions).
         masks: name of the folder of masks; by default that of the training.
         classes: with predictions, the classes to score; by default all classes of the predictions.
@@ -230,7 +231,10 @@ def _read_predictions(
         labels, truth = read_class_mask(path, lut), read_class_mask(sample.mask, data.mask_lut)
         require_same_size(f"prediction {path}", labels.shape, f"its mask {sample.mask}", truth.shape)
         if (labels == IGNORE).any():
-            raise InputError(f"prediction {path} holds 255 or a class that is not scored")
+            indices = set(np.unique(read_mask(path)).tolist()) - {IGNORE}
+            others = [classes[index - 1] for index in indices if index and lut[index] == IGNORE]
+            found = f"class {others[0]!r}, which is not scored" if others else "pixels of 255, which are no prediction"
+            raise InputError(f"prediction {path} contains {found}")
         try:
             image = as_rgb(read_image(sample.image, data.in_channels))
         except UnreadableError as error:

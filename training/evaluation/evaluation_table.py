@@ -93,7 +93,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         print_result("no mask shows a class, only background (0) and pixels that do not count (255)")
     if metrics["images_with_mask"] < metrics["images"]:
         print_result(f"{metrics['images_with_mask']} of {metrics['images']} images have a mask and are scored")
-    table = Table("class", title=f"{metrics['split']}, {metrics['images']} images, per cent")
+    table = Table("class", title=f"{metrics['split']}, {metrics['images_with_mask']} images, per cent")
     for title in [column.title for column in COLUMNS.values()] + ["IoU without CRF"] * ("without_crf" in metrics):
         table.add_column(title, justify="right")
     *rows, (_, *means) = _rows(metrics)

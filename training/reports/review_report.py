@@ -47,7 +47,7 @@ def _card(ranked: ImageScores, reviewed: ReviewedImage, names: Sequence[str]) ->
     }
     tags = reviewed.sample.tags or frozenset()
     found = {*np.unique(reviewed.labels).tolist(), *np.unique(reviewed.prediction).tolist()}
-    found |= {names.index(name) for name in (*ranked.tags_to_add, *ranked.tags_to_remove)}
+    found |= {names.index(name) for name in (*tags.intersection(names), *ranked.tags_to_add, *ranked.tags_to_remove)}
     return {
         "name": ranked.id, "doubt": ranked.doubt, "shares": ranked.shares, "identical": ranked.identical,
         "reason": max(ranked.shares, key=lambda reason: ranked.shares[reason]),
