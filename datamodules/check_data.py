@@ -283,6 +283,8 @@ def unused_masks(folder: AnyPath, ids: Collection[str]) -> list[Finding]:
     for below in (each for each in folders if not each.startswith(".")):
         names += [f"{below}/{name}" for name in list_images(folder / below)]
     used = set(filter(None, find_masks(folder, sorted(ids))))
+    if not used and not names:  # masks of a kind that is not read
+        names = [name for name in files if not name.startswith(".")]
     if not (unused := [name for name in names if str(folder / name) not in used]):
         return []
     problem = f"{len(unused)} of {len(names)} files in {folder} are not the mask of an image"

@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 from datamodules.annotations.coco_instances import (
+    brush_masks_as_instances,
     category_names,
     check_instances,
     images_with_instances,
     instance_mask,
-    without_tool_crowds,
 )
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
@@ -117,7 +117,7 @@ class COCODataModule(BaseDataModule):
             if self.categories.get(key, name) != name:
                 raise InputError(f"{path}: category {key} is {name!r}, and {self.categories[key]!r} in another split")
         indices = {key: index for index, key in enumerate(self.categories, start=1)}
-        images = images_with_instances(without_tool_crowds(content), self.categories, path)
+        images = images_with_instances(brush_masks_as_instances(content), self.categories, path)
         files = [forward_slashes(file) for file, _, _ in images]
         first = next((file for file in files if not is_uri(file)), "")
         folder = next((each for each in folders if first and join_path(each, first).is_file()), folders[0])

@@ -10,7 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.annotations.drawn_labels import Drawn, corrected_cues, draw_labels, forget_missed_objects
+from datamodules.annotations.drawn_labels import (
+    Drawn,
+    corrected_cues,
+    draw_labels,
+    ignore_background_of_unmasked_objects,
+)
 from datamodules.annotations.shapes import BACKGROUND, Point, Scribble, require_inside, vertices
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError, UnreadableError
@@ -122,7 +127,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         lines = self._lines(sample, image.shape[:2]) if self.with_annotations else []
         boxes = [each for each in sample.boxes if each.name in self.indices] if self.with_annotations else []
         if mask is not None and (lines or boxes):
-            mask = forget_missed_objects(mask, lines, [(self.indices[each.name], each) for each in boxes])
+            drawn_boxes = [(self.indices[each.name], each) for each in boxes]
+            mask = ignore_background_of_unmasked_objects(mask, lines, drawn_boxes)
         corners = np.array([each[1:] for each in boxes], np.float32).reshape(-1, 2)
         points = np.concatenate([*(line for _, line in lines), corners]) if self.with_annotations else None
         moved = self.transform(image, seed=seed, mask=None if own_size else mask, cues=cues, points=points)

@@ -45,12 +45,11 @@ class RleMask:
         Args:
             name: name in messages.
             size: (H, W).
-            regions: index and run lengths of each region, as pycocotools compresses them; those without a pixel are
-                left out.
+            regions: index and run lengths of each region, as pycocotools compresses them.
         """
-        areas = [(int(coco_mask.area(rle)), index, rle["counts"]) for index, rle in regions]
-        painted = sorted((each for each in areas if each[0]), key=lambda each: -each[0])
-        return cls(name, size, bytes(index for _, index, _ in painted), tuple(counts for *_, counts in painted))
+        painted = sorted(regions, key=lambda region: -int(coco_mask.area(region[1])))
+        counts = tuple(rle["counts"] for _, rle in painted)
+        return cls(name, size, bytes(index for index, _ in painted), counts)
 
     @classmethod
     def from_label_map(cls, name: str, label_map: np.ndarray) -> "RleMask":

@@ -8,6 +8,12 @@ import timm
 import torch
 import torchvision
 from segmentation_models_pytorch.encoders import TimmUniversalEncoder, encoders, get_encoder
+from timm.data.constants import (
+    IMAGENET_DPN_MEAN,
+    IMAGENET_DPN_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
 from timm.models import PretrainedCfg, adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -22,11 +28,14 @@ from seeds.checkpoints import check_checkpoint, read_file
 HEADS = ("classifier.", "fc.", "head", "last_linear.", "mask_token")  # of pretraining, not needed here
 CLASSIFIER_PREFIX = "model.features.encoder."  # of the encoder's weights in a ClassifierTask
 
-INCEPTION_STATISTICS = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-INCEPTION_ENCODERS = (
-    "xception", "inceptionv4", "inceptionresnetv2", *(f"timm-tf_efficientnet_lite{size}" for size in range(5)),
-)  # fmt: skip
-"""SMP's encoders whose images were normalised so; SMP stores the numbers beside the weights that it downloads."""
+_INCEPTION = ("xception", "inceptionv4", "inceptionresnetv2", *(f"timm-tf_efficientnet_lite{n}" for n in range(5)))
+SMP_STATISTICS = dict.fromkeys(_INCEPTION, (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)) | dict.fromkeys(
+    ("dpn68", "dpn68b", "dpn92", "dpn98", "dpn107", "dpn131"), (IMAGENET_DPN_MEAN, IMAGENET_DPN_STD)
+)
+"""Mean and std of SMP's encoders that differ from ImageNet's, as timm has them for the same networks.
+
+SMP stores its own numbers beside the weights that it downloads.
+"""
 
 State = dict[str, Tensor]
 
@@ -104,7 +113,7 @@ def published_statistics(name: str, *, is_file: bool) -> tuple[Sequence[float], 
     """
     if not name.startswith(("tu-", "vit_")):
         if name in encoders or name not in torchvision.models.list_models():
-            return INCEPTION_STATISTICS if name in INCEPTION_ENCODERS else channel_statistics(3)
+            return SMP_STATISTICS.get(name) or channel_statistics(3)
         transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         return transforms.mean, transforms.std
     model = name.removeprefix("tu-")

@@ -163,7 +163,6 @@ def quiet_known_warnings() -> None:
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Precision bf16-mixed is not supported by the model summary.*",
-        r".*callbacks used to create the checkpoint need to be provided.*",  # of validate, which writes no checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
     # Lightning advertises a logging service at the start of every run

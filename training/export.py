@@ -78,7 +78,8 @@ def export(
     if format != "smp" and output.is_dir():
         raise InputError(f"{output} is a folder: name a file")
     if format != "smp" and (output.suffix == ".onnx") != (format == "onnx"):
-        raise InputError(f"{output} is for {format}: a file of ONNX, and no other, has a name that ends in .onnx")
+        needed = "needs" if format == "onnx" else "must not have"
+        raise InputError(f"{output}: the format {format} {needed} a name that ends in .onnx")
     if output.suffix == ".ckpt" or UPath(output).resolve() == UPath(checkpoint).resolve():
         raise InputError(f"{output} is the name of a checkpoint: choose another output")
     mean, std = channel_statistics(trained.in_channels)

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -194,6 +195,7 @@ class TagToMaskCLI(LightningCLI):
         """Check the checkpoint to score: without one, newly initialised layers would be scored."""
         if not self._get(self.config, "ckpt_path"):
             raise InputError(f"--ckpt_path is missing: the checkpoint to {self.subcommand}")
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
         self._check_checkpoint()
 
     def _check_checkpoint(self) -> None:
@@ -210,7 +212,8 @@ class TagToMaskCLI(LightningCLI):
         if path:
             stored = read_checkpoint(path, str(self.model.task_name)).get("hyper_parameters", {})
             for name in KEPT_OPTIONS if self.subcommand == "fit" else ():
-                if name in stored and stored[name] != self.model.hparams[name]:
+                has_effect = name != "momentum" or stored.get("optimizer") == "sgd"
+                if has_effect and name in stored and stored[name] != self.model.hparams[name]:
                     kept = f"a resumed training keeps the {name} of its checkpoint, {stored[name]}"
                     raise InputError(f"{kept}, not {self.model.hparams[name]}: give it, or begin anew")
 

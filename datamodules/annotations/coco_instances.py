@@ -1,5 +1,6 @@
 """JSON of COCO's instances: images, categories, and masks rendered from segmentations."""
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -44,12 +45,12 @@ def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> d
     return dict(sorted(names.items()))
 
 
-def without_tool_crowds(content: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+def brush_masks_as_instances(content: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
     """Return the content of a JSON in which no instance is a crowd where all instances with a segmentation are crowds.
 
     They are brush masks of CVAT then, which writes ``iscrowd`` 1 with all run lengths.
     """
-    crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if each.get("segmentation")]
+    crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if has_area(each.get("segmentation"))]
     if not crowds or not all(crowds):
         return content
     return {**content, "annotations": [{**each, "iscrowd": 0} for each in content["annotations"]]}
@@ -59,6 +60,8 @@ def images_with_instances(
     content: dict[str, list[dict[str, Any]]], categories: Collection[int], path: AnyPath
 ) -> list[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
     """Return the images of a JSON: file name or URI, the image as it is in the JSON, and its instances.
+
+    Run lengths without a pixel are no instance: somebody erased a brush mask.
 
     Args:
         content: the JSON.
@@ -73,16 +76,28 @@ def images_with_instances(
         if not isinstance(number := image.get("id"), int | str) or number in instances:
             raise InputError(f"{path}: the id {number!r} of an image is missing, or occurs twice")
         instances[number] = []
+    sizes = {image["id"]: [image.get("height"), image.get("width")] for image in content["images"]}
     for each in content["annotations"]:
         for what, known in (("image_id", instances), ("category_id", categories)):
             if not isinstance(each.get(what), int | str) or each[what] not in known:
                 problem = f"annotation {each.get('id')} has the {what} {each.get(what)!r}"
                 raise InputError(f"{path}: {problem}, and there is no such {what.removesuffix('_id')}")
-        instances[each["image_id"]].append(each)
+        if not is_erased(each.get("segmentation"), sizes[each["image_id"]]):
+            instances[each["image_id"]].append(each)
     files = [str(image.get("file_name") or image.get("coco_url") or "") for image in content["images"]]
     if "" in files:
         raise InputError(f"{path}: image {content['images'][files.index('')]['id']} has no file_name")
     return [(file, image, instances[image["id"]]) for file, image in zip(files, content["images"], strict=True)]
+
+
+def is_erased(segmentation: Any, size: list[Any]) -> bool:
+    """Return whether a segmentation is a single run of background of an image's size [height, width]."""
+    if not isinstance(segmentation, dict) or segmentation.get("size") != size:
+        return False
+    counts = segmentation.get("counts")
+    if isinstance(counts, str) and len(counts) <= 8:  # a number below 2^32 has up to seven characters
+        counts = decompress_runs(counts)
+    return isinstance(counts, list) and counts == [math.prod(size)]
 
 
 def has_area(segmentation: Any) -> bool:
@@ -120,8 +135,7 @@ def instance_mask(
             return None
         crowd = bool(each.get("iscrowd"))
         index = IGNORE if crowd else indices[each["category_id"]]
-        if area := int(coco_mask.area(rle)):  # else no pixel, and no tag, of the class
-            instances.append((not crowd, -area, index, rle["counts"]))
+        instances.append((not crowd, -int(coco_mask.area(rle)), index, rle["counts"]))
     instances.sort(key=lambda instance: instance[:2])  # crowds, then by area
     painted = bytes(index for _, _, index, _ in instances)
     counts = tuple(counts for *_, counts in instances)

@@ -1,7 +1,7 @@
 """Label maps of what people have drawn into images: masks, points, scribbles and boxes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -58,8 +58,8 @@ def draw_labels(size: tuple[int, int], mask: np.ndarray | None, lines: Iterable[
     return labels
 
 
-def forget_missed_objects(
-    mask: np.ndarray, lines: Iterable[tuple[int, np.ndarray]], boxes: Iterable[tuple[int, Box]]
+def ignore_background_of_unmasked_objects(
+    mask: np.ndarray, lines: Sequence[tuple[int, np.ndarray]], boxes: Iterable[tuple[int, Box]]
 ) -> np.ndarray:
     """Return a mask whose background is unknown where an object may be that only points, scribbles or boxes show.
 
@@ -81,7 +81,7 @@ def forget_missed_objects(
         if not (mask[top:bottom, left:right] == index).any():
             interior = labels[top:bottom, left:right]
             interior[interior == 0] = IGNORE
-    if any(index and not (mask == index).any() for index, _ in lines):
+    if {index for index, _ in lines} - {0} - set(np.unique(mask).tolist() if lines else ()):
         labels[labels == 0] = IGNORE
     return labels
 

@@ -13,13 +13,15 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from pycocotools import mask as coco_mask
+
 from datamodules.annotations.brush_rle import decode_brush
 from datamodules.annotations.coco_instances import instance_rle
 from datamodules.annotations.shapes import BACKGROUND, Annotation, Box, Point, mask_index, valid_box
 from datamodules.class_names import require_any_known
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath
-from datamodules.image_ids import image_id
+from datamodules.image_ids import forward_slashes, image_id
 from datamodules.images import IMAGE_SUFFIXES, image_size
 from datamodules.masks import RleMask, encode_mask
 from datamodules.progress import first_few, print_message
@@ -64,14 +66,15 @@ def label_studio_annotations(
             if label is not None:
                 labels.add(label)
             if isinstance(region, dict):
-                regions.append((mask_index(label, known), region))
                 sizes.add(size)
+                if "rle" not in each["value"] or coco_mask.area(region):  # else the brush mask was erased
+                    regions.append((mask_index(label, known), region))
             elif name in samples and (label in known or (label == BACKGROUND and isinstance(region, Point))):
                 require_recorded_size(size, samples[name], location)
                 yield Annotation(name, location, region)
         if len(sizes) > 1:
             raise InputError(f"{location}: its regions have the original sizes {' and '.join(map(str, sorted(sizes)))}")
-        if name in samples and regions:
+        if name in samples and sizes:
             yield Annotation(name, location, RleMask.from_regions(f"of {location}", sizes.pop(), regions))
         elif name in samples and not result:
             try:
@@ -141,11 +144,11 @@ def _task_image(task: Mapping[str, Any], location: str) -> str:
 def _file_of(value: str) -> str:
     """Return the path in a URL of Label Studio; an uploaded file has eight digits and a hyphen before its name."""
     if not value.startswith(("http:", "https:", "/data/", "/tasks/")):
-        return value.replace("\\", "/")  # a path, or the URI of an object store: ? and # may be parts of names
+        return forward_slashes(value)  # a path, or the URI of an object store: ? and # may be parts of names
     url = urlsplit(value)
     query = parse_qs(url.query)
     if url.path.endswith("/local-files/"):
-        return query.get("d", [""])[0].replace("\\", "/")
+        return forward_slashes(query.get("d", [""])[0])
     if "fileuri" in query:
         with suppress(ValueError):
             return base64.b64decode(query["fileuri"][0]).decode()

@@ -15,12 +15,12 @@ from upath import UPath
 
 from datamodules.annotations.bounding_boxes import xml_boxes
 from datamodules.annotations.coco_instances import (
+    brush_masks_as_instances,
     category_names,
     check_instances,
     has_area,
     images_with_instances,
     instance_mask,
-    without_tool_crowds,
 )
 from datamodules.annotations.imports import cvat_masks, parquet_masks, yolo_annotations, yolo_label_files
 from datamodules.annotations.label_studio import label_studio_annotations
@@ -343,13 +343,13 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
     those of a class whose instances all have one and are no crowds. Points are keypoints with a visibility above
     0. An image without instances is background, as in COCO; but where its tags name an object, it counts as not
     annotated, since annotation tools export such images, too. Categories that are no class of the data set become 255
-    in masks, and are left out otherwise. Crowds are 255 in masks, see also `without_tool_crowds`.
+    in masks, and are left out otherwise. Crowds are 255 in masks, see also `brush_masks_as_instances`.
     """
     check_instances(content, path)
     categories = category_names(content, path)
     indices = {key: mask_index(name, known) for key, name in categories.items()}
     require_any_known(categories.values(), known, f"{path}: none of its categories")
-    content = without_tool_crowds(content)
+    content = brush_masks_as_instances(content)
     images = images_with_instances(content, categories, path)
     names = [image_id(file) for file, _, _ in images]
     matching = samples.match_ids(names, [f"{path}, image {image['id']}" for _, image, _ in images], path)

@@ -68,8 +68,7 @@ class SeedCacheWriter:
 
         Args:
             numbers: the shards in question.
-            overwrite: remove shards of other settings, and write shards again that lack an image other than those of
-                ``left_out``: it may be readable now.
+            overwrite: remove shards of other settings, and those that ``strict`` refuses.
             strict: refuse shards that lack an image other than those of ``left_out``.
 
         Returns:
@@ -86,7 +85,7 @@ class SeedCacheWriter:
         for name in [*wanted, *sorted(beyond), *others[:1]]:  # one of another partition, so that settings are compared
             path = self.path / name
             try:
-                if name in existing and self._is_written(Shard(path), wanted.get(name), overwrite, strict=strict):
+                if name in existing and self._is_written(Shard(path), wanted.get(name), strict=strict):
                     continue
             except DamagedError as error:  # written again
                 if name in beyond:
@@ -127,7 +126,7 @@ class SeedCacheWriter:
             raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror or error}") from error
         return {name for name in files if name.endswith(".safetensors") and name[0] != "."} - {INDEX}
 
-    def _is_written(self, shard: Shard, number: int | None, overwrite: bool, *, strict: bool) -> bool:
+    def _is_written(self, shard: Shard, number: int | None, *, strict: bool) -> bool:
         """Return whether a shard is what would be written; raise an InputError if it has other settings.
 
         A shard that is not to be written has no ``number``: its settings alone are compared.
@@ -141,8 +140,6 @@ class SeedCacheWriter:
         lost = [name for name in shard.left_out if name not in self.left_out]
         if strict and lost:
             raise InputError(f"image {lost[0]} was left out before: {shard.left_out[lost[0]]}")
-        if overwrite and lost:
-            return False
         ids = self.ids_by_shard[number]
         fits = ids is None or shard.ids == [name for name in ids if name not in shard.left_out]
         return fits and shard.number == number

@@ -235,6 +235,13 @@ def test_masks_whose_names_fit_no_image(photos, tmp_path):
     assert not any("are not the mask" in each for each in sentences)
 
 
+def test_masks_of_a_kind_that_is_not_read(photos, tmp_path):
+    (photos / "masks").mkdir()
+    np.save(photos / "masks/0.npy", np.ones((96, 128), np.uint8))
+    (found,) = (each for each in check(photos, tmp_path / "a.json")[1] if each["kind"] == "masks")
+    assert found["sentence"].startswith(f"1 of 1 files in {photos}/masks are not the mask of an image, first 0.npy")
+
+
 def test_masks_of_another_size_than_their_images(photos, tmp_path):
     (photos / "masks").mkdir()
     write_mask(photos / "masks/0.png", np.ones((96, 128), np.uint8))

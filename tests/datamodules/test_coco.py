@@ -312,6 +312,18 @@ def test_brush_masks_of_cvat_are_no_crowds(coco):
     np.testing.assert_array_equal(first, np.where(region(5, 5, 25, 25), 255, 0))
 
 
+@pytest.mark.parametrize("form", [compressed, run_lengths])
+def test_an_erased_brush_mask_is_no_instance(coco, form):
+    """A polygon that is smaller than a pixel is one: somebody drew a tiny object."""
+    tiny = [[10.1, 10.1, 10.9, 10.1, 10.5, 10.6]]
+    square = (1, compressed(region(5, 5, 25, 25)), 0)
+    erased = {1: [square, (18, form(region(0, 0, 0, 0)), 0)], 2: [square, (18, tiny, 0)]}
+    write(coco / "annotations/instances_val2017.json", content(erased))
+    first, second = open_coco(coco).samples("val2017")
+    assert (first.tags, second.tags) == ({"person"}, {"person", "dog"})
+    np.testing.assert_array_equal(read_mask(first.mask), region(5, 5, 25, 25))
+
+
 def test_a_json_that_was_written_on_windows(coco):
     (coco / "val2017/cats").mkdir()
     (coco / "val2017/001.jpg").rename(coco / "val2017/cats/001.jpg")

@@ -13,7 +13,7 @@ from datamodules.annotations.drawn_labels import (
     box_interiors,
     corrected_cues,
     draw_labels,
-    forget_missed_objects,
+    ignore_background_of_unmasked_objects,
     reduce_labels,
 )
 from datamodules.annotations.shapes import Box
@@ -54,15 +54,15 @@ def test_background_is_unknown_where_a_box_has_an_object_that_the_mask_lacks():
     dog, cat, second_cat = Box("dog", 2.5, 0, 5, 1.2), Box("cat", 0, 0, 3.5, 3), Box("cat", 3, 2, 9, 9)
     wanted = [[0, 0, 255, 255, 255], [0, 1, 1, 255, 255], [0, 1, 1, 255, 255]]
     for boxes in itertools.permutations([(2, dog), (1, cat), (1, second_cat)]):
-        assert forget_missed_objects(mask, [], boxes).tolist() == wanted
-    assert forget_missed_objects(mask, [], [(1, cat)]).tolist() == mask.tolist()
+        assert ignore_background_of_unmasked_objects(mask, [], boxes).tolist() == wanted
+    assert ignore_background_of_unmasked_objects(mask, [], [(1, cat)]).tolist() == mask.tolist()
     assert mask.max() == 1, "the mask that was given is unchanged"
 
 
 def test_background_is_unknown_where_a_point_has_a_class_that_the_mask_lacks():
     mask = np.array([[0, 1, 255]], np.uint8)
-    assert forget_missed_objects(mask, [line(2, (0, 0))], []).tolist() == [[255, 1, 255]]
-    assert forget_missed_objects(mask, [line(1, (0, 0)), line(0, (0, 0))], []).tolist() == mask.tolist()
+    assert ignore_background_of_unmasked_objects(mask, [line(2, (0, 0))], []).tolist() == [[255, 1, 255]]
+    assert ignore_background_of_unmasked_objects(mask, [line(1, (0, 0)), line(0, (0, 0))], []).tolist() == mask.tolist()
 
 
 def test_lines_may_leave_the_image():

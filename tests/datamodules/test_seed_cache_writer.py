@@ -241,11 +241,11 @@ def test_images_left_out(tmp_path):
         cache.cues("d")
 
 
-def test_an_image_that_was_left_out_is_tried_again_when_overwriting(tmp_path):
+def test_an_image_that_was_left_out_is_tried_again_by_overwriting_strictly(tmp_path):
     make(tmp_path / "c", left_out=("d",))
-    assert make(tmp_path / "c") == []
-    assert make(tmp_path / "c", overwrite=True, known=("d",), left_out=("d",)) == []  # it is left out again
-    assert make(tmp_path / "c", overwrite=True) == [1]
+    assert make(tmp_path / "c", overwrite=True) == []  # so a recipe resumes
+    assert make(tmp_path / "c", overwrite=True, strict=True, known=("d",), left_out=("d",)) == []
+    assert make(tmp_path / "c", overwrite=True, strict=True) == [1]
     assert SeedCache(tmp_path / "c").ids == ("a", "b", "c", "d", "e")
 
 

@@ -58,6 +58,7 @@ def test_dilation_computes_the_published_network_at_more_places(name, stride, mo
         ("efficientnet_b0", IMAGENET_MEAN), ("efficientnet_v2_s", IMAGENET_MEAN),
         ("efficientnet_v2_l", (0.5, 0.5, 0.5)), ("timm-tf_efficientnet_lite0", (0.5, 0.5, 0.5)),
         ("tu-tf_efficientnet_lite0", (0.5, 0.5, 0.5)), ("xception", (0.5, 0.5, 0.5)),
+        ("dpn68", (124 / 255, 117 / 255, 104 / 255)),
     ],
 )  # fmt: skip
 def test_the_mean_with_which_a_library_trained(name, mean):

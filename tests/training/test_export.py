@@ -315,9 +315,10 @@ def test_what_cannot_be_exported(network, tmp_path, capsys, monkeypatch):
     assert "not an empty folder" in capsys.readouterr().err
     assert run("export", "--checkpoint", network, "--format", "onnx", "--output", tmp_path / "taken") == 1
     assert "is a folder" in capsys.readouterr().err
-    for form, name in (("onnx", "net.pt"), ("torchscript", "net.onnx")):
+    for form, name, needed in (("onnx", "net.pt", "needs"), ("torchscript", "net.onnx", "must not have")):
         assert run("export", "--checkpoint", network, "--format", form, "--output", tmp_path / name) == 1
-        assert f"{name} is for {form}: a file of ONNX, and no other, has a name" in capsys.readouterr().err
+        message = f"{name}: the format {form} {needed} a name that ends in .onnx"
+        assert message in capsys.readouterr().err
     shutil.copy(network, tmp_path / "net")
     for name in ("net", "other.ckpt"):
         words = ["--checkpoint", tmp_path / "net", "--format", "torchscript", "--output", tmp_path / name]

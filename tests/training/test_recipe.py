@@ -735,6 +735,27 @@ def test_a_result_is_never_taken_for_one_of_other_settings(tmp_path_factory, act
         assert (result.folder / "shard").read_text() == asked
 
 
+def test_a_training_whose_folder_is_partly_removed_is_not_resumed(tmp_path, monkeypatch):
+    """It was killed while the folder of a training of other settings was being removed."""
+    result = StageResult(tmp_path, Stage("network", "fit", {}, []))
+    (tmp_path / "stages").mkdir()
+    assert result.begin("a") is None
+    result.folder.mkdir()
+    torch.save({}, result.folder / "last.ckpt")
+    (result.folder / "best.ckpt").touch()
+    assert result.begin("a") == ["--ckpt_path=last"]
+
+    def dies(folder):
+        (folder / "best.ckpt").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_result, "remove", dies)
+        with pytest.raises(KeyboardInterrupt):
+            result.begin("b")
+    assert result.begin("a") is None
+
+
 def test_the_last_complete_result_survives_a_run_with_other_settings_that_is_killed(tmp_path):
     """Its files have the same names and sizes."""
     result = StageResult(tmp_path, Stage("seeds", "seeds generate", {}, []))

@@ -90,7 +90,7 @@ class InputChecks:
             try:
                 check_accelerator(stage.options)
                 check_small_classes(stage, stages)
-                if stage.command == "fit" and has_data(stage, stages):
+                if stage.command == "fit" and needs_data(stage, stages):
                     data = open_training_data(stage.options)
                     self.check_images(data)
                     self._check_task(stage.options, data)
@@ -159,7 +159,7 @@ def check_small_classes(stage: Stage, stages: Sequence[Stage]) -> None:
         InputError: they are not.
     """
     small, needed = stage.options.get("small_classes"), REFERENCE.findall(str(stage.options.get("checkpoint")))
-    trained = [each for each in stages if each.name in needed and each.command == "fit" and has_data(each, stages)]
+    trained = [each for each in stages if each.name in needed and each.command == "fit" and needs_data(each, stages)]
     if not isinstance(small, list) or not small or not trained:
         return
     classes = open_training_data(trained[0].options).classes
@@ -169,11 +169,11 @@ def check_small_classes(stage: Stage, stages: Sequence[Stage]) -> None:
             raise InputError(f"small_classes: {problem}")
 
 
-def has_data(stage: Stage, stages: Sequence[Stage]) -> bool:
+def needs_data(stage: Stage, stages: Sequence[Stage]) -> bool:
     """Return whether the data of a training must exist before the first stage.
 
-    An earlier stage may write or download the folder. Data behind a URI count where they have annotations, which may be
-    invalid.
+    An earlier stage may write or download the folder, and a data module of others in its ``prepare_data``. Data behind
+    a URI count where they have annotations, which may be invalid.
     """
     groups = [stage.options.get(name) for name in ("data", "model")]
     if not all(isinstance(group, Mapping) and group.get("class_path") for group in groups):
@@ -182,10 +182,13 @@ def has_data(stage: Stage, stages: Sequence[Stage]) -> bool:
     root = str(arguments.get("root") or ".")
     if is_uri(root):
         return bool(arguments.get("annotations"))
-    if any(given.get("download") and given.get("root") == root for given in map(_data_arguments, stages)):
-        return False
-    is_synthetic = str(stage.options["data"]["class_path"]).endswith(SyntheticDataModule.__name__)
-    return Path(root).is_dir() or not (is_synthetic or REFERENCE.search(root))
+    if Path(root).is_dir():
+        return True
+    downloads = [Path(str(given.get("root"))) for given in map(_data_arguments, stages) if given.get("download")]
+    cls = _find(stage.options["data"]["class_path"], DATA_MODULES)
+    own = set(DATA_MODULES) - {SyntheticDataModule}
+    writes = cls not in own and cls.prepare_data is not BaseDataModule.prepare_data
+    return not (writes or Path(root) in downloads or REFERENCE.search(root))
 
 
 def _data_arguments(stage: Stage) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class StageResult:
                 remove(self.old)
                 write_json(self.record_path, {**old, "old": old})
                 self.folder.rename(self.old)
+        write_json(self.record_path, {"key": "", "old": old})  # a folder that is partly removed is no result to resume
         remove(self.folder)
         write_json(self.record_path, {"key": key, "old": old})
         return None

@@ -41,8 +41,8 @@ class StepSeed(pl.Callback):
 class LossGuard(pl.Callback):
     """Stops a training at the first loss that is NaN or infinite, before it changes a weight.
 
-    A checkpoint is written after an epoch; where the last update before it was the bad one, its weights are bad, too.
-    All processes stop together.
+    The update before it may have spoiled the weights already. A checkpoint that was written in between, at the end of
+    an epoch, is then spoiled, too. All processes stop together.
     """
 
     def __init__(self) -> None:

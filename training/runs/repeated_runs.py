@@ -55,12 +55,13 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
         record = read_json_or_empty(folder / PROVENANCE_FILE)
         finished = bool(record.get("finished"))
         changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
-        for attempt in record.get("attempts", []) if finished or (folder / "last.ckpt").is_file() else []:
-            before = attempt["config"] | {"revision": attempt["source"]}
-            for key, value, now in differences(before, {**config, **changes}):
-                if key.partition(".")[0] not in IGNORED_SETTINGS:
+        if finished or (folder / "last.ckpt").is_file():
+            last = record["attempts"][-1]
+            for key, before, now in differences(last["config"] | {"revision": last["source"]}, {**config, **changes}):
+                on_other_machine = not finished and (key.startswith("trainer.") or key.endswith(".num_workers"))
+                if key.partition(".")[0] not in IGNORED_SETTINGS and not on_other_machine:
                     kind = "a finished run" if finished else "a run"
-                    raise InputError(f"{folder} holds {kind} with {key} {value!r}, not {now!r}")
+                    raise InputError(f"{folder} holds {kind} with {key} {before!r}, not {now!r}")
         if finished:
             print_result(f"seed {seed}: finished already, in {folder}")
             continue
