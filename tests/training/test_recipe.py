@@ -695,9 +695,9 @@ def test_an_earlier_result_survives_a_kill_while_it_is_set_aside_or_put_back(cop
 @settings(max_examples=300, deadline=None)
 @given(
     actions=st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 8)), max_size=6),
-    asked=st.sampled_from("abc"),
+    wanted=st.sampled_from("abc"),
 )
-def test_a_result_is_never_taken_for_one_of_other_settings(tmp_path_factory, actions, asked):
+def test_a_result_is_never_taken_for_one_of_other_settings(tmp_path_factory, actions, wanted):
     """Files of two results may have the same names and sizes; a kill may come before any change of a file.
 
     An action is a run with settings, whether it ends, and the number of file operations before it is killed.
@@ -729,10 +729,10 @@ def test_a_result_is_never_taken_for_one_of_other_settings(tmp_path_factory, act
 
                 patch.setattr(module, name, dies)
             run(key, ends=ends)
-    if (found := result.find(asked)) is not None:
-        assert (found[1] / "shard").read_text() == asked
-    if result.keep(asked) is not None:
-        assert (result.folder / "shard").read_text() == asked
+    if (found := result.find(wanted)) is not None:
+        assert (found[1] / "shard").read_text() == wanted
+    if result.keep(wanted) is not None:
+        assert (result.folder / "shard").read_text() == wanted
 
 
 def test_a_training_whose_folder_is_partly_removed_is_not_resumed(tmp_path, monkeypatch):
