@@ -153,7 +153,7 @@ def decode_mask(file: BinaryIO, name: str | AnyPath) -> np.ndarray:
     if mode == "L" and stored in _GRAY_STEPS:
         indices //= _GRAY_STEPS[stored]
     if mode not in ("P", "L"):
-        kind = {"1": "1-bit"}.get(mode, mode)
+        kind = "1-bit" if mode == "1" else mode
         raise InputError(f"mask {name} contains {kind} values, not class indices: save a palette or 8-bit gray PNG")
     return indices
 

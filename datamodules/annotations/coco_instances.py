@@ -94,6 +94,8 @@ def is_erased(segmentation: Any, size: list[Any]) -> bool:
     """Return whether a segmentation is a single run of background of an image's size [height, width]."""
     if not isinstance(segmentation, dict) or segmentation.get("size") != size:
         return False
+    if not all(isinstance(side, int) for side in size):
+        return False  # `instance_mask` names the image
     counts = segmentation.get("counts")
     if isinstance(counts, str) and len(counts) <= 8:  # a number below 2^32 has up to seven characters
         counts = decompress_runs(counts)

@@ -324,6 +324,14 @@ def test_an_erased_brush_mask_is_no_instance(coco, form):
     np.testing.assert_array_equal(read_mask(first.mask), region(5, 5, 25, 25))
 
 
+def test_run_lengths_of_an_image_without_a_size(coco):
+    what = content({1: [(1, {"size": [None, None], "counts": [2400]}, 0)]})
+    what["images"][0] |= {"height": None, "width": None}
+    write(coco / "annotations/instances_val2017.json", what)
+    with pytest.raises(InputError, match="image 1 has no height or width"):
+        open_coco(coco).samples("val2017")
+
+
 def test_a_json_that_was_written_on_windows(coco):
     (coco / "val2017/cats").mkdir()
     (coco / "val2017/001.jpg").rename(coco / "val2017/cats/001.jpg")

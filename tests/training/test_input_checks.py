@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
 from training.cli import main
 from training.recipes import input_checks
 from training.recipes import runner as runner_module
+from training.recipes.recipe import Stage
 
 WORDS = ("--config=photos.yaml", "--weights=none", "--accelerator=cpu")
 TAGS = ("cat", "dog", "cat;dog", "", "dog", "cat")
@@ -109,3 +111,20 @@ def test_headers_are_read_once_for_all_stages(photos, tmp_path, started, monkeyp
     assert main(["run", f"--root={photos}", f"--output={tmp_path / 'out'}", *words]) == 3
     assert started == ["stage 1 of 3: classifier"]
     assert sorted(read) == [1, 11]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_that_a_stage_downloads_is_not_checked(tmp_path, exists):
+    """It may be missing, or incomplete after a download that was stopped; the path may be written in another way."""
+    root = tmp_path / "voc"
+    if exists:
+        root.mkdir()
+
+    def stage(name, path, **more):
+        data = {"class_path": "VOCDataModule", "init_args": {"root": path, **more}}
+        return Stage(name, "fit", {"data": data, "model": {"class_path": "ClassifierTask"}}, ())
+
+    stages = [stage("classifier", str(root), download=True), stage("network", f"{root}/")]
+    input_checks.InputChecks().check_existing(stages, stages)
+    with pytest.raises(InputError, match="stage 'network': "):
+        input_checks.InputChecks().check_existing(stages[1:], stages[1:])

@@ -735,7 +735,15 @@ def test_a_result_is_never_taken_for_one_of_other_settings(tmp_path_factory, act
         assert (result.folder / "shard").read_text() == wanted
 
 
-def test_a_training_whose_folder_is_partly_removed_is_not_resumed(tmp_path, monkeypatch):
+def begin_with_a_kill(result, key, place, name, dies):
+    """Begin a result, with a function in place of another one that ends in a kill."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place, name, dies)
+        with pytest.raises(KeyboardInterrupt):
+            result.begin(key)
+
+
+def test_a_training_whose_folder_is_partly_removed_is_not_resumed(tmp_path):
     """It was killed while the folder of a training of other settings was being removed."""
     result = StageResult(tmp_path, Stage("network", "fit", {}, []))
     (tmp_path / "stages").mkdir()
@@ -749,10 +757,7 @@ def test_a_training_whose_folder_is_partly_removed_is_not_resumed(tmp_path, monk
         (folder / "best.ckpt").unlink()
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(stage_result, "remove", dies)
-        with pytest.raises(KeyboardInterrupt):
-            result.begin("b")
+    begin_with_a_kill(result, "b", stage_result, "remove", dies)
     assert result.begin("a") is None
 
 
@@ -1121,7 +1126,7 @@ def test_repeated_runs_resume_by_themselves(tmp_path):
     assert (result.folder / "seed-0").is_dir()
 
 
-def test_a_kill_before_the_earlier_result_is_set_aside_resumes_nothing_of_it(tmp_path, monkeypatch):
+def test_a_kill_before_the_earlier_result_is_set_aside_resumes_nothing_of_it(tmp_path):
     result = StageResult(tmp_path, Stage("network", "fit", {}, ()))
     (tmp_path / "stages").mkdir()
     result.folder.mkdir()
@@ -1131,10 +1136,7 @@ def test_a_kill_before_the_earlier_result_is_set_aside_resumes_nothing_of_it(tmp
     def killed(*_given):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
-        with pytest.raises(KeyboardInterrupt):
-            result.begin("second")
+    begin_with_a_kill(result, "second", Path, "rename", killed)
     assert result.begin("second") is None
 
 

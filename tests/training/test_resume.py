@@ -47,8 +47,8 @@ def test_options_that_the_checkpoint_would_override_are_refused(voc, cues, unint
 
 def test_the_best_checkpoint_stays_the_best_where_the_folder_was_moved(tmp_path):
     def callback(folder):
-        (folder,) = [each for each in checkpoint_callbacks(folder, "segmentation") if isinstance(each, BestCheckpoint)]
-        return folder
+        (best,) = [each for each in checkpoint_callbacks(folder, "segmentation") if isinstance(each, BestCheckpoint)]
+        return best
 
     before, path = callback(tmp_path / "a"), str(tmp_path / "a/best.ckpt")
     before.best_model_path = before.kth_best_model_path = path

@@ -90,7 +90,7 @@ class InputChecks:
             try:
                 check_accelerator(stage.options)
                 check_small_classes(stage, stages)
-                if stage.command == "fit" and needs_data(stage, stages):
+                if stage.command == "fit" and needs_data(stage, stages) and not is_downloaded(stage, waiting):
                     data = open_training_data(stage.options)
                     self.check_images(data)
                     self._check_task(stage.options, data)
@@ -184,11 +184,16 @@ def needs_data(stage: Stage, stages: Sequence[Stage]) -> bool:
         return bool(arguments.get("annotations"))
     if Path(root).is_dir():
         return True
-    downloads = [Path(str(given.get("root"))) for given in map(_data_arguments, stages) if given.get("download")]
     cls = _find(stage.options["data"]["class_path"], DATA_MODULES)
     own = set(DATA_MODULES) - {SyntheticDataModule}
     writes = cls not in own and cls.prepare_data is not BaseDataModule.prepare_data
-    return not (writes or Path(root) in downloads or REFERENCE.search(root))
+    return not (writes or is_downloaded(stage, stages) or REFERENCE.search(root))
+
+
+def is_downloaded(stage: Stage, stages: Sequence[Stage]) -> bool:
+    """Return whether one of ``stages`` downloads the folder of a stage's data; it may exist and be incomplete."""
+    downloads = [Path(str(given.get("root"))) for given in map(_data_arguments, stages) if given.get("download")]
+    return Path(str(_data_arguments(stage).get("root"))) in downloads
 
 
 def _data_arguments(stage: Stage) -> dict[str, Any]:

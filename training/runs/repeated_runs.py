@@ -54,9 +54,9 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
     for seed, folder in folders.items():
         record = read_json_or_empty(folder / PROVENANCE_FILE)
         finished = bool(record.get("finished"))
-        changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
         if finished or (folder / "last.ckpt").is_file():
             last = record["attempts"][-1]
+            changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
             for key, before, now in differences(last["config"] | {"revision": last["source"]}, {**config, **changes}):
                 on_other_machine = not finished and (key.startswith("trainer.") or key.endswith(".num_workers"))
                 if key.partition(".")[0] not in IGNORED_SETTINGS and not on_other_machine:
