@@ -36,7 +36,7 @@ test: $(VENV)/.installed $(VENV)/.peers $(VENV)/.annotation-tools docs ## ruff, 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/.installed ## the documentation site: docs/site/index.html; every warning is an error
 	$(BIN)/python docs/reference.py
