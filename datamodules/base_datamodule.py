@@ -323,7 +323,7 @@ class BaseDataModule(pl.LightningDataModule):
             try:
                 digest = file_sha256(checkpoint) if checkpoint else None
             except OSError as error:
-                raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror}") from error
+                raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror or error}") from error
             if digest and digest != cues.settings.get("checkpoint_sha256"):
                 recorded = cues.inputs.get("checkpoint", "not recorded")
                 raise InputError(f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint}")
@@ -410,7 +410,7 @@ def data_folder(root: str) -> AnyPath:
         try:
             list_folder(folder)
         except OSError as error:
-            raise InputError(f"folder {folder} cannot be read: {error.strerror}") from error
+            raise InputError(f"folder {folder} cannot be read: {error.strerror or error}") from error
     return folder
 
 

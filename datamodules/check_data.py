@@ -124,7 +124,6 @@ def check_data(
     if not found:
         print_result("nothing to correct was found")
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, {
             "root": root, "split": split, "images": len(samples), "images_by_class": dict(counts),
             "validation": [sample.id for sample in others],

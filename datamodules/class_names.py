@@ -1,5 +1,6 @@
 """Names of classes, and the lookup table from the indices of a mask to classes."""
 
+import unicodedata
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -68,6 +69,11 @@ def require_any_known(labels: Collection[str], known: Sequence[str], what: str) 
         raise InputError(f"{what} is a class of the data set: {found}")
 
 
+def normalize_name(text: str) -> str:
+    """Return a tag or class without spaces around it, with single spaces in it, and accents as one character (NFC)."""
+    return " ".join(unicodedata.normalize("NFC", text).replace("\u200b", "").split())
+
+
 def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:
     """Return ``classes`` as a tuple after checking that all of them are in ``known``.
 
@@ -94,5 +100,5 @@ def read_classes(path: AnyPath) -> tuple[str, ...]:
     Raises:
         InputError: the file is not UTF-8 text, is empty, or names a class twice.
     """
-    names = tuple(line.strip() for line in read_lines(path) if line.strip())
+    names = tuple(filter(None, map(normalize_name, read_lines(path))))
     return check_classes(names, names, f"in {path}")

@@ -16,7 +16,8 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         # A DataLoader rebuilds a worker's error with the whole traceback as its message; the sentence is its end.
-        super().__init__(message.rsplit(f"{__name__}.{type(self).__name__}: ", 1)[-1].rstrip())
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        super().__init__(message.rsplit(f"{kind}: ", 1)[-1].rstrip())
 
 
 class UnreadableError(InputError):

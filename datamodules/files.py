@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -77,10 +78,10 @@ def storage_errors(path: str | AnyPath) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
+    except (InputError, tarfile.TarError):  # of what is read, not of the storage
         raise
     except (ImportError, ValueError) as error:  # such as gcsfs, which is not installed
-        raise InputError(f"{path} cannot be read: {first_line(error).rstrip('.')}") from error
+        raise InputError(f"{path} cannot be accessed: {first_line(error).rstrip('.')}") from error
     except Exception as error:
         reason = first_line(error).rstrip(".")
         if isinstance(error, FileNotFoundError | IsADirectoryError):
@@ -141,8 +142,6 @@ def local_copy(uri: str | AnyPath) -> Path | None:
     copy = Path(folder).expanduser() / hashlib.sha256(f"{uri}\0{version}".encode()).hexdigest()
     if not copy.is_file():
         content = _request(uri, lambda storage, name: storage.cat_file(name))
-        with suppress(OSError):
-            copy.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(copy, content)
     return copy
 
@@ -319,9 +318,11 @@ def read_json_or_empty(path: Path) -> dict[str, Any]:
 def open_atomically(path: AnyPath) -> Iterator[IO[bytes]]:
     """Open a file to be written that appears whole or not at all, and is on the disk when the context ends.
 
+    Its folder is made if necessary.
+
     The content is written to a neighbour ``.NAME.PID.RANDOM.part``, synced, and renamed: processes of several machines
-    that write the same file have different neighbours. Of a long NAME the neighbour has the end. An object store writes
-    an object whole or not at all.
+    that write the same file have different neighbours. Only the last 200 bytes of a longer NAME are used. An object
+    store writes an object whole or not at all.
 
     Raises:
         InputError: the file cannot be written; the neighbour is removed.
@@ -338,6 +339,7 @@ def open_atomically(path: AnyPath) -> Iterator[IO[bytes]]:
         return
     part = _part(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             yield file
             file.flush()
@@ -350,6 +352,8 @@ def open_atomically(path: AnyPath) -> Iterator[IO[bytes]]:
             finally:
                 os.close(folder)
     except OSError as error:
+        if _is_of_another(error, part, path):
+            raise
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         with suppress(OSError):  # it is renamed by now, or its folder is no folder
@@ -360,6 +364,14 @@ def _part(path: Path) -> Path:
     """Return the temporary neighbour of a file or folder; a file system allows 255 bytes for its name."""
     name = os.fsencode(path.name)[-_PART_BYTES:].decode(errors="ignore")
     return path.with_name(f".{name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+def _is_of_another(error: OSError, *written: Path) -> bool:
+    """Return whether an error names a file that is not one of those being written, nor in or above them."""
+    if not isinstance(error.filename, str | bytes | Path):
+        return False  # a full disk names no file
+    named = Path(os.fsdecode(error.filename)).absolute()
+    return not any(path.is_relative_to(named) or named.is_relative_to(path) for path in map(Path.absolute, written))
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:
@@ -400,6 +412,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             path.rmdir()  # it is empty; Windows renames nothing to the name of a folder
         part.replace(path)
     except OSError as error:
+        if _is_of_another(error, part, path):
+            raise
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

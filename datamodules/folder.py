@@ -3,14 +3,13 @@
 import filecmp
 import json
 import re
-import unicodedata
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datamodules.base_datamodule import BaseDataModule, data_folder
-from datamodules.class_names import check_classes, read_classes
+from datamodules.class_names import check_classes, normalize_name, read_classes
 from datamodules.errors import InputError, did_you_mean
 from datamodules.files import AnyPath, is_uri, join_path, list_folder, read_bytes
 from datamodules.image_ids import forward_slashes, image_id
@@ -132,7 +131,7 @@ def read_table(path: AnyPath) -> list[Sample]:
         names = split_tags(tags or "") if isinstance(tags, str | None) else tags
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names")
-        found = frozenset(filter(None, map(plain_tag, names)))
+        found = frozenset(filter(None, map(normalize_name, names)))
         if name := name.strip():
             if not is_uri(image := name):
                 file = join_path(path.parent, forward_slashes(name))
@@ -157,11 +156,6 @@ def read_table(path: AnyPath) -> list[Sample]:
         problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
         raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes")
     return samples
-
-
-def plain_tag(text: str) -> str:
-    """Return a tag without spaces around it, with single spaces in it, and with accents as one character each (NFC)."""
-    return " ".join(unicodedata.normalize("NFC", text).replace("\u200b", "").split())
 
 
 def split_tags(text: str) -> list[str]:
@@ -196,7 +190,7 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
             first = next((each for each in same_name if _same_bytes(each, image)), image)
             if first is image:
                 same_name.append(image)
-            tags.setdefault(first, set()).add(plain_tag(folder))
+            tags.setdefault(first, set()).add(normalize_name(folder))
     names = set().union(*tags.values())
     if names and {name.lower() for name in names} <= NO_TAGS:
         given = f"there is no {' and no '.join(TABLES_OF_TAGS)} in {root}"

@@ -34,7 +34,7 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
     try:
         content = read_bytes(path)
     except OSError as error:
-        raise InputError(f"table {path} cannot be read: {error.strerror}") from error
+        raise InputError(f"table {path} cannot be read: {error.strerror or error}") from error
     delimiter = ","
     try:
         text = content.decode("utf-8-sig")
@@ -74,6 +74,6 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
     return header, rows()
 
 
-def mask_path(table: AnyPath, mask: str) -> str:
-    """Return the path or URI of a mask that a table names relative to its folder."""
-    return mask if is_uri(mask) else str(join_path(table.parent, forward_slashes(mask)))
+def path_in_table(table: AnyPath, name: str) -> str:
+    """Return the path or URI of an image or mask that a table names relative to its own folder."""
+    return name if is_uri(name) else str(join_path(table.parent, forward_slashes(name)))

@@ -57,7 +57,7 @@ def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
             unknown = [name for name, size in listed.items() if size is None and name.endswith(".tar")]
             listed |= zip(unknown, storage.sizes(unknown), strict=True)
     except OSError as error:
-        raise InputError(f"the folder of tar files {folder} cannot be read: {error.strerror}") from error
+        raise InputError(f"the folder of tar files {folder} cannot be read: {error.strerror or error}") from error
     sizes = {name.rpartition("/")[2]: int(size or 0) for name, size in listed.items()}
     found = dict[str, int]()
     for name in _expand(pattern):
@@ -128,9 +128,8 @@ def _open(tar: AnyPath) -> Iterator[BinaryIO]:
 
     with storage_errors(tar):
         storage, name = url_to_fs(str(tar))
-        file = storage.open(name, "rb", block_size=_REQUEST, cache_type="readahead")
-    with file:
-        yield file
+        with storage.open(name, "rb", block_size=_REQUEST, cache_type="readahead") as file:
+            yield file
 
 
 def read_content(path: str | AnyPath) -> bytes:

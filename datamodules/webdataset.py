@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from datamodules.base_datamodule import BaseDataModule
-from datamodules.class_names import check_classes, read_classes
+from datamodules.class_names import check_classes, normalize_name, read_classes
 from datamodules.errors import InputError
 from datamodules.files import AnyPath
 from datamodules.folder import TAG_COLUMNS, split_tags
@@ -169,7 +169,7 @@ def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -
                 raise InputError(f"{where} contains the class {name}, and {known}: write classes.txt beside the tar")
             tags.add(classes[name])
         elif isinstance(name, str):
-            tags |= {name.strip()} - {""}
+            tags |= {normalize_name(name)} - {""}
         else:
             raise InputError(f"{where} contains {str(value)[:80]!r}, which is neither names nor classes")
     return frozenset(tags)

@@ -46,6 +46,8 @@ class BaseTask(pl.LightningModule):
 
     task_name: str  # the name of the task in its checkpoints
     classes: tuple[str, ...]  # names of the classes, without background
+    total: float | None = None  # updates of the whole training
+    resumed_total: float | None = None  # the same, of the training that is resumed
 
     def __init__(
         self,
@@ -110,7 +112,8 @@ class BaseTask(pl.LightningModule):
         """Return the optimizer and its schedule, which is stepped every iteration.
 
         Raises:
-            InputError: a schedule over the whole training, and a training without end.
+            InputError: a schedule over the whole training, and a training without end, or one that resumes a training
+                of another number of updates.
         """
         options, is_sgd = self.hparams, self.hparams["optimizer"] == "sgd"
         groups = parameter_groups(*self.network_and_head(), options)
@@ -118,13 +121,21 @@ class BaseTask(pl.LightningModule):
         schedule, total = options["schedule"], float(self.trainer.estimated_stepping_batches)
         if schedule in ("poly", "cosine") and total == float("inf"):
             raise InputError(f"schedule {schedule!r} needs the trainer's max_epochs or max_steps: an end of training")
+        if schedule in ("poly", "cosine") and self.resumed_total not in (None, total):
+            kept = f"the checkpoint's {schedule} schedule has {self.resumed_total:.0f} updates, not {total:.0f}"
+            raise InputError(f"{kept}: resume with its devices, batch_size and max_epochs, or begin anew")
+        self.total = total
         numbers = {name: options[name] for name in ("step_size", "step_gamma", "warmup_steps")}
         scheduler = LambdaLR(optimizer, lambda iteration: rate_factor(iteration, schedule, total, **numbers))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint with the task's name, which `seeds.checkpoints.read_checkpoint` checks."""
-        checkpoint[SIGNATURE] = {"task": self.task_name, "version": VERSION}
+        checkpoint[SIGNATURE] = {"task": self.task_name, "version": VERSION, "updates": self.total}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the number of updates of the whole training, on which a schedule depends, for `configure_optimizers`."""
+        self.resumed_total = checkpoint[SIGNATURE].get("updates")
 
 
 def parameter_groups(network: nn.Module, head: Iterable[nn.Module], options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import takewhile
 from typing import Any, NamedTuple, Self
 
@@ -24,6 +25,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
@@ -318,6 +320,8 @@ def _trainer(job: JobOptions, precision: ResolvedPrecision, writer: "ShardWriter
         raise InputError(f"{used} cannot be used: {first_line(error)}") from error
     if not environments:
         check_process_count(trainer)
+    if isinstance(trainer.strategy, DDPStrategy):  # a process that has finished waits for the others, however long
+        trainer.strategy._timeout = timedelta(days=365)  # noqa: SLF001  a strategy of our own must know the processes
     return trainer
 
 

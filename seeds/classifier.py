@@ -164,14 +164,13 @@ class ClassifierTask(BaseTask):
 
     def validation_step(self, batch: Mapping[str, Any], _batch_index: int) -> None:
         """Update the metrics with a batch."""
-        if not len(batch["image"]):  # no image of the batch can be read; the other processes wait for the metrics
-            nothing = torch.zeros(0, len(self.classes), device=self.device)
-            self.val_ap.update(nothing, nothing.long())
-            return
-        scores = self(batch["image"])
+        if len(batch["image"]):
+            scores, labels = self(batch["image"]), batch["labels"]
+            self.val_loss.update(self.loss(scores, labels), weight=len(scores))
+        else:  # no image of the batch can be read; the other processes wait for the metrics
+            scores = labels = torch.zeros(0, len(self.classes), device=self.device)
         # the order of the scores counts alone; a sigmoid in float32 would make all above 17 equal
-        self.val_ap.update((1 + functional.softsign(scores.float())) / 2, batch["labels"].long())
-        self.val_loss.update(self.loss(scores, batch["labels"]), weight=len(scores))
+        self.val_ap.update((1 + functional.softsign(scores.float())) / 2, labels.long())
         self.log(f"{self.stage}/loss", self.val_loss, prog_bar=True, on_epoch=True, batch_size=len(scores))
 
     def on_validation_epoch_end(self) -> None:

@@ -28,7 +28,7 @@ CRF: Mapping[str, Any] = {
     "iterations": 10, "bilateral_weight": 10.0, "bilateral_sxy": 50.0, "bilateral_srgb": 5.0, "gaussian_weight": 3.0,
     "gaussian_sxy": 3.0,
 }  # fmt: skip
-"""Arguments of the dense CRF: irn's numbers, for an image of `SIDE` pixels a side; see `refined`."""
+"""Arguments of the dense CRF: irn's numbers, for an image of `SIDE` pixels a side; see `refined_cues`."""
 
 
 def crf_settings() -> dict[str, Any]:

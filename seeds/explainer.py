@@ -78,9 +78,3 @@ def resized_maps(maps: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
     single = channel_maximum(maps[None])
     large = functional.interpolate(single, shape, mode="bilinear", antialias=True)
     return large[0].clamp(min=0).numpy()
-
-
-def split_names(names: str | Sequence[str]) -> list[str]:
-    """Return names given as a list, or as one string with commas between them."""
-    words = names.split(",") if isinstance(names, str) else list(names)
-    return [word.strip() for word in words if word.strip()]

@@ -75,7 +75,6 @@ def export_seeds(
         elif format == "png":
             for name in track(seeds.ids, "exporting"):
                 target = folder / f"{name}.png"
-                target.parent.mkdir(parents=True, exist_ok=True)
                 write_mask(target, seeds.cues(name))
         elif format == "sec":
             images = []

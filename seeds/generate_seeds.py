@@ -99,7 +99,7 @@ def generate_seeds(
     thresholds = {"fg_threshold": fg_threshold, "bg_fraction": bg_fraction, "conf_fg": conf_fg, "conf_bg": conf_bg}
     for name, value in thresholds.items():
         if not 0 <= value < 1:
-            raise InputError(f"{name} {value} is outside 0..1")
+            raise InputError(f"{name} {value} must be at least 0 and below 1")
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise InputError(f"scales {list(scales)} must be positive, at least one")
     source = JobSource.load(checkpoint, ClassifierTask, job, images, root=root, train_split=split, size=size)

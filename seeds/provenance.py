@@ -84,7 +84,7 @@ def annotations_sha256(samples: Sequence[Sample]) -> str:
             try:
                 digest.update(read_bytes(UPath(sample.mask)))
             except OSError as error:
-                raise InputError(f"mask {sample.mask} cannot be read: {error.strerror}") from error
+                raise InputError(f"mask {sample.mask} cannot be read: {error.strerror or error}") from error
         else:
             digest.update(repr(sample.mask).encode())
     return digest.hexdigest()

@@ -33,7 +33,7 @@ def threshold_seeds(
     thresholds = {"fg_threshold": fg_threshold, "bg_fraction": bg_fraction}
     for name, value in thresholds.items():
         if not 0 <= value < 1:
-            raise InputError(f"{name} {value} is outside 0..1")
+            raise InputError(f"{name} {value} must be at least 0 and below 1")
     seeds = SeedCache(cache)
     origin = {"cache": seeds.fingerprint, "packages": package_versions(), "source": source_revision(SEED_PACKAGES)}
     settings = seeds.settings | thresholds | {"refinement": None, "thresholded": origin}

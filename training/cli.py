@@ -82,8 +82,10 @@ def main(args: Sequence[str] | None = None) -> int:
             stream.reconfigure(line_buffering=True)  # a log file shows each line at once
     try:
         dispatch(list(sys.argv[1:] if args is None else args))
-    except SystemExit as leave:  # the parser's, after --help and --print_config
-        return leave.code if isinstance(leave.code, int) else 0
+    except SystemExit as leave:  # the parser's, after --help and --print_config; a library's may have a text
+        if leave.code is None or isinstance(leave.code, int):
+            return leave.code or 0
+        message, status = str(leave.code), 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     except OSError as error:  # no such file, no permission, no space left: the system's message and the file's name

@@ -12,13 +12,14 @@ from datamodules.files import check_output_folder, write_atomically
 from datamodules.images import as_rgb, read_image
 from datamodules.progress import track
 from datamodules.unreadable_images import UnreadableImages
-from seeds.explainer import Explainer, resized_maps, split_names
+from seeds.explainer import Explainer, resized_maps
 from training.image_overlays import Image, encode_image, figure_grid, gradient_image, heat_overlay, shrink
 from training.photos import forbid_replacing, photo_samples, report_skipped
 from training.reports.pages import embed, render
 
 MIN_PROBABILITY = 0.5  # of the classes in a figure
 LONGEST = 300  # pixels of an image's longer side in figures and on the page
+DEFAULT_METHODS = ("gradcam", "guided-gradcam", "counterfactual")
 SIDES = {"for": "gradcam", "against": "counterfactual"}  # CAM methods of the page
 
 
@@ -26,8 +27,8 @@ def explain(
     *photos: UPath,
     checkpoint: UPath,
     output: Path,
-    methods: str | list[str] = "gradcam,guided-gradcam,counterfactual",
-    classes: str | list[str] = "",
+    methods: list[str] | None = None,
+    classes: list[str] | None = None,
     page: str | None = None,
     strongest: int = 12,
     layer: str | None = None,
@@ -39,10 +40,10 @@ def explain(
         photos: images, or folders of images.
         checkpoint: checkpoint of a classifier.
         output: folder for the figures; created if necessary.
-        methods: names of CAM methods, separated by commas: gradcam, cam, counterfactual, gradcam++, layercam, hirescam,
-            guided-backprop, deconvolution, guided-gradcam, deconvolution-gradcam, gradient, mwp, c-mwp, clip.
-        classes: names of classes, separated by commas. Default: the classes with probability 0.5 or more, or the most
-            probable class.
+        methods: CAM methods: gradcam, cam, counterfactual, gradcam++, layercam, hirescam, guided-backprop,
+            deconvolution, guided-gradcam, deconvolution-gradcam, gradient, mwp, c-mwp, clip. Default: gradcam,
+            guided-gradcam, counterfactual.
+        classes: names of classes. Default: the classes with probability 0.5 or more, or the most probable class.
         page: name of a class. Write ``<class>.html`` instead of figures: the photos with the strongest evidence for the
             class (sum of the Grad-CAM map) beside those with the strongest evidence against it (counterfactual map).
         strongest: number of photos on each side of the page, at least 1.
@@ -60,14 +61,14 @@ def explain(
     check_output_folder(output)
     if strongest < 1:
         raise InputError(f"strongest {strongest} must be at least 1")
-    if page is not None and split_names(classes):
+    if page is not None and classes:
         raise InputError("page names the one class of its page: leave classes out")
     samples = photo_samples(photos)
-    names = list(SIDES.values()) if page is not None else split_names(methods)
+    names = [*SIDES.values()] if page is not None else [*DEFAULT_METHODS] if methods is None else methods
     if not names:
         raise InputError("no method is given")
     explainer = Explainer(checkpoint, names, layer=layer, size=size)
-    wanted = split_names(classes) if page is None else [page]
+    wanted = (classes or []) if page is None else [page]
     if wanted:
         check_classes(wanted, explainer.classes, "of the classifier")
     labels = [explainer.classes.index(name) for name in wanted]
@@ -75,7 +76,6 @@ def explain(
     if page is not None:
         targets = [output / f"{page.replace('/', '_')}.html"]
     forbid_replacing(samples, targets)
-    output.mkdir(parents=True, exist_ok=True)
     skipped, evidence = UnreadableImages(1.0), {side: list[dict[str, Any]]() for side in SIDES}
     for sample in track(samples, "explaining"):
         try:
@@ -86,7 +86,6 @@ def explain(
         if page is None:
             figure = explain_image(explainer, image, name, labels)
             target = output / f"{sample.id}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)  # an id may be a path
             write_atomically(target, encode_image(figure, "png"))
         else:
             for each in find_evidence(explainer, image, name, labels[0]):

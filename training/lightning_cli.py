@@ -14,7 +14,10 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.plugins.layer_sync import LayerSync
 from rich.console import Console
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
 
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco import COCODataModule
@@ -63,6 +66,23 @@ class LightningParser(OneSentenceErrors, LightningArgumentParser):
     class_keys = frozenset(key for known in CLASSES for key in signature(known).parameters)
 
 
+class SynchronizedBatchNorms(LayerSync):
+    """Replaces batch norms by synchronized ones for several GPUs, and keeps the activations in those of timm.
+
+    torch's function, which Lightning calls, replaces timm's ``BatchNormAct2d``, a batch norm and an activation, by a
+    batch norm alone.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Return the model with synchronized batch norms."""
+        converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return converted
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Return the model as it is: outside of a training, a synchronized batch norm is one on any device."""
+        return model
+
+
 class AutoPrecisionTrainer(pl.Trainer):
     """Lightning's Trainer, whose default precision is the one that suits the processor.
 
@@ -77,13 +97,15 @@ class AutoPrecisionTrainer(pl.Trainer):
     """
 
     def __init__(self, accelerator: str | Accelerator = "auto", precision: str | int = "auto", **kwargs: Any) -> None:
+        if synchronized := kwargs.pop("sync_batchnorm", False):
+            kwargs["plugins"] = [*(kwargs.get("plugins") or []), SynchronizedBatchNorms()]
         chosen: Any = resolve_precision("auto", str(accelerator)) if precision == "auto" else precision
         try:
             super().__init__(accelerator=accelerator, precision=chosen, **kwargs)
         except ValueError as error:  # an unknown precision; SLURM's tasks that do not match the devices
             raise InputError(f"trainer: {error}") from error
         check_process_count(self)
-        if kwargs.get("sync_batchnorm") and self.world_size > 1 and self.strategy.root_device.type == "cpu":
+        if synchronized and self.world_size > 1 and self.strategy.root_device.type == "cpu":
             raise InputError("sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out")
         if str(self.precision) in ("16-true", "bf16-true"):  # weights and images are rounded to 16 bits
             raise InputError(f"precision {self.precision} spoils the colours that the CRF sees: choose bf16-mixed")
@@ -254,6 +276,9 @@ def run_lightning(words: list[str], about: Mapping[str, str]) -> None:
             raise
         raise InputError("a batch norm of this network needs two images in a batch: raise batch_size") from error
     except RuntimeError as error:
+        if "parameters that were not used" in str(error):
+            advice = "train in one process, or give --trainer.strategy ddp_find_unused_parameters_true"
+            raise InputError(f"the scores of this network do not depend on all of its weights: {advice}") from error
         if "state_dict" not in str(error):
             raise
         raise InputError(f"the checkpoint is of another network than the YAML describes: {str(error)[:300]}") from error

@@ -18,7 +18,11 @@ from seeds.dilated_depthwise import replace_dilated_depthwise
 from seeds.pretrained_weights import load_fitting, load_weights
 from training.largefov import LargeFOV
 
-SMP_CLASSES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+SMP_CLASSES: dict[str, type[nn.Module]] = {
+    cls.__name__: cls
+    for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()
+    if cls is not smp.DPT  # it has no stages
+}
 ARCHITECTURES = ("LargeFOV", *SMP_CLASSES)  # names that `build_network` knows
 
 

@@ -259,7 +259,7 @@ def read_config(name: str) -> tuple[Path, Any]:
         known = [each.name for each in shipped.parent.glob("*.yaml")]
         raise UsageError(f"there is no file {name}{nearest(shipped.name, known)}")
     try:
-        return path, yaml.safe_load(path.read_text())
+        return path, yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, or no text
         mark, lines = getattr(error, "problem_mark", None), str(error).splitlines()
         place = f"{name}, line {mark.line + 1}" if mark else name

@@ -13,7 +13,7 @@ from datamodules.files import AnyPath, is_uri, list_folder, write_atomically
 from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
 from datamodules.progress import print_message
 from datamodules.sample import Sample, file_samples
-from datamodules.tables import TABLES, read_rows
+from datamodules.tables import TABLES, path_in_table, read_rows
 
 UNREAD_SUFFIXES = frozenset({
     ".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
@@ -77,9 +77,9 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
             header, rows = read_rows(path)
             if "image" not in header:
                 raise InputError(f"{path} has no column image with the path of each image")
-            given = [(UPath(image), row.get("id")) for _, row in rows if (image := str(row.get("image") or "").strip())]
-            found = [image for image, _ in given]
-            ids |= {str(image): str(name) for image, name in given if name}
+            given = [(name, row.get("id")) for _, row in rows if (name := str(row.get("image") or "").strip())]
+            found = [UPath(path_in_table(path, name)) for name, _ in given]
+            ids |= {str(image): str(name) for image, (_, name) in zip(found, given, strict=True) if name}
         elif path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
             names, files_beside = list_folder(path)
             found = [path / name for name in image_names(files_beside)]

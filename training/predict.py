@@ -75,8 +75,8 @@ def predict(
         images: an image, a folder of images, or a list of both; a URI whose name has no suffix of an image is a folder.
             A folder may contain a folder of images for each tag instead; masks are then in folders of these names.
             Or a table (``.csv``, ``.jsonl``) with the columns ``image`` and, if masks are not named like the images,
-            ``id``: such as the ``review.csv`` of ``tag2mask review``. Or tar files, such as
-            ``shards/x-{000..099}.tar`` or ``shards/*.tar``.
+            ``id``: such as the ``review.csv`` of ``tag2mask review``; paths are relative to its folder. Or tar files,
+            such as ``shards/x-{000..099}.tar`` or ``shards/*.tar``.
         output: folder for the masks; created if necessary.
         format: png, or coco, yolo, label-studio, cvat or huggingface; ``output`` must then be new or empty.
         crf: smooth predictions with the dense CRF.
@@ -210,10 +210,8 @@ def _predict_images(
     georeferences = {sample.id: _georeference(sample.image) for sample in samples}
     written = [output / f"{name}{'.tif' if found else '.png'}" for name, found in georeferences.items()]
     forbid_replacing(listed, [*written, output / "classes.txt"])
-    output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "classes.txt", predictor.class_list())
     for name, content in predictor.files(samples, "predicting", georeferences):
-        (output / name).parent.mkdir(parents=True, exist_ok=True)  # an id in a table may be a path
         write_atomically(output / name, content)
     return predictor.skipped.problems(samples), written
 
@@ -252,7 +250,6 @@ def _predict_tar(predictor: Predictor, source: AnyPath, tar: Path, header: dict[
         return {f"{key} in {source}": "" if readable else f"{key} {unreadable}" for key, readable in earlier.items()}
     samples = sorted(tar_samples(source, tags=False), key=lambda sample: sample.id)
     masks = dict(predictor.files(samples, f"predicting {tar.name}", {}))
-    tar.parent.mkdir(parents=True, exist_ok=True)
     lacking = [sample.id for sample in samples if sample.id in predictor.skipped.reasons]
     comment = json.dumps(header | {SKIPPED: lacking}, sort_keys=True)
     write_tar(tar, {"classes.txt": predictor.class_list(), **masks}, comment)

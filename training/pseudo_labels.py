@@ -75,7 +75,7 @@ def pseudo_label(
         InputError: a checkpoint, cache, folder or number is not usable, or the disk is full. Finished shards stay.
     """
     if not 0 <= min_confidence < 1:
-        raise InputError(f"min_confidence {min_confidence} is outside 0..1")
+        raise InputError(f"min_confidence {min_confidence} must be at least 0 and below 1")
     source = JobSource.load(
         checkpoint, SegmentationTask, job, images, root=root, train_split=split, annotations=annotations
     )

@@ -97,7 +97,6 @@ def review(
         ("checkpoint", checkpoint), ("labels", cache.path), ("data", f"{data.source}, split {split}"),
         ("images", f"{len(ranked)}; {len(corrected)} more have masks and are left out"),
     ])  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "review.csv", review_csv(ranked).encode())
     write_atomically(output / "index.html", page.encode())
     print_message(

@@ -43,8 +43,8 @@ def show_seeds(
 ) -> None:
     """Write ``index.html``: for each image the first cache's maps, each cache's cues, a prediction and the mask.
 
-    A third of the images have the highest mean IoU of the last cache's cues over the classes in the image, a third the
-    lowest; the others are drawn with a fixed seed. Without masks all are drawn.
+    A third of the images have the highest mean IoU of the last cache's cues, over the classes in the cues or the
+    mask, a third the lowest; the others are drawn with a fixed seed. Without masks all are drawn.
 
     Args:
         caches: seed caches in the order of their making; the page contains the IoU of each cache's cues.
@@ -89,7 +89,6 @@ def show_seeds(
         stages={each.id: _stages(each, data, opened, truths[each.id], predicted.get(each.id)) for each in chosen},
         facts=[("seed cache", path) for path in caches] + [("checkpoint", checkpoint)] * (trained is not None),
     )  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "index.html", content.encode())
 
 

@@ -127,7 +127,6 @@ def _yolo(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage
                 polygons = [(polygon + 0.25) / pixels.shape[::-1] for polygon in region_polygons(pixels)]
                 lines += [f"{index - 1} {' '.join(f'{x:.7g}' for x in polygon.ravel())}\n" for polygon in polygons]
         target = folder / "labels" / f"{each.id}.txt"
-        target.parent.mkdir(parents=True, exist_ok=True)  # an id may be a path
         write_atomically(target, "".join(lines).encode())
     content = {"train": "images", "val": "images", "names": dict(enumerate(classes))}
     write_atomically(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())

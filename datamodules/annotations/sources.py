@@ -45,7 +45,7 @@ from datamodules.images import image_size
 from datamodules.masks import RleMask, read_class_mask, require_same_size
 from datamodules.progress import first_few, print_message
 from datamodules.sample import Sample, SplitSamples, require_recorded_size
-from datamodules.tables import TABLES, mask_path, read_rows
+from datamodules.tables import TABLES, path_in_table, read_rows
 
 TOOL_READERS = {".zip": cvat_masks, ".yaml": yolo_annotations, ".yml": yolo_annotations, ".parquet": parquet_masks}
 """Readers of the files of other tools, by suffix."""
@@ -84,7 +84,7 @@ def referenced_files(source: AnyPath) -> list[str]:
         masks = [row.get("mask") for _, row in read_rows(source)[1]]
     except InputError:
         return []
-    return [mask_path(source, mask.strip()) for mask in masks if isinstance(mask, str) and mask.strip()]
+    return [path_in_table(source, mask.strip()) for mask in masks if isinstance(mask, str) and mask.strip()]
 
 
 def add_annotations(
@@ -293,7 +293,7 @@ def _table(path: AnyPath, samples: SplitSamples) -> Iterator[Annotation]:
             elif field is not None and not isinstance(field, str):
                 raise InputError(f"{location}: the mask {field!r} is not a path")
             elif name in samples and field and field.strip():
-                mask = mask_path(path, field.strip())
+                mask = path_in_table(path, field.strip())
                 if not is_uri(mask) and not Path(mask).is_file():
                     raise InputError(f"{location}: there is no mask {mask}")
                 yield Annotation(name, location, mask)

@@ -66,7 +66,7 @@ def tensor_loss(boundary: Tensor, labels: Tensor, radius: int) -> Tensor:
 
     background, within = mean(equal_loss, equal & (own == 0)), mean(equal_loss, equal & (own > 0))
     means = torch.stack([background, within, mean(different_loss, known & (own != other))])
-    return means @ torch.from_numpy(WEIGHTS).to(means)
+    return (means * torch.from_numpy(WEIGHTS).to(means)).sum()  # in float32: autocast would round a product by @
 
 
 class _CompiledLoss(Function):

@@ -26,7 +26,7 @@ def random_walk(
 
     A step replaces each value by the mean of the position and its neighbours, weighted by affinity^beta. irn squares
     the matrix of these weights eight times, for 2^8 = 256 steps. Here that power is a series of Chebyshev polynomials,
-    which after 79 products with the sparse matrix differs from it by less than 1e-4 of the maps' maximum (measured:
+    which after 78 products with the sparse matrix differs from it by less than 1e-4 of the maps' maximum (measured:
     2e-5, the rounding of float32), and there is no matrix of all positions by all positions.
 
     Args:

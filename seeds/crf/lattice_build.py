@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodules.errors import InputError
-from seeds.crf.torch_lattice_mean_field import REMAINDER_SHIFT
+from seeds.crf.torch_lattice_mean_field import EXACT, REMAINDER_SHIFT
 from seeds.crf.vector_instructions import element
 from seeds.numba_compile import compiled
 from seeds.threads import map_on_threads
@@ -97,7 +97,7 @@ def find_simplices(
         for channel in range(d - 2):
             for p in range(pixels):
                 feature[2 + channel, p] = np.float32(image[channel, tile + p]) / np.float32(srgb)
-        if _locate(feature, elevated, quotient, rank) > bias - 3:
+        if _locate(feature, elevated, quotient, rank) > min(bias - 3, EXACT - 1):
             return False
         # Walk from the nearest vertex with remainder 0 through the simplex, largest coordinate first.
         for p in range(pixels):

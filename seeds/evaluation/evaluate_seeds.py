@@ -24,7 +24,7 @@ from datamodules.unreadable_images import readable
 from seeds.evaluation.compare_cam_methods import compare_cam_methods
 from seeds.evaluation.confusion_matrix import ConfusionMatrix, by_name, class_iou, mean_iou, none_if_nan, ratio
 from seeds.evaluation.threshold_sweep import ThresholdSweep
-from seeds.explainer import Explainer, split_names
+from seeds.explainer import Explainer
 
 
 def evaluate_seeds(
@@ -35,7 +35,7 @@ def evaluate_seeds(
     masks: str | None = None,
     threshold: float | None = None,
     output: Path | None = None,
-    faithfulness: str | list[str] = "",
+    faithfulness: list[str] | None = None,
     checkpoint: UPath | None = None,
     num_images: int | None = None,
 ) -> dict[str, Any]:
@@ -91,11 +91,11 @@ def evaluate_seeds(
     samples = readable(samples, data.unreadable)
     fixed = float(seeds.settings.get("fg_threshold", 0.2) if threshold is None else threshold)
     explainer = None
-    if methods := split_names(faithfulness):
+    if faithfulness:
         path = checkpoint or seeds.inputs.get("checkpoint")
         if path is None:
             raise InputError(f"{cache} does not record which classifier made it: give --checkpoint")
-        explainer = Explainer(UPath(path), methods)
+        explainer = Explainer(UPath(path), faithfulness)
         if tuple(explainer.classes) != tuple(seeds.classes):
             raise InputError(f"{path} has the classes {', '.join(explainer.classes)}, not those of {cache}")
 
@@ -114,7 +114,6 @@ def evaluate_seeds(
         chosen = [samples[i] for i in evenly_spaced(len(samples), len(samples) if num_images is None else num_images)]
         compared = compare_cam_methods(explainer, chosen, data.mask_lut, fixed)
         metrics["faithfulness"] = {"images": len(chosen), "size": explainer.size, "methods": compared}
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, metrics)
     print_seed_metrics(metrics)
     return metrics

@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import shutil
 import stat
 
 import pytest
@@ -71,6 +72,26 @@ def test_of_a_folder_that_fails_nothing_stays(tmp_path, error):
     with pytest.raises(type(error)), new_folder(tmp_path / "sub/out") as folder:
         fail(folder)
     assert not any((tmp_path / "sub").iterdir())
+
+
+def test_a_file_that_is_read_meanwhile_is_named_itself(tmp_path):
+    """The context says of its own file or folder that it cannot be written, not of another."""
+    missing = tmp_path / "missing.png"
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"), new_folder(tmp_path / "out") as folder:
+        shutil.copyfile(missing, folder / "a.png")
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"), open_atomically(tmp_path / "a") as file:
+        file.write(missing.read_bytes())
+    with pytest.raises(InputError, match="out cannot be written"), new_folder(tmp_path / "out") as folder:
+        (folder / "no/folder").write_text("")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/a cannot be written"), open_atomically(tmp_path / "file/a"):
+        pass
+    assert {each.name for each in tmp_path.iterdir()} == {"file"}
+
+
+def test_the_folder_of_a_file_is_made(tmp_path):
+    write_atomically(tmp_path / "a/b/c", b"1")
+    assert (tmp_path / "a/b/c").read_bytes() == b"1"
 
 
 def test_a_disk_that_is_full_is_said_of_a_folder(tmp_path):

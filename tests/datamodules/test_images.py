@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import any_size, as_rgb, image_size, normalize, open_windows, read_image, to_uint8
+from datamodules.seed_cache.shard import DamagedError
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
@@ -342,6 +343,9 @@ def test_a_worker_s_error_is_its_last_sentence():
     error = InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback …\n"
                        "datamodules.errors.InputError: image x is truncated.\n")  # fmt: skip
     assert str(error) == "image x is truncated."
+    damaged = DamagedError("Caught DamagedError in DataLoader worker process 0.\nOriginal Traceback …\n"
+                           "datamodules.seed_cache.shard.DamagedError: shard x is damaged\n")  # fmt: skip
+    assert str(damaged) == "shard x is damaged"
     assert str(InputError("as it is.")) == "as it is."
 
 

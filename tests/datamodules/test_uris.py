@@ -65,7 +65,7 @@ def test_errors_are_one_sentence(s3: str, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(kind) as caught:
             read_bytes(uri)
         assert (caught.value.strerror, caught.value.filename) == (reason, uri)
-    with pytest.raises(InputError, match=r"^foo://a cannot be read: Protocol not known: foo$"):
+    with pytest.raises(InputError, match=r"^foo://a cannot be accessed: Protocol not known: foo$"):
         read_bytes("foo://a")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

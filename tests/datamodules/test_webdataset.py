@@ -161,6 +161,19 @@ def test_sizes_on_a_web_server(tmp_path):
     assert found == {"t-8.tar": 8, "t-9.tar": 9}
 
 
+def test_a_web_server_that_sends_whole_files_only(tmp_path, monkeypatch):
+    """Python's own: it answers a request for a part of a file with the whole."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr("datamodules.tar_files._REQUEST", 512)
+    (tmp_path / "a.tar").write_bytes(tar_bytes({"a.png": png(99)}))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match=r"a\.tar cannot be accessed: The HTTP server doesn't appear to support"):
+            read_tar(UPath(f"http://127.0.0.1:{server.server_port}/a.tar"))
+        server.shutdown()
+
+
 @pytest.fixture
 def shards(tmp_path):
     tags = {"train-0": "cat\ndog", "train-1": "1", "val-0": "dog"}

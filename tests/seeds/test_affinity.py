@@ -75,6 +75,10 @@ def test_the_loss_by_a_plain_sum(loss):
     wanted = np.mean(terms["bg"]) / 2 + np.mean(terms["fg"]) / 2 + np.mean(terms["apart"])
     found = loss(torch.from_numpy(boundary), torch.from_numpy(labels), radius)
     assert found.item() == pytest.approx(wanted, rel=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = loss(torch.from_numpy(boundary).float(), torch.from_numpy(labels), radius)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", [affinity_loss, tensor_loss])

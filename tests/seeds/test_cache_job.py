@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import DDPStrategy
 from torch.nn import Identity
 from upath import UPath
 
@@ -19,7 +21,7 @@ from datamodules.files import list_folder, read_bytes, write_atomically
 from datamodules.sample_blocks import consecutive_blocks
 from datamodules.seed_cache.cache import SeedCache, verify_cache
 from datamodules.seed_cache.writer import SeedCacheWriter
-from seeds.cache_job import SeedModule, ShardWriter
+from seeds.cache_job import SeedModule, ShardWriter, _trainer
 from seeds.generate_seeds import CamModule
 from seeds.job_options import JobOptions
 from tests.processes import child, free_port, kill, ranks
@@ -362,3 +364,10 @@ def test_classes_without_cues_are_reported(checkpoint, tmp_path, monkeypatch, ca
     count = sum(1 in cache.maps(name)[0] for name in cache.ids)
     what = "the new cues contain fewer than half of the tags of some classes"
     assert f"warning: {what}: {cache.classes[1]} in 0 of {count} images. Look at them" in capsys.readouterr().err
+
+
+def test_a_process_that_has_finished_waits_for_the_others():
+    """Shards take unequal time: Lightning's half hour would end the processes that still compute."""
+    trainer = _trainer(JobOptions(accelerator="cpu", devices=2), "32-true", pl.Callback())
+    assert trainer.strategy.__class__ is DDPStrategy
+    assert trainer.strategy._timeout.days >= 30

@@ -27,7 +27,7 @@ def cache(voc, checkpoint, tmp_path):
 
 
 def test_every_metric_of_every_method(cache, capsys):
-    metrics = evaluate_seeds(cache, faithfulness="gradcam, gradient", num_images=1)
+    metrics = evaluate_seeds(cache, faithfulness=["gradcam", "gradient"], num_images=1)
     assert json.loads((cache / "metrics.json").read_text()) == metrics
     found = metrics["faithfulness"]
     assert (found["images"], found["size"], list(found["methods"])) == (1, 64, ["gradcam", "gradient"])
@@ -120,10 +120,10 @@ def test_the_truth_wins(voc):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"faithfulness": "gradcamm"}, "did you mean 'gradcam'"), ({"checkpoint": "/no/where"}, "no checkpoint"),
+    [({"faithfulness": ["gradcamm"]}, "did you mean 'gradcam'"), ({"checkpoint": "/no/where"}, "no checkpoint"),
      ({"num_images": 0}, "none of the images shows")],
 )  # fmt: skip
 def test_bad_input(cache, options, words):
     with pytest.raises(InputError, match=words):
-        evaluate_seeds(cache, **{"faithfulness": "gradcam"} | options)
+        evaluate_seeds(cache, **{"faithfulness": ["gradcam"]} | options)
     assert not (cache / "metrics.json").exists()

@@ -295,6 +295,13 @@ def test_torch_lattice_refuses_kernels_too_narrow(kernels: tuple[float, float, f
         torch_lattice_mean_field(image, logits, Kernels(10.0, bilateral_sxy, bilateral_srgb, 3.0, gaussian_sxy), 1)
 
 
+def test_positions_beyond_float32_are_refused() -> None:
+    """Quotients of 2^22 and more are rounded: the compiled lattice would write beside its arrays."""
+    image, logits = example(h=3, w=3000)
+    with pytest.raises(ValueError, match="too narrow"):
+        dense_crf(image, logits, engine="lattice", gaussian_sxy=1e-5, bilateral_weight=0.0)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_can_use_threads_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

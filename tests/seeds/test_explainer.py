@@ -6,7 +6,7 @@ import torch
 
 from datamodules.errors import InputError
 from seeds.classifier import ClassifierTask
-from seeds.explainer import Explainer, split_names
+from seeds.explainer import Explainer
 
 
 def test_images_have_the_size_of_the_validation(tmp_path):
@@ -21,7 +21,3 @@ def test_images_have_the_size_of_the_validation(tmp_path):
         assert Explainer(path, ["gradcam"], size=96).size == 96
         with pytest.raises(InputError, match="size 0"):
             Explainer(path, ["gradcam"], size=0)
-
-
-def test_split_names():
-    assert split_names("a, b,") == split_names(["a", "b"]) == ["a", "b"]

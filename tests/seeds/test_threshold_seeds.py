@@ -56,8 +56,8 @@ def test_mistakes(caches, tmp_path, capsys):
         writer.add("p0", np.zeros((4, 4), np.uint8))
     first = str(caches / "first")
     for words, message in (
-        (["--cache", first, "--fg_threshold", "1"], "fg_threshold 1.0 is outside"),
-        (["--cache", first, "--bg_fraction", "-0.1"], "bg_fraction -0.1 is outside"),
+        (["--cache", first, "--fg_threshold", "1"], "fg_threshold 1.0 must be at least 0 and below 1"),
+        (["--cache", first, "--bg_fraction", "-0.1"], "bg_fraction -0.1 must be at least 0 and below 1"),
         (["--cache", str(tmp_path / "labels")], "has no saliency of image p0"),
         (["--cache", str(tmp_path)], "is not a seed cache"),
     ):

@@ -347,6 +347,16 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("code", "status"), [("a text", 1), (None, 0), (3, 3)])
+def test_a_library_that_exits(monkeypatch, capsys, code, status):
+    def leave(_words):
+        sys.exit(code)
+
+    monkeypatch.setattr("training.cli.dispatch", leave)
+    assert main(["check"]) == status
+    assert capsys.readouterr().err == ("tag2mask: a text\n" if status == 1 else "")
+
+
 def test_a_process_without_traceback(tmp_path):
     """The installed command itself: status 1 and one sentence."""
     words = [sys.executable, "-c", "from training.cli import run; run()", "evaluate", "--checkpoint", "no.ckpt"]

@@ -15,6 +15,7 @@ from tests.processes import ranks
 from tests.training.conftest import data_of, trainer_of
 from tests.training.fits import fit
 from training.cli import main
+from training.lightning_cli import AutoPrecisionTrainer
 from training.runs.callbacks import StepSeed
 from training.segmentation_task import SegmentationTask
 
@@ -180,6 +181,21 @@ def test_refused_in_one_sentence(voc, cues, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-tf_efficientnet_lite0"])
+def test_synchronized_batch_norms_keep_the_network(encoder):
+    """torch's own conversion removes the activations that timm has in its batch norms."""
+    trainer = AutoPrecisionTrainer(accelerator="cpu", devices=1, logger=False, sync_batchnorm=True)
+    layer_sync = trainer._accelerator_connector._layer_sync
+    task = SegmentationTask(["a", "b"], encoder=encoder).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before, norms = task(images), sum(isinstance(module, nn.BatchNorm2d) for module in task.modules())
+    assert norms > 20
+    converted = layer_sync.apply(task)
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in converted.modules()) == norms
+    assert torch.equal(converted(images), before)
+    assert torch.equal(layer_sync.revert(converted)(images), before)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="SyncBatchNorm needs two GPUs")
 def test_batch_norms_of_two_gpus_see_one_batch(voc, tmp_path):
     """Their gradients are those of one GPU with the doubled batch, batch norms training."""
@@ -189,9 +205,9 @@ def test_batch_norms_of_two_gpus_see_one_batch(voc, tmp_path):
         folder.mkdir()
         pl.seed_everything(3)
         data = data_of(voc, batch_size=4 // count)
-        trainer = pl.Trainer(
-            accelerator="gpu", default_root_dir=folder, max_steps=1, sync_batchnorm=True, limit_val_batches=0,
-            logger=False, enable_checkpointing=False, callbacks=[Gradients(folder)], devices=count,
+        trainer = AutoPrecisionTrainer(
+            accelerator="gpu", precision="32-true", default_root_dir=folder, max_steps=1, sync_batchnorm=True,
+            limit_val_batches=0, logger=False, enable_checkpointing=False, callbacks=[Gradients(folder)], devices=count,
             strategy="ddp_spawn" if count > 1 else "auto",
         )  # fmt: skip
         trainer.fit(task_of("classifier", data, steady=False), data)

@@ -368,7 +368,7 @@ def test_masks_must_be_there(voc, predicted_masks, tmp_path):
         evaluate(predictions=predicted_masks[0], root=str(bare), output=tmp_path / "out")
 
 
-def test_scales_and_flip(checkpoint, tmp_path, monkeypatch):
+def test_scales_and_flip(checkpoint, cues, tmp_path, monkeypatch):
     shown = []
 
     def spy(network, images, views, **more):
@@ -386,6 +386,9 @@ def test_scales_and_flip(checkpoint, tmp_path, monkeypatch):
     several, plain = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
     assert (several["scales"], several["flip"]) == ([0.55, 1.0], True)
     assert (plain["scales"], plain["flip"]) == ([1.0], False)
+    shown.clear()
+    assert run("evaluate", *words, "--output", tmp_path / "c", "--flip", "true", "--cues", cues) == 0
+    assert [sides for sides, _ in shown] == [[64, 64]] * 3  # a batch of val, and two of training images for the page
 
 
 @pytest.fixture

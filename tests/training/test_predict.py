@@ -198,6 +198,9 @@ def test_images_of_a_table(checkpoint, photos, tmp_path):
     predict(checkpoint, UPath(table), tmp_path / "out", format="coco", num_workers=0)
     content = json.loads((tmp_path / "out/instances.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["b.jpeg", "a.jpg"]
+    relative = photos / "some.csv"
+    relative.write_text("image\nb.jpeg\n")  # below the table's folder, as in all tables
+    assert [path.name for path in predict(checkpoint, UPath(relative), tmp_path / "some", num_workers=0)] == ["b.png"]
     table.write_text(f"id,image\ncat/x,{photos / 'b.jpeg'}\n")  # ids of a folder for each tag
     predict(checkpoint, UPath(table), tmp_path / "png", num_workers=0)
     assert (tmp_path / "png/cat/x.png").is_file()

@@ -2,7 +2,10 @@
 
 import copy
 import shutil
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -12,6 +15,7 @@ from datamodules.masks import read_mask, write_mask
 from datamodules.synthetic import write_synthetic_voc
 from seeds.classifier import ClassifierTask
 from tests.training.conftest import TINY, data_of, trainer_of
+from tests.training.fits import fit_arguments
 from training.runs.callbacks import LossGuard
 from training.segmentation_task import SegmentationTask
 
@@ -106,3 +110,31 @@ def test_a_loss_that_is_no_number_stops_all_processes(voc, cues, tmp_path):
     task = Spoiled(list(data.classes), **PLAIN, **SOLVER)
     with pytest.raises(Exception, match=r"the loss of step 0 \(epoch 0\) is nan; its images: \w+, \w+\. The run"):
         trainer_of(tmp_path, limit_val_batches=0, callbacks=[LossGuard()], **TWO).fit(task, data)
+
+
+def test_a_process_without_a_readable_image(tmp_path):
+    """It waits for the others' metrics, and its images do not count."""
+    write_synthetic_voc(tmp_path / "voc", train=9, val=2, size=96)
+    data = data_of(tmp_path / "voc", batch_size=2, max_unreadable=0.6)
+    image = tmp_path / f"voc/JPEGImages/{data.samples('val')[1].id}.jpg"
+    image.write_bytes(image.read_bytes()[:-200])
+    task = ClassifierTask(list(data.classes), backbone="resnet18", depth=3, output_stride=8, **SOLVER)
+    trainer = trainer_of(tmp_path, **TWO)
+    trainer.fit(task, data)
+    one = trainer_of(tmp_path).validate(task, data, verbose=False)[0]
+    assert {name: trainer.callback_metrics[name].item() for name in one} == pytest.approx(one, rel=1e-6, nan_ok=True)
+    assert one["val/loss"] > 0
+
+
+def test_weights_without_a_gradient(voc, cues, tmp_path):
+    """PSPNet reads a map from the middle of its encoder."""
+    words = ("--model.architecture=PSPNet", "--model.encoder=mobilenet_v2", "--model.output_stride=null")
+    words += ("--model.network_args=null", "--trainer.devices=2", "--trainer.max_epochs=2")
+    program = Path(sys.executable).with_name("tag2mask")  # each process is started by the words of the first
+    done = subprocess.run(
+        [program, *fit_arguments(voc, cues, tmp_path / "run"), *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    advice = "train in one process, or give --trainer.strategy ddp_find_unused_parameters_true"
+    assert f"tag2mask: the scores of this network do not depend on all of its weights: {advice}\n" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -271,7 +271,7 @@ def test_labels_of_tar_files(labels, voc, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["--size", "0"], "size must be"), (["--scales", "[.nan]"], "scales"), (["--num_workers", "-1"], "num_workers"),
-     (["--min_confidence", "1.0"], "min_confidence 1.0 is outside"), (["--scales", "[]"], "scales"),
+     (["--min_confidence", "1.0"], "min_confidence 1.0 must be at least 0 and below 1"), (["--scales", "[]"], "scales"),
      (["--cue_stride", "0"], "cue_stride"),
      (["--split", "night"], "night"), (["--threads", "0"], "threads")],
 )  # fmt: skip

@@ -594,12 +594,23 @@ def test_memory_of_a_training_step():
     These are the inputs of the two convolutions, and input and result of logsumexp: 3 + 4 + 2 + 1 numbers.
     """
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.Conv2d(4, 2, 1, bias=False))
-    network.hparams = {"in_channels": 3}
+    network.hparams = {"in_channels": 3, "channels_last": False}
     for batch_size in (2, 4, 16):
         _, operations, memory = time_step(network, batch_size, 8, "cpu", "32-true")
         # a multiplication and an addition for each weight: forward, for the weights, and below the last layer for maps
         assert operations == 2 * batch_size * 8 * 8 * (2 * 20 + 8)
         assert memory == 4 * (4 * 20 + batch_size * 8 * 8 * (3 + 4 + 2 + 1))
+
+
+def test_operations_of_convolutions_with_groups():
+    """A weight is multiplied once at each position of the output; of a transposed convolution, of the input."""
+    grouped = torch.nn.Conv2d(4, 8, 3, padding=1, groups=4, bias=False)
+    transposed = torch.nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2, bias=False)
+    network = torch.nn.Sequential(grouped, transposed)
+    network.hparams = {"in_channels": 4, "channels_last": True}
+    _, operations, _ = time_step(network, 2, 8, "cpu", "32-true")
+    assert operations == 2 * 2 * 8 * 8 * (2 * 8 * 9 + 3 * 8 * 3 * 4)
+    assert grouped.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("words", [(), ("--dry_run=true",)])

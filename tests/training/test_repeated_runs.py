@@ -138,6 +138,14 @@ def test_figures_that_not_every_run_has_have_no_mean(tmp_path, capsys):
     assert "no figures" in capsys.readouterr().out
 
 
+def test_a_checkpoint_of_unknown_origin(voc, cues, tmp_path, processes, capsys):
+    (tmp_path / "runs/seed-1").mkdir(parents=True)
+    (tmp_path / "runs/seed-1/last.ckpt").write_bytes(b"")
+    assert fit(voc, cues, tmp_path / "runs", "--random_seeds=1") == 1
+    assert "seed-1 holds a checkpoint and no provenance.json of its run: move or remove it" in capsys.readouterr().err
+    assert processes.started == []
+
+
 def test_seeds_as_written():
     assert seed_list("0,1,2") == seed_list([0, 1, 2]) == [0, 1, 2]
     assert seed_list("7") == [7]

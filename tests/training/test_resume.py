@@ -9,7 +9,7 @@ import pytest
 import torch
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from tests.training.fits import fit_in_a_process
+from tests.training.fits import fit, fit_in_a_process
 from training.runs.callbacks import BestCheckpoint, checkpoint_callbacks
 
 BATCHES = 3  # an epoch: nine images, three a batch
@@ -43,6 +43,22 @@ def test_options_that_the_checkpoint_would_override_are_refused(voc, cues, unint
     assert done.returncode == 1
     assert f"a resumed training keeps the {name} of its checkpoint, " in done.stderr
     assert f", not {value}: give it, or begin anew" in done.stderr
+
+
+def test_a_schedule_over_the_whole_training_keeps_its_length(voc, cues, tmp_path, capsys):
+    """With twice the batch the rate would be 0 from the second half on."""
+
+    def train_again(folder, *words):
+        return fit(voc, cues, folder, "--ckpt_path=last", *words)
+
+    assert fit(voc, cues, tmp_path / "poly", "--model.schedule=poly") == 0
+    assert train_again(tmp_path / "poly", "--model.schedule=poly", "--trainer.max_epochs=2") == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    advice = "resume with its devices, batch_size and max_epochs, or begin anew"
+    assert line == f"tag2mask: the checkpoint's poly schedule has 3 updates, not 6: {advice}"
+    assert fit(voc, cues, tmp_path / "constant", "--model.schedule=constant") == 0
+    assert train_again(tmp_path / "constant", "--model.schedule=constant", "--trainer.max_epochs=2") == 0
+    assert torch.load(tmp_path / "constant/last.ckpt", weights_only=True)["global_step"] == 6
 
 
 def test_the_best_checkpoint_stays_the_best_where_the_folder_was_moved(tmp_path):

@@ -1,6 +1,6 @@
 """`tag2mask evaluate`: score a segmentation checkpoint, or a folder of predicted masks, on a split with masks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule
@@ -169,8 +170,7 @@ def evaluate(
     }  # fmt: skip
     sections = selector.sections()
     if trained is not None and cache is not None:
-        sections += _training_images(trained, data, cache, tiling, crf=crf)
-    output.mkdir(parents=True, exist_ok=True)
+        sections += _training_images(scores, data, cache, tiling, crf=crf)
     write_atomically(output / "index.html", render_page(metrics, sections).encode())
     if metrics["iou"]:
         write_atomically(output / "metrics.csv", metrics_csv(metrics).encode())
@@ -254,7 +254,7 @@ def _example(predicted: Prediction, counts: SegmentationCounts, cache: SeedCache
 
 
 def _training_images(
-    trained: TrainedNetwork, data: BaseDataModule, cache: SeedCache, tiling: Tiling | None, *, crf: bool
+    scores: Callable[[Tensor], Tensor], data: BaseDataModule, cache: SeedCache, tiling: Tiling | None, *, crf: bool
 ) -> list[Section]:
     """Return some training images with their cues; none, with a message, where the training data are not usable."""
     counts, shown = SegmentationCounts(("background", *data.classes)), list[Example]()
@@ -262,7 +262,7 @@ def _training_images(
         samples = [each for each in data.samples(data.hparams["train_split"], tags=False) if each.id in cache]
         chosen = [samples[index] for index in evenly_spaced(len(samples), TRAINING_IMAGES)]
         loader = data.eval_loader(chosen, largest=tiling.side if tiling else None)
-        stream = inference.predictions(trained.scores, loader, UnreadableImages(1.0), crf=crf, tiling=tiling)
+        stream = inference.predictions(scores, loader, UnreadableImages(1.0), crf=crf, tiling=tiling)
         shown = [_example(each, counts, cache) for each in stream]
     except InputError as error:  # about a mask, perhaps, which a training on cues does not read
         print_message(f"the page shows no training images: {error}")
@@ -276,13 +276,12 @@ def _write_submission(output: Path, split: str, masks: Mapping[str, NDArray[np.u
     comp6 is the server's name for training with data other than VOC's own, such as ImageNet weights.
 
     Args:
-        output: an existing folder.
+        output: the folder of the evaluation.
         split: name of the split, ``test`` for the server.
         masks: label map (H, W) of each image by its id.
     """
     folder = f"results/VOC2012/Segmentation/comp6_{split}_cls"
     files = {f"{folder}/{name}.png": mask_png(mask, f"the mask of {name}") for name, mask in masks.items()}
-    (output / folder).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(output / name, content)
     write_tar(output / "submission.tar", files)

@@ -1,12 +1,12 @@
 """What the trainings of a recipe will take: images, steps, hours and memory, before any of them runs."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from datamodules.errors import InputError
 from seeds.base_task import BaseTask
@@ -112,10 +112,14 @@ def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, prec
     bfloat16 = computes_bfloat16(accelerator) if precision == "auto" else precision.startswith("bf16")
     count = batch_size if device.type == "cuda" else min(batch_size, CPU_IMAGES)
     network: nn.Module = task.train().to(device)
+    if task.hparams["channels_last"]:
+        network.to(memory_format=torch.channels_last)
     images = torch.randn(count, int(task.hparams["in_channels"]), size, size, device=device)
     saved: dict[int, int] = {}  # bytes of the tensors kept for the backward pass, by address
 
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward_operations}
+    )
 
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -150,3 +154,21 @@ def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, prec
     activations = sum(size for address, size in saved.items() if address not in own)
     weights = sum(each.numel() for each in network.parameters())
     return seconds, operations, 4 * weights + 12 * trained + activations * batch_size // count
+
+
+def convolution_backward_operations(
+    gradient: Sequence[int], images: Sequence[int], weight: Sequence[int], *options: Any, **_more: Any
+) -> int:
+    """Return the operations of a convolution's backward pass; torch's own formula counts groups as a full convolution.
+
+    Each of the gradients of images and weights is as many operations as the convolution itself.
+
+    Args:
+        gradient: shape of the gradient of the convolution's output.
+        images: shape of its input.
+        weight: shape of its weights.
+        options: the other arguments of ``aten::convolution_backward``.
+    """
+    *_, transposed, _padding, _groups, wanted = options[:8]
+    gradients: int = sum(wanted[:2])  # of the input, and of the weights
+    return gradients * conv_flop_count(list(images), list(weight), list(gradient), transposed)

@@ -66,7 +66,7 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, str]) -
     Raises:
         UsageError: the recipe is invalid; the message names the stage.
     """
-    read = yaml.load(path.read_text(), _UniqueKeyLoader)  # noqa: S506  a SafeLoader
+    read = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506  a SafeLoader
     keys = ("output", "settings", STAGES)
     if isinstance(read, dict) and STAGES not in read and any(not nearest(str(key), keys) for key in read):
         raise UsageError(f"it has no '{STAGES}' and is no recipe; it may be the YAML of one command, such as fit")

@@ -120,7 +120,7 @@ def _add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
     settings = content.get("settings") if isinstance(content, dict) else None
     if not isinstance(settings, dict):
         return
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     root: Any = yaml.compose(text, yaml.SafeLoader)  # for the places of the comments
     nodes = {str(key.value): node for key, node in root.value}["settings"]
     group, lines = parser.add_argument_group(f"settings of {path}"), text.splitlines()

@@ -21,7 +21,7 @@ class Example:
         prediction: label map uint8 (H, W).
         truth: label map uint8 (H, W); None where there is no mask.
         cues: label map uint8 (h, w); None where there are no cues.
-        iou: mean IoU over the classes in the image; None where there is no mask.
+        iou: mean IoU over the classes in the mask or the prediction; None where there is no mask.
     """
 
     id: str
@@ -82,7 +82,9 @@ class ExampleSelector:
         drawn = [example for example in self._drawn.values() if example is not None and example.id not in names]
         source = "all other images" if ranked else "all images"
         sections = [
-            Section("Best images", "Images with the highest mean IoU over the classes in the image.", best),
+            Section(
+                "Best images", "Images with the highest mean IoU over the classes in their mask or prediction.", best
+            ),
             Section("Worst images", "Images with the lowest mean IoU, the lowest first.", worst),
             Section("Random images", f"Drawn from {source} with a fixed seed.", drawn[: self.wanted - len(ranked)]),
         ]

@@ -170,8 +170,6 @@ class CheckpointIO(TorchCheckpointIO):
         """
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        if not is_uri(path):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
             with open_atomically(UPath(path)) as file:
                 file.write(content.getbuffer())

@@ -37,7 +37,7 @@ class ResumableCSVLogger(CSVLogger):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
         self._file = folder / "metrics.csv"
-        lines = self._file.read_text(errors="replace").splitlines() if self._file.is_file() else []
+        lines = self._file.read_text(encoding="utf-8", errors="replace").splitlines() if self._file.is_file() else []
         rows = csv.DictReader(lines)
         self._earlier: list[dict[str, Any]] = [row for row in rows if str(row.get("step")).isdecimal()]
         self._columns = list(rows.fieldnames or ()) if self._earlier else []

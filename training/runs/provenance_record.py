@@ -89,7 +89,6 @@ class RunRecord(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, *, finished: bool) -> None:
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, {"attempts": self.attempts, "figures": self.figures, "finished": finished})
 
 

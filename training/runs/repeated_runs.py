@@ -55,6 +55,8 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
         record = read_json_or_empty(folder / PROVENANCE_FILE)
         finished = bool(record.get("finished"))
         if finished or (folder / "last.ckpt").is_file():
+            if not record.get("attempts"):
+                raise InputError(f"{folder} holds a checkpoint and no {PROVENANCE_FILE} of its run: move or remove it")
             last = record["attempts"][-1]
             changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
             for key, before, now in differences(last["config"] | {"revision": last["source"]}, {**config, **changes}):
@@ -83,7 +85,6 @@ def write_figures(output: Path, runs: dict[int, dict[str, float]]) -> None:
         output: folder for ``repeated_runs.json``.
         runs: figures of each seed by name.
     """
-    output.mkdir(parents=True, exist_ok=True)
     table = Table("figure", "mean", "std", *(f"seed-{seed}" for seed in runs), title="last validation")
     figures: dict[str, dict[str, float | None]] = {}
     for name in next(iter(runs.values())):
