@@ -1,7 +1,7 @@
 """Names of classes, and the lookup table from the indices of a mask to classes."""
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -54,19 +54,6 @@ def mask_lut(mask_classes: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     for index, name in enumerate(mask_classes, start=1):
         table[index] = list(classes).index(name) + 1 if name in classes else IGNORE
     return table
-
-
-def require_any_known(labels: Collection[str], known: Sequence[str], what: str) -> None:
-    """Raise an InputError where none of a file's labels is a class of the data set.
-
-    Args:
-        labels: the labels.
-        known: all classes of the data set.
-        what: the file and what its labels are, such as ``a.json: none of its labels``.
-    """
-    if set(labels).isdisjoint(known):
-        found = f"{', '.join(sorted(labels)[:5])}; there are {', '.join(known[:20])}"
-        raise InputError(f"{what} is a class of the data set: {found}")
 
 
 def normalize_name(text: str) -> str:

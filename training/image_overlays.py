@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import cv2
@@ -24,15 +25,27 @@ COLOURS = (
     (240, 98, 170), (140, 200, 50), (90, 90, 235), (176, 110, 60), (0, 150, 120), (255, 145, 145), (120, 190, 255),
     (205, 170, 30), (190, 60, 150), (100, 160, 100), (200, 140, 255), (255, 205, 130), (70, 120, 150),
 )  # fmt: skip
+# Of each further twenty classes: share of the colour, and the gray with which it is mixed.
+SHADES = ((1.0, 0), (0.55, 0), (0.5, 255), (0.3, 0))
 BACKGROUND_COLOUR = (84, 98, 122)  # of background cues
 HEAT_STRENGTH = 0.75  # share of the colour in a pixel where a map is highest
-GAP, CAPTION, MARGIN = 6, 24, 96  # pixels of `figure_grid`: gap between images, height of captions, width of row labels
+GAP, CAPTION, MARGIN = 6, 24, 96  # pixels of `figure_grid`: gap, height of a line, least width of row labels
+FONTS = (
+    "DejaVuSans.ttf",
+    "Arial Unicode.ttf",
+    "arial.ttf",
+)  # of Linux, macOS and Windows; Pillow's has ASCII alone
 BRIGHTEST = 99.5  # percentile of a gradient's values that is shown at full contrast: a few pixels exceed all others
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
-    """Return the colour (red, green, blue) of class 1, 2, …, repeated after twenty; 0 is the background cue."""
-    return COLOURS[(index - 1) % len(COLOURS)] if index else BACKGROUND_COLOUR
+    """Return the colour (red, green, blue) of class 1, 2, …, repeated after eighty; 0 is the background cue."""
+    if index == 0:
+        return BACKGROUND_COLOUR
+    shade, place = divmod(index - 1, len(COLOURS))
+    share, mixed = SHADES[shade % len(SHADES)]
+    red, green, blue = (round(share * value + (1 - share) * mixed) for value in COLOURS[place])
+    return red, green, blue
 
 
 def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer:
@@ -146,18 +159,30 @@ def figure_grid(columns: Sequence[str], rows: Sequence[str], images: Sequence[Se
         uint8 (H', W', 3).
     """
     height, width = images[0][0].shape[:2]
-    size = (MARGIN + len(columns) * (width + GAP) + GAP, 2 * CAPTION + GAP + len(rows) * (height + GAP))
-    page = Pillow.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
-    draw.text((GAP, GAP), title, fill="black", font=ImageFont.load_default(16))
-    for c, caption in enumerate(columns):
-        draw.text((MARGIN + c * (width + GAP), CAPTION + GAP), caption, fill="black", font=font)
-    for r, (caption, row) in enumerate(zip(rows, images, strict=True)):
-        top = 2 * CAPTION + GAP + r * (height + GAP)
+    font, title_font = _font(14), _font(16)
+    draw = ImageDraw.Draw(Pillow.new("RGB", (1, 1)))  # measures the texts, which may exceed their images
+    labels = [draw.multiline_textbbox((0, 0), caption, font=font) for caption in rows]
+    margin = max(MARGIN, *(int(right) + 2 * GAP for _, _, right, _ in labels))
+    widths = [max(width, int(draw.textlength(caption, font)) + GAP) + GAP for caption in columns]
+    heights = [max(height, int(bottom) + 2 * GAP) + GAP for _, _, _, bottom in labels]
+    lefts, tops = np.cumsum([margin, *widths]).tolist(), np.cumsum([2 * CAPTION + GAP, *heights]).tolist()
+    page = Pillow.new("RGB", (max(lefts[-1], int(draw.textlength(title, title_font)) + GAP) + GAP, tops[-1]), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((GAP, GAP), title, fill="black", font=title_font)
+    for left, caption in zip(lefts[:-1], columns, strict=True):
+        draw.text((left, CAPTION + GAP), caption, fill="black", font=font)
+    for top, caption, row in zip(tops[:-1], rows, images, strict=True):
         draw.multiline_text((GAP, top + GAP), caption, fill="black", font=font)
-        for c, image in enumerate(row):
-            page.paste(Pillow.fromarray(image), (MARGIN + c * (width + GAP), top))
+        for left, image in zip(lefts[:-1], row, strict=True):
+            page.paste(Pillow.fromarray(image), (left, top))
     return np.asarray(page)
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    for name in FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
 
 
 def encode_image(image: Image, kind: Literal["jpeg", "png"], **options: Any) -> bytes:

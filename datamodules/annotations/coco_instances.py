@@ -46,14 +46,19 @@ def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> d
 
 
 def brush_masks_as_instances(content: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the content of a JSON in which no instance is a crowd where all instances with a segmentation are crowds.
+    """Return the content of a JSON in which the brush masks of CVAT, which it writes as crowds, are none.
 
-    They are brush masks of CVAT then, which writes ``iscrowd`` 1 with all run lengths.
+    They have the attribute ``occluded`` of CVAT, or else all instances with a segmentation are crowds.
     """
     crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if has_area(each.get("segmentation"))]
-    if not crowds or not all(crowds):
-        return content
-    return {**content, "annotations": [{**each, "iscrowd": 0} for each in content["annotations"]]}
+    only_crowds = bool(crowds) and all(crowds)
+
+    def is_brush_mask(instance: dict[str, Any]) -> bool:
+        attributes = instance.get("attributes")
+        return only_crowds or (isinstance(attributes, dict) and "occluded" in attributes)
+
+    annotations = [{**each, "iscrowd": 0} if is_brush_mask(each) else each for each in content["annotations"]]
+    return {**content, "annotations": annotations}
 
 
 def images_with_instances(

@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 
 from datamodules.annotations.brush_rle import encode_brush
 from datamodules.annotations.label_studio import ID_KEY
+from datamodules.annotations.shapes import UNKNOWN
 from datamodules.class_names import IGNORE, voc_palette
 from datamodules.errors import InputError
 from datamodules.files import is_uri, uri_path, write_atomically, write_json
@@ -27,9 +28,6 @@ from datamodules.masks import encode_mask, mask_png
 
 AnnotationFormat = Literal["coco", "yolo", "label-studio", "cvat", "huggingface"]
 """Formats that `write_annotations` writes."""
-
-UNKNOWN = "unknown"
-"""Name of the class of unlabelled pixels in formats that only know classes."""
 
 ROW_GROUP = 100 << 20
 """Bytes of the image files in a row group of Parquet, which are in memory; as in the library datasets."""

@@ -17,8 +17,8 @@ import numpy as np
 import yaml
 from upath import UPath
 
-from datamodules.annotations.shapes import BACKGROUND, Annotation, mask_index, valid_box
-from datamodules.class_names import MAX_CLASSES, mask_lut, require_any_known
+from datamodules.annotations.shapes import BACKGROUND, Annotation, check_labels, mask_index, valid_box
+from datamodules.class_names import MAX_CLASSES, mask_lut
 from datamodules.errors import InputError, UnreadableError, errors_at
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.image_ids import image_id
@@ -99,7 +99,7 @@ def _read_labelmap(text: str, path: AnyPath, known: Sequence[str]) -> dict[int, 
                 raise InputError(f"{path}: the colour of {label!r} in labelmap.txt is that of another label")
             labels.add(label)
     colours.setdefault(0, 0)  # the background need not be listed
-    require_any_known(labels, known, f"{path}: none of the labels of labelmap.txt")
+    check_labels(labels, known, path, "the labels of labelmap.txt")
     return colours
 
 
@@ -118,7 +118,7 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
         InputError: the YAML has no names, none is a class, there are no files, or a line is invalid.
     """
     names = _yolo_names(path)
-    require_any_known(names.values(), known, f"{path}: none of its names")
+    check_labels(names.values(), known, path, "its names")
     texts = yolo_label_files(path)
     if not texts:
         raise InputError(f"there is no folder labels with text files beside {path}")
@@ -230,7 +230,7 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
     rows = [row for row in rows if row["mask"] and row["mask"] != {"bytes": None, "path": None}]
     names = _tag_names(schema.metadata or {}) or list(known)
     names = names[1:] if names[0] == BACKGROUND else names
-    require_any_known(names, known, f"{path}: none of the names of its tags")
+    check_labels(names, known, path, "the names of its tags")
     if len(names) > MAX_CLASSES:
         raise InputError(f"{path} has {len(names)} names of tags, and an 8-bit mask has at most {MAX_CLASSES} classes")
     lut = mask_lut(names, known)

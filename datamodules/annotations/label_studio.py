@@ -17,8 +17,7 @@ from pycocotools import mask as coco_mask
 
 from datamodules.annotations.brush_rle import decode_brush
 from datamodules.annotations.coco_instances import instance_rle
-from datamodules.annotations.shapes import BACKGROUND, Annotation, Box, Point, mask_index, valid_box
-from datamodules.class_names import require_any_known
+from datamodules.annotations.shapes import BACKGROUND, Annotation, Box, Point, check_labels, mask_index, valid_box
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath
 from datamodules.image_ids import forward_slashes, image_id
@@ -83,7 +82,7 @@ def label_studio_annotations(
                 continue
             yield Annotation(name, location, mask)
     if labels and BACKGROUND not in labels:
-        require_any_known(labels, known, f"{path}: none of its labels")
+        check_labels(labels, known, path, "its labels")
 
 
 def _latest_results(path: AnyPath, tasks: Sequence[Any]) -> dict[str, tuple[str, str, list[Any]]]:

@@ -1,14 +1,19 @@
 """What people have drawn into images beside masks: points, scribbles and boxes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from datamodules.class_names import IGNORE
-from datamodules.errors import InputError
+from datamodules.errors import InputError, did_you_mean
+from datamodules.files import AnyPath
 from datamodules.masks import RleMask
+from datamodules.progress import first_few, print_message
 
 BACKGROUND = "background"
 """Name of the background in points and scribbles."""
+
+UNKNOWN = "unknown"
+"""Name of the class of unlabelled pixels in formats that only know classes."""
 
 NAMED_SOURCES = ("masks", "xml")
 """Sources of annotations that are no files: the data set's own masks, and the boxes of a VOC folder."""
@@ -61,6 +66,27 @@ class Box(NamedTuple):
 def mask_index(label: str | None, known: Sequence[str]) -> int:
     """Return the index in masks of a tool's label: 0 for `BACKGROUND`, 255 for None and one that is no class."""
     return 0 if label == BACKGROUND else known.index(label) + 1 if label in known else IGNORE
+
+
+def check_labels(labels: Collection[str], known: Sequence[str], path: AnyPath, what: str) -> None:
+    """Check the labels of a file of annotations, and print those that are no class.
+
+    Args:
+        labels: the labels; `BACKGROUND` and `UNKNOWN` need not be classes.
+        known: all classes of the data set.
+        path: the file, for messages.
+        what: what its labels are, for messages.
+
+    Raises:
+        InputError: none of the labels is a class.
+    """
+    others = sorted(set(labels).difference(known, (BACKGROUND, UNKNOWN)))
+    if set(labels).isdisjoint(known):
+        found = f"{first_few(sorted(labels))}; there are {', '.join(known[:20])}"
+        raise InputError(f"{path}: none of {what} is a class of the data set: {found}")
+    if others:
+        hint = next(filter(None, (did_you_mean(each, known) for each in others)), "")
+        print_message(f"{path}: some of {what} are no classes: {first_few(others)}{hint and f'; {hint}'}")
 
 
 def valid_box(label: str, left: float, top: float, right: float, bottom: float) -> Box:

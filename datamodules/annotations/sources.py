@@ -33,11 +33,12 @@ from datamodules.annotations.shapes import (
     Point,
     Scribble,
     Shape,
+    check_labels,
     mask_index,
     require_inside,
     valid_box,
 )
-from datamodules.class_names import IGNORE, mask_lut, require_any_known
+from datamodules.class_names import IGNORE, mask_lut
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri, read_json
 from datamodules.image_ids import image_id, read_ids
@@ -348,7 +349,7 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
     check_instances(content, path)
     categories = category_names(content, path)
     indices = {key: mask_index(name, known) for key, name in categories.items()}
-    require_any_known(categories.values(), known, f"{path}: none of its categories")
+    check_labels(categories.values(), known, path, "its categories")
     content = brush_masks_as_instances(content)
     images = images_with_instances(content, categories, path)
     names = [image_id(file) for file, _, _ in images]

@@ -310,6 +310,12 @@ def test_brush_masks_of_cvat_are_no_crowds(coco):
     write(coco / "annotations/instances_val2017.json", content(brushes | {3: [(1, [box(1, 1, 9, 9)], 0)]}))
     first, *_ = masks_of(open_coco(coco)).values()
     np.testing.assert_array_equal(first, np.where(region(5, 5, 25, 25), 255, 0))
+    mixed = content(brushes | {3: [(1, [box(1, 1, 9, 9)], 0)]})
+    mixed["annotations"][0]["attributes"] = {"occluded": False}  # CVAT gives each of its instances one
+    write(coco / "annotations/instances_val2017.json", mixed)
+    first, second, _ = masks_of(open_coco(coco)).values()
+    np.testing.assert_array_equal(first, region(5, 5, 25, 25))
+    np.testing.assert_array_equal(second, np.where(region(0, 0, 9, 40), 255, 0))
 
 
 @pytest.mark.parametrize("form", [compressed, run_lengths])

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import pytest
 
 from training.image_overlays import (
     BACKGROUND_COLOUR,
@@ -41,9 +42,11 @@ def test_cues_in_colour_position_by_position():
     assert (shown[12:, :] == shown[18, 20]).all()
 
 
-def test_twenty_classes_have_twenty_colours():
-    assert len({class_colour(i) for i in range(1, 21)} | {BACKGROUND_COLOUR}) == 21
-    assert class_colour(21) == class_colour(1)
+def test_eighty_classes_have_eighty_colours():
+    colours = np.array([BACKGROUND_COLOUR, *(class_colour(i) for i in range(1, 81))])
+    apart = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
+    assert apart[~np.eye(81, dtype=bool)].min() > 10
+    assert class_colour(81) == class_colour(1)
 
 
 def test_a_layer_as_png_over_the_image_is_the_overlay():
@@ -101,3 +104,17 @@ def test_a_grid_holds_its_panels():
         for each in row:
             assert ((page == each[0, 0]).all(axis=2)).sum() >= 600
     assert side_by_side(panels[0]).shape == (20, 64, 3)
+
+
+@pytest.mark.parametrize("shape", [(8, 300), (300, 8), (60, 80)])
+def test_texts_of_a_grid_keep_their_places(shape):
+    """Captions are larger than flat and narrow images: without the last column or row, nothing else changes."""
+    columns, rows = ["photo", "guided-gradcam", "counterfactual"], ["hot dog stand with umbrella\np 0.50\nscore 1"] * 2
+    panels = [[np.full((*shape, 3), 100, np.uint8)] * 3] * 2
+    page = figure_grid(columns, rows, panels, "Größe")
+    height, width = figure_grid(columns[:2], rows[:1], [panels[0][:2]], "Größe").shape[:2]
+    for less in (figure_grid(columns[:2], rows, [row[:2] for row in panels], "Größe"),
+                 figure_grid(columns, rows[:1], panels[:1], "Größe")):  # fmt: skip
+        assert np.array_equal(less[: height - 6, : width - 6], page[: height - 6, : width - 6])
+    assert (page[:, : width - 6] == 255).all(axis=2)[:, -4:].all()  # no caption reaches the next column
+    assert (page[height - 4 : height] == 255).all()

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Collection, Mapping, Sequence
+from html import escape
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ ENVIRONMENT = Environment(  # autoescape: names of files and classes never becom
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
 ENVIRONMENT.filters["percent"] = percent
+ENVIRONMENT.filters["markdown"] = lambda text: escape(text, quote=False).replace("|", "&#124;")  # no markup, one cell
 ENVIRONMENT.filters["css_colour"] = lambda index: "rgb({},{},{})".format(*class_colour(index))
 
 

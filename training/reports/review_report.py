@@ -11,7 +11,7 @@ from training.image_overlays import cue_layer, label_layer, shrink
 from training.reports.pages import LONGEST, class_legend, embed, embed_layers, render
 
 KINDS = ("doubt", "labels", "prediction")  # overlays
-DOUBT = np.array((230, 40, 40, 0.7), np.float32)  # red, green, blue, opacity
+DOUBT = np.array((255, 0, 255, 0.7), np.float32)  # red, green, blue, opacity; of no class
 
 
 def render_review(

@@ -44,8 +44,10 @@
     all("section.images").forEach((section) => {
       section.querySelector(".none").hidden = section.querySelector("article:not([hidden])") !== null;
     });
-    const shown = cards.filter((card) => !card.hidden).length;
-    count.textContent = label === undefined && reason === undefined ? "" : `${shown} of ${cards.length} images`;
+    // an image may have a card in two sections
+    const images = (some) => new Set(some.map((card) => card.querySelector("h3 span").textContent)).size;
+    const shown = images(cards.filter((card) => !card.hidden));
+    count.textContent = label === undefined && reason === undefined ? "" : `${shown} of ${images(cards)} images`;
   };
   chips.forEach((chip) => chip.addEventListener("click", () => {
     const on = chip.getAttribute("aria-pressed") !== "true", kind = "class" in chip.dataset ? "class" : "reason";
