@@ -1,1 +1,1 @@
-"""What is on disk, and the batches made of it."""
+"""Data sets on disk, annotations, seed caches, and batches of them."""

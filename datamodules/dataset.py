@@ -1,6 +1,7 @@
 """Images, labels, masks and cues as items and batches."""
 
 import math
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -194,7 +195,7 @@ def image_loader(
         order = {"batch_size": batch_size, "sampler": sampler or EvalSampler(len(dataset))}
     return DataLoader(
         dataset, **order, num_workers=workers, persistent_workers=persistent and workers > 0,
-        collate_fn=collate, worker_init_fn=disable_opencv_threads, pin_memory=torch.cuda.is_available(),
+        collate_fn=collate, worker_init_fn=prepare_worker, pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
 
 
@@ -245,6 +246,10 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def disable_opencv_threads(_worker: int) -> None:
-    """Turn off OpenCV's threads in a worker: the workers run in parallel already."""
+def prepare_worker(_worker: int) -> None:
+    """Turn off OpenCV's threads in a worker, as the workers run in parallel already, and let it ignore Ctrl-C.
+
+    A worker that Ctrl-C ends while it has data to send makes the main process wait for 5 seconds.
+    """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -143,7 +143,7 @@ def read_table(path: AnyPath) -> list[Sample]:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
     listed = dict[AnyPath, None]()
     for folder in sorted(set(folders.values()), key=str):
-        with suppress(FileNotFoundError, NotADirectoryError):  # whoever reads the images finds the missing ones
+        with suppress(FileNotFoundError, NotADirectoryError):  # missing images are found when they are read
             listed |= dict.fromkeys(folder / name for name in list_images(folder))
     untagged = [file.name for file in listed if file not in lines]
     missing = next((file for file in lines if file not in listed and not file.is_file()), None) if untagged else None

@@ -22,7 +22,7 @@ MIN_CORRELATION = 0.95  # correlation of two such images; tiles that differ, loo
 
 
 class Fingerprint(NamedTuple):
-    """What is kept of an image.
+    """Size and descriptors of an image, by which images are compared.
 
     Attributes:
         height: in pixels.
@@ -38,7 +38,7 @@ class Fingerprint(NamedTuple):
 
 
 def read_fingerprints(samples: Sequence[Sample], channels: int = 3) -> tuple[dict[str, Fingerprint], dict[str, str]]:
-    """Return what is kept of each image, and the reason for each image that cannot be read, by id."""
+    """Return the fingerprint of each image, and the reason for each image that cannot be read, by id."""
 
     def read(sample: Sample) -> Fingerprint | str:
         try:

@@ -82,7 +82,7 @@ def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.f
 def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None = None) -> list[Sample]:
     """Return samples of single image files without tags or masks.
 
-    Files named by URI are not looked up: whoever reads them finds the missing ones.
+    Files named by URI are not looked up: missing ones are found when they are read.
 
     Args:
         paths: the files.
@@ -99,6 +99,8 @@ def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None =
         name = path.stem if given is None else given
         if not is_valid_id(name):
             raise InputError(f"the id {name!r} of {path} is {INVALID_ID}")
+        if name in samples and samples[name].image == str(path):
+            raise InputError(f"{path} is given twice")
         if name in samples:
             raise InputError(f"{samples[name].image} and {path} have the same id {name!r}: rename one file")
         samples[name] = Sample(name, str(path))
@@ -178,7 +180,7 @@ class SplitSamples(dict[str, Sample]):
 def require_recorded_size(size: tuple[Any, Any], sample: Sample, location: str) -> None:
     """Raise an InputError where a file of annotations records another size of a sample's image.
 
-    An unreadable image has none: whoever reads it leaves it out.
+    An unreadable image has none: `unreadable_images.readable` leaves it out.
 
     Args:
         size: height and width in the file; None where it records none.

@@ -26,7 +26,7 @@ class UnreadableImages:
 
     Attributes:
         reasons: reason by id.
-        total: number of images that ``share`` refers to; whoever reads images adds their number.
+        total: number of images that ``share`` refers to; the readers of images add their numbers.
     """
 
     def __init__(self, share: float = MAX_UNREADABLE, *, strict: bool = False) -> None:

@@ -42,9 +42,7 @@ def check_saliency(model: nn.Module, layer: str, classes: int, in_channels: int 
     images = torch.rand(1, in_channels, *PROBE, generator=torch.Generator().manual_seed(0))
     saliency = background_saliency(model, layer, images, torch.ones(1, classes))
     if saliency.numel() > 1 and saliency.amax() == saliency.amin():
-        raise InputError(
-            f"saliency at layer {layer} is the same everywhere: choose a layer further down as saliency_layer"
-        )
+        raise InputError(f"saliency at layer {layer} is the same everywhere: choose an earlier layer as saliency_layer")
 
 
 def saliency_map(scores: Tensor, activation: Tensor, labels: Tensor, name: str = "") -> Tensor:

@@ -46,8 +46,8 @@ class BaseTask(pl.LightningModule):
 
     task_name: str  # the name of the task in its checkpoints
     classes: tuple[str, ...]  # names of the classes, without background
-    total: float | None = None  # updates of the whole training
-    resumed_total: float | None = None  # the same, of the training that is resumed
+    epoch_updates: int | None = None  # updates of an epoch; None where max_steps ends the training
+    resumed_updates: int | None = None  # the same, of the training that is resumed
 
     def __init__(
         self,
@@ -68,9 +68,9 @@ class BaseTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_arguments(locals())
-        positive = {"lr": lr, "weight_decay": weight_decay}
-        positive |= {"head_lr_scale": head_lr_scale, "bias_lr_scale": bias_lr_scale}
-        if wrong := next((f"{name} {value}" for name, value in positive.items() if not 0 <= value < math.inf), None):
+        numbers = {"lr": lr, "weight_decay": weight_decay}
+        numbers |= {"head_lr_scale": head_lr_scale, "bias_lr_scale": bias_lr_scale}
+        if wrong := next((f"{name} {value}" for name, value in numbers.items() if not 0 <= value < math.inf), None):
             raise InputError(f"{wrong} is not a number from 0 up")
         if not 0 <= momentum < 1:
             raise InputError(f"momentum {momentum} is not a number from 0 up to 1")
@@ -113,7 +113,7 @@ class BaseTask(pl.LightningModule):
 
         Raises:
             InputError: a schedule over the whole training, and a training without end, or one that resumes a training
-                of another number of updates.
+                whose epochs have another number of updates.
         """
         options, is_sgd = self.hparams, self.hparams["optimizer"] == "sgd"
         groups = parameter_groups(*self.network_and_head(), options)
@@ -121,21 +121,23 @@ class BaseTask(pl.LightningModule):
         schedule, total = options["schedule"], float(self.trainer.estimated_stepping_batches)
         if schedule in ("poly", "cosine") and total == float("inf"):
             raise InputError(f"schedule {schedule!r} needs the trainer's max_epochs or max_steps: an end of training")
-        if schedule in ("poly", "cosine") and self.resumed_total not in (None, total):
-            kept = f"the checkpoint's {schedule} schedule has {self.resumed_total:.0f} updates, not {total:.0f}"
-            raise InputError(f"{kept}: resume with its devices, batch_size and max_epochs, or begin anew")
-        self.total = total
+        if self.trainer.max_steps == -1 and (epochs := self.trainer.max_epochs or -1) > 0:
+            self.epoch_updates = round(total / epochs)
+        known = None not in (self.epoch_updates, self.resumed_updates)
+        if schedule in ("poly", "cosine") and known and self.epoch_updates != self.resumed_updates:
+            kept = f"an epoch of the checkpoint has {self.resumed_updates} updates, not {self.epoch_updates}"
+            raise InputError(f"{kept}, and the {schedule} schedule counts them: resume with its devices and batch_size")
         numbers = {name: options[name] for name in ("step_size", "step_gamma", "warmup_steps")}
         scheduler = LambdaLR(optimizer, lambda iteration: rate_factor(iteration, schedule, total, **numbers))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint with the task's name, which `seeds.checkpoints.read_checkpoint` checks."""
-        checkpoint[SIGNATURE] = {"task": self.task_name, "version": VERSION, "updates": self.total}
+        checkpoint[SIGNATURE] = {"task": self.task_name, "version": VERSION, "epoch_updates": self.epoch_updates}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of updates of the whole training, on which a schedule depends, for `configure_optimizers`."""
-        self.resumed_total = checkpoint[SIGNATURE].get("updates")
+        """Keep the updates of an epoch, which a schedule over the whole training counts, for `configure_optimizers`."""
+        self.resumed_updates = checkpoint[SIGNATURE].get("epoch_updates")
 
 
 def parameter_groups(network: nn.Module, head: Iterable[nn.Module], options: Mapping[str, Any]) -> list[dict[str, Any]]:

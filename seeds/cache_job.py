@@ -315,7 +315,7 @@ def _trainer(job: JobOptions, precision: ResolvedPrecision, writer: "ShardWriter
             use_distributed_sampler=False,  # shards are dealt by number
             plugins=environments,
         )  # fmt: skip
-    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+    except (ImportError, TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         used = f"accelerator {job.accelerator}, devices {devices}"
         raise InputError(f"{used} cannot be used: {first_line(error)}") from error
     if not environments:

@@ -79,6 +79,8 @@ def import_seeds(
         listed = tuple(name if name in known_ids else match_id(image_id(name), known_ids) for name in read_ids(ids))
         if lacking := sorted(set(listed) - known_ids):
             raise InputError(f"{source} lacks {len(lacking)} of the {len(listed)} images of {ids}, first {lacking[0]}")
+        if not listed:
+            raise InputError(f"the list {ids} contains no image")
         names = listed
     lut, own_lut = mask_lut(known, chosen), mask_lut(known, known)
 

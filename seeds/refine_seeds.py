@@ -179,7 +179,8 @@ class RandomWalkModule(SeedModule):
             return maps
         one_hot = (known == np.array([*(classes + 1), 0])[:, None, None]).astype(np.float32)
         spread = random_walk(one_hot, boundary, **self.walk, fixed=fixed)  # the background last
-        spread /= max(spread[:, ~fixed].max(initial=0), np.finfo(np.float32).tiny)  # of a point: little
+        # the walk from a single point leaves small values everywhere
+        spread /= max(spread[:, ~fixed].max(initial=0), np.finfo(np.float32).tiny)
         spread = np.where(fixed, one_hot, spread)
         own, others = spread[:-1], (spread.sum(axis=0) - spread[:-1]).clip(max=1)
         joined: NDArray[np.float32]

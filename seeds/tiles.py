@@ -134,11 +134,9 @@ def sample_grid(rows: Tensor, y: Tensor, x: Tensor) -> Tensor:
     Beyond the centres of the outermost positions their values continue.
     """
     h, w = rows.shape[-2:]
-    points = torch.stack(torch.meshgrid(2 * y / h - 1, 2 * x / w - 1, indexing="ij")[::-1], dim=-1)[
-        None
-    ]  # (1, Y, X, 2)
+    points = torch.stack(torch.meshgrid(2 * y / h - 1, 2 * x / w - 1, indexing="ij")[::-1], dim=-1)  # (Y, X, 2)
     return functional.grid_sample(
-        rows[None], points.to(rows), mode="bilinear", padding_mode="border", align_corners=False
+        rows[None], points[None].to(rows), mode="bilinear", padding_mode="border", align_corners=False
     )[0]
 
 

@@ -11,9 +11,11 @@ VGG_NAMES = (*LAYOUTS, *(f"{name}_bn" for name in LAYOUTS))
 def vgg_layers(name: str, in_channels: int = 3) -> nn.Sequential:
     """Build the layers of a published VGG trunk up to pool5, numbered as torchvision's ``features``; 512 channels.
 
-    It takes images of ``in_channels`` channels.
-
     Its stride is 32: pools of 2x2, and odd sides are rounded down (321 → 10). See `dilate_vgg` for others.
+
+    Args:
+        name: ``vgg11``, ``vgg13``, ``vgg16`` or ``vgg19``, or with batch norms ``vgg16_bn`` and so on.
+        in_channels: channels of the images.
     """
     # torchvision builds no trunk without the classifier's 120 million weights, but it has the plan of the layers
     layout = torchvision.models.vgg.cfgs[LAYOUTS[name.removesuffix("_bn")]]

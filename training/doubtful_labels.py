@@ -32,7 +32,7 @@ SUSPECT = 0.25
 
 
 class ReviewedImage(NamedTuple):
-    """What a network makes of one training image, on the grid of its labels.
+    """Predictions of a network for one training image, on the grid of its labels.
 
     Attributes:
         sample: the image's id and tags.
@@ -90,7 +90,7 @@ class ImageScores(NamedTuple):
 def review_images(
     trained: TrainedNetwork, data: BaseDataModule, samples: Sequence[Sample], cache: SeedCache
 ) -> Iterator[ReviewedImage]:
-    """Yield what the network makes of each readable image.
+    """Yield the network's predictions for each readable image.
 
     Raises:
         InputError: more images are unreadable than the data module allows.

@@ -137,7 +137,7 @@ class TrainedNetwork:
         task: the task in eval mode, on the GPU if there is one.
         data: settings of the data module of the training.
         precision: precision of the computation: ``32-true`` or ``bf16-mixed``.
-        provenance: how the checkpoint was made, see `provenance_record.RunRecord`; None if it is not recorded.
+        provenance: how the checkpoint was made, see `training.runs.provenance_record.RunRecord`; None if not recorded.
     """
 
     task: SegmentationTask

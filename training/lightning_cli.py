@@ -97,18 +97,25 @@ class AutoPrecisionTrainer(pl.Trainer):
     """
 
     def __init__(self, accelerator: str | Accelerator = "auto", precision: str | int = "auto", **kwargs: Any) -> None:
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+            if kwargs.get(name) == 0:
+                raise InputError(f"trainer.{name} is 0, and must be positive")
+        if (kwargs.get("gradient_clip_val") or 0) < 0:
+            raise InputError(f"trainer.gradient_clip_val is {kwargs['gradient_clip_val']}, and must not be negative")
         if synchronized := kwargs.pop("sync_batchnorm", False):
             kwargs["plugins"] = [*(kwargs.get("plugins") or []), SynchronizedBatchNorms()]
         chosen: Any = resolve_precision("auto", str(accelerator)) if precision == "auto" else precision
         try:
             super().__init__(accelerator=accelerator, precision=chosen, **kwargs)
-        except ValueError as error:  # an unknown precision; SLURM's tasks that do not match the devices
+        except (ValueError, ImportError) as error:  # an unknown precision, a device that needs another library, …
             raise InputError(f"trainer: {error}") from error
         check_process_count(self)
         if synchronized and self.world_size > 1 and self.strategy.root_device.type == "cpu":
             raise InputError("sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out")
         if str(self.precision) in ("16-true", "bf16-true"):  # weights and images are rounded to 16 bits
             raise InputError(f"precision {self.precision} spoils the colours that the CRF sees: choose bf16-mixed")
+        if str(self.precision) == "64-true":
+            raise InputError("precision 64-true is not supported, as images are float32: choose 32-true")
 
 
 class TagToMaskCLI(LightningCLI):
@@ -141,6 +148,8 @@ class TagToMaskCLI(LightningCLI):
                 raise UsageError(f"--model.init_args.{name} follows from the data: give --data.init_args.{name}")
         self.config = parser.parse_args(words)
         self.subcommand = self.config["subcommand"]
+        if isinstance(trainer := self._get(self.config, "trainer"), str | int | float | list):
+            raise UsageError(f"trainer: {trainer!r} is not a mapping of the Trainer's options to values")
         if self.subcommand != "fit":
             return
         check_output_folder(Path(self._get(self.config, "output")))
@@ -272,6 +281,8 @@ def run_lightning(words: list[str], about: Mapping[str, str]) -> None:
     except SystemExit as leave:
         raise exit_reason(leave) from None
     except ValueError as error:
+        if re.search("val_check_interval|is not in bounds, numpy", str(error)):  # Lightning's sentences
+            raise InputError(str(error)) from error
         if "Expected more than 1 value per channel" not in str(error):
             raise
         raise InputError("a batch norm of this network needs two images in a batch: raise batch_size") from error

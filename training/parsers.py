@@ -227,13 +227,15 @@ def find_configs(words: Sequence[str]) -> list[str]:
     """Return a command line in which ``--config NAME`` is replaced by the path of the YAML, see `read_config`.
 
     Raises:
-        UsageError: as `read_config`, or the YAML is a recipe.
+        UsageError: as `read_config`, or the YAML is a recipe, or no mapping.
     """
 
     def step_path(name: str) -> str:
         path, content = read_config(name)
         if isinstance(content, dict) and "stages" in content:
             raise UsageError(f"{path} is a recipe: tag2mask run --config {path}")
+        if not isinstance(content, dict):
+            raise UsageError(f"{path} is not a mapping of options to values")
         return str(path)
 
     found = list(words)
@@ -245,11 +247,11 @@ def find_configs(words: Sequence[str]) -> list[str]:
     return found
 
 
-def read_config(name: str) -> tuple[Path, Any]:
+def read_config(name: str, *, unique_keys: bool = True) -> tuple[Path, Any]:
     """Return path and content of a YAML: the file itself, or the one of this name that the package ``configs`` has.
 
     Raises:
-        UsageError: there is no such file, or it is not YAML.
+        UsageError: there is no such file, it is not YAML, or a key occurs twice in a mapping where it must not.
     """
     import configs
 
@@ -259,8 +261,20 @@ def read_config(name: str) -> tuple[Path, Any]:
         known = [each.name for each in shipped.parent.glob("*.yaml")]
         raise UsageError(f"there is no file {name}{nearest(shipped.name, known)}")
     try:
-        return path, yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = _UniqueKeyLoader if unique_keys else yaml.SafeLoader
+        return path, yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506  both are SafeLoaders
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, or no text
         mark, lines = getattr(error, "problem_mark", None), str(error).splitlines()
         place = f"{name}, line {mark.line + 1}" if mark else name
-        raise UsageError(f"{place}: not YAML: {getattr(error, 'problem', None) or lines[0]}") from error
+        kind = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
+        raise UsageError(f"{place}: {kind}{getattr(error, 'problem', None) or lines[0]}") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that occurs twice: a stage that is copied without a new name would replace the first one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag.endswith(":str")]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"'{twice}' comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -66,8 +66,8 @@ def write_annotations(
                       is named by its absolute path, below the document root ``/`` of Label Studio's local storage
     ``cvat``          ``annotations.zip`` in VOC's layout of segmentation, as CVAT's "Segmentation mask 1.1"
     ``huggingface``   ``train.parquet`` with the columns ``id``, ``file_name``, ``image``, ``mask`` (class indices;
-                      255 = unknown) and ``tags``; needs ``pip install -c constraints.txt
-                      '.[huggingface]'``
+                      255 = unknown) and ``tags``; needs
+                      ``pip install -c constraints.txt '.[huggingface]'``
     ================  ==================================================================================================
 
     Where pixels are unknown, ``coco`` and ``cvat`` get one more class, ``unknown``; ``label-studio`` always does.
@@ -148,9 +148,8 @@ def region_polygons(pixels: np.ndarray) -> list[np.ndarray]:
     for outer in (index for index, parent in enumerate(parents) if parent < 0):
         polygon = contours[outer][:, 0]
         holes = [contours[index][:, 0] for index, parent in enumerate(parents) if parent == outer]
-        joints = [
-            _closest_vertices(hole, polygon) for hole in holes
-        ]  # distance, own vertex, and vertex of the polygon there
+        # of each hole: distance, own vertex, and vertex of the polygon there
+        joints = [_closest_vertices(hole, polygon) for hole in holes]
         while holes:
             nearest = min(range(len(holes)), key=lambda index: joints[index][0])
             hole, (_, vertex, anchor) = holes.pop(nearest), joints.pop(nearest)

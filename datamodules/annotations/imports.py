@@ -128,7 +128,7 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
             continue
         try:
             height, width = image_size(samples[name].image)
-        except UnreadableError:  # whoever reads the image leaves it out
+        except UnreadableError:  # `unreadable_images.readable` leaves it out
             continue
         mask = np.zeros((height, width), np.uint8)
         boxes, polygons = [], []

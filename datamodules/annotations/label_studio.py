@@ -78,7 +78,7 @@ def label_studio_annotations(
         elif name in samples and not result:
             try:
                 mask = RleMask(f"of {location}", image_size(samples[name].image), b"", ())
-            except UnreadableError:  # whoever reads the image leaves it out
+            except UnreadableError:  # `unreadable_images.readable` leaves it out
                 continue
             yield Annotation(name, location, mask)
     if labels and BACKGROUND not in labels:

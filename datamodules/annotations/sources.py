@@ -221,7 +221,7 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
         except UnreadableError:
             if known is None:
                 raise
-            return sample  # the error is that of whoever needs the mask
+            return sample  # reading the mask raises the error, where it is needed
     with suppress(UnreadableError):
         if isinstance(mask, RleMask) and corrects and not is_uri(sample.image):  # else compared when it is read
             require_same_size(f"mask {mask}", mask.size, f"its image {sample.image}", image_size(sample.image))

@@ -65,7 +65,7 @@ _COLUMNS = {  # those of 8 bytes first, so that all are aligned
 
 
 class ShardEntry(NamedTuple):
-    """What the index has of a shard.
+    """Entry of a shard in the index.
 
     Attributes:
         file: its file name.

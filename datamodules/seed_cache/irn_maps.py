@@ -60,7 +60,7 @@ def write_irn(path: Path, classes: NDArray[np.int64], maps: NDArray[np.float32],
     """Write an image's maps as irn does; its later steps read them (with NumPy 1.26 or newer).
 
     Args:
-        path: where.
+        path: the ``.npy`` file.
         classes: 0..C-1, (k,).
         maps: float32 (k, h, w), at any size and scale; brought to irn's sizes bilinearly, then scaled as irn does.
         size: (H, W) of the image.

@@ -91,6 +91,8 @@ def evaluate_seeds(
     samples = readable(samples, data.unreadable)
     fixed = float(seeds.settings.get("fg_threshold", 0.2) if threshold is None else threshold)
     explainer = None
+    if num_images is not None and num_images < 1:
+        raise InputError(f"num_images {num_images} must be at least 1")
     if faithfulness:
         path = checkpoint or seeds.inputs.get("checkpoint")
         if path is None:

@@ -1,4 +1,6 @@
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -130,6 +132,15 @@ def test_a_worker_s_error_stays_one_sentence(voc):
         list(batches)
     assert "\n" not in str(caught.value)
     batches._shutdown_workers()  # the traceback keeps them in a cycle, and collecting it would wait 5 s
+
+
+def test_a_worker_leaves_control_c_to_the_main_process(voc):
+    """A terminal sends it to both; a worker that ends by itself makes the main process wait."""
+    dataset = dataset_of(voc, "train", 32)
+    batches = iter(image_loader(dataset, batch_size=1, num_workers=1))
+    found = [next(batches)]
+    os.kill(batches._workers[0].pid, signal.SIGINT)
+    assert len([*found, *batches]) == len(dataset)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

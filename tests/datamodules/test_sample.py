@@ -24,7 +24,10 @@ def test_files(tmp_path):
     assert file_samples(paths) == [Sample("b", str(paths[0])), Sample("a", str(paths[1]))]
     with pytest.raises(InputError, match=r"no image .*nowhere"):
         file_samples([tmp_path / "nowhere.jpg"])
-    with pytest.raises(InputError, match="have the same id 'b'"):
+    (tmp_path / "b.png").touch()
+    with pytest.raises(InputError, match=r"b\.jpg and .*b\.png have the same id 'b': rename one file"):
+        file_samples([paths[0], tmp_path / "b.png"])
+    with pytest.raises(InputError, match=r"b\.jpg is given twice"):
         file_samples([paths[0], paths[0]])
 
 

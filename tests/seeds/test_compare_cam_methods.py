@@ -121,7 +121,7 @@ def test_the_truth_wins(voc):
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"faithfulness": ["gradcamm"]}, "did you mean 'gradcam'"), ({"checkpoint": "/no/where"}, "no checkpoint"),
-     ({"num_images": 0}, "none of the images shows")],
+     ({"num_images": 0}, "num_images 0 must be at least 1")],
 )  # fmt: skip
 def test_bad_input(cache, options, words):
     with pytest.raises(InputError, match=words):

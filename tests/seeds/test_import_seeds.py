@@ -182,6 +182,7 @@ MISTAKES = {
     "another grid": ({"grid": 1}, "a grid of 1x1"),
     "no grid": ({"grid": 0}, "grid 0 must be positive"),
     "thresholds": ({"bg_threshold": 0.5}, "bg_threshold 0.5 <= fg_threshold 0.2"),
+    "an empty list": ({"format": "png", "source": "masks", "ids": "empty.txt"}, r"the list .*empty\.txt contains no"),
     "no list": ({"ids": "nothing.txt"}, r"nothing\.txt cannot be read"),
     "another output": ({"output": "."}, "exists already"),
 }
@@ -193,6 +194,9 @@ def test_mistakes(name, tmp_path, monkeypatch):
     given = {"source": sec_file(tmp_path, [(1, 1, 1)]).name, "output": "cache", "format": "sec", "grid": 2}
     given |= MISTAKES[name][0]
     given |= {key: tmp_path / given[key] for key in ("source", "output", "ids") if key in given}
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "masks").mkdir()
+    write_mask(tmp_path / "masks/a.png", np.zeros((2, 2), np.uint8))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=MISTAKES[name][1]):
         import_seeds(**given)

@@ -347,6 +347,24 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a mapping of options to values"),
+        ("- a", "is not a mapping of options to values"),
+        ("output: a\noutput: b", "line 1: 'output' comes twice"),
+        (
+            "trainer: 5\nmodel: ClassifierTask\ndata: SyntheticDataModule",
+            "trainer: 5 is not a mapping",
+        ),
+    ],
+)
+def test_yamls_that_are_no_options(tmp_path, capsys, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    assert main(["fit", f"--config={tmp_path / 'a.yaml'}"]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("code", "status"), [("a text", 1), (None, 0), (3, 3)])
 def test_a_library_that_exits(monkeypatch, capsys, code, status):
     def leave(_words):

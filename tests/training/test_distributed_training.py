@@ -178,6 +178,13 @@ def test_refused_in_one_sentence(voc, cues, tmp_path, capsys):
 
     assert "torch has no SyncBatchNorm for the CPU" in error("--trainer.devices=2", "--trainer.sync_batchnorm=true")
     assert "choose bf16-mixed" in error("--trainer.precision=bf16-true")
+    assert "precision 64-true is not supported" in error("--trainer.precision=64-true")
+    assert "transformer_engine" in error("--trainer.precision=transformer-engine")
+    assert "torch_xla" in error("--trainer.accelerator=tpu")
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+        assert f"trainer.{name} is 0, and must be positive" in error(f"--trainer.{name}=0")
+    assert "gradient_clip_val is -1, and must not be negative" in error("--trainer.gradient_clip_val=-1")
+    assert "not in bounds" in error("--seed_everything=99999999999")
     assert not (tmp_path / "run").exists()
 
 

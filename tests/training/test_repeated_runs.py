@@ -157,6 +157,7 @@ def test_seeds_as_written():
     [
         (["--random_seeds=1,1"], "different numbers"),
         (["--random_seeds=-1,2"], "different numbers"),
+        (["--random_seeds=99999999999"], "from 0 to 4294967295"),
         (["--random_seeds=a"], "whole numbers"),
         (["--random_seeds=1,2", "--ckpt_path=last"], "leave ckpt_path out"),
     ],

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from tests.training.fits import fit, fit_in_a_process
@@ -45,20 +46,35 @@ def test_options_that_the_checkpoint_would_override_are_refused(voc, cues, unint
     assert f", not {value}: give it, or begin anew" in done.stderr
 
 
-def test_a_schedule_over_the_whole_training_keeps_its_length(voc, cues, tmp_path, capsys):
-    """With twice the batch the rate would be 0 from the second half on."""
+def test_an_epoch_of_a_schedule_keeps_its_updates(voc, cues, tmp_path, capsys):
+    """With twice the batch the rate would be 0 from the second half on; more epochs are what somebody asked for."""
 
-    def train_again(folder, *words):
-        return fit(voc, cues, folder, "--ckpt_path=last", *words)
+    def train(folder, *words):
+        return fit(voc, cues, tmp_path / folder, *words)
 
-    assert fit(voc, cues, tmp_path / "poly", "--model.schedule=poly") == 0
-    assert train_again(tmp_path / "poly", "--model.schedule=poly", "--trainer.max_epochs=2") == 1
+    assert train("poly", "--trainer.max_epochs=2") == 0
+    more = ("--ckpt_path=last", "--trainer.max_epochs=3")
+    assert train("poly", *more, "--data.batch_size=9") == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    advice = "resume with its devices, batch_size and max_epochs, or begin anew"
-    assert line == f"tag2mask: the checkpoint's poly schedule has 3 updates, not 6: {advice}"
-    assert fit(voc, cues, tmp_path / "constant", "--model.schedule=constant") == 0
-    assert train_again(tmp_path / "constant", "--model.schedule=constant", "--trainer.max_epochs=2") == 0
-    assert torch.load(tmp_path / "constant/last.ckpt", weights_only=True)["global_step"] == 6
+    kept = "an epoch of the checkpoint has 3 updates, not 1, and the poly schedule counts them"
+    assert line == f"tag2mask: {kept}: resume with its devices and batch_size"
+    assert train("poly", *more) == 0
+    assert torch.load(tmp_path / "poly/last.ckpt", weights_only=True)["global_step"] == 9
+    assert train("constant", "--model.schedule=constant") == 0
+    assert train("constant", *more, "--model.schedule=constant", "--data.batch_size=9") == 0
+
+
+def test_one_process_trains_into_a_folder(voc, cues, tmp_path, capsys):
+    """The figures of two would be mixed in one table; after a training, or its failure, the folder is free."""
+    with FileLock(tmp_path / ".lock"):
+        assert fit(voc, cues, tmp_path) == 1
+    message = f"another process trains into {tmp_path}: wait for it, or choose another --output"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == f"tag2mask: {message}"
+    assert fit(voc, cues, tmp_path, "--trainer.val_check_interval=1000") == 1
+    assert "val_check_interval" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert fit(voc, cues, tmp_path) == 0
+    with FileLock(tmp_path / ".lock", blocking=False):
+        pass
 
 
 def test_the_best_checkpoint_stays_the_best_where_the_folder_was_moved(tmp_path):

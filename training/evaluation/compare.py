@@ -67,7 +67,9 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         metrics["miou"] = float(metrics["miou"])
         metrics["iou"] = {name: float(value) for name, value in metrics["iou"].items()}
         metrics |= {key: float(metrics[key]) for key in MEANS.values() if metrics.get(key) is not None}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         purpose = "a metrics.json of 'tag2mask evaluate' on images with masks"
         raise InputError(f"{path} cannot be read as {purpose}: {type(error).__name__} {error}") from error
     return dict(metrics)

@@ -67,8 +67,9 @@ def evaluate(
     All metrics are fractions: ``miou``, ``iou`` (by class, background included; a class that is neither in the masks
     nor predicted is left out), ``background_iou``, ``images``, and the others of
     `training.evaluation.evaluation_table.compute_metrics`. With the CRF, ``without_crf`` contains the same metrics of
-    the network alone. ``provenance`` is how the checkpoint was made (`RunRecord`), null where it is not recorded. An
-    image without a mask is shown on the page and not scored: ``images_with_mask`` of the ``images`` are scored.
+    the network alone. ``provenance`` is how the checkpoint was made
+    (`training.runs.provenance_record.RunRecord`), null where it is not recorded. An image without a mask is shown on
+    the page and not scored: ``images_with_mask`` of the ``images`` are scored.
 
     Args:
         checkpoint: a segmentation checkpoint of ``tag2mask fit``.

@@ -66,7 +66,7 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, str]) -
     Raises:
         UsageError: the recipe is invalid; the message names the stage.
     """
-    read = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506  a SafeLoader
+    read = read_config(str(path))[1]
     keys = ("output", "settings", STAGES)
     if isinstance(read, dict) and STAGES not in read and any(not nearest(str(key), keys) for key in read):
         raise UsageError(f"it has no '{STAGES}' and is no recipe; it may be the YAML of one command, such as fit")
@@ -162,16 +162,6 @@ def _require_epochs(written: Mapping[str, Any], options: Mapping[str, Any]) -> N
         return
     setting = REFERENCE.fullmatch(str(written["trainer"]["max_epochs"]))
     raise UsageError(f"{setting[1] if setting else 'trainer.max_epochs'} is {epochs}, and must be at least 1")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that occurs twice: a stage that is copied without a new name would replace the first one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag.endswith(":str")]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise UsageError(f"line {node.start_mark.line + 1}: '{twice}' comes twice")
-        return super().construct_mapping(node, deep)
 
 
 def _mapping(value: Any, title: str, known: Sequence[str] = ()) -> dict[str, Any]:

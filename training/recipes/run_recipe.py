@@ -116,7 +116,7 @@ def _add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
     found, _ = finder.parse_known_args([word for word in words if word not in ("-h", "--help")])
     if found.config is None:
         return
-    path, content = read_config(found.config)
+    path, content = read_config(found.config, unique_keys=False)
     settings = content.get("settings") if isinstance(content, dict) else None
     if not isinstance(settings, dict):
         return

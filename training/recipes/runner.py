@@ -150,11 +150,8 @@ class Runner:
             print_result(f"[{title}] {stage.command}: kept", style="bold")
             return record, "kept"
         earlier = read_json_or_empty(result.record_path)
-        earlier, last = earlier.get("old") or earlier, earlier.get("dependencies")
-        changes = sorted(differences(last or {}, dependencies), key=lambda each: each[0].startswith("files."))
-        changed, before, _ = changes[0] if changes else ("a file of the result", "", "")
-        is_new = before is None and changed.startswith("files.")
-        reason = f"{changed} {'is new' if is_new else 'has changed'}" if last else "not made yet"
+        earlier = earlier.get("old") or earlier
+        reason = _reason_to_run(earlier.get("dependencies"), dependencies)
         print_result(f"[{title}] {stage.command}: {reason}", style="bold")
         resume_arguments, start = result.begin(key), time.monotonic()
         if status := run_process([*stage.write_options(self.output), *(resume_arguments or [])], title):
@@ -206,6 +203,17 @@ class Runner:
         text = json.dumps(dependencies, sort_keys=True, default=str)
         self.keys[stage.name] = hashlib.sha256(text.encode()).hexdigest()
         return self.keys[stage.name], json.loads(text)
+
+
+def _reason_to_run(last: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """Return why a stage runs: the first of its dependencies that differs from those of the last result."""
+    if not last:
+        return "not made yet"
+    changes = sorted(differences(last, now), key=lambda each: each[0].startswith("files."))
+    if not changes:
+        return "a file of the result has changed"
+    name, before, _ = changes[0]
+    return f"{name} {'is new' if before is None and name.startswith('files.') else 'has changed'}"
 
 
 def _plain_path(path: str) -> str:

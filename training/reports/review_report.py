@@ -22,7 +22,7 @@ def render_review(
 
     Args:
         sections: images with doubtful labels (``labels``) and with doubtful tags (``tags``).
-        drawn: what the network makes of each of these images; only one of them is held in memory at its own size.
+        drawn: the network's predictions for each of these images; only one of them is held in memory at its own size.
         classes: names of the classes 1..C.
         facts: lines for the foot of the page.
     """

@@ -3,14 +3,17 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock, Timeout
 from pytorch_lightning.loggers import WandbLogger
 from upath import UPath
 
+from datamodules.errors import InputError
 from datamodules.files import file_sha256, is_uri, write_json
 from datamodules.samplers import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
@@ -38,6 +41,26 @@ class RunRecord(pl.Callback):
         self.path, self.config = folder / PROVENANCE_FILE, dict(config)
         self.attempts: list[dict[str, Any]] = []
         self.figures: dict[str, float] = {}
+        self._lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)
+
+    def setup(self, trainer: pl.Trainer, _task: pl.LightningModule, stage: str) -> None:  # noqa: ARG002  given by name
+        """Refuse a folder into which another process trains."""
+        if not trainer.is_global_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            problem = f"another process trains into {self.path.parent}"
+            raise InputError(f"{problem}: wait for it, or choose another --output") from error
+
+    def teardown(self, _trainer: pl.Trainer, _task: pl.LightningModule, stage: str) -> None:  # noqa: ARG002  given by name
+        """Give the folder free."""
+        self._release()
+
+    def on_exception(self, _trainer: pl.Trainer, _task: pl.LightningModule, _error: BaseException) -> None:
+        """Give the folder free."""
+        self._release()
 
     def on_load_checkpoint(self, _trainer: pl.Trainer, _task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over the record of earlier attempts, if the checkpoint has one."""
@@ -86,6 +109,12 @@ class RunRecord(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
         """Record that the run is finished; not called where it was stopped."""
         self._write(trainer, finished=True)
+
+    def _release(self) -> None:
+        if self._lock.is_locked:
+            with suppress(OSError):  # Windows does not remove an open file
+                Path(self._lock.lock_file).unlink()
+            self._lock.release()
 
     def _write(self, trainer: pl.Trainer, *, finished: bool) -> None:
         if trainer.is_global_zero:

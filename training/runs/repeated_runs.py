@@ -22,14 +22,14 @@ def seed_list(given: str | list[int] | None) -> list[int]:
     """Return seeds given as ``0,1,2`` or as a list.
 
     Raises:
-        InputError: they are something else, or a seed comes twice or is negative.
+        InputError: they are something else, or a seed comes twice or is out of range.
     """
     try:
         seeds = [int(word) for word in given.split(",")] if isinstance(given, str) else list(given or [])
     except ValueError as error:
         raise InputError(f"seeds are whole numbers, as in --random_seeds 0,1,2; got {given}") from error
-    if len(set(seeds)) < len(seeds) or min(seeds, default=0) < 0:
-        raise InputError(f"seeds must be different numbers from 0 on, not {given}")
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed < 1 << 32 for seed in seeds):
+        raise InputError(f"seeds must be different numbers from 0 to 4294967295, not {given}")
     return seeds
 
 
