@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -21,7 +21,7 @@ from torch import nn
 
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco import COCODataModule
-from datamodules.errors import InputError, UsageError
+from datamodules.errors import InputError, UsageError, unknown_name
 from datamodules.files import check_output_folder, read_json_or_empty
 from datamodules.folder import FolderDataModule
 from datamodules.synthetic import SyntheticDataModule
@@ -63,7 +63,13 @@ KEPT_OPTIONS = ("optimizer", "lr", "momentum", "weight_decay", "head_lr_scale", 
 class LightningParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, whose errors are one sentence."""
 
-    class_keys = frozenset(key for known in CLASSES for key in signature(known).parameters)
+    class_keys = frozenset({"class_path", "init_args"}).union(*(signature(known).parameters for known in CLASSES))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a `UsageError`, which names the nearest class where a ``class_path`` is none."""
+        if found := re.search(r"dot import path string: (\w+)", message):
+            raise UsageError(str(unknown_name("class", found[1], [known.__name__ for known in CLASSES]))) from ex
+        super().error(message, ex)
 
 
 class SynchronizedBatchNorms(LayerSync):

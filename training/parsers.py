@@ -85,7 +85,9 @@ def one_sentence(message: str, keys: Iterable[str]) -> str:
     """
     for pattern in UNKNOWN_KEY:
         if found := re.search(pattern, message):
-            return f"there is no option '{found[1]}'{nearest(found[1].split('.')[-1], keys)}"
+            *groups, word = found[1].split(".")
+            mistyped = (each for each in groups if each != "init_args" and did_you_mean(each, ["init_args"]))
+            return f"there is no option '{found[1]}'{nearest(next(mistyped, word), keys)}"
     key = re.search(r'Parser key "([^"]+)"', message)
     reasons = re.search(r"  Errors:\n(.*)\n  Given value type:", message, re.DOTALL)
     if key and reasons:  # the value fits none of its types: a reason for each

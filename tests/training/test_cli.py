@@ -182,6 +182,8 @@ TINY_DATA = [
     for name, value in {"root": "{data}", "train": 4, "val": 2, "image_size": 48, "size": 48, "num_workers": 0}.items()
 ]
 MISTAKES = {
+    "group in a YAML": (["fit", "--config={bad_group}"], "did you mean 'init_args'?"),
+    "class in a YAML": (["fit", "--config={bad_class}"], "no class 'ClasifierTask'; did you mean 'ClassifierTask'?"),
     "key in a YAML": (["fit", "--config={bad_key}"], "there is no option 'wieght_decay'; did you mean 'weight_decay'?"),
     "data key": (["fit", "--config={classifier}", "--data.sise=3"], "no option 'sise'; did you mean 'size'?"),
     "key of another class": (
@@ -260,11 +262,16 @@ def test_a_mistake_is_one_sentence(name, tmp_path, capsys):
         "masks": CONFIGS / "masks_voc_animals.yaml",
         "voc": CONFIGS / "classifier_voc_animals.yaml",
         "bad_key": tmp_path / "bad.yaml",
+        "bad_group": tmp_path / "group.yaml",
+        "bad_class": tmp_path / "class.yaml",
         "broken": tmp_path / "broken.yaml",
         "day": tmp_path / "day.yaml",
         "bell": tmp_path / "bell.yaml",
         "empty": tmp_path / "empty.yaml",
     }
+    text = CONFIGS.joinpath("classifier_demo.yaml").read_text(encoding="utf-8")
+    places["bad_group"].write_text(text.replace("init_args", "init_arg", 1), encoding="utf-8")
+    places["bad_class"].write_text(text.replace("ClassifierTask", "ClasifierTask"), encoding="utf-8")
     status = main([word.format(**places) for word in words])
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert status in (1, 2)
