@@ -70,34 +70,51 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
     Raises:
         InputError: an image does not exist, a folder contains none, none is given, or two have the same name.
     """
-    files, ids = [], dict[str, str]()
+    files, ids = list[AnyPath](), dict[str, str]()
     for path in paths:
-        found = [path]
+        is_folder = path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir()
         if path.suffix.lower() in TABLES:
-            header, rows = read_rows(path)
-            if "image" not in header:
-                raise InputError(f"{path} has no column image with the path of each image")
-            given = [(name, row.get("id")) for _, row in rows if (name := str(row.get("image") or "").strip())]
-            found = [UPath(path_in_table(path, name)) for name, _ in given]
-            ids |= {str(image): str(name) for image, (_, name) in zip(found, given, strict=True) if name}
-        elif path.suffix.lower() not in IMAGE_SUFFIXES if is_uri(path) else path.is_dir():
-            names, files_beside = list_folder(path)
-            found = [path / name for name in image_names(files_beside)]
-            folders = [path / name for name in names if not name.startswith(".")]
-            if not found:
-                found = [folder / name for folder in folders for name in list_images(folder)]
-                ids |= {str(image): f"{image.parent.name}/{image.stem}" for image in found}
-            elif below := sum(map(_count_images, folders)):
-                print_message(f"{below} images in folders of {path} are left out: name these folders, too")
-            unread = [name for name in files_beside if PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES]
-            if unread:
-                print_message(f"{len(unread)} files of {path} are not read, first {unread[0]}: convert them to JPEG")
+            found = _images_of_table(path)
+        else:
+            found = _images_of_folder(path) if is_folder else {path: None}
         if not found:
             raise InputError(f"there is no image in {path} ({', '.join(IMAGE_SUFFIXES)})")
         files += found
+        ids |= {str(image): name for image, name in found.items() if name}
     if not files:
         raise InputError("no image is given: name images or a folder of them")
     return file_samples(files, ids)
+
+
+def _images_of_table(path: AnyPath) -> dict[AnyPath, str | None]:
+    """Return the images in the column ``image`` of a table, each with the id that the table gives it."""
+    header, rows = read_rows(path)
+    if "image" not in header:
+        raise InputError(f"{path} has no column image with the path of each image")
+    found = dict[AnyPath, str | None]()
+    for location, row in rows:
+        if name := str(row.get("image") or "").strip():
+            image = UPath(path_in_table(path, name))
+            if image in found:
+                raise InputError(f"{location}: the image {name} is given twice")
+            found[image] = str(row["id"]) if row.get("id") else None
+    return found
+
+
+def _images_of_folder(path: AnyPath) -> dict[AnyPath, str | None]:
+    """Return the images of a folder, or else those of its folders with their ids; print what is left out."""
+    names, files = list_folder(path)
+    folders = [path / name for name in names if not name.startswith(".")]
+    found = dict[AnyPath, str | None].fromkeys(path / name for name in image_names(files))
+    if not found:
+        images = [folder / name for folder in folders for name in list_images(folder)]
+        found = {image: f"{image.parent.name}/{image.stem}" for image in images}
+    elif below := sum(map(_count_images, folders)):
+        print_message(f"{below} images in folders of {path} are left out: name these folders, too")
+    unread = [name for name in files if PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES]
+    if unread:
+        print_message(f"{len(unread)} files of {path} are not read, first {unread[0]}: convert them to JPEG")
+    return found
 
 
 def _count_images(folder: AnyPath) -> int:

@@ -207,6 +207,9 @@ def test_images_of_a_table(checkpoint, photos, tmp_path):
     table.write_text(f"id,image\n../x,{photos / 'b.jpeg'}\n")
     with pytest.raises(InputError, match=r"the id '\.\./x' of .*b\.jpeg is no relative path without"):
         predict(checkpoint, UPath(table), tmp_path / "none")
+    table.write_text(f"image\n{photos / 'a.jpg'}\n{photos / 'a.jpg'}\n")
+    with pytest.raises(InputError, match=r"review\.csv, line 3: the image .*a\.jpg is given twice"):
+        predict(checkpoint, UPath(table), tmp_path / "none")
     table.write_text("id\na\n")
     with pytest.raises(InputError, match=r"review\.csv has no column image"):
         predict(checkpoint, UPath(table), tmp_path / "none")
