@@ -87,5 +87,5 @@ def read_classes(path: AnyPath) -> tuple[str, ...]:
     Raises:
         InputError: the file is not UTF-8 text, is empty, or names a class twice.
     """
-    names = tuple(filter(None, map(normalize_name, read_lines(path))))
+    names = tuple(line.strip() for line in read_lines(path) if line.strip())
     return check_classes(names, names, f"in {path}")

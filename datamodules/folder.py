@@ -84,7 +84,7 @@ class FolderDataModule(BaseDataModule):
         path = self.root / "classes.txt"
         if not tags and not path.is_file():
             raise InputError(f"{self.source} gives no image any tag")
-        known = read_classes(path) if path.is_file() else tuple(tags)
+        known = tuple(map(normalize_name, read_classes(path) if path.is_file() else tags))
         if tags:
             check_classes(tags, known, f"in {path if path.is_file() else self.source}")
         return known

@@ -5,6 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from datamodules.errors import InputError
@@ -76,4 +77,6 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
 
 def path_in_table(table: AnyPath, name: str) -> str:
     """Return the path or URI of an image or mask that a table names relative to its own folder."""
-    return name if is_uri(name) else str(join_path(table.parent, forward_slashes(name)))
+    if is_uri(name) or PurePosixPath(name).is_absolute():
+        return name
+    return str(join_path(table.parent, forward_slashes(name)))

@@ -52,7 +52,7 @@ class WebDatasetDataModule(BaseDataModule):
         """Return the classes of ``classes.txt`` if it is there, else those given, else all tags, sorted."""
         path = self.root / "classes.txt"
         if path.is_file():
-            self._known = read_classes(path)
+            self._known = tuple(map(normalize_name, read_classes(path)))
             return self._known
         if self._given is not None:
             return tuple(self._given)

@@ -14,6 +14,7 @@ from datamodules.errors import InputError, first_line
 
 SIGNATURE = "tag2mask"  # the key in a checkpoint under which a task signs it
 VERSION = 1  # of the checkpoints
+UPDATES = "epoch_updates"  # the key in a checkpoint of the updates of an epoch
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["step", "poly", "cosine", "constant"]
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # noqa: SLF001  every batch and instance norm
@@ -126,18 +127,20 @@ class BaseTask(pl.LightningModule):
         known = None not in (self.epoch_updates, self.resumed_updates)
         if schedule in ("poly", "cosine") and known and self.epoch_updates != self.resumed_updates:
             kept = f"an epoch of the checkpoint has {self.resumed_updates} updates, not {self.epoch_updates}"
-            raise InputError(f"{kept}, and the {schedule} schedule counts them: resume with its devices and batch_size")
+            advice = "resume with its images, and its product of devices, batch_size and accumulate_grad_batches"
+            raise InputError(f"{kept}, and the {schedule} schedule counts them: {advice}")
         numbers = {name: options[name] for name in ("step_size", "step_gamma", "warmup_steps")}
         scheduler = LambdaLR(optimizer, lambda iteration: rate_factor(iteration, schedule, total, **numbers))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Sign the checkpoint with the task's name, which `seeds.checkpoints.read_checkpoint` checks."""
-        checkpoint[SIGNATURE] = {"task": self.task_name, "version": VERSION, "epoch_updates": self.epoch_updates}
+        """Sign the checkpoint, as `seeds.checkpoints.read_checkpoint` checks, and store the updates of an epoch."""
+        checkpoint[SIGNATURE] = {"task": self.task_name, "version": VERSION}
+        checkpoint[UPDATES] = self.epoch_updates
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the updates of an epoch, which a schedule over the whole training counts, for `configure_optimizers`."""
-        self.resumed_updates = checkpoint[SIGNATURE].get("epoch_updates")
+        """Read the updates of an epoch of the resumed training, which `configure_optimizers` compares."""
+        self.resumed_updates = checkpoint.get(UPDATES)
 
 
 def parameter_groups(network: nn.Module, head: Iterable[nn.Module], options: Mapping[str, Any]) -> list[dict[str, Any]]:

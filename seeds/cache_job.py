@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import takewhile
 from typing import Any, NamedTuple, Self
 
@@ -25,7 +24,6 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import BasePredictionWriter
-from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
@@ -54,6 +52,7 @@ from seeds.distributed import (
     launched_devices,
     local_rank,
     read_partition,
+    wait_for_slower_processes,
 )
 from seeds.job_options import JobOptions
 from seeds.lost_classes import report_lost_classes
@@ -320,8 +319,6 @@ def _trainer(job: JobOptions, precision: ResolvedPrecision, writer: "ShardWriter
         raise InputError(f"{used} cannot be used: {first_line(error)}") from error
     if not environments:
         check_process_count(trainer)
-    if isinstance(trainer.strategy, DDPStrategy):  # a process that has finished waits for the others, however long
-        trainer.strategy._timeout = timedelta(days=365)  # noqa: SLF001  a strategy of our own must know the processes
     return trainer
 
 
@@ -391,6 +388,7 @@ class ShardWriter(BasePredictionWriter):
             InputError: the folder cannot be used; the other processes leave quietly.
         """
         super().setup(trainer, pl_module, stage)
+        wait_for_slower_processes()
         job, count = self.job, len(self.blocks.names)
         torch.set_num_threads(job.threads)  # Lightning has divided the processors by the processes
         part, parts = read_partition(job.partition)

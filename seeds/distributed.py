@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import InputError
@@ -120,6 +121,17 @@ def mean_over_processes(value: "Tensor") -> "Tensor":
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()
     return mean
+
+
+def wait_for_slower_processes() -> None:
+    """Let processes wait for each other for a year from now on: some may have hours of work when others have finished.
+
+    Lightning's limit of 30 minutes stays for the start, at which a process may be missing.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.distributed_c10d._set_pg_timeout(timedelta(days=365))  # noqa: SLF001  torch has no public name
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -26,7 +26,7 @@ COLOURS = (
     (205, 170, 30), (190, 60, 150), (100, 160, 100), (200, 140, 255), (255, 205, 130), (70, 120, 150),
 )  # fmt: skip
 # Of each further twenty classes: share of the colour, and the gray with which it is mixed.
-SHADES = ((1.0, 0), (0.55, 0), (0.5, 255), (0.3, 0))
+SHADES = ((1.0, 0), (0.5, 0), (0.4, 255), (0.55, 128))
 BACKGROUND_COLOUR = (84, 98, 122)  # of background cues
 HEAT_STRENGTH = 0.75  # share of the colour in a pixel where a map is highest
 GAP, CAPTION, MARGIN = 6, 24, 96  # pixels of `figure_grid`: gap, height of a line, least width of row labels

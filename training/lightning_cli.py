@@ -81,6 +81,8 @@ class SynchronizedBatchNorms(LayerSync):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return the model with synchronized batch norms."""
+        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+            return model  # of an earlier training; timm's function would remove their activations
         converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
 
@@ -96,27 +98,35 @@ class AutoPrecisionTrainer(pl.Trainer):
         accelerator: as of Lightning's Trainer.
         precision: as of Lightning's Trainer, or ``auto``: bf16-mixed where the processor computes bfloat16 natively,
             else 32-true; see `seeds.precision`.
+        sync_batchnorm: compute the statistics of batch norms over the batches of all GPUs.
         **kwargs: as of Lightning's Trainer.
 
     Raises:
         InputError: options that torch does not support, or that would spoil a training unnoticed.
     """
 
-    def __init__(self, accelerator: str | Accelerator = "auto", precision: str | int = "auto", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        accelerator: str | Accelerator = "auto",
+        precision: str | int = "auto",
+        sync_batchnorm: bool = False,
+        **kwargs: Any,
+    ) -> None:
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
             if kwargs.get(name) == 0:
                 raise InputError(f"trainer.{name} is 0, and must be positive")
         if (kwargs.get("gradient_clip_val") or 0) < 0:
             raise InputError(f"trainer.gradient_clip_val is {kwargs['gradient_clip_val']}, and must not be negative")
-        if synchronized := kwargs.pop("sync_batchnorm", False):
-            kwargs["plugins"] = [*(kwargs.get("plugins") or []), SynchronizedBatchNorms()]
+        if sync_batchnorm:
+            given = kwargs.get("plugins") or []
+            kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), SynchronizedBatchNorms()]
         chosen: Any = resolve_precision("auto", str(accelerator)) if precision == "auto" else precision
         try:
             super().__init__(accelerator=accelerator, precision=chosen, **kwargs)
         except (ValueError, ImportError) as error:  # an unknown precision, a device that needs another library, …
             raise InputError(f"trainer: {error}") from error
         check_process_count(self)
-        if synchronized and self.world_size > 1 and self.strategy.root_device.type == "cpu":
+        if sync_batchnorm and self.world_size > 1 and self.strategy.root_device.type == "cpu":
             raise InputError("sync_batchnorm is for GPUs: torch has no SyncBatchNorm for the CPU; leave it out")
         if str(self.precision) in ("16-true", "bf16-true"):  # weights and images are rounded to 16 bits
             raise InputError(f"precision {self.precision} spoils the colours that the CRF sees: choose bf16-mixed")
@@ -248,6 +258,8 @@ class TagToMaskCLI(LightningCLI):
             self.config_init[str(self.subcommand)]["ckpt_path"] = path
         if path:
             stored = read_checkpoint(path, str(self.model.task_name)).get("hyper_parameters", {})
+            if (names := stored.get("classes")) is not None and tuple(names) != tuple(self.model.classes):
+                raise InputError(f"{path} is of the classes {', '.join(names)}, not {', '.join(self.model.classes)}")
             for name in KEPT_OPTIONS if self.subcommand == "fit" else ():
                 has_effect = name != "momentum" or stored.get("optimizer") == "sgd"
                 if has_effect and name in stored and stored[name] != self.model.hparams[name]:
@@ -286,6 +298,8 @@ def run_lightning(words: list[str], about: Mapping[str, str]) -> None:
         raise InputError(str(error)) from error
     except SystemExit as leave:
         raise exit_reason(leave) from None
+    except InputError:
+        raise
     except ValueError as error:
         if re.search("val_check_interval|is not in bounds, numpy", str(error)):  # Lightning's sentences
             raise InputError(str(error)) from error

@@ -204,19 +204,18 @@ def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:
             beyond 0..1 where the box leaves the image. An image without boxes adds 0.
 
     Returns:
-        Scalar tensor: the sum of both, averaged over an image's classes with boxes and then over images.
+        Scalar tensor: the sum of both, averaged over an image's classes with boxes and then over images. A box that
+        contains no centre of a row or column has the one in which its own centre lies.
     """
     probs = _check(probs, "box_loss")
     height, width = probs.shape[-2:]
-    y = (torch.arange(height, device=probs.device) + 0.5) / height
-    x = (torch.arange(width, device=probs.device) + 0.5) / width
     total = probs.new_zeros(())
     for image, own in zip(probs, boxes, strict=True):
         labels = own[:, 0].long()
         present = torch.unique(labels)
         for label in present:
             p, (left, top, right, bottom) = image[label], own[labels == label, 1:].T[..., None]  # (h, w), (n, 1) each
-            rows, columns = (top <= y) & (y < bottom), (left <= x) & (x < right)  # (n, h), (n, w)
+            rows, columns = _between(top, bottom, height), _between(left, right, width)  # (n, h), (n, w)
             interiors = rows[:, :, None] & columns[:, None]  # (n, h, w)
             outside = ~interiors.any(dim=0)
             inside = p.where(interiors, 0)
@@ -230,6 +229,13 @@ def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:
             term = term + _ratio((_log(lines) * complete).sum(), complete.sum())
             total = total - term / (len(present) * len(boxes))
     return total
+
+
+def _between(first: Tensor, last: Tensor, count: int) -> Tensor:
+    """Return which of ``count`` centres lie in intervals of 0..1 (n, 1), or else next to the interval's; (n, count)."""
+    index = torch.arange(count, device=first.device)
+    inside = (first <= (index + 0.5) / count) & ((index + 0.5) / count < last)
+    return inside | (~inside.any(dim=1, keepdim=True) & (index == ((first + last) / 2 * count).floor()))
 
 
 @lru_cache(maxsize=64)

@@ -1,6 +1,7 @@
 """Segmentation networks by name: any architecture of segmentation_models_pytorch, or SEC's LargeFOV."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def build_network(
     weights: str = "none",
     network_args: dict[str, Any] | None = None,
     in_channels: int = 3,
+    classes: Sequence[str] | None = None,
 ) -> LargeFOV | SmpNetwork:
     """Build a segmentation network: class scores (B, K, h, w) of images (B, in_channels, H, W), not upsampled.
 
@@ -112,6 +114,8 @@ def build_network(
         network_args: further arguments of the architecture's class (``{"decoder_channels": 128}``).
         in_channels: channels of the images; weights of RGB images are adapted, see
             `seeds.pretrained_weights.load_fitting`.
+        classes: names of the classes; weights of a segmentation network must be of the same, in the same order. None:
+            the names are not compared.
 
     Raises:
         InputError: no such architecture or encoder, an argument that it does not take, or weights that do not fit.
@@ -122,7 +126,11 @@ def build_network(
     header = content.get(SIGNATURE)
     if isinstance(header, dict) and header.get("task") == "segmentation":
         network = build_network(architecture, num_classes, encoder, output_stride, "none", network_args, in_channels)
-        stored = check_checkpoint(content, weights, "segmentation")["state_dict"]
+        checked = check_checkpoint(content, weights, "segmentation")
+        names = checked.get("hyper_parameters", {}).get("classes")
+        if classes and names and len(names) == len(classes) and tuple(names) != tuple(classes):
+            raise InputError(f"weights {weights} are of the classes {', '.join(names)}, not {', '.join(classes)}")
+        stored = checked["state_dict"]
         state = {name.removeprefix("network."): value for name, value in stored.items() if name.startswith("network.")}
         load_fitting(network, state, f"weights {weights} are of another network")
         return network

@@ -275,8 +275,9 @@ def read_config(name: str, *, unique_keys: bool = True) -> tuple[Path, Any]:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that occurs twice: a stage that is copied without a new name would replace the first one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # before merged keys (<<) are added to it
         keys = [key.value for key, _ in node.value if key.tag.endswith(":str")]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
             raise yaml.constructor.ConstructorError(None, None, f"'{twice}' comes twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        return node

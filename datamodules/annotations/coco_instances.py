@@ -46,9 +46,9 @@ def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> d
 
 
 def brush_masks_as_instances(content: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the content of a JSON in which the brush masks of CVAT, which it writes as crowds, are none.
+    """Return the content of a JSON with ``iscrowd`` 0 for the brush masks of CVAT, which exports them as crowds.
 
-    They have the attribute ``occluded`` of CVAT, or else all instances with a segmentation are crowds.
+    An instance is one if it has CVAT's attribute ``occluded``, or if all instances with a segmentation are crowds.
     """
     crowds = [bool(each.get("iscrowd")) for each in content["annotations"] if has_area(each.get("segmentation"))]
     only_crowds = bool(crowds) and all(crowds)

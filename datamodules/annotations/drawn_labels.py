@@ -116,7 +116,7 @@ def reduce_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def box_interiors(boxes: np.ndarray, height: int, width: int) -> dict[int, np.ndarray]:
-    """Return the positions whose centres lie in the boxes of each class.
+    """Return the positions whose centres lie in the boxes of each class; of a smaller box that of its own centre.
 
     Args:
         boxes: float (n, 5): index 1..C, left, top, right, bottom; in fractions of the image's sides.
@@ -126,10 +126,15 @@ def box_interiors(boxes: np.ndarray, height: int, width: int) -> dict[int, np.nd
     Returns:
         bool (n, h, w), one for each box, by the index of the class.
     """
-    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+
+    def positions(first: float, last: float, count: int) -> np.ndarray:
+        centres, middle = (np.arange(count) + 0.5) / count, math.floor((first + last) / 2 * count)
+        inside = (first <= centres) & (centres < last)
+        return inside if inside.any() else np.arange(count) == middle
+
     interiors: dict[int, list[np.ndarray]] = {}
     for index, left, top, right, bottom in boxes.tolist():
-        inside = ((top <= y) & (y < bottom))[:, None] & ((left <= x) & (x < right))
+        inside = positions(top, bottom, height)[:, None] & positions(left, right, width)
         interiors.setdefault(int(index), []).append(inside)
     return {index: np.stack(each) for index, each in interiors.items()}
 

@@ -86,7 +86,9 @@ def check_labels(labels: Collection[str], known: Sequence[str], path: AnyPath, w
         raise InputError(f"{path}: none of {what} is a class of the data set: {found}")
     if others:
         hint = next(filter(None, (did_you_mean(each, known) for each in others)), "")
-        print_message(f"{path}: some of {what} are no classes: {first_few(others)}{hint and f'; {hint}'}")
+        print_message(
+            f"{path}: some of {what} are not classes of the data set: {first_few(others)}{hint and f'; {hint}'}"
+        )
 
 
 def valid_box(label: str, left: float, top: float, right: float, bottom: float) -> Box:

@@ -572,7 +572,10 @@ def test_json_of_some_other_classes(voc, tmp_path, capsys):
     """A label with another capital is another class, whose corrections would be lost unnoticed."""
     path = instances_json(tmp_path / "a.json", {"p1": []}, categories=("Ant", "bat", "background", "unknown"))
     read(open_voc(voc, path))
-    assert f"{path}: some of its categories are no classes: Ant; did you mean 'ant'?\n" in capsys.readouterr().err
+    assert (
+        f"{path}: some of its categories are not classes of the data set: Ant; did you mean 'ant'?\n"
+        in capsys.readouterr().err
+    )
 
 
 def test_json_of_other_classes(voc, tmp_path):

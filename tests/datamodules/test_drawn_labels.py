@@ -108,6 +108,8 @@ def test_interiors_of_boxes():
     assert interiors[2].astype(int).tolist() == [[[1, 1, 0, 0], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 1, 1]]]
     assert interiors[1].astype(int).tolist() == [[[0, 1, 1, 1], [0, 1, 1, 1]]]
     assert box_interiors(NO_BOXES, 2, 4) == {}
+    small = np.array([[1, 0.3, 0.3, 0.36, 0.4], [1, 0.3, -0.2, 0.36, -0.1]], np.float32)  # within and outside the image
+    assert box_interiors(small, 2, 4)[1].astype(int).tolist() == [[[0, 1, 0, 0], [0, 0, 0, 0]], [[0] * 4] * 2]
 
 
 def test_drawn_labels_replace_cues_and_boxes_exclude_their_class():

@@ -75,7 +75,7 @@ def test_of_a_folder_that_fails_nothing_stays(tmp_path, error):
 
 
 def test_a_file_that_is_read_meanwhile_is_named_itself(tmp_path):
-    """The context says of its own file or folder that it cannot be written, not of another."""
+    """The context reports its own file or folder as not writable, and no other."""
     missing = tmp_path / "missing.png"
     with pytest.raises(FileNotFoundError, match=r"missing\.png"), new_folder(tmp_path / "out") as folder:
         shutil.copyfile(missing, folder / "a.png")

@@ -236,6 +236,14 @@ def test_spellings_of_a_tag_that_look_the_same(album):
     assert FolderDataModule(str(album)).classes == ("Käfer", "hot dog")
 
 
+def test_spellings_of_a_class_that_look_the_same(album):
+    """As file systems of a Mac write accents."""
+    (album / "classes.txt").write_text(unicodedata.normalize("NFD", "Käfer\nhot  dog\n"), encoding="utf-8")
+    rows = zip(("a.jpg", "c.JPG", "d.jpg", "sub/b.png"), ("Käfer", "hot dog", "", ""), strict=True)
+    (album / "tags.csv").write_text("file,tags\n" + "".join(f"{name},{tag}\n" for name, tag in rows))
+    assert FolderDataModule(str(album)).classes == ("Käfer", "hot dog")
+
+
 def test_an_excel_file_and_a_table_as_root(album):
     (album / "tags.csv").write_bytes(b"PK\x03\x04\xff\xff")
     with pytest.raises(InputError, match=r"tags\.csv is not a UTF-8 CSV: it is an Excel file; save it as 'CSV UTF-8'"):

@@ -5,14 +5,14 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
-from pytorch_lightning.strategies import DDPStrategy
+import torch
 from torch.nn import Identity
 from upath import UPath
 
@@ -21,7 +21,8 @@ from datamodules.files import list_folder, read_bytes, write_atomically
 from datamodules.sample_blocks import consecutive_blocks
 from datamodules.seed_cache.cache import SeedCache, verify_cache
 from datamodules.seed_cache.writer import SeedCacheWriter
-from seeds.cache_job import SeedModule, ShardWriter, _trainer
+from seeds.cache_job import SeedModule, ShardWriter
+from seeds.distributed import gather_objects, wait_for_slower_processes
 from seeds.generate_seeds import CamModule
 from seeds.job_options import JobOptions
 from tests.processes import child, free_port, kill, ranks
@@ -367,7 +368,15 @@ def test_classes_without_cues_are_reported(checkpoint, tmp_path, monkeypatch, ca
 
 
 def test_a_process_that_has_finished_waits_for_the_others():
-    """Shards take unequal time: Lightning's half hour would end the processes that still compute."""
-    trainer = _trainer(JobOptions(accelerator="cpu", devices=2), "32-true", pl.Callback())
-    assert trainer.strategy.__class__ is DDPStrategy
-    assert trainer.strategy._timeout.days >= 30
+    """Shards take unequal time: a limit, here of 2 seconds, would end the processes that still compute."""
+
+    def work(*, wait):
+        rank = int(os.environ["LOCAL_RANK"])
+        torch.distributed.init_process_group("gloo", rank=rank, timeout=timedelta(seconds=2))
+        if wait:
+            wait_for_slower_processes()
+        time.sleep(5 * rank)
+        assert gather_objects(rank) == [0, 1]
+
+    assert ranks(2, lambda: work(wait=True)) == [0, 0]
+    assert ranks(2, lambda: work(wait=False))[0] == 1

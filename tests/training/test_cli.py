@@ -184,6 +184,8 @@ TINY_DATA = [
 MISTAKES = {
     "group in a YAML": (["fit", "--config={bad_group}"], "did you mean 'init_args'?"),
     "class in a YAML": (["fit", "--config={bad_class}"], "no class 'ClasifierTask'; did you mean 'ClassifierTask'?"),
+    "trainer option": (["fit", "--config={classifier}", "--trainer.val_check_intervall=3"], "'val_check_interval'?"),
+    "trainer type": (["fit", "--config={classifier}", "--trainer.sync_batchnorm=abc"], "expected bool, got abc"),
     "key in a YAML": (["fit", "--config={bad_key}"], "there is no option 'wieght_decay'; did you mean 'weight_decay'?"),
     "data key": (["fit", "--config={classifier}", "--data.sise=3"], "no option 'sise'; did you mean 'size'?"),
     "key of another class": (
@@ -360,6 +362,7 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys, monkeypatch):
         ("", "is not a mapping of options to values"),
         ("- a", "is not a mapping of options to values"),
         ("output: a\noutput: b", "line 1: 'output' comes twice"),
+        ("z: &Z {k: 0}\nx: {inner: &A {<<: *Z, k: 1}}\ny: {<<: *A}", "there is no option 'x"),
         (
             "trainer: 5\nmodel: ClassifierTask\ndata: SyntheticDataModule",
             "trainer: 5 is not a mapping",

@@ -457,9 +457,13 @@ def slow_box_loss(probs, boxes):
             h, w = len(p), len(p[0])
             rectangles = [box[1:] for box in own.tolist() if box[0] == label]
 
+            def covered(first, last, count):  # centres between the sides, or else the position of the box's own centre
+                inside = [i for i in range(count) if first <= (i + 0.5) / count < last]
+                return inside or [math.floor((first + last) / 2 * count)]
+
             def within(y, x, box, h=h, w=w):
                 left, top, right, bottom = box
-                return left <= (x + 0.5) / w < right and top <= (y + 0.5) / h < bottom
+                return x in covered(left, right, w) and y in covered(top, bottom, h)
 
             outside = [
                 -math.log(1 - p[y][x]) for y in range(h) for x in range(w)
@@ -504,6 +508,17 @@ def test_box_loss_of_a_box_whose_side_is_rounded():
     )
     assert rounded == pytest.approx(float(exact), rel=1e-6)
     assert beyond != pytest.approx(float(exact), rel=1e-3)
+
+
+def test_box_loss_of_a_box_smaller_than_a_position():
+    """The class is present at the position of the box's centre, and absent elsewhere; beyond the image, everywhere."""
+    p = torch.linspace(0.1, 0.9, 8, dtype=torch.float64).reshape(2, 4)
+    probs = torch.stack([1 - p, p])[None]
+    inside = box_loss(probs, [torch.tensor([[1, 0.3, 0.3, 0.36, 0.4]])])  # at row 0, column 1
+    outside = p.flatten()[[0, *range(2, 8)]]
+    assert inside.item() == pytest.approx((-(1 - outside).log().mean() - p[0, 1].log()).item())
+    beyond = box_loss(probs, [torch.tensor([[1, 0.3, -0.4, 0.36, -0.3]])])
+    assert beyond.item() == pytest.approx(-(1 - p).log().mean().item())
 
 
 def test_box_loss_moves_a_class_into_its_box():

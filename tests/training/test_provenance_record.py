@@ -1,9 +1,11 @@
 """The record of a run in its folder, its checkpoints, at Weights & Biases and in evaluations."""
 
 import csv
+import errno
 import hashlib
 import html
 import json
+import pickle
 import re
 import struct
 
@@ -18,7 +20,7 @@ from seeds.provenance import git_revision
 from tests.training.conftest import data_of
 from tests.training.fits import CONFIGS, fit, read_record
 from training.cli import main
-from training.runs.provenance_record import provenance_lines, read_provenance
+from training.runs.provenance_record import RunRecord, provenance_lines, read_provenance
 
 BATCHES = 3  # an epoch: nine images, three a batch
 
@@ -222,3 +224,17 @@ def test_it_holds_the_images(offline):
             names = [row[f"{key}/filenames"] for row in history if f"{key}/filenames" in row]
             assert names, key
             assert all((folder / "files" / name).stat().st_size > 100 for each in names for name in each)
+
+
+def test_a_file_system_without_locks(voc, cues, tmp_path, monkeypatch, capsys):
+    def no_locks(_lock):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("training.runs.provenance_record.FileLock.acquire", no_locks)
+    assert fit(voc, cues, tmp_path / "run") == 0
+    message = f"{tmp_path / 'run'} cannot be locked: Function not implemented; start no other training into it"
+    assert message in capsys.readouterr().err
+
+
+def test_it_goes_to_processes_that_are_spawned(tmp_path):
+    assert pickle.loads(pickle.dumps(RunRecord(tmp_path, {"seed": 1}))).config == {"seed": 1}

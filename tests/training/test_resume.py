@@ -10,6 +10,7 @@ import torch
 from filelock import FileLock
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
+from datamodules.synthetic_scenes import CLASSES
 from tests.training.fits import fit, fit_in_a_process
 from training.runs.callbacks import BestCheckpoint, checkpoint_callbacks
 
@@ -57,11 +58,27 @@ def test_an_epoch_of_a_schedule_keeps_its_updates(voc, cues, tmp_path, capsys):
     assert train("poly", *more, "--data.batch_size=9") == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     kept = "an epoch of the checkpoint has 3 updates, not 1, and the poly schedule counts them"
-    assert line == f"tag2mask: {kept}: resume with its devices and batch_size"
+    advice = "resume with its images, and its product of devices, batch_size and accumulate_grad_batches"
+    assert line == f"tag2mask: {kept}: {advice}"
     assert train("poly", *more) == 0
     assert torch.load(tmp_path / "poly/last.ckpt", weights_only=True)["global_step"] == 9
     assert train("constant", "--model.schedule=constant") == 0
     assert train("constant", *more, "--model.schedule=constant", "--data.batch_size=9") == 0
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_checkpoint_of_classes_in_another_order(voc, cues, uninterrupted, tmp_path, capsys, command):
+    """Its head would give the scores of one class to another."""
+    names = list(CLASSES)
+    words = (
+        f"--data.classes=[{','.join(names[::-1])}]",
+        "--data.cues=null",
+        "--data.targets=masks",
+        f"--ckpt_path={uninterrupted / 'last.ckpt'}",
+    )
+    assert fit(voc, cues, tmp_path / "run", *words, command=command) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.endswith(f"last.ckpt is of the classes {', '.join(names)}, not {', '.join(names[::-1])}")
 
 
 def test_one_process_trains_into_a_folder(voc, cues, tmp_path, capsys):

@@ -343,6 +343,9 @@ def test_a_training_may_start_from_a_whole_network(checkpoint, tmp_path):
     )
     with pytest.raises(InputError, match=r"sec\.ckpt are of another network: .*size mismatch"):
         SegmentationTask(["a", "b"], **TINY, weights=str(checkpoint))
+    renamed = [*first.classes[:0:-1], first.classes[0]]  # its head would give the scores of one class to another
+    with pytest.raises(InputError, match=rf"sec\.ckpt are of the classes {', '.join(first.classes)}, not"):
+        SegmentationTask(renamed, **TINY, weights=str(checkpoint))
     with pytest.raises(InputError, match=r"sec\.ckpt are of another network"):
         SegmentationTask(list(first.classes), "LargeFOV", weights=str(checkpoint))
     torch.save({"tag2mask": 3}, tmp_path / "odd.ckpt")

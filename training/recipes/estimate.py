@@ -141,6 +141,10 @@ def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, prec
         start = time.perf_counter()
         for _ in range(TIMED_STEPS):
             step()
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise InputError("a batch norm of this network needs two images in a batch: raise batch_size") from error
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"a batch of {batch_size} images of {size} x {size} pixels does not fit into the GPU"

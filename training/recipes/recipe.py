@@ -75,6 +75,7 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, str]) -
     if unknown := next((name for name in given if name not in ("output", *settings)), None):
         raise UsageError(f"there is no option or setting '{unknown}'{nearest(unknown, [*RUN_OPTIONS, *settings])}")
     settings |= {name: _setting(name, text, settings[name]) for name, text in given.items() if name != "output"}
+    settings = substitute(settings, settings)  # a setting may refer to another
     output = given.get("output", content.get("output"))
     if not isinstance(output, str):
         raise UsageError("'output', the folder of the results, is missing")

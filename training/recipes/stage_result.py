@@ -69,7 +69,9 @@ class StageResult:
                 return []
             if self.stage.command == "fit" and is_zipfile(self.folder / "last.ckpt"):  # else it is damaged
                 return ["--ckpt_path=last"]
-            if any(self.folder.glob("*.safetensors")):  # shards of the same settings are kept, others replaced
+            if self.stage.command != "export" and any(
+                self.folder.glob("*.safetensors")
+            ):  # shards of the same settings are kept, others replaced
                 return ["--overwrite=true"]
         old = record.get("old")
         if "files" in record:

@@ -15,6 +15,7 @@ from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, is_uri, write_json
+from datamodules.progress import print_message
 from datamodules.samplers import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
@@ -41,25 +42,30 @@ class RunRecord(pl.Callback):
         self.path, self.config = folder / PROVENANCE_FILE, dict(config)
         self.attempts: list[dict[str, Any]] = []
         self.figures: dict[str, float] = {}
-        self._lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)
+        self._lock: FileLock | None = None
 
     def setup(self, trainer: pl.Trainer, _task: pl.LightningModule, stage: str) -> None:  # noqa: ARG002  given by name
-        """Refuse a folder into which another process trains."""
-        if not trainer.is_global_zero:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            problem = f"another process trains into {self.path.parent}"
-            raise InputError(f"{problem}: wait for it, or choose another --output") from error
+        """Refuse, in all processes, a folder into which another process trains."""
+        problem, folder = "", self.path.parent
+        if trainer.is_global_zero:
+            lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+                self._lock = lock
+            except Timeout:
+                problem = f"another process trains into {folder}: wait for it, or choose another --output"
+            except OSError as error:  # such as a network file system without locks
+                print_message(f"{folder} cannot be locked: {error.strerror or error}; start no other training into it")
+        if problem := trainer.strategy.broadcast(problem):
+            raise InputError(problem)
 
     def teardown(self, _trainer: pl.Trainer, _task: pl.LightningModule, stage: str) -> None:  # noqa: ARG002  given by name
-        """Give the folder free."""
+        """Release the lock of the folder."""
         self._release()
 
     def on_exception(self, _trainer: pl.Trainer, _task: pl.LightningModule, _error: BaseException) -> None:
-        """Give the folder free."""
+        """Release the lock of the folder."""
         self._release()
 
     def on_load_checkpoint(self, _trainer: pl.Trainer, _task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -111,10 +117,11 @@ class RunRecord(pl.Callback):
         self._write(trainer, finished=True)
 
     def _release(self) -> None:
-        if self._lock.is_locked:
+        if self._lock is not None:
             with suppress(OSError):  # Windows does not remove an open file
                 Path(self._lock.lock_file).unlink()
             self._lock.release()
+            self._lock = None
 
     def _write(self, trainer: pl.Trainer, *, finished: bool) -> None:
         if trainer.is_global_zero:
