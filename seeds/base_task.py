@@ -113,8 +113,7 @@ class BaseTask(pl.LightningModule):
         """Return the optimizer and its schedule, which is stepped every iteration.
 
         Raises:
-            InputError: a schedule over the whole training, and a training without end, or one that resumes a training
-                whose epochs have another number of updates.
+            InputError: a schedule over the whole training, and a training without end.
         """
         options, is_sgd = self.hparams, self.hparams["optimizer"] == "sgd"
         groups = parameter_groups(*self.network_and_head(), options)
@@ -122,16 +121,25 @@ class BaseTask(pl.LightningModule):
         schedule, total = options["schedule"], float(self.trainer.estimated_stepping_batches)
         if schedule in ("poly", "cosine") and total == float("inf"):
             raise InputError(f"schedule {schedule!r} needs the trainer's max_epochs or max_steps: an end of training")
+        numbers = {name: options[name] for name in ("step_size", "step_gamma", "warmup_steps")}
+        scheduler = LambdaLR(optimizer, lambda iteration: rate_factor(iteration, schedule, total, **numbers))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Count the updates of an epoch.
+
+        Raises:
+            InputError: the schedule is one over the whole training, and the epochs of the training that is resumed have
+                another number of updates.
+        """
+        schedule = self.hparams["schedule"]
         if self.trainer.max_steps == -1 and (epochs := self.trainer.max_epochs or -1) > 0:
-            self.epoch_updates = round(total / epochs)
+            self.epoch_updates = round(self.trainer.estimated_stepping_batches / epochs)
         known = None not in (self.epoch_updates, self.resumed_updates)
         if schedule in ("poly", "cosine") and known and self.epoch_updates != self.resumed_updates:
             kept = f"an epoch of the checkpoint has {self.resumed_updates} updates, not {self.epoch_updates}"
             advice = "resume with its images, and its product of devices, batch_size and accumulate_grad_batches"
             raise InputError(f"{kept}, and the {schedule} schedule counts them: {advice}")
-        numbers = {name: options[name] for name in ("step_size", "step_gamma", "warmup_steps")}
-        scheduler = LambdaLR(optimizer, lambda iteration: rate_factor(iteration, schedule, total, **numbers))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, as `seeds.checkpoints.read_checkpoint` checks, and store the updates of an epoch."""
@@ -139,7 +147,7 @@ class BaseTask(pl.LightningModule):
         checkpoint[UPDATES] = self.epoch_updates
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the updates of an epoch of the resumed training, which `configure_optimizers` compares."""
+        """Read the updates of an epoch of the resumed training, which `on_fit_start` compares."""
         self.resumed_updates = checkpoint.get(UPDATES)
 
 

@@ -183,7 +183,7 @@ def test_refused_in_one_sentence(voc, cues, tmp_path, capsys):
     assert "torch_xla" in error("--trainer.accelerator=tpu")
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
         assert f"trainer.{name} is 0, and must be positive" in error(f"--trainer.{name}=0")
-    assert "gradient_clip_val is -1, and must not be negative" in error("--trainer.gradient_clip_val=-1")
+    assert "gradient_clip_val is -0.5, and must not be negative" in error("--trainer.gradient_clip_val=-0.5")
     assert "not in bounds" in error("--seed_everything=99999999999")
     assert not (tmp_path / "run").exists()
 

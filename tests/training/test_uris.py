@@ -94,7 +94,7 @@ MISTAKES = {
     "no root's bucket": ("evaluate --checkpoint={sec} --root=s3:/voc", "folder s3:///voc cannot be read: "),
     "no such storage": (
         "evaluate --checkpoint={sec} --root=foo://voc",
-        "folder foo://voc cannot be read: Unsupported filesystem: 'foo'",
+        "folder foo://voc cannot be accessed: Unsupported filesystem: 'foo'",
     ),
     "no export": ("predict --checkpoint={s3}/no.onnx --images={voc}", f"nor a *.ckpt: {NOWHERE}"),
     "no images": ("predict --checkpoint={sec} --images={s3}/no", f"{NOWHERE}: {{s3}}/no"),
