@@ -116,7 +116,7 @@ def reduce_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def box_interiors(boxes: np.ndarray, height: int, width: int) -> dict[int, np.ndarray]:
-    """Return the positions whose centres lie in the boxes of each class; of a smaller box that of its own centre.
+    """Return the positions whose centres lie in the boxes of each class; for a smaller box, the one around its centre.
 
     Args:
         boxes: float (n, 5): index 1..C, left, top, right, bottom; in fractions of the image's sides.

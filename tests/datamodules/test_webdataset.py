@@ -162,7 +162,7 @@ def test_sizes_on_a_web_server(tmp_path):
 
 
 def test_a_web_server_that_sends_whole_files_only(tmp_path, monkeypatch):
-    """Python's own: it answers a request for a part of a file with the whole."""
+    """Python's server sends the whole file for a request of a part."""
     pytest.importorskip("aiohttp")
     monkeypatch.setattr("datamodules.tar_files._REQUEST", 512)
     (tmp_path / "a.tar").write_bytes(tar_bytes({"a.png": png(99)}))

@@ -48,7 +48,7 @@ def test_options_that_the_checkpoint_would_override_are_refused(voc, cues, unint
 
 
 def test_an_epoch_of_a_schedule_keeps_its_updates(voc, cues, tmp_path, capsys):
-    """With twice the batch the rate would be 0 from the second half on; more epochs are what somebody asked for."""
+    """With twice the batch the rate would be 0 from the second half on; more epochs are allowed."""
 
     def train(folder, *words):
         return fit(voc, cues, tmp_path / folder, *words)
