@@ -56,3 +56,10 @@ def errors_at(where: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """Return the first line of a library's error message; the name of its type where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def require_below_one(**numbers: float) -> None:
+    """Raise an InputError for the first of the options that is not at least 0 and below 1."""
+    for name, value in numbers.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} {value} must be at least 0 and below 1")

@@ -99,9 +99,9 @@ def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None =
         name = path.stem if given is None else given
         if not is_valid_id(name):
             raise InputError(f"the id {name!r} of {path} is {INVALID_ID}")
-        if name in samples and samples[name].image == str(path):
-            raise InputError(f"{path} is given twice")
         if name in samples:
+            if samples[name].image == str(path):
+                raise InputError(f"{path} is given twice")
             raise InputError(f"{samples[name].image} and {path} have the same id {name!r}: rename one file")
         samples[name] = Sample(name, str(path))
     return list(samples.values())

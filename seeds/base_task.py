@@ -2,7 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -208,6 +209,17 @@ def rate_factor(
         return rise
     done = min(1.0, iteration / total)
     return rise * ((1 - done) ** POLY_POWER if schedule == "poly" else (1 + math.cos(math.pi * done)) / 2)
+
+
+@contextmanager
+def batch_norm_errors() -> Iterator[None]:
+    """Turn torch's ValueError about a batch norm of a single value per channel into an InputError."""
+    try:
+        yield
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise InputError("a batch norm of this network needs two images in a batch: raise batch_size") from error
 
 
 def check_compiler(device: torch.device) -> None:

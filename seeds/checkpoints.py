@@ -4,6 +4,7 @@ import inspect
 import io
 import pickle
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -99,3 +100,16 @@ def load_task(path: str | AnyPath, cls: type[Task]) -> tuple[Task, dict[str, Any
         reason = lines[1].strip() if len(lines) > 1 and lines[0].startswith("Error(s)") else first_line(error)
         raise InputError(f"{path} does not fit the network its own settings describe: {reason}") from error
     return task.eval(), checkpoint
+
+
+def require_classes(content: Mapping[str, Any], classes: Sequence[str], subject: str) -> None:
+    """Raise an InputError where a checkpoint is of other classes, or of the same in another order, as is its head.
+
+    Args:
+        content: the checkpoint.
+        classes: names of the classes.
+        subject: beginning of the message, such as ``a.ckpt is``.
+    """
+    names = content.get("hyper_parameters", {}).get("classes")
+    if names is not None and tuple(names) != tuple(classes):
+        raise InputError(f"{subject} of the classes {', '.join(names)}, not {', '.join(classes)}")

@@ -4,7 +4,7 @@ from typing import Any
 
 from upath import UPath
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, require_below_one
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.writer import SeedCacheWriter
 from datamodules.source_revision import SEED_PACKAGES, source_revision
@@ -31,9 +31,7 @@ def threshold_seeds(
         InputError: a cache, folder or number is not usable. Finished shards stay.
     """
     thresholds = {"fg_threshold": fg_threshold, "bg_fraction": bg_fraction}
-    for name, value in thresholds.items():
-        if not 0 <= value < 1:
-            raise InputError(f"{name} {value} must be at least 0 and below 1")
+    require_below_one(**thresholds)
     seeds = SeedCache(cache)
     origin = {"cache": seeds.fingerprint, "packages": package_versions(), "source": source_revision(SEED_PACKAGES)}
     settings = seeds.settings | thresholds | {"refinement": None, "thresholded": origin}

@@ -64,7 +64,7 @@ def explain(
     if page is not None and classes:
         raise InputError("page names the one class of its page: leave classes out")
     samples = photo_samples(photos)
-    names = [*SIDES.values()] if page is not None else [*DEFAULT_METHODS] if methods is None else methods
+    names = list(SIDES.values() if page is not None else DEFAULT_METHODS if methods is None else methods)
     if not names:
         raise InputError("no method is given")
     explainer = Explainer(checkpoint, names, layer=layer, size=size)

@@ -30,11 +30,8 @@ SHADES = ((1.0, 0), (0.5, 0), (0.4, 255), (0.55, 128))
 BACKGROUND_COLOUR = (84, 98, 122)  # of background cues
 HEAT_STRENGTH = 0.75  # share of the colour in a pixel where a map is highest
 GAP, CAPTION, MARGIN = 6, 24, 96  # pixels of `figure_grid`: gap, height of a line, least width of row labels
-FONTS = (
-    "DejaVuSans.ttf",
-    "Arial Unicode.ttf",
-    "arial.ttf",
-)  # of Linux, macOS and Windows; Pillow's has ASCII alone
+# Fonts of Linux, macOS and Windows; Pillow's own has ASCII alone.
+FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 BRIGHTEST = 99.5  # percentile of a gradient's values that is shown at full contrast: a few pixels exceed all others
 
 

@@ -29,8 +29,8 @@ from datamodules.transforms import Augment
 from datamodules.voc import VOCDataModule
 from datamodules.webdataset import WebDatasetDataModule
 from seeds.affinity.affinity_task import AffinityTask
-from seeds.base_task import BaseTask
-from seeds.checkpoints import read_checkpoint
+from seeds.base_task import BaseTask, batch_norm_errors
+from seeds.checkpoints import read_checkpoint, require_classes
 from seeds.classifier import ClassifierTask
 from seeds.distributed import check_process_count, exit_reason, launched_devices, require_one_process
 from seeds.precision import resolve_precision
@@ -257,9 +257,9 @@ class TagToMaskCLI(LightningCLI):
             path = None if self.subcommand == "fit" and path == "last" and not of_run.exists() else str(of_run)
             self.config_init[str(self.subcommand)]["ckpt_path"] = path
         if path:
-            stored = read_checkpoint(path, str(self.model.task_name)).get("hyper_parameters", {})
-            if (names := stored.get("classes")) is not None and tuple(names) != tuple(self.model.classes):
-                raise InputError(f"{path} is of the classes {', '.join(names)}, not {', '.join(self.model.classes)}")
+            content = read_checkpoint(path, str(self.model.task_name))
+            require_classes(content, self.model.classes, f"{path} is")
+            stored = content.get("hyper_parameters", {})
             for name in KEPT_OPTIONS if self.subcommand == "fit" else ():
                 has_effect = name != "momentum" or stored.get("optimizer") == "sgd"
                 if has_effect and name in stored and stored[name] != self.model.hparams[name]:
@@ -281,31 +281,28 @@ def run_lightning(words: list[str], about: Mapping[str, str]) -> None:
     """
     descriptions = {name: {"description": f"{line[0].upper()}{line[1:]}."} for name, line in about.items()}
     try:
-        TagToMaskCLI(
-            model_class=pl.LightningModule,
-            datamodule_class=BaseDataModule,
-            trainer_class=AutoPrecisionTrainer,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            parser_class=LightningParser,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},  # before_fit has checked already
-            load_from_checkpoint_support=False,  # tasks save plain arguments, which load with weights_only
-            parser_kwargs={"prog": "tag2mask"} | descriptions,
-            args=words,
-        )
+        with batch_norm_errors():
+            TagToMaskCLI(
+                model_class=pl.LightningModule,
+                datamodule_class=BaseDataModule,
+                trainer_class=AutoPrecisionTrainer,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                parser_class=LightningParser,
+                seed_everything_default=0,
+                save_config_kwargs={"overwrite": True},  # before_fit has checked already
+                load_from_checkpoint_support=False,  # tasks save plain arguments, which load with weights_only
+                parser_kwargs={"prog": "tag2mask"} | descriptions,
+                args=words,
+            )
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
     except SystemExit as leave:
         raise exit_reason(leave) from None
-    except InputError:
-        raise
     except ValueError as error:
-        if re.search("val_check_interval|is not in bounds, numpy", str(error)):  # Lightning's sentences
-            raise InputError(str(error)) from error
-        if "Expected more than 1 value per channel" not in str(error):
+        if not re.search(r"^\s*`val_check_interval`|is not in bounds, numpy", str(error)):  # Lightning's sentences
             raise
-        raise InputError("a batch norm of this network needs two images in a batch: raise batch_size") from error
+        raise InputError(str(error)) from error
     except RuntimeError as error:
         if "parameters that were not used" in str(error):
             advice = "train in one process, or give --trainer.strategy ddp_find_unused_parameters_true"

@@ -14,7 +14,7 @@ from datamodules.errors import InputError, first_line, unknown_name
 from datamodules.files import is_uri
 from seeds.backbones import FreezableNetwork, dilate, measure_encoder
 from seeds.base_task import SIGNATURE
-from seeds.checkpoints import check_checkpoint, read_file
+from seeds.checkpoints import check_checkpoint, read_file, require_classes
 from seeds.dilated_depthwise import replace_dilated_depthwise
 from seeds.pretrained_weights import load_fitting, load_weights
 from training.largefov import LargeFOV
@@ -126,13 +126,11 @@ def build_network(
     header = content.get(SIGNATURE)
     if isinstance(header, dict) and header.get("task") == "segmentation":
         network = build_network(architecture, num_classes, encoder, output_stride, "none", network_args, in_channels)
-        checked = check_checkpoint(content, weights, "segmentation")
-        names = checked.get("hyper_parameters", {}).get("classes")
-        if classes and names and len(names) == len(classes) and tuple(names) != tuple(classes):
-            raise InputError(f"weights {weights} are of the classes {', '.join(names)}, not {', '.join(classes)}")
-        stored = checked["state_dict"]
+        stored = check_checkpoint(content, weights, "segmentation")["state_dict"]
         state = {name.removeprefix("network."): value for name, value in stored.items() if name.startswith("network.")}
         load_fitting(network, state, f"weights {weights} are of another network")
+        if classes is not None:
+            require_classes(content, classes, f"weights {weights} are")
         return network
     if architecture == "LargeFOV":
         if network_args or output_stride not in (None, 8):

@@ -11,7 +11,7 @@ from upath import UPath
 
 from datamodules.annotations.drawn_labels import box_interiors, corrected_cues, drawn_in
 from datamodules.class_names import IGNORE
-from datamodules.errors import InputError
+from datamodules.errors import InputError, require_below_one
 from datamodules.images import to_uint8
 from datamodules.seed_cache.cache import SMALL_CLASSES, SeedCache
 from datamodules.seed_cache.shard import NO_CUE, as_stored
@@ -74,8 +74,7 @@ def pseudo_label(
     Raises:
         InputError: a checkpoint, cache, folder or number is not usable, or the disk is full. Finished shards stay.
     """
-    if not 0 <= min_confidence < 1:
-        raise InputError(f"min_confidence {min_confidence} must be at least 0 and below 1")
+    require_below_one(min_confidence=min_confidence)
     source = JobSource.load(
         checkpoint, SegmentationTask, job, images, root=root, train_split=split, annotations=annotations
     )

@@ -118,15 +118,9 @@ class SegmentationTask(BaseTask):
         self.crf: CrfSettings = {**TRAINING_CRF, **(crf or {})}
         channels = len(self.classes) + 1
         self.network = build_network(
-            architecture,
-            channels,
-            encoder,
-            output_stride,
-            weights,
-            network_args,
-            self.hparams["in_channels"],
+            architecture, channels, encoder, output_stride, weights, network_args, self.hparams["in_channels"],
             self.classes,
-        )
+        )  # fmt: skip
         self.network.freeze(freeze_stride)
         self.confusion = ConfusionMatrix(channels)
 

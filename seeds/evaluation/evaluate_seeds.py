@@ -74,6 +74,8 @@ def evaluate_seeds(
         InputError: no such cache, the cache lacks images of the split, the split has no masks, a mask has another
             size than its image, or all pixels are 255.
     """
+    if num_images is not None and num_images < 1:
+        raise InputError(f"num_images {num_images} must be at least 1")
     seeds, target = SeedCache(cache), output or cache
     target = target if target.suffix == ".json" else target / "metrics.json"
     if isinstance(target, Path):
@@ -91,8 +93,6 @@ def evaluate_seeds(
     samples = readable(samples, data.unreadable)
     fixed = float(seeds.settings.get("fg_threshold", 0.2) if threshold is None else threshold)
     explainer = None
-    if num_images is not None and num_images < 1:
-        raise InputError(f"num_images {num_images} must be at least 1")
     if faithfulness:
         path = checkpoint or seeds.inputs.get("checkpoint")
         if path is None:

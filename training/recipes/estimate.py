@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from datamodules.errors import InputError
-from seeds.base_task import BaseTask
+from seeds.base_task import BaseTask, batch_norm_errors
 from seeds.precision import computes_bfloat16
 from training.recipes.input_checks import InputChecks, build_task, open_training_data
 
@@ -136,15 +136,11 @@ def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, prec
     try:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # of an earlier network
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), counter:
+        with batch_norm_errors(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), counter:
             step()
         start = time.perf_counter()
         for _ in range(TIMED_STEPS):
             step()
-    except ValueError as error:
-        if "Expected more than 1 value per channel" not in str(error):
-            raise
-        raise InputError("a batch norm of this network needs two images in a batch: raise batch_size") from error
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"a batch of {batch_size} images of {size} x {size} pixels does not fit into the GPU"

@@ -69,9 +69,8 @@ class StageResult:
                 return []
             if self.stage.command == "fit" and is_zipfile(self.folder / "last.ckpt"):  # else it is damaged
                 return ["--ckpt_path=last"]
-            if self.stage.command != "export" and any(
-                self.folder.glob("*.safetensors")
-            ):  # shards of the same settings are kept, others replaced
+            # shards of the same settings are kept, others replaced; the weights of an export are no shard
+            if self.stage.command != "export" and any(self.folder.glob("*.safetensors")):
                 return ["--overwrite=true"]
         old = record.get("old")
         if "files" in record:

@@ -20,7 +20,7 @@ ENVIRONMENT = Environment(  # autoescape: names of files and classes never becom
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
 ENVIRONMENT.filters["percent"] = percent
-ENVIRONMENT.filters["markdown"] = lambda text: escape(text, quote=False).replace("|", "&#124;")  # no markup, one cell
+ENVIRONMENT.filters["markdown"] = lambda text: escape(text, quote=False).replace("|", "&#124;")  # no markup, one column
 ENVIRONMENT.filters["css_colour"] = lambda index: "rgb({},{},{})".format(*class_colour(index))
 
 
