@@ -55,7 +55,7 @@ from seeds.distributed import (
     wait_for_slower_processes,
 )
 from seeds.job_options import JobOptions
-from seeds.lost_classes import report_lost_classes
+from seeds.lost_classes import report_lost_background, report_lost_classes
 from seeds.precision import ResolvedPrecision, resolve_precision
 from seeds.provenance import annotations_sha256, ids_sha256, package_versions
 
@@ -227,11 +227,11 @@ def write_seed_cache(
             trainer = _trainer(job, settings["precision"], writer)
             trainer.predict(module, writer.batches(data, module), return_predictions=False)
         writer.close(module, finished=True)
-        states = gather_objects((module.problem, writer.tags))
+        states = gather_objects((module.problem, writer.found))
         if trainer.is_global_zero:
             if problem := next((each for each, _ in states if each), ""):
                 raise InputError(problem)
-            _report(cache, job, sum(tags for _, tags in states))
+            _report(cache, job, sum(found for _, found in states))
     except SystemExit as leave:
         raise exit_reason(leave) from None
     finally:
@@ -322,13 +322,14 @@ def _trainer(job: JobOptions, precision: ResolvedPrecision, writer: "ShardWriter
     return trainer
 
 
-def _report(cache: SeedCacheWriter, job: JobOptions, tags: NDArray[np.int64]) -> None:
+def _report(cache: SeedCacheWriter, job: JobOptions, found: NDArray[np.int64]) -> None:
     """Check and report what the job has written, in the first process.
 
     Args:
         cache: the writer of the cache.
         job: options of the job.
-        tags: number of images tagged with each class, and of those with a cue of it, (2, C).
+        found: number of images, and of those with a cue of the background; then number of images tagged with each class,
+            and of those with a cue of it, (2, C+1).
 
     Raises:
         InputError: too many images are unreadable.
@@ -352,7 +353,8 @@ def _report(cache: SeedCacheWriter, job: JobOptions, tags: NDArray[np.int64]) ->
     if seeds.left_out:
         print_message(f"{len(seeds.left_out)} images were left out; tag2mask seeds info lists all")
     advice = "Look at them (tag2mask seeds show), at the network they come from, and at the tags."
-    report_lost_classes(tags, cache.classes, what="the new cues contain", advice=advice)
+    report_lost_classes(found[:, 1:], cache.classes, what="the new cues contain", advice=advice)
+    report_lost_background(*found[:, 0].tolist(), where="in the new cues", advice=advice)
 
 
 class ShardWriter(BasePredictionWriter):
@@ -379,7 +381,8 @@ class ShardWriter(BasePredictionWriter):
         self._unlisted = ""  # the error that ended the list of images
         self._left_out: dict[int, dict[str, str]] = {}  # of each shard
         self._builder = ShardBuilder(cache.classes)  # of the shard at hand; used by the thread alone
-        self.tags = np.zeros((2, len(cache.classes)), int)  # images tagged with each class; those with a cue of it
+        # images, and those tagged with each class; those with a cue of the background, and of each class
+        self.found = np.zeros((2, 1 + len(cache.classes)), int)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the missing shards in the first process, and deal them to all: every n-th to each of n processes.
@@ -480,8 +483,9 @@ class ShardWriter(BasePredictionWriter):
         for seed in seeds:
             cues = module.cues(seed)
             self._builder.add(seed.id, cues, seed.classes, seed.maps, seed.saliency)
-            self.tags[0, seed.classes] += 1
-            self.tags[1, seed.classes] += np.isin(seed.classes + 1, cues)
+            present = np.array([0, *(seed.classes + 1)])
+            self.found[0, present] += 1
+            self.found[1, present] += np.isin(present, cues)
         if complete:
             self.cache.write(number, self._builder, self._left_out.pop(number))
             self._builder = ShardBuilder(self.cache.classes)

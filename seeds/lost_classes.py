@@ -1,4 +1,4 @@
-"""A sign without masks that a stage has gone wrong: classes that most images tagged with them have lost."""
+"""Signs without masks that a stage has gone wrong: classes that are lost, or found nearly everywhere."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,8 @@ import numpy as np
 from datamodules.progress import print_message
 
 MIN_SHARE = 0.5
-"""A class is lost where it is found in a smaller share of the images tagged with it."""
+"""A class is lost where it is found in a smaller share of the images tagged with it, and so is the background in a
+smaller share of all images; a class is found nearly everywhere from this share of the images without its tag on."""
 
 
 def report_lost_classes(tags: np.ndarray, classes: Sequence[str], *, what: str, advice: str) -> None:
@@ -26,3 +27,36 @@ def report_lost_classes(tags: np.ndarray, classes: Sequence[str], *, what: str, 
     ]
     if lost:
         print_message(f"warning: {what} fewer than half of the tags of some classes: {', '.join(lost)}. {advice}")
+
+
+def report_lost_background(images: int, found: int, *, where: str, advice: str) -> None:
+    """Print that fewer than half of the images have background; nothing otherwise.
+
+    Args:
+        images: number of images.
+        found: of those in which there is background.
+        where: in what it is looked for.
+        advice: what to do, the next sentence.
+    """
+    if found < MIN_SHARE * images:
+        print_message(f"warning: {where} there is background in {found} of {images} images. {advice}")
+
+
+def report_classes_found_everywhere(untagged: np.ndarray, classes: Sequence[str], *, what: str, advice: str) -> None:
+    """Print the classes that are found in at least half of the images without their tag; nothing where none is.
+
+    Args:
+        untagged: number of images without each tag, and of those in which the class is found, (2, C).
+        classes: the C names.
+        what: what finds them, the beginning of the sentence.
+        advice: what to do, the next sentence.
+    """
+    everywhere = [
+        f"{name} in {found} of {images} images"
+        for name, images, found in zip(classes, *untagged.tolist(), strict=True)
+        if images and found >= MIN_SHARE * images
+    ]
+    if everywhere:
+        print_message(
+            f"warning: {what} some classes in most images without that tag: {', '.join(everywhere)}. {advice}"
+        )

@@ -364,7 +364,22 @@ def test_classes_without_cues_are_reported(checkpoint, tmp_path, monkeypatch, ca
     cache = SeedCache(tmp_path / "some")
     count = sum(1 in cache.maps(name)[0] for name in cache.ids)
     what = "the new cues contain fewer than half of the tags of some classes"
-    assert f"warning: {what}: {cache.classes[1]} in 0 of {count} images. Look at them" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert f"warning: {what}: {cache.classes[1]} in 0 of {count} images. Look at them" in printed
+    assert "there is background" not in printed
+
+
+def test_cues_without_background_are_reported(checkpoint, tmp_path, monkeypatch, capsys):
+    original = CamModule.cues
+
+    def without_background(self, seed):
+        cues = original(self, seed)
+        return np.where(cues == 0, 255, cues).astype(np.uint8)
+
+    monkeypatch.setattr(CamModule, "cues", without_background)
+    generate(checkpoint, tmp_path / "some", **SETTINGS)
+    count = len(SeedCache(tmp_path / "some"))
+    assert f"warning: in the new cues there is background in 0 of {count} images. Look at" in capsys.readouterr().err
 
 
 def test_a_process_that_has_finished_waits_for_the_others():

@@ -1,9 +1,9 @@
-"""Classes that a stage has lost."""
+"""Classes that a stage has lost, or finds nearly everywhere."""
 
 import numpy as np
 import pytest
 
-from seeds.lost_classes import report_lost_classes
+from seeds.lost_classes import report_classes_found_everywhere, report_lost_background, report_lost_classes
 
 
 def test_classes_below_one_half_are_named(capsys):
@@ -18,3 +18,16 @@ def test_classes_below_one_half_are_named(capsys):
 def test_nothing_is_printed_where_no_class_is_lost(capsys, tags):
     report_lost_classes(np.array(tags), ["a", "b"], what="it finds", advice="Look.")
     assert capsys.readouterr().err == ""
+
+
+def test_background_below_one_half_of_the_images(capsys):
+    for found in (4, 3):
+        report_lost_background(8, found, where="in the cues", advice="Look.")
+    assert capsys.readouterr().err == "warning: in the cues there is background in 3 of 8 images. Look.\n"
+
+
+def test_classes_found_without_their_tag_are_named_from_one_half_on(capsys):
+    untagged = np.array([[4, 5, 0, 3], [2, 2, 0, 0]])  # c is in every image
+    report_classes_found_everywhere(untagged, ["a", "b", "c", "d"], what="it finds", advice="Look.")
+    what = "it finds some classes in most images without that tag"
+    assert capsys.readouterr().err == f"warning: {what}: a in 2 of 4 images. Look.\n"

@@ -109,6 +109,36 @@ def test_classes_that_a_network_does_not_find_are_reported_once(voc, cues, tmp_p
     assert not task._forward_hooks
 
 
+def test_a_network_that_never_finds_the_background_is_reported(capsys):
+    """The first class has the highest score at every position: it is found wherever it is tagged."""
+    task = Finding(["a", "b"], **TINY)
+    callback = FoundTags()
+    steps = {"num_training_batches": 1, "estimated_stepping_batches": 1, "global_step": 0, "accumulate_grad_batches": 1}
+    trainer = SimpleNamespace(**steps, is_global_zero=True)
+    callback.on_train_batch_start(trainer, task)
+    labels = task.tags = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    task(torch.zeros(3, 3, 64, 64))
+    callback.on_train_batch_end(trainer, task, None, {"labels": labels}, 0)
+    callback.on_train_end(trainer, task)
+    where = "in the network's predictions of its training images"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {where} there is background in 0 of 3 images. Later stages")
+
+
+def test_a_classifier_that_finds_a_class_everywhere_is_reported(capsys):
+    callback, task = FoundTags(), torch.nn.Identity()
+    steps = {"num_training_batches": 1, "estimated_stepping_batches": 1, "global_step": 0, "accumulate_grad_batches": 1}
+    trainer, task.hparams = SimpleNamespace(**steps, is_global_zero=True), {"classes": ["a", "b"]}
+    callback.on_train_batch_start(trainer, task)
+    task(torch.tensor([[3.0, 2.0], [3.0, 2.0], [3.0, -2.0], [3.0, -2.0]]))
+    labels = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    callback.on_train_batch_end(trainer, task, None, {"labels": labels}, 0)
+    callback.on_train_end(trainer, task)
+    what = "some classes in most images without that tag: a in 2 of 2 images. Later stages"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert what in line
+
+
 @pytest.mark.parametrize(
     ("scores", "found"), [([3.0, -3.0], "b in 0 of 2 images"), ([-3.0, 3.0], "a in 0 of 4 images")]
 )

@@ -20,7 +20,7 @@ from datamodules.files import is_uri, open_atomically
 from datamodules.progress import Progress, print_message
 from datamodules.samplers import run_seed
 from seeds.distributed import gather_objects
-from seeds.lost_classes import report_lost_classes
+from seeds.lost_classes import report_classes_found_everywhere, report_lost_background, report_lost_classes
 
 BEST_BY = {"classifier": "val/map", "segmentation": "val/miou"}  # by task; other tasks have no best.ckpt
 
@@ -88,20 +88,23 @@ class UpdateCount(pl.Callback):
 class FoundTags(pl.Callback):
     """Reports classes that the network finds in fewer than half of the training images tagged with them.
 
-    The last steps of the training count, as many as an epoch has. A classifier finds a class whose probability exceeds
-    0.5, a segmentation network one that has the highest score at any position of the training crop.
+    The background counts as a class that every image is tagged with. A classifier's classes are reported, too, that it
+    finds in at least half of the images without that tag. The last steps of the training count, as many as an epoch
+    has. A classifier finds a class whose probability exceeds 0.5, a segmentation network one that has the highest score
+    at any position of the training crop.
     """
 
     def __init__(self) -> None:
         self._hook: Any = None
         self._scores: Tensor | None = None
-        self._tags: Tensor | None = None  # images tagged with each class, and those in which it is found: (2, C)
+        # images with each tag and those in which the class is found; the same without the tag: (2, 2, C or C+1)
+        self._counts: Tensor | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, *_hook: Any) -> None:
         """Start to look at the network's scores when as many steps are left as an epoch has."""
         batches = (trainer.estimated_stepping_batches - trainer.global_step) * trainer.accumulate_grad_batches
         if self._hook is None and batches <= trainer.num_training_batches:
-            self._hook, self._tags = task.register_forward_hook(self._remember), None
+            self._hook, self._counts = task.register_forward_hook(self._remember), None
 
     def _remember(self, _task: Any, _inputs: Any, output: Any) -> None:
         """Keep scores (B, C) or (B, C+1, h, w): boundaries have no classes, and DDP calls the task once more."""
@@ -115,13 +118,13 @@ class FoundTags(pl.Callback):
         self._scores = None
         if scores is None or labels is None:
             return
-        found = scores > 0  # (B, C)
-        if scores.ndim == 4:
+        found, tagged = scores > 0, labels > 0  # (B, C)
+        if scores.ndim == 4:  # (B, C+1), background first
             found = torch.zeros_like(scores[:, :, 0, 0], dtype=torch.bool)
-            found = found.scatter(1, scores.argmax(dim=1).flatten(1), value=True)[:, 1:]
-        tagged = labels > 0
-        counts = torch.stack([tagged.sum(dim=0), (tagged & found).sum(dim=0)])  # stays on the device
-        self._tags = counts if self._tags is None else self._tags + counts
+            found = found.scatter(1, scores.argmax(dim=1).flatten(1), value=True)
+            tagged = torch.nn.functional.pad(tagged, (1, 0), value=True)
+        counts = torch.stack([torch.stack([images, images & found]) for images in (tagged, ~tagged)]).sum(dim=2)
+        self._counts = counts if self._counts is None else self._counts + counts  # stays on the device
 
     def on_train_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         """Report."""
@@ -129,12 +132,19 @@ class FoundTags(pl.Callback):
             return
         self._hook.remove()
         self._hook = None
-        counts = [each for each in gather_objects(None if self._tags is None else self._tags.cpu()) if each is not None]
+        own = None if self._counts is None else self._counts.cpu()
+        counts = [each for each in gather_objects(own) if each is not None]
         if counts and trainer.is_global_zero:
-            tags = torch.stack(counts).sum(dim=0).numpy()
+            tagged, untagged = torch.stack(counts).sum(dim=0).numpy()
+            classes = task.hparams["classes"]
             advice = "Later stages cannot make up for it: check the tags (tag2mask check), or train longer."
             what = "the network finds, in its training images,"
-            report_lost_classes(tags, task.hparams["classes"], what=what, advice=advice)
+            report_lost_classes(tagged[:, -len(classes) :], classes, what=what, advice=advice)
+            if tagged.shape[1] == len(classes):
+                report_classes_found_everywhere(untagged, classes, what=what, advice=advice)
+            else:
+                where = "in the network's predictions of its training images"
+                report_lost_background(*tagged[:, 0].tolist(), where=where, advice=advice)
 
 
 class BestCheckpoint(ModelCheckpoint):
