@@ -26,6 +26,8 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 
 _CACHE = 256 << 20  # bytes of decoded blocks that GDAL keeps; by default 5 % of the machine's memory
 
+_LARGEST_BLOCK = 1 << 28  # pixels; GDAL decodes whole blocks, and a damaged header may announce one of any size
+
 _GEO_TAGS = {33550, 33922, 34264, 34735}  # TIFF's tags of the pixel scale, tie points, transform and CRS
 
 
@@ -89,6 +91,10 @@ class GeoTiff:
             problem = "stores white as 0 (MINISWHITE): save it with black as 0"
         elif not (repeated or fits or (channels == 3 and colors[:3] == ["red", "green", "blue"])):
             problem = f"has {file.count} bands ({', '.join(colors)}), and in_channels is {channels}"
+        elif (rows := file.block_shapes[0][0]) * (columns := file.block_shapes[0][1]) > _LARGEST_BLOCK:
+            problem = (
+                f"is stored in strips of {rows}x{columns} pixels, too large to be read by windows: save it in tiles"
+            )
         if problem:
             self._context.close()
             raise UnreadableError(f"image {path} {problem}")

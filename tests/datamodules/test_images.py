@@ -1,4 +1,5 @@
 import io
+import resource
 import struct
 
 import cv2
@@ -314,10 +315,12 @@ def test_a_header_with_a_huge_width(tmp_path, form):
     place = 18 if form == "BMP" else content.index(struct.pack("<HHI", 256, 4, 1)) + 8
     content[place : place + 4] = struct.pack("<I", 2**31 - 1)
     path.write_bytes(content)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UnreadableError, match=r"huge\.\w+ has more than [\d,]+ pixels: .*--tile"):
         read_image(path)
     with pytest.raises(UnreadableError, match=r"huge\."), open_windows(path) as image:
         image[:40, :60]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 1 << 18  # kB: the 6 GB of a strip are not read
 
 
 def test_a_truncated_png_is_named(tmp_path):
