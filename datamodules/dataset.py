@@ -16,6 +16,7 @@ from datamodules.annotations.drawn_labels import (
     corrected_cues,
     draw_labels,
     ignore_background_of_unmasked_objects,
+    keep_all_classes,
 )
 from datamodules.annotations.shapes import BACKGROUND, Point, Scribble, require_inside, vertices
 from datamodules.class_names import IGNORE
@@ -38,10 +39,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
     otherwise, all 255 for an image without a mask; where ``cues`` is given ``cues`` uint8 (h, w), a label map (0
     background, 1..C, 255 no cue) with h = w = ⌈S / cue_stride⌉. `collate` makes batches.
 
-    With ``with_annotations``, ``mask`` uint8 (S, S) contains the masks, points and scribbles of every sample (255 where
-    nothing is drawn), and ``boxes`` float32 (n, 5) its boxes: class 1..C, left, top, right, bottom, in fractions of the
-    sides of the transformed image, beyond 0..1 where a box leaves it. What is drawn replaces the cues there, and no
-    cue of a class with boxes lies outside of them.
+    With ``with_annotations``, ``mask`` uint8 (S, S) contains the masks, points and scribbles of every sample: 255 where
+    nothing is drawn; each class of a mask keeps a pixel, except in training. ``boxes`` float32 (n, 5) contains its
+    boxes: class 1..C, left, top, right, bottom, in fractions of the sides of the transformed image, beyond 0..1 where a
+    box leaves it. What is drawn replaces the cues there, and no cue of a class with boxes lies outside of them.
 
     ``unreadable`` lists ids and reasons of images that cannot be read. In training the next readable image takes the
     place; otherwise the item contains nothing else.
@@ -142,7 +143,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
             ends = np.cumsum([len(line) for _, line in lines])
             *strokes, corners = np.split(moved["points"], ends)
             drawn = [(label, stroke) for (label, _), stroke in zip(lines, strokes, strict=True)]
-            item["mask"] = draw_labels((self.size, self.size), moved.get("mask"), drawn)
+            resized = moved.get("mask")
+            if mask is not None and not self.training:
+                resized = keep_all_classes(moved["mask"], mask)
+            item["mask"] = draw_labels((self.size, self.size), resized, drawn)
             sides = corners.reshape(-1, 4) / self.size
             sides[:, ::2].sort(axis=1)  # a mirrored box has its left side on the right
             indices = np.array([self.indices[each.name] for each in boxes], np.float32)

@@ -102,8 +102,8 @@ def read_table(path: AnyPath) -> list[Sample]:
 
     A row has the image's path below the table's folder, or a URI, in the column ``file`` or ``file_name`` (Hugging
     Face's ImageFolder), and tags in ``tags``, ``labels`` or ``label``. Tags are a JSON list, or a text for
-    `split_tags`; a tag may contain spaces; no tag means that the image shows none of the classes. Other columns are
-    ignored.
+    `split_tags`; a tag may contain spaces; no tag means that the image shows none of the classes. In JSON lines, null
+    means that the tags are not known. Other columns are ignored.
 
     Raises:
         InputError: the table is missing or malformed, or lacks an image that lies beside its images.
@@ -138,7 +138,8 @@ def read_table(path: AnyPath) -> list[Sample]:
                 folders.setdefault(file.parent, file.parent.resolve())
                 lines[folders[file.parent] / file.name] = where
                 image = str(file)
-            samples.append(Sample(image_id(name), image, found))
+            unknown = tag_column in row and tags is None and path.suffix.lower() == ".jsonl"
+            samples.append(Sample(image_id(name), image, None if unknown else found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
     listed = dict[AnyPath, None]()

@@ -27,7 +27,7 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
-from datamodules.annotations.drawn_labels import Drawn
+from datamodules.annotations.drawn_labels import Drawn, corrected_cues
 from datamodules.base_datamodule import BaseDataModule, covered_samples
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError, first_line
@@ -38,7 +38,7 @@ from datamodules.sample import Sample, multi_hot
 from datamodules.sample_blocks import SampleBlocks
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.index import list_shards
-from datamodules.seed_cache.shard import ShardBuilder
+from datamodules.seed_cache.shard import NO_CUE, ShardBuilder
 from datamodules.seed_cache.writer import SeedCacheWriter
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.unreadable_images import PRINTED_IMAGES, too_many
@@ -263,7 +263,9 @@ def _settings_and_inputs(
         settings["files_sha256"] = blocks.files_sha256
     else:
         settings["split"] = data.hparams["train_split"]
-        settings["labels_sha256"] = hashlib.sha256(multi_hot(samples, data.classes).tobytes()).hexdigest()
+        labels = multi_hot(samples, data.classes)
+        labels[[sample.tags is None for sample in samples]] = -1
+        settings["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
         settings["ids_sha256"] = ids_sha256([sample.id for sample in samples])
         ids = [[sample.id for sample in blocks.read(number)] for number in range(len(ids))]
     if module.reads_annotations(data):
@@ -328,8 +330,8 @@ def _report(cache: SeedCacheWriter, job: JobOptions, found: NDArray[np.int64]) -
     Args:
         cache: the writer of the cache.
         job: options of the job.
-        found: number of images, and of those with a cue of the background; then number of images tagged with each class,
-            and of those with a cue of it, (2, C+1).
+        found: number of images, and of those tagged with each class; those with a cue of the background, and of each
+            class: (2, C+1).
 
     Raises:
         InputError: too many images are unreadable.
@@ -380,6 +382,7 @@ class ShardWriter(BasePredictionWriter):
         self._unreadable: dict[str, str] = {}  # of this process
         self._unlisted = ""  # the error that ended the list of images
         self._left_out: dict[int, dict[str, str]] = {}  # of each shard
+        self._unknown: set[str] = set()  # images whose tags are not known
         self._builder = ShardBuilder(cache.classes)  # of the shard at hand; used by the thread alone
         # images, and those tagged with each class; those with a cue of the background, and of each class
         self.found = np.zeros((2, 1 + len(cache.classes)), int)
@@ -451,6 +454,7 @@ class ShardWriter(BasePredictionWriter):
             for number in numbers:
                 found, excluded = self.blocks.read(number), self.cache.left_out
                 self._left_out[number] = {each.id: excluded[each.id] for each in found if each.id in excluded}
+                self._unknown |= {each.id for each in found if each.tags is None}
                 for first in range(0, len(found), self._batch_size):
                     batch, start = found[first : first + self._batch_size], len(samples) + first
                     batches.append([start + i for i, sample in enumerate(batch) if sample.id not in excluded])
@@ -482,7 +486,12 @@ class ShardWriter(BasePredictionWriter):
         """Make the cues of a batch; write its shard if it is complete."""
         for seed in seeds:
             cues = module.cues(seed)
+            if seed.id in self._unknown:  # it is not known to be background
+                cues = np.full_like(cues, NO_CUE)
+                cues = cues if seed.drawn is None else corrected_cues(cues, seed.drawn)
             self._builder.add(seed.id, cues, seed.classes, seed.maps, seed.saliency)
+            if seed.id in self._unknown:
+                continue
             present = np.array([0, *(seed.classes + 1)])
             self.found[0, present] += 1
             self.found[1, present] += np.isin(present, cues)

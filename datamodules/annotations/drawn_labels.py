@@ -86,6 +86,28 @@ def ignore_background_of_unmasked_objects(
     return labels
 
 
+def keep_all_classes(resized: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return a resized mask in which a class whose pixels have all been lost keeps one pixel.
+
+    Args:
+        resized: uint8 (h, w): 0 background, 1..C, 255 not known.
+        mask: uint8 (H, W), the same before.
+
+    Returns:
+        uint8 (h, w): for each lost class, the pixel that contains the middle one of its pixels in reading order.
+    """
+    labels = resized.copy()
+    for index in np.setdiff1d(mask, resized):
+        rows, columns = (mask == index).nonzero()
+        middle = len(rows) // 2
+        row, column = (
+            int(each[middle]) * small // large
+            for each, small, large in zip((rows, columns), resized.shape, mask.shape, strict=True)
+        )
+        labels[row, column] = index
+    return labels
+
+
 def reduce_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return a label map at a smaller size that keeps single pixels.
 

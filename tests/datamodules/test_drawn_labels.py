@@ -14,6 +14,7 @@ from datamodules.annotations.drawn_labels import (
     corrected_cues,
     draw_labels,
     ignore_background_of_unmasked_objects,
+    keep_all_classes,
     reduce_labels,
 )
 from datamodules.annotations.shapes import Box
@@ -148,3 +149,12 @@ def test_a_mirrored_point_stays_in_its_pixel():
         moved = Transform(4, Augment(None, True, 0))(image, seed=seed, mask=mask, points=points)
         x, y = np.floor(moved["points"]).astype(int).T
         assert moved["mask"][y, x].tolist() == mask.ravel().tolist()
+
+
+def test_each_class_of_a_mask_keeps_a_pixel():
+    mask = np.zeros((8, 8), np.uint8)
+    mask[1, 6:8], mask[6, 0], mask[4:, 4:], mask[0, :3] = 3, 2, 1, 255
+    resized = np.array([[0, 0], [0, 1]], np.uint8)
+    assert keep_all_classes(resized, mask).tolist() == [[255, 3], [2, 1]]
+    assert resized.tolist() == [[0, 0], [0, 1]]
+    assert keep_all_classes(mask, mask).tolist() == mask.tolist()

@@ -118,6 +118,14 @@ def test_metadata_of_an_imagefolder(album, name, text):
     assert data.source == str(album / name)
 
 
+def test_null_in_json_lines_is_not_known(album):
+    (album / "tags.csv").unlink()
+    rows = [{"file_name": file, "tags": None if name == "a" else sorted(TAGS[name])} for file, name in FILES.items()]
+    (album / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = tags_of(FolderDataModule(album, classes=["cat", "dog"]).samples("all"))
+    assert found == TAGS | {"a": None}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from datamodules.files import list_folder, read_bytes, write_atomically
 from datamodules.sample_blocks import consecutive_blocks
 from datamodules.seed_cache.cache import SeedCache, verify_cache
 from datamodules.seed_cache.writer import SeedCacheWriter
+from datamodules.voc import VOCDataModule
 from seeds.cache_job import SeedModule, ShardWriter
 from seeds.distributed import gather_objects, wait_for_slower_processes
 from seeds.generate_seeds import CamModule
@@ -367,6 +369,25 @@ def test_classes_without_cues_are_reported(checkpoint, tmp_path, monkeypatch, ca
     printed = capsys.readouterr().err
     assert f"warning: {what}: {cache.classes[1]} in 0 of {count} images. Look at them" in printed
     assert "there is background" not in printed
+
+
+def test_images_whose_tags_are_not_known_get_no_cue(checkpoint, tmp_path, monkeypatch):
+    """Not even background; the others keep their bytes."""
+    generate(checkpoint, tmp_path / "known", **SETTINGS)
+    original = VOCDataModule.samples
+
+    def without_tags(self, split, **given):
+        return [replace(each, tags=None) if each.id == "p1" else each for each in original(self, split, **given)]
+
+    monkeypatch.setattr(VOCDataModule, "samples", without_tags)
+    with pytest.raises(InputError, match="labels_sha256"):
+        generate(checkpoint, tmp_path / "known", **SETTINGS)
+    generate(checkpoint, tmp_path / "unknown", **SETTINGS)
+    known, unknown = SeedCache(tmp_path / "known"), SeedCache(tmp_path / "unknown")
+    assert known.ids == unknown.ids
+    for name in known.ids:
+        assert (unknown.cues(name) == (255 if name == "p1" else known.cues(name))).all()
+    assert (known.cues("p1") != 255).any()
 
 
 def test_cues_without_background_are_reported(checkpoint, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules.errors import InputError
 from datamodules.images import normalize
@@ -378,6 +379,23 @@ def test_a_whole_mask_is_the_label_map(voc, cues, boundaries, tmp_path):
             assert (own.cues(sample.id) != plain.cues(sample.id)).any()
         else:
             assert (own.cues(sample.id) == plain.cues(sample.id)).all()
+
+
+def test_an_object_too_small_for_the_resized_mask_stops_no_walk(voc, cues, boundaries, tmp_path):
+    """Its class is a tag from the mask alone, other pixels are unknown, and resizing loses its single pixel."""
+    data = data_of(voc)
+    sample = data.samples("train")[0]
+    other = next(index for index, name in enumerate(data.classes) if name not in sample.tags)
+    mask = read_class_mask(sample.mask, data.mask_lut)
+    mask[:2] = 255
+    numbered = np.arange(mask.size).reshape(mask.shape)
+    lost = np.setdiff1d(numbered, resize_nearest(numbered.astype(np.float32), 64, 64))[-1]
+    mask.flat[int(lost)] = 1 + other
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (tmp_path / "drawn.csv").write_text(f"id,mask\n{sample.id},mask.png\n")
+    words = ["--steps", "4", "--size", "64", "--cue_stride", "4", "--crf", "false"]
+    assert refine(cues, boundaries, tmp_path / "out", *words, "--annotations", str(tmp_path / "drawn.csv")) == 0
+    assert other in SeedCache(tmp_path / "out").maps(sample.id)[0]
 
 
 def test_a_class_that_only_a_mask_shows_needs_no_map(tmp_path):
