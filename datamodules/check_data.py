@@ -28,6 +28,8 @@ MIN_IMAGES = 20
 MAX_COOCCURRENCE = 0.9
 """Share of a class's images with another class from which Grad-CAM can hardly tell the two apart."""
 
+SMALL_SHARE = 0.01
+"""Share of the image, in half of its masks, below which a class is small: one for ``small_classes``."""
 
 NO_CLASS = frozenset({
     "none", "nothing", "no", "na", "n/a", "nan", "null", "-", "?", "empty", "ok", "good", "negative",
@@ -70,8 +72,9 @@ def check_data(
 
     Every image and mask is read once. It is reported which images cannot be read; which are nearly identical, and
     whether their tags differ; which classes have few images, are in all images, or nearly always have another class
-    beside them; which names are probably no class, or one class in several spellings; which masks show no class or
-    others than the tags; and how large an object must be in a photo to cover one position of the cue grid.
+    beside them; which names are probably no class, or one class in several spellings; which masks show no class,
+    others than the tags, or only small objects; and how large an object must be in a photo to cover one position of the
+    cue grid.
 
     Args:
         root: folder of the data set: one of VOC (with ``ImageSets``), one with a JSON of COCO's instances, or photos
@@ -223,7 +226,7 @@ def name_problems(classes: Sequence[str]) -> list[Finding]:
 def mask_problems(
     samples: Sequence[Sample], lut: NDArray[np.uint8], classes: Sequence[str], fingerprints: Mapping[str, Fingerprint]
 ) -> list[Finding]:
-    """Return findings about masks that cannot be read or do not fit their images or tags, or that show no class.
+    """Return findings about masks that cannot be read or do not fit their images or tags, and about what they show.
 
     Args:
         samples: samples with masks or without.
@@ -232,16 +235,16 @@ def mask_problems(
         fingerprints: of the images that can be read, by id.
     """
 
-    def read(sample: Sample) -> frozenset[str] | str:
+    def read(sample: Sample) -> dict[str, float] | str:
         try:
             mask = read_class_mask(sample.mask or "", lut)
             if image := fingerprints.get(sample.id):
                 size = image.height, image.width
                 require_same_size(f"mask {sample.mask}", mask.shape, f"its image {sample.image}", size)
-            indices = np.unique(mask)
         except InputError as error:
             return str(error)
-        return frozenset(classes[index - 1] for index in indices if 0 < index <= len(classes))
+        shares = np.bincount(mask.ravel(), minlength=256) / mask.size
+        return {name: share for name, share in zip(classes, shares[1:].tolist(), strict=False) if share}
 
     masked = [sample for sample in samples if sample.mask is not None]
     if not masked:
@@ -257,7 +260,7 @@ def mask_problems(
         indices = ", ".join(f"{index} for {name}" for index, name in enumerate(classes[:3], start=1))
         sentence = f"no mask shows a class: 0 is background, 255 is not known, and objects have the index {indices}"
         found.append(Finding("masks", sentence, [sample.id for sample in shown]))
-    differ = [each.id for each, names in shown.items() if each.tags is not None and not names <= each.tags]
+    differ = [each.id for each, names in shown.items() if each.tags is not None and not names.keys() <= each.tags]
     if differ:
         first = next(each for each in shown if each.id == differ[0])
         words = f"{first.id} has the tags {', '.join(sorted(first.tags or ())) or '(none)'}"
@@ -267,6 +270,13 @@ def mask_problems(
             f"{', '.join(classes[:5])}"
         )
         found.append(Finding("masks", sentence, differ))
+    shares = {name: [each[name] for each in shown.values() if name in each] for name in classes}
+    small = {name: half for name, each in shares.items() if each and (half := median(each)) < SMALL_SHARE}
+    if small:
+        percent = [f"{name} ({100 * half:.2g} %)" for name, half in small.items()]
+        sentence = "classes that cover less than 1 % of the image in half of their masks are found by --small_classes "
+        sentence += f"of seeds generate and run: {first_few(percent)}"
+        found.append(Finding("small", sentence, classes=list(small)))
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from upath import UPath
 
 from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, is_uri, read_bytes
@@ -24,6 +25,7 @@ def read_file(path: str | AnyPath) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, it is truncated or of another kind, or it holds more than plain data.
     """
+    refuse_folder_of_run(path)
     try:
         if str(path).endswith(".safetensors"):
             return dict(safetensors.torch.load(read_bytes(path)))
@@ -49,6 +51,15 @@ def read_file(path: str | AnyPath) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     return content
+
+
+def refuse_folder_of_run(path: str | AnyPath) -> None:
+    """Raise an InputError that names the last checkpoint in a local folder, of a run or of a recipe, if it is one."""
+    folder = UPath(path)
+    checkpoints = [] if is_uri(path) else [*folder.glob("last.ckpt"), *folder.glob("*/last.ckpt")]
+    if checkpoints:
+        last = max(checkpoints, key=lambda each: each.stat().st_mtime)
+        raise InputError(f"{path} is a folder: its checkpoint is {last}")
 
 
 def read_checkpoint(path: str | AnyPath, task: str) -> dict[str, Any]:

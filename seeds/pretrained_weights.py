@@ -50,8 +50,8 @@ def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
     Args:
         encoder: an encoder of `seeds.backbones.build_backbone` or a module with the same parameter names.
         weights: ``none`` keeps the random weights; ``imagenet`` downloads; else a file: a state dict with the
-            library's names (torchvision's, timm's or SMP's; layers behind the last stage are left out), or a checkpoint
-            of a classifier.
+            library's names (torchvision's, timm's or SMP's, also of a whole segmentation network of SMP; layers behind
+            the last stage are left out), or a checkpoint of a classifier.
         name: the backbone's name.
 
     Raises:
@@ -77,6 +77,10 @@ def load_state(encoder: nn.Module, state: State, weights: str, name: str, *, pub
     Raises:
         InputError: keys or shapes are another network's.
     """
+    for prefix in ("module.", "encoder."):  # of DistributedDataParallel, and of SMP's segmentation networks
+        if not any(key.startswith(prefix) for key in encoder.state_dict()):
+            below = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            state = below or state
     if isinstance(encoder, VisionTransformer):
         state = checkpoint_filter_fn(state, encoder)
     if isinstance(encoder, TimmUniversalEncoder):  # SMP wraps timm's network, without the layers behind the last stage

@@ -148,6 +148,7 @@ def model_card(
         "front_matter": front_matter.to_yaml(), "license": license, "evaluation": figures, "columns": columns,
         "architecture": options["architecture"], "encoder": options["encoder"],
         "targets": "masks" if is_masks else "localization cues and the SEC loss" if is_sec else "pseudo-masks",
+        "annotated": bool(trained.data.get("annotations")) and not is_masks,
         "images": (last.get("data") or {}).get("images"), "config": last.get("config"), "date": last.get("date"),
         "git": last.get("git"),
     }  # fmt: skip

@@ -14,7 +14,7 @@ from upath import UPath
 from datamodules.annotations.exports import AnnotationFormat, LabelledImage, write_annotations
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, check_output_folder, file_sha256, is_uri, new_folder, write_atomically
+from datamodules.files import AnyPath, check_output_folder, file_sha256, new_folder, write_atomically
 from datamodules.geotiff import Georeference, mask_geotiff, read_georeference
 from datamodules.images import is_turned
 from datamodules.masks import mask_png
@@ -26,6 +26,7 @@ from datamodules.tar_files import find_tars, write_tar
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import UnreadableImages
 from datamodules.webdataset import tar_samples
+from seeds.checkpoints import refuse_folder_of_run
 from seeds.distributed import local_rank, read_partition, require_one_process
 from seeds.precision import Precision
 from seeds.provenance import package_versions
@@ -108,10 +109,7 @@ def predict(
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
-    inside = [] if is_uri(checkpoint) else [*checkpoint.glob("last.ckpt"), *checkpoint.glob("*/last.ckpt")]
-    if inside:  # the folder of a run, or of a recipe
-        last = max(inside, key=lambda each: each.stat().st_mtime)
-        raise InputError(f"{checkpoint} is a folder: its checkpoint is {last}")
+    refuse_folder_of_run(checkpoint)
     network = load_trained(checkpoint, precision) if checkpoint.suffix == ".ckpt" else load_exported(checkpoint)
     tiling = None if tile is None else Tiling(tile, overlap)
     predictor = Predictor(network, crf, overlay, tiling, batch_size, num_workers)

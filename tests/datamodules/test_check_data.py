@@ -219,6 +219,18 @@ def test_masks_and_tags(photos, tmp_path):
     assert "30 has the tags dog, and its mask shows cat" in found[1]["sentence"]
 
 
+def test_classes_that_are_small_in_half_of_their_masks(photos, tmp_path):
+    """Of 96 x 128 pixels 1 % are 122.88; cats have 100, 120 and 6,144 pixels, a dog 130."""
+    (photos / "masks").mkdir()
+    for name, label, pixels in (("0", 1, 100), ("30", 1, 120), ("mirrored", 1, 6144), ("3", 2, 130)):
+        indices = np.zeros(96 * 128, np.uint8)
+        indices[:pixels] = label
+        write_mask(photos / f"masks/{name}.png", indices.reshape(96, 128))
+    (found,) = (each for each in check(photos, tmp_path / "a.json")[1] if each["kind"] == "small")
+    assert found["classes"] == ["cat"]
+    assert found["sentence"].endswith("found by --small_classes of seeds generate and run: cat (0.98 %)")
+
+
 def test_masks_whose_names_fit_no_image(photos, tmp_path):
     (photos / "masks").mkdir()
     write_mask(photos / "masks/0_mask.png", np.ones((96, 128), np.uint8))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
@@ -453,3 +454,15 @@ def test_seeds_of_a_vision_transformer(voc, tmp_path):
     cache = SeedCache(tmp_path / "seeds")
     assert cache.maps(IDS[2])[1].shape == (2, 6, 6)
     assert (cache.cues(IDS[2]) == 0).any()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tu-resnet18"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_of_a_whole_segmentation_network(tmp_path, name, prefix):
+    """Of SMP, also as DistributedDataParallel saves it: the encoder's are taken."""
+    network = smp.Unet(name, encoder_weights=None)
+    torch.save({f"{prefix}{key}": value for key, value in network.state_dict().items()}, tmp_path / "unet.pth")
+    encoder = smp.encoders.get_encoder(name, weights=None)
+    load_weights(encoder, str(tmp_path / "unet.pth"), name)
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(value, network.encoder.state_dict()[key])

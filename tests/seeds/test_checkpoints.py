@@ -36,6 +36,13 @@ def test_not_a_checkpoint(tmp_path, content):
         read_file(file)
 
 
+def test_a_folder_of_runs(tmp_path):
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network/last.ckpt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"is a folder: its checkpoint is .*network.last\.ckpt"):
+        read_file(tmp_path)
+
+
 def test_safetensors(tmp_path):
     file = tmp_path / "weights.safetensors"
     save_file({"a": torch.arange(3.0)}, file)

@@ -208,6 +208,17 @@ def test_a_model_card_has_the_options_of_the_training(network, tmp_path):
     assert "No training is recorded." in (tmp_path / "without/README.md").read_text()
 
 
+def test_a_model_card_tells_of_annotations(network, tmp_path):
+    content = torch.load(network, weights_only=True)
+    content["datamodule_hyper_parameters"] |= {"targets": "cues", "annotations": ["few.txt"]}
+    torch.save(content, tmp_path / "last.ckpt")
+    for checkpoint, folder in ((tmp_path / "last.ckpt", "with"), (network, "without")):
+        assert run("export", "--checkpoint", checkpoint, "--format", "smp", "--output", tmp_path / folder) == 0
+    sentence = "with pseudo-masks, and with masks, points, scribbles or boxes of some of them."
+    assert sentence in (tmp_path / "with/README.md").read_text()
+    assert "of some of them" not in (tmp_path / "without/README.md").read_text()
+
+
 def test_a_model_card(network, voc, tmp_path, capsys):
     """Figures of the evaluation, licence, classes and command; the front matter is what Hugging Face reads."""
     assert run("evaluate", "--checkpoint", network, "--output", tmp_path / "val", "--num_workers", 0) == 0

@@ -1,5 +1,6 @@
 """`tag2mask run`: inputs that a later stage refuses are refused before the first stage, and by a dry run."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,41 @@ def test_headers_are_read_once_for_all_stages(photos, tmp_path, started, monkeyp
     assert main(["run", f"--root={photos}", f"--output={tmp_path / 'out'}", *words]) == 3
     assert started == ["stage 1 of 3: classifier"]
     assert sorted(read) == [1, 11]
+
+
+def test_an_unknown_index_in_an_own_mask(photos):
+    (photos / "masks").mkdir()
+    Image.fromarray(np.full((20, 30), 9, np.uint8)).save(photos / "masks/image_00.png")
+    data = FolderDataModule(str(photos), targets="tags", annotations="masks", train_split="all", val_split=None)
+    with pytest.raises(InputError, match=r"masks.image_00\.png .*9"):
+        input_checks.InputChecks().check_images(data)
+
+
+def test_a_missing_file_of_clip(tmp_path):
+    for weights, message in (("download", ""), ("none.safetensors", "there are no weights none.safetensors")):
+        stage = Stage("classifier", "zero-shot", {"root": "photos", "weights": weights}, ())
+        assert input_checks.downloads_weights(stage) == (weights == "download")
+        with pytest.raises(InputError, match=message) if message else nullcontext():
+            input_checks.check_options(stage, [stage])
+
+
+def test_a_dry_run_names_what_is_not_there_yet(tmp_path, monkeypatch, capsys):
+    """VOC is downloaded into a folder that does not exist; the weights are downloaded, too."""
+    monkeypatch.setattr("training.recipes.estimate.time_step", lambda *_arguments: (0.0, 0, 0))
+    words = ["--config=voc12.yaml", f"--root={tmp_path / 'voc'}", "--weights=imagenet", "--dry_run=true"]
+    assert main(["run", f"--output={tmp_path / 'out'}", *words]) == 0
+    printed = capsys.readouterr().out
+    for name in ("classifier", "affinity", "first-network", "network"):
+        assert f"stage '{name}' is neither checked nor estimated: the images of {tmp_path / 'voc'} are not" in printed
+    assert "are not checked: classifier, affinity, first-network, network" in printed
+
+
+def test_equal_steps_are_timed_once(photos, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("training.recipes.estimate.time_step", lambda *given: sizes.append(given[2]) or (0.0, 0, 0))
+    words = [*WORDS, f"--root={photos}", f"--output={tmp_path / 'out'}", "--dry_run=true"]
+    assert main(["run", *words]) == 0
+    assert len(sizes) == 3  # classifier, boundaries, and one for the two segmentation networks
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -16,7 +16,7 @@ from training.recipes.input_checks import InputChecks, build_task, open_training
 GPU_NAMES = ("auto", "gpu", "cuda")  # accelerators that are a GPU where there is one
 LIGHTNING_EPOCHS = 1000  # of a training that has no limit
 TIMED_STEPS = 2
-CPU_IMAGES = 4  # of a timed step on a processor, on which the time is proportional to the images
+CPU_IMAGES = 2  # of a timed step on a processor, on which the time is proportional to the images
 
 
 class TrainingEstimate(NamedTuple):
@@ -44,13 +44,14 @@ def estimate_training(options: Mapping[str, Any], checks: InputChecks | None = N
 
     Args:
         options: options of ``tag2mask fit``; seed caches and other results of earlier stages need not exist.
-        checks: checks of earlier stages, which are not repeated.
+        checks: checks and timed steps of earlier stages, which are not repeated.
 
     Raises:
         InputError: the data or the weights do not exist or are refused by the training, or an option is invalid.
     """
     trainer, data = dict(options.get("trainer") or {}), open_training_data(options)
-    images, task = (checks or InputChecks()).check_images(data), build_task(options, data)
+    checks = checks or InputChecks()
+    images, task = checks.check_images(data), build_task(options, data)
     batch_size, size = data.hparams["batch_size"], data.hparams["size"]
     accelerator, accumulated = trainer.get("accelerator") or "auto", trainer.get("accumulate_grad_batches") or 1
     processes = process_count(accelerator, trainer.get("devices") or "auto", trainer.get("num_nodes") or 1)
@@ -63,7 +64,11 @@ def estimate_training(options: Mapping[str, Any], checks: InputChecks | None = N
     if steps is None:
         raise InputError("trainer: max_epochs is -1 and there is no max_steps: the training has no end")
     precision = trainer.get("precision") or "auto"
-    seconds, operations, memory = time_step(task, batch_size, size, str(accelerator), str(precision))
+    trained = sum(each.numel() for each in task.parameters() if each.requires_grad)
+    step = f"{task} {trained} {task.hparams['channels_last']} {batch_size} {size} {accelerator} {precision}"
+    if step not in checks.timed_steps:
+        checks.timed_steps[step] = time_step(task, batch_size, size, str(accelerator), str(precision))
+    seconds, operations, memory = checks.timed_steps[step]
     passes = steps * accumulated
     return TrainingEstimate(images, steps, passes * seconds / 3600, passes * operations * processes, memory)
 

@@ -11,6 +11,7 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError, unknown_name
 from datamodules.files import is_uri
+from datamodules.masks import read_class_mask
 from datamodules.sample import require_tags
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.unreadable_images import UnreadableImages, readable, too_many
@@ -75,6 +76,7 @@ class InputChecks:
     def __init__(self) -> None:
         self._images: set[Any] = set()
         self._tasks: set[str] = set()
+        self.timed_steps: dict[str, tuple[float, int, int]] = {}  # see `training.recipes.estimate.estimate_training`
 
     def check_existing(self, waiting: Sequence[Stage], stages: Sequence[Stage]) -> None:
         """Check the inputs of stages that exist already; an earlier stage may write or download others.
@@ -88,8 +90,7 @@ class InputChecks:
         """
         for stage in waiting:
             try:
-                check_accelerator(stage.options)
-                check_small_classes(stage, stages)
+                check_options(stage, stages)
                 if stage.command == "fit" and needs_data(stage, stages) and not is_downloaded(stage, waiting):
                     data = open_training_data(stage.options)
                     self.check_images(data)
@@ -102,11 +103,14 @@ class InputChecks:
 
         Raises:
             InputError: a split is empty, an image is missing, too many have no readable header, or tags or annotations
-                are invalid.
+                are invalid, such as a mask with an unknown index.
         """
         if isinstance(data, SyntheticDataModule):  # written by the first stage that reads it
             return int(data.hparams["train"])
         train, split, share = data.training_samples(), data.hparams["val_split"], data.unreadable.share
+        for sample in train if data.hparams["annotations"] else ():
+            if isinstance(sample.mask, str) and not is_uri(sample.mask):
+                read_class_mask(sample.mask, data.mask_lut)
         if data.hparams["targets"] == "tags":
             require_tags(train, data.classes, data.source)
         splits = [train] if split is None else [train, data.samples(split)]
@@ -128,6 +132,23 @@ class InputChecks:
         if key not in self._tasks:
             build_task(options, data)
         self._tasks.add(key)
+
+
+def check_options(stage: Stage, stages: Sequence[Stage]) -> None:
+    """Check options of a stage that need no data of its own: accelerator, small classes, weights of CLIP.
+
+    Args:
+        stage: the stage.
+        stages: all stages.
+
+    Raises:
+        InputError: one is invalid.
+    """
+    check_accelerator(stage.options)
+    check_small_classes(stage, stages)
+    weights = stage.options.get("weights") if stage.command == "zero-shot" else None
+    if isinstance(weights, str) and weights != "download" and not is_uri(weights) and not Path(weights).is_file():
+        raise InputError(f"there are no weights {weights}")
 
 
 def check_accelerator(options: Mapping[str, Any]) -> None:
@@ -167,6 +188,24 @@ def check_small_classes(stage: Stage, stages: Sequence[Stage]) -> None:
         if name not in classes:
             problem = unknown_name("class", str(name), classes)
             raise InputError(f"small_classes: {problem}")
+
+
+def missing_images(waiting: Sequence[Stage], stages: Sequence[Stage]) -> dict[str, str]:
+    """Return the folders that a recipe downloads and that do not exist, by the names of the stages that need them.
+
+    Args:
+        waiting: the stages that will run.
+        stages: all stages.
+    """
+    roots = {each.name: str(_data_arguments(each).get("root")) for each in waiting if is_downloaded(each, stages)}
+    return {name: root for name, root in roots.items() if not Path(root).is_dir()}
+
+
+def downloads_weights(stage: Stage) -> bool:
+    """Return whether a stage downloads initial weights, if they are not on this machine."""
+    if stage.command == "zero-shot":
+        return bool(stage.options.get("weights", "download") == "download")
+    return bool(dict(leaves(stage.options)).get("model.init_args.weights") == "imagenet")
 
 
 def needs_data(stage: Stage, stages: Sequence[Stage]) -> bool:

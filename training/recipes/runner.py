@@ -101,9 +101,10 @@ class Runner:
             InputError: a stage would refuse its data or weights, or an option is invalid; the message names the stage.
         """
         from training.recipes.estimate import estimate_training  # torch, here only
-        from training.recipes.input_checks import InputChecks, check_accelerator, check_small_classes
+        from training.recipes.input_checks import InputChecks, check_options, downloads_weights, missing_images
 
         waiting, hours, checks = self._waiting(stages), 0.0, InputChecks()
+        missing = missing_images(waiting, stages)
         self._check_options(waiting)
         table = Table(Column("stage", no_wrap=True), "command", "state", title=str(self.output))
         for column in ("images", "steps", "hours", "PFLOP", "GB"):
@@ -112,10 +113,9 @@ class Runner:
             state, figures = ("to run" if stage in waiting else "kept"), [""] * 5
             try:
                 if state == "to run":
-                    check_accelerator(stage.options)
-                    check_small_classes(stage, stages)
+                    check_options(stage, stages)
                 estimate = None
-                if stage.command == "fit" and state == "to run":
+                if stage.command == "fit" and state == "to run" and stage.name not in missing:
                     estimate = estimate_training(stage.options, checks)
             except InputError as error:
                 raise InputError(f"stage '{stage.name}': {error}") from error
@@ -131,6 +131,12 @@ class Runner:
             "of images, validations and the other stages; PFLOP: 1e15 floating-point operations, a GPU at "
             "10 TFLOP/s computes 36 PFLOP per hour; GB: weights, gradients, optimizer and activations"
         )
+        for name, root in missing.items():
+            print_result(
+                f"stage '{name}' is neither checked nor estimated: the images of {root} are not downloaded yet"
+            )
+        if names := [each.name for each in waiting if downloads_weights(each)]:
+            print_result(f"weights that are downloaded, if they are not there yet, are not checked: {', '.join(names)}")
 
     def _run_or_keep(self, stage: Stage, title: str) -> tuple[dict[str, Any], str]:
         """Run a stage or keep its result; return the record, and ``done`` or ``kept``.
