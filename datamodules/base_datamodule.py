@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from upath import UPath
 
 from datamodules.annotations.sources import add_annotations, check_source
-from datamodules.class_names import check_classes, mask_lut
+from datamodules.class_names import check_classes, class_name, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder, storage_errors
@@ -141,7 +141,8 @@ class BaseDataModule(pl.LightningDataModule):
         self.source = self.source or str(self.root)
         known = self.known_classes()
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
-        self.classes: tuple[str, ...] = known if classes is None else check_classes(classes, known, where)
+        chosen = known if classes is None else [class_name(name, known) for name in classes]
+        self.classes: tuple[str, ...] = check_classes(chosen, known, where)
         for name in self.classes:
             # a line of classes.txt, a key in metrics
             if name.strip("_").casefold() == "background" or name.splitlines() != [name]:

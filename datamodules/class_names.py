@@ -61,6 +61,11 @@ def normalize_name(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).replace("\u200b", "").split())
 
 
+def class_name(label: str, known: Sequence[str]) -> str:
+    """Return a label as a data set writes it: other spaces and other forms of accents are no other name."""
+    return label if label in known else normalize_name(label)
+
+
 def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:
     """Return ``classes`` as a tuple after checking that all of them are in ``known``.
 

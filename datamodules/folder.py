@@ -3,6 +3,7 @@
 import filecmp
 import json
 import re
+import unicodedata
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -118,6 +119,7 @@ def read_table(path: AnyPath) -> list[Sample]:
         raise InputError(f"{path} has the column {more!r}: put all tags of an image into {tag_column!r}, as in cat;dog")
     samples = []
     folders, lines = dict[AnyPath, AnyPath](), dict[AnyPath, str]()  # by resolved path: .. or a link may lead to one
+    names_in = dict[AnyPath, dict[str, str]]()  # of images on disk, also by NFC: macOS writes accents in another form
     for where, row in rows:
         name, tags = row.get(file_column), row.get(tag_column)
         if not isinstance(name, str):
@@ -135,17 +137,22 @@ def read_table(path: AnyPath) -> list[Sample]:
         if name := name.strip():
             if not is_uri(image := name):
                 file = join_path(path.parent, forward_slashes(name))
-                folders.setdefault(file.parent, file.parent.resolve())
-                lines[folders[file.parent] / file.name] = where
-                image = str(file)
+                if file.parent not in folders:
+                    folder = folders[file.parent] = file.parent.resolve()
+                    with suppress(FileNotFoundError, NotADirectoryError):  # missing images are found when they are read
+                        on_disk = list_images(folder)
+                        names_in[folder] = {unicodedata.normalize("NFC", each): each for each in on_disk}
+                        names_in[folder] |= {each: each for each in on_disk}
+                folder = folders[file.parent]
+                known = names_in.get(folder, {})
+                found_name = known.get(file.name) or known.get(unicodedata.normalize("NFC", file.name), file.name)
+                lines[folder / found_name] = where
+                image = str(file.with_name(found_name))
             unknown = tag_column in row and tags is None and path.suffix.lower() == ".jsonl"
             samples.append(Sample(image_id(name), image, None if unknown else found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
-    listed = dict[AnyPath, None]()
-    for folder in sorted(set(folders.values()), key=str):
-        with suppress(FileNotFoundError, NotADirectoryError):  # missing images are found when they are read
-            listed |= dict.fromkeys(folder / name for name in list_images(folder))
+    listed = dict.fromkeys(folder / name for folder in sorted(names_in, key=str) for name in names_in[folder].values())
     untagged = [file.name for file in listed if file not in lines]
     missing = next((file for file in lines if file not in listed and not file.is_file()), None) if untagged else None
     if missing is not None:  # a misspelt name?

@@ -1,8 +1,9 @@
 """Samples: what is known about images before a pixel is read, and the checks of lists of samples."""
 
 import hashlib
+import unicodedata
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +142,7 @@ class SplitSamples(dict[str, Sample]):
         other_ids: ids of the data set's images in other splits, where ids are paths.
     """
 
-    def __init__(self, samples: Sequence[Sample], title: str, other_ids: Container[str] = frozenset()) -> None:
+    def __init__(self, samples: Sequence[Sample], title: str, other_ids: Collection[str] = frozenset()) -> None:
         super().__init__((sample.id, sample) for sample in samples)
         self.title, self.other_ids = title, other_ids
 
@@ -164,6 +165,10 @@ class SplitSamples(dict[str, Sample]):
             InputError: two names are the same image, or none is one of the samples.
         """
         found = [match_id(name, self, self.other_ids) for name in names]
+        if any(name not in self and name not in self.other_ids for name in found):  # with accents in another form?
+            ids = {unicodedata.normalize("NFC", name): name for name in (*self.other_ids, *self)}
+            nfc = [match_id(unicodedata.normalize("NFC", name), ids) for name in found]
+            found = [ids.get(other, name) for name, other in zip(found, nfc, strict=True)]
         counts = Counter(found)
         for name, listed, location in zip(found, names, locations, strict=True):
             if counts[name] > 1:

@@ -16,6 +16,9 @@ from datamodules.sample import Sample, require_masks
 from datamodules.voc_download import download_voc
 from datamodules.voc_tags import list_tags, mask_tags, npy_tags, xml_tags
 
+MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+"""Folders of masks; the first that exists is read."""
+
 
 class VOCDataModule(BaseDataModule):
     """A folder of PASCAL VOC's layout: JPEGImages, ImageSets, SegmentationClass, Annotations.
@@ -66,8 +69,7 @@ class VOCDataModule(BaseDataModule):
             raise InputError(f"there is no list {path}; the existing splits are: {existing}")
         ids = read_ids(path)
         labels = hp["labels"] if tags else None
-        usual = ("SegmentationClassAug", "SegmentationClass")
-        folder = mask_folder(root, hp["masks"], usual) if masks or labels == "masks" else None
+        folder = mask_folder(root, hp["masks"], MASK_FOLDERS) if masks or labels == "masks" else None
         images = root / "JPEGImages"
         paired = zip(ids, find_masks(folder, ids), strict=True)
         samples = [Sample(name, str(images / f"{name}.jpg"), mask=mask) for name, mask in paired]

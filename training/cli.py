@@ -88,16 +88,17 @@ def main(args: Sequence[str] | None = None) -> int:
         message, status = str(leave.code), 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130
-    except OSError as error:  # no such file, no permission, no space left: the system's message and the file's name
-        name = f": {error.filename}" if error.filename else ""
-        message, status = f"{error.strerror or error}{name}", 1
-    except ValueError as error:
-        cause: BaseException | None = error  # the parser wraps an InputError of a class named in a YAML
-        while cause is not None and not isinstance(cause, InputError):
+    except (OSError, ValueError) as error:
+        cause: BaseException | None = error  # the parser wraps the error of a class named in a YAML
+        while cause is not None and not isinstance(cause, InputError | OSError):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        message, status = " ".join(str(cause).split()), cause.status
+        if isinstance(cause, OSError):  # no such file, no permission, no space left
+            name = f": {cause.filename}" if cause.filename else ""
+            message, status = f"{cause.strerror or cause}{name}", 1
+        else:
+            message, status = " ".join(str(cause).split()), cause.status
     else:
         return 0
     sys.stderr.write(f"tag2mask: {message}\n")
@@ -165,6 +166,7 @@ def quiet_known_warnings() -> None:
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Precision bf16-mixed is not supported by the model summary.*",
+        r".*No positive samples found in target, recall is undefined.*",  # such a class has no average precision here
     ):
         warnings.filterwarnings("ignore", message=message)
     # Lightning advertises a logging service at the start of every run

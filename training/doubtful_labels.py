@@ -18,7 +18,7 @@ from seeds.score_maps import resize_maps
 from training.inference import TrainedNetwork, crf_probabilities
 
 REASONS = {
-    "labels": "the network predicts another class than the label",
+    "labels": "the network predicts another class than the label, or the label was dropped as doubtful",
     "views": "the network predicts another class in the mirrored image",
     "CRF": "the dense CRF changes the prediction",
 }
@@ -116,9 +116,10 @@ def review_images(
                 classes[each.argmax(dim=0)].numpy().astype(np.uint8) for each in (*both, mean[0], smoothed[0])
             )
             labels = cache.cues(name)
+            labelled = (labels != NO_CUE) | ("consensus" in cache.settings)  # which drops labels that are doubtful
             prediction = resize_nearest(after, *labels.shape)
             doubtful = {
-                "labels": (labels != NO_CUE) & (labels != prediction),
+                "labels": labelled & (labels != prediction),
                 "views": resize_nearest((plain != mirrored).astype(np.uint8), *labels.shape) > 0,
                 "CRF": resize_nearest((before != after).astype(np.uint8), *labels.shape) > 0,
             }

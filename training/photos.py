@@ -14,6 +14,7 @@ from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
 from datamodules.progress import print_message
 from datamodules.sample import Sample, file_samples
 from datamodules.tables import TABLES, path_in_table, read_rows
+from datamodules.voc import MASK_FOLDERS
 
 UNREAD_SUFFIXES = frozenset({
     ".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
@@ -22,17 +23,28 @@ UNREAD_SUFFIXES = frozenset({
 """Suffixes (lower case) of files that people take for images, and that are not read."""
 
 
-def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path]) -> None:
-    """Raise an InputError if a file to write is one of the images, or if it would be in a folder of the images.
+def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path], paths: Iterable[AnyPath] = ()) -> None:
+    """Raise an InputError if a file to write is one of the images, or would be in a folder of images or of their masks.
 
-    Masks among the images would be taken for images by the next command, and replace files beside the images.
+    Masks among the images would be taken for images by the next command, and replace files beside the images. In the
+    folder of the data set's own masks they would replace what people have drawn, and be scored as the truth.
+
+    Args:
+        samples: the images.
+        targets: the files to write.
+        paths: images and folders that a user has named; the folders may be data sets.
     """
     local = [Path(sample.image) for sample in samples if not is_uri(sample.image)]
     originals = {path.resolve() for path in local}
     folders = {path.parent for path in originals}
     folders |= {folder.resolve() for folder in {path.parent for path in local}}  # of links
+    data = {Path(str(path)).resolve() for path in paths if not is_uri(path) and path.is_dir()}
+    own_masks = {folder / "masks" for folder in data}
+    own_masks |= {folder.parent / name for folder in data if folder.name == "JPEGImages" for name in MASK_FOLDERS}
     for target in targets:
         resolved = target.resolve()
+        if own := own_masks.intersection(resolved.parents):
+            raise InputError(f"{min(own)} is the folder of the data set's own masks: choose another output folder")
         if resolved in originals:
             raise InputError(f"{target} would replace an image: choose another output folder")
         if resolved.parent in folders:
@@ -76,7 +88,7 @@ def photo_samples(paths: Sequence[AnyPath]) -> list[Sample]:
         if path.suffix.lower() in TABLES:
             found = _images_of_table(path)
         else:
-            found = _images_of_folder(path) if is_folder else {path: None}
+            found = _images_of_folder(path, paths) if is_folder else {path: None}
         if not found:
             raise InputError(f"there is no image in {path} ({', '.join(IMAGE_SUFFIXES)})")
         files += found
@@ -101,15 +113,20 @@ def _images_of_table(path: AnyPath) -> dict[AnyPath, str | None]:
     return found
 
 
-def _images_of_folder(path: AnyPath) -> dict[AnyPath, str | None]:
-    """Return the images of a folder, or else those of its folders with their ids; print what is left out."""
+def _images_of_folder(path: AnyPath, given: Sequence[AnyPath]) -> dict[AnyPath, str | None]:
+    """Return the images of a folder, or else those of its folders with their ids; print what is left out.
+
+    Args:
+        path: the folder.
+        given: all paths that are given: folders among them are not left out.
+    """
     names, files = list_folder(path)
     folders = [path / name for name in names if not name.startswith(".")]
     found = dict[AnyPath, str | None].fromkeys(path / name for name in image_names(files))
     if not found:
         images = [folder / name for folder in folders for name in list_images(folder)]
         found = {image: f"{image.parent.name}/{image.stem}" for image in images}
-    elif below := sum(map(_count_images, folders)):
+    elif below := sum(_count_images(folder) for folder in folders if folder not in given):
         print_message(f"{below} images in folders of {path} are left out: name these folders, too")
     unread = [name for name in files if PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES]
     if unread:

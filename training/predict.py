@@ -73,11 +73,11 @@ def predict(
     Args:
         checkpoint: a segmentation checkpoint of ``tag2mask fit``, named ``*.ckpt``, or else a network written by
             ``tag2mask export``.
-        images: an image, a folder of images, or a list of both; a URI whose name has no suffix of an image is a folder.
-            A folder may contain a folder of images for each tag instead; masks are then in folders of these names.
-            Or a table (``.csv``, ``.jsonl``) with the columns ``image`` and, if masks are not named like the images,
-            ``id``: such as the ``review.csv`` of ``tag2mask review``; paths are relative to its folder. Or tar files,
-            such as ``shards/x-{000..099}.tar`` or ``shards/*.tar``.
+        images: an image, a folder of images, or a list of both, as in '[a.jpg, folder]'. A URI whose name has no suffix
+            of an image is a folder. A folder may contain a folder of images for each tag instead; masks are then in
+            folders of these names. Or a table (``.csv``, ``.jsonl``) with the columns ``image`` and, if masks are not
+            named like the images, ``id``: such as the ``review.csv`` of ``tag2mask review``; paths are relative to its
+            folder. Or tar files, such as ``shards/x-{000..099}.tar`` or ``shards/*.tar``.
         output: folder for the masks; created if necessary.
         format: png, or coco, yolo, label-studio, cvat or huggingface; ``output`` must then be new or empty.
         crf: smooth predictions with the dense CRF.
@@ -98,8 +98,9 @@ def predict(
         The paths of the masks.
 
     Raises:
-        InputError: there is no image, two have the same name, the output is a folder of the images or no folder, a tar
-            file exists with masks of other settings, the format excludes another option, or images were skipped.
+        InputError: there is no image, two have the same name, the output is a folder of the images, the folder of their
+            masks or no folder, a tar file exists with masks of other settings, the format excludes another option, or
+            images were skipped.
     """
     check_output_folder(output)
     part, parts = read_partition(partition)
@@ -207,7 +208,7 @@ def _predict_images(
         samples += listed[first : first + step]
     georeferences = {sample.id: _georeference(sample.image) for sample in samples}
     written = [output / f"{name}{'.tif' if found else '.png'}" for name, found in georeferences.items()]
-    forbid_replacing(listed, [*written, output / "classes.txt"])
+    forbid_replacing(listed, [*written, output / "classes.txt"], paths)
     write_atomically(output / "classes.txt", predictor.class_list())
     for name, content in predictor.files(samples, "predicting", georeferences):
         write_atomically(output / name, content)

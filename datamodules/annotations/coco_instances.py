@@ -116,7 +116,7 @@ def has_area(segmentation: Any) -> bool:
 def instance_mask(
     image: dict[str, Any], annotations: list[dict[str, Any]], indices: dict[int, int], path: AnyPath
 ) -> RleMask | None:
-    """Return the mask of an image; None where an instance has no segmentation.
+    """Return the mask of an image; None where an instance has no segmentation, or none has one with an area.
 
     Args:
         image: the image in the JSON.
@@ -132,6 +132,8 @@ def instance_mask(
         isinstance(height, int) and isinstance(width, int) and 0 < min(height, width) <= max(height, width) < 2**31
     ):
         raise InputError(f"{path}: image {image['id']} has no height or width, or they are no integers of 1 to 2^31")
+    if annotations and not any(has_area(each.get("segmentation")) for each in annotations):
+        return None
     instances: list[tuple[bool, int, int, bytes]] = []
     for each in annotations:
         try:

@@ -18,7 +18,7 @@ import yaml
 from upath import UPath
 
 from datamodules.annotations.shapes import BACKGROUND, Annotation, check_labels, mask_index, valid_box
-from datamodules.class_names import MAX_CLASSES, mask_lut
+from datamodules.class_names import MAX_CLASSES, class_name, mask_lut
 from datamodules.errors import InputError, UnreadableError, errors_at
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.image_ids import image_id
@@ -117,7 +117,7 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
     Raises:
         InputError: the YAML has no names, none is a class, there are no files, or a line is invalid.
     """
-    names = _yolo_names(path)
+    names = {key: class_name(name, known) for key, name in _yolo_names(path).items()}
     check_labels(names.values(), known, path, "its names")
     texts = yolo_label_files(path)
     if not texts:
@@ -229,6 +229,7 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
         raise InputError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     rows = [row for row in rows if row["mask"] and row["mask"] != {"bytes": None, "path": None}]
     names = _tag_names(schema.metadata or {}) or list(known)
+    names = [class_name(name, known) for name in names]
     names = names[1:] if names[0] == BACKGROUND else names
     check_labels(names, known, path, "the names of its tags")
     if len(names) > MAX_CLASSES:

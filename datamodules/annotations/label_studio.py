@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from datamodules.annotations.brush_rle import decode_brush
 from datamodules.annotations.coco_instances import instance_rle
 from datamodules.annotations.shapes import BACKGROUND, Annotation, Box, Point, check_labels, mask_index, valid_box
+from datamodules.class_names import class_name
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath
 from datamodules.image_ids import forward_slashes, image_id
@@ -63,6 +64,7 @@ def label_studio_annotations(
                 problem = f"a region of the type {each.get('type')} is invalid ({error!r})"
                 raise InputError(f"{location}: {problem}") from error
             if label is not None:
+                label = class_name(label, known)
                 labels.add(label)
             if isinstance(region, dict):
                 sizes.add(size)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from datamodules.class_names import IGNORE
+from datamodules.class_names import IGNORE, class_name
 from datamodules.errors import InputError, did_you_mean
 from datamodules.files import AnyPath
 from datamodules.masks import RleMask
@@ -65,7 +65,8 @@ class Box(NamedTuple):
 
 def mask_index(label: str | None, known: Sequence[str]) -> int:
     """Return the index in masks of a tool's label: 0 for `BACKGROUND`, 255 for None and one that is no class."""
-    return 0 if label == BACKGROUND else known.index(label) + 1 if label in known else IGNORE
+    name = class_name(label or "", known)
+    return 0 if name == BACKGROUND else known.index(name) + 1 if name in known else IGNORE
 
 
 def check_labels(labels: Collection[str], known: Sequence[str], path: AnyPath, what: str) -> None:
@@ -80,8 +81,9 @@ def check_labels(labels: Collection[str], known: Sequence[str], path: AnyPath, w
     Raises:
         InputError: none of the labels is a class.
     """
-    others = sorted(set(labels).difference(known, (BACKGROUND, UNKNOWN)))
-    if set(labels).isdisjoint(known):
+    labels = {class_name(label, known) for label in labels}
+    others = sorted(labels.difference(known, (BACKGROUND, UNKNOWN)))
+    if labels.isdisjoint(known):
         found = f"{first_few(sorted(labels))}; there are {', '.join(known[:20])}"
         raise InputError(f"{path}: none of {what} is a class of the data set: {found}")
     if others:

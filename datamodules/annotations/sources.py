@@ -38,7 +38,7 @@ from datamodules.annotations.shapes import (
     require_inside,
     valid_box,
 )
-from datamodules.class_names import IGNORE, mask_lut
+from datamodules.class_names import IGNORE, class_name, mask_lut
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri, read_json
 from datamodules.image_ids import image_id, read_ids
@@ -127,11 +127,13 @@ def add_annotations(
                     replaced[name] = None
                 masks_by_id[name] = item
                 (own.add if is_own else own.discard)(name)
-            elif _is_chosen(item, samples[name], location, mask_classes, classes):
+                continue
+            shape = item._replace(name=class_name(item.name, mask_classes))
+            if _is_chosen(shape, samples[name], location, mask_classes, classes):
                 if not is_uri(image := samples[name].image):  # else when it is read: this would be a request for each
                     with errors_at(location), suppress(UnreadableError):
-                        require_inside(item, image, size_of(image))
-                shapes[name].add(item)
+                        require_inside(shape, image, size_of(image))
+                shapes[name].add(shape)
     complete = [
         replace(
             sample, mask=masks_by_id.get(sample.id),
@@ -347,7 +349,7 @@ def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequen
     in masks, and are left out otherwise. Crowds are 255 in masks, see also `brush_masks_as_instances`.
     """
     check_instances(content, path)
-    categories = category_names(content, path)
+    categories = {key: class_name(name, known) for key, name in category_names(content, path).items()}
     indices = {key: mask_index(name, known) for key, name in categories.items()}
     check_labels(categories.values(), known, path, "its categories")
     content = brush_masks_as_instances(content)

@@ -209,3 +209,16 @@ def test_boxes_alone_are_no_masks_to_train_on(voc, tmp_path):
     data = VOCDataModule(str(voc), labels="xml", annotations=str(table), targets="masks")
     with pytest.raises(InputError, match=r"no training image has a mask, point or scribble in .*boxes\.csv"):
         data.setup("fit")
+
+
+def test_only_in_training_a_mask_adds_its_classes_to_the_labels(tmp_path):
+    """Seeds are made of the tags of an image."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "x.png")
+    write_mask(tmp_path / "m.png", np.full((8, 8), 2))
+    sample = Sample("x", str(tmp_path / "x.png"), frozenset({"ant"}), str(tmp_path / "m.png"))
+    settings = {"mask_lut": np.array([0, 1, 2, *[254] * 252, 255], np.uint8), "with_annotations": True}
+    labels = [
+        ImageDataset([sample], ["ant", "bat"], 8, training=training, **settings)[0]["labels"].tolist()
+        for training in (False, True)
+    ]
+    assert labels == [[1, 0], [1, 1]]

@@ -256,3 +256,11 @@ def test_a_run_longer_than_the_largest_length():
     pixels = np.zeros((200, 300), bool)
     pixels[150:] = True
     np.testing.assert_array_equal(decode_brush(encode_brush(pixels), 200, 300), pixels)
+
+
+def test_tags_of_parquet_are_the_classes_of_the_mask(voc, tmp_path):
+    """Counted from 0, without background and unknown pixels."""
+    file = export(voc, tmp_path / "out", "huggingface", unknown=True) / "train.parquet"
+    tags = pytest.importorskip("pyarrow.parquet").read_table(file)["tags"].to_pylist()
+    assert tags == [[index - 1 for index in (1, 2, 3) if (each.label_map == index).any()] for each in label_maps(voc)]
+    assert tags[:2] == [[0, 1, 2], []]

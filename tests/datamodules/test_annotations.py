@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import tarfile
+import unicodedata
 
 import fsspec
 import numpy as np
@@ -20,6 +21,7 @@ from datamodules.annotations.shapes import Box, Point, Scribble
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
+from datamodules.images import read_image
 from datamodules.masks import read_class_mask, read_mask, write_mask
 from datamodules.open_data import datamodule_from_settings
 from datamodules.sample import Sample, split_samples
@@ -655,3 +657,27 @@ def test_a_mask_of_a_file_corrects_tags_after_one_of_the_data_set(voc, tmp_path)
     source = write_csv(tmp_path / "a.csv", [{"id": "p0", "mask": "p0.png"}])
     assert read(open_voc(voc, ["masks", source]))["p0"].tags == {"bat"}
     assert read(open_voc(voc, [source, "masks"]))["p0"].tags == {"ant"}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_in_another_form_and_spaces_are_no_other_name(tmp_path, form):
+    """Of classes, tags, images, and what a file of annotations names; macOS writes accents in another form."""
+    name = unicodedata.normalize(form, "Käfer")
+    other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", "Käfer")
+    for file in (f"{name}.png", "b.png"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / file)
+    (tmp_path / "tags.csv").write_text(f"file,tags\n{other}.png,{other}\nb.png,{name};cat\n")
+    (tmp_path / "points.csv").write_text(f'file,points\n{name}.png,"[[""{name}  "", 1, 1]]"\n')
+    coco = {
+        "images": [{"id": 1, "file_name": f"{name}.png", "height": 8, "width": 8}],
+        "categories": [{"id": 1, "name": f"{name} "}, {"id": 2, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}],
+    }
+    (tmp_path / "masks.json").write_text(json.dumps(coco))
+    sources = [str(tmp_path / each) for each in ("points.csv", "masks.json")]
+    data = FolderDataModule(str(tmp_path), classes=[name, "cat"], annotations=sources, val_fraction=0)
+    assert data.classes == ("Käfer", "cat")
+    first = next(each for each in data.annotated(data.samples("all"), "all") if each.id != "b")
+    assert read_image(first.image).shape == (8, 8, 3)
+    assert [each.name for each in first.points] == ["Käfer"]
+    assert list(first.mask.indices) == [data.mask_classes.index("Käfer") + 1]

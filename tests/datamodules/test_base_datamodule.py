@@ -413,3 +413,10 @@ def test_samples_of_a_plug_in_are_checked(voc, monkeypatch, samples, message):
     monkeypatch.setattr(data, "read_samples", lambda *_, **__: samples)
     with pytest.raises(InputError, match=message):
         data.samples("train")
+
+
+def test_an_epoch_has_each_mask_once_where_all_images_have_one(voc):
+    """Without annotations there are no images to draw more often than others."""
+    data = VOCDataModule(str(voc), labels="xml", targets="masks", mask_sampling_rate=3, batch_size=2, num_workers=0)
+    data.setup("fit")
+    assert sorted(draw.number for draw in data.train_dataloader().sampler) == list(range(6))

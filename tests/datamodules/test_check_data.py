@@ -11,6 +11,7 @@ from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule
 from datamodules.masks import write_mask
+from datamodules.near_duplicates import Fingerprint, near_groups
 from datamodules.open_data import datamodule_from_settings
 from datamodules.sample import Sample
 from datamodules.voc import VOCDataModule
@@ -263,3 +264,20 @@ def test_masks_of_another_size_than_their_images(photos, tmp_path):
     assert found[0]["sentence"].startswith("1 of 2 masks cannot be used: 30. The first: mask ")
     assert "30.png is 96x128, and its image " in found[0]["sentence"]
     assert found[0]["sentence"].endswith(" is 128x96")
+
+
+def test_images_whose_grids_are_alike_and_whose_grays_are_not_are_no_copies():
+    """The same signs of differences; correlations 1, 0.96 and 0.94."""
+    bits, one = np.zeros(4, np.uint64), np.eye(1024, dtype=np.float32)
+
+    def fingerprint(correlation):
+        return Fingerprint(
+            8, 8, bits, np.float32(correlation) * one[0] + np.float32((1 - correlation**2) ** 0.5) * one[1]
+        )
+
+    images = {
+        "a": fingerprint(1),
+        "b": fingerprint(0.94),
+        "c": Fingerprint(8, 8, bits, fingerprint(0.96).small * [1, -1, *[1] * 1022]),
+    }
+    assert near_groups(images) == [["a", "c"]]

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from datamodules.annotations.coco_instances import decompress_runs, instance_rle
+from datamodules.annotations.coco_instances import decompress_runs, instance_mask, instance_rle
 from datamodules.coco import COCODataModule
 from datamodules.errors import InputError
 from datamodules.masks import RleMask, read_class_mask, read_mask
@@ -495,3 +496,12 @@ def test_read_mask_renders(coco):
     """Whatever reads a mask reads one of either kind."""
     sample = open_coco(coco).samples("val2017")[0]
     assert set(np.unique(read_mask(sample.mask))) == {0, 1, 2}
+
+
+def test_an_image_whose_instances_have_no_area_has_no_mask():
+    """Lines: the instances may have a box."""
+    image, line = {"id": 1, "height": 8, "width": 8}, {"id": 1, "category_id": 1, "segmentation": [[1, 1, 5, 1]]}
+    assert instance_mask(image, [line], {1: 1}, Path("x.json")) is None
+    square = {"id": 2, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
+    assert set(instance_mask(image, [line, square], {1: 1}, Path("x.json")).indices) == {1}
+    assert instance_mask(image, [], {1: 1}, Path("x.json")).indices == b""

@@ -158,3 +158,8 @@ def test_each_class_of_a_mask_keeps_a_pixel():
     assert keep_all_classes(resized, mask).tolist() == [[255, 3], [2, 1]]
     assert resized.tolist() == [[0, 0], [0, 1]]
     assert keep_all_classes(mask, mask).tolist() == mask.tolist()
+
+
+def test_a_centre_on_the_left_or_upper_side_of_a_box_is_inside_and_one_on_the_others_is_not():
+    boxes = np.array([[1, 0.125, 0.25, 0.625, 0.75]], np.float32)  # centres at x = 1/8, 3/8, 5/8, 7/8 and y = 1/4, 3/4
+    assert box_interiors(boxes, 2, 4)[1].astype(int).tolist() == [[[1, 1, 0, 0], [0, 0, 0, 0]]]

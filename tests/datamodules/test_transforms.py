@@ -1,3 +1,4 @@
+import colorsys
 import os
 import subprocess
 import sys
@@ -164,3 +165,24 @@ def test_images_of_other_numbers_of_channels(channels):
     resized = Transform(32, None, channels)(image)["image"]
     assert jittered.shape == resized.shape
     assert not np.array_equal(jittered, resized)
+
+
+@pytest.mark.parametrize("augment", [None, Augment(crop=(1, 1), flip=False, color=0)])
+def test_images_shrink_to_the_mean_of_what_they_stand_for(augment):
+    """Stripes of one bright column in four become gray; masks keep their values."""
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    image[:, ::4], mask[:, 2::4] = 200, 7  # column 2 is at the centre of each position
+    moved = Transform(16, augment)(image, mask=mask)
+    assert (moved["image"] == 50).all()
+    assert (moved["mask"] == 7).all()
+
+
+def test_the_hue_changes_by_up_to_an_eighth_of_the_strength():
+    """Of red, whose hue is 0: at a strength of 0.4 by up to 0.05 of a full turn."""
+    jitter = Transform(4, Augment(crop=None, flip=False, color=0.4))
+    red = np.full((4, 4, 3), (160, 60, 60), np.uint8)
+    hues = [colorsys.rgb_to_hsv(*(jitter(red, seed=seed)["image"][0, 0] / 255))[0] for seed in range(60)]
+    turns = np.array([hue - 1 if hue > 0.5 else hue for hue in hues])
+    assert turns.min() < -0.03
+    assert turns.max() > 0.03
+    assert abs(turns).max() < 0.06

@@ -1,6 +1,7 @@
 """CAM methods compared by `tag2mask seeds evaluate --faithfulness`."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.masks import read_mask
-from seeds.evaluation.compare_cam_methods import compare_cam_methods
+from seeds.evaluation.compare_cam_methods import MethodMetrics, compare_cam_methods
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
 from seeds.explainer import Explainer, resized_maps
 from tests.seed_caches import CacheWriter
@@ -127,3 +128,25 @@ def test_bad_input(cache, options, words):
     with pytest.raises(InputError, match=words):
         evaluate_seeds(cache, **{"faithfulness": ["gradcam"]} | options)
     assert not (cache / "metrics.json").exists()
+
+
+def test_the_pointing_game_is_a_mean_over_classes_and_its_difficult_part_one_of_small_objects_beside_others():
+    """Red is 1/16 of both images, in the first alone; blue is half of the second one. All are hit but one of red."""
+    alone = np.zeros((8, 8), np.uint8)
+    alone[:2, :2] = 1
+    both = np.where(np.arange(8) < 4, alone, 2).astype(np.uint8)
+    now = {}
+
+    def maps(_method, _image, classes):
+        return torch.from_numpy(np.stack([now["shown"] == c + 1 for c in classes]).astype(np.float32))
+
+    scores = SimpleNamespace(classes=("red", "blue"), maps=maps, scores=lambda images: torch.zeros(len(images), 2))
+    metrics = MethodMetrics("any", scores, 0.2)
+    for truth, shown in ((alone, alone * 0), (both, both)):  # a map of zeros misses
+        now["shown"] = shown
+        metrics.update(torch.zeros(3, 8, 8), truth, [], [0, 1], torch.zeros(2, 2, 2))
+    found = metrics.compute()
+    assert found["pointing_by_class"] == {"red": 0.5, "blue": 1}
+    assert (found["pointing"], found["pairs"]) == (0.75, 3)
+    assert {c: list(hits) for c, hits in metrics.hits["pointing_difficult"].items()} == {0: [True]}
+    assert found["pointing_difficult"] == 1

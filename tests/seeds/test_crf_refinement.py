@@ -128,3 +128,19 @@ def test_the_manifest_holds_the_numbers_of_the_call(monkeypatch):
     monkeypatch.setattr(crf_refinement, "CRF", {**crf_refinement.CRF, "iterations": 3})
     refined_cues(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25, 0.25)
     assert (crf_settings()["iterations"], calls[-1]["iterations"]) == (3, 3)
+
+
+def test_the_crf_sees_the_mean_of_the_pixels_that_its_own_stand_for(monkeypatch):
+    """Stripes of one bright column in four, reduced by four, are gray."""
+    seen = {}
+
+    def spy(image, logits, **_numbers):
+        seen["image"] = image
+        return logits.softmax(dim=1)
+
+    monkeypatch.setattr(crf_refinement, "dense_crf", spy)
+    image = torch.zeros(3, 32, 64, dtype=torch.uint8)
+    image[:, :, ::4] = 200
+    refined_cues(np.array([0]), np.ones((1, 2, 4), np.float32), image)
+    assert seen["image"].shape == (1, 3, 8, 16)
+    assert (seen["image"] == 50).all()

@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from datamodules.files import file_sha256, write_atomically
 from datamodules.images import image_size, normalize, read_image
 from datamodules.seed_cache.cache import SeedCache, verify_cache
 from datamodules.seed_cache.irn_maps import read_irn
+from datamodules.seed_cache.shard import as_stored
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.transforms import Transform, resize_nearest
 from seeds import cache_job
 from seeds.background_saliency import background_saliency
+from seeds.cache_job import Seed
 from seeds.cam_methods.input_gradients import channel_maximum
 from seeds.cam_methods.registry import method_class
 from seeds.checkpoints import load_task
@@ -499,3 +502,21 @@ def test_the_seeds_of_a_bucket_are_those_of_a_folder(s3, voc, checkpoint, tmp_pa
 def test_the_crf_of_the_generator_sees_the_images_own_colours(voc, checkpoint):
     for seed in in_memory(voc, checkpoint, 6, refinement={"conf_fg": 0.3, "conf_bg": 0.05})[1]:
         assert torch.equal(seed.image, read_at(voc / f"JPEGImages/{seed.id}.jpg", 64)[0])
+
+
+def test_cues_are_those_of_the_maps_and_the_saliency_as_the_cache_returns_them():
+    """A value above the threshold that the cache rounds below it; two saliencies that it rounds to one: the first."""
+    value = next(
+        value
+        for value in np.linspace(0.5, 0.501, 1000, dtype=np.float32)
+        if as_stored(np.float32([[[0.65, value]]]))[0, 0, 1] < value
+    )
+    maps, saliency = np.float32([[[0.65, value, 0]]]), np.float32([[0.50005, 0.5, 1]])
+    threshold = float(as_stored(maps)[0, 0, 1] / as_stored(maps).max() + value / np.float32(0.65)) / 2
+    assert maps[0, 0, 1] > threshold * maps.max()
+    settings = {"refinement": None, "fg_threshold": threshold, "bg_fraction": 2 / 3}
+    seed = Seed("a", np.array([4]), maps, saliency)
+    assert CamModule.cues(SimpleNamespace(settings=settings), seed).tolist() == [[5, 0, 255]]
+    settings["fg_threshold"], settings["bg_fraction"] = 0.9, 1 / 3
+    seed = seed._replace(maps=np.float32([[[0, 0, 1]]]))
+    assert CamModule.cues(SimpleNamespace(settings=settings), seed).tolist() == [[0, 255, 5]]

@@ -82,3 +82,17 @@ def test_a_resumed_command(caches, tmp_path):
     assert (tmp_path / "two/shard-00001.safetensors").stat().st_mtime_ns == kept
     for name in ("shard-00000.safetensors", "shard-00001.safetensors"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_cues_by_thresholds_are_not_recorded_as_those_of_the_crf(tmp_path):
+    """The cache that the maps come from records the CRF of its own cues."""
+    crf = {"method": "crf", "conf_fg": 0.3}
+    with CacheWriter(tmp_path / "crf", ("a",), {"refinement": crf, "fg_threshold": 0.2}) as writer:
+        saliency = np.arange(16, dtype=np.float32).reshape(4, 4)
+        maps = np.ones((1, 4, 4), np.float32)
+        writer.add("p0", np.zeros((4, 4), np.uint8), map_classes=np.array([0]), maps=maps, saliency=saliency)
+    assert main(["seeds", "threshold", "--cache", str(tmp_path / "crf"), "--output", str(tmp_path / "new")]) == 0
+    assert (SeedCache(tmp_path / "crf").settings["refinement"], SeedCache(tmp_path / "new").settings["refinement"]) == (
+        crf,
+        None,
+    )

@@ -78,3 +78,15 @@ def test_the_threshold_of_the_maps_alone(tmp_path):
     sweep.update(np.array([0, 1]), np.stack([weak, 5 * weak]), np.full((2, 2), 255, np.uint8))
     sweep.update(np.array([], int), np.zeros((0, 2, 2), np.float32), np.zeros((2, 2), np.uint8))
     assert sweep.compute(("background", "a", "b"))["threshold_otsu"] == pytest.approx(0.11)
+
+
+def test_the_oracle_is_one_of_the_hundredths():
+    """A class at 0.126 and 1, background at 0.124: only the fixed threshold 0.125, no hundredth, is perfect."""
+    sweep = ThresholdSweep(2, 0.125)
+    sweep.update(
+        np.array([0]), np.array([[[1, 0.126], [0.124, 0.124]]], np.float32), np.array([[1, 1], [0, 0]], np.uint8)
+    )
+    found = sweep.compute(("background", "a"))
+    assert found["miou_fixed"] == 1
+    assert found["threshold_oracle"] == 0.13  # at 0.12 no position is background
+    assert found["miou_oracle"] == pytest.approx((2 / 3 + 1 / 2) / 2)

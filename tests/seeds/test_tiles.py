@@ -102,3 +102,9 @@ def test_a_reduced_image_is_its_mean_by_area():
 def test_tiles_that_are_none(side, overlap):
     with pytest.raises(InputError, match="tile is"):
         Tiling(side, overlap)
+
+
+@pytest.mark.parametrize(("longest", "shape"), [(400, (34, 333, 3)), (333, (25, 250, 3)), (999, (51, 500, 3))])
+def test_a_reduced_image_has_at_most_the_longest_side(longest, shape):
+    """102x1000 pixels by a factor of 3, 4 and 2: those of 2.5, 3.003 and 1.001, rounded up."""
+    assert reduce_image(np.zeros((102, 1000, 3), np.uint8), longest).shape == shape

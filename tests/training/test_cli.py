@@ -1,6 +1,8 @@
 """The command line, in-process and as a process: every command on a tiny data set, and messages for mistakes."""
 
+import errno
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -435,3 +437,22 @@ def test_a_log_file_has_each_line_at_once():
         subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, stdout=subprocess.PIPE, check=False).returncode
         == 0
     )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_without_permission_is_one_sentence_also_in_a_data_module(tmp_path, capsys):
+    (tmp_path / "lost+found").mkdir(mode=0)
+    words = ["--config=classifier_photos.yaml", f"--data.root={tmp_path}", f"--output={tmp_path / 'out'}"]
+    assert main(["fit", *words]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"tag2mask: Permission denied: {tmp_path / 'lost+found'}"
+
+
+def test_a_system_error_within_the_parser_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def refuse(*_arguments, **_more):
+        raise PermissionError(errno.EACCES, "Permission denied", "photos/lost+found")
+
+    monkeypatch.setattr("datamodules.folder.read_folders", refuse)
+    (tmp_path / "photos/cat").mkdir(parents=True)
+    words = ["--config=classifier_photos.yaml", f"--data.root={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
+    assert main(["fit", *words]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "tag2mask: Permission denied: photos/lost+found"

@@ -106,3 +106,10 @@ def test_compare_reads_numbers_that_are_texts(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "50.0" in printed
     assert "25.0" in printed
+
+
+def test_an_evaluation_without_masks_has_no_figures(tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text('{"miou": null, "iou": {}, "images_with_mask": 0}')
+    assert main(["compare", str(tmp_path), str(tmp_path)]) == 1
+    message = f"{tmp_path / 'metrics.json'} has no figures: no image of that evaluation has a mask"
+    assert capsys.readouterr().err == f"tag2mask: {message}\n"

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn import functional
 
 from datamodules.errors import InputError
 from datamodules.images import normalize, read_image
@@ -268,3 +269,50 @@ def test_the_numbers_at_test_time(monkeypatch):
     found = crf_probabilities(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), torch.tensor([1.0, 0.0]).view(1, 2, 1, 1))
     assert found.flatten().tolist() == pytest.approx([0, np.log(1e-5)])
     assert seen == {"iterations": 10, "scale": 1.0}
+
+
+def test_the_crf_of_a_window_sees_the_pixels_around_it(monkeypatch):
+    """An image of nearly one colour: a quarter of a weak class, a window of its own, becomes background."""
+    image = np.full((64, 64, 3), 100, np.uint8)
+    image[:32, :32] = 102
+    limit = normalize(torch.full((1, 3, 1, 1), 101, dtype=torch.uint8))[0, 0, 0, 0]
+
+    def network(images):
+        weak = functional.avg_pool2d(images[:, :1], 4) > limit
+        return torch.cat([torch.zeros(weak.shape), torch.where(weak, 0.5, -4.0)], dim=1)
+
+    monkeypatch.setattr(inference, "WINDOW", 32)
+    found = {}
+    for margin in (0, 64):
+        monkeypatch.setattr(inference, "MARGIN", margin)
+        plain, found[margin] = tiled_label_maps(image, network, Tiling(64), size=64, batch_size=1, crf=True)
+        assert plain[:28, :28].all()
+        assert not plain[36:].any()
+    assert found[0][:28, :28].all()
+    assert not found[64].any()
+
+
+def test_the_crf_of_a_large_image_is_computed_on_its_mean_at_the_limit_of_pixels(monkeypatch):
+    """40x96 pixels, of which a quarter is allowed: 20x48. Each pixel there is the mean of four."""
+    seen = {}
+
+    def recorded(image, logits, **_numbers):
+        seen.update(image=image, logits=logits)
+        return logits.softmax(dim=1)
+
+    monkeypatch.setattr(inference, "CRF_PIXELS", 20 * 48)
+    monkeypatch.setattr(inference, "dense_crf", recorded)
+    image = np.zeros((40, 96, 3), np.uint8)
+    image[:, ::4] = 200  # columns 0, 4, 8, …
+    scores = torch.tensor([[[2.0, -2.0]], [[-2.0, 2.0]]])
+    labels = crf_label_map(scores, image)
+    assert seen["image"].shape == (1, 3, 20, 48)
+    assert seen["logits"].shape == (1, 2, 20, 48)
+    assert labels.tolist() == [[0] * 48 + [1] * 48] * 40
+    monkeypatch.setattr(inference, "CRF_PIXELS", 10 * 24)
+    crf_label_map(scores, image)
+    assert seen["image"].shape == (1, 3, 10, 24)
+    assert (seen["image"][..., 1:-1].int() - 50).abs().max() <= 2  # 200 0 0 0
+    monkeypatch.setattr(inference, "CRF_PIXELS", 40 * 96)
+    crf_label_map(scores, image)
+    assert torch.equal(seen["image"][0].permute(1, 2, 0), torch.from_numpy(image))

@@ -422,3 +422,26 @@ def test_processes_of_torchrun_predict_partitions_alone(voc, checkpoint, tmp_pat
         predict(checkpoint, photo, tmp_path / "out", num_workers=0)
     assert predict(checkpoint, photo, tmp_path / "out", num_workers=0, partition="1/2") == []
     assert len(predict(checkpoint, photo, tmp_path / "out", num_workers=0, partition="0/2")) == 1
+
+
+def test_the_folder_of_the_own_masks_is_not_written_into(checkpoint, tmp_path, capsys):
+    """What people have drawn would be replaced, or predictions be scored as the truth."""
+    image = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    for name in ("photos/a.jpg", "voc/JPEGImages/a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        image.save(tmp_path / name)
+    for images, masks in (("photos", "photos/masks"), ("voc/JPEGImages", "voc/SegmentationClass")):
+        words = ["--checkpoint", str(checkpoint), "--images", str(tmp_path / images), "--num_workers", "0"]
+        assert main(["predict", *words, "--output", str(tmp_path / masks)]) == 1
+        assert "masks: choose another output folder" in capsys.readouterr().err
+        assert not (tmp_path / masks).exists()
+
+
+def test_folders_that_are_named_are_not_reported_as_left_out(tmp_path, capsys):
+    for name in ("a.jpg", "one/b.jpg", "two/c.jpg", "two/d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / name)
+    photos_module.photo_samples([tmp_path, tmp_path / "one"])
+    assert capsys.readouterr().err.startswith(f"2 images in folders of {tmp_path} are left out")
+    photos_module.photo_samples([tmp_path, tmp_path / "one", tmp_path / "two"])
+    assert capsys.readouterr().err == ""

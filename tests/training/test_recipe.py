@@ -23,6 +23,7 @@ import yaml
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ActionConfigFile, ArgumentParser
 from PIL import Image
 
 from datamodules import files
@@ -1192,3 +1193,22 @@ def test_operations_of_processes_and_accumulated_batches(whole):
         for more in ({}, {"devices": 2}, {"accumulate_grad_batches": 3})
     )
     assert (two, three) == (2 * plain, 3 * plain)
+
+
+@pytest.mark.parametrize("text", ["1e3", "-1.5E-3", "1_0e2", "2024", "007", "yes", "null", "12:30", "a: b", "1e3 x"])
+def test_texts_stay_texts_in_the_options_of_a_stage(tmp_path, text):
+    """As the commands read YAML; a folder may have such a name."""
+    (config,) = (word for word in Stage("x", "check", {"root": text}, ()).write_options(tmp_path) if "=" in word)
+    parser = ArgumentParser()
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_argument("--root", type=str)
+    parser.add_argument("--output", type=str)
+    assert parser.parse_args([config]).root == text
+
+
+@pytest.mark.parametrize("root", ["nope://x/y", "~nobody-of-this-name/photos"])
+def test_a_root_that_no_storage_knows_is_one_sentence(tmp_path, capsys, root):
+    words = ["--config=photos.yaml", f"--root={root}", f"--output={tmp_path / 'out'}", "--dry_run=true"]
+    assert main(["run", *words]) == 1
+    assert "Traceback" not in (error := capsys.readouterr().err)
+    assert error.startswith("tag2mask: ")

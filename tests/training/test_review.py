@@ -38,7 +38,7 @@ def ranked(name, *identical, doubt=0.0):
 
 
 class SureOfTwoClasses:
-    """Scores of a tagged class left of the middle of each view, and of another one at the upper right."""
+    """Scores of a tagged class left of the middle of each view, and of another one near the upper right corner."""
 
     def __init__(self, classes, tagged, untagged):
         self.classes, self.tagged, self.untagged = classes, tagged, untagged
@@ -47,7 +47,7 @@ class SureOfTwoClasses:
         scores = torch.zeros(len(images), self.classes + 1, 24, 24)
         scores[:, 0] = 20
         scores[:, 1 + self.tagged, :, :12] = 40
-        scores[:, 1 + self.untagged, :3, -3:] = 60
+        scores[:, 1 + self.untagged, 1:4, -4:-1] = 60
         return scores
 
 
@@ -60,8 +60,9 @@ def test_positions_are_doubtful_where_labels_views_or_crf_differ(voc, tmp_path, 
     labels = np.zeros((24, 24), np.uint8)
     labels[:6] = 1 + tagged
     labels[:, 18:] = 255
-    with CacheWriter(tmp_path / "labels", data.classes, {}) as writer:
-        writer.add(sample.id, labels)
+    for name, settings in (("labels", {}), ("consensus", {"consensus": "a fingerprint"})):
+        with CacheWriter(tmp_path / name, data.classes, settings) as writer:
+            writer.add(sample.id, labels)
 
     shown = Transform(96)(read_image(sample.image))["image"]
 
@@ -92,6 +93,8 @@ def test_positions_are_doubtful_where_labels_views_or_crf_differ(voc, tmp_path, 
         0.5, abs=1e-3
     )  # sure in one view, though not among the tags
     assert np.delete(found.class_probability, [tagged, untagged]).max() < 1e-3
+    (found,) = review_images(network, data, [sample], SeedCache(tmp_path / "consensus"))
+    np.testing.assert_array_equal(found.doubtful["labels"], labels != wanted)  # the label was dropped as doubtful
 
 
 def test_doubtful_tags():
@@ -275,3 +278,29 @@ def test_a_network_that_was_not_trained_on_a_cache_has_no_labels(checkpoint, tmp
     torch.save(content, tmp_path / "masks.ckpt")
     assert main(["review", "--checkpoint", str(tmp_path / "masks.ckpt"), "--output", str(tmp_path / "out")]) == 1
     assert "was not trained on a seed cache: give the labels to review as --cues" in capsys.readouterr().err
+
+
+def test_a_tag_is_doubtful_from_a_quarter_on():
+    flat = np.zeros((2, 2), np.uint8)
+    each = ReviewedImage(
+        Sample("a", "a.jpg", frozenset({"cat"})), np.zeros((2, 2, 3), np.uint8), flat, flat,
+        dict.fromkeys(REASONS, flat > 0), np.array([0.75, 0.25], np.float32),
+    )  # fmt: skip
+    found = score_image(each, ["cat", "dog"], [])
+    assert (found.tags_to_remove, found.tags_to_add) == ({"cat": 0.25}, {"dog": 0.25})
+
+
+def test_images_with_the_most_mistakes_among_their_tags_come_first(voc, cues, checkpoint, tmp_path, monkeypatch):
+    """As many images as asked for; those without a doubtful tag are not among them."""
+    names, seen = [sample.id for sample in VOCDataModule(str(voc)).samples("train")], {}
+    wrong_tags = dict(zip(names, (0.5, 1.5, 0.25, 3.0, 1.0, 9.0, *[0.0] * len(names)), strict=False))
+
+    def scored(each, _classes, _identical):
+        tags = {} if each.sample.id == names[5] else {"cat": 0.5}
+        return ranked(each.sample.id)._replace(tags_to_add=tags, wrong_tags=wrong_tags[each.sample.id])
+
+    monkeypatch.setattr("training.review.score_image", scored)
+    monkeypatch.setattr("training.review.render_review", lambda sections, *_, **__: seen.update(sections) or "")
+    words = ["review", "--checkpoint", str(checkpoint), "--num_workers", "0", "--num_images", "3"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    assert [each.id for each in seen["tags"]] == [names[3], names[1], names[4]]

@@ -351,3 +351,16 @@ def test_a_training_may_start_from_a_whole_network(checkpoint, tmp_path):
     torch.save({"tag2mask": 3}, tmp_path / "odd.ckpt")
     with pytest.raises(InputError, match=r"odd\.ckpt was not written by tag2mask"):
         SegmentationTask(list(first.classes), **TINY, weights=str(tmp_path / "odd.ckpt"))
+
+
+@pytest.mark.parametrize(("first", "kept"), [(0, True), (4, False)])
+def test_cues_count_where_the_pixel_at_the_centre_of_their_position_is_not_drawn(first, kept):
+    """Positions of 8 pixels, of which the fifth in both directions is at the centre: it alone decides."""
+    torch.manual_seed(0)
+    task, batch = SegmentationTask(CLASSES, **TINY, loss="cross_entropy").eval(), batch_of()
+    mask = torch.full((2, 64, 64), 255)
+    mask[:, first::8, first::8] = 1
+    found = task.losses(batch | {"mask": mask})["cross_entropy"].item()
+    probs = sec_probabilities(resize_maps(task(batch["image"]), (8, 8)))
+    wanted = 63 / 64 * balanced_cross_entropy(probs, batch["cues"]).item() if kept else 0
+    assert found == pytest.approx(wanted, rel=1e-5)

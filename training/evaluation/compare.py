@@ -62,6 +62,7 @@ def compare(*results: Path, mean: bool = False) -> None:
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     """Return the content of a ``metrics.json``; raise an InputError if it is missing, no JSON, or contains no IoU."""
+    metrics: Any = None
     try:
         metrics = json.loads(path.read_bytes())
         metrics["miou"] = float(metrics["miou"])
@@ -71,6 +72,8 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         purpose = "a metrics.json of 'tag2mask evaluate' on images with masks"
+        if isinstance(metrics, dict) and metrics.get("images_with_mask") == 0:
+            raise InputError(f"{path} has no figures: no image of that evaluation has a mask") from error
         raise InputError(f"{path} cannot be read as {purpose}: {type(error).__name__} {error}") from error
     return dict(metrics)
 

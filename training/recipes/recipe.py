@@ -48,8 +48,19 @@ class Stage:
         path = output / STAGES / f"{self.name}.yaml"
         options = substitute(self.options, {name: str(output / name) for name in self.needs})
         options |= {"output": str(output / self.name)}
-        write_atomically(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode())
+        write_atomically(path, yaml.dump(options, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode())
         return [*self.command.split(), f"--config={path}"]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts such as ``1e3``, which PyYAML reads as texts, and the commands as numbers."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if re.fullmatch(r"[-+]?[\d_.]+[eE][-+]?\d+", data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, str]) -> tuple[Path, list[Stage]]:

@@ -23,6 +23,7 @@ from datamodules.files import (
     folder_fingerprint,
     is_uri,
     read_json_or_empty,
+    storage_errors,
     write_json,
 )
 from datamodules.progress import print_result
@@ -234,7 +235,8 @@ def _fingerprint(value: str, output: Path) -> str | None:
     Returns:
         Hexadecimal digits; None where there is no such file, and for '/' and '..'.
     """
-    path: AnyPath = UPath(value).expanduser()
+    with storage_errors(value):
+        path: AnyPath = UPath(value).expanduser()
     if path.name.endswith(".tar") and re.search(r"[*?[{]", path.name):  # a pattern of tar files
         path = path.parent
     if isinstance(path, Path) and path.resolve() in Path.cwd().parents:
