@@ -18,7 +18,7 @@ from upath import UPath
 from datamodules.annotations.sources import add_annotations, check_source
 from datamodules.class_names import check_classes, class_name, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
-from datamodules.errors import InputError
+from datamodules.errors import InputError, os_errors
 from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder, storage_errors
 from datamodules.image_ids import INVALID_ID, is_valid_id
 from datamodules.progress import print_message
@@ -321,10 +321,8 @@ class BaseDataModule(pl.LightningDataModule):
             cues = SeedCache(hp["cues"])
             samples = covered_samples(cues, samples, self.classes)
             checkpoint = hp["cues_checkpoint"]
-            try:
+            with os_errors(f"cues_checkpoint: {checkpoint} cannot be read"):
                 digest = file_sha256(checkpoint) if checkpoint else None
-            except OSError as error:
-                raise InputError(f"cues_checkpoint: {checkpoint} cannot be read: {error.strerror or error}") from error
             if digest and digest != cues.settings.get("checkpoint_sha256"):
                 recorded = cues.inputs.get("checkpoint", "not recorded")
                 raise InputError(f"the seed cache was made by another checkpoint ({recorded}) than {checkpoint}")
@@ -408,10 +406,8 @@ def data_folder(root: str) -> AnyPath:
     with storage_errors(f"folder {root}"):
         folder = UPath(root).expanduser()
     if is_uri(folder):
-        try:
+        with os_errors(f"folder {folder} cannot be read"):
             list_folder(folder)
-        except OSError as error:
-            raise InputError(f"folder {folder} cannot be read: {error.strerror or error}") from error
     return folder
 
 

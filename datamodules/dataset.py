@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -125,40 +125,49 @@ class ImageDataset(Dataset[dict[str, Any]]):
             mask = unknown if sample.mask is None else read_class_mask(sample.mask, self.mask_lut)
             require_same_size(f"mask {sample.mask}", mask.shape, f"its image {sample.image}", image.shape)
         cues = None if self.cues is None else self.cues.cues(sample.id)
-        own_size = mask is not None and not self.training and not self.with_annotations
-        lines = self._lines(sample, image.shape[:2]) if self.with_annotations else []
-        boxes = [each for each in sample.boxes if each.name in self.indices] if self.with_annotations else []
-        if mask is not None and (lines or boxes):
-            drawn_boxes = [(self.indices[each.name], each) for each in boxes]
-            mask = ignore_background_of_unmasked_objects(mask, lines, drawn_boxes)
-        corners = np.array([each[1:] for each in boxes], np.float32).reshape(-1, 2)
-        points = np.concatenate([*(line for _, line in lines), corners]) if self.with_annotations else None
-        moved = self.transform(image, seed=seed, mask=None if own_size else mask, cues=cues, points=points)
-        item = {"image": moved["image"], "labels": self.labels[index], "id": sample.id, "size": image.shape[:2]}
-        if mask is not None:
-            item["mask"] = mask if own_size else moved["mask"]
-        if cues is not None:
-            item["cues"] = resize_nearest(moved["cues"], self.grid, self.grid)
+        item = {"labels": self.labels[index], "id": sample.id, "size": image.shape[:2]}
         if self.with_annotations:
-            ends = np.cumsum([len(line) for _, line in lines])
-            *strokes, corners = np.split(moved["points"], ends)
-            drawn = [(label, stroke) for (label, _), stroke in zip(lines, strokes, strict=True)]
-            resized = moved.get("mask")
-            if mask is not None and not self.training:
-                resized = keep_all_classes(moved["mask"], mask)
-            item["mask"] = draw_labels((self.size, self.size), resized, drawn)
-            sides = corners.reshape(-1, 4) / self.size
-            sides[:, ::2].sort(axis=1)  # a mirrored box has its left side on the right
-            indices = np.array([self.indices[each.name] for each in boxes], np.float32)
-            item["boxes"] = np.column_stack([indices, sides]).astype(np.float32)
-            if mask is not None and self.training:  # a class of the mask is in the image, with or without a tag
-                drawn_classes = np.setdiff1d(mask, (0, IGNORE))
-                item["labels"] = item["labels"].copy()
-                item["labels"][drawn_classes - 1] = 1
+            item |= self._transform_annotated(sample, item["labels"], image, mask, cues, seed)
+        else:
+            moved = self.transform(image, seed=seed, mask=mask if self.training else None, cues=cues)
+            item["image"] = moved["image"]
+            if mask is not None:
+                item["mask"] = moved["mask"] if self.training else mask
             if cues is not None:
-                item["cues"] = corrected_cues(item["cues"], Drawn(item["mask"], item["boxes"]))
+                item["cues"] = resize_nearest(moved["cues"], self.grid, self.grid)
         if self.with_originals:
             item["original"] = as_rgb(image)
+        return item
+
+    def _transform_annotated(
+        self, sample: Sample, labels: np.ndarray, image: np.ndarray, mask: np.ndarray | None, cues: np.ndarray | None,
+        seed: int,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return the transformed image, labels and cues of a sample, and what people have drawn into it."""
+        lines = self._lines(sample, image.shape[:2])
+        boxes = [(self.indices[each.name], each) for each in sample.boxes if each.name in self.indices]
+        if mask is not None and (lines or boxes):
+            mask = ignore_background_of_unmasked_objects(mask, lines, boxes)
+        corners = np.array([box[1:] for _, box in boxes], np.float32).reshape(-1, 2)
+        points = np.concatenate([*(line for _, line in lines), corners])
+        moved = self.transform(image, seed=seed, mask=mask, cues=cues, points=points)
+        *strokes, corners = np.split(moved["points"], np.cumsum([len(line) for _, line in lines]))
+        drawn = [(index, stroke) for (index, _), stroke in zip(lines, strokes, strict=True)]
+        sides = corners.reshape(-1, 4) / self.size
+        sides[:, ::2].sort(axis=1)  # a mirrored box has its left side on the right
+        resized = moved.get("mask")
+        if mask is not None and not self.training:
+            resized = keep_all_classes(moved["mask"], mask)
+        item = {
+            "image": moved["image"], "mask": draw_labels((self.size, self.size), resized, drawn),
+            "boxes": np.column_stack([[index for index, _ in boxes], sides]).astype(np.float32),
+        }  # fmt: skip
+        if mask is not None and self.training:  # a class of the mask is in the image, with or without a tag
+            item["labels"] = labels.copy()
+            item["labels"][np.setdiff1d(mask, (0, IGNORE)) - 1] = 1
+        if cues is not None:
+            cues = resize_nearest(moved["cues"], self.grid, self.grid)
+            item["cues"] = corrected_cues(cues, Drawn(item["mask"], item["boxes"]))
         return item
 
     def _lines(self, sample: Sample, size: tuple[int, int]) -> list[tuple[int, np.ndarray]]:
@@ -180,17 +189,17 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 def image_loader(
-    dataset: ImageDataset, *, batch_size: int, num_workers: int, sampler: Sampler[Any] | None = None,
-    batch_sampler: Sampler[list[Any]] | None = None, persistent: bool = False,
+    dataset: ImageDataset, *, num_workers: int, batch_size: int = 1, sampler: Sampler[Any] | None = None,
+    batch_sampler: Iterable[list[int]] | None = None, persistent: bool = False,
 ) -> DataLoader[dict[str, Any]]:  # fmt: skip
     """Return a loader of batches as `collate` makes them.
 
     Args:
         dataset: what to read.
-        batch_size: images per batch; ignored with ``batch_sampler``.
         num_workers: processes that read images, at most one per image.
+        batch_size: images per batch.
         sampler: order of the images; None for the order of the samples, shared among processes (`EvalSampler`).
-        batch_sampler: indices of each batch, in place of ``sampler``.
+        batch_sampler: indices of each batch, in place of ``batch_size`` and ``sampler``.
         persistent: whether workers live on after an epoch.
     """
     workers = min(num_workers, len(dataset))

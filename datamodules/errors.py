@@ -1,8 +1,10 @@
 """Errors whose cause is the input of a user."""
 
 import difflib
+import importlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class InputError(ValueError):
@@ -46,11 +48,28 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def errors_at(where: str) -> Iterator[None]:
-    """Put the place of an InputError, such as a file and line, before its message."""
+    """Put the place of an InputError, such as a file and line, before its message; its type stays."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
+
+
+@contextmanager
+def os_errors(problem: str, kind: type[InputError] = InputError) -> Iterator[None]:
+    """Turn an OSError into an InputError: the problem, such as ``a.csv cannot be read``, and the system's reason."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{problem}: {error.strerror or error}") from error
+
+
+def import_extra(module: str, extra: str, user: str, kind: type[InputError] = InputError) -> Any:
+    """Return a module of an optional extra; raise an InputError, which names its user, where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise kind(f"{user} needs the package {module}: pip install -c constraints.txt '.[{extra}]'") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -1,14 +1,16 @@
 """Files and folders: read by path or URI, written whole or not at all, and compared by checksums and sizes."""
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import SpooledTemporaryFile
@@ -383,6 +385,13 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
 def write_json(path: AnyPath, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:
     """Write a mapping as a JSON file by `write_atomically`; a ValueError where it contains nan and must not."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=allow_nan) + "\n").encode())
+
+
+def write_csv(path: AnyPath, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows, the header first, as a CSV file by `write_atomically`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def check_output_folder(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -13,13 +12,12 @@ import numpy as np
 from PIL import Image
 
 from datamodules.class_names import voc_palette
-from datamodules.errors import UnreadableError, first_line
+from datamodules.errors import UnreadableError, first_line, import_extra
 from datamodules.files import AnyPath, is_uri, uri_path
 from datamodules.tar_files import read_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import ModuleType
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 """Suffixes (lower case) of TIFF files."""
@@ -130,7 +128,7 @@ def open_tiff(path: str | AnyPath) -> Iterator[Any]:
     Raises:
         UnreadableError: the file does not exist or is no TIFF, or rasterio is not installed.
     """
-    rasterio = _import_rasterio(path)
+    rasterio = import_extra("rasterio", "geotiff", str(path), UnreadableError)
     with ExitStack() as files:
         files.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE))
         try:
@@ -163,7 +161,7 @@ def read_georeference(path: str | AnyPath) -> Georeference | None:
     with suppress(*unreadable), Image.open(io.BytesIO(read_content(path))) as image:
         geotiff = not _GEO_TAGS.isdisjoint(getattr(image, "tag_v2", ()))
     if geotiff:
-        _import_rasterio(path)
+        import_extra("rasterio", "geotiff", str(path), UnreadableError)
     return None
 
 
@@ -182,7 +180,7 @@ def mask_geotiff(mask: np.ndarray, georeference: Georeference) -> bytes:
     Raises:
         InputError: rasterio is not installed.
     """
-    rasterio = _import_rasterio("a mask")
+    rasterio = import_extra("rasterio", "geotiff", "a GeoTIFF")
     height, width = mask.shape
     colors = np.array(voc_palette()).reshape(256, 3).tolist()
     with rasterio.MemoryFile() as memory:
@@ -194,13 +192,3 @@ def mask_geotiff(mask: np.ndarray, georeference: Georeference) -> bytes:
             file.write(mask, 1)
         content: bytes = memory.read()
     return content
-
-
-def _import_rasterio(path: str | AnyPath) -> ModuleType:
-    try:
-        rasterio: ModuleType = import_module("rasterio")
-    except ImportError as error:
-        raise UnreadableError(
-            f"{path} needs the package rasterio: pip install -c constraints.txt '.[geotiff]'"
-        ) from error
-    return rasterio

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from datamodules.errors import InputError, UnreadableError
+from datamodules.errors import InputError, UnreadableError, os_errors
 from datamodules.files import AnyPath, is_uri, list_folder
 from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
 from datamodules.tar_files import read_content
@@ -34,12 +34,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes (lower case) of image files."""
 
 _ORIENTATION = ExifTags.Base.Orientation
-
-_TRANSPOSE = Image.Transpose
-_UPRIGHT = {  # what turns an image of an orientation upright
-    2: _TRANSPOSE.FLIP_LEFT_RIGHT, 3: _TRANSPOSE.ROTATE_180, 4: _TRANSPOSE.FLIP_TOP_BOTTOM, 5: _TRANSPOSE.TRANSPOSE,
-    6: _TRANSPOSE.ROTATE_270, 7: _TRANSPOSE.TRANSVERSE, 8: _TRANSPOSE.ROTATE_90,
-}  # fmt: skip
 
 _PILLOW_ERRORS = (  # what Pillow raises on damaged files
     OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, OverflowError, MemoryError, struct.error,
@@ -72,12 +66,8 @@ def open_file(path: str | AnyPath) -> BinaryIO:
         UnreadableError: the file does not exist or cannot be opened.
         InputError: fsspec has no file system for the URI.
     """
-    try:
-        if not is_uri(path):
-            return Path(str(path)).open("rb")
-        return io.BytesIO(read_content(path))
-    except OSError as error:
-        raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}") from error
+    with os_errors(f"image {path} cannot be read", UnreadableError):
+        return io.BytesIO(read_content(path)) if is_uri(path) else Path(str(path)).open("rb")
 
 
 class _PixelLimit:
@@ -137,14 +127,13 @@ def _too_large(path: str | AnyPath) -> str:
     return f"image {path} has {limit}: predict, evaluate and seeds generate accept it with --tile"
 
 
-def upright_image(image: Image.Image) -> Image.Image:
-    """Return an open image, turned by the orientation in its EXIF block.
+def upright_array(image: Image.Image) -> np.ndarray:
+    """Return the values of an open image, turned by the orientation in its EXIF block.
 
     `PIL.ImageOps.exif_transpose` does the same, and writes the whole block again, which fails where it is damaged.
     """
-    image.load()  # this turns a TIFF
-    turn = _UPRIGHT.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
+    stored = np.array(image)  # this turns a TIFF
+    return _upright_pixels(stored, _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -179,12 +168,10 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
     if channels != 3 and is_tiff(path):  # Pillow reads no more than four bands
         return _upright_pixels(_read_tiff(path, channels), _orientation_of(path))
     with open_file(path) as file:
-        try:
+        with os_errors(f"image {path} cannot be read", UnreadableError):
             jpeg = channels == 3 and file.read(2) == b"\xff\xd8"
             file.seek(0)
             data = file.read() if jpeg else b""
-        except OSError as error:
-            raise UnreadableError(f"image {path} cannot be read: {error.strerror or error}") from error
         # OpenCV is faster than Pillow, but fills the missing part of a truncated JPEG with gray, without a warning.
         # Inside a scan 0xff is always escaped, so an end-of-image marker after the last start-of-scan marker means that
         # the scan is complete. Where there is none (or where a camera appended other data) Pillow decides.
@@ -200,7 +187,7 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
         try:
             file.seek(0)
             with open_image(file, path) as image:
-                return _pixels(upright_image(image), image, path, channels)
+                return _pixels(image, path, channels)
         except UnreadableError as error:
             if not _only_rasterio_reads(path, error):
                 raise
@@ -208,7 +195,7 @@ def read_image(path: str | AnyPath, channels: int = 3) -> np.ndarray:
 
 
 def _upright_pixels(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """Return pixels (H, W, channels) as an orientation of EXIF, 1 to 8, shows them."""
+    """Return pixels (H, W) or (H, W, channels) as an orientation of EXIF, 1 to 8, shows them."""
     upright = stored.swapaxes(0, 1) if orientation >= 5 else stored
     upright = upright[:, ::-1] if orientation in (2, 3, 6, 7) else upright
     return np.ascontiguousarray(upright[::-1] if orientation in (3, 4, 7, 8) else upright)
@@ -222,10 +209,11 @@ def _read_tiff(path: str | AnyPath, channels: int = 3) -> np.ndarray:
         return tiff[:, :]
 
 
-def _pixels(image: Image.Image, file: Image.Image, path: str | AnyPath, channels: int) -> np.ndarray:
-    """Return the pixels of an upright image of an open file, uint8 (H, W, channels)."""
-    tags = getattr(file, "tag_v2", {})  # TIFF's
-    if file.format == "PNG" and image.mode.startswith("I"):  # 16 bits, by Pillow's version I or I;16
+def _pixels(image: Image.Image, path: str | AnyPath, channels: int) -> np.ndarray:
+    """Return the pixels of an open image, uint8 (H, W, channels), turned as by `upright_array`."""
+    image.load()  # this turns a TIFF
+    orientation, tags = _orientation(image), getattr(image, "tag_v2", {})  # TIFF's
+    if image.format == "PNG" and image.mode.startswith("I"):  # 16 bits, by Pillow's version I or I;16
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode.startswith(("I", "F")) or max(tags.get(ExifTags.Base.BitsPerSample, (8,))) > 8:
         raise UnreadableError(f"image {path} has values of more than 8 bits ({image.mode}): scale it to 8 bits")
@@ -239,7 +227,7 @@ def _pixels(image: Image.Image, file: Image.Image, path: str | AnyPath, channels
         strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
         rows = np.asarray(strip.convert("RGB") if channels == 3 else strip)
         pixels[top : top + _STRIP] = rows.reshape(-1, image.width, channels)
-    return pixels
+    return _upright_pixels(pixels, orientation)
 
 
 def _only_rasterio_reads(path: str | AnyPath, error: UnreadableError) -> bool:

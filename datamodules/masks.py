@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, join_path, write_atomically
-from datamodules.images import image_size, open_file, open_image, upright_image
+from datamodules.images import image_size, open_file, open_image, upright_array
 
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # between the values of 2 and 4 bits, which Pillow spreads over 0 to 255
 
@@ -149,7 +149,7 @@ def decode_mask(file: BinaryIO, name: str | AnyPath) -> np.ndarray:
     with open_image(file, name) as image:
         tile = next(iter(getattr(image, "tile", ())), ("", (), 0, ""))
         stored = tile[3][0] if isinstance(tile[3], tuple) else tile[3]  # how, such as L;4
-        mode, indices = image.mode, np.array(upright_image(image))
+        mode, indices = image.mode, upright_array(image)
     if mode == "L" and stored in _GRAY_STEPS:
         indices //= _GRAY_STEPS[stored]
     if mode not in ("P", "L"):
@@ -208,7 +208,7 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     """Write a mask as a palette PNG with VOC's colours, atomically.
 
     Args:
-        path: the file; its folder must exist.
+        path: the file; its folder is made if necessary.
         mask: integers (H, W) in 0..255.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, os_errors
 from datamodules.files import AnyPath, is_uri, join_path, read_bytes
 from datamodules.image_ids import forward_slashes
 
@@ -32,10 +32,8 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
             row that is no JSON object, or has more fields than the header.
     """
     lines: list[tuple[int, Any]]
-    try:
+    with os_errors(f"table {path} cannot be read"):
         content = read_bytes(path)
-    except OSError as error:
-        raise InputError(f"table {path} cannot be read: {error.strerror or error}") from error
     delimiter = ","
     try:
         text = content.decode("utf-8-sig")

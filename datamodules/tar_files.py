@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from datamodules.errors import InputError, UnreadableError
+from datamodules.errors import InputError, UnreadableError, os_errors
 from datamodules.files import AnyPath, is_uri, local_copy, open_atomically, read_bytes, storage_errors
 
 _REQUEST = 1 << 23  # bytes of a request while an archive behind a URI is listed
@@ -48,16 +48,13 @@ def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
     """
     from fsspec.core import url_to_fs
 
-    try:
-        with storage_errors(folder):
-            storage, path = url_to_fs(str(folder))
-            storage.invalidate_cache(path)
-            entries = storage.ls(path, detail=True)
-            listed = {entry["name"]: entry["size"] for entry in entries if entry["type"] != "directory"}
-            unknown = [name for name, size in listed.items() if size is None and name.endswith(".tar")]
-            listed |= zip(unknown, storage.sizes(unknown), strict=True)
-    except OSError as error:
-        raise InputError(f"the folder of tar files {folder} cannot be read: {error.strerror or error}") from error
+    with os_errors(f"the folder of tar files {folder} cannot be read"), storage_errors(folder):
+        storage, path = url_to_fs(str(folder))
+        storage.invalidate_cache(path)
+        entries = storage.ls(path, detail=True)
+        listed = {entry["name"]: entry["size"] for entry in entries if entry["type"] != "directory"}
+        unknown = [name for name, size in listed.items() if size is None and name.endswith(".tar")]
+        listed |= zip(unknown, storage.sizes(unknown), strict=True)
     sizes = {name.rpartition("/")[2]: int(size or 0) for name, size in listed.items()}
     found = dict[str, int]()
     for name in _expand(pattern):

@@ -217,15 +217,13 @@ def write_seed_cache(
         InputError: the folder cannot be used, an image, a cache or the network is not usable, or the disk is full.
         KeyboardInterrupt: a person stopped the job.
     """
-    settings, inputs, left_out, ids = _settings_and_inputs(module, source, job, caches)
-    data, blocks = source.data, source.blocks
-    cache = SeedCacheWriter(output, data.classes, settings, ids, inputs, left_out, blocks.names)
-    writer = ShardWriter(cache, blocks, job, settings["batch_size"])
+    cache = _cache_writer(output, module, source, job, caches)
+    writer = ShardWriter(cache, source.blocks, job)
     threads = torch.get_num_threads()
     try:
         with _quiet_lightning():
-            trainer = _trainer(job, settings["precision"], writer)
-            trainer.predict(module, writer.batches(data, module), return_predictions=False)
+            trainer = _trainer(job, cache.settings["precision"], writer)
+            trainer.predict(module, writer.batches(source.data, module), return_predictions=False)
         writer.close(module, finished=True)
         states = gather_objects((module.problem, writer.found))
         if trainer.is_global_zero:
@@ -240,15 +238,10 @@ def write_seed_cache(
         cache.remove_empty_folder()
 
 
-def _settings_and_inputs(
-    module: SeedModule, source: JobSource, job: JobOptions, caches: Mapping[str, SeedCache | None]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, str], list[list[str] | None]]:
-    """Return what a cache records, and the images of its shards.
-
-    Returns:
-        Settings that the result depends on; where the inputs are; the images that earlier caches have left out, with
-        reasons; and the ids of each shard, None where they are not known yet.
-    """
+def _cache_writer(
+    output: AnyPath, module: SeedModule, source: JobSource, job: JobOptions, caches: Mapping[str, SeedCache | None]
+) -> SeedCacheWriter:
+    """Return the writer of the cache, with all that it records; arguments as for `write_seed_cache`."""
     data, blocks, samples = source.data, source.blocks, source.blocks.samples
     settings = {
         **module.settings, "checkpoint_sha256": file_sha256(source.checkpoint),
@@ -275,7 +268,7 @@ def _settings_and_inputs(
             covered_samples(cache, samples or (), data.classes)
             left_out |= cache.left_out
             settings[option], inputs[option] = cache.fingerprint, str(cache.path)
-    return settings, inputs, left_out, ids
+    return SeedCacheWriter(output, data.classes, settings, ids, inputs, left_out, blocks.names)
 
 
 @contextmanager
@@ -362,17 +355,16 @@ def _report(cache: SeedCacheWriter, job: JobOptions, found: NDArray[np.int64]) -
 class ShardWriter(BasePredictionWriter):
     """Makes cues of seeds, and writes each shard when it is complete, in a thread beside the network."""
 
-    def __init__(self, cache: SeedCacheWriter, blocks: SampleBlocks, job: JobOptions, batch_size: int) -> None:
+    def __init__(self, cache: SeedCacheWriter, blocks: SampleBlocks, job: JobOptions) -> None:
         """Prepare; the folder is read in `setup`.
 
         Args:
             cache: writes the shards.
             blocks: the images of each shard.
             job: options of the job.
-            batch_size: images per batch.
         """
         super().__init__("batch")
-        self.cache, self.blocks, self.job, self._batch_size = cache, blocks, job, batch_size
+        self.cache, self.blocks, self.job, self._batch_size = cache, blocks, job, int(cache.settings["batch_size"])
         self._numbers: list[int] = []  # of the shards that this process writes; known after setup
         self._batches: list[tuple[int, int]] = []  # shard and number of images of each batch
         self._images = 0  # of this partition; of tar files, those read so far
@@ -429,7 +421,6 @@ class ShardWriter(BasePredictionWriter):
         no process waits for this one.
         """
         annotated = module.reads_annotations(data)
-        indices: Any
         try:
             for samples, indices in self.rounds():
                 images = ImageDataset(
@@ -437,8 +428,7 @@ class ShardWriter(BasePredictionWriter):
                     largest=module.settings.get("tile"), with_annotations=annotated,
                     mask_lut=data.mask_lut if annotated else None,
                 )  # fmt: skip
-                order = {"batch_size": self._batch_size, "batch_sampler": indices}
-                loader = image_loader(images, num_workers=data.hparams["num_workers"], **order)
+                loader = image_loader(images, num_workers=data.hparams["num_workers"], batch_sampler=indices)
                 yield from takewhile(lambda _batch: not module.problem, loader)
         except InputError as error:
             self._unlisted = str(error)

@@ -14,7 +14,7 @@ from typing import Any
 
 from upath import UPath
 
-from datamodules.errors import InputError
+from datamodules.errors import os_errors
 from datamodules.files import read_bytes
 from datamodules.sample import Sample
 
@@ -81,10 +81,8 @@ def annotations_sha256(samples: Sequence[Sample]) -> str:
         drawn = (sample.id, sample.points, sample.scribbles, sample.boxes)
         digest.update(repr(drawn).encode())
         if isinstance(sample.mask, str):
-            try:
+            with os_errors(f"mask {sample.mask} cannot be read"):
                 digest.update(read_bytes(UPath(sample.mask)))
-            except OSError as error:
-                raise InputError(f"mask {sample.mask} cannot be read: {error.strerror or error}") from error
         else:
             digest.update(repr(sample.mask).encode())
     return digest.hexdigest()

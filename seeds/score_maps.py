@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.class_names import IGNORE
-from datamodules.images import to_uint8
 
 
 def resize_maps(maps: Tensor, size: tuple[int, ...], *, antialias: bool = False) -> Tensor:
@@ -44,5 +43,5 @@ def divide_by_maxima(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def resize_images(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return normalised images (B, in_channels, H, W) as uint8 (B, 3, h, w) for the CRF, antialiased if reduced."""
-    return resize_maps(to_uint8(images).float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
+    """Return images uint8 (B, C, H, W) at another size (h, w), antialiased if reduced."""
+    return resize_maps(images.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)

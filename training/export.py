@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from upath import UPath
 
-from datamodules.errors import InputError, first_line
+from datamodules.errors import InputError, first_line, import_extra
 from datamodules.files import file_sha256, new_folder, read_json_or_empty, write_atomically, write_json
 from datamodules.images import channel_statistics
 from datamodules.progress import print_result
-from training.exported_network import KEY, SIDECAR, import_onnx, load_smp, onnx_network, restore_smp
+from training.exported_network import KEY, SIDECAR, load_smp, onnx_network, restore_smp
 from training.inference import TrainedNetwork, load_trained
 from training.networks import SmpNetwork
 from training.reports.pages import render
@@ -183,7 +183,7 @@ def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> 
 
 
 def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
-    onnx = import_onnx("onnx")
+    onnx = import_extra("onnx", "export", "ONNX")
     inner = network.model if isinstance(network, SmpNetwork) else network
     example = torch.zeros(1, len(metadata["mean"]), metadata["size"], metadata["size"])
     for any_size in (True, False):  # if the network works at its own size only, the file has that fixed size

@@ -1,6 +1,5 @@
 """Networks that `tag2mask export` has written: loading and running them."""
 
-import importlib
 import io
 import json
 import re
@@ -17,7 +16,7 @@ from segmentation_models_pytorch import from_pretrained
 from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
 
-from datamodules.errors import InputError, first_line
+from datamodules.errors import InputError, first_line, import_extra
 from datamodules.files import AnyPath, read_bytes
 from seeds.precision import ResolvedPrecision
 
@@ -89,19 +88,9 @@ def load_exported(path: AnyPath) -> ExportedNetwork:
         raise InputError(f"{path} is no intact 'tag2mask export', nor a *.ckpt: {reason}") from error
 
 
-def import_onnx(name: str) -> Any:
-    """Return the module ``onnx`` or ``onnxruntime``; raise an InputError where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            "ONNX needs the packages onnx and onnxruntime: pip install -c constraints.txt '.[export]'"
-        ) from error
-
-
 def onnx_network(content: bytes) -> tuple[str, Callable[[Tensor], Tensor]]:
     """Return the JSON metadata (empty if missing) of an ONNX file, and its network, on as many threads as torch."""
-    onnxruntime = import_onnx("onnxruntime")
+    onnxruntime = import_extra("onnxruntime", "export", "ONNX")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -28,6 +28,7 @@ COLOURS = (
 # Of each further twenty classes: share of the colour, and the gray with which it is mixed.
 SHADES = ((1.0, 0), (0.5, 0), (0.4, 255), (0.55, 128))
 BACKGROUND_COLOUR = (84, 98, 122)  # of background cues
+LABEL_STRENGTH = 0.62  # share of the class's colour in a pixel
 HEAT_STRENGTH = 0.75  # share of the colour in a pixel where a map is highest
 GAP, CAPTION, MARGIN = 6, 24, 96  # pixels of `figure_grid`: gap, height of a line, least width of row labels
 # Fonts of Linux, macOS and Windows; Pillow's own has ASCII alone.
@@ -45,12 +46,11 @@ def class_colour(index: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer:
+def label_layer(labels: NDArray[np.integer]) -> Layer:
     """Return a label map as a layer: classes in colour with a light outline, the background darkened.
 
     Args:
         labels: label map (H, W), 0 background, 1..C, 255 not scored (drawn light).
-        strength: share of the class's colour in a pixel.
 
     Returns:
         float32 (H, W, 4): red, green, blue 0..255, opacity 0..1.
@@ -61,12 +61,12 @@ def label_layer(labels: NDArray[np.integer], *, strength: float = 0.62) -> Layer
         if index == IGNORE:
             layer[labels == index] = (235, 235, 235, 0.5)
         elif index > 0:
-            layer[labels == index] = (*class_colour(int(index)), strength)
+            layer[labels == index] = (*class_colour(int(index)), LABEL_STRENGTH)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     border = cv2.morphologyEx(labels.astype(np.uint8), cv2.MORPH_GRADIENT, cross) > 0
     border &= (labels != 0) & (labels != IGNORE)  # the last pixel of a class, so that outlines stay thin
-    opacity = 1 - 0.4 * (1 - strength)  # 60 % white over the class's colour
-    layer[border, :3] = (0.4 * strength * layer[border, :3] + 0.6 * 255.0) / opacity
+    opacity = 1 - 0.4 * (1 - LABEL_STRENGTH)  # 60 % white over the class's colour
+    layer[border, :3] = (0.4 * LABEL_STRENGTH * layer[border, :3] + 0.6 * 255.0) / opacity
     layer[border, 3] = opacity
     return layer
 
@@ -87,9 +87,9 @@ def cue_layer(cues: NDArray[np.integer]) -> Layer:
     return layer
 
 
-def label_overlay(image: Image, labels: NDArray[np.integer], *, strength: float = 0.62) -> Image:
+def label_overlay(image: Image, labels: NDArray[np.integer]) -> Image:
     """Draw a label map (H, W) over its image, uint8 (H, W, 3), see `label_layer`."""
-    return _blend(image, label_layer(labels, strength=strength))
+    return _blend(image, label_layer(labels))
 
 
 def cue_overlay(image: Image, cues: NDArray[np.integer]) -> Image:
@@ -136,9 +136,9 @@ def shrink(image: Image, longest: int) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def side_by_side(images: Sequence[Image], *, gap: int = 4) -> Image:
-    """Return images of one height side by side, with a white gap in pixels."""
-    white = np.full((images[0].shape[0], gap, 3), 255, np.uint8)
+def side_by_side(images: Sequence[Image]) -> Image:
+    """Return images of one height side by side, with a white gap of 4 pixels."""
+    white = np.full((images[0].shape[0], 4, 3), 255, np.uint8)
     parts = [part for image in images for part in (image, white)]
     return np.concatenate(parts[:-1], axis=1)
 

@@ -19,7 +19,7 @@ from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task
 from seeds.crf import dense_crf
 from seeds.precision import Precision, ResolvedPrecision, resolve_precision
-from seeds.score_maps import label_map, resize_maps
+from seeds.score_maps import label_map, resize_images, resize_maps
 from seeds.tiles import Pixels, Tiling, blended_rows, reduce_image, sample_grid
 from training.runs.provenance_record import read_provenance
 from training.segmentation_task import CrfSettings, SegmentationTask
@@ -123,8 +123,7 @@ def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
     height, width = image.shape[:2]
     shrink = min(1.0, (CRF_PIXELS / (height * width)) ** 0.5)
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(scores.device)  # (1, 3, H, W)
-    pixels = resize_maps(pixels.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
+    pixels = resize_images(torch.from_numpy(image).permute(2, 0, 1)[None].to(scores.device), size)  # (1, 3, h', w')
     probs = resize_maps(scores.float().softmax(dim=0)[None], size)  # (1, K, h', w')
     return label_map(crf_probabilities(pixels, probs)[0], (height, width))
 

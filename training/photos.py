@@ -1,7 +1,5 @@
 """Photos that a user names: their samples, the check that none is replaced, and the list of the skipped ones."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -9,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from upath import UPath
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, list_folder, write_atomically
+from datamodules.files import AnyPath, is_uri, list_folder, write_csv
 from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
 from datamodules.progress import print_message
 from datamodules.sample import Sample, file_samples
@@ -67,9 +65,7 @@ def report_skipped(output: Path, problems: Mapping[str, str], part: str = "") ->
     if not rows:
         table.unlink(missing_ok=True)
         return
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *rows])
-    write_atomically(table, text.getvalue().encode())
+    write_csv(table, [("file", "reason"), *rows])
     count = f"{len(rows)} of {len(problems)} images were skipped"
     raise InputError(f"{count}, {table} lists them; the first: {rows[0][1]}")
 

@@ -1,15 +1,14 @@
 """`tag2mask review`: which training images have doubtful labels or tags, the worst first."""
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from upath import UPath
 
 from datamodules.base_datamodule import covered_samples
 from datamodules.errors import InputError
-from datamodules.files import check_output_folder, is_uri, write_atomically
+from datamodules.files import check_output_folder, is_uri, write_atomically, write_csv
 from datamodules.near_duplicates import near_groups, read_fingerprints
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import print_message, track
@@ -97,7 +96,7 @@ def review(
         ("checkpoint", checkpoint), ("labels", cache.path), ("data", f"{data.source}, split {split}"),
         ("images", f"{len(ranked)}; {len(corrected)} more have masks and are left out"),
     ])  # fmt: skip
-    write_atomically(output / "review.csv", review_csv(ranked).encode())
+    write_csv(output / "review.csv", review_rows(ranked))
     write_atomically(output / "index.html", page.encode())
     print_message(
         f"{len(ranked)} images, {len(suspects)} of them with doubtful tags: {output / 'index.html'}, review.csv"
@@ -114,11 +113,9 @@ def with_identical(ranked: Sequence[ImageScores], count: int) -> list[ImageScore
     return list(chosen.values())
 
 
-def review_csv(ranked: Sequence[ImageScores]) -> str:
-    """Return the table of all images, the most doubtful labels first, as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "doubt", *REASONS, "wrong_tags", "tags_to_add", "tags_to_remove", "identical", "image"])
+def review_rows(ranked: Sequence[ImageScores]) -> Iterator[list[Any]]:
+    """Yield the rows of ``review.csv``, all images, the most doubtful labels first."""
+    yield ["id", "doubt", *REASONS, "wrong_tags", "tags_to_add", "tags_to_remove", "identical", "image"]
     for each in ranked:
         tags = [
             ";".join(f"{name} {value:.4f}" for name, value in tags.items())
@@ -126,5 +123,4 @@ def review_csv(ranked: Sequence[ImageScores]) -> str:
         ]
         numbers = [f"{value:.4f}" for value in (each.doubt, *each.shares.values(), each.wrong_tags)]
         path = each.image if is_uri(each.image) else Path(each.image).absolute()  # the table may be moved
-        writer.writerow([each.id, *numbers, *tags, ";".join(each.identical), path])
-    return text.getvalue()
+        yield [each.id, *numbers, *tags, ";".join(each.identical), path]

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
+from datamodules.images import to_uint8
 from seeds.base_task import BaseTask
 from seeds.crf import dense_crf
 from seeds.distributed import mean_over_processes
@@ -172,7 +173,7 @@ class SegmentationTask(BaseTask):
             decays = {name: self.hparams[name] for name in ("decay_fg", "decay_bg")}
             losses["expand"] = expand_loss(probs, batch["labels"], **decays, image_weights=undrawn)
         if is_sec and self.loss_weights["constrain"]:
-            crf_probs = dense_crf(resize_images(images, cues.shape[-2:]), logits.detach(), **self.crf)
+            crf_probs = dense_crf(resize_images(to_uint8(images), cues.shape[-2:]), logits.detach(), **self.crf)
             losses["constrain"] = constrain_loss(probs, crf_probs, image_weights=undrawn)
         if not losses:
             raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")

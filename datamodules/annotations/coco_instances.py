@@ -1,16 +1,79 @@
-"""JSON of COCO's instances: images, categories, and masks rendered from segmentations."""
+"""Annotations from a JSON of COCO's instances: masks rendered from segmentations, boxes, keypoints."""
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from datamodules.class_names import IGNORE, MAX_CLASSES
-from datamodules.errors import InputError
+from datamodules.annotations.shapes import Annotation, Point, are_numbers, check_labels, mask_index, valid_box
+from datamodules.class_names import IGNORE, MAX_CLASSES, class_name
+from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath
+from datamodules.image_ids import image_id
 from datamodules.masks import RleMask
+from datamodules.progress import first_few, print_message
+from datamodules.sample import SplitSamples, require_recorded_size
+
+
+def coco_annotations(path: AnyPath, content: Any, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:
+    """Yield the annotations of a JSON of COCO's instances.
+
+    The mask of an image is rendered from its instances where all have a segmentation; otherwise the image has boxes:
+    those of a class whose instances all have one and are no crowds. Points are keypoints with a visibility above
+    0. An image without instances is background, as in COCO; but where its tags name an object, it counts as not
+    annotated, since annotation tools export such images, too. Categories that are no class of the data set become 255
+    in masks, and are left out otherwise. Crowds are 255 in masks, see also `brush_masks_as_instances`.
+    """
+    check_instances(content, path)
+    categories = {key: class_name(name, known) for key, name in category_names(content, path).items()}
+    indices = {key: mask_index(name, known) for key, name in categories.items()}
+    check_labels(categories.values(), known, path, "its categories")
+    content = brush_masks_as_instances(content)
+    images = images_with_instances(content, categories, path)
+    names = [image_id(file) for file, _, _ in images]
+    matching = samples.match_ids(names, [f"{path}, image {image['id']}" for _, image, _ in images], path)
+    partly = []
+    for name, (_, image, instances) in zip(matching, images, strict=True):
+        if name not in samples or not (instances or not samples[name].tags):
+            continue
+        segmented = all(has_area(each.get("segmentation")) for each in instances)
+        if not segmented and any(has_area(each.get("segmentation")) for each in instances):
+            partly.append(name)
+        if not segmented or any(each.get("keypoints") for each in instances):
+            require_recorded_size(
+                (image.get("height"), image.get("width")), samples[name], f"{path}, image {image['id']}"
+            )
+        if segmented and (mask := instance_mask(image, instances, indices, path)) is not None:
+            yield Annotation(name, str(path), mask)
+        no_boxes = {each["category_id"] for each in instances if each.get("iscrowd") or not each.get("bbox")}
+        for each in instances:
+            if (category := each["category_id"]) not in categories or indices[category] == IGNORE:
+                continue
+            label, location = categories[category], f"{path}, annotation {each.get('id')} of image {name}"
+            if not segmented and category not in no_boxes and label in known:
+                if not are_numbers(each["bbox"], 4):
+                    raise InputError(f"{location}: the bbox {each['bbox']} is not [x, y, width, height]")
+                x, y, width, height = map(float, each["bbox"])
+                with errors_at(location):
+                    box = valid_box(label, x, y, x + width, y + height)
+                yield Annotation(name, location, box)
+            for point in _keypoints(each, label, location):
+                yield Annotation(name, location, point)
+    if partly:
+        problem = "have instances with and without a segmentation: their boxes are read, and no mask"
+        print_message(f"{path}: {len(partly)} images {problem}: {first_few(partly)}")
+
+
+def _keypoints(instance: Mapping[str, Any], label: str, location: str) -> Iterator[Point]:
+    """Yield the keypoints of an instance whose visibility is above 0."""
+    keypoints = instance.get("keypoints") or []
+    if not isinstance(keypoints, list) or len(keypoints) % 3 or not are_numbers(keypoints, len(keypoints)):
+        raise InputError(f"{location}: its keypoints are not a list [x, y, visibility, ...] of numbers")
+    for x, y, visibility in zip(*[iter(keypoints)] * 3, strict=True):
+        if visibility > 0:
+            yield Point(label, float(x), float(y))
 
 
 def check_instances(content: Any, path: AnyPath) -> None:

@@ -21,7 +21,7 @@ from datamodules.annotations.brush_rle import encode_brush
 from datamodules.annotations.label_studio import ID_KEY
 from datamodules.annotations.shapes import UNKNOWN
 from datamodules.class_names import IGNORE, voc_palette
-from datamodules.errors import InputError
+from datamodules.errors import InputError, import_extra
 from datamodules.files import is_uri, uri_path, write_atomically, write_json
 from datamodules.images import open_file
 from datamodules.masks import encode_mask, mask_png
@@ -220,12 +220,11 @@ def _cvat(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage
 
 
 def _huggingface(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:
-    try:
-        import pyarrow as pa
-        from datasets import ClassLabel, Features, Image, List, Value
-        from pyarrow.parquet import ParquetWriter
-    except ImportError as error:
-        raise InputError("the format huggingface needs `pip install -c constraints.txt '.[huggingface]'`") from error
+    import_extra("datasets", "huggingface", "the format huggingface")
+    import pyarrow as pa
+    from datasets import ClassLabel, Features, Image, List, Value
+    from pyarrow.parquet import ParquetWriter
+
     features = Features({
         "id": Value("string"), "file_name": Value("string"), "image": Image(), "mask": Image(),
         "tags": List(ClassLabel(names=list(classes))),

@@ -1,4 +1,4 @@
-"""Annotations from CVAT, YOLO and Hugging Face data sets; COCO is in `datamodules.annotations.sources`.
+"""Annotations from CVAT, YOLO and Hugging Face data sets.
 
 Each reader yields the annotations of the images that are among the samples. Labels that are no class of the data set
 become 255 in masks. In masks of regions a smaller region covers a larger one, and what no region covers is background.
@@ -19,7 +19,7 @@ from upath import UPath
 
 from datamodules.annotations.shapes import BACKGROUND, Annotation, check_labels, mask_index, valid_box
 from datamodules.class_names import MAX_CLASSES, class_name, mask_lut
-from datamodules.errors import InputError, UnreadableError, errors_at
+from datamodules.errors import InputError, UnreadableError, errors_at, import_extra
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.image_ids import image_id
 from datamodules.images import image_size, open_image
@@ -209,11 +209,10 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
     Raises:
         InputError: it is no such file, a mask is invalid, or pyarrow is not installed.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise InputError(f"{path} needs `pip install -c constraints.txt '.[huggingface]'`") from error
+    import_extra("pyarrow", "huggingface", str(path))
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
     try:
         file = ParquetFile(io.BytesIO(read_bytes(path)))
         schema = file.schema_arrow

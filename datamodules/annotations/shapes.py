@@ -1,7 +1,7 @@
 """What people have drawn into images beside masks: points, scribbles and boxes."""
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datamodules.class_names import IGNORE, class_name
 from datamodules.errors import InputError, did_you_mean
@@ -98,6 +98,12 @@ def valid_box(label: str, left: float, top: float, right: float, bottom: float) 
     if not (-1e9 < left < right < 1e9 and -1e9 < top < bottom < 1e9):
         raise InputError(f"a box of {label!r} is empty: left {left:g}, top {top:g}, right {right:g}, bottom {bottom:g}")
     return Box(label, left, top, right, bottom)
+
+
+def are_numbers(values: Any, count: int) -> bool:
+    """Return whether a value of a JSON is a list of finite numbers; those above 1e9 are no pixels, either."""
+    numbers = isinstance(values, list) and len(values) == count and all(type(each) in (int, float) for each in values)
+    return numbers and all(-1e9 < each < 1e9 for each in values)
 
 
 Mask = str | RleMask

@@ -14,14 +14,7 @@ import numpy as np
 from upath import UPath
 
 from datamodules.annotations.bounding_boxes import xml_boxes
-from datamodules.annotations.coco_instances import (
-    brush_masks_as_instances,
-    category_names,
-    check_instances,
-    has_area,
-    images_with_instances,
-    instance_mask,
-)
+from datamodules.annotations.coco_instances import coco_annotations
 from datamodules.annotations.imports import cvat_masks, parquet_masks, yolo_annotations, yolo_label_files
 from datamodules.annotations.label_studio import label_studio_annotations
 from datamodules.annotations.shapes import (
@@ -33,8 +26,7 @@ from datamodules.annotations.shapes import (
     Point,
     Scribble,
     Shape,
-    check_labels,
-    mask_index,
+    are_numbers,
     require_inside,
     valid_box,
 )
@@ -45,7 +37,7 @@ from datamodules.image_ids import image_id, read_ids
 from datamodules.images import image_size
 from datamodules.masks import RleMask, read_class_mask, require_same_size
 from datamodules.progress import first_few, print_message
-from datamodules.sample import Sample, SplitSamples, require_recorded_size
+from datamodules.sample import Sample, SplitSamples
 from datamodules.tables import TABLES, path_in_table, read_rows
 
 TOOL_READERS = {".zip": cvat_masks, ".yaml": yolo_annotations, ".yml": yolo_annotations, ".parquet": parquet_masks}
@@ -53,8 +45,6 @@ TOOL_READERS = {".zip": cvat_masks, ".yaml": yolo_annotations, ".yml": yolo_anno
 
 SUFFIXES = (".txt", *TABLES, ".json", *TOOL_READERS)
 """Suffixes of files that are sources of annotations."""
-
-KINDS = {Point: "point", Scribble: "scribble", Box: "box"}
 
 FORMS = {
     "points": '["class", x, y]',
@@ -175,7 +165,7 @@ def _read_source(
         return _table(path, samples)
     if suffix == ".json":
         content = read_json(path)
-        read = label_studio_annotations if isinstance(content, list) else _instances
+        read = label_studio_annotations if isinstance(content, list) else coco_annotations
         return read(path, content, samples, known)
     return TOOL_READERS[suffix](path, samples, known)
 
@@ -194,7 +184,7 @@ def _is_chosen(item: Shape, sample: Sample, location: str, known: Sequence[str],
         return False
     if sample.tags is not None and item.name not in sample.tags:
         tags = f"the tags of the image are {', '.join(sorted(sample.tags))}" if sample.tags else "the image has no tag"
-        raise InputError(f"{location}: there is a {KINDS[type(item)]} of {item.name!r}, and {tags}")
+        raise InputError(f"{location}: there is a {type(item).__name__.lower()} of {item.name!r}, and {tags}")
     return True
 
 
@@ -318,81 +308,16 @@ def _shapes(column: str, field: Any, location: str) -> Iterator[Shape]:
         raise InputError(f"{location}: {column} contains {str(field)[:80]!r}, and must be {form}")
     for each in field or ():
         match each:
-            case [str(name), *numbers] if column == "points" and _are_numbers(numbers, 2):
+            case [str(name), *numbers] if column == "points" and are_numbers(numbers, 2):
                 yield Point(name, *map(float, numbers))
-            case [str(name), *numbers] if column == "boxes" and _are_numbers(numbers, 4):
+            case [str(name), *numbers] if column == "boxes" and are_numbers(numbers, 4):
                 with errors_at(location):
                     box = valid_box(name, *map(float, numbers))
                 yield box
-            case [str(name), [*vertices]] if column == "scribbles" and all(_are_numbers(xy, 2) for xy in vertices):
+            case [str(name), [*vertices]] if column == "scribbles" and all(are_numbers(xy, 2) for xy in vertices):
                 if not vertices:
                     raise InputError(f"{location}: a scribble of {name!r} has no vertex")
                 yield Scribble(name, tuple((float(x), float(y)) for x, y in vertices))
             case _:
                 form = f"{FORMS[column]} with finite numbers"
                 raise InputError(f"{location}: {column} contains {str(each)[:80]}, and must contain {form}")
-
-
-def _are_numbers(values: Any, count: int) -> bool:
-    """Return whether a value of a JSON is a list of finite numbers; those above 1e9 are no pixels, either."""
-    numbers = isinstance(values, list) and len(values) == count and all(type(each) in (int, float) for each in values)
-    return numbers and all(-1e9 < each < 1e9 for each in values)
-
-
-def _instances(path: AnyPath, content: Any, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:
-    """Yield the annotations of a JSON of COCO's instances.
-
-    The mask of an image is rendered from its instances where all have a segmentation; otherwise the image has boxes:
-    those of a class whose instances all have one and are no crowds. Points are keypoints with a visibility above
-    0. An image without instances is background, as in COCO; but where its tags name an object, it counts as not
-    annotated, since annotation tools export such images, too. Categories that are no class of the data set become 255
-    in masks, and are left out otherwise. Crowds are 255 in masks, see also `brush_masks_as_instances`.
-    """
-    check_instances(content, path)
-    categories = {key: class_name(name, known) for key, name in category_names(content, path).items()}
-    indices = {key: mask_index(name, known) for key, name in categories.items()}
-    check_labels(categories.values(), known, path, "its categories")
-    content = brush_masks_as_instances(content)
-    images = images_with_instances(content, categories, path)
-    names = [image_id(file) for file, _, _ in images]
-    matching = samples.match_ids(names, [f"{path}, image {image['id']}" for _, image, _ in images], path)
-    partly = []
-    for name, (_, image, instances) in zip(matching, images, strict=True):
-        if name not in samples or not (instances or not samples[name].tags):
-            continue
-        segmented = all(has_area(each.get("segmentation")) for each in instances)
-        if not segmented and any(has_area(each.get("segmentation")) for each in instances):
-            partly.append(name)
-        if not segmented or any(each.get("keypoints") for each in instances):
-            require_recorded_size(
-                (image.get("height"), image.get("width")), samples[name], f"{path}, image {image['id']}"
-            )
-        if segmented and (mask := instance_mask(image, instances, indices, path)) is not None:
-            yield Annotation(name, str(path), mask)
-        no_boxes = {each["category_id"] for each in instances if each.get("iscrowd") or not each.get("bbox")}
-        for each in instances:
-            if (category := each["category_id"]) not in categories or indices[category] == IGNORE:
-                continue
-            label, location = categories[category], f"{path}, annotation {each.get('id')} of image {name}"
-            if not segmented and category not in no_boxes and label in known:
-                if not _are_numbers(each["bbox"], 4):
-                    raise InputError(f"{location}: the bbox {each['bbox']} is not [x, y, width, height]")
-                x, y, width, height = map(float, each["bbox"])
-                with errors_at(location):
-                    box = valid_box(label, x, y, x + width, y + height)
-                yield Annotation(name, location, box)
-            for point in _keypoints(each, label, location):
-                yield Annotation(name, location, point)
-    if partly:
-        problem = "have instances with and without a segmentation: their boxes are read, and no mask"
-        print_message(f"{path}: {len(partly)} images {problem}: {first_few(partly)}")
-
-
-def _keypoints(instance: Mapping[str, Any], label: str, location: str) -> Iterator[Point]:
-    """Yield the keypoints of an instance whose visibility is above 0."""
-    keypoints = instance.get("keypoints") or []
-    if not isinstance(keypoints, list) or len(keypoints) % 3 or not _are_numbers(keypoints, len(keypoints)):
-        raise InputError(f"{location}: its keypoints are not a list [x, y, visibility, ...] of numbers")
-    for x, y, visibility in zip(*[iter(keypoints)] * 3, strict=True):
-        if visibility > 0:
-            yield Point(label, float(x), float(y))

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.class_names import VOC_CLASSES
-from datamodules.images import normalize
+from datamodules.images import normalize, to_uint8
 from seeds.crf import dense_crf
 from seeds.precision import resolve_precision
 from seeds.score_maps import resize_images, resize_maps
@@ -106,7 +106,7 @@ class Case:
 
     def crf(self) -> Tensor:
         """The CRF's output."""
-        return dense_crf(resize_images(self.batch["image"], self.grid), self.scores, **self.task.crf)
+        return dense_crf(resize_images(to_uint8(self.batch["image"]), self.grid), self.scores, **self.task.crf)
 
 
 def compare(name: str, turns: int, count: int | None, device: torch.device) -> list[str]:

@@ -168,8 +168,8 @@ def test_batches_follow_from_the_shard_alone(voc, tmp_path):
     ids = [[sample.id for sample in blocks.read(number)] for number in (0, 1)]
 
     def batches(rank, world, excluded):
-        cache = SeedCacheWriter(tmp_path / "c", data.classes, {}, ids, left_out=excluded)
-        writer = ShardWriter(cache, blocks, JobOptions(shard_size=4), 3)
+        cache = SeedCacheWriter(tmp_path / "c", data.classes, {"batch_size": 3}, ids, left_out=excluded)
+        writer = ShardWriter(cache, blocks, JobOptions(shard_size=4))
         strategy = SimpleNamespace(broadcast=lambda value: ("", [0, 1]) if rank else value)
         trainer = SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, global_rank=rank, world_size=world)
         trainer.predict_loop = SimpleNamespace(return_predictions=False)

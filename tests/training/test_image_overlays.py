@@ -25,9 +25,9 @@ def test_labels_in_colour():
     labels = np.zeros((24, 30), np.uint8)
     labels[8:16, 8:20] = 2
     labels[20:] = 255
-    shown = label_overlay(GRAY, labels, strength=0.5)
+    shown = label_overlay(GRAY, labels)
     assert shown[2, 2].tolist() == [50] * 3  # background: darkened
-    assert np.allclose(shown[12, 12], [(100 + c) / 2 for c in class_colour(2)], atol=0.5)
+    assert np.allclose(shown[12, 12], [0.38 * 100 + 0.62 * c for c in class_colour(2)], atol=0.5)
     assert shown[22, 3].tolist() == [168] * 3  # not scored: light
     assert shown[8, 12].mean() > shown[12, 12].mean()  # outline
     assert shown[7, 12].tolist() == [50] * 3  # within the object only
@@ -66,7 +66,7 @@ def test_a_layer_as_png_over_the_image_is_the_overlay():
 def test_shrink_and_side_by_side():
     assert shrink(GRAY, 15).shape == (12, 15, 3)
     assert shrink(GRAY, 100) is GRAY
-    joined = side_by_side([GRAY, GRAY, GRAY], gap=4)
+    joined = side_by_side([GRAY, GRAY, GRAY])
     assert joined.shape == (24, 98, 3)
     assert (joined[:, 30:34] == 255).all()
 

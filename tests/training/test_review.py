@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.files import write_csv
 from datamodules.images import read_image
 from datamodules.masks import read_class_mask
 from datamodules.sample import Sample
@@ -22,7 +23,7 @@ from tests.training.html_pages import HOSTILE, check_page, run_chromium
 from training.cli import main
 from training.doubtful_labels import REASONS, ImageScores, ReviewedImage, review_images, score_image
 from training.reports.review_report import render_review
-from training.review import review_csv, with_identical
+from training.review import review_rows, with_identical
 
 
 def rows_of(folder):
@@ -115,7 +116,7 @@ def test_nearly_identical_images_follow_each_other():
     assert [each.id for each in with_identical(images, 9)] == ["a", "b", "d", "c", "e"]
 
 
-def test_the_table():
+def test_the_table(tmp_path):
     row = ImageScores(
         "a,b",
         0.5,
@@ -126,7 +127,8 @@ def test_the_table():
         "/x.jpg",
         1.9,
     )
-    assert review_csv([row]).splitlines() == [
+    write_csv(tmp_path / "review.csv", review_rows([row]))
+    assert (tmp_path / "review.csv").read_text().splitlines() == [
         "id,doubt,labels,views,CRF,wrong_tags,tags_to_add,tags_to_remove,identical,image",
         '"a,b",0.5000,0.2500,0.1250,0.0000,1.9000,cat 0.9000,dog 1.0000,c;d,/x.jpg',
     ]  # fmt: skip

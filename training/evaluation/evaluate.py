@@ -14,7 +14,7 @@ from upath import UPath
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, read_classes
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import AnyPath, check_output_folder, file_sha256, write_atomically, write_json
+from datamodules.files import AnyPath, check_output_folder, file_sha256, write_atomically, write_csv, write_json
 from datamodules.images import any_size, as_rgb, read_image
 from datamodules.masks import find_masks, mask_png, read_class_mask, read_mask, require_same_size
 from datamodules.open_data import datamodule_from_settings
@@ -28,7 +28,7 @@ from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, read
 from seeds.precision import Precision
 from seeds.tiles import Tiling
 from training import inference
-from training.evaluation.evaluation_table import compute_metrics, metrics_csv, print_metrics
+from training.evaluation.evaluation_table import compute_metrics, metrics_rows, print_metrics
 from training.evaluation.metrics import SegmentationCounts
 from training.inference import TEST_CRF, Prediction, TrainedNetwork, Views, load_trained
 from training.reports.evaluation_report import render_page
@@ -174,7 +174,7 @@ def evaluate(
         sections += _training_images(scores, data, cache, tiling, crf=crf)
     write_atomically(output / "index.html", render_page(metrics, sections).encode())
     if metrics["iou"]:
-        write_atomically(output / "metrics.csv", metrics_csv(metrics).encode())
+        write_csv(output / "metrics.csv", metrics_rows(metrics))
     else:
         (output / "metrics.csv").unlink(missing_ok=True)  # of an earlier evaluation
     write_json(output / "metrics.json", metrics, allow_nan=False)

@@ -3,8 +3,6 @@
 A new column is one entry of `COLUMNS`; the files, the terminal and the HTML page follow.
 """
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -72,15 +70,12 @@ def compute_metrics(counts: SegmentationCounts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def metrics_csv(metrics: Mapping[str, Any]) -> str:
-    """Return the metrics of each class as fractions: ``class``, `COLUMNS`, with the CRF also ``iou_without_crf``.
+def metrics_rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the rows of ``metrics.csv``: ``class``, `COLUMNS`, with the CRF also ``iou_without_crf``, as fractions.
 
     An undefined metric is empty; the last row, ``mean``, contains the means.
     """
-    file = io.StringIO()
-    header = ["class", *COLUMNS, *(["iou_without_crf"] if "without_crf" in metrics else [])]
-    csv.writer(file, lineterminator="\n").writerows([header, *_rows(metrics)])
-    return file.getvalue()
+    return [["class", *COLUMNS, *(["iou_without_crf"] if "without_crf" in metrics else [])], *_rows(metrics)]
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:

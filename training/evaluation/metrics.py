@@ -118,19 +118,18 @@ def miou_interval(per_image: Sequence[NDArray[np.int64]]) -> dict[str, Any] | No
     return {"low": float(low), "high": float(high), "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
 
 
-def confused_pairs(matrix: NDArray[np.int64], names: Sequence[str], wanted: int = 10) -> list[dict[str, Any]]:
-    """Return the pairs of classes with the largest shares of ``truth`` pixels predicted as ``predicted``.
+def confused_pairs(matrix: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the ten pairs of classes with the largest shares of ``truth`` pixels predicted as ``predicted``.
 
     Sorted by ``share`` of the true class, because by ``pixels`` the background would always come first.
 
     Args:
         matrix: int64 (K, K), row = true class, column = predicted class.
         names: the K classes.
-        wanted: largest number of pairs.
     """
     shares = ratio(matrix, matrix.sum(1, keepdims=True))
     shares[np.eye(len(names), dtype=bool) | np.isnan(shares)] = 0
-    order = np.argsort(-shares, axis=None, kind="stable")[:wanted]
+    order = np.argsort(-shares, axis=None, kind="stable")[:10]
     pairs = [divmod(int(index), len(names)) for index in order if shares.flat[index] > 0]
     return [
         {"truth": names[t], "predicted": names[p], "pixels": int(matrix[t, p]), "share": float(shares[t, p])}

@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning.accelerators import AcceleratorRegistry
 
 from datamodules.base_datamodule import BaseDataModule
-from datamodules.errors import InputError, unknown_name
+from datamodules.errors import InputError, errors_at, unknown_name
 from datamodules.files import is_uri
 from datamodules.masks import read_class_mask
 from datamodules.sample import require_tags
@@ -89,14 +89,12 @@ class InputChecks:
             InputError: a stage would refuse an input; the message names the stage.
         """
         for stage in waiting:
-            try:
+            with errors_at(f"stage '{stage.name}'"):
                 check_options(stage, stages)
                 if stage.command == "fit" and needs_data(stage, stages) and not is_downloaded(stage, waiting):
                     data = open_training_data(stage.options)
                     self.check_images(data)
                     self._check_task(stage.options, data)
-            except InputError as error:
-                raise InputError(f"stage '{stage.name}': {error}") from error
 
     def check_images(self, data: BaseDataModule) -> int:
         """Check tags, annotations and images as a training does when it starts; return the number of training images.

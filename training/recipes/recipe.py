@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from datamodules.annotations.shapes import NAMED_SOURCES
-from datamodules.errors import UsageError
+from datamodules.errors import UsageError, errors_at
 from datamodules.files import is_uri, write_atomically
 from training.parsers import nearest, read_config, split_list
 
@@ -94,10 +94,8 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, str]) -
         raise UsageError(f"'output', the folder of the results, must be a local path, not {output}")
     stages: dict[str, Stage] = {}
     for name, stage in _mapping(content.get(STAGES), f"'{STAGES}'").items():
-        try:
+        with errors_at(f"stage '{name}'"):
             stages[name] = _read_stage(path, name, stage, commands, settings, list(stages))
-        except UsageError as error:
-            raise UsageError(f"stage '{name}': {error}") from error
     if not stages:
         raise UsageError(f"'{STAGES}' names no stage")
     return Path(output), list(stages.values())

@@ -10,7 +10,7 @@ import yaml
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from datamodules.errors import InputError, UsageError
+from datamodules.errors import InputError, UsageError, errors_at
 from datamodules.files import check_output_folder, is_uri, write_atomically
 from training.parsers import OneSentenceErrors, nearest, read_config
 from training.recipes.recipe import (
@@ -65,10 +65,8 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
             raise UsageError(f"'{word}' is no option with a value")
         given[name] = value
     path, names = read_config(options.config)[0], options.stages.split(",")
-    try:
+    with errors_at(str(path)):
         output, stages = read_recipe(path, commands, given)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
     known = [stage.name for stage in stages]
     wanted = {name for name in names if name} or set(known)
     if unknown := next(iter(wanted - set(known)), None):

@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Column, Table
 from upath import UPath
 
-from datamodules.errors import InputError, UsageError
+from datamodules.errors import InputError, UsageError, errors_at
 from datamodules.files import (
     AnyPath,
     file_sizes,
@@ -111,21 +111,19 @@ class Runner:
         for column in ("images", "steps", "hours", "PFLOP", "GB"):
             table.add_column(column, justify="right")
         for stage in stages:
-            state, figures = ("to run" if stage in waiting else "kept"), [""] * 5
-            try:
-                if state == "to run":
-                    check_options(stage, stages)
-                estimate = None
-                if stage.command == "fit" and state == "to run" and stage.name not in missing:
-                    estimate = estimate_training(stage.options, checks)
-            except InputError as error:
-                raise InputError(f"stage '{stage.name}': {error}") from error
-            if estimate:
-                images, steps, time_needed, operations, memory = estimate
-                hours += time_needed
-                figures = [f"{images:,}", f"{steps:,}", f"{time_needed:.2f}", f"{operations / 1e15:,.1f}"]
-                figures.append(f"{memory / 1e9:.1f}")
-            table.add_row(stage.name, stage.command, state, *figures)
+            if stage not in waiting:
+                table.add_row(stage.name, stage.command, "kept")
+                continue
+            with errors_at(f"stage '{stage.name}'"):
+                check_options(stage, stages)
+                is_estimated = stage.command == "fit" and stage.name not in missing
+                found = estimate_training(stage.options, checks) if is_estimated else None
+            figures: list[str] = []
+            if found is not None:
+                hours += found.hours
+                figures = [f"{found.images:,}", f"{found.steps:,}", f"{found.hours:.2f}"]
+                figures += [f"{found.operations / 1e15:,.1f}", f"{found.memory / 1e9:.1f}"]
+            table.add_row(stage.name, stage.command, "to run", *figures)
         print_result(table)
         print_result(
             f"trainings: {hours:.1f} hours, estimated by two steps of each network on this machine, without reading "
