@@ -3,8 +3,8 @@
     python -m tests.experiments.review_ranking --review review/review.csv --cache runs/recipe/seed-0/labels
 
 Prints, for 5 and 10 % of the images, the share of all wrong pixels that they contain: ranked by all reasons, by each
-reason alone, at random, and at best. Pixels without a label do not count. The masks are those of the data set of the
-seed cache, or ``--masks FOLDER``.
+reason alone, at random, and at best; then the same for pixels with a wrong label or none. The masks are those of the
+data set of the seed cache, or ``--masks FOLDER``.
 """
 
 import argparse
@@ -40,20 +40,22 @@ def main() -> None:
         found = {sample.id: sample.mask for sample in data.samples(data.hparams["train_split"], tags=False)}
     else:
         found = dict(zip(ids, find_masks(options.masks, ids), strict=True))
-    wrong, scored = np.zeros(len(ids)), np.zeros(len(ids))
+    wrong, lacking, scored = np.zeros((3, len(ids)))
     for index, name in enumerate(ids):
         mask = read_class_mask(found[name], data.mask_lut)
         labels = resize_nearest(cache.cues(name), *mask.shape)
-        known = (mask != IGNORE) & (labels != NO_CUE)
-        wrong[index], scored[index] = (known & (labels != mask)).sum(), (mask != IGNORE).sum()
+        known = mask != IGNORE
+        scored[index], lacking[index] = known.sum(), (known & (labels == NO_CUE)).sum()
+        wrong[index] = (known & (labels != NO_CUE) & (labels != mask)).sum()
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{len(ids)} images, {100 * wrong.sum() / scored.sum():.1f} % of the pixels have a wrong label")
     scores = {name: np.array([float(row[name]) for row in rows]) for name in ("doubt", *REASONS)}
-    scores |= {"random": np.random.default_rng(0).random(len(ids)), "best": wrong / scored.clip(1)}
-    for name, values in scores.items():
-        order = np.argsort(-values, kind="stable")
-        shares = [wrong[order[: round(share * len(ids))]].sum() / wrong.sum() for share in SHARES]
-        console.print(f"{name:10}", *(f"{100 * each:5.1f} %" for each in shares))
+    scores["random"] = np.random.default_rng(0).random(len(ids))
+    for what, pixels in (("a wrong label", wrong), ("a wrong label or none", wrong + lacking)):
+        console.print(f"{len(ids)} images, {100 * pixels.sum() / scored.sum():.1f} % of the pixels have {what}")
+        for name, values in (scores | {"best": pixels / scored.clip(1)}).items():
+            order = np.argsort(-values, kind="stable")
+            shares = [pixels[order[: round(share * len(ids))]].sum() / pixels.sum() for share in SHARES]
+            console.print(f"{name:10}", *(f"{100 * each:5.1f} %" for each in shares))
 
 
 if __name__ == "__main__":

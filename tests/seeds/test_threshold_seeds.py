@@ -85,7 +85,7 @@ def test_a_resumed_command(caches, tmp_path):
 
 
 def test_cues_by_thresholds_are_not_recorded_as_those_of_the_crf(tmp_path):
-    """The cache that the maps come from records the CRF of its own cues."""
+    """The cache that the maps come from records the CRF of the cues in it."""
     crf = {"method": "crf", "conf_fg": 0.3}
     with CacheWriter(tmp_path / "crf", ("a",), {"refinement": crf, "fg_threshold": 0.2}) as writer:
         saliency = np.arange(16, dtype=np.float32).reshape(4, 4)

@@ -115,7 +115,7 @@ def test_what_cannot_be_planned(checkpoint, words, message, capsys):
 
 
 def test_the_curves_are_those_with_the_crf():
-    """As the printed text says: tags alone of all images, of seed 0, by hand from the file."""
+    """Tags alone of all images, seed 0, by hand from the file."""
     with CURVES.open(encoding="utf-8") as file:
         rows = {(row["kind"], float(row["share"]), row["seed"]): row for row in csv.DictReader(file)}
     row = rows["tags", 1, "0"]

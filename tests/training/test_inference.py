@@ -272,7 +272,7 @@ def test_the_numbers_at_test_time(monkeypatch):
 
 
 def test_the_crf_of_a_window_sees_the_pixels_around_it(monkeypatch):
-    """An image of nearly one colour: a quarter of a weak class, a window of its own, becomes background."""
+    """An image of nearly one colour: a quarter of a weak class, a whole window, becomes background."""
     image = np.full((64, 64, 3), 100, np.uint8)
     image[:32, :32] = 102
     limit = normalize(torch.full((1, 3, 1, 1), 101, dtype=torch.uint8))[0, 0, 0, 0]
@@ -293,7 +293,7 @@ def test_the_crf_of_a_window_sees_the_pixels_around_it(monkeypatch):
 
 
 def test_the_crf_of_a_large_image_is_computed_on_its_mean_at_the_limit_of_pixels(monkeypatch):
-    """40x96 pixels, of which a quarter is allowed: 20x48. Each pixel there is the mean of four."""
+    """40x96 pixels, and a quarter is allowed: 20x48. With a sixteenth each pixel is the mean of four columns."""
     seen = {}
 
     def recorded(image, logits, **_numbers):

@@ -355,7 +355,7 @@ def test_a_training_may_start_from_a_whole_network(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(("first", "kept"), [(0, True), (4, False)])
 def test_cues_count_where_the_pixel_at_the_centre_of_their_position_is_not_drawn(first, kept):
-    """Positions of 8 pixels, of which the fifth in both directions is at the centre: it alone decides."""
+    """Positions of 8 pixels; the fifth in both directions is at the centre, and it alone decides."""
     torch.manual_seed(0)
     task, batch = SegmentationTask(CLASSES, **TINY, loss="cross_entropy").eval(), batch_of()
     mask = torch.full((2, 64, 64), 255)

@@ -133,7 +133,7 @@ class InputChecks:
 
 
 def check_options(stage: Stage, stages: Sequence[Stage]) -> None:
-    """Check options of a stage that need no data of its own: accelerator, small classes, weights of CLIP.
+    """Check the accelerator, the small classes and the weights of CLIP that a stage names.
 
     Args:
         stage: the stage.
