@@ -8,7 +8,7 @@ Names are looked up in this order: the VGGs (`seeds.vgg`), timm's plain vision t
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import timm
 import torch
@@ -89,9 +89,10 @@ class Backbone(FreezableNetwork):
         super().__init__()
         self.encoder = encoder
         self.in_channels = input_channels(encoder)
-        strides, unused, self.out_channels, _ = measure_encoder(encoder)
-        self.strides = {f"encoder.{name}": stride for name, stride in strides.items()}
-        for name in unused:
+        measured = measure_encoder(encoder)
+        self.out_channels = measured.channels
+        self.strides = {f"encoder.{name}": stride for name, stride in measured.strides.items()}
+        for name in measured.unused:
             encoder.get_submodule(name).requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -182,23 +183,35 @@ def build_backbone(
     return backbone
 
 
-def measure_encoder(encoder: nn.Module) -> tuple[dict[str, int], list[str], int, int]:
+class EncoderMeasures(NamedTuple):
+    """What `measure_encoder` finds.
+
+    Attributes:
+        strides: the stride of each block's output by the block's name, in the order of execution.
+        unused: the names of blocks that never run, such as SMP's beyond the encoder's depth; they must be frozen,
+            because distributed training would wait forever for their gradients.
+        channels: of the last map.
+        output_stride: of the last map.
+    """
+
+    strides: dict[str, int]
+    unused: list[str]
+    channels: int
+    output_stride: int
+
+
+def measure_encoder(encoder: nn.Module) -> EncoderMeasures:
     """Measure a newly built encoder with a blank image, in eval mode; the encoder is in training mode afterwards.
 
     A block whose output is no map has the stride of the stage around it. All blocks of a vision transformer have the
     stride of its patches.
-
-    Returns:
-        The stride of each block's output by the block's name, in the order of execution; the names of blocks that never
-        run, such as SMP's beyond the encoder's depth, which must be frozen because distributed training would wait
-        forever for their gradients; the channels of the last map; its stride.
     """
     if isinstance(encoder, VisionTransformer):
         patch = int(encoder.patch_embed.patch_size[0])
-        return {f"blocks.{index}": patch for index in range(len(encoder.blocks))}, [], int(encoder.embed_dim), patch
+        strides = {f"blocks.{index}": patch for index in range(len(encoder.blocks))}
+        return EncoderMeasures(strides, [], int(encoder.embed_dim), patch)
     blocks = {block: name for name, block in _blocks(encoder)}
-    strides: dict[str, int] = {}
-    ran = set()
+    strides, ran = dict[str, int](), set[nn.Module]()
 
     def measure(module: nn.Module, _inputs: object, output: object) -> None:
         ran.add(module)
@@ -212,7 +225,7 @@ def measure_encoder(encoder: nn.Module) -> tuple[dict[str, int], list[str], int,
     encoder.train()
     last = output[-1] if isinstance(output, list | tuple) else output
     unused = [name for block, name in blocks.items() if ran.isdisjoint(block.modules())]
-    return strides, unused, last.shape[1], BLANK_SIZE // last.shape[-2]
+    return EncoderMeasures(strides, unused, last.shape[1], BLANK_SIZE // last.shape[-2])
 
 
 def input_channels(network: nn.Module) -> int:
@@ -244,9 +257,9 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
     Raises:
         InputError: an encoder that reduces its maps by other operations than strided convolutions.
     """
-    strides, _, _, published_stride = measure_encoder(encoder)
+    published = measure_encoder(encoder)
     rate, before = 1, 1
-    for name, stride in strides.items():
+    for name, stride in published.strides.items():
         if stride > output_stride:
             factor, reach = max(1, stride // before), rate
             for module in encoder.get_submodule(name).modules():
@@ -263,9 +276,9 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
             rate *= factor
         before = max(before, stride)
     try:
-        *_, reached = measure_encoder(encoder)
+        reached = measure_encoder(encoder).output_stride
     except RuntimeError:  # the two branches of a block have different sizes
         reached = 0
-    if reached != min(output_stride, published_stride):
-        raise InputError(f"this backbone cannot have output stride {output_stride}, only {published_stride}")
+    if reached != min(output_stride, published.output_stride):
+        raise InputError(f"this backbone cannot have output stride {output_stride}, only {published.output_stride}")
     replace_dilated_depthwise(encoder)

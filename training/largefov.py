@@ -40,7 +40,7 @@ class LargeFOV(FreezableNetwork):
     def __init__(self, num_classes: int, weights: str = "none", in_channels: int = 3) -> None:
         super().__init__()
         self.features = vgg_layers("vgg16", in_channels)
-        strides, *_ = measure_encoder(self.features)  # as published
+        strides = measure_encoder(self.features).strides  # as published
         self.strides = {f"features.{name}": stride for name, stride in strides.items()}
         dilate_vgg(self.features, 8)
         self.smooth = nn.AvgPool2d(3, stride=1, padding=1)

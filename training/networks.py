@@ -53,13 +53,14 @@ class SmpNetwork(FreezableNetwork):
             raise InputError(f"{cls.__name__} with the encoder {encoder} cannot be built: {reason}") from error
         built = self.model.encoder
         published = get_encoder(encoder, in_channels, weights=None, depth=built._depth)  # noqa: SLF001  SMP has no public name for it
-        strides: dict[str, int] = {}
+        self.strides: dict[str, int] = {}
         unused: list[str] = []
         try:
-            strides, unused, *_ = measure_encoder(published)
+            measured = measure_encoder(published)
+            self.strides = {f"model.encoder.{block}": stride for block, stride in measured.strides.items()}
+            unused = measured.unused
         except (AssertionError, AttributeError, RuntimeError):
             published.train()  # transformers of one image size have no stages to freeze
-        self.strides = {f"model.encoder.{block}": stride for block, stride in strides.items()}
         if encoder.startswith("tu-"):  # timm's own dilation keeps what weights mean
             load_weights(built, weights, encoder)
         else:  # SMP's does not: its dilated encoder is replaced by the published one, dilated here

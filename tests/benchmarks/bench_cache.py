@@ -1,4 +1,4 @@
-"""The seed cache: ``python -m tests.benchmarks.bench_cache [--quick] [--index N]``.
+"""The seed cache: ``python -m tests.benchmarks.bench_cache [--quick] [--index N] [--device cuda]``.
 
 Speed of seed generation beside the bare network, its bottleneck and memory, speed of reading cues, time to open a cache
 of many images, its index, and bytes per image on disk beside the files of irn. ``--index 100000000`` measures nothing
@@ -56,7 +56,7 @@ def write(folder: Path, module: CamModule, seeds: list[Seed], classes: list[str]
             writer.add(seed.id, module.cues(seed), map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
 
 
-def generation_time(checkpoint: Path, output: Path, workers: int) -> float:
+def generation_time(checkpoint: Path, output: Path, workers: int, device: str) -> float:
     """Seconds of `generate_seeds` from the deal of the shards to the last shard on disk, without its start."""
     moments = {}
     setup, close = ShardWriter.setup, ShardWriter.close
@@ -72,17 +72,19 @@ def generation_time(checkpoint: Path, output: Path, workers: int) -> float:
     for file in output.glob("shard-*"):
         file.unlink()
     with mock.patch.object(ShardWriter, "setup", first), mock.patch.object(ShardWriter, "close", last):
-        generate(checkpoint, output, num_workers=workers, accelerator="cpu", shard_size=SHARD)
+        generate(checkpoint, output, num_workers=workers, accelerator=device, shard_size=SHARD)
     return moments["end"] - moments["start"]
 
 
-def generation(folder: Path, count: int, turns: int) -> Table:
+def generation(folder: Path, count: int, turns: int, device: str) -> Table:
     """Return images per second of generation and of its parts, measured in turns."""
     data = VOCDataModule(str(folder / "data"), train_split="train", size=SIZE, batch_size=BATCH)
     images = ImageDataset(data.samples("train", masks=False), data.classes, SIZE)
     loader = image_loader(images, batch_size=BATCH, num_workers=1)
     read = list(image_loader(images, batch_size=BATCH, num_workers=0))
-    table = Table(title=f"generation, 1 thread, 1 worker, {SIZE}x{SIZE}, images/s, medians of {turns} turns")
+    for batch in read:
+        batch |= {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    table = Table(title=f"generation, {device}, 1 thread, 1 worker, {SIZE}x{SIZE}, images/s, medians of {turns} turns")
     for column in ("network", *PARTS, "generation", "share of the network's speed", "least..most", "bottleneck"):
         table.add_column(column, justify="right")
     checkpoint, task = checkpoint_of(folder, data)
@@ -91,13 +93,13 @@ def generation(folder: Path, count: int, turns: int) -> Table:
         "method": "gradcam", "layer": layers[0], "saliency_layer": layers[1], "scales": [1.0], "flip": False,
         "size": SIZE, "cue_stride": 8, "fg_threshold": 0.2, "bg_fraction": 0.1, "refinement": None,
     }  # fmt: skip
-    module = CamModule(task.model, settings)
+    module = CamModule(task.model.to(device), settings)
     seeds = [seed for batch in read for seed in module.predict_seeds(batch)]
     measures = {
         PARTS[0]: partial(seconds, lambda: [module.predict_seeds(batch) for batch in read]),
         PARTS[1]: partial(seconds, partial(list, loader)),
         PARTS[2]: partial(seconds, partial(write, folder / "written", module, seeds, list(data.classes))),
-        "generation": partial(generation_time, checkpoint, folder / "cache", 1),
+        "generation": partial(generation_time, checkpoint, folder / "cache", 1, device),
     }
     runs: dict[str, list[float]] = {name: [] for name in measures}
     for turn in range(turns):
@@ -253,6 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer images and turns")
     parser.add_argument("--index", type=int, help="measure nothing but an index of this many images")
+    parser.add_argument("--device", default="cpu", help="of generation: cpu or cuda")
     options = parser.parse_args(arguments)
     console = Console(width=130)
     if options.index:
@@ -265,7 +268,9 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(name)
         write_synthetic_voc(folder / "data", train=count, val=2, size=SIZE)
         write_synthetic_voc(folder / "few", train=FEW, val=2, size=SIZE)
-        console.print(generation(folder, count, turns), memory(folder, count), sep="\n", highlight=False)
+        console.print(
+            generation(folder, count, turns, options.device), memory(folder, count), sep="\n", highlight=False
+        )
         entries = made_up(folder / "voc", VOC)
         for line in (
             reading(folder / "voc"),

@@ -1,7 +1,8 @@
 """Measure the dense CRF against pydensecrf2: ``python -m tests.benchmarks.bench_crf [--quick]``.
 
-Both run alternately, kernels included, and each ratio is the median over the turns, so that the load of other programs
-affects both alike. Images are VOC's if the folder named by TAG2MASK_DATA contains them, and synthetic otherwise.
+On a machine with a GPU, the time of the CRF there is in another column. All run alternately, kernels included, and each
+ratio is the median over the turns, so that the load of other programs affects all alike. Images are VOC's if the folder
+named by TAG2MASK_DATA contains them, and synthetic otherwise.
 """
 
 import argparse
@@ -88,17 +89,26 @@ def pydensecrf(image: Tensor, logits: Tensor, scale: float) -> Tensor:
     return torch.from_numpy(np.stack(probs))
 
 
+def on_gpu(image: Tensor, logits: Tensor, scale: float) -> None:
+    """Run our CRF on tensors on a GPU, and wait for the result."""
+    dense_crf(image, logits, scale=scale)
+    torch.cuda.synchronize()
+
+
 def compare(count: int, labels: int, h: int, w: int, scale: float, turns: int) -> list[str]:
     """Return one row of the table."""
     image, logits = example_batch(count, labels, h, w)
-    ways = (partial(pydensecrf, image, logits, scale), partial(dense_crf, image, logits, scale=scale))
-    expected, probs = (way() for way in ways)  # the first calls are not measured
-    theirs, ours = np.array([[seconds(way) for way in ways] for _ in range(turns)]).T
+    ways = [partial(pydensecrf, image, logits, scale), partial(dense_crf, image, logits, scale=scale)]
+    if torch.cuda.is_available():
+        ways.append(partial(on_gpu, image.cuda(), logits.cuda(), scale))
+    expected, probs, *_ = [way() for way in ways]  # the first calls are not measured
+    theirs, ours, *gpu = np.array([[seconds(way) for way in ways] for _ in range(turns)]).T
     same = (probs.argmax(1) == expected.argmax(1)).double().mean().item()
     return [
         f"{count} x {h}x{w}x{labels}",
         f"{np.median(theirs) * 1e3:.2f}",
         f"{np.median(ours) * 1e3:.2f}",
+        *(f"{np.median(each) * 1e3:.2f}" for each in gpu),
         f"{np.median(theirs / ours):.1f}",
         f"{theirs.min() / ours.min():.1f}",
         f"{same:.3%}",
@@ -143,7 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
         added_memory(options.child)
         return
     table = Table(title=f"dense CRF, 10 iterations, {torch.get_num_threads()} threads; milliseconds, medians")
-    for column in ("images", "pydensecrf2", "tag2mask", "ratio", "of minima", "equal labels", "mean |dp|"):
+    gpu = ["tag2mask, GPU"] if torch.cuda.is_available() else []
+    for column in ("images", "pydensecrf2", "tag2mask", *gpu, "ratio", "of minima", "equal labels", "mean |dp|"):
         table.add_column(column, justify="right")
     for case in CASES:
         if not (options.quick and case[0] > 1 and case[2] > 100):

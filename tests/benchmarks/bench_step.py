@@ -1,4 +1,4 @@
-"""The parts of a training step by their time: ``python -m tests.benchmarks.bench_step [--quick]``.
+"""The parts of a training step by their time: ``python -m tests.benchmarks.bench_step [--quick] [--accelerator gpu]``.
 
 The step is that of a real `fit` of a configuration as it stands, through the command line, on real images where
 ``data/`` has them (else on the embedded data set, as large); only the cues are made up, and validation is left out.
@@ -113,7 +113,7 @@ def made_up_cues(data: VOCDataModule, split: str, path: Path) -> None:
             writer.add(name, positions)
 
 
-def measure(name: str, words: list[str], folder: Path, steps: int, warm: int = WARM) -> Measured:
+def measure(name: str, words: list[str], folder: Path, steps: int, warm: int = WARM, on: str = "cpu") -> Measured:
     """Train for some steps and watch.
 
     Args:
@@ -122,11 +122,12 @@ def measure(name: str, words: list[str], folder: Path, steps: int, warm: int = W
         folder: of the run.
         steps: how many are counted.
         warm: how many come before them.
+        on: Lightning's name of the accelerator.
     """
     watch = Stopwatch()
     command = ["fit", f"--config={CONFIGS / name}.yaml", f"--output={folder}", *words]
     command += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={warm + steps + 1}"]
-    command += ["--trainer.limit_val_batches=0", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+    command += ["--trainer.limit_val_batches=0", "--trainer.enable_model_summary=false", f"--trainer.accelerator={on}"]
     with watch.watching():
         if tag2mask(command):
             sys.exit(1)
@@ -171,7 +172,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="twelve steps of four images, on the embedded data set")
-    quick = parser.parse_args(arguments).quick
+    parser.add_argument("--accelerator", default="cpu")
+    options = parser.parse_args(arguments)
+    quick = options.quick
     steps, images = (12, 76) if quick else (20, 432)  # a multiple of log_every_n_steps
     console = Console(width=110)
     for name in CASES:
@@ -179,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
             folder = Path(temporary)
             settings = available_data(read_config(name), folder, images, embedded=quick)
             words = words_of(settings | ({"batch_size": 4} if quick else {}))
-            console.print(split_table(name, apart(name, words, folder / "run", steps)))
+            console.print(split_table(name, apart(name, words, folder / "run", steps, WARM, options.accelerator)))
 
 
 if __name__ == "__main__":
