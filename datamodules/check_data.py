@@ -274,8 +274,8 @@ def mask_problems(
     small = {name: half for name, each in shares.items() if each and (half := median(each)) < SMALL_SHARE}
     if small:
         percent = [f"{name} ({100 * half:.2g} %)" for name, half in small.items()]
-        sentence = "classes that cover less than 1 % of the image in half of their masks are found by --small_classes "
-        sentence += f"of seeds generate and run: {first_few(percent)}"
+        sentence = "classes that cover less than 1 % of the image in half of their masks are found by small_classes "
+        sentence += f"of seeds generate, a setting of photos.yaml and coco.yaml: {first_few(percent)}"
         found.append(Finding("small", sentence, classes=list(small)))
     return found
 

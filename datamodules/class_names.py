@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -56,6 +57,7 @@ def mask_lut(mask_classes: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     return table
 
 
+@lru_cache(1 << 16)
 def normalize_name(text: str) -> str:
     """Return a tag or class without spaces around it, with single spaces in it, and accents as one character (NFC)."""
     return " ".join(unicodedata.normalize("NFC", text).replace("\u200b", "").split())
@@ -63,7 +65,9 @@ def normalize_name(text: str) -> str:
 
 def class_name(label: str, known: Sequence[str]) -> str:
     """Return a label as a data set writes it: other spaces and other forms of accents are no other name."""
-    return label if label in known else normalize_name(label)
+    if label in known:
+        return label
+    return next((name for name in known if normalize_name(name) == normalize_name(label)), normalize_name(label))
 
 
 def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +100,14 @@ def mask_folder(root: AnyPath, masks: str | None, candidates: Sequence[str]) -> 
 
 
 def find_masks(folder: AnyPath | None, ids: Sequence[str]) -> list[str | None]:
-    """Return ``folder``/``id``.png or else ``folder``/``id``.tif of each id where there is such a file, else None."""
+    """Return ``folder``/``id``.png or else ``folder``/``id``.tif of each id where there is such a file, else None.
+
+    Accents may have another form in the file's name, as macOS writes them.
+    """
     if folder is None:
         return [None] * len(ids)
-    names = [[f"{name}{suffix}" for suffix in _SUFFIXES] for name in ids]
+    forms = [(name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))) for name in ids]
+    names = [[f"{name}{suffix}" for name in dict.fromkeys(each) for suffix in _SUFFIXES] for each in forms]
     files = existing_files(folder, itertools.chain(*names))
     return [next((str(folder / name) for name in each if name in files), None) for each in names]
 

@@ -165,10 +165,10 @@ class SplitSamples(dict[str, Sample]):
             InputError: two names are the same image, or none is one of the samples.
         """
         found = [match_id(name, self, self.other_ids) for name in names]
-        if any(name not in self and name not in self.other_ids for name in found):  # with accents in another form?
-            ids = {unicodedata.normalize("NFC", name): name for name in (*self.other_ids, *self)}
-            nfc = [match_id(unicodedata.normalize("NFC", name), ids) for name in found]
-            found = [ids.get(other, name) for name, other in zip(found, nfc, strict=True)]
+        if unmatched := {name for name in found if name not in self and name not in self.other_ids}:
+            ids = {unicodedata.normalize("NFC", name): name for name in (*self.other_ids, *self)}  # other accents?
+            in_other_form = {name: match_id(unicodedata.normalize("NFC", name), ids) for name in unmatched}
+            found = [ids.get(in_other_form.get(name, ""), name) for name in found]
         counts = Counter(found)
         for name, listed, location in zip(found, names, locations, strict=True):
             if counts[name] > 1:

@@ -5,12 +5,12 @@ import io
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from upath import UPath
 
 from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, is_uri, read_bytes
@@ -55,7 +55,7 @@ def read_file(path: str | AnyPath) -> dict[str, Any]:
 
 def refuse_folder_of_run(path: str | AnyPath) -> None:
     """Raise an InputError that names the last checkpoint in a local folder, of a run or of a recipe, if it is one."""
-    folder = UPath(path)
+    folder = Path(str(path))
     checkpoints = [] if is_uri(path) else [*folder.glob("last.ckpt"), *folder.glob("*/last.ckpt")]
     if checkpoints:
         last = max(checkpoints, key=lambda each: each.stat().st_mtime)

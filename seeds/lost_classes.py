@@ -11,6 +11,10 @@ MIN_SHARE = 0.5
 smaller share of all images; a class is found nearly everywhere from this share of the images without its tag on."""
 
 
+MIN_IMAGES = 10
+"""Images without a tag below which a class is not reported as found nearly everywhere."""
+
+
 def report_lost_classes(tags: np.ndarray, classes: Sequence[str], *, what: str, advice: str) -> None:
     """Print the classes that are found in fewer than half of the images tagged with them; nothing where none is.
 
@@ -43,7 +47,7 @@ def report_lost_background(images: int, found: int, *, where: str, advice: str) 
 
 
 def report_classes_found_everywhere(untagged: np.ndarray, classes: Sequence[str], *, what: str, advice: str) -> None:
-    """Print the classes that are found in at least half of the images without their tag; nothing where none is.
+    """Print the classes that are found in at least half of 10 or more images without their tag; nothing otherwise.
 
     Args:
         untagged: number of images without each tag, and of those in which the class is found, (2, C).
@@ -54,7 +58,7 @@ def report_classes_found_everywhere(untagged: np.ndarray, classes: Sequence[str]
     everywhere = [
         f"{name} in {found} of {images} images"
         for name, images, found in zip(classes, *untagged.tolist(), strict=True)
-        if images and found >= MIN_SHARE * images
+        if images >= MIN_IMAGES and found >= MIN_SHARE * images
     ]
     if everywhere:
         print_message(

@@ -6,6 +6,7 @@ from upath import UPath
 
 from datamodules.errors import InputError, require_below_one
 from datamodules.seed_cache import SeedCache
+from datamodules.seed_cache.shard import NO_CUE
 from datamodules.seed_cache.writer import SeedCacheWriter
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from seeds.cues import threshold_cues
@@ -47,6 +48,8 @@ def threshold_seeds(
         (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)
         if saliency is None:
             raise InputError(f"the seed cache {cache} has no saliency of image {name}, to make cues of")
+        if not len(classes) and (cues := seeds.cues(name)).min() == NO_CUE:  # the tags of the image are not known
+            return cues, classes, maps, saliency
         return threshold_cues(classes, maps, saliency, fg_threshold, bg_fraction), classes, maps, saliency
 
     writer.write_missing(image, "cues", overwrite=overwrite)

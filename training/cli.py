@@ -91,7 +91,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         cause: BaseException | None = error  # the parser wraps the error of a class named in a YAML
         while cause is not None and not isinstance(cause, InputError | OSError):
-            cause = cause.__cause__ or cause.__context__
+            handled = cause.__context__  # an OSError that was handled is not why another error was raised
+            cause = cause.__cause__ or (None if isinstance(handled, OSError) else handled)
         if cause is None:
             raise
         if isinstance(cause, OSError):  # no such file, no permission, no space left

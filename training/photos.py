@@ -1,6 +1,6 @@
 """Photos that a user names: their samples, the check that none is replaced, and the list of the skipped ones."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -30,23 +30,38 @@ def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path], paths: 
     Args:
         samples: the images.
         targets: the files to write.
-        paths: images and folders that a user has named; the folders may be data sets.
+        paths: images and folders that a user has named; a folder may be a data set.
     """
     local = [Path(sample.image) for sample in samples if not is_uri(sample.image)]
     originals = {path.resolve() for path in local}
     folders = {path.parent for path in originals}
     folders |= {folder.resolve() for folder in {path.parent for path in local}}  # of links
-    data = {Path(str(path)).resolve() for path in paths if not is_uri(path) and path.is_dir()}
-    own_masks = {folder / "masks" for folder in data}
-    own_masks |= {folder.parent / name for folder in data if folder.name == "JPEGImages" for name in MASK_FOLDERS}
+    named = {Path(str(path)).resolve() for path in paths if not is_uri(path) and path.is_dir()}
+    own_masks = _own_masks(folders, named)
     for target in targets:
         resolved = target.resolve()
-        if own := own_masks.intersection(resolved.parents):
-            raise InputError(f"{min(own)} is the folder of the data set's own masks: choose another output folder")
         if resolved in originals:
             raise InputError(f"{target} would replace an image: choose another output folder")
         if resolved.parent in folders:
             raise InputError(f"{target.parent} is a folder of the images: choose another output folder")
+        if resolved.parent in own_masks:
+            raise InputError(f"{target.parent} is a folder of the data set's own masks: choose another output folder")
+
+
+def _own_masks(folders: Collection[Path], named: Collection[Path]) -> set[Path]:
+    """Return the folders in which a data set has its own masks, or would have them.
+
+    Args:
+        folders: those of the images; each may be that of a tag.
+        named: those that a user has named. Of others, masks count that exist and that `predict` has not written.
+    """
+    found = set[Path]()
+    for folder in {*folders, *named}:
+        own = [folder.parent / name for name in MASK_FOLDERS] if folder.name == "JPEGImages" else [folder / "masks"]
+        of_tag = folder.parent / "masks" / folder.name
+        found |= {masks for masks in (*own, of_tag) if masks.is_dir() and not (masks / "classes.txt").is_file()}
+        found |= {*(own if folder in named else ()), *([of_tag] if folder.parent in named else ())}
+    return found
 
 
 def report_skipped(output: Path, problems: Mapping[str, str], part: str = "") -> None:

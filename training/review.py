@@ -6,7 +6,7 @@ from typing import Any
 
 from upath import UPath
 
-from datamodules.base_datamodule import covered_samples
+from datamodules.base_datamodule import covered_samples, with_tags
 from datamodules.errors import InputError
 from datamodules.files import check_output_folder, is_uri, write_atomically, write_csv
 from datamodules.near_duplicates import near_groups, read_fingerprints
@@ -67,6 +67,7 @@ def review(
     )  # fmt: skip
     split = data.hparams["train_split"]
     samples = data.annotated(data.samples(split, masks=False), split)
+    samples = with_tags(samples, "reviewed")
     corrected = [sample for sample in samples if sample.mask is not None]
     samples = covered_samples(cache, [sample for sample in samples if sample.mask is None], trained.classes)
     if not samples:

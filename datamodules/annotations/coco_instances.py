@@ -179,7 +179,9 @@ def has_area(segmentation: Any) -> bool:
 def instance_mask(
     image: dict[str, Any], annotations: list[dict[str, Any]], indices: dict[int, int], path: AnyPath
 ) -> RleMask | None:
-    """Return the mask of an image; None where an instance has no segmentation, or none has one with an area.
+    """Return the mask of an image; None where an instance has no segmentation.
+
+    Where no instance has an area, every pixel is 255.
 
     Args:
         image: the image in the JSON.
@@ -195,8 +197,6 @@ def instance_mask(
         isinstance(height, int) and isinstance(width, int) and 0 < min(height, width) <= max(height, width) < 2**31
     ):
         raise InputError(f"{path}: image {image['id']} has no height or width, or they are no integers of 1 to 2^31")
-    if annotations and not any(has_area(each.get("segmentation")) for each in annotations):
-        return None
     instances: list[tuple[bool, int, int, bytes]] = []
     for each in annotations:
         try:
@@ -208,6 +208,9 @@ def instance_mask(
         crowd = bool(each.get("iscrowd"))
         index = IGNORE if crowd else indices[each["category_id"]]
         instances.append((not crowd, -int(coco_mask.area(rle)), index, rle["counts"]))
+    if annotations and not any(area for _, area, _, _ in instances):  # lines: where the objects are is not known
+        everywhere = coco_mask.frPyObjects({"size": [height, width], "counts": [0, height * width]}, height, width)
+        instances = [(False, -height * width, IGNORE, everywhere["counts"])]
     instances.sort(key=lambda instance: instance[:2])  # crowds, then by area
     painted = bytes(index for _, _, index, _ in instances)
     counts = tuple(counts for *_, counts in instances)

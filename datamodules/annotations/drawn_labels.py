@@ -87,24 +87,28 @@ def ignore_background_of_unmasked_objects(
 
 
 def keep_all_classes(resized: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return a resized mask in which a class whose pixels have all been lost keeps one pixel.
+    """Return a resized mask in which a class whose pixels have all been lost has one pixel.
 
     Args:
         resized: uint8 (h, w): 0 background, 1..C, 255 not known.
         mask: uint8 (H, W), the same before.
 
     Returns:
-        uint8 (h, w): for each lost class, the pixel that contains the middle one of its pixels in reading order.
+        uint8 (h, w). The pixel of a lost class is the one that contains the middle one of its pixels in reading order,
+        or else the nearest that is not the only one of another class.
     """
     labels = resized.copy()
-    for index in np.setdiff1d(mask, resized):
+    for index in np.setdiff1d(mask, [*np.unique(resized), 0, IGNORE]):
         rows, columns = (mask == index).nonzero()
-        middle = len(rows) // 2
         row, column = (
-            int(each[middle]) * small // large
-            for each, small, large in zip((rows, columns), resized.shape, mask.shape, strict=True)
+            int(each[len(each) // 2]) * small // large
+            for each, small, large in zip((rows, columns), labels.shape, mask.shape, strict=True)
         )
-        labels[row, column] = index
+        only = np.bincount(labels.ravel(), minlength=256) == 1
+        only[[0, IGNORE]] = False
+        down, right = np.indices(labels.shape)
+        distance = np.where(only[labels], np.inf, (down - row) ** 2 + (right - column) ** 2)
+        labels.flat[distance.argmin()] = index
     return labels
 
 

@@ -677,6 +677,9 @@ def test_accents_in_another_form_and_spaces_are_no_other_name(tmp_path, form):
     sources = [str(tmp_path / each) for each in ("points.csv", "masks.json")]
     data = FolderDataModule(str(tmp_path), classes=[name, "cat"], annotations=sources, val_fraction=0)
     assert data.classes == ("Käfer", "cat")
+    (tmp_path / "masks").mkdir()
+    write_mask(tmp_path / f"masks/{other}.png", np.zeros((8, 8)))
+    assert any(each.mask for each in FolderDataModule(str(tmp_path), val_fraction=0).samples("all"))
     first = next(each for each in data.annotated(data.samples("all"), "all") if each.id != "b")
     assert read_image(first.image).shape == (8, 8, 3)
     assert [each.name for each in first.points] == ["Käfer"]

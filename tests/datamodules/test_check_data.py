@@ -229,7 +229,7 @@ def test_classes_that_are_small_in_half_of_their_masks(photos, tmp_path):
         write_mask(photos / f"masks/{name}.png", indices.reshape(96, 128))
     (found,) = (each for each in check(photos, tmp_path / "a.json")[1] if each["kind"] == "small")
     assert found["classes"] == ["cat"]
-    assert found["sentence"].endswith("found by --small_classes of seeds generate and run: cat (0.98 %)")
+    assert found["sentence"].endswith("a setting of photos.yaml and coco.yaml: cat (0.98 %)")
 
 
 def test_masks_whose_names_fit_no_image(photos, tmp_path):

@@ -498,10 +498,11 @@ def test_read_mask_renders(coco):
     assert set(np.unique(read_mask(sample.mask))) == {0, 1, 2}
 
 
-def test_an_image_whose_instances_have_no_area_has_no_mask():
-    """Lines: the instances may have a box."""
-    image, line = {"id": 1, "height": 8, "width": 8}, {"id": 1, "category_id": 1, "segmentation": [[1, 1, 5, 1]]}
-    assert instance_mask(image, [line], {1: 1}, Path("x.json")) is None
+def test_an_image_whose_instances_have_no_area_is_unknown():
+    """Lines: where the objects are is not known."""
+    image, line = {"id": 1, "height": 8, "width": 6}, {"id": 1, "category_id": 1, "segmentation": [[1, 1, 5, 1]]}
+    path = Path("x.json")
+    assert (read_mask(instance_mask(image, [line], {1: 1}, path)) == np.full((8, 6), 255)).all()
     square = {"id": 2, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
-    assert set(instance_mask(image, [line, square], {1: 1}, Path("x.json")).indices) == {1}
-    assert instance_mask(image, [], {1: 1}, Path("x.json")).indices == b""
+    assert set(np.unique(read_mask(instance_mask(image, [line, square], {1: 1}, path)))) == {0, 1}
+    assert not read_mask(instance_mask(image, [], {1: 1}, path)).any()

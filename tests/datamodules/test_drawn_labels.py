@@ -155,9 +155,19 @@ def test_each_class_of_a_mask_keeps_a_pixel():
     mask = np.zeros((8, 8), np.uint8)
     mask[1, 6:8], mask[6, 0], mask[4:, 4:], mask[0, :3] = 3, 2, 1, 255
     resized = np.array([[0, 0], [0, 1]], np.uint8)
-    assert keep_all_classes(resized, mask).tolist() == [[255, 3], [2, 1]]
+    assert keep_all_classes(resized, mask).tolist() == [[0, 3], [2, 1]]
     assert resized.tolist() == [[0, 0], [0, 1]]
     assert keep_all_classes(mask, mask).tolist() == mask.tolist()
+    mask[6, 6] = 4  # where class 1 has its only pixel
+    assert keep_all_classes(resized, mask).tolist() == [[4, 3], [2, 1]]
+
+
+@given(hnp.arrays(np.uint8, (12, 12), elements=st.sampled_from([0, 0, 0, 1, 2, 3, 255])))
+def test_no_class_of_a_mask_is_lost(mask):
+    resized = resize_nearest(mask, 3, 4)
+    kept = keep_all_classes(resized, mask)
+    assert set(np.unique(kept)) >= set(np.unique(mask)) - {0, 255}
+    assert (kept != resized).sum() == len(set(np.unique(mask)) - set(np.unique(resized)) - {0, 255})
 
 
 def test_a_centre_on_the_left_or_upper_side_of_a_box_is_inside_and_one_on_the_others_is_not():

@@ -115,3 +115,8 @@ def test_classes_are_remembered_under_the_command_line(tmp_path):
     pl.Trainer(accelerator="cpu", logger=False).strategy.connect(task)
     assert task.hparams["classes"] == ["a", "b"]
     assert "_instantiator" not in task.hparams
+
+
+def test_a_storage_that_is_not_known(tmp_path):
+    with pytest.raises(InputError, match=r"foo://bar/x\.pth cannot be accessed: Protocol not known: foo"):
+        read_file("foo://bar/x.pth")

@@ -96,3 +96,16 @@ def test_cues_by_thresholds_are_not_recorded_as_those_of_the_crf(tmp_path):
         crf,
         None,
     )
+
+
+def test_images_whose_tags_are_not_known_stay_without_cues(tmp_path):
+    """Their maps are missing, as those of an image without a tag, whose cues are background."""
+    saliency = np.arange(16, dtype=np.float32).reshape(4, 4)
+    nothing = {"map_classes": np.zeros(0, int), "maps": np.zeros((0, 4, 4), np.float32), "saliency": saliency}
+    with CacheWriter(tmp_path / "old", ("a",), {}) as writer:
+        writer.add("known", np.where(saliency < 1, 0, 255).astype(np.uint8), **nothing)
+        writer.add("unknown", np.full((4, 4), 255, np.uint8), **nothing)
+    assert main(["seeds", "threshold", "--cache", str(tmp_path / "old"), "--output", str(tmp_path / "new")]) == 0
+    new = SeedCache(tmp_path / "new")
+    assert (new.cues("unknown") == 255).all()
+    assert (new.cues("known") == 0).any()

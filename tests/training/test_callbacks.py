@@ -116,9 +116,14 @@ def test_a_network_that_never_finds_the_background_is_reported(capsys):
     steps = {"num_training_batches": 1, "estimated_stepping_batches": 1, "global_step": 0, "accumulate_grad_batches": 1}
     trainer = SimpleNamespace(**steps, is_global_zero=True)
     callback.on_train_batch_start(trainer, task)
-    labels = task.tags = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
-    task(torch.zeros(3, 3, 64, 64))
-    callback.on_train_batch_end(trainer, task, None, {"labels": labels}, 0)
+    labels = task.tags = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    task(torch.zeros(4, 3, 64, 64))
+    cues = torch.zeros(4, 3, 8, 8, dtype=torch.bool)
+    cues[:2, 0, 3, 3] = True
+    mask = torch.full((4, 64, 64), 255)
+    mask[2, 5, 5] = 0  # an image that is known to have no background is not among them
+    batch = {"labels": labels, "id": [*"abcd"], "cues": cues, "mask": mask}
+    callback.on_train_batch_end(trainer, task, None, batch, 0)
     callback.on_train_end(trainer, task)
     where = "in the network's predictions of its training images"
     (line,) = capsys.readouterr().err.splitlines()
@@ -128,13 +133,13 @@ def test_a_network_that_never_finds_the_background_is_reported(capsys):
 def test_a_classifier_that_finds_a_class_everywhere_is_reported(capsys):
     callback, task = FoundTags(), torch.nn.Identity()
     steps = {"num_training_batches": 1, "estimated_stepping_batches": 1, "global_step": 0, "accumulate_grad_batches": 1}
-    trainer, task.hparams = SimpleNamespace(**steps, is_global_zero=True), {"classes": ["a", "b"]}
+    trainer, task.hparams = SimpleNamespace(**steps, is_global_zero=True), {"classes": ["a", "b", "c"]}
     callback.on_train_batch_start(trainer, task)
-    task(torch.tensor([[3.0, 2.0], [3.0, 2.0], [3.0, -2.0], [3.0, -2.0]]))
-    labels = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    task(torch.tensor([[3.0, 2.0, 1.0]] * 6 + [[3.0, -2.0, 1.0]] * 8))
+    labels = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], *[[0.0, 0.0, 1.0]] * 11, [0.0, 0.0, 0.0]])
     callback.on_train_batch_end(trainer, task, None, {"labels": labels}, 0)
     callback.on_train_end(trainer, task)
-    what = "some classes in most images without that tag: a in 2 of 2 images. Later stages"
+    what = "some classes in most images without that tag: a in 12 of 12 images. Later stages"
     (line,) = capsys.readouterr().err.splitlines()
     assert what in line
 

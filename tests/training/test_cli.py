@@ -456,3 +456,15 @@ def test_a_system_error_within_the_parser_is_one_sentence(tmp_path, monkeypatch,
     words = ["--config=classifier_photos.yaml", f"--data.root={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
     assert main(["fit", *words]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "tag2mask: Permission denied: photos/lost+found"
+
+
+def test_an_error_of_the_system_that_was_handled_hides_no_mistake_of_the_program(monkeypatch):
+    def mistaken(*_arguments):
+        try:
+            return Path("nowhere/cache.json").read_text()
+        except FileNotFoundError:
+            return int("not a number")
+
+    monkeypatch.setattr("training.cli.dispatch", mistaken)
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["check"])

@@ -424,17 +424,32 @@ def test_processes_of_torchrun_predict_partitions_alone(voc, checkpoint, tmp_pat
     assert len(predict(checkpoint, photo, tmp_path / "out", num_workers=0, partition="0/2")) == 1
 
 
-def test_the_folder_of_the_own_masks_is_not_written_into(checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("images", "masks", "exists", "refused"),
+    [
+        ("photos", "photos/masks", False, True), ("photos", "photos/masks", True, True),
+        ("photos/a.jpg", "photos/masks", False, False), ("photos/a.jpg", "photos/masks", True, True),
+        ("tags", "tags/masks", False, True), ("tags/cat", "tags/masks/cat", True, True),
+        ("photos", "photos/masks/predicted", True, False), ("photos", "masks", True, False),
+        ("voc/JPEGImages", "voc/SegmentationClass", False, True),
+        ("voc/JPEGImages/a.jpg", "voc/SegmentationClass", True, True),
+    ],
+)  # fmt: skip
+def test_a_folder_of_own_masks_is_not_written_into(checkpoint, tmp_path, capsys, images, masks, exists, refused):
     """What people have drawn would be replaced, or predictions be scored as the truth."""
-    image = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
-    for name in ("photos/a.jpg", "voc/JPEGImages/a.jpg"):
+    for name in ("photos/a.jpg", "tags/cat/a.jpg", "voc/JPEGImages/a.jpg"):
         (tmp_path / name).parent.mkdir(parents=True)
-        image.save(tmp_path / name)
-    for images, masks in (("photos", "photos/masks"), ("voc/JPEGImages", "voc/SegmentationClass")):
-        words = ["--checkpoint", str(checkpoint), "--images", str(tmp_path / images), "--num_workers", "0"]
-        assert main(["predict", *words, "--output", str(tmp_path / masks)]) == 1
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / name)
+    if exists:
+        (tmp_path / masks).mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    words = ["predict", "--checkpoint", str(checkpoint), "--num_workers", "0", "--output", str(tmp_path / masks)]
+    assert main([*words, "--images", str(tmp_path / images)]) == refused
+    if refused:
         assert "masks: choose another output folder" in capsys.readouterr().err
-        assert not (tmp_path / masks).exists()
+        assert sorted(tmp_path.rglob("*")) == before
+    else:
+        assert main([*words, "--images", str(tmp_path / images)]) == 0  # once more
 
 
 def test_folders_that_are_named_are_not_reported_as_left_out(tmp_path, capsys):

@@ -106,14 +106,14 @@ class InputChecks:
         if isinstance(data, SyntheticDataModule):  # written by the first stage that reads it
             return int(data.hparams["train"])
         train, split, share = data.training_samples(), data.hparams["val_split"], data.unreadable.share
-        for sample in train if data.hparams["annotations"] else ():
-            if isinstance(sample.mask, str) and not is_uri(sample.mask):
-                read_class_mask(sample.mask, data.mask_lut)
         if data.hparams["targets"] == "tags":
             require_tags(train, data.classes, data.source)
         splits = [train] if split is None else [train, data.samples(split)]
         files = (share, *(tuple((each.image, str(each.mask)) for each in samples) for samples in splits))
         if files not in self._images:
+            for sample in train if data.hparams["annotations"] else ():
+                if isinstance(sample.mask, str) and not is_uri(sample.mask):
+                    read_class_mask(sample.mask, data.mask_lut)
             found, problem = UnreadableImages(1.0), ""  # all of them are counted
             for samples in splits:
                 readable(samples, found)

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -88,10 +89,10 @@ class UpdateCount(pl.Callback):
 class FoundTags(pl.Callback):
     """Reports classes that the network finds in fewer than half of the training images tagged with them.
 
-    The background counts as a class that every image is tagged with. A classifier's classes are reported, too, that it
-    finds in at least half of the images without that tag. The last steps of the training count, as many as an epoch
-    has. A classifier finds a class whose probability exceeds 0.5, a segmentation network one that has the highest score
-    at any position of the training crop.
+    The background counts as a class with which an image is tagged whose cues or mask contain it. A classifier's classes
+    are reported, too, that it finds in at least half of the images without that tag. The last steps of the training
+    count, as many as an epoch has. A classifier finds a class whose probability exceeds 0.5, a segmentation network one
+    that has the highest score at any position of the training crop.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class FoundTags(pl.Callback):
         if scores.ndim == 4:  # (B, C+1), background first
             found = torch.zeros_like(scores[:, :, 0, 0], dtype=torch.bool)
             found = found.scatter(1, scores.argmax(dim=1).flatten(1), value=True)
-            tagged = torch.nn.functional.pad(tagged, (1, 0), value=True)
+            tagged = torch.cat([_have_background(batch)[:, None], tagged], dim=1)
         counts = torch.stack([torch.stack([images, images & found]) for images in (tagged, ~tagged)]).sum(dim=2)
         self._counts = counts if self._counts is None else self._counts + counts  # stays on the device
 
@@ -145,6 +146,14 @@ class FoundTags(pl.Callback):
             else:
                 where = "in the network's predictions of its training images"
                 report_lost_background(*tagged[:, 0].tolist(), where=where, advice=advice)
+
+
+def _have_background(batch: Mapping[str, Any]) -> Tensor:
+    """Return whether the cues or the mask of each image contain background, bool (B,)."""
+    found = torch.zeros(len(batch["id"]), dtype=torch.bool, device=batch["labels"].device)
+    if "cues" in batch:
+        found |= batch["cues"][:, 0].flatten(1).any(dim=1)
+    return found | (batch["mask"] == 0).flatten(1).any(dim=1) if "mask" in batch else found
 
 
 class BestCheckpoint(ModelCheckpoint):
