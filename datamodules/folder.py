@@ -3,7 +3,6 @@
 import filecmp
 import json
 import re
-import unicodedata
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,7 @@ from datamodules.base_datamodule import BaseDataModule, data_folder
 from datamodules.class_names import check_classes, normalize_name, read_classes
 from datamodules.errors import InputError, did_you_mean
 from datamodules.files import AnyPath, is_uri, join_path, list_folder, read_bytes
-from datamodules.image_ids import forward_slashes, image_id
+from datamodules.image_ids import forward_slashes, image_id, unicode_forms
 from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
 from datamodules.masks import find_masks, mask_folder
 from datamodules.progress import print_message
@@ -119,7 +118,7 @@ def read_table(path: AnyPath) -> list[Sample]:
         raise InputError(f"{path} has the column {more!r}: put all tags of an image into {tag_column!r}, as in cat;dog")
     samples = []
     folders, lines = dict[AnyPath, AnyPath](), dict[AnyPath, str]()  # by resolved path: .. or a link may lead to one
-    names_in = dict[AnyPath, dict[str, str]]()  # of images on disk, also by NFC: macOS writes accents in another form
+    names_in = dict[AnyPath, dict[str, None]]()  # of the images on disk, in order
     for where, row in rows:
         name, tags = row.get(file_column), row.get(tag_column)
         if not isinstance(name, str):
@@ -137,22 +136,19 @@ def read_table(path: AnyPath) -> list[Sample]:
         if name := name.strip():
             if not is_uri(image := name):
                 file = join_path(path.parent, forward_slashes(name))
-                if file.parent not in folders:
+                if (folder := folders.get(file.parent)) is None:
                     folder = folders[file.parent] = file.parent.resolve()
                     with suppress(FileNotFoundError, NotADirectoryError):  # missing images are found when they are read
-                        on_disk = list_images(folder)
-                        names_in[folder] = {unicodedata.normalize("NFC", each): each for each in on_disk}
-                        names_in[folder] |= {each: each for each in on_disk}
-                folder = folders[file.parent]
-                known = names_in.get(folder, {})
-                found_name = known.get(file.name) or known.get(unicodedata.normalize("NFC", file.name), file.name)
+                        names_in[folder] = dict.fromkeys(list_images(folder))
+                on_disk = names_in.get(folder, {})
+                found_name = next((form for form in unicode_forms(file.name) if form in on_disk), file.name)
                 lines[folder / found_name] = where
                 image = str(file.with_name(found_name))
             unknown = tag_column in row and tags is None and path.suffix.lower() == ".jsonl"
             samples.append(Sample(image_id(name), image, None if unknown else found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
-    listed = dict.fromkeys(folder / name for folder in sorted(names_in, key=str) for name in names_in[folder].values())
+    listed = dict.fromkeys(folder / name for folder in sorted(names_in, key=str) for name in names_in[folder])
     untagged = [file.name for file in listed if file not in lines]
     missing = next((file for file in lines if file not in listed and not file.is_file()), None) if untagged else None
     if missing is not None:  # a misspelt name?

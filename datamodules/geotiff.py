@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
@@ -89,10 +90,9 @@ class GeoTiff:
             problem = "stores white as 0 (MINISWHITE): save it with black as 0"
         elif not (repeated or fits or (channels == 3 and colors[:3] == ["red", "green", "blue"])):
             problem = f"has {file.count} bands ({', '.join(colors)}), and in_channels is {channels}"
-        elif (rows := file.block_shapes[0][0]) * (columns := file.block_shapes[0][1]) > _LARGEST_BLOCK:
-            problem = (
-                f"is stored in strips of {rows}x{columns} pixels, too large to be read by windows: save it in tiles"
-            )
+        elif math.prod(block := file.block_shapes[0]) > _LARGEST_BLOCK:
+            strips = f"strips of {block[0]}x{block[1]} pixels"
+            problem = f"is stored in {strips}, too large to be read by windows: save it in tiles"
         if problem:
             self._context.close()
             raise UnreadableError(f"image {path} {problem}")

@@ -1,6 +1,7 @@
 """Ids of images: from paths, from lists, and from paths in files of annotations."""
 
 import re
+import unicodedata
 from collections.abc import Container
 from pathlib import PurePosixPath
 
@@ -48,6 +49,11 @@ def read_ids(path: AnyPath) -> tuple[str, ...]:
     if len(set(ids)) < len(ids):
         raise InputError(f"the list {path} contains {next(i for i in ids if ids.count(i) > 1)} more than once")
     return ids
+
+
+def unicode_forms(name: str) -> list[str]:
+    """Return a name, and the same with its accents as macOS and other systems write them in file names."""
+    return list(dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))))
 
 
 def match_id(name: str, *ids: Container[str]) -> str:

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pycocotools import mask as coco_mask
 from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, join_path, write_atomically
+from datamodules.image_ids import unicode_forms
 from datamodules.images import image_size, open_file, open_image, upright_array
 
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # between the values of 2 and 4 bits, which Pillow spreads over 0 to 255
@@ -106,8 +106,7 @@ def find_masks(folder: AnyPath | None, ids: Sequence[str]) -> list[str | None]:
     """
     if folder is None:
         return [None] * len(ids)
-    forms = [(name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))) for name in ids]
-    names = [[f"{name}{suffix}" for name in dict.fromkeys(each) for suffix in _SUFFIXES] for each in forms]
+    names = [[f"{form}{suffix}" for form in unicode_forms(name) for suffix in _SUFFIXES] for name in ids]
     files = existing_files(folder, itertools.chain(*names))
     return [next((str(folder / name) for name in each if name in files), None) for each in names]
 

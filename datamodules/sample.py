@@ -1,9 +1,8 @@
 """Samples: what is known about images before a pixel is read, and the checks of lists of samples."""
 
 import hashlib
-import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from upath import UPath
 from datamodules.annotations.shapes import Box, Point, Scribble
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, is_uri
-from datamodules.image_ids import INVALID_ID, is_valid_id, match_id
+from datamodules.image_ids import INVALID_ID, is_valid_id, match_id, unicode_forms
 from datamodules.images import image_size
 from datamodules.masks import RleMask, require_same_size
 from datamodules.progress import print_message
@@ -142,7 +141,7 @@ class SplitSamples(dict[str, Sample]):
         other_ids: ids of the data set's images in other splits, where ids are paths.
     """
 
-    def __init__(self, samples: Sequence[Sample], title: str, other_ids: Collection[str] = frozenset()) -> None:
+    def __init__(self, samples: Sequence[Sample], title: str, other_ids: Container[str] = frozenset()) -> None:
         super().__init__((sample.id, sample) for sample in samples)
         self.title, self.other_ids = title, other_ids
 
@@ -164,11 +163,12 @@ class SplitSamples(dict[str, Sample]):
         Raises:
             InputError: two names are the same image, or none is one of the samples.
         """
-        found = [match_id(name, self, self.other_ids) for name in names]
-        if unmatched := {name for name in found if name not in self and name not in self.other_ids}:
-            ids = {unicodedata.normalize("NFC", name): name for name in (*self.other_ids, *self)}  # other accents?
-            in_other_form = {name: match_id(unicodedata.normalize("NFC", name), ids) for name in unmatched}
-            found = [ids.get(in_other_form.get(name, ""), name) for name in found]
+
+        def find(name: str) -> str:
+            matches = (match_id(form, self, self.other_ids) for form in unicode_forms(name))
+            return next((each for each in matches if each in self or each in self.other_ids), name)
+
+        found = list(map(find, names))
         counts = Counter(found)
         for name, listed, location in zip(found, names, locations, strict=True):
             if counts[name] > 1:

@@ -8,8 +8,8 @@ from datamodules.progress import print_message
 
 MIN_SHARE = 0.5
 """A class is lost where it is found in a smaller share of the images tagged with it, and so is the background in a
-smaller share of all images; a class is found nearly everywhere from this share of the images without its tag on."""
-
+smaller share of the images that should have some; a class is found nearly everywhere from this share of the images
+without its tag on."""
 
 MIN_IMAGES = 10
 """Images without a tag below which a class is not reported as found nearly everywhere."""
@@ -24,13 +24,8 @@ def report_lost_classes(tags: np.ndarray, classes: Sequence[str], *, what: str, 
         what: what finds them, the beginning of the sentence.
         advice: what to do, the next sentence.
     """
-    lost = [
-        f"{name} in {found} of {tagged} images"
-        for name, tagged, found in zip(classes, *tags.tolist(), strict=True)
-        if found < MIN_SHARE * tagged
-    ]
-    if lost:
-        print_message(f"warning: {what} fewer than half of the tags of some classes: {', '.join(lost)}. {advice}")
+    if lost := _listed(classes, tags, tags[1] < MIN_SHARE * tags[0]):
+        print_message(f"warning: {what} fewer than half of the tags of some classes: {lost}. {advice}")
 
 
 def report_lost_background(images: int, found: int, *, where: str, advice: str) -> None:
@@ -55,12 +50,12 @@ def report_classes_found_everywhere(untagged: np.ndarray, classes: Sequence[str]
         what: what finds them, the beginning of the sentence.
         advice: what to do, the next sentence.
     """
-    everywhere = [
-        f"{name} in {found} of {images} images"
-        for name, images, found in zip(classes, *untagged.tolist(), strict=True)
-        if images >= MIN_IMAGES and found >= MIN_SHARE * images
-    ]
-    if everywhere:
-        print_message(
-            f"warning: {what} some classes in most images without that tag: {', '.join(everywhere)}. {advice}"
-        )
+    is_everywhere = (untagged[0] >= MIN_IMAGES) & (untagged[1] >= MIN_SHARE * untagged[0])
+    if everywhere := _listed(classes, untagged, is_everywhere):
+        print_message(f"warning: {what} some classes in most images without that tag: {everywhere}. {advice}")
+
+
+def _listed(classes: Sequence[str], counts: np.ndarray, chosen: np.ndarray) -> str:
+    """Return the chosen classes, bool (C,), with the numbers of images and of those in which each is found, (2, C)."""
+    rows = zip(classes, *counts.tolist(), chosen, strict=True)
+    return ", ".join(f"{name} in {found} of {images} images" for name, images, found, is_chosen in rows if is_chosen)

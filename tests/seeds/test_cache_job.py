@@ -352,16 +352,21 @@ def shards_in(folder):
         return {}
 
 
+def replace_cues(monkeypatch, label, other):
+    """Let `CamModule` write another label in place of one."""
+    original = CamModule.cues
+
+    def replaced(self, seed):
+        cues = original(self, seed)
+        return np.where(cues == label, other, cues).astype(np.uint8)
+
+    monkeypatch.setattr(CamModule, "cues", replaced)
+
+
 def test_classes_without_cues_are_reported(checkpoint, tmp_path, monkeypatch, capsys):
     generate(checkpoint, tmp_path / "all", **SETTINGS)
     assert "fewer than half of the tags" not in capsys.readouterr().err
-    original = CamModule.cues
-
-    def without_the_second_class(self, seed):
-        cues = original(self, seed)
-        return np.where(cues == 2, 0, cues).astype(np.uint8)
-
-    monkeypatch.setattr(CamModule, "cues", without_the_second_class)
+    replace_cues(monkeypatch, 2, 0)
     generate(checkpoint, tmp_path / "some", **SETTINGS)
     cache = SeedCache(tmp_path / "some")
     count = sum(1 in cache.maps(name)[0] for name in cache.ids)
@@ -391,13 +396,7 @@ def test_images_whose_tags_are_not_known_get_no_cue(checkpoint, tmp_path, monkey
 
 
 def test_cues_without_background_are_reported(checkpoint, tmp_path, monkeypatch, capsys):
-    original = CamModule.cues
-
-    def without_background(self, seed):
-        cues = original(self, seed)
-        return np.where(cues == 0, 255, cues).astype(np.uint8)
-
-    monkeypatch.setattr(CamModule, "cues", without_background)
+    replace_cues(monkeypatch, 0, 255)
     generate(checkpoint, tmp_path / "some", **SETTINGS)
     count = len(SeedCache(tmp_path / "some"))
     assert f"warning: in the new cues there is background in 0 of {count} images. Look at" in capsys.readouterr().err

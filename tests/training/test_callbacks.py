@@ -109,36 +109,39 @@ def test_classes_that_a_network_does_not_find_are_reported_once(voc, cues, tmp_p
     assert not task._forward_hooks
 
 
+def report_found_tags(task, *batches):
+    """Let `FoundTags` see all batches of a training: what the network takes, and the labels."""
+    steps = dict.fromkeys(("num_training_batches", "estimated_stepping_batches"), len(batches))
+    trainer = SimpleNamespace(**steps, global_step=0, accumulate_grad_batches=1, is_global_zero=True)
+    callback = FoundTags()
+    callback.on_train_batch_start(trainer, task)
+    for images, batch in batches:
+        task(images)
+        callback.on_train_batch_end(trainer, task, None, batch, 0)
+    callback.on_train_end(trainer, task)
+
+
 def test_a_network_that_never_finds_the_background_is_reported(capsys):
     """The first class has the highest score at every position: it is found wherever it is tagged."""
     task = Finding(["a", "b"], **TINY)
-    callback = FoundTags()
-    steps = {"num_training_batches": 1, "estimated_stepping_batches": 1, "global_step": 0, "accumulate_grad_batches": 1}
-    trainer = SimpleNamespace(**steps, is_global_zero=True)
-    callback.on_train_batch_start(trainer, task)
     labels = task.tags = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-    task(torch.zeros(4, 3, 64, 64))
     cues = torch.zeros(4, 3, 8, 8, dtype=torch.bool)
     cues[:2, 0, 3, 3] = True
     mask = torch.full((4, 64, 64), 255)
     mask[2, 5, 5] = 0  # an image that is known to have no background is not among them
     batch = {"labels": labels, "id": [*"abcd"], "cues": cues, "mask": mask}
-    callback.on_train_batch_end(trainer, task, None, batch, 0)
-    callback.on_train_end(trainer, task)
+    report_found_tags(task, (torch.zeros(4, 3, 64, 64), batch))
     where = "in the network's predictions of its training images"
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {where} there is background in 0 of 3 images. Later stages")
 
 
 def test_a_classifier_that_finds_a_class_everywhere_is_reported(capsys):
-    callback, task = FoundTags(), torch.nn.Identity()
-    steps = {"num_training_batches": 1, "estimated_stepping_batches": 1, "global_step": 0, "accumulate_grad_batches": 1}
-    trainer, task.hparams = SimpleNamespace(**steps, is_global_zero=True), {"classes": ["a", "b", "c"]}
-    callback.on_train_batch_start(trainer, task)
-    task(torch.tensor([[3.0, 2.0, 1.0]] * 6 + [[3.0, -2.0, 1.0]] * 8))
+    task = torch.nn.Identity()
+    task.hparams = {"classes": ["a", "b", "c"]}
+    scores = torch.tensor([[3.0, 2.0, 1.0]] * 6 + [[3.0, -2.0, 1.0]] * 8)
     labels = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], *[[0.0, 0.0, 1.0]] * 11, [0.0, 0.0, 0.0]])
-    callback.on_train_batch_end(trainer, task, None, {"labels": labels}, 0)
-    callback.on_train_end(trainer, task)
+    report_found_tags(task, (scores, {"labels": labels}))
     what = "some classes in most images without that tag: a in 12 of 12 images. Later stages"
     (line,) = capsys.readouterr().err.splitlines()
     assert what in line
@@ -148,15 +151,10 @@ def test_a_classifier_that_finds_a_class_everywhere_is_reported(capsys):
     ("scores", "found"), [([3.0, -3.0], "b in 0 of 2 images"), ([-3.0, 3.0], "a in 0 of 4 images")]
 )
 def test_classes_that_a_classifier_does_not_find(capsys, scores, found):
-    steps = {"num_training_batches": 2, "estimated_stepping_batches": 2, "global_step": 0, "accumulate_grad_batches": 1}
-    callback, trainer = FoundTags(), SimpleNamespace(**steps, is_global_zero=True)
     task = torch.nn.Identity()
     task.hparams = {"classes": ["a", "b"]}
-    callback.on_train_batch_start(trainer, task)
-    for labels in ([[1.0, 1.0], [1.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]]):
-        task(torch.tensor([scores, scores]))
-        callback.on_train_batch_end(trainer, task, None, {"labels": torch.tensor(labels)}, 0)
-    callback.on_train_end(trainer, task)
+    batch = torch.tensor([scores, scores]), {"labels": torch.tensor([[1.0, 1.0], [1.0, 0.0]])}
+    report_found_tags(task, batch, batch)
     assert f"some classes: {found}" in capsys.readouterr().err
 
 
