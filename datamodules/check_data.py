@@ -45,8 +45,8 @@ class Finding(NamedTuple):
     """A problem that was found.
 
     Attributes:
-        kind: ``unreadable``, ``identical``, ``composed``, ``spelling``, ``empty``, ``numbers``, ``few``,
-            ``everywhere``, ``together``, ``masks`` or ``small``.
+        kind: ``unreadable``, ``identical``, ``composed``, ``spelling``, ``empty``, ``numbers``, ``untagged``,
+            ``few``, ``everywhere``, ``together``, ``masks`` or ``small``.
         sentence: what was found and what to do.
         images: ids concerned, where it is about images; groups of them for ``identical``.
         classes: names concerned, where it is about classes.
@@ -179,6 +179,8 @@ def identical_images(groups: Sequence[Sequence[Sample]], validation: Collection[
 def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Finding]:
     """Return findings about the numbers of images that classes have alone and together."""
     tagged = [sample for sample in samples if sample.tags is not None]
+    if not tagged:
+        return [Finding("untagged", "the tags of no image are known: a classifier needs them; give the images tags")]
     labels = multi_hot(tagged, classes) > 0  # (N, C)
     counts, found = labels.sum(axis=0), list[Finding]()
     if few := [name for name, count in zip(classes, counts, strict=True) if count < MIN_IMAGES]:

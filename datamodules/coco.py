@@ -52,8 +52,8 @@ class COCODataModule(BaseDataModule):
         self.layouts = LAYOUTS if instances == "auto" else (instances,)
         self.categories: dict[int, str] = {}  # names by id, in the order of the classes
         self._samples: dict[AnyPath, tuple[list[Sample], bool]] = {}  # by JSON; and whether with masks
-        given = [value for name, value in common.items() if name.endswith("_split") and value]
-        self._splits = [*reversed(given), "val", "train"]
+        given = (common.get(f"{name}_split") for name in ("val", "test", "train"))  # the JSON of COCO's val is small
+        self._splits = [*filter(None, given), "val", "train"]
         super().__init__(root, **common)  # passed on as it is: jsonargparse finds the common options this way
         self.save_hyperparameters({"instances": instances, "val_fraction": val_fraction})
 
@@ -113,7 +113,11 @@ class COCODataModule(BaseDataModule):
         check_instances(content, path)
         own = category_names(content, path)
         self.categories = self.categories or own
+        used = {str(each.get("category_id")) for each in content["annotations"]}
         for key, name in own.items():
+            if key not in self.categories and str(key) in used:
+                have = ", ".join(self.categories.values())
+                raise InputError(f"{path}: category {key} is {name!r}, and another split's JSON has only {have}")
             if self.categories.get(key, name) != name:
                 raise InputError(f"{path}: category {key} is {name!r}, and {self.categories[key]!r} in another split")
         indices = {key: index for index, key in enumerate(self.categories, start=1)}

@@ -145,10 +145,18 @@ class SplitSamples(dict[str, Sample]):
         super().__init__((sample.id, sample) for sample in samples)
         self.title, self.other_ids = title, other_ids
 
+    def find_id(self, name: str) -> str | None:
+        """Return the id that is the longest end of a path, with its accents in any form; None where there is none.
+
+        It may be that of an image of another split.
+        """
+        matches = (match_id(form, self, self.other_ids) for form in unicode_forms(name))
+        return next((each for each in matches if each in self or each in self.other_ids), None)
+
     def match_ids(self, names: Sequence[str], locations: Sequence[str], path: AnyPath) -> list[str]:
         """Return the ids of the images that a file lists.
 
-        The longest end of a path that is an id counts, see `match_id`. A message reports how many images are not among
+        The longest end of a path that is an id counts, see `find_id`. A message reports how many images are not among
         the samples.
 
         Args:
@@ -163,12 +171,7 @@ class SplitSamples(dict[str, Sample]):
         Raises:
             InputError: two names are the same image, or none is one of the samples.
         """
-
-        def find(name: str) -> str:
-            matches = (match_id(form, self, self.other_ids) for form in unicode_forms(name))
-            return next((each for each in matches if each in self or each in self.other_ids), name)
-
-        found = list(map(find, names))
+        found = [self.find_id(name) or name for name in names]
         counts = Counter(found)
         for name, listed, location in zip(found, names, locations, strict=True):
             if counts[name] > 1:

@@ -159,12 +159,12 @@ def expected_gains(
 
     rows = []
     if not masks_alone:
-        more = int(time / tag_seconds)
+        more = int(time / tag_seconds + 1e-9)
         gain = None if any(annotated.values()) else curves["tags"].gain(images / (images + more), 1)
         rows.append(row("tags", more, f"{more:,} more", tag_seconds, gain))
     for kind in ("masks",) if masks_alone else DRAWN:
         before, each = annotated[kind], seconds[kind] - (0 if masks_alone else tag_seconds)
-        new = min(images - before, int(time / each))
+        new = min(images - before, int(time / each + 1e-9))
         others = sum(annotated.values()) - before
         curve = curves["masks alone" if masks_alone else kind]
         gain = None if others else curve.gain(before / images, (before + new) / images)

@@ -76,7 +76,7 @@ def explain(
     if page is not None:
         targets = [output / f"{page.replace('/', '_')}.html"]
     forbid_replacing(samples, targets)
-    skipped, evidence = UnreadableImages(1.0), {side: list[dict[str, Any]]() for side in SIDES}
+    skipped, evidence, total = UnreadableImages(1.0), {side: list[dict[str, Any]]() for side in SIDES}, 0
     for sample in track(samples, "explaining"):
         try:
             image, name = read_image(sample.image, explainer.in_channels), Path(sample.image).name
@@ -88,11 +88,14 @@ def explain(
             target = output / f"{sample.id}.png"
             write_atomically(target, encode_image(figure, "png"))
         else:
+            total += 1
             for each in find_evidence(explainer, image, name, labels[0]):
-                evidence[each["kind"]].append(each)
-    if total := len(evidence["for"]):
-        sides = [sorted(found, key=lambda each: -each["strength"])[:strongest] for found in evidence.values()]
-        pairs, facts = list(zip(*sides, strict=True)), [("checkpoint", checkpoint)]
+                found = evidence[each["kind"]]
+                found.append(each)
+                found.sort(key=lambda each: -each["strength"])
+                del found[strongest:]
+    if total:
+        pairs, facts = list(zip(*evidence.values(), strict=True)), [("checkpoint", checkpoint)]
         content = render("evidence.html", label=page, pairs=pairs, total=total, facts=facts)
         write_atomically(targets[0], content.encode())
     report_skipped(output, skipped.problems(samples))

@@ -128,7 +128,7 @@ def model_card(
         if (figures.get("checkpoint") or {}).get("sha256") != metadata["checkpoint_sha256"]:
             raise InputError(f"{path} does not exist, or is not an evaluation of this checkpoint")
         if figures["miou"] is None:
-            raise InputError(f"{path} has no figures: no image of the evaluation has a mask")
+            raise InputError(f"{path} has no figures: no image of the evaluation has a mask of a known class")
         results = [EvalResult(
             task_type="image-segmentation", dataset_type="image-segmentation", dataset_split=figures["split"],
             dataset_name=str(figures["data"]["class_path"]).rpartition(".")[2].removesuffix("DataModule"),

@@ -263,7 +263,7 @@ def read_config(name: str, *, unique_keys: bool = True) -> tuple[Path, Any]:
         known = [each.name for each in shipped.parent.glob("*.yaml")]
         raise UsageError(f"there is no file {name}{nearest(shipped.name, known)}")
     try:
-        loader = _UniqueKeyLoader if unique_keys else yaml.SafeLoader
+        loader = UniqueKeyLoader if unique_keys else yaml.SafeLoader
         return path, yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506  both are SafeLoaders
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, or no text
         mark, lines = getattr(error, "problem_mark", None), str(error).splitlines()
@@ -272,12 +272,25 @@ def read_config(name: str, *, unique_keys: bool = True) -> tuple[Path, Any]:
         raise UsageError(f"{place}: {kind}{getattr(error, 'problem', None) or lines[0]}") from error
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that occurs twice: a stage that is copied without a new name would replace the first one."""
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Reads numbers as jsonargparse does, and refuses a key that occurs twice.
+
+    A stage that is copied without a new name would replace the first one.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return the node of a mapping."""
         node = super().compose_mapping_node(anchor)  # before merged keys (<<) are added to it
         keys = [key.value for key, _ in node.value if key.tag.endswith(":str")]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
             raise yaml.constructor.ConstructorError(None, None, f"'{twice}' comes twice", node.start_mark)
         return node
+
+
+class ConfigDumper(yaml.SafeDumper):
+    """Quotes texts that `UniqueKeyLoader` and the commands would read as numbers."""
+
+
+_NUMBER = re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$")  # PyYAML alone reads 1e-4 as a text
+UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
+ConfigDumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))

@@ -71,7 +71,9 @@ def review(
     corrected = [sample for sample in samples if sample.mask is not None]
     samples = covered_samples(cache, [sample for sample in samples if sample.mask is None], trained.classes)
     if not samples:
-        raise InputError(f"all images of the split {split!r} have masks: there is nothing to review")
+        images = f"images of the split {split!r}"
+        reason = f"all {images} have masks" if corrected else f"the tags of the {images} are not known"
+        raise InputError(f"{reason}: there is nothing to review")
     if corrected:
         print_message(f"images with masks are left out: {len(corrected)}")
 

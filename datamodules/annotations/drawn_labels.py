@@ -153,13 +153,14 @@ def box_interiors(boxes: np.ndarray, height: int, width: int) -> dict[int, np.nd
         bool (n, h, w), one for each box, by the index of the class.
     """
 
-    def positions(first: float, last: float, count: int) -> np.ndarray:
-        centres, middle = (np.arange(count) + 0.5) / count, math.floor((first + last) / 2 * count)
+    def positions(first: np.float32, last: np.float32, count: int) -> np.ndarray:
+        centres = (np.arange(count, dtype=np.float32) + 0.5) / count
+        middle = math.floor((first + last) / 2 * count)
         inside = (first <= centres) & (centres < last)
         return inside if inside.any() else np.arange(count) == middle
 
     interiors: dict[int, list[np.ndarray]] = {}
-    for index, left, top, right, bottom in boxes.tolist():
+    for index, left, top, right, bottom in boxes.astype(np.float32):  # as the loss: a side may lie on a centre
         inside = positions(top, bottom, height)[:, None] & positions(left, right, width)
         interiors.setdefault(int(index), []).append(inside)
     return {index: np.stack(each) for index, each in interiors.items()}

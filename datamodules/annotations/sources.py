@@ -32,8 +32,8 @@ from datamodules.annotations.shapes import (
 )
 from datamodules.class_names import IGNORE, class_name, mask_lut
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
-from datamodules.files import AnyPath, existing_files, is_uri, read_json
-from datamodules.image_ids import image_id, read_ids
+from datamodules.files import AnyPath, existing_files, is_uri, read_json, read_lines
+from datamodules.image_ids import image_id
 from datamodules.images import image_size
 from datamodules.masks import RleMask, read_class_mask, require_same_size
 from datamodules.progress import first_few, print_message
@@ -234,16 +234,17 @@ def _own_masks(masks: Mapping[str, Mask | None], samples: SplitSamples) -> Itera
 
 
 def _listed_masks(path: AnyPath, masks: Mapping[str, Mask | None], samples: SplitSamples) -> Iterator[Annotation]:
-    ids = read_ids(path)
-    listed = [name for name in ids if name in samples]
-    if not listed:
-        raise InputError(f"the list {path} contains no image of {samples.title}, whose first is {min(samples)}")
-    if len(listed) < len(ids):
-        print_message(f"{path}: {len(listed)} of {len(ids)} images are in {samples.title}; the others are left out")
+    lines = [(number, line.strip()) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
+    names = []
+    for _, line in lines:  # an id, a file, or the first word of a line, as in the lists of VOC
+        first = line.split()[0]
+        names.append(next((name for name in (line, image_id(line), first) if samples.find_id(name)), first))
+    listed = samples.match_ids(names, [f"{path}, line {number}" for number, _ in lines], path)
     for name in listed:
-        if (mask := masks.get(name)) is None:
-            raise InputError(f"the list {path} contains {name}, and the data set has no mask of it")
-        yield Annotation(name, str(path), mask)
+        if name in samples:
+            if (mask := masks.get(name)) is None:
+                raise InputError(f"the list {path} contains {name}, and the data set has no mask of it")
+            yield Annotation(name, str(path), mask)
 
 
 def _xml_boxes(root: AnyPath, samples: SplitSamples, known: Sequence[str]) -> Iterator[Annotation]:

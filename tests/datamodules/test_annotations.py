@@ -482,12 +482,28 @@ def test_wrong_lists(voc, tmp_path):
     with pytest.raises(InputError, match=r"the list .*a\.txt cannot be read"):
         read(data)
     path.write_text("p6\np7\n")
-    with pytest.raises(InputError, match=r"the list .*a\.txt contains no image of the split 'train' of .*, .* is p0"):
+    with pytest.raises(
+        InputError, match=r"a\.txt contains no image of the split 'train' of .*: its first is p6, .* is p0"
+    ):
         read(data)
     path.write_text("p6\np1\n")
     (voc / "SegmentationClass/p1.png").unlink()
     with pytest.raises(InputError, match=r"the list .*a\.txt contains p1, and the data set has no mask of it"):
         read(data)
+
+
+@pytest.mark.parametrize("line", ["my photo 1", "caf\u0065\u0301 2", "my photo 1.jpg", "/home/me/my photo 1.png"])
+def test_lists_of_ids_with_spaces_and_accents_and_of_files(tmp_path, line):
+    """As other sources: the accents of macOS, and paths. Without them the first word of a line counts."""
+    (tmp_path / "masks").mkdir()
+    for name in ("my photo 1", "my photo 3", "caf\u00e9 2"):
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{name}.jpg")
+        write_mask(tmp_path / f"masks/{name}.png", np.ones((6, 8), np.uint8))
+    (tmp_path / "tags.csv").write_text("file,tags\nmy photo 1.jpg,cat\nmy photo 3.jpg,cat\ncaf\u00e9 2.jpg,cat\n")
+    (tmp_path / "few.txt").write_text(f"{line}\n")
+    data = FolderDataModule(str(tmp_path), annotations=str(tmp_path / "few.txt"), classes=["cat"])
+    found = {sample.id for sample in data.annotated(data.samples("all", masks=False), "all") if sample.mask}
+    assert found == {"my photo 1" if "photo" in line else "caf\u00e9 2"}
 
 
 def test_the_last_of_two_masks_counts(voc, tmp_path, capsys):

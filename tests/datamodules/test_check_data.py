@@ -120,6 +120,7 @@ def test_numbers_of_images_of_classes():
         [*samples(17, "cat", "road"), *samples(3, "cat"), *samples(30, "dog"), *samples(30, "road")], classes
     )
     assert not found
+    assert [each.kind for each in tag_problems([Sample("a", "", None)], classes)] == ["untagged"]
 
 
 def test_bad_input_is_one_sentence(photos, tmp_path, capsys):

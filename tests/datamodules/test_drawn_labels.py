@@ -173,3 +173,13 @@ def test_no_class_of_a_mask_is_lost(mask):
 def test_a_centre_on_the_left_or_upper_side_of_a_box_is_inside_and_one_on_the_others_is_not():
     boxes = np.array([[1, 0.125, 0.25, 0.625, 0.75]], np.float32)  # centres at x = 1/8, 3/8, 5/8, 7/8 and y = 1/4, 3/4
     assert box_interiors(boxes, 2, 4)[1].astype(int).tolist() == [[[1, 1, 0, 0], [0, 0, 0, 0]]]
+
+
+@pytest.mark.parametrize(("side", "count"), [(320, 40), (320, 80), (640, 80), (512, 128), (480, 120), (321, 107)])
+def test_sides_of_boxes_that_lie_on_a_centre(side, count):
+    """Sides are float32, as in the loss of boxes, and equal to a centre at the same place."""
+    for pixel in range(side):
+        box = np.array([[1, pixel / side, 0, 1, 1]], np.float32)
+        expected = [2 * pixel * count <= (2 * position + 1) * side for position in range(count)]
+        if any(expected):
+            assert box_interiors(box, 1, count)[1][0, 0].tolist() == expected, pixel

@@ -5,8 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from datamodules.errors import InputError
 from datamodules.transforms import Augment, Transform, resize_nearest
@@ -186,3 +188,22 @@ def test_the_hue_changes_by_up_to_an_eighth_of_the_strength():
     assert turns.min() < -0.03
     assert turns.max() > 0.03
     assert abs(turns).max() < 0.06
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(41, 4032), (80, 8000), (40000, 512), (3, 7), (7, 3), (5, 5), (1, 9)])
+def test_labels_at_another_size_are_those_at_the_centres(size, wanted):
+    """Also of images that grow a hundredfold; no centre of these lies between two pixels."""
+    centres = np.floor((np.arange(wanted) + 0.5) * size / wanted).astype(int)
+    labels = (np.arange(size) % 251).astype(np.uint8)
+    expected = labels[centres]
+    assert resize_nearest(labels[None], 1, wanted)[0].tolist() == expected.tolist()
+    assert resize_nearest(labels[:, None], wanted, 2).T.tolist() == [expected.tolist()] * 2
+
+
+def test_a_centre_between_two_pixels_is_in_the_later_one():
+    """As in torch's nearest-exact, with which the mask and the cues of an image are compared."""
+    labels = np.arange(80, dtype=np.uint8)[None]
+    resized = resize_nearest(labels, 1, 500)[0]
+    assert resized[12] == 2  # 12.5 * 80 / 500
+    large = torch.from_numpy(labels)[None, None].float()
+    assert resized.tolist() == functional.interpolate(large, (1, 500), mode="nearest-exact")[0, 0, 0].int().tolist()

@@ -51,6 +51,12 @@ def test_an_hour_by_hand(curves):
     assert rows[3] == ("masks", "16 (1.6 %)", "1.0", f"{np.mean(masks):.1f} ± {np.std(masks, ddof=1):.1f}")
 
 
+def test_hours_that_are_no_whole_number_of_binary_fractions(curves):
+    """4.1 hours are 738 times 20 seconds; 4.1 * 3600 is a little less in floating point."""
+    rows = expected_gains(1000, NOTHING, 3600 * 4.1, 20, SECONDS, curves)
+    assert rows[0][:2] == ("tags", "738 more")
+
+
 def test_annotated_images_count(curves):
     rows = {row[0]: row for row in expected_gains(100, {**NOTHING, "masks": 10}, 36000, 20, SECONDS, curves)}
     assert rows["masks"][1:] == ("90 (90.0 %)", "5.5", "not measured")

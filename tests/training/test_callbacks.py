@@ -184,6 +184,16 @@ def test_a_training_reports_epoch_step_loss_speed_and_time_left(voc, cues, tmp_p
     assert lines.index(size) < lines.index(training[0])
 
 
+def test_the_reported_loss_is_that_of_a_batch_also_where_gradients_are_accumulated(voc, cues, tmp_path, capsys):
+    """Lightning divides the loss by the number of batches of a step."""
+    losses = []
+    for accumulate in (1, 3):
+        words = (LOUD, f"--trainer.accumulate_grad_batches={accumulate}")
+        assert fit(voc, cues, tmp_path / str(accumulate), *words) == 0
+        losses.append(re.search(r"step 1/3, loss (\S+)", capsys.readouterr().err)[1])
+    assert losses[0] == losses[1]
+
+
 def test_a_resumed_training_reports_all_of_it(voc, cues, tmp_path, capsys):
     assert fit(voc, cues, tmp_path / "run") == 0
     assert capsys.readouterr().err.count("training: ") == 0  # enable_progress_bar=false

@@ -113,3 +113,6 @@ def test_an_evaluation_without_masks_has_no_figures(tmp_path, capsys):
     assert main(["compare", str(tmp_path), str(tmp_path)]) == 1
     message = f"{tmp_path / 'metrics.json'} has no figures: no image of that evaluation has a mask"
     assert capsys.readouterr().err == f"tag2mask: {message}\n"
+    (tmp_path / "metrics.json").write_text('{"miou": null, "iou": {}, "images_with_mask": 3}')  # all 255
+    assert main(["compare", str(tmp_path), str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith(" has no figures: its masks contain no known class\n")

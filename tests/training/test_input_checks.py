@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from datamodules.errors import InputError
@@ -139,6 +140,21 @@ def test_a_dry_run_names_what_is_not_there_yet(tmp_path, monkeypatch, capsys):
     for name in ("classifier", "affinity", "first-network", "network"):
         assert f"stage '{name}' is neither checked nor estimated: the images of {tmp_path / 'voc'} are not" in printed
     assert "are not checked: classifier, affinity, first-network, network" in printed
+
+
+def test_a_dry_run_of_a_training_on_what_an_earlier_stage_writes(tmp_path, monkeypatch, capsys):
+    """As the run itself, it takes the data as they will be."""
+    monkeypatch.setattr("training.recipes.estimate.time_step", lambda *_arguments: (0.0, 0, 0))
+    second = {"data": {"init_args": {"root": "{first}"}}}
+    stages = {
+        "first": {"command": "fit", "config": "classifier_demo.yaml"},
+        "second": {"command": "fit", "config": "classifier_voc_animals.yaml", "options": second},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "stages": stages}))
+    assert main(["run", f"--config={tmp_path / 'recipe.yaml'}", "--dry_run=true"]) == 0
+    printed = capsys.readouterr().out
+    assert "stage 'second' is neither checked nor estimated: the images of {first} are written when" in printed
+    assert "stage 'first' is neither" not in printed
 
 
 def test_equal_steps_are_timed_once(photos, tmp_path, monkeypatch):

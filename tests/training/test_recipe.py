@@ -34,6 +34,7 @@ from datamodules.masks import write_mask
 from datamodules.seed_cache import SeedCache
 from datamodules.source_revision import ALL_PACKAGES
 from training.cli import FUNCTIONS, LIGHTNING, dispatch, main
+from training.parsers import UniqueKeyLoader
 from training.recipes import recipe as recipe_file
 from training.recipes import runner as runner_module
 from training.recipes import stage_result
@@ -196,6 +197,9 @@ def test_every_option_that_is_a_path_is_known_as_one():
         "masks", "/photos/val-masks"
     )  # of `evaluate`; they may lie outside of the images' folder
     assert recipe_file.is_path("data.init_args.masks", "/photos/val-masks")
+    assert recipe_file.is_path("data.init_args.table", __file__)  # a file of a data module of others
+    assert not recipe_file.is_path("data.init_args.table", "x" * 5000)
+    assert not recipe_file.is_path("data.init_args.table", "")
 
 
 def test_a_dry_run_leaves_results_of_other_settings_in_their_places(copied, ran, monkeypatch, capsys):
@@ -1204,6 +1208,22 @@ def test_texts_stay_texts_in_the_options_of_a_stage(tmp_path, text):
     parser.add_argument("--root", type=str)
     parser.add_argument("--output", type=str)
     assert parser.parse_args([config]).root == text
+
+
+def test_numbers_with_an_exponent_are_numbers_before_the_first_stage_too(tmp_path, capsys):
+    """PyYAML alone reads 1e-4 as a text, which the commands accept and the checks of the inputs did not."""
+    recipe = {
+        "output": str(tmp_path / "out"),
+        "settings": {"rate": 0.001},
+        "stages": {"train": {"command": "fit", "config": "classifier_demo.yaml", "options": {
+            "model": {"init_args": {"lr": "{rate}"}}, "data": {"init_args": {"root": str(tmp_path / "images")}},
+        }}},
+    }  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe).replace("0.001", "1e-3"))
+    assert yaml.load("[1e-4, 1.5E3, -2.e+1, '1e3', 1e3x]", UniqueKeyLoader) == [1e-4, 1500.0, -20.0, "1e3", "1e3x"]
+    for words in ([], ["--rate=5e-4"]):
+        assert main(["run", f"--config={path}", "--dry_run=true", *words]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("root", ["nope://x/y", "~nobody-of-this-name/photos"])

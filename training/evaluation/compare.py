@@ -72,8 +72,10 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         purpose = "a metrics.json of 'tag2mask evaluate' on images with masks"
-        if isinstance(metrics, dict) and metrics.get("images_with_mask") == 0:
-            raise InputError(f"{path} has no figures: no image of that evaluation has a mask") from error
+        if isinstance(metrics, dict) and "images_with_mask" in metrics and metrics.get("miou", 0) is None:
+            no_mask = metrics.get("images_with_mask") == 0
+            reason = "no image of that evaluation has a mask" if no_mask else "its masks contain no known class"
+            raise InputError(f"{path} has no figures: {reason}") from error
         raise InputError(f"{path} cannot be read as {purpose}: {type(error).__name__} {error}") from error
     return dict(metrics)
 

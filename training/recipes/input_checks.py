@@ -188,15 +188,23 @@ def check_small_classes(stage: Stage, stages: Sequence[Stage]) -> None:
             raise InputError(f"small_classes: {problem}")
 
 
-def missing_images(waiting: Sequence[Stage], stages: Sequence[Stage]) -> dict[str, str]:
-    """Return the folders that a recipe downloads and that do not exist, by the names of the stages that need them.
+def unavailable_data(waiting: Sequence[Stage], stages: Sequence[Stage]) -> dict[str, str]:
+    """Return why trainings cannot read their data before the recipe runs, by the names of their stages.
 
     Args:
         waiting: the stages that will run.
         stages: all stages.
     """
-    roots = {each.name: str(_data_arguments(each).get("root")) for each in waiting if is_downloaded(each, stages)}
-    return {name: root for name, root in roots.items() if not Path(root).is_dir()}
+    reasons = {}
+    for stage in (each for each in waiting if each.command == "fit"):
+        root = str(_data_arguments(stage).get("root") or ".")
+        if not _names_classes(stage):
+            reasons[stage.name] = "it does not name the class of its data module and of its model"
+        elif is_downloaded(stage, stages) and not Path(root).is_dir():
+            reasons[stage.name] = f"the images of {root} are not downloaded yet"
+        elif not is_uri(root) and not needs_data(stage, stages) and _data_module(stage) is not SyntheticDataModule:
+            reasons[stage.name] = f"the images of {root} are written when the recipe runs"
+    return reasons
 
 
 def downloads_weights(stage: Stage) -> bool:
@@ -212,16 +220,15 @@ def needs_data(stage: Stage, stages: Sequence[Stage]) -> bool:
     An earlier stage may write or download the folder, and a data module of others in its ``prepare_data``. Data behind
     a URI count where they have annotations, which may be invalid.
     """
-    groups = [stage.options.get(name) for name in ("data", "model")]
-    if not all(isinstance(group, Mapping) and group.get("class_path") for group in groups):
-        return False  # a default of the command
+    if not _names_classes(stage):
+        return False
     arguments = _data_arguments(stage)
     root = str(arguments.get("root") or ".")
     if is_uri(root):
         return bool(arguments.get("annotations"))
     if Path(root).is_dir():
         return True
-    cls = _find(stage.options["data"]["class_path"], DATA_MODULES)
+    cls = _data_module(stage)
     own = set(DATA_MODULES) - {SyntheticDataModule}
     writes = cls not in own and cls.prepare_data is not BaseDataModule.prepare_data
     return not (writes or is_downloaded(stage, stages) or REFERENCE.search(root))
@@ -231,6 +238,16 @@ def is_downloaded(stage: Stage, stages: Sequence[Stage]) -> bool:
     """Return whether one of ``stages`` downloads the folder of a stage's data; it may exist and be incomplete."""
     downloads = [Path(str(given.get("root"))) for given in map(_data_arguments, stages) if given.get("download")]
     return Path(str(_data_arguments(stage).get("root"))) in downloads
+
+
+def _names_classes(stage: Stage) -> bool:
+    """Return whether a training names the classes of its data module and of its model; others are defaults."""
+    groups = [stage.options.get(name) for name in ("data", "model")]
+    return all(isinstance(group, Mapping) and group.get("class_path") for group in groups)
+
+
+def _data_module(stage: Stage) -> Any:
+    return _find(stage.options["data"]["class_path"], DATA_MODULES)
 
 
 def _data_arguments(stage: Stage) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Read recipes: YAMLs with settings and stages, each stage a command of this program with its options."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import yaml
 from datamodules.annotations.shapes import NAMED_SOURCES
 from datamodules.errors import UsageError, errors_at
 from datamodules.files import is_uri, write_atomically
-from training.parsers import nearest, read_config, split_list
+from training.parsers import ConfigDumper, UniqueKeyLoader, nearest, read_config, split_list
 
 STAGES = "stages"  # the recipe's key, and the folder of the records in its output
 RESULT_FILES = ("metrics.json", "metrics.csv", "index.html")  # copied from the last stage to the recipe's output
@@ -48,19 +49,8 @@ class Stage:
         path = output / STAGES / f"{self.name}.yaml"
         options = substitute(self.options, {name: str(output / name) for name in self.needs})
         options |= {"output": str(output / self.name)}
-        write_atomically(path, yaml.dump(options, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode())
+        write_atomically(path, yaml.dump(options, Dumper=ConfigDumper, sort_keys=False, allow_unicode=True).encode())
         return [*self.command.split(), f"--config={path}"]
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes texts such as ``1e3``, which PyYAML reads as texts, and the commands as numbers."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = '"' if re.fullmatch(r"[-+]?[\d_.]+[eE][-+]?\d+", data) else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, str]) -> tuple[Path, list[Stage]]:
@@ -117,7 +107,7 @@ def _setting(name: str, text: str, default: Any) -> Any:
     if is_list and text not in ("", "null") and not text.lstrip().startswith("["):
         return split_list(text)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, UniqueKeyLoader)  # noqa: S506  a SafeLoader
     except yaml.YAMLError as error:
         if default is None:
             return text
@@ -233,7 +223,9 @@ def is_path(option: str, value: Any) -> bool:
         value: its value.
     """
     named = not PATH_OPTIONS.isdisjoint(option.split(".")[-2:])
-    return isinstance(value, str) and ((named and value != "") or value.endswith(".npy"))
+    if not isinstance(value, str) or not value:
+        return False
+    return named or value.endswith(".npy") or os.path.isfile(value)  # noqa: PTH113  False for any other text
 
 
 def is_annotation_file(option: str, value: Any) -> bool:

@@ -102,10 +102,10 @@ class Runner:
             InputError: a stage would refuse its data or weights, or an option is invalid; the message names the stage.
         """
         from training.recipes.estimate import estimate_training  # torch, here only
-        from training.recipes.input_checks import InputChecks, check_options, downloads_weights, missing_images
+        from training.recipes.input_checks import InputChecks, check_options, downloads_weights, unavailable_data
 
         waiting, hours, checks = self._waiting(stages), 0.0, InputChecks()
-        missing = missing_images(waiting, stages)
+        unavailable = unavailable_data(waiting, stages)
         self._check_options(waiting)
         table = Table(Column("stage", no_wrap=True), "command", "state", title=str(self.output))
         for column in ("images", "steps", "hours", "PFLOP", "GB"):
@@ -116,7 +116,7 @@ class Runner:
                 continue
             with errors_at(f"stage '{stage.name}'"):
                 check_options(stage, stages)
-                is_estimated = stage.command == "fit" and stage.name not in missing
+                is_estimated = stage.command == "fit" and stage.name not in unavailable
                 found = estimate_training(stage.options, checks) if is_estimated else None
             figures: list[str] = []
             if found is not None:
@@ -130,10 +130,8 @@ class Runner:
             "of images, validations and the other stages; PFLOP: 1e15 floating-point operations, a GPU at "
             "10 TFLOP/s computes 36 PFLOP per hour; GB: weights, gradients, optimizer and activations"
         )
-        for name, root in missing.items():
-            print_result(
-                f"stage '{name}' is neither checked nor estimated: the images of {root} are not downloaded yet"
-            )
+        for name, reason in unavailable.items():
+            print_result(f"stage '{name}' is neither checked nor estimated: {reason}")
         if names := [each.name for each in waiting if downloads_weights(each)]:
             print_result(f"weights that are downloaded, if they are not there yet, are not checked: {', '.join(names)}")
 

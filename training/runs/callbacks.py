@@ -244,7 +244,8 @@ class LogProgress(pl.Callback):
         """Report a step."""
         outputs, _batch, index = hook
         step = f"step {index + 1}/{trainer.num_training_batches}"
-        status = f"{epoch_of(trainer)}, {step}, loss {float(outputs['loss']):.4g}"
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # by which Lightning has divided it
+        status = f"{epoch_of(trainer)}, {step}, loss {loss:.4g}"
         self._progress.update(done=trainer.global_step, status=status)
 
     def on_validation_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
