@@ -4,8 +4,8 @@ import torchvision
 from segmentation_models_pytorch.encoders._utils import patch_first_conv
 from torch import nn
 
-LAYOUTS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # the columns of the paper's table
-VGG_NAMES = (*LAYOUTS, *(f"{name}_bn" for name in LAYOUTS))
+_COLUMNS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # the columns of the paper's table
+VGG_NAMES = (*_COLUMNS, *(f"{name}_bn" for name in _COLUMNS))
 
 
 def vgg_layers(name: str, in_channels: int = 3) -> nn.Sequential:
@@ -18,7 +18,7 @@ def vgg_layers(name: str, in_channels: int = 3) -> nn.Sequential:
         in_channels: channels of the images.
     """
     # torchvision builds no trunk without the classifier's 120 million weights, but it has the plan of the layers
-    layout = torchvision.models.vgg.cfgs[LAYOUTS[name.removesuffix("_bn")]]
+    layout = torchvision.models.vgg.cfgs[_COLUMNS[name.removesuffix("_bn")]]
     layers: nn.Sequential = torchvision.models.vgg.make_layers(layout, batch_norm=name.endswith("_bn"))
     if in_channels != 3:
         patch_first_conv(layers, in_channels, pretrained=False)

@@ -18,7 +18,7 @@ from training.photos import forbid_replacing, photo_samples, report_skipped
 from training.reports.pages import embed, render
 
 MIN_PROBABILITY = 0.5  # of the classes in a figure
-LONGEST = 300  # pixels of an image's longer side in figures and on the page
+_LONGEST = 300  # pixels of an image's longer side in figures and on the page
 DEFAULT_METHODS = ("gradcam", "guided-gradcam", "counterfactual")
 SIDES = {"for": "gradcam", "against": "counterfactual"}  # CAM methods of the page
 
@@ -114,7 +114,7 @@ def explain_image(explainer: Explainer, image: Image, title: str, labels: Sequen
     Returns:
         uint8 (H', W', 3).
     """
-    network_input, small = explainer.preprocess(image), shrink(as_rgb(image), LONGEST)
+    network_input, small = explainer.preprocess(image), shrink(as_rgb(image), _LONGEST)
     height, width = small.shape[:2]
     scores = explainer.scores(network_input[None])[0]
     probabilities = scores.sigmoid()
@@ -143,7 +143,7 @@ def find_evidence(explainer: Explainer, image: Image, name: str, label: int) -> 
         For each side ``name``, ``kind`` (``for`` or ``against``), ``strength`` (sum of the map), ``probability`` of the
         class, and ``image``, the photo under the map.
     """
-    network_input, small = explainer.preprocess(image), shrink(as_rgb(image), LONGEST)
+    network_input, small = explainer.preprocess(image), shrink(as_rgb(image), _LONGEST)
     probability = float(explainer.scores(network_input[None])[0, label].sigmoid())
     found = []
     for side, method in SIDES.items():

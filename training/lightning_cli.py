@@ -53,7 +53,7 @@ from training.segmentation_task import SegmentationTask
 # imported, so that a YAML can name them without their modules
 TASKS = (ClassifierTask, AffinityTask, SegmentationTask)
 DATA_MODULES = (VOCDataModule, COCODataModule, FolderDataModule, WebDatasetDataModule, SyntheticDataModule)
-CLASSES = (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment)  # whose arguments a YAML can name
+_YAML_CLASSES = (BaseTask, *TASKS, BaseDataModule, *DATA_MODULES, Augment)  # whose arguments a YAML can name
 
 
 KEPT_OPTIONS = ("optimizer", "lr", "momentum", "weight_decay", "head_lr_scale", "bias_lr_scale")
@@ -63,12 +63,12 @@ KEPT_OPTIONS = ("optimizer", "lr", "momentum", "weight_decay", "head_lr_scale", 
 class LightningParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, whose errors are one sentence."""
 
-    class_keys = frozenset({"class_path", "init_args"}).union(*(signature(known).parameters for known in CLASSES))
+    class_keys = frozenset({"class_path", "init_args"}).union(*(signature(known).parameters for known in _YAML_CLASSES))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a `UsageError`, which names the nearest class where a ``class_path`` is none."""
         if found := re.search(r"dot import path string: (\w+)", message):
-            raise UsageError(str(unknown_name("class", found[1], [known.__name__ for known in CLASSES]))) from ex
+            raise UsageError(str(unknown_name("class", found[1], [known.__name__ for known in _YAML_CLASSES]))) from ex
         super().error(message, ex)
 
 
@@ -182,7 +182,7 @@ class TagToMaskCLI(LightningCLI):
         """
         for group, base in (("data", BaseDataModule), ("model", BaseTask)):
             given = self._get(self.config, group)
-            own = [each for each in CLASSES if each.__name__ == given.class_path.rpartition(".")[2]]
+            own = [each for each in _YAML_CLASSES if each.__name__ == given.class_path.rpartition(".")[2]]
             parameters = signature(base).parameters | (signature(own[0]).parameters if own else {})
             for name, value in vars(given.init_args).items():
                 linked = group == "model" and name in ("classes", "in_channels")  # to those of the data

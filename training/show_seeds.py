@@ -28,7 +28,7 @@ from training.inference import load_trained, predictions
 from training.reports.example_selection import Example, ExampleSelector
 from training.reports.pages import embed, render
 
-LONGEST = 200  # pixels of an image's longer side on the page
+_LONGEST = 200  # pixels of an image's longer side on the page
 NOT_READ = np.zeros((0, 0, 3), np.uint8)
 
 
@@ -117,7 +117,7 @@ def _stages(
     predicted: NDArray[np.uint8] | None,
 ) -> list[dict[str, Any]]:
     """Return one image's row of the page: the image, maps, cues of each cache, prediction, mask."""
-    image = shrink(as_rgb(read_image(sample.image, data.in_channels)), LONGEST)
+    image = shrink(as_rgb(read_image(sample.image, data.in_channels)), _LONGEST)
     shape = (image.shape[0], image.shape[1])
     shown = [embed(image, sample.id)]
     classes, maps = caches[0].maps(sample.id)

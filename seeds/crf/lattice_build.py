@@ -60,7 +60,7 @@ def build_lattice(
     vertices, unique, table = number_vertices(keys)
     neighbors = find_neighbors(unique, table, corners - 1)
     norm = filter_ones(vertices, weights, neighbors)
-    map_on_threads(lambda pixels: normalize(vertices, weights, norm, weight, *pixels), ranges, len(ranges))
+    map_on_threads(lambda pixels: divide_by_norm(vertices, weights, norm, weight, *pixels), ranges, len(ranges))
     return Lattice(vertices, weights, neighbors)
 
 
@@ -256,7 +256,7 @@ def filter_ones(vertices: Array, weights: Array, neighbors: Array) -> Array:
 
 
 @compiled
-def normalize(vertices: Array, weights: Array, norm: Array, weight: float, start: int, stop: int) -> None:
+def divide_by_norm(vertices: Array, weights: Array, norm: Array, weight: float, start: int, stop: int) -> None:
     """Scale the weights of the pixels start..stop so that the filter is ``weight · D^-1/2 F D^-1/2``.
 
     densecrf's constant alpha = 1 / (1 + 2^-d) of the filter F cancels, except for its 1e-20 against empty sums.
