@@ -39,6 +39,7 @@ from training.recipes import recipe as recipe_file
 from training.recipes import runner as runner_module
 from training.recipes import stage_result
 from training.recipes.estimate import estimate_training, time_step
+from training.recipes.input_checks import InputChecks
 from training.recipes.recipe import Stage, read_recipe, substitute
 from training.recipes.runner import Runner
 from training.recipes.stage_result import StageResult, read_figures
@@ -527,6 +528,33 @@ def test_a_dry_run_writes_nothing_and_estimates_the_trainings(copied, ran, capsy
     assert "kept" in row
 
 
+def training_options(whole):
+    return {
+        "model": {"class_path": "ClassifierTask", "init_args": {"backbone": "resnet18", "output_stride": 32}},
+        "data": {"class_path": "VOCDataModule", "init_args": {"root": f"{whole.data}/8", "size": 48, "batch_size": 4}},
+        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+    }
+
+
+def test_steps_of_a_dry_run(whole):
+    """They follow from the images and from the limits of the training; only the first step is computed."""
+    options = training_options(whole)
+    assert estimate_training(options)[:2] == (8, 4)
+    options["data"]["init_args"]["min_images_per_epoch"] = 13  # three batches of four images
+    checks = InputChecks()
+    assert estimate_training(options, checks)[:2] == (8, 6)
+    for limits, steps in (
+        ({"max_steps": 5}, 5), ({"max_steps": 7}, 6), ({"max_epochs": None, "max_steps": 9}, 9),
+        ({"max_epochs": None}, 3000), ({"devices": 3}, 2), ({"devices": "0,1"}, 2),
+        ({"devices": [0], "num_nodes": 3}, 2), ({"accumulate_grad_batches": 3}, 2),
+        ({"max_epochs": -1, "max_steps": 9}, 9),
+    ):  # fmt: skip
+        assert estimate_training(options | {"trainer": options["trainer"] | limits}, checks).steps == steps
+    for limits, problem in (({"devices": "two"}, "devices is 'two'"), ({"max_epochs": -1}, "the training has no end")):
+        with pytest.raises(InputError, match=problem):
+            estimate_training(options | {"trainer": options["trainer"] | limits})
+
+
 @pytest.mark.parametrize(("part", "change", "message"), [
     ("data", {"init_args": {"root": "nowhere"}}, "folder nowhere does not exist"),
     ("data", {"class_path": "nowhere.Data"}, "there is no class nowhere.Data"),
@@ -536,24 +564,7 @@ def test_a_dry_run_writes_nothing_and_estimates_the_trainings(copied, ran, capsy
 ])  # fmt: skip
 def test_a_dry_run_finds_what_is_missing(whole, part, change, message):
     """Data, tags, classes and weights."""
-    options = {
-        "model": {"class_path": "ClassifierTask", "init_args": {"backbone": "resnet18", "output_stride": 32}},
-        "data": {"class_path": "VOCDataModule", "init_args": {"root": f"{whole.data}/8", "size": 48, "batch_size": 4}},
-        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
-    }
-    assert estimate_training(options)[:2] == (8, 4)
-    options["data"]["init_args"]["min_images_per_epoch"] = 13  # three batches of four images
-    assert estimate_training(options)[:2] == (8, 6)
-    for limits, steps in (
-        ({"max_steps": 5}, 5), ({"max_steps": 7}, 6), ({"max_epochs": None, "max_steps": 9}, 9),
-        ({"max_epochs": None}, 3000), ({"devices": 3}, 2), ({"devices": "0,1"}, 2),
-        ({"devices": [0], "num_nodes": 3}, 2), ({"accumulate_grad_batches": 3}, 2),
-        ({"max_epochs": -1, "max_steps": 9}, 9),
-    ):  # fmt: skip
-        assert estimate_training(options | {"trainer": options["trainer"] | limits}).steps == steps
-    for limits, problem in (({"devices": "two"}, "devices is 'two'"), ({"max_epochs": -1}, "the training has no end")):
-        with pytest.raises(InputError, match=problem):
-            estimate_training(options | {"trainer": options["trainer"] | limits})
+    options = training_options(whole)
     options[part] |= substitute(change, {"data": whole.data})
     with pytest.raises(InputError, match=message):
         estimate_training(options)
