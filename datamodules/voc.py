@@ -84,7 +84,7 @@ class VOCDataModule(BaseDataModule):
         elif labels == "masks":
             found = mask_tags(require_masks(samples, "labels: masks"), self.mask_lut, self.classes)
         elif labels is not None and UPath(labels).suffix == ".npy":
-            found = npy_tags(UPath(labels), ids, self.known_classes())
+            found = npy_tags(UPath(labels), ids, self.mask_classes)
         elif labels is not None:
             known = "auto, xml, imagesets, masks or the path of a .npy file"
             raise InputError(f"labels is {labels!r}, and must be {known}")

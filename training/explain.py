@@ -13,7 +13,7 @@ from datamodules.images import as_rgb, read_image
 from datamodules.progress import track
 from datamodules.unreadable_images import UnreadableImages
 from seeds.explainer import Explainer, resized_maps
-from training.image_overlays import Image, encode_image, figure_grid, gradient_image, heat_overlay, shrink
+from training.image_overlays import Pixels, encode_image, figure_grid, gradient_image, heat_overlay, shrink
 from training.photos import forbid_replacing, photo_samples, report_skipped
 from training.reports.pages import embed, render
 
@@ -102,7 +102,7 @@ def explain(
     return targets
 
 
-def explain_image(explainer: Explainer, image: Image, title: str, labels: Sequence[int]) -> Image:
+def explain_image(explainer: Explainer, image: Pixels, title: str, labels: Sequence[int]) -> Pixels:
     """Return the figure of an image uint8 (H, W, C): a row for each class with its score, a column for each method.
 
     Args:
@@ -133,7 +133,7 @@ def explain_image(explainer: Explainer, image: Image, title: str, labels: Sequen
     return figure_grid(["photo", *explainer.methods], captions, images, title)
 
 
-def find_evidence(explainer: Explainer, image: Image, name: str, label: int) -> list[dict[str, Any]]:
+def find_evidence(explainer: Explainer, image: Pixels, name: str, label: int) -> list[dict[str, Any]]:
     """Return the evidence for and against the class of index ``label`` in an image uint8 (H, W, C).
 
     This project's classifiers end in average pooling and a linear layer, so the score of the class is the evidence for

@@ -8,15 +8,14 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from datamodules.class_names import IGNORE
 from datamodules.images import as_rgb
 from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 
-Image = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 Layer = NDArray[np.float32]
 
 # Twenty hues that stay apart side by side and on photographs; VOC's own palette contains near-blacks and look-alikes.
@@ -87,22 +86,22 @@ def cue_layer(cues: NDArray[np.integer]) -> Layer:
     return layer
 
 
-def label_overlay(image: Image, labels: NDArray[np.integer]) -> Image:
+def label_overlay(image: Pixels, labels: NDArray[np.integer]) -> Pixels:
     """Draw a label map (H, W) over its image, uint8 (H, W, 3), see `label_layer`."""
     return _blend(image, label_layer(labels))
 
 
-def cue_overlay(image: Image, cues: NDArray[np.integer]) -> Image:
+def cue_overlay(image: Pixels, cues: NDArray[np.integer]) -> Pixels:
     """Draw cues (h, w) of any grid over their image, uint8 (H, W, 3), see `cue_layer`."""
     return _blend(image, cue_layer(resize_nearest(cues.astype(np.uint8), *image.shape[:2])))
 
 
-def _blend(image: Image, layer: Layer) -> Image:
+def _blend(image: Pixels, layer: Layer) -> Pixels:
     opacity = layer[..., 3:]
     return ((1 - opacity) * image + opacity * layer[..., :3]).round().astype(np.uint8)
 
 
-def heat_overlay(image: Image, heat: NDArray[np.floating]) -> Image:
+def heat_overlay(image: Pixels, heat: NDArray[np.floating]) -> Pixels:
     """Draw a map over its image, from clear (0) to dark red (the map's maximum); a map of zeros gives a gray image.
 
     Args:
@@ -117,7 +116,7 @@ def heat_overlay(image: Image, heat: NDArray[np.floating]) -> Image:
     return ((1 - weight) * (0.4 * image + 0.6 * gray) + weight * colour).round().astype(np.uint8)
 
 
-def gradient_image(gradient: NDArray[np.floating], height: int, width: int) -> Image:
+def gradient_image(gradient: NDArray[np.floating], height: int, width: int) -> Pixels:
     """Draw signed values (C, h, w) as an image uint8 (H, W, 3): 0 is gray, as papers show guided backpropagation.
 
     Of other than three channels those of `datamodules.images.as_rgb` are drawn.
@@ -127,7 +126,7 @@ def gradient_image(gradient: NDArray[np.floating], height: int, width: int) -> I
     return np.asarray(cv2.resize(as_rgb(shown), (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
-def shrink(image: Image, longest: int) -> Image:
+def shrink(image: Pixels, longest: int) -> Pixels:
     """Return the image with its longer side at most ``longest`` pixels."""
     factor = longest / max(image.shape[:2])
     if factor >= 1:
@@ -136,14 +135,14 @@ def shrink(image: Image, longest: int) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def side_by_side(images: Sequence[Image]) -> Image:
+def side_by_side(images: Sequence[Pixels]) -> Pixels:
     """Return images of one height side by side, with a white gap of 4 pixels."""
     white = np.full((images[0].shape[0], 4, 3), 255, np.uint8)
     parts = [part for image in images for part in (image, white)]
     return np.concatenate(parts[:-1], axis=1)
 
 
-def figure_grid(columns: Sequence[str], rows: Sequence[str], images: Sequence[Sequence[Image]], title: str) -> Image:
+def figure_grid(columns: Sequence[str], rows: Sequence[str], images: Sequence[Sequence[Pixels]], title: str) -> Pixels:
     """Return images of one size in rows and columns with captions.
 
     Args:
@@ -157,13 +156,13 @@ def figure_grid(columns: Sequence[str], rows: Sequence[str], images: Sequence[Se
     """
     height, width = images[0][0].shape[:2]
     font, title_font = _font(14), _font(16)
-    draw = ImageDraw.Draw(Pillow.new("RGB", (1, 1)))  # measures the texts, which may exceed their images
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))  # measures the texts, which may exceed their images
     labels = [draw.multiline_textbbox((0, 0), caption, font=font) for caption in rows]
     margin = max(MARGIN, *(int(right) + 2 * GAP for _, _, right, _ in labels))
     widths = [max(width, int(draw.textlength(caption, font)) + GAP) + GAP for caption in columns]
     heights = [max(height, int(bottom) + 2 * GAP) + GAP for _, _, _, bottom in labels]
     lefts, tops = np.cumsum([margin, *widths]).tolist(), np.cumsum([2 * CAPTION + GAP, *heights]).tolist()
-    page = Pillow.new("RGB", (max(lefts[-1], int(draw.textlength(title, title_font)) + GAP) + GAP, tops[-1]), "white")
+    page = Image.new("RGB", (max(lefts[-1], int(draw.textlength(title, title_font)) + GAP) + GAP, tops[-1]), "white")
     draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP), title, fill="black", font=title_font)
     for left, caption in zip(lefts[:-1], columns, strict=True):
@@ -171,7 +170,7 @@ def figure_grid(columns: Sequence[str], rows: Sequence[str], images: Sequence[Se
     for top, caption, row in zip(tops[:-1], rows, images, strict=True):
         draw.multiline_text((GAP, top + GAP), caption, fill="black", font=font)
         for left, image in zip(lefts[:-1], row, strict=True):
-            page.paste(Pillow.fromarray(image), (left, top))
+            page.paste(Image.fromarray(image), (left, top))
     return np.asarray(page)
 
 
@@ -182,8 +181,8 @@ def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def encode_image(image: Image, kind: Literal["jpeg", "png"], **options: Any) -> bytes:
+def encode_image(image: Pixels, kind: Literal["jpeg", "png"], **options: Any) -> bytes:
     """Return an image uint8 (H, W, 3), or (H, W, 4) with transparency, as a file; ``options`` are Pillow's."""
     file = io.BytesIO()
-    Pillow.fromarray(image).save(file, kind, **options)
+    Image.fromarray(image).save(file, kind, **options)
     return file.getvalue()

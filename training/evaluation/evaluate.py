@@ -196,13 +196,11 @@ def _open_predictions(
         settings: of the data module.
     """
     named = predictions / "classes.txt"
-    data = datamodule_from_settings(None, root=root, **settings)
-    predicted_classes = read_classes(named) if named.is_file() else data.classes
-    if data.classes != (chosen := tuple(classes or predicted_classes)):
-        data = datamodule_from_settings(None, root=root, classes=list(chosen), **settings)
+    predicted_classes = list(read_classes(named)) if named.is_file() else None
+    data = datamodule_from_settings(None, root=root, classes=classes or predicted_classes, **settings)
     listed = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
     samples = [sample for sample in listed if sample.mask is not None]
-    return data, samples, _read_predictions(predictions, predicted_classes, samples, data)
+    return data, samples, _read_predictions(predictions, predicted_classes or data.mask_classes, samples, data)
 
 
 def _read_predictions(
