@@ -1221,13 +1221,14 @@ def test_texts_stay_texts_in_the_options_of_a_stage(tmp_path, text):
     assert parser.parse_args([config]).root == text
 
 
-def test_numbers_with_an_exponent_are_numbers_before_the_first_stage_too(tmp_path, capsys):
-    """PyYAML alone reads 1e-4 as a text, which the commands accept and the checks of the inputs did not."""
+def test_options_are_checked_as_the_commands_read_them(tmp_path, capsys):
+    """PyYAML alone reads 1e-4 as a text, and "4" is one."""
     recipe = {
         "output": str(tmp_path / "out"),
         "settings": {"rate": 0.001},
         "stages": {"train": {"command": "fit", "config": "classifier_demo.yaml", "options": {
-            "model": {"init_args": {"lr": "{rate}"}}, "data": {"init_args": {"root": str(tmp_path / "images")}},
+            "model": {"init_args": {"lr": "{rate}", "freeze_stride": "4"}},
+            "data": {"init_args": {"root": str(tmp_path / "images")}},
         }}},
     }  # fmt: skip
     path = tmp_path / "recipe.yaml"

@@ -7,12 +7,14 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
 from rich.table import Column, Table
 from upath import UPath
 
@@ -46,11 +48,11 @@ class Runner:
     def run(self, stages: Sequence[Stage]) -> None:
         """Run or keep stages in their order; write and print the summary."""
         waiting = self._waiting(stages)
-        self._check_options(waiting)
+        parsed = self._parse(waiting)
         if waiting:
             from training.recipes.input_checks import InputChecks  # torch, here only
 
-            InputChecks().check_existing(waiting, stages)
+            InputChecks().check_existing(parsed, stages)
         print_result(f"{self.output}: stages to run: {', '.join(each.name for each in waiting) or 'none'}")
         reports = []
         for number, stage in enumerate(stages, 1):
@@ -69,16 +71,27 @@ class Runner:
             table.add_row(report["name"], report["state"], minutes, figures)
         print_result(table)
 
-    def _check_options(self, stages: Sequence[Stage]) -> None:
-        """Parse the options of stages; a UsageError names the stage."""
+    def _parse(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Return stages with all options as their commands read them, such as 8 for the text "8", and with defaults.
+
+        Folders of other stages stay ``{name}``.
+
+        Raises:
+            UsageError: an option is invalid; the message names the stage.
+        """
+        parsed = []
         with TemporaryDirectory() as folder:
             (Path(folder) / STAGES).mkdir()
             for stage in stages:
+                printed = StringIO()
                 try:
-                    with redirect_stdout(StringIO()), suppress(SystemExit):  # after printing
-                        self._dispatch([*stage.write_options(Path(folder)), "--print_config"])
+                    with redirect_stdout(printed), suppress(SystemExit):  # after printing
+                        words = replace(stage, needs=()).write_options(Path(folder))
+                        self._dispatch([*words, "--print_config"])
                 except InputError as error:
                     raise UsageError(f"stage '{stage.name}': {error}") from None
+                parsed.append(replace(stage, options=yaml.safe_load(printed.getvalue())))
+        return parsed
 
     def _waiting(self, stages: Sequence[Stage]) -> list[Stage]:
         """Return the stages that will run, as far as is known before the others have."""
@@ -104,20 +117,20 @@ class Runner:
         from training.recipes.estimate import estimate_training  # torch, here only
         from training.recipes.input_checks import InputChecks, check_options, downloads_weights, unavailable_data
 
-        waiting, hours, checks = self._waiting(stages), 0.0, InputChecks()
-        unavailable = unavailable_data(waiting, stages)
-        self._check_options(waiting)
+        waiting, hours, checks = {each.name: each for each in self._parse(self._waiting(stages))}, 0.0, InputChecks()
+        unavailable = unavailable_data(list(waiting.values()), stages)
         table = Table(Column("stage", no_wrap=True), "command", "state", title=str(self.output))
         for column in ("images", "steps", "hours", "PFLOP", "GB"):
             table.add_column(column, justify="right")
         for stage in stages:
-            if stage not in waiting:
+            if stage.name not in waiting:
                 table.add_row(stage.name, stage.command, "kept")
                 continue
+            parsed = waiting[stage.name]
             with errors_at(f"stage '{stage.name}'"):
-                check_options(stage, stages)
+                check_options(parsed, stages)
                 is_estimated = stage.command == "fit" and stage.name not in unavailable
-                found = estimate_training(stage.options, checks) if is_estimated else None
+                found = estimate_training(parsed.options, checks) if is_estimated else None
             figures: list[str] = []
             if found is not None:
                 hours += found.hours
@@ -132,7 +145,7 @@ class Runner:
         )
         for name, reason in unavailable.items():
             print_result(f"stage '{name}' is neither checked nor estimated: {reason}")
-        if names := [each.name for each in waiting if downloads_weights(each)]:
+        if names := [each.name for each in waiting.values() if downloads_weights(each)]:
             print_result(f"weights that are downloaded, if they are not there yet, are not checked: {', '.join(names)}")
 
     def _run_or_keep(self, stage: Stage, title: str) -> tuple[dict[str, Any], str]:
