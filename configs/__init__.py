@@ -1,1 +1,1 @@
-"""One YAML per thing a person runs; shipped so that they are found by name after an installation."""
+"""One YAML per experiment a person runs; shipped so that they are found by name after an installation."""

@@ -480,8 +480,8 @@ class ShardWriter(BasePredictionWriter):
                 cues = np.full_like(cues, NO_CUE)
                 cues = cues if seed.drawn is None else corrected_cues(cues, seed.drawn)
             self._builder.add(seed.id, cues, seed.classes, seed.maps, seed.saliency)
-            if seed.id in self._unknown:
-                continue
+            if seed.id in self._unknown or (not len(seed.classes) and (cues == NO_CUE).all()):
+                continue  # the CRF gives no cue to an image without tags
             present = np.array([0, *(seed.classes + 1)])
             self.found[0, present] += 1
             self.found[1, present] += np.isin(present, cues)

@@ -18,7 +18,7 @@ from timm.models import PretrainedCfg, adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, first_line
 from datamodules.files import AnyPath, is_uri
 from datamodules.images import channel_statistics
 from datamodules.progress import print_message
@@ -231,5 +231,6 @@ def imagenet_weights(name: str, encoder: nn.Module | None = None) -> State:
         return dict(torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True))
     except KeyError as error:
         raise InputError(f"there are no ImageNet weights of {name}") from error
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"ImageNet weights of {name} cannot be downloaded: give 'weights' a file") from error
+    except Exception as error:  # errors of HTTP have no common class
+        problem = f"ImageNet weights of {name} cannot be downloaded ({first_line(error)})"
+        raise InputError(f"{problem}: give 'weights' a file") from error

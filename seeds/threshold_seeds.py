@@ -19,7 +19,7 @@ def threshold_seeds(
     """Make the cues of a seed cache again, by SEC's rule, from its maps and saliency.
 
     The images have the same cues, maps and saliency as in a cache that ``seeds generate`` writes with these
-    thresholds.
+    thresholds. Only images without tags that have no cue stay without one, as in a cache of ``refine: crf``.
 
     Args:
         cache: a seed cache with maps and saliency, such as those of ``seeds generate``.
@@ -48,7 +48,7 @@ def threshold_seeds(
         (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)
         if saliency is None:
             raise InputError(f"the seed cache {cache} has no saliency of image {name}, to make cues of")
-        if not len(classes) and (cues := seeds.cues(name)).min() == NO_CUE:  # the tags of the image are not known
+        if not len(classes) and (cues := seeds.cues(name)).min() == NO_CUE:  # or the tags of the image are not known
             return cues, classes, maps, saliency
         return threshold_cues(classes, maps, saliency, fg_threshold, bg_fraction), classes, maps, saliency
 

@@ -167,6 +167,7 @@ def quiet_known_warnings() -> None:
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Precision bf16-mixed is not supported by the model summary.*",
+        r".*have no `validation_step`.*",  # the affinities have no figure of validation
         r".*No positive samples found in target, recall is undefined.*",  # such a class has no average precision here
     ):
         warnings.filterwarnings("ignore", message=message)

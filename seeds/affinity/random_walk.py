@@ -44,7 +44,8 @@ def random_walk(
     h, w = boundary.shape
     kept = np.argwhere(np.zeros((h, w), bool) if fixed is None else fixed)  # (m, 2)
     offsets, side = np.array(pair_offsets(radius), np.int64), radius - 1
-    ahead = affinities(torch.from_numpy(boundary.astype(np.float32))[None], radius)[0].numpy() ** beta  # (P, h, w)
+    ahead = affinities(torch.from_numpy(boundary.astype(np.float32))[None], radius)[0].numpy()  # (P, h, w)
+    ahead = ahead.clip(min=0) ** beta  # a resized boundary may exceed 1 by its rounding
     behind = np.zeros_like(ahead)  # the same at the position where the offset ends
     for offset, (down, right) in enumerate(offsets):
         if down < h and abs(right) < w:  # otherwise the offset ends outside the map everywhere

@@ -83,7 +83,7 @@ class DeconvolutionGradCAM(GuidedGradCAM):
 
 
 def channel_maximum(maps: Tensor) -> Tensor:
-    """Return maps (B, C, h, w) of any method; three channels a pixel are reduced by the greatest absolute value."""
+    """Return maps (B, C, h, w) of any method; the channels of a pixel are reduced by the greatest absolute value."""
     return maps.abs().amax(dim=2) if maps.dim() == 5 else maps
 
 

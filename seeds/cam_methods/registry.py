@@ -16,7 +16,7 @@ from seeds.cam_methods.targets import Target
 from seeds.gradcam import Counterfactual, GradCAM
 
 Method = Callable[[Tensor, Target], Tensor]
-"""``method(images, targets)``: maps (B, C, h, w), or (B, C, 3, H, W) of a method at the image's resolution."""
+"""``method(images, targets)``: maps (B, C, h, w), or (B, C, in_channels, H, W) at the resolution of the image."""
 
 METHODS: dict[str, Callable[..., Method]] = {
     "gradcam": GradCAM, "counterfactual": Counterfactual,

@@ -83,8 +83,8 @@ def occlusion_maps(scores: Callable[[Tensor], Tensor], image: Tensor, patches: i
     """Return the drop of each score when a patch of the image is gray, float32 (C, patches, patches).
 
     Args:
-        scores: images (n, 3, H, W) to scores (n, C).
-        image: (3, H, W), normalised: 0 is the mean colour.
+        scores: images (n, in_channels, H, W) to scores (n, C).
+        image: (in_channels, H, W), normalised: 0 is the mean colour.
         patches: patches per side; their centres are the centres of a square grid.
     """
     height, width = image.shape[1:]
@@ -113,9 +113,9 @@ def deletion_insertion(
     fraction of changed pixels, by the trapezoidal rule.
 
     Args:
-        scores: images (n, 3, H, W) to scores (n, C), whose sigmoid are the probabilities.
+        scores: images (n, in_channels, H, W) to scores (n, C), whose sigmoid are the probabilities.
         label: the class, 0..C-1.
-        image: (3, H, W), normalised.
+        image: (in_channels, H, W), normalised.
         cam: map (H, W).
         steps: number of equal steps.
     """

@@ -61,7 +61,7 @@ def evaluate_seeds(
         root: folder of the images and masks; by default as recorded in the cache.
         split: list of images, all of them in the cache; by default as recorded.
         masks: name of the folder of masks; by default as recorded.
-        threshold: the fixed background threshold; by default the cache's foreground threshold.
+        threshold: the fixed background threshold; by default the cache's foreground threshold, or else 0.2.
         output: a file ending in .json, or a folder for ``metrics.json``; by default the cache's folder.
         faithfulness: CAM methods to compare, such as ``gradcam,c-mwp``; names as for ``tag2mask explain``.
         checkpoint: the classifier for ``faithfulness``; by default the one that made the cache.

@@ -90,6 +90,14 @@ def test_nothing_known_costs_nothing_and_its_gradient_is_none(loss):
     assert not boundary.grad.any()
 
 
+@pytest.mark.parametrize("loss", [affinity_loss, tensor_loss])
+def test_a_boundary_that_is_no_number_has_a_loss_that_is_none(loss):
+    """The training then stops with a message; the compiled loss would read beyond its arrays."""
+    boundary = torch.rand(1, 20, 20)
+    boundary[0, 3, 4] = torch.nan
+    assert loss(boundary.requires_grad_(), torch.randint(0, 3, (1, 20, 20)), 5).isnan()
+
+
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"labels \(1, 5, 4\) must be as boundary \(1, 4, 4\)"):
         affinity_loss(torch.rand(1, 4, 4), torch.zeros(1, 5, 4), 3)
@@ -243,6 +251,13 @@ def test_a_step_of_training_finds_the_edges(voc):
         pad = torch.zeros_like(labels[:, :1] if axis == 1 else labels[:, :, :1], dtype=torch.bool)
         change |= torch.cat([edge, pad], dim=axis) | torch.cat([pad, edge], dim=axis)
     assert boundary[change].mean() > 2 * boundary[~change].mean()
+
+
+def test_a_boundary_above_one_by_its_rounding():
+    """No power of a negative number: the walk stays where it is."""
+    maps = np.random.default_rng(0).random((1, 8, 8), dtype=np.float32)
+    found = random_walk(maps, np.full((8, 8), 1 + 1.2e-7, np.float32), beta=2.5)
+    np.testing.assert_allclose(found, 0, atol=1e-5)
 
 
 def test_fixed_positions_keep_their_values():

@@ -402,6 +402,23 @@ def test_cues_without_background_are_reported(checkpoint, tmp_path, monkeypatch,
     assert f"warning: in the new cues there is background in 0 of {count} images. Look at" in capsys.readouterr().err
 
 
+def test_images_without_tags_and_cues_do_not_count_as_lost_background(checkpoint, tmp_path, monkeypatch, capsys):
+    """The CRF gives them no cue, and most images may have no tag."""
+    original = VOCDataModule.samples
+
+    def cues(_module, seed):
+        return np.full((40, 40), 0 if len(seed.classes) else 255, np.uint8)
+
+    def untagged(self, split, **given):
+        samples = original(self, split, **given)
+        return [samples[0], *(replace(each, tags=frozenset()) for each in samples[1:])]
+
+    monkeypatch.setattr(CamModule, "cues", cues)
+    monkeypatch.setattr(VOCDataModule, "samples", untagged)
+    generate(checkpoint, tmp_path / "c", **SETTINGS)
+    assert "there is background" not in capsys.readouterr().err
+
+
 def test_a_process_that_has_finished_waits_for_the_others():
     """Shards take unequal time: a limit, here of 2 seconds, would end the processes that still compute."""
 

@@ -166,11 +166,12 @@ def test_mistakes(voc, tmp_path, options, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_network_and_without_open_clip(voc, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError, Exception], ids=["Hugging Face", "HTTP"])
+def test_without_network_and_without_open_clip(voc, tmp_path, monkeypatch, error):
     pytest.importorskip("open_clip")
 
     def offline(*_):
-        raise LocalEntryNotFoundError("no connection")
+        raise error("no connection")
 
     monkeypatch.setattr(module, "hf_hub_download", offline)
     words = r"timm/vit_base_patch32_clip_224.openai cannot be downloaded \(no connection\): give 'weights' a file"
