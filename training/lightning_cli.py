@@ -134,6 +134,22 @@ class AutoPrecisionTrainer(pl.Trainer):
             raise InputError("precision 64-true is not supported, as images are float32: choose 32-true")
 
 
+def require_values(group: str, cls: type | None, arguments: Mapping[str, Any]) -> None:
+    """Raise a UsageError for an argument that is null, or an empty line of a YAML, and needs a value.
+
+    Args:
+        group: ``data`` or ``model``.
+        cls: a class of this program; of others only the arguments of their base class are known.
+        arguments: arguments of the class.
+    """
+    base = BaseDataModule if group == "data" else BaseTask
+    parameters = {**signature(base).parameters, **(signature(cls).parameters if cls in _YAML_CLASSES else {})}
+    for name, value in arguments.items():
+        parameter = parameters.get(name) if value is None else None
+        if parameter and parameter.default is not None and "None" not in str(parameter.annotation):
+            raise UsageError(f"{group}.init_args.{name} is empty (null), and needs a value")
+
+
 class TagToMaskCLI(LightningCLI):
     """Lightning's CLI with the folder of the run, its loggers and repeated runs as one option each.
 
@@ -180,15 +196,12 @@ class TagToMaskCLI(LightningCLI):
         Raises:
             UsageError: an argument of this program's classes is null, or an empty line of a YAML, and needs a value.
         """
-        for group, base in (("data", BaseDataModule), ("model", BaseTask)):
+        for group in ("data", "model"):
             given = self._get(self.config, group)
             own = [each for each in _YAML_CLASSES if each.__name__ == given.class_path.rpartition(".")[2]]
-            parameters = signature(base).parameters | (signature(own[0]).parameters if own else {})
-            for name, value in vars(given.init_args).items():
-                linked = group == "model" and name in ("classes", "in_channels")  # to those of the data
-                parameter = None if linked or value is not None else parameters.get(name)
-                if parameter and parameter.default is not None and "None" not in str(parameter.annotation):
-                    raise UsageError(f"{group}.init_args.{name} is empty (null), and needs a value")
+            linked = ("classes", "in_channels") if group == "model" else ()  # to those of the data
+            values = {name: value for name, value in vars(given.init_args).items() if name not in linked}
+            require_values(group, own[0] if own else None, values)
         if self.subcommand != "fit" and "weights" in (given := self._get(self.config, "model").init_args):
             given.weights = "none"  # the checkpoint has all of them
         super().instantiate_classes()

@@ -273,7 +273,7 @@ def read_config(name: str, *, unique_keys: bool = True) -> tuple[Path, Any]:
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Reads numbers as jsonargparse does, and refuses a key that occurs twice.
+    """Reads numbers such as 1e-4 as jsonargparse does, and refuses a key that occurs twice.
 
     A stage that is copied without a new name would replace the first one.
     """
@@ -288,7 +288,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 class ConfigDumper(yaml.SafeDumper):
-    """Quotes texts that `UniqueKeyLoader` and the commands would read as numbers."""
+    """Quotes texts such as ``1e3``, which `UniqueKeyLoader` and the commands would read as numbers."""
 
 
 _NUMBER = re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$")  # PyYAML alone reads 1e-4 as a text

@@ -66,14 +66,13 @@ def review(
         num_workers=num_workers,
     )  # fmt: skip
     split = data.hparams["train_split"]
-    samples = data.annotated(data.samples(split, masks=False), split)
-    samples = with_tags(samples, "reviewed")
+    listed = data.annotated(data.samples(split, masks=False), split)
+    samples = with_tags(listed, "reviewed")
     corrected = [sample for sample in samples if sample.mask is not None]
     samples = covered_samples(cache, [sample for sample in samples if sample.mask is None], trained.classes)
     if not samples:
-        images = f"images of the split {split!r}"
-        reason = f"all {images} have masks" if corrected else f"the tags of the {images} are not known"
-        raise InputError(f"{reason}: there is nothing to review")
+        reason = "have masks" if len(corrected) == len(listed) else "have masks or tags that are not known"
+        raise InputError(f"all images of the split {split!r} {reason}: there is nothing to review")
     if corrected:
         print_message(f"images with masks are left out: {len(corrected)}")
 

@@ -34,7 +34,7 @@ from datamodules.class_names import IGNORE, class_name, mask_lut
 from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import AnyPath, existing_files, is_uri, read_json, read_lines
 from datamodules.image_ids import image_id
-from datamodules.images import image_size
+from datamodules.images import IMAGE_SUFFIXES, image_size
 from datamodules.masks import RleMask, read_class_mask, require_same_size
 from datamodules.progress import first_few, print_message
 from datamodules.sample import Sample, SplitSamples
@@ -237,8 +237,9 @@ def _listed_masks(path: AnyPath, masks: Mapping[str, Mask | None], samples: Spli
     lines = [(number, line.strip()) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
     names = []
     for _, line in lines:  # an id, a file, or the first word of a line, as in the lists of VOC
-        first = line.split()[0]
-        names.append(next((name for name in (line, image_id(line), first) if samples.find_id(name)), first))
+        texts = (line, line.split()[0])
+        files = (image_id(each) for each in texts if PurePosixPath(each).suffix.lower() in IMAGE_SUFFIXES)
+        names.append(next((each for each in (*texts, *files) if samples.find_id(each)), texts[1]))
     listed = samples.match_ids(names, [f"{path}, line {number}" for number, _ in lines], path)
     for name in listed:
         if name in samples:

@@ -506,6 +506,16 @@ def test_lists_of_ids_with_spaces_and_accents_and_of_files(tmp_path, line):
     assert found == {"my photo 1" if "photo" in line else "caf\u00e9 2"}
 
 
+def test_lists_with_words_after_the_id_and_with_dots_in_ids(voc, tmp_path):
+    """As in VOC's lists of a class; p1.5 is an image of another split, and no file with the suffix .5."""
+    (tmp_path / "a.txt").write_text("p0 -1\np1.5\np3.jpg p3.png\n")
+    data = open_voc(voc, str(tmp_path / "a.txt"))
+    assert {name for name, each in read(data).items() if each.mask} == {"p0", "p3"}
+    (tmp_path / "a.txt").write_text("/\n")
+    with pytest.raises(InputError, match=r"a\.txt contains no image of the split 'train' .*: its first is /, "):
+        read(data)
+
+
 def test_the_last_of_two_masks_counts(voc, tmp_path, capsys):
     shutil.copyfile(voc / "SegmentationClass/p4.png", tmp_path / "other.png")
     source = write_csv(tmp_path / "a.csv", [{"id": "p4", "mask": "other.png"}])

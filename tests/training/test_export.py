@@ -31,7 +31,7 @@ from training.export import export
 from training.exported_network import SIDECAR, load_exported
 from training.inference import load_trained
 from training.predict import predict
-from training.runs.provenance_record import KEY
+from training.runs.provenance_record import PROVENANCE_KEY
 from training.segmentation_task import SegmentationTask
 
 EXPORT_PAGE = Path(__file__).parents[2] / "docs/pages/how-to/export.md"
@@ -198,7 +198,9 @@ def test_a_model_card_has_the_options_of_the_training(network, tmp_path):
     """They lie beside it, as a YAML of ``fit``."""
     options = {"model": {"class_path": "SegmentationTask"}, "data": {"init_args": {"root": "photos/grün"}}}
     content = torch.load(network, weights_only=True)
-    torch.save({**content, KEY: {"attempts": [{"config": options, "date": "2026-11-28"}]}}, tmp_path / "last.ckpt")
+    torch.save(
+        {**content, PROVENANCE_KEY: {"attempts": [{"config": options, "date": "2026-11-28"}]}}, tmp_path / "last.ckpt"
+    )
     for checkpoint, folder in ((tmp_path / "last.ckpt", "with"), (network, "without")):
         assert run("export", "--checkpoint", checkpoint, "--format", "smp", "--output", tmp_path / folder) == 0
     assert yaml.safe_load((tmp_path / "with/training.yaml").read_text()) == options

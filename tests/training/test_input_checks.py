@@ -153,8 +153,68 @@ def test_a_dry_run_of_a_training_on_what_an_earlier_stage_writes(tmp_path, monke
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "stages": stages}))
     assert main(["run", f"--config={tmp_path / 'recipe.yaml'}", "--dry_run=true"]) == 0
     printed = capsys.readouterr().out
-    assert "stage 'second' is neither checked nor estimated: the images of {first} are written when" in printed
+    assert "stage 'second' is neither checked nor estimated: its images are written when" in printed
     assert "stage 'first' is neither" not in printed
+
+
+PLUG_IN = """
+from pathlib import Path
+from datamodules.folder import FolderDataModule
+from seeds.classifier import ClassifierTask
+from torch import nn
+
+print("loading: version 1.0")
+print("- of a plug-in")
+
+class Photos(FolderDataModule):
+    def __init__(self, root: str, notes: Path = Path("notes.csv"), **common):
+        assert not notes.is_file()
+        super().__init__(root, **common)
+
+class Tagger(ClassifierTask):
+    def __init__(self, classes: list[str], norm: type = nn.BatchNorm2d, **more):
+        assert norm(3)
+        super().__init__(classes, **more)
+"""
+
+
+def test_classes_of_others_with_defaults_that_yaml_cannot_express(photos, tmp_path, monkeypatch, capsys):
+    """And a module of others prints when it is imported."""
+    monkeypatch.setattr("training.recipes.estimate.time_step", lambda *_arguments: (0.0, 0, 0))
+    (tmp_path / "plug_in_of_a_test.py").write_text(PLUG_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {
+        "data": {"class_path": "plug_in_of_a_test.Photos", "init_args": {"root": str(photos), "size": 64}},
+        "model": {"class_path": "plug_in_of_a_test.Tagger", "init_args": {"backbone": "resnet18"}},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    recipe = {"output": str(tmp_path / "out"), "stages": {"train": {"command": "fit", "options": options}}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["run", f"--config={tmp_path / 'recipe.yaml'}", "--dry_run=true"]
+    assert main(words) == 0, capsys.readouterr().err  # what is printed is no YAML
+    assert main(words) == 0, capsys.readouterr().err  # the module is imported already
+
+
+@pytest.mark.parametrize("words", [(), ("--dry_run=true",)], ids=["run", "dry run"])
+@pytest.mark.parametrize(("change", "message"), [
+    ({"data": {"class_path": "FolderDataModule", "init_args": {"root": "{photos}", "size": None}}},
+     "stage 'train': data.init_args.size is empty (null), and needs a value"),
+    ({"data": {"init_args": {"root": "{photos}"}}}, "stage 'train': data"),
+    ({"model": None}, "stage 'train': model needs a class_path"),
+], ids=["null", "no data module", "no model"])  # fmt: skip
+def test_trainings_without_a_class_or_a_value(photos, tmp_path, started, capsys, words, change, message):
+    options = {
+        "data": {"class_path": "FolderDataModule", "init_args": {"root": "{photos}"}},
+        "model": {"class_path": "ClassifierTask", "init_args": {"backbone": "resnet18"}},
+    } | change
+    recipe = {
+        "output": str(tmp_path / "out"), "settings": {"photos": str(photos)},
+        "stages": {"train": {"command": "fit", "options": options}},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["run", f"--config={tmp_path / 'recipe.yaml'}", *words]) != 0
+    assert message in capsys.readouterr().err
+    assert not started
 
 
 def test_equal_steps_are_timed_once(photos, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from datamodules.sample import require_tags
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.unreadable_images import UnreadableImages, readable, too_many
 from seeds.base_task import BaseTask
-from training.lightning_cli import DATA_MODULES, TASKS
+from training.lightning_cli import DATA_MODULES, TASKS, require_values
 from training.recipes.recipe import REFERENCE, Stage, leaves
 
 RESULTS = ("cues", "cues_checkpoint")  # options of data modules that name results of earlier stages
@@ -39,7 +39,9 @@ def open_training_data(options: Mapping[str, Any]) -> BaseDataModule:
         del arguments["annotations"]
     if later or arguments.get("targets") == "cues":
         arguments["targets"] = "tags"  # all images that have tags
-    data: BaseDataModule = _find(given.get("class_path"), DATA_MODULES)(**arguments)
+    cls = _find(given.get("class_path"), DATA_MODULES)
+    require_values("data", cls, arguments)
+    data: BaseDataModule = cls(**arguments)
     return data
 
 
@@ -60,7 +62,9 @@ def build_task(options: Mapping[str, Any], data: BaseDataModule) -> BaseTask:
             raise InputError(f"there are no weights {file}")
         arguments["weights"] = file
     arguments |= {"classes": list(data.classes), "in_channels": data.in_channels}
-    task: BaseTask = _find(model.get("class_path"), TASKS)(**arguments)
+    cls = _find(model.get("class_path"), TASKS)
+    require_values("model", cls, arguments)
+    task: BaseTask = cls(**arguments)
     return task
 
 
@@ -133,7 +137,7 @@ class InputChecks:
 
 
 def check_options(stage: Stage, stages: Sequence[Stage]) -> None:
-    """Check the accelerator, the small classes and the weights of CLIP that a stage names.
+    """Check the classes of a training, and the accelerator, small classes and weights of CLIP that a stage names.
 
     Args:
         stage: the stage.
@@ -142,6 +146,9 @@ def check_options(stage: Stage, stages: Sequence[Stage]) -> None:
     Raises:
         InputError: one is invalid.
     """
+    for name in ("data", "model") if stage.command == "fit" else ():
+        if not isinstance(group := stage.options.get(name), Mapping) or not group.get("class_path"):
+            raise InputError(f"{name} needs a class_path")
     check_accelerator(stage.options)
     check_small_classes(stage, stages)
     weights = stage.options.get("weights") if stage.command == "zero-shot" else None
@@ -198,12 +205,10 @@ def unavailable_data(waiting: Sequence[Stage], stages: Sequence[Stage]) -> dict[
     reasons = {}
     for stage in (each for each in waiting if each.command == "fit"):
         root = str(_data_arguments(stage).get("root") or ".")
-        if not _names_classes(stage):
-            reasons[stage.name] = "it does not name the class of its data module and of its model"
-        elif is_downloaded(stage, stages) and not Path(root).is_dir():
+        if is_downloaded(stage, stages) and not Path(root).is_dir():
             reasons[stage.name] = f"the images of {root} are not downloaded yet"
         elif not is_uri(root) and not needs_data(stage, stages) and _data_module(stage) is not SyntheticDataModule:
-            reasons[stage.name] = f"the images of {root} are written when the recipe runs"
+            reasons[stage.name] = "its images are written when the recipe runs"
     return reasons
 
 
@@ -220,8 +225,6 @@ def needs_data(stage: Stage, stages: Sequence[Stage]) -> bool:
     An earlier stage may write or download the folder, and a data module of others in its ``prepare_data``. Data behind
     a URI count where they have annotations, which may be invalid.
     """
-    if not _names_classes(stage):
-        return False
     arguments = _data_arguments(stage)
     root = str(arguments.get("root") or ".")
     if is_uri(root):
@@ -238,12 +241,6 @@ def is_downloaded(stage: Stage, stages: Sequence[Stage]) -> bool:
     """Return whether one of ``stages`` downloads the folder of a stage's data; it may exist and be incomplete."""
     downloads = [Path(str(given.get("root"))) for given in map(_data_arguments, stages) if given.get("download")]
     return Path(str(_data_arguments(stage).get("root"))) in downloads
-
-
-def _names_classes(stage: Stage) -> bool:
-    """Return whether a training names the classes of its data module and of its model; others are defaults."""
-    groups = [stage.options.get(name) for name in ("data", "model")]
-    return all(isinstance(group, Mapping) and group.get("class_path") for group in groups)
 
 
 def _data_module(stage: Stage) -> Any:

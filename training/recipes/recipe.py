@@ -1,6 +1,5 @@
 """Read recipes: YAMLs with settings and stages, each stage a command of this program with its options."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -223,9 +222,7 @@ def is_path(option: str, value: Any) -> bool:
         value: its value.
     """
     named = not PATH_OPTIONS.isdisjoint(option.split(".")[-2:])
-    if not isinstance(value, str) or not value:
-        return False
-    return named or value.endswith(".npy") or os.path.isfile(value)  # noqa: PTH113  False for any other text
+    return isinstance(value, str) and ((named and value != "") or value.endswith(".npy"))
 
 
 def is_annotation_file(option: str, value: Any) -> bool:

@@ -52,7 +52,7 @@ class Runner:
         if waiting:
             from training.recipes.input_checks import InputChecks  # torch, here only
 
-            InputChecks().check_existing(parsed, stages)
+            InputChecks().check_existing(parsed, _with_parsed(stages, parsed))
         print_result(f"{self.output}: stages to run: {', '.join(each.name for each in waiting) or 'none'}")
         reports = []
         for number, stage in enumerate(stages, 1):
@@ -72,9 +72,7 @@ class Runner:
         print_result(table)
 
     def _parse(self, stages: Sequence[Stage]) -> list[Stage]:
-        """Return stages with all options as their commands read them, such as 8 for the text "8", and with defaults.
-
-        Folders of other stages stay ``{name}``.
+        """Return stages with numbers in place of texts that their commands read as numbers; check all options.
 
         Raises:
             UsageError: an option is invalid; the message names the stage.
@@ -90,7 +88,11 @@ class Runner:
                         self._dispatch([*words, "--print_config"])
                 except InputError as error:
                     raise UsageError(f"stage '{stage.name}': {error}") from None
-                parsed.append(replace(stage, options=yaml.safe_load(printed.getvalue())))
+                try:
+                    read = yaml.safe_load(printed.getvalue())
+                except yaml.YAMLError:  # a module of others has printed something else, too
+                    read = None
+                parsed.append(replace(stage, options=_with_numbers(stage.options, read)))
         return parsed
 
     def _waiting(self, stages: Sequence[Stage]) -> list[Stage]:
@@ -117,20 +119,22 @@ class Runner:
         from training.recipes.estimate import estimate_training  # torch, here only
         from training.recipes.input_checks import InputChecks, check_options, downloads_weights, unavailable_data
 
-        waiting, hours, checks = {each.name: each for each in self._parse(self._waiting(stages))}, 0.0, InputChecks()
-        unavailable = unavailable_data(list(waiting.values()), stages)
+        waiting, hours, checks = self._parse(self._waiting(stages)), 0.0, InputChecks()
+        stages = _with_parsed(stages, waiting)
+        for stage in waiting:
+            with errors_at(f"stage '{stage.name}'"):
+                check_options(stage, stages)
+        unavailable = unavailable_data(waiting, stages)
         table = Table(Column("stage", no_wrap=True), "command", "state", title=str(self.output))
         for column in ("images", "steps", "hours", "PFLOP", "GB"):
             table.add_column(column, justify="right")
         for stage in stages:
-            if stage.name not in waiting:
+            if stage not in waiting:
                 table.add_row(stage.name, stage.command, "kept")
                 continue
-            parsed = waiting[stage.name]
             with errors_at(f"stage '{stage.name}'"):
-                check_options(parsed, stages)
                 is_estimated = stage.command == "fit" and stage.name not in unavailable
-                found = estimate_training(parsed.options, checks) if is_estimated else None
+                found = estimate_training(stage.options, checks) if is_estimated else None
             figures: list[str] = []
             if found is not None:
                 hours += found.hours
@@ -145,7 +149,7 @@ class Runner:
         )
         for name, reason in unavailable.items():
             print_result(f"stage '{name}' is neither checked nor estimated: {reason}")
-        if names := [each.name for each in waiting.values() if downloads_weights(each)]:
+        if names := [each.name for each in waiting if downloads_weights(each)]:
             print_result(f"weights that are downloaded, if they are not there yet, are not checked: {', '.join(names)}")
 
     def _run_or_keep(self, stage: Stage, title: str) -> tuple[dict[str, Any], str]:
@@ -230,6 +234,19 @@ def _reason_to_run(last: Mapping[str, Any] | None, now: Mapping[str, Any]) -> st
         return "a file of the result has changed"
     name, before, _ = changes[0]
     return f"{name} {'is new' if before is None and name.startswith('files.') else 'has changed'}"
+
+
+def _with_parsed(stages: Sequence[Stage], parsed: Sequence[Stage]) -> list[Stage]:
+    """Return all stages, those of ``parsed`` in place of the same before they were parsed."""
+    by_name = {each.name: each for each in parsed}
+    return [by_name.get(each.name, each) for each in stages]
+
+
+def _with_numbers(given: Any, parsed: Any) -> Any:
+    """Return nested options in which texts that were parsed as numbers, true or false are replaced by these."""
+    if isinstance(given, Mapping) and isinstance(parsed, Mapping):
+        return {name: _with_numbers(value, parsed.get(name)) for name, value in given.items()}
+    return parsed if isinstance(given, str) and isinstance(parsed, int | float) else given
 
 
 def _plain_path(path: str) -> str:

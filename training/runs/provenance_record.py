@@ -21,7 +21,7 @@ from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
 
 PROVENANCE_FILE = "provenance.json"
-_KEY = "provenance"  # of a checkpoint
+PROVENANCE_KEY = "provenance"  # of a checkpoint
 PACKAGES = ("pytorch-lightning", "opencv-python-headless")  # in addition to those of seeds
 
 
@@ -100,7 +100,7 @@ class RunRecord(pl.Callback):
         self._write(trainer, finished=False)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams({"config": self.config, _KEY: {"attempts": self.attempts}})
+                logger.log_hyperparams({"config": self.config, PROVENANCE_KEY: {"attempts": self.attempts}})
 
     def on_validation_end(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
         """Keep the figures."""
@@ -110,7 +110,7 @@ class RunRecord(pl.Callback):
 
     def on_save_checkpoint(self, _trainer: pl.Trainer, _task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record to a checkpoint, in plain values."""
-        checkpoint[_KEY] = {"attempts": self.attempts, "figures": self.figures}
+        checkpoint[PROVENANCE_KEY] = {"attempts": self.attempts, "figures": self.figures}
 
     def on_fit_end(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
         """Record that the run is finished; not called where it was stopped."""
@@ -131,7 +131,7 @@ class RunRecord(pl.Callback):
 def read_provenance(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return a checkpoint's record; None where there is none, or an invalid one."""
     try:
-        plain = json.loads(json.dumps(checkpoint.get(_KEY), allow_nan=False))
+        plain = json.loads(json.dumps(checkpoint.get(PROVENANCE_KEY), allow_nan=False))
         attempts = [dict(attempt) for attempt in plain["attempts"]]
     except (TypeError, ValueError, KeyError):
         return None
