@@ -48,7 +48,7 @@ def threshold_seeds(
         (classes, maps), saliency = seeds.maps(name), seeds.saliency(name)
         if saliency is None:
             raise InputError(f"the seed cache {cache} has no saliency of image {name}, to make cues of")
-        if not len(classes) and (cues := seeds.cues(name)).min() == NO_CUE:  # or the tags of the image are not known
+        if not len(classes) and (cues := seeds.cues(name)).min() == NO_CUE:  # also where its tags are not known
             return cues, classes, maps, saliency
         return threshold_cues(classes, maps, saliency, fg_threshold, bg_fraction), classes, maps, saliency
 

@@ -199,7 +199,7 @@ def test_classes_of_others_with_defaults_that_yaml_cannot_express(photos, tmp_pa
 @pytest.mark.parametrize(("change", "message"), [
     ({"data": {"class_path": "FolderDataModule", "init_args": {"root": "{photos}", "size": None}}},
      "stage 'train': data.init_args.size is empty (null), and needs a value"),
-    ({"data": {"init_args": {"root": "{photos}"}}}, "stage 'train': data"),
+    ({"data": {"init_args": {"root": "{photos}"}}}, "stage 'train': data needs a class_path"),
     ({"model": None}, "stage 'train': model needs a class_path"),
 ], ids=["null", "no data module", "no model"])  # fmt: skip
 def test_trainings_without_a_class_or_a_value(photos, tmp_path, started, capsys, words, change, message):
