@@ -1,7 +1,7 @@
 """Download of PASCAL VOC 2012 and of the Semantic Boundaries Dataset (SBD), for the split trainaug."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,13 +24,14 @@ def download_voc(root: Path) -> None:
 
     Nothing is downloaded or written if ``trainaug.txt`` is there. SBD is stored beside ``VOCdevkit`` in ``sbd``.
     ``Annotations`` has the tags of all images (``labels: xml``). In SegmentationClassAug an image with a mask in VOC
-    keeps it, the others get the mask of SBD; ``trainaug`` has 10,582 images. An older SegmentationClassAug is replaced.
+    keeps it, the others get the mask of SBD; ``trainaug`` has 10,582 images. A complete SegmentationClassAug is kept.
 
     Args:
         root: folder of VOC; ends in ``VOCdevkit/VOC2012``, as in VOC's archive.
 
     Raises:
-        InputError: ``root`` ends differently, a download fails, or a list or mask is missing.
+        InputError: ``root`` ends differently, a download fails, a list or mask is missing, or there is an incomplete
+            SegmentationClassAug.
     """
     lists = root / "ImageSets" / "Segmentation"
     if (lists / "trainaug.txt").is_file():
@@ -50,21 +51,38 @@ def download_voc(root: Path) -> None:
     train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
     sbd_ids = {name for split in ("train", "val") for name in read_ids(sbd / f"{split}.txt")}
     trainaug = sorted((train | sbd_ids) - val)
-    target = root / "SegmentationClassAug"
-    shutil.rmtree(target, ignore_errors=True)  # of an earlier attempt that did not write the list
+    target, masks = root / "SegmentationClassAug", [f"{name}.png" for name in sorted(val | set(trainaug))]
+    lacking = [name for name in masks if not (target / name).is_file()]
+    if target.is_dir() and any(target.iterdir()):
+        if lacking:
+            raise InputError(f"{target} exists already, and lacks {lacking[0]}: remove or rename it, and it is written")
+    else:
+        _write_masks(target, masks, train | val, sbd)
+    # the list comes last: it marks the folder as complete
+    write_atomically(lists / "trainaug.txt", "".join(f"{name}\n" for name in trainaug).encode())
+
+
+def _write_masks(target: Path, masks: Sequence[str], of_voc: Container[str], sbd: Path) -> None:
+    """Write SegmentationClassAug; the folder appears when it is complete.
+
+    Args:
+        target: the folder.
+        masks: names of its files.
+        of_voc: ids of the images whose masks are in SegmentationClass beside it; the others are in SBD.
+        sbd: folder of SBD.
+    """
     with new_folder(target) as folder:
-        for name in track(sorted(val | set(trainaug)), "writing SegmentationClassAug", unit="masks"):
-            if name in train or name in val:
-                shutil.copyfile(root / "SegmentationClass" / f"{name}.png", folder / f"{name}.png")
+        for file in track(masks, "writing SegmentationClassAug", unit="masks"):
+            name = file.removesuffix(".png")
+            if name in of_voc:
+                shutil.copyfile(target.with_name("SegmentationClass") / file, folder / file)
                 continue
             path = sbd / "cls" / f"{name}.mat"
             try:
                 mask = loadmat(path)["GTcls"][0]["Segmentation"][0]  # uint8 (H, W)
             except (OSError, ValueError, KeyError, TypeError, IndexError, MatReadError) as error:
                 raise InputError(f"the SBD mask {path} cannot be read ({error})") from error
-            write_mask(folder / f"{name}.png", mask)
-    # the list comes last: it marks the folder as complete
-    write_atomically(lists / "trainaug.txt", "".join(f"{name}\n" for name in trainaug).encode())
+            write_mask(folder / file, mask)
 
 
 def _download(folder: Path, lacking: str, base: Path, inside: str, archive: Mapping[str, Any]) -> None:

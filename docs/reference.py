@@ -40,8 +40,9 @@ reads; an option on the command line overrides the file. `--help` lists the opti
 writes them as YAML. A file that does not exist is looked up by its name among the
 [configurations of the package](configuration.md#configurations-of-the-package).
 
-The exit status is 0 for success, 1 for input that cannot be used, 2 for a wrong option or YAML file, and 130 after an
-interrupt. A wrong input is reported in one sentence on standard error.
+The exit status is 0 for success, 1 for input that cannot be used, 2 for a wrong option or YAML file, 130 after Ctrl-C
+and 143 after SIGTERM. A wrong input is reported in one sentence on standard error. `predict` and `explain` end with 1
+if they skipped images. A recipe ends with the status of the stage that failed.
 """
 CONFIGURATION = """<!-- Written by docs/reference.py from the code: do not edit. -->
 # Configuration
@@ -188,7 +189,7 @@ def table(actions: Iterable[argparse.Action], parser: Any, prefix: str) -> str:
         meaning = column(action.help or "")
         if action.dest.startswith(("trainer.", "ckpt_path")):  # Lightning's own documentation has the rest
             meaning = meaning.split(". ")[0].rstrip(".") + "."
-        if re.match(r"[a-z]+\b[^:/]", meaning):  # not "crf: …", "i/N …"
+        if re.match(r"[a-z]+\b[^:/,]", meaning):  # not "crf: …", "i/N …", "sec, irn …"
             meaning = meaning[0].upper() + meaning[1:]
         meaning += "" if meaning.endswith((".", "…")) or not meaning else "."
         rows.append(f"| `{shown_name}`<br>{column(type_name(action))} | {shown} | {meaning} |")

@@ -50,6 +50,20 @@ def test_what_is_there_is_left_alone(devkit, monkeypatch):
     download.download_voc(devkit)
 
 
+def test_masks_of_the_user_are_kept_or_the_download_is_refused(devkit):
+    own = devkit / "SegmentationClassAug"
+    own.mkdir()
+    for name in ("p0", "p1", "p2", "p3", "p6"):
+        (own / f"{name}.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match=rf"^{own} exists already, and lacks p7\.png: remove or rename it, and it is "):
+        download.download_voc(devkit)
+    assert not (devkit / "ImageSets/Segmentation/trainaug.txt").exists()
+    (own / "p7.png").write_bytes(b"mine")
+    download.download_voc(devkit)
+    assert (devkit / "ImageSets/Segmentation/trainaug.txt").read_text() == "p0\np1\np6\np7\n"
+    assert {path.read_bytes() for path in own.iterdir()} == {b"mine"}
+
+
 def test_a_damaged_sbd_leaves_nothing(devkit):
     (devkit.parent.parent / "sbd/cls/p7.mat").write_bytes(b"no mat file")
     with pytest.raises(InputError, match=r"p7\.mat cannot be read"):

@@ -52,7 +52,8 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
     parser.add_argument("--output", metavar="DIR", help="folder of the results in place of the recipe's")
     parser.add_argument(
         "--dry_run", metavar="BOOL", type=_read_boolean, nargs="?", const=True, default=False,
-        help="true: run nothing; list the stages, and estimate images, steps, hours and memory of the trainings",
+        help="true: run nothing; check images, tags, options and files of weights, list the stages, and estimate "
+        "images, steps, hours and memory of the trainings",
     )  # fmt: skip
     _add_settings(parser, words)
     options, rest = parser.parse_known_args([re.sub(r"^--dry-run(?=$|=)", "--dry_run", word) for word in words])
