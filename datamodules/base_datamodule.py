@@ -19,7 +19,7 @@ from datamodules.annotations.sources import add_annotations, check_source
 from datamodules.class_names import check_classes, class_name, mask_lut
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError, os_errors
-from datamodules.files import AnyPath, existing_files, file_sha256, is_uri, list_folder, storage_errors
+from datamodules.files import AnyPath, existing_files, expand_home, file_sha256, is_uri, list_folder, storage_errors
 from datamodules.image_ids import INVALID_ID, is_valid_id
 from datamodules.progress import print_message
 from datamodules.sample import Sample, SplitSamples, any_tagged, require_masks, require_tags
@@ -132,7 +132,8 @@ class BaseDataModule(pl.LightningDataModule):
         for name, least in (*((name, 1) for name in positive), ("num_workers", 0), ("min_images_per_epoch", 0)):
             if settings[name] < least:
                 raise InputError(f"{name} is {settings[name]}, and must be at least {least}")
-        self.sources = [annotations] if isinstance(annotations, str) else [str(source) for source in annotations or ()]
+        listed = [annotations] if isinstance(annotations, str) else annotations or ()
+        self.sources = [expand_home(str(source)) for source in listed]
         for source in self.sources:
             check_source(source)
         settings["annotations"] = self.sources or None
@@ -151,7 +152,8 @@ class BaseDataModule(pl.LightningDataModule):
         self.mask_classes, self.mask_lut = known, mask_lut(known, self.classes)
         # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then tells the
         # meaning of its channels, and Lightning finds the same value in the task's settings
-        settings |= {name: str(settings[name]) for name in ("root", "cues", "cues_checkpoint") if settings[name]}
+        paths = ("root", "cues", "cues_checkpoint")
+        settings |= {name: expand_home(str(settings[name])) for name in paths if settings[name]}
         settings["classes"] = list(self.classes)
         settings["augment"] = None if self.augment is None else json.loads(json.dumps(asdict(self.augment)))
         settings["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"

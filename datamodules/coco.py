@@ -13,7 +13,7 @@ from datamodules.annotations.coco_instances import (
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, join_path, read_json
-from datamodules.image_ids import forward_slashes, image_id
+from datamodules.image_ids import forward_slashes, image_id, names_on_disk, unicode_forms
 from datamodules.sample import Sample, split_samples
 
 LAYOUTS = (
@@ -124,11 +124,15 @@ class COCODataModule(BaseDataModule):
         images = images_with_instances(brush_masks_as_instances(content), self.categories, path)
         files = [forward_slashes(file) for file, _, _ in images]
         first = next((file for file in files if not is_uri(file)), "")
-        folder = next((each for each in folders if first and join_path(each, first).is_file()), folders[0])
+        forms = unicode_forms(first)
+        found = (each for each in folders if first and any(join_path(each, form).is_file() for form in forms))
+        folder = next(found, folders[0])
+        local = [file for file in files if not is_uri(file)]
+        on_disk = dict(zip(local, names_on_disk(folder, local), strict=True))
         samples = []
         for file, (_, image, instances) in zip(files, images, strict=True):
             tags = frozenset(self.categories[each["category_id"]] for each in instances)
             mask = instance_mask(image, instances, indices, path) if masks else None
-            location = file if is_uri(file) else str(join_path(folder, file))
+            location = str(join_path(folder, on_disk[file])) if file in on_disk else file
             samples.append(Sample(image_id(file), location, tags, mask))
         return samples

@@ -66,6 +66,11 @@ def join_path(folder: AnyPath, name: str) -> AnyPath:
     return path.resolve() if is_uri(path) and ".." in PurePosixPath(name).parts else path  # object stores know no ..
 
 
+def expand_home(path: str) -> str:
+    """Return a path with the home folder in place of ``~``, as in a YAML; a URI as it is."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
 @contextmanager
 def storage_errors(path: str | AnyPath) -> Iterator[None]:
     """Turn an error of fsspec or of the library behind it into an OSError whose ``strerror`` is one sentence.

@@ -45,8 +45,8 @@ class FolderDataModule(BaseDataModule):
             ``metadata.jsonl`` of Hugging Face's ImageFolder (see `read_table`); ``folders`` for one folder a tag (see
             `read_folders`); ``auto`` for the first of ``tags.csv``, ``metadata.csv``, ``metadata.jsonl`` that exists,
             else ``folders``.
-        masks: name of the folder of masks ``<id>.png``, in which index i is the i-th class; ``auto`` for ``masks`` if
-            there is one; None for no masks.
+        masks: folder of masks ``<id>.png``, in ``root`` or an absolute path, in which index i is the i-th class;
+            ``auto`` for ``masks`` if there is one; None for no masks.
         val_fraction: fraction of the images in ``val``; 0 for no validation.
         **common: arguments of `BaseDataModule`.
     """
@@ -103,7 +103,7 @@ def read_table(path: AnyPath) -> list[Sample]:
     A row has the image's path below the table's folder, or a URI, in the column ``file`` or ``file_name`` (Hugging
     Face's ImageFolder), and tags in ``tags``, ``labels`` or ``label``. Tags are a JSON list, or a text for
     `split_tags`; a tag may contain spaces; no tag means that the image shows none of the classes. In JSON lines, null
-    means that the tags are not known. Other columns are ignored.
+    means that the tags are not known, and a row without the key has no tag. Other columns are ignored.
 
     Raises:
         InputError: the table is missing or malformed, or lacks an image that lies beside its images.
@@ -123,13 +123,7 @@ def read_table(path: AnyPath) -> list[Sample]:
         name, tags = row.get(file_column), row.get(tag_column)
         if not isinstance(name, str):
             raise InputError(f"{where} has no {file_column}")
-        if isinstance(tags, str) and tags.strip().startswith("["):
-            try:
-                tags = json.loads(tags)
-            except (ValueError, RecursionError) as error:
-                advice = 'write ["cat", "dog"] or cat;dog'
-                raise InputError(f"{where}: the tags {tags!r} are not a JSON list: {error}; {advice}") from error
-        names = split_tags(tags or "") if isinstance(tags, str | None) else tags
+        names = split_tags(tags or "", where) if isinstance(tags, str | None) else tags
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise InputError(f"{where}: the tags {tags!r} are neither text nor a list of names")
         found = frozenset(filter(None, map(normalize_name, names)))
@@ -162,9 +156,19 @@ def read_table(path: AnyPath) -> list[Sample]:
     return samples
 
 
-def split_tags(text: str) -> list[str]:
-    """Return the tags in a text, which ``;``, ``|``, ``,`` or line breaks separate."""
-    return re.split(r"[;|,\n]", text)
+def split_tags(text: str, where: str) -> list[Any]:
+    """Return the tags in a text, a JSON list or names that ``;``, ``|``, ``,`` or line breaks separate.
+
+    Raises:
+        InputError: the text begins with ``[``, and is no JSON; the message begins with ``where``.
+    """
+    if not text.strip().startswith("["):
+        return re.split(r"[;|,\n]", text)
+    try:
+        return list(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        advice = 'write ["cat", "dog"] or cat;dog'
+        raise InputError(f"{where}: the tags {text!r} are not a JSON list: {error}; {advice}") from error
 
 
 def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:

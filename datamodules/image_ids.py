@@ -1,12 +1,13 @@
 """Ids of images: from paths, from lists, and from paths in files of annotations."""
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import PurePosixPath
 
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, is_uri, read_lines, uri_path
+from datamodules.files import AnyPath, existing_files, is_uri, read_lines, uri_path
 
 INVALID_ID = "no relative path without '.', '..', backslashes and unprintable characters"
 
@@ -54,6 +55,16 @@ def read_ids(path: AnyPath) -> tuple[str, ...]:
 def unicode_forms(name: str) -> list[str]:
     """Return a name, and the same with its accents as macOS and other systems write them in file names."""
     return list(dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))))
+
+
+def names_on_disk(folder: AnyPath, names: Sequence[str]) -> list[str]:
+    """Return names of files, relative to a folder, as they are there: accents may have another form.
+
+    A name without accents, and one without a file, is returned as it is.
+    """
+    forms = {name: unicode_forms(name) for name in names if not name.isascii()}
+    files = existing_files(folder, itertools.chain(*forms.values()))
+    return [next((form for form in forms.get(name, ()) if form in files), name) for name in names]
 
 
 def match_id(name: str, *ids: Container[str]) -> str:

@@ -249,12 +249,18 @@ def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
         if is_tiff(path) and not is_turned(path):
             with suppress(InputError):  # rasterio is missing, or the TIFF is of a kind that Pillow converts
                 image = context.enter_context(GeoTiff(path, channels))
-        if channels == 3 and not is_uri(path) and str(path).lower().endswith(".png") and not is_turned(path):
+        if channels == 3 and not is_uri(path) and _is_png(path) and not is_turned(path):
             with suppress(cv2.error):  # more pixels than OpenCV allows
                 image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)  # the pixels of Pillow, in less memory
         if image is None or image.shape[:2] != image_size(path):  # one is turned by its orientation
             image = read_image(path, channels)
         yield image
+
+
+def _is_png(path: str | AnyPath) -> bool:
+    """Return whether a file begins as a PNG does: of other kinds that are truncated OpenCV reads the first part."""
+    with open_file(path) as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def image_size(path: str | AnyPath) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import io
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,7 +32,7 @@ class RleMask:
         counts: pixels of each instance, run lengths as pycocotools compresses them.
     """
 
-    name: str
+    name: str = field(compare=False, repr=False)  # it contains the path of a file, on which no result depends
     size: tuple[int, int]
     indices: bytes
     counts: tuple[bytes, ...]
@@ -83,7 +83,8 @@ def mask_folder(root: AnyPath, masks: str | None, candidates: Sequence[str]) -> 
 
     Args:
         root: folder of the data set.
-        masks: name of the folder in ``root``; ``auto`` for the first of ``candidates`` that exists; None for none.
+        masks: a folder in ``root``, or an absolute path; ``auto`` for the first of ``candidates`` that exists; None for
+            none.
         candidates: usual names.
 
     Raises:

@@ -144,13 +144,13 @@ def percent(fraction: float | None) -> str:
 
 def print_result(item: RenderableType, *, style: str | None = None) -> None:
     """Print a line or a table on standard output; names in square brackets are shown as they are."""
-    Console(markup=False, highlight=False, soft_wrap=isinstance(item, str)).print(item, style=style)
+    Console(markup=False, emoji=False, highlight=False, soft_wrap=isinstance(item, str)).print(item, style=style)
 
 
 @rank_zero_only
 def print_message(line: str) -> None:
     """Print a line on standard error, once for all processes."""
-    Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(line)
+    Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True).print(line)
 
 
 def write_line(line: str) -> None:

@@ -42,7 +42,7 @@ def read_rows(path: AnyPath) -> tuple[list[str], Iterator[tuple[str, dict[str, A
             lines = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
             header = sorted(set().union(*(row for _, row in lines if isinstance(row, dict))))
         else:
-            first = text.partition("\n")[0]
+            first = next(iter(text.splitlines()), "")
             delimiter = next((each for each in ";\t" if each in first and "," not in first), ",")
             reader = csv.DictReader(file, strict=True, delimiter=delimiter)
             header = [field.strip().lower() for field in reader.fieldnames or ()]

@@ -61,7 +61,7 @@ def too_many(reasons: Mapping[str, str], total: int, share: float) -> str:
         total: number of all images.
         share: share of them that may be unreadable, within 0..1; 1 allows any number, also where ``total`` is 0.
     """
-    if share >= 1 or len(reasons) <= share * total:
+    if share >= 1 or len(reasons) <= share * total + 1e-9:  # 0.29 * 100 is less than 29
         return ""
     limit = f"max_unreadable allows a share of {share:g} (strict: none)"
     return f"{len(reasons)} of {total} images cannot be read, and {limit}; the first: {next(iter(reasons.values()))}"

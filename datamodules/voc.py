@@ -10,7 +10,7 @@ from datamodules.base_datamodule import BaseDataModule
 from datamodules.class_names import voc_classes
 from datamodules.errors import InputError
 from datamodules.files import existing_files, list_folder
-from datamodules.image_ids import read_ids
+from datamodules.image_ids import names_on_disk, read_ids
 from datamodules.masks import find_masks, mask_folder
 from datamodules.sample import Sample, require_masks
 from datamodules.voc_download import download_voc
@@ -31,8 +31,8 @@ class VOCDataModule(BaseDataModule):
         labels: source of the tags: ``xml`` (Annotations), ``imagesets`` (ImageSets/Main), ``masks``, the path of a
             ``cls_labels.npy``; ``auto`` for ``xml`` where Annotations has a file of each image, else ``imagesets``;
             None for no tags. See `datamodules.voc_tags`.
-        masks: name of the folder of masks; ``auto`` for SegmentationClassAug or else SegmentationClass; None for no
-            masks.
+        masks: folder of masks, in ``root`` or an absolute path; ``auto`` for SegmentationClassAug or else
+            SegmentationClass; None for no masks.
         download: download VOC 2012 and SBD into ``root`` (which must end in VOCdevkit/VOC2012) if they are not there.
         **common: arguments of `BaseDataModule`.
     """
@@ -71,14 +71,15 @@ class VOCDataModule(BaseDataModule):
         labels = hp["labels"] if tags else None
         folder = mask_folder(root, hp["masks"], MASK_FOLDERS) if masks or labels == "masks" else None
         images = root / "JPEGImages"
-        paired = zip(ids, find_masks(folder, ids), strict=True)
-        samples = [Sample(name, str(images / f"{name}.jpg"), mask=mask) for name, mask in paired]
+        files = names_on_disk(images, [f"{name}.jpg" for name in ids])
+        paired = zip(ids, files, find_masks(folder, ids), strict=True)
+        samples = [Sample(name, str(images / file), mask=mask) for name, file, mask in paired]
         found: list[frozenset[str]] | list[None] = [None] * len(ids)
         if labels == "auto":  # VOC's own lists do not contain all images of trainaug
             files = [f"{name}.xml" for name in ids]
             labels = "xml" if len(existing_files(root / "Annotations", files)) == len(ids) else "imagesets"
         if labels == "xml":
-            found = xml_tags(root, ids)
+            found = xml_tags(root, ids, self.mask_classes)
         elif labels == "imagesets":
             found = list_tags(root, split, ids, self.classes)
         elif labels == "masks":

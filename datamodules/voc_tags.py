@@ -9,22 +9,28 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from datamodules.class_names import IGNORE
+from datamodules.class_names import IGNORE, class_name
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, read_bytes, read_lines
 from datamodules.masks import RleMask, read_class_mask
 from datamodules.safe_pickle import load_dict
 
 
-def xml_tags(root: AnyPath, ids: Sequence[str]) -> list[frozenset[str]]:
+def xml_tags(root: AnyPath, ids: Sequence[str], known: Sequence[str]) -> list[frozenset[str]]:
     """Return the tags of images: the objects in ``Annotations/<id>.xml``.
+
+    Args:
+        root: folder of the data set.
+        ids: ids of the images.
+        known: classes of the data set, as it writes them; objects of others keep their names.
 
     Raises:
         InputError: a file is missing or is not XML.
     """
     with ThreadPoolExecutor() as pool:  # the annotations of an object store are a request each
         trees = list(pool.map(lambda name: read_annotation(root / "Annotations" / f"{name}.xml"), ids))
-    return [frozenset(each.text.strip() for each in tree.findall("object/name") if each.text) for tree in trees]
+    names = ((each.text for each in tree.findall("object/name") if each.text) for tree in trees)
+    return [frozenset(class_name(name.strip(), known) for name in own) for own in names]
 
 
 def read_annotation(path: AnyPath) -> ET.Element:

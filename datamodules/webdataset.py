@@ -42,7 +42,8 @@ class WebDatasetDataModule(BaseDataModule):
     """
 
     def __init__(self, root: str, **common: Any) -> None:
-        self._given: Sequence[str] | None = common.get("classes")
+        given: Sequence[str] | None = common.get("classes")
+        self._given = None if given is None else tuple(map(normalize_name, given))
         self._split = str(common.get("train_split", "train"))
         self._known: tuple[str, ...] | None = None
         self._listed: dict[tuple[str, bool], list[Sample]] = {}  # by tar file; and whether with tags
@@ -55,7 +56,7 @@ class WebDatasetDataModule(BaseDataModule):
             self._known = tuple(map(normalize_name, read_classes(path)))
             return self._known
         if self._given is not None:
-            return tuple(self._given)
+            return self._given
         found = sorted(set[str]().union(*(sample.tags or () for sample in self.read_samples(self._split))))
         if not found:
             raise InputError(f"no tar file {self._split!r} of {self.root} gives an image any tag")
@@ -148,7 +149,7 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
 
 
 def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -> frozenset[str] | None:
-    """Return the tags of a member; None where a JSON object has no key for them."""
+    """Return the tags of a member; None where a JSON object has no key for them, or null."""
     try:
         value: Any = json.loads(text) if suffix == ".json" else text.decode("utf-8-sig").strip()
         if suffix == ".cls" and re.fullmatch(r"\d+", value):
@@ -160,7 +161,11 @@ def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -
         if column is None:
             return None
         value = value[column]
-    names = split_tags(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = split_tags(value, where)
+    names = value if isinstance(value, list) else [value]
     tags = set[str]()
     for name in names:
         if isinstance(name, int) and not isinstance(name, bool):

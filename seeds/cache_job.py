@@ -188,11 +188,11 @@ class JobSource:
         task, content = load_task(checkpoint, task_class)
         stored = content.get("datamodule_hyper_parameters")
         if images is not None:
-            folder, _, pattern = images.rpartition("/") if images.endswith(".tar") else (images, "/", "*.tar")
+            folder, slash, pattern = images.rpartition("/") if images.endswith(".tar") else (images, "", "*.tar")
             stored = {**(stored or {}), "class_path": "datamodules.webdataset.WebDatasetDataModule"}
             if stored.pop("annotations", None) is not None:
                 print_message("the annotations of the training are not used: the images are in tar files")
-            overrides |= {"root": folder or ".", "train_split": pattern}
+            overrides |= {"root": folder or slash or ".", "train_split": pattern}
         given = {"classes": list(task.classes), "batch_size": job.batch_size, "num_workers": job.num_workers}
         data = datamodule_from_settings(stored, **given, **overrides)
         return cls(checkpoint, task, data, data.blocks(data.hparams["train_split"], job.shard_size))
@@ -329,9 +329,8 @@ def _report(cache: SeedCacheWriter, job: JobOptions, found: NDArray[np.int64]) -
     Raises:
         InputError: too many images are unreadable.
     """
-    lacking = len(cache.ids_by_shard) - len(list_shards(cache.path))
-    if lacking:
-        print_message(f"{lacking} of {len(cache.ids_by_shard)} shards are still missing: those of other partitions")
+    if lacking := set(cache.names).difference(list_shards(cache.path)):
+        print_message(f"{len(lacking)} of {len(cache.names)} shards are still missing: those of other partitions")
         return
     if job.partition != "0/1":  # one of many jobs does not read what the others have written
         print_message(f"all {len(cache.ids_by_shard)} shards are there; tag2mask seeds verify checks them")

@@ -1,6 +1,7 @@
 # ruff: noqa: A002  format is the name of an option
 """``seeds export``: convert a seed cache to files of other tools."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from upath import UPath
 from datamodules.annotations.exports import AnnotationFormat, LabelledImage, write_annotations
 from datamodules.errors import InputError
 from datamodules.files import new_folder
-from datamodules.images import image_size
+from datamodules.images import any_size, image_size
 from datamodules.masks import write_mask
 from datamodules.progress import track
 from datamodules.seed_cache import SeedCache
@@ -45,15 +46,15 @@ def export_seeds(
         cache: a seed cache.
         output: the folder to write, which must be new or empty.
         format: sec, irn, png, coco, yolo, label-studio, cvat or huggingface.
-        root: irn and annotation tools: folder of the images, whose sizes count; by default as recorded in the cache.
-        split: irn and annotation tools: the images; by default the split recorded in the cache.
+        root: for irn and annotation tools: folder of the images, whose sizes count; by default as in the cache.
+        split: for irn and annotation tools: the images; by default as in the cache.
 
     Raises:
         InputError: there is no such cache, it does not fit the format (cues of several sizes, no maps), images are
             missing, or the folder is not empty. Nothing is left behind then.
     """
     seeds = SeedCache(cache)
-    with new_folder(output) as folder:
+    with new_folder(output) as folder, any_size() if "tile" in seeds.settings else nullcontext():
         if format not in ("png", "sec"):
             from datamodules.base_datamodule import covered_samples  # torch, here only
             from datamodules.open_data import datamodule_from_settings

@@ -149,7 +149,7 @@ class CamModule(SeedModule):
         """Return maps averaged over scales and mirror images, and the saliency of the image at the first scale."""
         seeds, unreadable = [], 0
         if batch["id"]:
-            images, labels = batch["image"], batch["labels"]  # (B, 3, S, S) at the largest scale, (B, C)
+            images, labels = batch["image"], batch["labels"]  # (B, in_channels, S, S) at the largest scale, (B, C)
             all_maps, all_saliency = self._localize(images, labels)
             pixels = to_uint8(images).cpu() if self.settings["refinement"] else [None] * len(images)
             rows, classes = (part.cpu().numpy() for part in (labels != 0).nonzero(as_tuple=True))

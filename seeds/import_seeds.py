@@ -70,7 +70,9 @@ def import_seeds(
     if format == "sec":
         sec = SecCues(source, input_list or source.with_name(INPUT_LIST), len(known), grid)
     names = sec.ids if sec else tuple(sorted(
-        file.relative_to(source).as_posix().removesuffix(f".{suffix}") for file in source.rglob(f"*.{suffix}")
+        file.as_posix().removesuffix(f".{suffix}")
+        for file in (path.relative_to(source) for path in source.rglob(f"*.{suffix}"))
+        if not any(part.startswith(".") for part in file.parts)  # macOS writes ._a.png beside a.png
     ))  # fmt: skip
     if not names:
         raise InputError(f"{source} is no folder that contains .{suffix} files")

@@ -51,7 +51,7 @@ def show_seeds(
         output: folder for the page; created if necessary.
         root: folder of the images and masks. Default: as recorded in the first cache.
         split: split of the data set; every cache contains all of its images. Default: as recorded.
-        masks: name of the folder of masks. Default: as recorded.
+        masks: folder of masks, in the folder of the data or an absolute path. Default: as recorded.
         checkpoint: checkpoint of a segmentation network; the page contains its predictions after the dense CRF.
         num_images: number of images on the page.
 

@@ -7,7 +7,7 @@ import numpy as np
 from upath import UPath
 
 from datamodules.annotations.shapes import Box, valid_box
-from datamodules.class_names import IGNORE
+from datamodules.class_names import IGNORE, class_name
 from datamodules.errors import InputError, errors_at
 from datamodules.files import AnyPath
 from datamodules.voc_tags import read_annotation
@@ -28,7 +28,7 @@ def xml_boxes(path: AnyPath, classes: Sequence[str]) -> list[Box]:
     """
     boxes = []
     for element in read_annotation(path).iter("object"):
-        name = (element.findtext("name") or "").strip()
+        name = class_name((element.findtext("name") or "").strip(), classes)
         if name not in classes:
             continue
         try:

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -101,12 +101,13 @@ def add_annotations(
         masks: returns the data set's own masks by id.
 
     Raises:
-        InputError: a source is invalid or contains no image of the samples; a class is unknown or is not among the
-            tags of its image.
+        InputError: a source is invalid or contains no image of the samples; a class is unknown, or is not among the
+            tags of its image, which has no mask from a file.
     """
     masks_by_id: dict[str, Mask] = {}
     own, replaced = set[str](), dict[str, None]()  # images with a mask of the data set itself, and with several masks
     shapes: dict[str, set[Shape]] = {name: set() for name in samples}
+    untagged: dict[str, tuple[Shape, str]] = {}  # the first annotation of an image whose class is none of its tags
     size_of, lut = cache(image_size), mask_lut(mask_classes, classes)
     for source in sources:
         check_source(source)
@@ -119,11 +120,19 @@ def add_annotations(
                 (own.add if is_own else own.discard)(name)
                 continue
             shape = item._replace(name=class_name(item.name, mask_classes))
-            if _is_chosen(shape, samples[name], location, mask_classes, classes):
+            tags = samples[name].tags
+            if _is_chosen(shape, tags, location, mask_classes, classes):
+                if tags is not None and shape.name not in (*tags, BACKGROUND):
+                    untagged.setdefault(name, (shape, location))
                 if not is_uri(image := samples[name].image):  # else when it is read: this would be a request for each
                     with errors_at(location), suppress(UnreadableError):
                         require_inside(shape, image, size_of(image))
                 shapes[name].add(shape)
+    for name, (shape, location) in untagged.items():
+        if name not in masks_by_id or name in own:  # else the mask corrects the tags
+            tags = samples[name].tags
+            shown = f"the tags of the image are {', '.join(sorted(tags))}" if tags else "the image has no tag"
+            raise InputError(f"{location}: there is a {type(shape).__name__.lower()} of {shape.name!r}, and {shown}")
     complete = [
         replace(
             sample, mask=masks_by_id.get(sample.id),
@@ -170,22 +179,19 @@ def _read_source(
     return TOOL_READERS[suffix](path, samples, known)
 
 
-def _is_chosen(item: Shape, sample: Sample, location: str, known: Sequence[str], classes: Sequence[str]) -> bool:
+def _is_chosen(
+    item: Shape, tags: Collection[str] | None, location: str, known: Sequence[str], classes: Sequence[str]
+) -> bool:
     """Return whether an annotation is of the background or of a chosen class.
 
     Raises:
-        InputError: there is no such class, or the image does not have that tag.
+        InputError: there is no such class.
     """
     if item.name == BACKGROUND and not isinstance(item, Box):
         return True
-    if item.name not in known and item.name not in (sample.tags or ()):
+    if item.name not in known and item.name not in (tags or ()):
         raise InputError(f"{location}: {unknown_name('class', item.name, known)}")
-    if item.name not in classes:
-        return False
-    if sample.tags is not None and item.name not in sample.tags:
-        tags = f"the tags of the image are {', '.join(sorted(sample.tags))}" if sample.tags else "the image has no tag"
-        raise InputError(f"{location}: there is a {type(item).__name__.lower()} of {item.name!r}, and {tags}")
-    return True
+    return item.name in classes
 
 
 def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corrects: bool) -> Sample:

@@ -40,6 +40,8 @@ def read_irn(path: AnyPath, num_classes: int) -> tuple[NDArray[np.int64], NDArra
         InputError: the file is missing, damaged, of another kind, or holds anything but arrays and tensors.
     """
     entries = load_dict(path)
+    if not entries:  # psa's of an image without a class
+        return np.zeros(0, np.int64), np.zeros((0, 1, 1), np.float32)
     if "keys" in entries:
         classes, maps = entries["keys"], entries.get("cam", entries.get("high_res"))
     else:

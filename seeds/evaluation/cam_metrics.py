@@ -129,7 +129,8 @@ def deletion_insertion(
     reach = min(int(3 * sigma), min(image.shape[1:]) - 1)
     kernel = (2 * reach + 1, 2 * reach + 1)
     smooth = cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), kernel, sigma, borderType=cv2.BORDER_REFLECT_101)
-    blurred = torch.from_numpy(smooth).permute(2, 0, 1).to(image)  # 60 times as fast as torchvision's
+    smooth = smooth.reshape(*image.shape[1:], -1)  # OpenCV drops a single channel, but is 60 times as fast
+    blurred = torch.from_numpy(smooth).permute(2, 0, 1).to(image)
     deleted = scores(torch.where(changed, 0.0, image))[:, label].sigmoid()
     inserted = scores(torch.where(changed, image, blurred))[:, label].sigmoid()
     return torch.trapezoid(deleted).item() / steps, torch.trapezoid(inserted).item() / steps

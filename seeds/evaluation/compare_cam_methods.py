@@ -41,7 +41,7 @@ class MethodMetrics:
         """Compute the method's maps of an image and count them.
 
         Args:
-            image: the network's input (3, S, S).
+            image: the network's input (in_channels, S, S).
             truth: mask uint8 (H, W) with at least one class.
             boxes: the true boxes.
             ranked: the classes with the highest scores, in descending order.

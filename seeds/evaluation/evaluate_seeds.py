@@ -1,6 +1,7 @@
 """The quality of seeds: a seed cache compared with masks."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from datamodules.base_datamodule import covered_samples
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError
 from datamodules.files import check_output_folder, write_json
+from datamodules.images import any_size
 from datamodules.masks import read_class_mask
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import percent, print_message, print_result, track
@@ -60,7 +62,7 @@ def evaluate_seeds(
         cache: a seed cache.
         root: folder of the images and masks; by default as recorded in the cache.
         split: list of images, all of them in the cache; by default as recorded.
-        masks: name of the folder of masks; by default as recorded.
+        masks: folder of masks, in the folder of the data or an absolute path; by default as recorded.
         threshold: the fixed background threshold; by default the cache's foreground threshold, or else 0.2.
         output: a file ending in .json, or a folder for ``metrics.json``; by default the cache's folder.
         faithfulness: CAM methods to compare, such as ``gradcam,c-mwp``; names as for ``tag2mask explain``.
@@ -90,7 +92,9 @@ def evaluate_seeds(
         raise InputError(f"the split {split!r} of {data.root} has no masks; seeds are scored against masks")
     if len(samples) < len(listed):
         print_message(f"{len(samples)} of {len(listed)} images of {split!r} have a mask; the others are not scored")
-    samples = readable(samples, data.unreadable)
+    in_tiles = "tile" in seeds.settings
+    with any_size() if in_tiles else nullcontext():
+        samples = readable(samples, data.unreadable)
     fixed = float(seeds.settings.get("fg_threshold", 0.2) if threshold is None else threshold)
     explainer = None
     if faithfulness:
@@ -103,11 +107,12 @@ def evaluate_seeds(
 
     names = ("background", *seeds.classes)
     sweep, cue_metrics = ThresholdSweep(len(names), fixed), CueMetrics(len(names))
-    for sample in track(samples, "scoring seeds"):
-        assert sample.mask is not None
-        truth = read_class_mask(sample.mask, data.mask_lut)
-        sweep.update(*seeds.maps(sample.id), truth)
-        cue_metrics.update(seeds.cues(sample.id), truth)
+    with any_size() if in_tiles else nullcontext():
+        for sample in track(samples, "scoring seeds"):
+            assert sample.mask is not None
+            truth = read_class_mask(sample.mask, data.mask_lut)
+            sweep.update(*seeds.maps(sample.id), truth)
+            cue_metrics.update(seeds.cues(sample.id), truth)
     if not cue_metrics.confusion.matrix.any():
         raise InputError(f"the masks of split {split!r} score no pixel: all of them are {IGNORE}")
     metrics: dict[str, Any] = {"images": len(samples), "split": split}

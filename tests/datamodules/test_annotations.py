@@ -459,6 +459,27 @@ def test_wrong_tables(voc, tmp_path, rows, message):
     assert str(tmp_path / "a.csv") in str(caught.value)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_mask_from_a_file_allows_annotations_of_its_new_tags(voc, tmp_path, order):
+    """p1 is tagged bat; its mask shows an ant, and a point and a box are on it."""
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:9] = 1
+    write_mask(tmp_path / "p1.png", mask)
+    shapes = write_csv(tmp_path / "a.csv", [{"id": "p1", "points": [["ant", 1, 1]], "boxes": [["ant", 0, 0, 64, 9]]}])
+    sources = [write_csv(tmp_path / "b.csv", [{"id": "p1", "mask": "p1.png"}]), shapes][::order]
+    sample = read(open_voc(voc, sources))["p1"]
+    assert sample.tags == {"ant"}
+    assert [each.name for each in (*sample.points, *sample.boxes)] == ["ant", "ant"]
+    with pytest.raises(InputError, match=r"p1: there is a (point|box) of 'ant', and the tags of the image are bat"):
+        read(open_voc(voc, ["masks", shapes]))  # the data set's own masks are no corrections
+
+
+def test_a_path_in_the_home_folder(voc, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_csv(tmp_path / "a.csv", [{"id": "p1", "points": [["bat", 1, 1]]}])
+    assert len(read(open_voc(voc, "~/a.csv"))["p1"].points) == 1
+
+
 def test_an_image_without_tags(voc, tmp_path):
     data = open_voc(voc, write_csv(tmp_path / "a.csv", [{"id": "p7", "points": [["bat", 1, 1]]}]))
     with pytest.raises(InputError, match="image p7: there is a point of 'bat', and the image has no tag"):

@@ -515,3 +515,16 @@ def test_an_image_whose_instances_have_no_area_is_unknown():
     square = {"id": 2, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
     assert set(np.unique(read_mask(instance_mask(image, [line, square], {1: 1}, path)))) == {0, 1}
     assert not read_mask(instance_mask(image, [], {1: 1}, path)).any()
+
+
+def test_accents_in_another_form(tmp_path):
+    """A JSON that was written on another system than the images."""
+    listed = content()
+    for image in listed["images"]:
+        image["file_name"] = f"K\u00fche {image['file_name']}"
+    write(tmp_path / "annotations/instances_train.json", listed)
+    write_images(tmp_path / "images")
+    for path in (tmp_path / "images").iterdir():
+        path.rename(path.with_name(f"Ku\u0308he {path.name}"))
+    data = COCODataModule(str(tmp_path), val_split=None)
+    assert {sample.image for sample in data.samples("train")} == set(map(str, (tmp_path / "images").iterdir()))

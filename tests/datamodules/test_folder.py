@@ -192,10 +192,11 @@ def test_empty_cells_at_the_end_of_a_row_lose_nothing(album):
     assert tags_of(read_table(album / "tags.csv")) == {"a": {"cat"}, "c": set(), "d": set(), "sub/b": {"dog"}}
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
 @pytest.mark.parametrize("separator", [";", "\t"])
-def test_columns_may_be_separated_as_spreadsheets_do(album, separator):
+def test_columns_may_be_separated_as_spreadsheets_do(album, separator, end):
     rows = (("File", "Tags"), ("a.jpg", "cat|dog"), ("c.JPG", ""), ("d.jpg", '"cat,dog"'), ("sub/b.png", "dog"))
-    (album / "tags.csv").write_text("\r\n".join(map(separator.join, rows)))
+    (album / "tags.csv").write_text(end.join(map(separator.join, rows)))
     pair = frozenset({"cat", "dog"})
     found = tags_of(FolderDataModule(str(album)).images)
     assert found == {"a": pair, "c": frozenset(), "d": pair, "sub/b": frozenset({"dog"})}

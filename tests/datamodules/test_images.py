@@ -382,6 +382,14 @@ def test_a_truncated_image_that_is_read_by_windows(tmp_path):
         pass
 
 
+def test_a_truncated_jpeg_of_another_name_that_is_read_by_windows(tmp_path):
+    """OpenCV would fill its end with gray."""
+    Image.fromarray(SMOOTH).save(tmp_path / "a.png", format="JPEG")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-200])
+    with pytest.raises(UnreadableError, match=r"a\.png cannot be read"), open_windows(tmp_path / "a.png"):
+        pass
+
+
 def test_the_limit_of_pixels_returns_when_contexts_of_threads_overlap():
     limit, first, second = Image.MAX_IMAGE_PIXELS, any_size(), any_size()
     first.__enter__()

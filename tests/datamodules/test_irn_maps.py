@@ -25,6 +25,14 @@ def test_what_irn_writes(tmp_path):
     np.testing.assert_array_equal(maps, LARGE.astype(np.float16))
 
 
+def test_an_image_without_a_class(tmp_path):
+    """psa's dictionary is empty."""
+    np.save(tmp_path / "a.npy", {}, allow_pickle=True)
+    classes, maps = read_irn(tmp_path / "a.npy", 2)
+    assert classes.shape == (0,)
+    assert maps.shape[0] == 0
+
+
 def test_what_psa_writes(tmp_path):
     np.save(tmp_path / "a.npy", {4: LARGE[0], 1: LARGE[1]})
     classes, maps = read_irn(tmp_path / "a.npy", 5)

@@ -161,13 +161,13 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
 
 
 def test_names_in_square_brackets_are_shown(capsys):
-    """They are no markup of rich: in a line, and in the title, the header and the rows of a table."""
+    """They are no markup of rich: in a line, and in the title, the header and the rows of a table. :dog: is none."""
     print_result("runs/[old]/seeds: sound [/b]")
     table = Table("[class]", title="of [old]")
-    table.add_row("car [front]")
+    table.add_row("car [front] :dog:")
     print_result(table)
     printed = capsys.readouterr().out
-    for name in ("runs/[old]/seeds: sound [/b]", "[class]", "of [old]", "car [front]"):
+    for name in ("runs/[old]/seeds: sound [/b]", "[class]", "of [old]", "car [front] :dog:"):
         assert name in printed
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
-from datamodules.unreadable_images import UnreadableImages, readable
+from datamodules.unreadable_images import UnreadableImages, readable, too_many
 from datamodules.voc import VOCDataModule
 
 
@@ -34,5 +34,8 @@ def test_too_many_unreadable_images(capsys):
     assert capsys.readouterr().err.count("left out: a: image a is cut short") == 1
     with pytest.raises(InputError, match=r"3 of 100 images cannot be read, and max_unreadable .*; the first: image a"):
         unreadable.add("c", "image c is cut short")
+    reasons = dict.fromkeys(map(str, range(29)), "cut short")
+    assert not too_many(reasons, 100, 0.29)  # though 0.29 * 100 is 28.999999999999996
+    assert too_many(reasons, 100, 0.28)
     with pytest.raises(InputError, match=r"max_unreadable is 1\.5"):
         UnreadableImages(1.5)

@@ -3,6 +3,7 @@ import shutil
 import numpy as np
 import pytest
 
+from datamodules.annotations.bounding_boxes import xml_boxes
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.sample import Sample, multi_hot
@@ -138,3 +139,20 @@ def test_real_voc_animals(real_data):
     visible = VOCDataModule(root, classes=list(ANIMALS), labels="masks").samples("val")
     pairs = zip(visible, samples, strict=True)
     assert all(by_mask.tags <= by_list.tags for by_mask, by_list in pairs)  # a class in a mask is among the tags
+
+
+def test_accents_in_another_form(voc):
+    """A list and an XML have one form of an accent, and the file and ``classes.txt`` have the other."""
+    composed, decomposed = "K\u00fche", "Ku\u0308he"
+    (voc / "classes.txt").write_text(f"ant\n{decomposed}\ncow\n")
+    (voc / "ImageSets/Segmentation/train.txt").write_text(f"{composed}\n")
+    for folder, suffix in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png")):
+        (voc / folder / f"p1{suffix}").rename(voc / folder / f"{decomposed}{suffix}")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    annotation = f"<annotation><object><name>{composed}</name>{box}</object></annotation>"
+    (voc / f"Annotations/{composed}.xml").write_text(annotation)
+    data = VOCDataModule(voc, labels="xml", annotations="xml", num_workers=0, size=8)
+    assert labels(data) == [[0, 1, 0]]
+    assert {each.name for each in xml_boxes(voc / f"Annotations/{composed}.xml", data.classes)} == {decomposed}
+    assert data.samples("train")[0].image == str(voc / f"JPEGImages/{decomposed}.jpg")
+    data.setup("fit")

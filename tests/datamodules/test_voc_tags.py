@@ -20,7 +20,7 @@ def expected(voc):
 
 
 def test_xml(voc):
-    assert xml_tags(voc, IDS) == [{"ant"}, {"ant", "bat"}, set()]
+    assert xml_tags(voc, IDS, CLASSES) == [{"ant"}, {"ant", "bat"}, set()]
 
 
 def test_xml_counts_difficult_objects_once_and_skips_parts(voc):
@@ -28,7 +28,7 @@ def test_xml_counts_difficult_objects_once_and_skips_parts(voc):
         "<annotation><object><name> bat </name><difficult>1</difficult><part><name>cow</name></part></object>"
         "<object><name>bat</name></object><object><name>zebra</name></object></annotation>"
     )
-    assert xml_tags(voc, ["p7"]) == [{"bat", "zebra"}]
+    assert xml_tags(voc, ["p7"], CLASSES) == [{"bat", "zebra"}]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_bad_xml(voc, text, message):
     path = voc / "Annotations/p0.xml"
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        xml_tags(voc, IDS)
+        xml_tags(voc, IDS, CLASSES)
     assert "p0.xml" in str(caught.value)
 
 

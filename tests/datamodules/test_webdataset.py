@@ -16,6 +16,7 @@ from upath import UPath
 from datamodules.errors import InputError
 from datamodules.files import CACHE, write_atomically
 from datamodules.images import read_image
+from datamodules.sample import multi_hot
 from datamodules.tar_files import find_tars, read_tar
 from datamodules.webdataset import WebDatasetDataModule, tar_samples
 from tests.tars import tar_bytes
@@ -257,3 +258,17 @@ def test_a_block_for_each_tar(shards):
     (shards / "index.tar").write_bytes(b"")
     with pytest.raises(InputError, match=r"index\.tar cannot be a shard"):
         data.blocks("*.tar", 1)
+
+
+def test_classes_with_accents_in_another_form(tmp_path):
+    (tmp_path / "train-0.tar").write_bytes(tar_bytes({"a.png": png(1), "a.txt": "K\u00fche;dog"}))
+    for name in ("K\u00fche", "Ku\u0308he", " K\u00fche"):
+        data = WebDatasetDataModule(str(tmp_path), classes=[name, "dog"])
+        assert multi_hot(data.samples("train"), data.classes).tolist() == [[1, 1]], name
+
+
+def test_tags_are_written_as_in_a_table(tmp_path):
+    """A JSON list in a text is a list, and null means that the tags are not known."""
+    members = {"a.png": png(1), "a.txt": '["cat", "dog"]', "b.png": png(2), "b.json": '{"tags": null}'}
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    assert [sample.tags for sample in tar_samples(tmp_path / "a.tar")] == [{"cat", "dog"}, None]

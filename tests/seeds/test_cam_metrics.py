@@ -84,11 +84,12 @@ def test_curves_by_hand():
     assert right[1] == pytest.approx((0.5 + 1 + 1 + 0.5) / 4)
 
 
-def test_a_blur_keeps_a_flat_image():
-    image = torch.full((3, 20, 30), 0.7)
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_a_blur_keeps_a_flat_image(channels):
+    image = torch.full((channels, 20, 30), 0.7)
     seen = []
     deletion_insertion(lambda images: seen.append(images) or images.mean((2, 3)), 0, image, torch.rand(20, 30), 2)
-    torch.testing.assert_close(seen[1], image.expand(3, 3, 20, 30))
+    torch.testing.assert_close(seen[1], image.expand(3, channels, 20, 30))
     assert not seen[0][-1].any()
 
 

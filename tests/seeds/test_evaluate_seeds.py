@@ -7,11 +7,14 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from datamodules.errors import InputError
 from datamodules.masks import read_mask, write_mask
+from datamodules.seed_cache import SeedCache
 from seeds.evaluation.evaluate_seeds import CueMetrics, evaluate_seeds
 from seeds.evaluation.threshold_sweep import ThresholdSweep
+from seeds.export_seeds import export_seeds
 from tests.seed_caches import CacheWriter
 from tests.seeds.conftest import IDS
 
@@ -161,3 +164,19 @@ def test_masks_that_score_nothing(voc, perfect, tmp_path):
     with pytest.raises(InputError, match="score no pixel"):
         evaluate_seeds(perfect, root=str(root), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["irn", "coco"])
+def test_images_of_any_size_are_scored_and_exported_where_seeds_were_made_in_tiles(
+    voc, perfect, tmp_path, monkeypatch, form
+):
+    seeds = SeedCache(perfect)
+    with CacheWriter(tmp_path / "tiles", seeds.classes, {"tile": 64, "overlap": 0.25}, inputs=seeds.inputs) as cache:
+        for name in seeds.ids:
+            classes, maps = seeds.maps(name)
+            cache.add(name, seeds.cues(name), map_classes=classes, maps=maps)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert evaluate_seeds(tmp_path / "tiles")["miou_cues"] == 1
+    export_seeds(tmp_path / "tiles", tmp_path / form, form)
+    with pytest.raises(InputError, match="1 of 6 images cannot be read"):
+        evaluate_seeds(perfect)

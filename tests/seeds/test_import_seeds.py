@@ -162,6 +162,16 @@ def test_cues_without_maps_are_scored(voc, tmp_path, capsys):
     assert metrics["cues"]["background"] == {"precision": None, "recall": 0, "coverage": 0}
 
 
+def test_hidden_files_are_none(cache, tmp_path):
+    """macOS writes ``._a.png`` beside ``a.png`` to other file systems."""
+    export_seeds(cache.path, tmp_path / "png", "png")
+    (tmp_path / "png/._a.png").write_bytes(b"no PNG")
+    (tmp_path / "png/.cache").mkdir()
+    (tmp_path / "png/.cache/z.png").write_bytes((tmp_path / "png/a.png").read_bytes())
+    import_seeds(tmp_path / "png", tmp_path / "back", "png")
+    assert SeedCache(tmp_path / "back").ids == tuple(sorted(cache.ids))
+
+
 def test_a_list_of_images(cache, tmp_path):
     export_seeds(cache.path, tmp_path / "png", "png")
     (tmp_path / "some.txt").write_text("c\n\n/JPEGImages/a.jpg /SegmentationClass/a.png\n")

@@ -5,13 +5,16 @@ import json
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from datamodules.errors import InputError
+from datamodules.masks import RleMask
+from datamodules.sample import Sample
 from datamodules.seed_cache import SeedCache
 from seeds import provenance as module
 from seeds.generate_seeds import generate_seeds
-from seeds.provenance import git_revision, ids_sha256, package_versions, provenance
+from seeds.provenance import annotations_sha256, git_revision, ids_sha256, package_versions, provenance
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
 
@@ -122,3 +125,11 @@ def test_a_cache_does_not_depend_on_the_revision_but_on_packages(checkpoint, tmp
     monkeypatch.setattr("seeds.cache_job.package_versions", lambda *_more: {"torch": "0"})
     with pytest.raises(InputError, match=r"packages\.torch"):
         generate_seeds(checkpoint, tmp_path / "cache")
+
+
+def test_the_checksum_of_annotations_does_not_depend_on_the_folder_of_their_file():
+    """A job on another machine has the same result."""
+    mask = np.eye(4, dtype=np.uint8)
+    here, there = (Sample("a", "a.jpg", mask=RleMask.from_label_map(f"of {path}", mask)) for path in ("/x/b", "c"))
+    other = Sample("a", "a.jpg", mask=RleMask.from_label_map("of /x/b", mask.T[::-1]))
+    assert annotations_sha256([here]) == annotations_sha256([there]) != annotations_sha256([other])

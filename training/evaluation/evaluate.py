@@ -81,7 +81,7 @@ def evaluate(
             decides the kind of data: VOC, COCO, or a folder of images with their tags, whose split ``val`` then is a
             tenth of the images (the default ``val_fraction``).
         split: split to score; by default the test split of the training (``val`` with predictions).
-        masks: name of the folder of masks; by default that of the training.
+        masks: folder of masks, in the folder of the data or an absolute path; by default that of the training.
         classes: with predictions, the classes to score; by default all classes of the predictions.
         crf: smooth predictions with the dense CRF.
         scales: factors on the side of images; the softmax is averaged over them. Default: 1 alone.
