@@ -52,7 +52,7 @@ def export(
 
     Args:
         checkpoint: a segmentation checkpoint of ``tag2mask fit``.
-        output: the file to write; for ``smp`` a new or empty folder.
+        output: the file to write, which is replaced if it exists; for ``smp`` a new or empty folder.
         format: ``torchscript``: one file for ``torch.jit.load``, the JSON as its extra file ``tag2mask.json``.
             ``onnx``: one file of opset 17, the JSON in its metadata under ``tag2mask``; needs ``pip install
             -c constraints.txt '.[export]'``. ``smp``: a folder for ``smp.from_pretrained`` and Hugging Face: weights,
@@ -64,8 +64,9 @@ def export(
             is private. The token is that of ``HF_TOKEN`` or of ``hf auth login``.
 
     Raises:
-        InputError: the checkpoint is not usable, the network does not exist in that format, the output is taken, the
-            evaluation is of another checkpoint, or the upload failed; then the folder is complete.
+        InputError: the checkpoint is not usable, the network does not exist in that format, the output is a folder
+            that is not empty or the name of a checkpoint, the evaluation is of another checkpoint, or the upload
+            failed; then the folder is complete.
     """
     trained = load_trained(checkpoint)
     given = {"evaluation": evaluation, "license": license, "repository": repository}

@@ -18,6 +18,7 @@ from pytorch_lightning.plugins.layer_sync import LayerSync
 from rich.console import Console
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
+from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco import COCODataModule
@@ -118,8 +119,7 @@ class AutoPrecisionTrainer(pl.Trainer):
         if (kwargs.get("gradient_clip_val") or 0) < 0:
             raise InputError(f"trainer.gradient_clip_val is {kwargs['gradient_clip_val']}, and must not be negative")
         if sync_batchnorm:
-            given = kwargs.get("plugins") or []
-            kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), SynchronizedBatchNorms()]
+            kwargs["plugins"] = [*_as_list(kwargs.get("plugins")), SynchronizedBatchNorms()]
         chosen: Any = resolve_precision("auto", str(accelerator)) if precision == "auto" else precision
         try:
             super().__init__(accelerator=accelerator, precision=chosen, **kwargs)
@@ -132,6 +132,11 @@ class AutoPrecisionTrainer(pl.Trainer):
             raise InputError(f"precision {self.precision} spoils the colours that the CRF sees: choose bf16-mixed")
         if str(self.precision) == "64-true":
             raise InputError("precision 64-true is not supported, as images are float32: choose 32-true")
+
+
+def _as_list(given: Any) -> list[Any]:
+    """Return what is given for an option that takes one object, a list of them, or None."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
 def require_values(group: str, cls: type | None, arguments: Mapping[str, Any]) -> None:
@@ -185,6 +190,8 @@ class TagToMaskCLI(LightningCLI):
         if self.subcommand != "fit":
             return
         check_output_folder(Path(self._get(self.config, "output")))
+        if self._get(self.config, "seed_everything") is False:  # each process would shuffle the images differently
+            raise UsageError("seed_everything is false: give a number, or true for a random one")
         if seeds := seed_list(self._get(self.config, "random_seeds")):  # each in its own process
             require_one_process("fit --random_seeds")
             fit_repeatedly(words, self.plain_config(), seeds)
@@ -214,10 +221,12 @@ class TagToMaskCLI(LightningCLI):
         folder, given = Path(self._get(self.config, "output")), self._get(self.config_init, "trainer")
         fits = self.subcommand == "fit" and not given.fast_dev_run
         logger, wandb = given.logger if given.logger is not None else fits, self._get(self.config, "wandb")
+        if fits and logger is not True and wandb != "disabled":
+            raise UsageError(f"wandb is {wandb}, and trainer.logger replaces it: leave one of them out")
         if logger is True:
             logger = [ResumableCSVLogger(folder)]
             logger += [] if wandb == "disabled" else [ResumableWandbLogger(folder, offline=wandb == "offline")]
-        callbacks: list[Callback] = list(given.callbacks or [])
+        callbacks: list[Callback] = _as_list(given.callbacks)
         if fits:
             callbacks += [StepSeed(), LossGuard(), RunRecord(folder, self.plain_config()), UpdateCount(), FoundTags()]
             callbacks += [LearningRateMonitor("epoch"), ImagePanels()] if logger else []
@@ -232,7 +241,7 @@ class TagToMaskCLI(LightningCLI):
         devices, num_nodes = launched_devices(given.devices, given.num_nodes)
         kwargs |= {
             "default_root_dir": given.default_root_dir or str(folder), "logger": logger, "callbacks": callbacks,
-            "devices": devices, "num_nodes": num_nodes, "plugins": [CheckpointIO(), *(given.plugins or [])],
+            "devices": devices, "num_nodes": num_nodes, "plugins": [CheckpointIO(), *_as_list(given.plugins)],
         }  # fmt: skip
         return super().instantiate_trainer(**kwargs)
 
@@ -247,7 +256,9 @@ class TagToMaskCLI(LightningCLI):
             raise InputError("the training has no step: max_epochs, max_steps or limit_train_batches is 0")
         folder = Path(self._get(self.config, "output"))
         finished = read_json_or_empty(folder / PROVENANCE_FILE).get("finished")  # perhaps without checkpoints
-        if (finished or any(folder.glob("*.ckpt"))) and not self._get(self.config, "ckpt_path"):
+        path = self._get(self.config, "ckpt_path")
+        resumes = path in ("last", "best") or (path and UPath(path).resolve().parent == UPath(folder).resolve())
+        if (finished or any(folder.glob("*.ckpt"))) and not resumes:
             raise InputError(f"{folder} already holds a run: remove it, choose another --output, or --ckpt_path last")
         self._check_checkpoint()
 
@@ -303,6 +314,7 @@ def run_lightning(words: list[str], about: Mapping[str, str]) -> None:
                 subclass_mode_data=True,
                 parser_class=LightningParser,
                 seed_everything_default=0,
+                auto_configure_optimizers=False,  # the task has its own
                 save_config_kwargs={"overwrite": True},  # before_fit has checked already
                 load_from_checkpoint_support=False,  # tasks save plain arguments, which load with weights_only
                 parser_kwargs={"prog": "tag2mask"} | descriptions,
@@ -320,6 +332,8 @@ def run_lightning(words: list[str], about: Mapping[str, str]) -> None:
         if "parameters that were not used" in str(error):
             advice = "train in one process, or give --trainer.strategy ddp_find_unused_parameters_true"
             raise InputError(f"the scores of this network do not depend on all of its weights: {advice}") from error
+        if "Early stopping conditioned on metric" in str(error):  # Lightning's sentence
+            raise InputError(str(error)) from error
         if "state_dict" not in str(error):
             raise
         raise InputError(f"the checkpoint is of another network than the YAML describes: {str(error)[:300]}") from error

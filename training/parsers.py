@@ -39,9 +39,13 @@ REPLACEMENTS = (
 NOT_NONE = "Expected a <class 'NoneType'>"  # the last alternative of every optional value: no help
 
 
-def read_path(text: str) -> UPath:
-    """Return an option's path or URI; a ValueError where a URI lacks its bucket, such as ``s3:/photos``."""
-    is_local = isinstance(text, str) and text.startswith("file:///")  # it may be of any type
+def read_path(given: str | int) -> UPath:
+    """Return an option's path or URI; a ValueError where a URI lacks its bucket, such as ``s3:/photos``.
+
+    A YAML reads the name of a folder such as 2024 as a number.
+    """
+    text = cast("str", str(given) if type(given) is int else given)  # or of any other type
+    is_local = isinstance(text, str) and text.startswith("file:///")
     path = UPath(text.removeprefix("file://") if is_local else text)
     path.joinpath("file")  # checks the bucket
     return path
@@ -250,7 +254,7 @@ def find_configs(words: Sequence[str]) -> list[str]:
 
 
 def read_config(name: str, *, unique_keys: bool = True) -> tuple[Path, Any]:
-    """Return path and content of a YAML: the file itself, or the one of this name that the package ``configs`` has.
+    """Return path and content of a YAML: the file itself, or for ``NAME`` and ``configs/NAME`` that of the package.
 
     Raises:
         UsageError: there is no such file, it is not YAML, or a key occurs twice in a mapping where it must not.
@@ -258,7 +262,8 @@ def read_config(name: str, *, unique_keys: bool = True) -> tuple[Path, Any]:
     import configs
 
     shipped = Path(configs.__file__).parent / Path(name).name
-    path = next((path for path in (Path(name), shipped) if path.is_file()), None)
+    is_shipped = Path(name).parent in (Path(), Path("configs")) and shipped.is_file()
+    path = Path(name) if Path(name).is_file() else shipped if is_shipped else None
     if path is None:
         known = [each.name for each in shipped.parent.glob("*.yaml")]
         raise UsageError(f"there is no file {name}{nearest(shipped.name, known)}")

@@ -116,6 +116,8 @@ class SegmentationTask(BaseTask):
         for name, weight in self.loss_weights.items():
             if not 0 <= weight < math.inf:
                 raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
+        if loss == "sec" and not (seed_weight or expand_weight or constrain_weight):
+            raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")
         self.crf: CrfSettings = {**TRAINING_CRF, **(crf or {})}
         channels = len(self.classes) + 1
         self.network = build_network(
@@ -175,8 +177,6 @@ class SegmentationTask(BaseTask):
         if is_sec and self.loss_weights["constrain"]:
             crf_probs = dense_crf(resize_images(to_uint8(images), cues.shape[-2:]), logits.detach(), **self.crf)
             losses["constrain"] = constrain_loss(probs, crf_probs, image_weights=undrawn)
-        if not losses:
-            raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")
         if self.loss_weights["lovasz"]:
             losses["lovasz"] = lovasz_loss(scores, _drawn_or_cues(mask, cues))
         if mask is not None:
@@ -189,12 +189,16 @@ class SegmentationTask(BaseTask):
             losses["box"] = box_loss(probs, batch["boxes"])
         return losses
 
-    def _losses_of_masks(self, batch: Batch) -> dict[str, Tensor]:
-        if self.hparams["loss"] == "sec":
+    def check_targets(self, targets: str) -> None:
+        """Raise an InputError where the loss cannot be computed from the ``targets`` of the data module."""
+        if self.hparams["loss"] == "sec" and targets != "cues":
             raise InputError("loss 'sec' needs cues: give the data module targets: cues and the cues' folder")
-        if "mask" not in batch:
+        if targets == "tags":
             needed = "give the data module targets: masks, or targets: cues"
             raise InputError(f"loss 'cross_entropy' needs masks: {needed}")
+
+    def _losses_of_masks(self, batch: Batch) -> dict[str, Tensor]:
+        self.check_targets("masks" if "mask" in batch else "tags")
         scores, mask = self(batch["image"]).float(), batch["mask"]
         losses = {"cross_entropy": self.cross_entropy(scores, mask)}
         if self.loss_weights["lovasz"]:

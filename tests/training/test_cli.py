@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,11 +96,14 @@ def test_a_disk_without_space_for_a_checkpoint(made, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == files
 
 
-def test_a_run_is_not_trained_over(made, capsys):
+def test_a_run_is_not_trained_over(made, tmp_path, capsys):
     """The same command again is refused; nothing of the first run changes."""
     before = (made / "classifier/last.ckpt").read_bytes()
     words = ["fit", f"--config={CONFIGS / 'classifier_demo.yaml'}", f"--output={made / 'classifier'}", *SMALL, *QUIET]
     assert main([*words, f"--data.root={made / 'data'}"]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    other = shutil.copy(made / "classifier/last.ckpt", tmp_path / "other.ckpt")
+    assert main([*words, f"--data.root={made / 'data'}", f"--ckpt_path={other}"]) == 1  # of another run
     assert "already holds a run" in capsys.readouterr().err
     assert (made / "classifier/last.ckpt").read_bytes() == before
 
@@ -201,6 +205,7 @@ MISTAKES = {
     ),
     "a recipe": (["fit", "--config", "photos.yaml"], "photos.yaml is a recipe: tag2mask run --config "),
     "no YAML": (["fit", "--config=demo_clasifier.yaml"], "there is no file demo_clasifier.yaml; did you mean"),
+    "YAML of another folder": (["fit", "--config=no/classifier_demo.yaml"], "there is no file no/classifier_demo.yaml"),
     "broken YAML": (["fit", "--config={broken}"], "line 1: not YAML"),
     "no day": (["fit", "--config={day}"], "not YAML: month must be in 1..12"),
     "no character": (["run", "--config={bell}"], "not YAML: unacceptable character"),
@@ -221,6 +226,37 @@ MISTAKES = {
     "classes of the model": (
         ["fit", "--config={classifier}", "--output={new}", "--model.init_args.classes=[cat]"],
         "--model.init_args.classes follows from the data: give --data.init_args.classes",
+    ),
+    "Lightning's optimizer": (
+        ["fit", "--config={classifier}", "--output={new}", "--optimizer=SGD"],
+        "there is no option 'optimizer'",
+    ),
+    "no seed": (
+        ["fit", "--config={classifier}", "--output={new}", "--seed_everything=false"],
+        "seed_everything is false: give a number, or true for a random one",
+    ),
+    "another logger": (
+        [
+            "fit",
+            "--config={classifier}",
+            *TINY_DATA,
+            "--output={new}",
+            "--wandb=offline",
+            "--trainer.logger=false",
+        ],
+        "wandb is offline, and trainer.logger replaces it: leave one of them out",
+    ),
+    "a figure that is not logged": (
+        [
+            "fit",
+            "--config={classifier}",
+            *TINY_DATA,
+            "--output={new}",
+            "--trainer.max_epochs=1",
+            "--trainer.callbacks=EarlyStopping",
+            "--trainer.callbacks.monitor=val/none",
+        ],
+        "Early stopping conditioned on metric `val/none`",
     ),
     "no step": (
         ["fit", "--config={classifier}", *TINY_DATA, "--output={new}", "--trainer.max_steps=0"],

@@ -139,6 +139,18 @@ def test_bad_input_writes_nothing(checkpoint, tmp_path, settings, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_folder_of_the_training_is_no_output(checkpoint, tmp_path):
+    """Both commands write a ``metrics.csv``."""
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(checkpoint, run / "last.ckpt")
+    (run / "provenance.json").write_text("{}")
+    (run / "metrics.csv").write_text("step\n1\n")
+    with pytest.raises(InputError, match=rf"^{run} is the folder of a training: .* such as {run / 'val'}$"):
+        evaluate(run / "last.ckpt", output=run, num_workers=0, crf=False)
+    assert (run / "metrics.csv").read_text() == "step\n1\n"
+
+
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}, "tag2mask": {"task": "classifier", "version": 1}}, tmp_path / "c.ckpt")
     with pytest.raises(InputError, match="classifier"):

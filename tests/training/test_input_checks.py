@@ -195,13 +195,23 @@ def test_classes_of_others_with_defaults_that_yaml_cannot_express(photos, tmp_pa
     assert main(words) == 0, capsys.readouterr().err  # the module is imported already
 
 
+WEIGHTS = ("seed_weight", "expand_weight", "constrain_weight")
+
+
 @pytest.mark.parametrize("words", [(), ("--dry_run=true",)], ids=["run", "dry run"])
 @pytest.mark.parametrize(("change", "message"), [
     ({"data": {"class_path": "FolderDataModule", "init_args": {"root": "{photos}", "size": None}}},
      "stage 'train': data.init_args.size is empty (null), and needs a value"),
     ({"data": {"init_args": {"root": "{photos}"}}}, "stage 'train': data needs a class_path"),
     ({"model": None}, "stage 'train': model needs a class_path"),
-], ids=["null", "no data module", "no model"])  # fmt: skip
+    ({"model": {"class_path": "SegmentationTask"}},
+     "stage 'train': loss 'sec' needs cues: give the data module targets: cues"),
+    ({"model": {"class_path": "SegmentationTask", "init_args": {"loss": "cross_entropy"}}},
+     "stage 'train': loss 'cross_entropy' needs masks"),
+    ({"model": {"class_path": "SegmentationTask", "init_args": dict.fromkeys(WEIGHTS, 0.0)}},
+     "stage 'train': the weights of the seed, expand and constrain losses are all 0"),
+    ({"trainer": {"max_steps": 0}}, "stage 'train': trainer.max_steps is 0, and the training would have no step"),
+], ids=["null", "no data module", "no model", "no cues", "no masks", "no loss", "no step"])  # fmt: skip
 def test_trainings_without_a_class_or_a_value(photos, tmp_path, started, capsys, words, change, message):
     options = {
         "data": {"class_path": "FolderDataModule", "init_args": {"root": "{photos}"}},

@@ -42,6 +42,11 @@ def test_a_file_uri_is_a_local_path(tmp_path):
     assert isinstance(read_path(f"file://{tmp_path}"), Path)
 
 
+def test_a_folder_whose_name_is_a_number():
+    """A YAML reads it as a number."""
+    assert read_path(2024) == UPath("2024")
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_signature_that_is_read_is_that_of_the_function(name):
     target = FUNCTIONS[name][0]

@@ -230,9 +230,9 @@ def test_a_file_system_without_locks(voc, cues, tmp_path, monkeypatch, capsys):
     def no_locks(_lock):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("training.runs.provenance_record.FileLock.acquire", no_locks)
+    monkeypatch.setattr("training.folder_lock.FileLock.acquire", no_locks)
     assert fit(voc, cues, tmp_path / "run") == 0
-    message = f"{tmp_path / 'run'} cannot be locked: Function not implemented; start no other training into it"
+    message = f"{tmp_path / 'run'} cannot be locked: Function not implemented; start no other process that uses it"
     assert message in capsys.readouterr().err
 
 

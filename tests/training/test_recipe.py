@@ -28,7 +28,7 @@ from PIL import Image
 
 from datamodules import files
 from datamodules.base_datamodule import BaseDataModule
-from datamodules.errors import InputError
+from datamodules.errors import InputError, UsageError
 from datamodules.files import file_sizes, write_json
 from datamodules.masks import write_mask
 from datamodules.seed_cache import SeedCache
@@ -544,7 +544,8 @@ def test_steps_of_a_dry_run(whole):
         ({"max_steps": 5}, 5), ({"max_steps": 7}, 6), ({"max_epochs": None, "max_steps": 9}, 9),
         ({"max_epochs": None}, 3000), ({"devices": 3}, 2), ({"devices": "0,1"}, 2),
         ({"devices": [0], "num_nodes": 3}, 2), ({"accumulate_grad_batches": 3}, 2),
-        ({"max_epochs": -1, "max_steps": 9}, 9),
+        ({"max_epochs": -1, "max_steps": 9}, 9), ({"limit_train_batches": 2}, 4), ({"limit_train_batches": 0.4}, 2),
+        ({"accumulate_grad_batches": 3, "limit_train_batches": 2}, 2), ({"max_steps": 0}, 0),
     ):  # fmt: skip
         assert estimate_training(options | {"trainer": options["trainer"] | limits}, checks).steps == steps
     for limits, problem in (({"devices": "two"}, "devices is 'two'"), ({"max_epochs": -1}, "the training has no end")):
@@ -1051,6 +1052,22 @@ def test_a_mistake_in_a_stage(name, tmp_path, capsys):
     assert expected in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_refer_to_settings_and_stages(tmp_path):
+    path = tmp_path / "recipe.yaml"
+
+    def stages(**settings):
+        options = {"root": "{root}", "checkpoint": "{weights}"}
+        content = {"data": {"command": "fit"}, "x": {"command": "evaluate", "options": options}}
+        path.write_text(yaml.safe_dump({"output": "out", "settings": settings, "stages": content}, sort_keys=False))
+        return read_recipe(path, ["fit", "evaluate"], {})[1]
+
+    _, last = stages(root="{base}/voc", weights="{data}/last.ckpt", base="{home}", home="/h")
+    assert last.options == {"root": "/h/voc", "checkpoint": "{data}/last.ckpt"}
+    assert last.needs == ("data",)
+    with pytest.raises(UsageError, match="the setting 'root' refers to itself"):
+        stages(root="{base}", base="{root}", weights="")
 
 
 def test_the_yaml_of_one_command_is_no_recipe(capsys):

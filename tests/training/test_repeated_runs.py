@@ -94,7 +94,8 @@ def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatc
     assert not same(weights(folder / "seed-0"), weights(folder / "seed-1"))
     check_figures(folder)
 
-    # nothing is left to do; other settings are not mixed in
+    # nothing is left to do, also after the folder was moved; other settings are not mixed in
+    folder = folder.rename(tmp_path / "moved")
     assert fit(voc, cues, folder, *words) == 0
     assert fit(voc, cues, folder, *words, "--model.lr=0.5") == 1
     assert "seed-0 holds a finished run with model.init_args.lr 0.001, not 0.5" in capsys.readouterr().err

@@ -33,6 +33,7 @@ from training.evaluation.metrics import SegmentationCounts
 from training.inference import TEST_CRF, Prediction, TrainedNetwork, Views, load_trained
 from training.reports.evaluation_report import render_page
 from training.reports.example_selection import Example, ExampleSelector, Section
+from training.runs.provenance_record import forbid_folder_of_run
 
 TRAINING_IMAGES = 8  # with their cues, on the page
 
@@ -108,6 +109,7 @@ def evaluate(
         InputError: the checkpoint, the data, a mask or a prediction is not usable; nothing is written then.
     """
     check_output_folder(output)  # minutes pass before the page is written
+    forbid_folder_of_run(output)
     limits: dict[str, Any] = {"max_unreadable": max_unreadable, "strict": strict or submission}
     trained: TrainedNetwork | None = None
     tiling = None if tile is None else Tiling(tile, overlap)

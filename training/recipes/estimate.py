@@ -1,5 +1,6 @@
 """What the trainings of a recipe will take: images, steps, hours and memory, before any of them runs."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -56,11 +57,15 @@ def estimate_training(options: Mapping[str, Any], checks: InputChecks | None = N
     accelerator, accumulated = trainer.get("accelerator") or "auto", trainer.get("accumulate_grad_batches") or 1
     processes = process_count(accelerator, trainer.get("devices") or "auto", trainer.get("num_nodes") or 1)
     drawn = max(images, data.hparams["min_images_per_epoch"])  # of an epoch, as `datamodules.samplers.TrainSampler`
-    max_steps, max_epochs = trainer.get("max_steps") or -1, trainer.get("max_epochs")
+    max_steps, max_epochs = trainer.get("max_steps"), trainer.get("max_epochs")
+    max_steps = -1 if max_steps is None else max_steps
     if max_epochs is None:
         max_epochs = LIGHTNING_EPOCHS if max_steps < 0 else -1
-    limits = [max_steps, max(1, drawn // (batch_size * accumulated * processes)) * max_epochs]
-    steps = min((limit for limit in limits if limit >= 0), default=None)  # -1 is no limit
+    batches = max(1, drawn // (batch_size * accumulated * processes)) * accumulated  # of an epoch, in each process
+    if (limit := trainer.get("limit_train_batches")) is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    limits = [max_steps, math.ceil(batches / accumulated) * max_epochs]
+    steps = min((each for each in limits if each >= 0), default=None)  # -1 is no limit
     if steps is None:
         raise InputError("trainer: max_epochs is -1 and there is no max_steps: the training has no end")
     precision = trainer.get("precision") or "auto"

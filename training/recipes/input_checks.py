@@ -18,6 +18,7 @@ from datamodules.unreadable_images import UnreadableImages, readable, too_many
 from seeds.base_task import BaseTask
 from training.lightning_cli import DATA_MODULES, TASKS, require_values
 from training.recipes.recipe import REFERENCE, Stage, leaves
+from training.segmentation_task import SegmentationTask
 
 RESULTS = ("cues", "cues_checkpoint")  # options of data modules that name results of earlier stages
 
@@ -65,6 +66,8 @@ def build_task(options: Mapping[str, Any], data: BaseDataModule) -> BaseTask:
     cls = _find(model.get("class_path"), TASKS)
     require_values("model", cls, arguments)
     task: BaseTask = cls(**arguments)
+    if isinstance(task, SegmentationTask):
+        task.check_targets((options["data"].get("init_args") or {}).get("targets", data.hparams["targets"]))
     return task
 
 
@@ -130,7 +133,8 @@ class InputChecks:
     def _check_task(self, options: Mapping[str, Any], data: BaseDataModule) -> None:
         """Build the networks of a training; load their weights where they are a local file."""
         model = options["model"]
-        key = json.dumps([model, data.classes, data.in_channels], sort_keys=True, default=str)
+        targets = (options["data"].get("init_args") or {}).get("targets")
+        key = json.dumps([model, targets, data.classes, data.in_channels], sort_keys=True, default=str)
         if key not in self._tasks:
             build_task(options, data)
         self._tasks.add(key)

@@ -75,7 +75,10 @@ def read_recipe(path: Path, commands: Sequence[str], given: Mapping[str, str]) -
     if unknown := next((name for name in given if name not in ("output", *settings)), None):
         raise UsageError(f"there is no option or setting '{unknown}'{nearest(unknown, [*RUN_OPTIONS, *settings])}")
     settings |= {name: _setting(name, text, settings[name]) for name, text in given.items() if name != "output"}
-    settings = substitute(settings, settings)  # a setting may refer to another
+    for _ in settings:  # a setting may refer to another
+        settings = substitute(settings, settings)
+    if circular := next((name for name, value in settings.items() if f"{{{name}}}" in str(value)), None):
+        raise UsageError(f"the setting '{circular}' refers to itself")
     output = given.get("output", content.get("output"))
     if not isinstance(output, str):
         raise UsageError("'output', the folder of the results, is missing")
@@ -133,19 +136,23 @@ def _read_stage(
         path, step = read_config(str(beside) if beside.is_file() else str(config))
         options = _merge(_mapping(step, str(path)), options)
         options.pop("output", None)
-    texts = [value for _, value in leaves(options) if isinstance(value, str)]
-    references = REFERENCE.findall("\n".join(texts))
-    if unknown := next((each for each in references if each not in settings and each not in earlier), None):
+    written, filled = _references(options), substitute(options, settings)
+    if unknown := next((each for each in written if each not in settings and each not in earlier), None):
         close = nearest(unknown, [*settings, *earlier])
         raise UsageError(f"its options refer to {{{unknown}}}, which is no setting and no earlier stage{close}")
-    needs = tuple(each for each in earlier if each in references)
+    needs = tuple(each for each in earlier if each in _references(filled))  # also by a setting
     if command == "fit":
-        _require_epochs(options, substitute(options, settings))
-    return Stage(name, str(command), substitute(options, settings), needs)
+        _require_steps(options, filled)
+    return Stage(name, str(command), filled, needs)
 
 
-def _require_epochs(written: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Raise a UsageError where a training has no epoch: it would end without a checkpoint, and replace an earlier one.
+def _references(options: Mapping[str, Any]) -> list[str]:
+    """Return the names to which nested options refer."""
+    return REFERENCE.findall("\n".join(value for _, value in leaves(options) if isinstance(value, str)))
+
+
+def _require_steps(written: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise a UsageError where a training has no step: it would end without a checkpoint, and replace an earlier one.
 
     Lightning's -1 is allowed where there is a number of steps.
 
@@ -154,8 +161,12 @@ def _require_epochs(written: Mapping[str, Any], options: Mapping[str, Any]) -> N
         options: the same with the settings filled in.
     """
     trainer = options.get("trainer")
-    epochs = trainer.get("max_epochs") if isinstance(trainer, Mapping) else None
-    if not isinstance(trainer, Mapping) or not isinstance(epochs, int) or epochs >= 1:
+    if not isinstance(trainer, Mapping):
+        return
+    if name := next((name for name in ("max_steps", "limit_train_batches") if trainer.get(name) == 0), None):
+        raise UsageError(f"trainer.{name} is 0, and the training would have no step")
+    epochs = trainer.get("max_epochs")
+    if not isinstance(epochs, int) or epochs >= 1:
         return
     if epochs == -1 and isinstance(steps := trainer.get("max_steps"), int) and steps >= 1:
         return

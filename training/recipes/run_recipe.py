@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from upath import UPath
 
-from datamodules.errors import InputError, UsageError, errors_at
+from datamodules.errors import UsageError, errors_at
 from datamodules.files import check_output_folder, is_uri, write_atomically
-from training.parsers import OneSentenceErrors, nearest, read_config
+from training.folder_lock import lock_folder
+from training.parsers import OneSentenceErrors, nearest, read_config, split_list
 from training.recipes.recipe import (
     REFERENCE,
     RESULT_FILES,
@@ -65,11 +65,11 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         if not word.startswith("--") or value is None:
             raise UsageError(f"'{word}' is no option with a value")
         given[name] = value
-    path, names = read_config(options.config)[0], options.stages.split(",")
+    path, names = read_config(options.config)[0], split_list(options.stages)
     with errors_at(str(path)):
         output, stages = read_recipe(path, commands, given)
     known = [stage.name for stage in stages]
-    wanted = {name for name in names if name} or set(known)
+    wanted = set(names) or set(known)
     if unknown := next(iter(wanted - set(known)), None):
         raise UsageError(f"{path} has no stage '{unknown}'{nearest(unknown, known)}")
     for stage in reversed(stages):
@@ -86,16 +86,16 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
     if options.dry_run:
         Runner(output, dispatch).estimate([stage for stage in stages if stage.name in wanted])
         return
-    (output / STAGES).mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(output / STAGES / "lock", f"another process runs a recipe in {output}; wait for it, or stop it")
     try:
-        with FileLock(output / STAGES / "lock", blocking=False, fallback_to_soft=False):
-            Runner(output, dispatch).run([stage for stage in stages if stage.name in wanted])
-            if known[-1] in wanted and (output / known[-1] / RESULT_FILES[0]).is_file():
-                for file in (output / known[-1] / name for name in RESULT_FILES):
-                    if file.is_file():
-                        write_atomically(output / file.name, file.read_bytes())
-    except Timeout as error:
-        raise InputError(f"another process runs a recipe in {output}; wait for it, or stop it") from error
+        Runner(output, dispatch).run([stage for stage in stages if stage.name in wanted])
+        if known[-1] in wanted and (output / known[-1] / RESULT_FILES[0]).is_file():
+            for file in (output / known[-1] / name for name in RESULT_FILES):
+                if file.is_file():
+                    write_atomically(output / file.name, file.read_bytes())
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def _read_boolean(text: str) -> bool:

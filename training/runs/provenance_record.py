@@ -5,20 +5,22 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock, Timeout
 from pytorch_lightning.loggers import WandbLogger
 from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, is_uri, write_json
-from datamodules.progress import print_message
 from datamodules.samplers import run_seed
 from datamodules.source_revision import ALL_PACKAGES, source_revision
 from seeds.provenance import ids_sha256, provenance
+from training.folder_lock import lock_folder
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 PROVENANCE_FILE = "provenance.json"
 PROVENANCE_KEY = "provenance"  # of a checkpoint
@@ -42,21 +44,17 @@ class RunRecord(pl.Callback):
         self.path, self.config = folder / PROVENANCE_FILE, dict(config)
         self.attempts: list[dict[str, Any]] = []
         self.figures: dict[str, float] = {}
-        self._lock: FileLock | None = None
+        self._lock: BaseFileLock | None = None
 
     def setup(self, trainer: pl.Trainer, _task: pl.LightningModule, stage: str) -> None:  # noqa: ARG002  given by name
         """Refuse, in all processes, a folder into which another process trains."""
         problem, folder = "", self.path.parent
         if trainer.is_global_zero:
-            lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)
+            busy = f"another process trains into {folder}: wait for it, or choose another --output"
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
-                self._lock = lock
-            except Timeout:
-                problem = f"another process trains into {folder}: wait for it, or choose another --output"
-            except OSError as error:  # such as a network file system without locks
-                print_message(f"{folder} cannot be locked: {error.strerror or error}; start no other training into it")
+                self._lock = lock_folder(folder / ".lock", busy)
+            except InputError as error:
+                problem = str(error)
         if problem := trainer.strategy.broadcast(problem):
             raise InputError(problem)
 
@@ -126,6 +124,12 @@ class RunRecord(pl.Callback):
     def _write(self, trainer: pl.Trainer, *, finished: bool) -> None:
         if trainer.is_global_zero:
             write_json(self.path, {"attempts": self.attempts, "figures": self.figures, "finished": finished})
+
+
+def forbid_folder_of_run(output: Path) -> None:
+    """Raise an InputError where a folder for results is that of a training, whose ``metrics.csv`` would be replaced."""
+    if (output / PROVENANCE_FILE).is_file():
+        raise InputError(f"{output} is the folder of a training: choose another output, such as {output / 'val'}")
 
 
 def read_provenance(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from datamodules.source_revision import ALL_PACKAGES, source_revision
 from training.child_process import run_process
 from training.runs.provenance_record import PROVENANCE_FILE
 
-IGNORED_SETTINGS = ("config", "ckpt_path", "random_seeds", "wandb")  # a run is kept though they differ
+IGNORED_SETTINGS = ("config", "ckpt_path", "output", "random_seeds", "wandb")  # a run is kept though they differ
 
 
 def seed_list(given: str | list[int] | None) -> list[int]:
@@ -58,7 +58,7 @@ def fit_repeatedly(words: Sequence[str], config: Mapping[str, Any], seeds: Seque
             if not record.get("attempts"):
                 raise InputError(f"{folder} holds a checkpoint and no {PROVENANCE_FILE} of its run: move or remove it")
             last = record["attempts"][-1]
-            changes = {"output": str(folder), "seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
+            changes = {"seed_everything": seed, "revision": source_revision(ALL_PACKAGES)}
             for key, before, now in differences(last["config"] | {"revision": last["source"]}, {**config, **changes}):
                 on_other_machine = not finished and (key.startswith("trainer.") or key.endswith(".num_workers"))
                 if key.partition(".")[0] not in IGNORED_SETTINGS and not on_other_machine:
