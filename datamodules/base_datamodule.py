@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from upath import UPath
 
 from datamodules.annotations.sources import add_annotations, check_source
-from datamodules.class_names import check_classes, class_name, mask_lut
+from datamodules.class_names import check_classes, class_name, mask_lut, require_same_classes
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError, os_errors
 from datamodules.files import AnyPath, existing_files, expand_home, file_sha256, is_uri, list_folder, storage_errors
@@ -368,18 +368,15 @@ class BaseDataModule(pl.LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def eval_loader(
-        self, samples: Sequence[Sample], *, size: int | None = None, largest: int | None = None
-    ) -> DataLoader[dict[str, Any]]:
+    def eval_loader(self, samples: Sequence[Sample], *, largest: int | None = None) -> DataLoader[dict[str, Any]]:
         """Return batches of any samples in their order, not augmented, with ``original``, the images as on disk.
 
         Args:
             samples: samples of this data set (see `samples`) or of files (`datamodules.sample.file_samples`).
-            size: side in pixels to which images are resized; None for ``eval_size``.
             largest: height and width in pixels up to which images are read, see `ImageDataset`; None for any.
         """
-        side = self.hparams["eval_size"] if size is None else size
-        return self._loader(self._eval_dataset(samples, side, with_originals=True, largest=largest))
+        dataset = self._eval_dataset(samples, self.hparams["eval_size"], with_originals=True, largest=largest)
+        return self._loader(dataset)
 
     def _eval_dataset(
         self, samples: Sequence[Sample], size: int, *, with_originals: bool = False, largest: int | None = None
@@ -433,8 +430,7 @@ def covered_samples(cache: SeedCache, samples: Sequence[Sample], classes: Sequen
     Raises:
         InputError: the cache has other classes, lacks an image without recording it as left out, or lacks all.
     """
-    if tuple(cache.classes) != tuple(classes):
-        raise InputError(f"the seed cache has the classes {', '.join(cache.classes)}, not {', '.join(classes)}")
+    require_same_classes("the seed cache", cache.classes, classes)
     covered = [sample for sample in samples if sample.id in cache]
     lacking = [sample.id for sample in samples if sample.id not in cache]
     missing = [name for name in lacking if name not in cache.left_out] or ([] if covered else lacking)

@@ -90,6 +90,12 @@ def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> t
     return tuple(classes)
 
 
+def require_same_classes(subject: str, own: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise an InputError where two lists of classes differ, or their order does; ``subject`` has the first."""
+    if tuple(own) != tuple(wanted):
+        raise InputError(f"{subject} has the classes {', '.join(own)}, not {', '.join(wanted)}")
+
+
 def read_classes(path: AnyPath) -> tuple[str, ...]:
     """Return class names from a text file, one a line, without background; empty lines are skipped.
 

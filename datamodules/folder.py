@@ -3,6 +3,7 @@
 import filecmp
 import json
 import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -142,6 +143,18 @@ def read_table(path: AnyPath) -> list[Sample]:
             samples.append(Sample(image_id(name), image, None if unknown else found))
         elif found:
             raise InputError(f"{where} has the tags {', '.join(sorted(found))} and no {file_column}")
+    _require_rows(path, lines, names_in)
+    return samples
+
+
+def _require_rows(path: AnyPath, lines: Mapping[AnyPath, str], names_in: Mapping[AnyPath, Iterable[str]]) -> None:
+    """Raise an InputError for an image on disk without a row; the message suggests a row that is misspelt.
+
+    Args:
+        path: the table.
+        lines: location of the row of each image.
+        names_in: names of the images in each folder.
+    """
     listed = dict.fromkeys(folder / name for folder in sorted(names_in, key=str) for name in names_in[folder])
     untagged = [file.name for file in listed if file not in lines]
     missing = next((file for file in lines if file not in listed and not file.is_file()), None) if untagged else None
@@ -153,7 +166,6 @@ def read_table(path: AnyPath) -> list[Sample]:
     if untagged:
         problem = f"no row for {len(untagged)} images beside its images, first {untagged[0]}"
         raise InputError(f"{path} has {problem}: give each a row, with empty tags if it shows none of the classes")
-    return samples
 
 
 def split_tags(text: str, where: str) -> list[Any]:

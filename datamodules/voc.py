@@ -89,5 +89,6 @@ class VOCDataModule(BaseDataModule):
         elif labels is not None:
             known = "auto, xml, imagesets, masks or the path of a .npy file"
             raise InputError(f"labels is {labels!r}, and must be {known}")
-        shown = [sample.mask if masks else None for sample in samples]
-        return [replace(sample, tags=own, mask=mask) for sample, own, mask in zip(samples, found, shown, strict=True)]
+        return [
+            replace(each, tags=own, mask=each.mask if masks else None) for each, own in zip(samples, found, strict=True)
+        ]

@@ -12,6 +12,7 @@ import numpy as np
 from datamodules.class_names import IGNORE, class_name
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, read_bytes, read_lines
+from datamodules.image_ids import unicode_forms
 from datamodules.masks import RleMask, read_class_mask
 from datamodules.safe_pickle import load_dict
 
@@ -67,7 +68,8 @@ def list_tags(root: AnyPath, split: str, ids: Sequence[str], classes: Sequence[s
     folder = root / "ImageSets" / "Main"
     tags: dict[str, set[str]] = {image: set() for image in ids}
     for name in classes:
-        path = next((p for s in (split, "trainval") if (p := folder / f"{name}_{s}.txt").is_file()), None)
+        files = [f"{form}_{part}.txt" for part in (split, "trainval") for form in unicode_forms(name)]
+        path = next((folder / file for file in files if (folder / file).is_file()), None)
         if path is None:
             raise InputError(f"there are no labels of {name!r}: {folder / f'{name}_{split}.txt'} is missing")
         states: dict[str, str] = {}

@@ -204,7 +204,7 @@ def rate_factor(
     """
     rise = min(1.0, (iteration + 1) / (warmup_steps + 1))
     if schedule == "step":
-        return rise * step_gamma ** math.floor(iteration / step_size)
+        return rise * step_gamma ** (iteration // step_size)
     if schedule == "constant":
         return rise
     done = min(1.0, iteration / total)

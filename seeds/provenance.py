@@ -18,7 +18,7 @@ from datamodules.errors import os_errors
 from datamodules.files import read_bytes
 from datamodules.sample import Sample
 
-PACKAGES = ("tag2mask", "torch", "torchvision", "segmentation_models_pytorch", "timm", "numpy", "albumentations")
+DISTRIBUTIONS = ("tag2mask", "torch", "torchvision", "segmentation_models_pytorch", "timm", "numpy", "albumentations")
 GIT_SECONDS = 5
 _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in the hooks of another repository
 
@@ -38,7 +38,7 @@ def provenance(*more: str) -> dict[str, Any]:
 def package_versions(*more: str) -> dict[str, str]:
     """Return the versions of Python, of the packages that seeds depend on, and of ``more``."""
     found = {"python": sys.version.split(maxsplit=1)[0]}
-    for package in (*PACKAGES, *more):
+    for package in (*DISTRIBUTIONS, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # run from a source tree that is not installed

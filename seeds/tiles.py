@@ -27,7 +27,7 @@ MIN_TILE = 32  # pixels, less than the stride of the networks at their usual inp
 STRIP = 64  # rows of a reduced image that are made at a time
 
 
-class Pixels(Protocol):
+class WindowedImage(Protocol):
     """An image (H, W, C) that is read by windows, such as an array of numpy."""
 
     @property
@@ -83,7 +83,7 @@ class Tiling:
         return [(start, ramp / total[start : start + positions]) for start in starts]
 
 
-def read_tile(image: Pixels, top: int, left: int, side: int) -> NDArray[np.uint8]:
+def read_tile(image: WindowedImage, top: int, left: int, side: int) -> NDArray[np.uint8]:
     """Return a tile uint8 (side, side, C); what lies below or to the right of the image is a reflection."""
     window = image[top : top + side, left : left + side]
     below, beside = side - window.shape[0], side - window.shape[1]
@@ -91,7 +91,7 @@ def read_tile(image: Pixels, top: int, left: int, side: int) -> NDArray[np.uint8
 
 
 def blended_rows(
-    image: Pixels, scores: Callable[[Tensor], Tensor], tiling: Tiling, *, size: int, grid: tuple[int, int],
+    image: WindowedImage, scores: Callable[[Tensor], Tensor], tiling: Tiling, *, size: int, grid: tuple[int, int],
     batch_size: int = 1,
 ) -> Iterator[Tensor]:  # fmt: skip
     """Yield the blended scores of an image from top to bottom, so that memory is bounded by a row of tiles.
@@ -140,7 +140,7 @@ def sample_grid(rows: Tensor, y: Tensor, x: Tensor) -> Tensor:
     )[0]
 
 
-def reduce_image(image: Pixels, longest: int) -> NDArray[np.uint8]:
+def reduce_image(image: WindowedImage, longest: int) -> NDArray[np.uint8]:
     """Return an image as RGB, uint8 (h, w, 3), reduced by a whole factor to at most ``longest`` pixels on a side."""
     height, width = image.shape[:2]
     factor = max(1, math.ceil(max(height, width) / longest))

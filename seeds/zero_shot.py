@@ -3,7 +3,6 @@
 import logging
 import re
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import timm
@@ -12,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.errors import InputError, first_line, unknown_name
+from datamodules.errors import InputError, first_line, import_extra, unknown_name
 from datamodules.files import file_sha256, is_uri, new_folder, write_json
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import print_message
@@ -78,8 +77,7 @@ def zero_shot(
     if name is None or config is None:
         known = [f"tu-{each}" for each in timm.list_pretrained("vit_*_clip_*")]
         raise unknown_name("image network of CLIP", backbone, [each for each in known if open_clip_name(each)])
-    if find_spec("open_clip") is None:
-        raise InputError("zero-shot needs open_clip: pip install -c constraints.txt '.[clip]'")
+    import_extra("open_clip", "clip", "zero-shot")
     data = datamodule_from_settings(None, root=root, classes=classes, train_split=split)
     if unknown := next((each for each in class_words or {} if each not in data.mask_classes), None):
         raise unknown_name("class", unknown, data.classes)

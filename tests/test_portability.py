@@ -40,13 +40,7 @@ FILES = sorted(path for package in ("datamodules", "seeds", "training") for path
 def posix_only(source: str) -> list[str]:
     """What a file uses that POSIX systems alone have, as far as its text shows."""
     tree = ast.parse(source)
-    guarded = {node for test in ast.walk(tree) if is_guard(test) for node in ast.walk(test)}
-    return [name for node in ast.walk(tree) if node not in guarded for name in used(node)]
-
-
-def is_guard(node: ast.AST) -> bool:
-    """Whether it is ``if hasattr(os, "register_at_fork"): …``, which does nothing elsewhere."""
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "hasattr(os, 'register_at_fork')"
+    return [name for node in ast.walk(tree) for name in used(node)]
 
 
 def used(node: ast.AST) -> list[str]:
@@ -76,7 +70,6 @@ def test_files_use_nothing_that_posix_alone_has(path):
         ("import signal\nsignal.SIGKILL", ["signal.SIGKILL"]),
         ("subprocess.Popen([], pass_fds=[3])", ["pass_fds"]),
         ("os.register_at_fork(after_in_child=f)", ["os.register_at_fork"]),
-        ("if hasattr(os, 'register_at_fork'):\n    os.register_at_fork(after_in_child=f)", []),
         ("import os, signal\nos.kill(1, signal.SIGTERM)", []),
     ],
 )

@@ -20,7 +20,7 @@ from seeds.checkpoints import load_task
 from seeds.crf import dense_crf
 from seeds.precision import Precision, ResolvedPrecision, resolve_precision
 from seeds.score_maps import label_map, resize_images, resize_maps
-from seeds.tiles import Pixels, Tiling, blended_rows, reduce_image, sample_grid
+from seeds.tiles import Tiling, WindowedImage, blended_rows, reduce_image, sample_grid
 from training.runs.provenance_record import read_provenance
 from training.segmentation_task import CrfSettings, SegmentationTask
 
@@ -282,7 +282,7 @@ def _predict_tiles(
 
 
 def tiled_label_maps(
-    image: Pixels, network: Callable[[Tensor], Tensor], tiling: Tiling, *, size: int, batch_size: int, crf: bool
+    image: WindowedImage, network: Callable[[Tensor], Tensor], tiling: Tiling, *, size: int, batch_size: int, crf: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the label maps of an image in tiles, uint8 (H, W), without and with the CRF.
 

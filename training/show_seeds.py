@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule, covered_samples
-from datamodules.errors import InputError
+from datamodules.class_names import require_same_classes
 from datamodules.files import check_output_folder, write_atomically
 from datamodules.images import as_rgb, read_image
 from datamodules.masks import read_class_mask
@@ -61,15 +61,16 @@ def show_seeds(
     check_output_folder(output)
     opened = [SeedCache(path) for path in caches]
     classes = list(opened[0].classes)
+    trained = None if checkpoint is None else load_trained(checkpoint)
+    if trained is not None:
+        require_same_classes(str(checkpoint), trained.classes, classes)
     data = datamodule_from_settings(
-        opened[0].inputs.get("data"), classes=classes, root=root, train_split=split, masks=masks
-    )
+        opened[0].inputs.get("data"), classes=classes, root=root, train_split=split, masks=masks,
+        eval_size=trained.size if trained else None,
+    )  # fmt: skip
     samples = data.samples(data.hparams["train_split"], tags=False)
     for cache in opened:
         samples = covered_samples(cache, samples, classes)
-    trained = None if checkpoint is None else load_trained(checkpoint)
-    if trained is not None and list(trained.classes) != classes:
-        raise InputError(f"{checkpoint} has other classes than the seed caches: {', '.join(trained.classes)}")
 
     selector = ExampleSelector(len(samples), num_images)
     for sample in track(samples, "selecting images"):
@@ -81,7 +82,7 @@ def show_seeds(
     chosen = [sample for sample in samples if sample.id in truths]
     predicted: dict[str, NDArray[np.uint8]] = {}
     if trained is not None:
-        loader = data.eval_loader(chosen, size=trained.size)
+        loader = data.eval_loader(chosen)
         found = predictions(trained.scores, loader, UnreadableImages(1.0), crf=True)
         predicted = {each.id: each.final for each in found}
     content = render(

@@ -15,9 +15,6 @@ BACKGROUND = "background"
 UNKNOWN = "unknown"
 """Name of the class of unlabelled pixels in formats that only know classes."""
 
-NAMED_SOURCES = ("masks", "xml")
-"""Sources of annotations that are no files: the data set's own masks, and the boxes of a VOC folder."""
-
 
 class Point(NamedTuple):
     """A pixel of known class.

@@ -19,7 +19,6 @@ from datamodules.annotations.imports import cvat_masks, parquet_masks, yolo_anno
 from datamodules.annotations.label_studio import label_studio_annotations
 from datamodules.annotations.shapes import (
     BACKGROUND,
-    NAMED_SOURCES,
     Annotation,
     Box,
     Mask,
@@ -39,6 +38,9 @@ from datamodules.masks import RleMask, read_class_mask, require_same_size
 from datamodules.progress import first_few, print_message
 from datamodules.sample import Sample, SplitSamples
 from datamodules.tables import TABLES, path_in_table, read_rows
+
+NAMED_SOURCES = ("masks", "xml")
+"""Sources of annotations that are no files: the data set's own masks, and the boxes of a VOC folder."""
 
 TOOL_READERS = {".zip": cvat_masks, ".yaml": yolo_annotations, ".yml": yolo_annotations, ".parquet": parquet_masks}
 """Readers of the files of other tools, by suffix."""
@@ -110,7 +112,6 @@ def add_annotations(
     untagged: dict[str, tuple[Shape, str]] = {}  # the first annotation of an image whose class is none of its tags
     size_of, lut = cache(image_size), mask_lut(mask_classes, classes)
     for source in sources:
-        check_source(source)
         is_own = source == "masks" or source.lower().endswith(".txt")
         for name, location, item in _read_source(source, samples, root, mask_classes, masks):
             if isinstance(item, Mask):

@@ -260,7 +260,7 @@ class Shard:
             raise InputError(f"{path} is missing") from error
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, InputError) or (isinstance(error, OSError) and is_uri(path)):
-                raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
+                raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
             raise DamagedError(f"{path} is damaged: it has no header of a shard ({str(error)[:100]})") from error
         if kind == FORMAT and version != VERSION:
             age = "newer" if version > VERSION else "older"
@@ -321,9 +321,10 @@ class Shard:
     def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
         """Return the classes (k,) of an image and its maps, float32 (k, h, w); errors as `cues`."""
         classes, maxima, _, crc = self._images[name]
-        fractions = np.zeros((0, *self.cues(name).shape), np.float16)
         if "maps" in crc:
             fractions = self._read(name, "maps", np.float16, 3)
+        else:
+            fractions = np.zeros((0, *self.cues(name).shape), np.float16)
         if not np.isin(classes, range(len(self.classes))).all() or not len(fractions) == len(classes) == len(maxima):
             raise self._damaged(name)
         return classes, fractions.astype(np.float32) * maxima[:, None, None]

@@ -20,9 +20,11 @@ class LayerMethod:
 
     Attributes:
         forward_context: makes the context of the forward pass.
+        batched: whether several scores may share a backward pass.
     """
 
     forward_context: ClassVar[type[AbstractContextManager[Any]]] = nullcontext
+    batched: ClassVar[bool] = True
 
     def __init__(self, model: Model, layer: str | nn.Module) -> None:
         """Bind a model to a layer.
@@ -62,7 +64,7 @@ class LayerMethod:
         """
         maps = torch.zeros(*targets.selected.shape, *activation.shape[2:], device=activation.device)
         features = activation.detach().float()
-        for image, column, gradients in score_gradients(targets, activation, name):
+        for image, column, gradients in score_gradients(targets, activation, name, batched=self.batched):
             with torch.autocast(activation.device.type, enabled=False):
                 maps[image, column] = self.combine(features[image], gradients[image])
         return maps

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from datamodules.errors import InputError
 from seeds.activations import MAP_DIMS
-from seeds.cam_methods.base import LayerMethod, score_gradients
+from seeds.cam_methods.base import LayerMethod
 from seeds.cam_methods.input_gradients import RECTIFIERS, replace_values
 from seeds.cam_methods.targets import TargetScores
 from seeds.gradcam import single_parent
@@ -110,6 +110,7 @@ class MWP(LayerMethod):
 
     forward_context = _Excitation
     contrastive = False
+    batched = False
 
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
         """Return the maps, as `seeds.cam_methods.base.LayerMethod.maps`.
@@ -126,11 +127,12 @@ class MWP(LayerMethod):
             if node is None:
                 raise InputError("c-MWP needs class scores that come from one linear layer or convolution")
             node.contrast = True
-        maps = torch.zeros(*targets.selected.shape, *activation.shape[2:], device=activation.device)
-        for image, column, probability in score_gradients(targets, activation, name, batched=False):
-            summed = probability[image].sum(dim=1)  # (n, h, w)
-            maps[image, column] = summed.relu_() if self.contrastive else summed
-        return maps
+        return super().maps(targets, activation, name)
+
+    def combine(self, features: Tensor, gradients: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the maps, as `seeds.cam_methods.base.LayerMethod.combine`; the gradients are probabilities."""
+        summed = gradients.sum(dim=1)  # (n, h, w)
+        return summed.relu_() if self.contrastive else summed
 
 
 class ContrastiveMWP(MWP):

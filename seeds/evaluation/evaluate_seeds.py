@@ -11,7 +11,7 @@ from rich.table import Table
 from upath import UPath
 
 from datamodules.base_datamodule import covered_samples
-from datamodules.class_names import IGNORE
+from datamodules.class_names import IGNORE, require_same_classes
 from datamodules.errors import InputError
 from datamodules.files import check_output_folder, write_json
 from datamodules.images import any_size
@@ -102,8 +102,7 @@ def evaluate_seeds(
         if path is None:
             raise InputError(f"{cache} does not record which classifier made it: give --checkpoint")
         explainer = Explainer(UPath(path), faithfulness)
-        if tuple(explainer.classes) != tuple(seeds.classes):
-            raise InputError(f"{path} has the classes {', '.join(explainer.classes)}, not those of {cache}")
+        require_same_classes(str(path), explainer.classes, seeds.classes)
 
     names = ("background", *seeds.classes)
     sweep, cue_metrics = ThresholdSweep(len(names), fixed), CueMetrics(len(names))

@@ -118,7 +118,7 @@ def test_samples_and_loaders_of_any_split(voc):
     batches = list(data.eval_loader(data.samples("train", masks=False)))
     assert [name for b in batches for name in b["id"]] == [f"p{i}" for i in range(6)]
     loose = file_samples([voc / "JPEGImages/p3.jpg"])
-    batch = next(iter(data.eval_loader(loose, size=48)))
+    batch = next(iter(data_of(voc, classes=["cow", "bat"], eval_size=48).eval_loader(loose)))
     assert batch["labels"].tolist() == [[0, 0]]
     assert batch["image"].shape == (1, 3, 48, 48)
     assert batch["original"][0].shape == (60, 64, 3)

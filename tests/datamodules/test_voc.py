@@ -151,6 +151,11 @@ def test_accents_in_another_form(voc):
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
     annotation = f"<annotation><object><name>{composed}</name>{box}</object></annotation>"
     (voc / f"Annotations/{composed}.xml").write_text(annotation)
+    (voc / "ImageSets/Main/bat_train.txt").rename(voc / f"ImageSets/Main/{decomposed}_train.txt")
+    (voc / f"ImageSets/Main/{decomposed}_train.txt").write_text(f"{composed} 1\n")
+    for name in ("ant", "cow"):
+        (voc / f"ImageSets/Main/{name}_train.txt").write_text(f"{composed} -1\n")
+    assert labels(VOCDataModule(voc)) == [[0, 1, 0]]
     data = VOCDataModule(voc, labels="xml", annotations="xml", num_workers=0, size=8)
     assert labels(data) == [[0, 1, 0]]
     assert {each.name for each in xml_boxes(voc / f"Annotations/{composed}.xml", data.classes)} == {decomposed}

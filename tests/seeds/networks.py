@@ -1,7 +1,10 @@
 """Small networks of known kinds."""
 
+import functools
 from collections import OrderedDict
 
+import torch
+import torchvision
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models.vgg import make_layers
@@ -19,6 +22,13 @@ def small_vgg(classes: int = 4, *, norm: bool = False) -> nn.Module:
         "classifier": nn.Sequential(nn.Linear(216, 32), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(32, classes)),
     }
     return nn.Sequential(OrderedDict(parts))
+
+
+@functools.cache
+def network(name: str) -> nn.Module:
+    """Return the small VGG, or a network of torchvision with four classes; its weights are random."""
+    torch.manual_seed(0)
+    return (small_vgg() if name == "vgg" else torchvision.models.get_model(name, num_classes=4)).eval()
 
 
 def small_vit(classes: int = 4) -> nn.Module:

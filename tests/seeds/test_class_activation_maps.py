@@ -1,12 +1,10 @@
 """CAM, Grad-CAM and the other class activation maps, against formulas and the grad-cam library."""
 
 import copy
-import functools
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional
 
@@ -15,16 +13,10 @@ from seeds.activations import record_activations
 from seeds.cam_methods import base
 from seeds.cam_methods.class_activation_maps import CAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from seeds.gradcam import Counterfactual, GradCAM, linear_head
-from tests.seeds.networks import small_vgg
+from tests.seeds.networks import network
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
-
-
-@functools.cache
-def network(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return (small_vgg() if name == "vgg" else torchvision.models.get_model(name, num_classes=4)).eval()
 
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer4"), ("mobilenet_v2", "features")])

@@ -1,4 +1,4 @@
-"""The size of images in an explainer, and lists of names."""
+"""The size of images in an explainer."""
 
 import pytest
 import pytorch_lightning as pl

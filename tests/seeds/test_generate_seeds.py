@@ -214,8 +214,8 @@ def in_memory(voc, checkpoint, batch_size, **settings):
         "flip": False, "size": 64, "cue_stride": 8, "fg_threshold": 0.2, "bg_fraction": 0.1, "refinement": None,
     }  # fmt: skip
     module = CamModule(load_task(checkpoint, ClassifierTask)[0].model, given | settings)
-    data = data_of(voc)
-    dataset = data.eval_loader(data.samples("train"), size=64).dataset
+    data = data_of(voc, eval_size=64)
+    dataset = data.eval_loader(data.samples("train")).dataset
     loader = image_loader(dataset, batch_size=batch_size, num_workers=0)
     return module, [seed for batch in loader for seed in module.predict_seeds(batch)]
 

@@ -1,11 +1,8 @@
 """Guided backpropagation, deconvolution and their products with Grad-CAM, by hand and against captum."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional
 
@@ -19,16 +16,10 @@ from seeds.cam_methods.input_gradients import (
     channel_maximum,
 )
 from seeds.gradcam import GradCAM
-from tests.seeds.networks import small_vgg
+from tests.seeds.networks import network
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0]])
-
-
-@functools.cache
-def network(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return (small_vgg() if name == "vgg" else torchvision.models.get_model(name, num_classes=4)).eval()
 
 
 def out_of_place(model: nn.Module) -> nn.Module:

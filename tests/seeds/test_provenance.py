@@ -103,7 +103,7 @@ def test_provenance_without_git_has_no_such_key(monkeypatch):
 
 
 def test_packages_that_are_not_installed_are_named_too(monkeypatch):
-    monkeypatch.setattr(module, "PACKAGES", ("torch", "no_such_package"))
+    monkeypatch.setattr(module, "DISTRIBUTIONS", ("torch", "no_such_package"))
     found = package_versions("pytest")
     assert found["no_such_package"] == "not installed"
     assert found["pytest"] == pytest.__version__

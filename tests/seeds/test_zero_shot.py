@@ -178,7 +178,8 @@ def test_without_network_and_without_open_clip(voc, tmp_path, monkeypatch, error
     with pytest.raises(InputError, match=f"open_clip_model.safetensors of {words}"):
         zero_shot(str(voc), tmp_path / "out", backbone=BACKBONE)
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(InputError, match=r"zero-shot needs open_clip: pip install -c constraints.txt '\.\[clip\]'"):
+    needed = r"zero-shot needs the package open_clip: pip install -c constraints.txt '\.\[clip\]'"
+    with pytest.raises(InputError, match=needed):
         zero_shot(str(voc), tmp_path / "out", backbone=BACKBONE)
 
 

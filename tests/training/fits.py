@@ -23,6 +23,11 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+def run(*words) -> int:
+    """Run a command in this process; the exit status."""
+    return main([str(word) for word in words])
+
+
 def fit(voc, cues, folder, *words, command="fit"):
     """Train SEC on nine images of 64 pixels, an epoch of three steps, in this process; the exit status."""
     return main([*fit_arguments(voc, cues, folder, command), *words])

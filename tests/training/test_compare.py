@@ -5,12 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from tests.training.fits import run
 from training.cli import main
 from training.evaluation.evaluate import evaluate
-
-
-def run(*words) -> int:
-    return main([str(word) for word in words])
 
 
 def write_metrics(folder, iou, **more):

@@ -20,15 +20,11 @@ from datamodules.open_data import datamodule_from_settings
 from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task
 from tests.training.conftest import data_of, trainer_of
-from training.cli import main
+from tests.training.fits import run
 from training.evaluation.evaluate import evaluate
 from training.inference import load_trained, predictions, view_scores
 from training.predict import predict
 from training.segmentation_task import SegmentationTask
-
-
-def run(*words) -> int:
-    return main([str(word) for word in words])
 
 
 @pytest.fixture(scope="session")

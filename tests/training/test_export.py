@@ -26,7 +26,7 @@ from datamodules.images import normalize
 from datamodules.transforms import Transform
 from tests.tars import tar_bytes
 from tests.training.conftest import data_of, trainer_of
-from training.cli import main
+from tests.training.fits import run
 from training.export import export
 from training.exported_network import SIDECAR, load_exported
 from training.inference import load_trained
@@ -36,10 +36,6 @@ from training.segmentation_task import SegmentationTask
 
 EXPORT_PAGE = Path(__file__).parents[2] / "docs/pages/how-to/export.md"
 FORMATS = {"torchscript": "net.pt", "onnx": "net.onnx", "smp": "net"}
-
-
-def run(*words) -> int:
-    return main([str(word) for word in words])
 
 
 def blank_checkpoint(folder, voc, **settings):

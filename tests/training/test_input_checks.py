@@ -204,6 +204,8 @@ WEIGHTS = ("seed_weight", "expand_weight", "constrain_weight")
      "stage 'train': data.init_args.size is empty (null), and needs a value"),
     ({"data": {"init_args": {"root": "{photos}"}}}, "stage 'train': data needs a class_path"),
     ({"model": None}, "stage 'train': model needs a class_path"),
+    ({"model": {"class_path": "ClassifierTask", "init_args": {"backbone": "resnet18", "weights": None}}},
+     "stage 'train': model.init_args.weights is empty (null), and needs a value"),
     ({"model": {"class_path": "SegmentationTask"}},
      "stage 'train': loss 'sec' needs cues: give the data module targets: cues"),
     ({"model": {"class_path": "SegmentationTask", "init_args": {"loss": "cross_entropy"}}},
@@ -211,7 +213,7 @@ WEIGHTS = ("seed_weight", "expand_weight", "constrain_weight")
     ({"model": {"class_path": "SegmentationTask", "init_args": dict.fromkeys(WEIGHTS, 0.0)}},
      "stage 'train': the weights of the seed, expand and constrain losses are all 0"),
     ({"trainer": {"max_steps": 0}}, "stage 'train': trainer.max_steps is 0, and the training would have no step"),
-], ids=["null", "no data module", "no model", "no cues", "no masks", "no loss", "no step"])  # fmt: skip
+], ids=["null", "no data module", "no model", "no weights", "no cues", "no masks", "no loss", "no step"])  # fmt: skip
 def test_trainings_without_a_class_or_a_value(photos, tmp_path, started, capsys, words, change, message):
     options = {
         "data": {"class_path": "FolderDataModule", "init_args": {"root": "{photos}"}},

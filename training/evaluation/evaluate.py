@@ -12,7 +12,7 @@ from torch import Tensor
 from upath import UPath
 
 from datamodules.base_datamodule import BaseDataModule
-from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, read_classes
+from datamodules.class_names import IGNORE, VOC_CLASSES, mask_lut, read_classes, require_same_classes
 from datamodules.errors import InputError, UnreadableError
 from datamodules.files import AnyPath, check_output_folder, file_sha256, write_atomically, write_csv, write_json
 from datamodules.images import any_size, as_rgb, read_image
@@ -147,8 +147,7 @@ def evaluate(
     if cues_folder:
         with nullcontext() if cues else suppress(InputError):  # the cache of the training may be gone
             found = SeedCache(cues_folder)
-            if tuple(found.classes) != data.classes:
-                raise InputError(f"the seed cache {cues_folder} has other classes: {', '.join(found.classes)}")
+            require_same_classes(f"the seed cache {cues_folder}", found.classes, data.classes)
             cache = found
 
     class_names = ("background", *data.classes)

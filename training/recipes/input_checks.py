@@ -57,14 +57,14 @@ def build_task(options: Mapping[str, Any], data: BaseDataModule) -> BaseTask:
         InputError: the weights do not exist or do not fit, or an option is invalid.
     """
     model = options.get("model") or {}
-    arguments = {name: value for name, value in (model.get("init_args") or {}).items() if name != "weights"}
+    given, cls = dict(model.get("init_args") or {}), _find(model.get("class_path"), TASKS)
+    require_values("model", cls, given)
+    arguments = {name: value for name, value in given.items() if name != "weights"}
     if (file := weight_file(model)) is not None:
         if not Path(file).is_file():
             raise InputError(f"there are no weights {file}")
         arguments["weights"] = file
     arguments |= {"classes": list(data.classes), "in_channels": data.in_channels}
-    cls = _find(model.get("class_path"), TASKS)
-    require_values("model", cls, arguments)
     task: BaseTask = cls(**arguments)
     if isinstance(task, SegmentationTask):
         task.check_targets((options["data"].get("init_args") or {}).get("targets", data.hparams["targets"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from datamodules.annotations.shapes import NAMED_SOURCES
+from datamodules.annotations.sources import NAMED_SOURCES
 from datamodules.errors import UsageError, errors_at
 from datamodules.files import is_uri, write_atomically
 from training.parsers import ConfigDumper, UniqueKeyLoader, nearest, read_config, split_list

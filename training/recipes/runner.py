@@ -18,6 +18,7 @@ import yaml
 from rich.table import Column, Table
 from upath import UPath
 
+from datamodules.annotations.sources import referenced_files
 from datamodules.errors import InputError, UsageError, errors_at
 from datamodules.files import (
     AnyPath,
@@ -210,8 +211,6 @@ class Runner:
         folders = {name: str(self.folders[name]) for name in stage.needs}
         for name, value in options.items():
             if is_annotation_file(name, value):
-                from datamodules.annotations.sources import referenced_files  # OpenCV, here only
-
                 paths += referenced_files(UPath(substitute(value, folders)))
         before: Mapping[str, str | None] = started["files"] if started else {}
         dependencies = {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PROVENANCE_FILE = "provenance.json"
 PROVENANCE_KEY = "provenance"  # of a checkpoint
-PACKAGES = ("pytorch-lightning", "opencv-python-headless")  # in addition to those of seeds
+DISTRIBUTIONS = ("pytorch-lightning", "opencv-python-headless")  # in addition to those of seeds
 
 
 class RunRecord(pl.Callback):
@@ -77,7 +77,7 @@ class RunRecord(pl.Callback):
         data = loader.dataset  # an ImageDataset
         device, weights = trainer.strategy.root_device, UPath(str(task.hparams.get("weights")))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-        attempt = provenance(*PACKAGES) | {
+        attempt = provenance(*DISTRIBUTIONS) | {
             "source": source_revision(ALL_PACKAGES), "precision": str(trainer.precision),
             "from_step": trainer.global_step, "seed": run_seed(),
             "torch": {"threads": torch.get_num_threads(), "processes": trainer.world_size, "device": name},
