@@ -21,7 +21,7 @@ from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError, os_errors
 from datamodules.files import AnyPath, existing_files, expand_home, file_sha256, is_uri, list_folder, storage_errors
 from datamodules.image_ids import INVALID_ID, is_valid_id
-from datamodules.progress import print_message
+from datamodules.progress import first_few, print_message
 from datamodules.sample import Sample, SplitSamples, any_tagged, require_masks, require_tags
 from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
 from datamodules.samplers import TrainSampler, run_seed
@@ -147,7 +147,8 @@ class BaseDataModule(pl.LightningDataModule):
         for name in self.classes:
             # a line of classes.txt, a key in metrics
             if name.strip("_").casefold() == "background" or name.splitlines() != [name]:
-                rule = "a class is one line of text other than background; choose others with classes"
+                rule = "a class is one line of text other than background; choose the others with classes"
+                rule += ", and images without any of them are background"
                 raise InputError(f"{name!r} cannot be one of the classes {where}: {rule}")
         self.mask_classes, self.mask_lut = known, mask_lut(known, self.classes)
         # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then tells the
@@ -332,6 +333,8 @@ class BaseDataModule(pl.LightningDataModule):
         if not with_masks:
             require_tags(samples, self.classes, self.source)
             samples = with_tags(samples, "training")
+        if hp["targets"] == "tags" and (absent := set(self.classes).difference(*(each.tags or () for each in samples))):
+            print_message(f"warning: classes without a training image cannot be learned: {first_few(sorted(absent))}")
         return ImageDataset(
             samples, self.classes, hp["size"], mask_lut=self.mask_lut if with_masks or with_annotations else None,
             training=True, augment=self.augment, cues=cues, cue_stride=hp["cue_stride"], channels=self.in_channels,

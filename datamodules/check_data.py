@@ -22,6 +22,9 @@ from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import first_few, print_message, print_result, track
 from datamodules.sample import Sample, multi_hot
 
+MIN_LEVELS = 32
+"""Levels of gray between the darkest and the brightest pixel below which an image has lost most of its content."""
+
 MIN_IMAGES = 20
 """Images of a class below which it is named; the rarest class of VOC animals has 196 in ``trainaug``."""
 
@@ -46,7 +49,7 @@ class Finding(NamedTuple):
 
     Attributes:
         kind: ``unreadable``, ``identical``, ``composed``, ``spelling``, ``empty``, ``numbers``, ``untagged``,
-            ``few``, ``everywhere``, ``together``, ``masks`` or ``small``.
+            ``few``, ``everywhere``, ``together``, ``masks``, ``small`` or ``dark``.
         sentence: what was found and what to do.
         images: ids concerned, where it is about images; groups of them for ``identical``.
         classes: names concerned, where it is about classes.
@@ -118,6 +121,7 @@ def check_data(
         *mask_problems(everything, data.mask_lut, data.classes, fingerprints),
         *(unused_masks(data.masks, data.all_ids) if isinstance(data, FolderDataModule) and data.masks else ()),
         *small_objects(fingerprints, size, cue_stride),
+        *dark_images(fingerprints),
     ]
     counts = Counter(tag for sample in everything[: len(samples)] for tag in sample.tags or ())
     print_result(f"{len(samples):,} images in the split {split!r} of {data.source}, {len(data.classes)} classes:")
@@ -183,7 +187,10 @@ def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Find
         return [Finding("untagged", "the tags of no image are known: a classifier needs them; give the images tags")]
     labels = multi_hot(tagged, classes) > 0  # (N, C)
     counts, found = labels.sum(axis=0), list[Finding]()
-    if few := [name for name, count in zip(classes, counts, strict=True) if count < MIN_IMAGES]:
+    if absent := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        sentence = "classes without an image in this split cannot be learned: add images of them, or leave them out by "
+        found.append(Finding("few", f"{sentence}the option classes: {first_few(absent)}", classes=absent))
+    if few := [name for name, count in zip(classes, counts, strict=True) if 0 < count < MIN_IMAGES]:
         words = [f"{name} ({counts[classes.index(name)]})" for name in few]
         sentence = f"classes with fewer than {MIN_IMAGES} images are hardly learned: add images of them, or leave them "
         found.append(Finding("few", f"{sentence}out by the option classes: {first_few(words)}", classes=few))
@@ -316,3 +323,15 @@ def small_objects(fingerprints: Mapping[str, Fingerprint], size: int, cue_stride
         f"in the YAMLs of the stages, or cut the photos"
     )
     return [Finding("small", sentence)]
+
+
+def dark_images(fingerprints: Mapping[str, Fingerprint]) -> list[Finding]:
+    """Return a finding where half of the images have hardly any contrast; none otherwise."""
+    dark = [name for name, each in fingerprints.items() if each.levels < MIN_LEVELS]
+    if not dark or 2 * len(dark) < len(fingerprints):
+        return []
+    sentence = (
+        f"{len(dark)} of {len(fingerprints)} images have fewer than {MIN_LEVELS} levels between their darkest and "
+        f"brightest pixel: {first_few(dark)}; of 16-bit PNGs the high byte is read, so scale their values to 8 bits"
+    )
+    return [Finding("dark", sentence, dark)]

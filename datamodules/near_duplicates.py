@@ -29,12 +29,14 @@ class Fingerprint(NamedTuple):
         width: in pixels.
         bits: the signs of its horizontal differences on a coarse grid, uint64 (4,).
         small: the image in gray and small, of mean 0 and norm 1, float32 (1024,); zeros for one gray value.
+        levels: the brightest minus the darkest value in gray.
     """
 
     height: int
     width: int
     bits: NDArray[np.uint64]
     small: NDArray[np.float32]
+    levels: int
 
 
 def read_fingerprints(samples: Sequence[Sample], channels: int = 3) -> tuple[dict[str, Fingerprint], dict[str, str]]:
@@ -51,7 +53,8 @@ def read_fingerprints(samples: Sequence[Sample], channels: int = 3) -> tuple[dic
         small = cv2.resize(gray, (GRAY_SIDE, GRAY_SIDE), interpolation=cv2.INTER_AREA).ravel().astype(np.float32)
         small -= small.mean()
         height, width = image.shape[:2]
-        return Fingerprint(height, width, bits, small / max(float(np.linalg.norm(small)), 1e-6))
+        levels = int(gray.max()) - int(gray.min())
+        return Fingerprint(height, width, bits, small / max(float(np.linalg.norm(small)), 1e-6), levels)
 
     with ThreadPoolExecutor() as pool:
         read_ones = list(track(pool.map(read, samples), "reading", len(samples)))

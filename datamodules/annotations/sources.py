@@ -144,9 +144,13 @@ def add_annotations(
         for sample in samples.values()
     ]  # fmt: skip
     with ThreadPoolExecutor() as pool:  # masks are read where tags may change
-        result = list(
-            pool.map(lambda sample: _with_tags(sample, lut, classes, corrects=sample.id not in own), complete)
-        )
+        read = list(pool.map(lambda sample: _with_tags(sample, lut, classes, corrects=sample.id not in own), complete))
+    result, contents = [sample for sample, _ in read], [names for _, names in read if names is not None]
+    tags = frozenset[str]().union(*(samples[name].tags or () for name in masks_by_id if name not in own))
+    if contents and not any(contents) and not tags.isdisjoint(classes):
+        indices = ", ".join(f"{index} for {name}" for index, name in enumerate(mask_classes[:3], start=1))
+        meaning = f"0 is background, 255 is not known, and objects have the index {indices}"
+        print_message(f"warning: no mask in the annotations shows a class: {meaning}")
     changed = [
         " ".join([each.id, *(f"+{tag}" for tag in sorted(new - old)), *(f"-{tag}" for tag in sorted(old - new))])
         for each, sample in zip(result, samples.values(), strict=True)
@@ -195,8 +199,10 @@ def _is_chosen(
     return item.name in classes
 
 
-def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corrects: bool) -> Sample:
-    """Return a sample with the tags that follow from its annotations.
+def _with_tags(
+    sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corrects: bool
+) -> tuple[Sample, frozenset[str] | None]:
+    """Return a sample with the tags that follow from its annotations, and the classes in a mask from a file, or None.
 
     Args:
         sample: the sample.
@@ -210,7 +216,7 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
     shapes: list[Shape] = [*sample.points, *sample.scribbles, *sample.boxes]
     known, mask = sample.tags, sample.mask
     if (known is not None and (mask is None or not corrects)) or (mask is None and not shapes):
-        return sample
+        return sample, None
     indices = {IGNORE}
     if isinstance(mask, RleMask):
         indices = set(lut[list(mask.indices)].tolist())
@@ -220,16 +226,16 @@ def _with_tags(sample: Sample, lut: np.ndarray, classes: Sequence[str], *, corre
         except UnreadableError:
             if known is None:
                 raise
-            return sample  # reading the mask raises the error, where it is needed
+            return sample, None  # reading the mask raises the error, where it is needed
     with suppress(UnreadableError):
         if isinstance(mask, RleMask) and corrects and not is_uri(sample.image):  # else compared when it is read
             require_same_size(f"mask {mask}", mask.size, f"its image {sample.image}", image_size(sample.image))
-    names = frozenset(classes[index - 1] for index in indices - {0, IGNORE})
-    names |= {each.name for each in shapes} - {BACKGROUND}
+    shown = frozenset(classes[index - 1] for index in indices - {0, IGNORE})
+    names, in_mask = shown.union(each.name for each in shapes) - {BACKGROUND}, shown if mask and corrects else None
     if known is None:
-        return replace(sample, tags=names) if names or IGNORE not in indices else sample
+        return (replace(sample, tags=names) if names or IGNORE not in indices else sample), in_mask
     kept = known if IGNORE in indices else known.difference(classes)
-    return replace(sample, tags=names | kept)
+    return replace(sample, tags=names | kept), in_mask
 
 
 def _own_masks(masks: Mapping[str, Mask | None], samples: SplitSamples) -> Iterator[Annotation]:

@@ -548,6 +548,17 @@ def test_the_last_of_two_masks_counts(voc, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_masks_of_0_and_255_from_a_file(voc, tmp_path, capsys):
+    """Many tools write objects as 255, which is not known here."""
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:9] = 255
+    Image.fromarray(mask).save(tmp_path / "p1.png")
+    source = write_csv(tmp_path / "a.csv", [{"id": "p1", "mask": "p1.png"}])
+    assert read(open_voc(voc, source))["p1"].tags == {"bat"}
+    message = "warning: no mask in the annotations shows a class: 0 is background, 255 is not known, and objects have "
+    assert f"{message}the index 1 for ant, 2 for bat, 3 for cow" in capsys.readouterr().err
+
+
 def test_masks_from_files_correct_tags(voc, tmp_path, capsys):
     """p0 is tagged ant, p1 bat, p3 cow."""
     ant, bat, unknown = np.zeros((3, 48, 64), np.uint8)

@@ -124,6 +124,16 @@ def test_samples_and_loaders_of_any_split(voc):
     assert batch["original"][0].shape == (60, 64, 3)
 
 
+def test_a_class_without_a_training_image_is_named(voc, capsys):
+    """Only where a classifier learns it, and only then."""
+    for source, named in (("ant", False), ("zebra", True)):
+        (voc / "classes.txt").write_text(f"{source}\nbat\ncow\n")
+        data = data_of(voc, labels="xml", val_split=None)
+        data.setup("fit")
+        message = "warning: classes without a training image cannot be learned: zebra"
+        assert (message in capsys.readouterr().err) == named
+
+
 def test_classes_are_known_at_once(voc, tmp_path):
     assert data_of(voc).classes == ("ant", "bat", "cow")
     assert data_of(voc, classes=["cow"]).classes == ("cow",)

@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from datamodules.check_data import MIN_IMAGES, name_problems, tag_problems
 from datamodules.coco import COCODataModule
@@ -121,6 +122,10 @@ def test_numbers_of_images_of_classes():
     )
     assert not found
     assert [each.kind for each in tag_problems([Sample("a", "", None)], classes)] == ["untagged"]
+    absent, few = tag_problems([*samples(1, "cat"), *samples(30, "dog")], classes)
+    assert absent.classes == ["road"]
+    assert absent.sentence.startswith("classes without an image in this split cannot be learned")
+    assert few.classes == ["cat"]
 
 
 def test_bad_input_is_one_sentence(photos, tmp_path, capsys):
@@ -267,18 +272,32 @@ def test_masks_of_another_size_than_their_images(photos, tmp_path):
     assert found[0]["sentence"].endswith(" is 128x96")
 
 
+def test_scans_of_12_bits_in_16_bit_pngs(tmp_path):
+    """Their high bytes have 16 levels."""
+    random = np.random.default_rng(0)
+    for number in range(4):
+        scan = random.integers(0, 4096, (60, 60), dtype=np.uint16)
+        Image.fromarray(scan).save(tmp_path / f"{number}.png")
+    (tmp_path / "tags.csv").write_text("file,tags\n0.png,a\n1.png,\n2.png,a\n3.png,\n")
+    (found,) = [each for each in check(tmp_path, tmp_path / "check.json")[1] if each["kind"] == "dark"]
+    assert found["images"] == ["0", "1", "2", "3"]
+    assert found["sentence"].startswith("4 of 4 images have fewer than 32 levels between their darkest and brightest ")
+    for number in range(3):
+        Image.fromarray(random.integers(0, 65536, (60, 60), dtype=np.uint16)).save(tmp_path / f"{number}.png")
+    assert "dark" not in {each["kind"] for each in check(tmp_path, tmp_path / "check.json")[1]}
+
+
 def test_images_whose_grids_are_alike_and_whose_grays_are_not_are_no_copies():
     """The same signs of differences; correlations 1, 0.96 and 0.94."""
     bits, one = np.zeros(4, np.uint64), np.eye(1024, dtype=np.float32)
 
     def fingerprint(correlation):
-        return Fingerprint(
-            8, 8, bits, np.float32(correlation) * one[0] + np.float32((1 - correlation**2) ** 0.5) * one[1]
-        )
+        small = np.float32(correlation) * one[0] + np.float32((1 - correlation**2) ** 0.5) * one[1]
+        return Fingerprint(8, 8, bits, small, 255)
 
     images = {
         "a": fingerprint(1),
         "b": fingerprint(0.94),
-        "c": Fingerprint(8, 8, bits, fingerprint(0.96).small * [1, -1, *[1] * 1022]),
+        "c": Fingerprint(8, 8, bits, fingerprint(0.96).small * [1, -1, *[1] * 1022], 255),
     }
     assert near_groups(images) == [["a", "c"]]

@@ -6,7 +6,7 @@ import torch
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from tests.training.label_maps import NAMES, blobs, counts_of
-from training.evaluation.evaluation_table import compute_metrics
+from training.evaluation.evaluation_table import absent_classes, compute_metrics
 from training.evaluation.metrics import SegmentationCounts
 
 
@@ -26,6 +26,7 @@ def test_worked_by_hand():
     assert found["mean_accuracy"] == pytest.approx((1 / 2 + 3 / 5) / 2)
     assert found["confusion"]["pixels"] == [[1, 1, 0, 0], [1, 3, 1, 0], [0] * 4, [0] * 4]
     assert found["miou_interval"] is None  # one image has no interval
+    assert absent_classes(found) == "1 of 4 classes are in no mask and no prediction, and not in the means: owl"
     assert [(pair["truth"], pair["predicted"], pair["pixels"], pair["share"]) for pair in found["confused"]] == [
         ("background", "cat", 1, 0.5), ("cat", "background", 1, 0.2), ("cat", "dog", 1, 0.2),
     ]  # fmt: skip

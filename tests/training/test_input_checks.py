@@ -105,6 +105,17 @@ def test_inputs_that_a_later_stage_refuses(photos, tmp_path, started, monkeypatc
     assert started == []
 
 
+def test_what_check_finds_in_the_tags_is_printed_once(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.recipes.estimate.time_step", lambda *_arguments: (0.0, 0, 0))
+    table = photos / "tags.csv"
+    first, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([first, rows[0].replace("cat", "Cat"), *rows[1:]]))
+    assert main(["run", *WORDS, f"--root={photos}", f"--output={tmp_path / 'out'}", "--dry_run=true"]) == 0
+    printed = capsys.readouterr().err
+    assert printed.count("warning: Cat, cat look like one class") == 1
+    assert printed.count("warning: classes with fewer than 20 images are hardly learned") == 1
+
+
 def test_headers_are_read_once_for_all_stages(photos, tmp_path, started, monkeypatch):
     """And a recipe without mistakes starts."""
     read = []

@@ -44,6 +44,15 @@ def test_the_interval_of_equal_images_is_a_point_and_void_images_do_not_count():
     assert compute_metrics(counts_of([(pred, blank)]))["miou"] is None
 
 
+def test_a_class_of_two_images_has_no_interval():
+    """One in eight draws of twenty images would lack it, and be the mean of other classes."""
+    rare, usual = np.full((8, 8), 2), np.ones((8, 8), int)
+    usual[:4] = 0
+    for images, exists in ((2, False), (3, True)):
+        pairs = [(torch.tensor(each), torch.tensor(each)) for each in [rare] * images + [usual] * (20 - images)]
+        assert (miou_interval(counts_of(pairs).per_image) is not None) == exists
+
+
 def test_confused_pairs_go_by_their_share():
     matrix = np.array([[900, 90, 10], [1, 5, 4], [0, 0, 0]])
     pairs = confused_pairs(matrix, NAMES[:3])[:3]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from datamodules.progress import percent, print_result
+from datamodules.progress import first_few, percent, print_result
 from seeds.evaluation.confusion_matrix import class_iou, mean_iou, none_if_nan, ratio
 from training.evaluation.metrics import SegmentationCounts, confused_pairs, miou_interval
 from training.runs.provenance_record import provenance_lines
@@ -105,6 +105,8 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     if interval := metrics["miou_interval"]:
         bounds = f"{100 * interval['level']:.0f} % interval {percent(interval['low'])} to {percent(interval['high'])}"
         print_result(f"mean IoU {percent(metrics['miou'])}, {bounds} ({interval['resamples']} draws of the images)")
+    if absent := absent_classes(metrics):
+        print_result(absent)
     accuracy, mean_accuracy = percent(metrics["pixel_accuracy"]), percent(metrics["mean_accuracy"])
     print_result(f"pixel accuracy {accuracy}, mean over classes {mean_accuracy}")
     if record := metrics.get("provenance"):
@@ -112,6 +114,14 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         for name, value in provenance_lines(record):
             facts.add_row(Text(name, style="dim"), value)
         print_result(facts)
+
+
+def absent_classes(metrics: Mapping[str, Any]) -> str:
+    """Return a sentence about the classes that are neither in the masks nor predicted; empty where there are none."""
+    known = metrics["confusion"]["classes"]
+    absent = [name for name in known if name not in metrics["iou"]]
+    counts = f"{len(absent)} of {len(known)} classes are in no mask and no prediction, and not in the means"
+    return f"{counts}: {first_few(absent)}" if absent else ""
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[list[Any]]:

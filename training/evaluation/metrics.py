@@ -17,6 +17,7 @@ RESAMPLES = 1000  # of the bootstrap
 CHUNK = 50  # resamples that are computed together
 SEED = 0  # of the bootstrap
 LEVEL = 0.95  # confidence level of the interval
+MIN_IMAGES = 3  # with a class; a draw of many images lacks a class that is in three of them in one of 20 cases
 
 
 class SegmentationCounts:
@@ -102,13 +103,17 @@ def miou_interval(per_image: Sequence[NDArray[np.int64]]) -> dict[str, Any] | No
         per_image: int64 (3, K) of each image, as in `SegmentationCounts`.
 
     Returns:
-        ``low``, ``high``, ``level``, ``resamples``, ``seed``; None for fewer than two images with counted pixels.
+        ``low``, ``high``, ``level``, ``resamples``, ``seed``; None for fewer than two images with counted pixels, and
+        where a class is in fewer than ``MIN_IMAGES`` of them: many draws would lack it, and have another mean.
     """
     counted = [counts for counts in per_image if counts.any()]
     total = len(counted)
     if total < 2:
         return None
     stacked = np.stack(counted, axis=1).astype(np.float64)  # (3, N, K), exact
+    images = stacked[1:].any(axis=0).sum(axis=0)  # (K,), of those in which a class is true or predicted
+    if ((images > 0) & (images < min(MIN_IMAGES, total))).any():
+        return None
     random, means = np.random.default_rng(SEED), []
     for _ in range(RESAMPLES // CHUNK):  # all draws of many images together would not fit in memory
         draws = random.multinomial(total, np.full(total, 1 / total), size=CHUNK)  # (R, N)

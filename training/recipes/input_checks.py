@@ -9,9 +9,11 @@ from typing import Any
 from pytorch_lightning.accelerators import AcceleratorRegistry
 
 from datamodules.base_datamodule import BaseDataModule
+from datamodules.check_data import name_problems, tag_problems
 from datamodules.errors import InputError, errors_at, unknown_name
 from datamodules.files import is_uri
 from datamodules.masks import read_class_mask
+from datamodules.progress import print_message
 from datamodules.sample import require_tags
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.unreadable_images import UnreadableImages, readable, too_many
@@ -83,6 +85,7 @@ class InputChecks:
     def __init__(self) -> None:
         self._images: set[Any] = set()
         self._tasks: set[str] = set()
+        self._reported: set[str] = set()  # sentences about names and tags
         self.timed_steps: dict[str, tuple[float, int, int]] = {}  # see `training.recipes.estimate.estimate_training`
 
     def check_existing(self, waiting: Sequence[Stage], stages: Sequence[Stage]) -> None:
@@ -106,6 +109,8 @@ class InputChecks:
     def check_images(self, data: BaseDataModule) -> int:
         """Check tags, annotations and images as a training does when it starts; return the number of training images.
 
+        Findings of `tag2mask check` about the names of classes and their numbers of images are printed.
+
         Raises:
             InputError: a split is empty, an image is missing, too many have no readable header, or tags or annotations
                 are invalid, such as a mask with an unknown index.
@@ -115,6 +120,10 @@ class InputChecks:
         train, split, share = data.training_samples(), data.hparams["val_split"], data.unreadable.share
         if data.hparams["targets"] == "tags":
             require_tags(train, data.classes, data.source)
+            for finding in (*name_problems(data.classes), *tag_problems(train, data.classes)):
+                if finding.sentence not in self._reported:
+                    print_message(f"warning: {finding.sentence}")
+                self._reported.add(finding.sentence)
         splits = [train] if split is None else [train, data.samples(split)]
         files = (share, *(tuple((each.image, str(each.mask)) for each in samples) for samples in splits))
         if files not in self._images:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.transforms import resize_nearest
-from training.evaluation.evaluation_table import COLUMNS
+from training.evaluation.evaluation_table import COLUMNS, absent_classes
 from training.image_overlays import cue_layer, label_layer, shrink
 from training.reports.example_selection import Example, Section
 from training.reports.pages import LONGEST, class_legend, embed, embed_layers, render
@@ -73,6 +73,8 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("views", f"scales {metrics['scales']}, flip {'yes' if metrics['flip'] else 'no'}"),
             *([("tiles", f"{metrics['tile']} pixels, overlap {metrics['overlap']}")] if "tile" in metrics else []),
         ]
+    if absent := absent_classes(metrics):
+        facts.append(("classes", absent))
     if interval := metrics["miou_interval"]:
         facts.append(("interval", f"bootstrap over images: {interval['resamples']} draws, seed {interval['seed']}"))
     return facts + (list(provenance_lines(record)) if (record := metrics.get("provenance")) else [])
