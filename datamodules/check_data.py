@@ -167,7 +167,8 @@ def identical_images(groups: Sequence[Sequence[Sample]], validation: Collection[
     both = [group for group in groups if len({sample.id in validation for sample in group}) > 1]
     same = f"{sum(map(len, groups))} images are nearly identical to another one, in {len(groups)} groups; "
     tags = f"{len(differ)} of these groups have different tags; look which are wrong"
-    splits = f"{len(both)} of these groups are in the training and in the validation split, whose figures are too good"
+    splits = f"{len(both)} of these groups are in the training and in the validation split, whose figures are "
+    splits += "too good; score on images of other scenes (evaluate --root)"
     found = [
         (groups, f"{same}one of each group is enough: {first_few([ids(group) for group in groups])}"),
         (differ, f"{tags}: {first_few([ids_and_tags(group) for group in differ], '; ')}"),

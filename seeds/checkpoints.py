@@ -66,7 +66,7 @@ def read_checkpoint(path: str | AnyPath, task: str) -> dict[str, Any]:
     """Read a checkpoint and check that it is of ``task``, such as "classifier" or "segmentation".
 
     Raises:
-        InputError: as `read_file`, or the checkpoint is of another task or of another version.
+        InputError: as `read_file`, or the checkpoint is of another task or version.
     """
     return check_checkpoint(read_file(path), path, task)
 
@@ -75,7 +75,7 @@ def check_checkpoint(checkpoint: dict[str, Any], path: str | AnyPath, task: str)
     """Return the content of a file that `read_file` has read, if it is a checkpoint of ``task``.
 
     Raises:
-        InputError: it is no checkpoint of this program, of another task or of another version.
+        InputError: it is no checkpoint of this program, of another task or version.
     """
     header = checkpoint.get(SIGNATURE)
     if not isinstance(header, dict) or "state_dict" not in checkpoint:

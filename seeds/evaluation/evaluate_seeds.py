@@ -92,8 +92,8 @@ def evaluate_seeds(
         raise InputError(f"the split {split!r} of {data.root} has no masks; seeds are scored against masks")
     if len(samples) < len(listed):
         print_message(f"{len(samples)} of {len(listed)} images of {split!r} have a mask; the others are not scored")
-    in_tiles = "tile" in seeds.settings
-    with any_size() if in_tiles else nullcontext():
+    size_limit = any_size if "tile" in seeds.settings else nullcontext
+    with size_limit():
         samples = readable(samples, data.unreadable)
     fixed = float(seeds.settings.get("fg_threshold", 0.2) if threshold is None else threshold)
     explainer = None
@@ -106,7 +106,7 @@ def evaluate_seeds(
 
     names = ("background", *seeds.classes)
     sweep, cue_metrics = ThresholdSweep(len(names), fixed), CueMetrics(len(names))
-    with any_size() if in_tiles else nullcontext():
+    with size_limit():
         for sample in track(samples, "scoring seeds"):
             assert sample.mask is not None
             truth = read_class_mask(sample.mask, data.mask_lut)
