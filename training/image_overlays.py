@@ -30,8 +30,11 @@ BACKGROUND_COLOUR = (84, 98, 122)  # of background cues
 LABEL_STRENGTH = 0.62  # share of the class's colour in a pixel
 HEAT_STRENGTH = 0.75  # share of the colour in a pixel where a map is highest
 GAP, CAPTION, MARGIN = 6, 24, 96  # pixels of `figure_grid`: gap, height of a line, least width of row labels
-# Fonts of Linux, macOS and Windows; Pillow's own has ASCII alone.
-FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+# Fonts of Linux, macOS and Windows, those with Chinese, Japanese and Korean last; Pillow's own has ASCII alone.
+FONTS = (
+    "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf", "NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "msyh.ttc",
+)  # fmt: skip
+UNASSIGNED = "\U0010fffe"  # a character that no font has
 BRIGHTEST = 99.5  # percentile of a gradient's values that is shown at full contrast: a few pixels exceed all others
 
 
@@ -155,7 +158,8 @@ def figure_grid(columns: Sequence[str], rows: Sequence[str], images: Sequence[Se
         uint8 (H', W', 3).
     """
     height, width = images[0][0].shape[:2]
-    font, title_font = _font(14), _font(16)
+    texts = "".join([title, *rows, *columns])
+    font, title_font = _font(14, texts), _font(16, texts)
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))  # measures the texts, which may exceed their images
     labels = [draw.multiline_textbbox((0, 0), caption, font=font) for caption in rows]
     margin = max(MARGIN, *(int(right) + 2 * GAP for _, _, right, _ in labels))
@@ -174,11 +178,16 @@ def figure_grid(columns: Sequence[str], rows: Sequence[str], images: Sequence[Se
     return np.asarray(page)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def _font(size: int, text: str) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return the first of ``FONTS`` that has all characters of a text; the first one that exists where none has."""
+    fonts = []
     for name in FONTS:
         with suppress(OSError):
-            return ImageFont.truetype(name, size)
-    return ImageFont.load_default(size)
+            fonts.append(font := ImageFont.truetype(name, size))
+            box = bytes(font.getmask(UNASSIGNED))  # what it draws for a character that it lacks
+            if all(bytes(font.getmask(each)) != box for each in set(text) if not each.isspace()):
+                return font
+    return fonts[0] if fonts else ImageFont.load_default(size)
 
 
 def encode_image(image: Pixels, kind: Literal["jpeg", "png"], **options: Any) -> bytes:

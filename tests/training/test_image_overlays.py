@@ -3,7 +3,9 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import ImageFont
 
+from training import image_overlays
 from training.image_overlays import (
     BACKGROUND_COLOUR,
     class_colour,
@@ -118,3 +120,15 @@ def test_texts_of_a_grid_keep_their_places(shape):
         assert np.array_equal(less[: height - 6, : width - 6], page[: height - 6, : width - 6])
     assert (page[:, : width - 6] == 255).all(axis=2)[:, -4:].all()  # no caption reaches the next column
     assert (page[height - 4 : height] == 255).all()
+
+
+def test_the_font_has_all_characters_of_the_figure(monkeypatch):
+    """Chinese names of classes would be boxes in the first font. DejaVu Sans has a snowman."""
+    fonts = ("LiberationSans-Regular.ttf", "DejaVuSans.ttf")
+    try:
+        first, second = (ImageFont.truetype(name, 14).getname() for name in fonts)
+    except OSError:
+        pytest.skip("Liberation Sans and DejaVu Sans are not installed")
+    monkeypatch.setattr(image_overlays, "FONTS", ("none.ttf", *fonts))
+    for text, expected in (("Größe 1", first), ("☃ Größe", second), ("\U0010ffff", first)):
+        assert image_overlays._font(14, text).getname() == expected
