@@ -67,8 +67,8 @@ def join_path(folder: AnyPath, name: str) -> AnyPath:
 
 
 def expand_home(path: str) -> str:
-    """Return a path with the home folder in place of ``~``, as in a YAML; a URI as it is."""
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+    """Return a path with the home folder in place of ``~/``, which no shell has replaced in a YAML."""
+    return str(Path(path).expanduser()) if path.startswith("~/") else path
 
 
 @contextmanager
