@@ -23,8 +23,8 @@ from training.segmentation_task import SegmentationTask
 CURVES = Path(__file__).with_name("annotation_curves.csv")
 """mIoU on VOC animals' ``val``, by kind of annotation, share of the training images that have it, and random seed.
 
-``tags`` are tags alone, of all images; ``masks`` and ``points`` are drawn into a share of the images, which all have
-tags; ``masks alone`` is a training on these masks without tags. Fewer tags and scribbles have not been measured with
+``tags`` are tags alone, of all images; ``masks``, ``points`` and ``scribbles`` are drawn into a share of the images,
+which all have tags; ``masks alone`` is a training on these masks without tags. Fewer tags have not been measured with
 three random seeds. The table in ``docs/pages/experiments.md`` has the commands and the revision.
 """
 
@@ -82,8 +82,8 @@ def plan(
 
     The number of images that can be annotated follows from the seconds per image. The gain in mIoU is the one that was
     measured on VOC animals where the same share of the training images was annotated, with its standard deviation over
-    three random seeds. Nothing is printed for more than was measured: for more tags and for scribbles there are the
-    numbers of images alone. For a network trained on masks without tags, the gain is that of masks alone.
+    three random seeds. Nothing is printed for more than was measured: for more tags there is the number of images
+    alone. For a network trained on masks without tags, the gain is that of masks alone.
 
     Args:
         checkpoint: the segmentation network of the run; it records the data set and its annotations.

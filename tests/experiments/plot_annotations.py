@@ -20,7 +20,7 @@ IMAGES = 1252
 STYLES = {
     "tags": ("tags", "o", "tab:blue"),
     "points": ("tags + a point for each class", "^", "tab:green"),
-    "scribbles": ("tags + a line for each class", "s", "tab:olive"),
+    "scribbles": ("tags + a scribble for each class", "s", "tab:olive"),
     "masks": ("tags + masks", "o-", "tab:red"),
     "masks alone": ("masks alone", "o--", "0.4"),
 }
