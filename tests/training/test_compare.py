@@ -52,7 +52,8 @@ def test_compare_of_seeds_shows_mean_and_deviation(tmp_path, capsys):
     assert "±" not in capsys.readouterr().out
 
 
-def test_compare_of_what_evaluate_wrote(voc, predicted_masks, tmp_path, capsys):
+def test_compare_of_what_evaluate_wrote(voc, predicted_masks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.evaluation.metrics.MIN_IMAGES", 1)  # a class is in one of the four images
     for name in ("a", "b"):
         evaluate(predictions=predicted_masks[0], root=str(voc), output=tmp_path / name, num_images=0)
     capsys.readouterr()
