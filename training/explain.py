@@ -63,7 +63,7 @@ def explain(
         raise InputError(f"strongest {strongest} must be at least 1")
     if page is not None and (classes or methods):
         given = "classes" if classes else "methods"
-        raise InputError(f"page names the one class of its page, and has methods of its own: leave {given} out")
+        raise InputError(f"page names the one class of its page, and its methods are fixed: leave {given} out")
     samples = photo_samples(photos)
     names = list(SIDES.values() if page is not None else DEFAULT_METHODS if methods is None else methods)
     if not names:

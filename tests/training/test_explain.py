@@ -114,7 +114,7 @@ def test_for_and_against_stand_side_by_side(classifier, photos, tmp_path):
      (["{photos}/p0.jpg", "--classes", "green"], 1, "of the classifier: did you mean 'red'"),
      (["{photos}/p0.jpg", "--page", "green"], 1, "class 'green' does not exist"),
      (["{photos}/p0.jpg", "--page", "red", "--classes", "red"], 1, "page names the one class of its page"),
-     (["{photos}/p0.jpg", "--page", "red", "--methods", "gradcam"], 1, "has methods of its own: leave methods out"),
+     (["{photos}/p0.jpg", "--page", "red", "--methods", "gradcam"], 1, "and its methods are fixed: leave methods out"),
      (["{photos}/p0.jpg", "--layer", "featurs"], 1, "no layer 'featurs'; did you mean 'features'"),
      (["{photos}/nothing.jpg"], 1, "nothing.jpg"), ([], 2, ""),
      (["{photos}/p0.jpg", "--method", "gradcam"], 2, "method")],

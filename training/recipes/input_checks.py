@@ -85,7 +85,7 @@ class InputChecks:
     def __init__(self) -> None:
         self._images: set[Any] = set()
         self._tasks: set[str] = set()
-        self._reported: set[str] = set()  # sentences about names and tags
+        self._tags: set[Any] = set()
         self.timed_steps: dict[str, tuple[float, int, int]] = {}  # see `training.recipes.estimate.estimate_training`
 
     def check_existing(self, waiting: Sequence[Stage], stages: Sequence[Stage]) -> None:
@@ -120,10 +120,11 @@ class InputChecks:
         train, split, share = data.training_samples(), data.hparams["val_split"], data.unreadable.share
         if data.hparams["targets"] == "tags":
             require_tags(train, data.classes, data.source)
-            for finding in (*name_problems(data.classes), *tag_problems(train, data.classes)):
-                if finding.sentence not in self._reported:
+            tags = data.source, data.hparams["train_split"], data.classes
+            if tags not in self._tags:
+                for finding in (*name_problems(data.classes), *tag_problems(train, data.classes)):
                     print_message(f"warning: {finding.sentence}")
-                self._reported.add(finding.sentence)
+            self._tags.add(tags)
         splits = [train] if split is None else [train, data.samples(split)]
         files = (share, *(tuple((each.image, str(each.mask)) for each in samples) for samples in splits))
         if files not in self._images:
