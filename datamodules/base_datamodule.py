@@ -151,7 +151,7 @@ class BaseDataModule(pl.LightningDataModule):
                 rule += ", and images without any of them are background"
                 raise InputError(f"{name!r} cannot be one of the classes {where}: {rule}")
         self.mask_classes, self.mask_lut = known, mask_lut(known, self.classes)
-        # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then tells the
+        # plain values only: checkpoints load with weights_only. The names of the classes: a checkpoint then records the
         # meaning of its channels, and Lightning finds the same value in the task's settings
         paths = ("root", "cues", "cues_checkpoint")
         settings |= {name: expand_home(str(settings[name])) for name in paths if settings[name]}
@@ -348,7 +348,7 @@ class BaseDataModule(pl.LightningDataModule):
         return batch
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Shuffled and augmented batches; images that do not fill a last optimizer step are left out of the epoch."""
+        """Return shuffled and augmented batches; images that do not fill a last optimizer step are left out."""
         data = self._datasets["train"]
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         rate = self.hparams["mask_sampling_rate"] if data.with_annotations else 1
@@ -360,13 +360,13 @@ class BaseDataModule(pl.LightningDataModule):
         return self._loader(data, sampler=sampler, persistent=True)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
-        """Batches of the validation split; none where ``val_split`` is None."""
+        """Return batches of the validation split; none where ``val_split`` is None."""
         if self.hparams["val_split"] is None:
             return []
         return self._loader(self._datasets["val"], persistent=True)
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Batches of the test split."""
+        """Return batches of the test split."""
         return self._loader(self._datasets["test"])
 
     predict_dataloader = test_dataloader

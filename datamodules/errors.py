@@ -40,7 +40,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the question whether the nearest known name is meant, in any case of letters; empty where none is near."""
+    """Return a hint with the known name nearest to a mistyped one, in any case of letters; empty where none is near."""
     by_lower_case = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
     return f"did you mean {by_lower_case[near[0]]!r}?" if near else ""

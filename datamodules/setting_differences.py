@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_MEANINGS = {  # of settings whose values say nothing to a person
+_MEANINGS = {  # of settings whose values are checksums
     "annotations_sha256": "the annotations", "checkpoint_sha256": "the checkpoint",
     "files_sha256": "the list of tar files", "ids_sha256": "the list of images", "labels_sha256": "the tags",
 }  # fmt: skip

@@ -12,7 +12,7 @@ from datamodules.errors import InputError
 from seeds.activations import gradient, record_activations
 from seeds.cam_methods.targets import select_scores
 
-PROBE = (224, 224)  # height and width of the image of noise: patches of 14 and of 16 divide it
+NOISE_SIZE = (224, 224)  # height and width of the image of noise: patches of 14 and of 16 divide it
 
 
 def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def check_saliency(model: nn.Module, layer: str, classes: int, in_channels: int 
 
     This is the case where the layer is followed by nothing but global average pooling and a linear layer.
     """
-    images = torch.rand(1, in_channels, *PROBE, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, in_channels, *NOISE_SIZE, generator=torch.Generator().manual_seed(0))
     saliency = background_saliency(model, layer, images, torch.ones(1, classes))
     if saliency.numel() > 1 and saliency.amax() == saliency.amin():
         raise InputError(f"saliency at layer {layer} is the same everywhere: choose an earlier layer as saliency_layer")

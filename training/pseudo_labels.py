@@ -43,11 +43,11 @@ def pseudo_label(
 ) -> None:
     """Label the images of a split by a segmentation network and their tags, as a seed cache to train on again.
 
-    Classes that are not tags of the image are removed before the softmax. The dense CRF smooths the probabilities as
-    at test time, and each position becomes a cue of its most likely class. The maps of the cache are the probabilities
-    of the tags. Annotations count: what is drawn has its label, before and after the CRF and also where ``consensus``
-    differs, and a class stays within its boxes. The job runs as ``seeds generate`` does, in any number of processes,
-    and can be resumed.
+    Classes that are not tags of the image are removed before the softmax. The dense CRF with the numbers of test time
+    smooths the probabilities on the resized image, and each position becomes a cue of its most likely class. The maps
+    of the cache are the probabilities of the tags. Annotations count: what is drawn has its label, before and after the
+    CRF and also where ``consensus`` differs, and a class stays within its boxes. The job runs as ``seeds generate``
+    does, in any number of processes, and can be resumed.
 
     Args:
         checkpoint: checkpoint of a segmentation network.

@@ -47,7 +47,7 @@ def show_seeds(
     mask, a third the lowest; the others are drawn with a fixed seed. Without masks all are drawn.
 
     Args:
-        caches: seed caches in the order of their making; the page contains the IoU of each cache's cues.
+        caches: seed caches, in the order in which they were made; the page contains the IoU of each cache's cues.
         output: folder for the page; created if necessary.
         root: folder of the images and masks. Default: as recorded in the first cache.
         split: split of the data set; every cache contains all of its images. Default: as recorded.
@@ -61,7 +61,7 @@ def show_seeds(
     check_output_folder(output)
     opened = [SeedCache(path) for path in caches]
     classes = list(opened[0].classes)
-    trained = None if checkpoint is None else load_trained(checkpoint)
+    trained = None if checkpoint is None else load_trained(checkpoint, "auto")
     if trained is not None:
         require_same_classes(str(checkpoint), trained.classes, classes)
     data = datamodule_from_settings(
