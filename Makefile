@@ -18,11 +18,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # The extras, and the libraries the tests compare with. pydensecrf2 is compiled on installation: without a C++ compiler those tests skip.
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt captum datasets grad-cam onnx onnxruntime open_clip_torch rasterio ray torchcam
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[clip,export,geotiff,huggingface,ray]' captum grad-cam torchcam
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt pydensecrf2 || echo "no C++ compiler: tests against pydensecrf2 will skip"
 	touch $@
 
-# Libraries of annotation tools need other versions of NumPy and OpenCV: tests run them in an environment of their own.
+# Libraries of annotation tools need other versions of NumPy and OpenCV: tests run them in a separate environment.
 $(VENV)/.annotation-tools: $(VENV)/.installed constraints-annotation-tools.txt
 	$(PYTHON) -m venv $(VENV)/annotation-tools
 	$(VENV)/annotation-tools/bin/pip install --quiet --disable-pip-version-check -c constraints-annotation-tools.txt datasets datumaro label-studio-sdk supervision || { echo "not installable here: tests with annotation tools' libraries will skip"; rm -rf $(VENV)/annotation-tools; }
