@@ -35,7 +35,8 @@ _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "CRC", "LastModified", "mtime
 
 _PART_BYTES = 200  # of the name of a file in that of its temporary neighbour
 
-_HASHED = (".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml")  # lists, tags and labels
+# lists, tags and labels, and what contains tags: a tag that is corrected in a tar file leaves its size as it is
+_HASHED = (".csv", ".json", ".jsonl", ".npy", ".tar", ".txt", ".xml", ".yaml")
 
 _SMALL = 1 << 16  # bytes up to which other files are hashed, too: most masks, few photos
 
@@ -244,9 +245,9 @@ def folder_fingerprint(path: AnyPath, leave_out: Path | None = None) -> str | No
     """Return a digest of a file's bytes, or of what a folder contains.
 
     A folder's digest covers the names and sizes of all files in it and beneath (hidden ones left out) and the bytes of
-    files up to 64 KiB, such as masks, and of lists and labels (``.csv .json .jsonl .npy .txt .xml .yaml``). It is cheap
-    for a whole data set, and does not notice a larger image that changes and keeps its size to the byte. Behind a URI
-    one listing gives names, sizes, and checksums or times of all files.
+    files up to 64 KiB, such as masks, of lists and labels (``.csv .json .jsonl .npy .txt .xml .yaml``), and of tar
+    files. Without tar files it is cheap for a whole data set; it does not notice a larger image that changes and keeps
+    its size to the byte. Behind a URI one listing gives names, sizes, and checksums or times of all files.
 
     Args:
         path: the file or folder; links are followed.

@@ -12,7 +12,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple, Self
@@ -31,9 +31,9 @@ from datamodules.annotations.drawn_labels import Drawn, corrected_cues
 from datamodules.base_datamodule import BaseDataModule, covered_samples
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError, first_line
-from datamodules.files import AnyPath, file_sha256
+from datamodules.files import AnyPath, file_sha256, is_uri
 from datamodules.open_data import datamodule_from_settings
-from datamodules.progress import Progress, print_message
+from datamodules.progress import Progress, first_few, print_message
 from datamodules.sample import Sample, multi_hot
 from datamodules.sample_blocks import SampleBlocks
 from datamodules.seed_cache import SeedCache
@@ -218,6 +218,8 @@ def write_seed_cache(
         KeyboardInterrupt: a person stopped the job.
     """
     cache = _cache_writer(output, module, source, job, caches)
+    if source.blocks.samples is None:
+        _report_newer_tars(cache, source.data.root, job.partition)
     writer = ShardWriter(cache, source.blocks, job)
     threads = torch.get_num_threads()
     try:
@@ -269,6 +271,19 @@ def _cache_writer(
             left_out |= cache.left_out
             settings[option], inputs[option] = cache.fingerprint, str(cache.path)
     return SeedCacheWriter(output, data.classes, settings, ids, inputs, left_out, blocks.names)
+
+
+def _report_newer_tars(cache: SeedCacheWriter, folder: AnyPath, partition: str) -> None:
+    """Report local tar files that are newer than their shards: a job that is resumed compares names and sizes alone."""
+    newer, (part, parts) = list[str](), read_partition(partition)
+    for shard in (cache.path / name for name in cache.names[part::parts]):
+        tar = folder / f"{shard.stem}.tar"
+        with suppress(OSError):
+            if not (is_uri(tar) or is_uri(shard)) and tar.stat().st_mtime > shard.stat().st_mtime:
+                newer.append(shard.name)
+    if newer:
+        advice = "remove those whose tar file has changed"
+        print_message(f"warning: {len(newer)} shards are older than their tar files: {first_few(newer)}; {advice}")
 
 
 @contextmanager

@@ -39,6 +39,14 @@ def test_large_images_count_by_name_and_size(folder):
     assert fingerprint(folder) != before
 
 
+def test_tar_files_count_by_their_bytes(folder):
+    """Tags in a tar file are padded: a corrected one leaves its size as it is."""
+    (folder / "large.tar").write_bytes(b"1" * 70_000)
+    before = fingerprint(folder)
+    (folder / "large.tar").write_bytes(b"1" * 69_999 + b"2")
+    assert fingerprint(folder) != before
+
+
 def test_small_images_and_masks_count_by_their_bytes(folder):
     """A corrected mask often keeps its size."""
     before = fingerprint(folder)

@@ -169,6 +169,13 @@ def test_other_pngs_become_rgb(tmp_path, image, expected):
     assert read_image(path)[0].tolist() == [list(pixel) for pixel in expected]
 
 
+@pytest.mark.parametrize("channels", [3, 1])
+def test_images_of_more_rows_than_are_read_at_a_time(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (2500, 7, channels), np.uint8)
+    Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(tmp_path / "high.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "high.png", channels), pixels)
+
+
 def test_a_png_of_16_bit_colours_is_read_by_the_high_bytes(tmp_path):
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), np.array([[[65535, 256, 255], [1000, 40000, 0]]], np.uint16))  # blue, green, red

@@ -242,7 +242,7 @@ def test_a_partition_for_each_task_of_slurm(checkpoint, tmp_path, monkeypatch):
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
-def test_tars_by_partitions(voc, checkpoint, tmp_path):
+def test_tars_by_partitions(voc, checkpoint, tmp_path, capfd):
     """A shard for each tar file; a job opens its own alone, and the bytes are those of one process."""
     samples = data_of(voc).samples("train")
     folder = tmp_path / "tars"
@@ -265,7 +265,9 @@ def test_tars_by_partitions(voc, checkpoint, tmp_path):
         pattern = f"{folder}/train-{{000..002}}.tar"
         for _ in range(2):  # the second time nothing is opened
             generate(checkpoint, tmp_path / "parts", images=pattern, partition=f"{part}/3", **SETTINGS)
+            printed = capfd.readouterr().err
             (folder / f"train-{part:03d}.tar").write_bytes(bytes(len(tars[f"train-{part:03d}.tar"])))
+        assert f"warning: 1 shards are older than their tar files: train-{part:03d}.safetensors; remove" in printed
     parts = SeedCache(tmp_path / "parts")
     assert parts.fingerprint == cache.fingerprint
     for name, content in tars.items():
