@@ -36,14 +36,14 @@ class LayerMethod:
         """
         self.model, self.layer = model, layer
 
-    def __call__(self, images: Tensor, targets: Target) -> Tensor:
+    def __call__(self, images: Tensor, labels: Target) -> Tensor:
         """Return maps float32 (B, C, h, w) on the layer's grid, not normalised, 0 where no score is selected.
 
         The model runs in eval mode and is restored afterwards; see `seeds.activations.record_activations`.
 
         Args:
             images: (B, in_channels, H, W).
-            targets: labels (B, C), class indices (B,) or a function of the output; C is 1 for the last two.
+            labels: labels (B, C), or class indices (B,) or a function of the output, for which C is 1.
 
         Raises:
             InputError: no such layer, a layer that gives no map or on which no score depends, a wrong shape, an
@@ -52,7 +52,7 @@ class LayerMethod:
         with record_activations(self.model, [self.layer]) as activations:
             with self.forward_context():
                 output = activations.run(images)
-            return self.maps(select_scores(output, targets, len(images)), activations[0], activations.names[0])
+            return self.maps(select_scores(output, labels, len(images)), activations[0], activations.names[0])
 
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
         """Return maps float32 (B, C, h, w) from a forward pass made within ``record_activations``.

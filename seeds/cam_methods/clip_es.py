@@ -41,7 +41,7 @@ class ClipES(LayerMethod):
     stochastic and symmetric. (In the authors' code, the boxes lack their last row and column at the image's border.)
     """
 
-    def __call__(self, images: Tensor, targets: Target) -> Tensor:
+    def __call__(self, images: Tensor, labels: Target) -> Tensor:
         """Return maps, as `seeds.cam_methods.base.LayerMethod.__call__`.
 
         Raises:
@@ -51,7 +51,7 @@ class ClipES(LayerMethod):
             record_activations(self.model, [self.layer]) as activations,
             record_attention(activations.module) as attention,
         ):
-            tagged = select_scores(activations.run(images), targets, len(images))
+            tagged = select_scores(activations.run(images), labels, len(images))
             scores = tagged.scores.float()
             every = functional.pad(scores.masked_fill(~tagged.selected, -torch.inf), (0, 1))  # 0 of the background
             itself = torch.eye(every.shape[1], dtype=torch.bool, device=every.device)

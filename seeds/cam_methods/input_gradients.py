@@ -32,14 +32,14 @@ class InputGradient:
     def __init__(self, model: Model, _layer: object = None) -> None:
         self.model = model
 
-    def __call__(self, images: Tensor, targets: Target) -> Tensor:
+    def __call__(self, images: Tensor, labels: Target) -> Tensor:
         """Return gradients float32 (B, C, in_channels, H, W), 0 where no score is selected; as `GradCAM` otherwise."""
         if not isinstance(images, Tensor) or not images.is_floating_point():
             what = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise InputError(f"images must be a tensor of floating point, not {what}")
         with record_activations(self.model, []) as activations, _RectifierRule(self.rule):
             leaf = images.detach().clone().requires_grad_()
-            scores = select_scores(activations.run(leaf), targets, len(images))
+            scores = select_scores(activations.run(leaf), labels, len(images))
         maps = torch.zeros(*scores.selected.shape, *images.shape[1:], device=images.device)
         for image, column, gradients in score_gradients(scores, leaf, "'' (the image)", batched=False):
             maps[image, column] = gradients[image]
@@ -70,10 +70,10 @@ class GuidedGradCAM:
         """Bind a model to the layer of the Grad-CAM maps; arguments as for `seeds.gradcam.GradCAM`."""
         self.gradcam, self.gradients = GradCAM(model, layer), self.pixel_method(model)
 
-    def __call__(self, images: Tensor, targets: Target) -> Tensor:
+    def __call__(self, images: Tensor, labels: Target) -> Tensor:
         """Return the product float32 (B, C, in_channels, H, W), 0 where no score is selected; else as `GradCAM`."""
-        maps = functional.interpolate(self.gradcam(images, targets), images.shape[2:], mode="bilinear")
-        return self.gradients(images, targets).mul_(maps.unsqueeze(2))
+        maps = functional.interpolate(self.gradcam(images, labels), images.shape[2:], mode="bilinear")
+        return self.gradients(images, labels).mul_(maps.unsqueeze(2))
 
 
 class DeconvolutionGradCAM(GuidedGradCAM):

@@ -32,7 +32,7 @@ def test_equals_the_grad_cam_library(name, layer):
     library = pytest.importorskip("pytorch_grad_cam")
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, num_classes=4).eval()
-    ours = GradCAM(model, layer)(IMAGES, LABELS)
+    ours = GradCAM(model, layer)(images=IMAGES, labels=LABELS)
     theirs = library.GradCAM(model, [model.get_submodule(layer)])
     for image, label in LABELS.nonzero().tolist():
         single = IMAGES[image : image + 1].clone()

@@ -104,7 +104,7 @@ def test_the_code_of_the_docs_runs(model):
     page = (Path(__file__).parents[2] / "docs/pages/reference/cam-methods.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     network = torchvision.models.resnet18(num_classes=4)
-    names: dict[str, Any] = {"model": network, "images": IMAGES, "targets": LABELS}
+    names: dict[str, Any] = {"model": network, "images": IMAGES, "labels": LABELS}
     exec(first, names)
     assert names["maps"].shape == (3, 4, 2, 2)
     sentence, question = torch.randint(6, (3, 4)), torch.randint(6, (3, 3))
