@@ -26,6 +26,7 @@ from tests.datamodules.test_annotation_export import FILES, annotate
 from tests.tars import tar_bytes
 from training import photos as photos_module
 from training.cli import main
+from training.image_overlays import encode_image, label_overlay
 from training.inference import load_trained, predictions
 from training.predict import predict
 
@@ -58,6 +59,8 @@ def test_predict_writes_palette_masks_of_the_photos_size(checkpoint, photos, tmp
             assert mask.mode == "P"
             assert mask.getpalette()[:63] == voc_palette()[:63]
         assert read_mask(out / f"{name}.png").shape == read_image(photos / photo).shape[:2]
+        overlay = label_overlay(read_image(photos / photo), read_mask(out / f"{name}.png"))
+        assert (out / f"{name}_overlay.jpg").read_bytes() == encode_image(overlay, "jpeg", quality=90)
     assert read_mask(out / "b.png").shape == (80, 50)  # upright
 
 
