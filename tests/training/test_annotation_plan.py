@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+import torch
 
 from datamodules.annotations.shapes import Box, Point
 from datamodules.sample import Sample
@@ -98,6 +99,18 @@ def test_the_command(checkpoint, capsys):
     out = capsys.readouterr().out
     assert "none annotated" in out
     assert [line for line in out.splitlines() if "tags" in line and "1 more" in line]
+
+
+def test_the_command_after_a_training_on_masks(checkpoint, tmp_path, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    content["datamodule_hyper_parameters"]["targets"] = "masks"
+    content["provenance"] = {"attempts": [{}], "figures": {"val/miou": 0.5}}
+    torch.save(content, tmp_path / "masks.ckpt")
+    assert main(["plan", "--checkpoint", str(tmp_path / "masks.ckpt")]) == 0
+    out = capsys.readouterr().out
+    assert "9 with masks; mIoU of the run on its validation images: 50.0 without the CRF" in " ".join(out.split())
+    rows = [line.strip("│ ").split() for line in out.splitlines() if line.startswith("│")]
+    assert rows == [["masks", "│", "0", "(0.0", "%)", "│", "0.0", "│", "no", "image"]]  # all have a mask already
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,16 @@ def test_the_page_holds_everything(evaluated):
     assert f"95 % interval: {100 * interval['low']:.1f} to {100 * interval['high']:.1f}" in page
 
 
+def test_the_page_shows_predictions_after_the_crf(checkpoint, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("training.inference.crf_label_map", lambda _, image: torch.ones(image.shape[:2]))
+    monkeypatch.setattr("training.evaluation.evaluate.render_page", lambda _, sections: shown.extend(sections) or "")
+    evaluate(checkpoint, output=tmp_path, num_images=3, num_workers=0)
+    examples = [example for section in shown for example in section.examples]
+    assert len(examples) == 3 + 8
+    assert all((example.prediction == 1).all() for example in examples)
+
+
 def test_training_images_are_shown_where_some_have_no_mask(voc, checkpoint, cues, tmp_path):
     some = tmp_path / "some"
     shutil.copytree(voc, some)

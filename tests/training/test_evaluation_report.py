@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,12 +26,12 @@ def example(
     truth = labels.copy()
     truth[:5] = 255
     noise = np.random.default_rng(index).integers(0, 256, (*size, 3), np.uint8)
-    return Example(name, noise, labels, truth, np.full((8, 8), index, np.uint8) if cues else None, 0.5)
+    return Example(name, noise, labels, truth, np.full((8, 8), index, np.uint8) if cues else None, iou)
 
 
 @pytest.fixture(scope="module")
-def page() -> str:
-    """A page of 19 classes and a few images, with names that need escaping."""
+def metrics() -> dict[str, Any]:
+    """Figures of 19 classes, with names that need escaping."""
     names, generator = ("background", *CLASSES), np.random.default_rng(0)
     pixels = generator.integers(0, 100, (19, 19)) + 2000 * np.eye(19, dtype=int)
     by_class = {
@@ -43,18 +44,48 @@ def page() -> str:
         "confusion": {"classes": list(names), "pixels": pixels.tolist()},
         "confused": [{"truth": "<cat>", "predicted": HOSTILE, "pixels": 99, "share": 0.03}],
     }  # fmt: skip
-    metrics = {
-        **figures, "without_crf": figures, "images": 3, "images_with_mask": 3, "unreadable": {}, "split": "v<al",
+    without_crf = {"miou": 0.3, "background_iou": 0.7, "iou": dict(zip(names, generator.random(19), strict=True))}
+    return {
+        **figures, "without_crf": figures | without_crf,
+        "images": 3, "images_with_mask": 3, "unreadable": {}, "split": "v<al",
         "checkpoint": {"path": "a&b.ckpt", "sha256": "0" * 64}, "data": {"root": "x" * 200, "eval_size": 64},
         "classes": CLASSES, "crf": {"scale": 1.0}, "scales": [1.0], "flip": False, "compute_precision": "32-true",
     }  # fmt: skip
-    best = [example("p<1>", 1), example("tall", 2, size=(80, 40)), example("an-id-without-any-space-" * 5, 2)]
+
+
+@pytest.fixture(scope="module")
+def page(metrics) -> str:
+    """The page with a few images, whose names need escaping, too."""
+    best = [example("p<1>", 1, iou=0.25), example("tall", 2, size=(80, 40), iou=None)]
+    best.append(example("an-id-without-any-space-" * 5, 2))
     sections = [Section("Best images", "Good.", best), Section("Taught", "Cues.", [example(HOSTILE, 1, cues=True)])]
     return render_page(metrics, sections)
 
 
 def test_the_page_is_well_formed_and_links_nowhere(page):
     check_page(page)
+
+
+def test_figures_stand_at_their_names(page, metrics):
+    cards = dict(re.findall(r"<dt>(.*?)</dt><dd>([\d.]+)", page))
+    assert cards | {
+        "Mean IoU with CRF": "50.0", "Mean IoU without CRF": "30.0", "Background IoU": "90.0", "Boundary IoU": "40.0",
+        "Pixel accuracy": "80.0", "Images": "3",
+    } == cards  # fmt: skip
+    assert "95 % interval: 40.0 to 60.0" in page
+    head, *rows = page.split('<table class="by-class">')[1].split("</table>")[0].split('<tr><th scope="row"')
+    assert re.findall('<th scope="col">(.*?)</th>', head) == ["class", "IoU", "precision", "recall", "boundary IoU"]
+    assert len(rows) == 19
+    for name, row in zip(("background", *CLASSES), rows, strict=True):
+        wanted = [f"{100 * metrics[key][name]:.1f}" for key in ("iou", "precision", "recall", "boundary_iou")]
+        assert re.findall(r"<td>([\d.]+)</td>", row) == wanted
+        mark = f"{100 * metrics['without_crf']['iou'][name]:.1f}"
+        assert re.findall(r"(width|left):([\d.]+)%", row) == [("width", wanted[0]), ("left", mark)]
+
+
+def test_an_image_has_its_iou(page):
+    articles = re.findall("<article.*?</article>", page, re.DOTALL)
+    assert [re.findall(r"IoU \d+ %", each) for each in articles] == [["IoU 25 %"], [], ["IoU 50 %"], ["IoU 50 %"]]
 
 
 def test_names_are_escaped(page):

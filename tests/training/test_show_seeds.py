@@ -1,17 +1,22 @@
 """`tag2mask seeds show`: a page of images with the maps and cues of seed caches."""
 
 import re
+import shutil
 from html import unescape
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 
 from datamodules.masks import read_class_mask
+from datamodules.seed_cache import SeedCache
 from datamodules.transforms import resize_nearest
 from datamodules.voc import VOCDataModule
 from tests.seed_caches import CacheWriter
 from tests.training.html_pages import HOSTILE, check_page
 from training.cli import main
+from training.image_overlays import heat_overlay, label_overlay
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,36 @@ def test_best_and_worst_images_with_maps_cues_prediction_and_truth(data, voc, cu
     assert re.findall(r"<figcaption>labels, IoU (\d+) %", worst) == ["0", "0"]
     shown = re.findall("<article>.*?<figcaption>(.*?)</figcaption>", page, re.DOTALL)
     assert len(set(shown)) == len(shown) == 6
+
+
+def test_maps_prediction_after_the_crf_and_truth_are_drawn(data, voc, checkpoint, tmp_path, monkeypatch):
+    samples, wanted, generator = data.samples("train")[:2], [], np.random.default_rng(0)
+    with CacheWriter(tmp_path / "cache", data.classes, {}) as writer:
+        for sample in samples:
+            tags = [data.classes.index(name) for name in sorted(sample.tags, key=data.classes.index)]
+            maps = generator.random((len(tags), 8, 8), np.float32)
+            writer.add(sample.id, np.zeros((8, 8), np.uint8), map_classes=np.array(tags), maps=maps)
+    heats, labels, root = [], [], shutil.copytree(voc, tmp_path / "voc")
+    (root / "ImageSets/Segmentation/train.txt").write_text("".join(f"{sample.id}\n" for sample in samples))
+
+    def spy(drawn, draw):
+        return lambda image, given: drawn.append(given) or draw(image, given)
+
+    monkeypatch.setattr("training.show_seeds.heat_overlay", spy(heats, heat_overlay))
+    monkeypatch.setattr("training.show_seeds.label_overlay", spy(labels, label_overlay))
+    monkeypatch.setattr("training.inference.crf_label_map", lambda _, image: torch.ones(image.shape[:2]))
+    words = ["seeds", "show", str(tmp_path / "cache"), "--root", str(root), "--split", "train"]
+    assert main([*words, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "page")]) == 0
+    for sample in samples:
+        truth = read_class_mask(sample.mask, data.mask_lut)
+        maps = torch.from_numpy(SeedCache(tmp_path / "cache").maps(sample.id)[1])
+        wanted.extend(functional.interpolate(maps[None], truth.shape, mode="bilinear")[0].numpy())
+        np.testing.assert_array_equal(labels.pop(0), np.ones_like(truth))
+        np.testing.assert_array_equal(labels.pop(0), truth)
+    assert not labels
+    assert len(wanted) >= 2
+    for heat, cam in zip(heats, wanted, strict=True):
+        np.testing.assert_allclose(heat, cam, atol=1e-6)
 
 
 def test_the_name_of_a_cache_is_not_markup(voc, cues, tmp_path):
