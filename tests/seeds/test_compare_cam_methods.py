@@ -10,6 +10,7 @@ import torch
 from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.masks import read_mask
+from seeds.evaluation import cam_metrics
 from seeds.evaluation.compare_cam_methods import MethodMetrics, compare_cam_methods
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
 from seeds.explainer import Explainer, resized_maps
@@ -27,12 +28,27 @@ def cache(voc, checkpoint, tmp_path):
     return path
 
 
-def test_every_metric_of_every_method(cache, capsys):
+def test_every_metric_of_every_method(voc, checkpoint, cache, capsys):
     metrics = evaluate_seeds(cache, faithfulness=["gradcam", "gradient"], num_images=1)
     assert json.loads((cache / "metrics.json").read_text()) == metrics
     found = metrics["faithfulness"]
     assert (found["images"], found["size"], list(found["methods"])) == (1, 64, ["gradcam", "gradient"])
-    for own in found["methods"].values():
+    explainer = Explainer(checkpoint, ["gradcam", "gradient"])
+    pixels = explainer.preprocess(read_image(voc / "JPEGImages/p0.jpg"))
+    inside = read_mask(voc / "SegmentationClass/p0.png") == 1
+    for method, own in found["methods"].items():
+        (cam,) = resized_maps(explainer.maps(method, pixels, [0]), inside.shape)
+        assert own["energy_inside"] == pytest.approx(cam[inside].sum() / cam.sum(), rel=1e-4)
+        peak = np.unravel_index(cam.argmax(), cam.shape)
+        nearest = np.linalg.norm(np.argwhere(inside) - peak, axis=1).min()
+        assert own["pointing"] == own["pointing_by_class"]["red"] == (nearest <= 15)
+        red = cam > 0.2 * cam.max()
+        by_class = [(red & inside).sum() / (red | inside).sum(), (~red & ~inside).sum() / (~red | ~inside).sum()]
+        assert own["miou_fixed"] == pytest.approx(np.mean(by_class), abs=1e-3)
+        assert own["miou_oracle"] >= own["miou_fixed"]
+        (resized,) = torch.nn.functional.interpolate(torch.tensor(cam)[None, None], (64, 64), mode="bilinear")[0]
+        wanted = cam_metrics.deletion_insertion(explainer.scores, 0, pixels, resized)
+        assert (own["deletion"], own["insertion"]) == pytest.approx(wanted)
         assert own["pairs"] == 1  # the first image shows red alone
         assert set(own["pointing_by_class"]) == {"red"}
         fractions = ["pointing", "localization_error_top1", "localization_error_top5", "localization_error_given",
