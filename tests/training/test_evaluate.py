@@ -1,5 +1,6 @@
 """`tag2mask evaluate` of a checkpoint and of a folder of masks: metrics, files, the page, and refused input."""
 
+import csv
 import io
 import json
 import re
@@ -22,6 +23,7 @@ from seeds.checkpoints import load_task
 from tests.training.conftest import data_of, trainer_of
 from tests.training.fits import run
 from training.evaluation.evaluate import evaluate
+from training.evaluation.evaluation_table import print_metrics
 from training.inference import load_trained, predictions, view_scores
 from training.predict import predict
 from training.segmentation_task import SegmentationTask
@@ -63,6 +65,17 @@ def test_metrics_agree_with_a_count_by_hand(checkpoint, evaluated):
     assert metrics["images"] == len(truths) == 4
     assert metrics["split"] == "val"
     assert metrics["checkpoint"]["sha256"] == file_sha256(checkpoint)
+
+
+def test_the_table_has_the_iou_without_the_crf(evaluated, capsys):
+    folder, metrics = evaluated
+    with (folder / "metrics.csv").open(newline="") as file:
+        found = {row["class"]: float(row["iou_without_crf"]) for row in csv.DictReader(file)}
+    expected = metrics["without_crf"]["iou"] | {"mean": metrics["without_crf"]["miou"]}
+    assert found == expected
+    print_metrics(metrics)
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.count("│") == 7]
+    assert {row[0].strip(): row[-1].strip() for row in rows} == {k: f"{100 * v:.1f}" for k, v in expected.items()}
 
 
 def test_test_agrees_with_evaluate_without_crf(voc, checkpoint, evaluated, tmp_path):
@@ -447,6 +460,16 @@ def test_the_archive_for_vocs_server(voc_like, predicted_masks, tmp_path):
             assert image.mode == "P"
             assert image.getpalette()[:63] == voc_palette()[:63]
             assert np.array_equal(np.array(image), np.array(Image.open(folder / f"{name}.png")))
+
+
+def test_an_archive_lacks_no_image(voc_like, predicted_masks, tmp_path):
+    folder, ids = predicted_masks
+    (voc_like / f"JPEGImages/{ids[0]}.jpg").write_bytes(b"no image")
+    how = {"predictions": folder, "root": str(voc_like), "max_unreadable": 1.0, "num_images": 0}
+    with pytest.raises(InputError, match="1 of 4 images cannot be read"):
+        evaluate(output=tmp_path / "out", submission=True, **how)
+    assert not (tmp_path / "out").exists()
+    assert evaluate(output=tmp_path / "out", **how)["images"] == 3
 
 
 def test_an_archive_of_other_classes_is_refused(checkpoint, tmp_path):

@@ -388,6 +388,18 @@ def test_masks_of_tar_files(voc, checkpoint, tmp_path, capsys):
     assert content(tmp_path / "torn") == {"x-0.tar": whole["x-0.tar"]}
 
 
+def test_masks_of_a_tar_file_with_other_settings_are_not_kept(voc, checkpoint, tmp_path):
+    (tmp_path / "x.tar").write_bytes(tar_bytes({"a.jpg": min((voc / "JPEGImages").iterdir()).read_bytes()}))
+    given = {"crf": False, "batch_size": 2, "tile": 64, "overlap": 0.5, "num_workers": 0}
+    predict(checkpoint, UPath(tmp_path / "x.tar"), tmp_path / "out", **given)
+    for change, words in (
+        ({"overlay": True}, "overlay False, not True"), ({"batch_size": 1}, "batch_size 2, not 1"),
+        ({"tile": 96}, "tile 64, not 96"), ({"overlap": 0.25}, r"overlap 0\.5, not 0\.25"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=rf"x\.tar exists already, made with {words}: remove it"):
+            predict(checkpoint, UPath(tmp_path / "x.tar"), tmp_path / "out", **given | change)
+
+
 def test_images_of_a_tar_that_cannot_be_read_are_skipped(voc, checkpoint, tmp_path, capsys):
     path = min((voc / "JPEGImages").iterdir())
     members = {"a.jpg": path.read_bytes(), "b.jpg": b"not an image"}
