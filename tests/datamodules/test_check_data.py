@@ -301,3 +301,11 @@ def test_images_whose_grids_are_alike_and_whose_grays_are_not_are_no_copies():
         "c": Fingerprint(8, 8, bits, fingerprint(0.96).small * [1, -1, *[1] * 1022], 255),
     }
     assert near_groups(images) == [["a", "c"]]
+
+
+@pytest.mark.parametrize(("different", "groups"), [(16, [["a", "b"]]), (17, [])])
+def test_copies_differ_in_at_most_16_signs(different, groups):
+    bits = np.packbits(np.arange(256) < different).view(np.uint64)
+    small = np.eye(1024, dtype=np.float32)[0]
+    images = {"a": Fingerprint(8, 8, np.zeros(4, np.uint64), small, 255), "b": Fingerprint(8, 8, bits, small, 255)}
+    assert near_groups(images) == groups

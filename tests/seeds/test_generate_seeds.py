@@ -260,12 +260,19 @@ def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
      ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"conf_bg": 2.0}, "conf_bg"),
      ({"threads": 0}, "threads"), ({"shard_size": 1 << 20}, "shard_size"), ({"devices": 0}, "devices 0"),
      ({"accelerator": "toaster"}, "toaster"),
-     ({"saliency_layer": "head"}, "layer head gives no map"), ({"layer": "features,head"}, "no layer 'features,head'")],
+     ({"saliency_layer": "head"}, "layer head gives no map"), ({"layer": "features,head"}, "no layer 'features,head'"),
+     ({"saliency_layer": "features"}, "saliency at layer features is the same everywhere")],
 )  # fmt: skip
 def test_bad_arguments(checkpoint, tmp_path, arguments, words):
     with pytest.raises(InputError, match=words):
         generate(checkpoint, tmp_path / "cache", **arguments)
     assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [{"bg_fraction": 0}, {"refine": "crf"}])
+def test_saliency_that_makes_no_cues_may_be_the_same_everywhere(checkpoint, tmp_path, arguments):
+    generate(checkpoint, tmp_path / "cache", split="val", saliency_layer="features", **arguments)
+    assert SeedCache(tmp_path / "cache").settings["saliency_layer"] == "features"
 
 
 def test_another_setting_is_refused_by_name(voc, checkpoint, tmp_path):

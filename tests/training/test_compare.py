@@ -32,6 +32,19 @@ def test_compare_shows_differences_from_the_first(tmp_path, capsys):
     assert "second" in printed
 
 
+def test_compare_shows_other_means_intervals_and_what_differs(tmp_path, capsys):
+    more = {"boundary_miou": 0.3, "pixel_accuracy": 0.8, "miou_interval": {"low": 0.1, "high": 0.2}}
+    first = write_metrics(tmp_path / "first", {"background": 0.9}, **more, classes=["cat"])
+    second = write_metrics(tmp_path / "second", {"background": 0.9}, classes=["dog"])
+    assert run("compare", first, second) == 0
+    printed = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in printed.splitlines() if "│" in line}
+    assert rows["boundary mean"] == "30.0"
+    assert rows["pixel accuracy"] == "80.0"
+    assert rows["mean, interval"] == "10.0 to 20.0"
+    assert "note: the results differ in their classes: ['cat'] | ['dog']" in printed
+
+
 def test_compare_of_seeds_shows_mean_and_deviation(tmp_path, capsys):
     """Two seeds of one experiment against one of another; a class that one seed lacks has no mean."""
     for name, cat in (("a", (0.5, 0.6)), ("b", (0.7,))):
