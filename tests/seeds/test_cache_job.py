@@ -345,6 +345,21 @@ def test_partitions_of_which_one_is_killed(voc, checkpoint, tmp_path, s3, monkey
     assert SeedCache(UPath(f"{folder}/twice")).ids == tuple(f"p{number}" for number in range(6))
 
 
+def test_threads_of_the_network(checkpoint, tmp_path, monkeypatch):
+    """As many as requested; afterwards the process has as many as before."""
+    found, original, before = [], CamModule.predict_seeds, torch.get_num_threads()
+
+    def recorded(self, batch):
+        found.append(torch.get_num_threads())
+        return original(self, batch)
+
+    monkeypatch.setattr(CamModule, "predict_seeds", recorded)
+    generate(checkpoint, tmp_path / "c", threads=before + 1, split="val", **SETTINGS)
+    assert found == [before + 1]
+    assert torch.get_num_threads() == before
+    assert SeedCache(tmp_path / "c").settings["threads"] == before + 1
+
+
 def shards_in(folder):
     """The content of the shards in a folder, by path or URI."""
     try:

@@ -142,6 +142,7 @@ def test_the_cache_records_its_settings(voc, checkpoint, tmp_path, capsys):
     assert cache.classes == ("red", "blue")
     assert cache.inputs["checkpoint"] == str(checkpoint)
     assert (cache.inputs["data"]["root"], cache.inputs["data"]["labels"]) == (str(voc), "imagesets")
+    assert cache.inputs["data"].keys().isdisjoint({"num_workers", "max_unreadable", "strict"})
     assert {"torch", "python", "numpy"} <= set(cache.settings["packages"])
     assert cache.settings["ids_sha256"] == ids_sha256(IDS)
     assert cache.cues("p0").shape == (4, 4)
@@ -287,7 +288,8 @@ def test_another_setting_is_refused_by_name(voc, checkpoint, tmp_path):
         ({"bg_fraction": 0.2}, "bg_fraction"), ({"precision": "bf16-mixed"}, "precision"), ({"flip": True}, "flip"),
         ({"scales": (1.5,)}, "scales"), ({"size": 32}, "size"), ({"cue_stride": 4}, "cue_stride"),
         ({"layer": "features.encoder.layer3"}, "layer"), ({"saliency_layer": "features"}, "saliency_layer"),
-        ({"split": "val"}, "split"), ({"root": str(tags)}, "labels_sha256"),
+        ({"split": "val"}, "split"), ({"root": str(tags)}, "labels_sha256"), ({"threads": 2}, "threads"),
+        ({"batch_size": 2}, "batch_size"), ({"shard_size": 4}, "shard_size"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=f"exists already, made with ({name}|labels_sha256) "):
             generate(checkpoint, tmp_path / "cache", **{"refine": "crf"} | change)

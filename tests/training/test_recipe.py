@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -149,6 +150,14 @@ def test_nothing_changed_nothing_runs(whole, copied, ran):
     summary = json.loads((copied.output / "summary.json").read_text())
     assert {stage["name"]: stage["seconds"] for stage in summary["stages"]} == before
     assert {stage["state"] for stage in summary["stages"]} == {"kept"}
+
+
+def test_the_summary_shows_minutes(copied, ran, capsys):
+    path = copied.output / "stages/seeds.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 90}))
+    assert copied.run() == 0
+    (row,) = (line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│ seeds "))
+    assert [text.strip() for text in row[1:4]] == ["seeds", "kept", "1.5"]
 
 
 def test_stages_run_again_after_a_change_of_their_code(copied, ran, monkeypatch, capsys):
@@ -600,6 +609,23 @@ def test_a_dry_run_finds_mistakes_in_options(tmp_path, whole, ran, capsys, chang
     assert line.startswith("tag2mask: stage 'classifier': ")
     assert message in line
     assert not recipe.output.exists()
+
+
+def test_hours_of_accumulated_batches(whole, monkeypatch):
+    monkeypatch.setattr("training.recipes.estimate.time_step", lambda *_: (3.0, 1, 1))
+    options = training_options(whole)
+    options["trainer"] |= {"max_epochs": None, "max_steps": 5, "accumulate_grad_batches": 2}
+    assert estimate_training(options) == (8, 5, 5 * 2 * 3 / 3600, 10, 1)
+
+
+def test_seconds_of_a_training_step_are_scaled_to_the_batch(monkeypatch):
+    """On a processor two images are timed, here at a second a step."""
+    network = torch.nn.Conv2d(3, 2, 1)
+    network.hparams = {"in_channels": 3, "channels_last": False}
+    times = iter([10.0, 12.0] * 2)
+    monkeypatch.setattr("training.recipes.estimate.time", SimpleNamespace(perf_counter=lambda: next(times)))
+    assert time_step(network, 2, 8, "cpu", "32-true")[0] == 1
+    assert time_step(network, 16, 8, "cpu", "32-true")[0] == 8
 
 
 def test_memory_of_a_training_step():
