@@ -12,7 +12,7 @@ from PIL import Image
 from datamodules.errors import InputError
 from datamodules.masks import read_mask, write_mask
 from datamodules.seed_cache import SeedCache
-from seeds.evaluation.evaluate_seeds import CueMetrics, evaluate_seeds
+from seeds.evaluation.evaluate_seeds import CueMetrics, evaluate_seeds, print_seed_metrics
 from seeds.evaluation.threshold_sweep import ThresholdSweep
 from seeds.export_seeds import export_seeds
 from tests.seed_caches import CacheWriter
@@ -90,6 +90,23 @@ def test_perfect_seeds_score_one(perfect, tmp_path, capsys):
     assert metrics["iou_fixed"] == {"background": 1, "red": 1, "blue": 1}
     shown = capsys.readouterr().out
     assert "chosen by looking at the masks" in shown.replace("\n", " ")
+
+
+def test_the_columns_of_the_table(capsys):
+    metrics = {
+        "images": 3, "split": "train", "threshold_fixed": None, "precision": 0.1, "recall": 0.2, "coverage": 0.3,
+        "miou_fixed": 0.6, "miou_oracle": 0.61, "miou_cues": 0.62, "iou_fixed": {"background": 0.7, "cat": 0.5},
+        "iou_oracle": {"background": 0.71, "cat": 0.51}, "iou_cues": {"background": 0.72, "cat": 0.52},
+        "cues": {"background": {"precision": 0.4, "recall": 0.5, "coverage": 0.6}},
+        "cues_by_class": {"cat": {"precision": 0.7, "recall": 0.8, "coverage": 0.9}},
+    }  # fmt: skip
+    print_seed_metrics(metrics)
+    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[text.strip() for text in line] for line in lines] == [
+        ["background", "70.0", "71.0", "72.0", "40.0", "50.0", "60.0"],
+        ["cat", "50.0", "51.0", "52.0", "70.0", "80.0", "90.0"],
+        ["all", "60.0", "61.0", "62.0", "10.0", "20.0", "30.0"],
+    ]
 
 
 def test_the_threshold_is_recorded_in_the_cache(voc, tmp_path):

@@ -99,6 +99,8 @@ def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatc
     assert fit(voc, cues, folder, *words) == 0
     assert fit(voc, cues, folder, *words, "--model.lr=0.5") == 1
     assert "seed-0 holds a finished run with model.init_args.lr 0.001, not 0.5" in capsys.readouterr().err
+    assert fit(voc, cues, folder, "--random_seeds=0,1", "--trainer.max_epochs=3") == 1
+    assert "seed-0 holds a finished run with trainer.max_epochs 2, not 3" in capsys.readouterr().err
     monkeypatch.setattr(repeated_runs, "source_revision", lambda packages: dict.fromkeys(packages, "another"))
     assert fit(voc, cues, folder, *words) == 1
     assert "seed-0 holds a finished run with revision.datamodules" in capsys.readouterr().err
