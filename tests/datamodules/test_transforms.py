@@ -140,6 +140,10 @@ def test_settings_from_a_checkpoint_are_the_same():
     assert Augment(crop=[1, 1]) == Augment(crop=(1.0, 1.0))
 
 
+def test_settings_that_are_not_given():
+    assert Augment() == Augment(crop=(0.4, 1.0), flip=True, color=0.3)
+
+
 def test_albumentations_asks_no_network():
     environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
     code = (

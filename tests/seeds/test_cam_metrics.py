@@ -93,6 +93,16 @@ def test_a_blur_keeps_a_flat_image(channels):
     assert not seen[0][-1].any()
 
 
+def test_insertion_starts_from_a_blur_of_a_twentieth_of_the_longer_side():
+    image, seen = torch.zeros(1, 40, 100), []
+    image[:, :, 50] = 1
+    deletion_insertion(lambda images: seen.append(images) or images.mean((2, 3)), 0, image, torch.rand(40, 100), 2)
+    gaussian = np.exp(-(np.arange(-15, 16) ** 2) / (2 * 5**2))  # up to three standard deviations
+    expected = np.zeros(100)
+    expected[35:66] = gaussian / gaussian.sum()
+    np.testing.assert_allclose(seen[1][0, 0], np.tile(expected, (40, 1)), atol=1e-6)
+
+
 def test_the_largest_component_above_a_fraction_of_the_maximum():
     cam = np.zeros((6, 8))
     cam[0, 0] = 10.0  # the highest, but a part of one pixel

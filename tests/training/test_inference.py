@@ -292,6 +292,14 @@ def test_the_crf_of_a_window_sees_the_pixels_around_it(monkeypatch):
     assert not found[64].any()
 
 
+@pytest.mark.parametrize(("shape", "wanted"), [((1500, 1500), (1000, 1000)), ((800, 1250), (800, 1250))])
+def test_the_crf_sees_a_million_pixels(monkeypatch, shape, wanted):
+    seen = []
+    monkeypatch.setattr(inference, "dense_crf", lambda image, logits, **_: seen.append(image.shape[2:]) or logits)
+    assert crf_label_map(torch.zeros(2, 4, 4), np.zeros((*shape, 3), np.uint8)).shape == shape
+    assert seen == [wanted]
+
+
 def test_the_crf_of_a_large_image_is_computed_on_its_mean_at_the_limit_of_pixels(monkeypatch):
     """40x96 pixels, and a quarter is allowed: 20x48. With a sixteenth each pixel is the mean of four columns."""
     seen = {}

@@ -500,12 +500,15 @@ def test_box_loss_equals_a_slow_loop():
     assert box_loss(probs[2:], BOXES[2:]).item() == 0
 
 
-def test_box_loss_of_a_box_whose_side_is_rounded():
+@pytest.mark.parametrize(("side", "edge", "outward"), [(1, 0, -1), (2, 0, -1), (3, 1, 1), (4, 1, 1)])
+def test_box_loss_of_a_box_whose_side_is_rounded(side, edge, outward):
     """A side a little beyond the image, as files with six decimals have it, is at the image's edge."""
     probs = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
-    exact, rounded, beyond = (
-        box_loss(probs, [torch.tensor([[1, 0.25, 0, right, 1]])]) for right in (1, 1.0000005, 1.1)
-    )
+    box, losses = torch.tensor([[1, 0.25, 0.25, 0.75, 0.75]]), []
+    for distance in (0, 5e-7, 0.1):
+        box[0, side] = edge + outward * distance
+        losses.append(box_loss(probs, [box]))
+    exact, rounded, beyond = losses
     assert rounded == pytest.approx(float(exact), rel=1e-6)
     assert beyond != pytest.approx(float(exact), rel=1e-3)
 

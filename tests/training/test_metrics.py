@@ -60,6 +60,7 @@ def test_confused_pairs_go_by_their_share():
         ("cat", "dog"), ("cat", "background"), ("background", "cat"),
     ]  # fmt: skip
     assert [pair["share"] for pair in pairs] == pytest.approx([0.4, 0.1, 0.09])
+    assert len(confused_pairs(np.ones((4, 4), int), NAMES)) == 10  # of 12
 
 
 def test_memory_does_not_grow_with_images_times_squared_classes():

@@ -86,6 +86,7 @@ def test_largefov_layers_are_the_papers():
     assert (network.fc7.kernel_size, network.fc7.out_channels) == ((1, 1), 1024)
     assert network.dropout.p == 0.5
     assert list(network.head_layers) == [network.fc8]
+    assert network.fc8.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
 def test_largefovs_scores_step_by_step():
