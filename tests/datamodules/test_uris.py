@@ -20,7 +20,7 @@ from datamodules.base_datamodule import BaseDataModule
 from datamodules.coco import COCODataModule
 from datamodules.dataset import ImageDataset
 from datamodules.errors import InputError, UnreadableError
-from datamodules.files import CACHE, folder_fingerprint, read_bytes, write_atomically
+from datamodules.files import CACHE, folder_fingerprint, list_folder, read_bytes, write_atomically
 from datamodules.folder import FolderDataModule
 from datamodules.images import read_image
 from datamodules.voc import VOCDataModule
@@ -123,6 +123,19 @@ def test_copies_stay_in_the_cache_folder(s3: str, tmp_path: Path, monkeypatch: p
     write_atomically(UPath(uri), b"second")
     assert read_bytes(uri) == b"second"
     assert len(list((tmp_path / "new" / "copies").iterdir())) == 2
+
+
+def test_what_another_process_writes_is_noticed(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage keeps listings, which outdate; another instance stands for the other process."""
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    other, folder = fsspec.filesystem("s3", skip_instance_cache=True), f"{s3}/others"
+    for content in (b"one", b"another"):
+        other.pipe_file(f"{folder}/read/a.bin", content)
+        assert read_bytes(f"{folder}/read/a.bin") == content
+        assert list_folder(UPath(f"{folder}/read")) == ([], ["a.bin"])
+    for names in (["a.bin"], ["a.bin", "b.bin"]):
+        other.pipe_file(f"{folder}/listed/{names[-1]}", b"")
+        assert list_folder(UPath(f"{folder}/listed")) == ([], names)
 
 
 STORAGES = ("memory://{name}", "s3://bucket/{name}", "zip://::s3://bucket/{name}.zip")

@@ -466,6 +466,11 @@ def test_every_yaml_parses(path, capsys):
         assert str(printed[key]).endswith(value) if is_class else printed[key] == value, key
 
 
+def test_the_seed_is_0_where_none_is_given(capsys):
+    assert main(["fit", "--model=SegmentationTask", "--print_config"]) == 0
+    assert "seed_everything: 0" in capsys.readouterr().out.splitlines()
+
+
 def test_a_log_file_has_each_line_at_once():
     """Python buffers lines that go to a file or a pipe, unless line buffering is on."""
     code = "import sys; from training.cli import main; main(['--help']); sys.exit(not sys.stdout.line_buffering)"

@@ -1,7 +1,9 @@
 """Masks of `tag2mask predict`."""
 
 import csv
+import errno
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -127,6 +129,23 @@ def test_each_mask_is_written_as_it_is_done_and_each_photo_read_once(checkpoint,
     monkeypatch.setattr(dataset, "read_image", counted)
     predict(checkpoint, [photos], out, num_workers=0, batch_size=1, overlay=True)
     assert read == [("a.jpg", 0), ("b.jpeg", 1)]
+
+
+def test_a_full_disk_leaves_the_earlier_mask(checkpoint, photos, tmp_path, monkeypatch):
+    out, synced = tmp_path / "out", []
+    out.mkdir()
+    (out / "a.png").write_bytes(b"earlier")
+
+    def full(handle):
+        synced.append(handle)
+        if len(synced) > 2:  # classes.txt and its folder
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"a\.png cannot be written: No space left on device"):
+        predict(checkpoint, photos, out, crf=False, num_workers=0)
+    assert {path.name for path in out.iterdir()} == {"a.png", "classes.txt"}
+    assert (out / "a.png").read_bytes() == b"earlier"
 
 
 def test_photos_that_cannot_be_used(checkpoint, photos, tmp_path):

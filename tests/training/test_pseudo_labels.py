@@ -59,6 +59,15 @@ def test_absent_classes_are_left_out_of_the_softmax():
         np.testing.assert_allclose(one.maps, other.maps, rtol=1e-5)
 
 
+def test_scores_that_are_not_finite():
+    network = torch.nn.Conv2d(3, 2, 1)
+    network.weight.data[0, 0] = torch.nan
+    module = PseudoLabelModule(network, SETTINGS)
+    with torch.no_grad():
+        assert module.predict_step({"id": ["a"], "image": torch.zeros(1, 3, 8, 8), "labels": torch.ones(1, 1)}) == []
+    assert module.problem == "the network's scores of image a or its neighbours are not finite"
+
+
 def seed_of(maps):
     classes = np.arange(0, 2 * len(maps), 2)
     return Seed("a", classes, np.asarray(maps, np.float32), None, torch.zeros(3, 16, 16, dtype=torch.uint8))

@@ -100,6 +100,18 @@ def test_each_image_walks_with_its_own_maps_and_boundary(tmp_path, monkeypatch):
     assert [seed.image.tolist() for seed in found] == images.tolist()
 
 
+def test_boundaries_that_are_not_finite(tmp_path):
+    with CacheWriter(tmp_path / "c", ["x"], {}) as writer:
+        writer.add("a", np.zeros((4, 4), np.uint8), map_classes=np.array([0]), maps=np.ones((1, 4, 4), np.float32))
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1), torch.nn.Flatten(1, 2))
+    network[0].weight.data[0, 0] = torch.nan
+    module = RandomWalkModule(network, SETTINGS, SeedCache(tmp_path / "c"))
+    batch = {"id": ["a"], "labels": torch.ones(1, 1), "image": torch.zeros(1, 3, 32, 32)}
+    with torch.no_grad():
+        assert module.predict_step(batch) == []
+    assert module.problem == "the network's boundaries of image a or its neighbours are not finite"
+
+
 def test_a_batch_without_readable_images_has_no_seeds(tmp_path):
     with CacheWriter(tmp_path / "c", ["x"], {}) as writer:
         writer.add("a", np.zeros((4, 4), np.uint8))
