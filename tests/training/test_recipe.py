@@ -207,6 +207,9 @@ def test_every_option_that_is_a_path_is_known_as_one():
         "masks", "/photos/val-masks"
     )  # of `evaluate`; they may lie outside of the images' folder
     assert recipe_file.is_path("data.init_args.masks", "/photos/val-masks")
+    assert recipe_file.is_path("data.init_args.table", __file__)  # of a data module of others
+    assert not recipe_file.is_path("data.init_args.table", f"{__file__}.missing")
+    assert not recipe_file.is_path("data.init_args.table", "x." * 9999)
 
 
 def test_a_dry_run_leaves_results_of_other_settings_in_their_places(copied, ran, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Read recipes: YAMLs with settings and stages, each stage a command of this program with its options."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -226,14 +227,16 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_path(option: str, value: Any) -> bool:
-    """Return whether an option's value is a file or folder.
+    """Return whether an option's value is a file or folder: by the option's name, or because there is such a file.
 
     Args:
         option: name in nested options, such as ``data.root`` or ``caches.0``.
         value: its value.
     """
+    if not isinstance(value, str) or not value:
+        return False
     named = not PATH_OPTIONS.isdisjoint(option.split(".")[-2:])
-    return isinstance(value, str) and ((named and value != "") or value.endswith(".npy"))
+    return named or value.endswith(".npy") or (Path(value).suffix != "" and os.path.isfile(value))  # noqa: PTH113  no error for a long text
 
 
 def is_annotation_file(option: str, value: Any) -> bool:
