@@ -200,7 +200,7 @@ def run_function(target: str, about: str, name: str, words: Sequence[str]) -> No
 def read_signature(target: str) -> Callable[..., Any]:
     """Return a function with the signature and docstring of a command, and without its body.
 
-    The module is not imported: torch and Lightning take seconds, and ``--help`` and mistakes must be reported at once.
+    The module is not imported: torch and Lightning take seconds, and ``--help`` and mistakes must appear at once.
     Its source is parsed, and only those statements at its top level run that define names in the signature.
 
     Args:
