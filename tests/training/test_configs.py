@@ -12,6 +12,7 @@ import yaml
 
 from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
+from seeds.refine_seeds import refine_seeds
 from tests.seed_caches import CacheWriter
 from tests.training.fits import fit, read_record
 from training.cli import FUNCTIONS, main
@@ -43,6 +44,7 @@ def test_the_recommended_recipe():
     read = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
     walk = {key: read["refine_voc_animals"][key] for key in ("radius", "beta", "steps", "fg_threshold", "crf")}
     assert walk == {"radius": 5, "beta": 10, "steps": 256, "fg_threshold": 0.25, "crf": True}
+    assert walk == {key: inspect.signature(refine_seeds).parameters[key].default for key in walk}
     affinity, labels = (read[f"{name}_voc_animals"]["model"]["init_args"] for name in ("affinity", "labels"))
     assert (affinity["radius"], affinity["lr"], affinity["weight_decay"]) == (10, 0.1, 1e-4)
     assert (affinity["bias_lr_scale"], labels["loss"]) == (1, "cross_entropy")

@@ -431,8 +431,8 @@ def voc_like(predicted_masks, voc, tmp_path):
     return root
 
 
-def test_images_in_tiles(voc, checkpoint, tmp_path):
-    """Scored by their own masks, as `predict` labels them; the page and the metrics record the tiles."""
+def test_images_in_tiles(voc, checkpoint, tmp_path, monkeypatch):
+    """Scored by their own masks, as `predict` labels them, of any size; the page and the metrics record the tiles."""
     how = {"num_workers": 0, "num_images": 2, "crf": False, "tile": 64, "overlap": 0.5}
     metrics = evaluate(checkpoint, output=tmp_path / "out", **how)
     assert (metrics["tile"], metrics["overlap"]) == (64, 0.5)
@@ -444,6 +444,8 @@ def test_images_in_tiles(voc, checkpoint, tmp_path):
     whole = evaluate(checkpoint, output=tmp_path / "c", num_workers=0, crf=False, num_images=0)
     assert whole["confusion"] != metrics["confusion"]
     assert "tile" not in whole
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2)  # twice that is Pillow's limit
+    assert evaluate(checkpoint, output=tmp_path / "d", **how)["confusion"] == metrics["confusion"]
 
 
 def test_the_archive_for_vocs_server(voc_like, predicted_masks, tmp_path):
