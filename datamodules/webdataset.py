@@ -95,7 +95,8 @@ class WebDatasetDataModule(BaseDataModule):
             return samples
 
         names = [f"{stem}.safetensors" for stem in stems]
-        return SampleBlocks(names, read, files_sha256=hashlib.sha256(listed.encode()).hexdigest())
+        digest = hashlib.sha256(listed.encode()).hexdigest()
+        return SampleBlocks(names, read, files_sha256=digest, files=[self.root / name for name in tars])
 
     def _samples(self, name: str, *, tags: bool = True) -> list[Sample]:
         classes = self._known or self._given

@@ -10,11 +10,12 @@ import logging
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -31,7 +32,7 @@ from datamodules.annotations.drawn_labels import Drawn, corrected_cues
 from datamodules.base_datamodule import BaseDataModule, covered_samples
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError, first_line
-from datamodules.files import AnyPath, file_sha256, is_uri
+from datamodules.files import AnyPath, file_sha256
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import Progress, first_few, print_message
 from datamodules.sample import Sample, multi_hot
@@ -218,8 +219,6 @@ def write_seed_cache(
         KeyboardInterrupt: a person stopped the job.
     """
     cache = _cache_writer(output, module, source, job, caches)
-    if source.blocks.samples is None:
-        _report_newer_tars(cache, source.data.root, job.partition)
     writer = ShardWriter(cache, source.blocks, job)
     threads = torch.get_num_threads()
     try:
@@ -271,19 +270,6 @@ def _cache_writer(
             left_out |= cache.left_out
             settings[option], inputs[option] = cache.fingerprint, str(cache.path)
     return SeedCacheWriter(output, data.classes, settings, ids, inputs, left_out, blocks.names)
-
-
-def _report_newer_tars(cache: SeedCacheWriter, folder: AnyPath, partition: str) -> None:
-    """Report local tar files that are newer than their shards: a job that is resumed compares names and sizes alone."""
-    newer, (part, parts) = list[str](), read_partition(partition)
-    for shard in (cache.path / name for name in cache.names[part::parts]):
-        tar = folder / f"{shard.stem}.tar"
-        with suppress(OSError):
-            if not (is_uri(tar) or is_uri(shard)) and tar.stat().st_mtime > shard.stat().st_mtime:
-                newer.append(shard.name)
-    if newer:
-        advice = "remove those whose tar file has changed"
-        print_message(f"warning: {len(newer)} shards are older than their tar files: {first_few(newer)}; {advice}")
 
 
 @contextmanager
@@ -413,6 +399,8 @@ class ShardWriter(BasePredictionWriter):
         problem, missing = trainer.strategy.broadcast((problem, missing))
         if problem:
             raise InputError(problem) if trainer.is_global_zero else SystemExit(0)
+        if self.blocks.files and trainer.is_global_zero:
+            self._report_newer_files(sorted(set(numbers).difference(missing)))
         if not numbers:
             print_message(f"partition {job.partition} is empty: there are {count} shards")
         elif not missing:
@@ -427,6 +415,18 @@ class ShardWriter(BasePredictionWriter):
         title = "seeds" if parts == 1 else f"seeds, partition {job.partition}"
         others = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
         self._progress = Progress(f"{title}{others}", total).start()
+
+    def _report_newer_files(self, kept: Iterable[int]) -> None:
+        """Report local files that are newer than their shards, which are kept: names and sizes alone were compared."""
+        newer = []
+        for number in kept:
+            file, shard = self.blocks.files[number], self.cache.path / self.cache.names[number]
+            if isinstance(file, Path) and isinstance(shard, Path):
+                with suppress(OSError):
+                    newer += [shard.name] if file.stat().st_mtime > shard.stat().st_mtime else []
+        if newer:
+            advice = "remove those whose tar file has changed"
+            print_message(f"warning: {len(newer)} shards are older than their tar files: {first_few(newer)}; {advice}")
 
     def batches(self, data: BaseDataModule, module: SeedModule) -> Iterator[Any]:
         """Yield the batches of all images, until ``module`` has a problem; starts a loader once its images are known.

@@ -236,7 +236,8 @@ def is_path(option: str, value: Any) -> bool:
     if not isinstance(value, str) or not value:
         return False
     named = not PATH_OPTIONS.isdisjoint(option.split(".")[-2:])
-    return named or value.endswith(".npy") or (Path(value).suffix != "" and os.path.isfile(value))  # noqa: PTH113  no error for a long text
+    exists = os.path.isfile(value)  # noqa: PTH113  pathlib raises for a long text
+    return named or value.endswith(".npy") or (exists and Path(value).suffix != "")
 
 
 def is_annotation_file(option: str, value: Any) -> bool:
