@@ -297,7 +297,7 @@ class BaseDataModule(pl.LightningDataModule):
                 else:
                     require_tags(samples, self.classes, self.source)
                 samples = with_tags(samples, name)
-            self._datasets[name] = self._eval_dataset(samples, hp["eval_size"])
+            self._datasets[name] = self._eval_dataset(samples)
 
     def training_samples(self) -> list[Sample]:
         """Return the samples of the training with tags and annotations; neither headers nor cues are read.
@@ -378,14 +378,14 @@ class BaseDataModule(pl.LightningDataModule):
             samples: samples of this data set (see `samples`) or of files (`datamodules.sample.file_samples`).
             largest: height and width in pixels up to which images are read, see `ImageDataset`; None for any.
         """
-        dataset = self._eval_dataset(samples, self.hparams["eval_size"], with_originals=True, largest=largest)
+        dataset = self._eval_dataset(samples, with_originals=True, largest=largest)
         return self._loader(dataset)
 
     def _eval_dataset(
-        self, samples: Sequence[Sample], size: int, *, with_originals: bool = False, largest: int | None = None
+        self, samples: Sequence[Sample], *, with_originals: bool = False, largest: int | None = None
     ) -> ImageDataset:
         return ImageDataset(
-            samples, self.classes, size, mask_lut=self.mask_lut, channels=self.in_channels,
+            samples, self.classes, self.hparams["eval_size"], mask_lut=self.mask_lut, channels=self.in_channels,
             with_originals=with_originals, largest=largest,
         )  # fmt: skip
 

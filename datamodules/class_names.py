@@ -1,7 +1,7 @@
 """Names of classes, and the lookup table from the indices of a mask to classes."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -94,6 +94,11 @@ def require_same_classes(subject: str, own: Sequence[str], wanted: Sequence[str]
     """Raise an InputError where two lists of classes differ, or their order does; ``subject`` has the first."""
     if tuple(own) != tuple(wanted):
         raise InputError(f"{subject} has the classes {', '.join(own)}, not {', '.join(wanted)}")
+
+
+def class_list(classes: Iterable[str]) -> bytes:
+    """Return the content of ``classes.txt``: the names of the classes without background, one a line, in UTF-8."""
+    return "".join(f"{name}\n" for name in classes).encode()
 
 
 def read_classes(path: AnyPath) -> tuple[str, ...]:

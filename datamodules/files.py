@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from upath import UPath
 
-from datamodules.errors import InputError, first_line
+from datamodules.errors import InputError, first_line, os_errors
 
 CACHE = "TAG2MASK_CACHE"
 """Environment variable: the local folder in which `read_bytes` keeps a copy of each file that it reads by URI."""
@@ -339,11 +339,8 @@ def open_atomically(path: AnyPath) -> Iterator[IO[bytes]]:
         with SpooledTemporaryFile(1 << 26) as file:  # an object that is closed after an error would be written
             yield file
             file.seek(0)
-            try:
-                with storage_errors(path), path.open("wb") as target:
-                    shutil.copyfileobj(file, target, 1 << 22)
-            except OSError as error:
-                raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+            with os_errors(f"{path} cannot be written"), storage_errors(path), path.open("wb") as target:
+                shutil.copyfileobj(file, target, 1 << 22)
         return
     part = _part(path)
     try:

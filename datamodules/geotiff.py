@@ -158,7 +158,7 @@ def read_georeference(path: str | AnyPath) -> Georeference | None:
         except UnreadableError:
             return None
     geotiff, unreadable = False, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-    with suppress(*unreadable), Image.open(io.BytesIO(read_content(path))) as image:
+    with suppress(*unreadable), Image.open(io.BytesIO(read_content(path)) if is_uri(path) else str(path)) as image:
         geotiff = not _GEO_TAGS.isdisjoint(getattr(image, "tag_v2", ()))
     if geotiff:
         import_extra("rasterio", "geotiff", str(path), UnreadableError)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 
 from datamodules.errors import UnreadableError
 from datamodules.images import as_rgb, read_image
@@ -39,7 +38,7 @@ class Fingerprint(NamedTuple):
     levels: int
 
 
-def read_fingerprints(samples: Sequence[Sample], channels: int = 3) -> tuple[dict[str, Fingerprint], dict[str, str]]:
+def read_fingerprints(samples: Sequence[Sample], channels: int) -> tuple[dict[str, Fingerprint], dict[str, str]]:
     """Return the fingerprint of each image, and the reason for each image that cannot be read, by id."""
 
     def read(sample: Sample) -> Fingerprint | str:
@@ -70,15 +69,11 @@ def near_groups(fingerprints: Mapping[str, Fingerprint]) -> list[list[str]]:
     *Kind of Like That*, 2013, at 16x16), and a correlation of at least `MIN_CORRELATION`.
     """
     names, found = list(fingerprints), list(fingerprints.values())
-    bits, pairs = np.array([fingerprint.bits for fingerprint in found]), list[tuple[int, int]]()  # (N, 4)
+    bits, groups = np.array([fingerprint.bits for fingerprint in found]), DisjointSet(range(len(found)))  # (N, 4)
     for index, fingerprint in enumerate(found[1:], 1):
         differences = np.bitwise_count(bits[:index] ^ fingerprint.bits).sum(axis=1, dtype=np.int64)
         for other in np.flatnonzero(differences <= MAX_HASH_DISTANCE).tolist():
             if fingerprint.small @ found[other].small >= MIN_CORRELATION:
-                pairs.append((index, other))
-    if not pairs:
-        return []
-    graph = coo_array((np.ones(len(pairs)), np.transpose(pairs)), shape=(len(bits), len(bits)))
-    _, group_of = connected_components(graph, directed=False)
-    groups = [np.flatnonzero(group_of == group).tolist() for group in np.unique(group_of[np.ravel(pairs)])]
-    return [[names[index] for index in group] for group in sorted(groups)]
+                groups.merge(index, other)
+    connected = sorted(sorted(group) for group in groups.subsets() if len(group) > 1)
+    return [[names[index] for index in group] for group in connected]

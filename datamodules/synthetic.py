@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from datamodules import synthetic_scenes
+from datamodules.class_names import class_list
 from datamodules.errors import InputError
 from datamodules.files import file_sha256, new_folder, read_json
 from datamodules.masks import write_mask
@@ -84,7 +85,7 @@ def write_synthetic_voc(output: Path, *, train: int = 600, val: int = 150, size:
             (folder / name).mkdir(parents=True)
         record = _record({"train": train, "val": val, "size": size, "seed": seed})
         (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
+        (folder / "classes.txt").write_bytes(class_list(CLASSES))
         for number, (split, count) in enumerate((("train", train), ("val", val))):
             ids = [f"{split}_{i:05d}" for i in range(count)]
             indices = []  # of each mask

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from datamodules.annotations.exports import AnnotationFormat, LabelledImage, write_annotations
+from datamodules.class_names import class_list
 from datamodules.errors import InputError
 from datamodules.files import new_folder
 from datamodules.images import any_size, image_size
@@ -93,7 +94,7 @@ def export_seeds(
                 for sample in samples
             )
             write_annotations(format, folder, seeds.classes, labelled)
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in seeds.classes), encoding="utf-8")
+        (folder / "classes.txt").write_bytes(class_list(seeds.classes))
 
 
 def enlarge_labels(labels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -78,7 +78,7 @@ def explain(
         targets = [output / f"{page.replace('/', '_')}.html"]
     forbid_replacing(samples, targets)
     skipped, evidence, total = UnreadableImages(1.0), {side: list[dict[str, Any]]() for side in SIDES}, 0
-    for sample in track(samples, "explaining"):
+    for number, sample in enumerate(track(samples, "explaining")):
         try:
             image, name = read_image(sample.image, explainer.in_channels), Path(sample.image).name
         except UnreadableError as error:
@@ -86,8 +86,7 @@ def explain(
             continue
         if page is None:
             figure = explain_image(explainer, image, name, labels)
-            target = output / f"{sample.id}.png"
-            write_atomically(target, encode_image(figure, "png"))
+            write_atomically(targets[number], encode_image(figure, "png"))
         else:
             total += 1
             for each in find_evidence(explainer, image, name, labels[0]):

@@ -12,6 +12,7 @@ import torch
 from upath import UPath
 
 from datamodules.annotations.exports import AnnotationFormat, LabelledImage, write_annotations
+from datamodules.class_names import class_list
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, check_output_folder, file_sha256, new_folder, write_atomically
@@ -181,10 +182,6 @@ class Predictor:
                 blended = encode_image(label_overlay(each.image, labels), "jpeg", quality=OVERLAY_QUALITY)
                 yield f"{each.id}_overlay.jpg", blended
 
-    def class_list(self) -> bytes:
-        """Return the content of ``classes.txt``."""
-        return "".join(f"{name}\n" for name in self.network.classes).encode()
-
 
 def _predict_annotations(
     predictor: Predictor, paths: Sequence[AnyPath], output: Path, format: AnnotationFormat
@@ -209,7 +206,7 @@ def _predict_images(
     georeferences = {sample.id: _georeference(sample.image) for sample in samples}
     written = [output / f"{name}{'.tif' if found else '.png'}" for name, found in georeferences.items()]
     forbid_replacing(listed, [*written, output / "classes.txt"], paths)
-    write_atomically(output / "classes.txt", predictor.class_list())
+    write_atomically(output / "classes.txt", class_list(predictor.network.classes))
     for name, content in predictor.files(samples, "predicting", georeferences):
         write_atomically(output / name, content)
     return predictor.skipped.problems(samples), written
@@ -251,7 +248,7 @@ def _predict_tar(predictor: Predictor, source: AnyPath, tar: Path, header: dict[
     masks = dict(predictor.files(samples, f"predicting {tar.name}", {}))
     lacking = [sample.id for sample in samples if sample.id in predictor.skipped.reasons]
     comment = json.dumps(header | {SKIPPED: lacking}, sort_keys=True)
-    write_tar(tar, {"classes.txt": predictor.class_list(), **masks}, comment)
+    write_tar(tar, {"classes.txt": class_list(predictor.network.classes), **masks}, comment)
     return predictor.skipped.problems(samples)
 
 

@@ -12,7 +12,7 @@ from upath import UPath
 from datamodules.base_datamodule import BaseDataModule, covered_samples
 from datamodules.class_names import require_same_classes
 from datamodules.files import check_output_folder, write_atomically
-from datamodules.images import as_rgb, read_image
+from datamodules.images import any_size, as_rgb, read_image
 from datamodules.masks import read_class_mask
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import track
@@ -75,7 +75,8 @@ def show_seeds(
     selector = ExampleSelector(len(samples), num_images)
     for sample in track(samples, "selecting images"):
         cues = opened[-1].cues(sample.id)
-        truth = None if sample.mask is None else read_class_mask(sample.mask, data.mask_lut)
+        with any_size():
+            truth = None if sample.mask is None else read_class_mask(sample.mask, data.mask_lut)
         selector.offer(Example(sample.id, NOT_READ, cues, truth, cues, _cue_iou(cues, truth, len(classes))))
     sections = selector.sections()
     truths = {each.id: each.truth for section in sections for each in section.examples}
@@ -118,7 +119,8 @@ def _stages(
     predicted: NDArray[np.uint8] | None,
 ) -> list[dict[str, Any]]:
     """Return one image's row of the page: the image, maps, cues of each cache, prediction, mask."""
-    image = shrink(as_rgb(read_image(sample.image, data.in_channels)), _LONGEST)
+    with any_size():
+        image = shrink(as_rgb(read_image(sample.image, data.in_channels)), _LONGEST)
     shape = (image.shape[0], image.shape[1])
     shown = [embed(image, sample.id)]
     classes, maps = caches[0].maps(sample.id)

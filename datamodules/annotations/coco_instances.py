@@ -49,7 +49,7 @@ def coco_annotations(path: AnyPath, content: Any, samples: SplitSamples, known: 
             yield Annotation(name, str(path), mask)
         no_boxes = {each["category_id"] for each in instances if each.get("iscrowd") or not each.get("bbox")}
         for each in instances:
-            if (category := each["category_id"]) not in categories or indices[category] == IGNORE:
+            if indices[category := each["category_id"]] == IGNORE:
                 continue
             label, location = categories[category], f"{path}, annotation {each.get('id')} of image {name}"
             if not segmented and category not in no_boxes and label in known:

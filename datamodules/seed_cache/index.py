@@ -230,8 +230,13 @@ def hash_id(name: bytes) -> bytes:
     return hashlib.blake2b(name, digest_size=8).digest()
 
 
+def is_shard(name: str) -> bool:
+    """Return whether a file of a cache is a shard: all ``.safetensors`` but hidden ones and the index are."""
+    return name.endswith(".safetensors") and name[0] != "." and name != INDEX
+
+
 def list_shards(folder: AnyPath) -> list[str]:
-    """Return the sorted file names of the shards in a folder: all ``.safetensors`` but hidden ones and the index.
+    """Return the sorted file names of the shards in a folder.
 
     Raises:
         InputError: the folder does not exist or cannot be read.
@@ -242,7 +247,7 @@ def list_shards(folder: AnyPath) -> list[str]:
         is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         problem = "is not a seed cache" if is_missing else "cannot be read"
         raise InputError(f"{folder} {problem}: {error.strerror or error}") from error
-    return sorted(name for name in names if name.endswith(".safetensors") and name[0] != "." and name != INDEX)
+    return sorted(filter(is_shard, names))
 
 
 def missing_ranges(numbers: Iterable[int], count: int) -> str:
@@ -389,19 +394,20 @@ def _open_shards(folder: AnyPath, names: Sequence[str]) -> Iterator[Shard]:
             yield from pool.map(Shard, [folder / name for name in names[start : start + 4 * REQUESTS]])
 
 
-def merge_shards(folder: AnyPath, output: IO[bytes], *, progress: bool = False) -> None:
+def merge_shards(folder: AnyPath, output: IO[bytes], temporary: str | None = None, *, progress: bool = False) -> None:
     """Write the index of a cache from the headers of its shards.
 
     Args:
         folder: the cache.
         output: the file.
+        temporary: folder for temporary files; the system's folder if not given.
         progress: report progress.
 
     Raises:
         InputError: there is no cache in the folder, shards are missing, damaged or of different settings, or an image
             occurs twice.
     """
-    names, temporary = list_shards(folder), str(folder) if isinstance(folder, Path) else None
+    names = list_shards(folder)
     if not names:
         raise InputError(f"{folder} is not a seed cache: it contains no shards")
     files, offsets, result = dict[int, str](), dict[int, int](), dict[str, Any]()
@@ -465,7 +471,7 @@ def merge_cache(cache: UPath) -> None:
     """
     list_shards(cache)  # whether there is such a folder
     with open_atomically(cache / INDEX) as output:
-        merge_shards(cache, output, progress=True)
+        merge_shards(cache, output, None if is_uri(cache) else str(cache), progress=True)
     index = read_index(cache)
     left_out = f", {len(index.left_out)} left out" if index.left_out else ""
     written = f"{cache / INDEX}: {len(index.ids)} images in {len(index.files)} shards{left_out}"

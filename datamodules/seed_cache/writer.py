@@ -15,10 +15,10 @@ from typing import Any
 
 from upath import UPath
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, os_errors
 from datamodules.files import AnyPath, list_folder, write_atomically
 from datamodules.progress import Progress
-from datamodules.seed_cache.index import INDEX
+from datamodules.seed_cache.index import INDEX, is_shard
 from datamodules.seed_cache.shard import DamagedError, Shard, ShardBuilder, shard_name
 from datamodules.setting_differences import first_difference
 
@@ -107,7 +107,7 @@ class SeedCacheWriter:
         An object store has no folders, and a killed process leaves nothing there.
         """
         folders, files = list[str](), list[str]()
-        try:
+        with os_errors(f"the seed cache {self.path} cannot be written"):
             if isinstance(self.path, Path):
                 self.path.mkdir(parents=True, exist_ok=True)
             try:
@@ -116,15 +116,13 @@ class SeedCacheWriter:
                 if "bucket" in str(error.strerror):  # found before the first shard is computed
                     raise
             for name in folders + files:
-                if not name.endswith(".safetensors") and name[0] != "." and name != _METRICS:
+                if not is_shard(name) and name[0] != "." and name not in (INDEX, _METRICS):
                     problem = f"exists already and contains {name}, which is not part of a seed cache"
                     raise InputError(f"{self.path} {problem}; choose another output")
                 with suppress(FileNotFoundError):
                     if _TEMPORARY.fullmatch(name) and (self.path / name).stat().st_mtime < time.time() - STALE:
                         (self.path / name).unlink()
-        except OSError as error:
-            raise InputError(f"the seed cache {self.path} cannot be written: {error.strerror or error}") from error
-        return {name for name in files if name.endswith(".safetensors") and name[0] != "."} - {INDEX}
+        return set(filter(is_shard, files))
 
     def _is_written(self, shard: Shard, number: int | None, *, strict: bool) -> bool:
         """Return whether a shard is what would be written; raise an InputError if it has other settings.

@@ -118,7 +118,8 @@ def evaluate_seeds(
     metrics |= sweep.compute(names) | cue_metrics.compute(names)
     if explainer is not None:
         chosen = [samples[i] for i in evenly_spaced(len(samples), len(samples) if num_images is None else num_images)]
-        compared = compare_cam_methods(explainer, chosen, data.mask_lut, fixed)
+        with size_limit():
+            compared = compare_cam_methods(explainer, chosen, data.mask_lut, fixed)
         metrics["faithfulness"] = {"images": len(chosen), "size": explainer.size, "methods": compared}
     write_json(target, metrics)
     print_seed_metrics(metrics)

@@ -190,6 +190,23 @@ def test_the_file(monkeypatch):
         bytes_of([*entries, ShardEntry("more", bytes(32), ["train/500"], {})])
 
 
+def test_temporary_files_lie_in_the_folder_only_where_the_index_is_written_there(tmp_path, monkeypatch):
+    """A cache on a read-only disk opens, however large the index is that is made in memory."""
+    folders, make = [], module.SpooledTemporaryFile
+
+    def spool(*arguments, dir, **options):  # noqa: A002
+        folders.append(dir)
+        return make(*arguments, dir=dir, **options)
+
+    monkeypatch.setattr(module, "SpooledTemporaryFile", spool)
+    path = write(tmp_path / "c")
+    assert len(SeedCache(path)) == 8
+    assert set(folders) == {None}
+    folders.clear()
+    merge_cache(path)
+    assert set(folders) == {str(path)}
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_an_image_twice(tmp_path, first):
     with CacheWriter(tmp_path / "c", ["cat"], {}, shard_size=1, left_out={"a": "torn"} if first else {}) as writer:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules.errors import InputError
 from datamodules.images import read_image
@@ -57,6 +58,16 @@ def test_every_metric_of_every_method(voc, checkpoint, cache, capsys):
         assert -1 <= own["occlusion_rank_correlation"] <= 1
     assert "methods on 1 images" in capsys.readouterr().out
     assert "faithfulness" not in evaluate_seeds(cache)
+
+
+def test_images_of_any_size_where_seeds_were_made_in_tiles(voc, checkpoint, cache, tmp_path, monkeypatch):
+    whole = evaluate_seeds(cache, faithfulness=["gradcam"], num_images=1)["faithfulness"]
+    inputs = {"data": {"root": str(voc), "train_split": "train"}, "checkpoint": str(checkpoint)}
+    with CacheWriter(tmp_path / "tiles", ("red", "blue"), {"tile": 64, "overlap": 0.25}, inputs=inputs) as writer:
+        for name in IDS:
+            writer.add(name, read_mask(voc / f"SegmentationClass/{name}.png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # twice that is Pillow's limit
+    assert evaluate_seeds(tmp_path / "tiles", faithfulness=["gradcam"], num_images=1)["faithfulness"] == whole
 
 
 class Oracle(Explainer):

@@ -446,6 +446,8 @@ def test_images_in_tiles(voc, checkpoint, tmp_path, monkeypatch):
     assert "tile" not in whole
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2)  # twice that is Pillow's limit
     assert evaluate(checkpoint, output=tmp_path / "d", **how)["confusion"] == metrics["confusion"]
+    again = evaluate(predictions=tmp_path / "masks", root=str(voc), output=tmp_path / "e", num_images=2)
+    assert again["confusion"] == metrics["confusion"]
 
 
 def test_the_archive_for_vocs_server(voc_like, predicted_masks, tmp_path):

@@ -212,6 +212,15 @@ def test_every_option_that_is_a_path_is_known_as_one():
     assert not recipe_file.is_path("data.init_args.table", "x." * 9999)
 
 
+@pytest.mark.parametrize("name", ["imagenet", "none", "auto", "masks", "folders"])
+def test_a_folder_with_the_name_of_a_keyword_is_no_dependency(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    option = {"imagenet": "model.weights", "none": "model.weights", "auto": "data.masks", "masks": "data.annotations"}
+    assert not recipe_file.is_path(option.get(name, "data.init_args.tags"), name)
+    assert recipe_file.is_path("data.root", name)
+
+
 def test_a_dry_run_leaves_results_of_other_settings_in_their_places(copied, ran, monkeypatch, capsys):
     """While a stage runs with new settings, its earlier result is set aside; a dry run does not put it back.
 

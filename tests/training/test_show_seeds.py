@@ -7,6 +7,7 @@ from html import unescape
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from datamodules.masks import read_class_mask
@@ -84,6 +85,14 @@ def test_maps_prediction_after_the_crf_and_truth_are_drawn(data, voc, checkpoint
     assert len(wanted) >= 2
     for heat, cam in zip(heats, wanted, strict=True):
         np.testing.assert_allclose(heat, cam, atol=1e-6)
+
+
+def test_images_of_any_size_are_shown(voc, cues, tmp_path, monkeypatch):
+    words = ["seeds", "show", str(cues), "--root", str(voc), "--split", "train", "--num_images", "3"]
+    assert main([*words, "--output", str(tmp_path / "a")]) == 0
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # twice that is Pillow's limit
+    assert main([*words, "--output", str(tmp_path / "b")]) == 0
+    assert (tmp_path / "a/index.html").read_bytes() == (tmp_path / "b/index.html").read_bytes()
 
 
 def test_the_name_of_a_cache_is_not_markup(voc, cues, tmp_path):

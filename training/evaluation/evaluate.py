@@ -26,11 +26,11 @@ from datamodules.tar_files import write_tar
 from datamodules.transforms import resize_nearest
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 from seeds.precision import Precision
-from seeds.tiles import Tiling
+from seeds.tiles import Tiling, reduce_image
 from training import inference
 from training.evaluation.evaluation_table import compute_metrics, metrics_rows, print_metrics
 from training.evaluation.metrics import SegmentationCounts
-from training.inference import TEST_CRF, Prediction, TrainedNetwork, Views, load_trained
+from training.inference import PREVIEW, TEST_CRF, Prediction, TrainedNetwork, Views, load_trained
 from training.reports.evaluation_report import render_page
 from training.reports.example_selection import Example, ExampleSelector, Section
 from training.runs.provenance_record import forbid_folder_of_run
@@ -48,7 +48,7 @@ def evaluate(
     masks: str | None = None,
     classes: list[str] | None = None,
     crf: bool = True,
-    scales: list[float] | None = None,
+    scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     tile: int | None = None,
     overlap: float = 0.25,
@@ -85,7 +85,7 @@ def evaluate(
         masks: folder of masks, in the folder of the data or an absolute path; by default that of the training.
         classes: with predictions, the classes to score; by default all classes of the predictions.
         crf: smooth predictions with the dense CRF.
-        scales: factors on the side of images; the softmax is averaged over them. Default: 1 alone.
+        scales: factors on the side of images; the softmax is averaged over them.
         flip: average over each image and its mirror image, too.
         tile: height and width in pixels above which an image is cut into overlapping tiles of this size, as in
             ``predict``; by default images of any size are resized as a whole.
@@ -123,7 +123,7 @@ def evaluate(
         )  # fmt: skip
         with nullcontext() if tiling is None else any_size():
             samples = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
-        views = Views((1.0,) if scales is None else tuple(scales), flip)
+        views = Views(tuple(scales), flip)
         loader = data.eval_loader(samples, largest=tile)
         scores = partial(trained.scores, views=views)
         stream = inference.predictions(scores, loader, data.unreadable, crf=crf, tiling=tiling)
@@ -199,7 +199,8 @@ def _open_predictions(
     named = predictions / "classes.txt"
     predicted_classes = list(read_classes(named)) if named.is_file() else None
     data = datamodule_from_settings(None, root=root, classes=classes or predicted_classes, **settings)
-    listed = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
+    with any_size():  # `predict --tile` writes masks of any size
+        listed = readable(data.samples(data.hparams["test_split"], tags=False), data.unreadable)
     samples = [sample for sample in listed if sample.mask is not None]
     return data, samples, _read_predictions(predictions, predicted_classes or data.mask_classes, samples, data)
 
@@ -228,18 +229,21 @@ def _read_predictions(
     for sample, path in zip(samples, paths, strict=True):
         assert path is not None
         assert sample.mask is not None
-        labels, truth = read_class_mask(path, lut), read_class_mask(sample.mask, data.mask_lut)
-        require_same_size(f"prediction {path}", labels.shape, f"its mask {sample.mask}", truth.shape)
-        if (labels == IGNORE).any():
-            indices = set(np.unique(read_mask(path)).tolist()) - {IGNORE}
-            others = [classes[index - 1] for index in indices if index and lut[index] == IGNORE]
-            found = f"class {others[0]!r}, which is not scored" if others else "pixels of 255, which are no prediction"
-            raise InputError(f"prediction {path} contains {found}")
-        try:
-            image = as_rgb(read_image(sample.image, data.in_channels))
-        except UnreadableError as error:
-            data.unreadable.add(sample.id, str(error))
-            continue
+        with any_size():
+            labels, truth = read_class_mask(path, lut), read_class_mask(sample.mask, data.mask_lut)
+            require_same_size(f"prediction {path}", labels.shape, f"its mask {sample.mask}", truth.shape)
+            if (labels == IGNORE).any():
+                indices = set(np.unique(read_mask(path)).tolist()) - {IGNORE}
+                others = [classes[index - 1] for index in indices if index and lut[index] == IGNORE]
+                found = (
+                    f"class {others[0]!r}, which is not scored" if others else "pixels of 255, which are no prediction"
+                )
+                raise InputError(f"prediction {path} contains {found}")
+            try:
+                image = reduce_image(as_rgb(read_image(sample.image, data.in_channels)), PREVIEW)
+            except UnreadableError as error:
+                data.unreadable.add(sample.id, str(error))
+                continue
         yield Prediction(sample.id, image, labels, labels, truth)
 
 

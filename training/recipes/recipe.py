@@ -23,6 +23,11 @@ PATH_OPTIONS = frozenset({
     "weights",
 })  # fmt: skip
 """Options of the commands whose values are files or folders."""
+KEYWORDS = {
+    "annotations": NAMED_SOURCES, "instances": ("auto",), "masks": ("auto",), "tags": ("auto", "folders"),
+    "weights": ("none", "imagenet", "download"),
+}  # fmt: skip
+"""Values of these options that are no path, even where there is a file or folder of that name."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 REFERENCE = re.compile(r"\{(?!\d+\.\.\d+\})([^{}]+)\}")  # {000..099} is a range of tar files
 
@@ -233,13 +238,14 @@ def is_path(option: str, value: Any) -> bool:
         option: name in nested options, such as ``data.root`` or ``caches.0``.
         value: its value.
     """
-    if not isinstance(value, str) or not value:
+    names = option.split(".")[-2:]
+    if not isinstance(value, str) or not value or any(value in KEYWORDS.get(name, ()) for name in names):
         return False
-    named = not PATH_OPTIONS.isdisjoint(option.split(".")[-2:])
+    named = not PATH_OPTIONS.isdisjoint(names)
     exists = os.path.isfile(value)  # noqa: PTH113  pathlib raises for a long text
     return named or value.endswith(".npy") or (exists and Path(value).suffix != "")
 
 
 def is_annotation_file(option: str, value: Any) -> bool:
     """Return whether an option's value is the path of a file of annotations; arguments as in `is_path`."""
-    return "annotations" in option.split(".")[-2:] and isinstance(value, str) and value not in NAMED_SOURCES
+    return "annotations" in option.split(".")[-2:] and is_path(option, value)
