@@ -7,7 +7,14 @@ import stat
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.files import file_sha256, new_folder, open_atomically, write_atomically
+from datamodules.files import (
+    file_sha256,
+    new_folder,
+    open_atomically,
+    read_json_or_empty,
+    write_atomically,
+    write_csv,
+)
 
 
 def test_sha256(tmp_path):
@@ -110,3 +117,19 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_afterwards(tmp_
     monkeypatch.setattr(os, "fsync", recorded)
     write_atomically(tmp_path / "x", b"one")
     assert synced == [(3, False), ("folder", True)]
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"a": ', b"[1]", b"3", b"\xff"])
+def test_a_json_that_is_missing_or_is_no_mapping_counts_as_empty(tmp_path, content):
+    """A kill or another program may leave it so."""
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    assert read_json_or_empty(tmp_path / "a.json") == {}
+    (tmp_path / "a.json").write_bytes(b'{"a": 1}')
+    assert read_json_or_empty(tmp_path / "a.json") == {"a": 1}
+
+
+def test_lines_of_a_csv_end_as_those_of_other_texts(tmp_path):
+    """Programs such as cut would take a carriage return for a part of the last column."""
+    write_csv(tmp_path / "a.csv", [("id", "image"), ("a,b", "x.jpg")])
+    assert (tmp_path / "a.csv").read_bytes() == b'id,image\n"a,b",x.jpg\n'

@@ -20,12 +20,16 @@ def folder(tmp_path):
     return root
 
 
-@pytest.mark.parametrize("name", ["tags.csv", "deep/list.txt", "labels.npy", "one.xml", "two.json", "x.yaml"])
+@pytest.mark.parametrize(
+    "name", ["tags.csv", "deep/list.txt", "labels.npy", "one.xml", "two.json", "metadata.jsonl", "x.yaml"]
+)
 def test_lists_and_labels_count_by_their_bytes(folder, name):
+    """However large they are."""
+    (folder / name).write_bytes(b"1234" * 20_000)
     before = fingerprint(folder)
-    (folder / name).write_bytes(b"1243")
+    (folder / name).write_bytes(b"1234" * 19_999 + b"1243")
     assert fingerprint(folder) != before
-    (folder / name).write_bytes(b"1234")
+    (folder / name).write_bytes(b"1234" * 20_000)
     assert fingerprint(folder) == before
 
 
@@ -34,6 +38,7 @@ def test_large_images_count_by_name_and_size(folder):
     before = fingerprint(folder)
     (folder / "large.jpg").write_bytes(b"2" * 70_000)
     (folder / ".hidden/c.txt").write_bytes(b"another")
+    (folder / ".DS_Store").write_bytes(b"of macOS")
     assert fingerprint(folder) == before
     (folder / "large.jpg").write_bytes(b"1" * 70_001)
     assert fingerprint(folder) != before

@@ -125,6 +125,16 @@ def test_copies_stay_in_the_cache_folder(s3: str, tmp_path: Path, monkeypatch: p
     assert len(list((tmp_path / "new" / "copies").iterdir())) == 2
 
 
+def test_the_cache_folder_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is written in a file of settings, where no shell replaces ``~``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(CACHE, "~/copies")
+    write_atomically(UPath("memory://home/a.bin"), b"content")
+    assert read_bytes("memory://home/a.bin") == b"content"
+    assert [copy.read_bytes() for copy in (tmp_path / "copies").iterdir()] == [b"content"]
+
+
 def test_what_another_process_writes_is_noticed(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A storage keeps listings, which outdate; another instance stands for the other process."""
     monkeypatch.setenv(CACHE, str(tmp_path))
@@ -136,6 +146,8 @@ def test_what_another_process_writes_is_noticed(s3: str, tmp_path: Path, monkeyp
     for names in (["a.bin"], ["a.bin", "b.bin"]):
         other.pipe_file(f"{folder}/listed/{names[-1]}", b"")
         assert list_folder(UPath(f"{folder}/listed")) == ([], names)
+    other.pipe_file(f"{folder}/listed/", b"")  # consoles of object stores make such an object for a folder
+    assert list_folder(UPath(f"{folder}/listed")) == ([], ["a.bin", "b.bin"])
 
 
 STORAGES = ("memory://{name}", "s3://bucket/{name}", "zip://::s3://bucket/{name}.zip")
