@@ -10,6 +10,7 @@ from PIL import Image
 
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule, read_folders, read_table
+from datamodules.images import read_image
 from datamodules.masks import write_mask
 from datamodules.sample import multi_hot
 
@@ -411,3 +412,27 @@ def test_no_validation(album):
 def test_bad_settings(folders, split, settings, message):
     with pytest.raises(InputError, match=message):
         FolderDataModule(folders, **settings).samples(split)
+
+
+def test_files_of_one_name_size_and_time_are_compared_by_their_bytes(folders):
+    """Archives may give all files one time, and bitmaps of one shape have one size."""
+    for place, value in (("cat", 1), ("dog", 2)):
+        Image.fromarray(np.full((8, 12, 3), value, np.uint8)).save(folders / place / "9.bmp")
+        os.utime(folders / place / "9.bmp", (0, 0))
+    tags = tags_of(read_folders(folders))
+    assert (tags["cat/9"], tags["dog/9"]) == ({"cat"}, {"dog"})
+
+
+def test_hidden_files_are_no_images(album, folders):
+    """macOS writes a file ``._NAME`` beside each file on other disks."""
+    for name in ("._a.jpg", "cat/._1.jpg"):
+        (album / name).write_bytes(b"of macOS")
+    assert tags_of(read_table(album / "tags.csv")) == TAGS
+    assert {sample.id for sample in read_folders(folders)} == {"cat/1", "cat/2", "dog/1", "dog/3", "sub/b"}
+
+
+@pytest.mark.parametrize("suffix", [".jpeg", ".webp", ".bmp", ".tiff"])
+def test_kinds_of_images(folders, suffix):
+    Image.fromarray(np.full((8, 12, 3), 200, np.uint8)).save(folders / f"dog/7{suffix}")
+    (sample,) = (each for each in read_folders(folders) if each.id == "dog/7")
+    assert (abs(read_image(sample.image).astype(int) - 200) < 9).all()

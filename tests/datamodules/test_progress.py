@@ -12,7 +12,7 @@ import pytest
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from datamodules.progress import STAGE, Progress, print_result, track
+from datamodules.progress import STAGE, Progress, first_few, print_result, track
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -174,3 +174,9 @@ def test_names_in_square_brackets_are_shown(capsys):
 def test_it_imports_neither_torch_nor_lightning():
     code = "import sys, datamodules.progress; sys.exit(bool({'torch', 'pytorch_lightning'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_first_words_of_a_list_and_how_many_there_are_beyond():
+    assert first_few([*"abcde"]) == "a, b, c, d, e"
+    assert first_few([*"abcdefg"], "; ") == "a; b; c; d; e and 2 more"
+    assert first_few([]) == ""

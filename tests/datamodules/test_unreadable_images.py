@@ -3,6 +3,7 @@ import pytest
 
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
+from datamodules.sample import Sample
 from datamodules.unreadable_images import UnreadableImages, readable, too_many
 from datamodules.voc import VOCDataModule
 
@@ -39,3 +40,19 @@ def test_too_many_unreadable_images(capsys):
     assert too_many(reasons, 100, 0.28)
     with pytest.raises(InputError, match=r"max_unreadable is 1\.5"):
         UnreadableImages(1.5)
+
+
+@pytest.mark.parametrize("count", [10, 12])
+def test_of_many_unreadable_images_ten_are_printed(tmp_path, capsys, count):
+    """And how many there are."""
+    samples = [Sample(f"p{number}", str(tmp_path / f"p{number}.jpg")) for number in range(count)]
+    assert readable(samples, UnreadableImages(1.0)) == []
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1].strip() for line in lines[:10]] == [f"p{number}" for number in range(10)]
+    assert lines[10:] == (["left out in all: 12 images that cannot be read"] if count > 10 else [])
+
+
+def test_headers_of_images_at_a_uri_are_not_read():
+    """Each would be a request; what is wrong with such an image is found when it is read."""
+    samples = [Sample("a", "memory://nowhere/a.jpg", mask="memory://nowhere/a.png")]
+    assert readable(samples, UnreadableImages(0.0)) == samples
