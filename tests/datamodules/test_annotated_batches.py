@@ -222,3 +222,15 @@ def test_only_in_training_a_mask_adds_its_classes_to_the_labels(tmp_path):
         for training in (False, True)
     ]
     assert labels == [[1, 0], [1, 1]]
+
+
+def test_images_with_a_point_or_a_scribble_are_trained_on(voc, tmp_path):
+    """Those with a box alone are not: a box is no label of a pixel."""
+    rows = [
+        {"id": "p0", "scribbles": [["ant", [[2, 2], [9, 9]]]]},
+        {"id": "p1", "points": [["bat", 2, 2]]},
+        {"id": "p3", "boxes": [["cow", 2, 2, 20, 30]]},
+    ]
+    table = write_table(tmp_path / "a.csv", rows)
+    data = VOCDataModule(str(voc), labels="xml", annotations=table, targets="masks")
+    assert [sample.id for sample in data.training_samples()] == ["p0", "p1"]

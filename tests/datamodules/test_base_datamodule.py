@@ -286,6 +286,11 @@ def test_whole_images_may_be_larger_than_crops(voc):
         ({"targets": "cues"}, "no seed cache is given"),
         ({"size": 0}, "size is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"eval_size": 0}, "eval_size is 0"),
+        ({"cue_stride": 0}, "cue_stride is 0"),
+        ({"in_channels": 0}, "in_channels is 0"),
+        ({"mask_sampling_rate": 0}, "mask_sampling_rate is 0"),
+        ({"num_workers": -1}, "num_workers is -1, and must be at least 0"),
         ({"min_images_per_epoch": -1}, "min_images_per_epoch is -1"),
     ],
 )
@@ -324,6 +329,18 @@ def test_caches_that_do_not_fit(voc, tmp_path):
         data_of(voc, targets="cues", cues=good, cues_checkpoint=str(checkpoint)).setup("fit")
 
 
+def test_paths_in_the_home_folder(voc, tmp_path, monkeypatch):
+    """In a YAML, where no shell replaces ``~``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.ckpt").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    cache_of(tmp_path / "cache", [f"p{i}" for i in range(6)], checkpoint_sha256=digest)
+    data = data_of("~/VOC", targets="cues", cues="~/cache", cues_checkpoint="~/a.ckpt")
+    data.setup("fit")
+    assert data.samples("train")[0].image == str(voc / "JPEGImages/p0.jpg")
+    assert [data.hparams[name] for name in ("root", "cues")] == [str(voc), str(tmp_path / "cache")]
+
+
 class StubCache(dict):
     classes = ("ant", "bat", "cow")
     left_out: ClassVar = {"p1": "image p1 is cut short"}
@@ -336,6 +353,10 @@ def test_images_that_a_cache_has_left_out(voc, capsys):
     assert [sample.id for sample in covered] == ["p0", "p2", "p3", "p4", "p5"]
     message = "1 of 6 images are left out because the seed cache has no cues of them; first p1: image p1 is cut short"
     assert message in capsys.readouterr().err
+    nothing = StubCache()
+    nothing.left_out = {f"p{i}": f"image p{i} is cut short" for i in range(6)}
+    with pytest.raises(InputError, match="the seed cache lacks 6 of the 6 images, first p0"):
+        covered_samples(nothing, data.samples("train"), data.classes)
 
 
 PLUG_IN = '''
@@ -430,3 +451,10 @@ def test_an_epoch_has_each_mask_once_where_all_images_have_one(voc):
     data = VOCDataModule(str(voc), labels="xml", targets="masks", mask_sampling_rate=3, batch_size=2, num_workers=0)
     data.setup("fit")
     assert sorted(draw.number for draw in data.train_dataloader().sampler) == list(range(6))
+
+
+def test_images_without_any_tag_are_read_for_a_prediction(voc):
+    data = data_of(voc, labels=None, test_split="train", batch_size=6)
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    assert batch["id"] == [f"p{i}" for i in range(6)]
