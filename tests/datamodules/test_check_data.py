@@ -1,6 +1,9 @@
 """What is wrong with images and tags, before any training."""
 
 import json
+import re
+import shutil
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -73,6 +76,24 @@ def test_identical_images_in_both_splits(photos, tmp_path):
     validation = {sample.id for sample in FolderDataModule(str(photos)).samples("val")}
     assert set(written["validation"]) == validation
     assert 0 < len(both["images"]) == sum(len(validation & {name, f"copy-{name}"}) == 1 for name in map(str, range(40)))
+    train = FolderDataModule(str(photos)).samples("train")
+    assert (written["split"], written["images"]) == ("train", len(train))
+    assert written["images_by_class"] == Counter(tag for sample in train for tag in sample.tags)
+
+
+def test_a_class_of_validation_images_alone(photos, tmp_path):
+    """It is one without a training image. Masks of both splits are read."""
+    name = FolderDataModule(str(photos)).samples("val")[0].id
+    table = photos / "tags.csv"
+    table.write_text(re.sub(rf"(?m)^{name}(\.\w+),.*$", rf"{name}\1,bird", table.read_text()))
+    (photos / "masks").mkdir()
+    write_mask(photos / f"masks/{name}.png", np.zeros((5, 6), np.uint8))
+    assert main(["check", f"--root={photos}", f"--output={tmp_path / 'check.json'}"]) == 0
+    findings = json.loads((tmp_path / "check.json").read_text())["findings"]
+    (absent,) = (each for each in findings if "cannot be learned" in each["sentence"])
+    assert absent["classes"] == ["bird"]
+    (masks,) = (each for each in findings if each["kind"] == "masks")
+    assert masks["sentence"].startswith(f"1 of 1 masks cannot be used: {name}. ")
 
 
 def test_a_sound_data_set(photos, tmp_path, capsys):
@@ -101,6 +122,8 @@ def test_large_images(photos, tmp_path):
     (finding,) = (finding for finding in findings if finding["kind"] == "small")
     assert "16 pixels of the photo" in finding["sentence"]
     assert not [each for each in check(photos, tmp_path / "b.json", "--size=64")[1] if each["kind"] == "small"]
+    _, findings = check(photos, tmp_path / "c.json", "--size=32", "--cue_stride=8")
+    assert "a position of the cue grid is 32 pixels of the photo" in findings[-1]["sentence"]
 
 
 def test_numbers_of_images_of_classes():
@@ -140,7 +163,10 @@ def test_bad_input_is_one_sentence(photos, tmp_path, capsys):
 
 def test_the_layout_decides_the_data_module(voc, photos, tmp_path, capsys):
     """A folder of VOC, of photos, and of COCO, whose splits have the names of COCO 2017."""
-    assert type(datamodule_from_settings(None, root=str(voc))) is VOCDataModule
+    shutil.rmtree(voc / "ImageSets/Main")  # the tags are those of Annotations
+    found = datamodule_from_settings(None, root=str(voc))
+    assert type(found) is VOCDataModule
+    assert found.samples("train")[0].tags == {"ant"}
     assert type(datamodule_from_settings(None, root=str(photos))) is FolderDataModule
     root = tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
@@ -284,7 +310,8 @@ def test_scans_of_12_bits_in_16_bit_pngs(tmp_path):
     assert found["sentence"].startswith("4 of 4 images have fewer than 32 levels between their darkest and brightest ")
     for number in range(3):
         Image.fromarray(random.integers(0, 65536, (60, 60), dtype=np.uint16)).save(tmp_path / f"{number}.png")
-    assert "dark" not in {each["kind"] for each in check(tmp_path, tmp_path / "check.json")[1]}
+        dark = [each["images"] for each in check(tmp_path, tmp_path / "check.json")[1] if each["kind"] == "dark"]
+        assert dark == [[["1", "2", "3"]], [["2", "3"]], []][number]  # at least half of the images
 
 
 def test_images_whose_grids_are_alike_and_whose_grays_are_not_are_no_copies():

@@ -195,6 +195,8 @@ LAYOUTS = {
     "CVAT": ("annotations/instances_default.json", "images/default"),
     "older CVAT": ("annotations/instances_default.json", "images"),
     "beside the JSON": ("result.json", ""),
+    "images in the root": ("annotations/instances_default.json", ""),
+    "beside the JSON in a folder": ("annotations/instances_default.json", "annotations"),
 }
 
 
@@ -247,6 +249,17 @@ def test_files_in_folders_and_uris(tmp_path):
     assert [sample.image for sample in samples] == [
         str(tmp_path / "images/sub/001.jpg"), "s3://bucket/a/002.jpg", "http://images.example/003.jpg",
     ]  # fmt: skip
+
+
+def test_ids_of_images_may_be_texts(tmp_path):
+    listed = content({1: INSTANCES[1], 2: []})
+    for key, entries in (("id", listed["images"]), ("image_id", listed["annotations"])):
+        for each in entries:
+            each[key] = f"image {each[key]}"
+    write(tmp_path / "result.json", listed)
+    write_images(tmp_path / "images", [1, 2])
+    samples = COCODataModule(str(tmp_path)).samples("all")
+    assert {sample.id: sample.tags for sample in samples} == {"001": {"person", "dog"}, "002": set()}
 
 
 def test_a_folder_by_uri(coco):
