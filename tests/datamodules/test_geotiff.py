@@ -219,3 +219,26 @@ def test_without_rasterio(tmp_path, monkeypatch):
     for act in (lambda: read_georeference(rgb), lambda: read_image(four, 4), lambda: image_size(four)):
         with pytest.raises(UnreadableError, match=extra):
             act()
+
+
+def test_white_that_is_stored_as_0(tmp_path):
+    """GDAL does not invert such values; Pillow does."""
+    bands = random_bands(1)
+    path = write(tmp_path / "white.tif", bands, photometric="miniswhite")
+    with pytest.raises(UnreadableError, match=r"white\.tif stores white as 0 \(MINISWHITE\): save it with black as 0$"):
+        GeoTiff(path)
+    expected = np.repeat(255 - bands.transpose(1, 2, 0), 3, axis=2)
+    np.testing.assert_array_equal(read_image(path), expected)
+    with open_windows(path) as image:
+        np.testing.assert_array_equal(image[:, :], expected)
+
+
+def test_a_block_of_the_whole_image_is_too_large_for_windows(tmp_path):
+    """GDAL decodes all of it for each window. A sparse file: nothing of the image is written."""
+    path, side = tmp_path / "one.tif", 20_000
+    settings = {"driver": "GTiff", "count": 1, "height": side, "width": side, "dtype": "uint8", "tiled": True}
+    with rasterio.open(path, "w", **settings, blockxsize=side, blockysize=side, BIGTIFF="YES", SPARSE_OK=True):
+        pass
+    problem = r"one\.tif is stored in strips of 20000x20000 pixels, too large to be read by windows: save it in tiles$"
+    with pytest.raises(UnreadableError, match=problem):
+        GeoTiff(path)

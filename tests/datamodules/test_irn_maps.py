@@ -104,3 +104,12 @@ def test_an_image_without_classes(tmp_path):
     write_irn(tmp_path / "a.npy", np.zeros(0, np.int64), np.zeros((0, 3, 4), np.float32), (33, 50))
     classes, maps = read_irn(tmp_path / "a.npy", 5)
     assert (classes.shape, maps.shape) == ((0,), (0, 9, 13))
+
+
+def test_a_map_of_zeros_stays_one(tmp_path):
+    """And a map is divided by its maximum and 1e-5."""
+    maps = np.stack([np.zeros((3, 4), np.float32), np.full((3, 4), 1e-5, np.float32)])
+    write_irn(tmp_path / "a.npy", np.array([1, 4]), maps, (12, 16))
+    _, found = read_irn(tmp_path / "a.npy", 5)
+    assert not found[0].any()
+    np.testing.assert_allclose(found[1], 0.5, rtol=1e-5)

@@ -5,9 +5,11 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from upath import UPath
 
 from datamodules import synthetic as module
 from datamodules.errors import InputError
+from datamodules.files import write_atomically
 from datamodules.masks import read_mask
 from datamodules.synthetic import SyntheticDataModule, write_synthetic_voc
 from datamodules.synthetic_scenes import CLASSES
@@ -132,3 +134,20 @@ def test_a_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="out cannot be written"):
         write_synthetic_voc(tmp_path / "file/out", train=1, val=1)
+
+
+def test_a_folder_that_other_code_has_written_is_refused(tmp_path, written, monkeypatch):
+    """Its images would differ from those of a new folder."""
+    settings = {"train": 12, "val": 5, "image_size": SIZE}
+    SyntheticDataModule(str(written), **settings).prepare_data()
+    monkeypatch.setattr(module, "file_sha256", lambda _path: "another")
+    with pytest.raises(InputError, match="of other numbers or other code: remove it"):
+        SyntheticDataModule(str(written), **settings).prepare_data()
+
+
+def test_it_is_not_written_to_a_uri(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_atomically(UPath("memory://synthetic/note.txt"), b"mine")
+    with pytest.raises(InputError, match=r"^memory://synthetic contains no .* written to local folders alone$"):
+        SyntheticDataModule("memory://synthetic").prepare_data()
+    assert not list(tmp_path.iterdir())

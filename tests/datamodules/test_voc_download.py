@@ -5,9 +5,11 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 from scipy.io import savemat
+from upath import UPath
 
 from datamodules import voc_download as download
 from datamodules.errors import InputError
+from datamodules.files import write_atomically
 from datamodules.masks import read_mask
 from datamodules.voc import VOCDataModule
 
@@ -140,3 +142,13 @@ def test_the_usual_list_of_10582(real_data, tmp_path, monkeypatch):
     download.download_voc(root)
     assert (root / "ImageSets/Segmentation/trainaug.txt").read_text().split() == sorted(usual)
     assert len(set(usual)) == 10582
+
+
+def test_voc_is_not_downloaded_to_a_uri(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download, "download_and_extract_archive", lambda *_: pytest.fail("it is downloaded"))
+    root = "memory://data/VOCdevkit/VOC2012"
+    write_atomically(UPath(f"{root}/note.txt"), b"mine")
+    with pytest.raises(InputError, match=f"VOC is downloaded into a local folder: root cannot be {root}"):
+        VOCDataModule(root, download=True).prepare_data()
+    assert not list(tmp_path.iterdir())

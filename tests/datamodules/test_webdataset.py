@@ -138,6 +138,7 @@ def test_patterns(storage, tmp_path, s3):
     for number in range(8, 12):
         write_atomically(folder / f"t-{number:02d}.tar", bytes(number))
     write_atomically(folder / "t-08.txt", b"no tar")
+    write_atomically(folder / "._t-08.tar", b"of macOS")
     every = {"t-08.tar": 8, "t-09.tar": 9, "t-10.tar": 10, "t-11.tar": 11}
     assert find_tars(folder, "t-{08..11}.tar") == find_tars(folder, "*.tar") == find_tars(folder, "t-*.tar") == every
     assert list(find_tars(folder, "t-{1..1}{0..1}.tar")) == ["t-10.tar", "t-11.tar"]
@@ -272,3 +273,17 @@ def test_tags_are_written_as_in_a_table(tmp_path):
     members = {"a.png": png(1), "a.txt": '["cat", "dog"]', "b.png": png(2), "b.json": '{"tags": null}'}
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
     assert [sample.tags for sample in tar_samples(tmp_path / "a.tar")] == [{"cat", "dog"}, None]
+
+
+def test_numbers_are_classes_in_cls_and_json_alone(tmp_path):
+    """In a text, 2 is a name, as it is in a table of tags."""
+    members = {
+        "a.png": png(1), "a.txt": "2", "b.png": png(2), "b.cls": "2", "c.png": png(3), "c.json": '{"tags": [2, 0]}',
+        "d.png": png(4), "d.json": "1",
+    }  # fmt: skip
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    samples = tar_samples(tmp_path / "a.tar", ("cat", "dog", "cow"))
+    assert [sample.tags for sample in samples] == [{"2"}, {"cow"}, {"cow", "cat"}, {"dog"}]
+    (tmp_path / "b.tar").write_bytes(tar_bytes({"a.png": png(1), "a.json": '{"tags": true}'}))
+    with pytest.raises(InputError, match=r"contains 'True', which is neither names nor classes"):
+        tar_samples(tmp_path / "b.tar", ("cat", "dog"))
