@@ -264,3 +264,13 @@ def test_tags_of_parquet_are_the_classes_of_the_mask(voc, tmp_path):
     tags = pytest.importorskip("pyarrow.parquet").read_table(file)["tags"].to_pylist()
     assert tags == [[index - 1 for index in (1, 2, 3) if (each.label_map == index).any()] for each in label_maps(voc)]
     assert tags[:2] == [[0, 1, 2], []]
+
+
+def test_names_with_signs_of_urls_and_of_xml(tmp_path):
+    """Label Studio reads the path of an image as a part of a URL, and the names of the classes as XML."""
+    image = LabelledImage("a", "/photos/50 % #1 & 2?.jpg", np.ones((4, 6), np.uint8))
+    write_annotations("label-studio", tmp_path, ('a & "b" <c>',), [image])
+    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    assert task["data"]["image"] == "/data/local-files/?d=photos/50%20%25%20%231%20%26%202%3F.jpg"
+    labels = ET.parse(tmp_path / "labeling_config.xml").findall("BrushLabels/Label")
+    assert labels[0].get("value") == 'a & "b" <c>'

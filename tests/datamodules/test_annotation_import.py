@@ -11,6 +11,7 @@ from upath import UPath
 
 from datamodules.annotations.brush_rle import encode_brush
 from datamodules.annotations.shapes import Box, Point
+from datamodules.annotations.sources import referenced_files
 from datamodules.dataset import ImageDataset
 from datamodules.errors import InputError
 from datamodules.files import write_atomically
@@ -563,3 +564,58 @@ def test_a_smaller_polygon_of_yolo_covers_a_larger_one(voc, tmp_path):
         mask = read_mask(read(open_voc(voc, source, labels=None))["p0"].mask)
         assert (mask[12:36, 16:48] == 1).all()  # ant
         assert (mask[:12] == 2).sum() > 600  # bat
+
+
+def test_polygons_of_one_size_do_not_depend_on_the_order_of_lines(voc, tmp_path):
+    """The class that comes later in the data set covers the other one."""
+    for lines in (f"0 {SQUARE}\n1 {SQUARE}\n", f"1 {SQUARE}\n0 {SQUARE}\n"):
+        source = yolo(tmp_path / "a", labels__p0=lines)
+        mask = read_mask(read(open_voc(voc, source, labels=None))["p0"].mask)
+        assert (mask[12:36, 16:48] == 2).all()  # bat
+
+
+@pytest.mark.parametrize("line", ["1 32 24 16 12", "1 0.5 0.5 0.25 2.5", "1 16 12 47 12 47 35"])
+def test_coordinates_of_yolo_in_pixels(voc, tmp_path, line):
+    """They are fractions of the image's sides; a box may leave the image a little."""
+    with pytest.raises(InputError, match=r"p0\.txt, line 1: the coordinates are no pairs of fractions of the image's"):
+        read(open_voc(voc, yolo(tmp_path / "a", labels__p0=f"{line}\n")))
+    source = yolo(tmp_path / "b", labels__p0="1 0.0 0.5 0.25 1.5\n")
+    assert read(open_voc(voc, source))["p0"].boxes == (Box("ant", -8, -12, 8, 60),)
+
+
+def test_texts_with_a_byte_order_mark(voc, tmp_path):
+    """Editors of Windows write one."""
+    source = yolo(tmp_path / "a", labels__p0="\ufeff1 0.5 0.5 0.25 0.5\n")
+    assert read(open_voc(voc, source))["p0"].boxes == (Box("ant", 24, 12, 40, 36),)
+    colours = np.full((48, 64, 3), (1, 0, 0), np.uint8)
+    source = archive(tmp_path / "a.zip", "\ufeff" + LABELMAP, p0=colours)
+    assert (read_mask(read(open_voc(voc, source))["p0"].mask) == 1).all()
+
+
+def test_a_data_yaml_may_be_named_yml(voc, tmp_path):
+    source = yolo(tmp_path / "a", labels__p0=f"1 {SQUARE}\n")
+    (tmp_path / "a/data.yaml").rename(tmp_path / "a/data.yml")
+    source = str(tmp_path / "a/data.yml")
+    assert read(open_voc(voc, source))["p0"].mask is not None
+    assert referenced_files(UPath(source)) == [str(tmp_path / "a/labels/p0.txt")]
+
+
+def test_what_macos_adds_to_an_archive_and_a_background_that_is_not_listed(voc, tmp_path):
+    colours = np.zeros((48, 64, 3), np.uint8)
+    colours[:9] = 1, 0, 0
+    archive(tmp_path / "a.zip", LABELMAP.replace("background:0,0,0::\n", ""), p0=colours)
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as file:
+        for name in ("labelmap.txt", "SegmentationClass/._p0.png"):
+            file.writestr(f"__MACOSX/{name}", b"of macOS")
+    mask = read_mask(read(open_voc(voc, str(tmp_path / "a.zip")))["p0"].mask)
+    np.testing.assert_array_equal(mask, np.repeat([1, 0], (9 * 64, 39 * 64)).reshape(48, 64))
+
+
+def test_an_id_in_a_parquet_file_goes_before_the_name_of_a_file(voc, tmp_path):
+    """As our own export writes both."""
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    mask = mask_png(np.ones((56, 64), np.uint8))
+    parquet.write_table(pa.table({"file_name": ["p3.jpg"], "id": ["p2"], "mask": [mask]}), tmp_path / "a.parquet")
+    samples = read(open_voc(voc, str(tmp_path / "a.parquet")))
+    assert [name for name, each in samples.items() if each.mask] == ["p2"]
