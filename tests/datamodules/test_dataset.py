@@ -178,3 +178,18 @@ def test_originals_and_batches_of_given_indices(voc):
     batches = list(image_loader(data, batch_size=1, num_workers=0, batch_sampler=[[4, 0], [2]]))
     assert [batch["id"] for batch in batches] == [["p4", "p0"], ["p2"]]
     assert [image.shape for image in batches[0]["original"]] == [(64, 64, 3), (48, 64, 3)]
+
+
+def test_images_of_more_pixels_on_a_side_are_not_read(voc):
+    """They are listed with their place among the readable images; p4 has 64x64 pixels, and p5 64x68."""
+    (voc / "JPEGImages/p1.jpg").write_bytes(b"no image")
+    data = dataset_of(voc, "train", 32, largest=64)
+    batch = batch_of(data, [0, 1, 5, 4])
+    assert (batch["id"], [name for name, _ in batch["unreadable"]]) == (["p0", "p4"], ["p1"])
+    (large,) = batch["large"]
+    assert large.pop("labels").tolist() == [0, 1, 1]
+    image, mask = str(voc / "JPEGImages/p5.jpg"), str(voc / "SegmentationClass/p5.png")
+    assert large == {"id": "p5", "image": image, "mask": mask, "channels": 3, "position": 1}
+    alone = batch_of(data, [5])
+    assert (alone["id"], len(alone["image"]), alone["large"][0]["position"]) == ([], 0, 0)
+    assert dataset_of(voc, "train", 32, largest=63, channels=4)[4]["large"]["channels"] == 4

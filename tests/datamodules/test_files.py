@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +134,12 @@ def test_lines_of_a_csv_end_as_those_of_other_texts(tmp_path):
     """Programs such as cut would take a carriage return for a part of the last column."""
     write_csv(tmp_path / "a.csv", [("id", "image"), ("a,b", "x.jpg")])
     assert (tmp_path / "a.csv").read_bytes() == b'id,image\n"a,b",x.jpg\n'
+
+
+def test_the_working_folder_is_filled_where_it_is_empty(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with new_folder(Path()) as folder:
+        (folder / "a").write_text("1")
+    monkeypatch.chdir(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["out", "out/a"]
