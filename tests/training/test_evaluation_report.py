@@ -121,6 +121,19 @@ def test_without_images_or_masks_the_page_has_no_controls():
     assert not read.of("input")
 
 
+def test_the_settings_of_a_prediction_are_on_the_page(metrics):
+    """Without tiles and mirrored images, and with both; and how many images cannot be read."""
+    text = " ".join(PageReader(render_page(metrics, [])).text)
+    assert "scales [1.0], flip no" in text
+    assert "tiles" not in text
+    assert "have a mask" not in text
+    more = {"scales": [0.5, 1.0], "flip": True, "tile": 512, "overlap": 64, "unreadable": {"a": "it is cut short"}}
+    text = " ".join(PageReader(render_page(metrics | more, [])).text)
+    assert "scales [0.5, 1.0], flip yes" in text
+    assert "512 pixels, overlap 64" in text
+    assert "3 of 3 have a mask; 1 more cannot be read" in text
+
+
 # --- in a browser
 
 PROBE = """

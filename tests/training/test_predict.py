@@ -487,7 +487,7 @@ def test_a_folder_of_own_masks_is_not_written_into(checkpoint, tmp_path, capsys,
 
 
 def test_folders_that_are_named_are_not_reported_as_left_out(tmp_path, capsys):
-    for name in ("a.jpg", "one/b.jpg", "two/c.jpg", "two/d.jpg"):
+    for name in ("a.jpg", "one/b.jpg", "two/c.jpg", "two/d.jpg", ".thumbnails/a.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / name)
     photos_module.photo_samples([tmp_path, tmp_path / "one"])

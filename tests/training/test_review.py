@@ -184,7 +184,13 @@ def test_images_with_masks_are_left_out(voc, cues, checkpoint, tmp_path, capsys)
     assert "images with masks are left out: 1" in capsys.readouterr().err
     (tmp_path / "drawn.txt").write_text("\n".join(names) + "\n")
     assert main([*words, "--checkpoint", str(tmp_path / "corrected.ckpt")]) == 1
-    assert "all images of the split 'train' have masks" in capsys.readouterr().err
+    assert "all images of the split 'train' have masks: there is nothing to review" in capsys.readouterr().err
+    (tmp_path / "drawn.txt").write_text(names[0] + "\n")
+    content["datamodule_hyper_parameters"]["labels"] = None
+    torch.save(content, tmp_path / "untagged.ckpt")
+    assert main([*words, "--checkpoint", str(tmp_path / "untagged.ckpt")]) == 1
+    problem = "all images of the split 'train' have masks or tags that are not known: there is nothing to review"
+    assert problem in capsys.readouterr().err
 
 
 def test_an_unreadable_image_is_left_out_where_the_data_module_allows_it(voc, cues, checkpoint, tmp_path, capsys):
