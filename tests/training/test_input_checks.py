@@ -224,7 +224,10 @@ WEIGHTS = ("seed_weight", "expand_weight", "constrain_weight")
     ({"model": {"class_path": "SegmentationTask", "init_args": dict.fromkeys(WEIGHTS, 0.0)}},
      "stage 'train': the weights of the seed, expand and constrain losses are all 0"),
     ({"trainer": {"max_steps": 0}}, "stage 'train': trainer.max_steps is 0, and the training would have no step"),
-], ids=["null", "no data module", "no model", "no weights", "no cues", "no masks", "no loss", "no step"])  # fmt: skip
+    ({"trainer": {"limit_train_batches": 0}}, "trainer.limit_train_batches is 0, and the training would have no step"),
+], ids=[
+    "null", "no data module", "no model", "no weights", "no cues", "no masks", "no loss", "no step", "no batch",
+])  # fmt: skip
 def test_trainings_without_a_class_or_a_value(photos, tmp_path, started, capsys, words, change, message):
     options = {
         "data": {"class_path": "FolderDataModule", "init_args": {"root": "{photos}"}},
@@ -248,6 +251,25 @@ def test_equal_steps_are_timed_once(photos, tmp_path, monkeypatch):
     assert len(sizes) == 3  # classifier, boundaries, and one for the two segmentation networks
 
 
+def test_hours_operations_and_memory_of_a_dry_run(photos, tmp_path, monkeypatch, capsys):
+    """Of 5 and of 3 steps, each of 2 hours and 1e15 operations, with 3e9 bytes."""
+    monkeypatch.setattr("training.recipes.estimate.time_step", lambda *_given: (2 * 3600.0, 10**15, 3 * 10**9))
+
+    def stage(steps):
+        data = {"class_path": "FolderDataModule", "init_args": {"root": str(photos), "size": 32}}
+        model = {"class_path": "ClassifierTask", "init_args": {"backbone": "resnet18"}}
+        trainer = {"max_epochs": -1, "max_steps": steps, "accelerator": "cpu"}
+        return {"command": "fit", "options": {"data": data, "model": model, "trainer": trainer}}
+
+    recipe = {"output": str(tmp_path / "out"), "stages": {"first": stage(5), "second": stage(3)}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["run", f"--config={tmp_path / 'recipe.yaml'}", "--dry_run=true"]) == 0
+    printed = capsys.readouterr().out
+    rows = [[text.strip() for text in line.split("│")] for line in printed.splitlines() if "│ to run" in line]
+    assert [row[4:9] for row in rows] == [["11", "5", "10.00", "5.0", "3.0"], ["11", "3", "6.00", "3.0", "3.0"]]
+    assert "trainings: 16.0 hours, " in printed
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_folder_that_a_stage_downloads_is_not_checked(tmp_path, exists):
     """It may be missing, or incomplete after a download that was stopped; the path may be written in another way."""
@@ -263,3 +285,26 @@ def test_a_folder_that_a_stage_downloads_is_not_checked(tmp_path, exists):
     input_checks.InputChecks().check_existing(stages, stages)
     with pytest.raises(InputError, match="stage 'network': "):
         input_checks.InputChecks().check_existing(stages[1:], stages[1:])
+
+
+@pytest.mark.parametrize(
+    "options", [{"trainer": {"accelerator": "gpu"}}, {"accelerator": "gpu"}, {"accelerator": "cuda"}]
+)
+def test_a_gpu_that_the_machine_has_or_has_not(monkeypatch, options):
+    """Of a training, and of another command; Lightning calls it gpu or cuda."""
+    refused = pytest.raises(InputError, match="this machine has none")
+    for available, problem in ((True, nullcontext()), (False, refused)):
+        found = "pytorch_lightning.accelerators.CUDAAccelerator.is_available"
+        monkeypatch.setattr(found, lambda available=available: available)
+        with problem:
+            input_checks.check_accelerator(options)
+    for name in ("auto", "cpu"):
+        input_checks.check_accelerator({"accelerator": name})
+
+
+def test_annotations_of_images_at_a_uri_are_checked_first():
+    """The images alone are not: each would be a request."""
+    for more, needed in (({}, False), ({"annotations": ["few.csv"]}, True)):
+        data = {"class_path": "FolderDataModule", "init_args": {"root": "memory://photos", **more}}
+        stage = Stage("classifier", "fit", {"data": data}, ())
+        assert input_checks.needs_data(stage, [stage]) == needed
