@@ -39,7 +39,7 @@ from training.parsers import UniqueKeyLoader
 from training.recipes import recipe as recipe_file
 from training.recipes import runner as runner_module
 from training.recipes import stage_result
-from training.recipes.estimate import estimate_training, time_step
+from training.recipes.estimate import estimate_training, process_count, time_step
 from training.recipes.input_checks import InputChecks
 from training.recipes.recipe import Stage, read_recipe, substitute
 from training.recipes.runner import Runner
@@ -158,6 +158,10 @@ def test_the_summary_shows_minutes(copied, ran, capsys):
     assert copied.run() == 0
     (row,) = (line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│ seeds "))
     assert [text.strip() for text in row[1:4]] == ["seeds", "kept", "1.5"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"resumed": True}))  # the minutes before are not known
+    assert copied.run() == 0
+    (row,) = (line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│ seeds "))
+    assert row[3].strip() == "1.5 since resumed"
 
 
 def test_stages_run_again_after_a_change_of_their_code(copied, ran, monkeypatch, capsys):
@@ -389,6 +393,15 @@ def test_a_damaged_result_is_made_again(copied, ran, path, content, expected):
     assert set(expected) >= set(again)  # a training that ends in the same bytes changes nothing after it
 
 
+def test_the_page_of_the_last_stage_is_at_the_top(copied, ran):
+    """Beside its figures."""
+    for name in ("index.html", "metrics.csv"):
+        (copied.output / "quality" / name).write_text(name)
+    assert copied.run() == 0
+    assert (copied.output / "index.html").read_text() == "index.html"
+    assert (copied.output / "metrics.csv").read_text() == "metrics.csv"
+
+
 def test_files_outside_the_output_count(copied, ran):
     """A stage runs again when a file changes that an option names."""
     weights = copied.path.parent / "other.ckpt"
@@ -492,6 +505,17 @@ def test_tar_files_of_a_pattern_count(tmp_path, pattern):
     assert found[0] != found[1]
 
 
+def test_a_folder_above_the_working_folder_is_not_compared(tmp_path, monkeypatch):
+    """Other programs write there."""
+    (tmp_path / "note.txt").write_text("of another program")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/a.txt").write_text("a")
+    monkeypatch.chdir(tmp_path / "work")
+    runner_module._fingerprint.cache_clear()
+    assert files_in_key(tmp_path, {"root": ".."}) == {"..": None}
+    assert files_in_key(tmp_path, {"root": "."})["."] is not None
+
+
 def test_a_range_of_tar_files_is_no_reference(tmp_path):
     path = tmp_path / "r.yaml"
     options = "{checkpoint: a.ckpt, images: 'x-{000..099}.tar'}"
@@ -519,7 +543,7 @@ def test_a_stopped_command_without_training_starts_anew(tmp_path):
     (tmp_path / "stages").mkdir()
     assert result.begin("key") is None
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts/last.ckpt").write_bytes(b"")
+    torch.save({"epoch": 1}, tmp_path / "texts/last.ckpt")
     assert result.begin("key") is None
     assert not (tmp_path / "texts").exists()
     training = StageResult(tmp_path, Stage("texts", "fit", {}, ()))
@@ -529,6 +553,17 @@ def test_a_stopped_command_without_training_starts_anew(tmp_path):
     content = (tmp_path / "texts/last.ckpt").read_bytes()
     (tmp_path / "texts/last.ckpt").write_bytes(content[: len(content) // 2])
     assert training.begin("key") is None  # a damaged checkpoint would stop every attempt
+
+
+def test_a_stopped_export_starts_anew(tmp_path):
+    """The weights in its folder are no shard of a seed cache, of which the others would be written."""
+    result = StageResult(tmp_path, Stage("net", "export", {}, ()))
+    (tmp_path / "stages").mkdir()
+    assert result.begin("key") is None
+    result.folder.mkdir()
+    (result.folder / "model.safetensors").write_bytes(b"weights")
+    assert result.begin("key") is None
+    assert not result.folder.exists()
 
 
 def test_a_dry_run_writes_nothing_and_estimates_the_trainings(copied, ran, capsys):
@@ -572,6 +607,17 @@ def test_steps_of_a_dry_run(whole):
     for limits, problem in (({"devices": "two"}, "devices is 'two'"), ({"max_epochs": -1}, "the training has no end")):
         with pytest.raises(InputError, match=problem):
             estimate_training(options | {"trainer": options["trainer"] | limits})
+
+
+def test_processes_of_a_dry_run(monkeypatch):
+    """All GPUs where there are some, unless the processor is named."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    for accelerator, devices, nodes, processes in (
+        ("auto", "auto", 1, 4), ("gpu", -1, 2, 8), ("cuda", "-1", 1, 4), ("cpu", "auto", 3, 3), ("gpu", "2", 3, 6),
+    ):  # fmt: skip
+        assert process_count(accelerator, devices, nodes) == processes
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert process_count("auto", "auto", 1) == 1
 
 
 @pytest.mark.parametrize(("part", "change", "message"), [
@@ -1168,6 +1214,17 @@ def test_an_invalid_recipe(text, words, expected, tmp_path, capsys, monkeypatch)
     assert expected in error
     assert len(error.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+
+
+def test_the_yaml_of_a_stage_lies_beside_the_recipe(tmp_path, monkeypatch):
+    """Wherever the command is run; a file of the same name in the working folder is another."""
+    for folder, size in (("own", 96), ("elsewhere", 128)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "cues.yaml").write_text(f"size: {size}\n")
+    recipe = tmp_path / "own/recipe.yaml"
+    recipe.write_text("output: out\nstages: {cues: {command: seeds generate, config: cues.yaml}}")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert read_recipe(recipe, FUNCTIONS, {})[1][0].options == {"size": 96}
 
 
 def test_braces_without_a_name_are_no_reference(tmp_path):
