@@ -10,7 +10,16 @@ from datamodules.errors import InputError
 from datamodules.sample import multi_hot
 from tests.training.conftest import TINY, data_of, trainer_of
 from tests.training.fits import fit
-from training.runs.callbacks import CheckpointIO, FoundTags, LogProgress, LossGuard, StepSeed
+from training.runs.callbacks import (
+    BestCheckpoint,
+    CheckpointIO,
+    FoundTags,
+    LogProgress,
+    LossGuard,
+    StepSeed,
+    checkpoint_callbacks,
+    epoch_of,
+)
 from training.segmentation_task import SegmentationTask
 
 
@@ -206,9 +215,9 @@ def test_a_resumed_training_reports_all_of_it(voc, cues, tmp_path, capsys):
 @pytest.mark.parametrize(("command", "name"), [("validate", "validating"), ("test", "testing")])
 def test_a_validation_reports_its_batches(voc, cues, tmp_path, capsys, command, name):
     assert fit(voc, cues, tmp_path / "run") == 0
-    checkpoint = f"--ckpt_path={tmp_path / 'run/last.ckpt'}"
+    words = (f"--ckpt_path={tmp_path / 'run/last.ckpt'}", "--model.weights=gone.pth")  # it has all weights
     capsys.readouterr()
-    assert fit(voc, cues, tmp_path / "run", LOUD, checkpoint, command=command) == 0
+    assert fit(voc, cues, tmp_path / "run", LOUD, *words, command=command) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(name)]
     assert lines[0] == f"{name}: 0/2 batches"
     assert re.match(rf"{name}: 2/2 batches in \d:\d\d:\d\d, ", lines[-1])
@@ -260,3 +269,26 @@ def test_other_processes_report_nothing(capsys, monkeypatch):
     report.on_train_start(trainer, None)
     report.on_train_end(trainer, None)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("figures", [{}, {"val/miou": torch.tensor(float("nan"))}])
+def test_an_epoch_without_a_figure_is_not_the_best(tmp_path, figures):
+    """For example where no image of the validation has a mask."""
+    best = next(each for each in checkpoint_callbacks(tmp_path, "segmentation") if isinstance(each, BestCheckpoint))
+    best.on_validation_end(SimpleNamespace(callback_metrics=figures), None)
+    assert (best.best_model_path, list(tmp_path.iterdir())) == ("", [])
+
+
+@pytest.mark.parametrize(("epochs", "shown"), [(8, "epoch 3/8"), (-1, "epoch 3"), (None, "epoch 3")])
+def test_the_number_of_epochs_is_shown_if_there_is_one(epochs, shown):
+    """A training may end by its number of steps alone."""
+    assert epoch_of(SimpleNamespace(current_epoch=2, max_epochs=epochs)) == shown
+
+
+def test_a_training_that_keeps_no_checkpoint(voc, cues, tmp_path):
+    """Because nobody wants one, or because one batch is tried."""
+    assert fit(voc, cues, tmp_path / "run", "--trainer.enable_checkpointing=false") == 0
+    assert (tmp_path / "run/metrics.csv").is_file()
+    assert fit(voc, cues, tmp_path / "trial", "--trainer.fast_dev_run=true") == 0
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not (tmp_path / "trial/provenance.json").exists()

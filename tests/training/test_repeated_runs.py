@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from datamodules.errors import InputError
+from datamodules.files import write_json
 from tests.training.fits import fit, read_record
 from training.cli import main
 from training.runs import repeated_runs
@@ -170,3 +171,23 @@ def test_seeds_that_cannot_be(voc, cues, tmp_path, processes, capsys, words, mes
     assert message in capsys.readouterr().err
     assert processes.started == []
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("change", "refused"), [
+    ({"trainer": {"devices": 2}}, ""), ({"data": {"init_args": {"num_workers": 9}}}, ""), ({"wandb": "online"}, ""),
+    ({"model": {"lr": 0.5}}, "seed-3 holds a run with model.lr 0.1, not 0.5"),
+    ({"seed_everything": 7}, ""),  # each run has its own
+])  # fmt: skip
+def test_a_stopped_run_may_be_resumed_on_another_machine(tmp_path, processes, change, refused):
+    """Whose devices and processors do not change the result."""
+    config = {
+        "output": str(tmp_path), "ckpt_path": None, "wandb": "disabled", "seed_everything": 3, "model": {"lr": 0.1},
+        "trainer": {"devices": 1}, "data": {"init_args": {"num_workers": 2}},
+    }  # fmt: skip
+    attempt = {"config": config, "source": repeated_runs.source_revision(repeated_runs.ALL_PACKAGES)}
+    write_json(tmp_path / "seed-3/provenance.json", {"attempts": [attempt], "finished": False})
+    (tmp_path / "seed-3/last.ckpt").touch()
+    processes.fails = {1: lambda _words: 1}
+    with pytest.raises(InputError, match=refused or "the training with seed 3 ended with status 1"):
+        repeated_runs.fit_repeatedly(["fit"], config | change, [3])
+    assert len(processes.started) == (not refused)

@@ -117,6 +117,15 @@ def test_the_best_checkpoint_stays_the_best_where_the_folder_was_moved(tmp_path)
     assert alone.best_model_score is None
 
 
+def test_what_does_not_change_a_resumed_training_may_differ(voc, cues, uninterrupted, tmp_path):
+    """AdamW has no momentum, and the last checkpoint may be named by its path."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    path = tmp_path / "run/last.ckpt"
+    words = (f"--ckpt_path={path}", f"--trainer.max_epochs={EPOCHS}", "--model.momentum=0.5")
+    assert fit(voc, cues, tmp_path / "run", *words) == 0
+    assert torch.load(path, weights_only=True)["global_step"] == EPOCHS * BATCHES
+
+
 @pytest.mark.parametrize("dies_at", [BATCHES, 2 * BATCHES + 1], ids=["after an epoch", "within an epoch"])
 def test_killed_and_resumed(voc, cues, uninterrupted, tmp_path, dies_at):
     folder = tmp_path / "run"
