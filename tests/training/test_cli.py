@@ -16,7 +16,9 @@ import torch
 import yaml
 from PIL import Image
 
+from datamodules.files import file_sha256
 from datamodules.seed_cache import SeedCache
+from tests.training.fits import read_record
 from training.cli import FUNCTIONS, LIGHTNING, RECIPE, main
 from training.recipes.recipe import leaves
 
@@ -58,6 +60,9 @@ def test_every_step_writes_its_files(made):
         assert {"config.yaml", "metrics.csv", "last.ckpt", "best.ckpt"} <= {
             path.name for path in (made / run).iterdir()
         }
+    checkpoint = made / "classifier/last.ckpt"  # the initial weights of the network
+    recorded = {name: read_record(made / name)["attempts"][0].get("weights") for name in ("classifier", "sec")}
+    assert recorded == {"classifier": None, "sec": {"path": str(checkpoint), "sha256": file_sha256(checkpoint)}}
     quality = json.loads((made / "quality/metrics.json").read_text())
     keys = {"miou_fixed", "threshold_fixed", "miou_oracle", "threshold_oracle", "precision", "recall", "coverage"}
     assert keys <= quality.keys()

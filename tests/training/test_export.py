@@ -409,3 +409,17 @@ def test_files_that_are_no_exports(tmp_path, capsys, name):
     assert message.count("\n") == 1
     assert name in message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_card_of_a_network_trained_on_cues(checkpoint, tmp_path):
+    """Its figures are those without the CRF where that was left out; everybody may read the files."""
+    words = ["--checkpoint", checkpoint, "--output", tmp_path / "val", "--crf", "false", "--num_images", 0]
+    assert run("evaluate", *words, "--num_workers", 0) == 0
+    words = ["--checkpoint", checkpoint, "--format", "smp", "--evaluation", tmp_path / "val"]
+    assert run("export", *words, "--output", tmp_path / "new/net") == 0
+    card = ModelCard.load(tmp_path / "new/net/README.md")
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.dataset_split, result.metric_name) == ("VOC", "val", "mean IoU")
+    assert "weakly-supervised" in card.data.tags
+    assert "with localization cues and the SEC loss." in card.text
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "new/net").iterdir()} == {0o644}

@@ -18,7 +18,7 @@ from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
 from tests.seeds.test_import_seeds import irn_folder
 from training.cli import FUNCTIONS
-from training.parsers import read_path, read_signature, run_function, split_lists
+from training.parsers import find_configs, read_config, read_path, read_signature, run_function, split_lists
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "pytorch_lightning", "torchvision", "albumentations", "numba", "segmentation_models_pytorch")
@@ -183,3 +183,19 @@ def test_the_folder_of_a_recipe_for_its_checkpoint(tmp_path):
     words = [f"--checkpoint={tmp_path}", "--images=photos", f"--output={tmp_path / 'masks'}"]
     with pytest.raises(InputError, match=r"is a folder: its checkpoint is .*network/last\.ckpt"):
         run_function(*FUNCTIONS["predict"], "predict", words)
+
+
+@pytest.mark.parametrize("words", [
+    ["--config", "configs/sec_demo.yaml"], ["-c", "configs/sec_demo.yaml"], ["--config=sec_demo.yaml"],
+    ["-c", "./sec_demo.yaml"],
+])  # fmt: skip
+def test_a_yaml_of_the_program_in_any_working_folder(tmp_path, monkeypatch, words):
+    """By its name, and as the README writes it; a file of this name in the working folder goes before it."""
+    monkeypatch.chdir(tmp_path)
+    shipped = str(ROOT / "configs/sec_demo.yaml")
+    assert find_configs(["fit", *words])[-1].removeprefix("--config=") == shipped
+    name = words[-1].removeprefix("--config=")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / name).write_text("output: grün\n", encoding="utf-8")
+    assert find_configs(["fit", *words])[-1].removeprefix("--config=") == str(Path(name))
+    assert read_config(name)[1] == {"output": "grün"}

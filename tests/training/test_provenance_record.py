@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 import struct
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,6 +137,23 @@ def test_revisions_of_all_attempts_are_listed():
     lines = dict(provenance_lines({"attempts": attempts}))
     assert lines["code"] == f"{'a' * 40}, then no git revision"
     assert "from step 6" in lines["trained"]
+
+
+def test_figures_that_are_not_finite_are_left_out(tmp_path):
+    """A record with one would be no JSON for other programs."""
+    record = RunRecord(tmp_path, {})
+    figures = {"val/a": torch.tensor(0.5), "val/b": torch.tensor(float("nan")), "train/loss": torch.tensor(1.0)}
+    record.on_validation_end(SimpleNamespace(sanity_checking=False, callback_metrics=figures), None)
+    assert record.figures == {"val/a": 0.5}
+    record.on_validation_end(SimpleNamespace(sanity_checking=True, callback_metrics={}), None)
+    assert record.figures == {"val/a": 0.5}
+
+
+@pytest.mark.parametrize(("digest", "origin"), [("0123456789abcdef", "by 0123456789ab…"), (None, "imported")])
+def test_the_origin_of_a_seed_cache_is_shown(digest, origin):
+    cache = {"path": "runs/seeds", "fingerprint": "f" * 64, "checkpoint_sha256": digest}
+    lines = dict(provenance_lines({"attempts": [{"cache": cache}]}))
+    assert lines["seed cache"] == f"runs/seeds (fingerprint ffffffffffff…, {origin})"
 
 
 # --- Weights & Biases
