@@ -70,6 +70,55 @@ def test_views_are_averaged_as_probabilities_on_the_finest_grid():
     assert found.shape == (1, 4, 8, 8)
 
 
+@pytest.mark.parametrize("scales", [(0.5, 1.0), (1.0, 0.5)])
+def test_views_are_averaged_on_the_finest_grid_in_any_order(scales):
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    half = functional.interpolate(images, (16, 16), mode="bilinear", antialias=True)
+    small = functional.interpolate(pointwise(half).softmax(1), (8, 8), mode="bilinear")
+    found = view_scores(pointwise, images, Views(scales))
+    torch.testing.assert_close(found.softmax(1), (small + pointwise(images).softmax(1)) / 2)
+
+
+@pytest.mark.parametrize(("multiple", "side"), [(1, 3), (8, 8)])
+def test_a_scaled_side_is_at_least_one_multiple(multiple, side):
+    """A tenth of 32 pixels are 3.2, of which the nearest multiple of 8 is 0."""
+    sides = []
+
+    def network(seen):
+        sides.append(seen.shape[-1])
+        return pointwise(seen)
+
+    view_scores(network, torch.zeros(1, 3, 32, 32), Views((0.1,)), multiple=multiple)
+    assert sides == [side]
+
+
+def certain(images):
+    """Scores on a grid of a quarter, beside whose largest the probabilities of the others are 0 in float32."""
+    bright = 200 * functional.avg_pool2d(images[:, :1], 4).sign()
+    return torch.cat([-bright, bright], dim=1)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_probabilities_of_zero_leave_a_boundary_in_the_middle_of_two_positions(tiled):
+    """Their logarithm is finite: bilinear between the two positions it changes its sign half way."""
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:, 16:] = 255
+    if tiled:
+        labels, _ = tiled_label_maps(image, certain, Tiling(32), size=32, batch_size=1, crf=False)
+    else:
+        pixels = normalize(torch.from_numpy(image).permute(2, 0, 1)[None])
+        labels = label_map(view_scores(certain, pixels, Views(flip=True))[0], (32, 32)).numpy()
+    assert labels.tolist() == [[0] * 16 + [1] * 16] * 32
+
+
+def test_scores_in_bfloat16_are_float32_and_nearly_those_of_float32(checkpoint):
+    images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    full, half = (load_trained(checkpoint, precision).scores(images) for precision in ("32-true", "bf16-mixed"))
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, full)
+    assert (half - full).abs().mean() < 0.05 * full.std()
+
+
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, float("nan")), (-1.0,)])
 def test_scales_that_are_none(scales):
     with pytest.raises(InputError, match="scales"):
