@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from upath import UPath
 
@@ -414,9 +415,32 @@ def test_masks_of_a_tar_file_with_other_settings_are_not_kept(voc, checkpoint, t
     for change, words in (
         ({"overlay": True}, "overlay False, not True"), ({"batch_size": 1}, "batch_size 2, not 1"),
         ({"tile": 96}, "tile 64, not 96"), ({"overlap": 0.25}, r"overlap 0\.5, not 0\.25"),
+        ({"precision": "bf16-mixed"}, "precision '?32-true'?, not '?bf16-mixed'?"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=rf"x\.tar exists already, made with {words}: remove it"):
             predict(checkpoint, UPath(tmp_path / "x.tar"), tmp_path / "out", **given | change)
+
+
+def test_masks_of_a_tar_file_by_another_network_or_of_another_tar_file_are_not_kept(
+    voc, checkpoint, tmp_path, monkeypatch
+):
+    """Nor those by other code: all of these change masks."""
+    first, second = sorted((voc / "JPEGImages").iterdir())[:2]
+    (tmp_path / "x.tar").write_bytes(tar_bytes({"a.jpg": first.read_bytes()}))
+    source, given = UPath(tmp_path / "x.tar"), {"crf": False, "num_workers": 0}
+    predict(checkpoint, source, tmp_path / "out", **given)
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["network.model.segmentation_head.0.bias"][0] += 1
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match=r"x\.tar exists already, made with checkpoint_sha256"):
+        predict(tmp_path / "other.ckpt", source, tmp_path / "out", **given)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.predict.source_revision", lambda packages: dict.fromkeys(packages, "another"))
+        with pytest.raises(InputError, match=r"x\.tar exists already, made with another revision of the code"):
+            predict(checkpoint, source, tmp_path / "out", **given)
+    (tmp_path / "x.tar").write_bytes(tar_bytes({"a.jpg": first.read_bytes(), "b.jpg": second.read_bytes()}))
+    with pytest.raises(InputError, match=r"x\.tar exists already, made with input_bytes"):
+        predict(checkpoint, source, tmp_path / "out", **given)
 
 
 def test_images_of_a_tar_that_cannot_be_read_are_skipped(voc, checkpoint, tmp_path, capsys):
