@@ -18,8 +18,10 @@ from datamodules.errors import InputError
 from datamodules.files import file_sha256
 from datamodules.masks import read_class_mask, read_mask, write_mask
 from datamodules.open_data import datamodule_from_settings
+from datamodules.seed_cache import SeedCache
 from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task
+from tests.seed_caches import CacheWriter
 from tests.training.conftest import data_of, trainer_of
 from tests.training.fits import run
 from training.evaluation.evaluate import evaluate
@@ -158,6 +160,24 @@ def test_bad_input_writes_nothing(checkpoint, tmp_path, settings, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_cues_of_other_classes_are_not_shown(checkpoint, cues, tmp_path):
+    """Those of the training, too, where the folder contains another cache by now: the page is without them."""
+    seeds = SeedCache(cues)
+    with CacheWriter(tmp_path / "other", seeds.classes[::-1], {}) as writer:
+        for name in seeds.ids:
+            writer.add(name, seeds.cues(name))
+    how = {"num_workers": 0, "crf": False, "num_images": 0}
+    with pytest.raises(InputError, match=r"the seed cache .*other"):
+        evaluate(checkpoint, output=tmp_path / "out", cues=tmp_path / "other", **how)
+    assert not (tmp_path / "out").exists()
+    content = torch.load(checkpoint, weights_only=True)
+    for folder in (tmp_path / "other", tmp_path / "gone"):
+        content["datamodule_hyper_parameters"]["cues"] = str(folder)
+        torch.save(content, tmp_path / "a.ckpt")
+        evaluate(tmp_path / "a.ckpt", output=tmp_path / "out", **how)
+        assert "layer cues" not in (tmp_path / "out/index.html").read_text()
+
+
 def test_the_folder_of_the_training_is_no_output(checkpoint, tmp_path):
     """Both commands write a ``metrics.csv``."""
     run = tmp_path / "run"
@@ -290,6 +310,16 @@ def test_classes_of_predictions_are_matched_by_name(voc, predicted_masks, tmp_pa
         evaluate(predictions=folder, root=str(voc), output=tmp_path / "one", num_images=0, classes=names[:1])
     straight = evaluate(predictions=folder, root=str(voc), output=tmp_path / "s", num_images=0, classes=names)
     assert list(straight["iou"].items()) == list(plain["iou"].items())
+
+
+def test_indices_of_predictions_without_a_list_are_those_of_the_data(voc, predicted_masks, tmp_path):
+    """In their order, also where the classes to score are given in another one."""
+    folder, _ = predicted_masks
+    plain = evaluate(predictions=folder, root=str(voc), output=tmp_path / "plain", num_images=0)
+    classes = plain["classes"][::-1]
+    turned = evaluate(predictions=folder, root=str(voc), output=tmp_path / "turned", num_images=0, classes=classes)
+    assert turned["classes"] == classes
+    assert turned["iou"] == plain["iou"]
 
 
 def test_predictions_for_a_folder_of_images(voc, predicted_masks, tmp_path):
