@@ -44,6 +44,7 @@ def test_scores_come_on_the_networks_own_grid(architecture, encoder, stride, arg
         ({"architecture": "FPN", "network_args": {"decoder_chanels": 3}}, ["decoder_chanels", "decoder_dropout"]),
         ({"architecture": "FPN", "weights": "nowhere.pth"}, ["nowhere.pth"]),
         ({"architecture": "LargeFOV", "network_args": {"a": 1}}, ["LargeFOV"]),
+        ({"architecture": "LargeFOV", "output_stride": 16}, ["LargeFOV", "output_stride 8"]),
         ({"architecture": "FPN", "network_args": {"aux_params": {"classes": 1}}}, ["aux_params"]),
         ({"architecture": "FPN", "network_args": {"activation": "softmax2d"}}, ["activation"]),
     ],
@@ -87,6 +88,7 @@ def test_largefov_layers_are_the_papers():
     assert network.dropout.p == 0.5
     assert list(network.head_layers) == [network.fc8]
     assert network.fc8.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert not any(module.bias.any() for module in network.modules() if isinstance(module, torch.nn.Conv2d))
 
 
 def test_largefovs_scores_step_by_step():
@@ -142,6 +144,13 @@ def test_vgg16_without_its_fully_connected_layers_leaves_them_fresh(tmp_path):
     network = LargeFOV(3, str(tmp_path / "trunk.pth"))
     assert torch.equal(network.features[28].weight, trunk[28].weight)
     assert torch.equal(network.fc6.weight, before)
+
+
+def test_fully_connected_layers_of_other_shapes_are_left_out(tmp_path):
+    """Such as those of a VGG-16 for small images."""
+    vgg = {f"features.{key}": value for key, value in vgg16_features().state_dict().items()}
+    state = largefov_state(vgg | {f"classifier.{i}.weight": torch.zeros(512, 512) for i in (0, 3)})
+    assert state.keys() == vgg.keys()
 
 
 def test_networks_of_five_channels_take_weights_of_three(tmp_path):

@@ -213,6 +213,29 @@ def test_masks_and_partly_drawn_images_in_one_batch(min_weight, weight):
     assert "mask" not in task.loss_weights
 
 
+def test_losses_of_bfloat16_scores_are_computed_in_float32(monkeypatch):
+    """Resized, too."""
+    task, batch = SegmentationTask(CLASSES, **TINY, constrain_weight=0), batch_of()
+    scores = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    monkeypatch.setattr(task, "forward", lambda _images: scores)
+    probs = sec_probabilities(resize_maps(scores.float(), (8, 8)))
+    losses = task.losses(batch)
+    torch.testing.assert_close(losses["seed"], seed_loss(probs, batch["cues"]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses["expand"], expand_loss(probs, batch["labels"]), rtol=1e-6, atol=0)
+    task.hparams["loss"] = "cross_entropy"
+    mask = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    found = task.losses({"image": batch["image"], "mask": mask})["cross_entropy"]
+    torch.testing.assert_close(found, F.cross_entropy(resize_maps(scores.float(), (64, 64)), mask), rtol=1e-5, atol=0)
+
+
+def test_a_point_has_the_weight_of_a_pixel_by_default(monkeypatch):
+    task, batch = SegmentationTask(CLASSES, **TINY, loss="cross_entropy"), batch_of()
+    monkeypatch.setattr(task, "forward", lambda _images: torch.zeros(2, 4, 16, 16))
+    mask = torch.full((2, 64, 64), 255)
+    mask[0, 5, 7] = 1
+    assert task.losses(batch | {"mask": mask})["mask"].item() == pytest.approx(np.log(4) / 64**2 / 2, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["min_drawn_weight", "decay_fg", "decay_bg"])
 def test_a_weight_out_of_range(name):
     with pytest.raises(InputError, match=rf"{name} 2 is outside 0\.\.1"):
@@ -351,6 +374,16 @@ def test_a_training_may_start_from_a_whole_network(checkpoint, tmp_path):
     torch.save({"tag2mask": 3}, tmp_path / "odd.ckpt")
     with pytest.raises(InputError, match=r"odd\.ckpt was not written by tag2mask"):
         SegmentationTask(list(first.classes), **TINY, weights=str(tmp_path / "odd.ckpt"))
+
+
+def test_a_training_on_four_channels_may_start_from_a_whole_network(tmp_path):
+    first = SegmentationTask(CLASSES, **TINY, in_channels=4)
+    trainer = trainer_of(tmp_path)
+    trainer.strategy.connect(first)
+    trainer.save_checkpoint(tmp_path / "four.ckpt")
+    again = SegmentationTask(CLASSES, **TINY, in_channels=4, weights=str(tmp_path / "four.ckpt"))
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], value)
 
 
 @pytest.mark.parametrize(("first", "kept"), [(0, True), (4, False)])
