@@ -253,6 +253,17 @@ def test_a_step_of_training_finds_the_edges(voc):
     assert boundary[change].mean() > 2 * boundary[~change].mean()
 
 
+@pytest.mark.parametrize("radius", [2, 4])
+def test_the_loss_of_a_training_step_has_the_radius_of_the_task(radius):
+    torch.manual_seed(0)
+    task = AffinityTask(["a"], backbone="resnet18", radius=radius)
+    task.log = lambda *_args, **_more: None
+    images, cues = torch.randn(2, 3, 64, 64), torch.zeros(2, 2, 16, 16, dtype=torch.bool)
+    cues[:, 0, :, :7] = cues[:, 1, :, 9:] = True
+    wanted = affinity_loss(task(images), cue_labels(cues), radius)
+    torch.testing.assert_close(task.training_step({"image": images, "cues": cues}, 0), wanted)
+
+
 def test_a_boundary_above_one_by_its_rounding():
     """No power of a negative number: the walk stays where it is."""
     maps = np.random.default_rng(0).random((1, 8, 8), dtype=np.float32)

@@ -557,3 +557,13 @@ def test_losses_of_bfloat16_probabilities_are_float32():
     cues = torch.rand(2, 3, 4, 4) < 0.5
     for loss, other in ((seed_loss, cues), (expand_loss, torch.ones(2, 2)), (constrain_loss, probs)):
         assert loss(probs, other).dtype == torch.float32
+
+
+def test_losses_of_bfloat16_scores_are_computed_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 6, 6, generator=generator).bfloat16()
+    mask = torch.randint(0, 3, (2, 6, 6), generator=generator)
+    for loss in (partial_cross_entropy, lovasz_loss):
+        found = loss(logits, mask)
+        assert found.dtype == torch.float32
+        assert found.item() == pytest.approx(loss(logits.float(), mask).item(), rel=1e-6)

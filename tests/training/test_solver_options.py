@@ -146,3 +146,10 @@ def test_losses_and_decays():
 def test_weights_out_of_range(given, words):
     with pytest.raises(InputError, match=words):
         SegmentationTask(["a"], **given)
+
+
+def test_boundaries_need_pairs_and_cues():
+    with pytest.raises(InputError, match="radius must be at least 2, not 1"):
+        TASKS["affinity"](radius=1)
+    with pytest.raises(InputError, match="affinities are learned from cues"):
+        TASKS["affinity"]().training_step({"image": torch.zeros(1, 3, 64, 64)}, 0)
