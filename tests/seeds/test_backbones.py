@@ -98,14 +98,30 @@ def test_vgg16_of_deeplab():
         assert trunk.eval()(torch.zeros(1, 3, 321, 321)).shape == (1, 512, 41, 41)
 
 
-def test_vgg16_as_published_is_torchvisions():
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
+def test_vgg_as_published_is_torchvisions(name):
     torch.manual_seed(0)
-    theirs = torchvision.models.vgg11().eval()
-    ours = build_backbone("vgg11", 32).eval()
+    theirs = torchvision.models.get_model(name).eval()
+    ours = build_backbone(name, 32).eval()
     ours.encoder.load_state_dict({k: v for k, v in theirs.state_dict().items() if k.startswith("features.")})
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(ours(image), theirs.features(image))
+
+
+def test_vgg_without_weights_is_initialised_as_torchvisions():
+    """Normal weights of variance 2 / (9 · output channels), and biases of 0."""
+    torch.manual_seed(0)
+    for module in build_backbone("vgg11", 8).modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.std().item() == pytest.approx((2 / (9 * module.out_channels)) ** 0.5, rel=0.1)
+            assert not module.bias.any()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", TINY, "tu-resnet18"])
+def test_a_new_backbone_is_in_training_mode(name):
+    """Its strides are measured in eval mode; Lightning trains a network in the mode that it finds."""
+    assert all(module.training for module in build_backbone(name, 16).modules())
 
 
 def test_default_saliency_layers():
@@ -155,6 +171,8 @@ def test_freezing_by_stage_ignores_dilation():
      (lambda: build_backbone("convnext_tiny", 8), "output stride 8, only 32"),
      (lambda: build_backbone("resnet18").freeze(3), "freeze_stride 3"),
      (lambda: build_backbone("resnet18").freeze(32), "freezes the whole backbone"),
+     (lambda: build_backbone(TINY, 16).freeze(16), "this encoder has no stages to tell apart"),
+     (lambda: build_backbone("efficientnet_v2_s", 32, depth=3), "efficientnet_v2_s cannot be built at depth 3"),
      (lambda: build_backbone("resnet18", 32, "/no/such.pth"), "neither 'none' nor 'imagenet' nor a file")],
 )  # fmt: skip
 def test_bad_input(make, words):
@@ -162,9 +180,12 @@ def test_bad_input(make, words):
         make()
 
 
-def test_torchvisions_files_load(tmp_path):
+@pytest.mark.parametrize("nested", [False, True])
+def test_torchvisions_files_load(tmp_path, nested):
+    """Also those of trainings that store more beside the weights."""
     theirs = torchvision.models.resnet18()
-    torch.save(theirs.state_dict(), tmp_path / "r18.pth")
+    state = theirs.state_dict()
+    torch.save({"epoch": 3, "state_dict": state} if nested else state, tmp_path / "r18.pth")
     backbone = build_backbone("resnet18", 16, str(tmp_path / "r18.pth"))
     assert torch.equal(backbone.encoder.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
 

@@ -41,6 +41,11 @@ def test_a_folder_of_runs(tmp_path):
     (tmp_path / "network/last.ckpt").write_bytes(b"")
     with pytest.raises(InputError, match=r"is a folder: its checkpoint is .*network.last\.ckpt"):
         read_file(tmp_path)
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier/last.ckpt").write_bytes(b"")
+    os.utime(tmp_path / "classifier/last.ckpt", (0, 0))  # of an earlier stage
+    with pytest.raises(InputError, match=r"its checkpoint is .*network.last\.ckpt"):
+        read_file(tmp_path)
 
 
 def test_safetensors(tmp_path):
