@@ -412,6 +412,21 @@ def test_images_whose_tags_are_not_known_get_no_cue(checkpoint, tmp_path, monkey
     assert (known.cues("p1") != 255).any()
 
 
+def test_unknown_tags_are_others_than_none(checkpoint, tmp_path, monkeypatch):
+    """Background is certain in an image without tags alone."""
+    original, tags = VOCDataModule.samples, {}
+
+    def changed(self, split, **given):
+        return [replace(each, tags=tags["p1"]) if each.id == "p1" else each for each in original(self, split, **given)]
+
+    monkeypatch.setattr(VOCDataModule, "samples", changed)
+    tags["p1"] = frozenset()
+    generate(checkpoint, tmp_path / "c", **SETTINGS)
+    tags["p1"] = None
+    with pytest.raises(InputError, match="labels_sha256"):
+        generate(checkpoint, tmp_path / "c", **SETTINGS)
+
+
 def test_cues_without_background_are_reported(checkpoint, tmp_path, monkeypatch, capsys):
     replace_cues(monkeypatch, 0, 255)
     generate(checkpoint, tmp_path / "some", **SETTINGS)

@@ -22,12 +22,13 @@ from datamodules.seed_cache.shard import as_stored
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.transforms import Transform, resize_nearest
 from seeds import cache_job
+from seeds.backbones import build_backbone
 from seeds.background_saliency import background_saliency
 from seeds.cache_job import Seed
 from seeds.cam_methods.input_gradients import channel_maximum
 from seeds.cam_methods.registry import method_class
 from seeds.checkpoints import load_task
-from seeds.classifier import ClassifierTask
+from seeds.classifier import Classifier, ClassifierTask
 from seeds.crf_refinement import refined_cues
 from seeds.cues import threshold_cues
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
@@ -529,3 +530,25 @@ def test_cues_are_those_of_the_maps_and_the_saliency_as_the_cache_returns_them()
     settings["fg_threshold"], settings["bg_fraction"] = 0.9, 1 / 3
     seed = seed._replace(maps=np.float32([[[0, 0, 1]]]))
     assert CamModule.cues(SimpleNamespace(settings=settings), seed).tolist() == [[0, 255, 5]]
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam"])
+def test_the_saliency_is_that_of_the_first_scale(voc, checkpoint, method):
+    module, seeds = in_memory(voc, checkpoint, 6, method=method, scales=(1.0, 1.5))
+    for seed in seeds:
+        image, labels = normalize(read_at(voc / f"JPEGImages/{seed.id}.jpg", 64)), torch.zeros(1, 2)
+        labels[0, seed.classes] = 1
+        (wanted,) = background_saliency(module.network, "features.encoder.layer2.1", image, labels)
+        np.testing.assert_allclose(seed.saliency, wanted, rtol=1e-3, atol=1e-3 * float(wanted.max()))
+
+
+def test_saliency_of_images_of_four_channels_is_checked():
+    """The image of noise has as many channels as the classifier's images."""
+    network = Classifier(build_backbone("resnet18", 16, in_channels=4), 2)
+    given = {
+        "method": "gradcam", "layer": "features", "saliency_layer": network.saliency_layer, "scales": (1.0,),
+        "flip": False, "size": 64, "cue_stride": 8, "bg_fraction": 0.1, "refinement": None,
+    }  # fmt: skip
+    CamModule(network, given)
+    with pytest.raises(InputError, match="saliency at layer features is the same everywhere"):
+        CamModule(network, given | {"saliency_layer": "features"})

@@ -4,10 +4,12 @@ import hashlib
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from datamodules.annotations.shapes import Box, Point, Scribble
 from datamodules.errors import InputError
 from datamodules.masks import RleMask
 from datamodules.sample import Sample
@@ -133,3 +135,13 @@ def test_the_checksum_of_annotations_does_not_depend_on_the_folder_of_their_file
     here, there = (Sample("a", "a.jpg", mask=RleMask.from_label_map(f"of {path}", mask)) for path in ("/x/b", "c"))
     other = Sample("a", "a.jpg", mask=RleMask.from_label_map("of /x/b", mask.T[::-1]))
     assert annotations_sha256([here]) == annotations_sha256([there]) != annotations_sha256([other])
+
+
+def test_the_checksum_of_annotations_depends_on_all_that_is_drawn():
+    sample = Sample("a", "a.jpg", points=(Point("cat", 1, 2),), boxes=(Box("cat", 0, 0, 2, 2),))
+    changes = (
+        {"id": "b"}, {"points": (Point("cat", 1, 3),)}, {"points": (Point("dog", 1, 2),)},
+        {"scribbles": (Scribble("cat", ((0, 0),)),)}, {"boxes": (Box("cat", 0, 0, 2, 3),)},
+    )  # fmt: skip
+    found = {annotations_sha256([replace(sample, **change)]) for change in ({}, *changes)}
+    assert len(found) == 1 + len(changes)
