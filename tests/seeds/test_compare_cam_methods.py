@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.annotations.shapes import Box
 from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.masks import read_mask
 from seeds.evaluation import cam_metrics
+from seeds.evaluation import evaluate_seeds as evaluate_module
 from seeds.evaluation.compare_cam_methods import MethodMetrics, compare_cam_methods
 from seeds.evaluation.evaluate_seeds import evaluate_seeds
 from seeds.explainer import Explainer, resized_maps
@@ -98,6 +100,7 @@ def test_cams_are_resized_bilinearly(voc, checkpoint):
     explainer = Explainer(checkpoint, ["gradcam"])
     image = explainer.preprocess(read_image(voc / "JPEGImages/p2.jpg"))
     maps = explainer.maps("gradcam", image, [1, 0])
+    torch.testing.assert_close(maps, explainer.maps("gradcam", image, [0, 1]).flip(0))  # in the order of the classes
     found = resized_maps(maps, (50, 70))
     wanted = torch.nn.functional.interpolate(maps[None], (50, 70), mode="bilinear", align_corners=False)[0]
     np.testing.assert_allclose(found, wanted.detach().clamp(min=0), rtol=1e-5, atol=1e-8)
@@ -146,6 +149,24 @@ def test_the_truth_wins(voc):
     assert truth["pointing_difficult"] == 1  # both classes, each small, in two images
 
 
+def test_the_images_compared_are_spread_over_the_split(cache, monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluate_module, "compare_cam_methods", lambda _, samples, *__: seen.extend(samples) or {})
+    monkeypatch.setattr(evaluate_module, "print_seed_metrics", lambda _: None)
+    for count in (3, None):
+        evaluate_seeds(cache, faithfulness=["gradcam"], num_images=count)
+    assert [sample.id for sample in seen] == ["p0", "p2", "p5", *IDS]
+
+
+def test_a_class_of_the_second_highest_score_is_among_the_first_five(voc):
+    """Scores of the wrong sign: of the four images of one class, the other class has the highest score."""
+    oracle, data = Oracle(voc), data_of(voc)
+    scores = oracle.scores
+    oracle.scores = lambda images: -scores(images)
+    found = compare_cam_methods(oracle, data.samples("train", tags=False), data.mask_lut, 0.2)["truth"]
+    assert (found["localization_error_top1"], found["localization_error_top5"]) == (pytest.approx(4 / 6), 0)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"faithfulness": ["gradcamm"]}, "did you mean 'gradcam'"), ({"checkpoint": "/no/where"}, "no checkpoint"),
@@ -177,3 +198,33 @@ def test_the_pointing_game_is_a_mean_over_classes_and_its_difficult_part_one_of_
     assert (found["pointing"], found["pairs"]) == (0.75, 3)
     assert {c: list(hits) for c, hits in metrics.hits["pointing_difficult"].items()} == {0: [True]}
     assert found["pointing_difficult"] == 1
+
+
+def test_localization_errors_by_hand():
+    """Six classes; maps are boxes of 4 x 4 pixels. The class that is shown has the second highest score."""
+    truth, shown = np.zeros((16, 16), np.uint8), torch.zeros(6, 16, 16)
+    truth[:4, :4] = 3
+    shown[:, 8:12, 8:12] = 1
+    shown[2], shown[2, :4, :4] = 0, 1
+    explainer = SimpleNamespace(
+        classes=tuple("abcdef"), maps=lambda _method, _image, classes: shown[classes],
+        scores=lambda images: torch.zeros(len(images), 6),
+    )  # fmt: skip
+    metrics = MethodMetrics("any", explainer, 0.2)
+    box, occlusion = Box("c", 0, 0, 4, 4), torch.zeros(6, 2, 2)
+    metrics.update(torch.zeros(3, 16, 16), truth, [box], [1, 2, 0, 3, 4], occlusion)
+    found = metrics.compute()
+    assert (found["localization_error_top1"], found["localization_error_top5"]) == (1, 0)
+    assert found["localization_error_given"] == 0
+    metrics.update(torch.zeros(3, 16, 16), truth, [box], [1, 0, 3, 4, 5], occlusion)
+    assert metrics.compute()["localization_error_top5"] == 0.5
+
+
+def test_the_rank_correlation_with_occlusion_is_that_of_the_means_of_patches():
+    """A map of one pixel in a corner: the ranks 4 2 2 2 of its patches beside 4 3 2 1 of the drops of the score."""
+    truth, cam = np.ones((16, 16), np.uint8), torch.zeros(1, 16, 16)
+    cam[0, 0, 0] = 1
+    scores = SimpleNamespace(classes=("a",), maps=lambda *_: cam, scores=lambda images: torch.zeros(len(images), 1))
+    metrics = MethodMetrics("any", scores, 0.2)
+    metrics.update(torch.zeros(3, 16, 16), truth, [], [0], torch.tensor([[[4.0, 3], [2, 1]]]))
+    assert metrics.compute()["occlusion_rank_correlation"] == pytest.approx(3 / 15**0.5)

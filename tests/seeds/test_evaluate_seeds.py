@@ -124,6 +124,17 @@ def test_the_threshold_is_recorded_in_the_cache(voc, tmp_path):
     assert own["miou_fixed"] == same["miou_fixed"] != other["miou_fixed"]
 
 
+def test_thresholds_of_a_cache_without_a_threshold(perfect, tmp_path):
+    """0.2 is that of SEC; 0 is a threshold, too."""
+    seeds = SeedCache(perfect)
+    with CacheWriter(tmp_path / "c", seeds.classes, {}, inputs=seeds.inputs) as writer:
+        for name in seeds.ids:
+            classes, maps = seeds.maps(name)
+            writer.add(name, seeds.cues(name), map_classes=classes, maps=maps)
+    assert evaluate_seeds(tmp_path / "c")["threshold_fixed"] == 0.2
+    assert evaluate_seeds(tmp_path / "c", threshold=0)["threshold_fixed"] == 0
+
+
 def test_another_split_and_threshold(perfect):
     metrics = evaluate_seeds(perfect, split="val", threshold=0.15)
     assert (metrics["images"], metrics["split"], metrics["threshold_fixed"]) == (2, "val", 0.15)
