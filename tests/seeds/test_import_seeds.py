@@ -62,6 +62,16 @@ def test_there_and_back(cache, form, tmp_path):
         assert settings["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
 
 
+def test_labels_of_sec_are_the_classes_of_maps_and_of_cues(tmp_path):
+    """An image has a map of bat (2) without a cue, and a cue of cow (3) without a map."""
+    with CacheWriter(tmp_path / "cache", NAMES, {}) as writer:
+        cues = np.array([[0, 3], [255, 255]], np.uint8)
+        writer.add("a", cues, map_classes=np.array([1]), maps=np.ones((1, 2, 2), np.float32))
+    export_seeds(tmp_path / "cache", tmp_path / "out", "sec")
+    content = pickle.loads((tmp_path / "out/localization_cues.pickle").read_bytes(), encoding="latin1")
+    assert content["0_labels"].tolist() == [2, 3]
+
+
 def sec_file(folder, cues, labels=(1, 2, 3)):
     (folder / "classes.txt").write_text("ant\nbat\ncow\n")
     (folder / "input_list.txt").write_text("x.jpg 0\n")
@@ -114,6 +124,26 @@ def test_irn_by_hand(tmp_path):
     classes, found = only.maps("x")
     assert classes.tolist() == [1]
     np.testing.assert_allclose(found, maps[1:], rtol=1e-3)
+
+
+def test_maps_of_irn_are_resized_bilinearly_to_the_grid(tmp_path):
+    """Two positions, 0 and 1, to four: 0, 0.25, 0.75 and 1."""
+    (tmp_path / "npy").mkdir()
+    maps = np.float32([[[0, 1], [0, 1]]])
+    np.save(tmp_path / "npy/x.npy", {"keys": np.array([0]), "cam": maps}, allow_pickle=True)
+    for threshold, row in ((0.2, [0, 1, 1, 1]), (0.3, [0, 255, 1, 1]), (0.8, [0, 255, 255, 1])):
+        import_seeds(tmp_path / "npy", tmp_path / f"{threshold}", "irn", grid=4, fg_threshold=threshold)
+        assert SeedCache(tmp_path / f"{threshold}").cues("x").tolist() == [row] * 4
+
+
+def test_the_thresholds_of_irn(tmp_path):
+    """By default 0.2 and 0.05 of the maximum; a cache of others is another one."""
+    folder, _ = irn_folder(tmp_path)
+    import_seeds(folder, tmp_path / "cache", "irn")
+    settings = SeedCache(tmp_path / "cache").settings
+    assert (settings["fg_threshold"], settings["bg_threshold"]) == (0.2, 0.05)
+    with pytest.raises(InputError, match=r"made with bg_threshold 0\.05, not 0\.1"):
+        import_seeds(folder, tmp_path / "cache", "irn", bg_threshold=0.1)
 
 
 def test_irn_without_any_class_gives_no_cue(tmp_path):

@@ -154,6 +154,7 @@ def test_a_text_network_is_needed(clip, voc, tmp_path):
      ({"background_words": ["sky", "red"]}, "background_words contains 'red', which is a class"),
      ({"background_words": ["sky", "Red"]}, "background_words contains 'Red', which is a class"),
      ({"background_words": ["sky", "rose"], "class_words": {"red": "rose"}}, "contains 'rose', which is a class"),
+     ({"background_words": ["sky", "red"], "class_words": {"red": "rose"}}, "contains 'red', which is a class"),
      ({"weights": "none.safetensors"}, "there is no file of weights none.safetensors"),
      ({"weights": "imagenet"}, "weights imagenet are not those of CLIP: give a file"),
      ({"root": "nowhere"}, "folder nowhere does not exist")],
@@ -164,6 +165,16 @@ def test_mistakes(voc, tmp_path, options, words):
     with pytest.raises(InputError, match=words):
         zero_shot(given.pop("root"), tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_class_among_the_usual_words_of_the_background(tmp_path):
+    """It is none of the background then: nothing is wrong but the file."""
+    pytest.importorskip("open_clip")
+    for name in ("Sky", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name / f"{name}.png")
+    with pytest.raises(InputError, match=r"there is no file of weights none\.pt"):
+        zero_shot(str(tmp_path / "photos"), tmp_path / "out", weights="none.pt", backbone=BACKBONE)
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError, Exception], ids=["Hugging Face", "HTTP"])
