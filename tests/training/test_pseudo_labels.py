@@ -394,6 +394,20 @@ def test_drawn_pixels_count_in_the_crf():
     assert (label_map(seed, crf=True) == 2).all()
 
 
+def test_drawn_pixels_have_one_label_alone_before_the_crf(monkeypatch):
+    """Class y above, background at the lower left, and the network's probabilities at the lower right."""
+    seen = []
+    monkeypatch.setattr("training.pseudo_labels.crf_probabilities", lambda _image, probs: seen.append(probs) or probs)
+    mask = np.full((32, 32), 255, np.uint8)
+    mask[:16], mask[16:, :16] = 2, 0
+    drawn = SimpleNamespace(mask=mask, boxes=np.zeros((0, 5), np.float32))
+    maps, image = np.full((1, 8, 8), 0.25, np.float32), torch.full((3, 32, 32), 90, dtype=torch.uint8)
+    label_map(Seed("a", np.array([1]), maps, None, image, drawn), crf=True)
+    ((probs,),) = seen
+    found = [probs[:, y, x].tolist() for y, x in ((0, 31), (31, 0), (31, 31))]
+    assert found == [[0, 1], [1, 0], [0.75, 0.25]]
+
+
 def test_scaled_sides_and_the_size_are_those_of_the_network_and_the_validation(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content["datamodule_hyper_parameters"]["eval_size"] = 96
@@ -403,3 +417,27 @@ def test_scaled_sides_and_the_size_are_those_of_the_network_and_the_validation(c
     cache = SeedCache(tmp_path / "c")
     assert cache.settings["size"] == 96
     assert cache.cues(cache.ids[0]).shape == (24, 24)
+
+
+def test_a_network_that_is_certain_of_a_class_outside_of_its_boxes():
+    """In float32 the probabilities of all others are 0 there: what is left is background."""
+    network = torch.nn.Conv2d(3, 2, 4, 4)
+    torch.nn.init.zeros_(network.weight)
+    network.bias.data = torch.tensor([0.0, 1000.0])
+    boxes = [torch.tensor([[1, 0, 0, 0.5, 1.0]])]
+    batch = {"id": ["a"], "image": torch.zeros(1, 3, 8, 8), "labels": torch.ones(1, 1), "boxes": boxes}
+    with torch.no_grad():
+        module = PseudoLabelModule(network, SETTINGS)
+        (seed,) = module.predict_seeds(batch | {"mask": torch.full((1, 8, 8), 255)})
+    assert seed.maps.tolist() == [[[1, 0], [1, 0]]]
+    assert module.cues(seed).tolist() == [[1, 0], [1, 0]]
+
+
+def test_small_classes_of_the_consensus_stay_recorded(labels, checkpoint, tmp_path):
+    first = SeedCache(labels)
+    with CacheWriter(tmp_path / "small", first.classes, {"small_classes": [first.classes[1]]}) as writer:
+        for name in first.ids:
+            writer.add(name, first.cues(name))
+    job = JobOptions(num_workers=0, accelerator="cpu")
+    pseudo_label(checkpoint, tmp_path / "new", consensus=tmp_path / "small", crf=False, job=job)
+    assert SeedCache(tmp_path / "new").small_labels == [2]
