@@ -1,6 +1,7 @@
 """The segmentation task: its losses on a batch, training, scoring, checkpoints."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from datamodules.errors import InputError
 from datamodules.images import normalize, to_uint8
+from datamodules.masks import read_mask, write_mask
 from seeds.checkpoints import load_task, read_checkpoint
 from seeds.crf import dense_crf
 from seeds.score_maps import label_map, resize_images, resize_maps
@@ -95,16 +97,18 @@ def test_a_loss_of_weight_zero_is_not_computed(monkeypatch):
 def test_weights_of_the_losses(monkeypatch):
     task = SegmentationTask(CLASSES, **TINY, seed_weight=2.0, expand_weight=3.0, constrain_weight=5.0)
     parts = {"seed": torch.tensor(1.0), "expand": torch.tensor(10.0), "constrain": torch.tensor(100.0)}
+    parts["mask"] = torch.tensor(1000.0)  # has no weight
     monkeypatch.setattr(task, "losses", lambda _batch: parts)
     logged = {}
     monkeypatch.setattr(task, "log_dict", lambda values, **_: logged.update(values))
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: value}))
-    assert task.training_step(batch_of(), 0).item() == 2 + 30 + 500
+    assert task.training_step(batch_of(), 0).item() == 2 + 30 + 500 + 1000
     assert {name: value.item() for name, value in logged.items()} == {
         "train/seed": 1.0,
         "train/expand": 10.0,
         "train/constrain": 100.0,
-        "train/loss": 532.0,
+        "train/mask": 1000.0,
+        "train/loss": 1532.0,
     }
 
 
@@ -277,6 +281,7 @@ def test_small_images_show_the_mean_of_what_they_stand_for():
     shrunk = resize_images(stripes, (4, 16))
     assert shrunk.dtype == torch.uint8
     assert (shrunk[..., 2:-2].int() - 50).abs().max() <= 2
+    assert resize_images(torch.tensor([[[[1, 2], [2, 2]]]], dtype=torch.uint8), (1, 1)).item() == 2  # the mean is 1.75
 
 
 # --- with a trainer
@@ -303,6 +308,22 @@ def test_training_logs_each_loss_and_validation_the_iou(voc, cues, tmp_path):
     assert metrics["train/loss"].item() == pytest.approx(parts.item(), rel=1e-5)
     present = [value.item() for name, value in metrics.items() if name.startswith("val/iou/")]
     assert metrics["val/miou"].item() == pytest.approx(np.mean(present), rel=1e-5)
+
+
+def test_a_validation_does_not_count_the_images_of_the_one_before(voc, checkpoint, tmp_path):
+    other, trainer = data_of(voc, val_split="train"), trainer_of(tmp_path)
+    task, fresh = (load_task(checkpoint, SegmentationTask)[0] for _ in range(2))
+    trainer.validate(task, data_of(voc), verbose=False)
+    assert trainer.validate(task, other, verbose=False) == trainer.validate(fresh, other, verbose=False)
+
+
+def test_masks_without_a_known_pixel_have_no_iou(voc, checkpoint, tmp_path):
+    """Nothing is logged: not a number that is none."""
+    root = shutil.copytree(voc, tmp_path / "voc")
+    for path in (root / "SegmentationClass").iterdir():
+        write_mask(path, np.full_like(read_mask(path), 255))
+    task = load_task(checkpoint, SegmentationTask)[0]
+    assert trainer_of(tmp_path).validate(task, data_of(root), verbose=False) == [{}]
 
 
 def test_sec_learns_its_cues(voc, cues, tmp_path):
