@@ -70,6 +70,17 @@ def test_the_same_seed_gives_the_same_weights(voc, cues, tmp_path):
     assert not any(torch.equal(one[name], other[name]) for name in learned)
 
 
+def test_fewer_validations_change_no_weight(voc, cues, tmp_path):
+    for every in (1, 2):
+        assert fit(voc, cues, tmp_path / str(every), TWO, f"--trainer.check_val_every_n_epoch={every}") == 0
+    assert same(weights(tmp_path / "1"), weights(tmp_path / "2"))
+    validated = [
+        [row["step"] for row in csv.DictReader((tmp_path / every / "metrics.csv").open()) if row["val/miou"]]
+        for every in "12"
+    ]
+    assert validated == [["2", "5"], ["5"]]
+
+
 def test_seeds_by_one_command(voc, cues, tmp_path, processes, capsys, monkeypatch):
     """The second training fails midway; the same command again keeps the first one and resumes the second one."""
     folder, words = tmp_path / "runs", ["--random_seeds=0,1", TWO]
