@@ -92,7 +92,6 @@ def export(
         "resized to size x size, / 255, minus mean, / std",
         "output": "scores float32 (B, 1 + classes, h, w), background first: resize bilinearly to the image, argmax",
     }  # fmt: skip
-    output.parent.mkdir(parents=True, exist_ok=True)
     if format == "smp":
         _write_smp(network, metadata, output, model_card(trained, metadata, evaluation, license))
     else:
