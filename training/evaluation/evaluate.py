@@ -235,9 +235,9 @@ def _read_predictions(
             if (labels == IGNORE).any():
                 indices = set(np.unique(read_mask(path)).tolist()) - {IGNORE}
                 others = [classes[index - 1] for index in indices if index and lut[index] == IGNORE]
-                found = (
-                    f"class {others[0]!r}, which is not scored" if others else "pixels of 255, which are no prediction"
-                )
+                found = "pixels of 255, which are no prediction"
+                if others:
+                    found = f"class {others[0]!r}, which is not scored"
                 raise InputError(f"prediction {path} contains {found}")
             try:
                 image = reduce_image(as_rgb(read_image(sample.image, data.in_channels)), PREVIEW)
