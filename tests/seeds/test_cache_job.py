@@ -413,7 +413,7 @@ def test_images_whose_tags_are_not_known_get_no_cue(checkpoint, tmp_path, monkey
 
 
 def test_unknown_tags_are_others_than_none(checkpoint, tmp_path, monkeypatch):
-    """Background is certain in an image without tags alone."""
+    """An image without tags is background everywhere; one whose tags are not known is not."""
     original, tags = VOCDataModule.samples, {}
 
     def changed(self, split, **given):

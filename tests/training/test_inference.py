@@ -81,7 +81,7 @@ def test_views_are_averaged_on_the_finest_grid_in_any_order(scales):
 
 @pytest.mark.parametrize(("multiple", "side"), [(1, 3), (8, 8)])
 def test_a_scaled_side_is_at_least_one_multiple(multiple, side):
-    """A tenth of 32 pixels are 3.2, of which the nearest multiple of 8 is 0."""
+    """A tenth of 32 pixels are 3.2, and the nearest multiple of 8 is 0."""
     sides = []
 
     def network(seen):
@@ -92,7 +92,7 @@ def test_a_scaled_side_is_at_least_one_multiple(multiple, side):
     assert sides == [side]
 
 
-def certain(images):
+def confident(images):
     """Scores on a grid of a quarter, beside whose largest the probabilities of the others are 0 in float32."""
     bright = 200 * functional.avg_pool2d(images[:, :1], 4).sign()
     return torch.cat([-bright, bright], dim=1)
@@ -104,10 +104,10 @@ def test_probabilities_of_zero_leave_a_boundary_in_the_middle_of_two_positions(t
     image = np.zeros((32, 32, 3), np.uint8)
     image[:, 16:] = 255
     if tiled:
-        labels, _ = tiled_label_maps(image, certain, Tiling(32), size=32, batch_size=1, crf=False)
+        labels, _ = tiled_label_maps(image, confident, Tiling(32), size=32, batch_size=1, crf=False)
     else:
         pixels = normalize(torch.from_numpy(image).permute(2, 0, 1)[None])
-        labels = label_map(view_scores(certain, pixels, Views(flip=True))[0], (32, 32)).numpy()
+        labels = label_map(view_scores(confident, pixels, Views(flip=True))[0], (32, 32)).numpy()
     assert labels.tolist() == [[0] * 16 + [1] * 16] * 32
 
 

@@ -190,7 +190,7 @@ def test_the_folder_of_a_recipe_for_its_checkpoint(tmp_path):
     ["-c", "./sec_demo.yaml"],
 ])  # fmt: skip
 def test_a_yaml_of_the_program_in_any_working_folder(tmp_path, monkeypatch, words):
-    """By its name, and as the README writes it; a file of this name in the working folder goes before it."""
+    """By its name, and as the README writes it; a file of this name in the working folder has priority."""
     monkeypatch.chdir(tmp_path)
     shipped = str(ROOT / "configs/sec_demo.yaml")
     assert find_configs(["fit", *words])[-1].removeprefix("--config=") == shipped

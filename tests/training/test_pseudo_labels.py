@@ -419,7 +419,7 @@ def test_scaled_sides_and_the_size_are_those_of_the_network_and_the_validation(c
     assert cache.cues(cache.ids[0]).shape == (24, 24)
 
 
-def test_a_network_that_is_certain_of_a_class_outside_of_its_boxes():
+def test_a_network_that_gives_probability_1_to_a_class_outside_of_its_boxes():
     """In float32 the probabilities of all others are 0 there: what is left is background."""
     network = torch.nn.Conv2d(3, 2, 4, 4)
     torch.nn.init.zeros_(network.weight)

@@ -556,7 +556,7 @@ def test_a_stopped_command_without_training_starts_anew(tmp_path):
 
 
 def test_a_stopped_export_starts_anew(tmp_path):
-    """The weights in its folder are no shard of a seed cache, of which the others would be written."""
+    """The weights in its folder are no shards of a seed cache that could be completed."""
     result = StageResult(tmp_path, Stage("net", "export", {}, ()))
     (tmp_path / "stages").mkdir()
     assert result.begin("key") is None
