@@ -16,6 +16,7 @@ from datamodules.masks import read_class_mask, write_mask
 from datamodules.sample import multi_hot
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.shard import NO_CUE, as_stored
+from datamodules.source_revision import ALL_PACKAGES, source_revision
 from datamodules.transforms import Transform, resize_nearest
 from seeds.cache_job import Seed
 from seeds.job_options import JobOptions
@@ -209,6 +210,7 @@ def test_a_cache_of_the_networks_own_labels(labels, voc, checkpoint):
     samples, labels_of_images = labelled(voc)
     assert cache.ids == tuple(sample.id for sample in samples)
     assert cache.settings["checkpoint_sha256"] == file_sha256(checkpoint)
+    assert cache.settings["source"] == source_revision(ALL_PACKAGES)  # also of training/, unlike those of other caches
     assert cache.cues(cache.ids[0]).shape == (SIZE // 4, SIZE // 4)
     for name, own in zip(cache.ids, labels_of_images, strict=True):
         present = np.flatnonzero(own)
