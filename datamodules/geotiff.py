@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +14,7 @@ from PIL import Image
 from datamodules.class_names import voc_palette
 from datamodules.errors import UnreadableError, first_line, import_extra
 from datamodules.files import AnyPath, is_uri, uri_path
-from datamodules.tar_files import read_content
+from datamodules.tar_files import open_file, read_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,8 +156,8 @@ def read_georeference(path: str | AnyPath) -> Georeference | None:
                 return _georeference(file)
         except UnreadableError:
             return None
-    geotiff, unreadable = False, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-    with suppress(*unreadable), Image.open(io.BytesIO(read_content(path)) if is_uri(path) else str(path)) as image:
+    geotiff, unreadable = False, (UnreadableError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+    with suppress(*unreadable), open_file(path) as file, Image.open(file) as image:
         geotiff = not _GEO_TAGS.isdisjoint(getattr(image, "tag_v2", ()))
     if geotiff:
         import_extra("rasterio", "geotiff", str(path), UnreadableError)

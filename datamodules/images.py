@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import struct
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,7 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from datamodules.errors import InputError, UnreadableError, os_errors
 from datamodules.files import AnyPath, is_uri, list_folder
 from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
-from datamodules.tar_files import read_content
+from datamodules.tar_files import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -57,17 +56,6 @@ def list_images(folder: AnyPath) -> list[str]:
 def image_names(files: Iterable[str]) -> list[str]:
     """Return those names of files that are names of images, by their suffixes; hidden files are none."""
     return [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
-
-
-def open_file(path: str | AnyPath) -> BinaryIO:
-    """Open a local file, or the content of a file behind a URI: a member of a tar file, or what fsspec reads.
-
-    Raises:
-        UnreadableError: the file does not exist or cannot be opened.
-        InputError: fsspec has no file system for the URI.
-    """
-    with os_errors(f"image {path} cannot be read", UnreadableError):
-        return io.BytesIO(read_content(path)) if is_uri(path) else Path(str(path)).open("rb")
 
 
 class _PixelLimit:

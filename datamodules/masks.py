@@ -16,7 +16,8 @@ from datamodules.class_names import ILLEGAL, voc_palette
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, existing_files, join_path, write_atomically
 from datamodules.image_ids import unicode_forms
-from datamodules.images import image_size, open_file, open_image, upright_array
+from datamodules.images import image_size, open_image, upright_array
+from datamodules.tar_files import open_file
 
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # between the values of 2 and 4 bits, which Pillow spreads over 0 to 255
 

@@ -146,6 +146,17 @@ def read_content(path: str | AnyPath) -> bytes:
     return content
 
 
+def open_file(path: str | AnyPath) -> BinaryIO:
+    """Open an image or mask: a local file, or the content behind a URI (a member of a tar file, or what fsspec reads).
+
+    Raises:
+        UnreadableError: the file does not exist or cannot be opened.
+        InputError: fsspec has no file system for the URI.
+    """
+    with os_errors(f"image {path} cannot be read", UnreadableError):
+        return io.BytesIO(read_content(path)) if is_uri(path) else Path(str(path)).open("rb")
+
+
 def write_tar(path: AnyPath, contents: Mapping[str, bytes], comment: str | None = None) -> None:
     """Write a tar file, whole or not at all, whose bytes follow from its content alone: no dates, no owners.
 

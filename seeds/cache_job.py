@@ -423,7 +423,8 @@ class ShardWriter(BasePredictionWriter):
             file, shard = self.blocks.files[number], self.cache.path / self.cache.names[number]
             if isinstance(file, Path) and isinstance(shard, Path):
                 with suppress(OSError):
-                    newer += [shard.name] if file.stat().st_mtime > shard.stat().st_mtime else []
+                    if file.stat().st_mtime > shard.stat().st_mtime:
+                        newer.append(shard.name)
         if newer:
             advice = "remove those whose tar file has changed"
             print_message(f"warning: {len(newer)} shards are older than their tar files: {first_few(newer)}; {advice}")

@@ -23,8 +23,8 @@ from datamodules.annotations.shapes import UNKNOWN
 from datamodules.class_names import IGNORE, voc_palette
 from datamodules.errors import InputError, import_extra
 from datamodules.files import is_uri, uri_path, write_atomically, write_json
-from datamodules.images import open_file
 from datamodules.masks import encode_mask, mask_png
+from datamodules.tar_files import open_file
 
 AnnotationFormat = Literal["coco", "yolo", "label-studio", "cvat", "huggingface"]
 """Formats that `write_annotations` writes."""

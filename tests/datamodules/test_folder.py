@@ -231,7 +231,7 @@ def test_tables_that_would_lose_tags(album, text, message):
 
 
 def test_the_line_of_a_misspelt_name(album):
-    """Not that of a longer name with the same end, nor that of an image that is there, whatever its suffix."""
+    """Not that of a longer name with the same end, nor that of an image that is there, with any suffix."""
     Image.new("RGB", (8, 8)).save(album / "e.gif")
     write_image(album / "xa.png", 0)
     (album / "tags.csv").write_text("file,tags\ne.gif,cat\nxa.png,\na.png,cat\nc.JPG,\nd.jpg,\nsub/b.png,\n")

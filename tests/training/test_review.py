@@ -299,7 +299,7 @@ def test_a_tag_is_doubtful_from_a_quarter_on():
 
 
 def test_images_with_the_most_mistakes_among_their_tags_come_first(voc, cues, checkpoint, tmp_path, monkeypatch):
-    """As many images as asked for; those without a doubtful tag are not among them."""
+    """As many images as `num_images`; those without a doubtful tag are not among them."""
     names, seen = [sample.id for sample in VOCDataModule(str(voc)).samples("train")], {}
     wrong_tags = dict(zip(names, (0.5, 1.5, 0.25, 3.0, 1.0, 9.0, *[0.0] * len(names)), strict=False))
 
