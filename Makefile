@@ -46,7 +46,7 @@ bench: $(VENV)/.installed $(VENV)/.peers ## speed against the libraries everybod
 	$(BIN)/python -m tests.benchmarks.bench_crf
 	$(BIN)/python -m tests.benchmarks.bench_sec
 	$(BIN)/python -m tests.benchmarks.bench_step
-	$(BIN)/python -m tests.benchmarks.bench_depthwise
+	$(BIN)/python -m tests.benchmarks.bench_networks
 	$(BIN)/python -m tests.benchmarks.bench_affinity
 	$(BIN)/python -m tests.benchmarks.bench_loader
 	$(BIN)/python -m tests.benchmarks.bench_gradcam

@@ -1,8 +1,7 @@
 """Depthwise convolutions with dilation, whose gradient is quick on a CPU.
 
-oneDNN's gradient of a dilated depthwise convolution takes far longer than that of one without dilation. With
-MobileNetV2 and DeepLabV3+ at output stride 16 it is 30 % of a training step
-(``python -m tests.benchmarks.bench_depthwise``).
+oneDNN's gradient of a dilated depthwise convolution takes far longer than that of one without dilation
+(``python -m tests.benchmarks.bench_networks``).
 """
 
 import torch
@@ -16,7 +15,8 @@ class DilatedDepthwiseConv2d(nn.Conv2d):
     """A depthwise 3x3 convolution of stride 1 whose padding equals its dilation.
 
     It computes what `torch.nn.Conv2d` does. In training on a CPU, where the dilation is either small or at least the
-    side of the map, it does so without dilation; the last bits may differ, as the order of sums does.
+    side of the map, it does so without dilation; the last bits may differ, as the order of sums does. The result then
+    has channels last in memory, as `seeds.base_task.BaseTask` trains networks.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -31,11 +31,13 @@ class DilatedDepthwiseConv2d(nn.Conv2d):
         elif h >= MIN_POSITIONS * down and w >= MIN_POSITIONS * right:
             # each position meets only positions of the same remainders: they form separate maps, without dilation
             rows, columns = -(-h // down), -(-w // right)
-            split = functional.pad(maps, (0, columns * right - w, 0, rows * down - h))
-            split = split.view(b, k, rows, down, columns, right).permute(0, 3, 5, 1, 2, 4).reshape(-1, k, rows, columns)
+            split = functional.pad(maps, (0, columns * right - w, 0, rows * down - h)).permute(0, 2, 3, 1)
+            split = split.reshape(b, rows, down, columns, right, k).permute(0, 2, 4, 1, 3, 5)
+            split = split.reshape(-1, rows, columns, k).permute(0, 3, 1, 2)
             out = functional.conv2d(split, self.weight, None, padding=1, groups=k)
-            out = out.view(b, down, right, k, rows, columns).permute(0, 3, 4, 1, 5, 2)
-            out = out.reshape(b, k, rows * down, columns * right)[..., :h, :w]
+            out = out.permute(0, 2, 3, 1).reshape(b, down, right, rows, columns, k).permute(0, 3, 1, 4, 2, 5)
+            out = out.reshape(b, rows * down, columns * right, k)[:, :h, :w].permute(0, 3, 1, 2)
+            out = out.contiguous(memory_format=torch.channels_last)
         else:
             return super().forward(maps)
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]

@@ -169,6 +169,7 @@ class CamModule(SeedModule):
 
         Images of the smaller scales are resized from those of the largest, so that each image is read once.
         """
+        images = images.contiguous(memory_format=torch.channels_last)  # convolutions are faster on a CPU
         views = [resize_maps(images, (side, side), antialias=True) for side in self.sides]
         flipped = [view.flip(-1) for view in views] if self.settings["flip"] else []
         if self.settings["method"] == "gradcam":  # one forward pass gives the first maps and the saliency

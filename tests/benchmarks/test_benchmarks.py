@@ -15,9 +15,9 @@ from tests.benchmarks import (
     bench_affinity,
     bench_cache,
     bench_crf,
-    bench_depthwise,
     bench_gradcam,
     bench_loader,
+    bench_networks,
     bench_precision,
     bench_sec,
     bench_start,
@@ -89,10 +89,12 @@ def test_crf(monkeypatch, tmp_path):
     assert "pydensecrf2" in printed
 
 
-def test_depthwise(monkeypatch):
+def test_networks(monkeypatch):
     for name, value in {"LAYERS": ((8, 2),), "IMAGES": 2, "SIZE": 64, "SIDE": 4}.items():
-        monkeypatch.setattr(bench_depthwise, name, value)
-    assert "8 channels, dilation 2" in printed_by(bench_depthwise.main, "--quick")
+        monkeypatch.setattr(bench_networks, name, value)
+    printed = printed_by(bench_networks.main, "--quick")
+    for row in ("8 channels, dilation 2", "classifier", "FPN", "DeepLabV3Plus"):
+        assert row in printed
 
 
 def test_gradcam(monkeypatch):

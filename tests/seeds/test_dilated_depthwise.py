@@ -20,14 +20,24 @@ def run(conv, maps, target):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 26), st.integers(1, 26), st.integers(1, 12), st.integers(1, 12), st.integers(1, 3), st.booleans())
-def test_equals_torch(height, width, down, right, batch, bias):
+@given(
+    st.integers(1, 26),
+    st.integers(1, 26),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.booleans(),
+    st.booleans(),
+)
+def test_equals_torch(height, width, down, right, batch, bias, channels_last):
     torch.manual_seed(height * 31 + width)
     own = nn.Conv2d(4, 4, 3, padding=(down, right), dilation=(down, right), groups=4, bias=bias).double()
     quick = nn.Sequential(own)
     replace_dilated_depthwise(quick)
     assert (type(quick[0]) is DilatedDepthwiseConv2d) == (max(down, right) > 1)
     maps, target = torch.randn(2, batch, 4, height, width, dtype=torch.float64)
+    if channels_last:
+        maps = maps.contiguous(memory_format=torch.channels_last)
     for one, other in zip(run(quick[0], maps, target), run(own, maps, target), strict=True):
         torch.testing.assert_close(one, other)
 

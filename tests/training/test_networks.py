@@ -4,6 +4,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torchvision
+from segmentation_models_pytorch.decoders.fpn.decoder import MergeBlock
 from torch.nn import functional as F  # noqa: N812
 
 from datamodules.errors import InputError
@@ -262,3 +263,13 @@ def test_stages_beyond_the_depth_ask_for_no_gradient():
     network(torch.randn(2, 3, 64, 64)).sum().backward()
     for name, weight in network.named_parameters():
         assert (weight.grad is None) == (not weight.requires_grad) == ("layer3" in name or "layer4" in name), name
+
+
+def test_the_maps_of_fpn_are_added_without_a_copy():
+    torch.manual_seed(0)
+    network, images = build_network("FPN", 3, "resnet18").eval(), torch.randn(2, 3, 64, 64)
+    scores = network(images)
+    network.model.decoder.merge = MergeBlock("add")
+    torch.testing.assert_close(network(images), scores)
+    cat = build_network("FPN", 3, "resnet18", network_args={"decoder_merge_policy": "cat"})
+    assert cat(images).shape == scores.shape

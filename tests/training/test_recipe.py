@@ -679,7 +679,7 @@ def test_hours_of_accumulated_batches(whole, monkeypatch):
 def test_seconds_of_a_training_step_are_scaled_to_the_batch(monkeypatch):
     """On a processor two images are timed, here at a second a step."""
     network = torch.nn.Conv2d(3, 2, 1)
-    network.hparams = {"in_channels": 3, "channels_last": False}
+    network.hparams = {"in_channels": 3}
     times = iter([10.0, 12.0] * 2)
     monkeypatch.setattr("training.recipes.estimate.time", SimpleNamespace(perf_counter=lambda: next(times)))
     assert time_step(network, 2, 8, "cpu", "32-true")[0] == 1
@@ -692,7 +692,7 @@ def test_memory_of_a_training_step():
     These are the inputs of the two convolutions, and input and result of logsumexp: 3 + 4 + 2 + 1 numbers.
     """
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.Conv2d(4, 2, 1, bias=False))
-    network.hparams = {"in_channels": 3, "channels_last": False}
+    network.hparams = {"in_channels": 3}
     for batch_size in (2, 4, 16):
         _, operations, memory = time_step(network, batch_size, 8, "cpu", "32-true")
         # a multiplication and an addition for each weight: forward, for the weights, and below the last layer for maps
@@ -705,7 +705,7 @@ def test_operations_of_convolutions_with_groups():
     grouped = torch.nn.Conv2d(4, 8, 3, padding=1, groups=4, bias=False)
     transposed = torch.nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2, bias=False)
     network = torch.nn.Sequential(grouped, transposed)
-    network.hparams = {"in_channels": 4, "channels_last": True}
+    network.hparams = {"in_channels": 4}
     _, operations, _ = time_step(network, 2, 8, "cpu", "32-true")
     assert operations == 2 * 2 * 8 * 8 * (2 * 8 * 9 + 3 * 8 * 3 * 4)
     assert grouped.weight.is_contiguous(memory_format=torch.channels_last)

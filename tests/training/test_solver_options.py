@@ -97,7 +97,7 @@ def test_all_options_are_hyperparameters(name):
     solver = {
         "optimizer": "sgd", "lr": 0.5, "momentum": 0.9, "weight_decay": 5e-4, "head_lr_scale": 10.0,
         "bias_lr_scale": 2.0, "schedule": "step", "step_size": 2000, "step_gamma": 0.1, "warmup_steps": 0,
-        "channels_last": False, "compile": False, "in_channels": 3,
+        "compile": False, "in_channels": 3,
     }  # fmt: skip
     assert solver.items() <= dict(task.hparams).items()
     known = set(inspect.signature(type(task)).parameters) - {"kwargs"}

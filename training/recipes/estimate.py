@@ -70,7 +70,7 @@ def estimate_training(options: Mapping[str, Any], checks: InputChecks | None = N
         raise InputError("trainer: max_epochs is -1 and there is no max_steps: the training has no end")
     precision = trainer.get("precision") or "auto"
     trained = sum(each.numel() for each in task.parameters() if each.requires_grad)
-    step = f"{task} {trained} {task.hparams['channels_last']} {batch_size} {size} {accelerator} {precision}"
+    step = f"{task} {trained} {batch_size} {size} {accelerator} {precision}"
     if step not in checks.timed_steps:
         checks.timed_steps[step] = time_step(task, batch_size, size, str(accelerator), str(precision))
     seconds, operations, memory = checks.timed_steps[step]
@@ -122,8 +122,7 @@ def time_step(task: BaseTask, batch_size: int, size: int, accelerator: str, prec
     bfloat16 = computes_bfloat16(accelerator) if precision == "auto" else precision.startswith("bf16")
     count = batch_size if device.type == "cuda" else min(batch_size, CPU_IMAGES)
     network: nn.Module = task.train().to(device)
-    if task.hparams["channels_last"]:
-        network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)
     images = torch.randn(count, int(task.hparams["in_channels"]), size, size, device=device)
     saved: dict[int, int] = {}  # bytes of the tensors kept for the backward pass, by address
 
