@@ -8,7 +8,6 @@ A batch never contains images of two shards, so that every bit of a shard is the
 import hashlib
 import logging
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,6 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
-from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
@@ -61,9 +59,7 @@ from seeds.precision import ResolvedPrecision, resolve_precision
 from seeds.provenance import annotations_sha256, ids_sha256, package_versions
 
 NOT_RECORDED = ("num_workers", "max_unreadable", "strict")  # data settings on which a shard's bytes do not depend
-LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.fabric")
-IGNORED_WARNINGS = ("Couldn't infer the batch indices", "Total length of", ".*does not have many workers")
-"""Warnings of Lightning about what this job arranges itself."""
+LOGGERS = ("pytorch_lightning", "lightning_fabric")
 
 
 class Seed(NamedTuple):
@@ -279,10 +275,7 @@ def _quiet_lightning() -> Iterator[None]:
     try:
         for name in levels:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            for message in IGNORED_WARNINGS:
-                warnings.filterwarnings("ignore", message=message)
-            yield
+        yield
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
@@ -352,7 +345,7 @@ def _report(cache: SeedCacheWriter, job: JobOptions, found: NDArray[np.int64]) -
     report_lost_background(*found[:, 0].tolist(), where="in the new cues", advice=advice)
 
 
-class ShardWriter(BasePredictionWriter):
+class ShardWriter(pl.Callback):
     """Makes cues of seeds, and writes each shard when it is complete, in a thread beside the network."""
 
     def __init__(self, cache: SeedCacheWriter, blocks: SampleBlocks, job: JobOptions) -> None:
@@ -363,7 +356,6 @@ class ShardWriter(BasePredictionWriter):
             blocks: the images of each shard.
             job: options of the job.
         """
-        super().__init__("batch")
         self.cache, self.blocks, self.job, self._batch_size = cache, blocks, job, int(cache.settings["batch_size"])
         self._numbers: list[int] = []  # of the shards that this process writes; known after setup
         self._batches: list[tuple[int, int]] = []  # shard and number of images of each batch
@@ -379,13 +371,12 @@ class ShardWriter(BasePredictionWriter):
         # images, and those tagged with each class; those with a cue of the background, and of each class
         self.found = np.zeros((2, 1 + len(cache.classes)), int)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, _module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002  given by name
         """Find the missing shards in the first process, and deal them to all: every n-th to each of n processes.
 
         Raises:
             InputError: the folder cannot be used; the other processes leave quietly.
         """
-        super().setup(trainer, pl_module, stage)
         wait_for_slower_processes()
         job, count = self.job, len(self.blocks.names)
         torch.set_num_threads(job.threads)  # Lightning has divided the processors by the processes
@@ -468,24 +459,22 @@ class ShardWriter(BasePredictionWriter):
             self._images += 0 if known else len(samples)
             yield samples, batches
 
-    def write_on_batch_end(
-        self, trainer: Any, pl_module: Any, prediction: Any, _indices: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int, *_: Any) -> None:
         """Pass the seeds of a batch to the thread; the last batch of a shard completes it."""
         if trainer.received_sigterm:  # Lightning stops trainings alone
             raise SIGTERMException
-        number, images = self._batches[batch_idx]
+        number, images = self._batches[index]
         self._progress.update(advance=images)
-        self.wait(pl_module)  # so that no more than one batch of images is in memory
+        self.wait(module)  # so that no more than one batch of images is in memory
         unreadable = dict(batch.get("unreadable", ()))
         self._unreadable |= unreadable
         self._left_out[number] |= unreadable  # the thread reads it
         problem = next(iter(unreadable.values()), "") if self.job.strict else ""
         problem = problem or too_many(self._unreadable, self._images, self.job.max_unreadable)
-        pl_module.problem = pl_module.problem or problem
-        if not pl_module.problem:
-            complete = number not in [shard for shard, _ in self._batches[batch_idx + 1 : batch_idx + 2]]
-            self._work = self._thread.submit(self._add, pl_module, prediction, number, complete=complete)
+        module.problem = module.problem or problem
+        if not module.problem:
+            complete = number not in [shard for shard, _ in self._batches[index + 1 : index + 2]]
+            self._work = self._thread.submit(self._add, module, outputs, number, complete=complete)
 
     def _add(self, module: SeedModule, seeds: list[Seed], number: int, *, complete: bool) -> None:
         """Make the cues of a batch; write its shard if it is complete."""

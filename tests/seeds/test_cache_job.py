@@ -172,7 +172,6 @@ def test_batches_follow_from_the_shard_alone(voc, tmp_path):
         writer = ShardWriter(cache, blocks, JobOptions(shard_size=4))
         strategy = SimpleNamespace(broadcast=lambda value: ("", [0, 1]) if rank else value)
         trainer = SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, global_rank=rank, world_size=world)
-        trainer.predict_loop = SimpleNamespace(return_predictions=False)
         module = SeedModule(Identity(), {"size": 64, "cue_stride": 8})
         writer.setup(trainer, module, "predict")
         writer.close(module, finished=True)
