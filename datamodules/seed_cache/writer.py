@@ -158,8 +158,6 @@ class SeedCacheWriter:
         left_out = {name: reason for name, reason in reasons.items() if ids is None or name in ids}
         header = {"settings": self.settings, "inputs": self.inputs, "left_out": left_out}
         content = shard.tobytes(shard=number, shards=len(self.ids_by_shard), **header)
-        if isinstance(self.path, Path):  # a job that ends without a shard removes the empty folder
-            self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / self.names[number], content)
 
     def write_missing(self, image: Callable[[str], tuple[Any, ...]], title: str, *, overwrite: bool = False) -> None:
