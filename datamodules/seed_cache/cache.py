@@ -4,7 +4,6 @@ A seed cache is a folder of shards, ``*.safetensors``, each of some hundreds of 
 `datamodules.seed_cache.shard`. A shard's number is in its header; its file may have any name.
 """
 
-import json
 from functools import lru_cache
 from tempfile import TemporaryFile
 
@@ -180,4 +179,4 @@ def print_info(cache: UPath) -> None:
         "bytes": sum(file.stat().st_size for file in files), "fingerprint": seeds.fingerprint,
         "settings": seeds.settings, "inputs": seeds.inputs, "left_out": dict(seeds.left_out),
     }  # fmt: skip
-    Console().print_json(json.dumps(info))
+    Console().print_json(data=info)
