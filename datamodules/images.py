@@ -240,7 +240,7 @@ def open_windows(path: str | AnyPath, channels: int = 3) -> Iterator[Any]:
         if channels == 3 and not is_uri(path) and _is_png(path) and not is_turned(path):
             with suppress(cv2.error):  # more pixels than OpenCV allows
                 image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)  # the pixels of Pillow, in less memory
-        if image is None or image.shape[:2] != image_size(path):  # one is turned by its orientation
+        if image is None:
             image = read_image(path, channels)
         yield image
 
