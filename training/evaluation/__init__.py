@@ -1,1 +1,1 @@
-"""How good a labelling is: figures, tables, and a page of images."""
+"""How good a labelling is: figures and tables."""
