@@ -23,7 +23,7 @@ class ImageLogger(CSVLogger):
         self.shown.setdefault(key, []).append((images, caption))
 
 
-def test_panels_of_training_and_validation(voc, cues, tmp_path):
+def test_panels_of_training_and_validation(voc, cues, tmp_path, monkeypatch):
     logger = ImageLogger(tmp_path)
     data = data_of(voc, targets="cues", cues=str(cues))
     task = SegmentationTask(list(data.classes), **TINY, lr=1e-4, freeze_stride=2)
@@ -37,8 +37,8 @@ def test_panels_of_training_and_validation(voc, cues, tmp_path):
             modes.append(before == {name: module.training for name, module in pl_module.named_modules()})
             kept.append(all(torch.equal(value, state[name]) for name, value in pl_module.state_dict().items()))
 
-    callbacks = [Modes(images=2)]
-    trainer_of(tmp_path, max_steps=-1, max_epochs=1, logger=logger, callbacks=callbacks).fit(task, data)
+    monkeypatch.setattr("training.runs.image_panels.IMAGES", 2)
+    trainer_of(tmp_path, max_steps=-1, max_epochs=1, logger=logger, callbacks=[Modes()]).fit(task, data)
     assert set(logger.shown) == {"train/images", "val/images"}
     (images, captions), *more = logger.shown["train/images"]
     assert not more

@@ -14,19 +14,15 @@ from seeds.score_maps import cue_labels, label_map
 from training.image_overlays import cue_overlay, label_overlay, side_by_side
 from training.segmentation_task import SegmentationTask
 
+IMAGES = 4  # of a batch that are shown
+
 
 class ImagePanels(pl.Callback):
     """Logs a few images of each epoch's first batch: cues and predictions in training, ground truth in validation.
 
     The panels go to every logger with Lightning's ``log_image``, such as Weights & Biases. Nothing is done without such
     a logger, or while another task than segmentation is trained.
-
-    Args:
-        images: number of images.
     """
-
-    def __init__(self, images: int = 4) -> None:
-        self.images = images
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *hook: Any) -> None:
         """Log the first batch of an epoch."""
@@ -44,7 +40,7 @@ class ImagePanels(pl.Callback):
         loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
         if not (loggers and isinstance(task, SegmentationTask) and trainer.is_global_zero and len(batch["image"])):
             return
-        few = {name: value[: self.images] for name, value in batch.items()}
+        few = {name: value[:IMAGES] for name, value in batch.items()}
         training = task.training
         task.eval()
         with torch.no_grad():
