@@ -175,18 +175,18 @@ def run_function(target: str, about: str, name: str, words: Sequence[str]) -> No
     function = read_signature(target)
     parser = FunctionParser(prog=f"tag2mask {name}", description=about[0].upper() + about[1:] + ".")
     parser.add_argument("-c", "--config", action="config", help="a YAML file with these same options")
-    parameters = signature(function).parameters.values()
+    hints, parameters = get_type_hints(function), signature(function).parameters.values()
     if paths := next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), ""):
         described = {each.arg_name: each.description for each in parse(function.__doc__ or "").params}
-        parser.add_argument(paths, nargs="+", type=get_type_hints(function)[paths], help=described.get(paths))
-    job = get_type_hints(function).get("job")
+        parser.add_argument(paths, nargs="+", type=hints[paths], help=described.get(paths))
+    job = hints.get("job")
     parser.add_function_arguments(function, as_group=False, sub_configs=True, skip={"job"} if job else set())
     if job:
         parser.add_class_arguments(job, as_group=False)
-    hints = get_type_hints(function) | (get_type_hints(job) if job else {})
+        hints |= get_type_hints(job)
     lists = {name for name, hint in hints.items() if hint == list[str] or get_args(hint) == (list[str], type(None))}
     parsed = parser.instantiate_classes(parser.parse_args(split_lists(words, lists)))
-    options: dict[str, Any] = {key: value for key, value in parsed.items(branches=True) if "." not in key}
+    options: dict[str, Any] = vars(parsed)
     options.pop("config", None)
     if job:
         options["job"] = job(**{field.name: options.pop(field.name) for field in fields(job)})
