@@ -64,14 +64,14 @@ SHARED = ("seeds generate", "seeds refine", "pseudo-label", "predict")
 def run() -> None:
     """Run the console script: `main` with the arguments and exit status of the process."""
     exit_with_starter()
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str]) -> int:
     """Run one command.
 
     Args:
-        args: words after ``tag2mask``; None: those of the process.
+        args: words after ``tag2mask``.
 
     Returns:
         The exit status: 0 success, 1 unusable input, 2 a mistake on the command line or in a YAML (both are reported in
@@ -81,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # a log file shows each line at once
     try:
-        dispatch(list(sys.argv[1:] if args is None else args))
+        dispatch(list(args))
     except SystemExit as leave:  # the parser's, after --help and --print_config; a library's may have a text
         if leave.code is None or isinstance(leave.code, int):
             return leave.code or 0
