@@ -163,7 +163,6 @@ def quiet_known_warnings() -> None:
         r".*module\(s\) in eval mode at the start of training.*",  # frozen stages are meant to be
         r".*does not have many workers.*",  # two workers suffice; num_workers is in every YAML
         r".*Checkpoint directory .* exists and is not empty.*",
-        r".*Previous log files in this directory will be deleted.*",  # they are kept, see training.runs.loggers
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Precision bf16-mixed is not supported by the model summary.*",
