@@ -1,7 +1,6 @@
 """Writing a cache shard by shard: what is kept, what is written again, what is refused; killed, and several at once."""
 
 import os
-import signal
 import time
 
 import numpy as np
@@ -12,6 +11,7 @@ from datamodules.errors import InputError
 from datamodules.seed_cache.cache import SeedCache, verify_cache
 from datamodules.seed_cache.shard import ShardBuilder, shard_name
 from datamodules.seed_cache.writer import STALE, SeedCacheWriter
+from tests.processes import child, kill
 from tests.seed_caches import CacheWriter
 
 BLOCKS = [["a", "b"], ["c", "d"], ["e"]]
@@ -261,17 +261,6 @@ def test_a_job_without_a_shard_does_no_harm_to_those_that_run(tmp_path):
     assert [path.name for path in (tmp_path / "c").iterdir()] == [shard_name(0)]
 
 
-def child(work):
-    """Run something in a forked process; its id."""
-    pid = os.fork()
-    if not pid:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return pid
-
-
 def test_killed_at_any_moment(tmp_path):
     """Forty attempts, seeded; each resumes the one before, and the result equals that of an undisturbed run."""
     start = time.monotonic()
@@ -281,8 +270,7 @@ def test_killed_at_any_moment(tmp_path):
     for delay in np.random.default_rng(0).uniform(0, seconds, 40):
         pid = child(lambda: make(tmp_path / "c"))
         time.sleep(delay)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        kill(pid)
         found = shards(tmp_path / "c")
         counts.add(len(found))
         assert found.items() <= whole.items()  # what there is is finished
