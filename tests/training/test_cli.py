@@ -18,11 +18,10 @@ from PIL import Image
 
 from datamodules.files import file_sha256
 from datamodules.seed_cache import SeedCache
-from tests.training.fits import read_record
+from tests.training.fits import CONFIGS, read_record
 from training.cli import FUNCTIONS, LIGHTNING, RECIPE, main
 from training.recipes.recipe import leaves
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = [
     *("--data.train=8", "--data.val=4", "--data.image_size=48", "--data.size=48", "--data.batch_size=4"),
     *("--data.num_workers=0", "--trainer.max_epochs=1"),

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +13,8 @@ from datamodules.synthetic import write_synthetic_voc
 from datamodules.voc import VOCDataModule
 from seeds.refine_seeds import refine_seeds
 from tests.seed_caches import CacheWriter
-from tests.training.fits import fit, read_record
+from tests.training.fits import CONFIGS, fit, read_record
 from training.cli import FUNCTIONS, main
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def test_every_number_of_the_recipe_is_in_yaml():
