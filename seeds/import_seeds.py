@@ -66,9 +66,8 @@ def import_seeds(
         )
     known = voc_classes(source if source.is_dir() else source.parent)
     chosen = known if classes is None else check_classes(classes, known, f"of {source}")
-    suffix, sec = "npy" if format == "irn" else "png", None
-    if format == "sec":
-        sec = SecCues(source, input_list or source.with_name(INPUT_LIST), len(known), grid)
+    suffix = "npy" if format == "irn" else "png"
+    sec = SecCues(source, input_list or source.with_name(INPUT_LIST), len(known), grid) if format == "sec" else None
     names = sec.ids if sec else tuple(sorted(
         file.as_posix().removesuffix(f".{suffix}")
         for file in (path.relative_to(source) for path in source.rglob(f"*.{suffix}"))
@@ -98,7 +97,7 @@ def import_seeds(
             resized = np.stack([cv2.resize(each, (grid, grid), interpolation=cv2.INTER_LINEAR) for each in maps])
             cues = threshold_cues(found, resized, None, fg_threshold)
             cues[~foreground_cues(resized[None], bg_threshold)[0].any(axis=0)] = 0
-        kept = np.isin(lut[found + 1], (0, NO_CUE), invert=True)  # maps of the chosen classes
+        kept = lut[found + 1] != NO_CUE  # maps of the chosen classes
         return lut[cues], lut[found[kept] + 1].astype(np.int64) - 1, maps[kept]
 
     # of a folder: over the digests of the files, in the order of the images
