@@ -268,7 +268,7 @@ class BaseDataModule(pl.LightningDataModule):
         local = {sample.image for sample in samples if not is_uri(sample.image) and not Path(sample.image).is_file()}
         start = f"{self.root}/"
         below = {image.removeprefix(start) for sample in samples if (image := sample.image).startswith(start)}
-        if isinstance(self.root, Path) or not below:
+        if isinstance(self.root, Path):
             return local
         return local | {start + name for name in below - existing_files(self.root, sorted(below))}
 
