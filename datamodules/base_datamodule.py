@@ -378,8 +378,7 @@ class BaseDataModule(pl.LightningDataModule):
             samples: samples of this data set (see `samples`) or of files (`datamodules.sample.file_samples`).
             largest: height and width in pixels up to which images are read, see `ImageDataset`; None for any.
         """
-        dataset = self._eval_dataset(samples, with_originals=True, largest=largest)
-        return self._loader(dataset)
+        return self._loader(self._eval_dataset(samples, with_originals=True, largest=largest))
 
     def _eval_dataset(
         self, samples: Sequence[Sample], *, with_originals: bool = False, largest: int | None = None

@@ -76,8 +76,7 @@ def export_seeds(
                 raise InputError(f"{seeds.path} has cues without maps, and the files of irn contain maps")
         elif format == "png":
             for name in track(seeds.ids, "exporting"):
-                target = folder / f"{name}.png"
-                write_mask(target, seeds.cues(name))
+                write_mask(folder / f"{name}.png", seeds.cues(name))
         elif format == "sec":
             images = []
             for name in track(seeds.ids, "exporting"):

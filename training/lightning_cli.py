@@ -205,10 +205,10 @@ class TagToMaskCLI(LightningCLI):
         """
         for group in ("data", "model"):
             given = self._get(self.config, group)
-            own = [each for each in _YAML_CLASSES if each.__name__ == given.class_path.rpartition(".")[2]]
+            cls = next((each for each in _YAML_CLASSES if each.__name__ == given.class_path.rpartition(".")[2]), None)
             linked = ("classes", "in_channels") if group == "model" else ()  # to those of the data
             values = {name: value for name, value in vars(given.init_args).items() if name not in linked}
-            require_values(group, own[0] if own else None, values)
+            require_values(group, cls, values)
         if self.subcommand != "fit" and "weights" in (given := self._get(self.config, "model").init_args):
             given.weights = "none"  # the checkpoint has all of them
         super().instantiate_classes()

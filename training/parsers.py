@@ -185,8 +185,7 @@ def run_function(target: str, about: str, name: str, words: Sequence[str]) -> No
         parser.add_class_arguments(job, as_group=False)
         hints |= get_type_hints(job)
     lists = {name for name, hint in hints.items() if hint == list[str] or get_args(hint) == (list[str], type(None))}
-    parsed = parser.instantiate_classes(parser.parse_args(split_lists(words, lists)))
-    options: dict[str, Any] = vars(parsed)
+    options: dict[str, Any] = vars(parser.instantiate_classes(parser.parse_args(split_lists(words, lists))))
     options.pop("config", None)
     if job:
         options["job"] = job(**{field.name: options.pop(field.name) for field in fields(job)})

@@ -159,8 +159,7 @@ def verify_cache(cache: UPath) -> None:
             if not index.is_equal(expected):
                 raise InputError(f"{index.path} is not the index of these shards: delete it, or run seeds merge again")
     left_out = f", {len(index.left_out)} left out" if index.left_out else ""
-    sound = f"{cache}: {len(index.ids)} images in {len(names)} shards{left_out}; every byte is sound"
-    print_result(sound)
+    print_result(f"{cache}: {len(index.ids)} images in {len(names)} shards{left_out}; every byte is sound")
 
 
 def print_info(cache: UPath) -> None:

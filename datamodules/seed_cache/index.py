@@ -474,5 +474,4 @@ def merge_cache(cache: UPath) -> None:
         merge_shards(cache, output, None if is_uri(cache) else str(cache), progress=True)
     index = read_index(cache)
     left_out = f", {len(index.left_out)} left out" if index.left_out else ""
-    written = f"{cache / INDEX}: {len(index.ids)} images in {len(index.files)} shards{left_out}"
-    print_result(written)
+    print_result(f"{cache / INDEX}: {len(index.ids)} images in {len(index.files)} shards{left_out}")

@@ -205,8 +205,7 @@ def check_small_classes(stage: Stage, stages: Sequence[Stage]) -> None:
     classes = open_training_data(trained[0].options).classes
     for name in small:
         if name not in classes:
-            problem = unknown_name("class", str(name), classes)
-            raise InputError(f"small_classes: {problem}")
+            raise InputError(f"small_classes: {unknown_name('class', str(name), classes)}")
 
 
 def unavailable_data(waiting: Sequence[Stage], stages: Sequence[Stage]) -> dict[str, str]:

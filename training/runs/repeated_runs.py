@@ -93,6 +93,5 @@ def write_figures(output: Path, runs: dict[int, dict[str, float]]) -> None:
             figures[name] = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
             row = (*figures[name].values(), *values)
             table.add_row(name, *("" if value is None else f"{value:.4f}" for value in row))
-    content = {"random_seeds": list(runs), "figures": figures, "runs": runs}
-    write_json(output / "repeated_runs.json", content)
+    write_json(output / "repeated_runs.json", {"random_seeds": list(runs), "figures": figures, "runs": runs})
     print_result(table if figures else "the validations gave no figures")
