@@ -142,20 +142,17 @@ class SeedCacheWriter:
         fits = ids is None or shard.ids == [name for name in ids if name not in shard.left_out]
         return fits and shard.number == number
 
-    def write(self, number: int, shard: ShardBuilder, unreadable: Mapping[str, str]) -> None:
+    def write(self, number: int, shard: ShardBuilder, left_out: dict[str, str]) -> None:
         """Write a shard.
 
         Args:
             number: of the shard.
             shard: its images.
-            unreadable: images that turned out unusable: id and reason; where the shard's ids are not known, its own.
+            left_out: its images that could not be used: id and reason.
 
         Raises:
             InputError: the file cannot be written.
         """
-        ids = self.ids_by_shard[number]
-        reasons = {**unreadable, **self.left_out} if ids is not None else unreadable
-        left_out = {name: reason for name, reason in reasons.items() if ids is None or name in ids}
         header = {"settings": self.settings, "inputs": self.inputs, "left_out": left_out}
         content = shard.tobytes(shard=number, shards=len(self.ids_by_shard), **header)
         write_atomically(self.path / self.names[number], content)
@@ -177,11 +174,13 @@ class SeedCacheWriter:
             with Progress(title, sum(len(self.ids_by_shard[number] or ()) for number in missing)) as progress:
                 for number in missing:
                     shard = ShardBuilder(self.classes)
-                    for name in self.ids_by_shard[number] or ():
-                        if name not in self.left_out:
+                    ids = self.ids_by_shard[number] or ()
+                    left_out = {name: self.left_out[name] for name in ids if name in self.left_out}
+                    for name in ids:
+                        if name not in left_out:
                             shard.add(name, *image(name))
                         progress.update(advance=1)
-                    self.write(number, shard, {})
+                    self.write(number, shard, left_out)
         finally:
             self.remove_empty_folder()
 
