@@ -1,10 +1,9 @@
 """Seed caches for tests: image by image, in one go; and jobs with flat options."""
 
-from contextlib import suppress
 from dataclasses import fields
 
 from datamodules.errors import InputError
-from datamodules.seed_cache.shard import SHARD_SIZE, ShardBuilder, shard_name
+from datamodules.seed_cache.shard import SHARD_SIZE, ShardBuilder
 from datamodules.seed_cache.writer import SeedCacheWriter
 from seeds.generate_seeds import generate_seeds
 from seeds.job_options import JobOptions
@@ -13,9 +12,9 @@ from seeds.job_options import JobOptions
 class CacheWriter:
     """A context manager: the cache is written when it is left without an error."""
 
-    def __init__(self, path, classes, settings, *, inputs=None, overwrite=False, shard_size=SHARD_SIZE, left_out=None):
+    def __init__(self, path, classes, settings, *, inputs=None, shard_size=SHARD_SIZE, left_out=None):
         self.path, self.classes, self.settings, self.inputs = path, classes, settings, inputs
-        self.overwrite, self.shard_size, self.left_out = overwrite, shard_size, left_out or {}
+        self.shard_size, self.left_out = shard_size, left_out or {}
         self.shards = [ShardBuilder(classes)]
 
     def __enter__(self):
@@ -30,11 +29,7 @@ class CacheWriter:
         if kind is None:
             blocks = [[*shard.ids, *({} if number else self.left_out)] for number, shard in enumerate(self.shards)]
             output = SeedCacheWriter(self.path, self.classes, self.settings, blocks, self.inputs or {})
-            if self.overwrite:
-                for number in range(len(blocks) + 100):
-                    with suppress(OSError):
-                        (self.path / shard_name(number)).unlink()
-            elif self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and any(self.path.iterdir()):
                 raise InputError(f"{self.path} exists already")
             output.missing(range(len(blocks)))
             for number, shard in enumerate(self.shards):

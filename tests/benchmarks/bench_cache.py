@@ -7,6 +7,7 @@ but an index of so many images.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,8 @@ def checkpoint_of(folder: Path, data: VOCDataModule) -> tuple[Path, ClassifierTa
 
 def write(folder: Path, module: CamModule, seeds: list[Seed], classes: list[str]) -> None:
     """Make cues and write shards."""
-    with CacheWriter(folder, classes, {}, overwrite=True) as writer:
+    shutil.rmtree(folder, ignore_errors=True)
+    with CacheWriter(folder, classes, {}) as writer:
         for seed in seeds:
             writer.add(seed.id, module.cues(seed), map_classes=seed.classes, maps=seed.maps, saliency=seed.saliency)
 
