@@ -301,10 +301,10 @@ def read_json(path: AnyPath) -> Any:
     Raises:
         InputError: it cannot be read, or is not JSON.
     """
+    with os_errors(f"{path} cannot be read"):
+        content = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, os_errors
 from datamodules.progress import percent, print_result
 
 MEANS = {"mean": "miou", "boundary mean": "boundary_miou", "pixel accuracy": "pixel_accuracy"}
@@ -63,13 +63,13 @@ def compare(*results: Path, mean: bool = False) -> None:
 def _read_metrics(path: Path) -> dict[str, Any]:
     """Return the content of a ``metrics.json``; raise an InputError if it is missing, no JSON, or contains no IoU."""
     metrics: Any = None
+    with os_errors(f"{path} cannot be read"):
+        content = path.read_bytes()
     try:
-        metrics = json.loads(path.read_bytes())
+        metrics = json.loads(content)
         metrics["miou"] = float(metrics["miou"])
         metrics["iou"] = {name: float(value) for name, value in metrics["iou"].items()}
         metrics |= {key: float(metrics[key]) for key in MEANS.values() if metrics.get(key) is not None}
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         purpose = "a metrics.json of 'tag2mask evaluate' on images with masks"
         if isinstance(metrics, dict) and "images_with_mask" in metrics and metrics.get("miou", 0) is None:
