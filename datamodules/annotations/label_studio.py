@@ -83,8 +83,8 @@ def label_studio_annotations(
             except UnreadableError:  # `unreadable_images.readable` leaves it out
                 continue
             yield Annotation(name, location, mask)
-    if labels and BACKGROUND not in labels:
-        check_labels(labels, known, path, "its labels")
+    if labels:
+        check_labels(labels, (*known, BACKGROUND), path, "its labels")
 
 
 def _latest_results(path: AnyPath, tasks: Sequence[Any]) -> dict[str, tuple[str, str, list[Any]]]:

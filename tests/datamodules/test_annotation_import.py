@@ -63,6 +63,13 @@ def test_background_may_be_drawn(voc, tmp_path):
     assert (mask[5:] == 1).all()
 
 
+def test_a_label_that_is_no_class_is_reported_beside_drawn_background(voc, tmp_path, capsys):
+    results = [brush(label, rows, np.s_[:]) for label, rows in (("background", 0), ("bat", 1), ("ants", 2))]
+    studio(voc, tmp_path, task("p0.jpg", *results))
+    message = "export.json: some of its labels are not classes of the data set: ants; did you mean 'ant'?"
+    assert message in capsys.readouterr().err
+
+
 def test_rectangles_and_key_points(voc, tmp_path, capsys):
     results = [
         region("rectanglelabels", "ant", x=25, y=50, width=50, height=25),
