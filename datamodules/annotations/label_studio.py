@@ -152,7 +152,7 @@ def _file_of(value: str) -> str:
         return forward_slashes(query.get("d", [""])[0])
     if "fileuri" in query:
         with suppress(ValueError):
-            return base64.b64decode(query["fileuri"][0]).decode()
+            return base64.urlsafe_b64decode(query["fileuri"][0]).decode()
     path = unquote(url.path)
     return re.sub(r"[0-9a-f]{8}-(?=[^/]*$)", "", path, count=1) if "/data/upload/" in path else path
 

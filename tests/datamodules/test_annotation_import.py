@@ -238,7 +238,7 @@ def test_a_box_or_point_in_an_image_of_another_size(voc, tmp_path, kind):
 @pytest.mark.parametrize("url", [
     "https://host/a%20b/p0.jpg?X-Amz-Signature=1&d=1", "s3://bucket/x/p0.jpg", "/data/local-files/?d=x%5Cp0.jpg",
     "/data/upload/3/0a1b2c3d-p0.jpg?x=1", "/tasks/1/presign/?fileuri=czM6Ly9iL3AwLmpwZw==", "C:\\x\\p0.jpg",
-    "/home/a#1/p0.jpg",
+    "/home/a#1/p0.jpg", "/tasks/1/resolve/?fileuri=czM6Ly9iL3h-eS9wMC5qcGc=",
 ])  # fmt: skip
 def test_urls_of_images(voc, tmp_path, url):
     assert studio(voc, tmp_path, task(url, brush("ant", 0, 0)))["p0"].mask is not None
