@@ -146,7 +146,10 @@ def _file_of(value: str) -> str:
     """Return the path in a URL of Label Studio; an uploaded file has eight digits and a hyphen before its name."""
     if not value.startswith(("http:", "https:", "/data/", "/tasks/")):
         return forward_slashes(value)  # a path, or the URI of an object store: ? and # may be parts of names
-    url = urlsplit(value)
+    try:
+        url = urlsplit(value)
+    except ValueError:  # a text, such as http://[host]
+        return value
     query = parse_qs(url.query)
     if url.path.endswith("/local-files/"):
         return forward_slashes(query.get("d", [""])[0])

@@ -253,6 +253,14 @@ def test_the_image_of_a_task_with_several(voc, tmp_path):
         studio(voc, tmp_path, first)
 
 
+def test_a_text_beside_the_image_of_a_task(voc, tmp_path):
+    first = task("p0.jpg", brush("ant", 0, 0))
+    first["data"]["remark"] = "http://[host]/ has another photo"
+    assert studio(voc, tmp_path, first)["p0"].mask is not None
+    with pytest.raises(InputError, match=r"'http://\[host\]/p0.jpg' is no path of an image"):
+        studio(voc, tmp_path, task("http://[host]/p0.jpg", brush("ant", 0, 0)))
+
+
 def test_images_in_folders(tmp_path):
     """Ids of a folder for each tag are paths; a file lists longer or shorter ones."""
     for name in ("cat/a", "dog/b", "dog/c"):
