@@ -120,7 +120,7 @@ def _images_of_table(path: AnyPath) -> dict[AnyPath, str | None]:
             image = UPath(path_in_table(path, name))
             if image in found:
                 raise InputError(f"{location}: the image {name} is given twice")
-            found[image] = str(row["id"]) if row.get("id") else None
+            found[image] = None if row.get("id") is None else str(row["id"]).strip() or None
     return found
 
 

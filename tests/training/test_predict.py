@@ -238,6 +238,14 @@ def test_images_of_a_table(checkpoint, photos, tmp_path):
         predict(checkpoint, UPath(table), tmp_path / "none")
 
 
+def test_ids_of_json_lines_may_be_numbers(checkpoint, photos, tmp_path):
+    table = tmp_path / "photos.jsonl"
+    rows = [{"id": number, "image": str(photos / name)} for number, name in enumerate(("a.jpg", "b.jpeg"))]
+    table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    written = predict(checkpoint, UPath(table), tmp_path / "out", crf=False, num_workers=0)
+    assert [path.name for path in written] == ["0.png", "1.png"]
+
+
 def test_formats_of_annotation_tools_exclude_options(checkpoint, photos, tmp_path):
     for options in ({"overlay": True}, {"partition": "0/2"}):
         with pytest.raises(InputError, match="the format coco is written by one job, without overlays"):
