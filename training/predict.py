@@ -15,7 +15,7 @@ from datamodules.annotations.exports import AnnotationFormat, LabelledImage, wri
 from datamodules.class_names import class_list
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError
-from datamodules.files import AnyPath, check_output_folder, file_sha256, new_folder, write_atomically
+from datamodules.files import AnyPath, check_output_folder, file_sha256, new_folder, read_lines, write_atomically
 from datamodules.geotiff import Georeference, mask_geotiff, read_georeference
 from datamodules.images import is_turned
 from datamodules.masks import mask_png
@@ -100,8 +100,8 @@ def predict(
 
     Raises:
         InputError: there is no image, two have the same name, the output is a folder of the images, the folder of their
-            masks or no folder, a tar file exists with masks of other settings, the format excludes another option, or
-            images were skipped.
+            masks, of other classes or no folder, a tar file exists with masks of other settings, the format excludes
+            another option, or images were skipped.
     """
     check_output_folder(output)
     part, parts = read_partition(partition)
@@ -205,8 +205,11 @@ def _predict_images(
         samples += listed[first : first + step]
     georeferences = {sample.id: _georeference(sample.image) for sample in samples}
     written = [output / f"{name}{'.tif' if found else '.png'}" for name, found in georeferences.items()]
-    forbid_replacing(listed, [*written, output / "classes.txt"], paths)
-    write_atomically(output / "classes.txt", class_list(predictor.network.classes))
+    named, classes = output / "classes.txt", predictor.network.classes
+    forbid_replacing(listed, [*written, named], paths)
+    if named.is_file() and tuple(read_lines(named)) != classes:  # other masks there would get another meaning
+        raise InputError(f"{named} lists other classes than those of the checkpoint: choose another output folder")
+    write_atomically(named, class_list(classes))
     for name, content in predictor.files(samples, "predicting", georeferences):
         write_atomically(output / name, content)
     return predictor.skipped.problems(samples), written

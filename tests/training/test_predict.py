@@ -278,6 +278,18 @@ def test_a_photo_is_never_overwritten(checkpoint, photos):
     assert (photos / "a.png").read_bytes() == before
 
 
+def test_masks_of_other_classes_keep_their_list(checkpoint, photos, tmp_path):
+    out = tmp_path / "out"
+    (written,) = predict(checkpoint, [photos / "a.jpg"], out, crf=False, num_workers=0)
+    (out / "classes.txt").write_bytes(b"".join(f"{name}\r\n".encode() for name in load_trained(checkpoint).classes))
+    assert predict(checkpoint, [photos / "a.jpg"], out, crf=False, num_workers=0) == [written]
+    (out / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(InputError, match=r"classes\.txt lists other classes than those of the checkpoint"):
+        predict(checkpoint, [photos / "b.jpeg"], out, crf=False, num_workers=0)
+    assert (out / "classes.txt").read_text() == "cat\ndog\n"
+    assert not (out / "b.png").exists()
+
+
 def test_the_mask_of_a_geotiff_is_one_of_the_same_place(checkpoint, photos, tmp_path, capsys):
     """Its indices are those of the same pixels in a PNG; a TIFF without a place gets a PNG; nothing is replaced."""
     rasterio = pytest.importorskip("rasterio")
