@@ -170,6 +170,7 @@ def quiet_known_warnings() -> None:
         r".*No positive samples found in target, recall is undefined.*",  # such a class has no average precision here
     ):
         warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of images that are read; those that cannot be are reported
     # Lightning advertises a logging service at the start of every run
     log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     log.addFilter(lambda line: not re.search("litlogger|litmodels", line.getMessage()))

@@ -119,6 +119,16 @@ def test_photos_that_cannot_be_read_are_skipped_and_listed(checkpoint, photos, t
     assert not (out / "skipped.csv").exists()
 
 
+def test_pillow_does_not_warn_of_images_that_are_read(checkpoint, photos, tmp_path, monkeypatch, recwarn):
+    damaged = b"Exif\0\0II*\0\x08\0\0\0\x05\0"  # a block of five entries that ends before the first
+    Image.open(photos / "a.jpg").resize((40, 40)).save(photos / "a.jpg", exif=damaged)
+    Image.open(photos / "b.jpeg").convert("P").save(photos / "c.png", transparency=bytes(range(256)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # b.jpeg has 4,000; above 6,000 is an error
+    words = [f"--checkpoint={checkpoint}", f"--images={photos}", "--crf=false", "--num_workers=0"]
+    assert main(["predict", *words, f"--output={tmp_path / 'out'}"]) == 0
+    assert [each.message for each in recwarn if each.category in (UserWarning, Image.DecompressionBombWarning)] == []
+
+
 def test_each_mask_is_written_as_it_is_done_and_each_photo_read_once(checkpoint, photos, tmp_path, monkeypatch):
     read, out = [], tmp_path / "out"
     read_image = dataset.read_image
