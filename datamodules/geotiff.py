@@ -113,7 +113,9 @@ class GeoTiff:
         try:
             bands: np.ndarray = self._file.read(self._bands, window=where)  # (bands, h, w)
         except (OSError, MemoryError) as error:
-            raise UnreadableError(f"image {self._path} cannot be read: {first_line(error)}") from error
+            reason = first_line(error.__cause__ or error)  # GDAL's; rasterio's own message only refers to it
+            problem = f"cannot be read, it is truncated or damaged ({reason})"
+            raise UnreadableError(f"image {self._path} {problem}") from error
         if self._palette is not None:
             bands = self._palette[bands[0]].transpose(2, 0, 1)
         repeated = np.broadcast_to(bands, (self.shape[2], *bands.shape[1:]))
