@@ -121,6 +121,7 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
     """
     content = read_tar(tar, TAG_SUFFIXES if tags else ())
     images, texts = dict[str, str](), dict[str, dict[str, str]]()
+    others = dict[str, str]()  # keys of images whose names have several dots
     for name, uri in content.members.items():
         path = PurePosixPath(name)
         stem, _, extension = path.name.partition(".")
@@ -135,10 +136,15 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
             images[key] = uri
         elif suffix in TAG_SUFFIXES and name in content.texts:
             texts.setdefault(key, {})[suffix] = name
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            others[name] = key
     if lacking := [key for key in texts if key not in images]:
         raise InputError(f"tar file {tar} contains tags of {lacking[0]!r} and no image ({', '.join(IMAGE_SUFFIXES)})")
     if not images:
         raise InputError(f"tar file {tar} contains no image ({', '.join(IMAGE_SUFFIXES)})")
+    if left_out := [name for name, key in others.items() if key not in images]:  # else they belong to the image
+        problem = "are left out because their names have several dots"
+        print_message(f"tar file {tar}: {len(left_out)} images {problem}, first {left_out[0]}")
     samples = []
     for key, uri in images.items():
         found: frozenset[str] | None = None

@@ -275,6 +275,15 @@ def test_tags_are_written_as_in_a_table(tmp_path):
     assert [sample.tags for sample in tar_samples(tmp_path / "a.tar")] == [{"cat", "dog"}, None]
 
 
+def test_images_whose_names_have_several_dots_are_reported(tmp_path, capsys):
+    """An image with the key of another one, such as a.mask.png, belongs to that one."""
+    members = {"a.png": png(1), "a.mask.png": png(2), "in/b.v1.PNG": png(3), "c.v2.png": png(4), "d.v2.npy": b""}
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members))
+    assert [sample.id for sample in tar_samples(tmp_path / "x.tar")] == ["a"]
+    message = "x.tar: 2 images are left out because their names have several dots, first in/b.v1.PNG"
+    assert message in capsys.readouterr().err
+
+
 def test_numbers_are_classes_in_cls_and_json_alone(tmp_path):
     """In a text, 2 is a name, as it is in a table of tags."""
     members = {
