@@ -59,7 +59,7 @@ def find_tars(folder: AnyPath, pattern: str) -> dict[str, int]:
     found = dict[str, int]()
     for name in _expand(pattern):
         names = [name]
-        if re.search(r"[*?[]", name):
+        if name not in sizes and re.search(r"[*?[]", name):  # a file's name may contain brackets
             names = [each for each in fnmatch.filter(sorted(sizes), name) if each.endswith(".tar") and each[0] != "."]
         if not names or names[0] not in sizes:
             raise InputError(f"there is no tar file {folder}/{name}")

@@ -143,6 +143,8 @@ def test_patterns(storage, tmp_path, s3):
     assert find_tars(folder, "t-{08..11}.tar") == find_tars(folder, "*.tar") == find_tars(folder, "t-*.tar") == every
     assert list(find_tars(folder, "t-{1..1}{0..1}.tar")) == ["t-10.tar", "t-11.tar"]
     assert find_tars(folder, "t-09.tar") == {"t-09.tar": 9}
+    write_atomically(folder / "v [1].tar", b"1")
+    assert find_tars(folder, "v [1].tar") == {"v [1].tar": 1}
     for pattern, name in (("t-{08..12}.tar", r"t-12\.tar"), ("u*.tar", r"u\*\.tar"), ("t-{9..8}.tar", r"t-\{9\.\.8\}")):
         with pytest.raises(InputError, match=f"there is no tar file .*/{name}"):
             find_tars(folder, pattern)
