@@ -143,20 +143,14 @@ def region_polygons(pixels: np.ndarray) -> list[np.ndarray]:
         int (n, 2) each, n >= 3: x and y of pixels.
     """
     contours, hierarchy = cv2.findContours(pixels.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    polygons = []
     parents = hierarchy[0][:, 3].tolist() if contours else []
-    for outer in (index for index, parent in enumerate(parents) if parent < 0):
-        polygon = contours[outer][:, 0]
-        holes = [contours[index][:, 0] for index, parent in enumerate(parents) if parent == outer]
-        # of each hole: distance, own vertex, and vertex of the polygon there
-        joints = [_closest_vertices(hole, polygon) for hole in holes]
-        while holes:
-            nearest = min(range(len(holes)), key=lambda index: joints[index][0])
-            hole, (_, vertex, anchor) = holes.pop(nearest), joints.pop(nearest)
-            at = int(np.flatnonzero((polygon == anchor).all(axis=1))[0])
-            polygon = np.concatenate([polygon[: at + 1], hole[vertex:], hole[: vertex + 1], polygon[at:]])
-            found = [_closest_vertices(other, hole) for other in holes]
-            joints = [min(pair, key=lambda joint: joint[0]) for pair in zip(joints, found, strict=True)]
+    regions = {index: [contours[index][:, 0]] for index, parent in enumerate(parents) if parent < 0}  # outline, holes
+    for index, parent in enumerate(parents):
+        if parent >= 0:
+            regions[parent].append(contours[index][:, 0])
+    polygons = []
+    for outline, *holes in regions.values():
+        polygon = _join_holes(outline, holes) if holes else outline
         steps = np.diff(polygon, axis=0, append=polygon[:1])
         corners = (steps != np.roll(steps, 1, axis=0)).any(axis=1)  # on a straight line, single pixels are not needed
         polygon = polygon[corners] if corners.any() else polygon
@@ -164,11 +158,24 @@ def region_polygons(pixels: np.ndarray) -> list[np.ndarray]:
     return polygons
 
 
-def _closest_vertices(points: np.ndarray, others: np.ndarray) -> tuple[float, int, np.ndarray]:
-    """Return the smallest distance between two sets of points, the index of that point, and the other point."""
-    distances, indices = cKDTree(others).query(points)
-    index = int(distances.argmin())
-    return float(distances[index]), index, others[indices[index]]
+def _join_holes(polygon: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray:
+    """Return a polygon (n, 2) with its holes (m, 2) joined to it, see `region_polygons`."""
+    vertices, sizes = np.concatenate(holes), [len(hole) for hole in holes]
+    numbers, starts = np.repeat(np.arange(len(holes)), sizes), np.cumsum([0, *sizes])  # the hole of each vertex
+    distances, indices = cKDTree(polygon).query(vertices)  # to the nearest vertex of the polygon; inf once joined
+    anchors = polygon[indices]
+    for _ in holes:
+        nearest = int(distances.argmin())
+        number = int(numbers[nearest])
+        hole, vertex = holes[number], nearest - int(starts[number])
+        at = int(np.flatnonzero((polygon == anchors[nearest]).all(axis=1))[0])
+        polygon = np.concatenate([polygon[: at + 1], hole[vertex:], hole[: vertex + 1], polygon[at:]])
+        distances[numbers == number] = np.inf
+        left = np.flatnonzero(distances < np.inf)
+        found, indices = cKDTree(hole).query(vertices[left])
+        closer = found < distances[left]
+        distances[left[closer]], anchors[left[closer]] = found[closer], hole[indices[closer]]
+    return polygon
 
 
 def _label_studio(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage]) -> None:

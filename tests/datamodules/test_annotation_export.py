@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools.coco import COCO
+from scipy.spatial import cKDTree
 
 from datamodules.annotations import exports as annotation_export
 from datamodules.annotations.brush_rle import decode_brush, encode_brush
@@ -218,6 +219,23 @@ def test_polygons_fill_exactly_the_pixels(pixels):
     for polygon in region_polygons(pixels):
         assert len(polygon) >= 3
         cv2.fillPoly(filled, [polygon.astype(np.int32)], 1)
+    np.testing.assert_array_equal(filled, pixels)
+
+
+def test_the_distances_of_many_holes_are_searched_together(monkeypatch):
+    """One tree for the outline, and one for each hole that is joined."""
+    pixels = np.ones((120, 120), bool)
+    pixels[5:-5:10, 5:-5:10] = False
+    trees = []
+
+    def recorded(points):
+        trees.append(points)
+        return cKDTree(points)
+
+    monkeypatch.setattr(annotation_export, "cKDTree", recorded)
+    (polygon,) = region_polygons(pixels)
+    assert len(trees) == 1 + (~pixels).sum() == 122
+    filled = cv2.fillPoly(np.zeros(pixels.shape, np.uint8), [polygon.astype(np.int32)], 1)
     np.testing.assert_array_equal(filled, pixels)
 
 
