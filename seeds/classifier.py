@@ -63,7 +63,7 @@ class Classifier(nn.Module):
         """Return scores (B, C), before the sigmoid, of images (B, in_channels, H, W); float32 also under autocast."""
         maps = self.features(image).float()  # (B, K, h, w)
         if self.training and maps.requires_grad and not torch.compiler.is_compiling():
-            # the gradient of a mean has its channels first; that of a batch norm is slow on a CPU if layouts differ
+            # the mean's gradient has channels first, and a batch norm is slow on a CPU where the layouts differ
             maps.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
         pooled = maps.mean(dim=(2, 3))  # (B, K)
         with torch.autocast(pooled.device.type, enabled=False):
