@@ -59,9 +59,10 @@ class FolderDataModule(BaseDataModule):
         if not folder.is_dir():
             problem = "is a file" if not is_uri(folder) and folder.is_file() else "does not exist"
             raise InputError(f"folder {folder} {problem}: give the folder that contains the images")
+        source = tags
         if tags == "auto":
-            tags = next((name for name in TABLES_OF_TAGS if (folder / name).is_file()), "folders")
-        self.table = None if tags == "folders" else join_path(folder, tags)
+            source = next((name for name in TABLES_OF_TAGS if (folder / name).is_file()), "folders")
+        self.table = None if source == "folders" else join_path(folder, source)
         self.masks = mask_folder(folder, masks, ("masks",))
         self.images = read_folders(folder, self.masks) if self.table is None else read_table(self.table)
         if not self.images:

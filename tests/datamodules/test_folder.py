@@ -12,6 +12,7 @@ from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule, read_folders, read_table
 from datamodules.images import read_image
 from datamodules.masks import write_mask
+from datamodules.open_data import datamodule_from_settings
 from datamodules.sample import multi_hot
 
 CSV = 'File, tags ,note\na.jpg,cat;dog,x\nsub/b.png,"dog, traffic light",\nc.JPG,,\nd.jpg, cat | cat ,\n'
@@ -85,7 +86,6 @@ def test_csv(album):
     assert [sample.mask for sample in samples] == [None] * 4
     assert FolderDataModule(album).classes == ("cat", "dog", "traffic light")
     assert all(sample.tags is None for sample in data.samples("all", tags=False))
-    assert data.hparams["tags"] == "tags.csv"
 
 
 FILES = {"a.jpg": "a", "sub/b.png": "sub/b", "c.JPG": "c", "d.jpg": "d"}
@@ -115,7 +115,6 @@ def test_metadata_of_an_imagefolder(album, name, text):
     (album / name).write_text(text)
     data = FolderDataModule(album)
     assert tags_of(data.samples("all")) == TAGS
-    assert data.hparams["tags"] == name
     assert data.source == str(album / name)
 
 
@@ -322,7 +321,17 @@ def test_one_folder_a_tag(folders):
     assert tags_of(read_folders(folders)) == expected
     data = FolderDataModule(folders)
     assert data.classes == ("cat", "dog")
-    assert data.hparams["tags"] == "folders"
+
+
+def test_recorded_settings_read_a_folder_of_another_layout(folders, tmp_path_factory):
+    """``auto`` is recorded as given: ``evaluate --root`` finds the tags of another folder by itself."""
+    table = tmp_path_factory.mktemp("table")
+    for name in ("a.jpg", "b.jpg"):
+        write_image(table / name)
+    (table / "tags.csv").write_text("file,tags\na.jpg,cat;dog\nb.jpg,dog\n")
+    for root, other in ((table, folders), (folders, table)):
+        data = datamodule_from_settings(FolderDataModule(str(root)).settings, root=str(other))
+        assert tags_of(data.samples("all")) == tags_of(FolderDataModule(str(other)).samples("all"))
 
 
 def test_images_beside_the_folders_of_tags_are_reported(folders, capsys):
