@@ -35,8 +35,11 @@ def sec_probabilities(logits: Tensor) -> Tensor:
 
     Returns:
         Probabilities (B, K, h, w), each at least about 1e-4; float32, or float64 if the logits are.
+
+    Raises:
+        ValueError: if the logits are not 4-D.
     """
-    probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
+    probs = _check(logits, "sec_probabilities", "logits").softmax(dim=1)
     return (probs + PROBABILITY_FLOOR) / (1.0 + PROBABILITY_FLOOR * logits.shape[1])
 
 
@@ -154,13 +157,19 @@ def partial_cross_entropy(logits: Tensor, mask: Tensor, min_weight: float = 0.0)
 
     Args:
         logits: class scores (B, C+1, H, W).
-        mask: int64 (B, H, W), 255 where nothing is drawn; an image without drawn pixels adds 0.
+        mask: integers (B, H, W), 255 where nothing is drawn; an image without drawn pixels adds 0.
         min_weight: least weight of an image with drawn pixels, 0..1.
 
     Returns:
         Scalar tensor.
+
+    Raises:
+        ValueError: if the shapes do not fit.
     """
-    each = functional.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="none").sum(dim=(1, 2))
+    logits, shape = _check(logits, "partial_cross_entropy", "logits"), tuple(logits.shape)
+    if mask.shape != (expected := (shape[0], *shape[2:])):
+        raise ValueError(f"partial_cross_entropy: mask {tuple(mask.shape)} must be {expected}, logits {shape}")
+    each = functional.cross_entropy(logits.float(), mask.long(), ignore_index=IGNORE, reduction="none").sum(dim=(1, 2))
     drawn = (mask != IGNORE).sum(dim=(1, 2))
     weights = (drawn / mask[0].numel()).clamp(min=min_weight)
     return (weights * _ratio(each, drawn)).mean()
@@ -174,7 +183,7 @@ def lovasz_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         logits: class scores (B, C+1, h, w).
-        mask: masks or labels, int64 (B, H, W), 255 where the class is unknown; its value at the centre of each
+        mask: masks or labels, integers (B, H, W), 255 where the class is unknown; its value at the centre of each
             position counts.
 
     Returns:
@@ -206,8 +215,13 @@ def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     Returns:
         Scalar tensor: the sum of both, averaged over an image's classes with boxes and then over images. A box that
         contains no centre of a row or column has the one in which its own centre lies.
+
+    Raises:
+        ValueError: if the probabilities are not 4-D, or there are boxes of another number of images.
     """
     probs = _check(probs, "box_loss")
+    if len(boxes) != len(probs):
+        raise ValueError(f"box_loss: boxes of {len(boxes)} images, and probs {tuple(probs.shape)}")
     height, width = probs.shape[-2:]
     total = probs.new_zeros(())
     for image, own in zip(probs, boxes, strict=True):
@@ -266,14 +280,14 @@ def ranked_weights(positions: int, decay: float, device: torch.device, dtype: to
         return (weights / weights.sum()).to(device=device, dtype=dtype)
 
 
-def _check(probs: Tensor, loss: str, **others: Tensor) -> Tensor:
+def _check(probs: Tensor, loss: str, title: str = "probs", **others: Tensor) -> Tensor:
     """Return probabilities in at least float32; raise a ValueError unless they are (B, C+1, h, w), and others too."""
     shape = tuple(probs.shape)
     if probs.ndim != 4 or probs.shape[1] < 2 or probs.numel() == 0:
-        raise ValueError(f"{loss}: probs must be (B, C+1, h, w) with C >= 1 and no empty side, not {shape}")
+        raise ValueError(f"{loss}: {title} must be (B, C+1, h, w) with C >= 1 and no empty side, not {shape}")
     for name, other in others.items():
         if other.shape != probs.shape:
-            raise ValueError(f"{loss}: {name} {tuple(other.shape)} must have the shape of probs {shape}")
+            raise ValueError(f"{loss}: {name} {tuple(other.shape)} must have the shape of {title} {shape}")
     return probs.to(torch.promote_types(probs.dtype, torch.float32))
 
 

@@ -379,6 +379,12 @@ def test_float32_under_autocast():
         (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 2), decay_fg=1.5), ["1.5"]),
         (lambda: constrain_loss(torch.rand(2, 3, 4, 4), torch.rand(1, 3, 4, 4)), ["(1, 3, 4, 4)", "(2, 3, 4, 4)"]),
         (lambda: constrain_loss(torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4)), ["(2, 1, 4, 4)"]),
+        (lambda: sec_probabilities(torch.rand(3, 4, 4)), ["sec_probabilities: logits", "(3, 4, 4)"]),
+        (
+            lambda: partial_cross_entropy(torch.rand(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.int64)),
+            ["partial_cross_entropy", "(2, 8, 8)", "(2, 4, 4)", "(2, 3, 4, 4)"],
+        ),
+        (lambda: box_loss(torch.rand(2, 3, 4, 4), [torch.zeros(0, 5)]), ["boxes of 1 images", "(2, 3, 4, 4)"]),
     ],
 )
 def test_wrong_shapes_are_quoted(call, words):
@@ -405,7 +411,7 @@ def test_partial_cross_entropy_of_whole_masks_is_torchs_cross_entropy_and_unknow
     wanted = torch.nn.functional.cross_entropy(logits, mask)
     assert partial_cross_entropy(logits, mask).item() == pytest.approx(wanted.item(), rel=1e-6)
     mask[torch.rand(mask.shape) < 0.7] = 255
-    partial_cross_entropy(logits, mask).backward()
+    partial_cross_entropy(logits, mask.byte()).backward()  # uint8, as in files
     undrawn = (mask == 255)[:, None].expand_as(logits)
     assert (logits.grad[undrawn] == 0).all()
     assert (logits.grad[~undrawn] != 0).all()
