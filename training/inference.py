@@ -161,7 +161,13 @@ class TrainedNetwork:
 
     @torch.inference_mode()
     def scores(self, images: Tensor, views: Views = SINGLE_VIEW) -> Tensor:
-        """Return class scores float32 (B, C+1, h, w), not upsampled, of normalised images (B, in_channels, S, S)."""
+        """Return class scores float32 (B, C+1, h, w), not upsampled, of normalised images (B, in_channels, S, S).
+
+        Raises:
+            InputError: the images have another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise InputError(f"images must have shape (B, {self.in_channels}, H, W), not {tuple(images.shape)}")
         device = self.task.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             return view_scores(self.task, images.to(device), views, multiple=self.task.network.multiple)

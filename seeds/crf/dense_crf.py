@@ -64,8 +64,8 @@ def dense_crf(
         raise InputError(f"the CRF's engine is 'auto', 'exact' or 'lattice', not {engine!r}")
     if iterations < 0:
         raise InputError(f"iterations of the CRF must not be negative, not {iterations}")
-    if image.dtype != torch.uint8 or not logits.dtype.is_floating_point:
-        raise InputError(f"the CRF takes an image of uint8 and logits of floating point, got {shapes}")
+    if image.dtype != torch.uint8 or not getattr(logits.dtype, "is_floating_point", False):  # NumPy's have none
+        raise InputError(f"the CRF takes tensors, an image of uint8 and logits of floating point, got {shapes}")
     if logits.ndim != 4 or image.shape != (logits.shape[0], 3, *logits.shape[2:]):
         same = "of the same batch size, height and width"
         raise InputError(f"the CRF takes an image (B, 3, H, W) and logits (B, K, H, W) {same}, got {shapes}")

@@ -254,6 +254,8 @@ def change(**changes: object) -> dict[str, object]:
         ({"logits": torch.zeros(1, 5, 6, 7)}, "same batch size"),
         ({"logits": torch.zeros(2, 5, 6, 7, dtype=torch.int64)}, "floating point.*int64"),
         ({"image": torch.zeros(2, 3, 6, 7)}, "uint8.*float32"),
+        ({"logits": np.zeros((2, 5, 6, 7), np.float32)}, "takes tensors"),
+        ({"image": np.zeros((2, 3, 6, 7), np.uint8)}, "takes tensors"),
         ({"image": torch.zeros(2, 6, 7, 3, dtype=torch.uint8)}, r"\(B, 3, H, W\).*\(2, 6, 7, 3\)"),
         ({"image": torch.zeros(3, 6, 7, dtype=torch.uint8)}, r"\(3, 6, 7\)"),
         ({"image": torch.zeros(0, 3, 6, 7, dtype=torch.uint8), "logits": torch.zeros(0, 5, 6, 7)}, "empty"),

@@ -1,5 +1,6 @@
 """Views, the CRF at test time, and loading of checkpoints."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,12 @@ def test_scores_in_bfloat16_are_float32_and_nearly_those_of_float32(checkpoint):
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
     assert (half - full).abs().mean() < 0.05 * full.std()
+
+
+@pytest.mark.parametrize("shape", [(3, SIZE, SIZE), (1, 4, SIZE, SIZE)])
+def test_images_of_another_shape_are_refused(checkpoint, shape):
+    with pytest.raises(InputError, match=re.escape(f"must have shape (B, 3, H, W), not {shape}")):
+        load_trained(checkpoint).scores(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, float("nan")), (-1.0,)])
