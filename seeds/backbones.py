@@ -18,7 +18,7 @@ from segmentation_models_pytorch.encoders._utils import patch_first_conv
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from datamodules.errors import InputError, first_line
+from datamodules.errors import InputError, did_you_mean, first_line
 from seeds.activations import MAP_DIMS, forward_hooks
 from seeds.dilated_depthwise import replace_dilated_depthwise
 from seeds.pretrained_weights import load_weights
@@ -58,7 +58,8 @@ class FreezableNetwork(nn.Module):
         if stride < 0 or stride & (stride - 1):
             raise InputError(f"freeze_stride {stride} is neither 0 nor a power of two")
         if stride and len(set(self.strides.values())) <= 1:  # transformers, and some of timm's networks
-            raise InputError(f"freeze_stride {stride} is not possible: this encoder has no stages to tell apart")
+            problem = "this encoder has no stages to tell apart; set it to 0"
+            raise InputError(f"freeze_stride {stride} is not possible: {problem}")
         for name in self._frozen:
             self.get_submodule(name).requires_grad_(True)
         self._frozen = [name for name, block_stride in self.strides.items() if block_stride <= stride]
@@ -167,8 +168,12 @@ def build_backbone(
             if in_channels != 3:
                 patch_first_conv(encoder, in_channels, pretrained=False)
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        models = [*timm.list_models(), *timm.list_models(pretrained=True)] if name.startswith("tu-") else []
+        names = [f"tu-{each}" for each in models] or [*VGG_NAMES, *encoders]
+        hint = "" if name in names else did_you_mean(name, names)
         known = "vgg16 and its like, encoders of SMP, tu-… of timm, networks of torchvision with a trunk 'features'"
-        raise InputError(f"there is no backbone {name} ({first_line(error)}); there are {known}") from error
+        reason = f"{first_line(error)}); {hint or f'there are {known}'}"
+        raise InputError(f"there is no backbone {name} ({reason}") from error
     load_weights(encoder, weights, name)
     try:
         backbone = Backbone(encoder)  # measured before dilation: strides as published
