@@ -79,6 +79,25 @@ def test_the_example_of_the_docs_computes_the_mask_of_predict(checkpoint, photos
     assert names["probabilities"].sum(0).numpy() == pytest.approx(1, abs=1e-5)
 
 
+def test_the_script_of_the_python_page(voc, tmp_path, monkeypatch):
+    """Tags to masks by Lightning's Trainer and the functions of the commands."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    files = sorted((voc / "JPEGImages").iterdir())[:6]
+    for index, file in enumerate(files):
+        shutil.copy(file, f"photos/{index}.jpg")
+    rows = "".join(f"{index}.jpg,{('cat', 'dog')[index % 2]}\n" for index in range(len(files)))
+    Path("photos/tags.csv").write_text(f"file,tags\n{rows}")
+    script = PYTHON_PAGE.read_text().rpartition("test_predict.py -->\n```python\n")[2].partition("```")[0]
+    tiny = {'"imagenet"': '"none"', "size=320, batch_size=16": "size=64, batch_size=2, num_workers=0, val_fraction=0"}
+    tiny |= {"Trainer(": "Trainer(max_steps=1, logger=False, ", '"new-photos"': '"photos"'}
+    for words, other in tiny.items():
+        assert words in script
+        script = script.replace(words, other)
+    exec(script, {})
+    assert len(list(Path("masks").glob("*.png"))) == len(files)
+
+
 def test_predict_agrees_with_evaluate(voc, checkpoint, tmp_path):
     trained = load_trained(checkpoint)
     data = datamodule_from_settings(trained.data, num_workers=0)
