@@ -93,6 +93,7 @@ class BaseDataModule(pl.LightningDataModule):
     """
 
     source = ""
+    class_advice = ""  # end of the message about an unknown class
     all_ids: Collection[str] = frozenset()  # of all splits; a subclass sets it where ids are paths, which can end alike
 
     def __init__(
@@ -143,7 +144,7 @@ class BaseDataModule(pl.LightningDataModule):
         known = self.known_classes()
         where = f"of {self.source}" if self.root.is_dir() else f"of {self.source} (folder {self.root} does not exist)"
         chosen = known if classes is None else [class_name(name, known) for name in classes]
-        self.classes: tuple[str, ...] = check_classes(chosen, known, where)
+        self.classes: tuple[str, ...] = check_classes(chosen, known, where, self.class_advice)
         for name in self.classes:
             # a line of classes.txt, a key in metrics
             if name.strip("_").casefold() == "background" or name.splitlines() != [name]:

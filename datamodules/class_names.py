@@ -70,8 +70,8 @@ def class_name(label: str, known: Sequence[str]) -> str:
     return next((name for name in known if normalize_name(name) == normalize_name(label)), normalize_name(label))
 
 
-def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return ``classes`` as a tuple after checking that all of them are in ``known``.
+def check_classes(classes: Sequence[str], known: Sequence[str], where: str, advice: str = "") -> tuple[str, ...]:
+    """Return ``classes`` as a tuple after checking that all of them are in ``known``; ``advice`` ends that message.
 
     Raises:
         InputError: a name is unknown (the message suggests the nearest known one) or given twice; or there are none or
@@ -84,7 +84,7 @@ def check_classes(classes: Sequence[str], known: Sequence[str], where: str) -> t
     for name in classes:
         if name not in known:
             hint = did_you_mean(name, known) or f"the classes are {', '.join(known)}"
-            raise InputError(f"class {name!r} does not exist among the classes {where}: {hint}")
+            raise InputError(f"class {name!r} does not exist among the classes {where}: {hint}{advice}")
         if list(classes).count(name) > 1:
             raise InputError(f"class {name!r} is given twice")
     return tuple(classes)

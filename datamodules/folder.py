@@ -52,6 +52,8 @@ class FolderDataModule(BaseDataModule):
         **common: arguments of `BaseDataModule`.
     """
 
+    class_advice = "; if no image here shows it, write all classes into a file classes.txt in the folder"
+
     def __init__(
         self, root: str, *, tags: str = "auto", masks: str | None = "auto", val_fraction: float = 0.1, **common: Any
     ) -> None:
