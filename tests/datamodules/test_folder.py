@@ -335,7 +335,7 @@ def test_recorded_settings_read_a_folder_of_another_layout(folders, tmp_path_fac
 
 
 def test_a_class_of_the_training_that_no_image_of_another_folder_shows(folders):
-    """The message says how to name it: the indices of masks depend on all classes."""
+    """The message names the remedy: the indices of masks depend on all classes."""
     with pytest.raises(InputError, match=r"class 'bird' does not exist .*write all classes into a file classes\.txt"):
         FolderDataModule(str(folders), classes=["bird", "cat", "dog"])
     (folders / "classes.txt").write_text("bird\ncat\ndog\n")
