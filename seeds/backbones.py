@@ -285,5 +285,7 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
     except RuntimeError:  # the two branches of a block have different sizes
         reached = 0
     if reached != min(output_stride, published.output_stride):
-        raise InputError(f"this backbone cannot have output stride {output_stride}, only {published.output_stride}")
+        raise InputError(
+            f"output_stride {output_stride} is not possible with this encoder, only {published.output_stride}"
+        )
     replace_dilated_depthwise(encoder)

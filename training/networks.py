@@ -158,8 +158,9 @@ def build_network(
     if refused := next((key for key in ("activation", "aux_params") if arguments.get(key)), None):
         raise InputError(f"network_args cannot contain {refused}: the losses need the class scores alone")
     if output_stride is not None:
+        if "encoder_output_stride" not in known:
+            raise InputError(f"{cls.__name__} has no choice of output_stride, which is {output_stride}: leave it out")
         arguments["encoder_output_stride"] = output_stride
-        foreign |= {"encoder_output_stride"} - set(known)
     if foreign:
         raise InputError(f"{cls.__name__} takes no {min(foreign)}; there are {', '.join(known)}")
     return SmpNetwork(cls, num_classes, encoder, weights, in_channels, **arguments)

@@ -170,7 +170,7 @@ def test_freezing_by_stage_ignores_dilation():
      (lambda: build_backbone("tu-resnet_18"), r"did you mean 'tu-resnet18'\?"),
      (lambda: build_backbone("resnet18", 12), "output_stride 12"),
      (lambda: build_backbone("vgg11", 4), "output_stride 4"),
-     (lambda: build_backbone("convnext_tiny", 8), "output stride 8, only 32"),
+     (lambda: build_backbone("convnext_tiny", 8), "output_stride 8 is not possible with this encoder, only 32"),
      (lambda: build_backbone("resnet18").freeze(3), "freeze_stride 3"),
      (lambda: build_backbone("resnet18").freeze(32), "freezes the whole backbone"),
      (lambda: build_backbone(TINY, 16).freeze(16), "this encoder has no stages to tell apart; set it to 0"),
