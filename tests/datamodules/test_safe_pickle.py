@@ -175,6 +175,10 @@ HOSTILE = {
         b"}" + pickle.dumps(2**61 - 1, 2)[2:-1] + b"Ns.",
         "not a pickle of arrays, or damaged",
     ),
+    "a negative integer as a key that shares its hash": (
+        b"}" + pickle.dumps(1 - 2**61, 2)[2:-1] + b"Ns.",
+        "an integer of more than 60 bits",
+    ),
     "sides that take long to multiply": (
         array(b"(" + 7 * (b"\x8b" + (10**6).to_bytes(4, "little") + b"\x7f" * 10**6) + b"t"),
         "not a pickle of arrays, or damaged",
@@ -343,7 +347,9 @@ def test_a_file_may_be_gzipped(tmp_path):
     for name, written in (("a.pickle", content), ("b.pickle", gzip.compress(content))):
         (tmp_path / name).write_bytes(written)
         assert load_dict(tmp_path / name)["a"].tolist() == [0, 1, 2]
-    for damaged in (gzip.compress(content)[:-9], gzip.compress(content)[:30], b"\x1f\x8bxyz"):
+    whole = gzip.compress(content)
+    flipped = whole[:20] + bytes(byte ^ 255 for byte in whole[20:30]) + whole[30:]
+    for damaged in (whole[:-9], whole[:30], flipped, b"\x1f\x8bxyz"):
         (tmp_path / "c.pickle").write_bytes(damaged)
         with pytest.raises(InputError, match=r"c\.pickle cannot be read"):
             load_dict(tmp_path / "c.pickle")
@@ -421,7 +427,7 @@ def test_hostile_tensors():
     wrong = {
         "unknown format": [good.replace(b"\x19", b"\x18", 1), good.replace(b"ctorch\nFloatStorage\n", b"]")],
         "format or type": [good.replace(b"FloatStorage", b"QInt8Storage")],
-        "does not fit|buffer size": [good + b"x", good.replace(b"Float", b"Double")],
+        "does not fit|buffer size": [good + b"x", good + bytes(4), good.replace(b"Float", b"Double")],
     }
     for message, contents in wrong.items():
         for content in contents:

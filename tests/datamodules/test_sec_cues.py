@@ -72,6 +72,7 @@ def test_no_dictionary(tmp_path):
         ("a.jpg 0\nb.jpg 0\n", "gives a number twice"),
         ("a.jpg\n", "line 1"),
         ("a.jpg -1\n", "line 1"),
+        ("a.jpg ٣\n", "line 1"),
         ("a.jpg 0 0\n", "line 1"),
         ("\n", "is empty"),
     ],
@@ -98,6 +99,10 @@ def test_files_by_hand():
     assert found["0_labels"].tolist() == [1, 2]
     assert found["0_cues"].tolist() == [[0, 0, 1, 2], [0, 1, 1, 0], [2, 0, 2, 1]]
     assert found["1_cues"].shape == (3, 0)
+    cues = np.random.default_rng(0).choice(np.array([0, 1, 2, 255], np.uint8), (41, 41))
+    large = pickle.loads(sec_files([("x", np.array([1, 2]), cues)])["localization_cues.pickle"], encoding="latin1")
+    ascending = [(cues[y, x], y, x) for c in range(3) for y in range(41) for x in range(41) if cues[y, x] == c]
+    assert large["0_cues"].T.tolist() == [list(each) for each in ascending]
     assert {(each.dtype, each.flags.c_contiguous) for each in found.values()} == {(np.dtype("<i8"), True)}
 
 

@@ -65,6 +65,8 @@ def test_what_is_read_is_what_was_written(tmp_path_factory, count, shard_size):
 
 def test_a_map_of_nothing_stays_zero():
     assert not as_stored(np.zeros((1, 2, 2), np.float32)).any()
+    tiny = np.array([[[1e-20, 0], [3e-21, 5e-21]]], np.float32)
+    np.testing.assert_allclose(as_stored(tiny), tiny, rtol=1e-3)
 
 
 def test_label_maps_alone(tmp_path):

@@ -77,6 +77,7 @@ def test_a_cache_is_the_same_with_its_index_and_without(tmp_path, capsys):
     assert contents(pickle.loads(pickle.dumps(cache))) == before
     assert "id3" in cache
     assert not [name for name in ("torn", "ü", "id", "id8", "", 3, None) if name in cache]
+    assert [name for name in ("id3", "torn", "id8") if name in cache.left_out] == ["torn"]
     with pytest.raises(
         InputError, match="has no image torn: it was left out when the cache was made, because it is torn"
     ):

@@ -134,6 +134,7 @@ DAMAGES = {
     "swapped": (with_header(ids=["b", "a"]), "image b is not what was written"),
     "renamed": (with_header(ids=["x", "y"]), "contradicts itself"),
     "exchanged": (with_tensors(lambda t: t | {"a:cues": t["b:cues"], "b:cues": t["a:cues"]}), "image a is not what"),
+    "other sides": (with_tensors(lambda t: t | {"a:cues": t["a:cues"].reshape(4, 3)}), "image a is not what was"),
     "other type": (with_image(cues=lambda v: v.astype(np.int8)), "image a is not what was written"),
     "type of torch": (with_image(maps=lambda v: v.view(np.uint16)), "image a is not what was written"),
     "flat": (with_image(cues=lambda v: v.ravel()), "image a is not what was written"),

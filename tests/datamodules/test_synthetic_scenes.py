@@ -30,6 +30,31 @@ def test_objects():
     assert min(across) >= 0.2 * SIZE
     assert max(across) <= 0.65 * SIZE + 2
     assert np.mean(across) > 0.35 * SIZE
+    # an object fills at least a quarter of its square, and little of it is hidden by others
+    shares = [
+        (scene.mask == k).sum() / max(np.ptp(np.nonzero(scene.mask == k), axis=1) + 1) ** 2
+        for scene, row in zip(SCENES, present, strict=True) for k in 1 + np.flatnonzero(row)
+    ]  # fmt: skip
+    assert min(shares) > 0.22
+
+
+def test_a_scene_follows_from_its_seed():
+    for i in range(3):
+        image, mask = scenes.draw_scene((0, 0, i), SIZE)
+        assert np.array_equal(image, SCENES[i].image)
+        assert np.array_equal(mask, SCENES[i].mask)
+        assert not np.array_equal(image, draw_scene((1, 0, i), SIZE).image)
+
+
+def test_each_class_has_its_texture(monkeypatch):
+    seen, draw = [], scenes._texture
+    monkeypatch.setattr(scenes, "_texture", lambda _rng, name, *more: seen.append(name) or draw(_rng, name, *more))
+    names = {"bee": "stripes", "fish": "scales", "kite": "checks", "ladybird": "dots", "starfish": "speckles"}
+    for i in range(12):
+        seen.clear()
+        mask = draw_scene((0, 0, i), SIZE).mask
+        shown = {names[scenes.CLASSES[k - 1]] for k in np.unique(mask[mask > 0])}
+        assert set(seen) - {"plain", "marble", "net", "squiggles"} == shown
 
 
 def test_masks_are_exact(monkeypatch):
@@ -46,6 +71,19 @@ def test_masks_are_exact(monkeypatch):
         assert not empty.mask.any()
         assert changed[~inside].mean() < 0.03
         assert changed[inside].mean() > 0.6  # an object's colour may be that of the clutter behind it
+
+
+def test_a_pixel_belongs_to_the_mask_where_objects_cover_half_of_it(monkeypatch):
+    """White objects on black: the image shows how much of each pixel is covered."""
+    monkeypatch.setattr(scenes, "_background", lambda _rng, height, width: np.zeros((height, width, 3), np.float32))
+    monkeypatch.setattr(scenes, "_texture", lambda _rng, _name, u, *_: np.ones_like(u))
+    monkeypatch.setattr(scenes, "_tone", lambda *_: np.ones(3, np.float32))
+    monkeypatch.setattr(scenes, "_light", lambda _rng, canvas: canvas)
+    for i in range(20):
+        scene = draw_scene((6, i), SIZE)
+        cover = scene.image.mean(2) / 255
+        assert cover[scene.mask > 0].min() > 0.4  # the noise of an image has a standard deviation of 0.015
+        assert (cover[scene.mask == 0] > 0.6).mean() < 0.002  # two objects that each cover less than half of a pixel
 
 
 def _margin_statistics(scene):

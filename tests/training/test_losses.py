@@ -511,23 +511,28 @@ def test_box_loss_of_a_box_whose_side_is_rounded(side, edge, outward):
     """A side a little beyond the image, as files with six decimals have it, is at the image's edge."""
     probs = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
     box, losses = torch.tensor([[1, 0.25, 0.25, 0.75, 0.75]]), []
-    for distance in (0, 5e-7, 0.1):
+    for distance in (0, 5e-7, 0.002, 0.1):  # 0.002 is a pixel of VOC's 500
         box[0, side] = edge + outward * distance
         losses.append(box_loss(probs, [box]))
-    exact, rounded, beyond = losses
+    exact, rounded, by_a_pixel, beyond = losses
     assert rounded == pytest.approx(float(exact), rel=1e-6)
+    assert by_a_pixel == pytest.approx(float(beyond), rel=1e-6)
     assert beyond != pytest.approx(float(exact), rel=1e-3)
 
 
 def test_box_loss_of_a_box_smaller_than_a_position():
-    """The class is present at the position of the box's centre, and absent elsewhere; beyond the image, everywhere."""
+    """The class is present at the position of the box's centre, and absent elsewhere.
+
+    A box beyond the image, or without width at the edge of the image, contains no position: the class is absent.
+    """
     p = torch.linspace(0.1, 0.9, 8, dtype=torch.float64).reshape(2, 4)
     probs = torch.stack([1 - p, p])[None]
     inside = box_loss(probs, [torch.tensor([[1, 0.3, 0.3, 0.36, 0.4]])])  # at row 0, column 1
     outside = p.flatten()[[0, *range(2, 8)]]
     assert inside.item() == pytest.approx((-(1 - outside).log().mean() - p[0, 1].log()).item())
-    beyond = box_loss(probs, [torch.tensor([[1, 0.3, -0.4, 0.36, -0.3]])])
-    assert beyond.item() == pytest.approx(-(1 - p).log().mean().item())
+    for box in ([1, 0.3, -0.4, 0.36, -0.3], [1, 1.0, 0.0, 1.0, 1.0]):
+        nowhere = box_loss(probs, [torch.tensor([box])])
+        assert nowhere.item() == pytest.approx(-(1 - p).log().mean().item())
 
 
 def test_box_loss_moves_a_class_into_its_box():

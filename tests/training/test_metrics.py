@@ -39,6 +39,7 @@ def test_the_interval_is_that_of_a_slow_bootstrap():
 def test_the_interval_of_equal_images_is_a_point_and_void_images_do_not_count():
     pred, truth = blobs(1), blobs(2)
     blank = torch.full_like(truth, 255)
+    assert miou_interval(counts_of([(pred, truth), (pred, blank)]).per_image) is None  # one image
     found = miou_interval(counts_of([(pred, truth), (pred, truth), (pred, blank)]).per_image)
     assert found["low"] == found["high"] == pytest.approx(compute_metrics(counts_of([(pred, truth)]))["miou"])
     assert compute_metrics(counts_of([(pred, blank)]))["miou"] is None
@@ -48,18 +49,22 @@ def test_a_class_of_two_images_has_no_interval():
     """One in eight draws of twenty images would lack it, and be the mean of other classes."""
     rare, usual = np.full((8, 8), 2), np.ones((8, 8), int)
     usual[:4] = 0
-    for images, exists in ((2, False), (3, True)):
+    for images in (2, 3):
         pairs = [(torch.tensor(each), torch.tensor(each)) for each in [rare] * images + [usual] * (20 - images)]
-        assert (miou_interval(counts_of(pairs).per_image) is not None) == exists
+        found = miou_interval(counts_of(pairs).per_image)
+        if images == 2:
+            assert found is None
+        else:  # a draw without the class is the mean of the others
+            assert (found["low"], found["high"]) == (1, 1)
 
 
 def test_confused_pairs_go_by_their_share():
     matrix = np.array([[900, 90, 10], [1, 5, 4], [0, 0, 0]])
-    pairs = confused_pairs(matrix, NAMES[:3])[:3]
-    assert [(pair["truth"], pair["predicted"]) for pair in pairs] == [
-        ("cat", "dog"), ("cat", "background"), ("background", "cat"),
+    pairs = confused_pairs(matrix, NAMES[:3])
+    assert [(pair["truth"], pair["predicted"], pair["pixels"]) for pair in pairs] == [
+        ("cat", "dog", 4), ("cat", "background", 1), ("background", "cat", 90), ("background", "dog", 10),
     ]  # fmt: skip
-    assert [pair["share"] for pair in pairs] == pytest.approx([0.4, 0.1, 0.09])
+    assert [pair["share"] for pair in pairs] == pytest.approx([0.4, 0.1, 0.09, 0.01])
     assert len(confused_pairs(np.ones((4, 4), int), NAMES)) == 10  # of 12
 
 
@@ -113,7 +118,7 @@ def authors_boundary(mask: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rows", [2048, 16])
-@pytest.mark.parametrize("size", [(60, 80), (150, 200), (9, 7)])
+@pytest.mark.parametrize("size", [(60, 80), (150, 200), (100, 150), (9, 7)])
 def test_boundary_is_the_authors(size, rows, monkeypatch):
     monkeypatch.setattr(metrics, "ROWS", rows)  # at a time
     pred, truth = blobs(1, size), blobs(2, size, void=True)
