@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from datamodules.errors import InputError
 from seeds.affinity.affinity_loss import affinity_loss, tensor_loss
 from seeds.affinity.affinity_task import AffinityTask, BoundaryNetwork
 from seeds.affinity.pair_affinities import affinities, pair_offsets, path_between
@@ -43,6 +44,8 @@ def test_offsets_and_ways_by_hand():
     assert path_between((1, -1)) == ((0, -1), (0, 0), (1, -1), (1, 0))  # both corners are nearer than 1 to the line
     assert set(path_between((2, 2))) == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)}
     assert (0, 2) not in path_between((4, 2))  # 8 / √20 positions from the line
+    assert {(2, 3), (1, 2)} < set(path_between((3, 4)))
+    assert (1, 3) not in path_between((3, 4))  # 5 / 5 positions from the line
 
 
 @settings(max_examples=30, deadline=None)
@@ -174,6 +177,9 @@ def test_a_wall_holds_the_walk_up():
     inside = found[:, :6]  # the walk reaches all of it; a symmetric walk ends proportional to the positions' weights
     assert inside.min() > 0.5 * inside.max() > 0
     assert not random_walk(np.zeros((0, 9, 12), np.float32), boundary).size
+    by_default = random_walk(maps, boundary)
+    np.testing.assert_array_equal(by_default, random_walk(maps, boundary, radius=5, beta=10, steps=256))
+    assert by_default.min() == 0  # and not below
     # the shares of a position and its neighbours sum to 1: a map of ones without boundaries stays as it is
     ones = np.ones((1, 9, 12), np.float32)
     np.testing.assert_allclose(random_walk(ones, 0 * boundary, radius=5, beta=10, steps=1), ones, rtol=1e-5)
@@ -181,16 +187,24 @@ def test_a_wall_holds_the_walk_up():
 
 @pytest.mark.parametrize(("name", "ends"), [("resnet18", 4), ("mobilenet_v2", 4), ("vgg16", 4)])
 def test_networks_of_several_kinds_see_boundaries(name, ends):
-    network = BoundaryNetwork(build_backbone(name, 16))
+    backbone = build_backbone(name, 16)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    network = BoundaryNetwork(backbone)
     assert len(network.stages) == ends
-    before = {key: value.clone() for key, value in network.features.state_dict().items()}
     network.train()
-    scores = network(torch.rand(2, 3, 64, 96))
-    assert scores.shape == (2, 16, 24)
+    scores = network(torch.rand(2, 3, 63, 97))
+    assert scores.shape == (2, 16, 25)  # rounded up
     scores.sum().backward()
     assert all(p.grad is not None for p in (*network.looks.parameters(), *network.head.parameters()))
     assert all(p.grad is None for p in network.features.parameters())
     assert all(torch.equal(before[key], value) for key, value in network.features.state_dict().items())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.rand(1, 3, 32, 32)).dtype == torch.float32
+
+
+def test_a_network_without_maps_sees_no_boundaries():
+    with pytest.raises(InputError, match="needs a backbone of convolutions, whose stages give maps"):
+        BoundaryNetwork(build_backbone("tu-vit_tiny_patch16_224", 16))
 
 
 def test_every_stage_is_resized_to_stride_4():
@@ -253,10 +267,10 @@ def test_a_step_of_training_finds_the_edges(voc):
     assert boundary[change].mean() > 2 * boundary[~change].mean()
 
 
-@pytest.mark.parametrize("radius", [2, 4])
-def test_the_loss_of_a_training_step_has_the_radius_of_the_task(radius):
+@pytest.mark.parametrize(("options", "radius"), [({"radius": 2}, 2), ({"radius": 4}, 4), ({}, 10)])
+def test_the_loss_of_a_training_step_has_the_radius_of_the_task(options, radius):
     torch.manual_seed(0)
-    task = AffinityTask(["a"], backbone="resnet18", radius=radius)
+    task = AffinityTask(["a"], backbone="resnet18", **options)
     task.log = lambda *_args, **_more: None
     images, cues = torch.randn(2, 3, 64, 64), torch.zeros(2, 2, 16, 16, dtype=torch.bool)
     cues[:, 0, :, :7] = cues[:, 1, :, 9:] = True

@@ -30,7 +30,7 @@ def network() -> nn.Sequential:
 
 def test_is_the_largest_slope_of_the_summed_scores():
     model, images = network(), torch.randn(3, 3, 9, 8)
-    labels = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    labels = torch.tensor([[1, 0, 2], [0, -1, 0], [0, 0, 0]])  # any number but 0
     saliency = background_saliency(model, "1", images, labels)
     counted = [[0, 2], [1], [0, 1, 2]]  # an image without labels: all classes
     for image, classes in enumerate(counted):

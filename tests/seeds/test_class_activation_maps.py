@@ -132,7 +132,8 @@ def test_grad_cam_plus_plus_of_small_gradients():
     method = GradCAMPlusPlus(network("resnet18"), "layer4")
     found = method.combine(torch.tensor(features).float(), torch.tensor(gradients).float())
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    assert method.combine(-torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3)).isfinite().all()
+    negative = method.combine(-torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3))
+    assert negative.tolist() == torch.zeros(1, 3, 3).tolist()  # the weights are 9/2, the features below 0
 
 
 def test_layercam_of_features_below_zero():
@@ -143,6 +144,21 @@ def test_layercam_of_features_below_zero():
     method = LayerCAM(network("resnet18"), "layer4")
     found = method.combine(torch.tensor(features).float(), torch.tensor(gradients).float())
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [64, 224])
+def test_maps_of_half_precision_networks(side):
+    """The gradients behind an average over the map are smaller than any number of float16, 6e-8."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].bias.add_(2)  # no activation is below 0
+        model[3].weight.fill_(2e-4)
+    images, labels = torch.rand(1, 3, side, side), torch.ones(1, 2)
+    expected = model[0](images).sum(1).detach().expand(1, 2, side, side) * 2e-4 / side**2
+    assert expected.min() > 0
+    found = HiResCAM(model.half(), "0")(images.half(), labels)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("sides", [(64, 96), (96, 64)])

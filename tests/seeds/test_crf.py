@@ -128,11 +128,21 @@ def test_lattice_agrees_with_densecrf_on_noise() -> None:
     assert (probs - densecrf(image, logits, 3.0)).abs().max() <= 1e-3
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0, 12.0])
+@pytest.mark.parametrize("scale", [1.0, 3.0, 5.0, 12.0])
 def test_compiled_and_torch_lattice_agree(scale: float) -> None:
-    image, logits = example(b=3, k=9, h=17, w=23)
     kernels = Kernels(10.0, 80 / scale, 13.0, 3.0, 3 / scale)
-    one, two = (run(image, logits, kernels, 5) for run in (lattice_mean_field, torch_lattice_mean_field))
+    for h, w in ((17, 23), (1, 1), (1, 2), (3, 1), (2, 3)):
+        image, logits = example(b=3, k=9, h=h, w=w)
+        one, two = (run(image, logits, kernels, 5) for run in (lattice_mean_field, torch_lattice_mean_field))
+        assert (one - two).abs().max() <= 1e-4
+
+
+def test_a_lattice_of_many_vertices() -> None:
+    """Noise of all colours: nearly every pixel has six vertices of its own."""
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randint(0, 256, (1, 3, 60, 70), generator=generator).to(torch.uint8)
+    logits, kernels = torch.randn(1, 3, 60, 70, generator=generator), Kernels(10.0, 80 / 12, 13.0, 3.0, 3 / 12)
+    one, two = (run(image, logits, kernels, 2) for run in (lattice_mean_field, torch_lattice_mean_field))
     assert (one - two).abs().max() <= 1e-4
 
 
@@ -266,10 +276,14 @@ def change(**changes: object) -> dict[str, object]:
         ({"scale": -12.0}, "scale.*-12.0"),
         ({"bilateral_srgb": math.nan}, "bilateral_srgb.*nan"),
         ({"gaussian_weight": -1.0}, "gaussian_weight.*-1.0"),
+        ({"bilateral_sxy": math.inf}, "bilateral_sxy.*finite.*inf"),
+        ({"bilateral_weight": math.inf}, "bilateral_weight.*finite.*inf"),
         ({"engine": "fast"}, "fast"),
         ({"scale": 1e7}, "too narrow"),
         ({"scale": 1e9, "engine": "exact"}, "too narrow"),
         ({"bilateral_srgb": 1e-30, "engine": "exact"}, "too narrow"),
+        ({"bilateral_sxy": 1e-30, "engine": "exact"}, "too narrow"),
+        ({"gaussian_sxy": 1e-30, "engine": "exact"}, "too narrow"),
         ({"bilateral_srgb": 1e-30}, "too narrow"),
         ({"logits": torch.full((2, 5, 6, 7), 1e39, dtype=torch.float64)}, "infinity in float32"),
         ({"bilateral_srgb": 0.001, "engine": "lattice"}, "too narrow"),
@@ -333,6 +347,7 @@ def test_the_exact_engine_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_finite_logits_whose_sum_is_not(engine):
-    image, logits = torch.full((1, 3, 8, 9), 7, dtype=torch.uint8), torch.full((1, 2, 8, 9), 3e37)
+@pytest.mark.parametrize("value", [3e37, -3e37])
+def test_finite_logits_whose_sum_is_not(engine, value):
+    image, logits = torch.full((1, 3, 8, 9), 7, dtype=torch.uint8), torch.full((1, 2, 8, 9), value)
     torch.testing.assert_close(dense_crf(image, logits, engine=engine), torch.full_like(logits, 0.5))

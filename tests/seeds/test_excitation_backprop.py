@@ -45,6 +45,46 @@ def test_two_layers_by_hand():
     torch.testing.assert_close(contrast, torch.tensor([[0.255, 0.72, 0.025], [0.55, 0.0, 0.25]]))  # ReLU(-0.8) = 0
 
 
+@pytest.mark.parametrize(("factor", "bias", "expected"), [(1.0, 0.0, [1.0, 0.0]), (-1.0, 4.0, [0.0, 1.0])])
+def test_a_batch_norm_is_part_of_the_convolution_by_hand(factor, bias, expected):
+    """Weights (4, -1) at positions (2, 3): the first one excites, or with a negative factor, (-4, 1), the second.
+
+    The bias of the batch norm, which is bias - 2 factor, excites nothing.
+    """
+    conv, norm, head = nn.Conv2d(1, 1, (1, 2), bias=False), nn.BatchNorm2d(1), nn.Linear(1, 1)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([4.0, -1.0]).view(1, 1, 1, 2))
+        for values, number in ((norm.running_mean, 2), (norm.weight, factor), (norm.bias, bias), (head.weight, 1)):
+            values.fill_(number)
+    model = nn.Sequential(nn.Identity(), conv, norm, nn.ReLU(), nn.Flatten(), head).eval()
+    maps = MWP(model, "0")(torch.tensor([2.0, 3.0]).view(1, 1, 1, 2), torch.ones(1, 1))
+    torch.testing.assert_close(maps.flatten(), torch.tensor(expected))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: activations times, or plus, a number for each channel that is computed from them."""
+
+    def __init__(self, combine) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.gate, self.head, self.combine = nn.Conv2d(3, 4, 8, 8), nn.Linear(4, 4), nn.Linear(4, 4), combine
+        self.head.weight.data.abs_()  # so that no score loses its probability
+
+    def forward(self, x):
+        maps = self.conv(x).relu()
+        gate = self.gate(maps.mean((2, 3))).sigmoid()[:, :, None, None]
+        return self.head(self.combine(maps, gate).mean((2, 3)))
+
+
+def test_the_gate_of_a_product_takes_no_probability():
+    first, second = (MWP(Gated(each), "conv") for each in (lambda x, gate: x * gate, lambda x, gate: gate * x))
+    maps = first(IMAGES, LABELS)
+    torch.testing.assert_close(second(IMAGES, LABELS), maps)
+    torch.testing.assert_close(maps.sum((2, 3)), LABELS.float(), rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="no rule for sums and products of different shapes"):
+        MWP(Gated(lambda x, gate: x + gate), "conv")(IMAGES, LABELS)
+
+
 @functools.cache
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)

@@ -88,6 +88,12 @@ def test_by_hand(function):
         assert method(model)(single, label).flatten().tolist() == expected
 
 
+def test_a_symmetric_hardtanh_is_no_rectifier():
+    model, single = Rectified(nn.Hardtanh(-5.0, 5.0)), torch.tensor([1.0, 2.0, 1.0]).view(1, 3, 1, 1)
+    for method in (InputGradient, GuidedBackprop, Deconvolution):
+        assert method(model)(single, torch.ones(1, 1)).flatten().tolist() == [2.0, -10.0, -3.0]
+
+
 def test_a_smooth_rectifier_keeps_its_own_gradient():
     model, single = Rectified(functional.gelu), torch.tensor([1.0, 2.0, 1.0]).view(1, 3, 1, 1)
     found = GuidedBackprop(model)(single, torch.ones(1, 1)).flatten()
