@@ -131,10 +131,39 @@ def test_attention_without_a_preference_spreads_a_map_evenly():
     assert (spread[0, 1] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
-def test_recorded_attention_is_that_of_the_network(name):
+def test_maps_are_scaled_from_their_minimum_to_their_maximum_and_spread_between_patches_alone():
+    attention = torch.tensor([[0.0, 0, 0, 1], [0, 0.5, 0.5, 0], [0, 0.5, 0.5, 0], [1, 0, 0, 1]])[None]  # a class token
+    for maps, expected in (([3.0, 4, 5], [0.25, 0.25, 1]), ([7.0, 7, 7], [0, 0, 0])):
+        assert spread_by_attention(torch.tensor(maps).view(1, 1, 1, 3), attention).flatten().tolist() == expected
+
+
+def test_attention_is_balanced_and_symmetric():
+    """Three steps of Sinkhorn and Knopp, columns first, the mean with the transpose, and its square, in float64."""
+    generator = np.random.default_rng(0)
+    attention = np.exp(3 * generator.normal(size=(2, 13, 13)))
+    attention /= attention.sum(axis=2, keepdims=True)
+    maps = generator.uniform(size=(2, 3, 3, 4))
+    maps[..., 0, 0], maps[..., 2, 3] = 0, 1  # from 0 to 1, in boxes of the whole map
+    maps[..., 0, 1:] = maps[..., 1:, 0] = 0.6
+    found = spread_by_attention(torch.tensor(maps).float(), torch.tensor(attention).float())
+    for image in range(2):
+        balanced = attention[image, 1:, 1:]
+        for _ in range(3):
+            balanced = balanced / balanced.sum(axis=0)
+            balanced = balanced / balanced.sum(axis=1)[:, None]
+        symmetric = (balanced + balanced.T) / 2
+        for one, spread in zip(maps[image], found[image], strict=True):
+            kept = np.where(box_mask(one), one, 0).ravel()
+            np.testing.assert_allclose(spread.ravel(), symmetric @ symmetric @ kept, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("vit_tiny_patch16_224", {}), ("vit_small_patch14_reg4_dinov2", {}), ("vit_tiny_patch16_224", {"qk_norm": True})],
+)
+def test_recorded_attention_is_that_of_the_network(name, options):
     torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=2, dynamic_img_size=True, depth=9).eval()
+    network = timm.create_model(name, num_classes=2, dynamic_img_size=True, depth=9, **options).eval()
     patch = network.patch_embed.patch_size[0]
     images = torch.randn(2, 3, 2 * patch, 3 * patch)
     outputs = {}

@@ -149,6 +149,27 @@ def test_the_truth_wins(voc):
     assert truth["pointing_difficult"] == 1  # both classes, each small, in two images
 
 
+def test_images_whose_classes_are_all_ignored_are_skipped(voc):
+    """As in VOC animals, where all other classes are 255."""
+    data = data_of(voc)
+    lut = data.mask_lut.copy()
+    lut[1] = 255  # red
+    found = compare_cam_methods(Oracle(voc), data.samples("train", tags=False), lut, 0.2)["truth"]
+    assert (found["pairs"], found["pointing_by_class"]) == (4, {"blue": 1})
+    lut[2] = 255
+    with pytest.raises(InputError, match="none of the images shows any of the classes"):
+        compare_cam_methods(Oracle(voc), data.samples("train", tags=False), lut, 0.2)
+
+
+def test_boxes_of_the_five_classes_with_the_highest_scores_count(voc):
+    """Blue has the lowest of six scores; two images show blue alone."""
+    data, oracle = data_of(voc), Oracle(voc)
+    oracle.classes = ("red", "blue", "c", "d", "e", "f")
+    oracle.scores = lambda images: torch.tensor([[1.0, 0, 5, 4, 3, 2]]).expand(len(images), 6)
+    found = compare_cam_methods(oracle, data.samples("train", tags=False), data.mask_lut, 0.2)["truth"]
+    assert (found["localization_error_top1"], found["localization_error_top5"]) == (1, pytest.approx(2 / 6))
+
+
 def test_the_images_compared_are_spread_over_the_split(cache, monkeypatch):
     seen = []
     monkeypatch.setattr(evaluate_module, "compare_cam_methods", lambda _, samples, *__: seen.extend(samples) or {})
@@ -165,6 +186,16 @@ def test_a_class_of_the_second_highest_score_is_among_the_first_five(voc):
     oracle.scores = lambda images: -scores(images)
     found = compare_cam_methods(oracle, data.samples("train", tags=False), data.mask_lut, 0.2)["truth"]
     assert (found["localization_error_top1"], found["localization_error_top5"]) == (pytest.approx(4 / 6), 0)
+
+
+def test_a_classifier_of_other_classes(voc, checkpoint, tmp_path):
+    """Maps would be those of other classes."""
+    inputs = {"data": {"root": str(voc), "train_split": "train"}, "checkpoint": str(checkpoint)}
+    with CacheWriter(tmp_path / "c", ("blue", "red"), {}, inputs=inputs) as writer:
+        for name in IDS:
+            writer.add(name, read_mask(voc / f"SegmentationClass/{name}.png"))
+    with pytest.raises(InputError, match="has the classes red, blue, not blue, red"):
+        evaluate_seeds(tmp_path / "c", faithfulness=["gradcam"])
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,15 @@ def test_another_split_and_threshold(perfect):
     assert (perfect / "metrics.json").is_file()
 
 
+def test_images_without_a_mask_are_not_scored(voc, perfect, tmp_path, capsys):
+    root = shutil.copytree(voc, tmp_path / "VOC2012")
+    for name in IDS[2:4]:
+        (root / f"SegmentationClass/{name}.png").unlink()
+    metrics = evaluate_seeds(perfect, root=str(root), output=tmp_path / "out")
+    assert (metrics["images"], metrics["miou_fixed"]) == (4, 1)
+    assert "4 of 6 images of 'train' have a mask; the others are not scored" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [({"split": "test"}, "test"), ({"threshold": 1.5}, "threshold 1.5"), ({"root": "/no/where"}, "/no/where")],

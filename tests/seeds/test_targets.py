@@ -12,8 +12,11 @@ import torchvision
 from torch import nn
 
 from datamodules.errors import InputError
+from seeds.cam_methods import class_activation_maps as cams
+from seeds.cam_methods import excitation_backprop, input_gradients
+from seeds.cam_methods.clip_es import ClipES
 from seeds.cam_methods.registry import METHODS, method_class
-from seeds.gradcam import GradCAM
+from seeds.gradcam import Counterfactual, GradCAM
 from tests.seeds.networks import Captioning, QuestionAnswering, small_vgg, small_vit
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -37,7 +40,7 @@ def test_indices_and_functions_are_labels_of_one_class(model, name):
     method = METHODS[name](network, "layer4" if name == "cam" else "features.4")
     classes = torch.tensor([2, 0, 1])
     every = method(IMAGES, torch.ones(3, 4))
-    some = method(IMAGES, LABELS)
+    some = method(IMAGES, -0.25 * LABELS)  # any number but 0 selects a class
     assert every.abs().amax() > 0
     keep = LABELS.view(3, 4, *[1] * (some.dim() - 2))
     scale = 1e-5 * float(every.abs().max())
@@ -152,6 +155,7 @@ def test_memory_formats_and_mixed_precision(model, name, how):
     [(torch.tensor([0, 4, 1]), "class index 4 is out of range: the model gives 4 scores"),
      (torch.tensor([0, -1, 1]), "class index -1 is out of range"),
      (torch.tensor([0, 1]), "be 3 integer class indices, not \\(2,\\)"),
+     (torch.ones(3, 3), r"labels of shape \(3, 3\) do not fit the model, which gives scores \(3, 4\)"),
      (torch.tensor([0.0, 1.0, 1.0]), "not \\(3,\\) of torch.float32"),
      (lambda scores: scores, r"one real number an image, shape \(3,\), not \(3, 4\)"),
      (lambda scores: scores.sum(), r"one real number an image, shape \(3,\), not \(\)"),
@@ -199,6 +203,18 @@ def test_bad_images(model, name, images, words):
 def test_not_a_network():
     with pytest.raises(InputError, match=r"a network .* is needed, not a function"):
         GradCAM(lambda x: x, "conv")(IMAGES, torch.tensor([0, 0, 0]))
+
+
+def test_names_of_the_methods():
+    expected = {
+        "gradcam": GradCAM, "counterfactual": Counterfactual, "cam": cams.CAM, "gradcam++": cams.GradCAMPlusPlus,
+        "layercam": cams.LayerCAM, "hirescam": cams.HiResCAM, "gradient": input_gradients.InputGradient,
+        "guided-backprop": input_gradients.GuidedBackprop, "deconvolution": input_gradients.Deconvolution,
+        "guided-gradcam": input_gradients.GuidedGradCAM,
+        "deconvolution-gradcam": input_gradients.DeconvolutionGradCAM, "mwp": excitation_backprop.MWP,
+        "c-mwp": excitation_backprop.ContrastiveMWP, "clip": ClipES,
+    }  # fmt: skip
+    assert {name: method_class(name) for name in METHODS} == expected
 
 
 def test_unknown_method():
