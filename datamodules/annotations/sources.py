@@ -34,9 +34,9 @@ from datamodules.errors import InputError, UnreadableError, errors_at, unknown_n
 from datamodules.files import AnyPath, existing_files, is_uri, read_json, read_lines
 from datamodules.image_ids import image_id
 from datamodules.images import IMAGE_SUFFIXES, image_size
-from datamodules.masks import RleMask, read_class_mask, require_same_size
+from datamodules.masks import RleMask, read_class_mask
 from datamodules.progress import first_few, print_message
-from datamodules.sample import Sample, SplitSamples
+from datamodules.sample import Sample, SplitSamples, require_recorded_size
 from datamodules.tables import TABLES, path_in_table, read_rows
 
 NAMED_SOURCES = ("masks", "xml")
@@ -220,6 +220,8 @@ def _with_tags(
     indices = {IGNORE}
     if isinstance(mask, RleMask):
         indices = set(lut[list(mask.indices)].tolist())
+        if corrects:
+            require_recorded_size(mask.size, sample, f"mask {mask}")
     elif mask is not None:
         try:
             indices = set(np.unique(read_class_mask(mask, lut)).tolist())
@@ -227,9 +229,6 @@ def _with_tags(
             if known is None:
                 raise
             return sample, None  # reading the mask raises the error, where it is needed
-    with suppress(UnreadableError):
-        if isinstance(mask, RleMask) and corrects and not is_uri(sample.image):  # else compared when it is read
-            require_same_size(f"mask {mask}", mask.size, f"its image {sample.image}", image_size(sample.image))
     shown = frozenset(classes[index - 1] for index in indices - {0, IGNORE})
     names, in_mask = shown.union(each.name for each in shapes) - {BACKGROUND}, shown if mask and corrects else None
     if known is None:
