@@ -60,7 +60,6 @@ class GeoTiff:
 
     Attributes:
         shape: (H, W, C).
-        georeference: its place on the Earth; None where the file has neither a CRS nor a transform.
 
     Raises:
         UnreadableError: the file is no TIFF, is not of 8 bits, or has another number of bands; rasterio is missing.
@@ -71,7 +70,6 @@ class GeoTiff:
         self._file = self._context.enter_context(open_tiff(path))
         file, colors = self._file, [each.name for each in self._file.colorinterp]
         self.shape = (file.height, file.width, channels)
-        self.georeference = _georeference(file)
         self._palette: np.ndarray | None = None
         if channels == 3 and colors == ["palette"]:
             self._palette = np.zeros((256, 3), np.uint8)
@@ -155,7 +153,8 @@ def read_georeference(path: str | AnyPath) -> Georeference | None:
     if find_spec("rasterio"):
         try:
             with open_tiff(path) as file:
-                return _georeference(file)
+                located = file.crs is not None or not file.transform.is_identity
+                return Georeference(file.crs, file.transform) if located else None
         except UnreadableError:
             return None
     geotiff, unreadable = False, (UnreadableError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -164,11 +163,6 @@ def read_georeference(path: str | AnyPath) -> Georeference | None:
     if geotiff:
         import_extra("rasterio", "geotiff", str(path), UnreadableError)
     return None
-
-
-def _georeference(file: Any) -> Georeference | None:
-    located = file.crs is not None or not file.transform.is_identity
-    return Georeference(file.crs, file.transform) if located else None
 
 
 def mask_geotiff(mask: np.ndarray, georeference: Georeference) -> bytes:

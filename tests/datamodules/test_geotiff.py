@@ -47,10 +47,10 @@ def test_windows_and_the_whole_image_have_the_same_pixels(tmp_path, settings):
     path = write(tmp_path / "a.tif", bands, **settings)
     expected = bands.transpose(1, 2, 0)
     assert np.array_equal(read_image(path), expected)
+    place = read_georeference(path)
+    assert (place.crs, place.transform[:6]) == (rasterio.CRS.from_string(CRS), PLACE)
     with GeoTiff(path) as image:
         assert image.shape == (20, 30, 3)
-        assert image.georeference.crs == rasterio.CRS.from_string(CRS)
-        assert image.georeference.transform[:6] == PLACE
         for window in (np.s_[:, :], np.s_[3:9, 20:], np.s_[15:99, :4]):
             pixels = image[window]
             assert pixels.dtype == np.uint8
