@@ -108,7 +108,7 @@ def blended_rows(
         Rows of the grid of the image, float32 (K, rows, W'), in total (K, H', W'), with h positions for the side of a
         tile. The grid begins at the image's upper left corner and may reach beyond the right and lower edges.
     """
-    transform, (h, w) = Transform(size, channels=image.shape[2]), grid
+    transform, (h, w) = Transform(size), grid
     rows, columns = tiling.places(image.shape[0], h), tiling.places(image.shape[1], w)
     width, ends = columns[-1][0] + w, [*(first for first, _ in rows[1:]), rows[-1][0] + h]
     strip, pending = torch.empty(0), None  # (K, h, W') of a row of tiles, and what the next row of tiles adds to
