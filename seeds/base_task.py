@@ -109,6 +109,11 @@ class BaseTask(pl.LightningModule):
             check_compiler(self.trainer.strategy.root_device)
             network.compile()  # torch.compile(network) would rename all weights
 
+    @property
+    def stage(self) -> str:
+        """The first part of the names of validation metrics: ``val``, or ``test`` while testing."""
+        return "test" if self.trainer.testing else "val"
+
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule, which is stepped every iteration.
 

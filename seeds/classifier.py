@@ -157,11 +157,6 @@ class ClassifierTask(BaseTask):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss
 
-    @property
-    def stage(self) -> str:
-        """The first part of the metrics' names: ``val``, or ``test`` while testing."""
-        return "test" if self.trainer.testing else "val"
-
     def on_validation_epoch_start(self) -> None:
         """Reset the loss here: a metric reset in inference mode cannot be updated outside of it."""
         self.val_loss.reset()

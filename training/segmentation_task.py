@@ -235,7 +235,6 @@ class SegmentationTask(BaseTask):
 
         The next epoch starts with an empty confusion matrix.
         """
-        stage = "test" if self.trainer.testing else "val"
         confusion = self.confusion
         with torch.inference_mode(False):  # the next epoch may run outside of inference mode
             self.confusion = ConfusionMatrix(len(self.classes) + 1)
@@ -244,8 +243,8 @@ class SegmentationTask(BaseTask):
             return
         for name, iou in zip(("background", *self.classes), confusion.iou().tolist(), strict=True):
             if not math.isnan(iou):  # nan: absent from both truth and prediction
-                self.log(f"{stage}/iou/{name}", iou, sync_dist=True)
-        self.log(f"{stage}/miou", confusion.miou(), prog_bar=True, sync_dist=True)
+                self.log(f"{self.stage}/iou/{name}", iou, sync_dist=True)
+        self.log(f"{self.stage}/miou", confusion.miou(), prog_bar=True, sync_dist=True)
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
