@@ -24,13 +24,13 @@ ILLEGAL = 254
 MAX_CLASSES = 253
 
 
-def voc_palette() -> list[int]:
-    """Return the colours of VOC's masks (``VOClabelcolormap`` of the devkit): 768 ints, (r, g, b) of index 0, 1, …."""
+def voc_palette() -> np.ndarray:
+    """Return the colours of VOC's masks (``VOClabelcolormap`` of the devkit), uint8 (256, 3): r, g, b of each index."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")  # (256, 8)
-    palette = np.zeros((256, 3), int)
+    palette = np.zeros((256, 3), np.uint8)
     for bit in range(8):  # three bits of the index at a time, one for each channel, highest bit first
-        palette[:, bit % 3] |= bits[:, bit].astype(int) << (7 - bit // 3)
-    return [int(value) for value in palette.ravel()]
+        palette[:, bit % 3] |= bits[:, bit] << (7 - bit // 3)
+    return palette
 
 
 def voc_classes(root: AnyPath) -> tuple[str, ...]:

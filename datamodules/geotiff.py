@@ -177,13 +177,12 @@ def mask_geotiff(mask: np.ndarray, georeference: Georeference) -> bytes:
     """
     rasterio = import_extra("rasterio", "geotiff", "a GeoTIFF")
     height, width = mask.shape
-    colors = np.array(voc_palette()).reshape(256, 3).tolist()
     with rasterio.MemoryFile() as memory:
         with memory.open(
             driver="GTiff", height=height, width=width, count=1, dtype="uint8", crs=georeference.crs,
             transform=georeference.transform, photometric="palette", compress="deflate", tiled=True, bigtiff="if_safer",
         ) as file:  # fmt: skip
-            file.write_colormap(1, dict(enumerate(map(tuple, colors))))
+            file.write_colormap(1, dict(enumerate(map(tuple, voc_palette().tolist()))))
             file.write(mask, 1)
         content: bytes = memory.read()
     return content

@@ -204,7 +204,7 @@ def mask_png(mask: np.ndarray, name: str = "a mask") -> bytes:
     if mask.min() < 0 or mask.max() > 255:
         raise InputError(f"{name} must be of values 0..255, not of {mask.min()}..{mask.max()}")
     image = Image.fromarray(mask.astype(np.uint8, copy=False))
-    image.putpalette(voc_palette())
+    image.putpalette(voc_palette().tobytes())
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()

@@ -220,7 +220,7 @@ def _cvat(folder: Path, classes: tuple[str, ...], images: Iterable[LabelledImage
             for layer in ("SegmentationClass", "SegmentationObject"):  # without objects, background is one for CVAT
                 archive.writestr(f"{layer}/{each.id}.png", mask_png(label_map))
             ids.append(each.id)
-        colours = np.array(voc_palette()).reshape(256, 3)
+        colours = voc_palette()
         lines = [f"{name}:{','.join(map(str, colours[index]))}::" for index, name in enumerate(("background", *names))]
         archive.writestr("labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines, ""]))
         archive.writestr("ImageSets/Segmentation/default.txt", "".join(f"{name}\n" for name in ids))

@@ -24,7 +24,7 @@ def test_round_trip(tmp_path_factory, mask):
     assert (result == mask).all()
     with Image.open(path) as image:
         assert image.mode == "P"
-        assert image.getpalette() == voc_palette()
+        assert image.getpalette() == voc_palette().ravel().tolist()
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
 
 

@@ -492,7 +492,7 @@ def test_the_archive_for_vocs_server(voc_like, predicted_masks, tmp_path):
             assert (out / member.name).read_bytes() == content
             image = Image.open(io.BytesIO(content))
             assert image.mode == "P"
-            assert image.getpalette()[:63] == voc_palette()[:63]
+            assert image.getpalette()[:63] == voc_palette().ravel().tolist()[:63]
             assert np.array_equal(np.array(image), np.array(Image.open(folder / f"{name}.png")))
 
 
