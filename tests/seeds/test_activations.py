@@ -73,9 +73,12 @@ def test_mixed_precision_and_channels_last(name):
     model.to(memory_format=torch.channels_last)
     found = method(images.to(memory_format=torch.channels_last), labels)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    kept = [parameter for parameter in model.parameters() if parameter.dim() == 4]
+    assert all(parameter.is_contiguous(memory_format=torch.channels_last) for parameter in kept)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = method(images, labels)
     assert rough.dtype == torch.float32
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     agreement = torch.nn.functional.cosine_similarity(rough.flatten(), expected.flatten(), dim=0)
     assert agreement > 0.97
 
