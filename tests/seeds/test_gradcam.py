@@ -1,6 +1,3 @@
-import gc
-import weakref
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +8,6 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 
 from datamodules.errors import InputError
-from seeds.activations import Activations
 from seeds.backbones import build_backbone
 from seeds.classifier import Classifier
 from seeds.gradcam import GradCAM
@@ -154,23 +150,6 @@ def test_layers_that_work_in_place_behind_the_layer():
     images = IMAGES[:, :, :8, :8]
     torch.testing.assert_close(GradCAM(inplace, "0")(images, LABELS), GradCAM(plain, "0")(images, LABELS))
     torch.testing.assert_close(GradCAM(inplace, inplace[1])(images, LABELS), GradCAM(plain, "1")(images, LABELS))
-
-
-def test_no_graph_and_no_activation_is_kept(model, monkeypatch):
-    kept = []
-    record = Activations.record
-
-    def watch(self, *args):
-        out = record(self, *args)
-        kept.extend(weakref.ref(value) for value in self.recorded.values())
-        return out
-
-    monkeypatch.setattr(Activations, "record", watch)
-    maps = GradCAM(model, "features")(IMAGES, LABELS)
-    gc.collect()
-    assert kept
-    assert maps.grad_fn is None
-    assert all(reference() is None for reference in kept)
 
 
 def test_no_images_labelled(model):
