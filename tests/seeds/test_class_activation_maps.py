@@ -98,17 +98,20 @@ def test_heads_are_recognised(kind, is_linear, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [(GradCAM, "GradCAM"), (GradCAMPlusPlus, "GradCAMPlusPlus"), (LayerCAM, "LayerCAM"), (HiResCAM, "HiResCAM")],
+    ("ours", "name", "layer"),
+    [
+        *((ours, "resnet18", "layer3") for ours in (GradCAM, GradCAMPlusPlus, LayerCAM, HiResCAM)),
+        *((ours, "vgg", "features.4") for ours in (GradCAM, GradCAMPlusPlus, LayerCAM, HiResCAM)),
+        (GradCAM, "densenet121", "features.denseblock3"),
+    ],
 )
-@pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer3"), ("vgg", "features.4")])
-def test_equals_the_grad_cam_library(ours, theirs, name, layer):
+def test_equals_the_grad_cam_library(ours, name, layer):
     library = pytest.importorskip("pytorch_grad_cam")
     model = copy.deepcopy(network(name))
     with torch.no_grad():  # large gradients, beside which the 1e-6 that the library adds in Grad-CAM++ is nothing
         [module for module in model.modules() if isinstance(module, nn.Linear)][-1].weight.mul_(1e4)
     maps = ours(model, layer)(IMAGES, LABELS)
-    with getattr(library, theirs)(model, [model.get_submodule(layer)]) as peer:
+    with getattr(library, ours.__name__)(model, [model.get_submodule(layer)]) as peer:
         for image, label in LABELS.nonzero().tolist():
             single = IMAGES[image : image + 1].clone()
             scores = peer.activations_and_grads(single)
@@ -117,7 +120,7 @@ def test_equals_the_grad_cam_library(ours, theirs, name, layer):
             gradients = peer.activations_and_grads.gradients[0].numpy()
             value = peer.activations_and_grads.activations[0].numpy()
             expected = np.maximum(peer.get_cam_image(single, None, None, value, gradients, eigen_smooth=False), 0)[0]
-            np.testing.assert_allclose(maps[image, label], expected, rtol=1e-4, atol=1e-4 * expected.max())
+            np.testing.assert_allclose(maps[image, label], expected, rtol=1e-4, atol=1e-5 * expected.max())
 
 
 def test_grad_cam_plus_plus_of_small_gradients():
