@@ -2,6 +2,7 @@
 
 import functools
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torchvision
@@ -65,3 +66,16 @@ class QuestionAnswering(nn.Module):
     def forward(self, images, question):
         _, (state, _) = self.lstm(self.embed(question))
         return self.reply(self.cnn(images).mean((2, 3)) * state[-1])
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Return all that a method must leave as it was: of the network, and of torch."""
+    return {
+        "modes": [m.training for m in model.modules()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()],
+        "learning": [p.requires_grad for p in model.parameters()],
+        "grads": [p.grad for p in model.parameters()],
+        "places": [(p.dtype, p.device, p.data_ptr()) for p in model.parameters()],
+        "modes of torch": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "functions": len(torch.overrides._get_current_function_mode_stack()),
+    }

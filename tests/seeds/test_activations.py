@@ -12,19 +12,7 @@ from seeds.activations import as_map, restore_layout
 from seeds.cam_methods.class_activation_maps import CAM
 from seeds.cam_methods.registry import METHODS
 from seeds.gradcam import GradCAM
-from tests.seeds.networks import small_vgg, small_vit
-
-
-def snapshot(model):
-    return {
-        "modes": [m.training for m in model.modules()],
-        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()],
-        "learning": [p.requires_grad for p in model.parameters()],
-        "grads": [p.grad for p in model.parameters()],
-        "places": [(p.dtype, p.device, p.data_ptr()) for p in model.parameters()],
-        "modes of torch": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        "functions": len(torch.overrides._get_current_function_mode_stack()),
-    }
+from tests.seeds.networks import small_vgg, small_vit, snapshot
 
 
 def network(name: str) -> nn.Module:
