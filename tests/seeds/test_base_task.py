@@ -212,13 +212,6 @@ def test_every_trained_parameter_is_in_one_group():
         assert (group["weight_decay"] > 0) == all(p.ndim > 1 for p in group["params"])
 
 
-def test_batch_norm_is_neither_decayed_nor_doubled():
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
-    groups = {group["name"]: group for group in parameter_groups(network, [], PAPER)}
-    assert groups["body.norm"]["params"] == [network[1].weight, network[1].bias]
-    assert (groups["body.norm"]["lr"], groups["body.norm"]["weight_decay"]) == (1e-3, 0.0)
-
-
 def test_the_classifiers_head_learns_faster():
     task = ClassifierTask(["a"], backbone="resnet18", freeze_stride=8)
     rates = {"lr": 0.1, "weight_decay": 0.3, "head_lr_scale": 5.0, "bias_lr_scale": 1.0}
