@@ -49,8 +49,8 @@ def test_the_same_seed_gives_the_same_and_another_another():
     assert all((others[a] != others[b]).any() for a in range(6) for b in range(a))
 
 
-def test_colours_change_in_brightness_contrast_and_hue():
-    """A gray image of two levels: brightness scales both alike, contrast changes their ratio. Then a reddish one."""
+def test_colours_change_in_brightness_and_contrast():
+    """A gray image of two levels: brightness scales both alike, contrast changes their ratio."""
     jitter = Transform(8, Augment(crop=None, flip=False, color=0.3))
     gray = np.full((8, 8, 3), 80, np.uint8)
     gray[:4] = 120
@@ -60,11 +60,6 @@ def test_colours_change_in_brightness_contrast_and_hue():
     assert 115 < means.max() < 140
     assert ratios.min() < 1.4
     assert ratios.max() > 1.6
-    reddish = np.full((8, 8, 3), (200, 100, 100), np.uint8)
-    seen = np.array([jitter(reddish, seed=seed)["image"][0, 0] for seed in range(40)]).astype(int)
-    apart = seen[:, 1] - seen[:, 2]  # green and blue: where they differ, red has moved to one of them
-    assert apart.min() < -5
-    assert apart.max() > 5
 
 
 def test_each_part_of_the_augmentation_can_be_left_out():

@@ -15,7 +15,6 @@ from datamodules.errors import InputError
 from datamodules.images import IMAGENET_MEAN, IMAGENET_STD
 from datamodules.seed_cache import SeedCache
 from seeds import pretrained_weights as weights
-from seeds.affinity.affinity_task import BoundaryNetwork
 from seeds.backbones import build_backbone
 from seeds.classifier import Classifier, ClassifierTask
 from seeds.gradcam import GradCAM
@@ -451,8 +450,6 @@ def test_vision_transformer_mistakes(tmp_path):
         build_backbone(TINY, 8)
     with pytest.raises(InputError, match="48x40 pixels do not divide into patches of 16"):
         build_backbone(TINY, 16)(torch.rand(1, 3, 48, 40))
-    with pytest.raises(InputError, match="backbone of convolutions"):
-        BoundaryNetwork(build_backbone(TINY, 16))
     small = build_backbone("tu-vit_small_patch16_224", 16).encoder
     torch.save(small.state_dict(), tmp_path / "small.pth")
     with pytest.raises(InputError, match="do not fit backbone"):
