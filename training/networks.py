@@ -153,14 +153,13 @@ def build_network(
         raise unknown_name("encoder", encoder, encoders)
     cls, arguments = SMP_CLASSES[architecture], dict(network_args or {})
     known = [key for key in inspect.signature(cls).parameters if key != "kwargs"]
-    # SMP ignores unknown arguments; timm's encoders take arguments that the architecture does not
-    foreign = set() if encoder.startswith("tu-") else arguments.keys() - set(known)
     if refused := next((key for key in ("activation", "aux_params") if arguments.get(key)), None):
         raise InputError(f"network_args cannot contain {refused}: the losses need the class scores alone")
     if output_stride is not None:
         if "encoder_output_stride" not in known:
             raise InputError(f"{cls.__name__} has no choice of output_stride, which is {output_stride}: leave it out")
         arguments["encoder_output_stride"] = output_stride
-    if foreign:
+    # SMP ignores unknown arguments; timm's encoders take arguments that the architecture does not
+    if not encoder.startswith("tu-") and (foreign := arguments.keys() - known):
         raise InputError(f"{cls.__name__} takes no {min(foreign)}; there are {', '.join(known)}")
     return SmpNetwork(cls, num_classes, encoder, weights, in_channels, **arguments)
