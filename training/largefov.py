@@ -83,8 +83,8 @@ def largefov_state(vgg16: Mapping[str, Tensor]) -> dict[str, Tensor]:
     fc6, fc7 = vgg16.get("classifier.0.weight"), vgg16.get("classifier.3.weight")
     if fc6 is None or fc7 is None or fc6.shape != (4096, 512 * 7 * 7) or fc7.shape != (4096, 4096):
         return state
-    state["fc6.weight"] = fc6.view(4096, 512, 7, 7)[::keep, :, ::3, ::3].contiguous()
-    state["fc6.bias"] = vgg16["classifier.0.bias"][::keep].contiguous()
-    state["fc7.weight"] = fc7[::keep, ::keep, None, None].contiguous()
-    state["fc7.bias"] = vgg16["classifier.3.bias"][::keep].contiguous()
+    state["fc6.weight"] = fc6.view(4096, 512, 7, 7)[::keep, :, ::3, ::3]
+    state["fc6.bias"] = vgg16["classifier.0.bias"][::keep]
+    state["fc7.weight"] = fc7[::keep, ::keep, None, None]
+    state["fc7.bias"] = vgg16["classifier.3.bias"][::keep]
     return state
