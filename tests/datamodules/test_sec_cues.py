@@ -19,7 +19,7 @@ def write(folder, labels=LABELS, cues=CUES, lines="a_1.jpg 0\n", **others):
     return SecCues(folder / "cues.pickle", folder / "list.txt", num_classes=3, grid=4)
 
 
-def test_cells_by_hand(tmp_path):
+def test_positions_by_hand(tmp_path):
     release = write(tmp_path)
     positions = release.positions("a_1")
     assert release.ids == ("a_1",)
@@ -27,7 +27,7 @@ def test_cells_by_hand(tmp_path):
     assert np.argwhere(positions).tolist() == [[0, 0, 1], [0, 3, 3], [2, 1, 2]]
 
 
-def test_a_cell_of_two_classes_and_an_image_without_cues(tmp_path):
+def test_a_position_of_two_classes_and_an_image_without_cues(tmp_path):
     both = np.array([[0, 2], [1, 1], [2, 2]])
     assert write(tmp_path, cues=both).positions("a_1")[:, 1, 2].tolist() == [True, False, True, False]
     assert not write(tmp_path, labels=np.zeros(0, int), cues=np.zeros((3, 0), int)).positions("a_1").any()

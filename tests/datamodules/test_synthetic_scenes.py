@@ -97,7 +97,7 @@ def _margin_statistics(scene):
     return [1, *values.mean(0) / 255, *values.std(0) / 255, fine[clear].mean() / 32, *histogram[:2]]
 
 
-def test_the_background_tells_no_class():
+def test_the_background_depends_on_no_class():
     """A linear classifier that sees the background alone, fitted on 160 images, orders 80 others by chance."""
     features = np.array([_margin_statistics(scene) for scene in SCENES])
     labels = np.array([[(scene.mask == k).any() for k in range(1, 6)] for scene in SCENES])

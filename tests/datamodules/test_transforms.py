@@ -139,7 +139,7 @@ def test_settings_that_are_not_given():
     assert Augment() == Augment(crop=(0.4, 1.0), flip=True, color=0.3)
 
 
-def test_albumentations_asks_no_network():
+def test_albumentations_looks_for_no_newer_version():
     environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
     code = (
         "import socket\n"

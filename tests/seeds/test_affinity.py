@@ -37,7 +37,7 @@ def pairs_of(shape, radius):
     ]
 
 
-def test_offsets_and_ways_by_hand():
+def test_offsets_and_paths_by_hand():
     assert pair_offsets(2) == ((0, 1), (1, -1), (1, 0), (1, 1))
     assert len(pair_offsets(5)) == 34  # psa's number of pairs of radius 5
     assert path_between((0, 2)) == ((0, 0), (0, 1), (0, 2))

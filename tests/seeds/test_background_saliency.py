@@ -55,7 +55,7 @@ def test_bad_layer():
         background_saliency(network(), "11", torch.zeros(1, 3, 5, 5), torch.ones(1, 3))
 
 
-def test_a_layer_whose_every_cell_counts_alike_is_refused():
+def test_a_layer_whose_every_position_counts_alike_is_refused():
     check_saliency(network(), "1", 3)
     with pytest.raises(InputError, match="layer 3 is the same everywhere"):
         check_saliency(network(), "3", 3)  # the average over the map follows

@@ -10,7 +10,7 @@ from seeds.generate_seeds import generate_seeds
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
 
 
-def test_confident_and_open_cells_by_hand(monkeypatch):
+def test_confident_and_open_positions_by_hand(monkeypatch):
     """Without a CRF: 0.30 and above is the class, 0.05 and below background, the rest open; of two the higher."""
     monkeypatch.setattr(crf_refinement, "dense_crf", lambda _image, logits, **_numbers: logits.softmax(dim=1))
     monkeypatch.setattr(crf_refinement, "PIXELS_PER_POSITION", 1)

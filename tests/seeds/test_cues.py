@@ -46,7 +46,7 @@ def test_conflicts_by_hand():
 
 
 @given(arrays(np.bool_, (1, 3, 4, 4)), arrays(np.bool_, (1, 4, 4)))
-def test_a_cell_has_one_class_the_smallest(foreground, background):
+def test_a_position_has_one_class_the_smallest(foreground, background):
     labels = resolve_conflicts(foreground, background)[0]
     sizes = foreground[0].sum((1, 2))
     for (i, j), label in np.ndenumerate(labels):

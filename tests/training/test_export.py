@@ -206,7 +206,7 @@ def test_a_model_card_has_the_options_of_the_training(network, tmp_path):
     assert "No training is recorded." in (tmp_path / "without/README.md").read_text()
 
 
-def test_a_model_card_tells_of_annotations(network, tmp_path):
+def test_a_model_card_names_annotations(network, tmp_path):
     content = torch.load(network, weights_only=True)
     content["datamodule_hyper_parameters"] |= {"targets": "cues", "annotations": ["few.txt"]}
     torch.save(content, tmp_path / "last.ckpt")

@@ -1,4 +1,4 @@
-"""The three losses: tables worked by hand, an independent float64 numpy version, gradients, edge cases."""
+"""The losses: tables worked by hand, an independent float64 numpy version, gradients, edge cases."""
 
 import math
 
@@ -231,7 +231,7 @@ def test_no_gradient_through_the_crf():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
-def test_order_of_images_classes_and_cells_does_not_matter(seed):
+def test_order_of_images_classes_and_positions_does_not_matter(seed):
     _, probs, labels, cues, q = random_case(seed)
     p, y, c, crf = (torch.from_numpy(a) for a in (probs, labels, cues, q))
     rng = torch.Generator().manual_seed(seed)

@@ -136,7 +136,7 @@ def test_vgg16_becomes_largefov():
     assert torch.equal(network.fc7.weight[3, 7, 0], fc7[12, 28][None])
 
 
-def test_vgg16_without_its_fully_connected_layers_leaves_them_fresh(tmp_path):
+def test_vgg16_without_its_fully_connected_layers_leaves_them_newly_initialised(tmp_path):
     trunk = vgg16_features()
     torch.save({f"features.{key}": value for key, value in trunk.state_dict().items()}, tmp_path / "trunk.pth")
     torch.manual_seed(0)

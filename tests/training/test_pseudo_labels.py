@@ -231,7 +231,7 @@ def test_it_is_trained_on_again(labels, voc, checkpoint, tmp_path, capsys):
     assert "coverage" in capsys.readouterr().out
 
 
-def test_only_what_another_cache_says_too(labels, checkpoint, tmp_path, capsys):
+def test_only_what_another_cache_contains_too(labels, checkpoint, tmp_path, capsys):
     """Of each image the upper half as it will be labelled, of another class below; on a grid of half the positions."""
     first = SeedCache(labels)
     with CacheWriter(tmp_path / "other", first.classes, {}) as writer:
