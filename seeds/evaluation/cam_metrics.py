@@ -23,32 +23,30 @@ BLUR = 0.05  # std of the blur that insertion starts from, relative to the image
 Map = NDArray[np.floating]
 
 
-def points_at(cam: Map, region: NDArray[np.bool_], tolerance: float = TOLERANCE) -> bool:
-    """Return whether a map's maximum is within ``tolerance`` pixels of the object (the pointing game).
+def points_at(cam: Map, region: NDArray[np.bool_]) -> bool:
+    """Return whether a map's maximum is within `TOLERANCE` pixels of the object (the pointing game).
 
     Args:
         cam: map (H, W) at the image's size. Of equal maxima the first counts; a constant map misses.
         region: the object's pixels (H, W).
-        tolerance: in pixels.
     """
     if not region.any() or not cam.max() > cam.min():
         return False
     distance = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return bool(distance[np.unravel_index(int(np.argmax(cam)), cam.shape)] <= tolerance)
+    return bool(distance[np.unravel_index(int(np.argmax(cam)), cam.shape)] <= TOLERANCE)
 
 
-def box_from_map(cam: NDArray[np.floating], name: str, threshold: float = THRESHOLD) -> Box | None:
-    """Return the box of the largest connected component above a fraction of the map's maximum; None for a zero map.
+def box_from_map(cam: Map, name: str) -> Box | None:
+    """Return the box of the largest connected component above 15 % of the map's maximum; None for a zero map.
 
     Args:
         cam: map (H, W) at the image's size.
         name: the box's class.
-        threshold: fraction of the maximum.
     """
     peak = float(cam.max())
     if not peak > 0:
         return None
-    above = (cam > threshold * peak).astype(np.uint8)
+    above = (cam > THRESHOLD * peak).astype(np.uint8)
     _, _, parts, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     largest = 1 + int(np.argmax(parts[1:, cv2.CC_STAT_AREA]))
     left, top, width, height = parts[largest, :4].tolist()

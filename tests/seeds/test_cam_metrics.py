@@ -30,9 +30,6 @@ def test_the_pointing_game_allows_fifteen_pixels():
         assert points_at(cam, target) == hit, position
     assert not points_at(np.ones((60, 60)), target)
     assert not points_at(np.eye(60), np.zeros((60, 60), bool))
-    cam = np.zeros((60, 60))
-    cam[9, 24] = 1.0
-    assert not points_at(cam, target, tolerance=14.9)
 
 
 def test_energy():
@@ -110,7 +107,6 @@ def test_the_largest_component_above_a_fraction_of_the_maximum():
     cam[5, 6] = 1.6  # touches by a corner
     cam[2:5, 1:3] = 1.4  # below 15 % of 10
     assert box_from_map(cam, "cat") == Box("cat", 3, 2, 7, 6)
-    assert box_from_map(cam, "dog", threshold=0.13) == Box("dog", 1, 2, 7, 6)
     assert box_from_map(cam * 1e-6, "cat") == box_from_map(cam, "cat")
     assert box_from_map(np.zeros((3, 3)), "cat") is None
     assert box_from_map(np.full((3, 4), 2.0), "cat") == Box("cat", 0, 0, 4, 3)
