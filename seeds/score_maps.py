@@ -14,11 +14,11 @@ def resize_maps(maps: Tensor, size: tuple[int, ...], *, antialias: bool = False)
 
     B or K may be 0, as for an image without tags.
     """
-    if maps.shape[-2:] == torch.Size(size):
+    if maps.shape[-2:] == size:
         return maps
     if 0 in maps.shape[:2]:
         return maps.new_zeros(*maps.shape[:2], *size)
-    return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=antialias)
 
 
 def label_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -33,7 +33,7 @@ def cue_labels(cues: Tensor) -> Tensor:
 
 def resize_labels(labels: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize label maps int64 (B, h, w) to ``size`` (H, W), by the value at the centre of each output position."""
-    return functional.interpolate(labels[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0].long()
+    return functional.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()
 
 
 def divide_by_maxima(maps: NDArray[np.float32]) -> NDArray[np.float32]:

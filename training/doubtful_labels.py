@@ -109,7 +109,7 @@ def review_images(
         pixels, tagged = to_uint8(images), batch["labels"] != 0
         for index, (name, image) in enumerate(zip(batch["id"], batch["original"], strict=True)):
             classes = nn.functional.pad(tagged[index], (1, 0), value=True).nonzero()[:, 0]  # 0 and the tags
-            both = resize_maps(views[:, index, classes].softmax(dim=1), tuple(pixels.shape[2:]))  # (2, k+1, H, W)
+            both = resize_maps(views[:, index, classes].softmax(dim=1), pixels.shape[2:])  # (2, k+1, H, W)
             mean = both.mean(dim=0, keepdim=True)
             smoothed = crf_probabilities(pixels[index : index + 1], mean)
             plain, mirrored, before, after = (

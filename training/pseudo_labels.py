@@ -152,7 +152,7 @@ class PseudoLabelModule(SeedModule):
         before = most_likely(probs)
         if self.settings["crf"]:
             assert seed.image is not None
-            large = resize_maps(probs, tuple(seed.image.shape[1:]))
+            large = resize_maps(probs, seed.image.shape[1:])
             if seed.drawn is not None:
                 mask = torch.from_numpy(seed.drawn.mask)
                 large[0, :, mask != IGNORE] = 0
