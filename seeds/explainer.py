@@ -73,7 +73,7 @@ class Explainer:
         return self.methods[method](image[None].to(self.device), labels)[0, list(classes)].cpu()
 
 
-def resized_maps(maps: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
+def resized_maps(maps: Tensor, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return maps of `Explainer.maps`, one channel each, resized bilinearly to (k, H, W); negatives are 0."""
     single = channel_maximum(maps[None])
     large = functional.interpolate(single, shape, mode="bilinear", antialias=True)

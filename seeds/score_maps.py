@@ -21,7 +21,7 @@ def resize_maps(maps: Tensor, size: tuple[int, ...], *, antialias: bool = False)
     return functional.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=antialias)
 
 
-def label_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
+def label_map(scores: Tensor, size: tuple[int, ...]) -> Tensor:
     """Return the class with the highest score, int64 (H, W); scores (K, h, w) are resized to ``size``."""
     return resize_maps(scores[None].float(), size)[0].argmax(dim=0)
 

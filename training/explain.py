@@ -148,7 +148,7 @@ def find_evidence(explainer: Explainer, image: Pixels, name: str, label: int) ->
     found = []
     for side, method in SIDES.items():
         maps = explainer.maps(method, network_input, [label])
-        strength, cam = float(maps.sum()), resized_maps(maps, (small.shape[0], small.shape[1]))[0]
+        strength, cam = float(maps.sum()), resized_maps(maps, small.shape[:2])[0]
         shown = embed(heat_overlay(small, cam), f"{name}: evidence {side} {explainer.classes[label]}")
         found.append({"name": name, "kind": side, "strength": strength, "probability": probability, "image": shown})
     return found

@@ -121,7 +121,7 @@ def _stages(
     """Return one image's row of the page: the image, maps, cues of each cache, prediction, mask."""
     with any_size():
         image = shrink(as_rgb(read_image(sample.image, data.in_channels)), _LONGEST)
-    shape = (image.shape[0], image.shape[1])
+    shape = image.shape[:2]
     shown = [embed(image, sample.id)]
     classes, maps = caches[0].maps(sample.id)
     for index, cam in zip(classes, resize_maps(torch.from_numpy(maps)[None], shape)[0].numpy(), strict=True):

@@ -53,7 +53,7 @@ class MethodMetrics:
         for classes in (present, [c for c in ranked if c not in present]):
             if classes:
                 maps = self.explainer.maps(self.method, image, classes)
-                found |= zip(classes, resized_maps(maps, (truth.shape[0], truth.shape[1])), strict=True)
+                found |= zip(classes, resized_maps(maps, truth.shape), strict=True)
         names = self.explainer.classes
         own_boxes = {c: cam_metrics.box_from_map(cam, names[c]) for c, cam in found.items()}
         correct = {c: cam_metrics.is_correct(box, boxes) for c, box in own_boxes.items()}

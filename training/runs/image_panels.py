@@ -64,7 +64,7 @@ def batch_panel(batch: Mapping[str, Any], scores: torch.Tensor, index: int) -> N
         uint8 (S, W, 3), with S the side of the network's input.
     """
     image = to_uint8(batch["image"][index]).permute(1, 2, 0).cpu().numpy()  # (S, S, 3)
-    side = (image.shape[0], image.shape[1])
+    side = image.shape[:2]
     shown = [image]
     if "cues" in batch:
         labels = cue_labels(batch["cues"][index][None])[0]
