@@ -138,7 +138,7 @@ def test_compiled_and_torch_lattice_agree(scale: float) -> None:
 
 
 def test_a_lattice_of_many_vertices() -> None:
-    """Noise of all colours: nearly every pixel has six vertices of its own."""
+    """Noise of all colours: nearly every pixel has its own six vertices."""
     generator = torch.Generator().manual_seed(3)
     image = torch.randint(0, 256, (1, 3, 60, 70), generator=generator).to(torch.uint8)
     logits, kernels = torch.randn(1, 3, 60, 70, generator=generator), Kernels(10.0, 80 / 12, 13.0, 3.0, 3 / 12)
