@@ -170,10 +170,9 @@ def build_backbone(
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         models = [*timm.list_models(), *timm.list_models(pretrained=True)] if name.startswith("tu-") else []
         names = [f"tu-{each}" for each in models] or [*VGG_NAMES, *encoders]
-        hint = "" if name in names else did_you_mean(name, names)
         known = "vgg16 and its like, encoders of SMP, tu-… of timm, networks of torchvision with a trunk 'features'"
-        reason = f"{first_line(error)}); {hint or f'there are {known}'}"
-        raise InputError(f"there is no backbone {name} ({reason}") from error
+        advice = ("" if name in names else did_you_mean(name, names)) or f"there are {known}"
+        raise InputError(f"there is no backbone {name} ({first_line(error)}); {advice}") from error
     load_weights(encoder, weights, name)
     try:
         backbone = Backbone(encoder)  # measured before dilation: strides as published

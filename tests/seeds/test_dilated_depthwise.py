@@ -19,16 +19,11 @@ def run(conv, maps, target):
     return [out, maps.grad, *(parameter.grad.clone() for parameter in conv.parameters())]
 
 
+SIDES, DILATIONS = st.integers(1, 26), st.integers(1, 12)
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 26),
-    st.integers(1, 26),
-    st.integers(1, 12),
-    st.integers(1, 12),
-    st.integers(1, 3),
-    st.booleans(),
-    st.booleans(),
-)
+@given(SIDES, SIDES, DILATIONS, DILATIONS, st.integers(1, 3), st.booleans(), st.booleans())
 def test_equals_torch(height, width, down, right, batch, bias, channels_last):
     torch.manual_seed(height * 31 + width)
     own = nn.Conv2d(4, 4, 3, padding=(down, right), dilation=(down, right), groups=4, bias=bias).double()

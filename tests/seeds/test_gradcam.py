@@ -66,15 +66,20 @@ def test_only_the_head_is_differentiated_once_per_rank(model, monkeypatch):
     assert graph["head"]
 
 
-@pytest.mark.parametrize("layer", ["nothing", "head"])
-def test_the_model_comes_back_as_it_was_after_an_error(layer):
+@pytest.mark.parametrize("fails", [None, "layer", "head", "labels"])
+def test_the_model_comes_back_as_it_was(fails):
     model = Classifier(build_backbone("resnet18", 16), 4).train()
     model.features.encoder.layer1.eval()
     model.features.encoder.conv1.requires_grad_(False)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     before = snapshot(model)
-    with pytest.raises(InputError):
-        GradCAM(model, layer)(IMAGES, LABELS)
+    layer = {"layer": "nothing", "head": "head"}.get(fails, "features")
+    labels = LABELS[:, :3] if fails == "labels" else LABELS
+    if fails:
+        with pytest.raises(InputError):
+            GradCAM(model, layer)(IMAGES, labels)
+    else:
+        GradCAM(model, layer)(IMAGES, labels)
     assert snapshot(model) == before
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
