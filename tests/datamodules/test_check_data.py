@@ -210,10 +210,39 @@ def test_tags_of_classes_that_are_left_out_do_not_count(photos, tmp_path):
 def test_a_cache_without_recorded_data_has_that_of_its_layout(photos):
     """Seeds of other tools record no data module; photos with a table are no VOC."""
     assert type(datamodule_from_settings(None, root=str(photos), classes=["cat", "dog"])) is FolderDataModule
-    recorded = {"class_path": "datamodules.voc.VOCDataModule", "root": "there"}
+    recorded = {"class_path": "datamodules.voc.VOCDataModule", "root": str(photos)}
     assert type(datamodule_from_settings(recorded, root=str(photos))) is VOCDataModule
     with pytest.raises(InputError, match="not recorded"):
         datamodule_from_settings(None, root=None)
+
+
+def test_a_data_set_of_another_kind_than_that_of_the_training(voc, photos, tmp_path):
+    """A network of VOC is applied to photos with a table, and the reverse: only what it needs of its images is kept."""
+    trained = VOCDataModule(
+        str(voc),
+        classes=["cow", "ant"],
+        labels="xml",
+        train_split="trainaug",
+        eval_size=48,
+        size=32,
+        max_unreadable=0.5,
+    ).settings
+    (photos / "classes.txt").write_text("ant\ncat\ncow\ndog\n")
+    data = datamodule_from_settings(trained, root=str(photos), test_split="all")
+    assert type(data) is FolderDataModule
+    assert (data.classes, data.unreadable.share) == (("cow", "ant"), 0.5)
+    expected = {"eval_size": 48, "size": 32, "train_split": "train", "test_split": "all", "masks": "auto"}
+    assert {name: data.hparams[name] for name in expected} == expected
+    shutil.rmtree(voc / "ImageSets/Main")  # the tags are those of Annotations
+    back = datamodule_from_settings(
+        FolderDataModule(str(photos), classes=["ant"], tags="tags.csv").settings, root=str(voc)
+    )
+    assert type(back) is VOCDataModule
+    assert back.samples("train")[0].tags == {"ant"}
+    (photos / "tags.csv").unlink()  # nothing shows what kind of data set this is
+    assert type(datamodule_from_settings(trained, root=str(photos))) is VOCDataModule
+    (voc / "tags.csv").write_text("file,tags\n")  # this folder may be either
+    assert type(datamodule_from_settings(trained | {"root": "there"}, root=str(voc))) is VOCDataModule
 
 
 @pytest.mark.parametrize(

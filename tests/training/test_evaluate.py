@@ -80,6 +80,23 @@ def test_the_table_has_the_iou_without_the_crf(evaluated, capsys):
     assert {row[0].strip(): row[-1].strip() for row in rows} == {k: f"{100 * v:.1f}" for k, v in expected.items()}
 
 
+def test_the_same_images_as_another_kind_of_data_set(voc, checkpoint, evaluated, tmp_path):
+    """A network trained on VOC, scored on a folder of photos with a table of tags and masks."""
+    photos, ids = tmp_path / "photos", (voc / "ImageSets/Segmentation/val.txt").read_text().split()
+    (photos / "masks").mkdir(parents=True)
+    for name in ids:
+        shutil.copy(voc / f"JPEGImages/{name}.jpg", photos)
+        shutil.copy(voc / f"SegmentationClass/{name}.png", photos / "masks")
+    shutil.copy(voc / "classes.txt", photos)
+    (photos / "tags.csv").write_text("".join(["file,tags\n", *(f"{name}.jpg,\n" for name in ids)]))
+    words = ("--root", photos, "--split", "all", "--output", tmp_path / "out", "--num_workers", 0)
+    assert run("evaluate", "--checkpoint", checkpoint, *words) == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["data"]["class_path"] == "datamodules.folder.FolderDataModule"
+    assert metrics["data"]["eval_size"] == evaluated[1]["data"]["eval_size"]
+    assert metrics["iou"] == pytest.approx(evaluated[1]["iou"])
+
+
 def test_test_agrees_with_evaluate_without_crf(voc, checkpoint, evaluated, tmp_path):
     alone = evaluate(checkpoint, output=tmp_path, crf=False, num_workers=0, num_images=0)
     task = load_task(checkpoint, SegmentationTask)[0]

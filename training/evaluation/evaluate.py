@@ -78,10 +78,9 @@ def evaluate(
         predictions: instead of a checkpoint, a folder of masks ``<id>.png`` or ``<id>.tif`` (palette or gray, read by
             index). The classes are those of ``classes.txt`` in the folder, or else those of the data. The options
             about the network, from crf to overlap and from eval_size to num_workers, are ignored then.
-        root: folder of the data, for a checkpoint of the kind of its training (VOC, COCO, a folder of images …); by
-            default that of the training. Required with predictions, for which its layout decides the kind of data:
-            VOC, COCO, or a folder of images with their tags, whose split ``val`` then is a tenth of the images (the
-            default ``val_fraction``).
+        root: folder of the data; by default that of the training. The layout of another folder decides the kind of
+            data: VOC, COCO, or a folder of images with their tags, whose split ``val`` then is a tenth of the images
+            (the default ``val_fraction``). Required with predictions.
         split: split to score; by default the test split of the training (``val`` with predictions).
         masks: folder of masks, in the folder of the data or an absolute path; by default that of the training.
         classes: with predictions, the classes to score; by default all classes of the predictions.
