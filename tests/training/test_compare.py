@@ -91,6 +91,8 @@ def test_compare_of_what_evaluate_wrote(voc, predicted_masks, tmp_path, monkeypa
         ('{"iou": {"cat": "x"}, "miou": 1}', "ValueError"),
         ("[]", "TypeError"),
         ('{"iou": {}, "miou": 1, "pixel_accuracy": [1]}', "TypeError"),
+        ('{"iou": {}, "miou": 1, "miou_interval": {"low": 0.5}}', "'high'"),
+        ('{"iou": {}, "miou": 1, "miou_interval": [0.5, 0.6]}', "TypeError"),
     ],
 )
 def test_compare_of_something_else(tmp_path, capsys, content, words):

@@ -70,6 +70,8 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         metrics["miou"] = float(metrics["miou"])
         metrics["iou"] = {name: float(value) for name, value in metrics["iou"].items()}
         metrics |= {key: float(metrics[key]) for key in MEANS.values() if metrics.get(key) is not None}
+        if interval := metrics.get("miou_interval"):
+            metrics["miou_interval"] = {end: float(interval[end]) for end in ("low", "high")}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         purpose = "a metrics.json of 'tag2mask evaluate' on images with masks"
         if isinstance(metrics, dict) and "images_with_mask" in metrics and metrics.get("miou", 0) is None:
