@@ -131,7 +131,8 @@ def record_activations(model: Model, layers: Sequence[str | nn.Module]) -> Itera
         layers: submodules or their names; an empty sequence leaves the graph uncut.
 
     Raises:
-        InputError: as `find_layer`; and in the forward pass, a layer whose output is no map.
+        InputError: as `module_of` and `find_layer`; and in the forward pass, a layer whose output is no map, or that
+            runs more than once.
     """
     activations = Activations(model, layers)
     module = activations.module
@@ -188,7 +189,7 @@ def as_map(output: object, images: Sequence[int]) -> Tensor | None:
         output: the layer's output.
         images: shape of the images, (B, in_channels, H, W).
     """
-    if not isinstance(output, Tensor) or len(images) != MAP_DIMS or len(output) != images[0]:
+    if not isinstance(output, Tensor) or len(images) != MAP_DIMS or output.shape[:1] != tuple(images[:1]):
         return None
     _, _, height, width = images
     if output.dim() == MAP_DIMS:

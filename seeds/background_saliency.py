@@ -22,13 +22,15 @@ def background_saliency(model: nn.Module, layer: str | nn.Module, images: Tensor
 
     Args:
         model: takes images (B, in_channels, H, W), gives scores (B, C).
-        layer: a submodule's name or the submodule itself; its output is a map (B, K, h, w).
+        layer: a submodule's name or the submodule itself; its output is a map, see `seeds.activations.as_map`.
         images: (B, in_channels, H, W).
         labels: (B, C), not 0 for the classes whose scores are summed; all of them for an image without any.
 
     Raises:
         InputError: no such layer, a layer that gives no map or on which no score depends, or a wrong shape.
     """
+    if labels.dim() != 2:
+        raise InputError(f"labels must have shape ({len(images)}, C), not {tuple(labels.shape)}")
     with record_activations(model, [layer]) as activations:
         scores = select_scores(activations.run(images), labels, len(images)).scores
         return saliency_map(scores, activations[0], labels, activations.names[0])

@@ -55,6 +55,11 @@ def test_bad_layer():
         background_saliency(network(), "11", torch.zeros(1, 3, 5, 5), torch.ones(1, 3))
 
 
+def test_class_indices_are_no_labels():
+    with pytest.raises(InputError, match=r"labels must have shape \(2, C\), not \(2,\)"):
+        background_saliency(network(), "1", torch.zeros(2, 3, 5, 5), torch.tensor([0, 1]))
+
+
 def test_a_layer_whose_every_position_counts_alike_is_refused():
     check_saliency(network(), "1", 3)
     with pytest.raises(InputError, match="layer 3 is the same everywhere"):
