@@ -34,7 +34,7 @@ class BaseTask(pl.LightningModule):
         momentum: SGD's momentum; AdamW ignores it.
         weight_decay: decay of weights; biases and normalisation layers have none.
         head_lr_scale: factor on the rate of newly initialised layers (decoder and head).
-        bias_lr_scale: factor on the rate of biases.
+        bias_lr_scale: factor on the rate of biases; those of normalisation layers have none.
         schedule: ``step``; ``poly`` (power 0.9) or ``cosine``, to 0 over the whole training; or ``constant``.
         step_size: iterations between steps.
         step_gamma: factor of a step.

@@ -101,7 +101,7 @@ class ClassifierTask(BaseTask):
         **kwargs: solver options, see `seeds.base_task.BaseTask`.
 
     Raises:
-        InputError: no classes, or an error of `seeds.backbones.build_backbone` or ``freeze``.
+        InputError: no classes, a name that occurs twice, or an error of `seeds.backbones.build_backbone` or ``freeze``.
     """
 
     task_name = "classifier"
@@ -144,7 +144,11 @@ class ClassifierTask(BaseTask):
         return self.model, [self.model.head]
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean binary cross-entropy of scores (B, C), before the sigmoid, and labels (B, C)."""
+        """Return the mean binary cross-entropy of scores (B, C), before the sigmoid, and labels (B, C).
+
+        Raises:
+            InputError: the shapes differ.
+        """
         if scores.shape != labels.shape:
             raise InputError(
                 f"labels {tuple(labels.shape)} of other classes than the {len(self.classes)} of the classifier"

@@ -27,7 +27,7 @@ def label_map(scores: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def cue_labels(cues: Tensor) -> Tensor:
-    """Return the classes of cues bool (B, C+1, h, w), int64 (B, h, w); 255 where there is no cue."""
+    """Return the first class with a cue at each position of cues bool (B, C+1, h, w), int64 (B, h, w); 255 for none."""
     return cues.int().argmax(dim=1).masked_fill(~cues.any(dim=1), IGNORE)
 
 

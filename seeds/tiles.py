@@ -23,7 +23,7 @@ from datamodules.errors import InputError
 from datamodules.images import as_rgb, normalize
 from datamodules.transforms import Transform
 
-MIN_TILE = 32  # pixels, less than the stride of the networks at their usual input
+MIN_TILE = 32  # pixels: the coarsest output stride of a network
 STRIP = 64  # rows of a reduced image that are made at a time
 
 

@@ -34,7 +34,7 @@ def affinity_loss(boundary: Tensor, labels: Tensor, radius: int) -> Tensor:
     Args:
         boundary: (B, h, w), 0..1; the affinities are those of `seeds.affinity.pair_affinities.affinities`.
         labels: int64 (B, h, w): 0 = background, 1..C = class, 255 = unknown, which forms no pair.
-        radius: pairs nearer than this.
+        radius: pairs nearer than this, at least 2.
 
     Returns:
         Scalar tensor; on the CPU it can be differentiated once.

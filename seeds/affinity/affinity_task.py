@@ -27,6 +27,9 @@ class BoundaryNetwork(FreezableNetwork):
         stages: names, within the backbone, of the last block of each stage from stride 4 on.
         looks: a 1x1 convolution with group normalisation for each stage.
         head: combines the stages into one map.
+
+    Raises:
+        InputError: a stage of the backbone gives no map, as in vision transformers.
     """
 
     def __init__(self, features: Backbone) -> None:
@@ -78,7 +81,7 @@ class AffinityTask(BaseTask):
         **kwargs: solver options, see `seeds.base_task.BaseTask`.
 
     Raises:
-        InputError: a radius of less than 2, or an error of `seeds.backbones.build_backbone`.
+        InputError: a radius of less than 2, or an error of `seeds.backbones.build_backbone` or `BoundaryNetwork`.
     """
 
     task_name = "boundary network"
@@ -111,7 +114,11 @@ class AffinityTask(BaseTask):
         return torch.sigmoid(self.network(images))
 
     def training_step(self, batch: Mapping[str, Any], _batch_index: int) -> Tensor:
-        """Return the loss of a batch with ``image`` (B, in_channels, H, W) and ``cues`` bool (B, C+1, h, w)."""
+        """Return the loss of a batch with ``image`` (B, in_channels, H, W) and ``cues`` bool (B, C+1, h, w).
+
+        Raises:
+            InputError: the batch has no cues.
+        """
         if "cues" not in batch:
             raise InputError("affinities are learned from cues: give the data module targets: cues and their folder")
         boundary = self(batch["image"])

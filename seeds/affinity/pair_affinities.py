@@ -34,7 +34,7 @@ def affinities(boundary: Tensor, radius: int) -> Tensor:
 
     Args:
         boundary: (B, h, w), 0..1.
-        radius: pairs nearer than this.
+        radius: pairs nearer than this, at least 2.
 
     Returns:
         (B, P, h, w) for the P offsets of `pair_offsets`, at the position where the offset starts; 0 if it ends

@@ -32,7 +32,7 @@ def random_walk(
     Args:
         maps: (k, h, w), not negative.
         boundary: (h, w), 0..1; boundary positions start with zero mass.
-        radius: a step leads to positions nearer than this.
+        radius: a step leads to positions nearer than this, at least 2.
         beta: exponent of the affinities: the higher it is, the rarer are steps over a weak boundary.
         steps: number of steps.
         fixed: positions (h, w) that keep their values, as in the random walker of Grady (*Random walks for image

@@ -46,8 +46,8 @@ class LayerMethod:
             labels: labels (B, C), or class indices (B,) or a function of the output, for which C is 1.
 
         Raises:
-            InputError: no such layer, a layer that gives no map or on which no score depends, a wrong shape, an
-                index out of range, a function that does not return one number an image.
+            InputError: no such layer, a layer that gives no map, runs more than once or on which no score depends, a
+                wrong shape, an index out of range, a function that does not return one number an image.
         """
         with record_activations(self.model, [self.layer]) as activations:
             with self.forward_context():

@@ -33,7 +33,11 @@ class InputGradient:
         self.model = model
 
     def __call__(self, images: Tensor, labels: Target) -> Tensor:
-        """Return gradients float32 (B, C, in_channels, H, W), 0 where no score is selected; as `GradCAM` otherwise."""
+        """Return gradients float32 (B, C, in_channels, H, W), 0 where no score is selected; as `GradCAM` otherwise.
+
+        Raises:
+            InputError: as `GradCAM`, or the images are no tensor of floating point.
+        """
         if not isinstance(images, Tensor) or not images.is_floating_point():
             what = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise InputError(f"images must be a tensor of floating point, not {what}")

@@ -12,7 +12,7 @@ from seeds.crf.gaussian_kernels import Kernels
 from seeds.crf.lattice_mean_field import lattice_mean_field
 from seeds.crf.torch_lattice_mean_field import torch_lattice_mean_field
 
-NARROWEST = 1e-6  # standard deviation of a kernel: beyond it squares of differences overflow float32
+NARROWEST = 1e-6  # standard deviation of a kernel: below about 1e-19 the inverse of its square overflows float32
 EXACT_PIXELS = 4096
 """Largest image for which "auto" uses the exact engine on an accelerator; its kernel matrix takes 67 MB per image."""
 

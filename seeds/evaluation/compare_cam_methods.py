@@ -78,7 +78,11 @@ class MethodMetrics:
             self.values["insertion"].append(insertion)
 
     def compute(self) -> dict[str, Any]:
-        """Return the metrics: fractions, except for the rank correlation; low is good where a name has ``error``."""
+        """Return the metrics: fractions, except for the rank correlation.
+
+        Low is good for ``deletion`` and where a name has ``error``. The pointing game on difficult images is None where
+        there is none.
+        """
         names = self.explainer.classes
         segmentation = self.sweep.compute(("background", *names))
         pointing = {  # the mean over classes of each class's rate, as the pointing game defines it

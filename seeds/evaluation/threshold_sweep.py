@@ -24,7 +24,11 @@ class ThresholdSweep:
     """
 
     def __init__(self, num_classes: int, fixed: float) -> None:
-        """Start from zero; ``num_classes`` includes the background, ``fixed`` is added to the thresholds."""
+        """Start from zero; ``num_classes`` includes the background, ``fixed`` is added to the thresholds.
+
+        Raises:
+            InputError: ``fixed`` is outside 0..1.
+        """
         if not 0 <= fixed <= 1:
             raise InputError(f"threshold {fixed} is outside 0..1")
         self.fixed, self.grid = fixed, np.arange(round(1 / GRID_STEP)) * GRID_STEP
@@ -61,7 +65,10 @@ class ThresholdSweep:
         return matrices
 
     def compute(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return mean and per-class IoU at the fixed, Otsu's and the oracle threshold; None if there was no map."""
+        """Return the mean IoU at the fixed, Otsu's and the oracle threshold, and the thresholds; None without a map.
+
+        The IoU of each class is that at the fixed and at the oracle threshold.
+        """
         if not self.histogram.any():
             undefined: dict[str, Any] = dict.fromkeys(names)
             keys = [f"{what}_{which}" for which in ("fixed", "otsu", "oracle") for what in ("miou", "threshold")]
