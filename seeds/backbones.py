@@ -3,7 +3,7 @@
 Names are looked up in this order: the VGGs (`seeds.vgg`), timm's plain vision transformers
 (``tu-vit_small_patch16_224.dino`` …, also those of DINO and CLIP), segmentation_models_pytorch's encoders
 (``mobilenet_v2``, ``resnet50``, ``tu-convnext_tiny`` …), and torchvision's classifiers with a trunk named ``features``
-(``convnext_tiny``, ``efficientnet_b0`` …).
+(``convnext_tiny``, ``efficientnet_b0`` …), except those whose maps have channels last (``swin_t`` …).
 """
 
 from collections import OrderedDict
@@ -18,7 +18,7 @@ from segmentation_models_pytorch.encoders._utils import patch_first_conv
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from datamodules.errors import InputError, did_you_mean, first_line
+from datamodules.errors import InputError, did_you_mean, errors_at, first_line
 from seeds.activations import MAP_DIMS, forward_hooks
 from seeds.dilated_depthwise import replace_dilated_depthwise
 from seeds.pretrained_weights import load_weights
@@ -175,7 +175,8 @@ def build_backbone(
         raise InputError(f"there is no backbone {name} ({first_line(error)}); {advice}") from error
     load_weights(encoder, weights, name)
     try:
-        backbone = Backbone(encoder)  # measured before dilation: strides as published
+        with errors_at(f"backbone {name}"):
+            backbone = Backbone(encoder)  # measured before dilation: strides as published
     except (AssertionError, RuntimeError) as error:
         raise InputError(f"backbone {name} does not take images of any size: {first_line(error)}") from error
     if is_vgg:
@@ -209,6 +210,9 @@ def measure_encoder(encoder: nn.Module) -> EncoderMeasures:
 
     A block whose output is no map has the stride of the stage around it. All blocks of a vision transformer have the
     stride of its patches.
+
+    Raises:
+        InputError: the last map has channels last.
     """
     if isinstance(encoder, VisionTransformer):
         patch = int(encoder.patch_embed.patch_size[0])
@@ -228,6 +232,8 @@ def measure_encoder(encoder: nn.Module) -> EncoderMeasures:
         output = encoder(torch.zeros(1, input_channels(encoder), BLANK_SIZE, BLANK_SIZE))
     encoder.train()
     last = output[-1] if isinstance(output, list | tuple) else output
+    if last.shape[-1] != last.shape[-2]:  # the blank image is square
+        raise InputError(f"its last map has the shape {tuple(last.shape)}, and must be (B, K, h, w)")
     unused = [name for block, name in blocks.items() if ran.isdisjoint(block.modules())]
     return EncoderMeasures(strides, unused, last.shape[1], BLANK_SIZE // last.shape[-2])
 

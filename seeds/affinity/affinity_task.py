@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,8 +40,9 @@ class BoundaryNetwork(FreezableNetwork):
         last = {stride: name for name, stride in features.strides.items()}
         self.stages = [name for stride, name in sorted(last.items()) if stride >= STRIDE] or list(features.strides)[-1:]
         self.train()
-        maps = self._stage_maps(torch.zeros(1, features.in_channels, BLANK_SIZE, BLANK_SIZE))
-        if any(each.dim() != MAP_DIMS for each in maps):
+        is_vit = isinstance(features.encoder, VisionTransformer)  # its patches may not divide the blank image
+        maps = [] if is_vit else self._stage_maps(torch.zeros(1, features.in_channels, BLANK_SIZE, BLANK_SIZE))
+        if is_vit or any(each.dim() != MAP_DIMS for each in maps):
             raise InputError("a boundary network needs a backbone of convolutions, whose stages give maps")
         self.looks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(each.shape[1], WIDTH, 1, bias=False), nn.GroupNorm(GROUPS, WIDTH), nn.ReLU())

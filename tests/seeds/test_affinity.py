@@ -202,9 +202,10 @@ def test_networks_of_several_kinds_see_boundaries(name, ends):
         assert network(torch.rand(1, 3, 32, 32)).dtype == torch.float32
 
 
-def test_a_network_without_maps_sees_no_boundaries():
+@pytest.mark.parametrize("name", ["tu-vit_tiny_patch16_224", "tu-vit_small_patch14_dinov2"])
+def test_a_network_without_maps_sees_no_boundaries(name):
     with pytest.raises(InputError, match="needs a backbone of convolutions, whose stages give maps"):
-        BoundaryNetwork(build_backbone("tu-vit_tiny_patch16_224", 16))
+        BoundaryNetwork(build_backbone(name, 16))
 
 
 def test_every_stage_is_resized_to_stride_4():

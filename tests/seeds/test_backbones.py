@@ -168,6 +168,7 @@ def test_freezing_by_stage_ignores_dilation():
      (lambda: build_backbone("mobilenetv2"), r"no backbone mobilenetv2 .*did you mean 'mobilenet_v2'\?"),
      (lambda: build_backbone("tu-resnet_18"), r"did you mean 'tu-resnet18'\?"),
      (lambda: build_backbone("resnet18", 12), "output_stride 12"),
+     (lambda: build_backbone("swin_t"), r"backbone swin_t: its last map has the shape \(1, 2, 2, 768\), and must be"),
      (lambda: build_backbone("vgg11", 4), "output_stride 4"),
      (lambda: build_backbone("convnext_tiny", 8), "output_stride 8 is not possible with this encoder, only 32"),
      (lambda: build_backbone("resnet18").freeze(3), "freeze_stride 3"),
