@@ -259,17 +259,18 @@ def _verify(exported: Callable[[Tensor], Tensor], network: Any, metadata: Mappin
     """Compare scores with those of the network for two images; return whether they are equal for another shape, too.
 
     Raises:
-        InputError: the scores of the two images differ.
+        InputError: the scores of the two images differ or cannot be compared.
     """
     size, channels = metadata["size"], len(metadata["mean"])
-    equal, height = [], size + math.ceil(OTHER_HEIGHT / network.multiple) * network.multiple
+    problems, height = list[str](), size + math.ceil(OTHER_HEIGHT / network.multiple) * network.multiple
     for shape in ((2, channels, size, size), (1, channels, height, size)):
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         try:
             with torch.inference_mode():
-                equal.append(torch.allclose(exported(images), network(images), rtol=TOLERANCE, atol=TOLERANCE))
-        except Exception:  # noqa: BLE001  a shape that one of them does not accept; each runtime has its own errors
-            equal.append(False)
-    if not equal[0]:
-        raise InputError(f"the {form} export of this network is wrong: its scores differ by more than {TOLERANCE}")
-    return equal[1]
+                equal = torch.allclose(exported(images), network(images), rtol=TOLERANCE, atol=TOLERANCE)
+            problems.append("" if equal else f"its scores differ by more than {TOLERANCE}")
+        except Exception as error:  # noqa: BLE001  a shape that one of them does not accept; each has its own errors
+            problems.append(f"its scores of images {shape} cannot be compared ({first_line(error)})")
+    if problems[0]:
+        raise InputError(f"the {form} export of this network is wrong: {problems[0]}")
+    return not problems[1]

@@ -117,7 +117,7 @@ class SegmentationTask(BaseTask):
             if not 0 <= weight < math.inf:
                 raise InputError(f"{name}_weight {weight} is not a weight from 0 up")
         if loss == "sec" and not (seed_weight or expand_weight or constrain_weight):
-            raise InputError("the weights of the seed, expand and constrain losses are all 0: nothing would be learned")
+            raise InputError("the weights of the seed, expand and constrain losses are all 0: loss 'sec' needs one")
         self.crf: CrfSettings = {**TRAINING_CRF, **(crf or {})}
         channels = len(self.classes) + 1
         self.network = build_network(

@@ -311,6 +311,13 @@ def test_a_wrong_export_is_not_written(network, tmp_path, monkeypatch):
     monkeypatch.setattr("training.export.torch.jit.trace", lambda *_, **__: lambda images: images)
     with pytest.raises(InputError, match="TorchScript export of this network is wrong"):
         export(network, tmp_path / "net.pt", "torchscript")
+
+    def fail(_images):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("training.export.torch.jit.trace", lambda *_, **__: fail)
+    with pytest.raises(InputError, match=r"is wrong: its scores of images \(2, 3, .* cannot be .* \(no kernel\)"):
+        export(network, tmp_path / "net.pt", "torchscript")
     monkeypatch.setattr("training.export.restore_smp", lambda model, _: model)
     with pytest.raises(InputError, match="segmentation_models_pytorch export of this network is wrong"):
         export(network, tmp_path / "net", "smp")

@@ -90,7 +90,7 @@ def test_a_loss_of_weight_zero_is_not_computed(monkeypatch):
     monkeypatch.setattr(task_module, "dense_crf", None)
     task = SegmentationTask(CLASSES, **TINY, constrain_weight=0.0, expand_weight=0.0)
     assert set(task.losses(batch_of())) == {"seed"}
-    with pytest.raises(InputError, match="all 0"):
+    with pytest.raises(InputError, match="all 0: loss 'sec' needs one"):
         SegmentationTask(CLASSES, **TINY, seed_weight=0, expand_weight=0, constrain_weight=0).losses(batch_of())
 
 
