@@ -136,8 +136,8 @@ def explain_image(explainer: Explainer, image: Pixels, title: str, labels: Seque
 def find_evidence(explainer: Explainer, image: Pixels, name: str, label: int) -> list[dict[str, Any]]:
     """Return the evidence for and against the class of index ``label`` in an image uint8 (H, W, C).
 
-    This project's classifiers end in average pooling and a linear layer, so the score of the class is the evidence for
-    it minus the evidence against it plus the bias.
+    A classifier of ``tag2mask fit`` ends in average pooling and a linear layer, so the score of the class is the
+    evidence for it minus the evidence against it plus the bias. A classifier of texts ends otherwise.
 
     Returns:
         For each side ``name``, ``kind`` (``for`` or ``against``), ``strength`` (sum of the map), ``probability`` of the

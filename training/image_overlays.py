@@ -105,7 +105,7 @@ def _blend(image: Pixels, layer: Layer) -> Pixels:
 
 
 def heat_overlay(image: Pixels, heat: NDArray[np.floating]) -> Pixels:
-    """Draw a map over its image, from clear (0) to dark red (the map's maximum); a map of zeros gives a gray image.
+    """Draw a map over its image, from clear (0) to dark red (the map's maximum); the image's own colours are faded.
 
     Args:
         image: image uint8 (H, W, 3).

@@ -37,7 +37,7 @@ def sec_probabilities(logits: Tensor) -> Tensor:
         Probabilities (B, K, h, w), each at least about 1e-4; float32, or float64 if the logits are.
 
     Raises:
-        ValueError: if the logits are not 4-D.
+        ValueError: if the logits are not 4-D with K >= 2 and no empty side.
     """
     probs = _check(logits, "sec_probabilities", "logits").softmax(dim=1)
     return (probs + PROBABILITY_FLOOR) / (1.0 + PROBABILITY_FLOOR * logits.shape[1])
@@ -57,7 +57,7 @@ def seed_loss(probs: Tensor, cues: Tensor, *, image_weights: Tensor | None = Non
         Scalar tensor.
 
     Raises:
-        ValueError: if the shapes differ or are not 4-D.
+        ValueError: if the shapes differ, or are not 4-D with C >= 1 and no empty side.
     """
     probs = _check(probs, "seed_loss", cues=cues)
     return _mean_at(probs, cues.to(probs.dtype), image_weights)
@@ -78,7 +78,7 @@ def balanced_cross_entropy(probs: Tensor, cues: Tensor, *, image_weights: Tensor
         Scalar tensor.
 
     Raises:
-        ValueError: if the shapes differ or are not 4-D.
+        ValueError: if the shapes differ, or are not 4-D with C >= 1 and no empty side.
     """
     probs = _check(probs, "balanced_cross_entropy", cues=cues)
     cues = cues.to(probs.dtype)
@@ -140,7 +140,7 @@ def constrain_loss(probs: Tensor, crf_probs: Tensor, *, image_weights: Tensor | 
         Scalar tensor.
 
     Raises:
-        ValueError: if the shapes differ or are not 4-D.
+        ValueError: if the shapes differ, or are not 4-D with C >= 1 and no empty side.
     """
     probs = _check(probs, "constrain_loss", crf_probs=crf_probs)
     target = crf_probs.detach().to(probs.dtype).clamp_min(PROBABILITY_FLOOR)
@@ -202,7 +202,7 @@ def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:
 
     Outside: -mean over positions of log(1 - p), the emptiness constraint of Kervadec et al., *Bounding boxes for weakly
     supervised segmentation: Global constraints get close to full supervision*, MIDL 2020. Inside: -mean over the rows
-    and columns of each box of log(max p), because a tight box has a position of the object in each of them (the
+    and columns of its boxes of log(max p), because a tight box has a position of the object in each of them (the
     tightness prior of Lempitsky et al., *Image segmentation with a bounding box prior*, ICCV 2009; as a loss by Hsu
     et al., *Weakly supervised instance segmentation using the bounding box tightness prior*, NeurIPS 2019). Rows that
     leave the image at a side of the box, and columns likewise, are left out: the object may lie beyond.
@@ -217,7 +217,8 @@ def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         contains no centre of a row or column has the one in which its own centre lies.
 
     Raises:
-        ValueError: if the probabilities are not 4-D, or there are boxes of another number of images.
+        ValueError: if the probabilities are not 4-D with C >= 1 and no empty side, or there are boxes of another number
+            of images.
     """
     probs = _check(probs, "box_loss")
     if len(boxes) != len(probs):

@@ -45,6 +45,9 @@ class SmpNetwork(FreezableNetwork):
         model: SMP's network.
         head_layers: the layers that no ImageNet file initialises.
         multiple: sides of images must be multiples of this.
+
+    Raises:
+        InputError: the architecture cannot be built with this encoder or these arguments, or weights do not fit.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ def build_network(
         num_classes: channels of the output, background included.
         encoder: segmentation_models_pytorch's name of the encoder (``mobilenet_v2``, ``tu-convnext_tiny`` …).
         output_stride: pixels between positions of the encoder's last map, for architectures with a choice
-            (``DeepLabV3``, ``DeepLabV3Plus``, ``PAN``: 8 or 16); None: the architecture's default.
+            (``DeepLabV3``, ``DeepLabV3Plus``: 8 or 16; ``PAN``: 16 or 32); None: the architecture's default.
         weights: initial weights: ``none``, ``imagenet`` (of the encoder, downloaded), or a file: a state dict of the
             encoder with torchvision's keys, a classifier's checkpoint, whose trunk is taken, or the checkpoint of a
             segmentation network of the same architecture, encoder and classes, with its head.

@@ -59,7 +59,7 @@ def boundary_counts(pred: NDArray[np.integer], truth: NDArray[np.integer], num_c
     """Return the pixel counts of boundary IoU for one image.
 
     Cheng et al., *Boundary IoU*, CVPR 2021: only pixels within ``BAND`` times the image's diagonal of a class's outline
-    count (12 or 13 pixels for VOC's 500x375), in prediction and in truth; their intersection is divided by their union.
+    count (12 pixels for VOC's 500x375), in prediction and in truth; their intersection is divided by their union.
     Unlike the IoU in a trimap around the true outlines, boundary IoU includes predictions far from these outlines. As
     in the authors' code, distances are those of a square window, and the image's edge is an outline.
 
@@ -104,7 +104,8 @@ def miou_interval(per_image: Sequence[NDArray[np.int64]]) -> dict[str, Any] | No
 
     Returns:
         ``low``, ``high``, ``level``, ``resamples``, ``seed``; None for fewer than two images with counted pixels, and
-        where a class is in fewer than ``MIN_IMAGES`` of them: many draws would lack it, and have another mean.
+        where a class is in fewer than ``MIN_IMAGES`` of them (of two images: in one): many draws would lack it, and
+        have another mean.
     """
     counted = [counts for counts in per_image if counts.any()]
     total = len(counted)
@@ -124,7 +125,7 @@ def miou_interval(per_image: Sequence[NDArray[np.int64]]) -> dict[str, Any] | No
 
 
 def confused_pairs(matrix: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the ten pairs of classes with the largest shares of ``truth`` pixels predicted as ``predicted``.
+    """Return up to ten pairs of classes with the largest shares of ``truth`` pixels predicted as ``predicted``.
 
     Sorted by ``share`` of the true class, because by ``pixels`` the background would always come first.
 
