@@ -28,7 +28,7 @@ from datamodules.samplers import Draw, EvalSampler
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment, Transform, resize_nearest
 
-_ATTEMPTS = 16  # images that are tried, one after the other, in place of an unreadable one
+_ATTEMPTS = 16  # images that are tried, one after the other, until one can be read
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -95,18 +95,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Read one image, or in training the next readable one.
 
         Raises:
-            InputError: a mask or cue map is unusable, or many images in a row are unreadable.
+            InputError: a mask or cue map is unusable, or 16 images in a row, or all, are unreadable.
         """
         index, seed = wanted if isinstance(wanted, Draw) else (wanted, int(torch.randint(2**62, ())))
         unreadable: list[tuple[str, str]] = []
-        for step in range(_ATTEMPTS if self.training else 1):
+        for step in range(min(_ATTEMPTS, len(self)) if self.training else 1):
             chosen = (index + step) % len(self)
             try:
                 return self._read(chosen, seed) | {"unreadable": unreadable}
             except UnreadableError as error:
                 unreadable.append((self.samples[chosen].id, str(error)))
         if self.training:
-            raise InputError(f"{_ATTEMPTS} images in a row cannot be read, first: {unreadable[0][1]}")
+            raise InputError(f"{len(unreadable)} images in a row cannot be read, first: {unreadable[0][1]}")
         return {"unreadable": unreadable}
 
     def _read(self, index: int, seed: int) -> dict[str, Any]:

@@ -142,10 +142,11 @@ class ShardBuilder:
         if cues.dtype != np.uint8 or cues.ndim != 2 or not np.isin(cues, [*range(num_classes + 1), NO_CUE]).all():
             raise InputError(f"the cues of {name} are not a label map (h, w) of 0..{num_classes} and {NO_CUE}")
         if not (np.isfinite(maps).all() and np.isfinite(saliency).all()) or maps.min(initial=0) < 0:
-            raise InputError(f"the maps of {name} are not all finite and positive: the network is broken")
+            raise InputError(f"the maps or the saliency of {name} are not all finite, or a map is negative")
         fits = maps.ndim == 3 and classes.shape == maps.shape[:1] and 0 not in maps.shape[1:] and saliency.ndim == 2
         if not fits or not np.isin(classes, range(num_classes)).all():
-            raise InputError(f"image {name} has maps {maps.shape} for classes {classes.tolist()}")
+            shapes = f"maps {maps.shape} for classes {classes.tolist()}, and saliency {saliency.shape}"
+            raise InputError(f"image {name} has {shapes}")
         (fractions, maxima), (saliency_fractions, saliency_maximum) = _fractions(maps), _fractions(saliency[None])
         arrays: dict[str, NDArray[Any]] = {"cues": cues, "maps": fractions, "saliency": saliency_fractions[0]}
         found = {part: np.ascontiguousarray(arrays[part]) for part in _PARTS if arrays[part].size or part == "cues"}

@@ -162,7 +162,7 @@ def test_images_that_cannot_be_read_are_named_in_their_batch(voc, workers):
     assert torch.equal(batch["image"][0], collate([trained[Draw(3, 7)]])["image"][0])
     for name in IDS:
         (voc / f"JPEGImages/{name}.jpg").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"16 images in a row cannot be read, first: image .*p2\.jpg"):
+    with pytest.raises(InputError, match=r"^6 images in a row cannot be read, first: image .*p2\.jpg"):
         trained[Draw(2, 7)]
 
 
