@@ -61,8 +61,8 @@ class BaseDataModule(pl.LightningDataModule):
             scribble are left out.
         mask_sampling_rate: how often an image with a mask among its annotations is drawn, relative to other images. The
             number of images in an epoch stays the same.
-        min_images_per_epoch: least number of images in an epoch: an epoch of a smaller data set repeats the images, so
-            that a schedule in epochs has enough steps for few images, too.
+        min_images_per_epoch: least number of images in an epoch, those that fill no last step included: an epoch of a
+            smaller data set repeats the images, so that a schedule in epochs has enough steps for few images, too.
         targets: training targets: ``tags``, ``cues`` (of a seed cache) or ``masks``.
         cues: folder of the seed cache, for ``targets: cues``.
         cues_checkpoint: checkpoint that the seed cache must come from; compared with the cache's metadata.
@@ -205,7 +205,8 @@ class BaseDataModule(pl.LightningDataModule):
             masks: whether to look for masks; None otherwise.
 
         Raises:
-            InputError: the split does not exist or is empty, an id occurs twice, or an image does not exist.
+            InputError: the split does not exist or is empty, an id is invalid or occurs twice, or an image does not
+                exist.
         """
         samples = self.read_samples(split, tags=tags, masks=masks)
         if not samples:

@@ -46,10 +46,13 @@ class FolderDataModule(BaseDataModule):
             ``metadata.jsonl`` of Hugging Face's ImageFolder (see `read_table`); ``folders`` for one folder a tag (see
             `read_folders`); ``auto`` for the first of ``tags.csv``, ``metadata.csv``, ``metadata.jsonl`` that exists,
             else ``folders``.
-        masks: folder of masks ``<id>.png``, in ``root`` or an absolute path, in which index i is the i-th class;
-            ``auto`` for ``masks`` if there is one; None for no masks.
+        masks: folder of masks ``<id>.png`` or ``<id>.tif``, in ``root`` or an absolute path, in which index i is the
+            i-th class; ``auto`` for ``masks`` if there is one; None for no masks.
         val_fraction: fraction of the images in ``val``; 0 for no validation.
         **common: arguments of `BaseDataModule`.
+
+    Raises:
+        InputError: the folder does not exist or has no image, a table is invalid, or as `BaseDataModule`.
     """
 
     class_advice = "; if no image here shows it, write all classes into a file classes.txt in the folder"
@@ -172,7 +175,9 @@ def _require_rows(path: AnyPath, lines: Mapping[AnyPath, str], names_in: Mapping
 
 
 def split_tags(text: str, where: str) -> list[Any]:
-    """Return the tags in a text, a JSON list or names that ``;``, ``|``, ``,`` or line breaks separate.
+    """Return the tags in a text, a JSON list or names that ``;``, ``|``, ``,`` or line breaks separate, as they are.
+
+    Names keep the spaces around them, and may be empty.
 
     Raises:
         InputError: the text begins with ``[``, and is no JSON; the message begins with ``where``.
@@ -195,6 +200,9 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
     Args:
         root: the folder of folders; hidden folders and folders without an image are skipped.
         masks: a folder in ``root`` that is not a tag.
+
+    Raises:
+        InputError: all folders with images have names of `NO_TAGS`.
     """
     tags: dict[AnyPath, set[str]] = {}
     by_name: dict[str, list[AnyPath]] = {}

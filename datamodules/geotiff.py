@@ -62,7 +62,8 @@ class GeoTiff:
         shape: (H, W, C).
 
     Raises:
-        UnreadableError: the file is no TIFF, is not of 8 bits, or has another number of bands; rasterio is missing.
+        UnreadableError: the file is no TIFF, is not of 8 bits, has another number of bands, stores white as 0 or pixels
+            in too large blocks; rasterio is missing.
     """
 
     def __init__(self, path: str | AnyPath, channels: int = 3) -> None:

@@ -1,4 +1,4 @@
-"""Masks: palette PNGs in which the index is the class (colours are ignored), or instances that are rendered."""
+"""Masks: palette or gray PNGs and TIFFs in which the index is the class, or instances that are rendered."""
 
 import io
 import itertools

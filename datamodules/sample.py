@@ -28,7 +28,7 @@ class Sample:
         id: name of the image, unique in its data set.
         image: path or URI of the image.
         tags: names of the classes in the image; names outside the chosen classes are ignored. None: not known.
-        mask: path or URI of the mask, a palette or gray PNG of class indices; or the instances from which it is
+        mask: path or URI of the mask, a palette or gray PNG or TIFF of class indices; or the instances from which it is
             rendered. Index 255: not known. None: there is no mask.
         points: pixels of known classes.
         scribbles: lines through pixels of known classes.

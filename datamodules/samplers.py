@@ -68,7 +68,8 @@ class TrainSampler(DistributedSampler[Draw]):
             Lightning would divide their gradient by ``accumulate`` all the same.
         repeats: how often each image takes part in the shuffling, (length,); None for once each. The epoch contains as
             many images as before: those at the end of the order are left out of it.
-        min_images: least number of images of all processes in an epoch; fewer are drawn several times.
+        min_images: least number of images of all processes in an epoch, those that fill no last step included; fewer
+            are drawn several times.
 
     Raises:
         InputError: there are fewer images than processes, or fewer than a step of several batches needs.

@@ -28,6 +28,9 @@ class Augment:
         color: strength of the colour jitter: brightness, contrast and saturation change by up to this fraction and
             the hue by up to an eighth of it (of a full turn); 0 for none. Of images with other than 3 channels
             only brightness and contrast change.
+
+    Raises:
+        InputError: ``crop`` is no range within 0..1, or ``color`` is not at least 0 and below 1.
     """
 
     crop: tuple[float, float] | None = (0.4, 1.0)

@@ -50,14 +50,22 @@ class VOCDataModule(BaseDataModule):
         return voc_classes(self.root)
 
     def prepare_data(self) -> None:
-        """Download VOC where ``download`` is set."""
+        """Download VOC where ``download`` is set.
+
+        Raises:
+            InputError: ``root`` is a URI, or as `download_voc`.
+        """
         if self.hparams["download"]:
             if not isinstance(self.root, Path):
                 raise InputError(f"VOC is downloaded into a local folder: root cannot be {self.root}")
             download_voc(self.root)
 
     def read_samples(self, split: str, *, tags: bool = True, masks: bool = True) -> list[Sample]:
-        """Return the samples of a list, in its order."""
+        """Return the samples of a list, in its order.
+
+        Raises:
+            InputError: the folder, list or source of tags does not exist or is invalid.
+        """
         hp, root = self.hparams, self.root
         if not (root / "JPEGImages").is_dir():
             problem = "contains no JPEGImages" if root.is_dir() else "does not exist"

@@ -97,6 +97,9 @@ def mask_tags(
         masks: N masks.
         lut: uint8 (256,), see `datamodules.class_names.mask_lut`.
         classes: the C classes of ``lut``.
+
+    Raises:
+        InputError: a mask cannot be read.
     """
     with ThreadPoolExecutor() as pool:
         counts = pool.map(lambda path: np.bincount(read_class_mask(path, lut).ravel(), minlength=IGNORE + 1), masks)

@@ -50,7 +50,11 @@ class WebDatasetDataModule(BaseDataModule):
         super().__init__(root, **common)  # passed on as it is: jsonargparse finds the common options this way
 
     def known_classes(self) -> tuple[str, ...]:
-        """Return the classes of ``classes.txt`` if it is there, else those given, else all tags, sorted."""
+        """Return the classes of ``classes.txt`` if it is there, else those given, else all tags, sorted.
+
+        Raises:
+            InputError: there are neither classes nor tags, or a tar file cannot be read.
+        """
         path = self.root / "classes.txt"
         if path.is_file():
             self._known = tuple(map(normalize_name, read_classes(path)))
@@ -73,7 +77,12 @@ class WebDatasetDataModule(BaseDataModule):
         return [sample for key in keys for sample in self._listed[key]]
 
     def blocks(self, split: str, size: int) -> SampleBlocks:  # noqa: ARG002
-        """Return one block for each tar file, which is not opened before its block is read; without annotations."""
+        """Return one block for each tar file, which is not opened before its block is read.
+
+        Raises:
+            InputError: there are annotations, which tar files cannot have, or a tar file is missing or named
+                ``index.tar``. Reading a block raises it where a tar file cannot be read or gives no image tags.
+        """
         if self.sources:
             hint = "unpack them, or name them as images, which leaves the annotations out"
             raise InputError(f"labels of the tar files in {self.root} cannot follow annotations: {hint}")

@@ -25,6 +25,15 @@ def coco_annotations(path: AnyPath, content: Any, samples: SplitSamples, known: 
     0. An image without instances is background, as in COCO; but where its tags name an object, it counts as not
     annotated, since annotation tools export such images, too. Categories that are no class of the data set become 255
     in masks, and are left out otherwise. Crowds are 255 in masks, see also `brush_masks_as_instances`.
+
+    Args:
+        path: the JSON, for messages.
+        content: its content.
+        samples: the images of the split.
+        known: all classes of the data set.
+
+    Raises:
+        InputError: it is no such JSON, no category is a class, an instance is invalid, or an image has another size.
     """
     check_instances(content, path)
     categories = {key: class_name(name, known) for key, name in category_names(content, path).items()}
