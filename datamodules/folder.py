@@ -175,7 +175,7 @@ def _require_rows(path: AnyPath, lines: Mapping[AnyPath, str], names_in: Mapping
 
 
 def split_tags(text: str, where: str) -> list[Any]:
-    """Return the tags in a text, a JSON list or names that ``;``, ``|``, ``,`` or line breaks separate, as they are.
+    """Return the tags in a text, a JSON list or names that ``;``, ``|``, ``,`` or line breaks separate.
 
     Names keep the spaces around them, and may be empty.
 

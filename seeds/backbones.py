@@ -131,13 +131,14 @@ class Backbone(FreezableNetwork):
 def build_backbone(
     name: str, output_stride: int = 32, weights: str = "none", depth: int = FULL_DEPTH, in_channels: int = 3
 ) -> Backbone:
-    """Build a backbone whose output stride is 8, 16 or 32 pixels.
+    """Build a backbone whose output stride is at most 8, 16 or 32 pixels.
 
     Args:
         name: see the head of this file.
-        output_stride: later stages are computed with dilation instead of striding (DeepLab).
+        output_stride: 8, 16 or 32; stages beyond it are computed with dilation instead of striding (DeepLab). A vision
+            transformer has the stride of its patches, and fewer stages may end at a smaller stride.
         weights: ``none`` (random), ``imagenet`` (downloaded) or a file; see `seeds.pretrained_weights`.
-        depth: number of stages; each halves the map. Only segmentation_models_pytorch's encoders allow fewer than 5.
+        depth: number of stages; each halves the map. Only segmentation_models_pytorch's encoders allow 3 or 4 of 5.
         in_channels: channels of the images; weights of RGB images are adapted, see
             `seeds.pretrained_weights.load_fitting`.
 
@@ -151,7 +152,8 @@ def build_backbone(
     is_vit = name.startswith("tu-") and name.removeprefix("tu-").partition(".")[0] in vits
     is_smp = not is_vgg and not is_vit and (name in encoders or name.startswith("tu-"))
     if not MIN_DEPTH <= depth <= FULL_DEPTH or (depth < FULL_DEPTH and not is_smp):
-        raise InputError(f"backbone {name} cannot be built at depth {depth}")
+        allowed = f"depth is {FULL_DEPTH}, or for encoders of segmentation_models_pytorch {MIN_DEPTH} to {FULL_DEPTH}"
+        raise InputError(f"backbone {name} cannot be built at depth {depth}: {allowed}")
     encoder: nn.Module
     try:
         if is_vgg:

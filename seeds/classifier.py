@@ -93,7 +93,7 @@ class ClassifierTask(BaseTask):
         classes: names of the labels' columns, without background.
         backbone: see `seeds.backbones`.
         weights: initial weights of the backbone: ``none``, ``imagenet`` (download) or a file.
-        output_stride: pixels between positions of the last feature map: 8, 16 or 32.
+        output_stride: 8, 16 or 32: pixels between positions of the last feature map, at most.
         depth: number of the backbone's stages; 5 is the whole backbone, 3 ends at stride 8.
         freeze_stride: freeze the stages up to and including this stride, batch-norm statistics too; 0: none.
         texts: set by ``tag2mask zero-shot``: what CLIP compares images with, a text for each class, then those of the

@@ -77,7 +77,7 @@ class AffinityTask(BaseTask):
         classes: names of the cues' classes.
         backbone: see `seeds.backbones`; it is not trained.
         weights: the backbone's weights: ``imagenet`` (download), a file, or ``none``.
-        output_stride: pixels between positions of the backbone's last map: 8, 16 or 32.
+        output_stride: 8, 16 or 32: pixels between positions of the backbone's last map, at most.
         depth: number of the backbone's stages.
         radius: pairs of positions (at stride 4) nearer than this are compared.
         **kwargs: solver options, see `seeds.base_task.BaseTask`.

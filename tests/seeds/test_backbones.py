@@ -174,7 +174,8 @@ def test_freezing_by_stage_ignores_dilation():
      (lambda: build_backbone("resnet18").freeze(3), "freeze_stride 3"),
      (lambda: build_backbone("resnet18").freeze(32), "freezes the whole backbone"),
      (lambda: build_backbone(TINY, 16).freeze(16), "this encoder has no stages to tell apart; set it to 0"),
-     (lambda: build_backbone("efficientnet_v2_s", 32, depth=3), "efficientnet_v2_s cannot be built at depth 3"),
+     (lambda: build_backbone("efficientnet_v2_s", 32, depth=3),
+      "efficientnet_v2_s cannot be built at depth 3: depth is 5, or for encoders of"),
      (lambda: build_backbone("resnet18", 32, "/no/such.pth"), "neither 'none' nor 'imagenet' nor a file")],
 )  # fmt: skip
 def test_bad_input(make, words):
