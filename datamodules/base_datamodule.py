@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -18,7 +18,7 @@ from upath import UPath
 from datamodules.annotations.sources import add_annotations, check_source
 from datamodules.class_names import check_classes, class_name, mask_lut, require_same_classes
 from datamodules.dataset import ImageDataset, image_loader
-from datamodules.errors import InputError, os_errors
+from datamodules.errors import InputError, os_errors, require_choice
 from datamodules.files import AnyPath, existing_files, expand_home, file_sha256, is_uri, list_folder, storage_errors
 from datamodules.image_ids import INVALID_ID, is_valid_id
 from datamodules.progress import first_few, print_message
@@ -29,6 +29,7 @@ from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
 
+Targets = Literal["tags", "cues", "masks"]
 TRAINING_ONLY = (
     "augment", "cues", "cues_checkpoint", "download", "mask_sampling_rate", "min_images_per_epoch", "targets",
 )  # fmt: skip
@@ -107,7 +108,7 @@ class BaseDataModule(pl.LightningDataModule):
         annotations: str | list[str] | None = None,
         mask_sampling_rate: int = 1,
         min_images_per_epoch: int = 0,
-        targets: Literal["tags", "cues", "masks"] = "tags",
+        targets: Targets = "tags",
         cues: str | None = None,
         cues_checkpoint: str | None = None,
         cue_stride: int = 8,
@@ -126,6 +127,7 @@ class BaseDataModule(pl.LightningDataModule):
         # a checkpoint stores the augmentation as a dictionary
         self.augment = Augment(**augment) if isinstance(augment, dict) else augment
         self.unreadable = UnreadableImages(max_unreadable, strict=strict)
+        require_choice("targets", targets, get_args(Targets))
         if targets == "cues" and cues is None:
             raise InputError("targets is cues, and no seed cache is given: set cues to its folder")
         settings["eval_size"] = size if eval_size is None else eval_size

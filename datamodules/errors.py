@@ -39,6 +39,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"there is no {kind} {name!r}; {hint}")
 
 
+def require_choice(option: str, value: object, choices: Iterable[str]) -> None:
+    """Raise an InputError where the value of an option is none of its choices; the command line has checked its own."""
+    known = list(choices)
+    if value not in known:
+        raise InputError(f"{option} is {value!r}, and must be {' or '.join(known)}")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint with the known name nearest to a mistyped one, in any case of letters; empty where none is near."""
     by_lower_case = {each.lower(): each for each in known}

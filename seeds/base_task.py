@@ -4,14 +4,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from datamodules.errors import InputError, first_line
+from datamodules.errors import InputError, first_line, require_choice
 
 SIGNATURE = "tag2mask"  # the key in a checkpoint under which a task signs it
 VERSION = 1  # of the checkpoints
@@ -42,7 +42,7 @@ class BaseTask(pl.LightningModule):
         compile: train a network compiled by ``torch.compile``.
 
     Raises:
-        InputError: a number is out of range.
+        InputError: a number is out of range, or there is no such optimizer or schedule.
     """
 
     task_name: str  # the name of the task in its checkpoints
@@ -68,7 +68,9 @@ class BaseTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_arguments(locals())
-        numbers = {"lr": lr, "weight_decay": weight_decay}
+        require_choice("optimizer", optimizer, get_args(Optimizer))
+        require_choice("schedule", schedule, get_args(Schedule))
+        numbers = {"lr": lr, "weight_decay": weight_decay, "step_gamma": step_gamma}
         numbers |= {"head_lr_scale": head_lr_scale, "bias_lr_scale": bias_lr_scale}
         if wrong := next((f"{name} {value}" for name, value in numbers.items() if not 0 <= value < math.inf), None):
             raise InputError(f"{wrong} is not a number from 0 up")

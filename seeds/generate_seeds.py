@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from upath import UPath
 
-from datamodules.errors import InputError, UnreadableError, require_below_one, unknown_name
+from datamodules.errors import InputError, UnreadableError, require_below_one, require_choice, unknown_name
 from datamodules.images import open_windows, to_uint8
 from datamodules.seed_cache.cache import SMALL_CLASSES
 from datamodules.seed_cache.shard import as_stored
@@ -96,6 +96,7 @@ def generate_seeds(
         InputError: a checkpoint, folder, layer or number is not usable, the maps are not finite, or the disk is full.
             Finished shards stay.
     """
+    require_choice("refine", refine, ("none", "crf"))
     require_below_one(fg_threshold=fg_threshold, bg_fraction=bg_fraction, conf_fg=conf_fg, conf_bg=conf_bg)
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise InputError(f"scales {list(scales)} must be positive, at least one")

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from datamodules.class_names import IGNORE
-from datamodules.errors import InputError
+from datamodules.errors import InputError, require_choice
 from datamodules.images import to_uint8
 from seeds.base_task import BaseTask
 from seeds.crf import dense_crf
@@ -29,6 +29,7 @@ from training.losses import (
 from training.networks import build_network
 
 Batch = Mapping[str, Any]
+Loss = Literal["sec", "cross_entropy"]
 
 
 class CrfSettings(TypedDict, total=False):
@@ -78,7 +79,7 @@ class SegmentationTask(BaseTask):
         **kwargs: solver options, see `seeds.base_task.BaseTask`.
 
     Raises:
-        InputError: a number out of range, or an error of `build_network` or `freeze`.
+        InputError: a number out of range, no such loss, or an error of `build_network` or `freeze`.
     """
 
     task_name = "segmentation"
@@ -92,7 +93,7 @@ class SegmentationTask(BaseTask):
         output_stride: int | None = None,
         network_args: dict[str, Any] | None = None,
         freeze_stride: int = 0,
-        loss: Literal["sec", "cross_entropy"] = "sec",
+        loss: Loss = "sec",
         seed_weight: float = 1.0,
         expand_weight: float = 1.0,
         constrain_weight: float = 1.0,
@@ -106,6 +107,7 @@ class SegmentationTask(BaseTask):
     ) -> None:
         super().__init__(**kwargs)
         self.save_arguments(locals())
+        require_choice("loss", loss, get_args(Loss))
         self.classes = tuple(classes)
         self.loss_weights = {"seed": seed_weight, "expand": expand_weight, "constrain": constrain_weight}
         self.loss_weights |= {"lovasz": lovasz_weight, "box": box_weight}

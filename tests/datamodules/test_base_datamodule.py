@@ -284,6 +284,7 @@ def test_whole_images_may_be_larger_than_crops(voc):
     ("settings", "message"),
     [
         ({"targets": "cues"}, "no seed cache is given"),
+        ({"targets": "mask"}, "targets is 'mask', and must be tags or cues or masks"),
         ({"size": 0}, "size is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"eval_size": 0}, "eval_size is 0"),

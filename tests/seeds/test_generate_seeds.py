@@ -261,7 +261,7 @@ def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
      ({"root": "/no/where"}, "/no/where"), ({"scales": []}, "scales"), ({"scales": [1.0, -1.0]}, "scales"),
      ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"conf_bg": 2.0}, "conf_bg"),
      ({"threads": 0}, "threads"), ({"shard_size": 1 << 20}, "shard_size"), ({"devices": 0}, "devices 0"),
-     ({"accelerator": "toaster"}, "toaster"),
+     ({"accelerator": "toaster"}, "toaster"), ({"refine": "CRF"}, "refine is .CRF., and must be none or crf"),
      ({"saliency_layer": "head"}, "layer head gives no map"), ({"layer": "features,head"}, "no layer 'features,head'"),
      ({"saliency_layer": "features"}, "saliency at layer features is the same everywhere")],
 )  # fmt: skip

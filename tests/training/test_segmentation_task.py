@@ -240,6 +240,11 @@ def test_a_point_has_the_weight_of_a_pixel_by_default(monkeypatch):
     assert task.losses(batch | {"mask": mask})["mask"].item() == pytest.approx(np.log(4) / 64**2 / 2, rel=1e-5)
 
 
+def test_an_unknown_loss():
+    with pytest.raises(InputError, match="loss is 'SEC', and must be sec or cross_entropy"):
+        SegmentationTask(CLASSES, **TINY, loss="SEC")
+
+
 @pytest.mark.parametrize("name", ["min_drawn_weight", "decay_fg", "decay_bg"])
 def test_a_weight_out_of_range(name):
     with pytest.raises(InputError, match=rf"{name} 2 is outside 0\.\.1"):

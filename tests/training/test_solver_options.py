@@ -81,11 +81,19 @@ def test_numbers_of_the_step_schedule(name, solver_of):
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize(("option", "value"), [
     ("lr", -1.0), ("lr", float("nan")), ("weight_decay", -1.0), ("head_lr_scale", -1.0), ("bias_lr_scale", -1.0),
-    ("momentum", -0.1), ("momentum", 1.0), ("step_size", 0), ("warmup_steps", -1),
+    ("momentum", -0.1), ("momentum", 1.0), ("step_size", 0), ("step_gamma", -0.1), ("warmup_steps", -1),
 ])  # fmt: skip
 def test_numbers_out_of_range(name, option, value):
     """A negative learning rate would train uphill without a word."""
     with pytest.raises(InputError, match=f"{option} {value}"):
+        TASKS[name](**{option: value})
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(("option", "value"), [("optimizer", "adam"), ("schedule", "linear")])
+def test_unknown_choices(name, option, value):
+    """From Python nothing else refuses them."""
+    with pytest.raises(InputError, match=f"{option} is '{value}', and must be .* or "):
         TASKS[name](**{option: value})
 
 
