@@ -123,6 +123,7 @@ def dispatch(words: list[str]) -> None:
     length = 2 if first == "seeds" else 1
     name, options = " ".join(words[:length]), words[length:]
     if name in RECIPE:
+        require_one_process(name)
         from training.recipes.run_recipe import run_recipe
 
         run_recipe(options, [*LIGHTNING, *FUNCTIONS], dispatch)

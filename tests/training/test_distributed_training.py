@@ -289,5 +289,7 @@ def test_commands_of_one_process(monkeypatch, capsys):
             patch.setenv(mark, "1")
             assert main(["evaluate", "--checkpoint=x"]) == 1
             assert f"evaluate works in one process, and 2 were started ({name}=2)" in capsys.readouterr().err
+            assert main(["run", "--config=none.yaml"]) == 1  # its stages would wait for each other
+            assert f"run works in one process, and 2 were started ({name}=2)" in capsys.readouterr().err
             assert main(["seeds", "generate", "--checkpoint=none", "--output=x"]) == 1  # this may be so started
             assert "there is no checkpoint none" in capsys.readouterr().err
