@@ -390,7 +390,7 @@ def plug_in(tmp_path, monkeypatch):
     sys.modules.pop("squares", None)
 
 
-def test_a_data_set_of_one_file_is_chosen_by_class_path(voc, plug_in):
+def test_a_data_set_of_one_file_is_chosen_by_class_path(voc, plug_in, tmp_path):
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)
     words = ["--data=squares.SquaresDataModule", f"--data.root={voc}", "--data.size=32", "--data.batch_size=2"]
@@ -403,6 +403,8 @@ def test_a_data_set_of_one_file_is_chosen_by_class_path(voc, plug_in):
     again = datamodule_from_settings(data.hparams, root=None)
     assert type(again) is type(data)
     assert again.settings == data.settings
+    elsewhere = shutil.copytree(voc, tmp_path / "elsewhere")  # it looks like VOC, and the plug-in reads it all the same
+    assert type(datamodule_from_settings(data.hparams, root=str(elsewhere))) is type(data)
 
 
 def test_a_data_module_from_settings(voc, tmp_path):
