@@ -14,7 +14,7 @@ from datamodules.class_names import check_classes, normalize_name, read_classes
 from datamodules.errors import InputError, did_you_mean
 from datamodules.files import AnyPath, is_uri, join_path, list_folder, read_bytes
 from datamodules.image_ids import forward_slashes, image_id, unicode_forms
-from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
+from datamodules.images import IMAGE_SUFFIXES, image_names, list_images, report_unread
 from datamodules.masks import find_masks, mask_folder
 from datamodules.progress import print_message
 from datamodules.sample import Sample, split_samples
@@ -195,7 +195,8 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
     """Return images whose tag is the name of their folder.
 
     An image with two tags may lie in both folders: files of one name and the same bytes are one image with both tags;
-    its id is the first of them. A message counts the images directly in ``root``, and those in folders of folders.
+    its id is the first of them. Messages count the images directly in ``root`` and those in folders of folders, and
+    images in formats that are not read.
 
     Args:
         root: the folder of folders; hidden folders and folders without an image are skipped.
@@ -207,7 +208,7 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
     tags: dict[AnyPath, set[str]] = {}
     by_name: dict[str, list[AnyPath]] = {}
     folders, files = list_folder(root)
-    left_out = image_names(files)
+    left_out, others = image_names(files), files
     for folder in folders:
         if folder.startswith(".") or root / folder == masks:
             continue
@@ -215,6 +216,7 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
         for each in below:
             if not each.startswith("."):
                 left_out += [f"{folder}/{each}/{name}" for name in list_images(root / folder / each)]
+        others += [f"{folder}/{name}" for name in files]
         for name in image_names(files):
             image = root / folder / name
             same_name = by_name.setdefault(name, [])
@@ -222,6 +224,7 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
             if first is image:
                 same_name.append(image)
             tags.setdefault(first, set()).add(normalize_name(folder))
+    report_unread(root, others)
     names = set().union(*tags.values())
     if names and {name.lower() for name in names} <= NO_TAGS:
         given = f"there is no {' and no '.join(TABLES_OF_TAGS)} in {root}"

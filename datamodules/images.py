@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from datamodules.errors import InputError, UnreadableError, os_errors
 from datamodules.files import AnyPath, is_uri, list_folder
 from datamodules.geotiff import GeoTiff, is_tiff, open_tiff
+from datamodules.progress import print_message
 from datamodules.tar_files import open_file
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes (lower case) of image files."""
+
+UNREAD_SUFFIXES = frozenset({
+    ".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
+    ".rw2",
+})  # fmt: skip
+"""Suffixes (lower case) of files that people take for images, and that are not read."""
 
 _ORIENTATION = ExifTags.Base.Orientation
 
@@ -56,6 +63,19 @@ def list_images(folder: AnyPath) -> list[str]:
 def image_names(files: Iterable[str]) -> list[str]:
     """Return those names of files that are names of images, by their suffixes; hidden files are none."""
     return [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
+
+
+def report_unread(folder: AnyPath, files: Iterable[str]) -> None:
+    """Print how many of the files in a folder are images in a format that is not read, and the first of them.
+
+    Args:
+        folder: the folder.
+        files: paths relative to it; hidden files do not count.
+    """
+    paths = map(PurePosixPath, files)
+    unread = [path for path in paths if path.suffix.lower() in UNREAD_SUFFIXES and not path.name.startswith(".")]
+    if unread:
+        print_message(f"{len(unread)} files of {folder} are not read, first {unread[0]}: convert them to JPEG")
 
 
 class _PixelLimit:

@@ -2,23 +2,17 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from upath import UPath
 
 from datamodules.errors import InputError
 from datamodules.files import AnyPath, is_uri, list_folder, write_csv
-from datamodules.images import IMAGE_SUFFIXES, image_names, list_images
+from datamodules.images import IMAGE_SUFFIXES, image_names, list_images, report_unread
 from datamodules.progress import print_message
 from datamodules.sample import Sample, file_samples
 from datamodules.tables import TABLES, path_in_table, read_rows
 from datamodules.voc import MASK_FOLDERS
-
-UNREAD_SUFFIXES = frozenset({
-    ".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
-    ".rw2",
-})  # fmt: skip
-"""Suffixes (lower case) of files that people take for images, and that are not read."""
 
 
 def forbid_replacing(samples: Sequence[Sample], targets: Iterable[Path], paths: Iterable[AnyPath] = ()) -> None:
@@ -139,9 +133,7 @@ def _images_of_folder(path: AnyPath, given: Sequence[AnyPath]) -> dict[AnyPath, 
         found = {image: f"{image.parent.name}/{image.stem}" for image in images}
     elif below := sum(_count_images(folder) for folder in folders if folder not in given):
         print_message(f"{below} images in folders of {path} are left out: name these folders, too")
-    unread = [name for name in files if PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES]
-    if unread:
-        print_message(f"{len(unread)} files of {path} are not read, first {unread[0]}: convert them to JPEG")
+    report_unread(path, files)
     return found
 
 

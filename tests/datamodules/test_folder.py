@@ -357,6 +357,23 @@ def test_images_beside_the_folders_of_tags_are_reported(folders, capsys):
     assert message.endswith("first cat/old/6.jpg\n")
 
 
+def test_images_in_formats_that_are_not_read_are_reported(folders, capsys):
+    """Photos of telephones, which would otherwise be missing from a training unnoticed."""
+    for name in (
+        "cat/6.HEIC",
+        "dog/7.avif",
+        "8.gif",
+        "dog/._9.heic",
+        "cat/notes.txt",
+        "masks/1.heic",
+        "cat/old/1.heic",
+    ):
+        (folders / name).parent.mkdir(exist_ok=True)
+        (folders / name).touch()
+    assert FolderDataModule(folders).classes == ("cat", "dog")
+    assert capsys.readouterr().err == f"3 files of {folders} are not read, first 8.gif: convert them to JPEG\n"
+
+
 def test_no_image_in_any_folder(tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(InputError, match="contains no image"):
