@@ -20,7 +20,7 @@ from datamodules.progress import print_message
 from datamodules.tar_files import open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
     from torch import Tensor
 
@@ -61,8 +61,13 @@ def list_images(folder: AnyPath) -> list[str]:
 
 
 def image_names(files: Iterable[str]) -> list[str]:
-    """Return those names of files that are names of images, by their suffixes; hidden files are none."""
-    return [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
+    """Return those names or paths of files that are of images, by their suffixes; hidden files are none."""
+    return _with_suffixes(files, IMAGE_SUFFIXES)
+
+
+def _with_suffixes(files: Iterable[str], suffixes: Container[str]) -> list[str]:
+    paths = [(name, PurePosixPath(name)) for name in files]
+    return [name for name, path in paths if path.suffix.lower() in suffixes and not path.name.startswith(".")]
 
 
 def report_unread(folder: AnyPath, files: Iterable[str]) -> None:
@@ -72,9 +77,7 @@ def report_unread(folder: AnyPath, files: Iterable[str]) -> None:
         folder: the folder.
         files: paths relative to it; hidden files do not count.
     """
-    paths = map(PurePosixPath, files)
-    unread = [path for path in paths if path.suffix.lower() in UNREAD_SUFFIXES and not path.name.startswith(".")]
-    if unread:
+    if unread := _with_suffixes(files, UNREAD_SUFFIXES):
         print_message(f"{len(unread)} files of {folder} are not read, first {unread[0]}: convert them to JPEG")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from upath import UPath
 
@@ -129,10 +129,11 @@ def _images_of_folder(path: AnyPath, given: Sequence[AnyPath]) -> dict[AnyPath, 
     folders = [path / name for name in names if not name.startswith(".")]
     found = dict[AnyPath, str | None].fromkeys(path / name for name in image_names(files))
     if not found:
-        images = [folder / name for folder in folders for name in list_images(folder)]
-        found = {image: f"{image.parent.name}/{image.stem}" for image in images}
-    elif below := sum(_count_images(folder) for folder in folders if folder not in given):
-        print_message(f"{below} images in folders of {path} are left out: name these folders, too")
+        below = [f"{folder.name}/{name}" for folder in folders for name in list_folder(folder)[1]]
+        found = {path / name: str(PurePosixPath(name).with_suffix("")) for name in image_names(below)}
+        files += below
+    elif left_out := sum(_count_images(folder) for folder in folders if folder not in given):
+        print_message(f"{left_out} images in folders of {path} are left out: name these folders, too")
     report_unread(path, files)
     return found
 

@@ -243,6 +243,19 @@ def test_what_a_folder_contains_beside_its_photos_is_reported(checkpoint, photos
     assert f"1 files of {photos} are not read, first b.HEIC: convert them to JPEG" in err
 
 
+def test_what_folders_of_tags_contain_beside_their_photos(checkpoint, photos, tmp_path, capsys):
+    """The ids have the name of the tag; hidden files are left out, and formats that are not read are counted."""
+    root = tmp_path / "root"
+    (root / "cat").mkdir(parents=True)
+    for name in ("x.y.jpg", "._x.jpg"):
+        shutil.copyfile(photos / "a.jpg", root / "cat" / name)
+    for name in ("b.HEIC", "._b.HEIC"):
+        (root / "cat" / name).touch()
+    written = predict(checkpoint, UPath(root), tmp_path / "out", crf=False, num_workers=0)
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in written] == ["cat/x.y.png"]
+    assert f"1 files of {root} are not read, first cat/b.HEIC: convert them to JPEG" in capsys.readouterr().err
+
+
 def test_images_of_a_table(checkpoint, photos, tmp_path):
     """Such as the first rows of a review: in their order."""
     table = tmp_path / "review.csv"
