@@ -208,7 +208,7 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
     tags: dict[AnyPath, set[str]] = {}
     by_name: dict[str, list[AnyPath]] = {}
     folders, files = list_folder(root)
-    left_out, others = image_names(files), files
+    left_out, listed = image_names(files), files
     for folder in folders:
         if folder.startswith(".") or root / folder == masks:
             continue
@@ -216,7 +216,7 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
         for each in below:
             if not each.startswith("."):
                 left_out += [f"{folder}/{each}/{name}" for name in list_images(root / folder / each)]
-        others += [f"{folder}/{name}" for name in files]
+        listed += [f"{folder}/{name}" for name in files]
         for name in image_names(files):
             image = root / folder / name
             same_name = by_name.setdefault(name, [])
@@ -224,7 +224,7 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
             if first is image:
                 same_name.append(image)
             tags.setdefault(first, set()).add(normalize_name(folder))
-    report_unread(root, others)
+    report_unread(root, listed)
     names = set().union(*tags.values())
     if names and {name.lower() for name in names} <= NO_TAGS:
         given = f"there is no {' and no '.join(TABLES_OF_TAGS)} in {root}"

@@ -66,6 +66,7 @@ def image_names(files: Iterable[str]) -> list[str]:
 
 
 def _with_suffixes(files: Iterable[str], suffixes: Container[str]) -> list[str]:
+    """Return those names or paths of files that end in one of the suffixes, in lower or upper case; no hidden files."""
     paths = [(name, PurePosixPath(name)) for name in files]
     return [name for name, path in paths if path.suffix.lower() in suffixes and not path.name.startswith(".")]
 
