@@ -123,8 +123,10 @@ class OneSentenceErrors:
         subcommands: Any = getattr(self, "_subcommands_action", None)
         parsers: list[Any] = [self, *getattr(subcommands, "_name_parser_map", {}).values()]
         keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
-        if "root" in keys and (word := re.search(r"unrecognized arguments: ([^-\s].*)", message)):
-            raise UsageError(f"'{word[1]}' is no option; did you mean --root {word[1]}?") from ex
+        if word := re.search(r"unrecognized arguments: ([^-\s].*)", message):
+            likely = (*(("checkpoint",) if word[1].endswith(".ckpt") else ()), "cache", "root", "images")
+            if option := next((name for name in likely if name in keys), None):
+                raise UsageError(f"'{word[1]}' is no option; did you mean --{option} {word[1]}?") from ex
         positional = {action.dest for action in self._actions if not action.option_strings}  # type: ignore[attr-defined]
         if "photos" in positional and re.search(r"(unrecognized arguments: |[Oo]ption '|[Kk]ey ')-*images", message):
             raise UsageError("images are given without an option, as in tag2mask explain IMAGE") from ex

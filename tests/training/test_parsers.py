@@ -162,9 +162,13 @@ def test_options_that_are_lists_of_names(capsys):
     assert "classes:\n- cat\n- dog\n" in capsys.readouterr().out
 
 
-def test_a_folder_without_its_option():
-    with pytest.raises(UsageError, match="'photos' is no option; did you mean --root photos"):
-        run_function(*FUNCTIONS["check"], "check", ["photos"])
+@pytest.mark.parametrize(("command", "word", "option"), [
+    ("check", "photos", "root"), ("seeds info", "runs/seeds", "cache"), ("seeds evaluate", "runs/seeds", "cache"),
+    ("evaluate", "photos", "root"), ("evaluate", "last.ckpt", "checkpoint"), ("predict", "photos", "images"),
+])  # fmt: skip
+def test_a_path_without_its_option(command, word, option):
+    with pytest.raises(UsageError, match=f"'{word}' is no option; did you mean --{option} {word}"):
+        run_function(*FUNCTIONS[command], command, [word])
 
 
 def test_images_of_explain_have_no_option():
