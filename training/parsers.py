@@ -124,7 +124,8 @@ class OneSentenceErrors:
         parsers: list[Any] = [self, *getattr(subcommands, "_name_parser_map", {}).values()]
         keys = {action.dest.split(".")[-1] for each in parsers for action in each._actions if action.dest}  # noqa: SLF001
         if word := re.search(r"unrecognized arguments: ([^-\s].*)", message):
-            likely = (*(("checkpoint",) if word[1].endswith(".ckpt") else ()), "cache", "root", "images")
+            is_checkpoint = word[1].endswith(".ckpt")
+            likely = ("checkpoint",) if is_checkpoint else ("cache", "root", "images")
             if option := next((name for name in likely if name in keys), None):
                 raise UsageError(f"'{word[1]}' is no option; did you mean --{option} {word[1]}?") from ex
         positional = {action.dest for action in self._actions if not action.option_strings}  # type: ignore[attr-defined]
