@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from seeds.job_options import JobOptions
 from seeds.score_maps import resize_maps
 from seeds.tiles import Tiling, blended_rows, reduce_image, sample_grid
 
+Refinement = Literal["none", "crf"]
+
 
 def generate_seeds(
     checkpoint: UPath,
@@ -48,7 +50,7 @@ def generate_seeds(
     cue_stride: int = 8,
     fg_threshold: float = 0.2,
     bg_fraction: float = 0.1,
-    refine: Literal["none", "crf"] = "none",
+    refine: Refinement = "none",
     conf_fg: float = 0.30,
     conf_bg: float = 0.05,
     job: JobOptions = JobOptions(),
@@ -96,7 +98,7 @@ def generate_seeds(
         InputError: a checkpoint, folder, layer or number is not usable, the maps are not finite, or the disk is full.
             Finished shards stay.
     """
-    require_choice("refine", refine, ("none", "crf"))
+    require_choice("refine", refine, get_args(Refinement))
     require_below_one(fg_threshold=fg_threshold, bg_fraction=bg_fraction, conf_fg=conf_fg, conf_bg=conf_bg)
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise InputError(f"scales {list(scales)} must be positive, at least one")

@@ -1,18 +1,19 @@
 """The function `dense_crf`: it checks its arguments and chooses the engine."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, require_choice
 from seeds.crf.exact_mean_field import exact_mean_field
 from seeds.crf.gaussian_kernels import Kernels
 from seeds.crf.lattice_mean_field import lattice_mean_field
 from seeds.crf.torch_lattice_mean_field import torch_lattice_mean_field
 
 NARROWEST = 1e-6  # standard deviation of a kernel: below about 1e-19 the inverse of its square overflows float32
+Engine = Literal["auto", "exact", "lattice"]
 EXACT_PIXELS = 4096
 """Largest image for which "auto" uses the exact engine on an accelerator; its kernel matrix takes 67 MB per image."""
 
@@ -29,7 +30,7 @@ def dense_crf(
     bilateral_srgb: float = 13.0,
     gaussian_weight: float = 3.0,
     gaussian_sxy: float = 3.0,
-    engine: Literal["auto", "exact", "lattice"] = "auto",
+    engine: Engine = "auto",
 ) -> Tensor:
     """Sharpen label scores along the edges of an image: mean field in the fully connected CRF.
 
@@ -60,8 +61,7 @@ def dense_crf(
             out of range.
     """
     shapes = f"image {tuple(image.shape)} {image.dtype}, logits {tuple(logits.shape)} {logits.dtype}"
-    if engine not in ("auto", "exact", "lattice"):
-        raise InputError(f"the CRF's engine is 'auto', 'exact' or 'lattice', not {engine!r}")
+    require_choice("the CRF's engine", engine, get_args(Engine))
     if iterations < 0:
         raise InputError(f"iterations of the CRF must not be negative, not {iterations}")
     if image.dtype != torch.uint8 or not getattr(logits.dtype, "is_floating_point", False):  # NumPy's have none
