@@ -9,13 +9,13 @@ import hashlib
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -25,6 +25,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 
 from datamodules.annotations.drawn_labels import Drawn, corrected_cues
 from datamodules.base_datamodule import BaseDataModule, covered_samples
@@ -55,7 +56,7 @@ from seeds.distributed import (
 )
 from seeds.job_options import JobOptions
 from seeds.lost_classes import report_lost_background, report_lost_classes
-from seeds.precision import ResolvedPrecision, resolve_precision
+from seeds.precision import resolve_precision
 from seeds.provenance import annotations_sha256, ids_sha256, package_versions
 
 NOT_RECORDED = ("num_workers", "max_unreadable", "strict")  # data settings on which a shard's bytes do not depend
@@ -130,6 +131,11 @@ class SeedModule(pl.LightningModule):
         except InputError as error:
             self.problem = str(error)
             return []
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        """Stop after SIGTERM: Lightning stops trainings alone."""
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
 
     @abstractmethod
     def predict_seeds(self, batch: dict[str, Any]) -> list[Seed]:
@@ -219,7 +225,7 @@ def write_seed_cache(
     threads = torch.get_num_threads()
     try:
         with _quiet_lightning():
-            trainer = _trainer(job, cache.settings["precision"], writer)
+            trainer = _trainer(job, [writer])
             trainer.predict(module, writer.batches(source.data, module), return_predictions=False)
         writer.close(module, finished=True)
         states = gather_objects((module.problem, writer.found))
@@ -268,6 +274,36 @@ def _cache_writer(
     return SeedCacheWriter(output, data.classes, settings, ids, inputs, left_out, blocks.names)
 
 
+def predict_some(module: SeedModule, source: JobSource, job: JobOptions, samples: Sequence[Sample]) -> list[Seed]:
+    """Return the seeds of some images in order, without their annotations; each process predicts all of them.
+
+    Unreadable images are left out.
+
+    Raises:
+        InputError: a device or the network is not usable.
+        KeyboardInterrupt: a person stopped the job.
+    """
+    data = source.data
+    images = ImageDataset(samples, data.classes, module.image_size, channels=data.in_channels)
+    loader = image_loader(
+        images, num_workers=data.hparams["num_workers"], batch_size=data.hparams["batch_size"],
+        sampler=SequentialSampler(images),
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(job.threads)
+        with _quiet_lightning():
+            trainer = _trainer(job, [])
+            seeds = cast("list[list[Seed]]", trainer.predict(module, loader))
+    except SystemExit as leave:
+        raise exit_reason(leave) from None
+    finally:
+        torch.set_num_threads(threads)
+    if module.problem:
+        raise InputError(module.problem) if trainer.is_global_zero else SystemExit(0)
+    return [seed for batch in seeds for seed in batch]
+
+
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Silence the messages of Lightning about what this job arranges itself."""
@@ -281,7 +317,7 @@ def _quiet_lightning() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _trainer(job: JobOptions, precision: ResolvedPrecision, writer: "ShardWriter") -> pl.Trainer:
+def _trainer(job: JobOptions, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Return the trainer of this process: one of those that work together, or on its own.
 
     Raises:
@@ -296,9 +332,9 @@ def _trainer(job: JobOptions, precision: ResolvedPrecision, writer: "ShardWriter
         devices, num_nodes = ([local_rank() % torch.cuda.device_count()] if on_gpu else 1), 1
     try:
         trainer = pl.Trainer(
-            accelerator=job.accelerator, devices=devices, num_nodes=num_nodes, precision=precision,
-            callbacks=[writer], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, deterministic="warn" if on_gpu else False,
+            accelerator=job.accelerator, devices=devices, num_nodes=num_nodes, callbacks=callbacks,
+            precision=resolve_precision(job.precision, job.accelerator), logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, deterministic="warn" if on_gpu else False,
             inference_mode=False,  # Grad-CAM differentiates
             use_distributed_sampler=False,  # shards are dealt by number
             plugins=environments,
@@ -459,10 +495,8 @@ class ShardWriter(pl.Callback):
             self._images += 0 if known else len(samples)
             yield samples, batches
 
-    def on_predict_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int, *_: Any) -> None:
+    def on_predict_batch_end(self, _trainer: Any, module: Any, outputs: Any, batch: Any, index: int, *_: Any) -> None:
         """Pass the seeds of a batch to the thread; the last batch of a shard completes it."""
-        if trainer.received_sigterm:  # Lightning stops trainings alone
-            raise SIGTERMException
         number, images = self._batches[index]
         self._progress.update(advance=images)
         self.wait(module)  # so that no more than one batch of images is in memory

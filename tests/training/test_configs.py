@@ -42,6 +42,10 @@ def test_the_recommended_recipe():
     walk = {key: read["refine_voc_animals"][key] for key in ("radius", "beta", "steps", "fg_threshold", "crf")}
     assert walk == {"radius": 5, "beta": 10, "steps": 256, "fg_threshold": 0.25, "crf": True}
     assert walk == {key: inspect.signature(refine_seeds).parameters[key].default for key in walk}
+    thresholds = {
+        name: read[name]["stages"]["walk"]["options"].get("fg_threshold") for name in ("photos", "voc_animals")
+    }
+    assert thresholds == {"photos": "auto", "voc_animals": None}
     affinity, labels = (read[f"{name}_voc_animals"]["model"]["init_args"] for name in ("affinity", "labels"))
     assert (affinity["radius"], affinity["lr"], affinity["weight_decay"]) == (10, 0.1, 1e-4)
     assert (affinity["bias_lr_scale"], labels["loss"]) == (1, "cross_entropy")

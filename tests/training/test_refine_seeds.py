@@ -1,6 +1,7 @@
 """`fit` on affinities and `tag2mask seeds refine`: a cache whose maps have walked."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from datamodules.errors import InputError
 from datamodules.images import normalize
 from datamodules.masks import read_class_mask
-from datamodules.sample import multi_hot
+from datamodules.sample import Sample, multi_hot
+from datamodules.sample_blocks import consecutive_blocks
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.shard import NO_CUE, as_stored
 from datamodules.transforms import resize_nearest
@@ -19,7 +21,8 @@ from seeds.affinity.affinity_task import AffinityTask
 from seeds.affinity.random_walk import random_walk
 from seeds.cache_job import Seed
 from seeds.checkpoints import load_task
-from seeds.refine_seeds import RandomWalkModule, within_boxes
+from seeds.job_options import JobOptions
+from seeds.refine_seeds import RandomWalkModule, equal_area_threshold, within_boxes
 from tests.seed_caches import CacheWriter
 from tests.training.conftest import data_of
 from tests.training.fits import fit
@@ -198,6 +201,62 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
     for option, value in others.items():
         assert refine(varied, boundaries, tmp_path / "walked", *words, f"--{option}", value) == 1
         assert f"exists already, made with {option}" in capsys.readouterr().err
+
+
+def test_the_automatic_threshold_keeps_the_area_of_the_maps(voc, cues, boundaries, tmp_path, capsys):
+    """Its cache is that of the threshold given as a number, for which float64 finds the area of the maps, too."""
+    generator, words = np.random.default_rng(1), ["--steps=8", "--radius=3", "--beta=2", "--crf=false"]
+    auto = [*words, "--fg_threshold=auto"]
+    start = copied(SeedCache(cues), tmp_path / "start", maps_of=lambda _name, own, maps: (own, uneven(generator, maps)))
+    assert refine(start, boundaries, tmp_path / "auto", *auto) == 0
+    old, new = SeedCache(start), SeedCache(tmp_path / "auto")
+    threshold, before, after = new.settings["fg_threshold"], 0, list[float]()
+    for name in new.ids:
+        for map_before, map_after in zip(old.maps(name)[1], new.maps(name)[1], strict=True):
+            large = torch.nn.functional.interpolate(
+                torch.from_numpy(map_before)[None, None].double(), (16, 16), mode="bilinear"
+            )
+            before += int((large > 0.2 * large.max()).sum())
+            after += (map_after.astype(float) / map_after.max()).flatten().tolist()
+    differences = {each: abs((np.array(after) >= each).sum() - before) for each in np.arange(1, 100) / 100}
+    assert differences[threshold] <= min(differences.values()) + 2
+    assert sorted(differences.values())[10] > differences[threshold] + 10  # others do not
+    assert f"fg_threshold {threshold}: labels cover as many positions as the maps" in capsys.readouterr().err
+    assert refine(start, boundaries, tmp_path / "number", *words, f"--fg_threshold={threshold}") == 0
+    for shard in sorted((tmp_path / "auto").glob("*.safetensors")):
+        assert shard.read_bytes() == (tmp_path / "number" / shard.name).read_bytes()
+    assert refine(start, boundaries, tmp_path / "auto", *auto) == 0  # a second time, the cache is kept
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_the_area_of_maps_by_hand(tmp_path, monkeypatch):
+    """Three positions of four exceed 0.2 before the walk, and 0.35 after it; the map of a small class does not count.
+
+    Untagged images, and images whose maps are missing, are not predicted.
+    """
+    with CacheWriter(tmp_path / "c", ["x", "y"], {"small_classes": ["y"], "fg_threshold": 0.2}) as writer:
+        before = np.array([[[2, 1], [0.5, 0.3]], [[1, 1], [1, 1]]], np.float32)
+        writer.add("a", np.zeros((2, 2), np.uint8), map_classes=np.array([0, 1]), maps=before)
+        for name in ("small", "none", "lacking"):
+            writer.add(name, np.zeros((2, 2), np.uint8))
+    tags = {"a": {"x", "y"}, "small": {"y"}, "none": set(), "lacking": {"x"}, "not in the cache": {"x"}}
+    samples = [Sample(name, f"{name}.png", frozenset(own)) for name, own in tags.items()]
+    predicted = []
+
+    def walked(_module, _source, _job, chosen):
+        predicted.extend(sample.id for sample in chosen)
+        return [Seed("a", np.array([0, 1]), np.array([[[4, 2], [1.6, 1.2]], [[1, 1], [1, 1]]], np.float32))]
+
+    monkeypatch.setattr("seeds.refine_seeds.predict_some", walked)
+    settings = SETTINGS | {"size": 8}
+    module = RandomWalkModule(torch.nn.Identity(), settings, SeedCache(tmp_path / "c"))
+    for blocks in (consecutive_blocks(samples, 2), replace(consecutive_blocks(samples, 2), samples=None)):
+        predicted.clear()
+        source = SimpleNamespace(blocks=blocks, data=SimpleNamespace(classes=("x", "y")))
+        assert 0.3 < equal_area_threshold(module, source, JobOptions()) <= 0.4
+        assert predicted == ["a"]
+    empty = SimpleNamespace(blocks=consecutive_blocks(samples[1:3], 2), data=source.data)
+    assert equal_area_threshold(module, empty, JobOptions()) == 0.25
 
 
 def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
