@@ -229,6 +229,17 @@ def test_the_automatic_threshold_keeps_the_area_of_the_maps(voc, cues, boundarie
     assert "is there already" in capsys.readouterr().err
 
 
+def test_no_cache_is_begun_if_no_threshold_can_be_chosen(cues, boundaries, tmp_path, monkeypatch, capsys):
+    content = torch.load(boundaries, weights_only=True)
+    content["state_dict"] = {key: value * torch.nan for key, value in content["state_dict"].items()}
+    torch.save(content, tmp_path / "nan.ckpt")
+    assert refine(cues, tmp_path / "nan.ckpt", tmp_path / "out", "--fg_threshold=auto") == 1
+    assert capsys.readouterr().err.count("are not finite") == 1
+    monkeypatch.setattr("pytorch_lightning.Trainer.received_sigterm", True)
+    assert refine(cues, boundaries, tmp_path / "out", "--fg_threshold=auto") == 143
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_area_of_maps_by_hand(tmp_path, monkeypatch):
     """Three positions of four exceed 0.2 before the walk, and 0.35 after it; the map of a small class does not count.
 
