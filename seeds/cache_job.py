@@ -56,7 +56,7 @@ from seeds.distributed import (
 )
 from seeds.job_options import JobOptions
 from seeds.lost_classes import report_lost_background, report_lost_classes
-from seeds.precision import resolve_precision
+from seeds.precision import ResolvedPrecision, resolve_precision
 from seeds.provenance import annotations_sha256, ids_sha256, package_versions
 
 NOT_RECORDED = ("num_workers", "max_unreadable", "strict")  # data settings on which a shard's bytes do not depend
@@ -225,7 +225,7 @@ def write_seed_cache(
     threads = torch.get_num_threads()
     try:
         with _quiet_lightning():
-            trainer = _trainer(job, [writer])
+            trainer = _trainer(job, cache.settings["precision"], writer)
             trainer.predict(module, writer.batches(source.data, module), return_predictions=False)
         writer.close(module, finished=True)
         states = gather_objects((module.problem, writer.found))
@@ -293,7 +293,7 @@ def predict_some(module: SeedModule, source: JobSource, job: JobOptions, samples
     try:
         torch.set_num_threads(job.threads)
         with _quiet_lightning():
-            trainer = _trainer(job, [])
+            trainer = _trainer(job, resolve_precision(job.precision, job.accelerator))
             seeds = cast("list[list[Seed]]", trainer.predict(module, loader))
     except SystemExit as leave:
         raise exit_reason(leave) from None
@@ -317,7 +317,7 @@ def _quiet_lightning() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _trainer(job: JobOptions, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(job: JobOptions, precision: ResolvedPrecision, *callbacks: pl.Callback) -> pl.Trainer:
     """Return the trainer of this process: one of those that work together, or on its own.
 
     Raises:
@@ -332,9 +332,9 @@ def _trainer(job: JobOptions, callbacks: list[pl.Callback]) -> pl.Trainer:
         devices, num_nodes = ([local_rank() % torch.cuda.device_count()] if on_gpu else 1), 1
     try:
         trainer = pl.Trainer(
-            accelerator=job.accelerator, devices=devices, num_nodes=num_nodes, callbacks=callbacks,
-            precision=resolve_precision(job.precision, job.accelerator), logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, deterministic="warn" if on_gpu else False,
+            accelerator=job.accelerator, devices=devices, num_nodes=num_nodes, precision=precision,
+            callbacks=list(callbacks), logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, deterministic="warn" if on_gpu else False,
             inference_mode=False,  # Grad-CAM differentiates
             use_distributed_sampler=False,  # shards are dealt by number
             plugins=environments,

@@ -4,6 +4,7 @@ After irn's step for semantic segmentation (Ahn, Cho & Kwak, CVPR 2019, ``step/m
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from seeds.affinity.random_walk import random_walk
 from seeds.cache_job import JobSource, Seed, SeedModule, predict_some, write_seed_cache
 from seeds.crf_refinement import crf_settings, refined_cues
 from seeds.job_options import JobOptions
+from seeds.precision import resolve_precision
 from seeds.score_maps import divide_by_maxima, resize_maps
 
 DRAWN_SHARE = 0.4
@@ -99,6 +101,7 @@ def refine_seeds(
         checkpoint, AffinityTask, job, images, root=root, train_split=split, annotations=annotations
     )
     start = SeedCache(cache)
+    job = replace(job, precision=resolve_precision(job.precision, job.accelerator))  # once, as its choice is printed
     settings = {
         "method": "refine", "backbone": source.task.hparams["backbone"], "radius": radius, "beta": beta, "steps": steps,
         "size": source.data.hparams["eval_size"] if size is None else size, "cue_stride": cue_stride,

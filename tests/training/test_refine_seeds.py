@@ -221,7 +221,9 @@ def test_the_automatic_threshold_keeps_the_area_of_the_maps(voc, cues, boundarie
     differences = {each: abs((np.array(after) >= each).sum() - before) for each in np.arange(1, 100) / 100}
     assert differences[threshold] <= min(differences.values()) + 2
     assert sorted(differences.values())[10] > differences[threshold] + 10  # others do not
-    assert f"fg_threshold {threshold}: labels cover as many positions as the maps" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert f"fg_threshold {threshold}: labels cover as many positions as the maps" in printed
+    assert printed.count("precision: ") == 1
     assert refine(start, boundaries, tmp_path / "number", *words, f"--fg_threshold={threshold}") == 0
     for shard in sorted((tmp_path / "auto").glob("*.safetensors")):
         assert shard.read_bytes() == (tmp_path / "number" / shard.name).read_bytes()
