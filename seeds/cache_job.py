@@ -222,22 +222,18 @@ def write_seed_cache(
     """
     cache = _cache_writer(output, module, source, job, caches)
     writer = ShardWriter(cache, source.blocks, job)
-    threads = torch.get_num_threads()
     try:
-        with _quiet_lightning():
+        with _lightning_run():
             trainer = _trainer(job, cache.settings["precision"], writer)
             trainer.predict(module, writer.batches(source.data, module), return_predictions=False)
-        writer.close(module, finished=True)
-        states = gather_objects((module.problem, writer.found))
-        if trainer.is_global_zero:
-            if problem := next((each for each, _ in states if each), ""):
-                raise InputError(problem)
-            _report(cache, job, sum(found for _, found in states))
-    except SystemExit as leave:
-        raise exit_reason(leave) from None
+            writer.close(module, finished=True)
+            states = gather_objects((module.problem, writer.found))
+            if trainer.is_global_zero:
+                if problem := next((each for each, _ in states if each), ""):
+                    raise InputError(problem)
+                _report(cache, job, sum(found for _, found in states))
     finally:
         writer.close(module, finished=False)  # finished shards stay, also after an error or Ctrl-C
-        torch.set_num_threads(threads)
         cache.remove_empty_folder()
 
 
@@ -289,32 +285,34 @@ def predict_some(module: SeedModule, source: JobSource, job: JobOptions, samples
         images, num_workers=data.hparams["num_workers"], batch_size=data.hparams["batch_size"],
         sampler=SequentialSampler(images),
     )  # fmt: skip
-    threads = torch.get_num_threads()
-    try:
+    with _lightning_run():
         torch.set_num_threads(job.threads)
-        with _quiet_lightning():
-            trainer = _trainer(job, resolve_precision(job.precision, job.accelerator))
-            seeds = cast("list[list[Seed]]", trainer.predict(module, loader))
-    except SystemExit as leave:
-        raise exit_reason(leave) from None
-    finally:
-        torch.set_num_threads(threads)
+        trainer = _trainer(job, resolve_precision(job.precision, job.accelerator))
+        seeds = cast("list[list[Seed]]", trainer.predict(module, loader))
     if module.problem:
         raise InputError(module.problem) if trainer.is_global_zero else SystemExit(0)
     return [seed for batch in seeds for seed in batch]
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence the messages of Lightning about what this job arranges itself."""
+def _lightning_run() -> Iterator[None]:
+    """Silence Lightning's messages about what a job arranges itself, and restore torch's threads at the end.
+
+    Raises:
+        KeyboardInterrupt: in place of Lightning's exit after Ctrl-C.
+    """
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    threads = torch.get_num_threads()
     try:
         for name in levels:
             logging.getLogger(name).setLevel(logging.WARNING)
         yield
+    except SystemExit as leave:
+        raise exit_reason(leave) from None
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+        torch.set_num_threads(threads)
 
 
 def _trainer(job: JobOptions, precision: ResolvedPrecision, *callbacks: pl.Callback) -> pl.Trainer:
