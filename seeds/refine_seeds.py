@@ -19,6 +19,7 @@ from datamodules.errors import InputError
 from datamodules.images import to_uint8
 from datamodules.progress import print_message
 from datamodules.sample import multi_hot
+from datamodules.samplers import evenly_spaced
 from datamodules.seed_cache.cache import SMALL_CLASSES, SeedCache
 from datamodules.seed_cache.shard import NO_CUE, as_stored
 from datamodules.transforms import resize_nearest
@@ -233,13 +234,13 @@ def equal_area_threshold(module: RandomWalkModule, source: JobSource, job: JobOp
     Raises:
         InputError: images of tar files cannot be listed, or a device or the network is not usable.
     """
-    start, samples, count = module.start, source.blocks.samples, len(source.blocks.names)
+    start, blocks, samples = module.start, source.blocks, source.blocks.samples
     if samples is None:
-        samples = [each for number in _evenly_chosen(count, AREA_FILES) for each in source.blocks.read(number)]
+        samples = [each for number in evenly_spaced(len(blocks.names), AREA_FILES) for each in blocks.read(number)]
     labels = multi_hot(samples, source.data.classes) != 0
     large = np.setdiff1d(np.arange(labels.shape[1]), np.array(module.small, int) - 1)
     tagged = [i for i in np.flatnonzero(labels[:, large].any(axis=1)).tolist() if samples[i].id in start]
-    chosen = [tagged[i] for i in _evenly_chosen(len(tagged), AREA_IMAGES)]
+    chosen = [tagged[i] for i in evenly_spaced(len(tagged), AREA_IMAGES)]
     chosen = [i for i in chosen if np.isin(np.flatnonzero(labels[i]), start.maps(samples[i].id)[0]).all()]
     threshold = start.settings.get("fg_threshold", 0.2)
     before, after = 0, np.zeros(100, int)  # positions, of the maps after the walk by their hundredths of the maximum
@@ -253,10 +254,6 @@ def equal_area_threshold(module: RandomWalkModule, source: JobSource, job: JobOp
     found = round(0.01 * float(1 + np.abs(areas[1:] - before).argmin()), 2)
     print_message(f"fg_threshold {found}: labels cover as many positions as the maps before the walk at {threshold}")
     return found
-
-
-def _evenly_chosen(count: int, number: int) -> list[int]:
-    return [round(index) for index in np.linspace(0, count - 1, min(count, number))]
 
 
 def within_boxes(
