@@ -48,8 +48,8 @@ class Finding(NamedTuple):
     """A problem that was found.
 
     Attributes:
-        kind: ``unreadable``, ``identical``, ``composed``, ``spelling``, ``empty``, ``numbers``, ``untagged``,
-            ``few``, ``everywhere``, ``together``, ``masks``, ``small`` or ``dark``.
+        kind: ``shared``, ``unreadable``, ``identical``, ``composed``, ``spelling``, ``empty``, ``numbers``,
+            ``untagged``, ``few``, ``everywhere``, ``together``, ``masks``, ``small`` or ``dark``.
         sentence: what was found and what to do.
         images: ids concerned, where it is about images; groups of them for ``identical``.
         classes: names concerned, where it is about classes.
@@ -99,11 +99,15 @@ def check_data(
         check_output_folder(output.parent)
     data = datamodule_from_settings(None, root=root, classes=classes, train_split=split, val_split=validation)
     split = data.hparams["train_split"]
-    samples, others = data.samples(split), list[Sample]()
-    ids = {sample.id for sample in samples}
+    samples, others, shared = data.samples(split), list[Sample](), list[str]()
+    ids, images = {sample.id for sample in samples}, {sample.image for sample in samples}
     if (val_split := data.hparams["val_split"]) is not None:
         try:
-            others = [sample for sample in data.samples(val_split) if sample.id not in ids]
+            for each in data.samples(val_split):
+                if each.image in images:
+                    shared.append(each.id)
+                else:  # splits in two folders may number their images alike
+                    others.append(replace(each, id=f"{val_split}/{each.id}") if each.id in ids else each)
         except InputError as error:
             if validation is not None:
                 raise
@@ -114,6 +118,7 @@ def check_data(
     by_id = {sample.id: sample for sample in everything}
     groups = [[by_id[name] for name in group] for group in near_groups(fingerprints)]
     found = [
+        *(shared_images(shared) if split != "all" else ()),  # which contains val
         *unreadable_images(unreadable, len(everything)),
         *identical_images(groups, {sample.id for sample in others}),
         *name_problems(data.classes),
@@ -147,6 +152,14 @@ def unreadable_images(reasons: Mapping[str, str], total: int) -> list[Finding]:
         f"module's option max_unreadable: {first_few(list(reasons))}. The first: {next(iter(reasons.values()))}"
     )
     return [Finding("unreadable", sentence, list(reasons))]
+
+
+def shared_images(shared: Sequence[str]) -> list[Finding]:
+    """Return a finding about images that are in the training and in the validation split; none where no image is."""
+    if not shared:
+        return []
+    sentence = f"{len(shared)} images are in the training and in the validation split, whose figures are too good: "
+    return [Finding("shared", f"{sentence}remove them from one list: {first_few(shared)}", shared)]
 
 
 def identical_images(groups: Sequence[Sequence[Sample]], validation: Collection[str]) -> list[Finding]:
@@ -198,8 +211,9 @@ def tag_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[Find
     if everywhere := [name for name, count in zip(classes, counts, strict=True) if count == len(tagged)]:
         sentence = "classes in every image cannot be localized, because nothing shows what an image without them is: "
         found.append(Finding("everywhere", f"{sentence}add images without {first_few(everywhere)}", classes=everywhere))
+    together = labels.T.astype(np.float32) @ labels.astype(np.float32)  # (C, C), exact up to 2^24 images
     for row, column in np.argwhere(~np.eye(len(classes), dtype=bool)):
-        both = int((labels[:, row] & labels[:, column]).sum())
+        both = int(together[row, column])
         if counts[row] >= MIN_IMAGES and both >= MAX_COOCCURRENCE * counts[row] and classes[column] not in everywhere:
             one, other = classes[row], classes[column]
             sentence = (

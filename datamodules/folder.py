@@ -1,8 +1,8 @@
 """A folder of images with a table of tags (CSV, metadata.csv, metadata.jsonl), or one folder a tag."""
 
-import filecmp
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +12,7 @@ from typing import Any
 from datamodules.base_datamodule import BaseDataModule, data_folder
 from datamodules.class_names import check_classes, normalize_name, read_classes
 from datamodules.errors import InputError, did_you_mean
-from datamodules.files import AnyPath, is_uri, join_path, list_folder, read_bytes
+from datamodules.files import AnyPath, file_sha256, is_uri, join_path, list_folder
 from datamodules.image_ids import forward_slashes, image_id, unicode_forms
 from datamodules.images import IMAGE_SUFFIXES, image_names, list_images, report_unread
 from datamodules.masks import find_masks, mask_folder
@@ -205,8 +205,7 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
     Raises:
         InputError: all folders with images have names of `NO_TAGS`.
     """
-    tags: dict[AnyPath, set[str]] = {}
-    by_name: dict[str, list[AnyPath]] = {}
+    images = list[AnyPath]()
     folders, files = list_folder(root)
     left_out, listed = image_names(files), files
     for folder in folders:
@@ -217,14 +216,15 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
             if not each.startswith("."):
                 left_out += [f"{folder}/{each}/{name}" for name in list_images(root / folder / each)]
         listed += [f"{folder}/{name}" for name in files]
-        for name in image_names(files):
-            image = root / folder / name
-            same_name = by_name.setdefault(name, [])
-            first = next((each for each in same_name if _same_bytes(each, image)), image)
-            if first is image:
-                same_name.append(image)
-            tags.setdefault(first, set()).add(normalize_name(folder))
+        images += [root / folder / name for name in image_names(files)]
     report_unread(root, listed)
+    tags, firsts = dict[AnyPath, set[str]](), dict[tuple[Any, ...], AnyPath]()
+    sizes = [each.stat().st_size if isinstance(each, Path) and each.is_file() else 0 for each in images]
+    keys = [(image.name, size) for image, size in zip(images, sizes, strict=True)]
+    times = Counter(keys)
+    for image, key in zip(images, keys, strict=True):  # bytes are read of files of one name and size, each once
+        first = firsts.setdefault((*key, file_sha256(image)) if times[key] > 1 else key, image)
+        tags.setdefault(first, set()).add(normalize_name(image.parent.name))
     names = set().union(*tags.values())
     if names and {name.lower() for name in names} <= NO_TAGS:
         given = f"there is no {' and no '.join(TABLES_OF_TAGS)} in {root}"
@@ -233,12 +233,6 @@ def read_folders(root: AnyPath, masks: AnyPath | None = None) -> list[Sample]:
         problem = f"are left out because they are not directly in a folder of {root}, which would be their tag"
         print_message(f"{len(left_out)} images {problem}; first {left_out[0]}")
     return [Sample(f"{each.parent.name}/{each.stem}", str(each), frozenset(names)) for each, names in tags.items()]
-
-
-def _same_bytes(one: AnyPath, other: AnyPath) -> bool:
-    if isinstance(one, Path) and isinstance(other, Path):
-        return filecmp.cmp(one, other, shallow=False)  # compares the sizes first
-    return read_bytes(one) == read_bytes(other)
 
 
 def _no_image(folder: AnyPath) -> str:

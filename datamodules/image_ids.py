@@ -3,6 +3,7 @@
 import itertools
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import PurePosixPath
 
@@ -48,7 +49,7 @@ def read_ids(path: AnyPath) -> tuple[str, ...]:
     """
     ids = tuple(line.split()[0] for line in read_lines(path) if line.strip())
     if len(set(ids)) < len(ids):
-        raise InputError(f"the list {path} contains {next(i for i in ids if ids.count(i) > 1)} more than once")
+        raise InputError(f"the list {path} contains {Counter(ids).most_common(1)[0][0]} more than once")
     return ids
 
 

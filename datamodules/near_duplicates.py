@@ -69,10 +69,13 @@ def near_groups(fingerprints: Mapping[str, Fingerprint]) -> list[list[str]]:
     *Kind of Like That*, 2013, at 16x16), and a correlation of at least `MIN_CORRELATION`.
     """
     names, found = list(fingerprints), list(fingerprints.values())
-    bits, groups = np.array([fingerprint.bits for fingerprint in found]), DisjointSet(range(len(found)))  # (N, 4)
+    groups = DisjointSet(range(len(found)))
+    bits = np.array([fingerprint.bits for fingerprint in found])  # (N, 4)
+    parts = np.ascontiguousarray(bits.T)  # a quarter of the differences is compared first, for speed
     for index, fingerprint in enumerate(found[1:], 1):
-        differences = np.bitwise_count(bits[:index] ^ fingerprint.bits).sum(axis=1, dtype=np.int64)
-        for other in np.flatnonzero(differences <= MAX_HASH_DISTANCE).tolist():
+        near = np.flatnonzero(np.bitwise_count(parts[0, :index] ^ parts[0, index]) <= MAX_HASH_DISTANCE)
+        differences = np.bitwise_count(bits[near] ^ fingerprint.bits).sum(axis=1, dtype=np.int64)
+        for other in near[differences <= MAX_HASH_DISTANCE].tolist():
             if fingerprint.small @ found[other].small >= MIN_CORRELATION:
                 groups.merge(index, other)
     connected = sorted(sorted(group) for group in groups.subsets() if len(group) > 1)

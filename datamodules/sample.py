@@ -75,8 +75,11 @@ def split_samples(samples: Sequence[Sample], split: str, val_fraction: float, ro
 
 def multi_hot(samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.float32]:
     """Return the labels of N samples, float32 (N, C); unknown tags give zeros."""
-    rows = [[name in (sample.tags or ()) for name in classes] for sample in samples]
-    return np.array(rows, np.float32).reshape(len(samples), len(classes))
+    columns = {name: column for column, name in enumerate(classes)}
+    labels = np.zeros((len(samples), len(classes)), np.float32)
+    for row, sample in zip(labels, samples, strict=True):
+        row[[columns[tag] for tag in sample.tags or () if tag in columns]] = 1
+    return labels
 
 
 def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None = None) -> list[Sample]:

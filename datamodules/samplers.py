@@ -66,8 +66,8 @@ class TrainSampler(DistributedSampler[Draw]):
         seed: seed of the order and of the random changes.
         accumulate: batches per optimizer step. Batches that do not fill a last step are left out of the epoch:
             Lightning would divide their gradient by ``accumulate`` all the same.
-        repeats: how often each image takes part in the shuffling, (length,); None for once each. The epoch contains as
-            many images as before: those at the end of the order are left out of it.
+        repeats: how often each image takes part in the shuffling, relative to the others, (length,); None for once
+            each. The epoch contains as many images as before: those at the end of the order are left out of it.
         min_images: least number of images of all processes in an epoch, those that fill no last step included; fewer
             are drawn several times.
 
@@ -86,7 +86,8 @@ class TrainSampler(DistributedSampler[Draw]):
             raise InputError(f"{images} images do not fill one step of {step_size}")
         super().__init__(range(length), num_replicas=replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.length = length
-        self.indices = np.arange(length) if repeats is None else np.repeat(np.arange(length), repeats)
+        times = np.ones(length, np.int64) if repeats is None else np.array(repeats, np.int64)
+        self.indices = np.repeat(np.arange(length), times // np.gcd.reduce(times))  # 4, 4, 4: once each
         # fewer images than a batch: one smaller batch
         self.num_samples = images // (step * replicas) * step or images // replicas
         self.total_size = self.num_samples * replicas

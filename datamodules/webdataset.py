@@ -17,6 +17,7 @@ from datamodules.images import IMAGE_SUFFIXES
 from datamodules.progress import print_message
 from datamodules.sample import Sample
 from datamodules.sample_blocks import SampleBlocks
+from datamodules.seed_cache.shard import MAX_IMAGES
 from datamodules.tar_files import find_tars, read_tar
 
 TAG_SUFFIXES = (".json", ".cls", ".txt")
@@ -94,6 +95,8 @@ class WebDatasetDataModule(BaseDataModule):
 
         def read(number: int) -> list[Sample]:
             samples = self._samples(f"{stems[number]}.tar")
+            if len(samples) > MAX_IMAGES:
+                raise InputError(f"{self.root}/{stems[number]}.tar has more than {MAX_IMAGES} images: make several")
             if all(sample.tags is None for sample in samples):
                 suffixes = ", ".join(TAG_SUFFIXES)
                 raise InputError(f"{self.root}/{stems[number]}.tar gives no image tags ({suffixes})")
@@ -143,7 +146,7 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
             if key in images:
                 raise InputError(f"tar file {tar} contains two images of the key {key!r}: rename or remove one")
             images[key] = uri
-        elif suffix in TAG_SUFFIXES and name in content.texts:
+        elif suffix in TAG_SUFFIXES and tags:
             texts.setdefault(key, {})[suffix] = name
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             others[name] = key
@@ -159,13 +162,15 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
         found: frozenset[str] | None = None
         for suffix in TAG_SUFFIXES:
             if found is None and (name := texts.get(key, {}).get(suffix, "")):
-                found = _tags(content.texts[name], suffix, f"{name} in tar file {tar}", classes)
+                found = _tags(content.texts.get(name), suffix, f"{name} in tar file {tar}", classes)
         samples.append(Sample(key, uri, found))
     return samples
 
 
-def _tags(text: bytes, suffix: str, where: str, classes: Sequence[str] | None) -> frozenset[str] | None:
-    """Return the tags of a member; None where a JSON object has no key for them, or null."""
+def _tags(text: bytes | None, suffix: str, where: str, classes: Sequence[str] | None) -> frozenset[str] | None:
+    """Return the tags of a member; None where a JSON object has no key for them, or null. ``text`` None: too large."""
+    if text is None:
+        raise InputError(f"{where} is larger than 1 MiB and cannot be read as tags")
     try:
         value: Any = json.loads(text) if suffix == ".json" else text.decode("utf-8-sig").strip()
         if suffix == ".cls" and re.fullmatch(r"\d+", value):

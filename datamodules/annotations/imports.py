@@ -107,7 +107,8 @@ def yolo_annotations(path: AnyPath, samples: SplitSamples, known: Sequence[str])
     """Yield the annotations of YOLO's text files: polygons are a mask, lines of four numbers are boxes.
 
     The files are those in folders named ``labels`` beside or below the YAML. An image with an empty file is background;
-    but where its tags name an object, it counts as not annotated.
+    but where its tags name an object, it counts as not annotated. The pixels below a polygon's outline belong to it, as
+    in Ultralytics' reader.
 
     Args:
         path: ``data.yaml`` with the ``names`` of the classes.

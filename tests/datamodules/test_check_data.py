@@ -185,6 +185,42 @@ def test_the_layout_decides_the_data_module(voc, photos, tmp_path, capsys):
     assert "1 of these groups are in the training and in the validation split" in printed
 
 
+def test_an_image_in_both_lists(voc, tmp_path):
+    """It is a copy of itself."""
+    lists = voc / "ImageSets/Segmentation"
+    shared = (lists / "train.txt").read_text().split()[0]
+    with (lists / "val.txt").open("a") as file:
+        file.write(f"{shared}\n")
+    assert main(["check", f"--root={voc}", f"--output={tmp_path / 'check.json'}"]) == 0
+    written = json.loads((tmp_path / "check.json").read_text())
+    (found,) = (each for each in written["findings"] if each["kind"] == "shared")
+    assert found["images"] == [shared]
+    assert found["sentence"].startswith("1 images are in the training and in the validation split")
+    assert shared not in written["validation"]
+
+
+def test_splits_that_number_their_images_alike(tmp_path):
+    """Images of both splits are read; those of the validation split have its name before theirs."""
+    for split, seeds in (("train", (0, 1)), ("val", (1, 2))):
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / split).mkdir()
+        images = [{"id": i, "file_name": f"{i}.png", "width": 128, "height": 96} for i in (1, 2, 3)]
+        for each, seed in zip(images, seeds, strict=False):
+            cv2.imwrite(str(tmp_path / split / each["file_name"]), random_image(seed))
+        (tmp_path / split / "3.png").write_bytes(cv2.imencode(".png", random_image(3))[1] if split == "train" else b"")
+        instance = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+        content = {"images": images, "annotations": [instance], "categories": [{"id": 1, "name": "cat"}]}
+        (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    output = tmp_path / "check.json"
+    assert main(["check", f"--root={tmp_path}", "--split=train", "--validation=val", f"--output={output}"]) == 0
+    written = json.loads(output.read_text())
+    assert written["validation"] == ["val/1", "val/2", "val/3"]
+    found = {each["kind"]: each["images"] for each in written["findings"]}
+    assert found["unreadable"] == ["val/3"]
+    assert found["identical"] == [["2", "val/1"]]
+    assert "shared" not in found
+
+
 def test_a_data_set_without_a_validation_split(voc, tmp_path, capsys):
     """One that is not named is left out; one that is named must exist."""
     (voc / "ImageSets/Segmentation/val.txt").unlink()

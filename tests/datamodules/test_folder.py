@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from upath import UPath
 
+from datamodules import files
 from datamodules.errors import InputError
 from datamodules.folder import FolderDataModule, read_folders, read_table
 from datamodules.images import read_image
@@ -455,6 +457,24 @@ def test_files_of_one_name_size_and_time_are_compared_by_their_bytes(folders):
         os.utime(folders / place / "9.bmp", (0, 0))
     tags = tags_of(read_folders(folders))
     assert (tags["cat/9"], tags["dog/9"]) == ({"cat"}, {"dog"})
+
+
+def test_a_broken_link_of_a_name_in_two_folders(folders):
+    """The data module names it, as any image that does not exist."""
+    (folders / "cat/3.jpg").symlink_to(folders / "none.jpg")
+    with pytest.raises(InputError, match=r"contains cat/3, and there is no image .*3\.jpg"):
+        FolderDataModule(folders).samples("all")
+
+
+def test_files_of_one_name_are_read_once_from_a_storage(monkeypatch):
+    root = UPath("memory://photos-of-one-name")
+    for tag in "abcd":
+        (root / tag).mkdir(parents=True)
+        (root / tag / "1.png").write_bytes(b"of a and b" if tag in "ab" else tag.encode())
+    read = []
+    monkeypatch.setattr(files, "read_bytes", lambda path: read.append(str(path)) or UPath(path).read_bytes())
+    assert tags_of(read_folders(root)) == {"a/1": {"a", "b"}, "c/1": {"c"}, "d/1": {"d"}}
+    assert len(read) == 4
 
 
 def test_hidden_files_are_no_images(album, folders):

@@ -59,6 +59,12 @@ def test_the_draws_of_a_seed():
     ]  # fmt: skip
 
 
+def test_images_that_are_all_repeated_take_part_once():
+    """How often an image is drawn is relative to the others."""
+    assert list(TrainSampler(5, 5, seed=7, repeats=[4] * 5)) == list(TrainSampler(5, 5, seed=7))
+    assert list(TrainSampler(3, 3, seed=7, repeats=[6, 2, 4])) == list(TrainSampler(3, 3, seed=7, repeats=[3, 1, 2]))
+
+
 def test_processes_share_an_epoch_of_few_images(monkeypatch):
     whole = list(TrainSampler(7, 8, seed=1, min_images=50))
     parts = shares(monkeypatch, 2, lambda: list(TrainSampler(7, 4, seed=1, min_images=50)))

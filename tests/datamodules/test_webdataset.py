@@ -114,6 +114,7 @@ LONG = tar_bytes({"a.png": png(1), "b.tif": bytes(5000)})
      (tar_bytes({"a.png": png(1), "a.cls": "1" * 5000}), r"a\.cls in tar file .* cannot be read as tags: Exceeds"),
      (tar_bytes({"a.png": png(1), "a.txt": b"\xff"}), r"a\.txt in tar file .* cannot be read as tags"),
      (tar_bytes({"a.png": png(1), "a.json": '{"tags": [0.5]}'}), "neither names nor classes"),
+     (tar_bytes({"a.png": png(1), "a.json": '"cat"' + " " * (1 << 20)}), r"a\.json in .* is larger than 1 MiB"),
      (tar_bytes({"a.png": png(1), "a.cls": "2"}), "contains the class 2, and there are 2 classes")],
 )  # fmt: skip
 def test_what_is_wrong_with_a_tar_is_one_sentence(content, words, tmp_path):
