@@ -261,7 +261,7 @@ def _cache_writer(
         settings["ids_sha256"] = ids_sha256([sample.id for sample in samples])
         ids = [[sample.id for sample in blocks.read(number)] for number in range(len(ids))]
     if module.reads_annotations(data):
-        settings["annotations_sha256"] = annotations_sha256(samples or ())
+        settings |= {"annotations_sha256": annotations_sha256(samples or ()), "mask_classes": list(data.mask_classes)}
     for option, cache in caches.items():
         if cache is not None:
             covered_samples(cache, samples or (), data.classes)

@@ -37,8 +37,9 @@ def crf_settings() -> dict[str, Any]:
 
 
 def refined_cues(
-    classes: NDArray[np.int64], maps: NDArray[np.float32], image: Tensor, conf_fg: float = 0.30, conf_bg: float = 0.05
-) -> NDArray[np.uint8]:
+    classes: NDArray[np.int64], maps: NDArray[np.float32], image: Tensor, conf_fg: float = 0.30, conf_bg: float = 0.05,
+    *, grid: tuple[int, ...] | None = None,
+) -> NDArray[np.uint8]:  # fmt: skip
     """Return the refined label map of one image; with equal scores all positions have a cue, without maps none.
 
     Args:
@@ -47,6 +48,8 @@ def refined_cues(
         image: the image, uint8 (3, H, W) of any size.
         conf_fg: score of the background that a confident class exceeds; 0.30 in irn.
         conf_bg: score of the background that exceeds all classes where the background is confident; 0.05 in irn.
+        grid: height and width, in positions of the maps, for which the CRF's numbers are: of an image in tiles, those
+            of a tile. By default those of the maps.
 
     Returns:
         uint8 (h, w): 0 = background, 1..C = class, 255 = no cue.
@@ -57,7 +60,8 @@ def refined_cues(
     shares = functional.interpolate(torch.from_numpy(divide_by_maxima(maps))[None], (height, width), mode="bilinear")
     small = torch.from_numpy(cv2.resize(image.permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_AREA))
     others = math.log((1 - CERTAINTY) / len(maps))
-    numbers = {**CRF, "bilateral_sxy": CRF["bilateral_sxy"] * math.sqrt(height * width) / SIDE}  # as the image's size
+    side = PIXELS_PER_POSITION * math.sqrt(math.prod(grid or maps.shape[1:]))
+    numbers = {**CRF, "bilateral_sxy": CRF["bilateral_sxy"] * side / SIDE}
     winners: dict[float, NDArray[np.int64]] = {}  # after the CRF, of background (0) and maps (1..k) at each pixel
     for score in {conf_fg, conf_bg}:
         winner = torch.cat([torch.full_like(shares[:, :1], score), shares], dim=1).argmax(dim=1, keepdim=True)

@@ -100,6 +100,8 @@ def generate_seeds(
     """
     require_choice("refine", refine, get_args(Refinement))
     require_below_one(fg_threshold=fg_threshold, bg_fraction=bg_fraction, conf_fg=conf_fg, conf_bg=conf_bg)
+    if conf_bg > conf_fg:
+        raise InputError(f"conf_bg {conf_bg} must not exceed conf_fg {conf_fg}")
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise InputError(f"scales {list(scales)} must be positive, at least one")
     source = JobSource.load(checkpoint, ClassifierTask, job, images, root=root, train_split=split, size=size)
@@ -240,7 +242,7 @@ class CamModule(SeedModule):
         settings, maps, crf = self.settings, as_stored(seed.maps), self.settings["refinement"]
         if crf:
             assert seed.image is not None
-            return refined_cues(seed.classes, maps, seed.image, crf["conf_fg"], crf["conf_bg"])
+            return refined_cues(seed.classes, maps, seed.image, crf["conf_fg"], crf["conf_bg"], grid=self.grid)
         assert seed.saliency is not None
         saliency = as_stored(seed.saliency[None])[0]
         return threshold_cues(seed.classes, maps, saliency, settings["fg_threshold"], settings["bg_fraction"])

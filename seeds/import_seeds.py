@@ -1,6 +1,7 @@
 """``seeds import``: convert the seeds of other tools to a seed cache."""
 
 import hashlib
+from collections import Counter
 from typing import Any, Literal
 
 import cv2
@@ -82,6 +83,8 @@ def import_seeds(
             raise InputError(f"{source} lacks {len(lacking)} of the {len(listed)} images of {ids}, first {lacking[0]}")
         if not listed:
             raise InputError(f"the list {ids} contains no image")
+        if twice := next((name for name, count in Counter(listed).items() if count > 1), None):
+            raise InputError(f"the list {ids} contains {twice} more than once")
         names = listed
     lut, own_lut = mask_lut(known, chosen), mask_lut(known, known)
 
@@ -106,7 +109,10 @@ def import_seeds(
         "method": "imported", "source_format": format, "ids_sha256": ids_sha256(names), "packages": package_versions(),
         "source_sha256": file_sha256(source) if sec else hashlib.sha256(files.encode()).hexdigest(),
         "grid": None if format == "png" else [grid, grid], "source": source_revision(SEED_PACKAGES),
+        "source_classes": list(known),
     }  # fmt: skip
+    if sec:
+        settings["numbers_sha256"] = ids_sha256([str(sec.numbers[name]) for name in names])
     if format == "irn":
         settings |= {"fg_threshold": fg_threshold, "bg_threshold": bg_threshold}
     blocks = [names[first : first + SHARD_SIZE] for first in range(0, len(names), SHARD_SIZE)]

@@ -82,7 +82,10 @@ def load_state(encoder: nn.Module, state: State, weights: str, name: str, *, pub
             below = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             state = below or state
     if isinstance(encoder, VisionTransformer):
-        state = checkpoint_filter_fn(state, encoder)
+        try:
+            state = checkpoint_filter_fn(state, encoder)
+        except (RuntimeError, LookupError, AssertionError) as error:  # position embeddings of no square grid, ...
+            raise InputError(f"weights {weights} do not fit backbone {name}: {first_line(error)}") from error
     if isinstance(encoder, TimmUniversalEncoder):  # SMP wraps timm's network, without the layers behind the last stage
         names = {key.removeprefix("model."): value for key, value in state.items()}
         modules = dict(encoder.model.named_children())
@@ -207,7 +210,7 @@ def read_weights(path: str | AnyPath) -> tuple[State, bool]:
         checkpoint, prefix = check_checkpoint(state, path, "classifier")["state_dict"], CLASSIFIER_PREFIX
         state = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
     state = state.get("state_dict", state)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds no weights: a dictionary of tensors is needed")
     return dict(state), published
 

@@ -139,13 +139,18 @@ class RandomWalkModule(SeedModule):
         Raises:
             InputError: boundaries are not finite, or an image has no map of one of its tags.
         """
-        images = batch["image"]
-        boundaries = (self.network(images) + self.network(images.flip(-1)).flip(-1)) / 2  # (B, h, w)
-        boundaries = resize_maps(boundaries[:, None].float(), self.grid)[:, 0]
+        labels, drawings = batch["labels"].cpu().numpy() != 0, drawn_in(batch)
+        # nothing is spread in an image without tags and annotations
+        rows = [row for row, drawn in enumerate(drawings) if labels[row].any() or drawn is not None]
+        boundaries = torch.zeros(len(labels), *self.grid)
+        if rows:
+            images = batch["image"][rows]
+            found = (self.network(images) + self.network(images.flip(-1)).flip(-1)) / 2  # (n, h, w)
+            boundaries[rows] = resize_maps(found[:, None].float(), self.grid)[:, 0].cpu()
         if not boundaries.isfinite().all():
             raise InputError(f"the network's boundaries of image {batch['id'][0]} or its neighbours are not finite")
-        pixels, labels = to_uint8(images).cpu(), batch["labels"].cpu().numpy() != 0
-        per_image = zip(batch["id"], pixels, boundaries.cpu().numpy(), labels, drawn_in(batch), strict=True)
+        pixels = to_uint8(batch["image"]).cpu()
+        per_image = zip(batch["id"], pixels, boundaries.numpy(), labels, drawings, strict=True)
         seeds = []
         for name, image, boundary, tags, drawn in per_image:
             classes = np.flatnonzero(tags)

@@ -48,8 +48,8 @@ class SecCues:
             InputError: a file that is missing, damaged or of another kind; a pickle that holds anything but arrays.
         """
         self.path, self.num_classes, self.grid = path, num_classes, grid
-        self._entries, self._numbers = load_dict(path), read_input_list(input_list)
-        self.ids = tuple(self._numbers)
+        self._entries, self.numbers = load_dict(path), read_input_list(input_list)
+        self.ids = tuple(self.numbers)
 
     def positions(self, name: str) -> NDArray[np.bool_]:
         """Return the cues of an image.
@@ -60,7 +60,7 @@ class SecCues:
         Raises:
             InputError: the image has none in the file, or they are not arrays as described above.
         """
-        number = self._numbers[name]
+        number = self.numbers[name]
         labels, cues = self._integers(f"{number}_labels", 1), self._integers(f"{number}_cues", 2)
         where = f"{self.path}, image {number} ({name}):"
         if labels.size and not 1 <= labels.min() <= labels.max() <= self.num_classes:

@@ -41,6 +41,8 @@ def random_walk(
     Returns:
         float32 (k, h, w).
     """
+    if not len(maps):
+        return maps
     h, w = boundary.shape
     kept = np.argwhere(np.zeros((h, w), bool) if fixed is None else fixed)  # (m, 2)
     offsets, side = np.array(pair_offsets(radius), np.int64), radius - 1

@@ -237,7 +237,8 @@ def test_a_classifiers_checkpoint_gives_its_trunk(checkpoint):
     [(lambda s: s.pop("conv1.weight"), 'Missing key.*"conv1.weight"'),
      (lambda s: s.update(extra=torch.zeros(1)), 'Unexpected key.*"extra"'),
      (lambda s: s.update({"bn1.weight": torch.zeros(3)}), "size mismatch for bn1.weight"),
-     (lambda s: s.update({"bn1.weight": 3}), "holds no weights")],
+     (lambda s: s.update({"bn1.weight": 3}), "holds no weights"),
+     (lambda s: s.update(state_dict=3), "holds no weights")],
 )  # fmt: skip
 def test_files_that_do_not_fit(tmp_path, change, words):
     state = torchvision.models.resnet18().state_dict()
@@ -456,6 +457,10 @@ def test_vision_transformer_mistakes(tmp_path):
     torch.save(small.state_dict(), tmp_path / "small.pth")
     with pytest.raises(InputError, match="do not fit backbone"):
         build_backbone(TINY, 16, str(tmp_path / "small.pth"))
+    distilled = timm.create_model("deit_tiny_distilled_patch16_224")  # two tokens before those of the patches
+    torch.save(distilled.state_dict(), tmp_path / "distilled.pth")
+    with pytest.raises(InputError, match=r"distilled\.pth do not fit backbone"):
+        build_backbone(TINY, 16, str(tmp_path / "distilled.pth"))
 
 
 def test_seeds_of_a_vision_transformer(voc, tmp_path):

@@ -125,6 +125,9 @@ def test_the_manifest_holds_the_numbers_of_the_call(monkeypatch):
     }
     expected["bilateral_sxy"] *= (32 * 64) ** 0.5 / recorded["side"]
     assert calls == [pytest.approx(expected)]
+    for grid, side in (((8, 16), (32, 64)), ((4, 4), (16, 16))):  # of a tile, objects in which have a tile's size
+        refined_cues(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25, 0.25, grid=grid)
+        assert calls[-1]["bilateral_sxy"] == pytest.approx(recorded["bilateral_sxy"] * np.prod(side) ** 0.5 / 433)
     monkeypatch.setattr(crf_refinement, "CRF", {**crf_refinement.CRF, "iterations": 3})
     refined_cues(np.array([0]), maps, torch.zeros(3, 32, 64, dtype=torch.uint8), 0.25, 0.25)
     assert (crf_settings()["iterations"], calls[-1]["iterations"]) == (3, 3)

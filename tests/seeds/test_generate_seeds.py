@@ -21,7 +21,7 @@ from datamodules.seed_cache.irn_maps import read_irn
 from datamodules.seed_cache.shard import as_stored
 from datamodules.source_revision import SEED_PACKAGES, source_revision
 from datamodules.transforms import Transform, resize_nearest
-from seeds import cache_job
+from seeds import cache_job, crf_refinement
 from seeds.backbones import build_backbone
 from seeds.background_saliency import background_saliency
 from seeds.cache_job import Seed
@@ -262,6 +262,7 @@ def test_a_full_disk(checkpoint, tmp_path, monkeypatch):
      ({"fg_threshold": 1.0}, "fg_threshold 1.0"), ({"cue_stride": 0}, "cue_stride"), ({"conf_bg": 2.0}, "conf_bg"),
      ({"threads": 0}, "threads"), ({"shard_size": 1 << 20}, "shard_size"), ({"devices": 0}, "devices 0"),
      ({"accelerator": "toaster"}, "toaster"), ({"refine": "CRF"}, "refine is .CRF., and must be none or crf"),
+     ({"conf_fg": 0.05, "conf_bg": 0.3}, "conf_bg 0.3 must not exceed conf_fg 0.05"),
      ({"saliency_layer": "head"}, "layer head gives no map"), ({"layer": "features,head"}, "no layer 'features,head'"),
      ({"saliency_layer": "features"}, "saliency at layer features is the same everywhere")],
 )  # fmt: skip
@@ -456,6 +457,23 @@ def test_seeds_in_tiles_are_those_of_the_tiles_blended(voc, checkpoint, tmp_path
         between = 0.75 * tiles[0][..., 6] + 0.25 * tiles[1][..., 0]
         np.testing.assert_allclose(found[..., 6], between, **near)
         Image.fromarray(sides).save(root / "JPEGImages/p2.jpg", "png")
+
+
+def test_the_crf_of_an_image_in_tiles_has_the_numbers_of_a_tile(voc, checkpoint, tmp_path, monkeypatch):
+    """Objects have the size that they have in a tile, so the reach of the CRF does not grow with the image."""
+    root = shutil.copytree(voc, tmp_path / "copy")
+    with Image.open(root / "JPEGImages/p2.jpg") as image:
+        image.resize((300, 200)).save(root / "JPEGImages/p2.jpg")
+    reaches = set()
+
+    def spy(_image, logits, *, bilateral_sxy, **_numbers):
+        reaches.add(bilateral_sxy)
+        return logits.softmax(dim=1)
+
+    monkeypatch.setattr(crf_refinement, "dense_crf", spy)
+    generate(checkpoint, tmp_path / "c", root=str(root), refine="crf", tile=80, size=64, num_workers=0, threads=1)
+    assert SeedCache(tmp_path / "c").cues("p2").shape == (20, 30)
+    assert len(reaches) == 1
 
 
 @pytest.mark.parametrize("refine", ["none", "crf"])

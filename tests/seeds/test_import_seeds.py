@@ -88,6 +88,19 @@ def test_overlaps_go_to_the_smaller_class_and_from_the_background(tmp_path):
     assert SeedCache(tmp_path / "cache").cues("x").tolist() == [[1, 2], [2, 1]]
 
 
+def test_what_numbers_and_indices_mean_belongs_to_the_settings(tmp_path):
+    """A corrected list of images, or of the classes of the source, does not leave the earlier cues in place."""
+    source, cache = sec_file(tmp_path, [(1, 0, 0)]), tmp_path / "cache"
+    import_seeds(source, cache, "sec", grid=1, classes=["ant"])
+    (tmp_path / "input_list.txt").write_text("x.jpg 1\n")
+    with pytest.raises(InputError, match=r"exists already, made with numbers_sha256"):
+        import_seeds(source, cache, "sec", grid=1, classes=["ant"])
+    (tmp_path / "input_list.txt").write_text("x.jpg 0\n")
+    (tmp_path / "classes.txt").write_text("bat\nant\ncow\n")
+    with pytest.raises(InputError, match=r"exists already, made with source_classes \['ant', 'bat', 'cow'\]"):
+        import_seeds(source, cache, "sec", grid=1, classes=["ant"])
+
+
 def test_a_choice_of_classes_in_another_order(tmp_path):
     positions = [(0, 0, 0), (1, 0, 1), (3, 1, 0), (2, 1, 1)]
     import_seeds(sec_file(tmp_path, positions), tmp_path / "cache", "sec", grid=2, classes=["cow", "ant"])
@@ -209,6 +222,9 @@ def test_a_list_of_images(cache, tmp_path):
     assert SeedCache(tmp_path / "some").ids == ("c", "a")
     (tmp_path / "some.txt").write_text("a\ne\nf\n")
     with pytest.raises(InputError, match=r"lacks 2 of the 3 images of .*some\.txt, first e"):
+        import_seeds(tmp_path / "png", tmp_path / "more", "png", ids=tmp_path / "some.txt")
+    (tmp_path / "some.txt").write_text("a\nJPEGImages/a.jpg\n")
+    with pytest.raises(InputError, match=r"the list .*some\.txt contains a more than once"):
         import_seeds(tmp_path / "png", tmp_path / "more", "png", ids=tmp_path / "some.txt")
     assert not (tmp_path / "more").exists()
 

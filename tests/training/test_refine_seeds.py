@@ -115,6 +115,29 @@ def test_boundaries_that_are_not_finite(tmp_path):
     assert module.problem == "the network's boundaries of image a or its neighbours are not finite"
 
 
+def test_nothing_is_computed_for_an_image_in_which_nothing_is_spread(tmp_path):
+    """Of three images the first has a tag. Where there are annotations, each image may have some."""
+    with CacheWriter(tmp_path / "c", ["x"], {}) as writer:
+        for name in "abc":
+            maps = {"map_classes": np.array([0]), "maps": np.ones((1, 16, 16), np.float32)} if name == "a" else {}
+            writer.add(name, np.zeros((16, 16), np.uint8), **maps)
+    sizes = []
+
+    class Counted(Walls):
+        def forward(self, images):
+            sizes.append(len(images))
+            return super().forward(images)
+
+    batch = {"id": ["a", "b", "c"], "labels": torch.tensor([[1.0], [0], [0]]), "image": torch.zeros(3, 3, 64, 64)}
+    module = RandomWalkModule(Counted(), SETTINGS, SeedCache(tmp_path / "c"))
+    seeds = module.predict_seeds(batch)
+    assert sizes == [1, 1]
+    assert [len(seed.maps) for seed in seeds] == [1, 0, 0]
+    assert not module.cues(seeds[1]).any()
+    module.predict_seeds(batch | {"mask": torch.full((3, 64, 64), 255), "boxes": [torch.zeros(0, 5)] * 3})
+    assert sizes[2:] == [3, 3]
+
+
 def test_a_batch_without_readable_images_has_no_seeds(tmp_path):
     with CacheWriter(tmp_path / "c", ["x"], {}) as writer:
         writer.add("a", np.zeros((4, 4), np.uint8))
@@ -451,6 +474,7 @@ def test_a_whole_mask_is_the_label_map(voc, cues, boundaries, tmp_path):
     drawn = ["--annotations", str(tmp_path / "some.txt")]
     assert refine(cues, boundaries, tmp_path / "drawn", *words, *drawn) == 0
     plain, own = SeedCache(tmp_path / "plain"), SeedCache(tmp_path / "drawn")
+    assert own.settings["mask_classes"] == list(data_of(voc).mask_classes)  # the meaning of the masks' indices
     assert len(own.settings["annotations_sha256"]) == 64
     assert "annotations_sha256" not in plain.settings
     data = data_of(voc)
