@@ -19,7 +19,7 @@ from torch.nn import functional
 from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
 from seeds.crf import dense_crf
-from seeds.score_maps import divide_by_maxima
+from seeds.score_maps import divide_by_maxima, highest_class
 
 PIXELS_PER_POSITION = 4  # on a side; with 8 labels are no better, and the CRF takes four times as long
 CERTAINTY = 0.7  # irn's: probability that a pixel's label is right before the CRF
@@ -66,7 +66,7 @@ def refined_cues(
     for score in {conf_fg, conf_bg}:
         winner = torch.cat([torch.full_like(shares[:, :1], score), shares], dim=1).argmax(dim=1, keepdim=True)
         logits = torch.full((1, len(maps) + 1, height, width), others).scatter_(1, winner, math.log(CERTAINTY))
-        winners[score] = dense_crf(small.permute(2, 0, 1)[None], logits, **numbers)[0].argmax(dim=0).numpy()
+        winners[score] = highest_class(dense_crf(small.permute(2, 0, 1)[None], logits, **numbers)[0]).numpy()
     foreground, names = winners[conf_fg], np.array([0, *(classes + 1)], np.uint8)
     labels = np.where(foreground > 0, names[foreground], np.where(winners[conf_bg] == 0, 0, NO_CUE)).astype(np.uint8)
     return resize_nearest(labels, *maps.shape[1:])

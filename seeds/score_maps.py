@@ -23,7 +23,15 @@ def resize_maps(maps: Tensor, size: tuple[int, ...], *, antialias: bool = False)
 
 def label_map(scores: Tensor, size: tuple[int, ...]) -> Tensor:
     """Return the class with the highest score, int64 (H, W); scores (K, h, w) are resized to ``size``."""
-    return resize_maps(scores[None].float(), size)[0].argmax(dim=0)
+    return highest_class(resize_maps(scores[None].float(), size)[0])
+
+
+def highest_class(scores: Tensor) -> Tensor:
+    """Return the first class with the highest score, int64 (H, W), of scores (K, H, W).
+
+    On a CPU torch's ``max`` over the first dimension is several times as fast as ``argmax``.
+    """
+    return scores.max(dim=0).indices
 
 
 def cue_labels(cues: Tensor) -> Tensor:

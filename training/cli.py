@@ -168,6 +168,7 @@ def quiet_known_warnings() -> None:
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Precision bf16-mixed is not supported by the model summary.*",
         r".*have no `validation_step`.*",  # the affinities have no figure of validation
+        r".*Total length of `list` across ranks is zero.*",  # val_split: null, no validation
         r".*No positive samples found in target, recall is undefined.*",  # such a class has no average precision here
     ):
         warnings.filterwarnings("ignore", message=message)

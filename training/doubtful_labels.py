@@ -14,7 +14,7 @@ from datamodules.sample import Sample
 from datamodules.seed_cache import SeedCache
 from datamodules.seed_cache.shard import NO_CUE
 from datamodules.transforms import resize_nearest
-from seeds.score_maps import resize_maps
+from seeds.score_maps import highest_class, resize_maps
 from training.inference import TrainedNetwork, crf_probabilities
 
 REASONS = {
@@ -113,7 +113,7 @@ def review_images(
             mean = both.mean(dim=0, keepdim=True)
             smoothed = crf_probabilities(pixels[index : index + 1], mean)
             plain, mirrored, before, after = (
-                classes[each.argmax(dim=0)].numpy().astype(np.uint8) for each in (*both, mean[0], smoothed[0])
+                classes[highest_class(each)].numpy().astype(np.uint8) for each in (*both, mean[0], smoothed[0])
             )
             labels = cache.cues(name)
             labelled = (labels != NO_CUE) | ("consensus" in cache.settings)  # which drops labels that are doubtful

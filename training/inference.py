@@ -19,7 +19,7 @@ from datamodules.unreadable_images import UnreadableImages
 from seeds.checkpoints import load_task
 from seeds.crf import dense_crf
 from seeds.precision import Precision, ResolvedPrecision, resolve_precision
-from seeds.score_maps import label_map, resize_images, resize_maps
+from seeds.score_maps import highest_class, label_map, resize_images, resize_maps
 from seeds.tiles import Tiling, WindowedImage, blended_rows, reduce_image, sample_grid
 from training.runs.provenance_record import read_provenance
 from training.segmentation_task import CrfSettings, SegmentationTask
@@ -199,14 +199,14 @@ class Prediction:
         id: id of the image.
         image: uint8 (H, W, 3); where the prediction was made in tiles or read from a file, it is reduced to at most
             `PREVIEW` pixels on a side.
-        plain: label map uint8 (H, W) without the CRF.
+        plain: label map uint8 (H, W) without the CRF; None where the CRF is on and there is no mask to score it with.
         final: label map uint8 (H, W) after the CRF; ``plain`` if the CRF is off.
         truth: mask uint8 (H, W); None for an image without a mask.
     """
 
     id: str
     image: NDArray[np.uint8]
-    plain: NDArray[np.uint8]
+    plain: NDArray[np.uint8] | None
     final: NDArray[np.uint8]
     truth: NDArray[np.uint8] | None
 
@@ -230,13 +230,17 @@ def predictions(
     """
     samples = loader.dataset.samples  # type: ignore[attr-defined]  # of an ImageDataset
     with_mask = {sample.id for sample in samples if sample.mask is not None}
+    grid: tuple[int, ...] = ()  # of a tile
     for batch in loader:
         for name, reason in batch.get("unreadable", ()):
             unreadable.add(name, reason)
         for large in batch.get("large", ()):
             assert tiling is not None
+            if not grid:
+                side = loader.dataset.size  # type: ignore[attr-defined]
+                grid = network(torch.zeros(1, large["channels"], side, side)).shape[-2:]
             try:
-                yield _predict_tiles(network, large, loader, tiling, crf=crf)
+                yield _predict_tiles(network, large, loader, tiling, grid, crf=crf)
             except UnreadableError as error:
                 unreadable.add(large["id"], str(error))
         if not batch["id"]:
@@ -245,9 +249,12 @@ def predictions(
         for index, (name, image) in enumerate(zip(batch["id"], batch["original"], strict=True)):
             _require_no_nan(scores[index], name)
             height, width = image.shape[:2]
-            plain = label_map(scores[index], (height, width)).cpu().numpy().astype(np.uint8)
-            final = crf_label_map(scores[index], image).cpu().numpy().astype(np.uint8) if crf else plain
             truth = batch["mask"][index, :height, :width].numpy().astype(np.uint8) if name in with_mask else None
+            found = crf_label_map(scores[index], image) if crf else label_map(scores[index], (height, width))
+            final = found.cpu().numpy().astype(np.uint8)
+            plain = None if crf else final
+            if crf and truth is not None:
+                plain = label_map(scores[index], (height, width)).cpu().numpy().astype(np.uint8)
             yield Prediction(name, image, plain, final, truth)
 
 
@@ -259,8 +266,9 @@ def _require_no_nan(scores: Tensor, name: str) -> Tensor:
 
 
 def _predict_tiles(
-    network: Callable[[Tensor], Tensor], large: Mapping[str, Any], loader: DataLoader[Any], tiling: Tiling, *, crf: bool
-) -> Prediction:
+    network: Callable[[Tensor], Tensor], large: Mapping[str, Any], loader: DataLoader[Any], tiling: Tiling,
+    grid: tuple[int, ...], *, crf: bool,
+) -> Prediction:  # fmt: skip
     """Predict an image in tiles, as `predictions`; ``large`` is its entry in the batch.
 
     Raises:
@@ -280,6 +288,8 @@ def _predict_tiles(
             size=dataset.size,
             batch_size=loader.batch_size or 1,
             crf=crf,
+            grid=grid,
+            with_plain=scored,
         )
         preview = reduce_image(image, PREVIEW)
         del image
@@ -289,8 +299,9 @@ def _predict_tiles(
 
 
 def tiled_label_maps(
-    image: WindowedImage, network: Callable[[Tensor], Tensor], tiling: Tiling, *, size: int, batch_size: int, crf: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    image: WindowedImage, network: Callable[[Tensor], Tensor], tiling: Tiling, *, size: int, batch_size: int, crf: bool,
+    grid: tuple[int, ...] = (), with_plain: bool = True,
+) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8]]:  # fmt: skip
     """Return the label maps of an image in tiles, uint8 (H, W), without and with the CRF.
 
     The class probabilities of the tiles are blended. As for an image that is not cut, their logarithms are resized
@@ -304,14 +315,16 @@ def tiled_label_maps(
         size: side in pixels to which tiles are resized.
         batch_size: tiles per batch.
         crf: smooth with the dense CRF; otherwise the second label map is the first.
+        grid: h and w, where they are known; by default those of the scores of a blank tile.
+        with_plain: whether the first label map is wanted as well where there is a second; None otherwise.
     """
     (height, width), side = image.shape[:2], tiling.side
-    h, w = network(torch.zeros(1, image.shape[2], size, size)).shape[-2:]
+    h, w = grid or network(torch.zeros(1, image.shape[2], size, size)).shape[-2:]
     blended = blended_rows(
         image, lambda tiles: network(tiles).softmax(dim=1), tiling, size=size, grid=(h, w), batch_size=batch_size
     )
-    plain = np.zeros((height, width), np.uint8)
-    final = np.zeros((height, width), np.uint8) if crf else plain
+    final = np.zeros((height, width), np.uint8)
+    plain = final if not crf else np.zeros_like(final) if with_plain else None
     margin, rows, first = MARGIN if crf else 0, next(blended), 0  # rows of the grid, from number `first`
     for y in range(0, height, WINDOW):
         top, bottom = max(0, y - margin), min(height, y + WINDOW + margin)
@@ -320,16 +333,18 @@ def tiled_label_maps(
             rows = torch.cat([rows, more], dim=1)
         above = max(0, math.floor(float(ys[0]) - 0.5) - first)
         rows, first = rows[:, above:], first + above
-        scores = rows.clamp_min(torch.finfo(torch.float32).tiny).log()
+        scores = rows.clamp_min(torch.finfo(torch.float32).tiny).log() if plain is not None else rows
         for x in range(0, width, WINDOW):
             left, right = max(0, x - margin), min(width, x + WINDOW + margin)
             xs = (torch.arange(left, right) + 0.5) * w / side
             inside = slice(y - top, y - top + WINDOW), slice(x - left, x - left + WINDOW)
             place = slice(y, y + WINDOW), slice(x, x + WINDOW)
-            plain[place] = sample_grid(scores, ys - first, xs).argmax(dim=0)[inside].cpu().numpy()
+            if plain is not None:
+                plain[place] = highest_class(sample_grid(scores, ys - first, xs))[inside].cpu().numpy()
             if crf:
                 window = np.ascontiguousarray(as_rgb(image[top:bottom, left:right]))
                 pixels = torch.from_numpy(window).permute(2, 0, 1)[None]
                 probs = sample_grid(rows, ys - first, xs)[None]
-                final[place] = crf_probabilities(pixels.to(probs.device), probs)[0].argmax(dim=0)[inside].cpu().numpy()
+                smoothed = crf_probabilities(pixels.to(probs.device), probs)[0]
+                final[place] = highest_class(smoothed)[inside].cpu().numpy()
     return plain, final

@@ -234,6 +234,7 @@ class TagToMaskCLI(LightningCLI):
                 callbacks += checkpoint_callbacks(folder, str(self.model.task_name))
         else:
             self.save_config_callback = None  # config.yaml is the training's
+            kwargs["enable_checkpointing"] = False  # Lightning's own callback would warn about the training's
         if given.enable_progress_bar is not False:  # last: after what other callbacks print before a training
             terminal = Console().is_terminal
             kwargs["enable_progress_bar"] = terminal
@@ -266,6 +267,8 @@ class TagToMaskCLI(LightningCLI):
         """Check the checkpoint to score: without one, newly initialised layers would be scored."""
         if not self._get(self.config, "ckpt_path"):
             raise InputError(f"--ckpt_path is missing: the checkpoint to {self.subcommand}")
+        if self.subcommand == "validate" and self.datamodule.hparams["val_split"] is None:
+            raise InputError("val_split is null: give the split to validate on by --data.val_split")
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
         self._check_checkpoint()
 

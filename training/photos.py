@@ -126,7 +126,7 @@ def _images_of_folder(path: AnyPath, given: Sequence[AnyPath]) -> dict[AnyPath, 
         given: all paths that are given: folders among them are not left out.
     """
     names, files = list_folder(path)
-    folders = [path / name for name in names if not name.startswith(".")]
+    folders = [path / name for name in names if not name.startswith(".") and name not in (*MASK_FOLDERS, "masks")]
     found = dict[AnyPath, str | None].fromkeys(path / name for name in image_names(files))
     if not found:
         below = [f"{folder.name}/{name}" for folder in folders for name in list_folder(folder)[1]]

@@ -16,6 +16,7 @@ from datamodules.seed_cache import SeedCache
 from seeds.precision import Precision
 from training.doubtful_labels import REASONS, ImageScores, review_images, score_image
 from training.inference import load_trained
+from training.photos import forbid_replacing
 from training.reports.review_report import render_review
 
 
@@ -67,6 +68,7 @@ def review(
     )  # fmt: skip
     split = data.hparams["train_split"]
     listed = data.annotated(data.samples(split, masks=False), split)
+    forbid_replacing(listed, [output / "index.html"])
     samples = with_tags(listed, "reviewed")
     corrected = [sample for sample in samples if sample.mask is not None]
     samples = covered_samples(cache, [sample for sample in samples if sample.mask is None], trained.classes)

@@ -25,6 +25,7 @@ from seeds.evaluation.evaluate_seeds import CueMetrics
 from seeds.score_maps import resize_maps
 from training.image_overlays import cue_overlay, heat_overlay, label_overlay, shrink
 from training.inference import load_trained, predictions
+from training.photos import forbid_replacing
 from training.reports.example_selection import Example, ExampleSelector
 from training.reports.pages import embed, render
 
@@ -69,6 +70,7 @@ def show_seeds(
         eval_size=trained.size if trained else None,
     )  # fmt: skip
     samples = data.samples(data.hparams["train_split"], tags=False)
+    forbid_replacing(samples, [output / "index.html"])
     for cache in opened:
         samples = covered_samples(cache, samples, classes)
 

@@ -218,9 +218,20 @@ def test_a_validation_reports_its_batches(voc, cues, tmp_path, capsys, command, 
     words = (f"--ckpt_path={tmp_path / 'run/last.ckpt'}", "--model.weights=gone.pth")  # it has all weights
     capsys.readouterr()
     assert fit(voc, cues, tmp_path / "run", LOUD, *words, command=command) == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(name)]
+    printed = capsys.readouterr().err.splitlines()
+    assert not any("dirpath" in line for line in printed)  # of Lightning's own checkpoints
+    lines = [line for line in printed if line.startswith(name)]
     assert lines[0] == f"{name}: 0/2 batches"
     assert re.match(rf"{name}: 2/2 batches in \d:\d\d:\d\d, ", lines[-1])
+
+
+def test_a_validation_without_images(voc, cues, tmp_path, capsys):
+    """A training without a validation split has this YAML."""
+    assert fit(voc, cues, tmp_path / "run", "--data.val_split=null") == 0
+    assert "across ranks is zero" not in capsys.readouterr().err
+    words = (f"--ckpt_path={tmp_path / 'run/last.ckpt'}", "--data.val_split=null")
+    assert fit(voc, cues, tmp_path / "run", *words, command="validate") == 1
+    assert "val_split is null: give the split to validate on" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])

@@ -513,6 +513,33 @@ def test_the_archive_for_vocs_server(voc_like, predicted_masks, tmp_path):
             assert np.array_equal(np.array(image), np.array(Image.open(folder / f"{name}.png")))
 
 
+def test_an_archive_of_an_earlier_evaluation_is_removed(voc_like, predicted_masks, tmp_path):
+    folder, ids = predicted_masks
+    how = {"predictions": folder, "root": str(voc_like), "output": tmp_path / "out", "num_images": 0}
+    (tmp_path / "out/results/VOC2012/Segmentation").mkdir(parents=True)
+    own = tmp_path / "out/results/VOC2012/Segmentation/notes.txt"
+    own.write_text("no file of an evaluation")
+    evaluate(**how)
+    assert own.exists()
+    evaluate(**how, submission=True)
+    evaluate(**how)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "index.html",
+        "metrics.json",
+        "metrics.csv",
+        "results",
+    }
+    assert not list((tmp_path / "out").rglob(f"{ids[0]}.png"))
+
+
+def test_the_page_is_not_written_among_the_images(voc, predicted_masks):
+    folder = voc / "JPEGImages"
+    before = sorted(folder.iterdir())
+    with pytest.raises(InputError, match="JPEGImages is a folder of the images: choose another output folder"):
+        evaluate(predictions=predicted_masks[0], root=str(voc), output=folder)
+    assert sorted(folder.iterdir()) == before
+
+
 def test_an_archive_lacks_no_image(voc_like, predicted_masks, tmp_path):
     folder, ids = predicted_masks
     (voc_like / f"JPEGImages/{ids[0]}.jpg").write_bytes(b"no image")

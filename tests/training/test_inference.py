@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,33 @@ def test_images_up_to_a_tile_are_predicted_as_without_tiles(voc, checkpoint, crf
         assert one.id == other.id
         for field in ("image", "plain", "final", "truth"):
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(64)])
+@pytest.mark.parametrize("crf", [False, True])
+def test_nothing_is_computed_that_nobody_reads(voc, checkpoint, crf, tiling):
+    """The labels without the CRF of images without masks; a blank tile for each image, which gives the grid of all."""
+    trained = load_trained(checkpoint)
+    data = datamodule_from_settings(trained.data, num_workers=0, batch_size=1)
+    samples = data.samples("val")
+    calls = []
+
+    def network(images):
+        calls.append(len(images))
+        return trained.scores(images)
+
+    found = []
+    for masked in (True, False):
+        calls.clear()
+        chosen = samples if masked else [replace(sample, mask=None) for sample in samples]
+        loader = data.eval_loader(chosen, largest=None if tiling is None else 64)
+        found.append(list(predictions(network, loader, UnreadableImages(0.0), crf=crf, tiling=tiling)))
+    tiles = sum(2 ** sum(side > 64 for side in read_image(sample.image).shape[:2]) for sample in samples)
+    assert sum(calls) == (len(samples) if tiling is None else tiles + (tiles > len(samples)))
+    for scored, one in zip(*found, strict=True):
+        assert scored.plain is not None
+        assert (one.plain is None) == crf
+        np.testing.assert_array_equal(one.final, scored.final)
 
 
 @pytest.mark.parametrize("tiling", [None, Tiling(32)])

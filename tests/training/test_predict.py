@@ -223,6 +223,16 @@ def test_a_folder_for_each_tag(checkpoint, photos, tmp_path):
         predict(checkpoint, [tmp_path / "tags"], tmp_path / "tags", num_workers=0)
 
 
+def test_masks_of_a_data_set_are_no_images(voc, checkpoint, tmp_path):
+    """Its root has a folder of images and one of masks."""
+    assert (voc / "SegmentationClass").is_dir()
+    predict(checkpoint, [voc], tmp_path / "out", num_workers=0, crf=False)
+    names = {f"{path.stem}.png" for path in (voc / "JPEGImages").iterdir()}
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")} == {
+        f"JPEGImages/{name}" for name in names
+    }
+
+
 def test_what_a_folder_contains_beside_its_photos_is_reported(checkpoint, photos, tmp_path, capsys, monkeypatch):
     (photos / "more").mkdir()
     shutil.copyfile(next(photos.glob("*.jpg")), photos / "more/a.jpg")

@@ -493,6 +493,21 @@ def test_label_files_of_yolo_count(tmp_path):
     assert found[0][str(label)] != found[1][str(label)]
 
 
+@pytest.mark.parametrize("option", ["tags", "masks"])
+def test_files_beside_the_root_count(tmp_path, option):
+    """These options name files and folders relative to the root."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "lists").mkdir()
+    found = []
+    for text in ("file,tags\na.jpg,cat\n", "file,tags\na.jpg,dog\n"):
+        (tmp_path / "lists/x.csv").write_text(text)
+        runner_module._fingerprint.cache_clear()
+        value = "../lists/x.csv" if option == "tags" else "../lists"
+        nested = {"class_path": "FolderDataModule", "init_args": {"root": str(tmp_path / "photos"), option: value}}
+        found.append((files_in_key(tmp_path, {"data": nested}), files_in_key(tmp_path, nested["init_args"])))
+    assert all(one != other for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("pattern", ["x-{000..001}.tar", "*.tar"])
 def test_tar_files_of_a_pattern_count(tmp_path, pattern):
     (tmp_path / "shards").mkdir()

@@ -215,11 +215,13 @@ def test_an_unreadable_image_is_left_out_where_the_data_module_allows_it(voc, cu
         (["--cues", "nowhere"], "nowhere"),
         (["--split", "none"], "none"),
         (["--checkpoint", "nothing.ckpt"], "nothing.ckpt"),
+        (["--output", "VOC/JPEGImages"], "JPEGImages is a folder of the images"),
     ],
 )
-def test_mistakes(checkpoint, words, message, tmp_path, capsys):
+def test_mistakes(checkpoint, voc, words, message, tmp_path, capsys):
+    words = [word.replace("VOC", str(voc)) for word in words]
     given = [] if "--checkpoint" in words else ["--checkpoint", str(checkpoint)]
-    assert main(["review", *given, *words, "--output", str(tmp_path / "out")]) == 1
+    assert main(["review", "--output", str(tmp_path / "out"), *given, *words]) == 1
     err = capsys.readouterr().err
     assert message in err.splitlines()[-1]
     assert "Traceback" not in err

@@ -115,6 +115,7 @@ def test_mistakes(voc, cues, tmp_path, capsys):
         ([], "required: caches"), ([str(tmp_path)], "is not a seed cache"),
         ([str(cues), str(tmp_path / "other")], "classes zebra"),
         ([str(cues), "--split", "night"], "night"),
+        ([str(cues), "--output", str(voc / "JPEGImages")], "JPEGImages is a folder of the images"),
     ):  # fmt: skip
         assert main(["seeds", "show", *given, *words]) in (1, 2)
         assert message in capsys.readouterr().err

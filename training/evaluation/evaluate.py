@@ -1,5 +1,6 @@
 """`tag2mask evaluate`: score a segmentation checkpoint, or a folder of predicted masks, on a split with masks."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -31,11 +32,13 @@ from training import inference
 from training.evaluation.evaluation_table import compute_metrics, metrics_rows, print_metrics
 from training.evaluation.metrics import SegmentationCounts
 from training.inference import PREVIEW, TEST_CRF, Prediction, TrainedNetwork, Views, load_trained
+from training.photos import forbid_replacing
 from training.reports.evaluation_report import render_page
 from training.reports.example_selection import Example, ExampleSelector, Section
 from training.runs.provenance_record import forbid_folder_of_run
 
 TRAINING_IMAGES = 8  # with their cues, on the page
+SUBMISSION = "results/VOC2012/Segmentation"  # folder of the masks, as VOC's server wants it
 
 
 def evaluate(
@@ -141,6 +144,7 @@ def evaluate(
         source, crf = {"crf": None, "predictions": {"path": str(predictions)}}, False
     else:
         raise InputError("give either --checkpoint, a network to score, or --predictions, a folder of masks to score")
+    forbid_replacing(samples, [output / "index.html"])
     if submission and data.classes != VOC_CLASSES:
         raise InputError(f"a submission needs VOC's 20 classes in their order, not {', '.join(data.classes)}")
     cache, cues_folder = None, cues or (trained.data.get("cues") if trained else None)
@@ -155,7 +159,7 @@ def evaluate(
     selector, images, label_maps = ExampleSelector(len(samples), num_images), 0, dict[str, NDArray[np.uint8]]()
     for each in track(stream, "scoring", len(samples)):
         images += 1
-        if crf and each.truth is not None:
+        if crf and each.truth is not None and each.plain is not None:
             plain.update(each.plain, each.truth)
         selector.offer(_example(each, final, cache))
         if submission:
@@ -179,8 +183,7 @@ def evaluate(
     else:
         (output / "metrics.csv").unlink(missing_ok=True)  # of an earlier evaluation
     write_json(output / "metrics.json", metrics, allow_nan=False)
-    if submission:
-        _write_submission(output, metrics["split"], label_maps)
+    _write_submission(output, metrics["split"], label_maps)
     print_metrics(metrics)
     return metrics
 
@@ -249,10 +252,10 @@ def _read_predictions(
 
 def _example(predicted: Prediction, counts: SegmentationCounts, cache: SeedCache | None) -> Example:
     """Count a prediction where there is a mask, and return the image as the page shows it."""
-    name, image, final, truth = predicted.id, predicted.image, predicted.final, predicted.truth
+    name, image, final, truth = predicted.id, reduce_image(predicted.image, PREVIEW), predicted.final, predicted.truth
     cues = cache.cues(name) if cache and name in cache else None
     iou = None if truth is None else counts.update(final, truth)
-    size = image.shape[:2]  # an image in tiles is reduced
+    size = image.shape[:2]  # a large image is reduced
     shown = None if truth is None else resize_nearest(truth, *size)
     return Example(name, image, resize_nearest(final, *size), shown, cues, iou)
 
@@ -274,7 +277,7 @@ def _training_images(
 
 
 def _write_submission(output: Path, split: str, masks: Mapping[str, NDArray[np.uint8]]) -> None:
-    """Write ``submission.tar``, and the same files as a folder ``results``.
+    """Write ``submission.tar``, and the same files as a folder ``results``, in place of those of an earlier evaluation.
 
     Both contain ``results/VOC2012/Segmentation/comp6_<split>_cls/<id>.png``, a palette PNG of the image's own size;
     comp6 is the server's name for training with data other than VOC's own, such as ImageNet weights.
@@ -282,10 +285,16 @@ def _write_submission(output: Path, split: str, masks: Mapping[str, NDArray[np.u
     Args:
         output: the folder of the evaluation.
         split: name of the split, ``test`` for the server.
-        masks: label map (H, W) of each image by its id.
+        masks: label map (H, W) of each image by its id; nothing is written without any.
     """
-    folder = f"results/VOC2012/Segmentation/comp6_{split}_cls"
+    archive = output / "submission.tar"
+    if archive.exists():
+        archive.unlink()
+        shutil.rmtree(output / SUBMISSION, ignore_errors=True)
+    if not masks:
+        return
+    folder = f"{SUBMISSION}/comp6_{split}_cls"
     files = {f"{folder}/{name}.png": mask_png(mask, f"the mask of {name}") for name, mask in masks.items()}
     for name, content in files.items():
         write_atomically(output / name, content)
-    write_tar(output / "submission.tar", files)
+    write_tar(archive, files)

@@ -25,6 +25,7 @@ from datamodules.files import (
     file_sizes,
     folder_fingerprint,
     is_uri,
+    join_path,
     read_json_or_empty,
     storage_errors,
     write_json,
@@ -210,6 +211,10 @@ class Runner:
         paths = [value for name, value in options.items() if is_path(name, value)]
         folders = {name: str(self.folders[name]) for name in stage.needs}
         for name, value in options.items():
+            group, _, last = name.rpartition(".")
+            root = options.get(f"{group}.root" if group else "root")
+            if last in ("instances", "masks", "tags") and is_path(name, value) and isinstance(root, str):
+                paths.append(str(join_path(UPath(root), value)))  # these are relative to the root, perhaps beside it
             if is_annotation_file(name, value):
                 paths += referenced_files(UPath(substitute(value, folders)))
         before: Mapping[str, str | None] = started["files"] if started else {}
