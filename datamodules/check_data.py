@@ -101,7 +101,7 @@ def check_data(
     split = data.hparams["train_split"]
     samples, others, shared = data.samples(split), list[Sample](), list[str]()
     ids, images = {sample.id for sample in samples}, {sample.image for sample in samples}
-    if (val_split := data.hparams["val_split"]) is not None:
+    if (val_split := data.hparams["val_split"]) not in (None, split):
         try:
             for each in data.samples(val_split):
                 if each.image in images:

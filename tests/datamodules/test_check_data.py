@@ -197,6 +197,10 @@ def test_an_image_in_both_lists(voc, tmp_path):
     assert found["images"] == [shared]
     assert found["sentence"].startswith("1 images are in the training and in the validation split")
     assert shared not in written["validation"]
+    assert main(["check", f"--root={voc}", "--split=val", f"--output={tmp_path / 'val.json'}"]) == 0
+    assert not [
+        each for each in json.loads((tmp_path / "val.json").read_text())["findings"] if each["kind"] == "shared"
+    ]
 
 
 def test_splits_that_number_their_images_alike(tmp_path):
