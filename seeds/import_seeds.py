@@ -83,8 +83,8 @@ def import_seeds(
             raise InputError(f"{source} lacks {len(lacking)} of the {len(listed)} images of {ids}, first {lacking[0]}")
         if not listed:
             raise InputError(f"the list {ids} contains no image")
-        if twice := next((name for name, count in Counter(listed).items() if count > 1), None):
-            raise InputError(f"the list {ids} contains {twice} more than once")
+        if len(set(listed)) < len(listed):  # by several names
+            raise InputError(f"the list {ids} contains {Counter(listed).most_common(1)[0][0]} more than once")
         names = listed
     lut, own_lut = mask_lut(known, chosen), mask_lut(known, known)
 
