@@ -129,6 +129,8 @@ def _images_of_folder(path: AnyPath, given: Sequence[AnyPath]) -> dict[AnyPath, 
     folders = [path / name for name in names if not name.startswith(".") and name not in (*MASK_FOLDERS, "masks")]
     found = dict[AnyPath, str | None].fromkeys(path / name for name in image_names(files))
     if not found:
+        if "masks" in names:
+            print_message(f"{path / 'masks'} is left out as a folder of masks: name it, too, if it contains images")
         below = [f"{folder.name}/{name}" for folder in folders for name in list_folder(folder)[1]]
         found = {path / name: str(PurePosixPath(name).with_suffix("")) for name in image_names(below)}
         files += below

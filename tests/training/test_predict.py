@@ -223,8 +223,13 @@ def test_a_folder_for_each_tag(checkpoint, photos, tmp_path):
         predict(checkpoint, [tmp_path / "tags"], tmp_path / "tags", num_workers=0)
 
 
-def test_masks_of_a_data_set_are_no_images(voc, checkpoint, tmp_path):
-    """Its root has a folder of images and one of masks."""
+def test_masks_of_a_data_set_are_no_images(voc, checkpoint, tmp_path, capsys):
+    """The root of VOC has a folder of images and one of masks; ``masks`` may be a tag, so a message names it."""
+    for name in ("cat", "masks"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        shutil.copy(min((voc / "JPEGImages").iterdir()), tmp_path / "photos" / name / "1.jpg")
+    assert [each.id for each in photos_module.photo_samples([tmp_path / "photos"])] == ["cat/1"]
+    assert "photos/masks is left out as a folder of masks: name it, too, if" in capsys.readouterr().err
     assert (voc / "SegmentationClass").is_dir()
     predict(checkpoint, [voc], tmp_path / "out", num_workers=0, crf=False)
     names = {f"{path.stem}.png" for path in (voc / "JPEGImages").iterdir()}
