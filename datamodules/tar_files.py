@@ -12,8 +12,8 @@ from typing import BinaryIO, NamedTuple, cast
 from datamodules.errors import InputError, UnreadableError, os_errors
 from datamodules.files import AnyPath, is_uri, local_copy, open_atomically, read_bytes, storage_errors
 
+MAX_TEXT = 1 << 20  # bytes of the largest text member
 _REQUEST = 1 << 23  # bytes of a request while an archive behind a URI is listed
-_TEXT = 1 << 20  # bytes of the largest text member
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MEMBER = re.compile(r"tar://[^:]*::(?P<tar>.+)#(?P<start>\d+)\+(?P<size>\d+)", re.DOTALL)
 
@@ -100,7 +100,7 @@ def read_tar(tar: AnyPath, suffixes: tuple[str, ...] = ()) -> TarContent:
                     raise UnreadableError(f"tar file {tar} contains {last} twice")
                 name = last.replace(":", "%3A")  # :: separates the archive
                 members[last] = f"tar://{name}::{tar}#{member.offset_data}+{member.size}"
-                if last.lower().endswith(suffixes) and member.size <= _TEXT:
+                if last.lower().endswith(suffixes) and member.size <= MAX_TEXT:
                     texts[last] = cast("BinaryIO", archive.extractfile(member)).read()
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # an archive ends with a block of zeros

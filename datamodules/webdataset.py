@@ -18,7 +18,7 @@ from datamodules.progress import print_message
 from datamodules.sample import Sample
 from datamodules.sample_blocks import SampleBlocks
 from datamodules.seed_cache.shard import MAX_IMAGES
-from datamodules.tar_files import find_tars, read_tar
+from datamodules.tar_files import MAX_TEXT, find_tars, read_tar
 
 TAG_SUFFIXES = (".json", ".cls", ".txt")
 """Suffixes of the members that contain tags; of several, the first in this order that contains any counts."""
@@ -170,7 +170,7 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
 def _tags(text: bytes | None, suffix: str, where: str, classes: Sequence[str] | None) -> frozenset[str] | None:
     """Return the tags of a member; None where a JSON object has no key for them, or null. ``text`` None: too large."""
     if text is None:
-        raise InputError(f"{where} is larger than 1 MiB and cannot be read as tags")
+        raise InputError(f"{where} is larger than {MAX_TEXT >> 20} MiB and cannot be read as tags")
     try:
         value: Any = json.loads(text) if suffix == ".json" else text.decode("utf-8-sig").strip()
         if suffix == ".cls" and re.fullmatch(r"\d+", value):

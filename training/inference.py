@@ -197,8 +197,8 @@ class Prediction:
 
     Attributes:
         id: id of the image.
-        image: uint8 (H, W, 3); where the prediction was made in tiles or read from a file, it is reduced to at most
-            `PREVIEW` pixels on a side.
+        image: uint8 (H, W, 3); where the prediction was made in tiles, it is reduced to at most `PREVIEW` pixels on a
+            side.
         plain: label map uint8 (H, W) without the CRF; None where the CRF is on and there is no mask to score it with.
         final: label map uint8 (H, W) after the CRF; ``plain`` if the CRF is off.
         truth: mask uint8 (H, W); None for an image without a mask.

@@ -243,7 +243,7 @@ def _read_predictions(
                     found = f"class {others[0]!r}, which is not scored"
                 raise InputError(f"prediction {path} contains {found}")
             try:
-                image = reduce_image(as_rgb(read_image(sample.image, data.in_channels)), PREVIEW)
+                image = as_rgb(read_image(sample.image, data.in_channels))
             except UnreadableError as error:
                 data.unreadable.add(sample.id, str(error))
                 continue

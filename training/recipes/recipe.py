@@ -23,6 +23,8 @@ PATH_OPTIONS = frozenset({
     "weights",
 })  # fmt: skip
 """Options of the commands whose values are files or folders."""
+ROOT_OPTIONS = frozenset({"instances", "masks", "tags"})
+"""Those of `PATH_OPTIONS` that are relative to the folder ``root`` beside them."""
 KEYWORDS = {
     "annotations": NAMED_SOURCES, "instances": ("auto",), "masks": ("auto",), "tags": ("auto", "folders"),
     "weights": ("none", "imagenet", "download"),

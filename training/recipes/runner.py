@@ -35,7 +35,7 @@ from datamodules.seed_cache.cache import cache_fingerprint
 from datamodules.setting_differences import differences
 from datamodules.source_revision import ALL_PACKAGES, SEED_PACKAGES, source_revision
 from training.child_process import run_process
-from training.recipes.recipe import STAGES, Stage, is_annotation_file, is_path, leaves, substitute
+from training.recipes.recipe import ROOT_OPTIONS, STAGES, Stage, is_annotation_file, is_path, leaves, substitute
 from training.recipes.stage_result import StageResult, read_figures, remove
 
 
@@ -213,8 +213,8 @@ class Runner:
         for name, value in options.items():
             group, _, last = name.rpartition(".")
             root = options.get(f"{group}.root" if group else "root")
-            if last in ("instances", "masks", "tags") and is_path(name, value) and isinstance(root, str):
-                paths.append(str(join_path(UPath(root), value)))  # these are relative to the root, perhaps beside it
+            if last in ROOT_OPTIONS and is_path(name, value) and isinstance(root, str):
+                paths.append(str(join_path(UPath(root), value)))  # perhaps beside the root, whose fingerprint lacks it
             if is_annotation_file(name, value):
                 paths += referenced_files(UPath(substitute(value, folders)))
         before: Mapping[str, str | None] = started["files"] if started else {}
