@@ -136,10 +136,10 @@ class BaseDataModule(pl.LightningDataModule):
             if settings[name] < least:
                 raise InputError(f"{name} is {settings[name]}, and must be at least {least}")
         listed = [annotations] if isinstance(annotations, str) else annotations or ()
-        self.sources = [expand_home(str(source)) for source in listed]
-        for source in self.sources:
+        self.annotation_sources = [expand_home(str(source)) for source in listed]
+        for source in self.annotation_sources:
             check_source(source)
-        settings["annotations"] = self.sources or None
+        settings["annotations"] = self.annotation_sources or None
         self.in_channels = in_channels
         self.root = data_folder(root)
         self.source = self.source or str(self.root)
@@ -241,7 +241,7 @@ class BaseDataModule(pl.LightningDataModule):
             InputError: a source is missing or invalid, contains no image of the split, or contradicts the tags of an
                 image.
         """
-        if not self.sources:
+        if not self.annotation_sources:
             return list(samples)
 
         def masks() -> dict[str, Any]:
@@ -249,8 +249,8 @@ class BaseDataModule(pl.LightningDataModule):
 
         title, other_ids = f"the split {split!r} of {self.source}", set(self.all_ids) - {each.id for each in samples}
         return add_annotations(
-            SplitSamples(samples, title, other_ids), self.sources, root=self.root, mask_classes=self.mask_classes,
-            classes=self.classes, masks=masks,
+            SplitSamples(samples, title, other_ids), self.annotation_sources, root=self.root,
+            mask_classes=self.mask_classes, classes=self.classes, masks=masks,
         )  # fmt: skip
 
     def blocks(self, split: str, size: int) -> SampleBlocks:
@@ -311,10 +311,10 @@ class BaseDataModule(pl.LightningDataModule):
         """
         with_masks, split = self.hparams["targets"] == "masks", self.hparams["train_split"]
         samples = self.annotated(self.samples(split, masks=with_masks), split)
-        if with_masks and self.sources:
+        if with_masks and self.annotation_sources:
             samples = [sample for sample in samples if sample.mask or sample.points or sample.scribbles]
             if not samples:
-                sources = ", ".join(self.sources)
+                sources = ", ".join(self.annotation_sources)
                 raise InputError(f"targets: masks, and no training image has a mask, point or scribble in {sources}")
             print_message(f"{len(samples)} training images have a mask, point or scribble; the others are left out")
         elif with_masks:
@@ -323,7 +323,8 @@ class BaseDataModule(pl.LightningDataModule):
 
     def _training_dataset(self) -> ImageDataset:
         hp, samples, cues = self.hparams, self.training_samples(), None
-        with_masks, with_annotations = hp["targets"] == "masks", bool(self.sources) and hp["targets"] != "tags"
+        with_masks = hp["targets"] == "masks"
+        with_annotations = bool(self.annotation_sources) and hp["targets"] != "tags"
         if hp["targets"] == "cues":
             cues = SeedCache(hp["cues"])
             samples = covered_samples(cues, samples, self.classes)

@@ -84,7 +84,7 @@ class WebDatasetDataModule(BaseDataModule):
             InputError: there are annotations, which tar files cannot have, or a tar file is missing or named
                 ``index.tar``. Reading a block raises it where a tar file cannot be read or gives no image tags.
         """
-        if self.sources:
+        if self.annotation_sources:
             hint = "unpack them, or name them as images, which leaves the annotations out"
             raise InputError(f"labels of the tar files in {self.root} cannot follow annotations: {hint}")
         tars = self.tars(split)
