@@ -88,27 +88,27 @@ class WebDatasetDataModule(BaseDataModule):
             hint = "unpack them, or name them as images, which leaves the annotations out"
             raise InputError(f"labels of the tar files in {self.root} cannot follow annotations: {hint}")
         tars = self.tars(split)
-        stems = [name.removesuffix(".tar") for name in tars]
-        if "index" in stems:
+        names = list(tars)
+        if "index.tar" in tars:
             raise InputError(f"{self.root}/index.tar cannot be a shard: index is the name of a seed cache's index")
         listed = "".join(f"{name}\0{length}\n" for name, length in tars.items()) + "\n".join(self._known or ())
 
         def read(number: int) -> list[Sample]:
-            samples = self._samples(f"{stems[number]}.tar")
+            name = names[number]
+            samples = self._samples(name)
             if len(samples) > MAX_IMAGES:
-                raise InputError(f"{self.root}/{stems[number]}.tar has more than {MAX_IMAGES} images: make several")
+                raise InputError(f"{self.root}/{name} has more than {MAX_IMAGES} images: make several")
             if all(sample.tags is None for sample in samples):
-                suffixes = ", ".join(TAG_SUFFIXES)
-                raise InputError(f"{self.root}/{stems[number]}.tar gives no image tags ({suffixes})")
+                raise InputError(f"{self.root}/{name} gives no image tags ({', '.join(TAG_SUFFIXES)})")
             tags = frozenset[str]().union(*(sample.tags or () for sample in samples))
             if tags and tags.isdisjoint(self.classes):
                 unknown = f"none of the tags is a class, such as {min(tags)!r}"
-                print_message(f"{self.root}/{stems[number]}.tar: {unknown}; the classes are {', '.join(self.classes)}")
+                print_message(f"{self.root}/{name}: {unknown}; the classes are {', '.join(self.classes)}")
             return samples
 
-        names = [f"{stem}.safetensors" for stem in stems]
+        shards = [f"{name.removesuffix('.tar')}.safetensors" for name in names]
         digest = hashlib.sha256(listed.encode()).hexdigest()
-        return SampleBlocks(names, read, files_sha256=digest, files=[self.root / name for name in tars])
+        return SampleBlocks(shards, read, files_sha256=digest, files=[self.root / name for name in names])
 
     def _samples(self, name: str, *, tags: bool = True) -> list[Sample]:
         classes = self._known or self._given
@@ -137,9 +137,9 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
     for name, uri in content.members.items():
         path = PurePosixPath(name)
         stem, _, extension = path.name.partition(".")
-        key, suffix = path.with_name(stem or path.name).as_posix(), f".{extension.lower()}"
         if not stem:
             continue
+        key, suffix = path.with_name(stem).as_posix(), f".{extension.lower()}"
         if suffix in IMAGE_SUFFIXES:
             if not is_valid_id(key):  # a mask of this name would be outside its folder
                 raise InputError(f"tar file {tar} contains the image {name[:80]!r}, which is no path inside a folder")
@@ -178,10 +178,7 @@ def _tags(text: bytes | None, suffix: str, where: str, classes: Sequence[str] | 
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be read as tags: {error}") from error
     if isinstance(value, dict):
-        column = next((name for name in TAG_COLUMNS if name in value), None)
-        if column is None:
-            return None
-        value = value[column]
+        value = next((value[name] for name in TAG_COLUMNS if name in value), None)
     if value is None:
         return None
     if isinstance(value, str):
