@@ -270,10 +270,10 @@ class BaseDataModule(pl.LightningDataModule):
     def _missing(self, samples: Sequence[Sample]) -> set[str]:
         """Return the images that do not exist; of those named by URI, only those in ``root`` are looked up."""
         local = {sample.image for sample in samples if not is_uri(sample.image) and not Path(sample.image).is_file()}
-        start = f"{self.root}/"
-        below = {image.removeprefix(start) for sample in samples if (image := sample.image).startswith(start)}
         if isinstance(self.root, Path):
             return local
+        start = f"{self.root}/"
+        below = {image.removeprefix(start) for sample in samples if (image := sample.image).startswith(start)}
         return local | {start + name for name in below - existing_files(self.root, sorted(below))}
 
     def setup(self, stage: str | None = None) -> None:
