@@ -92,12 +92,13 @@ def _read_labelmap(text: str, path: AnyPath, known: Sequence[str]) -> dict[int, 
                 red, green, blue = bytes(map(int, colour.split(",")))
             except ValueError as error:
                 raise InputError(f"{path}: the line {line!r} of labelmap.txt is not label:red,green,blue::") from error
-            index = mask_index(label, known)
+            name = class_name(label, known)
+            index = mask_index(name, known)
             if colours.setdefault(red << 16 | green << 8 | blue, index) != index or (
                 not (red or green or blue) and index
             ):
                 raise InputError(f"{path}: the colour of {label!r} in labelmap.txt is that of another label")
-            labels.add(label)
+            labels.add(name)
     colours.setdefault(0, 0)  # the background need not be listed
     check_labels(labels, known, path, "the labels of labelmap.txt")
     return colours

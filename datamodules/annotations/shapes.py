@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from datamodules.class_names import IGNORE, class_name
+from datamodules.class_names import IGNORE
 from datamodules.errors import InputError, did_you_mean
 from datamodules.files import AnyPath
 from datamodules.masks import RleMask
@@ -61,16 +61,15 @@ class Box(NamedTuple):
 
 
 def mask_index(label: str | None, known: Sequence[str]) -> int:
-    """Return the index in masks of a tool's label: 0 for `BACKGROUND`, 255 for None and one that is no class."""
-    name = class_name(label or "", known)
-    return 0 if name == BACKGROUND else known.index(name) + 1 if name in known else IGNORE
+    """Return the index in masks of a label: 0 for `BACKGROUND`, 255 for None and one that is no class."""
+    return 0 if label == BACKGROUND else known.index(label) + 1 if label in known else IGNORE
 
 
 def check_labels(labels: Collection[str], known: Sequence[str], path: AnyPath, what: str) -> None:
     """Check the labels of a file of annotations, and print those that are no class.
 
     Args:
-        labels: the labels; `BACKGROUND` and `UNKNOWN` need not be classes.
+        labels: the labels by `class_name`; `BACKGROUND` and `UNKNOWN` need not be classes.
         known: all classes of the data set.
         path: the file, for messages.
         what: what its labels are, for messages.
@@ -78,7 +77,7 @@ def check_labels(labels: Collection[str], known: Sequence[str], path: AnyPath, w
     Raises:
         InputError: none of the labels is a class.
     """
-    labels = {class_name(label, known) for label in labels}
+    labels = set(labels)
     others = sorted(labels.difference(known, (BACKGROUND, UNKNOWN)))
     if labels.isdisjoint(known):
         found = f"{first_few(sorted(labels))}; there are {', '.join(known[:20])}"
