@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 from upath import UPath
 
-from datamodules.errors import UsageError, did_you_mean
+from datamodules.errors import UsageError, did_you_mean, first_line
 from datamodules.files import is_uri
 
 UNKNOWN_KEY = (
@@ -273,10 +273,10 @@ def read_config(name: str, *, unique_keys: bool = True) -> tuple[Path, Any]:
         loader = UniqueKeyLoader if unique_keys else yaml.SafeLoader
         return path, yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506  both are SafeLoaders
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, or no text
-        mark, lines = getattr(error, "problem_mark", None), str(error).splitlines()
+        mark = getattr(error, "problem_mark", None)
         place = f"{name}, line {mark.line + 1}" if mark else name
         kind = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
-        raise UsageError(f"{place}: {kind}{getattr(error, 'problem', None) or lines[0]}") from error
+        raise UsageError(f"{place}: {kind}{getattr(error, 'problem', None) or first_line(error)}") from error
 
 
 class UniqueKeyLoader(yaml.SafeLoader):

@@ -19,7 +19,7 @@ from upath import UPath
 
 from datamodules.annotations.shapes import BACKGROUND, Annotation, check_labels, mask_index, valid_box
 from datamodules.class_names import MAX_CLASSES, class_name, mask_lut
-from datamodules.errors import InputError, UnreadableError, errors_at, import_extra
+from datamodules.errors import InputError, UnreadableError, errors_at, first_line, import_extra
 from datamodules.files import AnyPath, is_uri, read_bytes
 from datamodules.image_ids import image_id
 from datamodules.images import image_size, open_image
@@ -171,7 +171,7 @@ def _yolo_names(path: AnyPath) -> dict[str, str]:
     try:
         content = yaml.safe_load(read_bytes(path))
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise InputError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} cannot be read as YAML: {first_line(error)}") from error
     content = content if isinstance(content, dict) else {}
     names = content.get("names")
     names = dict(enumerate(names)) if isinstance(names, list) else names
@@ -227,7 +227,7 @@ def parquet_masks(path: AnyPath, samples: SplitSamples, known: Sequence[str]) ->
             )
         rows = file.read([key, "mask"]).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
     rows = [row for row in rows if row["mask"] and row["mask"] != {"bytes": None, "path": None}]
     names = _tag_names(schema.metadata or {}) or list(known)
     names = [class_name(name, known) for name in names]
