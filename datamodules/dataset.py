@@ -18,7 +18,7 @@ from datamodules.annotations.drawn_labels import (
     ignore_background_of_unmasked_objects,
     keep_all_classes,
 )
-from datamodules.annotations.shapes import BACKGROUND, Point, Scribble, require_inside, vertices
+from datamodules.annotations.shapes import BACKGROUND, Box, Shape, require_inside, vertices
 from datamodules.class_names import IGNORE
 from datamodules.errors import InputError, UnreadableError
 from datamodules.images import any_size, as_rgb, image_size, normalize, read_image
@@ -115,9 +115,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             with any_size():
                 height, width = image_size(sample.image)
             if max(height, width) > self.largest:
-                labels = self.labels[index]
                 known = {"id": sample.id, "image": sample.image, "mask": sample.mask}
-                return {"large": {**known, "labels": labels, "channels": self.channels}}
+                return {"large": {**known, "labels": self.labels[index], "channels": self.channels}}
         image = read_image(sample.image, self.channels)  # (H, W, channels)
         mask: np.ndarray | None = None
         if self.mask_lut is not None:
@@ -177,12 +176,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
             InputError: a vertex or a whole box is outside the image.
         """
         lines = []
-        shapes: tuple[Point | Scribble, ...] = (*sample.points, *sample.scribbles)
-        for box in sample.boxes:
-            require_inside(box, sample.image, size)
+        shapes: tuple[Shape, ...] = (*sample.boxes, *sample.points, *sample.scribbles)
         for shape in shapes:
             require_inside(shape, sample.image, size)
-            if shape.name in self.indices:
+            if not isinstance(shape, Box) and shape.name in self.indices:
                 # the middle of its pixel: at a pixel's edge, the mirrored point would be in the pixel beside it
                 lines.append((self.indices[shape.name], np.floor(np.array(vertices(shape), np.float32)) + 0.5))
         return lines
