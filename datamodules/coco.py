@@ -123,11 +123,10 @@ class COCODataModule(BaseDataModule):
         indices = {key: index for index, key in enumerate(self.categories, start=1)}
         images = images_with_instances(brush_masks_as_instances(content), self.categories, path)
         files = [forward_slashes(file) for file, _, _ in images]
-        first = next((file for file in files if not is_uri(file)), "")
-        forms = unicode_forms(first)
-        found = (each for each in folders if first and any(join_path(each, form).is_file() for form in forms))
-        folder = next(found, folders[0])
         local = [file for file in files if not is_uri(file)]
+        forms = unicode_forms(local[0]) if local else []
+        found = (each for each in folders if any(join_path(each, form).is_file() for form in forms))
+        folder = next(found, folders[0])
         on_disk = dict(zip(local, names_on_disk(folder, local), strict=True))
         samples = []
         for file, (_, image, instances) in zip(files, images, strict=True):
