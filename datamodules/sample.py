@@ -98,8 +98,7 @@ def file_samples(paths: Sequence[str | AnyPath], ids: Mapping[str, str] | None =
     for path in map(UPath, paths):
         if not is_uri(path) and not path.is_file():
             raise InputError(f"there is no image {path}")
-        given = (ids or {}).get(str(path))
-        name = path.stem if given is None else given
+        name = (ids or {}).get(str(path), path.stem)
         if not is_valid_id(name):
             raise InputError(f"the id {name!r} of {path} is {INVALID_ID}")
         if name in samples:
