@@ -55,12 +55,10 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
 @contextmanager
 def forward_hooks(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
     """Register ``hook(module, inputs, output)`` on the forward pass of modules, and remove it on exit."""
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
+    with ExitStack() as handles:
+        for module in modules:
+            handles.enter_context(module.register_forward_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Activations:
