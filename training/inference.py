@@ -286,9 +286,9 @@ def _predict_tiles(
             lambda tiles: _require_no_nan(network(tiles), large["id"]),
             tiling,
             size=dataset.size,
+            grid=grid,
             batch_size=loader.batch_size or 1,
             crf=crf,
-            grid=grid,
             with_plain=scored,
         )
         preview = reduce_image(image, PREVIEW)
@@ -299,8 +299,8 @@ def _predict_tiles(
 
 
 def tiled_label_maps(
-    image: WindowedImage, network: Callable[[Tensor], Tensor], tiling: Tiling, *, size: int, batch_size: int, crf: bool,
-    grid: tuple[int, ...] = (), with_plain: bool = True,
+    image: WindowedImage, network: Callable[[Tensor], Tensor], tiling: Tiling, *, size: int, grid: tuple[int, ...],
+    batch_size: int, crf: bool, with_plain: bool = True,
 ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8]]:  # fmt: skip
     """Return the label maps of an image in tiles, uint8 (H, W), without and with the CRF.
 
@@ -313,13 +313,12 @@ def tiled_label_maps(
         network: class scores float32 (B, C+1, h, w) of normalised images (B, in_channels, size, size).
         tiling: the tiles.
         size: side in pixels to which tiles are resized.
+        grid: h and w.
         batch_size: tiles per batch.
         crf: smooth with the dense CRF; otherwise the second label map is the first.
-        grid: h and w, where they are known; by default those of the scores of a blank tile.
         with_plain: whether the first label map is wanted as well where there is a second; None otherwise.
     """
-    (height, width), side = image.shape[:2], tiling.side
-    h, w = grid or network(torch.zeros(1, image.shape[2], size, size)).shape[-2:]
+    (height, width), side, (h, w) = image.shape[:2], tiling.side, grid
     blended = blended_rows(
         image, lambda tiles: network(tiles).softmax(dim=1), tiling, size=size, grid=(h, w), batch_size=batch_size
     )

@@ -106,7 +106,7 @@ def test_probabilities_of_zero_leave_a_boundary_in_the_middle_of_two_positions(t
     image = np.zeros((32, 32, 3), np.uint8)
     image[:, 16:] = 255
     if tiled:
-        labels, _ = tiled_label_maps(image, confident, Tiling(32), size=32, batch_size=1, crf=False)
+        labels, _ = tiled_label_maps(image, confident, Tiling(32), size=32, grid=(8, 8), batch_size=1, crf=False)
     else:
         pixels = normalize(torch.from_numpy(image).permute(2, 0, 1)[None])
         labels = label_map(view_scores(confident, pixels, Views(flip=True))[0], (32, 32)).numpy()
@@ -189,7 +189,9 @@ def test_every_pixel_of_an_image_in_tiles_has_the_label_of_the_whole_image(rows,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "WINDOW", 60)
         patch.setattr(inference, "MARGIN", 200)
-        plain, final = tiled_label_maps(image, quantized_network, Tiling(40, overlap), size=40, batch_size=3, crf=crf)
+        plain, final = tiled_label_maps(
+            image, quantized_network, Tiling(40, overlap), size=40, grid=(10, 10), batch_size=3, crf=crf
+        )
     assert (plain == label_map(scores[0], size).numpy()).mean() > 0.999  # but for ties
     if crf:
         probs = torch.nn.functional.interpolate(scores.softmax(1), size, mode="bilinear")
@@ -211,7 +213,9 @@ def test_every_pixel_of_any_size_is_labelled(height, width, overlap):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "WINDOW", 33)
         patch.setattr(inference, "MARGIN", 5)
-        plain, final = tiled_label_maps(image, network, Tiling(37, overlap), size=32, batch_size=4, crf=True)
+        plain, final = tiled_label_maps(
+            image, network, Tiling(37, overlap), size=32, grid=(7, 7), batch_size=4, crf=True
+        )
     assert (plain == 2).all()
     assert (final == 2).all()
 
@@ -326,7 +330,7 @@ def network(images):
     return torch.nn.functional.avg_pool2d(images, 4).repeat(1, 7, 1, 1)
 
 for side in (800, 2500):
-    tiled_label_maps(Drawn(side), network, Tiling(512), size=512, batch_size=1, crf=False)
+    tiled_label_maps(Drawn(side), network, Tiling(512), size=512, grid=(128, 128), batch_size=1, crf=False)
     print(peak_memory())
 """
 
@@ -369,7 +373,9 @@ def test_the_crf_of_a_window_sees_the_pixels_around_it(monkeypatch):
     found = {}
     for margin in (0, 64):
         monkeypatch.setattr(inference, "MARGIN", margin)
-        plain, found[margin] = tiled_label_maps(image, network, Tiling(64), size=64, batch_size=1, crf=True)
+        plain, found[margin] = tiled_label_maps(
+            image, network, Tiling(64), size=64, grid=(16, 16), batch_size=1, crf=True
+        )
         assert plain[:28, :28].all()
         assert not plain[36:].any()
     assert found[0][:28, :28].all()
