@@ -74,7 +74,8 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
         raise UsageError(f"{path} has no stage '{unknown}'{nearest(unknown, known)}")
     for stage in reversed(stages):
         wanted |= set(stage.needs) if stage.name in wanted else set()
-    for stage in (each for each in stages if each.name in wanted):  # hours may pass before the first that reads them
+    stages = [stage for stage in stages if stage.name in wanted]
+    for stage in stages:  # hours may pass before the first that reads them
         for name, value in leaves(stage.options):
             is_source = is_annotation_file(name, value) and not REFERENCE.search(value)  # else of an earlier stage
             if is_source and not UPath(value).is_file():
@@ -84,11 +85,11 @@ def run_recipe(words: Sequence[str], commands: Sequence[str], dispatch: Callable
                 raise UsageError(f"the output {output} is the folder of the images: choose another --output")
     check_output_folder(output)
     if options.dry_run:
-        Runner(output, dispatch).estimate([stage for stage in stages if stage.name in wanted])
+        Runner(output, dispatch).estimate(stages)
         return
     lock = lock_folder(output / STAGES / "lock", f"another process runs a recipe in {output}; wait for it, or stop it")
     try:
-        Runner(output, dispatch).run([stage for stage in stages if stage.name in wanted])
+        Runner(output, dispatch).run(stages)
         if known[-1] in wanted and (output / known[-1] / RESULT_FILES[0]).is_file():
             for file in (output / known[-1] / name for name in RESULT_FILES):
                 if file.is_file():
