@@ -38,16 +38,15 @@ def render_review(
 def _card(ranked: ImageScores, reviewed: ReviewedImage, names: Sequence[str]) -> dict[str, Any]:
     """Return what the template needs of an image."""
     small = shrink(reviewed.image, LONGEST)
-    size = small.shape[:2]
     doubtful = np.logical_or.reduce(list(reviewed.doubtful.values()))
     layers = {
         "doubt": np.where(doubtful[..., None], DOUBT, np.array((0, 0, 0, 0.35), np.float32)),
         "labels": cue_layer(reviewed.labels),
-        "prediction": label_layer(resize_nearest(reviewed.prediction, *size)),
+        "prediction": label_layer(resize_nearest(reviewed.prediction, *small.shape[:2])),
     }
     tags = reviewed.sample.tags or frozenset()
     found = {*np.unique(reviewed.labels).tolist(), *np.unique(reviewed.prediction).tolist()}
-    found |= {names.index(name) for name in (*tags.intersection(names), *ranked.tags_to_add, *ranked.tags_to_remove)}
+    found |= {names.index(name) for name in (*tags.intersection(names), *ranked.tags_to_add)}
     return {
         "name": ranked.id, "doubt": ranked.doubt, "shares": ranked.shares, "identical": ranked.identical,
         "reason": max(ranked.shares, key=lambda reason: ranked.shares[reason]),
