@@ -68,7 +68,7 @@ def generate_seeds(
         images: tar files of images and tags in place of ``root`` and ``split``, by path or URI: a folder, or a pattern
             such as ``shards/train-{000..099}.tar`` or ``shards/*.tar``. The cache gets a shard for each tar file, of
             the same name.
-        method: CAM method, a name in `seeds.cam_methods.registry.METHODS`.
+        method: CAM method, a name in `seeds.cam_methods.registry.METHODS`; ``tag2mask explain --help`` lists them.
         layer: layer of the network whose maps are computed; by default the last feature map, of a classifier of texts
             that of CLIP-ES.
         saliency_layer: layer of the network for background saliency; by default the last layer of stride 8 (of a

@@ -81,11 +81,11 @@ def refine_seeds(
             the same name.
         annotations: source, or list of sources, of masks, points, scribbles and boxes of some images, see
             `datamodules.base_datamodule.BaseDataModule`; by default those of the training.
-        radius: a step of the walk leads to positions nearer than this.
+        radius: a step of the walk leads to positions of the cue grid nearer than this, in positions.
         beta: exponent of the affinities: with a higher one less crosses a weak boundary.
         steps: number of steps of the walk.
         fg_threshold: a class wins where its map exceeds this fraction of its maximum; 0.25 in irn. auto: the labels
-            cover as many positions as the maps before the walk, see `equal_area_threshold`.
+            cover as many positions as the maps before the walk.
         crf: sharpen the labels by the dense CRF, with the numbers of `seeds.crf_refinement`.
         size: side in pixels to which images are resized; by default that of the validation.
         cue_stride: pixels per position of the cue grid, on which the walk takes place.

@@ -36,13 +36,13 @@ FUNCTIONS = {
     "seeds import": ("seeds.import_seeds:import_seeds", "convert seeds of other tools to a seed cache"),
     "seeds export": ("seeds.export_seeds:export_seeds", "convert a seed cache to files of other tools"),
     "pseudo-label": ("training.pseudo_labels:pseudo_label", "label training images by a trained network: a seed cache"),
-    "check": ("datamodules.check_data:check_data", "look at images and tags before a training: what to correct"),
+    "check": ("datamodules.check_data:check_data", "check images and tags before a training, and list what to correct"),
     "review": ("training.review:review", "rank training images by how doubtful their labels and tags are"),
-    "plan": ("training.annotation_plan:plan", "print what hours of annotation are expected to give"),
+    "plan": ("training.annotation_plan:plan", "print the expected gain in mIoU from some hours of annotation"),
     "evaluate": ("training.evaluation.evaluate:evaluate", "score a segmentation checkpoint or masks: IoU per class"),
     "compare": ("training.evaluation.compare:compare", "compare the figures of several evaluations"),
     "predict": ("training.predict:predict", "write masks for images"),
-    "export": ("training.export:export", "write a trained network as TorchScript, ONNX or in SMP's format"),
+    "export": ("training.export:export", "write a network as TorchScript, ONNX or for segmentation_models_pytorch"),
     "explain": ("training.explain:explain", "draw where a classifier looks, by many CAM methods"),
 }  # fmt: skip
 RECIPE = {"run": "run all stages of a recipe, and keep those that have not changed"}

@@ -47,7 +47,8 @@ def explain(
         page: name of a class. Write ``<class>.html`` instead of figures: the photos with the strongest evidence for the
             class (sum of the Grad-CAM map) beside those with the strongest evidence against it (counterfactual map).
         strongest: number of photos on each side of the page, at least 1.
-        layer: name of the layer within the network. Default: as in `seeds.generate_seeds`.
+        layer: name of the layer within the network. Default: the last feature map, of a classifier of texts that of
+            CLIP-ES.
         size: side in pixels to which photos are resized. Default: the size of the classifier's validation.
 
     Returns:

@@ -53,8 +53,8 @@ def export(
     Args:
         checkpoint: a segmentation checkpoint of ``tag2mask fit``.
         output: the file to write, which is replaced if it exists; for ``smp`` a new or empty folder.
-        format: ``torchscript``: one file for ``torch.jit.load``, the JSON as its extra file ``tag2mask.json``.
-            ``onnx``: one file of opset 17, the JSON in its metadata under ``tag2mask``; needs ``pip install
+        format: ``torchscript``: one file for ``torch.jit.load``, the metadata in its extra file ``tag2mask.json``.
+            ``onnx``: one file of opset 17, the same JSON in its metadata under ``tag2mask``; needs ``pip install
             -c constraints.txt '.[export]'``. ``smp``: a folder for ``smp.from_pretrained`` and Hugging Face: weights,
             ``tag2mask.json``, and a model card, ``README.md``; not for ``LargeFOV``, which is not an architecture of
             segmentation_models_pytorch.
