@@ -226,7 +226,7 @@ def command_line() -> str:
     """Return the page of the commands and their options."""
     parts = [COMMAND_LINE]
     shared: tuple[list[argparse.Action], Any] | None = None
-    for name in (*cli.LIGHTNING, *cli.FUNCTIONS, *cli.RECIPE):
+    for name in (name for names in cli.GROUPS.values() for name in names):
         words = name.split()
         parsed = parse_command(words, read=False)
         parser: Any = parsed.parser

@@ -79,9 +79,9 @@ def check_checkpoint(checkpoint: dict[str, Any], path: str | AnyPath, task: str)
     """
     header = checkpoint.get(SIGNATURE)
     if not isinstance(header, dict) or "state_dict" not in checkpoint:
-        raise InputError(f"{path} was not written by tag2mask; a checkpoint of a {task} is needed here")
+        raise InputError(f"{path} was not written by tag2mask; a checkpoint of the task {task!r} is needed here")
     if header.get("task") != task:
-        raise InputError(f"{path} is a checkpoint of a {header.get('task')}; one of a {task} is needed here")
+        raise InputError(f"{path} is a checkpoint of the task {header.get('task')!r}; one of {task!r} is needed here")
     if header.get("version") != VERSION:
         raise InputError(f"{path} is of checkpoint version {header.get('version')}; this program reads {VERSION}")
     return checkpoint

@@ -126,20 +126,20 @@ def review_images(
             yield ReviewedImage(by_id[name], image, labels, prediction, doubtful, class_probability[index])
 
 
-def score_image(each: ReviewedImage, classes: Sequence[str], identical: Sequence[str]) -> ImageScores:
+def score_image(reviewed: ReviewedImage, classes: Sequence[str], identical: Sequence[str]) -> ImageScores:
     """Return the scores of an image, see `ImageScores`."""
-    tags = each.sample.tags or frozenset()
-    predicted = zip(classes, each.class_probability.tolist(), strict=True)
+    tags = reviewed.sample.tags or frozenset()
+    predicted = zip(classes, reviewed.class_probability.tolist(), strict=True)
     wrong = {name: 1 - value if name in tags else value for name, value in predicted}  # probability of a mistake
     tags_to_add = {name: value for name, value in wrong.items() if name not in tags and value >= SUSPECT}
     tags_to_remove = {name: value for name, value in wrong.items() if name in tags and value >= SUSPECT}
     return ImageScores(
-        each.sample.id,
-        each.doubt,
-        each.shares(),
+        reviewed.sample.id,
+        reviewed.doubt,
+        reviewed.shares(),
         tags_to_add,
         tags_to_remove,
         identical,
-        each.sample.image,
+        reviewed.sample.image,
         sum(wrong.values()),
     )

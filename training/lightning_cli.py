@@ -42,7 +42,7 @@ from training.runs.callbacks import (
     LogProgress,
     LossGuard,
     StepSeed,
-    UpdateCount,
+    TrainingSize,
     checkpoint_callbacks,
 )
 from training.runs.image_panels import ImagePanels
@@ -228,7 +228,7 @@ class TagToMaskCLI(LightningCLI):
             logger += [] if wandb == "disabled" else [ResumableWandbLogger(folder, offline=wandb == "offline")]
         callbacks: list[Callback] = _as_list(given.callbacks)
         if fits:
-            callbacks += [StepSeed(), LossGuard(), RunRecord(folder, self.plain_config()), UpdateCount(), FoundTags()]
+            callbacks += [StepSeed(), LossGuard(), RunRecord(folder, self.plain_config()), TrainingSize(), FoundTags()]
             callbacks += [LearningRateMonitor("epoch"), ImagePanels()] if logger else []
             if given.enable_checkpointing is not False:
                 callbacks += checkpoint_callbacks(folder, str(self.model.task_name))
@@ -239,6 +239,8 @@ class TagToMaskCLI(LightningCLI):
             terminal = Console().is_terminal
             kwargs["enable_progress_bar"] = terminal
             callbacks.append(RichProgressBar(leave=False) if terminal else LogProgress())
+        if given.enable_model_summary is None:  # Lightning's table has no FLOPs and only one row
+            kwargs["enable_model_summary"] = False
         devices, num_nodes = launched_devices(given.devices, given.num_nodes)
         kwargs |= {
             "default_root_dir": given.default_root_dir or str(folder), "logger": logger, "callbacks": callbacks,

@@ -80,7 +80,8 @@ def test_missing(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"tag2mask": {"task": "segmentation", "version": 1}}, "checkpoint of a segmentation; one of a classifier"),
+    [({"tag2mask": {"task": "segmentation", "version": 1}},
+      "checkpoint of the task 'segmentation'; one of 'classifier'"),
      ({"tag2mask": {"task": "classifier", "version": 2}}, "version 2"),
      ({"tag2mask": None}, "not written by tag2mask")],
 )  # fmt: skip

@@ -191,6 +191,11 @@ def test_a_training_reports_epoch_step_loss_speed_and_time_left(voc, cues, tmp_p
     assert any(re.search(r"epoch 1/2, validation batch \d/2$", line) for line in training)
     size = "training on 9 images, effective batch size 3: 6 updates of the weights"
     assert lines.index(size) < lines.index(training[0])
+    task = SegmentationTask.load_from_checkpoint(tmp_path / "run/last.ckpt", weights="none")
+    sizes = {each: parameter.numel() for each, parameter in task.named_parameters()}
+    trained = sum(sizes[each] for each, parameter in task.named_parameters() if parameter.requires_grad)
+    assert 0 < trained < sum(sizes.values())
+    assert f"the network has {sum(sizes.values()):,} parameters, and {trained:,} of them are trained" in lines
 
 
 def test_the_reported_loss_is_that_of_a_batch_also_where_gradients_are_accumulated(voc, cues, tmp_path, capsys):

@@ -508,6 +508,21 @@ def test_files_beside_the_root_count(tmp_path, option):
     assert all(one != other for one, other in zip(*found, strict=True))
 
 
+def test_the_module_of_a_class_of_another_package_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "my_package"
+    folder.mkdir()
+    found = []
+    for text in ("x = 1", "x = 2"):
+        (folder / "tasks.py").write_text(text)
+        runner_module._fingerprint.cache_clear()
+        found.append(files_in_key(tmp_path, {"model": {"class_path": "my_package.tasks.MyTask"}}))
+    assert [list(files) for files in found] == [[str(folder / "tasks.py")]] * 2
+    assert found[0] != found[1]
+    for name in ("no_such_package.A", "..A", "A", "sys.A", "training.segmentation_task.SegmentationTask"):
+        assert files_in_key(tmp_path, {"model": {"class_path": name}}) == {}
+
+
 @pytest.mark.parametrize("pattern", ["x-{000..001}.tar", "*.tar"])
 def test_tar_files_of_a_pattern_count(tmp_path, pattern):
     (tmp_path / "shards").mkdir()

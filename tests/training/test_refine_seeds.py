@@ -302,7 +302,7 @@ def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
         ((cues, boundaries, "--steps", "0"), "steps 0"), ((cues, boundaries, "--fg_threshold", "1"), "fg_threshold 1"),
         ((cues, boundaries, "--radius", "1"), "radius 1"), ((cues, boundaries, "--size", "-8"), "size must be"),
         ((cues, boundaries, "--beta", "0"), "beta 0.0"),
-        ((cues, checkpoint), "checkpoint of a segmentation; one of a boundary network"),
+        ((cues, checkpoint), "checkpoint of the task 'segmentation'; one of 'boundary network'"),
         ((tmp_path / "lacking", boundaries), "lacks"), ((tmp_path / "none", boundaries), "is not a seed cache"),
     ):  # fmt: skip
         assert refine(given[0], given[1], tmp_path / "out", *given[2:]) == 1

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -217,6 +218,8 @@ class Runner:
                 paths.append(str(join_path(UPath(root), value)))  # perhaps beside the root, whose fingerprint lacks it
             if is_annotation_file(name, value):
                 paths += referenced_files(UPath(substitute(value, folders)))
+            if last == "class_path" and isinstance(value, str):
+                paths += _module_of_another_package(value)
         before: Mapping[str, str | None] = started["files"] if started else {}
         dependencies = {
             "command": stage.command, "options": options,
@@ -227,6 +230,18 @@ class Runner:
         text = json.dumps(dependencies, sort_keys=True, default=str)
         self.keys[stage.name] = hashlib.sha256(text.encode()).hexdigest()
         return self.keys[stage.name], json.loads(text)
+
+
+def _module_of_another_package(class_path: str) -> list[str]:
+    """Return the file of a class's module, if the module is found and not of this project."""
+    module = class_path.rpartition(".")[0]
+    if module.partition(".")[0] in ("", *ALL_PACKAGES):
+        return []
+    with suppress(ImportError, ValueError):  # ValueError: not the name of a module
+        spec = find_spec(module)
+        if spec is not None and spec.has_location:
+            return [str(spec.origin)]
+    return []
 
 
 def _reason_to_run(last: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:

@@ -67,15 +67,19 @@ class LossGuard(pl.Callback):
             raise InputError(f"{where}; its images: {images}. The run ends here; a new one with a lower lr often helps")
 
 
-class UpdateCount(pl.Callback):
-    """Prints the effective batch size and the number of updates before a training starts.
+class TrainingSize(pl.Callback):
+    """Prints the number of parameters, the effective batch size and the number of updates before a training starts.
 
     Several processes and accumulated batches enlarge the effective batch; at a fixed number of epochs the network is
     then updated less often.
     """
 
-    def on_train_start(self, trainer: pl.Trainer, _task: pl.LightningModule) -> None:
-        """Print both numbers and, where the effective batch is larger, how it is made up."""
+    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        """Print the numbers and, where the effective batch is larger, how it is made up."""
+        parameters = list(task.parameters())
+        trained = sum(each.numel() for each in parameters if each.requires_grad)
+        count = sum(each.numel() for each in parameters)
+        print_message(f"the network has {count:,} parameters, and {trained:,} of them are trained")
         loader: Any = trainer.train_dataloader
         images, batch_size = len(loader.dataset), loader.batch_size
         processes, batches = trainer.world_size, trainer.accumulate_grad_batches
