@@ -74,6 +74,8 @@ def generate_seeds(
         saliency_layer: layer of the network for background saliency; by default the last layer of stride 8 (of a
             network that ends there, the last layer of the stage before).
         scales: sizes of the image relative to ``size``; the maps of all scales are averaged before any normalisation.
+            Each scale has the same weight, as in irn: Grad-CAM divides by the number of positions, so its maps are
+            multiplied by the square of the scale.
         flip: average the maps with those of the mirrored image.
         small_classes: classes whose objects are smaller than a position of ``layer``, such as holes and scratches:
             their maps are those of guided Grad-CAM. ``seeds refine`` and ``pseudo-label`` read these classes from the
@@ -233,9 +235,10 @@ class CamModule(SeedModule):
         return torch.cat([resize_maps(each[None], self.grid, antialias=True) for each in maps]).mean(dim=0)
 
     def _maps(self, method: Method, images: Tensor, labels: Tensor) -> Tensor:
-        """Return maps (n, h, w) of the n labels of a batch, not negative."""
+        """Return maps (n, h, w) of the n labels of a batch, not negative, and comparable between scales."""
         with torch.enable_grad():  # Lightning predicts without gradients
-            return channel_maximum(method(images, labels)).detach()[labels != 0].clamp(min=0)
+            maps = channel_maximum(method(images, labels)).detach()[labels != 0].clamp(min=0)
+        return maps.mul_((images.shape[-1] / self.sides[0]) ** (2 * method.position_power))
 
     def cues(self, seed: Seed) -> NDArray[np.uint8]:
         """Return the cues of an image, made of its maps as the cache returns them."""

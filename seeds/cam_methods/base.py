@@ -21,10 +21,13 @@ class LayerMethod:
     Attributes:
         forward_context: makes the context of the forward pass.
         batched: whether several scores may share a backward pass.
+        position_power: the maps of an enlarged image fall with this power of the number of positions, by which global
+            average pooling divides gradients. `seeds generate` multiplies by it where it averages several scales.
     """
 
     forward_context: ClassVar[type[AbstractContextManager[Any]]] = nullcontext
     batched: ClassVar[bool] = True
+    position_power: ClassVar[int] = 1
 
     def __init__(self, model: Model, layer: str | nn.Module) -> None:
         """Bind a model to a layer.

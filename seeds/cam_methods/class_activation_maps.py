@@ -15,6 +15,8 @@ class CAM(LayerMethod):
     Only for a network that ends in global average pooling and one linear layer, at the layer before these.
     """
 
+    position_power = 0  # the head's weights are not gradients
+
     def maps(self, targets: TargetScores, activation: Tensor, name: str) -> Tensor:
         """Return the maps, as `seeds.cam_methods.base.LayerMethod.maps`.
 
@@ -33,6 +35,8 @@ class GradCAMPlusPlus(LayerMethod):
     alpha = g² / (2 g² + g³ · sum of the channel's activation), as in the paper for a score behind an exponential; a
     negative sum counts as 0. (The library grad-cam adds 1e-6 to the denominator, which outweighs g² on fine grids.)
     """
+
+    position_power = 0  # the weights are sums over the positions
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
         """Return the maps, as `seeds.cam_methods.base.LayerMethod.combine`."""

@@ -41,6 +41,8 @@ class ClipES(LayerMethod):
     stochastic and symmetric. (In the authors' code, the boxes lack their last row and column at the image's border.)
     """
 
+    position_power = 0  # each map is scaled to 0..1
+
     def __call__(self, images: Tensor, labels: Target) -> Tensor:
         """Return maps, as `seeds.cam_methods.base.LayerMethod.__call__`.
 

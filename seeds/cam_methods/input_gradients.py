@@ -1,6 +1,6 @@
 """Methods with maps at the image's resolution: gradients of the input, plain or through changed ReLUs."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class InputGradient:
     """
 
     rule: Rule = "plain"
+    position_power: ClassVar[int] = 1
 
     def __init__(self, model: Model, _layer: object = None) -> None:
         self.model = model
@@ -69,6 +70,7 @@ class GuidedGradCAM:
     """
 
     pixel_method: type[InputGradient] = GuidedBackprop
+    position_power: ClassVar[int] = 2  # a gradient times a Grad-CAM map
 
     def __init__(self, model: Model, layer: str | nn.Module) -> None:
         """Bind a model to the layer of the Grad-CAM maps; arguments as for `seeds.gradcam.GradCAM`."""

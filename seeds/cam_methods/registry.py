@@ -5,6 +5,7 @@ it here. All that is registered works in ``explain``, ``seeds generate --method`
 """
 
 from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -15,8 +16,19 @@ from seeds.cam_methods.clip_es import ClipES
 from seeds.cam_methods.targets import Target
 from seeds.gradcam import Counterfactual, GradCAM
 
-Method = Callable[[Tensor, Target], Tensor]
-"""``method(images, targets)``: maps (B, C, h, w), or (B, C, in_channels, H, W) at the resolution of the image."""
+
+class Method(Protocol):
+    """A CAM method that is bound to a network and a layer.
+
+    Attributes:
+        position_power: see `seeds.cam_methods.base.LayerMethod`.
+    """
+
+    position_power: ClassVar[int]
+
+    def __call__(self, images: Tensor, labels: Target) -> Tensor:
+        """Return maps (B, C, h, w), or (B, C, in_channels, H, W) at the resolution of the image."""
+
 
 METHODS: dict[str, Callable[..., Method]] = {
     "gradcam": GradCAM, "counterfactual": Counterfactual,

@@ -76,15 +76,32 @@ def test_scales_and_the_mirrored_image_are_averaged(voc, checkpoint, tmp_path):
     np.testing.assert_allclose(cache.maps("p0")[1], averaged_maps(method, voc, "p0", [1.0, 0.0]), rtol=1e-2, atol=5e-4)
 
 
-def averaged_maps(method, voc, name, labels, sides=(64, 96)):
-    """Maps of an image that is read at the larger side, and resized to the smaller one; with its mirror image."""
+def averaged_maps(method, voc, name, labels, sides=(64, 96), power=1):
+    """Maps of an image that is read at the larger side, and resized to the smaller one; with its mirror image.
+
+    Grad-CAM divides by the number of positions: its maps are multiplied by the area, so that each scale counts as much.
+    Guided Grad-CAM divides twice, and has a power of 2.
+    """
     large = normalize(read_at(voc / f"JPEGImages/{name}.jpg", max(sides)))
     wanted, found = torch.tensor([labels]), []
     grid = -(-sides[0] // 8)
     for side in sides:
         image = functional.interpolate(large, (side, side), mode="bilinear", antialias=True)
-        found += [to_grid(method(image, wanted), grid), to_grid(method(image.flip(3), wanted).flip(3), grid)]
+        both = [to_grid(method(image, wanted), grid), to_grid(method(image.flip(3), wanted).flip(3), grid)]
+        found += [(side / sides[0]) ** (2 * power) * maps for maps in both]
     return torch.stack(found).mean(0)[0, torch.tensor(labels) > 0].numpy()
+
+
+def test_scales_of_grad_cam_count_as_those_of_cam(voc, checkpoint):
+    """The classifier ends in global average pooling: there, Grad-CAM is CAM divided by the number of positions."""
+    scales = (1.0, 0.5, 1.5, 2.0)
+    _, expected = in_memory(voc, checkpoint, 6, method="cam", scales=scales)
+    for method in ("gradcam", "hirescam"):
+        _, found = in_memory(voc, checkpoint, 6, method=method, scales=scales)
+        for seed, wanted in zip(found, expected, strict=True):
+            tops = seed.maps.max(axis=(1, 2), keepdims=True), wanted.maps.max(axis=(1, 2), keepdims=True)
+            assert (tops[1] > 0).all()
+            np.testing.assert_allclose(seed.maps / tops[0], wanted.maps / tops[1], atol=1e-5)
 
 
 def read_at(path, side):
@@ -124,7 +141,7 @@ def test_maps_of_small_classes_are_those_of_guided_grad_cam(voc, checkpoint, tmp
         classes, maps = small.maps(name)
         assert classes.tolist() == labels
         for label, found, other in zip(labels, maps, plain.maps(name)[1], strict=True):
-            wanted = averaged_maps(guided, voc, name, [0.0, 1.0])[0] if label == 1 else other
+            wanted = averaged_maps(guided, voc, name, [0.0, 1.0], power=2)[0] if label == 1 else other
             np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=2e-3 * wanted.max())
         np.testing.assert_array_equal(small.saliency(name), plain.saliency(name))
     with pytest.raises(InputError, match="there is no class 'bleu'; did you mean 'blue'"):
