@@ -126,22 +126,34 @@ def _images_of_folder(path: AnyPath, given: Sequence[AnyPath]) -> dict[AnyPath, 
         given: all paths that are given: folders among them are not left out.
     """
     names, files = list_folder(path)
-    folders = [path / name for name in names if not name.startswith(".") and name not in (*MASK_FOLDERS, "masks")]
+    folders = _folders_of_images(path, names)
     found = dict[AnyPath, str | None].fromkeys(path / name for name in image_names(files))
     if not found:
         if "masks" in names:
             print_message(f"{path / 'masks'} is left out as a folder of masks: name it, too, if it contains images")
-        below = [f"{folder.name}/{name}" for folder in folders for name in list_folder(folder)[1]]
+        below, deeper = list[str](), list[AnyPath]()
+        for folder in folders:
+            names, files_below = list_folder(folder)
+            below += [f"{folder.name}/{name}" for name in files_below]
+            deeper += _folders_of_images(folder, names)
         found = {path / name: str(PurePosixPath(name).with_suffix("")) for name in image_names(below)}
         files += below
-    elif left_out := sum(_count_images(folder) for folder in folders if folder not in given):
-        print_message(f"{left_out} images in folders of {path} are left out: name these folders, too")
+        if left_out := [image for folder in deeper if folder not in given for image in _local_images(folder)]:
+            problem = f"are left out because they are not directly in a folder of {path}"
+            print_message(f"{len(left_out)} images {problem}, first {left_out[0]}: name their folders, too")
+    elif left_out := [image for folder in folders if folder not in given for image in _local_images(folder)]:
+        print_message(f"{len(left_out)} images in folders of {path} are left out: name these folders, too")
     report_unread(path, files)
     return found
 
 
-def _count_images(folder: AnyPath) -> int:
-    """Return the number of images in a local folder; 0 where it cannot be read, and behind a URI, a request each."""
+def _folders_of_images(path: AnyPath, names: Iterable[str]) -> list[AnyPath]:
+    """Return the folders of a folder but those that are hidden or have the name of a folder of masks."""
+    return [path / name for name in names if not name.startswith(".") and name not in (*MASK_FOLDERS, "masks")]
+
+
+def _local_images(folder: AnyPath) -> list[AnyPath]:
+    """Return the images in a local folder; none where it cannot be read, and behind a URI, a request each."""
     with suppress(OSError):
-        return 0 if is_uri(folder) else len(list_images(folder))
-    return 0
+        return [] if is_uri(folder) else [folder / name for name in list_images(folder)]
+    return []

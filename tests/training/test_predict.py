@@ -595,3 +595,15 @@ def test_folders_that_are_named_are_not_reported_as_left_out(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"2 images in folders of {tmp_path} are left out")
     photos_module.photo_samples([tmp_path, tmp_path / "one", tmp_path / "two"])
     assert capsys.readouterr().err == ""
+
+
+def test_images_two_folders_deep_are_reported(tmp_path, capsys):
+    for name in ("cat/a.jpg", "cat/more/b.jpg", "cat/other/c.jpg", "cat/.hidden/d.jpg", "cat/masks/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [sample.id for sample in photos_module.photo_samples([tmp_path])] == ["cat/a"]
+    problem = f"2 images are left out because they are not directly in a folder of {tmp_path}"
+    first = f"first {tmp_path / 'cat/more/b.jpg'}: name their folders, too"
+    assert f"{problem}, {first}" in capsys.readouterr().err.replace("\n", "")
+    photos_module.photo_samples([tmp_path, tmp_path / "cat/more", tmp_path / "cat/other"])
+    assert capsys.readouterr().err == ""
