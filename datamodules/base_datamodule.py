@@ -24,7 +24,7 @@ from datamodules.image_ids import INVALID_ID, is_valid_id
 from datamodules.progress import first_few, print_message
 from datamodules.sample import Sample, SplitSamples, any_tagged, require_masks, require_tags
 from datamodules.sample_blocks import SampleBlocks, consecutive_blocks
-from datamodules.samplers import TrainSampler, run_seed
+from datamodules.samplers import TrainSampler, evenly_spaced, run_seed
 from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.unreadable_images import MAX_UNREADABLE, UnreadableImages, readable
@@ -34,6 +34,9 @@ TRAINING_ONLY = (
     "augment", "cues", "cues_checkpoint", "download", "mask_sampling_rate", "min_images_per_epoch", "targets",
 )  # fmt: skip
 """Settings that only a training uses; `BaseDataModule.settings` and `datamodules.open_data` leave them out."""
+
+CHECKED_SHARDS = 256
+"""Shards of a seed cache whose classes are compared with the tags, in a second or two."""
 
 
 class BaseDataModule(pl.LightningDataModule):
@@ -328,6 +331,7 @@ class BaseDataModule(pl.LightningDataModule):
         if hp["targets"] == "cues":
             cues = SeedCache(hp["cues"])
             samples = covered_samples(cues, samples, self.classes)
+            report_untagged_cues(cues, samples)
             checkpoint = hp["cues_checkpoint"]
             with os_errors(f"cues_checkpoint: {checkpoint} cannot be read"):
                 digest = file_sha256(checkpoint) if checkpoint else None
@@ -448,3 +452,30 @@ def covered_samples(cache: SeedCache, samples: Sequence[Sample], classes: Sequen
         problem = f"{len(lacking)} of {len(samples)} images are left out because the seed cache has no cues of them"
         print_message(f"{problem}; first {lacking[0]}: {cache.left_out[lacking[0]]}")
     return covered
+
+
+def report_untagged_cues(cache: SeedCache, samples: Sequence[Sample]) -> None:
+    """Print how many samples have cues of classes that are not among their tags: tags changed since the cache was made.
+
+    The classes are those of the maps in the headers of at most `CHECKED_SHARDS` shards, evenly chosen. Samples whose
+    tags are not known do not count, nor does a cache of cues alone, or one behind a URI: each header is a request.
+
+    Args:
+        cache: a seed cache.
+        samples: samples with cues in it.
+
+    Raises:
+        InputError: a shard is missing or damaged.
+    """
+    if is_uri(cache.path):
+        return
+    names = dict[str, set[str]]()  # of the classes, by id
+    for number in evenly_spaced(cache.num_shards, CHECKED_SHARDS):
+        shard = cache.shard(number)
+        names |= {name: {cache.classes[index] for index in shard.map_classes(name)} for name in shard.ids}
+    checked = [(each.id, each.tags) for each in samples if each.tags is not None and each.id in names]
+    untagged = {name: names[name] - tags for name, tags in checked if names[name] - tags}
+    if untagged:
+        cues = "cues of classes that are not among their tags"
+        some = first_few([f"{name} ({', '.join(sorted(classes))})" for name, classes in untagged.items()])
+        print_message(f"warning: {len(untagged)} of {len(checked)} images have {cues}: {some}; make the cache again")

@@ -319,14 +319,21 @@ class Shard:
             raise self._damaged(name)
         return cues
 
+    def map_classes(self, name: str) -> NDArray[np.int64]:
+        """Return the classes 0..C-1 of the maps of an image, (k,), which are in the header; errors as `cues`."""
+        classes = self._images[name][0]
+        if not all(0 <= index < len(self.classes) for index in classes.tolist()):
+            raise self._damaged(name)
+        return classes
+
     def maps(self, name: str) -> tuple[NDArray[np.int64], Floats]:
         """Return the classes (k,) of an image and its maps, float32 (k, h, w); errors as `cues`."""
-        classes, maxima, _, crc = self._images[name]
+        classes, (_, maxima, _, crc) = self.map_classes(name), self._images[name]
         if "maps" in crc:
             fractions = self._read(name, "maps", np.float16, 3)
         else:
             fractions = np.zeros((0, *self.cues(name).shape), np.float16)
-        if not np.isin(classes, range(len(self.classes))).all() or not len(fractions) == len(classes) == len(maxima):
+        if not len(fractions) == len(classes) == len(maxima):
             raise self._damaged(name)
         return classes, fractions.astype(np.float32) * maxima[:, None, None]
 

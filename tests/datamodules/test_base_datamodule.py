@@ -10,12 +10,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LightningArgumentParser
 
-from datamodules.base_datamodule import BaseDataModule, covered_samples
+from datamodules.base_datamodule import BaseDataModule, covered_samples, report_untagged_cues
 from datamodules.class_names import VOC_CLASSES
 from datamodules.errors import InputError
 from datamodules.masks import write_mask
 from datamodules.open_data import datamodule_from_settings
 from datamodules.sample import Sample, file_samples, multi_hot
+from datamodules.seed_cache import SeedCache
 from datamodules.transforms import Augment
 from datamodules.voc import VOCDataModule
 from tests.seed_caches import CacheWriter
@@ -358,6 +359,31 @@ def test_images_that_a_cache_has_left_out(voc, capsys):
     nothing.left_out = {f"p{i}": f"image p{i} is cut short" for i in range(6)}
     with pytest.raises(InputError, match="the seed cache lacks 6 of the 6 images, first p0"):
         covered_samples(nothing, data.samples("train"), data.classes)
+
+
+def test_cues_of_classes_that_are_no_tags(voc, tmp_path, capsys):
+    """Such as those of a cache that is older than the tags; images whose tags are not known do not count."""
+    tags = {sample.id: sample.tags & {"ant", "bat", "cow"} for sample in data_of(voc).samples("train")}
+    classes = ["ant", "bat", "cow"]
+
+    def cache(name, more):
+        with CacheWriter(tmp_path / name, classes, {}, shard_size=2) as writer:
+            for image, own in tags.items():
+                found = [classes.index(each) for each in sorted(own | more.get(image, set()))]
+                writer.add(image, np.ones((4, 4), np.uint8), map_classes=found, maps=np.ones((len(found), 2, 2)))
+        return str(tmp_path / name)
+
+    data_of(voc, targets="cues", cues=cache("same", {})).setup("fit")
+    assert "warning" not in capsys.readouterr().err
+    lacking = {name: set(classes) - own for name, own in tags.items() if name in ("p1", "p4")}
+    assert all(lacking.values())
+    data_of(voc, targets="cues", cues=cache("older", lacking)).setup("fit")
+    some = ", ".join(f"{name} ({', '.join(sorted(more))})" for name, more in lacking.items())
+    message = f"warning: 2 of 6 images have cues of classes that are not among their tags: {some}; make the cache again"
+    assert message in capsys.readouterr().err
+    samples = [Sample(name, "", None) for name in tags]
+    report_untagged_cues(SeedCache(tmp_path / "older"), samples)
+    assert capsys.readouterr().err == ""
 
 
 PLUG_IN = '''
