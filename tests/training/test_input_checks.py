@@ -134,6 +134,28 @@ def test_an_unknown_index_in_an_own_mask(photos):
         input_checks.InputChecks().check_images(data)
 
 
+def test_an_unknown_index_in_a_mask_of_the_validation(photos, tmp_path, started, monkeypatch, capsys):
+    """Each mask is read once for all stages; one that cannot be read does not count."""
+    (photos / "masks").mkdir()
+    samples = FolderDataModule(str(photos), val_fraction=0.5).samples("val")
+    masks = [photos / f"masks/{sample.id}.png" for sample in samples]
+    for mask in masks:
+        Image.fromarray(np.full((20, 30), 2, np.uint8)).save(mask)
+    masks[0].write_bytes(masks[0].read_bytes()[:-30])
+    data, checks, read = FolderDataModule(str(photos), val_fraction=0.5), input_checks.InputChecks(), []
+    read_mask = input_checks.read_class_mask
+    monkeypatch.setattr(input_checks, "read_class_mask", lambda *given: read.append(given[0]) or read_mask(*given))
+    for _ in range(2):
+        checks.check_images(data)
+    assert sorted(read) == sorted(map(str, masks))
+    (sample,) = FolderDataModule(str(photos)).samples("val")  # that of the recipe
+    Image.fromarray(np.full((20, 30), 77, np.uint8)).save(photos / f"masks/{sample.id}.png")
+    assert main(["run", f"--root={photos}", f"--output={tmp_path / 'out'}", *WORDS]) == 1
+    message = f"masks/{sample.id}.png contains the index 77, and its classes end at 2 (255 is ignored)"
+    assert message in capsys.readouterr().err
+    assert started == []
+
+
 def test_a_missing_file_of_clip(tmp_path):
     for weights, message in (("download", ""), ("none.safetensors", "there are no weights none.safetensors")):
         stage = Stage("classifier", "zero-shot", {"root": "photos", "weights": weights}, ())

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 
 from datamodules.base_datamodule import BaseDataModule
 from datamodules.check_data import name_problems, tag_problems
-from datamodules.errors import InputError, errors_at, unknown_name
+from datamodules.errors import InputError, UnreadableError, errors_at, unknown_name
 from datamodules.files import is_uri
 from datamodules.masks import read_class_mask
 from datamodules.progress import print_message
-from datamodules.sample import require_tags
+from datamodules.sample import Sample, require_tags
+from datamodules.samplers import evenly_spaced
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.unreadable_images import UnreadableImages, readable, too_many
 from seeds.base_task import BaseTask
@@ -23,6 +26,7 @@ from training.recipes.recipe import REFERENCE, Stage, leaves
 from training.segmentation_task import SegmentationTask
 
 RESULTS = ("cues", "cues_checkpoint")  # options of data modules that name results of earlier stages
+CHECKED_MASKS = 1500  # masks of a validation split that are read, evenly chosen, in some seconds
 
 
 def open_training_data(options: Mapping[str, Any]) -> BaseDataModule:
@@ -84,6 +88,7 @@ class InputChecks:
 
     def __init__(self) -> None:
         self._images: set[Any] = set()
+        self._masks: set[Any] = set()
         self._tasks: set[str] = set()
         self._tags: set[Any] = set()
         self.timed_steps: dict[str, tuple[float, int, int]] = {}  # see `training.recipes.estimate.estimate_training`
@@ -109,11 +114,12 @@ class InputChecks:
     def check_images(self, data: BaseDataModule) -> int:
         """Check tags, annotations and images as a training does when it starts; return the number of training images.
 
-        Findings of `tag2mask check` about the names of classes and their numbers of images are printed.
+        Findings of `tag2mask check` about the names of classes and their numbers of images are printed. At most
+        `CHECKED_MASKS` local masks of the validation split are read, evenly chosen.
 
         Raises:
-            InputError: a split is empty, an image is missing, too many have no readable header, or tags or annotations
-                are invalid, such as a mask with an unknown index.
+            InputError: a split is empty, an image is missing, too many have no readable header, or tags, annotations or
+                masks are invalid, such as a mask with an unknown index.
         """
         if isinstance(data, SyntheticDataModule):  # written by the first stage that reads it
             return int(data.hparams["train"])
@@ -138,7 +144,23 @@ class InputChecks:
             if problem:
                 raise InputError(problem)
             self._images.add(files)
+        for samples in splits[1:]:
+            self._check_masks(samples, data)
         return len(train)
+
+    def _check_masks(self, samples: Sequence[Sample], data: BaseDataModule) -> None:
+        """Check the indices in the local masks of a validation split; masks that cannot be read are left out later."""
+        masks = [each.mask for each in samples if isinstance(each.mask, str) and not is_uri(each.mask)]
+        chosen = tuple(masks[number] for number in evenly_spaced(len(masks), CHECKED_MASKS))
+
+        def check(mask: str) -> None:
+            with suppress(UnreadableError):
+                read_class_mask(mask, data.mask_lut)
+
+        if (key := (chosen, data.mask_lut.tobytes())) not in self._masks:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(check, chosen))
+            self._masks.add(key)
 
     def _check_task(self, options: Mapping[str, Any], data: BaseDataModule) -> None:
         """Build the networks of a training; load their weights where they are a local file."""
