@@ -86,11 +86,14 @@ def _keypoints(instance: Mapping[str, Any], label: str, location: str) -> Iterat
 
 
 def check_instances(content: Any, path: AnyPath) -> None:
-    """Raise an InputError unless the content of a JSON has lists of images, annotations and categories."""
+    """Raise an InputError unless a JSON has lists of images, annotations and categories, and no invalid ``iscrowd``."""
     for key in ("images", "annotations", "categories"):
         found = content.get(key) if isinstance(content, dict) else None
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
             raise InputError(f"{path} is not a JSON of COCO's instances: it has no list of {key}")
+    for each in content["annotations"]:
+        if (crowd := each.get("iscrowd")) not in (None, 0, 1):  # the text "0" would count as a crowd
+            raise InputError(f"{path}: annotation {each.get('id')} has the iscrowd {crowd!r}, which must be 0 or 1")
 
 
 def category_names(content: dict[str, list[dict[str, Any]]], path: AnyPath) -> dict[int, str]:

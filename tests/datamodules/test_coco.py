@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -330,6 +331,19 @@ def test_brush_masks_of_cvat_are_no_crowds(coco):
     first, second, _ = masks_of(open_coco(coco)).values()
     np.testing.assert_array_equal(first, region(5, 5, 25, 25))
     np.testing.assert_array_equal(second, np.where(region(0, 0, 9, 40), 255, 0))
+
+
+@pytest.mark.parametrize("crowd", ["0", "1", 2, [0]])
+def test_an_invalid_iscrowd(coco, crowd):
+    """A text would count as a crowd, whose pixels are 255."""
+    segmentation = [box(1, 1, 9, 9)]
+    write(coco / "annotations/instances_val2017.json", content({1: [(1, segmentation, 0), (1, segmentation, crowd)]}))
+    message = rf"instances_val2017\.json: annotation 101 has the iscrowd {re.escape(repr(crowd))}, which must be 0 or 1"
+    with pytest.raises(InputError, match=message):
+        open_coco(coco).samples("val2017")
+    for valid in (None, 0, False, True):  # a file of crowds alone has brush masks
+        write(coco / "annotations/instances_val2017.json", content({1: [(1, segmentation, valid)]}))
+        assert masks_of(open_coco(coco))["001"].max() == 1
 
 
 @pytest.mark.parametrize("form", [compressed, run_lengths])
