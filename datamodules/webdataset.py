@@ -152,11 +152,14 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
             others[name] = key
     if lacking := [key for key in texts if key not in images]:
         raise InputError(f"tar file {tar} contains tags of {lacking[0]!r} and no image ({', '.join(IMAGE_SUFFIXES)})")
+    left_out = [name for name, key in others.items() if key not in images]  # else they belong to the image
+    problem = "are left out because their names have several dots"
+    problem = f"{len(left_out)} images {problem}, first {left_out[0]}" if left_out else ""
     if not images:
-        raise InputError(f"tar file {tar} contains no image ({', '.join(IMAGE_SUFFIXES)})")
-    if left_out := [name for name, key in others.items() if key not in images]:  # else they belong to the image
-        problem = "are left out because their names have several dots"
-        print_message(f"tar file {tar}: {len(left_out)} images {problem}, first {left_out[0]}")
+        reason = f": {problem}" if problem else f" ({', '.join(IMAGE_SUFFIXES)})"
+        raise InputError(f"tar file {tar} contains no image{reason}")
+    if problem:
+        print_message(f"tar file {tar}: {problem}")
     samples = []
     for key, uri in images.items():
         found: frozenset[str] | None = None

@@ -285,6 +285,10 @@ def test_images_whose_names_have_several_dots_are_reported(tmp_path, capsys):
     assert [sample.id for sample in tar_samples(tmp_path / "x.tar")] == ["a"]
     message = "x.tar: 2 images are left out because their names have several dots, first in/b.v1.PNG"
     assert message in capsys.readouterr().err
+    (tmp_path / "x.tar").write_bytes(tar_bytes({"v1.0.png": png(1), "v1.1.png": png(2)}))
+    message = r"x\.tar contains no image: 2 images are left out because their names have several dots, first v1\.0\.png"
+    with pytest.raises(InputError, match=message):
+        tar_samples(tmp_path / "x.tar")
 
 
 def test_numbers_are_classes_in_cls_and_json_alone(tmp_path):
