@@ -99,9 +99,9 @@ def predict(
         The paths of the masks.
 
     Raises:
-        InputError: there is no image, two have the same name, the output is a folder of the images, the folder of their
-            masks, of other classes or no folder, a tar file exists with masks of other settings, the format excludes
-            another option, or images were skipped.
+        InputError: there is no image, two have the same name, tar files are given beside others, the output is a
+            folder of the images, the folder of their masks, of other classes or no folder, a tar file exists with masks
+            of other settings, the format excludes another option, or images were skipped.
     """
     check_output_folder(output)
     part, parts = read_partition(partition)
@@ -116,7 +116,10 @@ def predict(
     tiling = None if tile is None else Tiling(tile, overlap)
     predictor = Predictor(network, crf, overlay, tiling, batch_size, num_workers)
     paths = images if isinstance(images, list) else [images]
-    in_tars = bool(paths) and all(path.suffix == ".tar" for path in paths)
+    tars = [path for path in paths if path.suffix == ".tar"]
+    if 0 < len(tars) < len(paths):
+        raise InputError(f"images: {tars[0]} is a tar file, and others are none: predict tar files by themselves")
+    in_tars = bool(tars)
     if format != "png" and (in_tars or overlay or parts > 1):
         raise InputError(f"the format {format} is written by one job, without overlays, and not from tar files")
     if format != "png":

@@ -485,6 +485,14 @@ def test_masks_of_tar_files(voc, checkpoint, tmp_path, capsys):
     assert content(tmp_path / "torn") == {"x-0.tar": whole["x-0.tar"]}
 
 
+def test_tar_files_beside_a_folder(checkpoint, photos, tmp_path):
+    """A tar file is not an image."""
+    (tmp_path / "x.tar").write_bytes(tar_bytes({"a.jpg": (photos / "a.jpg").read_bytes()}))
+    with pytest.raises(InputError, match=r"images: .*x\.tar is a tar file, and others are none"):
+        predict(checkpoint, [UPath(photos), UPath(tmp_path / "x.tar")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_masks_of_a_tar_file_with_other_settings_are_not_kept(voc, checkpoint, tmp_path):
     (tmp_path / "x.tar").write_bytes(tar_bytes({"a.jpg": min((voc / "JPEGImages").iterdir()).read_bytes()}))
     given = {"crf": False, "batch_size": 2, "tile": 64, "overlap": 0.5, "num_workers": 0}
