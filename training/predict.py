@@ -69,7 +69,8 @@ def predict(
     `datamodules.annotations.exports.write_annotations`. They contain the names of the classes themselves.
 
     The masks of a tar file are a tar file of the same name with a member ``KEY.png`` for each image, see
-    `datamodules.webdataset.WebDatasetDataModule`. One that exists with the same settings is kept.
+    `datamodules.webdataset.WebDatasetDataModule`. One that exists with the same settings is kept. A tar file that
+    cannot be read is skipped like an image.
 
     Args:
         checkpoint: a segmentation checkpoint of ``tag2mask fit``, named ``*.ckpt``, or else a network written by
@@ -230,14 +231,17 @@ def _predict_tars(
     if len({name for _, name, _ in tars}) < len(tars):
         raise InputError("two of the tar files have the same name, and so would their tar files of masks")
     for parent, name, size in tars[part::parts]:
-        written.append(output / name)
         header = {**settings, "input": name, "input_bytes": size}
-        problems |= _predict_tar(predictor, parent / name, written[-1], header)
+        problems |= _predict_tar(predictor, parent / name, output / name, header)
+        if (output / name).exists():
+            written.append(output / name)
     return problems, written
 
 
 def _predict_tar(predictor: Predictor, source: AnyPath, tar: Path, header: dict[str, Any]) -> dict[str, str]:
     """Write the masks of a tar file of images as a tar file, unless it exists; return `UnreadableImages.problems`.
+
+    A tar file that cannot be read is skipped like an image.
 
     Args:
         predictor: predicts them.
@@ -250,7 +254,11 @@ def _predict_tar(predictor: Predictor, source: AnyPath, tar: Path, header: dict[
         print_message(f"{tar} is there already, made with these settings")
         unreadable = f"could not be read when {tar} was written: remove it to try again"
         return {f"{key} in {source}": "" if readable else f"{key} {unreadable}" for key, readable in earlier.items()}
-    samples = sorted(tar_samples(source, tags=False), key=lambda sample: sample.id)
+    try:
+        samples = sorted(tar_samples(source, tags=False), key=lambda sample: sample.id)
+    except InputError as error:
+        print_message(f"left out: {error}")
+        return {str(source): str(error)}
     masks = dict(predictor.files(samples, f"predicting {tar.name}", {}))
     lacking = [sample.id for sample in samples if sample.id in predictor.skipped.reasons]
     comment = json.dumps(header | {SKIPPED: lacking}, sort_keys=True)

@@ -479,10 +479,13 @@ def test_masks_of_tar_files(voc, checkpoint, tmp_path, capsys):
         predict(checkpoint, pattern, tmp_path / "masks", crf=False, **how)
     with pytest.raises(InputError, match=r"x-0\.tar exists already, and is no tar file of masks"):
         predict(checkpoint, pattern, tmp_path / "in", **how)
-    (tmp_path / "in/x-1.tar").write_bytes((tmp_path / "in/x-1.tar").read_bytes()[:3000])
-    with pytest.raises(InputError, match=r"tar file .*x-1\.tar is truncated in"):
+    (tmp_path / "in/x-0.tar").write_bytes((tmp_path / "in/x-0.tar").read_bytes()[:3000])
+    message = r"1 of 3 images were skipped, .*skipped\.csv lists them; the first: tar file .*x-0\.tar is truncated in"
+    with pytest.raises(InputError, match=message):  # and the next one is predicted
         predict(checkpoint, pattern, tmp_path / "torn", **how)
-    assert content(tmp_path / "torn") == {"x-0.tar": whole["x-0.tar"]}
+    torn = content(tmp_path / "torn")
+    assert f"{tmp_path / 'in/x-0.tar'},tar file".encode() in torn.pop("skipped.csv")
+    assert torn == {"x-1.tar": whole["x-1.tar"]}
 
 
 def test_tar_files_beside_a_folder(checkpoint, photos, tmp_path):
