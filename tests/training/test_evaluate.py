@@ -1,12 +1,14 @@
 """`tag2mask evaluate` of a checkpoint and of a folder of masks: metrics, files, the page, and refused input."""
 
 import csv
+import errno
 import io
 import json
 import re
 import shutil
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -139,6 +141,14 @@ def test_training_images_are_shown_where_some_have_no_mask(voc, checkpoint, cues
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count('<img class="layer cues"') == 8
     assert page.count('<img class="layer truth"') == 7
+
+
+def test_no_page_without_its_metrics(voc, predicted_masks, tmp_path, monkeypatch):
+    """Such as on a full disk."""
+    monkeypatch.setattr("training.evaluation.evaluate.write_json", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        evaluate(predictions=predicted_masks[0], root=str(voc), output=tmp_path / "out")
+    assert not (tmp_path / "out/index.html").exists()
 
 
 def test_a_negative_number_of_images(voc, predicted_masks, tmp_path):

@@ -177,13 +177,14 @@ def evaluate(
     sections = selector.sections()
     if trained is not None and cache is not None:
         sections += _training_images(scores, data, cache, tiling, crf=crf)
-    write_atomically(output / "index.html", render_page(metrics, sections).encode())
+    page = render_page(metrics, sections).encode()
     if metrics["iou"]:
         write_csv(output / "metrics.csv", metrics_rows(metrics))
     else:
         (output / "metrics.csv").unlink(missing_ok=True)  # of an earlier evaluation
     write_json(output / "metrics.json", metrics, allow_nan=False)
     _write_submission(output, metrics["split"], label_maps)
+    write_atomically(output / "index.html", page)  # last: where the disk is full, no page shows other figures
     print_metrics(metrics)
     return metrics
 
