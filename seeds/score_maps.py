@@ -40,8 +40,11 @@ def cue_labels(cues: Tensor) -> Tensor:
 
 
 def resize_labels(labels: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Resize label maps int64 (B, h, w) to ``size`` (H, W), by the value at the centre of each output position."""
-    return functional.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+    """Resize label maps int64 (B, h, w) to ``size`` (H, W), as `datamodules.transforms.resize_nearest` does."""
+    # in integers: interpolate rounds, and misses centres between two positions
+    pairs = zip(size, labels.shape[-2:], strict=True)
+    rows, columns = ((2 * torch.arange(n, device=labels.device) + 1) * side // (2 * n) for n, side in pairs)
+    return labels.index_select(2, columns).index_select(1, rows)  # the other order takes longer where labels grow
 
 
 def divide_by_maxima(maps: NDArray[np.float32]) -> NDArray[np.float32]:
