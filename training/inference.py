@@ -111,7 +111,7 @@ def crf_label_map(scores: Tensor, image: NDArray[np.uint8]) -> Tensor:
     """Return the most likely class of every pixel after the dense CRF, as SEC does at test time.
 
     Softmax, bilinear to the image's own size, floor 1e-5, logarithm, ten iterations of the CRF at scale 1. Images of
-    more than a million pixels are reduced to that number for the CRF, and the labels are resized to the image.
+    more than a million pixels are reduced to that number for the CRF, and its probabilities are resized to the image.
 
     Args:
         scores: class scores (K, h, w).
