@@ -36,6 +36,8 @@ REPLACEMENTS = (
     (r"'fit\.|'validate\.|'test\.", "'"),
     (r"\b(?:fit|validate|test)\.(?=(?:model|data|trainer|output|wandb)\b)", ""),
 )
+NO_TEXT = re.compile(r"expected str, got (?:True|False|None|[-+]?[\d.]+(?:e[-+]?\d+)?)(?=;|$)")
+QUOTES = "put names such as no, on, null and numbers in quotes"  # YAML reads them as other values
 NOT_NONE = "Expected a <class 'NoneType'>"  # the last alternative of every optional value: no help
 
 
@@ -102,7 +104,8 @@ def one_sentence(message: str, keys: Iterable[str]) -> str:
         message = f"{key[1]}: {'; or '.join(kept)}{'' if repeated else f'; got {value}'}"
     for pattern, replacement in REPLACEMENTS:
         message = re.sub(pattern, replacement, message)
-    return " ".join(message.split())
+    message = " ".join(message.split())
+    return f"{message}; {QUOTES}" if NO_TEXT.search(message) else message
 
 
 class OneSentenceErrors:

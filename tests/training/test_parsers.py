@@ -17,7 +17,7 @@ from datamodules.errors import InputError, UsageError
 from seeds.job_options import JobOptions
 from tests.seed_caches import CacheWriter
 from tests.seeds.test_import_seeds import irn_folder
-from training.cli import FUNCTIONS
+from training.cli import FUNCTIONS, main
 from training.parsers import find_configs, read_config, read_path, read_signature, run_function, split_lists
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,3 +203,17 @@ def test_a_yaml_of_the_program_in_any_working_folder(tmp_path, monkeypatch, word
     (tmp_path / name).write_text("output: grün\n", encoding="utf-8")
     assert find_configs(["fit", *words])[-1].removeprefix("--config=") == str(Path(name))
     assert read_config(name)[1] == {"output": "grün"}
+
+
+@pytest.mark.parametrize("names", ["[no, cat]", "[cat, null]", "[cat, 7]", "[1.5]"])
+def test_names_that_yaml_reads_as_other_values(tmp_path, capsys, names):
+    """The message names the remedy, which works."""
+    (tmp_path / "check.yaml").write_text(f"root: {tmp_path}\nclasses: {names}\n")
+    words = ["check", f"--config={tmp_path / 'check.yaml'}"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "classes: expected str, got " in error
+    assert error.endswith("; put names such as no, on, null and numbers in quotes\n")
+    (tmp_path / "check.yaml").write_text(f"root: {tmp_path}\nclasses: ['no', 'on']\n")
+    assert main(words) == 1
+    assert "in quotes" not in capsys.readouterr().err
