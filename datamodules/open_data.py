@@ -5,11 +5,13 @@ import inspect
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from datamodules.base_datamodule import TRAINING_ONLY, BaseDataModule, data_folder
 from datamodules.coco import LAYOUTS
 from datamodules.errors import InputError
+from datamodules.files import is_uri
 from datamodules.folder import TABLES_OF_TAGS
 
 VOC, COCO = "datamodules.voc.VOCDataModule", "datamodules.coco.COCODataModule"
@@ -72,4 +74,9 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
     if unknown := given.keys() - known:
         raise InputError(f"{found.__name__} has no setting {min(unknown)!r}")
     usable = {key: value for key, value in stored.items() if key in known and key not in TRAINING_ONLY}
-    return found(**usable | given)
+    try:
+        return found(**usable | given)
+    except InputError as error:
+        if given.get("root") or is_uri(root) or Path(root).exists():
+            raise
+        raise InputError(f"{error}. The training has recorded {root}; give 'root' where it is elsewhere now") from error

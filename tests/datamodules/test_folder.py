@@ -263,6 +263,14 @@ def test_an_excel_file_and_a_table_as_root(album):
         FolderDataModule(str(album / "tags.csv"))
 
 
+def test_a_recorded_folder_that_does_not_exist():
+    settings = {"class_path": "datamodules.folder.FolderDataModule", "root": "no/photos"}
+    with pytest.raises(InputError, match=r"no/photos does not exist.*The training has recorded no/photos; give 'root'"):
+        datamodule_from_settings(settings)
+    with pytest.raises(InputError, match=r"elsewhere does not exist: give the folder that contains the images$"):
+        datamodule_from_settings(settings, root="no/elsewhere")
+
+
 def test_images_without_a_table_and_without_folders(album, tmp_path):
     (album / "tags.csv").rename(album / "labels.csv")
     shutil.rmtree(album / "sub")
