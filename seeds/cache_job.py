@@ -31,7 +31,7 @@ from datamodules.annotations.drawn_labels import Drawn, corrected_cues
 from datamodules.base_datamodule import BaseDataModule, covered_samples
 from datamodules.dataset import ImageDataset, image_loader
 from datamodules.errors import InputError, first_line
-from datamodules.files import AnyPath, file_sha256
+from datamodules.files import AnyPath, file_sha256, is_uri
 from datamodules.open_data import datamodule_from_settings
 from datamodules.progress import Progress, first_few, print_message
 from datamodules.sample import Sample, multi_hot
@@ -424,7 +424,7 @@ class ShardWriter(pl.Callback):
         problem, missing = trainer.strategy.broadcast((problem, missing))
         if problem:
             raise InputError(problem) if trainer.is_global_zero else SystemExit(0)
-        if self.blocks.files and trainer.is_global_zero:
+        if trainer.is_global_zero:
             self._report_newer_files(sorted(set(numbers).difference(missing)))
         if not numbers:
             print_message(f"partition {job.partition} is empty: there are {count} shards")
@@ -442,17 +442,20 @@ class ShardWriter(pl.Callback):
         self._progress = Progress(f"{title}{others}", total).start()
 
     def _report_newer_files(self, kept: Iterable[int]) -> None:
-        """Report local files that are newer than their shards, which are kept: names and sizes alone were compared."""
-        newer = []
+        """Report kept shards that are older than a local file they were made from, whose content is not compared."""
+        newer, tars = [], self.blocks.files
         for number in kept:
-            file, shard = self.blocks.files[number], self.cache.path / self.cache.names[number]
-            if isinstance(file, Path) and isinstance(shard, Path):
+            files = [tars[number]] if tars else [each.image for each in self.blocks.read(number)]
+            shard = self.cache.path / self.cache.names[number]
+            if isinstance(shard, Path):
                 with suppress(OSError):
-                    if file.stat().st_mtime > shard.stat().st_mtime:
+                    times = [Path(str(file)).stat().st_mtime for file in files if not is_uri(file)]
+                    if max(times, default=0) > shard.stat().st_mtime:
                         newer.append(shard.name)
         if newer:
-            advice = "remove those whose tar file has changed"
-            print_message(f"warning: {len(newer)} shards are older than their tar files: {first_few(newer)}; {advice}")
+            what, changed = ("their tar files", "tar file has") if tars else ("some of their images", "images have")
+            advice = f"remove those whose {changed} changed"
+            print_message(f"warning: {len(newer)} shards are older than {what}: {first_few(newer)}; {advice}")
 
     def batches(self, data: BaseDataModule, module: SeedModule) -> Iterator[Any]:
         """Yield the batches of all images, until ``module`` has a problem; starts a loader once its images are known.

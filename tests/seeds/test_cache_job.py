@@ -279,6 +279,19 @@ def test_tars_by_partitions(voc, checkpoint, tmp_path, capfd):
     assert sorted(files(tmp_path / "torn")) == ["train-000.safetensors"]
 
 
+def test_images_that_are_newer_than_their_shard_are_reported(voc, checkpoint, tmp_path, capfd):
+    root = shutil.copytree(voc, tmp_path / "voc")
+    run = partial(generate, checkpoint, tmp_path / "cache", root=str(root), shard_size=2, **SETTINGS)
+    run()
+    run()
+    assert "older than" not in capfd.readouterr().err
+    cache = SeedCache(tmp_path / "cache")
+    os.utime(root / f"JPEGImages/{cache.ids[3]}.jpg", (2e9, 2e9))
+    run()
+    words = "warning: 1 shards are older than some of their images: shard-00001.safetensors; remove those whose images"
+    assert words in capfd.readouterr().err
+
+
 def test_two_processes_share_tars(voc, checkpoint, tmp_path, capfd):
     """Images count, and not the root and split of a configuration; a partition may be empty."""
     for name, content in voc_tars(voc, data_of(voc).samples("train"), 2).items():
