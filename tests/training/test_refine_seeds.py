@@ -22,7 +22,7 @@ from seeds.affinity.random_walk import random_walk
 from seeds.cache_job import Seed
 from seeds.checkpoints import load_task
 from seeds.job_options import JobOptions
-from seeds.refine_seeds import RandomWalkModule, equal_area_threshold, within_boxes
+from seeds.refine_seeds import RandomWalkModule, automatic_threshold, within_boxes
 from tests.seed_caches import CacheWriter
 from tests.training.conftest import data_of
 from tests.training.fits import fit
@@ -226,8 +226,12 @@ def test_the_maps_of_a_cache_walk(voc, cues, boundaries, tmp_path, capsys):
         assert f"exists already, made with {option}" in capsys.readouterr().err
 
 
-def test_the_automatic_threshold_keeps_the_area_of_the_maps(voc, cues, boundaries, tmp_path, capsys):
-    """Its cache is that of the threshold given as a number, for which float64 finds the area of the maps, too."""
+def test_the_automatic_threshold_keeps_the_area_of_the_maps(voc, cues, boundaries, tmp_path, monkeypatch, capsys):
+    """Its cache is that of the threshold given as a number, for which float64 finds the area of the maps, too.
+
+    The area of these maps grows little in the walk, which would give irn's threshold.
+    """
+    monkeypatch.setattr("seeds.refine_seeds.MAX_GROWTH", 0)
     generator, words = np.random.default_rng(1), ["--steps=8", "--radius=3", "--beta=2", "--crf=false"]
     auto = [*words, "--fg_threshold=auto"]
     start = copied(SeedCache(cues), tmp_path / "start", maps_of=lambda _name, own, maps: (own, uneven(generator, maps)))
@@ -289,10 +293,13 @@ def test_the_area_of_maps_by_hand(tmp_path, monkeypatch):
     for blocks in (consecutive_blocks(samples, 2), replace(consecutive_blocks(samples, 2), samples=None)):
         predicted.clear()
         source = SimpleNamespace(blocks=blocks, data=SimpleNamespace(classes=("x", "y")))
-        assert 0.3 < equal_area_threshold(module, source, JobOptions()) <= 0.4
-        assert predicted == ["a"]
+        monkeypatch.setattr("seeds.refine_seeds.MAX_GROWTH", 1.5)  # 4 positions exceed 0.25, and 3 exceeded 0.2
+        assert automatic_threshold(module, source, JobOptions()) == 0.25
+        monkeypatch.setattr("seeds.refine_seeds.MAX_GROWTH", 1.3)
+        assert 0.3 < automatic_threshold(module, source, JobOptions()) <= 0.4
+        assert predicted == ["a", "a"]
     empty = SimpleNamespace(blocks=consecutive_blocks(samples[1:3], 2), data=source.data)
-    assert equal_area_threshold(module, empty, JobOptions()) == 0.25
+    assert automatic_threshold(module, empty, JobOptions()) == 0.25
 
 
 def test_mistakes(cues, boundaries, checkpoint, tmp_path, capsys):
