@@ -11,7 +11,6 @@ from typing import Any
 from datamodules.base_datamodule import TRAINING_ONLY, BaseDataModule, data_folder
 from datamodules.coco import LAYOUTS
 from datamodules.errors import InputError
-from datamodules.files import is_uri
 from datamodules.folder import TABLES_OF_TAGS
 
 VOC, COCO = "datamodules.voc.VOCDataModule", "datamodules.coco.COCODataModule"
@@ -48,13 +47,18 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
         **overrides: settings that replace recorded ones; None does not count.
 
     Raises:
-        InputError: the class is unknown, an override is not a setting of the class, or no root is given.
+        InputError: the class is unknown, an override is not a setting of the class, no root is given, or the recorded
+            one does not exist.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
     stored = dict(settings or {})
     root = given.get("root") or stored.get("root")
     if not root:
         raise InputError("the folder of the images is not recorded: give it as 'root'")
+    folder = data_folder(root)
+    if "root" not in given and isinstance(folder, Path) and not folder.exists():
+        recorded_root = f"The training has recorded {root}; give 'root' where it is elsewhere now"
+        raise InputError(f"folder {folder} does not exist. {recorded_root}")
     recorded = stored.get("class_path")
     if recorded is None or (recorded in (VOC, COCO, FOLDER) and root != stored.get("root")):
         kinds = kinds_by_layout(root) or [recorded or FOLDER]
@@ -74,9 +78,4 @@ def datamodule_from_settings(settings: Mapping[str, Any] | None, **overrides: An
     if unknown := given.keys() - known:
         raise InputError(f"{found.__name__} has no setting {min(unknown)!r}")
     usable = {key: value for key, value in stored.items() if key in known and key not in TRAINING_ONLY}
-    try:
-        return found(**usable | given)
-    except InputError as error:
-        if given.get("root") or is_uri(root) or Path(root).exists():
-            raise
-        raise InputError(f"{error}. The training has recorded {root}; give 'root' where it is elsewhere now") from error
+    return found(**usable | given)

@@ -153,8 +153,8 @@ def tar_samples(tar: AnyPath, classes: Sequence[str] | None = None, *, tags: boo
     if lacking := [key for key in texts if key not in images]:
         raise InputError(f"tar file {tar} contains tags of {lacking[0]!r} and no image ({', '.join(IMAGE_SUFFIXES)})")
     left_out = [name for name, key in others.items() if key not in images]  # else they belong to the image
-    problem = "are left out because their names have several dots"
-    problem = f"{len(left_out)} images {problem}, first {left_out[0]}" if left_out else ""
+    dots = "are left out because their names have several dots"
+    problem = f"{len(left_out)} images {dots}, first {left_out[0]}" if left_out else ""
     if not images:
         reason = f": {problem}" if problem else f" ({', '.join(IMAGE_SUFFIXES)})"
         raise InputError(f"tar file {tar} contains no image{reason}")

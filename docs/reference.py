@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_type_hints
 from unittest.mock import patch
@@ -226,7 +227,7 @@ def command_line() -> str:
     """Return the page of the commands and their options."""
     parts = [COMMAND_LINE]
     shared: tuple[list[argparse.Action], Any] | None = None
-    for name in (name for names in cli.GROUPS.values() for name in names):
+    for name in chain.from_iterable(cli.GROUPS.values()):
         words = name.split()
         parsed = parse_command(words, read=False)
         parser: Any = parsed.parser

@@ -133,9 +133,9 @@ def _images_of_folder(path: AnyPath, given: Sequence[AnyPath]) -> dict[AnyPath, 
             print_message(f"{path / 'masks'} is left out as a folder of masks: name it, too, if it contains images")
         below, deeper = list[str](), list[AnyPath]()
         for folder in folders:
-            names, files_below = list_folder(folder)
+            names_below, files_below = list_folder(folder)
             below += [f"{folder.name}/{name}" for name in files_below]
-            deeper += _folders_of_images(folder, names)
+            deeper += _folders_of_images(folder, names_below)
         found = {path / name: str(PurePosixPath(name).with_suffix("")) for name in image_names(below)}
         files += below
         if left_out := [image for folder in deeper if folder not in given for image in _local_images(folder)]:

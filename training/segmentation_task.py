@@ -167,7 +167,7 @@ class SegmentationTask(BaseTask):
         if mask is not None:
             known = mask != IGNORE
             undrawn = 1 - known.float().mean(dim=(1, 2))  # (B,)
-            cues = cues & (functional.interpolate(known[:, None].float(), cues.shape[-2:], mode="nearest-exact") == 0)
+            cues = cues & (resize_labels(mask, cues.shape[-2:]) == IGNORE)[:, None]
         probs, losses = sec_probabilities(logits), dict[str, Tensor]()
         if not is_sec:
             losses["cross_entropy"] = balanced_cross_entropy(probs, cues, image_weights=undrawn)

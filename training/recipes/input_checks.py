@@ -83,12 +83,23 @@ def weight_file(model: Mapping[str, Any]) -> str | None:
     return None if weights in ("none", "imagenet") or "{" in weights or is_uri(weights) else weights
 
 
+def _check_masks(samples: Sequence[Sample], data: BaseDataModule) -> None:
+    """Check the indices in the local masks of a validation split; masks that cannot be read are left out later."""
+    masks = [each.mask for each in samples if isinstance(each.mask, str) and not is_uri(each.mask)]
+
+    def check(mask: str) -> None:
+        with suppress(UnreadableError):
+            read_class_mask(mask, data.mask_lut)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(check, [masks[number] for number in evenly_spaced(len(masks), CHECKED_MASKS)]))
+
+
 class InputChecks:
     """Checks of the inputs of a recipe's stages; what several stages share is checked once."""
 
     def __init__(self) -> None:
         self._images: set[Any] = set()
-        self._masks: set[Any] = set()
         self._tasks: set[str] = set()
         self._tags: set[Any] = set()
         self.timed_steps: dict[str, tuple[float, int, int]] = {}  # see `training.recipes.estimate.estimate_training`
@@ -132,7 +143,8 @@ class InputChecks:
                     print_message(f"warning: {finding.sentence}")
             self._tags.add(tags)
         splits = [train] if split is None else [train, data.samples(split)]
-        files = (share, *(tuple((each.image, str(each.mask)) for each in samples) for samples in splits))
+        names = (tuple((each.image, str(each.mask)) for each in samples) for samples in splits)
+        files = (share, data.mask_lut.tobytes(), *names)
         if files not in self._images:
             for sample in train if data.hparams["annotations"] else ():
                 if isinstance(sample.mask, str) and not is_uri(sample.mask):
@@ -143,24 +155,10 @@ class InputChecks:
                 problem = too_many(found.reasons, found.total, share) or problem
             if problem:
                 raise InputError(problem)
+            for samples in splits[1:]:
+                _check_masks(samples, data)
             self._images.add(files)
-        for samples in splits[1:]:
-            self._check_masks(samples, data)
         return len(train)
-
-    def _check_masks(self, samples: Sequence[Sample], data: BaseDataModule) -> None:
-        """Check the indices in the local masks of a validation split; masks that cannot be read are left out later."""
-        masks = [each.mask for each in samples if isinstance(each.mask, str) and not is_uri(each.mask)]
-        chosen = tuple(masks[number] for number in evenly_spaced(len(masks), CHECKED_MASKS))
-
-        def check(mask: str) -> None:
-            with suppress(UnreadableError):
-                read_class_mask(mask, data.mask_lut)
-
-        if (key := (chosen, data.mask_lut.tobytes())) not in self._masks:
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(check, chosen))
-            self._masks.add(key)
 
     def _check_task(self, options: Mapping[str, Any], data: BaseDataModule) -> None:
         """Build the networks of a training; load their weights where they are a local file."""
