@@ -171,11 +171,10 @@ def upload(folder: Path, repository: str) -> None:
 
 
 def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> None:
-    inner = network.model if isinstance(network, SmpNetwork) else network  # SMP's check of shapes cannot be traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of each shape that is read; `_verify` checks the result
         example = torch.zeros(1, len(metadata["mean"]), metadata["size"], metadata["size"])
-        traced = torch.jit.trace(inner, example, check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         metadata["any_size"] = _verify(traced, network, metadata, "TorchScript")
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files={SIDECAR: json.dumps(metadata)})
@@ -184,7 +183,6 @@ def _write_torchscript(network: Any, metadata: dict[str, Any], output: Path) -> 
 
 def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
     onnx = import_extra("onnx", "export", "ONNX")
-    inner = network.model if isinstance(network, SmpNetwork) else network
     example = torch.zeros(1, len(metadata["mean"]), metadata["size"], metadata["size"])
     for any_size in (True, False):  # if the network works at its own size only, the file has that fixed size
         axes = {2: "height", 3: "width"} if any_size else {}
@@ -194,7 +192,7 @@ def _write_onnx(network: Any, metadata: dict[str, Any], output: Path) -> None:
             with warnings.catch_warnings(), _silent_stdout():
                 warnings.simplefilter("ignore")
                 torch.onnx.export(
-                    inner, (example,), f=file,  # type: ignore[arg-type]  # tracing takes it
+                    network, (example,), f=file,  # type: ignore[arg-type]  # tracing takes it
                     input_names=["image"], output_names=["scores"], opset_version=OPSET,
                     dynamic_axes={"image": {0: "batch", **axes}, "scores": {0: "batch", **scores_axes}},
                     dynamo=False,  # the newer exporter takes a minute, needs one more package and writes a second file
