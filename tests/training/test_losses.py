@@ -376,7 +376,8 @@ def test_float32_under_autocast():
         ),
         (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 3)), ["(2, 3)", "(2, 2)", "(2, 3, 4, 4)"]),
         (lambda: expand_loss(torch.rand(2, 3, 4, 0), torch.zeros(2, 2)), ["(2, 3, 4, 0)"]),
-        (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 2), decay_fg=1.5), ["1.5"]),
+        (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 2), decay_fg=1.01), ["not 1.01"]),
+        (lambda: expand_loss(torch.rand(2, 3, 4, 4), torch.zeros(2, 2), decay_bg=-0.01), ["not -0.01"]),
         (lambda: constrain_loss(torch.rand(2, 3, 4, 4), torch.rand(1, 3, 4, 4)), ["(1, 3, 4, 4)", "(2, 3, 4, 4)"]),
         (lambda: constrain_loss(torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4)), ["(2, 1, 4, 4)"]),
         (lambda: sec_probabilities(torch.rand(3, 4, 4)), ["sec_probabilities: logits", "(3, 4, 4)"]),
@@ -385,9 +386,10 @@ def test_float32_under_autocast():
             ["partial_cross_entropy", "(2, 8, 8)", "(2, 4, 4)", "(2, 3, 4, 4)"],
         ),
         (lambda: box_loss(torch.rand(2, 3, 4, 4), [torch.zeros(0, 5)]), ["boxes of 1 images", "(2, 3, 4, 4)"]),
+        (lambda: box_loss(torch.rand(2, 4, 4), [torch.zeros(0, 5)] * 2), ["box_loss: probs", "(2, 4, 4)"]),
     ],
 )
-def test_wrong_shapes_are_quoted(call, words):
+def test_wrong_shapes_and_decays_are_quoted(call, words):
     with pytest.raises(ValueError) as caught:
         call()
     assert all(part in str(caught.value) for part in words)
@@ -563,11 +565,18 @@ def test_image_weights():
         torch.testing.assert_close(loss(probs, other, image_weights=torch.ones(3)), loss(probs, other))
 
 
-def test_losses_of_bfloat16_probabilities_are_float32():
-    probs = torch.rand(2, 3, 4, 4).softmax(1).bfloat16()
-    cues = torch.rand(2, 3, 4, 4) < 0.5
-    for loss, other in ((seed_loss, cues), (expand_loss, torch.ones(2, 2)), (constrain_loss, probs)):
-        assert loss(probs, other).dtype == torch.float32
+def test_losses_of_bfloat16_probabilities_are_computed_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    probs, crf_probs = (torch.randn(2, 3, 4, 4, generator=generator).softmax(1).bfloat16() for _ in range(2))
+    cues = torch.rand(2, 3, 4, 4, generator=generator) < 0.5
+    boxes = [torch.tensor([[1, 0.1, 0.2, 0.6, 0.7]]), torch.tensor([[2, 0.3, 0.3, 1.0, 1.0]])]
+    for loss, other, exact in (
+        (seed_loss, cues, cues), (balanced_cross_entropy, cues, cues), (expand_loss, *[torch.ones(2, 2)] * 2),
+        (constrain_loss, crf_probs, crf_probs.float()), (box_loss, boxes, boxes),
+    ):  # fmt: skip
+        found = loss(probs, other)
+        assert found.dtype == torch.float32
+        assert found.item() == pytest.approx(loss(probs.float(), exact).item(), rel=1e-6)
 
 
 def test_losses_of_bfloat16_scores_are_computed_in_float32():
