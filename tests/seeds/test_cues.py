@@ -80,3 +80,8 @@ def test_of_equal_saliency_the_first_positions_are_background():
 def test_thresholds_of_the_paper_are_the_defaults():
     assert foreground_cues(np.float32([[[[1, 0.2, 0.21]]]])).tolist() == [[[[True, False, True]]]]
     assert background_cues(np.arange(100, dtype=np.float32).reshape(1, 10, 10)).sum() == 10
+    ramp, peaks = np.arange(100, dtype=np.float32).reshape(10, 10), np.zeros((1, 10, 10), np.float32)
+    peaks[0, 9, 7:] = 1, 0.2, 0.21
+    cues = threshold_cues(np.array([0]), peaks, ramp)
+    assert (cues == 0).sum() == 10
+    assert cues[9].tolist() == [255] * 7 + [1, 255, 1]
