@@ -1,5 +1,7 @@
 """The confusion matrix against sets of pixels, and refused input."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from datamodules.errors import InputError
 from seeds.evaluation import confusion_matrix
-from seeds.evaluation.confusion_matrix import ConfusionMatrix
+from seeds.evaluation.confusion_matrix import ConfusionMatrix, ratio
 
 
 def test_worked_by_hand():
@@ -40,10 +42,13 @@ def test_pixels_of_a_large_mask_are_counted_part_by_part(monkeypatch):
         ConfusionMatrix(2).update(pred, target)
 
 
-def test_nothing_counted_is_nan():
+def test_nothing_counted_is_nan_without_a_warning():
     confusion = ConfusionMatrix(3)
     confusion.update(np.zeros(2, np.int64), np.full(2, 255))
-    assert np.isnan(confusion.miou())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(confusion.miou())
+        np.testing.assert_array_equal(ratio([1, 0, 3], [0, 0, 4]), [np.nan, np.nan, 0.75])
 
 
 @given(
