@@ -76,7 +76,7 @@ class ThresholdSweep:
         ious = class_iou(self.matrices())  # (thresholds, classes)
         means = np.array([mean_iou(iou) for iou in ious])
         on_grid = np.isin(self.thresholds, self.grid.astype(np.float32))
-        oracle = int(np.argmax(np.where(on_grid, np.nan_to_num(means, nan=-1.0), -2.0)))
+        oracle = int(np.argmax(np.where(on_grid, means, -1.0)))  # without a counted pixel all means are nan
         otsu_threshold = otsus_threshold(self.histogram)
         fixed, otsu = np.searchsorted(self.thresholds, np.array([self.fixed, otsu_threshold], np.float32)).tolist()
         return {

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from datamodules.errors import InputError
 from seeds.evaluation.confusion_matrix import ConfusionMatrix
 from seeds.evaluation.threshold_sweep import ThresholdSweep, otsus_threshold
 
@@ -90,3 +91,19 @@ def test_the_oracle_is_one_of_the_hundredths():
     assert found["miou_fixed"] == 1
     assert found["threshold_oracle"] == 0.13  # at 0.12 no position is background
     assert found["miou_oracle"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+@pytest.mark.parametrize("fixed", [-0.01, 1.01, float("nan")])
+def test_a_threshold_that_is_no_fraction(fixed):
+    with pytest.raises(InputError, match=f"threshold {fixed} is outside 0..1"):
+        ThresholdSweep(3, fixed)
+
+
+def test_masks_without_a_known_pixel():
+    """The maps have a threshold by Otsu's method; there is no IoU, and the oracle's threshold is the first."""
+    sweep = ThresholdSweep(2, 0.005)
+    sweep.update(np.array([0]), np.array([[[0.2, 0.2], [0.9, 1]]], np.float32), np.full((2, 2), 255, np.uint8))
+    found = sweep.compute(("background", "a"))
+    assert (found["miou_fixed"], found["miou_otsu"], found["miou_oracle"]) == (None, None, None)
+    assert (found["threshold_fixed"], found["threshold_otsu"], found["threshold_oracle"]) == (0.005, 0.21, 0)
+    assert found["iou_oracle"] == {"background": None, "a": None}
