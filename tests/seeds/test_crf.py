@@ -33,7 +33,7 @@ def example(b: int = 2, k: int = 5, h: int = 13, w: int = 11, seed: int = 0) -> 
     return image.to(torch.uint8), logits
 
 
-def mean_field_float64(image: np.ndarray, logits: np.ndarray, scale: float, iterations: int) -> np.ndarray:
+def mean_field_float64(image: np.ndarray, logits: np.ndarray, kernels: Kernels, iterations: int) -> np.ndarray:
     """Equation 4 of Krähenbühl & Koltun with explicit sums over pairs: image (3, H, W), logits (K, H, W)."""
     k, h, w = logits.shape
     ys, xs = np.mgrid[:h, :w].reshape(2, -1).astype(np.float64)
@@ -41,10 +41,10 @@ def mean_field_float64(image: np.ndarray, logits: np.ndarray, scale: float, iter
     unary = logits.reshape(k, -1).T.astype(np.float64)
     square = (xs[:, None] - xs) ** 2 + (ys[:, None] - ys) ** 2
     color = ((colors[:, None] - colors[None]) ** 2).sum(2)
-    near = np.exp(-square / (2 * (80 / scale) ** 2) - color / (2 * 13.0**2))
-    smooth = np.exp(-square / (2 * (3 / scale) ** 2))
+    near = np.exp(-square / (2 * kernels.bilateral_sxy**2) - color / (2 * kernels.bilateral_srgb**2))
+    smooth = np.exp(-square / (2 * kernels.gaussian_sxy**2))
     message = np.zeros_like(near)
-    for weight, kernel in ((10.0, near), (3.0, smooth)):
+    for weight, kernel in ((kernels.bilateral_weight, near), (kernels.gaussian_weight, smooth)):
         norm = 1 / np.sqrt(kernel.sum(1))
         message += weight * norm[:, None] * kernel * norm
     scores = unary
@@ -60,8 +60,23 @@ def test_exact_is_the_mean_field(scale: float) -> None:
     image, logits = example()
     probs = dense_crf(image, logits, scale=scale, engine="exact")
     for i in range(2):
-        expected = mean_field_float64(image[i].numpy(), logits[i].numpy(), scale, 10)
+        kernels = Kernels(10.0, 80 / scale, 13.0, 3.0, 3 / scale)
+        expected = mean_field_float64(image[i].numpy(), logits[i].numpy(), kernels, 10)
         assert np.abs(probs[i].numpy() - expected).max() <= 1e-5
+
+
+def test_other_kernels_than_those_of_sec() -> None:
+    image, logits = example(b=1)
+    numbers = {"bilateral_weight": 2.0, "bilateral_sxy": 6.0, "bilateral_srgb": 60.0, "gaussian_weight": 1.5}
+    kernels = Kernels(2.0, 3.0, 60.0, 1.5, 2.5)  # positions at half the scale
+    expected = mean_field_float64(image[0].numpy(), logits[0].numpy(), kernels, 3)
+    exact, lattice = (
+        dense_crf(image, logits, iterations=3, scale=2.0, gaussian_sxy=5.0, engine=engine, **numbers)
+        for engine in ENGINES
+    )
+    assert np.abs(exact[0].numpy() - expected).max() <= 1e-5
+    assert torch.equal(lattice, lattice_mean_field(image, logits, kernels, 3))
+    assert (exact - lattice).abs().mean() < 0.02
 
 
 def test_lattice_is_near_the_mean_field() -> None:
