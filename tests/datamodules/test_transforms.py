@@ -95,6 +95,33 @@ def test_crops_keep_to_the_area_and_to_the_aspect_ratio_of_the_image(seed, low, 
     assert 3 / 4 * 0.92 < tall / across < 4 / 3 * 1.09
 
 
+def crops(area):
+    """The first and the last sample of 60 crops: their row and column as fractions of the image's sides, (60, 2, 2)."""
+    y, x = np.mgrid[:100, :120]
+    position = (250 * np.stack((y / 100, x / 120, x * 0), -1)).astype(np.uint8)
+    crop = Transform(20, Augment(crop=area, flip=False, color=0))
+    return np.array([crop(position, seed=seed)["image"][[0, -1], [0, -1], :2] / 250 for seed in range(60)])
+
+
+def test_crops_lie_anywhere_in_the_image():
+    """Of a quarter of the area, with sides of 0.43 to 0.58 of the image's: they reach all four sides of the image."""
+    first, last = crops((0.25, 0.25)).transpose(1, 0, 2)
+    for axis in (0, 1):
+        assert first[:, axis].min() < 0.1
+        assert first[:, axis].max() > 0.4
+        assert last[:, axis].min() < 0.6
+        assert last[:, axis].max() > 0.9
+
+
+def test_areas_and_aspect_ratios_of_crops_are_spread_over_their_ranges():
+    first, last = crops((0.3, 0.9)).transpose(1, 0, 2)
+    height, width = ((last - first) * 20 / 19).T
+    assert (height * width).min() < 0.4
+    assert (height * width).max() > 0.8
+    assert (width / height).min() < 0.85
+    assert (width / height).max() > 1.18
+
+
 def test_without_augmentation_the_whole_image_is_resized():
     image, mask = blocks(90, 150)
     result = Transform(60)(image, seed=3, mask=mask, cues=mask)
@@ -187,6 +214,32 @@ def test_the_hue_changes_by_up_to_an_eighth_of_the_strength():
     assert turns.min() < -0.03
     assert turns.max() > 0.03
     assert abs(turns).max() < 0.06
+
+
+def test_the_saturation_changes_by_up_to_the_strength():
+    """Of red, beside two gray levels: their difference shows what brightness and contrast have changed."""
+    jitter = Transform(4, Augment(crop=None, flip=False, color=0.3))
+    image = np.full((4, 4, 3), 60, np.uint8)
+    image[1], image[2:] = 140, (140, 80, 80)
+    found = [jitter(image, seed=seed)["image"][:, 0].astype(float) for seed in range(60)]
+    factors = np.array([np.ptp(red) / 60 / ((light - dark)[0] / 80) for dark, light, red, _ in found])
+    assert 0.65 < factors.min() < 0.8
+    assert 1.2 < factors.max() < 1.35
+
+
+def test_brightness_and_contrast_of_other_numbers_of_channels():
+    """Two gray levels in four channels: every image changes, the difference by up to 0.3 of itself."""
+    jitter = Transform(8, Augment(crop=None, flip=False, color=0.3), channels=4)
+    gray = np.full((8, 8, 4), 90, np.uint8)
+    gray[:4] = 130
+    found = np.array([jitter(gray, seed=seed)["image"][[0, 7], 0, 0] for seed in range(40)]).astype(float)
+    assert (found != [130, 90]).any(axis=1).all()
+    factors = (found[:, 0] - found[:, 1]) / 40
+    assert factors.min() < 0.8
+    assert 1.2 < factors.max() < 1.35
+    changes = found.mean(axis=1) - 110 * factors  # of the brightness alone, by up to 0.3 of 255
+    assert -80 < changes.min() < -40
+    assert 40 < changes.max() < 80
 
 
 @pytest.mark.parametrize(("size", "wanted"), [(41, 4032), (80, 8000), (40000, 512), (3, 7), (7, 3), (5, 5), (1, 9)])
