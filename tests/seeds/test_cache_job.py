@@ -111,28 +111,24 @@ def start(*words, **settings):
     return subprocess.Popen([sys.executable, *words], env=os.environ | {"PYTHONPATH": str(ROOT)}, **settings)
 
 
-SLOWLY = """
-import time
-from datamodules.seed_cache.writer import SeedCacheWriter
-from training.cli import run
-write = SeedCacheWriter.write
-SeedCacheWriter.write = lambda *arguments: (write(*arguments), time.sleep(1))
-run()
-"""
+def run_slowly(words):
+    """Run a command that sleeps for a second after each shard."""
+    write = SeedCacheWriter.write
+    SeedCacheWriter.write = lambda *arguments: (write(*arguments), time.sleep(1))
+    sys.exit(main(words))
 
 
 def test_the_command_is_killed_and_resumed(checkpoint, tmp_path, capsys):
     """Other settings are refused, while it runs and afterwards."""
-    process = start("-c", SLOWLY, *command(checkpoint, tmp_path / "c"), stdout=subprocess.DEVNULL)
+    process = child(lambda: run_slowly(command(checkpoint, tmp_path / "c")))
     while not list((tmp_path / "c").glob("shard-*")):
-        assert process.poll() is None
+        assert os.waitpid(process, os.WNOHANG) == (0, 0)  # it runs
         time.sleep(0.01)
     for running in (True, False):
         assert main(command(checkpoint, tmp_path / "c", "--fg_threshold=0.3")) == 1
         assert "c exists already, made with fg_threshold 0.2, not 0.3" in capsys.readouterr().err
         if running:
-            process.kill()
-            process.wait()
+            kill(process)
     with pytest.raises(InputError, match="lacks"):
         SeedCache(tmp_path / "c")
     assert main(command(checkpoint, tmp_path / "c")) == 0

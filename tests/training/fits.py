@@ -2,25 +2,17 @@
 
 import json
 import os
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
-from training.cli import main
+import torch
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-PROGRAM = """
-import os, signal, sys
+from tests.processes import child, exit_status
 from training.cli import main
 from training.segmentation_task import SegmentationTask
-at, step = int(sys.argv[1]), SegmentationTask.training_step
-def dying(task, batch, index):
-    if task.trainer.global_step == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(task, batch, index)
-SegmentationTask.training_step = dying
-sys.exit(main(sys.argv[2:]))
-"""
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def run(*words) -> int:
@@ -33,11 +25,28 @@ def fit(voc, cues, folder, *words, command="fit"):
     return main([*fit_arguments(voc, cues, folder, command), *words])
 
 
-def fit_in_a_process(voc, cues, folder, *words, dies_at=-1):
-    """Train as `fit` does in its own process, on one thread; it kills itself before the step ``dies_at``."""
-    command = [sys.executable, "-c", PROGRAM, str(dies_at), *fit_arguments(voc, cues, folder), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def fit_in_a_process(voc, cues, folder, log, *words, dies_at=-1):
+    """Train as `fit` does in its own process, on one thread; it kills itself before the step ``dies_at``.
+
+    What it prints goes to the file ``log``.
+
+    Returns:
+        Its exit status, as of `tests.processes.exit_status`.
+    """
+
+    def train():
+        step = SegmentationTask.training_step
+
+        def dying(task, batch, index):
+            if task.trainer.global_step == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(task, batch, index)
+
+        SegmentationTask.training_step = dying
+        torch.set_num_threads(1)
+        sys.exit(fit(voc, cues, folder, *words))
+
+    return exit_status(child(train, log))
 
 
 def fit_arguments(voc, cues, folder, command="fit"):

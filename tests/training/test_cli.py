@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 
 from datamodules.files import file_sha256
 from datamodules.seed_cache import SeedCache
+from tests.processes import child, exit_status
 from tests.training.fits import CONFIGS, read_record
 from training.cli import FUNCTIONS, LIGHTNING, RECIPE, main
 from training.recipes.recipe import leaves
@@ -86,16 +88,16 @@ def test_a_disk_without_space_for_a_checkpoint(made, tmp_path):
     """A process that may write files of 1 MB only: one sentence naming the checkpoint, and nothing half-written."""
     words = ["fit", f"--config={CONFIGS / 'classifier_demo.yaml'}", f"--data.root={made / 'data'}", *SMALL, *QUIET]
     words.append(f"--output={tmp_path / 'run'}")
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6));"
-        f"from training.cli import main; sys.exit(main({words}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert re.search(
-        r"^tag2mask: the checkpoint .*(best|last)\.ckpt cannot be written: File too large$", done.stderr, re.MULTILINE
-    )
-    assert "Traceback" not in done.stderr
+
+    def train():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+        sys.exit(main(words))
+
+    assert exit_status(child(train, tmp_path / "log")) == 1
+    log = (tmp_path / "log").read_text()
+    message = r"^tag2mask: the checkpoint .*(best|last)\.ckpt cannot be written: File too large$"
+    assert re.search(message, log, re.MULTILINE)
+    assert "Traceback" not in log
     files = {"config.yaml", "hparams.yaml", "metrics.csv", "provenance.json"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == files
 

@@ -18,10 +18,9 @@ def test_rows_are_on_disk_when_a_training_is_killed(voc, cues, tmp_path):
     """Killed in its second epoch: the rows of all steps before are on disk, and still are after a second kill."""
 
     def train(dies_at, *more):
-        words = ("--trainer.max_epochs=3", "--trainer.enable_progress_bar=true", *more)
-        done = fit_in_a_process(voc, cues, tmp_path / "run", *words, dies_at=dies_at)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        return done.stderr
+        words, log = ("--trainer.max_epochs=3", "--trainer.enable_progress_bar=true", *more), tmp_path / "log"
+        assert fit_in_a_process(voc, cues, tmp_path / "run", log, *words, dies_at=dies_at) == -signal.SIGKILL
+        return log.read_text()
 
     assert "training: 0/9 steps, epoch 1/3\n" in train(5)
     steps = [int(row["step"]) for row in rows(tmp_path / "run") if row["train/loss"]]

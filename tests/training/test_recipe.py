@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -34,6 +34,7 @@ from datamodules.files import file_sizes, write_json
 from datamodules.masks import write_mask
 from datamodules.seed_cache import SeedCache
 from datamodules.source_revision import ALL_PACKAGES
+from tests.processes import child, exit_status, kill
 from training.cli import FUNCTIONS, LIGHTNING, dispatch, main
 from training.parsers import UniqueKeyLoader
 from training.recipes import recipe as recipe_file
@@ -1077,10 +1078,10 @@ def test_shipped_recipes(name, tmp_path):
             dispatch([*words, "--print_config"])
 
 
-def start(recipe: RecipeFolder, content: dict) -> subprocess.Popen:
+def start(recipe: RecipeFolder, content: dict, log: Path) -> int:
+    """Start the recipe in a process whose stages are processes; return its id. It prints into ``log``."""
     recipe.path.write_text(yaml.safe_dump(content, sort_keys=False))
-    words = [sys.executable, "-c", "from training.cli import run; run()", "run", f"--config={recipe.path}"]
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return child(lambda: sys.exit(main(["run", f"--config={recipe.path}"])), log)
 
 
 def test_killed_in_the_middle(copied, tmp_path):
@@ -1089,19 +1090,18 @@ def test_killed_in_the_middle(copied, tmp_path):
     shutil.copytree(copied.output, straight)
     content = copied.content(epochs=15)
     del content["stages"]["quality"], content["stages"]["seeds"]
-    runner = start(copied, content)
+    runner = start(copied, content, tmp_path / "log")
     deadline = time.monotonic() + 300
-    while not in_second_epoch(copied.output) and time.monotonic() < deadline and runner.poll() is None:
+    while not in_second_epoch(copied.output) and time.monotonic() < deadline:
+        assert os.waitpid(runner, os.WNOHANG) == (0, 0)  # it runs
         time.sleep(0.02)
-    stage = children(runner.pid)
-    os.kill(runner.pid, signal.SIGKILL)
-    log, _ = runner.communicate()  # to the end of the output, which the stage's process has open as well
-    assert "[stage 1 of 1: classifier] fit: options.trainer.max_epochs has changed\n" in log
+    stage = psutil.Process(runner).children()
+    kill(runner)
     assert len(stage) == 1
+    assert psutil.wait_procs(stage, timeout=60)[1] == []
+    assert "[stage 1 of 1: classifier] fit: options.trainer.max_epochs has changed\n" in (tmp_path / "log").read_text()
     assert torch.load(copied.output / "classifier/last.ckpt", weights_only=True)["epoch"] < 14
-    again = start(copied, content)
-    log, _ = again.communicate()
-    assert again.returncode == 0, log
+    assert exit_status(start(copied, content, tmp_path / "again.log")) == 0, (tmp_path / "again.log").read_text()
     record = json.loads((copied.output / "stages/classifier.json").read_text())
     assert record["resumed"] is True
     with pytest.MonkeyPatch.context() as patch:
@@ -1119,21 +1119,14 @@ def in_second_epoch(output: Path) -> bool:
     return (output / "stages/.classifier.old").exists() and (output / "classifier/last.ckpt").is_file()
 
 
-def children(pid: int) -> list[int]:
-    """The child processes of a process, where the system lists them."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(word) for word in listed.read_text().split()] if listed.is_file() else [0]
-
-
 def test_mistakes_of_later_stages_are_found_first(tmp_path):
     """An unknown option of the last stage stops the recipe before its first stage; status 2, one sentence."""
     recipe = RecipeFolder(tmp_path, tmp_path / "data")
     content = recipe.content()
     content["stages"]["quality"]["options"]["treshold"] = 0.3
-    done = start(recipe, content)
-    log, _ = done.communicate()
-    assert done.returncode == 2
-    assert log == "tag2mask: stage 'quality': there is no option 'treshold'; did you mean 'threshold'?\n"
+    assert exit_status(start(recipe, content, tmp_path / "log")) == 2
+    sentence = "tag2mask: stage 'quality': there is no option 'treshold'; did you mean 'threshold'?\n"
+    assert (tmp_path / "log").read_text() == sentence
     assert not (tmp_path / "out/classifier").exists()
 
 
