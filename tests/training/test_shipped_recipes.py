@@ -86,21 +86,21 @@ def test_images_with_masks_are_drawn_more_often_for_the_networks_alone(path):
 
 @pytest.mark.slow
 def test_cocos_layout(tmp_path, monkeypatch):
-    """100 images: every stage runs, the seeds are those of the training images, and the masks of val are scored."""
+    """50 images: every stage runs, the seeds are those of the training images, and the masks of val are scored."""
     root = tmp_path / "coco"
-    for seed, (split, total) in enumerate({"train2014": 80, "val2014": 20}.items()):
+    for seed, (split, total) in enumerate({"train2014": 40, "val2014": 10}.items()):
         write_split(root / split, root / f"annotations/instances_{split}.json", seed, total)
     words = ["--train_split=train2014", "--val_split=val2014", "--instances=annotations/instances_{split}.json"]
     output = run_recipe(tmp_path, monkeypatch, root, *words)
     metrics = json.loads((output / "metrics.json").read_text())
-    assert (metrics["images"], metrics["images_with_mask"], metrics["split"]) == (20, 20, "val2014")
+    assert (metrics["images"], metrics["images_with_mask"], metrics["split"]) == (10, 10, "val2014")
     assert metrics["classes"] == list(CLASSES)
     assert metrics["iou"].keys() == {"background", *CLASSES}
     assert metrics["data"]["class_path"] == "datamodules.coco.COCODataModule"
-    assert len(SeedCache(output / "labels").ids) == 80
+    assert len(SeedCache(output / "labels").ids) == 40
     score = ["seeds", "evaluate", f"--cache={output / 'walk'}", f"--output={tmp_path / 'walk.json'}"]
     assert main(score) == 0
-    assert json.loads((tmp_path / "walk.json").read_text())["images"] == 80
+    assert json.loads((tmp_path / "walk.json").read_text())["images"] == 40
 
 
 @pytest.mark.slow
