@@ -218,7 +218,7 @@ def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:
 
     Raises:
         ValueError: if the probabilities are not 4-D with C >= 1 and no empty side, or there are boxes of another number
-            of images.
+            of images, or a class is outside 1..C.
     """
     probs = _check(probs, "box_loss")
     if len(boxes) != len(probs):
@@ -227,7 +227,10 @@ def box_loss(probs: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     total = probs.new_zeros(())
     for image, own in zip(probs, boxes, strict=True):
         labels = own[:, 0].long()
-        present = torch.unique(labels)
+        present = torch.unique(labels)  # in ascending order
+        if len(present) and not 1 <= present[0] <= present[-1] < probs.shape[1]:
+            found = present.tolist()
+            raise ValueError(f"box_loss: boxes of the classes {found}, and probs {tuple(probs.shape)}: 1..C is needed")
         for label in present:
             p, (left, top, right, bottom) = image[label], own[labels == label, 1:].T[..., None]  # (h, w), (n, 1) each
             rows, columns = _between(top, bottom, height), _between(left, right, width)  # (n, h), (n, w)

@@ -387,6 +387,8 @@ def test_float32_under_autocast():
         ),
         (lambda: box_loss(torch.rand(2, 3, 4, 4), [torch.zeros(0, 5)]), ["boxes of 1 images", "(2, 3, 4, 4)"]),
         (lambda: box_loss(torch.rand(2, 4, 4), [torch.zeros(0, 5)] * 2), ["box_loss: probs", "(2, 4, 4)"]),
+        (lambda: box_loss(torch.rand(1, 3, 4, 4), [torch.ones(2, 5) * 3]), ["classes [3]", "(1, 3, 4, 4)", "1..C"]),
+        (lambda: box_loss(torch.rand(1, 3, 4, 4), [torch.zeros(1, 5)]), ["classes [0]", "(1, 3, 4, 4)", "1..C"]),
     ],
 )
 def test_wrong_shapes_and_decays_are_quoted(call, words):
