@@ -431,7 +431,7 @@ def test_a_library_that_exits(monkeypatch, capsys, code, status):
 
 def test_a_process_without_traceback(tmp_path):
     """The installed command itself: status 1 and one sentence."""
-    words = [sys.executable, "-c", "from training.cli import run; run()", "evaluate", "--checkpoint", "no.ckpt"]
+    words = [sys.executable, "-c", "from training.cli import run; run()", "seeds", "threshold", "--cache", "no"]
     done = subprocess.run([*words, "--output", "x"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("tag2mask: ")
